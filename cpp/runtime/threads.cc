@@ -1,0 +1,391 @@
+#include "runtime/threads.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#if defined(__unix__) || defined(__APPLE__)
+#define PULLBACK_POSIX 1
+#include <pthread.h>
+#include <signal.h>
+#else
+#define PULLBACK_POSIX 0
+#endif
+
+namespace pullback {
+namespace {
+
+constexpr int64_t kPollNs = 50'000'000;
+// Longer than the gap between the kernels of one Python expression, short enough not to be seen in
+// a process's CPU time.
+constexpr int64_t kSpinNs = 20'000;
+
+using Body = FunctionRef<void(size_t)>;
+
+int64_t NowNs() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+void Pause() {
+#if PULLBACK_FP_ENV_MXCSR
+  _mm_pause();
+#elif defined(__aarch64__) && defined(__GNUC__)
+  asm volatile("isb" ::: "memory");
+#endif
+}
+
+// True as soon as done(), false after kSpinNs without it.
+template <class Done>
+bool SpinUntil(Done done) {
+  const int64_t end = NowNs() + kSpinNs;
+  do {
+    for (int i = 0; i < 16; ++i) {
+      if (done()) return true;
+      Pause();
+    }
+  } while (NowNs() < end);
+  return done();
+}
+
+// Workers must not receive the process's signals: Python expects them to interrupt its own
+// threads. Faults stay deliverable, they belong to the thread that causes them.
+class ScopedBlockSignals {
+ public:
+#if PULLBACK_POSIX
+  ScopedBlockSignals() {
+    sigset_t all;
+    sigfillset(&all);
+    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP}) {
+      sigdelset(&all, fault);
+    }
+    pthread_sigmask(SIG_SETMASK, &all, &saved_);
+  }
+  ~ScopedBlockSignals() { pthread_sigmask(SIG_SETMASK, &saved_, nullptr); }
+
+ private:
+  sigset_t saved_;
+#endif
+};
+
+thread_local bool t_is_worker = false;
+
+std::atomic<int> g_threads{0};  // 0: not yet asked for
+// Counts forks in the child, so that a caller whose poll forked notices.
+std::atomic<uint32_t> g_forks{0};
+
+// state_ in one word: the job's number (high half), how many workers are in the job (low 16 bits),
+// whether it takes no more of them, and whether its caller sleeps until the count is 0. A worker
+// enters by raising the count of an open job, so one that wakes late never touches a later job's
+// fields, and the caller need not wait for workers that never came.
+constexpr uint64_t kCount = 0xFFFF;
+constexpr uint64_t kClosed = uint64_t{1} << 16;
+constexpr uint64_t kCallerParked = uint64_t{1} << 17;
+constexpr int kJobShift = 32;
+
+uint32_t JobOf(uint64_t state) { return static_cast<uint32_t>(state >> kJobShift); }
+
+class Pool {
+ public:
+  bool TryAcquire() { return !busy_.exchange(true); }
+  void Release() { busy_.store(false); }
+
+  // The rest needs the pool acquired.
+  void Resize(int threads);
+  bool Run(size_t tasks, Body body, Poll* poll);
+
+  // Any thread may ask.
+  bool LargerThan(int threads) const { return sized_for_.load() > threads; }
+
+  Pool* abandoned = nullptr;  // pools of ancestor processes, kept reachable for leak checkers
+
+ private:
+  void Work(int index, uint32_t seen);
+  bool AwaitJob(int index, uint32_t seen);
+  void WakeOne();
+  bool IsNews(int index, uint32_t seen) const {
+    const uint64_t state = state_.load();
+    return ((state & kClosed) == 0 && JobOf(state) != seen) || index >= limit_.load();
+  }
+
+  alignas(64) std::atomic<uint64_t> state_{kClosed};
+  alignas(64) std::atomic<size_t> next_{0};  // the next task to hand out
+  alignas(64) std::atomic<bool> busy_{false};
+  size_t tasks_ = 0;
+  const Body* body_ = nullptr;
+
+  std::atomic<int> limit_{0};      // workers numbered from here on leave
+  std::atomic<int> sized_for_{1};  // the thread count Resize() last saw
+  std::atomic<int> parked_{0};
+  std::atomic<int> to_wake_{0};  // how many more workers those just woken should wake
+  std::atomic<bool> may_spin_{false};
+  std::mutex mutex_;
+  std::condition_variable wake_;  // workers wait here for a job
+  std::condition_variable done_;  // the caller waits here for its last workers
+  std::vector<std::thread> workers_;
+};
+
+std::atomic<Pool*> g_pool{nullptr};
+
+// Only the forking thread lives on in the child, and whatever locks and counts the pool held are
+// frozen: leave it alone and start afresh on next use.
+void AbandonPoolInChild() {
+  g_forks.fetch_add(1);
+  Pool* old = g_pool.load();
+  if (old == nullptr) return;
+  static Pool* abandoned = nullptr;
+  old->abandoned = abandoned;
+  abandoned = old;
+  g_pool.store(nullptr);
+}
+
+// No function-local static and no mutex here: another thread could hold their lock while this one
+// forks, and the child would wait for ever.
+Pool* GetPool() {
+  Pool* pool = g_pool.load(std::memory_order_acquire);
+  if (pool != nullptr) return pool;
+#if PULLBACK_POSIX
+  static std::atomic<bool> registered{false};
+  if (!registered.exchange(true)) pthread_atfork(nullptr, nullptr, AbandonPoolInChild);
+#endif
+  auto* fresh = new Pool;
+  if (g_pool.compare_exchange_strong(pool, fresh)) return fresh;
+  delete fresh;
+  return pool;
+}
+
+void Pool::Resize(int threads) {
+  if (threads == sized_for_.load()) return;
+  const size_t wanted = static_cast<size_t>(threads - 1);
+  limit_.store(threads - 1);
+  // Joining keeps numbers unique: a worker told to leave cannot miss it and stay beside its
+  // successor. It takes microseconds, since none of them is in a job.
+  if (wanted < workers_.size()) {
+    { std::lock_guard<std::mutex> lock(mutex_); }
+    wake_.notify_all();
+    for (size_t i = wanted; i < workers_.size(); ++i) workers_[i].join();
+    workers_.resize(wanted);
+  }
+  const int cpus = AvailableCpus();
+  may_spin_.store(cpus > 1 && threads <= cpus);
+  const uint32_t seen = JobOf(state_.load());
+  try {
+    const ScopedBlockSignals block;
+    workers_.reserve(wanted);
+    while (workers_.size() < wanted) {
+      const int index = static_cast<int>(workers_.size());
+      workers_.emplace_back([this, index, seen] { Work(index, seen); });
+    }
+  } catch (const std::system_error&) {
+    // The system grants no more threads: go on with those there are.
+  }
+  sized_for_.store(threads);
+}
+
+void Pool::WakeOne() {
+  // Taking the lock orders this after the check of a worker that is about to sleep.
+  { std::lock_guard<std::mutex> lock(mutex_); }
+  wake_.notify_one();
+}
+
+// False when this worker is to leave.
+bool Pool::AwaitJob(int index, uint32_t seen) {
+  const auto news = [&] { return IsNews(index, seen); };
+  if (!may_spin_.load() || !SpinUntil(news)) {
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      parked_.fetch_add(1);
+      wake_.wait(lock, news);
+      parked_.fetch_sub(1);
+    }
+    // A wake-up costs its sender a system call, so a large team is woken as a tree.
+    for (int i = 0; i < 2 && to_wake_.fetch_sub(1) > 0; ++i) WakeOne();
+  }
+  return index < limit_.load();
+}
+
+void Pool::Work(int index, uint32_t seen) {
+  t_is_worker = true;
+  while (AwaitJob(index, seen)) {
+    uint64_t state = state_.load();
+    while ((state & kClosed) == 0 && JobOf(state) != seen) {
+      if (!state_.compare_exchange_weak(state, state + 1)) continue;
+      seen = JobOf(state);
+      {
+        const ScopedDefaultFpEnv env;
+        const Body& body = *body_;
+        const size_t tasks = tasks_;
+        for (size_t t; (t = next_.fetch_add(1, std::memory_order_relaxed)) < tasks;) body(t);
+      }
+      const uint64_t before = state_.fetch_sub(1);
+      if ((before & kCount) == 1 && (before & kCallerParked) != 0) {
+        { std::lock_guard<std::mutex> lock(mutex_); }
+        done_.notify_one();
+      }
+      break;
+    }
+  }
+}
+
+// Polls in the caller's own floating-point environment.
+bool PollOutside(ScopedDefaultFpEnv& env, Poll* poll) {
+  env.Leave();
+  const bool stop = Interrupted(poll);
+  env.Enter();
+  return stop;
+}
+
+bool RunSerially(size_t tasks, Body body, Poll* poll) {
+  ScopedDefaultFpEnv env;
+  for (size_t t = 0; t < tasks; ++t) {
+    body(t);
+    if (poll != nullptr && PollOutside(env, poll)) return false;
+  }
+  return true;
+}
+
+bool Pool::Run(size_t tasks, Body body, Poll* poll) {
+  const int workers = static_cast<int>(workers_.size());
+  ScopedDefaultFpEnv env;
+  tasks_ = tasks;
+  body_ = &body;
+  next_.store(0, std::memory_order_relaxed);
+  state_.store(uint64_t{JobOf(state_.load()) + 1} << kJobShift);
+  const int helpers = static_cast<int>(std::min(tasks, size_t{kMaxThreads}) - 1);
+  const int awake = workers - parked_.load();
+  const int sleepers_needed = std::min(helpers, workers) - awake;
+  if (sleepers_needed > 0) {
+    to_wake_.store(sleepers_needed - 1);
+    WakeOne();
+  }
+
+  const uint32_t forks = g_forks.load();
+  bool stop = false;
+  for (size_t t; (t = next_.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+    body(t);
+    if (poll != nullptr && PollOutside(env, poll)) {
+      stop = true;
+      poll = nullptr;
+      next_.store(tasks, std::memory_order_relaxed);
+    }
+    if (g_forks.load(std::memory_order_relaxed) != forks) return false;
+  }
+
+  const auto all_left = [&] { return (state_.load() & kCount) == 0; };
+  state_.fetch_or(kClosed);
+  if (all_left() || (may_spin_.load() && SpinUntil(all_left))) return !stop;
+  // Asleep rather than spinning: the CPU may be the one that the last worker needs.
+  state_.fetch_or(kCallerParked);
+  for (;;) {
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      if (poll == nullptr) {
+        done_.wait(lock, all_left);
+        return !stop;
+      }
+      if (done_.wait_for(lock, std::chrono::nanoseconds(kPollNs), all_left)) return !stop;
+    }
+    if (PollOutside(env, poll)) {
+      stop = true;
+      poll = nullptr;
+    }
+    if (g_forks.load(std::memory_order_relaxed) != forks) return false;
+  }
+}
+
+// Lets workers above the wanted number go as soon as the pool is idle.
+void ShrinkIfIdle(Pool* pool) {
+  while (pool->LargerThan(GetNumThreads()) && pool->TryAcquire()) {
+    pool->Resize(GetNumThreads());
+    pool->Release();
+  }
+}
+
+// "4" or "4,2" (the outermost level counts): digits only, blanks around them allowed.
+std::optional<int> ParseThreads(const std::string& text) {
+  const char* blanks = " \t";
+  const size_t begin = text.find_first_not_of(blanks);
+  if (begin == std::string::npos) return std::nullopt;
+  const std::string digits = text.substr(begin, text.find_last_not_of(blanks) + 1 - begin);
+  int value = 0;
+  for (const char c : digits) {
+    if (c < '0' || c > '9') return std::nullopt;
+    value = std::min(10 * value + (c - '0'), kMaxThreads + 1);
+  }
+  if (value == 0) return std::nullopt;
+  return value;
+}
+
+}  // namespace
+
+bool Interrupted(Poll* poll) {
+  if (poll == nullptr) return false;
+  const int64_t now = NowNs();
+  if (poll->last_ns == 0) poll->last_ns = now;
+  if (now - poll->last_ns < kPollNs) return false;
+  const bool stop = poll->fn(poll->ctx);
+  poll->last_ns = NowNs();
+  return stop;
+}
+
+bool ParallelFor(size_t tasks, FunctionRef<void(size_t)> body, Poll* poll) {
+  if (t_is_worker) poll = nullptr;
+  if (poll != nullptr && poll->last_ns == 0) poll->last_ns = NowNs();
+  const int threads = GetNumThreads();
+  if (tasks <= 1 || threads == 1 || t_is_worker) return RunSerially(tasks, body, poll);
+  Pool* pool = GetPool();
+  if (!pool->TryAcquire()) return RunSerially(tasks, body, poll);
+  const uint32_t forks = g_forks.load();
+  pool->Resize(threads);
+  const bool finished = pool->Run(tasks, body, poll);
+  if (g_forks.load() != forks) return false;  // this pool is an ancestor's
+  pool->Release();
+  ShrinkIfIdle(pool);
+  return finished;
+}
+
+int GetNumThreads() {
+  const int threads = g_threads.load();
+  if (threads != 0) return threads;
+  int unset = 0;
+  const int by_default = DefaultNumThreads();
+  return g_threads.compare_exchange_strong(unset, by_default) ? by_default : unset;
+}
+
+void SetNumThreads(int n) {
+  g_threads.store(std::clamp(n, 1, kMaxThreads));
+  if (Pool* pool = g_pool.load(); pool != nullptr) ShrinkIfIdle(pool);
+}
+
+int DefaultNumThreads() {
+  std::string error;
+  const int threads = ThreadsFromEnv(&error).value_or(AvailableCpus());
+  return std::clamp(threads, 1, kMaxThreads);
+}
+
+std::optional<int> ThreadsFromEnv(std::string* error) {
+  error->clear();
+  const char* ours = std::getenv("PULLBACK_NUM_THREADS");
+  if (ours != nullptr && *ours != '\0') {
+    const std::optional<int> threads = ParseThreads(ours);
+    if (threads && *threads <= kMaxThreads) return threads;
+    *error = std::string("PULLBACK_NUM_THREADS is '") + ours +
+             "', but must be a whole number from 1 to " + std::to_string(kMaxThreads);
+    return std::nullopt;
+  }
+  const char* omp = std::getenv("OMP_NUM_THREADS");
+  if (omp == nullptr) return std::nullopt;
+  const std::string text(omp);
+  const std::optional<int> threads = ParseThreads(text.substr(0, text.find(',')));
+  if (!threads) return std::nullopt;
+  return std::min(*threads, kMaxThreads);
+}
+
+}  // namespace pullback
