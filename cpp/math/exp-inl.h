@@ -1,0 +1,116 @@
+// exp and expm1, full range.
+#if defined(PULLBACK_CPP_MATH_EXP_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef PULLBACK_CPP_MATH_EXP_INL_H_
+#undef PULLBACK_CPP_MATH_EXP_INL_H_
+#else
+#define PULLBACK_CPP_MATH_EXP_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include "math/error_free-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace pullback {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+template <class T>
+struct ExpConstants;
+
+// kTail: (exp(r) - 1 - r) / r^2 on |r| <= log(2)/2, from coefficients.sollya.
+template <>
+struct ExpConstants<float> {
+  static constexpr float kLog2E = 0x1.715476p0f;
+  static constexpr float kLn2Hi = 0x1.62e4p-1f;  // short: times an exponent it is exact
+  static constexpr float kLn2Lo = 0x1.7f7d1cp-20f;
+  static constexpr float kTail[] = {0x1.fffffcp-2f, 0x1.55549p-3f, 0x1.5558ap-5f, 0x1.123ac6p-7f,
+                                    0x1.6a6034p-10f};
+  static constexpr float kMax = 89.0f;    // above, exp is infinite
+  static constexpr float kMin = -104.5f;  // below, exp rounds to 0
+  static constexpr float kMinusOne = 20;  // above, expm1 and exp agree
+};
+
+template <>
+struct ExpConstants<double> {
+  static constexpr double kLog2E = 0x1.71547652b82fep0;
+  static constexpr double kLn2Hi = 0x1.62e42fefa38p-1;
+  static constexpr double kLn2Lo = 0x1.ef35793c7673p-45;
+  static constexpr double kTail[] = {
+      0x1.000000000000ap-1,  0x1.55555555554fcp-3,  0x1.5555555550689p-5,  0x1.111111112725dp-7,
+      0x1.6c16c18488a72p-10, 0x1.a01a012dcb966p-13, 0x1.a01999231b6efp-16, 0x1.71df1d1476f36p-19,
+      0x1.28ae3c99e664bp-22, 0x1.ad8d55a3886e8p-26};
+  static constexpr double kMax = 710.0;
+  static constexpr double kMin = -746.0;
+  static constexpr double kMinusOne = 50;
+};
+
+// exp(x + x_lo) = (p_hi + p_lo) * 2^k with p in about [0.7, 1.42], relative error below 2^-57
+// (float: 2^-28) before the caller rounds; near x = 0, p_hi + p_lo - 1 keeps its relative accuracy.
+// For x in [-1e5, 1e5] (float: [-300, 300]) or NaN; |x_lo| <= ulp(x).
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void ExpCore(D d, V x, V x_lo, V& p_hi, V& p_lo, V& k) {
+  using C = ExpConstants<hn::TFromD<D>>;
+  const V rounder = hn::Set(d, FormatOf<D>::kRounder);
+  const V one = hn::Set(d, 1);
+  k = hn::Sub(hn::MulAdd(x, hn::Set(d, C::kLog2E), rounder), rounder);
+  const V r_hi = hn::NegMulAdd(k, hn::Set(d, C::kLn2Hi), x);  // exact
+  const V minus_r_lo = hn::MulSub(k, hn::Set(d, C::kLn2Lo), x_lo);
+  const V r = hn::Sub(r_hi, minus_r_lo);
+  const V r2 = hn::Mul(r, r);
+  const V tail = hn::MulSub(r2, Polynomial(d, C::kTail, r, r2), minus_r_lo);
+  V rest;
+  FastTwoSum(one, r_hi, p_hi, rest);
+  p_lo = hn::Add(rest, tail);
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void ExpCore(D d, V x, V& p_hi, V& p_lo, V& k) {
+  ExpCore(d, x, hn::Zero(d), p_hi, p_lo, k);
+}
+
+// Comparisons, because hn::Min may drop a NaN.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V ClampToExpRange(D d, V x) {
+  using C = ExpConstants<hn::TFromD<D>>;
+  const V max = hn::Set(d, C::kMax);
+  const V min = hn::Set(d, C::kMin);
+  x = hn::IfThenElse(hn::Gt(x, max), max, x);
+  return hn::IfThenElse(hn::Lt(x, min), min, x);
+}
+
+// float, double; full range.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V Exp(D d, V x) {
+  V p_hi, p_lo, k;
+  ExpCore(d, ClampToExpRange(d, x), p_hi, p_lo, k);
+  return Ldexp(d, hn::Add(p_hi, p_lo), k);
+}
+
+// expm1(x) = hi + lo, for x below ExpConstants::kMinusOne.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Expm1Core(D d, V p_hi, V p_lo, V k, V& hi, V& lo) {
+  // Below this exponent only the -1 counts.
+  const V scale = PowerOfTwo(d, hn::Max(k, hn::Set(d, -100)), hn::Zero(d));
+  V sum, rest;
+  TwoSum(hn::Mul(p_hi, scale), hn::Set(d, -1), sum, rest);
+  FastTwoSum(sum, hn::MulAdd(p_lo, scale, rest), hi, lo);
+}
+
+// Value and derivative, full range.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Expm1(D d, V x, V& y, V& dy) {
+  using C = ExpConstants<hn::TFromD<D>>;
+  V p_hi, p_lo, k, hi, lo;
+  ExpCore(d, ClampToExpRange(d, x), p_hi, p_lo, k);
+  dy = Ldexp(d, hn::Add(p_hi, p_lo), k);
+  const auto large = hn::Gt(x, hn::Set(d, C::kMinusOne));
+  Expm1Core(d, p_hi, p_lo, hn::IfThenZeroElse(large, k), hi, lo);
+  y = hn::CopySign(hn::IfThenElse(large, dy, hn::Add(hi, lo)), x);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace pullback
+HWY_AFTER_NAMESPACE();
+
+#endif  // PULLBACK_CPP_MATH_EXP_INL_H_

@@ -1,0 +1,145 @@
+// sqrt and divide: derivatives that one residual step rounds correctly, almost.
+#if defined(PULLBACK_CPP_MATH_ROOTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef PULLBACK_CPP_MATH_ROOTS_INL_H_
+#undef PULLBACK_CPP_MATH_ROOTS_INL_H_
+#else
+#define PULLBACK_CPP_MATH_ROOTS_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include "math/error_free-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace pullback {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+template <class T>
+struct RootConstants;
+
+template <>
+struct RootConstants<float> {
+  static constexpr float kSmall = 0x1p-80f;  // below, the residual of the root may underflow
+  static constexpr float kRaise = 0x1p64f;
+  static constexpr float kRootOfRaise = 0x1p32f;
+  static constexpr float kSafeMin = 0x1p-16f;  // between, nothing in -a / b^2 can underflow
+  static constexpr float kSafeMax = 0x1p16f;
+  static constexpr float kNormalise = 0x1p32f;
+  static constexpr float kNormaliseExponent = 32;
+  static constexpr float kExponentLimit = 155;
+};
+
+template <>
+struct RootConstants<double> {
+  static constexpr double kSmall = 0x1p-800;
+  static constexpr double kRaise = 0x1p400;
+  static constexpr double kRootOfRaise = 0x1p200;
+  static constexpr double kSafeMin = 0x1p-200;
+  static constexpr double kSafeMax = 0x1p200;
+  static constexpr double kNormalise = 0x1p64;
+  static constexpr double kNormaliseExponent = 64;
+  static constexpr double kExponentLimit = 1084;
+};
+
+// sqrt(x) and 1 / (2 sqrt(x)), full range.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Sqrt(D d, V x, V& y, V& dy) {
+  using T = hn::TFromD<D>;
+  using C = RootConstants<T>;
+  const V one = hn::Set(d, 1);
+  y = hn::Sqrt(x);
+
+  const auto small = hn::Lt(x, hn::Set(d, C::kSmall));
+  const V scaled = hn::IfThenElse(small, hn::Mul(x, hn::Set(d, C::kRaise)), x);
+  const V root = hn::IfThenElse(small, hn::Mul(y, hn::Set(d, C::kRootOfRaise)), y);
+  // slope0 = fl(1 / (2 root)) is off by what the division dropped and by what the root did.
+  const V twice = hn::Add(root, root);
+  const V slope = hn::Div(one, twice);
+  const V slope2 = hn::Mul(slope, slope);
+  const V from_root = hn::Mul(Residual(d, root, root, scaled), hn::Add(slope2, slope2));
+  const V relative = hn::Sub(Residual(d, slope, twice, one), from_root);
+  const V correction = hn::Mul(slope, relative);
+  // At 0 and infinity the correction is NaN and the slope is right.
+  const V finite = hn::IfThenElseZero(hn::Eq(correction, correction), correction);
+  const V result = hn::Add(slope, finite);
+  dy = hn::IfThenElse(small, hn::Mul(result, hn::Set(d, C::kRootOfRaise)), result);
+  dy = hn::IfThenElse(hn::Eq(x, hn::Zero(d)), Infinity(d), dy);
+}
+
+// a / b^2 where nothing in it under- or overflows; exact scaling of a or b scales it exactly.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V OverSquare(D d, V a, V b) {
+  const V one = hn::Set(d, 1);
+  const V r = hn::Div(one, b);
+  const V rho = Residual(d, r, b, one);
+  V r2, r2_lo, hi, lo;
+  TwoProd(d, r, r, r2, r2_lo);
+  r2_lo = hn::MulAdd(hn::Add(rho, rho), r2, r2_lo);
+  TwoProd(d, a, r2, hi, lo);
+  return hn::Add(hi, hn::MulAdd(a, r2_lo, lo));
+}
+
+// v = mantissa * 2^exponent with |mantissa| in [1, 2), for finite v != 0.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Frexp(D d, V v, V& mantissa, V& exponent) {
+  using T = hn::TFromD<D>;
+  using Format = FormatOf<D>;
+  using Bits = typename Format::Bits;
+  using C = RootConstants<T>;
+  constexpr int kShift = Format::kMantissaBits;
+  const hn::RebindToUnsigned<D> du;
+  const auto subnormal = hn::Lt(hn::Abs(v), hn::Set(d, Format::kMinNormal));
+  v = hn::IfThenElse(subnormal, hn::Mul(v, hn::Set(d, C::kNormalise)), v);
+  const auto exponent_mask =
+      hn::Set(du, static_cast<Bits>(static_cast<Bits>(2 * Format::kExponentBias + 1) << kShift));
+  const auto bits = hn::BitCast(du, v);
+  mantissa =
+      hn::BitCast(d, hn::Or(hn::AndNot(exponent_mask, bits), hn::BitCast(du, hn::Set(d, 1))));
+  constexpr T kTwoToShift = static_cast<T>(Bits{1} << kShift);
+  const V biased = hn::BitCast(d, hn::Or(hn::ShiftRight<kShift>(hn::And(bits, exponent_mask)),
+                                         hn::BitCast(du, hn::Set(d, kTwoToShift))));
+  const T kOffset = kTwoToShift + static_cast<T>(Format::kExponentBias);
+  exponent = hn::Sub(biased, hn::IfThenElse(subnormal, hn::Set(d, kOffset + C::kNormaliseExponent),
+                                            hn::Set(d, kOffset)));
+}
+
+// 1/b and -a/b^2, full range; zeros, infinities and NaN as in -(a/b)/b.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void DivideDerivatives(D d, V a, V b, V& da, V& db) {
+  using C = RootConstants<hn::TFromD<D>>;
+  const V zero = hn::Zero(d);
+  const V minus_a = hn::Neg(a);
+  da = hn::Div(hn::Set(d, 1), b);
+
+  const V safe_min = hn::Set(d, C::kSafeMin);
+  const V safe_max = hn::Set(d, C::kSafeMax);
+  const V abs_a = hn::Abs(a);
+  const V abs_b = hn::Abs(b);
+  const auto safe_a =
+      hn::Or(hn::Eq(a, zero), hn::And(hn::Ge(abs_a, safe_min), hn::Le(abs_a, safe_max)));
+  const auto safe_b = hn::And(hn::Ge(abs_b, safe_min), hn::Le(abs_b, safe_max));
+  if (HWY_LIKELY(hn::AllTrue(d, hn::And(safe_a, safe_b)))) {
+    // Bitwise what the general path gives: nothing rounds on account of an exponent.
+    db = hn::CopySign(OverSquare(d, a, b), minus_a);
+    return;
+  }
+  V a_mantissa, a_exponent, b_mantissa, b_exponent;
+  Frexp(d, a, a_mantissa, a_exponent);
+  Frexp(d, b, b_mantissa, b_exponent);
+  const V limit = hn::Set(d, C::kExponentLimit);
+  const V exponent = hn::Sub(a_exponent, hn::Add(b_exponent, b_exponent));
+  const V general = Ldexp(d, OverSquare(d, a_mantissa, b_mantissa),
+                          hn::Max(hn::Min(exponent, limit), hn::Neg(limit)));
+  const V inf = Infinity(d);
+  const auto ordinary = hn::And(hn::And(hn::Gt(abs_a, zero), hn::Lt(abs_a, inf)),
+                                hn::And(hn::Gt(abs_b, zero), hn::Lt(abs_b, inf)));
+  const V special = hn::Div(hn::Div(minus_a, b), b);
+  db = hn::IfThenElse(ordinary, hn::CopySign(general, minus_a), special);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace pullback
+HWY_AFTER_NAMESPACE();
+
+#endif  // PULLBACK_CPP_MATH_ROOTS_INL_H_

@@ -1,0 +1,79 @@
+// How a row of the op tables is written, and how loops enumerate the rows.
+//
+//   PB_UNARY(square) { y = hn::Mul(x, x); dy = hn::Add(x, x); }
+//
+// defines the row's Eval, which yields value and derivative(s) of one vector together; `d` is the
+// full-vector tag of float or double. It has no side effects, so a loop that ignores one output
+// does not pay for it. A _MASKED row's vjp is +0 wherever its derivative is 0, whatever g.
+//
+// A table file opens with PB_UNARY_TABLE or PB_BINARY_TABLE and closes with the matching _END; in
+// between, __COUNTER__ numbers the rows, so that nothing else may use it there. Then rows are
+// UnaryRow<0> ... UnaryRow<kUnaryRows - 1>, likewise BinaryRow; tables are per-ISA code and belong
+// inside HWY_NAMESPACE.
+#ifndef PULLBACK_CPP_OPS_ROW_H_
+#define PULLBACK_CPP_OPS_ROW_H_
+
+#define PB_UNARY_TABLE  \
+  template <int kIndex> \
+  struct UnaryRow;      \
+  constexpr int kUnaryBegin = __COUNTER__ + 1;
+#define PB_UNARY_TABLE_END constexpr int kUnaryRows = __COUNTER__ - kUnaryBegin;
+
+#define PB_BINARY_TABLE \
+  template <int kIndex> \
+  struct BinaryRow;     \
+  constexpr int kBinaryBegin = __COUNTER__ + 1;
+#define PB_BINARY_TABLE_END constexpr int kBinaryRows = __COUNTER__ - kBinaryBegin;
+
+#define PB_UNARY(name) PB_UNARY_ROW(name, false, __COUNTER__)
+#define PB_UNARY_MASKED(name) PB_UNARY_ROW(name, true, __COUNTER__)
+#define PB_BINARY(name) PB_BINARY_ROW(name, false, __COUNTER__)
+#define PB_BINARY_MASKED(name) PB_BINARY_ROW(name, true, __COUNTER__)
+
+#define PB_UNARY_ROW(name, masked, counter)                                   \
+  template <>                                                                 \
+  struct UnaryRow<(counter)-kUnaryBegin> {                                    \
+    static constexpr const char* kName = #name;                               \
+    static constexpr int kArity = 1;                                          \
+    static constexpr bool kMasked = masked;                                   \
+    template <class D, class V>                                               \
+    static HWY_INLINE void Eval(D d, V x, V& y, V& dy);                       \
+  };                                                                          \
+  template <class D, class V>                                                 \
+  HWY_INLINE void UnaryRow<(counter)-kUnaryBegin>::Eval([[maybe_unused]] D d, \
+                                                        [[maybe_unused]] V x, V& y, V& dy)
+
+#define PB_BINARY_ROW(name, masked, counter)                        \
+  template <>                                                       \
+  struct BinaryRow<(counter)-kBinaryBegin> {                        \
+    static constexpr const char* kName = #name;                     \
+    static constexpr int kArity = 2;                                \
+    static constexpr bool kMasked = masked;                         \
+    template <class D, class V>                                     \
+    static HWY_INLINE void Eval(D d, V a, V b, V& y, V& da, V& db); \
+  };                                                                \
+  template <class D, class V>                                       \
+  HWY_INLINE void BinaryRow<(counter)-kBinaryBegin>::Eval(          \
+      [[maybe_unused]] D d, [[maybe_unused]] V a, [[maybe_unused]] V b, V& y, V& da, V& db)
+
+#define PB_LOSS_TABLE   \
+  template <int kIndex> \
+  struct LossRow;       \
+  constexpr int kLossBegin = __COUNTER__ + 1;
+#define PB_LOSS_TABLE_END constexpr int kLossRows = __COUNTER__ - kLossBegin;
+
+// A pointwise loss of a prediction z and a target t, with its first two derivatives in z.
+#define PB_LOSS(name) PB_LOSS_ROW(name, __COUNTER__)
+
+#define PB_LOSS_ROW(name, counter)                                                             \
+  template <>                                                                                  \
+  struct LossRow<(counter)-kLossBegin> {                                                       \
+    static constexpr const char* kName = #name;                                                \
+    template <class D, class V>                                                                \
+    static HWY_INLINE void Eval(D d, V z, V t, V& loss, V& dloss, V& d2loss);                  \
+  };                                                                                           \
+  template <class D, class V>                                                                  \
+  HWY_INLINE void LossRow<(counter)-kLossBegin>::Eval([[maybe_unused]] D d, V z, V t, V& loss, \
+                                                      V& dloss, V& d2loss)
+
+#endif  // PULLBACK_CPP_OPS_ROW_H_
