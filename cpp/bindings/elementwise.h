@@ -1,0 +1,20 @@
+#ifndef PULLBACK_CPP_BINDINGS_ELEMENTWISE_H_
+#define PULLBACK_CPP_BINDINGS_ELEMENTWISE_H_
+
+#include "bindings/numpy_api.h"
+
+namespace pullback {
+
+// A ufunc for one method of one op ("tanh", "vjp") with float32 and float64 loops and the dtype
+// rule as its promoter. New reference; null with an exception set.
+PyObject* NewUfunc(const char* op, const char* method, const char* name, const char* doc);
+
+// A multi-output method of an op that calls `fallback` for all but plain arrays of one shape.
+PyObject* NewMultiOutputMethod(const char* op, const char* method, PyObject* fallback);
+
+// After a change of target: ufuncs keep pointers to their kernels.
+void RefreshElementwiseKernels();
+
+}  // namespace pullback
+
+#endif  // PULLBACK_CPP_BINDINGS_ELEMENTWISE_H_

@@ -1,0 +1,37 @@
+// Ctrl-C for kernels that run without the GIL.
+#ifndef PULLBACK_CPP_BINDINGS_INTERRUPT_H_
+#define PULLBACK_CPP_BINDINGS_INTERRUPT_H_
+
+#include "bindings/numpy_api.h"
+#include "runtime/threads.h"
+
+namespace pullback {
+
+// Runs pending signal handlers; a handler that raised (KeyboardInterrupt) leaves its exception set.
+inline Poll SignalPoll() {
+  return {[](void*) {
+            const PyGILState_STATE state = PyGILState_Ensure();
+            const bool raised = PyErr_CheckSignals() != 0;
+            PyGILState_Release(state);
+            return raised;
+          },
+          nullptr};
+}
+
+// Gives the GIL up for its scope, but only where the work is long enough to be worth it.
+class ScopedGilRelease {
+ public:
+  explicit ScopedGilRelease(bool worth_it) : state_(worth_it ? PyEval_SaveThread() : nullptr) {}
+  ~ScopedGilRelease() {
+    if (state_ != nullptr) PyEval_RestoreThread(state_);
+  }
+  ScopedGilRelease(const ScopedGilRelease&) = delete;
+  ScopedGilRelease& operator=(const ScopedGilRelease&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
+}  // namespace pullback
+
+#endif  // PULLBACK_CPP_BINDINGS_INTERRUPT_H_

@@ -1,0 +1,145 @@
+// The extension module pullback._native.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#define PULLBACK_IMPORT_NUMPY
+#include "runtime/hwy_config.h"  // before any Highway header
+#include <hwy/highway.h>  // HWY_MAJOR
+
+#include "bindings/elementwise.h"
+#include "bindings/losses.h"
+#include "bindings/method.h"
+#include "kernels/elementwise.h"
+#include "kernels/losses.h"
+#include "runtime/limits.h"
+#include "runtime/targets.h"
+#include "runtime/threads.h"
+
+namespace py = pybind11;
+
+namespace pullback {
+namespace {
+
+py::object Steal(PyObject* object) {
+  if (object == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(object);
+}
+
+void RegisterPrimitives(py::module_& m) {
+  m.def("elementwise_ops", [] {
+    py::dict ops;
+    for (const auto table : {UnaryOps(), BinaryOps()}) {
+      for (const OpKernels& op : table) ops[op.name] = op.arity;
+    }
+    return ops;
+  });
+  m.def("loss_ops", [] {
+    py::list names;
+    for (const LossKernels& loss : LossOps()) names.append(loss.name);
+    return names;
+  });
+  m.def(
+      "elementwise_ufunc",
+      [](const char* op, const char* method, const char* name, const char* doc) {
+        return Steal(NewUfunc(op, method, name, doc));
+      },
+      py::arg("op"), py::arg("method"), py::arg("name"), py::arg("doc"));
+  m.def(
+      "elementwise_method",
+      [](const char* op, const char* method, const py::function& fallback) {
+        return Steal(NewMultiOutputMethod(op, method, fallback.ptr()));
+      },
+      py::arg("op"), py::arg("method"), py::arg("fallback"));
+  m.def(
+      "loss_method",
+      [](const char* loss, const char* method, const py::function& fallback) {
+        return Steal(NewLossMethod(loss, method, fallback.ptr()));
+      },
+      py::arg("loss"), py::arg("method"), py::arg("fallback"));
+}
+
+void RegisterRuntime(py::module_& m) {
+  m.def("get_num_threads", &GetNumThreads);
+  m.def("set_num_threads", &SetNumThreads, py::arg("n"));
+  m.def("available_cpus", &AvailableCpus);
+  m.def("threads_from_env", [] {
+    std::string error;
+    const std::optional<int> threads = ThreadsFromEnv(&error);
+    if (!error.empty()) throw py::value_error(error);
+    return threads;
+  });
+  m.attr("max_threads") = kMaxThreads;
+
+  m.def("supported_targets", &SupportedTargetNames);
+  m.def("active_target", &ActiveTarget);
+  m.def(
+      "set_target",
+      [](const std::string& name) {
+        std::string error;
+        if (!SetTarget(name, &error)) throw py::value_error(error);
+        RefreshElementwiseKernels();
+        RefreshLossKernels();
+      },
+      py::arg("name"));
+
+  m.def(
+      "read_seconds",
+      [](const py::buffer& buffer) {
+        const py::buffer_info info = buffer.request();
+        Py_buffer* const view = info.view();
+        if (!PyBuffer_IsContiguous(view, 'A')) {
+          throw py::value_error("read_seconds: buffer is not contiguous");
+        }
+        const auto bytes = static_cast<size_t>(view->len);
+        uint64_t sum = 0;
+        const py::gil_scoped_release unlocked;
+        return ReadSeconds(view->buf, bytes, &sum);
+      },
+      py::arg("buffer"));
+  m.def("measure_read_bandwidth", &MeasureReadBandwidth, py::arg("bytes"),
+        py::call_guard<py::gil_scoped_release>());
+  m.def("measure_copy_bandwidth", &MeasureCopyBandwidth, py::arg("bytes"),
+        py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "measure_fma_peak",
+      [](bool float64) {
+        return MeasureFmaPeak(float64 ? FloatType::kFloat64 : FloatType::kFloat32);
+      },
+      py::arg("float64"), py::call_guard<py::gil_scoped_release>());
+  m.def("last_level_cache_bytes", &LastLevelCacheBytes);
+
+  py::dict build;
+  build["version"] = PULLBACK_VERSION;
+  build["compiler"] = PULLBACK_COMPILER;
+  build["build_type"] = PULLBACK_BUILD_TYPE;
+  build["highway"] = std::to_string(HWY_MAJOR) + "." + std::to_string(HWY_MINOR) + "." +
+                     std::to_string(HWY_PATCH);
+  build["pybind11"] = std::to_string(PYBIND11_VERSION_MAJOR) + "." +
+                      std::to_string(PYBIND11_VERSION_MINOR);
+  m.attr("build") = build;
+}
+
+}  // namespace
+}  // namespace pullback
+
+// For threadpoolctl, which looks for these in the loaded library.
+extern "C" {
+__attribute__((visibility("default"))) int pullback_get_num_threads() {
+  return pullback::GetNumThreads();
+}
+__attribute__((visibility("default"))) void pullback_set_num_threads(int n) {
+  pullback::SetNumThreads(n);
+}
+__attribute__((visibility("default"))) const char* pullback_get_version() {
+  return PULLBACK_VERSION;
+}
+}
+
+PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
+  if (PyArray_ImportNumPyAPI() < 0 || PyUFunc_ImportUFuncAPI() < 0 ||
+      !pullback::RegisterMethodType(m.ptr())) {
+    throw py::error_already_set();
+  }
+  pullback::RegisterPrimitives(m);
+  pullback::RegisterRuntime(m);
+}

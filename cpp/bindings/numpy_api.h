@@ -1,0 +1,69 @@
+// The one place that includes the NumPy C API.
+#ifndef PULLBACK_CPP_BINDINGS_NUMPY_API_H_
+#define PULLBACK_CPP_BINDINGS_NUMPY_API_H_
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+// NumPy >= 2.2 at run time; the C API is the one that 2.1 introduced.
+#define NPY_NO_DEPRECATED_API NPY_2_1_API_VERSION
+#define NPY_TARGET_VERSION NPY_2_1_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL pullback_ARRAY_API
+#define PY_UFUNC_UNIQUE_SYMBOL pullback_UFUNC_API
+#ifndef PULLBACK_IMPORT_NUMPY
+#define NO_IMPORT_ARRAY
+#define NO_IMPORT_UFUNC
+#endif
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wconversion"
+#pragma GCC diagnostic ignored "-Wsign-conversion"
+#pragma GCC diagnostic ignored "-Wold-style-cast"
+#include <numpy/arrayobject.h>
+#include <numpy/arrayscalars.h>
+#include <numpy/ufuncobject.h>
+// After the two above: its macros need their tables.
+#include <numpy/dtype_api.h>
+#pragma GCC diagnostic pop
+
+#include <optional>
+#include <utility>
+
+#include "kernels/elementwise.h"
+
+namespace pullback {
+
+// Owns one reference.
+class Ref {
+ public:
+  explicit Ref(PyObject* object = nullptr) : object_(object) {}
+  Ref(Ref&& other) noexcept : object_(std::exchange(other.object_, nullptr)) {}
+  Ref& operator=(Ref&& other) noexcept {
+    std::swap(object_, other.object_);
+    return *this;
+  }
+  ~Ref() { Py_XDECREF(object_); }
+  PyObject* get() const { return object_; }
+  PyObject* release() { return std::exchange(object_, nullptr); }
+  explicit operator bool() const { return object_ != nullptr; }
+
+ private:
+  PyObject* object_;
+};
+
+// The dtype of an array that kernels can read where it lies: an exact ndarray (no subclass, whose
+// meaning we would lose), float32 or float64, aligned, in native byte order. Else nothing.
+inline std::optional<DType> KernelArray(PyObject* object) {
+  if (!PyArray_CheckExact(object)) return std::nullopt;
+  auto* const array = reinterpret_cast<PyArrayObject*>(object);
+  const int type = PyArray_TYPE(array);
+  if (type != NPY_FLOAT && type != NPY_DOUBLE) return std::nullopt;
+  if (!PyArray_ISALIGNED(array) || !PyArray_ISNOTSWAPPED(array)) return std::nullopt;
+  return type == NPY_FLOAT ? DType::kFloat32 : DType::kFloat64;
+}
+
+inline int TypeNumber(DType dtype) { return dtype == DType::kFloat32 ? NPY_FLOAT : NPY_DOUBLE; }
+
+}  // namespace pullback
+
+#endif  // PULLBACK_CPP_BINDINGS_NUMPY_API_H_

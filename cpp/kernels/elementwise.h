@@ -1,0 +1,89 @@
+// Elementwise kernels: what a row of the op table is compiled into, for the layers above.
+#ifndef PULLBACK_CPP_KERNELS_ELEMENTWISE_H_
+#define PULLBACK_CPP_KERNELS_ELEMENTWISE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace pullback {
+
+enum class DType : uint8_t { kFloat32, kFloat64 };
+inline constexpr size_t kDTypes = 2;
+constexpr size_t ItemSize(DType dtype) { return dtype == DType::kFloat32 ? 4 : 8; }
+
+// What a kernel computes for f: R -> R or f: R^2 -> R, lane by lane. `Derivative0` and `Vjp0` are
+// the parts of `Derivative` and `Vjp` with respect to the first operand alone.
+enum class Method : uint8_t {
+  kValue,
+  kDerivative,
+  kValueAndDerivative,
+  kVjp,
+  kJvp,
+  kDerivative0,
+  kDerivative1,
+  kVjp0,
+  kVjp1,
+};
+inline constexpr size_t kMethods = 9;
+
+struct MethodShape {
+  int nin, nout;  // nout == 0: an op of this arity has no such method
+};
+
+// One output per partial derivative: the primals come first, then the cotangent or the tangents.
+constexpr MethodShape ShapeOf(Method method, int arity) {
+  switch (method) {
+    case Method::kValue:
+      return {arity, 1};
+    case Method::kDerivative:
+      return {arity, arity};
+    case Method::kValueAndDerivative:
+      return {arity, 1 + arity};
+    case Method::kVjp:
+      return {arity + 1, arity};
+    case Method::kJvp:
+      return {2 * arity, 1};
+    case Method::kDerivative0:
+    case Method::kDerivative1:
+      return {arity, arity == 2 ? 1 : 0};
+    case Method::kVjp0:
+    case Method::kVjp1:
+      return {arity + 1, arity == 2 ? 1 : 0};
+  }
+  return {0, 0};
+}
+inline constexpr int kMaxOperands = 5;  // the widest: value_and_derivative or vjp of a binary op
+
+// Reads n contiguous elements of each in[i], writes n to each out[i]. An output may be an input;
+// they must not overlap in any other way. Neither needs alignment. Never reads past the end.
+using ElementwiseKernel = void (*)(const void* const* in, void* const* out, size_t n);
+
+struct OpKernels {
+  const char* name;
+  int arity;
+  ElementwiseKernel kernel[kMethods][kDTypes];  // null where ShapeOf gives no output
+};
+
+// The rows compiled for the active target; the order is the same for every target.
+std::span<const OpKernels> UnaryOps();
+std::span<const OpKernels> BinaryOps();
+
+// Where element i of an operand lies: data + i * stride (in bytes; 0 and negative are fine).
+struct Operands {
+  char* data[kMaxOperands];
+  ptrdiff_t stride[kMaxOperands];
+};
+
+struct Poll;
+
+// Runs `kernel` over n elements, whatever the strides: inputs first, then outputs. Contiguous calls
+// above a threshold run on the thread pool in a partition fixed by n. Outputs that depend on each
+// other through overlap (ufunc.reduce, .accumulate) are computed one after the other. False when
+// `poll` asked to stop.
+bool RunElementwise(ElementwiseKernel kernel, MethodShape shape, DType dtype,
+                    const Operands& operands, size_t n, Poll* poll);
+
+}  // namespace pullback
+
+#endif  // PULLBACK_CPP_KERNELS_ELEMENTWISE_H_

@@ -1,0 +1,31 @@
+// The unary rows of the op table, compiled once per instruction set.
+#include "runtime/hwy_config.h"  // before any Highway header
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/elementwise_unary.cc"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "kernels/elementwise-inl.h"
+#include "ops/unary-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace pullback {
+namespace HWY_NAMESPACE {
+
+std::span<const OpKernels> UnaryTable() {
+  static constexpr auto kTable =
+      TableOf<UnaryRow>(std::make_index_sequence<static_cast<size_t>(kUnaryRows)>());
+  return kTable;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace pullback
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace pullback {
+HWY_EXPORT(UnaryTable);
+std::span<const OpKernels> UnaryOps() { return HWY_DYNAMIC_DISPATCH(UnaryTable)(); }
+}  // namespace pullback
+#endif

@@ -1,0 +1,54 @@
+// Loads and stores of the last, partial vector, and the sum over a vector's lanes.
+#if defined(PULLBACK_CPP_KERNELS_LOAD_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef PULLBACK_CPP_KERNELS_LOAD_INL_H_
+#undef PULLBACK_CPP_KERNELS_LOAD_INL_H_
+#else
+#define PULLBACK_CPP_KERNELS_LOAD_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstddef>
+#include <cstring>
+
+HWY_BEFORE_NAMESPACE();
+namespace pullback {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Loads the first `count` <= Lanes(d) elements, zeros behind them; never touches what follows.
+template <class D, class T = hn::TFromD<D>>
+HWY_INLINE hn::Vec<D> LoadTail(D d, const T* p, size_t count) {
+#if HWY_MEM_OPS_MIGHT_FAULT
+  HWY_ALIGN T lanes[hn::MaxLanes(D())] = {};
+  std::memcpy(lanes, p, count * sizeof(T));
+  return hn::Load(d, lanes);
+#else
+  return hn::MaskedLoad(hn::FirstN(d, count), d, p);
+#endif
+}
+
+// Stores the first `count` <= Lanes(d) elements.
+template <class D, class T = hn::TFromD<D>>
+HWY_INLINE void StoreTail(hn::Vec<D> v, D d, T* p, size_t count) {
+#if HWY_MEM_OPS_MIGHT_FAULT
+  HWY_ALIGN T lanes[hn::MaxLanes(D())];
+  hn::Store(v, d, lanes);
+  std::memcpy(p, lanes, count * sizeof(T));
+#else
+  hn::BlendedStore(v, hn::FirstN(d, count), d, p);
+#endif
+}
+
+// Highway's ReduceSum is newer than the oldest release we build with.
+template <class D>
+HWY_INLINE hn::TFromD<D> SumLanes(D d, hn::Vec<D> v) {
+  return hn::GetLane(hn::SumOfLanes(d, v));
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace pullback
+HWY_AFTER_NAMESPACE();
+
+#endif  // include guard
