@@ -6,9 +6,11 @@
 #include <cstring>
 #include <fstream>
 #include <memory>
+#include <new>
 #include <string>
 
-#if defined(__unix__) || defined(__APPLE__)
+#ifdef __linux__
+#include <sys/mman.h>
 #include <unistd.h>
 #endif
 
@@ -146,31 +148,31 @@ double BestSeconds(Pass pass) {
   return best;
 }
 
-struct AlignedDelete {
-  void operator()(double* p) const { ::operator delete[](p, std::align_val_t{4096}); }
-};
-using Buffer = std::unique_ptr<double[], AlignedDelete>;
+constexpr size_t kPage = size_t{2} << 20;
 
-// Written once, by the threads that will read it, so that every page is real and near.
+struct PageDelete {
+  void operator()(double* p) const { ::operator delete[](p, std::align_val_t{kPage}); }
+};
+using Buffer = std::unique_ptr<double[], PageDelete>;
+
+// On huge pages where the system grants them, as NumPy's large arrays are, and written once, so
+// that every page is real.
 Buffer NewBuffer(size_t n) {
-  Buffer buffer(static_cast<double*>(::operator new[](n * sizeof(double), std::align_val_t{4096})));
+  const size_t bytes = n * sizeof(double);
+  Buffer buffer(static_cast<double*>(::operator new[](bytes, std::align_val_t{kPage})));
+#ifdef MADV_HUGEPAGE
+  madvise(buffer.get(), bytes, MADV_HUGEPAGE);
+#endif
   const Partition slabs = RowPartition(n, sizeof(double));
   ParallelFor(slabs.tasks, [&](size_t task) {
     const Range range = slabs(task);
-    std::fill(&buffer[range.begin], &buffer[range.begin] + range.size(), 1.0);
+    std::fill_n(&buffer[range.begin], range.size(), 1.0);
   });
   return buffer;
 }
 
 size_t CacheBytes(int level, size_t fallback) {
 #ifdef __linux__
-  // sysconf is empty on Arm and inside some virtual machines; sysfs is empty in some sandboxes.
-  long size = -1;
-#ifdef _SC_LEVEL2_CACHE_SIZE
-  if (level == 2) size = sysconf(_SC_LEVEL2_CACHE_SIZE);
-  if (level == 3) size = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#endif
-  if (size > 0) return static_cast<size_t>(size);
   for (int index = 0; index < 8; ++index) {
     const std::string dir = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index);
     int found = 0;
@@ -184,6 +186,14 @@ size_t CacheBytes(int level, size_t fallback) {
       return amount << (unit == 'G' ? 30 : unit == 'M' ? 20 : 10);
     }
   }
+  // Second choice: inside a virtual machine it was seen to report the last level of the whole host
+  // (320 MiB where a core reaches 32).
+  long size = -1;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  if (level == 2) size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (level == 3) size = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
+  if (size > 0) return static_cast<size_t>(size);
 #else
   (void)level;
 #endif
@@ -256,7 +266,7 @@ double MeasureFmaPeak(FloatType type) {
   return static_cast<double>(flops.load()) / seconds * 1e-9;
 }
 
-size_t LastLevelCacheBytes() { return CacheBytes(3, CacheBytes(2, size_t{32} << 20)); }
+size_t LastLevelCacheBytes() { return CacheBytes(3, size_t{32} << 20); }
 size_t L2CacheBytes() { return CacheBytes(2, size_t{1} << 20); }
 
 }  // namespace pullback
