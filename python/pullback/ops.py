@@ -39,12 +39,12 @@ REFERENCE_MAX_ULP: Final = 8.0
 
 # --- dtypes ---------------------------------------------------------------------------------------
 
-_FLOAT32: Final = np.dtype(np.float32)
-_FLOAT64: Final = np.dtype(np.float64)
+_FLOAT32: Final[np.dtype[Any]] = np.dtype(np.float32)
+_FLOAT64: Final[np.dtype[Any]] = np.dtype(np.float64)
 
 # By type character, which ignores byte order and tells a long double from a double even where both
 # are 8 bytes wide.
-_KERNEL_DTYPES: Final = {
+_KERNEL_DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     **dict.fromkeys("?bBhHef", _FLOAT32),
     **dict.fromkeys("iIlLqQd", _FLOAT64),
 }

@@ -1,0 +1,17 @@
+"""The primitives in plain NumPy: fallback where there is no native code, and its test oracle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pullback.reference.elementwise import elementwise
+from pullback.reference.losses import relu_mse
+from pullback.reference.matmul import matmul
+
+__all__ = [*elementwise, "matmul", "relu_mse"]
+
+globals().update(elementwise)
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...

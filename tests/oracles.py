@@ -1,0 +1,246 @@
+"""What tests judge against: mpmath values, ULP distances, samples and special values.
+
+A row's formulas are evaluated to `PRECISION` bits, so an oracle shares no arithmetic with what it
+judges. Errors follow one definition of the unit in the last place, subnormals included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import mpmath
+import numpy as np
+from mpmath import mp, mpf
+from pullback.ops import OPS, OpRow
+
+PRECISION = 200
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+class Format(NamedTuple):
+    """A binary floating-point format: significand bits and range of exponents."""
+
+    precision: int
+    emin: int
+    emax: int
+
+
+FORMATS = {
+    np.dtype(np.float32): Format(24, -126, 127),
+    np.dtype(np.float64): Format(53, -1022, 1023),
+}
+
+
+# --- distances ------------------------------------------------------------------------------------
+
+
+def ulp(exact: Any, dtype: np.dtype[Any]) -> Any:
+    """Return 2**(max(floor(log2 |exact|), emin) - p + 1) as an mpf."""
+    precision, emin, _ = FORMATS[np.dtype(dtype)]
+    exponent = emin if exact == 0 else max(mpmath.frexp(exact)[1] - 1, emin)
+    return mp.ldexp(1, exponent - precision + 1)
+
+
+def ulp_error(actual: float, exact: Any, dtype: np.dtype[Any]) -> float:
+    """Return |actual - exact| in units in the last place of the finite real number `exact`.
+
+    An infinity counts as the first power of two that overflows, so it is as wrong as `exact` is
+    far below that, and right beyond it. NaN is infinitely wrong.
+    """
+    actual = float(actual)
+    if math.isnan(actual):
+        return math.inf
+    with mp.workprec(PRECISION):
+        if math.isinf(actual):
+            if (actual > 0) != (exact > 0):
+                return math.inf
+            overflow = mp.ldexp(1, FORMATS[np.dtype(dtype)].emax + 1)
+            distance = max(overflow - abs(exact), 0)
+        else:
+            distance = abs(mpf(actual) - exact)
+        return float(distance / ulp(exact, dtype))
+
+
+def assert_same_bits(actual: Any, desired: Any) -> None:
+    """Fail unless shape, dtype and bits agree; a zero's sign counts, a NaN's payload not."""
+    actual, desired = np.asarray(actual), np.asarray(desired)
+    if actual.dtype != desired.dtype or actual.shape != desired.shape:
+        raise AssertionError(
+            f"{actual.dtype} of shape {actual.shape} is not {desired.dtype} of {desired.shape}"
+        )
+    same = (actual == desired) & (np.signbit(actual) == np.signbit(desired))
+    same |= np.isnan(actual) & np.isnan(desired)
+    if not same.all():
+        where = tuple(int(i[0]) for i in np.nonzero(~same)) if same.ndim else ()
+        raise AssertionError(
+            f"{np.count_nonzero(~same)} of {same.size} elements differ, first at {where}: "
+            f"{actual[where]!r} is not {desired[where]!r}"
+        )
+
+
+# --- exact values ---------------------------------------------------------------------------------
+
+_VOCABULARY = {name: getattr(mpmath, name) for name in dir(mpmath) if not name.startswith("_")}
+
+
+def formula(expression: str, operands: Sequence[str]) -> Callable[..., Any]:
+    """Return a function of mpf numbers from an expression in mpmath's vocabulary."""
+    function = eval(f"lambda {', '.join(operands)}: {expression}", dict(_VOCABULARY))
+    return lambda *point: mpf(function(*point))
+
+
+def formulas(row: OpRow) -> tuple[Callable[..., Any], ...]:
+    """Return the exact value and the exact derivatives of an operation."""
+    return tuple(formula(text, row.operands) for text in (row.formula, *row.derivative_formula))
+
+
+@cache
+def exact_samples(name: str, dtype: np.dtype[Any], which: int) -> list[Any]:
+    """Return the exact value (`which` 0) or derivative (1, 2) of a row of the table at `samples`.
+
+    Cached, since several backends are judged at the same points.
+    """
+    row = OPS[name]
+    exact = formulas(row)[which]
+    with mp.workprec(PRECISION):
+        return [
+            exact(*map(mpf, point))
+            for point in zip(*(s.tolist() for s in samples(row, dtype)), strict=True)
+        ]
+
+
+# --- where to look --------------------------------------------------------------------------------
+
+
+def special_values(dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Return zeros, infinities, NaN and the numbers at the edges of a format."""
+    info = np.finfo(dtype)
+    positive = [0.0, info.smallest_subnormal, info.tiny, info.eps, 0.5, 1.0, 2.0, 1e3, info.max]
+    return np.array([*positive, math.inf, math.nan, *(-x for x in positive), -math.inf], dtype)
+
+
+def _candidates(dtype: np.dtype[Any], rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Return floats from every binade of either sign, more of them where functions vary."""
+    precision, emin, emax = FORMATS[dtype]
+    per_binade = 4 if dtype == np.float32 else 1
+    exponents = np.repeat(np.arange(emin - precision + 1, emax + 1), per_binade)
+    binades = np.concatenate(
+        [s * np.ldexp(rng.uniform(1, 2, exponents.size), exponents) for s in (-1.0, 1.0)]
+    )
+    overflow = 1.1 * math.log(2) * emax  # exp's range, and its underflow's
+    underflow = 1.1 * math.log(2) * (emin - precision)
+    quadrants = np.arange(-200, 201) * (math.pi / 2)  # where sine and cosine nearly vanish
+    edges = special_values(dtype)
+    edges = np.concatenate([np.nextafter(edges, s * dtype.type(np.inf)) for s in (-1, 0, 1)])
+    with np.errstate(over="ignore"):
+        return np.concatenate(
+            [
+                binades.astype(dtype),
+                rng.uniform(-20, 20, 1500).astype(dtype),
+                rng.uniform(underflow, overflow, 1000).astype(dtype),
+                quadrants.astype(dtype),
+                edges,
+            ]
+        )
+
+
+def _pairs(
+    left: np.ndarray[Any, Any], right: np.ndarray[Any, Any], rng: np.random.Generator
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return pairs: independent, a few units in the last place apart, and of like magnitude."""
+    n = 2500
+    w, x = rng.choice(left, n), rng.choice(right, n)
+    near = rng.choice(left, n)
+    neighbour = near + rng.integers(-3, 4, n).astype(near.dtype) * np.spacing(near)
+    like = rng.choice(left, n)
+    ratio = rng.uniform(0.5, 2.0, n).astype(like.dtype) * rng.choice([-1, 1], n).astype(like.dtype)
+    return np.concatenate([w, near, like]), np.concatenate([x, neighbour, like * ratio])
+
+
+@cache
+def _samples(name: str, dtype: np.dtype[Any]) -> tuple[np.ndarray[Any, Any], ...]:
+    row = OPS[name]
+    rng = np.random.default_rng(20)
+    with np.errstate(all="ignore"):
+        points: tuple[np.ndarray[Any, Any], ...] = tuple(
+            _candidates(dtype, rng) for _ in row.operands
+        )
+        if row.nin == 2:
+            points = _pairs(points[0], points[1], rng)
+        keep = np.ones(points[0].shape, bool)
+        for operand, domain in zip(points, row.domain, strict=True):
+            inside = np.zeros(keep.shape, bool)
+            for lower, upper, _ in domain.intervals:  # ends and kinks belong to the golden points
+                inside |= (operand > lower) & (operand < upper)
+            keep &= inside
+        for kink in row.kinks:
+            keep &= eval(kink, dict(zip(row.operands, points, strict=True))) != 0
+    points = tuple(operand[keep] for operand in points)
+    for operand in points:
+        operand.flags.writeable = False
+    return points
+
+
+def samples(row: OpRow, dtype: np.dtype[Any]) -> tuple[np.ndarray[Any, Any], ...]:
+    """Return one array of sample points per operand: all binades of the domain, kinks left out."""
+    return _samples(row.name, np.dtype(dtype))
+
+
+# --- verdicts -------------------------------------------------------------------------------------
+
+
+class Worst(NamedTuple):
+    """The largest error found, and where."""
+
+    error: float
+    index: int
+
+
+def worst_error(actual: Any, exact: Sequence[Any], dtype: np.dtype[Any]) -> Worst:
+    """Return the largest ULP error; no samples are an error of their own."""
+    actual = np.asarray(actual)
+    if len(exact) == 0 or actual.shape != (len(exact),):
+        raise AssertionError(f"{actual.shape} results for {len(exact)} samples: nothing was judged")
+    if actual.dtype != dtype:
+        raise AssertionError(f"result has dtype {actual.dtype}, not {dtype}")
+    errors = [ulp_error(a, e, dtype) for a, e in zip(actual.tolist(), exact, strict=True)]
+    index = max(range(len(errors)), key=errors.__getitem__)
+    return Worst(errors[index], index)
+
+
+def assert_accurate(
+    row: OpRow,
+    dtype: np.dtype[Any],
+    which: int,
+    function: Callable[..., Any],
+    max_ulp: float,
+) -> float:
+    """Fail if `function` errs by more than `max_ulp` at any sample; return its largest error.
+
+    Parameters
+    ----------
+    row : OpRow
+        The operation.
+    dtype : dtype
+        float32 or float64.
+    which : int
+        0 to judge against the value, 1 or 2 against the derivative by that operand.
+    function : callable
+        Takes one array per operand, returns an array.
+    max_ulp : float
+        The bound.
+    """
+    points = samples(row, dtype)
+    actual = np.asarray(function(*points))
+    worst = worst_error(actual, exact_samples(row.name, dtype, which), dtype)
+    if not worst.error <= max_ulp:
+        at = ", ".join(repr(operand[worst.index]) for operand in points)
+        exact = mpmath.nstr(exact_samples(row.name, dtype, which)[worst.index], 20)
+        raise AssertionError(
+            f"{row.name} {dtype}: {worst.error:.4g} ULP > {max_ulp:g} at {at}: "
+            f"{actual[worst.index]!r} instead of {exact}"
+        )
+    return worst.error
