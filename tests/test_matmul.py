@@ -44,4 +44,4 @@ def test_identity_of_the_object() -> None:
     assert pickle.loads(pickle.dumps(matmul)) is matmul
     assert copy.deepcopy(matmul) is matmul
     for method in (matmul, matmul.__call__, matmul.vjp, matmul.jvp):
-        assert inspect.getdoc(method)
+        assert "Raises" in (inspect.getdoc(method) or "")

@@ -36,6 +36,7 @@ class Matmul:
     def __init__(self, product: Callable[[Array, Array], Array], module: str) -> None:
         self._product = product
         self.__name__ = self.__qualname__ = "matmul"
+        self.__doc__ = self.__call__.__doc__
         self.__module__ = module
 
     def __repr__(self) -> str:
