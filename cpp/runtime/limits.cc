@@ -55,7 +55,10 @@ uint64_t SumWords(const uint8_t* p, size_t bytes) {
     s2 = hn::Add(s2, hn::Add(load(i, 2), load(i, 6)));
     s3 = hn::Add(s3, hn::Add(load(i, 3), load(i, 7)));
   }
-  sum += hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(s0, s1), hn::Add(s2, s3))));
+  // Not SumOfLanes: g++'s 64-bit reduction adds signed numbers, whose overflow is undefined.
+  HWY_ALIGN uint64_t lanes[HWY_MAX_BYTES / sizeof(uint64_t)];
+  hn::Store(hn::Add(hn::Add(s0, s1), hn::Add(s2, s3)), d, lanes);
+  for (size_t k = 0; k < hn::Lanes(d); ++k) sum += lanes[k];
   for (; i + 8 <= bytes; i += 8) sum += LoadWord(p + i, 8);
   if (i < bytes) sum += LoadWord(p + i, bytes - i);
   return sum;
