@@ -29,34 +29,31 @@ using D64 = hn::ScalableTag<double>;
 using V64 = hn::Vec<D64>;
 constexpr size_t kLanes = hn::MaxLanes(D64());
 
-// Up to this many vectors a row the gradient stays in registers.
-constexpr size_t kShortVectors = 4;
-
-// Lane r of the result is the sum over the lanes of rows[r]: a transposed reduction, so that
-// kLanes rows cost about as many additions as one.
-template <size_t kRows>
-HWY_INLINE V64 SumEachRow(D64 d, const std::array<V64, kRows>& rows) {
-  static_assert(kRows == kLanes);
+// Lane r of the result is the sum over the lanes of rows[r]: a transposed reduction, so that all
+// rows together cost about as many additions as one.
+template <class D, class V, size_t kRows>
+HWY_INLINE V SumEachRow(D d, const std::array<V, kRows>& rows) {
+  static_assert(kRows == hn::MaxLanes(D()));
 #if HWY_TARGET == HWY_SCALAR
   (void)d;
   return rows[0];
 #else
   // Per 128-bit block b: {sum of row i in b, sum of row j in b}.
-  const auto pair = [d](V64 i, V64 j) HWY_ATTR {
+  const auto pair = [d](V i, V j) HWY_ATTR {
     return hn::Add(hn::InterleaveLower(d, i, j), hn::InterleaveUpper(d, i, j));
   };
   if constexpr (kRows == 2) {
     return pair(rows[0], rows[1]);
   } else {
-    const auto halve = [d](V64 low, V64 high) HWY_ATTR {
+    const auto halve = [d](V low, V high) HWY_ATTR {
       return hn::Add(hn::ConcatLowerLower(d, high, low), hn::ConcatUpperUpper(d, high, low));
     };
     if constexpr (kRows == 4) {
       return halve(pair(rows[0], rows[1]), pair(rows[2], rows[3]));
     } else {
       static_assert(kRows == 8);
-      const V64 a = halve(pair(rows[0], rows[1]), pair(rows[4], rows[5]));
-      const V64 c = halve(pair(rows[2], rows[3]), pair(rows[6], rows[7]));
+      const V a = halve(pair(rows[0], rows[1]), pair(rows[4], rows[5]));
+      const V c = halve(pair(rows[2], rows[3]), pair(rows[6], rows[7]));
       return hn::Add(hn::OddEvenBlocks(hn::SwapAdjacentBlocks(c), a),
                      hn::OddEvenBlocks(c, hn::SwapAdjacentBlocks(a)));
     }
@@ -65,43 +62,46 @@ HWY_INLINE V64 SumEachRow(D64 d, const std::array<V64, kRows>& rows) {
 }
 
 // Elements of X become float64 as they are loaded: products and sums are float64 throughout.
-template <typename T>
+template <class D, typename T>
 struct Loader {
-  using D = hn::Rebind<T, D64>;
-  static HWY_INLINE V64 Whole(const T* p) {
+  using From = hn::Rebind<T, D>;
+  using V = hn::Vec<D>;
+  static HWY_INLINE V Whole(const T* p) {
     if constexpr (sizeof(T) == 8) {
-      return hn::LoadU(D64(), p);
+      return hn::LoadU(D(), p);
     } else {
-      return hn::PromoteTo(D64(), hn::LoadU(D(), p));
+      return hn::PromoteTo(D(), hn::LoadU(From(), p));
     }
   }
-  static HWY_INLINE V64 Part(const T* p, size_t count) {
+  static HWY_INLINE V Part(const T* p, size_t count) {
     if constexpr (sizeof(T) == 8) {
-      return LoadTail(D64(), p, count);
+      return LoadTail(D(), p, count);
     } else {
-      return hn::PromoteTo(D64(), LoadTail(D(), p, count));
+      return hn::PromoteTo(D(), LoadTail(From(), p, count));
     }
   }
 };
 
-// The targets of `count` <= kLanes rows.
-HWY_INLINE V64 LoadTargets(const LinearModel& model, size_t row, size_t count) {
+// The targets of `count` rows, one a lane.
+template <class D>
+HWY_INLINE hn::Vec<D> LoadTargets(D d, const LinearModel& model, size_t row, size_t count) {
+  const bool whole = count == hn::Lanes(d);
   if (model.y_dtype == DType::kFloat64) {
     const double* const y = static_cast<const double*>(model.y) + row;
-    return count == kLanes ? Loader<double>::Whole(y) : Loader<double>::Part(y, count);
+    return whole ? Loader<D, double>::Whole(y) : Loader<D, double>::Part(y, count);
   }
   const float* const y = static_cast<const float*>(model.y) + row;
-  return count == kLanes ? Loader<float>::Whole(y) : Loader<float>::Part(y, count);
+  return whole ? Loader<D, float>::Whole(y) : Loader<D, float>::Part(y, count);
 }
 
 // From the predictions of one group of rows to its share of the sums; dl/dz goes to `slopes`.
-template <class Row>
-HWY_INLINE void Score(D64 d, const LinearModel& model, size_t row, size_t count, V64 dot,
-                      V64& loss_sum, V64& slope_sum, double* HWY_RESTRICT slopes) {
-  const V64 z = hn::Add(dot, hn::Set(d, model.b));
-  V64 loss, slope, curvature;
-  Row::Eval(d, z, LoadTargets(model, row, count), loss, slope, curvature);
-  if (HWY_UNLIKELY(count < kLanes)) {
+template <class Row, class D, class V>
+HWY_INLINE void Score(D d, const LinearModel& model, size_t row, size_t count, V dot, V& loss_sum,
+                      V& slope_sum, double* HWY_RESTRICT slopes) {
+  const V z = hn::Add(dot, hn::Set(d, model.b));
+  V loss, slope, curvature;
+  Row::Eval(d, z, LoadTargets(d, model, row, count), loss, slope, curvature);
+  if (HWY_UNLIKELY(count < hn::Lanes(d))) {
     const auto present = hn::FirstN(d, count);
     loss = hn::IfThenElseZero(present, loss);
     slope = hn::IfThenElseZero(present, slope);
@@ -111,58 +111,101 @@ HWY_INLINE void Score(D64 d, const LinearModel& model, size_t row, size_t count,
   hn::Store(slope, d, slopes);
 }
 
+// Up to this many columns the gradient stays in registers. Rows are cut into vectors of at most
+// four lanes: of wider ones the last would be mostly empty (eight lanes: 1.1 x the time at 10
+// columns).
+constexpr size_t kShortVectors = 6;
+using ShortTag = hn::CappedTag<double, 4>;
+// With 32 registers, rows of up to this many vectors stay in them between the two passes.
+constexpr size_t kKeptVectors = HWY_TARGET <= HWY_AVX3 ? 5 : 2;
+constexpr size_t kShortLanes = hn::MaxLanes(ShortTag());
+
 // Rows of at most kShortVectors vectors: kVectors, the last of which holds `tail` elements.
 template <class Row, typename T, size_t kVectors>
-void ShortRows(const LinearModel& model, const double* w, bool with_gradient, size_t begin,
-               size_t end, double* sums) {
-  const D64 d;
-  const size_t tail = model.cols - (kVectors - 1) * kLanes;  // cols may be 0
-  const auto load = [tail](const T* row, size_t v) HWY_ATTR {
-    const T* const p = row + v * kLanes;
-    return v + 1 < kVectors ? Loader<T>::Whole(p) : Loader<T>::Part(p, tail);
-  };
-
-  std::array<V64, kVectors> weight;
-  // Two chains of additions per vector: one alone would wait for its own latency.
-  std::array<std::array<V64, kVectors>, 2> gradient;
-  for (size_t v = 0; v < kVectors; ++v) {
-    weight[v] = hn::LoadU(d, w + v * kLanes);
-    gradient[0][v] = gradient[1][v] = hn::Zero(d);
+class ShortRows {
+ public:
+  static void Sum(const LinearModel& model, const double* w, bool with_gradient, size_t begin,
+                  size_t end, double* sums) {
+    ShortRows rows(model, w);
+    size_t row = begin;
+    for (; row + kShortLanes <= end; row += kShortLanes) rows.Add<true>(row, kShortLanes, with_gradient);
+    if (row < end) rows.Add<false>(row, end - row, with_gradient);
+    rows.Store(with_gradient, sums);
   }
-  V64 loss_sum = hn::Zero(d), slope_sum = hn::Zero(d);
-  HWY_ALIGN double slopes[kLanes];
 
-  const auto group = [&](size_t row, size_t count) HWY_ATTR {
-    const T* const X = static_cast<const T*>(model.X) + static_cast<ptrdiff_t>(row) * model.x_stride;
-    std::array<V64, kLanes> dots;
-    for (size_t r = 0; r < kLanes; ++r) {
-      dots[r] = hn::Zero(d);
-      if (r >= count) continue;
-      const T* const x = X + static_cast<ptrdiff_t>(r) * model.x_stride;
-      dots[r] = hn::Mul(weight[0], load(x, 0));
-      for (size_t v = 1; v < kVectors; ++v) dots[r] = hn::MulAdd(weight[v], load(x, v), dots[r]);
+ private:
+  using D = ShortTag;
+  using V = hn::Vec<D>;
+
+  // Rows of few vectors stay in registers between the passes: most of their loads straddle two
+  // cache lines and would cost twice.
+  static constexpr size_t kKept = kVectors <= kKeptVectors ? kVectors : 0;
+
+  HWY_INLINE ShortRows(const LinearModel& model, const double* w)
+      : model_(model), tail_(model.cols - (kVectors - 1) * kShortLanes) {
+    const D d;
+    for (size_t v = 0; v < kVectors; ++v) {
+      weight_[v] = hn::LoadU(d, w + v * kShortLanes);
+      gradient_[0][v] = gradient_[1][v] = hn::Zero(d);
     }
-    Score<Row>(d, model, row, count, SumEachRow(d, dots), loss_sum, slope_sum, slopes);
-    if (!with_gradient) return;
-    for (size_t r = 0; r < kLanes; ++r) {
-      if (r >= count) break;
-      const T* const x = X + static_cast<ptrdiff_t>(r) * model.x_stride;
-      const V64 slope = hn::Set(d, slopes[r]);
+    loss_sum_ = slope_sum_ = hn::Zero(d);
+  }
+
+  HWY_INLINE const T* At(size_t row) const {
+    return static_cast<const T*>(model_.X) + static_cast<ptrdiff_t>(row) * model_.x_stride;
+  }
+
+  HWY_INLINE V Part(const T* row, size_t v) const {
+    const T* const p = row + v * kShortLanes;
+    return v + 1 < kVectors ? Loader<D, T>::Whole(p) : Loader<D, T>::Part(p, tail_);
+  }
+
+  template <bool kFull>
+  HWY_INLINE void Add(size_t row, size_t count, bool with_gradient) {
+    const D d;
+    V kept[kShortLanes][kKept + 1];
+    std::array<V, kShortLanes> dots;
+    for (size_t r = 0; r < kShortLanes; ++r) {
+      dots[r] = hn::Zero(d);
+      if (!kFull && r >= count) continue;
+      const T* const x = At(row + r);
       for (size_t v = 0; v < kVectors; ++v) {
-        gradient[r % 2][v] = hn::MulAdd(slope, load(x, v), gradient[r % 2][v]);
+        const V part = Part(x, v);
+        if (v < kKept) kept[r][v] = part;
+        dots[r] = v == 0 ? hn::Mul(weight_[v], part) : hn::MulAdd(weight_[v], part, dots[r]);
       }
     }
-  };
-  size_t row = begin;
-  for (; row + kLanes <= end; row += kLanes) group(row, kLanes);
-  if (row < end) group(row, end - row);
-
-  for (size_t v = 0; v < kVectors && with_gradient; ++v) {
-    hn::StoreU(hn::Add(gradient[0][v], gradient[1][v]), d, sums + v * kLanes);
+    HWY_ALIGN double slopes[kShortLanes];
+    Score<Row>(d, model_, row, kFull ? kShortLanes : count, SumEachRow(d, dots), loss_sum_, slope_sum_,
+               slopes);
+    if (!with_gradient) return;
+    for (size_t r = 0; r < kShortLanes; ++r) {
+      if (!kFull && r >= count) break;
+      const T* const x = At(row + r);
+      const V slope = hn::Set(d, slopes[r]);
+      for (size_t v = 0; v < kVectors; ++v) {
+        const V part = v < kKept ? kept[r][v] : Part(x, v);
+        gradient_[r % 2][v] = hn::MulAdd(slope, part, gradient_[r % 2][v]);
+      }
+    }
   }
-  sums[kVectors * kLanes] = SumLanes(d, slope_sum);
-  sums[kVectors * kLanes + 1] = SumLanes(d, loss_sum);
-}
+
+  HWY_INLINE void Store(bool with_gradient, double* sums) const {
+    const D d;
+    for (size_t v = 0; v < kVectors && with_gradient; ++v) {
+      hn::StoreU(hn::Add(gradient_[0][v], gradient_[1][v]), d, sums + kSumW + v * kShortLanes);
+    }
+    sums[kSumB] = SumLanes(d, slope_sum_);
+    sums[kSumLoss] = SumLanes(d, loss_sum_);
+  }
+
+  const LinearModel& model_;
+  const size_t tail_;
+  V weight_[kVectors];
+  // Two chains of additions per vector: one alone would wait for its own latency.
+  V gradient_[2][kVectors];
+  V loss_sum_, slope_sum_;
+};
 
 // Longer rows: kLanes rows at a time pass twice through the cache, first for the predictions, then
 // for the gradient. Each pass also fetches half of the next rows, so that the memory never idles
@@ -173,8 +216,8 @@ void LongRows(const LinearModel& model, const double* w, bool with_gradient, siz
   const D64 d;
   const size_t whole = model.cols / kLanes * kLanes;
   const size_t tail = model.cols - whole;
-  const size_t padded = whole + (tail == 0 ? 0 : kLanes);
-  if (with_gradient) std::fill(sums, sums + padded, 0.0);
+  double* HWY_RESTRICT sum_w = sums + kSumW;
+  if (with_gradient) std::fill(sum_w, sum_w + whole + kLanes, 0.0);
   V64 loss_sum = hn::Zero(d), slope_sum = hn::Zero(d);
   HWY_ALIGN double slopes[kLanes];
   constexpr size_t kHalf = kLanes / 2;
@@ -193,28 +236,28 @@ void LongRows(const LinearModel& model, const double* w, bool with_gradient, siz
     for (size_t j = 0; j < whole; j += kLanes) {
       const V64 weight = hn::LoadU(d, w + j);
       for (size_t r = 0; r < kLanes; ++r) {
-        dots[r] = hn::MulAdd(weight, Loader<T>::Whole(x[r] + j), dots[r]);
+        dots[r] = hn::MulAdd(weight, Loader<D64, T>::Whole(x[r] + j), dots[r]);
         if (r < kHalf) hwy::Prefetch(x[r] + j + ahead);
       }
     }
     if (tail != 0) {
       const V64 weight = hn::LoadU(d, w + whole);
       for (size_t r = 0; r < kLanes; ++r) {
-        dots[r] = hn::MulAdd(weight, Loader<T>::Part(x[r] + whole, tail), dots[r]);
+        dots[r] = hn::MulAdd(weight, Loader<D64, T>::Part(x[r] + whole, tail), dots[r]);
       }
     }
     Score<Row>(d, model, row, count, SumEachRow(d, dots), loss_sum, slope_sum, slopes);
     if (!with_gradient) return;
 
     const auto accumulate = [&](size_t j, size_t present, auto load) HWY_ATTR {
-      V64 gradient = hn::LoadU(d, sums + j);
+      V64 gradient = hn::LoadU(d, sum_w + j);
       for (size_t r = 0; r < present; ++r) {
         gradient = hn::MulAdd(hn::Set(d, slopes[r]), load(x[r] + j), gradient);
       }
-      hn::StoreU(gradient, d, sums + j);
+      hn::StoreU(gradient, d, sum_w + j);
     };
-    const auto whole_vector = [](const T* p) HWY_ATTR { return Loader<T>::Whole(p); };
-    const auto part_vector = [tail](const T* p) HWY_ATTR { return Loader<T>::Part(p, tail); };
+    const auto whole_vector = [](const T* p) HWY_ATTR { return Loader<D64, T>::Whole(p); };
+    const auto part_vector = [tail](const T* p) HWY_ATTR { return Loader<D64, T>::Part(p, tail); };
     if (HWY_LIKELY(count == kLanes)) {
       for (size_t j = 0; j < whole; j += kLanes) {
         accumulate(j, kLanes, whole_vector);
@@ -229,24 +272,28 @@ void LongRows(const LinearModel& model, const double* w, bool with_gradient, siz
   for (; row + kLanes <= end; row += kLanes) group(row, kLanes);
   if (row < end) group(row, end - row);
 
-  sums[padded] = SumLanes(d, slope_sum);
-  sums[padded + 1] = SumLanes(d, loss_sum);
+  sums[kSumB] = SumLanes(d, slope_sum);
+  sums[kSumLoss] = SumLanes(d, loss_sum);
 }
 
 template <class Row, typename T>
 void SumLoss(const LinearModel& model, const double* w, bool with_gradient, size_t begin,
              size_t end, double* sums) {
-  static_assert(kShortVectors == 4);
-  switch ((model.cols + kLanes - 1) / kLanes) {
+  static_assert(kShortVectors == 6);
+  switch ((model.cols + kShortLanes - 1) / kShortLanes) {
     case 0:
     case 1:
-      return ShortRows<Row, T, 1>(model, w, with_gradient, begin, end, sums);
+      return ShortRows<Row, T, 1>::Sum(model, w, with_gradient, begin, end, sums);
     case 2:
-      return ShortRows<Row, T, 2>(model, w, with_gradient, begin, end, sums);
+      return ShortRows<Row, T, 2>::Sum(model, w, with_gradient, begin, end, sums);
     case 3:
-      return ShortRows<Row, T, 3>(model, w, with_gradient, begin, end, sums);
+      return ShortRows<Row, T, 3>::Sum(model, w, with_gradient, begin, end, sums);
     case 4:
-      return ShortRows<Row, T, 4>(model, w, with_gradient, begin, end, sums);
+      return ShortRows<Row, T, 4>::Sum(model, w, with_gradient, begin, end, sums);
+    case 5:
+      return ShortRows<Row, T, 5>::Sum(model, w, with_gradient, begin, end, sums);
+    case 6:
+      return ShortRows<Row, T, 6>::Sum(model, w, with_gradient, begin, end, sums);
     default:
       return LongRows<Row, T>(model, w, with_gradient, begin, end, sums);
   }
@@ -263,8 +310,6 @@ std::span<const LossKernels> LossTable() {
   return kTable;
 }
 
-size_t LossLanes() { return kLanes; }
-
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE
 }  // namespace pullback
@@ -273,7 +318,6 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace pullback {
 HWY_EXPORT(LossTable);
-HWY_EXPORT(LossLanes);
 
 std::span<const LossKernels> LossOps() { return HWY_DYNAMIC_DISPATCH(LossTable)(); }
 
@@ -330,9 +374,8 @@ class BlockTree {
 bool MeanLoss(LossKernel kernel, const LinearModel& model, double* loss, void* gw, double* gb,
               Poll* poll) {
   const ScopedDefaultFpEnv fp_env;
-  const size_t lanes = HWY_DYNAMIC_DISPATCH(LossLanes)();
-  const size_t padded = std::max(lanes, (model.cols + lanes - 1) / lanes * lanes);
-  const size_t width = padded + 2;
+  const size_t padded = (model.cols / kLossPadding + 1) * kLossPadding;
+  const size_t width = kSumW + padded;
   const size_t row_bytes = model.cols * ItemSize(model.x_dtype);
   const Partition slabs = RowPartition(model.rows, row_bytes);
   const size_t slab_rows = slabs(0).size();
@@ -340,11 +383,17 @@ bool MeanLoss(LossKernel kernel, const LinearModel& model, double* loss, void* g
   const bool with_gradient = gw != nullptr;
 
   constexpr size_t kStackDoubles = 1024;
-  alignas(64) double stack[kStackDoubles];
+  alignas(kLossPadding * sizeof(double)) double stack[kStackDoubles];
   std::unique_ptr<double[]> heap;
   const size_t needed = padded + slabs.tasks * levels * width;
-  if (needed > kStackDoubles) heap = std::make_unique_for_overwrite<double[]>(needed);
-  double* const w = heap ? heap.get() : stack;
+  void* scratch_start = stack;
+  if (needed > kStackDoubles) {
+    size_t bytes = (needed + kLossPadding) * sizeof(double);
+    heap = std::make_unique_for_overwrite<double[]>(needed + kLossPadding);
+    scratch_start = heap.get();
+    std::align(kLossPadding * sizeof(double), needed * sizeof(double), scratch_start, bytes);
+  }
+  double* const w = static_cast<double*>(scratch_start);
   double* const scratch = w + padded;
 
   for (size_t j = 0; j < model.cols; ++j) {
@@ -359,7 +408,7 @@ bool MeanLoss(LossKernel kernel, const LinearModel& model, double* loss, void* g
     for (size_t row = begin; row < end; row += kLossBlock) {
       const size_t stop = std::min(row + kLossBlock, end);
       tree.Add([&](double* sums) {
-        if (!with_gradient) std::fill(sums, sums + padded, 0.0);
+        if (!with_gradient) std::fill(sums, sums + width, 0.0);
         kernel(model, w, with_gradient, row, stop, sums);
       });
     }
@@ -379,16 +428,16 @@ bool MeanLoss(LossKernel kernel, const LinearModel& model, double* loss, void* g
   const auto n = static_cast<double>(model.rows);
   if (with_gradient) {
     for (size_t j = 0; j < model.cols; ++j) {
-      const double mean = scratch[j] / n;
+      const double mean = scratch[kSumW + j] / n;
       if (model.w_dtype == DType::kFloat64) {
         static_cast<double*>(gw)[j] = mean;
       } else {
         static_cast<float*>(gw)[j] = static_cast<float>(mean);
       }
     }
-    *gb = scratch[padded] / n;
+    *gb = scratch[kSumB] / n;
   }
-  *loss = scratch[padded + 1] / n;
+  *loss = scratch[kSumLoss] / n;
   return true;
 }
 

@@ -24,9 +24,13 @@ struct LinearModel {
   double b;
 };
 
-// Sums over rows [begin, end), at most kLossBlock of them. sums: gradient in w (padded to whole
-// vectors), then overwritten at [padded] by the gradient in b and at [padded + 1] by the loss.
-// `w` is float64, zero-padded likewise. The gradient parts are left alone when !with_gradient.
+// Where a block's sums lie: the loss, its gradient in b, and from kSumW its gradient in w. w and
+// the gradient in w are padded to at least one whole vector more than fits.
+inline constexpr size_t kSumLoss = 0, kSumB = 1, kSumW = 8;
+inline constexpr size_t kLossPadding = 8;
+
+// Overwrites `sums` with those over rows [begin, end), at most kLossBlock of them. `w` is float64
+// and zero-padded. The gradient in w is left alone when !with_gradient.
 using LossKernel = void (*)(const LinearModel& model, const double* w, bool with_gradient,
                             size_t begin, size_t end, double* sums);
 
