@@ -18,7 +18,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class T>
 struct ExpConstants;
 
-// kTail: (exp(r) - 1 - r) / r^2 on |r| <= log(2)/2, from coefficients.sollya.
+// kTail: (exp(r) - 1 - r) / r^2, kSharpTail: (exp(r) - 1 - r - r^2/2) / r^3, both on
+// |r| <= log(2)/2, from coefficients.sollya.
 template <>
 struct ExpConstants<float> {
   static constexpr float kLog2E = 0x1.715476p0f;
@@ -26,6 +27,8 @@ struct ExpConstants<float> {
   static constexpr float kLn2Lo = 0x1.7f7d1cp-20f;
   static constexpr float kTail[] = {0x1.fffffcp-2f, 0x1.55549p-3f, 0x1.5558ap-5f, 0x1.123ac6p-7f,
                                     0x1.6a6034p-10f};
+  static constexpr float kSharpTail[] = {0x1.555552p-3f, 0x1.5554e4p-5f, 0x1.1115b6p-7f,
+                                         0x1.6d516p-10f, 0x1.9a94aep-13f};
   static constexpr float kMax = 89.0f;    // above, exp is infinite
   static constexpr float kMin = -104.5f;  // below, exp rounds to 0
   static constexpr float kMinusOne = 20;  // above, expm1 and exp agree
@@ -40,15 +43,19 @@ struct ExpConstants<double> {
       0x1.000000000000ap-1,  0x1.55555555554fcp-3,  0x1.5555555550689p-5,  0x1.111111112725dp-7,
       0x1.6c16c18488a72p-10, 0x1.a01a012dcb966p-13, 0x1.a01999231b6efp-16, 0x1.71df1d1476f36p-19,
       0x1.28ae3c99e664bp-22, 0x1.ad8d55a3886e8p-26};
+  static constexpr double kSharpTail[] = {
+      0x1.555555555555cp-3,  0x1.5555555555543p-5,  0x1.111111110e9f8p-7,  0x1.6c16c16c1ec9fp-10,
+      0x1.a01a01b447262p-13, 0x1.a01a017b3b131p-16, 0x1.71ddee690a193p-19, 0x1.27e537b8057c5p-22,
+      0x1.af6e978eb2666p-26, 0x1.1ee734b5550dap-29};
   static constexpr double kMax = 710.0;
   static constexpr double kMin = -746.0;
   static constexpr double kMinusOne = 50;
 };
 
-// exp(x + x_lo) = (p_hi + p_lo) * 2^k with p in about [0.7, 1.42], relative error below 2^-57
-// (float: 2^-28) before the caller rounds; near x = 0, p_hi + p_lo - 1 keeps its relative accuracy.
+// exp(x + x_lo) = (p_hi + p_lo) * 2^k with p in about [0.7, 1.42], to a relative 2^-55 (float:
+// 2^-26), kSharp 2^-57 (2^-28); near x = 0, p_hi + p_lo - 1 is as accurate in the relative sense.
 // For x in [-1e5, 1e5] (float: [-300, 300]) or NaN; |x_lo| <= ulp(x).
-template <class D, class V = hn::Vec<D>>
+template <bool kSharp = false, class D, class V = hn::Vec<D>>
 HWY_INLINE void ExpCore(D d, V x, V x_lo, V& p_hi, V& p_lo, V& k) {
   using C = ExpConstants<hn::TFromD<D>>;
   const V rounder = hn::Set(d, FormatOf<D>::kRounder);
@@ -58,15 +65,24 @@ HWY_INLINE void ExpCore(D d, V x, V x_lo, V& p_hi, V& p_lo, V& k) {
   const V minus_r_lo = hn::MulSub(k, hn::Set(d, C::kLn2Lo), x_lo);
   const V r = hn::Sub(r_hi, minus_r_lo);
   const V r2 = hn::Mul(r, r);
-  const V tail = hn::MulSub(r2, Polynomial(d, C::kTail, r, r2), minus_r_lo);
   V rest;
   FastTwoSum(one, r_hi, p_hi, rest);
-  p_lo = hn::Add(rest, tail);
+  if constexpr (kSharp) {
+    // r^2/2 joins the leading part, and tail(r) gets its slope's share of what r dropped.
+    V more;
+    FastTwoSum(p_hi, hn::Mul(r2, hn::Set(d, 0.5)), p_hi, more);
+    const V dropped = hn::Sub(hn::Sub(r_hi, r), minus_r_lo);
+    const V tail = hn::MulSub(hn::Mul(r, r2), Polynomial(d, C::kSharpTail, r, r2), minus_r_lo);
+    p_lo = hn::Add(hn::Add(rest, more), hn::MulAdd(dropped, r, tail));
+  } else {
+    const V tail = hn::MulSub(r2, Polynomial(d, C::kTail, r, r2), minus_r_lo);
+    p_lo = hn::Add(rest, tail);
+  }
 }
 
-template <class D, class V = hn::Vec<D>>
+template <bool kSharp = false, class D, class V = hn::Vec<D>>
 HWY_INLINE void ExpCore(D d, V x, V& p_hi, V& p_lo, V& k) {
-  ExpCore(d, x, hn::Zero(d), p_hi, p_lo, k);
+  ExpCore<kSharp>(d, x, hn::Zero(d), p_hi, p_lo, k);
 }
 
 // Comparisons, because hn::Min may drop a NaN.
@@ -102,7 +118,7 @@ template <class D, class V = hn::Vec<D>>
 HWY_INLINE void Expm1(D d, V x, V& y, V& dy) {
   using C = ExpConstants<hn::TFromD<D>>;
   V p_hi, p_lo, k, hi, lo;
-  ExpCore(d, ClampToExpRange(d, x), p_hi, p_lo, k);
+  ExpCore<true>(d, ClampToExpRange(d, x), p_hi, p_lo, k);
   dy = Ldexp(d, hn::Add(p_hi, p_lo), k);
   const auto large = hn::Gt(x, hn::Set(d, C::kMinusOne));
   Expm1Core(d, p_hi, p_lo, hn::IfThenZeroElse(large, k), hi, lo);

@@ -53,11 +53,14 @@ HWY_INLINE void Sqrt(D d, V x, V& y, V& dy) {
   const auto small = hn::Lt(x, hn::Set(d, C::kSmall));
   const V scaled = hn::IfThenElse(small, hn::Mul(x, hn::Set(d, C::kRaise)), x);
   const V root = hn::IfThenElse(small, hn::Mul(y, hn::Set(d, C::kRootOfRaise)), y);
-  // slope0 = fl(1 / (2 root)) is off by what the division dropped and by what the root did.
+  // `slope`, fl(1 / (2 root)), is off by what the division dropped and by what the root did:
+  // (x/2 - root^2/2) 4 slope^2, halved because root^2 may overflow.
+  const V half = hn::Set(d, T{0.5});
   const V twice = hn::Add(root, root);
   const V slope = hn::Div(one, twice);
-  const V slope2 = hn::Mul(slope, slope);
-  const V from_root = hn::Mul(Residual(d, root, root, scaled), hn::Add(slope2, slope2));
+  const V twice_slope = hn::Add(slope, slope);
+  const V from_root = hn::Mul(Residual(d, root, hn::Mul(root, half), hn::Mul(scaled, half)),
+                              hn::Mul(twice_slope, twice_slope));
   const V relative = hn::Sub(Residual(d, slope, twice, one), from_root);
   const V correction = hn::Mul(slope, relative);
   // At 0 and infinity the correction is NaN and the slope is right.

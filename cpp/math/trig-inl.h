@@ -29,7 +29,7 @@ struct TrigConstants<float> {
   static constexpr float kLimit = 0x1p17f;
   static constexpr double kPiece1 = 0x1.921fb544p0;  // 33 bits
   static constexpr double kPiece2 = 0x1.0b4611a626331p-34;
-  static constexpr float kSin[] = {-0x1.55555ep-3f, 0x1.1125d4p-7f, -0x1.8e88f2p-13f};
+  static constexpr float kSin[] = {-0x1.555544p-3f, 0x1.1106b8p-7f, -0x1.9914b2p-13f};
   static constexpr float kCos[] = {0x1.555548p-5f, -0x1.6c0b0ep-10f, 0x1.999d42p-16f};
 };
 
@@ -46,12 +46,12 @@ struct TrigConstants<double> {
   static constexpr double kPiece3 = 0x1.313198ap-61;
   static constexpr double kPiece4 = 0x1.701b839a25205p-92;
 #endif
-  static constexpr double kSin[] = {-0x1.5555555555555p-3,  0x1.11111111100b3p-7,
-                                    -0x1.a01a01c6edf3bp-13, 0x1.71ddaeb0ccf3ap-19,
-                                    -0x1.af0b3b1865336p-26, 0x1.4b36c51cec054p-33};
+  static constexpr double kSin[] = {-0x1.5555555555546p-3,  0x1.111111110f3dep-7,
+                                    -0x1.a01a019b7a39ap-13, 0x1.71de34f203f39p-19,
+                                    -0x1.ae5dfc135093ap-26, 0x1.5d73e3885316ap-33};
   static constexpr double kCos[] = {0x1.5555555555548p-5,  -0x1.6c16c16c149dbp-10,
                                     0x1.a01a019bf7bfap-16, -0x1.27e4f78637e4fp-22,
-                                    0x1.1ee993cdb241cp-29, -0x1.8f8199fed01bep-37};
+                                    0x1.1ee993cdb2423p-29, -0x1.8f8199fed0cf3p-37};
 };
 
 // Payne and Hanek's reduction in integers: x = (4 j + quadrant) pi/2 + hi + lo, |hi| <= pi/4, for
@@ -174,8 +174,8 @@ inline HWY_NOINLINE void ReduceHugeLanes(const float* x, float limit, float* hi,
 
 // x - k pi/2 = hi + lo for 0 <= x <= kLimit, good to 2^-110 absolutely.
 template <class D, class V = hn::Vec<D>>
-  requires(sizeof(hn::TFromD<D>) == 8)
-HWY_INLINE void SubtractQuadrants(D d, V x, V k, V& hi, V& lo) {
+requires(sizeof(hn::TFromD<D>) == 8) HWY_INLINE
+    void SubtractQuadrants(D d, V x, V k, V& hi, V& lo) {
   using C = TrigConstants<double>;
   const V top = hn::NegMulAdd(k, hn::Set(d, C::kPiece1), x);  // exact
   const V piece2 = hn::Set(d, C::kPiece2);
@@ -207,8 +207,8 @@ HWY_INLINE VD SubtractQuadrantsWide(DD dd, VF x, VF k) {
 }
 
 template <class D, class V = hn::Vec<D>>
-  requires(sizeof(hn::TFromD<D>) == 4)
-HWY_INLINE void SubtractQuadrants(D d, V x, V k, V& hi, V& lo) {
+requires(sizeof(hn::TFromD<D>) == 4) HWY_INLINE
+    void SubtractQuadrants(D d, V x, V k, V& hi, V& lo) {
 #if HWY_TARGET == HWY_SCALAR
   const hn::Rebind<double, D> dd;
   const auto r = SubtractQuadrantsWide(dd, x, k);
