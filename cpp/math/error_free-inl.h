@@ -65,6 +65,27 @@ HWY_INLINE V ConstantUnlessNaN(D d, hn::TFromD<D> constant, V x) {
   return hn::IfThenElse(hn::Eq(x, x), hn::Set(d, constant), x);
 }
 
+// max(x, min) and min(x, max) that keep x = NaN.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V AtLeast(D d, hn::TFromD<D> min, V x) {
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128
+  // The instruction returns its second operand if either is NaN; it runs beside multiplications
+  // where a comparison would compete with them.
+  return hn::Max(hn::Set(d, min), x);
+#else
+  return hn::IfThenElse(hn::Lt(x, hn::Set(d, min)), hn::Set(d, min), x);
+#endif
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V AtMost(D d, hn::TFromD<D> max, V x) {
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128
+  return hn::Min(hn::Set(d, max), x);
+#else
+  return hn::IfThenElse(hn::Gt(x, hn::Set(d, max)), hn::Set(d, max), x);
+#endif
+}
+
 // hi + lo == a + b, hi = fl(a + b), for |a| >= |b| or a == 0.
 template <class V>
 HWY_INLINE void FastTwoSum(V a, V b, V& hi, V& lo) {
@@ -147,26 +168,28 @@ HWY_INLINE V PowerOfTwo(D d, V k, V offset) {
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Ldexp(D d, V v, V k) {
   using Format = FormatOf<D>;
-  const auto small = hn::Lt(k, hn::Zero(d));
-  const V offset = hn::IfThenElse(small, hn::Set(d, Format::kGap), hn::Set(d, -Format::kGap));
-  const V rest = hn::IfThenElse(small, hn::Set(d, Format::kGapDown), hn::Set(d, Format::kGapUp));
+  const V gap = hn::Set(d, Format::kGap);
+  const V offset = hn::CopySign(gap, hn::Neg(k));
+  const V rest = hn::IfNegativeThenElse(k, hn::Set(d, Format::kGapDown), hn::Set(d, Format::kGapUp));
   return hn::Mul(hn::Mul(v, PowerOfTwo(d, k, offset)), rest);
 }
 
+// c[kI] + c[kI + 2] x2 + c[kI + 4] x2^2 + ... By recursion, because -O2 does not unroll loops.
+template <size_t kI, class D, class T, size_t kN, class V = hn::Vec<D>>
+HWY_INLINE V EverySecond(D d, const T (&c)[kN], V x2) {
+  const V first = hn::Set(d, c[kI]);
+  if constexpr (kI + 2 < kN) {
+    return hn::MulAdd(EverySecond<kI + 2>(d, c, x2), x2, first);
+  } else {
+    return first;
+  }
+}
+
 // c[0] + c[1] x + ... + c[N-1] x^(N-1), even and odd powers apart: with x^2 at hand anyway this
-// halves Horner's chain at the price of nothing; Estrin's x^4 and x^8 cost more multiplications
-// than out-of-order execution across loop iterations gives back.
+// halves Horner's chain at no cost.
 template <class D, class T, size_t kN, class V = hn::Vec<D>>
 HWY_INLINE V Polynomial(D d, const T (&c)[kN], V x, V x2) {
-  static_assert(kN >= 3);
-  V same = hn::Set(d, c[kN - 1]);  // parity of the highest power
-  V other = hn::Set(d, c[kN - 2]);
-  for (size_t i = kN - 2; i > 0; --i) {
-    V& sum = (kN - 2 - i) % 2 == 0 ? same : other;
-    sum = hn::MulAdd(sum, x2, hn::Set(d, c[i - 1]));
-  }
-  // The one that took c[0] last is the even one.
-  return kN % 2 == 1 ? hn::MulAdd(other, x, same) : hn::MulAdd(same, x, other);
+  return hn::MulAdd(EverySecond<1>(d, c, x2), x, EverySecond<0>(d, c, x2));
 }
 
 }  // namespace HWY_NAMESPACE

@@ -85,14 +85,10 @@ HWY_INLINE void ExpCore(D d, V x, V& p_hi, V& p_lo, V& k) {
   ExpCore<kSharp>(d, x, hn::Zero(d), p_hi, p_lo, k);
 }
 
-// Comparisons, because hn::Min may drop a NaN.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V ClampToExpRange(D d, V x) {
   using C = ExpConstants<hn::TFromD<D>>;
-  const V max = hn::Set(d, C::kMax);
-  const V min = hn::Set(d, C::kMin);
-  x = hn::IfThenElse(hn::Gt(x, max), max, x);
-  return hn::IfThenElse(hn::Lt(x, min), min, x);
+  return AtLeast(d, C::kMin, AtMost(d, C::kMax, x));
 }
 
 // float, double; full range.

@@ -47,10 +47,9 @@ template <class D, class V = hn::Vec<D>>
 HWY_INLINE LogisticCore<V> MakeLogisticCore(D d, V t) {
   using C = SigmoidConstants<hn::TFromD<D>>;
   const V one = hn::Set(d, 1);
-  const V min = hn::Set(d, C::kMin);
   LogisticCore<V> c;
   V p, rest, k;
-  ExpCore(d, hn::IfThenElse(hn::Lt(t, min), min, t), p, rest, k);
+  ExpCore(d, AtLeast(d, C::kMin, t), p, rest, k);
   FastTwoSum(p, rest, c.p_hi, c.p_lo);
   c.up = PowerOfTwo(d, k, hn::Set(d, C::kGap));
   c.down = hn::Set(d, C::kGapDown);

@@ -20,6 +20,7 @@ __all__ = [
     "Unary",
     "broadcast_shape",
     "check_cotangent",
+    "check_square",
     "deliver",
     "docstring",
     "elementwise",
@@ -226,14 +227,7 @@ class Binary(Elementwise):
         ValueError
             If an operand is broadcast: its Jacobian is not square.
         """
-        op = f"{self.__name__}.jacobian"
-        w, x = as_arrays(op, w, x)
-        if w.shape != x.shape:
-            shape = broadcast_shape(op, w=w.shape, x=x.shape)
-            name, operand = ("w", w) if w.shape != shape else ("x", x)
-            raise ValueError(
-                f"{op}: {name} has shape {operand.shape}, a diagonal Jacobian needs {shape}"
-            )
+        check_square(f"{self.__name__}.jacobian", w=np.shape(w), x=np.shape(x))
         dw, dx = self.derivative(w, x)
         return Diagonal(dw, copy=False), Diagonal(dx, copy=False)
 
@@ -263,6 +257,14 @@ def check_cotangent(
             f"{op}: g has shape {g}, which must end in {shape}, the broadcast shape of {listed}"
         )
     return g[:n_batch]
+
+
+def check_square(op: str, **shapes: tuple[int, ...]) -> None:
+    """Raise ValueError unless every operand has the broadcast shape, so that Jacobians are square."""
+    whole = broadcast_shape(op, **shapes)
+    for name, shape in shapes.items():
+        if shape != whole:
+            raise ValueError(f"{op}: {name} has shape {shape}, a diagonal Jacobian needs {whole}")
 
 
 def sum_repeated(terms: Any, batch: tuple[int, ...], shape: tuple[int, ...]) -> Any:

@@ -1,0 +1,68 @@
+"""Derivatives at the machine's limit, on NumPy alone.
+
+pullback computes values, Jacobians, vector-Jacobian products (pullbacks) and Jacobian-vector
+products of elementwise operations and matrix products, and losses of linear models with their
+gradients in one pass over the data. Every primitive is an object that follows one protocol::
+
+    import pullback as pb
+
+    pb.tanh(x)                  # the value; a genuine NumPy ufunc
+    pb.tanh.derivative(x)       # the diagonal of the Jacobian
+    pb.tanh.vjp(x, g)           # g * tanh'(x), one pass
+    pb.multiply.vjp(w, x, g)    # a cotangent for each operand, in the operand's shape
+    pb.matmul.vjp(A, B, G)
+    loss, (gw, gb) = pb.relu_mse.value_and_grad(X, y, w, b)
+
+`primitives` is the registry of all of them, `reference` holds their twins in plain NumPy, and
+`show_config` tells what they run on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from pullback import elementwise, jacobians, losses, ops, reference
+from pullback.config import (
+    backend,
+    get_num_threads,
+    set_num_threads,
+    show_config,
+    threads,
+    version,
+)
+from pullback.interop import threadpoolctl as _threadpoolctl
+from pullback.jacobians import Diagonal
+from pullback.matmul import matmul
+
+primitives: Final[Mapping[str, Any]] = MappingProxyType(
+    {**elementwise.primitives, "matmul": matmul, **losses.losses}
+)
+globals().update(primitives)
+_threadpoolctl.register()
+
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "Diagonal",
+    "__version__",
+    "backend",
+    "elementwise",
+    "get_num_threads",
+    "jacobians",
+    "losses",
+    "ops",
+    "primitives",
+    "reference",
+    "set_num_threads",
+    "show_config",
+    "threads",
+    *primitives,
+]

@@ -1,0 +1,196 @@
+"""What pullback runs on: backend, instruction set, threads, and how it was built."""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Final, Literal, overload
+
+import numpy as np
+
+__all__ = [
+    "backend",
+    "get_num_threads",
+    "native",
+    "set_num_threads",
+    "show_config",
+    "threads",
+    "version",
+]
+
+_BACKENDS: Final = ("native", "numpy")
+
+
+def _load_native() -> ModuleType | None:
+    """Return the extension module, or None for the NumPy backend; set it up from the environment.
+
+    Raises
+    ------
+    ValueError
+        For a value of PULLBACK_BACKEND, PULLBACK_TARGET or PULLBACK_NUM_THREADS that names nothing
+        there is.
+    ImportError
+        If PULLBACK_BACKEND asks for native kernels that are not installed.
+    """
+    wanted = os.environ.get("PULLBACK_BACKEND", "")
+    if wanted not in ("", *_BACKENDS):
+        raise ValueError(f"PULLBACK_BACKEND={wanted!r} is not one of {', '.join(_BACKENDS)}")
+    if wanted == "numpy":
+        return None
+    try:
+        module = import_module("pullback._native")
+    except ImportError as error:
+        if wanted == "native":
+            raise ImportError(
+                "PULLBACK_BACKEND=native, but this installation of pullback has no native kernels; "
+                "reinstall it with PULLBACK_REQUIRE_NATIVE=1 to see why they do not build"
+            ) from error
+        warnings.warn(
+            "pullback was installed without its native kernels and computes in plain NumPy. "
+            "Reinstall with a C++20 compiler at hand (PULLBACK_REQUIRE_NATIVE=1 shows what is "
+            "missing), or set PULLBACK_BACKEND=numpy to keep it so without this warning.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    target = os.environ.get("PULLBACK_TARGET", "")
+    try:
+        module.set_target(target)
+    except ValueError as error:
+        raise ValueError(f"PULLBACK_TARGET={target!r}: {error}") from None
+    module.threads_from_env()  # raises for a malformed variable; a valid one is already in force
+    return module
+
+
+def version() -> str:
+    """Return the version of the installed package."""
+    from importlib import metadata  # noqa: PLC0415  30 ms that an import need not wait for
+
+    try:
+        return metadata.version("pullback")
+    except metadata.PackageNotFoundError:  # run from a source tree that was never installed
+        return "0+unknown"
+
+
+native: Final = _load_native()
+_serial_threads = 1  # what the NumPy backend was asked for; it has nothing to hand to threads
+
+
+def backend() -> Literal["native", "numpy"]:
+    """Return which kernels the primitives of `pullback` run on.
+
+    Returns
+    -------
+    str
+        ``"native"`` for the SIMD kernels, ``"numpy"`` for the twins in `pullback.reference`.
+    """
+    return "numpy" if native is None else "native"
+
+
+def get_num_threads() -> int:
+    """Return the number of threads that a call may use, the calling one included."""
+    return _serial_threads if native is None else int(native.get_num_threads())
+
+
+def set_num_threads(n: int) -> None:
+    """Set the number of threads that a call may use; results are the same bits for any number.
+
+    Parameters
+    ----------
+    n : int
+        At least 1. More than there are CPUs is allowed, and slower.
+
+    Raises
+    ------
+    TypeError
+        If `n` is not an integer.
+    ValueError
+        If `n` is out of range.
+    """
+    global _serial_threads
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"set_num_threads: n must be an integer, not {n!r}")
+    n = n.__index__()
+    most = 1024 if native is None else native.max_threads
+    if not 1 <= n <= most:
+        raise ValueError(f"set_num_threads: n must be from 1 to {most}, not {n}")
+    if native is None:
+        _serial_threads = n
+    else:
+        native.set_num_threads(n)
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Set the number of threads for a ``with`` block, for the whole process.
+
+    Parameters
+    ----------
+    n : int
+        As for `set_num_threads`.
+
+    Examples
+    --------
+    >>> import pullback as pb
+    >>> with pb.threads(1):
+    ...     pb.get_num_threads()
+    1
+    """
+    before = get_num_threads()
+    set_num_threads(n)
+    try:
+        yield
+    finally:
+        set_num_threads(before)
+
+
+
+@overload
+def show_config(mode: Literal["print"] = "print") -> None: ...
+@overload
+def show_config(mode: Literal["dict"]) -> dict[str, Any]: ...
+def show_config(mode: Literal["print", "dict"] = "print") -> dict[str, Any] | None:
+    """Print, or return, what pullback runs on.
+
+    Parameters
+    ----------
+    mode : {"print", "dict"}
+        Whether to print the configuration or to return it.
+
+    Returns
+    -------
+    dict or None
+        Version, backend, instruction set in use and those available, threads, compiler and
+        library versions; an entry without meaning for the NumPy backend is None.
+    """
+    if mode not in ("print", "dict"):
+        raise ValueError(f"show_config: mode must be 'print' or 'dict', not {mode!r}")
+    build: dict[str, str] = {} if native is None else native.build
+    config = {
+        "version": version(),
+        "backend": backend(),
+        "target": None if native is None else native.active_target(),
+        "targets": None if native is None else native.supported_targets(),
+        "threads": get_num_threads(),
+        "cpus": os.cpu_count() if native is None else native.available_cpus(),
+        "compiler": build.get("compiler"),
+        "build type": build.get("build_type"),
+        "Highway": build.get("highway"),
+        "pybind11": build.get("pybind11"),
+        "NumPy": np.__version__,
+        "Python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+    if mode == "dict":
+        return config
+    width = max(map(len, config))
+    for key, value in config.items():
+        if value is not None:
+            text = ", ".join(value) if isinstance(value, list) else value
+            print(f"{key:{width}}  {text}")
+    return None

@@ -1,0 +1,35 @@
+"""Lets `threadpoolctl` see and limit the threads of pullback."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+__all__ = ["register"]
+
+
+def register() -> None:
+    """Make pullback known to threadpoolctl, if that is installed."""
+    if find_spec("threadpoolctl") is None:
+        return
+    import threadpoolctl  # noqa: PLC0415  only where it is installed
+
+    class PullbackController(threadpoolctl.LibController):  # type: ignore[misc]
+        """Reads and sets the number of threads of the native kernels."""
+
+        user_api = "pullback"
+        internal_api = "pullback"
+        filename_prefixes = ("_native",)
+        check_symbols = ("pullback_get_num_threads", "pullback_set_num_threads")
+
+        def get_version(self) -> str:
+            version = self.dynlib.pullback_get_version
+            version.restype = threadpoolctl.ctypes.c_char_p
+            return bytes(version()).decode()
+
+        def get_num_threads(self) -> int:
+            return int(self.dynlib.pullback_get_num_threads())
+
+        def set_num_threads(self, num_threads: int) -> None:
+            self.dynlib.pullback_set_num_threads(num_threads)
+
+    threadpoolctl.register(PullbackController)
