@@ -170,7 +170,8 @@ HWY_INLINE V Ldexp(D d, V v, V k) {
   using Format = FormatOf<D>;
   const V gap = hn::Set(d, Format::kGap);
   const V offset = hn::CopySign(gap, hn::Neg(k));
-  const V rest = hn::IfNegativeThenElse(k, hn::Set(d, Format::kGapDown), hn::Set(d, Format::kGapUp));
+  const V rest =
+      hn::IfNegativeThenElse(k, hn::Set(d, Format::kGapDown), hn::Set(d, Format::kGapUp));
   return hn::Mul(hn::Mul(v, PowerOfTwo(d, k, offset)), rest);
 }
 
