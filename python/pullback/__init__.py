@@ -43,7 +43,6 @@ globals().update(primitives)
 _threadpoolctl.register()
 
 
-
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return version()

@@ -112,7 +112,7 @@ def set_num_threads(n: int) -> None:
     ValueError
         If `n` is out of range.
     """
-    global _serial_threads
+    global _serial_threads  # noqa: PLW0603  what the native backend keeps in C++
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"set_num_threads: n must be an integer, not {n!r}")
     n = n.__index__()
@@ -147,7 +147,6 @@ def threads(n: int) -> Iterator[None]:
         yield
     finally:
         set_num_threads(before)
-
 
 
 @overload

@@ -61,7 +61,9 @@ def _binary(ufunc: Callable[..., Any], primitive: Any) -> dict[str, Callable[...
     """Return the methods of a binary op that are not ufuncs."""
     all_of = {method: ufunc(method) for method in ("derivative", "value_and_derivative", "vjp")}
     # One output at a time, for operands that bring their own __array_ufunc__.
-    one_of = {method: (ufunc(f"{method}0"), ufunc(f"{method}1")) for method in ("derivative", "vjp")}
+    one_of = {
+        method: (ufunc(f"{method}0"), ufunc(f"{method}1")) for method in ("derivative", "vjp")
+    }
     name = primitive.__name__.rpartition(".")[2]
 
     def derivative(w: Any, x: Any, /, out: Any = None, **kwargs: Any) -> Any:

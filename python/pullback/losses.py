@@ -59,7 +59,7 @@ class NativeLoss:
 
 
 def _plain(array: Any) -> Any:
-    """Return `array` as an exact, aligned, native ndarray with contiguous rows, unless it is one."""
+    """Return `array` as an exact, aligned, native ndarray with contiguous rows."""
     array = np.require(array, array.dtype.newbyteorder("="), ["ALIGNED", "ENSUREARRAY"])
     item = array.itemsize
     if array.strides[-1] == item and all(stride % item == 0 for stride in array.strides):

@@ -260,7 +260,7 @@ def check_cotangent(
 
 
 def check_square(op: str, **shapes: tuple[int, ...]) -> None:
-    """Raise ValueError unless every operand has the broadcast shape, so that Jacobians are square."""
+    """Raise ValueError unless every operand has the broadcast shape: square Jacobians need it."""
     whole = broadcast_shape(op, **shapes)
     for name, shape in shapes.items():
         if shape != whole:
