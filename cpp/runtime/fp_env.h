@@ -28,6 +28,7 @@ class ScopedDefaultFpEnv {
     saved_ = _mm_getcsr();
     if ((saved_ & ~kStatusFlags) != kDefault) _mm_setcsr(kDefault);
   }
+  // Always written: reading first whether it changed costs 3 ns more than it saves.
   void Leave() { _mm_setcsr(saved_); }
 
  private:

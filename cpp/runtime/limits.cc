@@ -35,6 +35,19 @@ inline uint64_t LoadWord(const uint8_t* p, size_t bytes) {
   return word;
 }
 
+// Two threads of a Zen 4, 800 MB on huge pages: 61 GB/s so, 59 without prefetch or with 0.5 to 2
+// KiB ahead. What did not pay: 4 or 16 registers instead of 8 (equal), 2 to 6 streams at a time
+// (equal to slower), and threads that interleave chunks of 4 to 256 KiB (23 to 52 GB/s).
+constexpr size_t kPrefetchAhead = 4096;
+
+inline void PrefetchIntoL2(const uint8_t* p) {
+#if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
+  __builtin_prefetch(p, 0, 2);
+#else
+  hwy::Prefetch(p);
+#endif
+}
+
 // Integers rather than floats: their sum does not depend on the order, and no value is slow.
 uint64_t SumWords(const uint8_t* p, size_t bytes) {
   const hn::ScalableTag<uint64_t> d;
@@ -49,12 +62,17 @@ uint64_t SumWords(const uint8_t* p, size_t bytes) {
   const auto load = [&](size_t at, size_t k) HWY_ATTR {
     return hn::LoadU(d, reinterpret_cast<const uint64_t*>(p + at) + k * hn::Lanes(d));
   };
-  for (; i + step <= bytes; i += step) {
-    s0 = hn::Add(s0, hn::Add(load(i, 0), load(i, 4)));
-    s1 = hn::Add(s1, hn::Add(load(i, 1), load(i, 5)));
-    s2 = hn::Add(s2, hn::Add(load(i, 2), load(i, 6)));
-    s3 = hn::Add(s3, hn::Add(load(i, 3), load(i, 7)));
+  const auto add_block = [&](size_t at) HWY_ATTR {
+    s0 = hn::Add(s0, hn::Add(load(at, 0), load(at, 4)));
+    s1 = hn::Add(s1, hn::Add(load(at, 1), load(at, 5)));
+    s2 = hn::Add(s2, hn::Add(load(at, 2), load(at, 6)));
+    s3 = hn::Add(s3, hn::Add(load(at, 3), load(at, 7)));
+  };
+  for (; i + step + kPrefetchAhead <= bytes; i += step) {
+    for (size_t k = 0; k < step; k += 64) PrefetchIntoL2(p + i + k + kPrefetchAhead);
+    add_block(i);
   }
+  for (; i + step <= bytes; i += step) add_block(i);
   // Not SumOfLanes: g++'s 64-bit reduction adds signed numbers, whose overflow is undefined.
   HWY_ALIGN uint64_t lanes[HWY_MAX_BYTES / sizeof(uint64_t)];
   hn::Store(hn::Add(hn::Add(s0, s1), hn::Add(s2, s3)), d, lanes);

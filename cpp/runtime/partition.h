@@ -28,7 +28,8 @@ constexpr size_t CeilDiv(size_t a, size_t b) { return a / b + (a % b != 0); }
 constexpr Partition PartitionBy(size_t n, size_t block) { return {n, block, CeilDiv(n, block)}; }
 
 // Elementwise: chunks of about this much memory traffic, and a multiple of kElementBlock elements,
-// so that only the last chunk of an aligned array has a vector tail.
+// so that only the last chunk of an aligned array has a vector tail. 64 KiB loses a fifth of the
+// bandwidth (prefetchers start anew), 128 KiB a tenth; above 256 KiB there is little to gain.
 inline constexpr size_t kElementChunkBytes = size_t{256} << 10;
 inline constexpr size_t kElementBlock = 64;
 

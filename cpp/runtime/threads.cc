@@ -23,7 +23,9 @@ namespace {
 
 constexpr int64_t kPollNs = 50'000'000;
 // Longer than the gap between the kernels of one Python expression, short enough not to be seen in
-// a process's CPU time.
+// a process's CPU time, and about what a wake-up costs: 5 us where the idle CPU polls, 26 us
+// measured in a virtual machine whose idle CPUs halt, against 0.3 us for a worker that still spins.
+// A bare futex saves 0.4 us over the condition variable, not worth its portability.
 constexpr int64_t kSpinNs = 20'000;
 
 using Body = FunctionRef<void(size_t)>;

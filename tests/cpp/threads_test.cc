@@ -187,7 +187,7 @@ void TestInterrupt() {
     const auto elapsed = std::chrono::steady_clock::now() - start;
     CHECK(!finished);
     CHECK(counter.calls == 1);
-    CHECK(elapsed >= milliseconds(50) && elapsed < milliseconds(200 * kScale));
+    CHECK(elapsed >= milliseconds(50) && elapsed < milliseconds(2000));
     int total = 0;
     for (const int count : runs) {
       CHECK(count <= 1);
