@@ -1,0 +1,131 @@
+"""Fixtures for both backends; what needs native kernels is not collected where there are none.
+
+A test that a backend cannot run would count as skipped, and a long list of skips hides the one that
+matters. So native tests are deselected under ``PULLBACK_BACKEND=numpy``: files named ``test_native_*``
+as a whole, others by the marker ``native`` or by their use of the fixture `target`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from pullback import config
+
+native = config.native
+TARGETS: list[str] = [] if native is None else native.supported_targets()
+
+collect_ignore_glob = ["test_native_*.py"] if native is None else []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the markers."""
+    config.addinivalue_line("markers", "native: needs native kernels")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what needs native kernels where there are none."""
+    if native is not None:
+        return
+
+    def needs_native(item: pytest.Item) -> bool:
+        return "native" in item.keywords or "target" in getattr(item, "fixturenames", ())
+
+    removed = [item for item in items if needs_native(item)]
+    config.hook.pytest_deselected(items=removed)
+    items[:] = [item for item in items if not needs_native(item)]
+
+
+@pytest.fixture(params=TARGETS)
+def target(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Force each instruction set in turn."""
+    assert native is not None
+    before = native.active_target()
+    native.set_target(request.param)
+    assert native.active_target() == request.param
+    yield request.param
+    native.set_target(before)
+
+
+@pytest.fixture
+def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs a script in a fresh interpreter, with a time limit."""
+
+    def run(
+        script: str, *, check: bool = True, timeout: float = 60, **environment: Any
+    ) -> subprocess.CompletedProcess[str]:
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("PULLBACK_", "OMP_"))}
+        if native is None:
+            env["PULLBACK_BACKEND"] = "numpy"
+        env |= {name: str(value) for name, value in environment.items()}
+        command = [sys.executable, "-X", "faulthandler", "-c", script]
+        done = subprocess.run(
+            command, env=env, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    return run
+
+
+# --- the floating-point environment ---------------------------------------------------------------
+
+
+class FloatEnvironment:
+    """The calling thread's floating-point environment, through the C library (x86 only)."""
+
+    INVALID, DIVIDE_BY_ZERO, OVERFLOW, UNDERFLOW, INEXACT = 0x01, 0x04, 0x08, 0x10, 0x20
+    FLAGS = INVALID | DIVIDE_BY_ZERO | OVERFLOW | UNDERFLOW | INEXACT
+    MODES = {
+        "nearest": 0,
+        "downward": 0x2000,
+        "upward": 0x4000,
+        "toward zero": 0x6000,
+        "flush to zero": 0x8040,
+    }
+    _CONTROL = 0xFFC0  # rounding mode, exception masks, FTZ and DAZ
+
+    def __init__(self) -> None:
+        self._libm = ctypes.CDLL("libm.so.6")
+        self._state = (ctypes.c_uint32 * 8)()  # x87's seven words, then MXCSR
+
+    def _mxcsr(self) -> int:
+        assert self._libm.fegetenv(self._state) == 0
+        return self._state[7]
+
+    def mode(self) -> int:
+        """Return MXCSR's control bits but the exception masks."""
+        return self._mxcsr() & 0xE040
+
+    def set_mode(self, mode: int) -> None:
+        """Set the rounding mode and FTZ/DAZ of SSE arithmetic."""
+        self._mxcsr()
+        self._state[7] = (self._state[7] & ~0xE040) | mode
+        assert self._libm.fesetenv(self._state) == 0
+
+    def flags(self) -> int:
+        """Return the status flags that are up."""
+        return int(self._libm.fetestexcept(self.FLAGS))
+
+    def set_flags(self, flags: int) -> None:
+        """Put exactly `flags` up."""
+        self._mxcsr()
+        self._state[7] = (self._state[7] & ~self.FLAGS) | flags
+        self._state[1] = (self._state[1] & ~self.FLAGS) | flags
+        assert self._libm.fesetenv(self._state) == 0
+
+
+@pytest.fixture
+def fenv() -> Iterator[FloatEnvironment]:
+    """Give hold of the floating-point environment; restore it afterwards."""
+    environment = FloatEnvironment()
+    before = environment.mode()
+    yield environment
+    environment.set_mode(before)
+    environment.set_flags(0)

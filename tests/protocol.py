@@ -1,0 +1,195 @@
+"""What every method of every elementwise primitive takes and gives, for tests that loop over all.
+
+A `Call` is one method of one operation; `CALLS` lists them all from the table, so that a new row
+is tested without a new line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import oracles
+import pullback as pb
+from oracles import assert_same_bits
+from pullback.ops import OPS, OpRow
+
+DTYPES = oracles.DTYPES
+
+# Per number of operands: arrays in, arrays out.
+METHODS = {
+    1: {
+        "value": (1, 1),
+        "derivative": (1, 1),
+        "value_and_derivative": (1, 2),
+        "vjp": (2, 1),
+        "jvp": (2, 1),
+    },
+    2: {
+        "value": (2, 1),
+        "derivative": (2, 2),
+        "value_and_derivative": (2, 3),
+        "vjp": (3, 2),
+        "jvp": (4, 1),
+    },
+}
+
+
+class Call(NamedTuple):
+    """One method of one elementwise operation."""
+
+    op: str
+    method: str
+    nin: int
+    nout: int
+
+    @property
+    def name(self) -> str:
+        """The name in messages: ``tanh``, or ``tanh.vjp``."""
+        return self.op if self.method == "value" else f"{self.op}.{self.method}"
+
+    @property
+    def row(self) -> OpRow:
+        """The operation's row of the table."""
+        return OPS[self.op]
+
+    @property
+    def is_ufunc(self) -> bool:
+        """Whether the native method is a ufunc: it has one output."""
+        return self.nout == 1
+
+    def of(self, primitives: Any) -> Any:
+        """Return the callable among `primitives`: the module pullback or pullback.reference."""
+        primitive = getattr(primitives, self.op)
+        return primitive if self.method == "value" else getattr(primitive, self.method)
+
+    def native(self) -> Any:
+        """Return what pullback calls."""
+        return self.of(pb)
+
+    def twin(self) -> Any:
+        """Return the NumPy twin."""
+        return self.of(pb.reference)
+
+
+CALLS = [
+    Call(op, method, nin, nout)
+    for op, row in OPS.items()
+    for method, (nin, nout) in METHODS[row.nin].items()
+]
+UFUNC_CALLS = [call for call in CALLS if call.is_ufunc]
+MULTIPLE_CALLS = [call for call in CALLS if not call.is_ufunc]
+
+
+def by_name(call: Call) -> str:
+    """Return the id of a parametrised test."""
+    return call.name
+
+
+def leaves(tree: Any) -> Iterator[Any]:
+    """Yield what a nested tuple holds, from left to right."""
+    if isinstance(tree, tuple):
+        for branch in tree:
+            yield from leaves(branch)
+    else:
+        yield tree
+
+
+def out_argument(outs: list[Any]) -> Any:
+    """Return `outs` as a method takes it: the array itself, or a tuple of several."""
+    return outs[0] if len(outs) == 1 else tuple(outs)
+
+
+# --- comparisons ----------------------------------------------------------------------------------
+
+
+def same_bits(actual: np.ndarray[Any, Any], desired: np.ndarray[Any, Any]) -> None:
+    """Do what `assert_same_bits` does, a few times faster where all is well."""
+    if (
+        actual.dtype == desired.dtype
+        and actual.shape == desired.shape
+        and actual.tobytes() == desired.tobytes()
+    ):
+        return
+    assert_same_bits(actual, desired)
+
+
+def assert_same_leaves(actual: Any, desired: Any) -> None:
+    """Fail unless two results, arrays or nested tuples, agree in structure and bits."""
+    assert _structure(actual) == _structure(desired)
+    for one, other in zip(leaves(actual), leaves(desired), strict=True):
+        same_bits(np.asarray(one), np.asarray(other))
+
+
+def _structure(tree: Any) -> Any:
+    return tuple(map(_structure, tree)) if isinstance(tree, tuple) else None
+
+
+def ulp_distance(actual: Any, desired: Any) -> np.ndarray[Any, Any]:
+    """Return |actual - desired| in ULP of `desired`, element by element.
+
+    An infinity counts as the first power of two that overflows. Where just one is NaN, or zeros
+    or infinities differ in sign, or a zero's sign differs from its opposite's, it is infinite.
+    """
+    precision, emin, emax = oracles.FORMATS[np.dtype(desired.dtype)]
+    with np.errstate(all="ignore"):
+        overflow = np.ldexp(np.longdouble(1), emax + 1)
+        a, d = (
+            np.where(np.isinf(v), np.copysign(overflow, v), v.astype(np.longdouble))
+            for v in (actual, desired)
+        )
+        exponent = np.maximum(np.frexp(d)[1] - 1, emin)
+        exponent = np.where(d == 0, emin, exponent)
+        distance = np.abs(a - d) / np.ldexp(np.longdouble(1), exponent - precision + 1)
+    wrong = np.isnan(actual) != np.isnan(desired)
+    wrong |= (np.signbit(actual) != np.signbit(desired)) & ~np.isnan(desired)
+    distance[np.isnan(distance)] = 0  # both NaN, or it is `wrong`
+    distance[wrong] = np.inf
+    return distance
+
+
+def assert_close_in_ulp(
+    actual: np.ndarray[Any, Any],
+    desired: np.ndarray[Any, Any],
+    bound: float,
+    at: tuple[np.ndarray[Any, Any], ...],
+) -> None:
+    """Fail where `actual` is further than `bound` ULP from `desired`; `at` are the arguments."""
+    assert actual.dtype == desired.dtype
+    assert actual.shape == desired.shape
+    distance = ulp_distance(actual, desired)
+    i = int(np.argmax(distance))
+    if not distance[i] <= bound:
+        raise AssertionError(
+            f"{float(distance[i]):.4g} ULP > {bound:g} at {[x[i] for x in at]}: "
+            f"{actual[i]!r} is not {desired[i]!r}"
+        )
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def arguments(
+    call: Call, dtype: np.dtype[Any], n: int, seed: int = 0
+) -> tuple[np.ndarray[Any, Any], ...]:
+    """Return `n` elements for each argument: special values, tails and ordinary numbers mixed."""
+    rng = np.random.default_rng([seed, n, call.nin])
+    special = oracles.special_values(dtype)
+    arrays = []
+    for _ in range(call.nin):
+        kind = rng.integers(0, 4, n)
+        array = np.where(kind == 0, rng.choice(special, n), rng.normal(0, 3, n).astype(dtype))
+        array = np.where(kind == 1, rng.uniform(-120, 120, n).astype(dtype), array)
+        arrays.append(array.astype(dtype))
+    if call.nin > 1 and n:  # ties
+        arrays[1][:: 1 + n // 8] = arrays[0][:: 1 + n // 8]
+    return tuple(arrays)
+
+
+def ordinary(
+    call: Call, dtype: Any, shape: int | tuple[int, ...], seed: int = 0
+) -> tuple[np.ndarray[Any, Any], ...]:
+    """Return arguments well inside every domain, of any shape."""
+    rng = np.random.default_rng([seed, call.nin])
+    return tuple(rng.uniform(0.5, 2, shape).astype(dtype) for _ in range(call.nin))
