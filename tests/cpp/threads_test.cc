@@ -240,6 +240,19 @@ void TestPollSpansJobs() {
   CHECK(jobs < 200);
 }
 
+// A body may hand its Poll on to a nested loop; only the calling thread may ask it.
+void TestPollStaysOnCaller() {
+  SetNumThreads(4);
+  Counter counter;
+  counter.stop_at = 1000;
+  Poll poll{Counter::Count, &counter};
+  ParallelFor(4, [&](size_t) {
+    Poll own = poll;
+    ParallelFor(
+        3, [](size_t) { std::this_thread::sleep_for(milliseconds(60)); }, &own);
+  });
+}
+
 #if PULLBACK_FP_ENV_MXCSR
 unsigned ControlBits() { return _mm_getcsr() & ~0x3Fu; }
 
@@ -427,6 +440,7 @@ int main() {
   pullback::TestInterrupt();
   pullback::TestInterruptWhileWaiting();
   pullback::TestPollSpansJobs();
+  pullback::TestPollStaysOnCaller();
   pullback::TestFpEnvironment();
   pullback::TestForkIdle();
   pullback::TestForkDuringJobs();
