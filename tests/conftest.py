@@ -15,10 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from pullback import config
-
-native = config.native
-TARGETS: list[str] = [] if native is None else native.supported_targets()
+from protocol import TARGETS, native
 
 collect_ignore_glob = ["test_native_*.py"] if native is None else []
 
@@ -44,7 +41,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(params=TARGETS)
 def target(request: pytest.FixtureRequest) -> Iterator[str]:
     """Force each instruction set in turn."""
-    assert native is not None
     before = native.active_target()
     native.set_target(request.param)
     assert native.active_target() == request.param
@@ -57,13 +53,13 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs a script in a fresh interpreter, with a time limit."""
 
     def run(
-        script: str, *, check: bool = True, timeout: float = 60, **environment: Any
+        script: str, *argv: str, check: bool = True, timeout: float = 60, **environment: Any
     ) -> subprocess.CompletedProcess[str]:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PULLBACK_", "OMP_"))}
         if native is None:
             env["PULLBACK_BACKEND"] = "numpy"
         env |= {name: str(value) for name, value in environment.items()}
-        command = [sys.executable, "-X", "faulthandler", "-c", script]
+        command = [sys.executable, "-X", "faulthandler", "-c", script, *argv]
         done = subprocess.run(
             command, env=env, capture_output=True, text=True, timeout=timeout, check=False
         )

@@ -13,9 +13,13 @@ import numpy as np
 import oracles
 import pullback as pb
 from oracles import assert_same_bits
+from pullback import config
 from pullback.ops import OPS, OpRow
 
 DTYPES = oracles.DTYPES
+
+native: Any = config.native  # None for the NumPy backend
+TARGETS: list[str] = [] if native is None else native.supported_targets()
 
 # Per number of operands: arrays in, arrays out.
 METHODS = {

@@ -1,0 +1,123 @@
+"""What is timed: every primitive x method x dtype x size, built from the registry.
+
+A primitive without a case here fails the test suite, so a new row is timed the day it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pullback as pb
+from pullback.ops import OPS
+
+SIZES = (16, 1000, 100_000)
+DTYPES = ("float32", "float64")
+
+# What each method takes after the operands, per number of operands.
+ELEMENTWISE_METHODS = {
+    "value": lambda nin: 0,
+    "derivative": lambda nin: 0,
+    "value_and_derivative": lambda nin: 0,
+    "vjp": lambda nin: 1,
+    "jvp": lambda nin: nin,
+    "jacobian": lambda nin: 0,
+}
+MATMUL_SHAPES = (
+    ((4, 4), (4, 4)),
+    ((64, 64), (64, 64)),
+    ((256, 256), (256, 256)),
+    ((10_000, 10), (10, 8)),
+    ((32, 8, 8), (32, 8, 8)),
+    ((1000, 100), (100,)),
+)
+LOSS_SHAPES = ((100, 10), (1000, 20), (10_000, 100))
+
+
+class Case(NamedTuple):
+    """One call to time, and its twin to check it against."""
+
+    primitive: str
+    method: str
+    variant: str  # dtype and size
+    build: Callable[[], tuple[Any, ...]]  # the arguments
+
+    @property
+    def name(self) -> str:
+        """The test id."""
+        return f"{self.primitive}.{self.method}-{self.variant}"
+
+    def _of(self, primitives: Any) -> Callable[..., Any]:
+        primitive = getattr(primitives, self.primitive)
+        bare = self.method == "value" and not hasattr(primitive, "value")
+        return primitive if bare else getattr(primitive, self.method)
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """What is timed."""
+        return self._of(pb)
+
+    @property
+    def twin(self) -> Callable[..., Any]:
+        """What computes the same in NumPy."""
+        return self._of(pb.reference)
+
+
+def elementwise_arguments(count: int, dtype: str, n: int) -> tuple[Any, ...]:
+    """Return points inside every operation's domain."""
+    rng = np.random.default_rng(count)
+    return tuple(rng.uniform(0.1, 3, n).astype(dtype) for _ in range(count))
+
+
+def matmul_arguments(method: str, shapes: Any, dtype: str) -> tuple[Any, ...]:
+    """Return A, B and the cotangent or the tangents."""
+    rng = np.random.default_rng(0)
+    A, B = (rng.normal(size=shape).astype(dtype) for shape in shapes)
+    if method == "vjp":
+        return A, B, np.matmul(A, B)
+    return (A, B, 2 * A, 3 * B) if method == "jvp" else (A, B)
+
+
+def loss_arguments(rows: int, cols: int, dtype: str) -> tuple[Any, ...]:
+    """Return X, y, w, b with half of the samples active."""
+    rng = np.random.default_rng(rows)
+    X = rng.normal(size=(rows, cols)).astype(dtype)
+    return X, rng.normal(size=rows).astype(dtype), rng.normal(size=cols).astype(dtype), 0.125
+
+
+def _cases() -> Iterator[Case]:
+    for op, row in OPS.items():
+        for method, extra in ELEMENTWISE_METHODS.items():
+            count = row.nin + extra(row.nin)
+            for dtype in DTYPES:
+                for n in SIZES:
+                    yield Case(
+                        op,
+                        method,
+                        f"{dtype}-{n}",
+                        lambda c=count, d=dtype, n=n: elementwise_arguments(c, d, n),
+                    )
+    for method in ("value", "vjp", "jvp"):
+        for shapes in MATMUL_SHAPES:
+            for dtype in DTYPES:
+                label = "@".join("x".join(map(str, shape)) for shape in shapes)
+                yield Case(
+                    "matmul",
+                    method,
+                    f"{dtype}-{label}",
+                    lambda m=method, s=shapes, d=dtype: matmul_arguments(m, s, d),
+                )
+    for loss in pb.losses.losses:
+        for method in ("value", "value_and_grad"):
+            for rows, cols in LOSS_SHAPES:
+                for dtype in DTYPES:
+                    yield Case(
+                        loss,
+                        method,
+                        f"{dtype}-{rows}x{cols}",
+                        lambda r=rows, c=cols, d=dtype: loss_arguments(r, c, d),
+                    )
+
+
+CASES = tuple(_cases())

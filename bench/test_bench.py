@@ -1,0 +1,42 @@
+"""Every primitive x method, checked against its twin and then timed.
+
+``pytest bench --benchmark-enable`` times; without it each case runs once, as a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import CASES, Case
+from pullback import Diagonal
+
+
+def leaves(tree: Any) -> Iterator[np.ndarray]:
+    """Yield the arrays of a result, from left to right."""
+    if isinstance(tree, tuple):
+        for branch in tree:
+            yield from leaves(branch)
+    else:
+        yield tree.diagonal() if isinstance(tree, Diagonal) else np.asarray(tree)
+
+
+def check(actual: Any, expected: Any) -> None:
+    """Fail unless a result is that of the twin, to rounding."""
+    for one, other in zip(leaves(actual), leaves(expected), strict=True):
+        assert one.dtype == other.dtype
+        assert one.shape == other.shape
+        eps = np.finfo(one.dtype).eps
+        scale = float(np.abs(other).max(initial=0.0))
+        np.testing.assert_allclose(one, other, rtol=50 * eps, atol=50 * eps * scale)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_bench(benchmark: Any, case: Case) -> None:
+    arguments = case.build()
+    expected = case.twin(*arguments)
+    check(case.function(*arguments), expected)
+    benchmark.group = f"{case.primitive}.{case.method}"
+    check(benchmark(case.function, *arguments), expected)
