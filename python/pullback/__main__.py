@@ -1,0 +1,125 @@
+"""The command: what pullback runs on, whether it is right here, and how fast it is here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from pullback import selfbench, selfcheck
+from pullback.config import show_config
+from pullback.console import table, track
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Instead of those of the process.
+
+    Returns
+    -------
+    int
+        The exit code: 1 if a check fails, else 0. Wrong usage exits with 2.
+    """
+    options = _parser().parse_args(arguments)
+    command = options.command or "all"
+    start = time.perf_counter()
+    report: dict[str, Any] = {}
+    say: Callable[[str], None] = _say_nothing if options.json else print
+
+    if command in ("all", "info"):
+        report["config"] = show_config("dict")
+        if not options.json:
+            show_config()
+    ok = True
+    if command in ("all", "check"):
+        ok = _check(say, report)
+    if command in ("all", "bench"):
+        _bench(np.dtype(options.dtype), say, report)
+    if command == "all":
+        say(f"\n{'All is well' if ok else 'A CHECK FAILED'}; {time.perf_counter() - start:.1f} s.")
+    if options.json:
+        json.dump(report, sys.stdout, indent=2)
+        print()
+    return 0 if ok else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pullback",
+        description="Show what pullback runs on, check every primitive against its NumPy twin, and "
+        "time it against plain NumPy and the limits of the machine; without a command, all three.",
+    )
+    _add_options(parser, dtype=True, default={"json": False, "dtype": "float64"})
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    for name, text in (
+        ("info", "print the configuration"),
+        ("check", "check every primitive; exit code 1 if one is wrong"),
+        ("bench", "time every primitive against plain NumPy"),
+    ):
+        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        _add_options(command, dtype=name == "bench", default={})
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, *, dtype: bool, default: dict[str, Any]) -> None:
+    # A subcommand's defaults would overwrite what was given in front of it.
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        default=default.get("json", argparse.SUPPRESS),
+        help="print one JSON document instead of tables",
+    )
+    if dtype:
+        parser.add_argument(
+            "--dtype",
+            choices=[dtype.name for dtype in selfcheck.DTYPES],
+            default=default.get("dtype", argparse.SUPPRESS),
+            help="what to time (default: float64)",
+        )
+
+
+def _say_nothing(text: str) -> None:
+    pass
+
+
+def _check(say: Callable[[str], None], report: dict[str, Any]) -> bool:
+    findings = [check() for check in track(selfcheck.checks(), "checking")]
+    report["checks"] = [selfcheck.as_json(finding) for finding in findings]
+    say(f"\n{selfcheck.TITLE}\n")
+    say(table(selfcheck.HEADER, map(selfcheck.as_row, findings), left=2))
+    wrong = [finding for finding in findings if not finding.ok]
+    for finding in wrong:
+        for problem in finding.problems:
+            say(f"FAILED: {finding.name}, {finding.dtype}: {problem}")
+    say(f"\n{len(findings) - len(wrong)} of {len(findings)} checks passed.")
+    return not wrong
+
+
+def _bench(dtype: np.dtype[Any], say: Callable[[str], None], report: dict[str, Any]) -> None:
+    limits = selfbench.measure_limits()
+    timings = [
+        timing
+        for benchmark in track(selfbench.benchmarks(limits, dtype), "timing")
+        for timing in benchmark()
+    ]
+    report["limits"] = asdict(limits)
+    report["timings"] = [{**asdict(timing), "dtype": dtype.name} for timing in timings]
+    say(f"\n{selfbench.title(dtype, limits)}")
+    for header, rows in selfbench.as_tables(timings):
+        say("\n" + table(header, rows, left=2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,345 @@
+"""Checks every primitive, as installed and on this machine, against its NumPy twin.
+
+The twin's formulas are evaluated in the next wider format (float64 for float32, long double for
+float64), which makes them good to a small fraction of the ULP that they are to judge.
+Independently of the backend, the table's derivatives are held to difference quotients of its
+values. Takes a second or two, so it samples; the test suite is what proves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pullback import losses, reference
+from pullback.config import backend
+from pullback.elementwise import primitives as elementwise
+from pullback.matmul import matmul
+from pullback.ops import OPS, REFERENCE_MAX_ULP, OpRow
+
+__all__ = ["DTYPES", "Finding", "Measured", "checks"]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+DTYPES: Final = (np.dtype(np.float32), np.dtype(np.float64))
+_WIDER: Final[Mapping[np.dtype[Any], Any]] = {DTYPES[0]: np.float64, DTYPES[1]: np.longdouble}
+_SAMPLES: Final = 20_000
+
+# Central differences of step eps**(1/3) are good to some 1e-10 at the points used here.
+_DIFFERENCE_BOUND: Final = 1e-6
+
+
+class Measured(NamedTuple):
+    """The largest error found, and its bound, in the unit of its column."""
+
+    error: float
+    bound: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What the check of one primitive in one dtype found.
+
+    `value` and `derivative` (a loss's gradient, the cotangents of a matrix product) are in ULP
+    for elementwise operations; for sums of products in units of rounding of the sum of the
+    magnitudes. `difference` is relative, against difference quotients.
+    """
+
+    name: str
+    dtype: str
+    samples: int
+    value: Measured
+    derivative: Measured
+    difference: Measured | None = None
+    failures: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is as promised."""
+        return not self.problems
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One line for each promise that is broken."""
+        exceeded = [
+            f"{what}: error {measured.error:.4g}, bound {measured.bound:g}"
+            for what in ("value", "derivative", "difference")
+            if (measured := getattr(self, what)) is not None
+            and not measured.error <= measured.bound
+        ]
+        return (*exceeded, *self.failures)
+
+
+def checks(dtypes: Sequence[np.dtype[Any]] = DTYPES) -> list[Callable[[], Finding]]:
+    """Return the checks of all primitives, to be called one by one."""
+
+    def bind(
+        check: Callable[..., Finding], *arguments: Any, dtype: np.dtype[Any]
+    ) -> Callable[[], Finding]:
+        return lambda: check(*arguments, dtype)
+
+    return [
+        *(
+            bind(check_elementwise, row, elementwise[row.name], dtype=d)
+            for row in OPS.values()
+            for d in dtypes
+        ),
+        *(bind(check_matmul, matmul, dtype=d) for d in dtypes),
+        *(bind(check_loss, loss, dtype=d) for loss in losses.losses.values() for d in dtypes),
+    ]
+
+
+# --- elementwise ----------------------------------------------------------------------------------
+
+
+def check_elementwise(row: OpRow, primitive: Any, dtype: np.dtype[Any]) -> Finding:
+    """Check values, derivatives, methods and special points of an elementwise primitive."""
+    rng = np.random.default_rng(len(row.name))
+    points = tuple(_everywhere(rng, dtype) for _ in row.operands)
+    wide = tuple(point.astype(_WIDER[dtype]) for point in points)
+    with np.errstate(all="ignore"):
+        exact_value = row.value(*wide)
+        exact_slopes = _tuple(row.derivative(*wide))
+
+    value = primitive(*points)
+    slopes = _tuple(primitive.derivative(*points))
+    bounds = row.max_ulp if backend() == "native" else (REFERENCE_MAX_ULP, REFERENCE_MAX_ULP)
+    # A formula in a wider format is not quite exact, unless it does not round at all.
+    slack = REFERENCE_MAX_ULP * float(np.finfo(_WIDER[dtype]).eps / np.finfo(dtype).eps)
+    value_bound, slope_bound = (bound + slack if bound else 0.0 for bound in bounds)
+    return Finding(
+        name=row.name,
+        dtype=dtype.name,
+        samples=points[0].size,
+        value=Measured(_worst(value, exact_value), value_bound),
+        derivative=Measured(max(map(_worst, slopes, exact_slopes)), slope_bound),
+        difference=_difference(row, rng) if dtype == np.float64 else None,
+        failures=(
+            *_broken_methods(row, primitive, points, (value, *slopes), rng),
+            *_broken_special_points(row, primitive, dtype),
+        ),
+    )
+
+
+def _everywhere(rng: np.random.Generator, dtype: np.dtype[Any]) -> Array:
+    """Return floats from every binade, more of them where functions vary, and the special ones."""
+    info = np.finfo(dtype)
+    edges = [0.0, info.smallest_subnormal, info.tiny, 0.5, 1.0, float(info.max), np.inf]
+    third = _SAMPLES // 3
+    exponents = rng.uniform(info.minexp - info.nmant, info.maxexp, third)
+    with np.errstate(over="ignore"):
+        binades = np.exp2(exponents) * rng.choice([-1.0, 1.0], third)
+    parts = [rng.normal(0, 2, third), rng.uniform(-120, 120, third), binades]
+    points = np.concatenate([*parts, edges, np.negative(edges), [np.nan]]).astype(dtype)
+    rng.shuffle(points)  # so that binary operands meet in every combination
+    return points
+
+
+def _tuple(slopes: Any) -> tuple[Array, ...]:
+    return slopes if isinstance(slopes, tuple) else (slopes,)
+
+
+def _worst(actual: Array, exact: Array) -> float:
+    """Return the largest error of `actual` in ULP of `exact`, an array of a wider dtype.
+
+    An infinity counts as the first power of two that overflows.
+    """
+    info = np.finfo(actual.dtype)
+    wide = exact.dtype.type
+    overflow = np.ldexp(wide(1), info.maxexp)
+    with np.errstate(all="ignore"):
+        exact = np.clip(exact, -overflow, overflow)
+        shown = np.clip(actual.astype(wide), -overflow, overflow)
+        _, exponent = np.frexp(exact)
+        exponent = np.where(exact == 0, info.minexp, np.maximum(exponent - 1, info.minexp))
+        error = np.abs(shown - exact) / np.ldexp(wide(1), exponent - info.nmant)
+    error = np.where(np.isnan(actual) & np.isnan(exact), 0, error)
+    return float(np.max(np.where(np.isnan(error), np.inf, error)))
+
+
+def _broken_methods(
+    row: OpRow,
+    primitive: Any,
+    points: tuple[Array, ...],
+    separate: tuple[Array, ...],
+    rng: np.random.Generator,
+) -> list[str]:
+    """Return the methods that are not, bit for bit, what their definition makes of the others."""
+    value, *slopes = separate
+    dtype = value.dtype
+    cotangent = rng.normal(0, 1, value.shape).astype(dtype)
+    tangents = [rng.normal(0, 1, value.shape).astype(dtype) for _ in slopes]
+
+    def product(factor: Array, slope: Array) -> Array:
+        scaled: Array = factor * slope
+        return np.where(slope == 0, dtype.type(0), scaled) if row.masked else scaled
+
+    with np.errstate(all="ignore"):
+        terms = [product(cotangent, slope) for slope in slopes]
+        tangent = sum(map(product, tangents[1:], slopes[1:]), product(tangents[0], slopes[0]))
+    both_value, both_slopes = primitive.value_and_derivative(*points)
+    found = {
+        "value_and_derivative": ([both_value, *_tuple(both_slopes)], [value, *slopes]),
+        "vjp": (_tuple(primitive.vjp(*points, cotangent)), terms),
+        "jvp": ([primitive.jvp(*points, *tangents)], [tangent]),
+    }
+    return [
+        f"{method} differs from its definition in {different} of {value.size} elements"
+        for method, (actual, desired) in found.items()
+        if (
+            different := sum(
+                int(np.count_nonzero(~_same(a, d))) for a, d in zip(actual, desired, strict=True)
+            )
+        )
+    ]
+
+
+def _same(actual: Array, desired: Array) -> Array:
+    """Tell where two arrays have the same bits; a NaN's payload does not count."""
+    equal = (actual == desired) & (np.signbit(actual) == np.signbit(desired))
+    same: Array = equal | (np.isnan(actual) & np.isnan(desired))
+    return same
+
+
+def _broken_special_points(row: OpRow, primitive: Any, dtype: np.dtype[Any]) -> list[str]:
+    at = [
+        np.array(column, dtype) for column in zip(*(point.at for point in row.special), strict=True)
+    ]
+    value, slopes = primitive.value_and_derivative(*at)
+    actual = np.stack([value, *_tuple(slopes)], axis=1)
+    desired = np.array([(point.value, *point.derivative) for point in row.special], dtype)
+    return [
+        f"special point {point.at}: {got.tolist()} instead of {want.tolist()}"
+        for point, got, want in zip(row.special, actual, desired, strict=True)
+        if not _same(got, want).all()
+    ]
+
+
+def _difference(row: OpRow, rng: np.random.Generator) -> Measured:
+    """Compare the table's derivatives to central differences, inside the domain, off the kinks."""
+    points = [rng.choice([-1.0, 1.0], 500) * rng.uniform(0.05, 8, 500) for _ in row.operands]
+    keep = np.ones(500, bool)
+    for operand, domain in zip(points, row.domain, strict=True):
+        keep &= np.any([(a < operand) & (operand < b) for a, b, _ in domain.intervals], axis=0)
+    if len(points) == 2:  # binary operations of the table have their kinks on the diagonal
+        keep &= np.abs(points[0] - points[1]) > 0.01
+    points = [operand[keep] for operand in points]
+    slopes = _tuple(row.derivative(*points))
+    worst = 0.0
+    for i, slope in enumerate(slopes):
+        step = float(np.cbrt(np.finfo(np.float64).eps)) * np.abs(points[i])
+        above = [p + step if j == i else p for j, p in enumerate(points)]
+        below = [p - step if j == i else p for j, p in enumerate(points)]
+        quotient = (row.value(*above) - row.value(*below)) / (above[i] - below[i])
+        # Absolute below 1e-3: there the difference itself has few digits.
+        error = np.abs(quotient - slope) / np.maximum(np.abs(slope), 1e-3)
+        worst = max(worst, float(np.max(error)) if error.size else float("inf"))
+    return Measured(worst, _DIFFERENCE_BOUND)
+
+
+# --- sums of products -----------------------------------------------------------------------------
+
+
+def _worst_sum(actual: Any, exact: Any, magnitude: Any) -> float:
+    """Return the largest error in units of rounding of the sum of the terms' magnitudes."""
+    actual = np.asarray(actual)
+    unit = np.maximum(magnitude * (np.finfo(actual.dtype).eps / 2), np.finfo(actual.dtype).tiny)
+    error = np.abs(actual.astype(np.longdouble) - exact) / unit
+    return float(np.max(np.where(np.isnan(error), np.inf, error)))
+
+
+def check_matmul(primitive: Any, dtype: np.dtype[Any]) -> Finding:
+    """Check the product and its cotangents, in one batch that broadcasts."""
+    rng = np.random.default_rng(7)
+    A = rng.standard_normal((3, 24, 40)).astype(dtype)
+    B = rng.standard_normal((40, 32)).astype(dtype)
+    G = rng.standard_normal((3, 24, 32)).astype(dtype)
+    A_, B_, G_ = (array.astype(np.longdouble) for array in (A, B, G))
+    dA, dB = primitive.vjp(A, B, G)
+
+    def judge(actual: Array, left: Array, right: Array) -> float:
+        return _worst_sum(actual, left @ right, np.abs(left) @ np.abs(right))
+
+    # B is shared by the batch, so its cotangent is one product of the stacked rows.
+    rows, cotangents = A_.reshape(-1, 40), G_.reshape(-1, 32)
+    # The bounds are the lengths of the sums, plus two.
+    return Finding(
+        name="matmul",
+        dtype=dtype.name,
+        samples=A.size + B.size + G.size,
+        value=Measured(judge(primitive(A, B), A_, B_), 40 + 2),
+        derivative=Measured(max(judge(dA, G_, B_.T), judge(dB, rows.T, cotangents)), len(rows) + 2),
+    )
+
+
+def check_loss(loss: Any, dtype: np.dtype[Any]) -> Finding:
+    """Check a loss and its gradient against the twin, and the twin against differences."""
+    rng = np.random.default_rng(11)
+    n, d = 1000, 23
+    X = rng.standard_normal((n, d)).astype(dtype)
+    w, b = rng.standard_normal(d).astype(dtype), dtype.type(0.25)
+    y = np.maximum(X @ w + b, 0) + rng.standard_normal(n).astype(dtype)
+    X_, y_, w_, b_ = (a.astype(np.float64) for a in (X, y, w, b))
+    twin = getattr(reference, loss.__name__)
+    exact, (exact_gw, exact_gb) = twin.value_and_grad(X_, y_, w_, b_)
+    value, (gw, gb) = loss.value_and_grad(X, y, w, b)
+
+    scale = np.max(np.abs([*exact_gw, exact_gb]))
+    bound = n + d + 2.0
+    errors = [_worst_sum(gw, exact_gw, scale), _worst_sum(gb, exact_gb, scale)]
+    failures = [] if loss.value(X, y, w, b) == value else ["value differs from value_and_grad's"]
+    direction = rng.standard_normal(d)
+    step = 1e-6
+    above, below = (twin.value(X_, y_, w_ + s * direction, b_ + s) for s in (step, -step))
+    slope = exact_gw @ direction + exact_gb
+    return Finding(
+        name=loss.__name__,
+        dtype=dtype.name,
+        samples=n * d,
+        value=Measured(_worst_sum(np.float64(value), exact, exact), bound),
+        derivative=Measured(max(errors), bound),
+        difference=Measured(abs((above - below) / (2 * step) - slope) / abs(slope), 1e-5),
+        failures=tuple(failures),
+    )
+
+
+# --- for people -----------------------------------------------------------------------------------
+
+TITLE: Final = (
+    "Against the NumPy twins in the next wider format: largest error / bound, in ULP, for sums of\n"
+    "products in units of rounding; difference: derivatives against difference quotients, relative"
+)
+HEADER: Final = ("primitive", "dtype", "samples", "value", "derivative", "difference", "result")
+
+
+def as_row(finding: Finding) -> tuple[str, ...]:
+    """Return a finding as cells under `HEADER`."""
+
+    def cell(measured: Measured | None) -> str:
+        return "" if measured is None else f"{measured.error:.3g} / {measured.bound:.4g}"
+
+    return (
+        finding.name,
+        finding.dtype,
+        str(finding.samples),
+        cell(finding.value),
+        cell(finding.derivative),
+        cell(finding.difference),
+        "ok" if finding.ok else "FAILED",
+    )
+
+
+def as_json(finding: Finding) -> Mapping[str, Any]:
+    """Return a finding as what JSON can hold."""
+    measured = {what: getattr(finding, what) for what in ("value", "derivative", "difference")}
+    return {
+        "primitive": finding.name,
+        "dtype": finding.dtype,
+        "samples": finding.samples,
+        **{what: None if m is None else m._asdict() for what, m in measured.items()},
+        "problems": list(finding.problems),
+    }
