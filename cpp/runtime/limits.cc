@@ -16,6 +16,7 @@
 
 #include "runtime/hwy_config.h"
 #include "runtime/partition.h"
+#include "runtime/prefetch.h"
 #include "runtime/threads.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -39,14 +40,6 @@ inline uint64_t LoadWord(const uint8_t* p, size_t bytes) {
 // KiB ahead. What did not pay: 4 or 16 registers instead of 8 (equal), 2 to 6 streams at a time
 // (equal to slower), and threads that interleave chunks of 4 to 256 KiB (23 to 52 GB/s).
 constexpr size_t kPrefetchAhead = 4096;
-
-inline void PrefetchIntoL2(const uint8_t* p) {
-#if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
-  __builtin_prefetch(p, 0, 2);
-#else
-  hwy::Prefetch(p);
-#endif
-}
 
 // Integers rather than floats: their sum does not depend on the order, and no value is slow.
 uint64_t SumWords(const uint8_t* p, size_t bytes) {

@@ -1,0 +1,20 @@
+// A hint that memory will be read soon.
+#ifndef PULLBACK_CPP_RUNTIME_PREFETCH_H_
+#define PULLBACK_CPP_RUNTIME_PREFETCH_H_
+
+#include <hwy/cache_control.h>
+
+namespace pullback {
+
+// Past L1, which is too small for what is fetched far ahead. Any address will do.
+inline void PrefetchIntoL2(const void* p) {
+#if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
+  __builtin_prefetch(p, 0, 2);
+#else
+  hwy::Prefetch(static_cast<const char*>(p));
+#endif
+}
+
+}  // namespace pullback
+
+#endif  // PULLBACK_CPP_RUNTIME_PREFETCH_H_
