@@ -1,0 +1,391 @@
+"""Threads: their number, equal bits for any number, forks, Ctrl-C, and a clean exit."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pullback as pb
+import pytest
+from oracles import assert_same_bits
+from protocol import CALLS, DTYPES, Call, arguments, assert_same_leaves, by_name, leaves
+
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+# --- the number -----------------------------------------------------------------------------------
+
+
+def test_set_and_get() -> None:
+    before = pb.get_num_threads()
+    assert before >= 1
+    try:
+        for n in (1, 2, 7, np.int64(3)):
+            pb.set_num_threads(n)
+            assert pb.get_num_threads() == n
+            assert type(pb.get_num_threads()) is int
+    finally:
+        pb.set_num_threads(before)
+
+
+def test_a_block_with_its_own_number() -> None:
+    before = pb.get_num_threads()
+    with pb.threads(3):
+        assert pb.get_num_threads() == 3
+        with pb.threads(1):
+            assert pb.get_num_threads() == 1
+        assert pb.get_num_threads() == 3
+    assert pb.get_num_threads() == before
+    with pytest.raises(ZeroDivisionError), pb.threads(5):
+        raise ZeroDivisionError
+    assert pb.get_num_threads() == before
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1025, 2**31, 2**40, 2**100])
+def test_numbers_out_of_range(bad: int) -> None:
+    before = pb.get_num_threads()
+    with pytest.raises(ValueError, match=f"from 1 to 1024, not {bad}"):
+        pb.set_num_threads(bad)
+    with pytest.raises(ValueError, match="1024"), pb.threads(bad):
+        pass
+    assert pb.get_num_threads() == before
+
+
+@pytest.mark.parametrize("bad", [1.0, "2", None, True, [1], np.float64(2)], ids=repr)
+def test_what_is_no_number(bad: Any) -> None:
+    before = pb.get_num_threads()
+    with pytest.raises(TypeError, match="must be an integer"):
+        pb.set_num_threads(bad)
+    assert pb.get_num_threads() == before
+
+
+@pytest.mark.native
+def test_threadpoolctl_sees_and_limits_it() -> None:
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+
+    def ours() -> dict[str, Any]:
+        (found,) = [m for m in threadpoolctl.threadpool_info() if m["user_api"] == "pullback"]
+        return dict(found)
+
+    with pb.threads(5):
+        assert ours()["num_threads"] == 5
+        assert ours()["version"] == pb.__version__
+        assert ours()["internal_api"] == "pullback"
+        for limit in (2, {"pullback": 2}):
+            with threadpoolctl.threadpool_limits(limit):
+                assert pb.get_num_threads() == ours()["num_threads"] == 2
+            assert pb.get_num_threads() == 5
+        with threadpoolctl.threadpool_limits(1, user_api="blas"):
+            assert pb.get_num_threads() == 5
+
+
+# --- the same bits --------------------------------------------------------------------------------
+
+SIZES = (32_767, 32_768, 40_001, 100_000, 1_000_003)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("call", CALLS, ids=by_name)
+@dtypes
+def test_same_bits_for_any_number_of_threads(call: Call, dtype: np.dtype) -> None:
+    pool = arguments(call, dtype, 3001)
+    f = call.native()
+    expected = list(leaves(f(*pool)))
+    for n in SIZES if call.op in ("tanh", "multiply") else SIZES[:-1]:
+        given = [np.resize(x, n) for x in pool]
+        wanted = [np.resize(leaf, n) for leaf in expected]
+        for threads in (1, 2, 3, 8) if n < SIZES[-1] else range(1, 9):
+            with pb.threads(threads):
+                for leaf, exact in zip(leaves(f(*given)), wanted, strict=True):
+                    assert_same_bits(leaf, exact) if n < 50_000 else _same(leaf, exact)
+    strided = [np.resize(x, (40_001, 2)).T[0] for x in pool]
+    outs = f(*strided)
+    with pb.threads(3):
+        assert_same_leaves(f(*strided), outs)
+
+
+def _same(actual: np.ndarray, desired: np.ndarray) -> None:
+    """Compare long arrays, whose NaN are of one kind, by their bytes alone."""
+    if actual.tobytes() != desired.tobytes():
+        assert_same_bits(actual, desired)
+
+
+@pytest.mark.native
+def test_concurrent_calls_from_eight_threads() -> None:
+    """Kernels are re-entrant, and nobody gets somebody else's result."""
+    sizes = (10, 1000, 33_000, 200_000)
+    data = {n: np.random.default_rng(n).normal(size=n) for n in sizes}
+    wanted = {n: [pb.tanh.vjp(x, x), *pb.multiply.vjp(x, x, x)] for n, x in data.items()}
+    barrier = threading.Barrier(8)
+
+    def work(first: int) -> None:
+        barrier.wait()
+        for i in range(30):
+            n = sizes[(first + i) % len(sizes)]
+            x = data[n]
+            _same(pb.tanh.vjp(x, x), wanted[n][0])
+            for leaf, exact in zip(pb.multiply.vjp(x, x, x), wanted[n][1:], strict=True):
+                _same(leaf, exact)
+
+    for threads in (1, 2, 5):
+        with pb.threads(threads), ThreadPoolExecutor(8) as executor:
+            list(executor.map(work, range(8)))
+
+
+@pytest.mark.native
+def test_number_changes_while_calls_run() -> None:
+    x = np.random.default_rng(0).normal(size=300_000)
+    wanted = pb.tanh(x)
+    done = threading.Event()
+    failures = []
+
+    def work() -> None:
+        while not done.is_set():
+            if pb.tanh(x).tobytes() != wanted.tobytes():
+                failures.append("differs")
+
+    before = pb.get_num_threads()
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    try:
+        for worker in workers:
+            worker.start()
+        for i in range(60):
+            pb.set_num_threads(1 + i % 8)
+            time.sleep(0.005)
+    finally:
+        done.set()
+        for worker in workers:
+            worker.join()
+        pb.set_num_threads(before)
+    assert not failures
+
+
+@pytest.mark.native
+def test_the_gil_is_released() -> None:
+    """Another Python thread runs while a kernel does."""
+    n, d = 20_000, 5000
+    X = np.broadcast_to(np.ones(d), (n, d))
+    y, w = np.ones(n), np.ones(d)
+    ticks = []
+    done = threading.Event()
+
+    def tick() -> None:
+        while not done.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.001)
+
+    other = threading.Thread(target=tick)
+    other.start()
+    with pb.threads(1):
+        begin = time.perf_counter()
+        pb.relu_mse.value_and_grad(X, y, w, 0.0)
+        end = time.perf_counter()
+    done.set()
+    other.join()
+    during = [t for t in ticks if begin < t < end]
+    assert len(during) > min(10, (end - begin) / 0.02), (len(during), end - begin)
+
+
+# --- forks ----------------------------------------------------------------------------------------
+
+FORK_WHILE_THREADS_COMPUTE = """
+import os, sys, threading, time, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # that forking with threads is a bad idea
+import numpy as np, pullback as pb
+pb.set_num_threads(4)
+x = np.linspace(-5, 5, 400_000)
+X, y, w = np.ones((3000, 100)), np.ones(3000), np.full(100, 0.5)
+wanted, wanted_loss = pb.tanh(x), pb.relu_mse.value_and_grad(X, y, w, 0.0)
+def work():
+    while True:
+        pb.tanh(x)
+        pb.relu_mse.value_and_grad(X, y, w, 0.0)
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+def right():
+    loss, (gw, gb) = pb.relu_mse.value_and_grad(X, y, w, 0.0)
+    return ((pb.tanh(x) == wanted).all() and loss == wanted_loss[0]
+            and (gw == wanted_loss[1][0]).all() and gb == wanted_loss[1][1])
+for i in range(25):
+    time.sleep(0.002 * (i % 5))
+    child = os.fork()
+    if child == 0:
+        ok = all(right() for _ in range(3))
+        pb.set_num_threads(3)
+        ok = ok and right() and pb.get_num_threads() == 3
+        os._exit(0 if ok else 1)
+    deadline = time.monotonic() + 20
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            break
+        if time.monotonic() > deadline:
+            os.kill(child, 9)
+            sys.exit(f"child {i} hangs")
+        time.sleep(0.001)
+    if status:
+        sys.exit(f"child {i} failed: {status}")
+if not right():
+    sys.exit("the parent computes wrong")
+print("fine")
+"""
+
+MULTIPROCESSING_FORK = """
+import multiprocessing, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+import numpy as np, pullback as pb
+pb.set_num_threads(3)
+x = np.linspace(-5, 5, 400_000)
+wanted = pb.tanh(x)
+def work(seed):
+    return bool((pb.tanh(x) == wanted).all())
+if __name__ == "__main__":
+    for method in ("fork",):
+        with multiprocessing.get_context(method).Pool(4) as pool:
+            assert all(pool.map(work, range(16)))
+    assert work(0)
+    print("fine")
+"""
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(
+    "script", [FORK_WHILE_THREADS_COMPUTE, MULTIPROCESSING_FORK], ids=["os.fork", "multiprocessing"]
+)
+def test_fork(run_python: Callable[..., Any], script: str) -> None:
+    assert run_python(script, timeout=90).stdout.split() == ["fine"]
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------------------
+
+INTERRUPT = """
+import os, signal, sys, threading, time
+import numpy as np, pullback as pb
+pb.set_num_threads({threads})
+{setup}
+call()  # pages and pool
+begin = time.perf_counter()
+call()
+alone = time.perf_counter() - begin
+sent = []
+def interrupt():
+    time.sleep(0.1)
+    sent.append(time.perf_counter())
+    os.kill(os.getpid(), signal.SIGINT)
+for _ in range(2):
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < 20:
+            call()
+        sys.exit("was never interrupted")
+    except KeyboardInterrupt:
+        answered = time.perf_counter()
+    thread.join()
+    print(answered - sent.pop())
+print(alone)
+x = np.linspace(-5, 5, 400_000)
+assert np.allclose(pb.tanh(x), np.tanh(x))
+for n in (1, 2, 4):
+    pb.set_num_threads(n)
+    assert np.allclose(pb.tanh(x), np.tanh(x))
+assert pb.relu_mse.value(np.ones((3000, 100)), np.ones(3000), np.zeros(100), 1.0) == 0
+"""
+
+# Long calls that need little memory: rows repeat by a stride of zero.
+LONG_CALLS = {
+    "relu_mse": """
+n, d = 200_000, 20_000
+X, y, w = np.broadcast_to(np.ones(d), (n, d)), np.ones(n), np.ones(d)
+call = lambda: pb.relu_mse.value_and_grad(X, y, w, 0.0)
+""",
+    "few wide rows": """
+n, d = 300, 10_000_000
+X, y, w = np.broadcast_to(np.ones(d), (n, d)), np.ones(n), np.ones(d)
+call = lambda: pb.relu_mse.value_and_grad(X, y, w, 0.0)
+""",
+    "elementwise": """
+x = np.linspace(-1e5, 1e5, 150_000_000, dtype=np.float32)
+call = lambda: pb.sin.vjp(x, x, out=x)
+""",
+    "several outputs": """
+x = np.linspace(-30, 30, 60_000_000)
+call = lambda: pb.tanh.value_and_derivative(x)
+""",
+    "strided": """
+x = np.linspace(-1e5, 1e5, 160_000_000, dtype=np.float32)[::2]
+call = lambda: pb.sin.vjp(x, x, out=x)
+""",
+    "rows of a wider array": """
+x = np.linspace(-1e5, 1e5, 100_000_000, dtype=np.float32).reshape(-1, 1000)[:, :990]
+call = lambda: pb.sin.vjp(x, x, out=x)
+""",
+    "integers": """
+x = np.arange(40_000_000)
+out = np.empty(x.shape)
+call = lambda: pb.sin.vjp(x, x, out=out)
+""",
+    "byte-swapped": """
+x = np.linspace(-30, 30, 40_000_000, dtype=np.float64).astype(">f8")
+out = np.empty(x.shape)
+call = lambda: pb.sin.vjp(x, x, out=out)
+""",
+}
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("setup", LONG_CALLS.values(), ids=LONG_CALLS.keys())
+def test_interrupt(run_python: Callable[..., Any], setup: str, threads: int) -> None:
+    """A long call answers Ctrl-C within 0.2 s, and the pool stays usable."""
+    done = run_python(INTERRUPT.format(threads=threads, setup=setup), timeout=120)
+    *delays, alone = map(float, done.stdout.split())
+    assert alone > 0.3 or threads > 1, "not a long call"
+    assert max(delays) < 0.2, (delays, alone)
+
+
+# --- exit -----------------------------------------------------------------------------------------
+
+EXITS = {
+    "after a call": "pb.tanh(x)",
+    "with daemon threads computing": """
+def work():
+    while True:
+        pb.tanh(x)
+        pb.relu_mse.value_and_grad(X, y, w, 0.0)
+for _ in range(4):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.05)
+""",
+    "with a thread that ends last": """
+def work():
+    time.sleep(0.2)
+    for _ in range(20):
+        pb.tanh(x)
+threading.Thread(target=work).start()
+""",
+    "from an exit handler": """
+import atexit
+atexit.register(lambda: print("late", float(pb.tanh(x)[0])))
+pb.tanh(x)
+""",
+    "by sys.exit in mid-air": "pb.tanh(x); sys.exit(0)",
+}
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("body", EXITS.values(), ids=EXITS.keys())
+def test_exit_is_clean(run_python: Callable[..., Any], body: str) -> None:
+    script = (
+        "import sys, threading, time\nimport numpy as np, pullback as pb\npb.set_num_threads(4)\n"
+        "x = np.linspace(-5, 5, 400_000)\n"
+        "X, y, w = np.ones((3000, 100)), np.ones(3000), np.ones(100)\n"
+    )
+    for _ in range(3):
+        done = run_python(script + body, timeout=30)
+        assert not done.stderr
