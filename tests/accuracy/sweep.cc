@@ -441,12 +441,18 @@ double RoughError(W r, T got) {
   return static_cast<double>(std::fabs(std::ldexp(y - r, Format<T>::kDigits - 1 - exponent)));
 }
 
-// The hot one, of the exhaustive sweeps.
+// The hot one, of the exhaustive sweeps; the quick sweep checks the special values.
 double RoughError(double r, float got) {
-  if (std::isfinite(r) && std::isfinite(got) && r != 0 && std::signbit(r) == std::signbit(got)) {
-    const uint64_t e = std::clamp<uint64_t>((ToBits(r) >> 52) & 0x7FF, 1023 - 126, 1023 + 127);
+  const uint64_t bits = ToBits(r);
+  const uint64_t exponent = (bits >> 52) & 0x7FF;
+  const bool same_sign = (bits >> 63) == (ToBits(got) >> 31);
+  if (exponent < 1023 + 127 && same_sign && bits << 1 != 0) {
+    const uint64_t e = std::max<uint64_t>(exponent, 1023 - 126);
     return std::fabs(static_cast<double>(got) - r) * FromBits<double>((2046 + 23 - e) << 52);
   }
+  if (r != r) return got != got ? 0 : -1;
+  if (same_sign && static_cast<double>(got) == r) return 0;
+  if (same_sign && exponent >= 1023 + 128 && std::isinf(got)) return 0;
   return RoughError<float, double>(r, got);
 }
 
@@ -475,7 +481,7 @@ void Judge(const Reference& reference, Output o, T a, T b, T got, double rough, 
            Column& column) {
   ++column.samples;
   const double bound = o == kValue ? reference.value_bound : reference.slope_bound;
-  if (!always && rough >= 0 && rough <= column.max && rough < bound) return;
+  if (!always && rough >= 0 && rough <= column.max && rough <= bound) return;
   if (!always && rough == 0) return;
   const double error = ExactError(reference, o, a, b, got);
   if (error == kWrong || error > bound) {
@@ -722,16 +728,17 @@ Columns Exhaustive(const Entry& entry, const Entry& judge, const Reference& refe
                    uint64_t stride) {
   Columns columns;
   constexpr size_t kChunk = 1 << 16;
-  const uint64_t count = (uint64_t{1} << 32) / stride;
+  const uint64_t chunks = ((uint64_t{1} << 32) / stride + kChunk - 1) / kChunk;
   std::mutex mutex;
-  InParallel((count + kChunk - 1) / kChunk, [&](size_t chunk) {
+  InParallel(chunks, [&](size_t chunk) {
     thread_local std::vector<float> x(kChunk), y[3];
     thread_local std::vector<double> wide(kChunk), r[3];
     for (auto& out : y) out.resize(kChunk);
     for (auto& out : r) out.resize(kChunk);
     for (size_t i = 0; i < kChunk; ++i) {
-      // A stride leaves room for every low bit to vary.
-      const uint64_t index = (chunk * kChunk + i) * stride;
+      // Every chunk spans the whole range: an early one finds nearly the maximum, and MPFR has
+      // little to do from there on. A stride leaves room for the low bits to vary.
+      const uint64_t index = (i * chunks + chunk) * stride;
       const uint64_t jitter = stride == 1 ? 0 : (index * 0x9E3779B97F4A7C15u >> 40) % stride;
       x[i] = FromBits<float>(static_cast<uint32_t>(index + jitter));
       wide[i] = static_cast<double>(x[i]);
