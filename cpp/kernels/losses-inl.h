@@ -256,7 +256,7 @@ class Rows {
   static constexpr size_t kLanes = hn::MaxLanes(D());
   // In the second pass over long rows, memory would idle. So it fetches the first of so many parts
   // of the next rows (all of them, or into L1: 0.7 x the speed).
-  static constexpr size_t kFetchedShare = 4;
+  static constexpr size_t kFetchedShare = 2;
 
   HWY_INLINE Rows(const LinearModel& model, const double* w, double* sum_w)
       : model_(model),

@@ -1,0 +1,74 @@
+"""What is generated is up to date, and what the documents tell people to do works."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pullback as pb
+import pytest
+from pullback import config, jacobians
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+
+
+def test_generated_files_are_up_to_date() -> None:
+    finished = subprocess.run(
+        [sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def blocks(path: Path, language: str) -> Iterator[str]:
+    """Yield the fenced code blocks of a language."""
+    text = path.read_text(encoding="utf-8")
+    yield from re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_examples_in_documents_run(path: Path) -> None:
+    np.random.seed(0)
+    names: dict[str, Any] = {}
+    for block in blocks(path, "python"):
+        exec(compile(block, str(path), "exec"), names)
+
+
+def test_the_readme_has_an_example_and_two_commands() -> None:
+    assert len(list(blocks(ROOT / "README.md", "python"))) == 1
+    commands = list(blocks(ROOT / "README.md", "sh"))
+    assert len(commands) == 2
+    for command in commands:
+        for part in ("apt-get install -y", "libhwy-dev", "g++", "-m venv", "PULLBACK_REQUIRE_NATIVE=1"):
+            assert part in command
+        assert "sudo" not in command
+    assert "-m pullback" in commands[0]
+    assert "-m pytest" in commands[1]
+
+
+def test_the_readme_names_every_primitive_and_variable() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    variables = ("BACKEND", "TARGET", "NUM_THREADS", "REQUIRE_NATIVE")
+    for name in (*pb.primitives, *(f"PULLBACK_{variable}" for variable in variables)):
+        assert f"`{name}" in text, name
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("module", [config, jacobians], ids=lambda module: module.__name__)
+def test_docstring_examples(module: ModuleType) -> None:
+    failed, attempted = doctest.testmod(module)
+    assert attempted > 0
+    assert failed == 0
