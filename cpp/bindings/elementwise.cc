@@ -150,8 +150,8 @@ int Promote(PyObject* caller, PyArray_DTypeMeta* const op_dtypes[],
     chosen = signature[i];
   }
   for (int i = 0; i < ufunc->nargs; ++i) {
-    new_op_dtypes[i] = reinterpret_cast<PyArray_DTypeMeta*>(
-        Py_NewRef(reinterpret_cast<PyObject*>(chosen)));
+    new_op_dtypes[i] =
+        reinterpret_cast<PyArray_DTypeMeta*>(Py_NewRef(reinterpret_cast<PyObject*>(chosen)));
   }
   return 0;
 }
@@ -182,8 +182,8 @@ bool AddPromoter(PyObject* ufunc, const Entry& entry) {
   const Ref any(PyTuple_New(operands));
   if (!any) return false;
   for (int i = 0; i < operands; ++i) {
-    PyObject* const item = i < entry.shape.nin ? reinterpret_cast<PyObject*>(&PyArrayDescr_Type)
-                                               : Py_None;
+    PyObject* const item =
+        i < entry.shape.nin ? reinterpret_cast<PyObject*>(&PyArrayDescr_Type) : Py_None;
     PyTuple_SET_ITEM(any.get(), i, Py_NewRef(item));
   }
   const Ref promoter(
@@ -191,15 +191,14 @@ bool AddPromoter(PyObject* ufunc, const Entry& entry) {
   return promoter && PyUFunc_AddPromoter(ufunc, any.get(), promoter.get()) == 0;
 }
 
-// --- multi-output methods --------------------------------------------------------------------------
+// --- multi-output methods ------------------------------------------------------------------------
 
 // (y, dy) of a unary op, (y, (dw, dx)) of a binary one, (dw, dx) without the value.
 PyObject* Pack(const Entry& entry, std::array<Ref, 3>& outputs) {
   if (entry.shape.nout == 2) {
     return Py_BuildValue("(NN)", outputs[0].release(), outputs[1].release());
   }
-  return Py_BuildValue("(N(NN))", outputs[0].release(), outputs[1].release(),
-                       outputs[2].release());
+  return Py_BuildValue("(N(NN))", outputs[0].release(), outputs[1].release(), outputs[2].release());
 }
 
 // Arrays of one dtype and one shape, all C-contiguous: that is, no conversion and no broadcasting.

@@ -93,8 +93,8 @@ class Intercept {
     if (PyFloat_CheckExact(b_)) return PyFloat_FromDouble(gradient);
     const bool is_array = PyArray_CheckExact(b_);
     auto* const array = reinterpret_cast<PyArrayObject*>(b_);
-    const int type = is_array ? PyArray_TYPE(array)
-                              : (PyArray_IsScalar(b_, Double) ? NPY_DOUBLE : NPY_FLOAT);
+    const int type =
+        is_array ? PyArray_TYPE(array) : (PyArray_IsScalar(b_, Double) ? NPY_DOUBLE : NPY_FLOAT);
     npy_intp one = 1;
     PyObject* const result = PyArray_SimpleNew(is_array ? PyArray_NDIM(array) : 0, &one, type);
     if (result == nullptr) return nullptr;

@@ -4,6 +4,7 @@
 
 #define PULLBACK_IMPORT_NUMPY
 #include "runtime/hwy_config.h"  // before any Highway header
+
 #include <hwy/highway.h>  // HWY_MAJOR
 
 #include "bindings/elementwise.h"
@@ -112,10 +113,10 @@ void RegisterRuntime(py::module_& m) {
   build["version"] = PULLBACK_VERSION;
   build["compiler"] = PULLBACK_COMPILER;
   build["build_type"] = PULLBACK_BUILD_TYPE;
-  build["highway"] = std::to_string(HWY_MAJOR) + "." + std::to_string(HWY_MINOR) + "." +
-                     std::to_string(HWY_PATCH);
-  build["pybind11"] = std::to_string(PYBIND11_VERSION_MAJOR) + "." +
-                      std::to_string(PYBIND11_VERSION_MINOR);
+  build["highway"] =
+      std::to_string(HWY_MAJOR) + "." + std::to_string(HWY_MINOR) + "." + std::to_string(HWY_PATCH);
+  build["pybind11"] =
+      std::to_string(PYBIND11_VERSION_MAJOR) + "." + std::to_string(PYBIND11_VERSION_MINOR);
   m.attr("build") = build;
 }
 

@@ -147,8 +147,7 @@ bool RunElementwise(ElementwiseKernel kernel, MethodShape shape, DType dtype,
     run(0, n);
     return true;
   }
-  const Partition partition =
-      ElementPartition(n, call.item * static_cast<size_t>(call.Count()));
+  const Partition partition = ElementPartition(n, call.item * static_cast<size_t>(call.Count()));
   return ParallelFor(
       partition.tasks,
       [&](size_t task) {

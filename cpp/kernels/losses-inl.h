@@ -114,12 +114,14 @@ HWY_INLINE void Score(D d, const LinearModel& model, size_t row, size_t count, V
   hn::Store(slope, d, slopes);
 }
 
-// Rows are cut into vectors of at most four lanes unless they are long: wider ones straddle cache
-// lines at every load, since NumPy aligns to 16 bytes, and of short rows the last vector would be
-// mostly empty (eight lanes: 1.4 x the time at 10 columns, 1.2 x at 100).
-using NarrowTag = hn::CappedTag<double, 4>;
+// Rows are cut into vectors of at most four lanes. Wider ones straddle cache lines at every load,
+// since NumPy aligns to 16 bytes, and of short rows the last vector would be mostly empty: eight
+// lanes took 1.4 x the time at 10 columns, 1.2 x at 100 and as long at 5000 (memory sets the pace).
+using Tag = hn::CappedTag<double, 4>;
+using V = hn::Vec<Tag>;
+constexpr size_t kLanes = hn::MaxLanes(Tag());
 
-// --- rows of a few vectors -------------------------------------------------------------------------
+// --- rows of a few vectors -----------------------------------------------------------------------
 
 // Up to this many vectors a row the gradient stays in registers.
 constexpr size_t kShortVectors = 6;
@@ -152,9 +154,6 @@ class ShortRows {
   }
 
  private:
-  using D = NarrowTag;
-  using V = hn::Vec<D>;
-  static constexpr size_t kLanes = hn::MaxLanes(D());
   // With 32 registers, rows of so many vectors stay in them between the passes.
   static constexpr size_t kKept = HWY_TARGET <= HWY_AVX3 && kVectors <= 5 ? kVectors : 0;
 
@@ -165,7 +164,7 @@ class ShortRows {
 
   HWY_INLINE ShortRows(const LinearModel& model, const double* w)
       : model_(model), tail_(model.cols - (kVectors - 1) * kLanes) {
-    const D d;
+    const Tag d;
     PB_UNROLL
     for (size_t v = 0; v < kVectors; ++v) {
       weight_[v] = hn::LoadU(d, w + v * kLanes);
@@ -176,12 +175,12 @@ class ShortRows {
 
   HWY_INLINE V Part(const T* row, size_t v) const {
     const T* const p = row + v * kLanes;
-    return v + 1 < kVectors ? Loader<D, T>::Whole(p) : Loader<D, T>::Part(p, tail_);
+    return v + 1 < kVectors ? Loader<Tag, T>::Whole(p) : Loader<Tag, T>::Part(p, tail_);
   }
 
   template <bool kFull>
   HWY_INLINE void Forward(size_t row, size_t count, Group& group) {
-    const D d;
+    const Tag d;
     std::array<V, kLanes> dots;
     PB_UNROLL
     for (size_t r = 0; r < kLanes; ++r) {
@@ -202,7 +201,7 @@ class ShortRows {
   template <bool kFull>
   HWY_INLINE void Backward(size_t row, size_t count, const Group& group, bool with_gradient) {
     if (!with_gradient) return;
-    const D d;
+    const Tag d;
     PB_UNROLL
     for (size_t r = 0; r < kLanes; ++r) {
       if (!kFull && r >= count) break;
@@ -217,7 +216,7 @@ class ShortRows {
   }
 
   HWY_INLINE void Store(bool with_gradient, double* sums) const {
-    const D d;
+    const Tag d;
     PB_UNROLL
     for (size_t v = 0; v < kVectors && with_gradient; ++v) {
       hn::StoreU(hn::Add(gradient_[0][v], gradient_[1][v]), d, sums + kSumW + v * kLanes);
@@ -234,10 +233,10 @@ class ShortRows {
   V loss_sum_, slope_sum_;
 };
 
-// --- longer rows -----------------------------------------------------------------------------------
+// --- longer rows ---------------------------------------------------------------------------------
 
-// A group of kLanes rows passes twice, the second time from cache.
-template <class Row, typename T, class D, bool kInterleave>
+// A group of rows passes twice, the second time from cache.
+template <class Row, typename T, bool kInterleave>
 class Rows {
  public:
   static void Sum(const LinearModel& model, const double* w, bool with_gradient, size_t begin,
@@ -245,17 +244,16 @@ class Rows {
     Rows rows(model, w, sums + kSumW);
     if (with_gradient) std::fill(rows.sum_w_, rows.sum_w_ + rows.whole_ + kLanes, 0.0);
     size_t row = begin;
-    for (; row + kLanes <= end; row += kLanes) rows.template Add<true>(row, kLanes, with_gradient);
+    for (; row + kGroup <= end; row += kGroup) rows.template Add<true>(row, kGroup, with_gradient);
     if (row < end) rows.template Add<false>(row, end - row, with_gradient);
-    sums[kSumB] = SumLanes(D(), rows.slope_sum_);
-    sums[kSumLoss] = SumLanes(D(), rows.loss_sum_);
+    sums[kSumB] = SumLanes(Tag(), rows.slope_sum_);
+    sums[kSumLoss] = SumLanes(Tag(), rows.loss_sum_);
   }
 
  private:
-  using V = hn::Vec<D>;
-  static constexpr size_t kLanes = hn::MaxLanes(D());
-  // In the second pass over long rows, memory would idle. So it fetches the first of so many parts
-  // of the next rows (all of them, or into L1: 0.7 x the speed).
+  static constexpr size_t kGroup = kInterleave ? 8 : kLanes;
+  // In the second pass over long rows, memory would idle. So it fetches the first half of the next
+  // rows (into L1, or all of them: 0.7 x the speed).
   static constexpr size_t kFetchedShare = 2;
 
   HWY_INLINE Rows(const LinearModel& model, const double* w, double* sum_w)
@@ -264,37 +262,44 @@ class Rows {
         sum_w_(sum_w),
         whole_(model.cols / kLanes * kLanes),
         tail_(model.cols - whole_),
-        loss_sum_(hn::Zero(D())),
-        slope_sum_(hn::Zero(D())) {}
+        loss_sum_(hn::Zero(Tag())),
+        slope_sum_(hn::Zero(Tag())) {}
 
   template <bool kFull>
   HWY_INLINE void Add(size_t row, size_t count, bool with_gradient) {
-    const D d;
-    const T* x[kLanes];
-    for (size_t r = 0; r < kLanes; ++r) {
+    const Tag d;
+    const T* x[kGroup];
+    for (size_t r = 0; r < kGroup; ++r) {
       x[r] = RowOf<T>(model_, row + (kFull ? r : std::min(r, count - 1)));
     }
-    HWY_ALIGN double slopes[kLanes];
-    const V dot = SumEachRow(d, kInterleave ? DotsInterleaved(x) : DotsRowByRow(x));
-    Score<Row>(d, model_, row, kFull ? kLanes : count, dot, loss_sum_, slope_sum_, slopes);
+    const std::array<V, kGroup> dots = kInterleave ? DotsInterleaved(x) : DotsRowByRow(x);
+    HWY_ALIGN double slopes[kGroup];
+    for (size_t first = 0; first < kGroup && first < count; first += kLanes) {
+      std::array<V, kLanes> some;
+      std::copy_n(dots.begin() + first, kLanes, some.begin());
+      Score<Row>(d, model_, row + first, kFull ? kLanes : std::min(kLanes, count - first),
+                 SumEachRow(d, some), loss_sum_, slope_sum_, slopes + first);
+    }
     if (with_gradient) Backward<kFull>(x, count, slopes);
   }
 
   // For rows so long that w does not stay in L1: each part of it serves all rows.
-  HWY_INLINE std::array<V, kLanes> DotsInterleaved(const T* const (&x)[kLanes]) const {
-    const D d;
-    std::array<V, kLanes> dots;
+  HWY_INLINE std::array<V, kGroup> DotsInterleaved(const T* const (&x)[kGroup]) const {
+    const Tag d;
+    std::array<V, kGroup> dots;
     for (V& dot : dots) dot = hn::Zero(d);
     for (size_t j = 0; j < whole_; j += kLanes) {
       const V weight = hn::LoadU(d, w_ + j);
-      for (size_t r = 0; r < kLanes; ++r) {
-        dots[r] = hn::MulAdd(weight, Loader<D, T>::Whole(x[r] + j), dots[r]);
+      PB_UNROLL
+      for (size_t r = 0; r < kGroup; ++r) {
+        dots[r] = hn::MulAdd(weight, Loader<Tag, T>::Whole(x[r] + j), dots[r]);
       }
     }
     if (tail_ != 0) {
       const V weight = hn::LoadU(d, w_ + whole_);
-      for (size_t r = 0; r < kLanes; ++r) {
-        dots[r] = hn::MulAdd(weight, Loader<D, T>::Part(x[r] + whole_, tail_), dots[r]);
+      PB_UNROLL
+      for (size_t r = 0; r < kGroup; ++r) {
+        dots[r] = hn::MulAdd(weight, Loader<Tag, T>::Part(x[r] + whole_, tail_), dots[r]);
       }
     }
     return dots;
@@ -302,13 +307,13 @@ class Rows {
 
   // In the order of memory, which the hardware's prefetcher needs: of short rows read side by side
   // it sees nothing but beginnings (at 100 columns a third of the speed).
-  HWY_INLINE std::array<V, kLanes> DotsRowByRow(const T* const (&x)[kLanes]) const {
-    const D d;
+  HWY_INLINE std::array<V, kGroup> DotsRowByRow(const T* const (&x)[kGroup]) const {
+    const Tag d;
     const auto step = [&](const T* row, size_t j, V sum) HWY_ATTR {
-      return hn::MulAdd(hn::LoadU(d, w_ + j), Loader<D, T>::Whole(row + j), sum);
+      return hn::MulAdd(hn::LoadU(d, w_ + j), Loader<Tag, T>::Whole(row + j), sum);
     };
-    std::array<V, kLanes> dots;
-    for (size_t r = 0; r < kLanes; ++r) {
+    std::array<V, kGroup> dots;
+    for (size_t r = 0; r < kGroup; ++r) {
       V s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0;
       size_t j = 0;
       for (; j + 4 * kLanes <= whole_; j += 4 * kLanes) {
@@ -319,7 +324,7 @@ class Rows {
       }
       for (; j < whole_; j += kLanes) s0 = step(x[r], j, s0);
       if (tail_ != 0) {
-        s1 = hn::MulAdd(hn::LoadU(d, w_ + j), Loader<D, T>::Part(x[r] + j, tail_), s1);
+        s1 = hn::MulAdd(hn::LoadU(d, w_ + j), Loader<Tag, T>::Part(x[r] + j, tail_), s1);
       }
       dots[r] = hn::Add(hn::Add(s0, s1), hn::Add(s2, s3));
     }
@@ -327,30 +332,31 @@ class Rows {
   }
 
   template <bool kFull>
-  HWY_INLINE void Backward(const T* const (&x)[kLanes], size_t count, const double* slopes) {
-    const D d;
-    V slope[kLanes];
-    for (size_t r = 0; r < kLanes; ++r) slope[r] = hn::Set(d, slopes[r]);
+  HWY_INLINE void Backward(const T* const (&x)[kGroup], size_t count, const double* slopes) {
+    const Tag d;
+    V slope[kGroup];
+    for (size_t r = 0; r < kGroup; ++r) slope[r] = hn::Set(d, slopes[r]);
     // Past the last rows this asks for what is never read: a prefetch cannot fault.
-    const ptrdiff_t ahead = static_cast<ptrdiff_t>(kLanes) * model_.x_stride;
+    const ptrdiff_t ahead = static_cast<ptrdiff_t>(kGroup) * model_.x_stride;
     size_t fetched = 0;
     for (size_t j = 0; j < whole_; j += kLanes) {
       V gradient = hn::LoadU(d, sum_w_ + j);
-      for (size_t r = 0; r < kLanes; ++r) {
+      PB_UNROLL
+      for (size_t r = 0; r < kGroup; ++r) {
         if (!kFull && r >= count) break;
-        gradient = hn::MulAdd(slope[r], Loader<D, T>::Whole(x[r] + j), gradient);
+        gradient = hn::MulAdd(slope[r], Loader<Tag, T>::Whole(x[r] + j), gradient);
       }
       hn::StoreU(gradient, d, sum_w_ + j);
       if (kFull && kInterleave && j >= fetched * kFetchedShare) {
-        for (size_t r = 0; r < kLanes; ++r) PrefetchIntoL2(x[r] + fetched + ahead);
+        for (size_t r = 0; r < kGroup; ++r) PrefetchIntoL2(x[r] + fetched + ahead);
         fetched += 64 / sizeof(T);
       }
     }
     if (tail_ != 0) {
       V gradient = hn::LoadU(d, sum_w_ + whole_);
-      for (size_t r = 0; r < kLanes; ++r) {
+      for (size_t r = 0; r < kGroup; ++r) {
         if (!kFull && r >= count) break;
-        gradient = hn::MulAdd(slope[r], Loader<D, T>::Part(x[r] + whole_, tail_), gradient);
+        gradient = hn::MulAdd(slope[r], Loader<Tag, T>::Part(x[r] + whole_, tail_), gradient);
       }
       hn::StoreU(gradient, d, sum_w_ + whole_);
     }
@@ -363,7 +369,7 @@ class Rows {
   V loss_sum_, slope_sum_;
 };
 
-// --- by length of the rows -------------------------------------------------------------------------
+// --- by length of the rows -----------------------------------------------------------------------
 
 // Rows of more bytes are read side by side.
 constexpr size_t kLongRowBytes = 2048;
@@ -372,7 +378,6 @@ template <class Row, typename T>
 void SumLoss(const LinearModel& model, const double* w, bool with_gradient, size_t begin,
              size_t end, double* sums) {
   static_assert(kShortVectors == 6);
-  constexpr size_t kLanes = hn::MaxLanes(NarrowTag());
   switch ((model.cols + kLanes - 1) / kLanes) {
     case 0:
     case 1:
@@ -389,9 +394,10 @@ void SumLoss(const LinearModel& model, const double* w, bool with_gradient, size
       return ShortRows<Row, T, 6>::Sum(model, w, with_gradient, begin, end, sums);
     default:
       if (model.cols * sizeof(T) <= kLongRowBytes) {
-        return Rows<Row, T, NarrowTag, false>::Sum(model, w, with_gradient, begin, end, sums);
+        return Rows<Row, T, false>::Sum(model, w, with_gradient, begin, end, sums);
       }
-      return Rows<Row, T, hn::ScalableTag<double>, true>::Sum(model, w, with_gradient, begin, end, sums);
+      return Rows<Row, T, true>::Sum(model, w, with_gradient, begin, end,
+                                                              sums);
   }
 }
 
