@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pullback as pb
 import pytest
 from pullback import config, jacobians
@@ -35,7 +34,6 @@ def blocks(path: Path, language: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_examples_in_documents_run(path: Path) -> None:
-    np.random.seed(0)
     names: dict[str, Any] = {}
     for block in blocks(path, "python"):
         exec(compile(block, str(path), "exec"), names)
@@ -46,7 +44,13 @@ def test_the_readme_has_an_example_and_two_commands() -> None:
     commands = list(blocks(ROOT / "README.md", "sh"))
     assert len(commands) == 2
     for command in commands:
-        for part in ("apt-get install -y", "libhwy-dev", "g++", "-m venv", "PULLBACK_REQUIRE_NATIVE=1"):
+        for part in (
+            "apt-get install -y",
+            "libhwy-dev",
+            "g++",
+            "-m venv",
+            "PULLBACK_REQUIRE_NATIVE=1",
+        ):
             assert part in command
         assert "sudo" not in command
     assert "-m pullback" in commands[0]
