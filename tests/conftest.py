@@ -1,13 +1,14 @@
 """Fixtures for both backends; what needs native kernels is not collected where there are none.
 
-A test that a backend cannot run would count as skipped, and a long list of skips hides the one that
-matters. So native tests are deselected under ``PULLBACK_BACKEND=numpy``: files named ``test_native_*``
-as a whole, others by the marker ``native`` or by their use of the fixture `target`.
+A test that a backend cannot run would count as skipped, and a long list of skips hides the one
+that matters. So native tests are deselected under ``PULLBACK_BACKEND=numpy``: files named
+``test_native_*`` as a whole, others by the marker ``native`` or by their fixture `target`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import subprocess
 import sys
@@ -131,6 +132,8 @@ def fenv() -> Iterator[FloatEnvironment]:
     """Give hold of the floating-point environment; restore it afterwards."""
     environment = FloatEnvironment()
     before = environment.mode()
+    gc.disable()  # its callbacks compute, and so raise flags
     yield environment
+    gc.enable()
     environment.set_mode(before)
     environment.set_flags(0)

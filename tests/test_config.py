@@ -143,14 +143,12 @@ def test_import_is_light(run_python: Callable[..., Any]) -> None:
 
 @pytest.mark.native
 def test_missing_kernels_are_told_once(run_python: Callable[..., Any]) -> None:
-    """Without the extension the NumPy backend takes over: with one warning, or an error on demand."""
+    """Without the extension NumPy takes over: with one warning, or an error on demand."""
     hide = "import sys; sys.modules['pullback._native'] = None;"
     done = run_python(hide + "import pullback as pb; print(pb.backend(), pb.tanh(0.0))")
     assert done.stdout.split() == ["numpy", "0.0"]
     assert done.stderr.count("RuntimeWarning") == 1
-    done = run_python(
-        hide + "import pullback as pb; print(pb.backend())", PULLBACK_BACKEND="numpy"
-    )
+    done = run_python(hide + "import pullback as pb; print(pb.backend())", PULLBACK_BACKEND="numpy")
     assert done.stdout.split() == ["numpy"]
     assert not done.stderr
     done = run_python(hide + "import pullback", check=False, PULLBACK_BACKEND="native")

@@ -616,9 +616,7 @@ def test_other_dtypes_of_the_data() -> None:
         if kind is bool:
             given[2] = w.astype(np.int8)
         plain = [a.astype(d) for a, d in zip(given, (stored, stored, parameter), strict=True)]
-        assert_same_leaves(
-            loss.value_and_grad(*given, 0.5), loss.value_and_grad(*plain, 0.5)
-        )
+        assert_same_leaves(loss.value_and_grad(*given, 0.5), loss.value_and_grad(*plain, 0.5))
 
 
 @pytest.mark.parametrize("method", METHODS)

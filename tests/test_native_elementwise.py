@@ -190,7 +190,7 @@ def filled(build: Any, values: np.ndarray) -> np.ndarray:
 @calls
 @dtypes
 def test_layouts(call: Call, dtype: np.dtype) -> None:
-    """Size, offset, stride and misalignment of any operand leave the bits; only `out` is written."""
+    """Neither size, offset, stride nor misalignment changes bits; only `out` is written."""
     pool = arguments(call, dtype, SIZES[-1] + 5)
     f = call.native()
     expected = list(leaves(f(*pool)))

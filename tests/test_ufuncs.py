@@ -6,15 +6,20 @@ Tests without the marker `native` hold for the NumPy backend as well.
 from __future__ import annotations
 
 import itertools
+import math
+import sys
 import warnings
 from fractions import Fraction
 from typing import Any
 
+import hypothesis.extra.numpy as hnp
 import numpy as np
 import oracles
 import pullback as pb
 import pytest
 from conftest import FloatEnvironment
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracles import assert_same_bits
 from protocol import (
     CALLS,
@@ -43,7 +48,7 @@ ANY_DTYPE = NARROW + WIDE
 
 
 def expected_dtype(*kinds: Any) -> Any:
-    """Return what arguments of these dtypes compute in; `float` and `int` stand for weak scalars."""
+    """Return what these dtypes compute in; `float` and `int` stand for weak scalars."""
     strong = [kind for kind in kinds if kind not in (float, int)]
     if not strong or any(kind in WIDE for kind in strong):
         return np.float64
@@ -68,13 +73,13 @@ def test_dtype_of_one_kind(call: Call) -> None:
     """The promotion rule, and the value is that of the converted argument."""
     f = call.native()
     for kind in ANY_DTYPE:
-        given = tuple(np.array([1, 1, 0, 1], kind) for _ in range(call.nin))
-        converted = tuple(x.astype(expected_dtype(kind)) for x in given)
-        result = f(*given)
+        at = tuple(np.array([1, 1, 0, 1], kind) for _ in range(call.nin))
+        converted = tuple(x.astype(expected_dtype(kind)) for x in at)
+        result = f(*at)
         for leaf in leaves(result):
             assert leaf.dtype == expected_dtype(kind)
         assert_same_leaves(result, f(*converted))
-        scalars = f(*(x[0] for x in given))
+        scalars = f(*(x[0] for x in at))
         for leaf, scalar in zip(leaves(result), leaves(scalars), strict=True):
             assert type(scalar) is leaf.dtype.type
             assert_same_bits(scalar, leaf[0])
@@ -86,10 +91,10 @@ def test_dtype_of_mixed_kinds(call: Call) -> None:
     pairs = list(itertools.product((*ANY_DTYPE, float, int), repeat=2))
     for pair in pairs if call.nin > 1 else [(kind,) for kind in (*ANY_DTYPE, float, int)]:
         kinds = pair + (np.float32,) * (call.nin - 2)
-        given = [kind(1) if kind in (float, int) else np.ones((2, 3), kind) for kind in kinds]
-        if call.method == "vjp" and call.row.nin == 2 and not any(map(np.ndim, given[:2])):
-            given[2] = np.float32(1)  # no larger than the value
-        for leaf in leaves(call.native()(*given)):
+        at = [kind(1) if kind in (float, int) else np.ones((2, 3), kind) for kind in kinds]
+        if call.method == "vjp" and call.row.nin == 2 and not any(map(np.ndim, at[:2])):
+            at[2] = np.float32(1)  # no larger than the value
+        for leaf in leaves(call.native()(*at)):
             assert leaf.dtype == expected_dtype(*kinds), kinds
             assert (leaf == np.ravel(leaf)[0]).all()
 
@@ -105,15 +110,15 @@ def test_python_scalars_are_weak(call: Call) -> None:
         return
     x = np.full(3, 0.5, np.float32)
     for k in range(call.nin):
-        given: list[Any] = [x] * call.nin
+        at: list[Any] = [x] * call.nin
         for number in (2, 2.0, 0.1):
-            given[k] = number
+            at[k] = number
             if call.row.nin == 2 and call.method == "vjp" and k == 2:
                 continue  # a cotangent does not broadcast there
-            result = f(*given)
+            result = f(*at)
             # In the arrays' dtype: 0.1 is rounded to float32 before it is used.
-            given[k] = np.full((), number, np.float32)
-            assert_same_leaves(result, f(*given))
+            at[k] = np.full((), number, np.float32)
+            assert_same_leaves(result, f(*at))
             assert all(leaf.dtype == np.float32 for leaf in leaves(result))
 
 
@@ -154,10 +159,10 @@ def test_other_dtypes_are_type_errors_that_name_the_operation(call: Call) -> Non
     for bad in UNSUPPORTED:
         good = np.ones(2, np.float32) if np.ndim(bad) else np.float32(1)
         for k in range(call.nin):
-            given = [good] * call.nin
-            given[k] = bad
+            at = [good] * call.nin
+            at[k] = bad
             with pytest.raises(TypeError) as caught:
-                call.native()(*given)
+                call.native()(*at)
             assert call.name in str(caught.value), bad
 
 
@@ -222,11 +227,11 @@ LAYOUTS = {
 @dtypes
 def test_layouts(call: Call, dtype: np.dtype) -> None:
     """Any layout is read, read-only ones included, and the result is in native order."""
-    given = ordinary(call, dtype, (6, 9))
-    wanted = list(leaves(call.native()(*given)))
+    at = ordinary(call, dtype, (6, 9))
+    wanted = list(leaves(call.native()(*at)))
     several = (range(call.nin), [0], [call.nin - 1])
     for layout, changed in itertools.product(LAYOUTS.values(), several):
-        views = [layout(x) if k in changed else x for k, x in enumerate(given)]
+        views = [layout(x) if k in changed else x for k, x in enumerate(at)]
         for view in views:
             view.flags.writeable = False
         copies = [x.copy() for x in views]
@@ -243,10 +248,10 @@ def test_layouts(call: Call, dtype: np.dtype) -> None:
 def test_large_odd_layouts(call: Call, dtype: np.dtype) -> None:
     """The same above the length of NumPy's buffers and of the threads' threshold."""
     n = 40_001
-    given = ordinary(call, dtype, n)
-    wanted = call.native()(*given)
+    at = ordinary(call, dtype, n)
+    wanted = call.native()(*at)
     for layout in (swapped, misaligned, lambda x: x[::-1].copy()[::-1]):
-        assert_agree(call.native()(*map(layout, given)), wanted)
+        assert_agree(call.native()(*map(layout, at)), wanted)
 
 
 @calls
@@ -262,23 +267,23 @@ def test_empty_and_tiny(call: Call, dtype: np.dtype) -> None:
 @calls
 def test_results_keep_the_order(call: Call) -> None:
     for order in "CF":
-        given = [np.asarray(x, order=order) for x in ordinary(call, float, (3, 4, 5))]
-        for leaf in leaves(call.native()(*given)):
+        at = [np.asarray(x, order=order) for x in ordinary(call, float, (3, 4, 5))]
+        for leaf in leaves(call.native()(*at)):
             if not (call.method == "vjp" and call.row.nin == 2):  # shaped anew
-                assert leaf.strides == given[0].strides
+                assert leaf.strides == at[0].strides
     if call.is_ufunc:
-        assert call.native()(*given, order="C").flags.c_contiguous
+        assert call.native()(*at, order="C").flags.c_contiguous
 
 
 @pytest.mark.parametrize("call", [c for c in CALLS if c.nin > 1], ids=by_name)
 def test_operands_broadcast(call: Call) -> None:
     """A broadcast operand acts as its repetition does."""
     shapes = [(4, 1, 5), (3, 1), (1, 3, 5), (4, 3, 5)][: call.nin]
-    given = [ordinary(call, float, shape, i)[0] for i, shape in enumerate(shapes)]
+    at = [ordinary(call, float, shape, i)[0] for i, shape in enumerate(shapes)]
     shape = np.broadcast_shapes(*shapes)
     f = call.native()
     if call.method == "vjp" and call.row.nin == 2:
-        w, x, _ = given
+        w, x, _ = at
         g = ordinary(call, float, (2, 4, 3, 5), 8)[0]
         slopes = getattr(pb, call.op).derivative(w, x)
         for gradient, slope, operand, axes in zip(
@@ -288,8 +293,8 @@ def test_operands_broadcast(call: Call) -> None:
             wanted = np.sum(g * slope, axis=axes).reshape(gradient.shape)
             np.testing.assert_allclose(gradient, wanted, rtol=1e-13)
         return
-    repeated = [np.ascontiguousarray(np.broadcast_to(x, shape)) for x in given]
-    result = f(*given)
+    repeated = [np.ascontiguousarray(np.broadcast_to(x, shape)) for x in at]
+    result = f(*at)
     assert all(leaf.shape == shape for leaf in leaves(result))
     assert_agree(result, f(*repeated))
     bad = [np.ones((2, 3)), *[np.ones(4)] * (call.nin - 1)]
@@ -310,6 +315,102 @@ def test_number_of_arguments(call: Call) -> None:
         f(*[x] * (call.nin + call.nout + 1))
 
 
+SHAPES = hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=3, max_side=4, min_side=0)
+
+
+@given(
+    shapes=SHAPES,
+    batch=hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=2),
+    name=st.sampled_from([name for name, row in OPS.items() if row.nin == 2]),
+    seed=st.integers(0, 99),
+    kinds=st.tuples(*[st.sampled_from([np.float32, np.float64, np.int16])] * 3),
+    layout=st.sampled_from([np.asarray, strided, np.asfortranarray, swapped]),
+)
+@settings(deadline=None, max_examples=400)
+def test_binary_vjp_sums_what_was_broadcast(
+    shapes: Any, batch: Any, name: str, seed: int, kinds: Any, layout: Any
+) -> None:
+    f = getattr(pb, name)
+    rng = np.random.default_rng(seed)
+    # Small powers of two keep every product and sum exact.
+    w, x = (
+        np.exp2(rng.integers(0, 3, shape)).astype(kind)
+        for shape, kind in zip(shapes.input_shapes, kinds, strict=False)
+    )
+    g = rng.integers(-8, 8, batch + shapes.result_shape).astype(kinds[2])
+    at = [layout(a) if a.ndim else a for a in (w, x, g)]
+    slopes = f.derivative(w, x)
+    for gradient, slope, operand in zip(f.vjp(*at), slopes, (w, x), strict=True):
+        assert gradient.dtype == expected_dtype(*kinds)
+        assert gradient.shape == batch + operand.shape
+        expected = np.zeros(batch + operand.shape)
+        terms = g.astype(float) * slope
+        for index in np.ndindex(terms.shape):
+            lead, core = index[: len(batch)], index[len(batch) :]
+            core = core[len(core) - operand.ndim :]
+            own = tuple(0 if n == 1 else i for i, n in zip(core, operand.shape, strict=True))
+            expected[lead + own] += terms[index]
+        np.testing.assert_array_equal(gradient, expected)
+
+
+@given(shapes=SHAPES, name=st.sampled_from(list(OPS)), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=200)
+def test_adjoint_identity(shapes: Any, name: str, seed: int) -> None:
+    """<J t, g> = <t, J^T g>."""
+    f = getattr(pb, name)
+    rng = np.random.default_rng(seed)
+    at = shapes.input_shapes[: f.nin] if f.nin == 2 else [shapes.result_shape]
+    operands = [rng.uniform(0.5, 2, shape) for shape in at]
+    tangents = [rng.uniform(-1, 1, shape) for shape in at]
+    g = rng.uniform(-1, 1, shapes.result_shape)
+    gradients = f.vjp(*operands, g)
+    gradients = gradients if f.nin == 2 else (gradients,)
+    right = sum(np.sum(t * v) for t, v in zip(tangents, gradients, strict=True))
+    left = np.sum(g * f.jvp(*operands, *tangents))
+    assert left == pytest.approx(right, rel=1e-12, abs=1e-12)
+
+
+def test_sums_accumulate_in_float64() -> None:
+    n = 100_001
+    g = np.full(n, 0.1, np.float32)
+    gw, gx = pb.multiply.vjp(np.float32(1), np.ones(n, np.float32), g)
+    assert_same_bits(gw, np.float32(math.fsum(g.tolist())))
+    assert gx.shape == (n,)
+
+
+def test_shape_errors_name_the_shapes() -> None:
+    a, b = np.ones((2, 3)), np.ones(4)
+    for call in (
+        lambda: pb.add.vjp(a, b, b),
+        lambda: pb.add.jacobian(a, b),
+        lambda: pb.add.derivative(a, b),
+        lambda: pb.exp.vjp(a, b),
+    ):
+        with pytest.raises(ValueError, match=r"\(2, ?3\).*\(4,\)"):
+            call()
+    for shape in ((3, 2), (), (3,), (2, 3, 1), (1, 3)):
+        with pytest.raises(ValueError, match=r"add.vjp: g has shape .* must end in \(2, 3\)"):
+            pb.add.vjp(a, np.ones(3), np.ones(shape))
+    with pytest.raises(ValueError, match=r"x has shape \(3,\), .* needs \(2, 3\)"):
+        pb.multiply.jacobian(a, np.ones(3))
+
+
+@calls
+def test_no_reference_is_lost_or_kept(call: Call) -> None:
+    f = call.native()
+    at = ordinary(call, float, 5)
+    outs = [np.empty(5) for _ in range(call.nout)]
+    things = [*at, *outs]
+    counts = [sys.getrefcount(thing) for thing in things]
+    for _ in range(20):
+        f(*at)
+        f(*at, out=out_argument(outs))
+        f(*(x[::-1] for x in at))
+        with pytest.raises((TypeError, ValueError)):
+            f(*at[:-1], np.empty(5, complex))
+    assert [sys.getrefcount(thing) for thing in things] == counts
+
+
 # --- out= -----------------------------------------------------------------------------------------
 
 
@@ -317,22 +418,22 @@ def test_number_of_arguments(call: Call) -> None:
 @dtypes
 def test_out(call: Call, dtype: np.dtype) -> None:
     f = call.native()
-    given = ordinary(call, dtype, (3, 5))
-    wanted = list(leaves(f(*given)))
+    at = ordinary(call, dtype, (3, 5))
+    wanted = list(leaves(f(*at)))
     layouts = (np.asarray, strided, np.asfortranarray, lambda x: x[::-1, ::-1])
     for layout in layouts:
         outs = [layout(np.empty((3, 5), dtype)) for _ in range(call.nout)]
         for out in outs:
             out[...] = np.nan
         for leaf, out, exact in zip(
-            leaves(f(*given, out=out_argument(outs))), outs, wanted, strict=True
+            leaves(f(*at, out=out_argument(outs))), outs, wanted, strict=True
         ):
             assert leaf is out
             assert_agree(out, exact)
     # Wider, byte-swapped and misaligned ones.
     for other in (np.dtype(float), dtype.newbyteorder()):
         outs = [np.empty((3, 5), other) for _ in range(call.nout)]
-        f(*given, out=out_argument(outs))
+        f(*at, out=out_argument(outs))
         for out, exact in zip(outs, wanted, strict=True):
             assert_same_bits(out.astype(float), exact.astype(float))
 
@@ -340,7 +441,7 @@ def test_out(call: Call, dtype: np.dtype) -> None:
 @calls
 def test_bad_out(call: Call) -> None:
     f = call.native()
-    given = ordinary(call, float, 3)
+    at = ordinary(call, float, 3)
     good = [np.full(3, 7.0) for _ in range(call.nout - 1)]
     readonly = np.broadcast_to(7.0, 3)
     for bad, error in (
@@ -351,21 +452,21 @@ def test_bad_out(call: Call) -> None:
         (readonly, ValueError),
     ):
         with pytest.raises(error):
-            f(*given, out=out_argument([*good, bad]))
+            f(*at, out=out_argument([*good, bad]))
     with pytest.raises((TypeError, ValueError)):
-        f(*given, out=tuple(np.empty(3) for _ in range(call.nout + 1)))
+        f(*at, out=tuple(np.empty(3) for _ in range(call.nout + 1)))
     assert (readonly == 7).all()
 
 
 @native
 @calls
 def test_narrower_out_is_cast(call: Call) -> None:
-    """float64 results go into float32 arrays, as with any ufunc: that is casting of the same kind."""
+    """float64 results go into float32 arrays, as with any ufunc: casting of the same kind."""
     f = call.native()
-    given = ordinary(call, float, 5)
+    at = ordinary(call, float, 5)
     outs = [np.empty(5, np.float32) for _ in range(call.nout)]
-    f(*given, out=out_argument(outs))
-    for out, exact in zip(outs, leaves(f(*given)), strict=True):
+    f(*at, out=out_argument(outs))
+    for out, exact in zip(outs, leaves(f(*at)), strict=True):
         assert_same_bits(out, exact.astype(np.float32))
 
 
@@ -373,18 +474,18 @@ def test_narrower_out_is_cast(call: Call) -> None:
 def test_partial_overlap_is_as_if_copied(call: Call) -> None:
     f = call.native()
     for n, shift, stride in itertools.product((5, 40, 700), (1, 2, 7, 64, -1, -3), (1, 2, -1)):
-        given = [*ordinary(call, float, n)]
-        wanted = list(leaves(f(*given)))
+        at = [*ordinary(call, float, n)]
+        wanted = list(leaves(f(*at)))
         memory = np.empty(2 * n + 2 * abs(shift) + 2)
         start = abs(shift) if stride > 0 else abs(shift) + n
         stop = start + stride * n
         x = memory[start:stop:stride]
         out = memory[start + shift : stop + shift : stride]
         assert x.shape == out.shape == (n,)
-        x[...] = given[0]
-        given[0] = x
+        x[...] = at[0]
+        at[0] = x
         outs = [out, *(np.empty(n) for _ in range(call.nout - 1))]
-        f(*given, out=out_argument(outs))
+        f(*at, out=out_argument(outs))
         for one, exact in zip(outs, wanted, strict=True):
             assert_agree(one, exact)
 
@@ -392,10 +493,10 @@ def test_partial_overlap_is_as_if_copied(call: Call) -> None:
 @calls
 def test_transposed_overlap_is_as_if_copied(call: Call) -> None:
     f = call.native()
-    given = list(ordinary(call, float, (20, 20)))
-    wanted = list(leaves(f(*given)))
-    outs = [given[0].T, *(np.empty((20, 20)) for _ in range(call.nout - 1))]
-    f(*given, out=out_argument(outs))
+    at = list(ordinary(call, float, (20, 20)))
+    wanted = list(leaves(f(*at)))
+    outs = [at[0].T, *(np.empty((20, 20)) for _ in range(call.nout - 1))]
+    f(*at, out=out_argument(outs))
     for one, exact in zip(outs, wanted, strict=True):
         assert_agree(one, exact)
 
@@ -409,12 +510,12 @@ def test_transposed_overlap_is_as_if_copied(call: Call) -> None:
 def test_where(call: Call, dtype: np.dtype) -> None:
     f = call.native()
     for n in (1, 17, 300):
-        given = ordinary(call, dtype, n)
-        wanted = f(*given)
+        at = ordinary(call, dtype, n)
+        wanted = f(*at)
         rng = np.random.default_rng(n)
-        for mask in (rng.random(n) < 0.5, rng.random(n) < 0.05, np.ones(n, bool), np.zeros(n, bool)):
+        for mask in (*(rng.random(n) < part for part in (0.5, 0.05, 0)), np.ones(n, bool)):
             out = np.full(n, -7, dtype)
-            assert f(*given, out=out, where=mask) is out
+            assert f(*at, out=out, where=mask) is out
             assert_same_bits(out, np.where(mask, wanted, dtype.type(-7)))
 
 
@@ -425,11 +526,11 @@ def test_where_of_several_outputs(call: Call) -> None:
         with pytest.raises(TypeError):
             call.native()(*ordinary(call, float, 3), where=[True, False, True])
         return
-    given = ordinary(call, float, 30)
+    at = ordinary(call, float, 30)
     mask = np.arange(30) % 3 == 0
     outs = [np.full(30, -7.0) for _ in range(call.nout)]
-    call.native()(*given, out=out_argument(outs), where=mask)
-    for out, exact in zip(outs, leaves(call.native()(*given)), strict=True):
+    call.native()(*at, out=out_argument(outs), where=mask)
+    for out, exact in zip(outs, leaves(call.native()(*at)), strict=True):
         assert_same_bits(out, np.where(mask, exact, -7.0))
 
 
@@ -440,9 +541,9 @@ class Tagged(np.ndarray):
 @native
 @calls
 def test_subclasses(call: Call) -> None:
-    given = ordinary(call, float, (2, 3))
-    tagged = [x.view(Tagged) for x in given]
-    wanted = call.native()(*given)
+    at = ordinary(call, float, (2, 3))
+    tagged = [x.view(Tagged) for x in at]
+    wanted = call.native()(*at)
     result = call.native()(*tagged)
     assert_same_leaves(result, wanted)
     assert all(type(leaf) is Tagged for leaf in leaves(result))
@@ -453,10 +554,10 @@ def test_subclasses(call: Call) -> None:
 @native
 @calls
 def test_masked_arrays(call: Call) -> None:
-    given = ordinary(call, float, 6)
-    masked = [np.ma.masked_array(x, mask=np.arange(6) == 2) for x in given]
+    at = ordinary(call, float, 6)
+    masked = [np.ma.masked_array(x, mask=np.arange(6) == 2) for x in at]
     for leaf, wanted in zip(
-        leaves(call.native()(*masked)), leaves(call.native()(*given)), strict=True
+        leaves(call.native()(*masked)), leaves(call.native()(*at)), strict=True
     ):
         assert isinstance(leaf, np.ma.MaskedArray)
         assert_same_bits(np.delete(leaf.data, 2), np.delete(wanted, 2))
@@ -488,12 +589,12 @@ def test_array_ufunc_protocol(call: Call) -> None:
     f = call.native()
     x = np.ones(3)
     for k in range(call.nin):
-        given: list[Any] = [x] * call.nin
-        given[k] = Refuses()
+        at: list[Any] = [x] * call.nin
+        at[k] = Refuses()
         with pytest.raises(TypeError, match="__array_ufunc__"):
-            f(*given)
-        given[k] = Answers()
-        name, method = f(*given)
+            f(*at)
+        at[k] = Answers()
+        name, method = f(*at)
         assert method == "__call__"
         assert call.op in name
 
@@ -568,37 +669,35 @@ def test_reduce_is_the_left_fold(row: OpRow) -> None:
 @dtypes
 def test_never_warns(call: Call, dtype: np.dtype) -> None:
     grid = np.meshgrid(*[oracles.special_values(dtype)] * min(call.nin, 3))
-    given = [a.ravel() for a in grid] + [grid[0].ravel()] * (call.nin - len(grid))
+    at = [a.ravel() for a in grid] + [grid[0].ravel()] * (call.nin - len(grid))
     with np.errstate(all="raise"), warnings.catch_warnings():
         warnings.simplefilter("error")
-        call.native()(*given)
-        call.native()(*(x[::2] for x in given))
-        for i in range(0, given[0].size, 97):
-            call.native()(*(x[i] for x in given))
-            call.native()(*(x[i : i + 3] for x in given))
-        outs = [np.empty(given[0].size, dtype) for _ in range(call.nout)]
-        call.native()(*given, out=out_argument(outs))
+        call.native()(*at)
+        call.native()(*(x[::2] for x in at))
+        for i in range(0, at[0].size, 97):
+            call.native()(*(x[i] for x in at))
+            call.native()(*(x[i : i + 3] for x in at))
+        outs = [np.empty(at[0].size, dtype) for _ in range(call.nout)]
+        call.native()(*at, out=out_argument(outs))
 
 
 @native
 @calls
 @dtypes
-def test_status_flags_are_left_alone(
-    call: Call, dtype: np.dtype, fenv: FloatEnvironment
-) -> None:
+def test_status_flags_are_left_alone(call: Call, dtype: np.dtype, fenv: FloatEnvironment) -> None:
     f = call.native()
     for n in (1, 40, 1000):
-        given = arguments(call, dtype, n)
+        at = arguments(call, dtype, n)
         outs = [np.empty(n, dtype) for _ in range(call.nout)]
         out = out_argument(outs)
         for up in (0, fenv.FLAGS, fenv.INVALID, fenv.INEXACT | fenv.UNDERFLOW):
             fenv.set_flags(up)
-            f(*given, out=out)
+            f(*at, out=out)
             found = fenv.flags()
             fenv.set_flags(0)
             assert found == up
             fenv.set_flags(up)
-            f(*given)
+            f(*at)
             found = fenv.flags()
             fenv.set_flags(0)
             assert found == up
@@ -613,11 +712,11 @@ def test_rounding_mode_and_flushing_do_not_matter(
     """Kernels compute under the default environment, on every thread, and restore the caller's."""
     f = call.native()
     for n in (1, 37, 1000, 70_000):
-        given = arguments(call, dtype, n)
-        wanted = f(*given)
+        at = arguments(call, dtype, n)
+        wanted = f(*at)
         for name, mode in fenv.MODES.items():
             fenv.set_mode(mode)
-            result = f(*given)
+            result = f(*at)
             found = fenv.mode()
             fenv.set_mode(0)
             assert found == mode, name
@@ -631,11 +730,11 @@ def test_rounding_mode_and_flushing_do_not_matter(
 @calls
 def test_series_give_series(call: Call) -> None:
     pd = pytest.importorskip("pandas")
-    given = ordinary(call, float, 4)
+    at = ordinary(call, float, 4)
     index = pd.Index(["a", "b", "c", "d"])
-    series = [pd.Series(x, index, name="data") for x in given]
-    wanted = list(leaves(call.native()(*given)))
-    for kinds in (series, [series[0], *given[1:]], [*given[:-1], series[-1]]):
+    series = [pd.Series(x, index, name="data") for x in at]
+    wanted = list(leaves(call.native()(*at)))
+    for kinds in (series, [series[0], *at[1:]], [*at[:-1], series[-1]]):
         for leaf, exact in zip(leaves(call.native()(*kinds)), wanted, strict=True):
             if kinds is series or call.is_ufunc:
                 assert isinstance(leaf, pd.Series)
@@ -647,9 +746,9 @@ def test_series_give_series(call: Call) -> None:
 @calls
 def test_data_frames_give_data_frames(call: Call) -> None:
     pd = pytest.importorskip("pandas")
-    given = ordinary(call, np.float32, (4, 2))
-    frames = [pd.DataFrame(x, columns=["p", "q"]) for x in given]
-    wanted = list(leaves(call.native()(*given)))
+    at = ordinary(call, np.float32, (4, 2))
+    frames = [pd.DataFrame(x, columns=["p", "q"]) for x in at]
+    wanted = list(leaves(call.native()(*at)))
     for leaf, exact in zip(leaves(call.native()(*frames)), wanted, strict=True):
         assert isinstance(leaf, pd.DataFrame)
         assert_same_bits(np.asarray(leaf), exact)
@@ -670,10 +769,10 @@ def test_series_that_are_misaligned_are_aligned_first(op: str) -> None:
 @calls
 def test_dask_arrays_stay_lazy(call: Call) -> None:
     da = pytest.importorskip("dask.array")
-    given = ordinary(call, float, (6, 8))
-    lazy = [da.from_array(x, chunks=(4, 3)) for x in given]
-    wanted = list(leaves(call.native()(*given)))
-    for kinds in (lazy, [lazy[0], *given[1:]]):
+    at = ordinary(call, float, (6, 8))
+    lazy = [da.from_array(x, chunks=(4, 3)) for x in at]
+    wanted = list(leaves(call.native()(*at)))
+    for kinds in (lazy, [lazy[0], *at[1:]]):
         for leaf, exact in zip(leaves(call.native()(*kinds)), wanted, strict=True):
             assert isinstance(leaf, da.Array)
             assert leaf.dtype == np.float64
