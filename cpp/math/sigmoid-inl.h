@@ -42,6 +42,7 @@ struct LogisticCore {
   V up, down;    // powers of two; `down` may round a product into the subnormals
   V raised;      // p_hi * up, exactly
   V e_hi;        // p_hi * up * down, exactly where it counts beside 1
+  V d_hi, d_lo;  // 1 + e_hi, exactly
   V r, rho;
 };
 
@@ -57,10 +58,9 @@ HWY_INLINE LogisticCore<V> MakeLogisticCore(D d, V t) {
   c.down = hn::Set(d, C::kGapDown);
   c.raised = hn::Mul(c.p_hi, c.up);
   c.e_hi = hn::Mul(c.raised, c.down);
-  V sum, rest_of_sum;
-  FastTwoSum(one, c.e_hi, sum, rest_of_sum);
-  c.r = hn::Div(one, sum);
-  c.rho = hn::NegMulAdd(c.r, rest_of_sum, Residual(d, c.r, sum, one));
+  FastTwoSum(one, c.e_hi, c.d_hi, c.d_lo);
+  c.r = hn::Div(one, c.d_hi);
+  c.rho = hn::NegMulAdd(c.r, c.d_lo, Residual(d, c.r, c.d_hi, one));
   return c;
 }
 
@@ -79,13 +79,14 @@ HWY_INLINE V LogisticSlope([[maybe_unused]] D d, const LogisticCore<V>& c) {
 // (n_hi + n_lo) / (1 + e)
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V LogisticQuotient([[maybe_unused]] D d, const LogisticCore<V>& c, V n_hi, V n_lo) {
-  const V correction = hn::Mul(c.r, hn::MulAdd(n_hi, c.rho, n_lo));
 #if HWY_NATIVE_FMA
-  return hn::MulAdd(n_hi, c.r, correction);
+  return hn::MulAdd(n_hi, c.r, hn::Mul(c.r, hn::MulAdd(n_hi, c.rho, n_lo)));
 #else
-  V hi, lo;
-  TwoProd(d, n_hi, c.r, hi, lo);
-  return hn::Add(hi, hn::Add(lo, correction));
+  // rho would make it two exact products, of 17 operations each.
+  const V quotient = hn::Mul(n_hi, c.r);
+  const V residual =
+      hn::Add(Residual(d, quotient, c.d_hi, n_hi), hn::NegMulAdd(quotient, c.d_lo, n_lo));
+  return hn::MulAdd(residual, c.r, quotient);
 #endif
 }
 
@@ -94,9 +95,11 @@ template <class D, class V = hn::Vec<D>>
 HWY_INLINE void Sigmoid(D d, V x, V& y, V& dy) {
   const V one = hn::Set(d, 1);
   const LogisticCore<V> c = MakeLogisticCore(d, hn::Neg(hn::Abs(x)));
-  const V right = LogisticQuotient(d, c, one, hn::Zero(d));
-  const V left = LogisticQuotient(d, c, c.raised, hn::Mul(c.p_lo, c.up));
-  y = hn::IfNegativeThenElse(x, hn::Mul(left, c.down), right);
+  // e / (1 + e) on the left, 1 / (1 + e) on the right
+  const V n_hi = hn::IfNegativeThenElse(x, c.raised, one);
+  const V n_lo = hn::IfNegativeThenElse(x, hn::Mul(c.p_lo, c.up), hn::Zero(d));
+  const V scale = hn::IfNegativeThenElse(x, c.down, one);
+  y = hn::Mul(LogisticQuotient(d, c, n_hi, n_lo), scale);
   dy = hn::Mul(LogisticSlope(d, c), c.down);
 }
 
