@@ -46,6 +46,8 @@ PB_UNARY_MASKED(relu) {
 
 PB_UNARY(exp) { y = dy = Exp(d, x); }
 
+PB_UNARY(expm1) { Expm1(d, x, y, dy); }
+
 PB_UNARY(log) { Log(d, x, y, dy); }
 
 PB_UNARY(sigmoid) { Sigmoid(d, x, y, dy); }

@@ -23,6 +23,7 @@ __all__ = [
     "divide",
     "elementwise",
     "exp",
+    "expm1",
     "get_num_threads",
     "greater",
     "identity",
@@ -165,6 +166,11 @@ Derivative ``1 if x > 0 else 0``; domain: x real.
 """
 exp: Final[_Unary]
 """Exponential, ``exp(x)``.
+
+Derivative ``exp(x)``; domain: x real.
+"""
+expm1: Final[_Unary]
+"""Exponential minus one, ``expm1(x)``.
 
 Derivative ``exp(x)``; domain: x real.
 """

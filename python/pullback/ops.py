@@ -370,6 +370,12 @@ _ROWS: Final = (
         special="0 -> 1, 1;  -0 -> 1, 1;  inf -> inf, inf;  -inf -> 0, 0",
         max_ulp=(1.0, 1.0),                   source="DLMF 4.7"),
 
+    _unary("expm1", "Exponential minus one",
+        f="expm1(x)",                         df="exp(x)",
+        value=np.expm1,                       derivative=np.exp,
+        special="0 -> 0, 1;  -0 -> -0, 1;  inf -> inf, inf;  -inf -> -1, 0",
+        max_ulp=(1.0, 1.5),                   source="DLMF 4.7"),
+
     _unary("log", "Natural logarithm",
         f="log(x)",                           df="1/x",
         value=np.log,                         derivative=_reciprocal_of_positive,

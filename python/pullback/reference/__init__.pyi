@@ -11,6 +11,7 @@ __all__ = [
     "cos",
     "divide",
     "exp",
+    "expm1",
     "greater",
     "identity",
     "log",
@@ -50,6 +51,11 @@ Derivative ``1 if x > 0 else 0``; domain: x real.
 """
 exp: Final[Unary]
 """Exponential, ``exp(x)``.
+
+Derivative ``exp(x)``; domain: x real.
+"""
+expm1: Final[Unary]
+"""Exponential minus one, ``expm1(x)``.
 
 Derivative ``exp(x)``; domain: x real.
 """
