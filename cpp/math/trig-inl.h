@@ -130,8 +130,8 @@ HWY_INLINE void ReduceHuge(double x, double& hi, double& lo, uint64_t& quadrant)
   // times pi/2, in double-double.
   constexpr double kHalfPi = 0x1.921fb54442d18p0;
   constexpr double kHalfPiLo = 0x1.1a62633145c07p-54;
-  constexpr double kHalfPiTop = 0x1.921fb54p0;
-  constexpr double kHalfPiRest = 0x1.10b4610000000p-30;  // kHalfPi - kHalfPiTop
+  constexpr double kHalfPiTop = 0x1.921fb5p0;     // 25 bits, as in f_top: exact products
+  constexpr double kHalfPiRest = 0x1.110b46p-26;  // kHalfPi - kHalfPiTop
   static_assert(kHalfPiTop + kHalfPiRest == kHalfPi);
   const double scaled = f_hi * 134217729.0;
   const double f_top = scaled - (scaled - f_hi);
