@@ -30,7 +30,7 @@ from pullback.config import (
     set_num_threads,
     show_config,
     threads,
-    version,
+    version as _version,
 )
 from pullback.interop import threadpoolctl as _threadpoolctl
 from pullback.jacobians import Diagonal
@@ -45,7 +45,7 @@ _threadpoolctl.register()
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return version()
+        return _version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
