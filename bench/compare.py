@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 LOSS_SHAPES = (
@@ -91,7 +92,7 @@ def interleave(calls: dict[str, Callable[[], Any]], effort: Effort) -> dict[str,
 
 def check(name: str, actual: Any, expected: Any, rtol: float) -> None:
     """Stop unless a contender computes what it should, to `rtol` of the largest element."""
-    import numpy as np  # noqa: PLC0415  after limit_threads
+    import numpy as np
 
     for one, other in zip(actual, expected, strict=True):
         scale = float(np.abs(other).max(initial=0.0))
@@ -133,10 +134,10 @@ def compare(
 
 def losses(*, quick: bool, effort: Effort) -> Iterator[dict[str, Any]]:
     """Yield records of relu_mse.value_and_grad."""
-    import numpy as np  # noqa: PLC0415
-    import peers  # noqa: PLC0415
-    import pullback as pb  # noqa: PLC0415
-    from pullback.config import native  # noqa: PLC0415
+    import numpy as np
+    import peers
+    import pullback as pb
+    from pullback.config import native
 
     for rows, cols in QUICK_LOSS_SHAPES if quick else LOSS_SHAPES:
         for dtype in (np.float64, np.float32):
@@ -161,9 +162,9 @@ def losses(*, quick: bool, effort: Effort) -> Iterator[dict[str, Any]]:
 
 def elementwise(*, quick: bool, effort: Effort) -> Iterator[dict[str, Any]]:
     """Yield records of tanh.vjp and relu.vjp."""
-    import numpy as np  # noqa: PLC0415
-    import peers  # noqa: PLC0415
-    import pullback as pb  # noqa: PLC0415
+    import numpy as np
+    import peers
+    import pullback as pb
 
     for op in ELEMENTWISE_OPS:
         for n in QUICK_SIZES if quick else ELEMENTWISE_SIZES:
@@ -225,8 +226,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     limit_threads(options.threads)
 
-    import peers  # noqa: PLC0415  imports the libraries, which read the environment
-    import pullback as pb  # noqa: PLC0415
+    import peers
+    import pullback as pb
 
     peers.set_threads(options.threads)
     config = pb.show_config("dict")
@@ -248,8 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
             "machine": platform.processor() or platform.machine(),
             "records": records,
         }
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=1)
+        Path(options.json).write_text(json.dumps(report, indent=1), encoding="utf-8")
     return 0
 
 

@@ -120,7 +120,7 @@ def _relu_mse_torch(torch: Any, X: Any, y: Any, w: Any, b: float) -> Iterator[Co
 
 
 def _relu_mse_jax(jax: Any, X: Any, y: Any, w: Any, b: float) -> Contender:
-    jax.config.update("jax_enable_x64", True)  # noqa: FBT003
+    jax.config.update("jax_enable_x64", True)
     jnp = jax.numpy
     X, y, w, b = (jnp.asarray(a, X.dtype) for a in (X, y, w, b))
 
@@ -260,7 +260,7 @@ def _vjp_torch(torch: Any, op: str, x: Any, g: Any, out: Any) -> Iterator[Conten
 
 
 def _vjp_jax(jax: Any, op: str, x: Any, g: Any) -> Contender:
-    jax.config.update("jax_enable_x64", True)  # noqa: FBT003
+    jax.config.update("jax_enable_x64", True)
     forward = {"tanh": jax.numpy.tanh, "relu": jax.nn.relu}[op]
     x, g = jax.numpy.asarray(x), jax.numpy.asarray(g)
     compiled = jax.jit(lambda x, g: jax.vjp(forward, x)[1](g)[0])

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -356,6 +358,23 @@ def guards() -> Iterator[list[Guarded]]:
     yield blocks
     for block in blocks:
         block.close()
+
+
+@pytest.mark.parametrize("index", [4, 5])
+def test_guard_pages_guard(run_python: Callable[..., Any], index: int) -> None:
+    """One element past the end kills the process; the last one does not."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import numpy as np; from guarded import Guarded\n"
+        "block = Guarded()\n"
+        "a = block.array(5, float)\n"
+        "b = np.lib.stride_tricks.as_strided(a, (6,))\n"
+        "print(b[int(sys.argv[2])], flush=True)\n"
+    )
+    past = index == 5
+    done = run_python(script, str(Path(__file__).parent), str(index), check=False)
+    assert (done.returncode == -signal.SIGSEGV) == past
+    assert (done.stdout == "0.0\n") != past
 
 
 @on_any_target

@@ -6,13 +6,24 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pullback as pb
 import pytest
 from oracles import assert_same_bits
-from protocol import CALLS, DTYPES, TARGETS, Call, arguments, assert_same_leaves, by_name, leaves
+from protocol import (
+    CALLS,
+    DTYPES,
+    TARGETS,
+    Call,
+    arguments,
+    assert_same_leaves,
+    by_name,
+    leaves,
+    native,
+)
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -81,6 +92,22 @@ def test_threadpoolctl_sees_and_limits_it() -> None:
             assert pb.get_num_threads() == 5
         with threadpoolctl.threadpool_limits(1, user_api="blas"):
             assert pb.get_num_threads() == 5
+
+
+@pytest.mark.native
+def test_threadpoolctl_is_not_misled_by_a_name(
+    run_python: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Other packages call their extension ``_native`` too."""
+    pytest.importorskip("threadpoolctl")
+    namesake = tmp_path / f"_native{Path(native.__file__).suffix}"
+    script = (
+        "import _ctypes, ctypes, shutil, sys; shutil.copy(_ctypes.__file__, sys.argv[1])\n"
+        "library = ctypes.CDLL(sys.argv[1])\n"
+        "import pullback, threadpoolctl\n"
+        "print([m['user_api'] for m in threadpoolctl.threadpool_info()].count('pullback'))"
+    )
+    assert run_python(script, str(namesake)).stdout.split() == ["1"]
 
 
 # --- the same bits --------------------------------------------------------------------------------
@@ -279,7 +306,7 @@ def seconds(call):
     return time.perf_counter() - begin
 few = {few}
 make(few)()
-n = int(few * 0.9 / min(seconds(make(few)) for _ in range(3)))
+n = int(few * 0.7 / min(seconds(make(few)) for _ in range(3)))
 call = make(n)
 alone = seconds(call)
 sent = []
@@ -387,7 +414,7 @@ def test_interrupt(run_python: Callable[..., Any], name: str, threads: int) -> N
     # The slowest target makes the calls long without making the arrays large.
     done = run_python(script, timeout=120, PULLBACK_TARGET=TARGETS[-1])
     *delays, alone = map(float, done.stdout.split())
-    assert alone > 0.45, "not a long call"
+    assert alone > 0.35, "not a long call"
     assert min(delays) < 0.2, (delays, alone)
 
 
