@@ -1,4 +1,4 @@
-"""Write what follows from the tables: the type stub of the package and the catalogue.
+"""Write what follows from the tables: type stubs, the catalogue, the README's list of operations.
 
 Run it after a change to a table; ``--check`` writes nothing and exits with 1 where something is
 stale.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -307,6 +308,23 @@ def _body(documented: object) -> str:
     return (inspect.getdoc(documented) or "").replace("``", "`")
 
 
+# --- the README -----------------------------------------------------------------------------------
+
+BEGIN, END = "<!-- operations, by docs/generate.py -->\n", "<!-- end -->"
+
+
+def readme() -> str:
+    """Return ``README.md`` with its list of operations up to date."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    lists = (
+        f"{kind}: {', '.join(f'`{row.name}`' for row in OPS.values() if row.nin == nin)}."
+        for kind, nin in (("Unary", 1), ("Binary", 2))
+    )
+    return before + BEGIN + textwrap.fill(" ".join(lists), 100) + "\n" + END + after
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
@@ -316,6 +334,7 @@ def outputs() -> dict[Path, str]:
         ROOT / "python" / "pullback" / "__init__.pyi": stub(),
         ROOT / "python" / "pullback" / "reference" / "__init__.pyi": reference_stub(),
         ROOT / "docs" / "catalogue.md": catalogue(),
+        ROOT / "README.md": readme(),
     }
 
 
