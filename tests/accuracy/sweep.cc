@@ -28,7 +28,6 @@
 #include <cstddef>
 #include <utility>
 
-#include "math/exp-inl.h"
 #include "ops/binary-inl.h"
 #include "ops/unary-inl.h"
 
@@ -73,15 +72,6 @@ void RunRow(const T* a, const T* b, T* y, T* dy0, T* dy1, size_t n) {
   }
 }
 
-struct Expm1Row {  // in math/, not yet an op
-  static constexpr const char* kName = "expm1";
-  static constexpr int kArity = 1;
-  template <class D, class V>
-  static HWY_INLINE void Eval(D d, V x, V& y, V& dy) {
-    Expm1(d, x, y, dy);
-  }
-};
-
 template <class Row>
 Entry EntryOf() {
   return {Row::kName, Row::kArity, RunRow<Row, float>, RunRow<Row, double>};
@@ -89,7 +79,7 @@ Entry EntryOf() {
 
 template <size_t... kUnary, size_t... kBinary>
 Entry Pick(size_t i, std::index_sequence<kUnary...>, std::index_sequence<kBinary...>) {
-  const Entry entries[] = {EntryOf<UnaryRow<static_cast<int>(kUnary)>>()..., EntryOf<Expm1Row>(),
+  const Entry entries[] = {EntryOf<UnaryRow<static_cast<int>(kUnary)>>()...,
                            EntryOf<BinaryRow<static_cast<int>(kBinary)>>()...};
   return i < sizeof(entries) / sizeof(entries[0]) ? entries[i] : Entry{};
 }
