@@ -46,7 +46,7 @@ class Effort(NamedTuple):
     case_seconds: float  # no more rounds are begun after this
 
 
-NORMAL = Effort(rounds=15, round_seconds=5e-3, case_seconds=12)
+NORMAL = Effort(rounds=15, round_seconds=5e-3, case_seconds=8)
 QUICK = Effort(rounds=3, round_seconds=1e-3, case_seconds=2)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -137,6 +138,13 @@ def _relu_mse_jax(jax: Any, X: Any, y: Any, w: Any, b: float) -> Contender:
 
 
 def _relu_mse_numba(numba: Any, X: Any, y: Any, w: Any, b: float) -> Iterator[Contender]:
+    bias = X.dtype.type(b)
+    for way, function in zip(("serial", "parallel"), _numba_loops(numba), strict=True):
+        yield Contender("Numba", way, lambda f=function: f(X, y, w, bias), _flat)
+
+
+@cache
+def _numba_loops(numba: Any) -> tuple[Any, Any]:
     """Read X once: each row's dot product, then its share of the gradient while it is cached."""
 
     @numba.njit(fastmath=True)
@@ -188,9 +196,7 @@ def _relu_mse_numba(numba: Any, X: Any, y: Any, w: Any, b: float) -> Iterator[Co
             gw[j] *= scale
         return losses[:, 0].sum() / n, (gw, gbs[:, 0].sum() * scale)
 
-    bias = X.dtype.type(b)
-    for way, function in (("serial", serial), ("parallel", parallel)):
-        yield Contender("Numba", way, lambda f=function: f(X, y, w, bias), _flat)
+    return serial, parallel
 
 
 # --- vjp of an elementwise operation --------------------------------------------------------------
