@@ -396,8 +396,7 @@ void SumLoss(const LinearModel& model, const double* w, bool with_gradient, size
       if (model.cols * sizeof(T) <= kLongRowBytes) {
         return Rows<Row, T, false>::Sum(model, w, with_gradient, begin, end, sums);
       }
-      return Rows<Row, T, true>::Sum(model, w, with_gradient, begin, end,
-                                                              sums);
+      return Rows<Row, T, true>::Sum(model, w, with_gradient, begin, end, sums);
   }
 }
 

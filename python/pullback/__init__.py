@@ -30,6 +30,8 @@ from pullback.config import (
     set_num_threads,
     show_config,
     threads,
+)
+from pullback.config import (
     version as _version,
 )
 from pullback.interop import threadpoolctl as _threadpoolctl
