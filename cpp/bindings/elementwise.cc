@@ -82,21 +82,31 @@ Entry* NewEntry(const char* op_name, const char* method_name, const char* name, 
 
 // --- ufuncs --------------------------------------------------------------------------------------
 
+// Elements between two looks at the clock when NumPy hands a long call over in small pieces.
+constexpr size_t kPollElements = size_t{1} << 16;
+
 template <DType kDType>
 int StridedLoop(PyArrayMethod_Context* context, char* const* data, const npy_intp* dimensions,
                 const npy_intp* strides, NpyAuxData*) {
   const auto* const ufunc = reinterpret_cast<PyUFuncObject*>(context->caller);
   const auto* const entry = static_cast<const Entry*>(ufunc->data[0]);
+  const auto n = static_cast<size_t>(dimensions[0]);
   Operands operands;
   for (int k = 0; k < entry->shape.nin + entry->shape.nout; ++k) {
     operands.data[k] = data[k];
     operands.stride[k] = strides[k];
   }
-  Poll poll = SignalPoll();
-  return RunElementwise(entry->kernel[static_cast<size_t>(kDType)], entry->shape, kDType, operands,
-                        static_cast<size_t>(dimensions[0]), &poll)
-             ? 0
-             : -1;
+  // They outlive the piece: a call of many pieces is to answer Ctrl-C as one long piece does.
+  thread_local Poll poll = SignalPoll();
+  thread_local size_t unpolled = 0;
+  bool finished = RunElementwise(entry->kernel[static_cast<size_t>(kDType)], entry->shape, kDType,
+                                 operands, n, &poll);
+  unpolled += n;
+  if (unpolled >= kPollElements) {
+    unpolled = 0;
+    finished = finished && !Interrupted(&poll);
+  }
+  return finished ? 0 : -1;
 }
 
 // The dtype rule: bool, 8- and 16-bit integers and float16 compute in float32, wider integers in

@@ -104,7 +104,7 @@ class Intercept {
     } else {
       *static_cast<float*>(PyArray_DATA(out)) = static_cast<float>(gradient);
     }
-    return PyArray_Return(out);
+    return is_array ? result : PyArray_Return(out);
   }
 
  private:

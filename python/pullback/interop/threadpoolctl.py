@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from importlib.util import find_spec
 
 __all__ = ["register"]
@@ -21,9 +22,12 @@ def register() -> None:
         filename_prefixes = ("_native",)
         check_symbols = ("pullback_get_num_threads", "pullback_set_num_threads")
 
-        def get_version(self) -> str:
-            version = self.dynlib.pullback_get_version
-            version.restype = threadpoolctl.ctypes.c_char_p
+        def get_version(self) -> str | None:
+            # Asked of every library of that name, before the symbols are looked for.
+            version = getattr(self.dynlib, "pullback_get_version", None)
+            if version is None:
+                return None
+            version.restype = ctypes.c_char_p
             return bytes(version()).decode()
 
         def get_num_threads(self) -> int:

@@ -272,6 +272,8 @@ def sum_repeated(terms: Any, batch: tuple[int, ...], shape: tuple[int, ...]) -> 
 
     The sum accumulates in float64; where nothing was repeated, `terms` keep their bits.
     """
+    if terms.shape == batch + shape:  # also of what has no reshape, such as a pandas Series
+        return terms
     if terms.size == math.prod(batch + shape):
         return terms.reshape(batch + shape)
     new_axes = terms.ndim - len(shape)
