@@ -344,7 +344,7 @@ def make(n, d=10_000):
 """,
     ),
     "few wide rows": (
-        4,
+        16,
         """
 def make(n, d=5_000_000):
     X, y, w = np.broadcast_to(np.ones(d), (n, d)), np.ones(n), np.ones(d)

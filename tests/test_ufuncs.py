@@ -453,6 +453,7 @@ def test_bad_out(call: Call) -> None:
     ):
         with pytest.raises(error):
             f(*at, out=out_argument([*good, bad]))
+        assert all((array == 7).all() for array in good)  # nothing is written on failure
     with pytest.raises((TypeError, ValueError)):
         f(*at, out=tuple(np.empty(3) for _ in range(call.nout + 1)))
     assert (readonly == 7).all()

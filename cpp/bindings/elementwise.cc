@@ -17,12 +17,24 @@ namespace {
 constexpr npy_intp kReleaseGil = 4096;
 
 struct Entry {
-  std::string op, method_name, name, doc;
+  std::string op, label, name, doc;  // label: for messages, such as "multiply.vjp"
   Method method;
-  int arity;
   MethodShape shape;
   ElementwiseKernel kernel[kDTypes];
   void* self[1];  // what the ufunc carries as its user data
+
+  // Primals x, or w and x; then the cotangent g, the tangent t, or the tangents tw and tx.
+  std::string ArgumentName(int i) const {
+    const int arity = method == Method::kJvp ? shape.nin / 2 : shape.nin - (IsVjp() ? 1 : 0);
+    const std::string primal = arity == 2 && i % 2 == 0 ? "w" : "x";
+    if (i < arity) return primal;
+    if (method != Method::kJvp) return "g";
+    return arity == 2 ? "t" + primal : "t";
+  }
+
+  bool IsVjp() const {
+    return method == Method::kVjp || method == Method::kVjp0 || method == Method::kVjp1;
+  }
 };
 
 // Never shrinks: ufuncs and Methods point into it.
@@ -70,8 +82,13 @@ Entry* NewEntry(const char* op_name, const char* method_name, const char* name, 
     if (candidate != method_name) continue;
     const MethodShape shape = ShapeOf(method, op->arity);
     if (shape.nout == 0) break;
+    std::string label = op_name;
+    if (method != Method::kValue) {
+      label.append(".").append(method_name);
+      if (label.back() == '0' || label.back() == '1') label.pop_back();  // a part of the method
+    }
     Entry& entry = Entries().emplace_back(
-        Entry{op_name, method_name, name, doc, method, op->arity, shape, {}, {}});
+        Entry{op_name, label, name, doc, method, shape, {}, {}});
     FetchKernels(entry);
     entry.self[0] = &entry;
     return &entry;
@@ -106,7 +123,14 @@ int StridedLoop(PyArrayMethod_Context* context, char* const* data, const npy_int
     unpolled = 0;
     finished = finished && !Interrupted(&poll);
   }
-  return finished ? 0 : -1;
+  if (finished) return 0;
+  const PyGILState_STATE state = PyGILState_Ensure();
+  // A signal handler that forked leaves a child without the threads that were to finish.
+  if (PyErr_Occurred() == nullptr) {
+    PyErr_Format(PyExc_RuntimeError, "%s: stopped in a forked child", entry->label.c_str());
+  }
+  PyGILState_Release(state);
+  return -1;
 }
 
 // The dtype rule: bool, 8- and 16-bit integers and float16 compute in float32, wider integers in
@@ -116,12 +140,14 @@ int Promote(PyObject* caller, PyArray_DTypeMeta* const op_dtypes[],
   const auto* const ufunc = reinterpret_cast<PyUFuncObject*>(caller);
   const auto* const entry = static_cast<const Entry*>(ufunc->data[0]);
   enum { kWeak, kSingle, kDouble } level = kWeak;
-  const auto refuse = [&](const char* what, int operand, PyArray_DTypeMeta* dtype) {
+  const auto refuse = [&](const std::string& what, PyArray_DTypeMeta* dtype) {
+    // A class of dtypes has an instance to show, unless it is abstract.
+    auto* const shown = dtype->singleton == nullptr ? reinterpret_cast<PyObject*>(dtype)
+                                                    : reinterpret_cast<PyObject*>(dtype->singleton);
     PyErr_Format(PyExc_TypeError,
-                 "%s: %s %d has dtype class %s, for which there is no kernel; pullback computes in "
-                 "float32 and float64 (bool, integers and float16 are converted)",
-                 entry->name.c_str(), what, operand,
-                 reinterpret_cast<PyTypeObject*>(dtype)->tp_name);
+                 "%s: %s %S, for which there is no kernel; it takes bool, integers, float16, "
+                 "float32 and float64",
+                 entry->label.c_str(), what.c_str(), shown);
     return -1;
   };
   for (int i = 0; i < ufunc->nin; ++i) {
@@ -147,7 +173,7 @@ int Promote(PyObject* caller, PyArray_DTypeMeta* const op_dtypes[],
         level = kDouble;
         break;
       default:
-        return refuse("operand", i, dtype);
+        return refuse("argument " + entry->ArgumentName(i) + " has dtype", dtype);
     }
   }
   PyArray_DTypeMeta* chosen = level == kSingle ? &PyArray_FloatDType : &PyArray_DoubleDType;
@@ -155,7 +181,7 @@ int Promote(PyObject* caller, PyArray_DTypeMeta* const op_dtypes[],
   for (int i = 0; i < ufunc->nargs; ++i) {
     if (signature[i] == nullptr) continue;
     if (signature[i] != &PyArray_FloatDType && signature[i] != &PyArray_DoubleDType) {
-      return refuse("the requested dtype of operand", i, signature[i]);
+      return refuse("the call asks for dtype", signature[i]);
     }
     chosen = signature[i];
   }

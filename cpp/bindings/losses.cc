@@ -2,6 +2,7 @@
 #include "bindings/losses.h"
 
 #include <array>
+#include <cstring>
 #include <deque>
 #include <string>
 #include <string_view>
@@ -67,50 +68,53 @@ bool IsVector(PyObject* object, npy_intp n) {
   return PyArray_NDIM(array) == 1 && PyArray_DIM(array, 0) == n && PyArray_IS_C_CONTIGUOUS(array);
 }
 
-// The intercept's value, and its gradient in its own kind: a Python float, a NumPy scalar or an
-// array of one element.
+// The intercept's value, and its gradient in its own kind: None, a Python float, a NumPy scalar or
+// an array of one element.
 class Intercept {
  public:
   static std::optional<Intercept> From(PyObject* b) {
-    if (b == Py_None) return Intercept(b, 0.0);
+    if (b == Py_None) return Intercept(b, DType::kFloat64, 0.0);
     if (PyFloat_CheckExact(b) || PyArray_IsScalar(b, Double)) {
-      return Intercept(b, PyFloat_AS_DOUBLE(b));
+      return Intercept(b, DType::kFloat64, PyFloat_AS_DOUBLE(b));
     }
-    if (PyArray_IsScalar(b, Float)) return Intercept(b, double{PyArrayScalar_VAL(b, Float)});
+    if (PyArray_IsScalar(b, Float)) {
+      return Intercept(b, DType::kFloat32, double{PyArrayScalar_VAL(b, Float)});
+    }
     const std::optional<DType> dtype = KernelArray(b);
     if (!dtype) return std::nullopt;
     auto* const array = reinterpret_cast<PyArrayObject*>(b);
     if (PyArray_SIZE(array) != 1 || PyArray_NDIM(array) > 1) return std::nullopt;
     const void* const value = PyArray_DATA(array);
-    return Intercept(b, dtype == DType::kFloat32 ? double{*static_cast<const float*>(value)}
-                                                 : *static_cast<const double*>(value));
+    return Intercept(b, *dtype,
+                     *dtype == DType::kFloat32 ? double{*static_cast<const float*>(value)}
+                                               : *static_cast<const double*>(value));
   }
 
   double value() const { return value_; }
+  DType dtype() const { return dtype_; }
 
-  PyObject* Gradient(double gradient) const {
+  // `gradient`: one element of dtype().
+  PyObject* Gradient(const void* gradient) const {
     if (b_ == Py_None) return Py_NewRef(Py_None);
-    if (PyFloat_CheckExact(b_)) return PyFloat_FromDouble(gradient);
-    const bool is_array = PyArray_CheckExact(b_);
-    auto* const array = reinterpret_cast<PyArrayObject*>(b_);
-    const int type =
-        is_array ? PyArray_TYPE(array) : (PyArray_IsScalar(b_, Double) ? NPY_DOUBLE : NPY_FLOAT);
-    npy_intp one = 1;
-    PyObject* const result = PyArray_SimpleNew(is_array ? PyArray_NDIM(array) : 0, &one, type);
-    if (result == nullptr) return nullptr;
-    auto* const out = reinterpret_cast<PyArrayObject*>(result);
-    if (type == NPY_DOUBLE) {
-      *static_cast<double*>(PyArray_DATA(out)) = gradient;
-    } else {
-      *static_cast<float*>(PyArray_DATA(out)) = static_cast<float>(gradient);
+    if (PyFloat_CheckExact(b_)) {
+      return PyFloat_FromDouble(*static_cast<const double*>(gradient));
     }
-    return is_array ? result : PyArray_Return(out);
+    const bool is_array = PyArray_CheckExact(b_);
+    npy_intp one = 1;
+    PyObject* const result =
+        PyArray_SimpleNew(is_array ? PyArray_NDIM(reinterpret_cast<PyArrayObject*>(b_)) : 0, &one,
+                          TypeNumber(dtype_));
+    if (result == nullptr) return nullptr;
+    auto* const array = reinterpret_cast<PyArrayObject*>(result);
+    std::memcpy(PyArray_DATA(array), gradient, ItemSize(dtype_));
+    return is_array ? result : PyArray_Return(array);
   }
 
  private:
-  Intercept(PyObject* b, double value) : b_(b), value_(value) {}
+  Intercept(PyObject* b, DType dtype, double value) : b_(b), dtype_(dtype), value_(value) {}
 
   PyObject* b_;
+  DType dtype_;
   double value_;
 };
 
@@ -128,7 +132,9 @@ PyObject* LossCall(const void* context, PyObject* const* args, size_t nargs, PyO
   if (PyArray_NDIM(X) != 2) return nullptr;
   const npy_intp rows = PyArray_DIM(X, 0), cols = PyArray_DIM(X, 1);
   const auto item = static_cast<npy_intp>(ItemSize(dtype[kX]));
-  if (rows == 0 || (cols > 1 && PyArray_STRIDE(X, 1) != item) || PyArray_STRIDE(X, 0) % item != 0 ||
+  // The stride of an axis of length 1 means nothing, and may be anything.
+  const npy_intp row_stride = rows > 1 ? PyArray_STRIDE(X, 0) : 0;
+  if (rows == 0 || (cols > 1 && PyArray_STRIDE(X, 1) != item) || row_stride % item != 0 ||
       !IsVector(bound[kY], rows) || !IsVector(bound[kW], cols)) {
     return nullptr;
   }
@@ -145,26 +151,28 @@ PyObject* LossCall(const void* context, PyObject* const* args, size_t nargs, PyO
                           dtype[kX],
                           static_cast<size_t>(rows),
                           static_cast<size_t>(cols),
-                          PyArray_STRIDE(X, 0) / item,
+                          row_stride / item,
                           data(bound[kY]),
                           dtype[kY],
                           data(bound[kW]),
                           dtype[kW],
                           b->value()};
-  double loss = 0, gb = 0;
-  bool finished;
+  alignas(double) char gb[sizeof(double)];
+  MeanLossResult result{0.0, gw ? data(gw.get()) : nullptr, gb, b->dtype()};
+  Outcome outcome;
   {
     const ScopedGilRelease unlocked(rows * cols > kReleaseGil);
     Poll poll = SignalPoll();
-    finished = MeanLoss(entry.kernel[static_cast<size_t>(dtype[kX])], model, &loss,
-                        gw ? data(gw.get()) : nullptr, &gb, &poll);
+    outcome = MeanLoss(entry.kernel[static_cast<size_t>(dtype[kX])], model, result, &poll);
   }
-  if (!finished) return nullptr;
-  if (!entry.with_gradient) return PyFloat_FromDouble(loss);
-  Ref value(PyFloat_FromDouble(loss)), intercept(b->Gradient(gb));
-  if (!value || !intercept) return nullptr;
-  Ref gradients(PyTuple_Pack(2, gw.get(), intercept.get()));
-  return gradients ? PyTuple_Pack(2, value.get(), gradients.get()) : nullptr;
+  if (outcome == Outcome::kOutOfMemory) return PyErr_NoMemory();
+  if (outcome == Outcome::kInterrupted) return nullptr;
+  Ref loss(PyFloat_FromDouble(result.loss));
+  if (!entry.with_gradient || !loss) return loss.release();
+  const Ref intercept(b->Gradient(gb));
+  if (!intercept) return nullptr;
+  const Ref gradients(PyTuple_Pack(2, gw.get(), intercept.get()));
+  return gradients ? PyTuple_Pack(2, loss.get(), gradients.get()) : nullptr;
 }
 
 }  // namespace

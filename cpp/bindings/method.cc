@@ -27,7 +27,7 @@ PyObject* Call(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* k
 PyObject* Repr(PyObject* self) {
   const Ref name(PyObject_GetAttrString(self, "__qualname__"));
   if (!name) return nullptr;
-  return PyUnicode_FromFormat("<pullback method '%U'>", name.get());
+  return PyUnicode_FromFormat("<pullback method '%S'>", name.get());
 }
 
 // A string tells pickle and copy to look the object up by its module and qualified name.

@@ -41,20 +41,21 @@ void RegisterPrimitives(py::module_& m) {
   });
   m.def(
       "elementwise_ufunc",
-      [](const char* op, const char* method, const char* name, const char* doc) {
-        return Steal(NewUfunc(op, method, name, doc));
+      [](const std::string& op, const std::string& method, const std::string& name,
+         const std::string& doc) {
+        return Steal(NewUfunc(op.c_str(), method.c_str(), name.c_str(), doc.c_str()));
       },
       py::arg("op"), py::arg("method"), py::arg("name"), py::arg("doc"));
   m.def(
       "elementwise_method",
-      [](const char* op, const char* method, const py::function& fallback) {
-        return Steal(NewMultiOutputMethod(op, method, fallback.ptr()));
+      [](const std::string& op, const std::string& method, const py::function& fallback) {
+        return Steal(NewMultiOutputMethod(op.c_str(), method.c_str(), fallback.ptr()));
       },
       py::arg("op"), py::arg("method"), py::arg("fallback"));
   m.def(
       "loss_method",
-      [](const char* loss, const char* method, const py::function& fallback) {
-        return Steal(NewLossMethod(loss, method, fallback.ptr()));
+      [](const std::string& loss, const std::string& method, const py::function& fallback) {
+        return Steal(NewLossMethod(loss.c_str(), method.c_str(), fallback.ptr()));
       },
       py::arg("loss"), py::arg("method"), py::arg("fallback"));
 }

@@ -26,15 +26,22 @@ struct Call {
   int Count() const { return shape.nin + shape.nout; }
 };
 
-// Two operands overlap without being the same elements in the same order: only reductions and
-// accumulations are handed to a ufunc's loop like this; NumPy copies in every other case.
-bool Dependent(const Call& call, size_t n) {
+// How an output that shares memory with an input, other than element for element, binds the order.
+enum class Order {
+  kAny,
+  kForward,   // the input lies ahead: what is overwritten has been read, if done in order
+  kOneByOne,  // outputs feed back into inputs: reductions, accumulations
+};
+
+Order OrderOf(const Call& call, size_t n) {
+  Order order = Order::kAny;
+  if (n <= 1) return order;
   const auto item = static_cast<ptrdiff_t>(call.item);
   const auto steps = static_cast<ptrdiff_t>(n - 1);
   for (int o = call.shape.nin; o < call.Count(); ++o) {
     const ptrdiff_t out_stride = call.operands.stride[o];
     const char* const out = call.operands.data[o];
-    if (out_stride == 0) return true;
+    if (out_stride == 0) return Order::kOneByOne;
     const char* const out_low = out + std::min<ptrdiff_t>(0, steps * out_stride);
     const char* const out_high = out + std::max<ptrdiff_t>(0, steps * out_stride) + item;
     for (int i = 0; i < call.shape.nin; ++i) {
@@ -43,10 +50,13 @@ bool Dependent(const Call& call, size_t n) {
       if (in == out && in_stride == out_stride) continue;
       const char* const in_low = in + std::min<ptrdiff_t>(0, steps * in_stride);
       const char* const in_high = in + std::max<ptrdiff_t>(0, steps * in_stride) + item;
-      if (in_low < out_high && out_low < in_high) return true;
+      if (in_low >= out_high || out_low >= in_high) continue;
+      const bool ahead = in_stride == out_stride && (in > out) == (out_stride > 0);
+      if (!ahead) return Order::kOneByOne;
+      order = Order::kForward;
     }
   }
-  return false;
+  return order;
 }
 
 bool Contiguous(const Call& call) {
@@ -139,11 +149,12 @@ bool RunElementwise(ElementwiseKernel kernel, MethodShape shape, DType dtype,
   };
 
   const ScopedDefaultFpEnv fp_env;
-  if (n > 1 && Dependent(call, n)) {
+  const Order order = OrderOf(call, n);
+  if (order == Order::kOneByOne) {
     RunOneByOne(call, n);
     return true;
   }
-  if (n < kParallelElements) {
+  if (n < kParallelElements || order == Order::kForward) {
     run(0, n);
     return true;
   }

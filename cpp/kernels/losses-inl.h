@@ -236,7 +236,7 @@ class ShortRows {
 // --- longer rows ---------------------------------------------------------------------------------
 
 // A group of rows passes twice, the second time from cache.
-template <class Row, typename T, bool kInterleave>
+template <class Row, typename T, bool kInterleave, size_t kGroup>
 class Rows {
  public:
   static void Sum(const LinearModel& model, const double* w, bool with_gradient, size_t begin,
@@ -251,7 +251,7 @@ class Rows {
   }
 
  private:
-  static constexpr size_t kGroup = kInterleave ? 8 : kLanes;
+  static constexpr size_t kDots = std::max(kGroup, kLanes);
   // In the second pass over long rows, memory would idle. So it fetches the first half of the next
   // rows (into L1, or all of them: 0.7 x the speed).
   static constexpr size_t kFetchedShare = 2;
@@ -272,21 +272,21 @@ class Rows {
     for (size_t r = 0; r < kGroup; ++r) {
       x[r] = RowOf<T>(model_, row + (kFull ? r : std::min(r, count - 1)));
     }
-    const std::array<V, kGroup> dots = kInterleave ? DotsInterleaved(x) : DotsRowByRow(x);
-    HWY_ALIGN double slopes[kGroup];
+    const std::array<V, kDots> dots = kInterleave ? DotsInterleaved(x) : DotsRowByRow(x);
+    HWY_ALIGN double slopes[kDots] = {};
     for (size_t first = 0; first < kGroup && first < count; first += kLanes) {
       std::array<V, kLanes> some;
       std::copy_n(dots.begin() + first, kLanes, some.begin());
-      Score<Row>(d, model_, row + first, kFull ? kLanes : std::min(kLanes, count - first),
+      Score<Row>(d, model_, row + first, kFull ? std::min(kLanes, kGroup) : std::min(kLanes, count - first),
                  SumEachRow(d, some), loss_sum_, slope_sum_, slopes + first);
     }
     if (with_gradient) Backward<kFull>(x, count, slopes);
   }
 
   // For rows so long that w does not stay in L1: each part of it serves all rows.
-  HWY_INLINE std::array<V, kGroup> DotsInterleaved(const T* const (&x)[kGroup]) const {
+  HWY_INLINE std::array<V, kDots> DotsInterleaved(const T* const (&x)[kGroup]) const {
     const Tag d;
-    std::array<V, kGroup> dots;
+    std::array<V, kDots> dots;
     for (V& dot : dots) dot = hn::Zero(d);
     for (size_t j = 0; j < whole_; j += kLanes) {
       const V weight = hn::LoadU(d, w_ + j);
@@ -307,12 +307,13 @@ class Rows {
 
   // In the order of memory, which the hardware's prefetcher needs: of short rows read side by side
   // it sees nothing but beginnings (at 100 columns a third of the speed).
-  HWY_INLINE std::array<V, kGroup> DotsRowByRow(const T* const (&x)[kGroup]) const {
+  HWY_INLINE std::array<V, kDots> DotsRowByRow(const T* const (&x)[kGroup]) const {
     const Tag d;
     const auto step = [&](const T* row, size_t j, V sum) HWY_ATTR {
       return hn::MulAdd(hn::LoadU(d, w_ + j), Loader<Tag, T>::Whole(row + j), sum);
     };
-    std::array<V, kGroup> dots;
+    std::array<V, kDots> dots;
+    for (V& dot : dots) dot = hn::Zero(d);
     for (size_t r = 0; r < kGroup; ++r) {
       V s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0;
       size_t j = 0;
@@ -371,8 +372,10 @@ class Rows {
 
 // --- by length of the rows -----------------------------------------------------------------------
 
-// Rows of more bytes are read side by side.
+// Rows of more bytes are read side by side; of even more, one by one, or they would have left the
+// cache before the second pass.
 constexpr size_t kLongRowBytes = 2048;
+constexpr size_t kHugeRowBytes = 65536;
 
 template <class Row, typename T>
 void SumLoss(const LinearModel& model, const double* w, bool with_gradient, size_t begin,
@@ -394,9 +397,12 @@ void SumLoss(const LinearModel& model, const double* w, bool with_gradient, size
       return ShortRows<Row, T, 6>::Sum(model, w, with_gradient, begin, end, sums);
     default:
       if (model.cols * sizeof(T) <= kLongRowBytes) {
-        return Rows<Row, T, false>::Sum(model, w, with_gradient, begin, end, sums);
+        return Rows<Row, T, false, kLanes>::Sum(model, w, with_gradient, begin, end, sums);
       }
-      return Rows<Row, T, true>::Sum(model, w, with_gradient, begin, end, sums);
+      if (model.cols * sizeof(T) > kHugeRowBytes) {
+        return Rows<Row, T, false, 1>::Sum(model, w, with_gradient, begin, end, sums);
+      }
+      return Rows<Row, T, true, 8>::Sum(model, w, with_gradient, begin, end, sums);
   }
 }
 

@@ -10,6 +10,7 @@
 #include <array>
 #include <bit>
 #include <memory>
+#include <new>
 
 #include "kernels/losses-inl.h"
 #include "kernels/losses.h"
@@ -62,10 +63,9 @@ class BlockTree {
   // `storage`: levels * width doubles. The total of all blocks ends in its first `width`.
   BlockTree(double* storage, size_t width) : storage_(storage), width_(width) {}
 
-  // The kernel writes block number `count_` into the lowest free level and carries.
+  // `write` fills a slot of `width` doubles with the next block.
   template <class Write>
   void Add(const Write& write) {
-    // A block that completes 2^k of them is the last carry: it lands on top of level k's slot.
     double* const fresh = storage_ + Occupied() * width_;
     write(fresh);
     double* top = fresh;
@@ -92,76 +92,99 @@ class BlockTree {
   size_t count_ = 0;
 };
 
-}  // namespace
+// What one call works with: the fixed slabs of rows and the scratch memory for their sums.
+struct Plan {
+  explicit Plan(const LinearModel& model)
+      : padded((model.cols / kLossPadding + 1) * kLossPadding),
+        width(kSumW + padded),
+        row_bytes(model.cols * ItemSize(model.x_dtype)),
+        slabs(RowPartition(model.rows, row_bytes)),
+        levels(BlockTree::Levels(CeilDiv(slabs(0).size(), kLossBlock))) {}
 
-bool MeanLoss(LossKernel kernel, const LinearModel& model, double* loss, void* gw, double* gb,
-              Poll* poll) {
-  const ScopedDefaultFpEnv fp_env;
-  const size_t padded = (model.cols / kLossPadding + 1) * kLossPadding;
-  const size_t width = kSumW + padded;
-  const size_t row_bytes = model.cols * ItemSize(model.x_dtype);
-  const Partition slabs = RowPartition(model.rows, row_bytes);
-  const size_t slab_rows = slabs(0).size();
-  const size_t levels = BlockTree::Levels((slab_rows + kLossBlock - 1) / kLossBlock) + 1;
-  const bool with_gradient = gw != nullptr;
+  size_t Doubles() const { return padded + slabs.tasks * levels * width; }
 
-  constexpr size_t kStackDoubles = 1024;
-  alignas(kLossPadding * sizeof(double)) double stack[kStackDoubles];
-  std::unique_ptr<double[]> heap;
-  const size_t needed = padded + slabs.tasks * levels * width;
-  void* scratch_start = stack;
-  if (needed > kStackDoubles) {
-    size_t bytes = (needed + kLossPadding) * sizeof(double);
-    heap = std::make_unique_for_overwrite<double[]>(needed + kLossPadding);
-    scratch_start = heap.get();
-    std::align(kLossPadding * sizeof(double), needed * sizeof(double), scratch_start, bytes);
+  size_t padded, width, row_bytes;
+  Partition slabs;
+  size_t levels;
+};
+
+void Write(double value, DType dtype, void* to, size_t i) {
+  if (dtype == DType::kFloat64) {
+    static_cast<double*>(to)[i] = value;
+  } else {
+    static_cast<float*>(to)[i] = static_cast<float>(value);
   }
-  double* const w = static_cast<double*>(scratch_start);
-  double* const scratch = w + padded;
+}
 
+// Not inlined: the caller guards the floating-point environment.
+HWY_NOINLINE bool SumSlabs(LossKernel kernel, const LinearModel& model, const Plan& plan,
+                           double* scratch, MeanLossResult& result, Poll* poll) {
+  const bool with_gradient = result.gw != nullptr;
+  double* const w = scratch;
   for (size_t j = 0; j < model.cols; ++j) {
     w[j] = model.w_dtype == DType::kFloat64 ? static_cast<const double*>(model.w)[j]
                                             : double{static_cast<const float*>(model.w)[j]};
   }
-  std::fill(w + model.cols, w + padded, 0.0);
+  std::fill(w + model.cols, w + plan.padded, 0.0);
 
+  const auto sums_of = [&](size_t slab) {
+    return scratch + plan.padded + slab * plan.levels * plan.width;
+  };
   const auto sum_slab = [&](size_t slab) {
-    const auto [begin, end] = slabs(slab);
-    BlockTree tree(scratch + slab * levels * width, width);
+    const auto [begin, end] = plan.slabs(slab);
+    BlockTree tree(sums_of(slab), plan.width);
     for (size_t row = begin; row < end; row += kLossBlock) {
-      const size_t stop = std::min(row + kLossBlock, end);
       tree.Add([&](double* sums) {
-        if (!with_gradient) std::fill(sums, sums + width, 0.0);
-        kernel(model, w, with_gradient, row, stop, sums);
+        std::fill(sums, sums + (with_gradient ? kSumW : plan.width), 0.0);
+        kernel(model, w, with_gradient, row, std::min(row + kLossBlock, end), sums);
       });
     }
     tree.Finish();
   };
-  if (model.rows * row_bytes < kParallelBytes) {
-    for (size_t slab = 0; slab < slabs.tasks; ++slab) sum_slab(slab);
-  } else if (!ParallelFor(slabs.tasks, sum_slab, poll)) {
+  const size_t tasks = plan.slabs.tasks;
+  if (model.rows * plan.row_bytes < kParallelBytes) {
+    for (size_t slab = 0; slab < tasks; ++slab) sum_slab(slab);
+  } else if (!ParallelFor(tasks, sum_slab, poll)) {
     return false;
   }
-
-  for (size_t step = 1; step < slabs.tasks; step *= 2) {
-    for (size_t slab = 0; slab + step < slabs.tasks; slab += 2 * step) {
-      Accumulate(scratch + slab * levels * width, scratch + (slab + step) * levels * width, width);
+  for (size_t step = 1; step < tasks; step *= 2) {
+    for (size_t slab = 0; slab + step < tasks; slab += 2 * step) {
+      Accumulate(sums_of(slab), sums_of(slab + step), plan.width);
     }
   }
+
+  const double* const total = sums_of(0);
   const auto n = static_cast<double>(model.rows);
+  result.loss = total[kSumLoss] / n;
   if (with_gradient) {
     for (size_t j = 0; j < model.cols; ++j) {
-      const double mean = scratch[kSumW + j] / n;
-      if (model.w_dtype == DType::kFloat64) {
-        static_cast<double*>(gw)[j] = mean;
-      } else {
-        static_cast<float*>(gw)[j] = static_cast<float>(mean);
-      }
+      Write(total[kSumW + j] / n, model.w_dtype, result.gw, j);
     }
-    *gb = scratch[kSumB] / n;
+    Write(total[kSumB] / n, result.gb_dtype, result.gb, 0);
   }
-  *loss = scratch[kSumLoss] / n;
   return true;
+}
+
+}  // namespace
+
+Outcome MeanLoss(LossKernel kernel, const LinearModel& model, MeanLossResult& result, Poll* poll) {
+  const Plan plan(model);
+  constexpr size_t kAlignment = kLossPadding * sizeof(double);
+  constexpr size_t kStackDoubles = 1024;
+  alignas(kAlignment) double stack[kStackDoubles];
+  std::unique_ptr<double[]> heap;
+  void* scratch = stack;
+  if (plan.Doubles() > kStackDoubles) {
+    size_t bytes = plan.Doubles() * sizeof(double) + kAlignment;
+    heap.reset(new (std::nothrow) double[bytes / sizeof(double)]);
+    if (!heap) return Outcome::kOutOfMemory;
+    scratch = heap.get();
+    std::align(kAlignment, plan.Doubles() * sizeof(double), scratch, bytes);
+  }
+  const ScopedDefaultFpEnv fp_env;
+  return SumSlabs(kernel, model, plan, static_cast<double*>(scratch), result, poll)
+             ? Outcome::kDone
+             : Outcome::kInterrupted;
 }
 
 }  // namespace pullback

@@ -43,12 +43,20 @@ inline constexpr size_t kLossBlock = 512;
 
 std::span<const LossKernels> LossOps();
 
-// loss = 1/rows * sum of l(X_i w + b, y_i). Both gradients are means too: gw has cols elements
-// of w's dtype (overwritten; null for the loss alone), gb one. Sums of float64 over fixed blocks of
+// A mean and its gradients; the gradients are overwritten, and left alone if gw is null.
+struct MeanLossResult {
+  double loss;
+  void* gw;  // (cols,), of w's dtype
+  void* gb;  // one element
+  DType gb_dtype;
+};
+
+enum class Outcome : uint8_t { kDone, kInterrupted, kOutOfMemory };
+
+// loss = 1/rows * sum of l(X_i w + b, y_i), and both gradients. Sums of float64 over fixed blocks of
 // rows that are merged as a tree: the bits depend on the shape and the target, never on the thread
-// count. False when `poll` asked to stop; the outputs are then untouched.
-bool MeanLoss(LossKernel kernel, const LinearModel& model, double* loss, void* gw, double* gb,
-              Poll* poll);
+// count. Outputs are untouched unless it is done.
+Outcome MeanLoss(LossKernel kernel, const LinearModel& model, MeanLossResult& result, Poll* poll);
 
 }  // namespace pullback
 

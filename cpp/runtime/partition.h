@@ -44,12 +44,15 @@ constexpr Partition ElementPartition(size_t n, size_t bytes_per_element) {
 inline constexpr size_t kMaxSlabs = 64;
 inline constexpr size_t kMinSlabBytes = size_t{64} << 10;
 inline constexpr size_t kRowBlock = 64;
+// A partial result is as wide as a row: of fewer rows a slab would cost more than it computes.
+inline constexpr size_t kMinSlabRows = 16;
 
 // Slabs hold a multiple of kRowBlock rows, or, when that many rows would leave too few slabs, a
 // power of two below it.
 constexpr Partition RowPartition(size_t rows, size_t row_bytes) {
   const size_t least =
-      std::max(CeilDiv(rows, kMaxSlabs), CeilDiv(kMinSlabBytes, std::max<size_t>(row_bytes, 1)));
+      std::max({CeilDiv(rows, kMaxSlabs), CeilDiv(kMinSlabBytes, std::max<size_t>(row_bytes, 1)),
+                kMinSlabRows});
   size_t block = 1;
   while (block < least && block < kRowBlock) block *= 2;
   if (least > kRowBlock) block = CeilDiv(least, kRowBlock) * kRowBlock;

@@ -41,12 +41,22 @@ def _overrides(*operands: object) -> bool:
     )
 
 
+def _pair(op: str, out: Any) -> Any:
+    """Return `out` as the pair of outputs it has to be."""
+    if out is None:
+        return None, None
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise TypeError(f"{op}: out must be a tuple of two arrays, not {type(out).__name__}")
+    return out
+
+
 def _unary(ufunc: Callable[..., Any], primitive: Any) -> dict[str, Callable[..., Any]]:
     """Return the methods of a unary op that are not ufuncs."""
     both = ufunc("value_and_derivative")
+    op = f"{primitive.__name__.rpartition('.')[2]}.value_and_derivative"
 
     def value_and_derivative(x: Any, /, out: Any = None, **kwargs: Any) -> Any:
-        y, dy = (None, None) if out is None else out
+        y, dy = _pair(op, out)
         if _overrides(x, y, dy):
             return primitive(x, out=y, **kwargs), primitive.derivative(x, out=dy, **kwargs)
         return both(x, out=(y, dy), **kwargs)
@@ -67,7 +77,7 @@ def _binary(ufunc: Callable[..., Any], primitive: Any) -> dict[str, Callable[...
     name = primitive.__name__.rpartition(".")[2]
 
     def derivative(w: Any, x: Any, /, out: Any = None, **kwargs: Any) -> Any:
-        outs = (None, None) if out is None else out
+        outs = _pair(f"{name}.derivative", out)
         if not _overrides(w, x, *outs):
             return all_of["derivative"](w, x, out=outs, **kwargs)
         return tuple(
@@ -78,7 +88,7 @@ def _binary(ufunc: Callable[..., Any], primitive: Any) -> dict[str, Callable[...
     def value_and_derivative(w: Any, x: Any, /, out: Any = None, **kwargs: Any) -> Any:
         y, *slopes = (None, None, None) if out is None else leaves(out)
         if _overrides(w, x, y, *slopes):
-            return primitive(w, x, out=y, **kwargs), derivative(w, x, out=slopes, **kwargs)
+            return primitive(w, x, out=y, **kwargs), derivative(w, x, out=tuple(slopes), **kwargs)
         y, *slopes = all_of["value_and_derivative"](w, x, out=(y, *slopes), **kwargs)
         return y, tuple(slopes)
 
@@ -114,14 +124,21 @@ def _native_primitive(kernels: ModuleType, row: OpRow) -> Any:
         function.__qualname__ = name
         return function
 
-    def ufunc(method: str, doc: str = "") -> Any:
-        name = f"elementwise.{row.name}" + ("" if method == "value" else f".{method}")
+    def ufunc(method: str, path: str, doc: str) -> Any:
+        name = f"elementwise.{row.name}{path}"
         return named(kernels.elementwise_ufunc(row.name, method, name, doc), name)
 
-    primitive = ufunc("value", docstring(row))
+    def part(method: str) -> Any:
+        """Return a ufunc that others call, and that travels under a private name."""
+        function = ufunc(method, f"._{method}", f"Part of {row.name}.")
+        setattr(primitive, f"_{method}", function)
+        return function
+
+    primitive = ufunc("value", "", docstring(row))
     for method in ("derivative", "vjp", "jvp") if row.nin == 1 else ("jvp",):
-        setattr(primitive, method, ufunc(method, method_docstring(row, method)))
-    for method, function in (_unary if row.nin == 1 else _binary)(ufunc, primitive).items():
+        setattr(primitive, method, ufunc(method, f".{method}", method_docstring(row, method)))
+    for method, function in (_unary if row.nin == 1 else _binary)(part, primitive).items():
+        function.__qualname__ = f"{row.name}.{method}"  # for Python's own messages
         call = function
         if method != "jacobian":  # which is structure, not a kernel
             call = kernels.elementwise_method(row.name, method, function)

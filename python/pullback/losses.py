@@ -29,7 +29,7 @@ class NativeLoss:
         self.__doc__ = twin.__doc__
         self.__module__ = "pullback"
         for method in _METHODS:
-            call = kernels.loss_method(twin.__name__, method, self._convert(method))
+            call = kernels.loss_method(twin.__name__, method, self._convert(kernels, method))
             call.__name__ = method
             call.__qualname__ = f"{self.__qualname__}.{method}"
             call.__module__ = self.__module__
@@ -42,19 +42,25 @@ class NativeLoss:
     def __reduce__(self) -> str:
         return self.__qualname__
 
-    def _convert(self, method: str) -> Callable[..., Any]:
-        """Return what takes every call that the kernel cannot: it checks, converts, calls again."""
+    def _convert(self, kernels: ModuleType, method: str) -> Callable[..., Any]:
+        """Return what takes every call that the kernel leaves: it checks, converts, calls again."""
         op = f"{self.__name__}.{method}"
+
+        def refuse(*arguments: Any) -> Any:
+            raise AssertionError(f"{op}: no kernel for converted arguments {arguments}")
+
+        kernel = kernels.loss_method(self.__name__, method, refuse)
 
         def convert(X: Any, y: Any, w: Any, b: Any = None) -> Any:
             arrays = check_arguments(op, X, y, w, b)
             bias = None if arrays.b is None else float(arrays.b.reshape(()))
-            result = getattr(self, method)(*map(_plain, arrays[:3]), bias)
+            result = kernel(*map(_plain, arrays[:3]), bias)
             if method == "value":
                 return result
             loss, (gw, gb) = result
             return loss, (gw, like_bias(gb, b))
 
+        convert.__qualname__ = op  # what Python calls it when arguments are missing
         return convert
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-from importlib.util import find_spec
 
 __all__ = ["register"]
 
 
 def register() -> None:
     """Make pullback known to threadpoolctl, if that is installed."""
-    if find_spec("threadpoolctl") is None:
+    try:  # 3.2 is the first that takes controllers
+        from threadpoolctl import LibController
+        from threadpoolctl import register as register_controller
+    except ImportError:
         return
-    import threadpoolctl  # noqa: PLC0415  only where it is installed
 
-    class PullbackController(threadpoolctl.LibController):  # type: ignore[misc]
+    class PullbackController(LibController):  # type: ignore[misc]
         """Reads and sets the number of threads of the native kernels."""
 
         user_api = "pullback"
@@ -36,4 +37,4 @@ def register() -> None:
         def set_num_threads(self, num_threads: int) -> None:
             self.dynlib.pullback_set_num_threads(num_threads)
 
-    threadpoolctl.register(PullbackController)
+    register_controller(PullbackController)
