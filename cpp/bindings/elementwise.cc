@@ -87,8 +87,7 @@ Entry* NewEntry(const char* op_name, const char* method_name, const char* name, 
       label.append(".").append(method_name);
       if (label.back() == '0' || label.back() == '1') label.pop_back();  // a part of the method
     }
-    Entry& entry = Entries().emplace_back(
-        Entry{op_name, label, name, doc, method, shape, {}, {}});
+    Entry& entry = Entries().emplace_back(Entry{op_name, label, name, doc, method, shape, {}, {}});
     FetchKernels(entry);
     entry.self[0] = &entry;
     return &entry;

@@ -10,7 +10,7 @@ namespace pullback {
 // Runs pending signal handlers; a handler that raised (KeyboardInterrupt) leaves its exception set.
 inline Poll SignalPoll() {
   return {[](void*) {
-            // Asking a dying interpreter for the GIL would end this thread amid a job.
+  // Asking a dying interpreter for the GIL would end this thread amid a job.
 #if PY_VERSION_HEX >= 0x030D0000
             if (Py_IsFinalizing()) return false;
 #else

@@ -114,10 +114,11 @@ HWY_INLINE void Score(D d, const LinearModel& model, size_t row, size_t count, V
   hn::Store(slope, d, slopes);
 }
 
-// Rows are cut into vectors of at most four lanes. Wider ones straddle cache lines at every load,
-// since NumPy aligns to 16 bytes, and of short rows the last vector would be mostly empty: eight
-// lanes took 1.4 x the time at 10 columns, 1.2 x at 100 and as long at 5000 (memory sets the pace).
+// Rows are cut into vectors of at most four lanes unless they are very long. Wider ones straddle
+// cache lines at every load, since NumPy aligns to 16 bytes, and of short rows the last vector
+// would be mostly empty: eight lanes took 1.4 x the time at 10 columns and 1.2 x at 100.
 using Tag = hn::CappedTag<double, 4>;
+using WideTag = hn::ScalableTag<double>;
 using V = hn::Vec<Tag>;
 constexpr size_t kLanes = hn::MaxLanes(Tag());
 
@@ -236,7 +237,7 @@ class ShortRows {
 // --- longer rows ---------------------------------------------------------------------------------
 
 // A group of rows passes twice, the second time from cache.
-template <class Row, typename T, bool kInterleave, size_t kGroup>
+template <class Row, typename T, class D, bool kInterleave, size_t kGroup>
 class Rows {
  public:
   static void Sum(const LinearModel& model, const double* w, bool with_gradient, size_t begin,
@@ -246,15 +247,31 @@ class Rows {
     size_t row = begin;
     for (; row + kGroup <= end; row += kGroup) rows.template Add<true>(row, kGroup, with_gradient);
     if (row < end) rows.template Add<false>(row, end - row, with_gradient);
-    sums[kSumB] = SumLanes(Tag(), rows.slope_sum_);
-    sums[kSumLoss] = SumLanes(Tag(), rows.loss_sum_);
+    sums[kSumB] = SumLanes(D(), rows.slope_sum_);
+    sums[kSumLoss] = SumLanes(D(), rows.loss_sum_);
   }
 
  private:
+  using V = hn::Vec<D>;
+  static constexpr size_t kLanes = hn::MaxLanes(D());
   static constexpr size_t kDots = std::max(kGroup, kLanes);
-  // In the second pass over long rows, memory would idle. So it fetches the first half of the next
-  // rows (into L1, or all of them: 0.7 x the speed).
-  static constexpr size_t kFetchedShare = 2;
+
+  // Rows read side by side are fetched a group ahead, half of them during each pass, so that memory
+  // never idles: every second cache line passed, the next line of the next rows is asked for.
+  class Fetch {
+   public:
+    HWY_INLINE void Pass(const T* const (&x)[kGroup], size_t j, ptrdiff_t ahead) {
+      if (!kInterleave || j < due_) return;
+      for (size_t r = 0; r < kGroup; ++r) PrefetchIntoL2(x[r] + fetched_ + ahead);
+      fetched_ += kLine;
+      due_ += 2 * kLine;
+    }
+    HWY_INLINE void NextPass() { due_ = 0; }
+
+   private:
+    static constexpr size_t kLine = 64 / sizeof(T);
+    size_t fetched_ = 0, due_ = 0;
+  };
 
   HWY_INLINE Rows(const LinearModel& model, const double* w, double* sum_w)
       : model_(model),
@@ -262,44 +279,48 @@ class Rows {
         sum_w_(sum_w),
         whole_(model.cols / kLanes * kLanes),
         tail_(model.cols - whole_),
-        loss_sum_(hn::Zero(Tag())),
-        slope_sum_(hn::Zero(Tag())) {}
+        ahead_(static_cast<ptrdiff_t>(kGroup) * model.x_stride),
+        loss_sum_(hn::Zero(D())),
+        slope_sum_(hn::Zero(D())) {}
 
   template <bool kFull>
   HWY_INLINE void Add(size_t row, size_t count, bool with_gradient) {
-    const Tag d;
+    const D d;
     const T* x[kGroup];
     for (size_t r = 0; r < kGroup; ++r) {
       x[r] = RowOf<T>(model_, row + (kFull ? r : std::min(r, count - 1)));
     }
-    const std::array<V, kDots> dots = kInterleave ? DotsInterleaved(x) : DotsRowByRow(x);
+    Fetch fetch;
+    const std::array<V, kDots> dots = kInterleave ? DotsInterleaved(x, fetch) : DotsRowByRow(x);
     HWY_ALIGN double slopes[kDots] = {};
     for (size_t first = 0; first < kGroup && first < count; first += kLanes) {
       std::array<V, kLanes> some;
       std::copy_n(dots.begin() + first, kLanes, some.begin());
-      Score<Row>(d, model_, row + first, kFull ? std::min(kLanes, kGroup) : std::min(kLanes, count - first),
+      Score<Row>(d, model_, row + first,
+                 kFull ? std::min(kLanes, kGroup) : std::min(kLanes, count - first),
                  SumEachRow(d, some), loss_sum_, slope_sum_, slopes + first);
     }
-    if (with_gradient) Backward<kFull>(x, count, slopes);
+    if (with_gradient) Backward<kFull>(x, count, slopes, fetch);
   }
 
   // For rows so long that w does not stay in L1: each part of it serves all rows.
-  HWY_INLINE std::array<V, kDots> DotsInterleaved(const T* const (&x)[kGroup]) const {
-    const Tag d;
+  HWY_INLINE std::array<V, kDots> DotsInterleaved(const T* const (&x)[kGroup], Fetch& fetch) const {
+    const D d;
     std::array<V, kDots> dots;
     for (V& dot : dots) dot = hn::Zero(d);
     for (size_t j = 0; j < whole_; j += kLanes) {
+      fetch.Pass(x, j, ahead_);
       const V weight = hn::LoadU(d, w_ + j);
       PB_UNROLL
       for (size_t r = 0; r < kGroup; ++r) {
-        dots[r] = hn::MulAdd(weight, Loader<Tag, T>::Whole(x[r] + j), dots[r]);
+        dots[r] = hn::MulAdd(weight, Loader<D, T>::Whole(x[r] + j), dots[r]);
       }
     }
     if (tail_ != 0) {
       const V weight = hn::LoadU(d, w_ + whole_);
       PB_UNROLL
       for (size_t r = 0; r < kGroup; ++r) {
-        dots[r] = hn::MulAdd(weight, Loader<Tag, T>::Part(x[r] + whole_, tail_), dots[r]);
+        dots[r] = hn::MulAdd(weight, Loader<D, T>::Part(x[r] + whole_, tail_), dots[r]);
       }
     }
     return dots;
@@ -308,9 +329,9 @@ class Rows {
   // In the order of memory, which the hardware's prefetcher needs: of short rows read side by side
   // it sees nothing but beginnings (at 100 columns a third of the speed).
   HWY_INLINE std::array<V, kDots> DotsRowByRow(const T* const (&x)[kGroup]) const {
-    const Tag d;
+    const D d;
     const auto step = [&](const T* row, size_t j, V sum) HWY_ATTR {
-      return hn::MulAdd(hn::LoadU(d, w_ + j), Loader<Tag, T>::Whole(row + j), sum);
+      return hn::MulAdd(hn::LoadU(d, w_ + j), Loader<D, T>::Whole(row + j), sum);
     };
     std::array<V, kDots> dots;
     for (V& dot : dots) dot = hn::Zero(d);
@@ -325,7 +346,7 @@ class Rows {
       }
       for (; j < whole_; j += kLanes) s0 = step(x[r], j, s0);
       if (tail_ != 0) {
-        s1 = hn::MulAdd(hn::LoadU(d, w_ + j), Loader<Tag, T>::Part(x[r] + j, tail_), s1);
+        s1 = hn::MulAdd(hn::LoadU(d, w_ + j), Loader<D, T>::Part(x[r] + j, tail_), s1);
       }
       dots[r] = hn::Add(hn::Add(s0, s1), hn::Add(s2, s3));
     }
@@ -333,31 +354,27 @@ class Rows {
   }
 
   template <bool kFull>
-  HWY_INLINE void Backward(const T* const (&x)[kGroup], size_t count, const double* slopes) {
-    const Tag d;
+  HWY_INLINE void Backward(const T* const (&x)[kGroup], size_t count, const double* slopes,
+                           Fetch& fetch) {
+    const D d;
     V slope[kGroup];
     for (size_t r = 0; r < kGroup; ++r) slope[r] = hn::Set(d, slopes[r]);
-    // Past the last rows this asks for what is never read: a prefetch cannot fault.
-    const ptrdiff_t ahead = static_cast<ptrdiff_t>(kGroup) * model_.x_stride;
-    size_t fetched = 0;
+    fetch.NextPass();
     for (size_t j = 0; j < whole_; j += kLanes) {
+      fetch.Pass(x, j, ahead_);
       V gradient = hn::LoadU(d, sum_w_ + j);
       PB_UNROLL
       for (size_t r = 0; r < kGroup; ++r) {
         if (!kFull && r >= count) break;
-        gradient = hn::MulAdd(slope[r], Loader<Tag, T>::Whole(x[r] + j), gradient);
+        gradient = hn::MulAdd(slope[r], Loader<D, T>::Whole(x[r] + j), gradient);
       }
       hn::StoreU(gradient, d, sum_w_ + j);
-      if (kFull && kInterleave && j >= fetched * kFetchedShare) {
-        for (size_t r = 0; r < kGroup; ++r) PrefetchIntoL2(x[r] + fetched + ahead);
-        fetched += 64 / sizeof(T);
-      }
     }
     if (tail_ != 0) {
       V gradient = hn::LoadU(d, sum_w_ + whole_);
       for (size_t r = 0; r < kGroup; ++r) {
         if (!kFull && r >= count) break;
-        gradient = hn::MulAdd(slope[r], Loader<Tag, T>::Part(x[r] + whole_, tail_), gradient);
+        gradient = hn::MulAdd(slope[r], Loader<D, T>::Part(x[r] + whole_, tail_), gradient);
       }
       hn::StoreU(gradient, d, sum_w_ + whole_);
     }
@@ -367,6 +384,7 @@ class Rows {
   const double* HWY_RESTRICT w_;
   double* HWY_RESTRICT sum_w_;
   const size_t whole_, tail_;
+  const ptrdiff_t ahead_;  // also past the last rows: a prefetch cannot fault
   V loss_sum_, slope_sum_;
 };
 
@@ -375,6 +393,7 @@ class Rows {
 // Rows of more bytes are read side by side; of even more, one by one, or they would have left the
 // cache before the second pass.
 constexpr size_t kLongRowBytes = 2048;
+constexpr size_t kVeryLongRowBytes = 4096;
 constexpr size_t kHugeRowBytes = 65536;
 
 template <class Row, typename T>
@@ -396,13 +415,17 @@ void SumLoss(const LinearModel& model, const double* w, bool with_gradient, size
     case 6:
       return ShortRows<Row, T, 6>::Sum(model, w, with_gradient, begin, end, sums);
     default:
-      if (model.cols * sizeof(T) <= kLongRowBytes) {
-        return Rows<Row, T, false, kLanes>::Sum(model, w, with_gradient, begin, end, sums);
+      const size_t bytes = model.cols * sizeof(T);
+      if (bytes <= kLongRowBytes) {
+        return Rows<Row, T, Tag, false, kLanes>::Sum(model, w, with_gradient, begin, end, sums);
       }
-      if (model.cols * sizeof(T) > kHugeRowBytes) {
-        return Rows<Row, T, false, 1>::Sum(model, w, with_gradient, begin, end, sums);
+      if (bytes <= kVeryLongRowBytes) {
+        return Rows<Row, T, Tag, true, 4>::Sum(model, w, with_gradient, begin, end, sums);
       }
-      return Rows<Row, T, true, 8>::Sum(model, w, with_gradient, begin, end, sums);
+      if (bytes <= kHugeRowBytes) {
+        return Rows<Row, T, WideTag, true, 8>::Sum(model, w, with_gradient, begin, end, sums);
+      }
+      return Rows<Row, T, Tag, false, 1>::Sum(model, w, with_gradient, begin, end, sums);
   }
 }
 

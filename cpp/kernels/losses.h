@@ -53,9 +53,9 @@ struct MeanLossResult {
 
 enum class Outcome : uint8_t { kDone, kInterrupted, kOutOfMemory };
 
-// loss = 1/rows * sum of l(X_i w + b, y_i), and both gradients. Sums of float64 over fixed blocks of
-// rows that are merged as a tree: the bits depend on the shape and the target, never on the thread
-// count. Outputs are untouched unless it is done.
+// loss = 1/rows * sum of l(X_i w + b, y_i), and both gradients. Sums of float64 over fixed blocks
+// of rows that are merged as a tree: the bits depend on the shape and the target, never on the
+// thread count. Outputs are untouched unless it is done.
 Outcome MeanLoss(LossKernel kernel, const LinearModel& model, MeanLossResult& result, Poll* poll);
 
 }  // namespace pullback
