@@ -10,6 +10,11 @@
 #include <thread>
 #include <vector>
 
+#ifdef __linux__
+#include <sched.h>
+#include <unistd.h>
+#endif
+
 #if defined(__unix__) || defined(__APPLE__)
 #define PULLBACK_POSIX 1
 #include <pthread.h>
@@ -77,6 +82,27 @@ class ScopedBlockSignals {
 #endif
 };
 
+int CurrentCpu() {
+#ifdef __linux__
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+// A scheduler likes to wake a worker where its waker runs, finds it still there at the next wake,
+// and so keeps both on one CPU while another idles: a busy caller never lets go of it (seen for
+// seconds on end, twice the time per call). So a worker that meets its caller moves away.
+void MoveAwayFrom([[maybe_unused]] int cpu) {
+#ifdef __linux__
+  if (cpu < 0 || cpu >= CPU_SETSIZE || CurrentCpu() != cpu) return;
+  cpu_set_t allowed;
+  if (sched_getaffinity(getpid(), sizeof allowed, &allowed) != 0) return;
+  CPU_CLR(static_cast<size_t>(cpu), &allowed);
+  if (CPU_COUNT(&allowed) > 0) sched_setaffinity(0, sizeof allowed, &allowed);
+#endif
+}
+
 thread_local bool t_is_worker = false;
 
 std::atomic<int> g_threads{0};  // 0: not yet asked for
@@ -127,7 +153,8 @@ class Pool {
   std::atomic<int> sized_for_{1};  // the thread count Resize() last saw
   std::atomic<int> parked_{0};
   std::atomic<int> to_wake_{0};  // how many more workers those just woken should wake
-  std::atomic<bool> may_spin_{false};
+  std::atomic<bool> may_spin_{false};  // there is a CPU for each thread
+  std::atomic<int> caller_cpu_{-1};
   std::mutex mutex_;
   std::condition_variable wake_;  // workers wait here for a job
   std::condition_variable done_;  // the caller waits here for its last workers
@@ -216,6 +243,7 @@ bool Pool::AwaitJob(int index, uint32_t seen) {
 void Pool::Work(int index, uint32_t seen) {
   t_is_worker = true;
   while (AwaitJob(index, seen)) {
+    if (may_spin_.load()) MoveAwayFrom(caller_cpu_.load());
     uint64_t state = state_.load();
     while ((state & kClosed) == 0 && JobOf(state) != seen) {
       if (!state_.compare_exchange_weak(state, state + 1)) continue;
@@ -255,6 +283,7 @@ bool RunSerially(size_t tasks, Body body, Poll* poll) {
 
 bool Pool::Run(size_t tasks, Body body, Poll* poll) {
   const int workers = static_cast<int>(workers_.size());
+  caller_cpu_.store(CurrentCpu());
   ScopedDefaultFpEnv env;
   tasks_ = tasks;
   body_ = &body;
