@@ -706,7 +706,7 @@ def test_special_values_propagate_as_in_the_twin(bad: float, dtype: np.dtype) ->
 @on_any_target
 @dtypes
 def test_inactive_samples_hide_their_data(dtype: np.dtype) -> None:
-    """The gradient sums over the active samples alone: y and finite X of the others do not count."""
+    """The gradient sums over the active samples: y and finite X of the others do not count."""
     for n, target in itertools.product((2, 9, 40, 600), (5, math.nan)):
         X, y, w = np.full((n, 3), 1.0, dtype), np.full(n, 5, dtype), np.ones(3, dtype)
         wanted = loss.value_and_grad(X[: n - 1], y[: n - 1], w, 0.0)[1]

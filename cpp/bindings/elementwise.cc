@@ -2,6 +2,7 @@
 #include "bindings/elementwise.h"
 
 #include <array>
+#include <atomic>
 #include <deque>
 #include <string>
 #include <string_view>
@@ -112,15 +113,21 @@ int StridedLoop(PyArrayMethod_Context* context, char* const* data, const npy_int
     operands.data[k] = data[k];
     operands.stride[k] = strides[k];
   }
-  // They outlive the piece: a call of many pieces is to answer Ctrl-C as one long piece does.
-  thread_local Poll poll = SignalPoll();
-  thread_local size_t unpolled = 0;
-  bool finished = RunElementwise(entry->kernel[static_cast<size_t>(kDType)], entry->shape, kDType,
-                                 operands, n, &poll);
-  unpolled += n;
-  if (unpolled >= kPollElements) {
-    unpolled = 0;
-    finished = finished && !Interrupted(&poll);
+  // A call of many pieces is to answer Ctrl-C as one long piece does, so both outlive the piece.
+  // The count is everybody's: it only has to grow.
+  static std::atomic<size_t> unpolled{0};
+  const size_t done = unpolled.load(std::memory_order_relaxed) + n;
+  const bool poll_now = done >= kPollElements;
+  unpolled.store(poll_now ? 0 : done, std::memory_order_relaxed);
+  bool finished;
+  if (poll_now) {
+    thread_local Poll poll = SignalPoll();
+    finished = RunElementwise(entry->kernel[static_cast<size_t>(kDType)], entry->shape, kDType,
+                              operands, n, &poll) &&
+               !Interrupted(&poll);
+  } else {
+    finished = RunElementwise(entry->kernel[static_cast<size_t>(kDType)], entry->shape, kDType,
+                              operands, n, nullptr);
   }
   if (finished) return 0;
   const PyGILState_STATE state = PyGILState_Ensure();

@@ -92,14 +92,15 @@ int CurrentCpu() {
 
 // A scheduler likes to wake a worker where its waker runs, finds it still there at the next wake,
 // and so keeps both on one CPU while another idles: a busy caller never lets go of it (seen for
-// seconds on end, twice the time per call). So a worker that meets its caller moves away.
-void MoveAwayFrom([[maybe_unused]] int cpu) {
+// seconds on end, twice the time per call). So a worker that shares its caller's CPU is moved.
+void KeepAwayFrom([[maybe_unused]] int cpu,
+                  [[maybe_unused]] std::thread::native_handle_type thread) {
 #ifdef __linux__
-  if (cpu < 0 || cpu >= CPU_SETSIZE || CurrentCpu() != cpu) return;
+  if (cpu < 0 || cpu >= CPU_SETSIZE) return;
   cpu_set_t allowed;
   if (sched_getaffinity(getpid(), sizeof allowed, &allowed) != 0) return;
   CPU_CLR(static_cast<size_t>(cpu), &allowed);
-  if (CPU_COUNT(&allowed) > 0) sched_setaffinity(0, sizeof allowed, &allowed);
+  if (CPU_COUNT(&allowed) > 0) pthread_setaffinity_np(thread, sizeof allowed, &allowed);
 #endif
 }
 
@@ -122,6 +123,10 @@ uint32_t JobOf(uint64_t state) { return static_cast<uint32_t>(state >> kJobShift
 
 class Pool {
  public:
+  Pool() {
+    for (std::atomic<int>& cpu : parked_at_) cpu.store(-1);
+  }
+
   bool TryAcquire() { return !busy_.exchange(true); }
   void Release() { busy_.store(false); }
 
@@ -152,9 +157,10 @@ class Pool {
   std::atomic<int> limit_{0};      // workers numbered from here on leave
   std::atomic<int> sized_for_{1};  // the thread count Resize() last saw
   std::atomic<int> parked_{0};
-  std::atomic<int> to_wake_{0};  // how many more workers those just woken should wake
+  std::atomic<int> to_wake_{0};        // how many more workers those just woken should wake
   std::atomic<bool> may_spin_{false};  // there is a CPU for each thread
   std::atomic<int> caller_cpu_{-1};
+  std::atomic<int> parked_at_[kMaxThreads];  // the CPU on which each worker fell asleep
   std::mutex mutex_;
   std::condition_variable wake_;  // workers wait here for a job
   std::condition_variable done_;  // the caller waits here for its last workers
@@ -231,6 +237,7 @@ bool Pool::AwaitJob(int index, uint32_t seen) {
     {
       std::unique_lock<std::mutex> lock(mutex_);
       parked_.fetch_add(1);
+      parked_at_[static_cast<size_t>(index)].store(CurrentCpu());
       wake_.wait(lock, news);
       parked_.fetch_sub(1);
     }
@@ -243,7 +250,10 @@ bool Pool::AwaitJob(int index, uint32_t seen) {
 void Pool::Work(int index, uint32_t seen) {
   t_is_worker = true;
   while (AwaitJob(index, seen)) {
-    if (may_spin_.load()) MoveAwayFrom(caller_cpu_.load());
+    const int cpu = CurrentCpu();
+    if (may_spin_.load() && cpu >= 0 && cpu == caller_cpu_.load()) {
+      KeepAwayFrom(cpu, pthread_self());
+    }
     uint64_t state = state_.load();
     while ((state & kClosed) == 0 && JobOf(state) != seen) {
       if (!state_.compare_exchange_weak(state, state + 1)) continue;
@@ -293,6 +303,15 @@ bool Pool::Run(size_t tasks, Body body, Poll* poll) {
   const int awake = workers - parked_.load();
   const int sleepers_needed = std::min(helpers, workers) - awake;
   if (sleepers_needed > 0) {
+    if (may_spin_.load()) {
+      for (size_t i = 0; i < workers_.size(); ++i) {
+        int cpu = caller_cpu_.load();
+        // Where it slept is where it would wake.
+        if (parked_at_[i].compare_exchange_strong(cpu, -1)) {
+          KeepAwayFrom(caller_cpu_.load(), workers_[i].native_handle());
+        }
+      }
+    }
     to_wake_.store(sleepers_needed - 1);
     WakeOne();
   }

@@ -199,8 +199,8 @@ relu_mse = LinearLoss(
     """Mean squared error of a rectified linear model, ``1/N sum((y - max(0, X w + b))**2)``.
 
     Gradients: ``-2/N sum(e_i X_i)`` and ``-2/N sum(e_i)`` over the active samples, those with
-    X_i w + b > 0, where ``e = y - max(0, X w + b)``. At 0 the rectifier's derivative is 0. The other
-    samples enter with weight 0, so that an infinite X_ij gives NaN there as in the matrix product.
+    X_i w + b > 0, where ``e = y - max(0, X w + b)``. At 0 the rectifier's derivative is 0. The
+    others enter with weight 0, so that an infinite X_ij of theirs gives NaN, as in the product.
     Source: Finding the Gradient of a Vector Function.
     """,
     _relu_squared_error,
