@@ -404,8 +404,7 @@ class Rows {
 constexpr size_t kCachedBytes = size_t{16} << 20;
 // From memory, longer rows are read side by side; even longer ones one by one, or they would have
 // left the cache before the second pass.
-constexpr size_t kLongRowBytes = 2048;
-constexpr size_t kVeryLongRowBytes = 4096;
+constexpr size_t kLongRowBytes = 4096;
 constexpr size_t kHugeRowBytes = 65536;
 
 template <class Row, typename T>
@@ -435,11 +434,8 @@ void SumLoss(const LinearModel& model, const double* w, bool with_gradient, size
       if (model.rows * row_bytes <= kCachedBytes) {
         return sum(Rows<Row, T, Tag, Order::kSideBySideIntoL1, 8>::Sum);
       }
-      if (row_bytes > kVeryLongRowBytes) {
-        return sum(Rows<Row, T, WideTag, Order::kSideBySideIntoL2, 8>::Sum);
-      }
       if (row_bytes > kLongRowBytes) {
-        return sum(Rows<Row, T, Tag, Order::kSideBySideIntoL2, 4>::Sum);
+        return sum(Rows<Row, T, WideTag, Order::kSideBySideIntoL2, 8>::Sum);
       }
       return sum(Rows<Row, T, Tag, Order::kRowByRow, kLanes>::Sum);
   }
