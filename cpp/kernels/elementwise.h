@@ -55,8 +55,9 @@ constexpr MethodShape ShapeOf(Method method, int arity) {
 }
 inline constexpr int kMaxOperands = 5;  // the widest: value_and_derivative or vjp of a binary op
 
-// Reads n contiguous elements of each in[i], writes n to each out[i]. An output may be an input;
-// they must not overlap in any other way. Neither needs alignment. Never reads past the end.
+// Reads n contiguous elements of each in[i], writes n to each out[i]. An output may be an input, or
+// overlap one that lies ahead of it: elements go in order, and each vector is read before it is
+// written. Neither needs alignment. Never reads past the end.
 using ElementwiseKernel = void (*)(const void* const* in, void* const* out, size_t n);
 
 struct OpKernels {
@@ -78,9 +79,9 @@ struct Operands {
 struct Poll;
 
 // Runs `kernel` over n elements, whatever the strides: inputs first, then outputs. Contiguous calls
-// above a threshold run on the thread pool in a partition fixed by n. Outputs that depend on each
-// other through overlap (ufunc.reduce, .accumulate) are computed one after the other. False when
-// `poll` asked to stop.
+// above a threshold run on the thread pool in a partition fixed by n; on one thread if an output
+// overlaps an input ahead of it, element by element if outputs feed back into inputs (ufunc.reduce,
+// .accumulate). False when `poll` asked to stop.
 bool RunElementwise(ElementwiseKernel kernel, MethodShape shape, DType dtype,
                     const Operands& operands, size_t n, Poll* poll);
 
