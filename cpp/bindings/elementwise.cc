@@ -20,22 +20,22 @@ constexpr npy_intp kReleaseGil = 4096;
 struct Entry {
   std::string op, label, name, doc;  // label: for messages, such as "multiply.vjp"
   Method method;
-  MethodShape shape;
+  MethodShape shape;  // of the kernel
+  int part;           // the one output that is wanted, or -1 for all of them
   ElementwiseKernel kernel[kDTypes];
   void* self[1];  // what the ufunc carries as its user data
 
   // Primals x, or w and x; then the cotangent g, the tangent t, or the tangents tw and tx.
   std::string ArgumentName(int i) const {
-    const int arity = method == Method::kJvp ? shape.nin / 2 : shape.nin - (IsVjp() ? 1 : 0);
+    const int arity =
+        method == Method::kJvp ? shape.nin / 2 : shape.nin - (method == Method::kVjp ? 1 : 0);
     const std::string primal = arity == 2 && i % 2 == 0 ? "w" : "x";
     if (i < arity) return primal;
     if (method != Method::kJvp) return "g";
     return arity == 2 ? "t" + primal : "t";
   }
 
-  bool IsVjp() const {
-    return method == Method::kVjp || method == Method::kVjp0 || method == Method::kVjp1;
-  }
+  int Outputs() const { return part < 0 ? shape.nout : 1; }
 };
 
 // Never shrinks: ufuncs and Methods point into it.
@@ -50,15 +50,11 @@ constexpr std::pair<std::string_view, Method> kMethodNames[] = {
     {"value_and_derivative", Method::kValueAndDerivative},
     {"vjp", Method::kVjp},
     {"jvp", Method::kJvp},
-    {"derivative0", Method::kDerivative0},
-    {"derivative1", Method::kDerivative1},
-    {"vjp0", Method::kVjp0},
-    {"vjp1", Method::kVjp1},
 };
 
 const OpKernels* FindOp(std::string_view name) {
-  for (const auto ops : {UnaryOps(), BinaryOps()}) {
-    for (const OpKernels& op : ops) {
+  for (size_t shard = 0; shard < kOpShards; ++shard) {
+    for (const OpKernels& op : Ops(shard)) {
       if (op.name == name) return &op;
     }
   }
@@ -72,23 +68,28 @@ void FetchKernels(Entry& entry) {
   }
 }
 
-// Null with an exception set when there is no such op or method.
+// A digit behind the method's name asks for that output alone: "vjp0", with respect to the first
+// operand. Null with an exception set when there is no such op or method.
 Entry* NewEntry(const char* op_name, const char* method_name, const char* name, const char* doc) {
   const OpKernels* const op = FindOp(op_name);
   if (op == nullptr) {
     PyErr_Format(PyExc_KeyError, "no native kernel for op '%s'", op_name);
     return nullptr;
   }
+  std::string_view wanted = method_name;
+  int part = -1;
+  if (!wanted.empty() && (wanted.back() == '0' || wanted.back() == '1')) {
+    part = wanted.back() - '0';
+    wanted.remove_suffix(1);
+  }
   for (const auto& [candidate, method] : kMethodNames) {
-    if (candidate != method_name) continue;
+    if (candidate != wanted) continue;
     const MethodShape shape = ShapeOf(method, op->arity);
-    if (shape.nout == 0) break;
+    if (part >= shape.nout) break;
     std::string label = op_name;
-    if (method != Method::kValue) {
-      label.append(".").append(method_name);
-      if (label.back() == '0' || label.back() == '1') label.pop_back();  // a part of the method
-    }
-    Entry& entry = Entries().emplace_back(Entry{op_name, label, name, doc, method, shape, {}, {}});
+    if (method != Method::kValue) label.append(".").append(wanted);
+    Entry& entry =
+        Entries().emplace_back(Entry{op_name, label, name, doc, method, shape, part, {}, {}});
     FetchKernels(entry);
     entry.self[0] = &entry;
     return &entry;
@@ -109,9 +110,16 @@ int StridedLoop(PyArrayMethod_Context* context, char* const* data, const npy_int
   const auto* const entry = static_cast<const Entry*>(ufunc->data[0]);
   const auto n = static_cast<size_t>(dimensions[0]);
   Operands operands;
-  for (int k = 0; k < entry->shape.nin + entry->shape.nout; ++k) {
+  const int nin = entry->shape.nin;
+  for (int k = 0; k < nin; ++k) {
     operands.data[k] = data[k];
     operands.stride[k] = strides[k];
+  }
+  for (int o = 0; o < entry->shape.nout; ++o) {
+    const bool wanted = entry->part < 0 || entry->part == o;
+    const int k = nin + (entry->part < 0 ? o : 0);
+    operands.data[nin + o] = wanted ? data[k] : nullptr;
+    operands.stride[nin + o] = wanted ? strides[k] : 0;
   }
   // A call of many pieces is to answer Ctrl-C as one long piece does, so both outlive the piece.
   // The count is everybody's: it only has to grow.
@@ -210,7 +218,7 @@ bool AddLoop(PyObject* ufunc, const Entry& entry, DType dtype) {
   PyArrayMethod_Spec spec{};
   spec.name = entry.name.c_str();
   spec.nin = entry.shape.nin;
-  spec.nout = entry.shape.nout;
+  spec.nout = entry.Outputs();
   spec.casting = NPY_NO_CASTING;
   // The kernels restore the status flags, so NumPy need not look at them.
   spec.flags = NPY_METH_NO_FLOATINGPOINT_ERRORS;
@@ -220,7 +228,7 @@ bool AddLoop(PyObject* ufunc, const Entry& entry, DType dtype) {
 }
 
 bool AddPromoter(PyObject* ufunc, const Entry& entry) {
-  const int operands = entry.shape.nin + entry.shape.nout;
+  const int operands = entry.shape.nin + entry.Outputs();
   const Ref any(PyTuple_New(operands));
   if (!any) return false;
   for (int i = 0; i < operands; ++i) {
@@ -286,7 +294,7 @@ PyObject* NewUfunc(const char* op, const char* method, const char* name, const c
   Entry* const entry = NewEntry(op, method, name, doc);
   if (entry == nullptr) return nullptr;
   Ref ufunc(PyUFunc_FromFuncAndData(nullptr, entry->self, nullptr, 0, entry->shape.nin,
-                                    entry->shape.nout, PyUFunc_None, entry->name.c_str(),
+                                    entry->Outputs(), PyUFunc_None, entry->name.c_str(),
                                     entry->doc.c_str(), 0));
   if (!ufunc || !AddLoop(ufunc.get(), *entry, DType::kFloat32) ||
       !AddLoop(ufunc.get(), *entry, DType::kFloat64) || !AddPromoter(ufunc.get(), *entry)) {

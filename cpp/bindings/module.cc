@@ -29,8 +29,8 @@ py::object Steal(PyObject* object) {
 void RegisterPrimitives(py::module_& m) {
   m.def("elementwise_ops", [] {
     py::dict ops;
-    for (const auto table : {UnaryOps(), BinaryOps()}) {
-      for (const OpKernels& op : table) ops[op.name] = op.arity;
+    for (size_t shard = 0; shard < kOpShards; ++shard) {
+      for (const OpKernels& op : Ops(shard)) ops[op.name] = op.arity;
     }
     return ops;
   });

@@ -1,4 +1,4 @@
-// The loops of the elementwise family, written once: a row's Eval in, nine kernels out.
+// The loops of the elementwise family, written once: a row's Eval in, its kernels out.
 #if defined(PULLBACK_CPP_KERNELS_ELEMENTWISE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef PULLBACK_CPP_KERNELS_ELEMENTWISE_INL_H_
 #undef PULLBACK_CPP_KERNELS_ELEMENTWISE_INL_H_
@@ -14,6 +14,7 @@
 
 #include "kernels/elementwise.h"
 #include "kernels/load-inl.h"
+#include "math/error_free-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace pullback {
@@ -32,48 +33,76 @@ HWY_INLINE V Pull(V derivative, V g) {
   }
 }
 
+// out = value, then derivatives, of one vector of each operand.
+template <class Row, class D, class V>
+HWY_INLINE void Eval(D d, const std::array<V, 1>& in, std::array<V, 2>& out) {
+  Row::Eval(d, in[0], out[0], out[1]);
+}
+
+template <class Row, class D, class V>
+HWY_INLINE void Eval(D d, const std::array<V, 2>& in, std::array<V, 3>& out) {
+  Row::Eval(d, in[0], in[1], out[0], out[1], out[2]);
+}
+
+// The same for float lanes, on double lanes.
+template <class Row, class D, class V, size_t kIn, size_t kOut>
+HWY_INLINE void EvalWide(D d, const std::array<V, kIn>& in, std::array<V, kOut>& out) {
+#if HWY_TARGET == HWY_SCALAR
+  const ForFloat32<hn::Rebind<double, D>> wide;
+  using W = hn::Vec<decltype(wide)>;
+  std::array<W, kIn> x;
+  std::array<W, kOut> y;
+  PB_UNROLL
+  for (size_t k = 0; k < kIn; ++k) x[k] = hn::PromoteTo(wide, in[k]);
+  Eval<Row>(wide, x, y);
+  PB_UNROLL
+  for (size_t k = 0; k < kOut; ++k) out[k] = hn::DemoteTo(d, y[k]);
+#else
+  const hn::Half<D> half;
+  const ForFloat32<hn::Rebind<double, hn::Half<D>>> wide;
+  using W = hn::Vec<decltype(wide)>;
+  std::array<W, kIn> lower, upper;
+  std::array<W, kOut> y_lower, y_upper;
+  PB_UNROLL
+  for (size_t k = 0; k < kIn; ++k) {
+    lower[k] = hn::PromoteTo(wide, hn::LowerHalf(half, in[k]));
+    upper[k] = hn::PromoteTo(wide, hn::UpperHalf(half, in[k]));
+  }
+  Eval<Row>(wide, lower, y_lower);
+  Eval<Row>(wide, upper, y_upper);
+  PB_UNROLL
+  for (size_t k = 0; k < kOut; ++k) {
+    out[k] = hn::Combine(d, hn::DemoteTo(half, y_upper[k]), hn::DemoteTo(half, y_lower[k]));
+  }
+#endif
+}
+
 // in -> out for one vector of each operand, by method; `Row` is a row of the op table.
 template <class Row, Method kMethod, class D, class V, size_t kIn, size_t kOut>
 HWY_INLINE void Apply(D d, const std::array<V, kIn>& in, std::array<V, kOut>& out) {
-  if constexpr (Row::kArity == 1) {
-    V y, dy;
-    Row::Eval(d, in[0], y, dy);
-    if constexpr (kMethod == Method::kValue) {
-      out[0] = y;
-    } else if constexpr (kMethod == Method::kDerivative) {
-      out[0] = dy;
-    } else if constexpr (kMethod == Method::kValueAndDerivative) {
-      out[0] = y;
-      out[1] = dy;
-    } else {
-      out[0] = Pull<Row::kMasked>(dy, in[1]);
-    }
+  constexpr size_t kArity = Row::kArity;
+  std::array<V, kArity> primals;
+  std::array<V, kArity + 1> y;  // value, then derivatives
+  PB_UNROLL
+  for (size_t k = 0; k < kArity; ++k) primals[k] = in[k];
+  if constexpr (Row::kWide && sizeof(hn::TFromD<D>) == sizeof(float)) {
+    EvalWide<Row>(d, primals, y);
   } else {
-    V y, dw, dx;
-    Row::Eval(d, in[0], in[1], y, dw, dx);
-    if constexpr (kMethod == Method::kValue) {
-      out[0] = y;
-    } else if constexpr (kMethod == Method::kDerivative) {
-      out[0] = dw;
-      out[1] = dx;
-    } else if constexpr (kMethod == Method::kDerivative0) {
-      out[0] = dw;
-    } else if constexpr (kMethod == Method::kDerivative1) {
-      out[0] = dx;
-    } else if constexpr (kMethod == Method::kValueAndDerivative) {
-      out[0] = y;
-      out[1] = dw;
-      out[2] = dx;
-    } else if constexpr (kMethod == Method::kVjp) {
-      out[0] = Pull<Row::kMasked>(dw, in[2]);
-      out[1] = Pull<Row::kMasked>(dx, in[2]);
-    } else if constexpr (kMethod == Method::kVjp0) {
-      out[0] = Pull<Row::kMasked>(dw, in[2]);
-    } else if constexpr (kMethod == Method::kVjp1) {
-      out[0] = Pull<Row::kMasked>(dx, in[2]);
-    } else {
-      out[0] = hn::Add(Pull<Row::kMasked>(dw, in[2]), Pull<Row::kMasked>(dx, in[3]));
-    }
+    Eval<Row>(d, primals, y);
+  }
+  if constexpr (kMethod == Method::kValue) {
+    out[0] = y[0];
+  } else if constexpr (kMethod == Method::kValueAndDerivative) {
+    out = y;
+  } else if constexpr (kMethod == Method::kDerivative) {
+    PB_UNROLL
+    for (size_t k = 0; k < kArity; ++k) out[k] = y[1 + k];
+  } else if constexpr (kMethod == Method::kVjp) {
+    PB_UNROLL
+    for (size_t k = 0; k < kArity; ++k) out[k] = Pull<Row::kMasked>(y[1 + k], in[kArity]);
+  } else {
+    static_assert(kMethod == Method::kJvp && kArity == 2);  // of a unary op it is the vjp
+    out[0] = hn::Add(Pull<Row::kMasked>(y[1], in[2]), Pull<Row::kMasked>(y[2], in[3]));
   }
 }
 
@@ -91,27 +120,35 @@ void Loop(const void* const* in, void* const* out, size_t n) {
   for (size_t k = 0; k < kIn; ++k) from[k] = static_cast<const T*>(in[k]);
   for (size_t k = 0; k < kOut; ++k) to[k] = static_cast<T*>(out[k]);
 
-  std::array<V, kIn> x;
-  std::array<V, kOut> y;
-  size_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    for (size_t k = 0; k < kIn; ++k) x[k] = hn::LoadU(d, from[k] + i);
+  // One copy of Apply for whole vectors and for the last one: it may be long.
+  for (size_t i = 0; i < n; i += lanes) {
+    std::array<V, kIn> x;
+    std::array<V, kOut> y;
+    const bool whole = n - i >= lanes;
+    if (HWY_LIKELY(whole)) {
+      PB_UNROLL
+      for (size_t k = 0; k < kIn; ++k) x[k] = hn::LoadU(d, from[k] + i);
+    } else {
+      PB_UNROLL
+      for (size_t k = 0; k < kIn; ++k) x[k] = LoadTail(d, from[k] + i, n - i);
+    }
     Apply<Row, kMethod>(d, x, y);
-    for (size_t k = 0; k < kOut; ++k) hn::StoreU(y[k], d, to[k] + i);
-  }
-  if (i < n) {
-    for (size_t k = 0; k < kIn; ++k) x[k] = LoadTail(d, from[k] + i, n - i);
-    Apply<Row, kMethod>(d, x, y);
-    for (size_t k = 0; k < kOut; ++k) StoreTail(y[k], d, to[k] + i, n - i);
+    if (HWY_LIKELY(whole)) {
+      PB_UNROLL
+      for (size_t k = 0; k < kOut; ++k) hn::StoreU(y[k], d, to[k] + i);
+    } else {
+      PB_UNROLL
+      for (size_t k = 0; k < kOut; ++k) StoreTail(y[k], d, to[k] + i, n - i);
+    }
   }
 }
 
 template <class Row, Method kMethod>
 constexpr void SetKernels(OpKernels& op) {
-  if constexpr (ShapeOf(kMethod, Row::kArity).nout > 0) {
-    op.kernel[static_cast<size_t>(kMethod)][0] = Loop<Row, kMethod, float>;
-    op.kernel[static_cast<size_t>(kMethod)][1] = Loop<Row, kMethod, double>;
-  }
+  // A diagonal Jacobian is its own transpose.
+  constexpr Method kSame = kMethod == Method::kJvp && Row::kArity == 1 ? Method::kVjp : kMethod;
+  op.kernel[static_cast<size_t>(kMethod)][0] = Loop<Row, kSame, float>;
+  op.kernel[static_cast<size_t>(kMethod)][1] = Loop<Row, kSame, double>;
 }
 
 template <class Row, size_t... kMethodIndex>
@@ -121,10 +158,9 @@ constexpr OpKernels KernelsOf(std::index_sequence<kMethodIndex...>) {
   return op;
 }
 
-// A constant table: nothing of it runs before the dispatcher has looked at the CPU.
-template <template <int> class Row, size_t... kRow>
-constexpr std::array<OpKernels, sizeof...(kRow)> TableOf(std::index_sequence<kRow...>) {
-  return {KernelsOf<Row<static_cast<int>(kRow)>>(std::make_index_sequence<kMethods>())...};
+template <class Row>
+constexpr OpKernels KernelsOf() {
+  return KernelsOf<Row>(std::make_index_sequence<kMethods>());
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

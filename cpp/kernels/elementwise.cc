@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "runtime/fp_env.h"
 #include "runtime/partition.h"
@@ -41,6 +42,7 @@ Order OrderOf(const Call& call, size_t n) {
   for (int o = call.shape.nin; o < call.Count(); ++o) {
     const ptrdiff_t out_stride = call.operands.stride[o];
     const char* const out = call.operands.data[o];
+    if (out == nullptr) continue;
     if (out_stride == 0) return Order::kOneByOne;
     const char* const out_low = out + std::min<ptrdiff_t>(0, steps * out_stride);
     const char* const out_high = out + std::max<ptrdiff_t>(0, steps * out_stride) + item;
@@ -62,6 +64,7 @@ Order OrderOf(const Call& call, size_t n) {
 bool Contiguous(const Call& call) {
   for (int k = 0; k < call.Count(); ++k) {
     if (call.operands.stride[k] != static_cast<ptrdiff_t>(call.item)) return false;
+    if (call.operands.data[k] == nullptr) return false;
   }
   return true;
 }
@@ -80,13 +83,16 @@ void RunContiguous(const Call& call, size_t begin, size_t end) {
 void RunOneByOne(const Call& call, size_t n) {
   const void* in[kMaxOperands];
   void* out[kMaxOperands];
+  alignas(8) char dropped[8];
   for (size_t i = 0; i < n; ++i) {
     for (int k = 0; k < call.Count(); ++k) {
-      char* const p = call.operands.data[k] + static_cast<ptrdiff_t>(i) * call.operands.stride[k];
+      char* const data = call.operands.data[k];
       if (k < call.shape.nin) {
-        in[k] = p;
+        in[k] = data + static_cast<ptrdiff_t>(i) * call.operands.stride[k];
+      } else if (data != nullptr) {
+        out[k - call.shape.nin] = data + static_cast<ptrdiff_t>(i) * call.operands.stride[k];
       } else {
-        out[k - call.shape.nin] = p;
+        out[k - call.shape.nin] = dropped;
       }
     }
     call.kernel(in, out, 1);
@@ -112,8 +118,9 @@ void RunBlocks(const Call& call, size_t begin, size_t end) {
     const size_t count = std::min(kBlock, end - i);
     for (int k = 0; k < call.Count(); ++k) {
       const ptrdiff_t stride = call.operands.stride[k];
-      char* const p = call.operands.data[k] + static_cast<ptrdiff_t>(i) * stride;
-      const bool direct = stride == static_cast<ptrdiff_t>(sizeof(T));
+      char* const data = call.operands.data[k];
+      char* const p = data == nullptr ? data : data + static_cast<ptrdiff_t>(i) * stride;
+      const bool direct = data != nullptr && stride == static_cast<ptrdiff_t>(sizeof(T));
       if (k < call.shape.nin) {
         in[k] = direct ? static_cast<const void*>(p) : buffer[k];
         // A broadcast operand fills its buffer once.
@@ -124,14 +131,23 @@ void RunBlocks(const Call& call, size_t begin, size_t end) {
     }
     call.kernel(in, out, count);
     for (int k = call.shape.nin; k < call.Count(); ++k) {
+      char* const data = call.operands.data[k];
       const ptrdiff_t stride = call.operands.stride[k];
-      char* const p = call.operands.data[k] + static_cast<ptrdiff_t>(i) * stride;
-      if (stride != static_cast<ptrdiff_t>(sizeof(T))) Scatter(buffer[k], p, stride, count);
+      if (data == nullptr || stride == static_cast<ptrdiff_t>(sizeof(T))) continue;
+      Scatter(buffer[k], data + static_cast<ptrdiff_t>(i) * stride, stride, count);
     }
   }
 }
 
 }  // namespace
+
+std::span<const OpKernels> Ops(size_t shard) {
+  return [shard]<size_t... kShard>(std::index_sequence<kShard...>) {
+    std::span<const OpKernels> ops;
+    ((kShard == shard ? void(ops = OpsOfShard<kShard>()) : void()), ...);
+    return ops;
+  }(std::make_index_sequence<kOpShards>());
+}
 
 bool RunElementwise(ElementwiseKernel kernel, MethodShape shape, DType dtype,
                     const Operands& operands, size_t n, Poll* poll) {

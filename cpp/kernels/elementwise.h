@@ -12,23 +12,12 @@ enum class DType : uint8_t { kFloat32, kFloat64 };
 inline constexpr size_t kDTypes = 2;
 constexpr size_t ItemSize(DType dtype) { return dtype == DType::kFloat32 ? 4 : 8; }
 
-// What a kernel computes for f: R -> R or f: R^2 -> R, lane by lane. `Derivative0` and `Vjp0` are
-// the parts of `Derivative` and `Vjp` with respect to the first operand alone.
-enum class Method : uint8_t {
-  kValue,
-  kDerivative,
-  kValueAndDerivative,
-  kVjp,
-  kJvp,
-  kDerivative0,
-  kDerivative1,
-  kVjp0,
-  kVjp1,
-};
-inline constexpr size_t kMethods = 9;
+// What a kernel computes for f: R -> R or f: R^2 -> R, lane by lane.
+enum class Method : uint8_t { kValue, kDerivative, kValueAndDerivative, kVjp, kJvp };
+inline constexpr size_t kMethods = 5;
 
 struct MethodShape {
-  int nin, nout;  // nout == 0: an op of this arity has no such method
+  int nin, nout;
 };
 
 // One output per partial derivative: the primals come first, then the cotangent or the tangents.
@@ -44,12 +33,6 @@ constexpr MethodShape ShapeOf(Method method, int arity) {
       return {arity + 1, arity};
     case Method::kJvp:
       return {2 * arity, 1};
-    case Method::kDerivative0:
-    case Method::kDerivative1:
-      return {arity, arity == 2 ? 1 : 0};
-    case Method::kVjp0:
-    case Method::kVjp1:
-      return {arity + 1, arity == 2 ? 1 : 0};
   }
   return {0, 0};
 }
@@ -63,14 +46,18 @@ using ElementwiseKernel = void (*)(const void* const* in, void* const* out, size
 struct OpKernels {
   const char* name;
   int arity;
-  ElementwiseKernel kernel[kMethods][kDTypes];  // null where ShapeOf gives no output
+  ElementwiseKernel kernel[kMethods][kDTypes];
 };
 
-// The rows compiled for the active target; the order is the same for every target.
-std::span<const OpKernels> UnaryOps();
-std::span<const OpKernels> BinaryOps();
+// The table's rows, compiled for the active target, are spread over shards; which row is where is
+// the same for every target.
+inline constexpr size_t kOpShards = 6;
+std::span<const OpKernels> Ops(size_t shard);
+template <size_t kShard>
+std::span<const OpKernels> OpsOfShard();
 
-// Where element i of an operand lies: data + i * stride (in bytes; 0 and negative are fine).
+// Where element i of an operand lies: data + i * stride (in bytes; 0 and negative are fine). An
+// output without data is computed and dropped.
 struct Operands {
   char* data[kMaxOperands];
   ptrdiff_t stride[kMaxOperands];

@@ -11,6 +11,10 @@
 #include <cstddef>
 #include <cstring>
 
+// g++ keeps arrays of vectors in registers only where it unrolls their loops early.
+#undef PB_UNROLL
+#define PB_UNROLL _Pragma("GCC unroll 8")
+
 HWY_BEFORE_NAMESPACE();
 namespace pullback {
 namespace HWY_NAMESPACE {

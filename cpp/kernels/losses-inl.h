@@ -21,8 +21,6 @@
 #include "kernels/losses.h"
 #include "runtime/prefetch.h"
 
-#define PB_UNROLL _Pragma("GCC unroll 8")
-
 HWY_BEFORE_NAMESPACE();
 namespace pullback {
 namespace HWY_NAMESPACE {

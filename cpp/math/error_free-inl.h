@@ -50,6 +50,15 @@ struct FloatFormat<double> {
 template <class D>
 using FormatOf = FloatFormat<hn::TFromD<D>>;
 
+// A tag of double lanes that hold floats and whose results will be rounded to float32: what is good
+// to a relative 2^-34 is good enough.
+template <class D>
+struct ForFloat32 : D {};
+template <class D>
+inline constexpr bool kForFloat32 = false;
+template <class D>
+inline constexpr bool kForFloat32<ForFloat32<D>> = true;
+
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Infinity(D d) {
   using Bits = typename FormatOf<D>::Bits;

@@ -4,7 +4,9 @@
 //
 // defines the row's Eval, which yields value and derivative(s) of one vector together; `d` is the
 // full-vector tag of float or double. It has no side effects, so a loop that ignores one output
-// does not pay for it. A _MASKED row's vjp is +0 wherever its derivative is 0, whatever g.
+// does not pay for it. A _MASKED row's vjp is +0 wherever its derivative is 0, whatever g. A _WIDE
+// row's `d` is always a tag of double: for float32 its lanes are converted there and back, and `d`
+// then says kForFloat32, so that Eval may leave out what float32 would not show.
 //
 // A table file opens with PB_UNARY_TABLE or PB_BINARY_TABLE and closes with the matching _END; in
 // between, __COUNTER__ numbers the rows, so that nothing else may use it there. Then rows are
@@ -25,17 +27,20 @@
   constexpr int kBinaryBegin = __COUNTER__ + 1;
 #define PB_BINARY_TABLE_END constexpr int kBinaryRows = __COUNTER__ - kBinaryBegin;
 
-#define PB_UNARY(name) PB_UNARY_ROW(name, false, __COUNTER__)
-#define PB_UNARY_MASKED(name) PB_UNARY_ROW(name, true, __COUNTER__)
-#define PB_BINARY(name) PB_BINARY_ROW(name, false, __COUNTER__)
-#define PB_BINARY_MASKED(name) PB_BINARY_ROW(name, true, __COUNTER__)
+#define PB_UNARY(name) PB_UNARY_ROW(name, false, false, __COUNTER__)
+#define PB_UNARY_MASKED(name) PB_UNARY_ROW(name, true, false, __COUNTER__)
+#define PB_UNARY_WIDE(name) PB_UNARY_ROW(name, false, true, __COUNTER__)
+#define PB_BINARY(name) PB_BINARY_ROW(name, false, false, __COUNTER__)
+#define PB_BINARY_MASKED(name) PB_BINARY_ROW(name, true, false, __COUNTER__)
+#define PB_BINARY_WIDE(name) PB_BINARY_ROW(name, false, true, __COUNTER__)
 
-#define PB_UNARY_ROW(name, masked, counter)                                   \
+#define PB_UNARY_ROW(name, masked, wide, counter)                                   \
   template <>                                                                 \
   struct UnaryRow<(counter)-kUnaryBegin> {                                    \
     static constexpr const char* kName = #name;                               \
     static constexpr int kArity = 1;                                          \
     static constexpr bool kMasked = masked;                                   \
+    static constexpr bool kWide = wide;                                       \
     template <class D, class V>                                               \
     static HWY_INLINE void Eval(D d, V x, V& y, V& dy);                       \
   };                                                                          \
@@ -43,12 +48,13 @@
   HWY_INLINE void UnaryRow<(counter)-kUnaryBegin>::Eval([[maybe_unused]] D d, \
                                                         [[maybe_unused]] V x, V& y, V& dy)
 
-#define PB_BINARY_ROW(name, masked, counter)                        \
+#define PB_BINARY_ROW(name, masked, wide, counter)                        \
   template <>                                                       \
   struct BinaryRow<(counter)-kBinaryBegin> {                        \
     static constexpr const char* kName = #name;                     \
     static constexpr int kArity = 2;                                \
     static constexpr bool kMasked = masked;                         \
+    static constexpr bool kWide = wide;                             \
     template <class D, class V>                                     \
     static HWY_INLINE void Eval(D d, V a, V b, V& y, V& da, V& db); \
   };                                                                \
