@@ -1,6 +1,7 @@
 // Rows of the op table as NumPy ufuncs, and their multi-output methods as fast callables.
 #include "bindings/elementwise.h"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <deque>
@@ -9,7 +10,9 @@
 
 #include "bindings/interrupt.h"
 #include "bindings/method.h"
+#include "kernels/broadcast.h"
 #include "kernels/elementwise.h"
+#include "kernels/storage.h"
 
 namespace pullback {
 namespace {
@@ -241,40 +244,49 @@ bool AddPromoter(PyObject* ufunc, const Entry& entry) {
   return promoter && PyUFunc_AddPromoter(ufunc, any.get(), promoter.get()) == 0;
 }
 
-// --- multi-output methods ------------------------------------------------------------------------
+// --- straight to the kernels -------------------------------------------------------------------
 
-// (y, dy) of a unary op, (y, (dw, dx)) of a binary one, (dw, dx) without the value.
-PyObject* Pack(const Entry& entry, std::array<Ref, 3>& outputs) {
-  if (entry.shape.nout == 2) {
-    return Py_BuildValue("(NN)", outputs[0].release(), outputs[1].release());
+// What NumPy hands over in buffered or short pieces is ours from this many elements on.
+constexpr size_t kOwnElements = kParallelElements;
+
+// y; (y, dy) of a unary op, (y, (dw, dx)) of a binary one; (dw, dx) without the value. 0-d arrays
+// become scalars, as ufuncs have it.
+PyObject* Pack(std::array<Ref, 3>& outputs, size_t count) {
+  std::array<PyObject*, 3> result{};
+  for (size_t k = 0; k < count; ++k) {
+    result[k] = PyArray_Return(reinterpret_cast<PyArrayObject*>(outputs[k].release()));
   }
-  return Py_BuildValue("(N(NN))", outputs[0].release(), outputs[1].release(), outputs[2].release());
+  if (count == 1) return result[0];
+  if (count == 2) return Py_BuildValue("(NN)", result[0], result[1]);
+  return Py_BuildValue("(N(NN))", result[0], result[1], result[2]);
 }
 
+PyArrayObject* AsArray(PyObject* object) { return reinterpret_cast<PyArrayObject*>(object); }
+
 // Arrays of one dtype and one shape, all C-contiguous: that is, no conversion and no broadcasting.
-PyObject* MultiOutput(const void* context, PyObject* const* args, size_t nargs, PyObject* kwnames) {
-  const auto& entry = *static_cast<const Entry*>(context);
+PyObject* RunPlain(const Entry& entry, PyObject* const* args) {
   const auto nin = static_cast<size_t>(entry.shape.nin);
-  if (kwnames != nullptr || nargs != nin) return nullptr;
+  const auto nout = static_cast<size_t>(entry.shape.nout);
   const std::optional<DType> dtype = KernelArray(args[0]);
   if (!dtype) return nullptr;
-  auto* const first = reinterpret_cast<PyArrayObject*>(args[0]);
+  PyArrayObject* const first = AsArray(args[0]);
   const int ndim = PyArray_NDIM(first);
-  if (ndim == 0) return nullptr;  // a ufunc gives scalars here
+  if (ndim == 0 || !PyArray_IS_C_CONTIGUOUS(first)) return nullptr;
   Operands operands;
-  for (size_t k = 0; k < nin; ++k) {
-    auto* const array = reinterpret_cast<PyArrayObject*>(args[k]);
-    if (k > 0 && (KernelArray(args[k]) != dtype || !PyArray_SAMESHAPE(first, array))) {
+  operands.data[0] = PyArray_BYTES(first);
+  for (size_t k = 1; k < nin; ++k) {
+    PyArrayObject* const array = AsArray(args[k]);
+    if (KernelArray(args[k]) != dtype || !PyArray_SAMESHAPE(first, array) ||
+        !PyArray_IS_C_CONTIGUOUS(array)) {
       return nullptr;
     }
-    if (!PyArray_IS_C_CONTIGUOUS(array)) return nullptr;
     operands.data[k] = PyArray_BYTES(array);
   }
   std::array<Ref, 3> outputs;
-  for (size_t k = 0; k < static_cast<size_t>(entry.shape.nout); ++k) {
+  for (size_t k = 0; k < nout; ++k) {
     outputs[k] = Ref(PyArray_SimpleNew(ndim, PyArray_DIMS(first), TypeNumber(*dtype)));
     if (!outputs[k]) return nullptr;
-    operands.data[nin + k] = PyArray_BYTES(reinterpret_cast<PyArrayObject*>(outputs[k].get()));
+    operands.data[nin + k] = PyArray_BYTES(AsArray(outputs[k].get()));
   }
   for (ptrdiff_t& stride : operands.stride) stride = static_cast<ptrdiff_t>(ItemSize(*dtype));
   const npy_intp n = PyArray_SIZE(first);
@@ -285,7 +297,312 @@ PyObject* MultiOutput(const void* context, PyObject* const* args, size_t nargs, 
     finished = RunElementwise(entry.kernel[static_cast<size_t>(*dtype)], entry.shape, *dtype,
                               operands, static_cast<size_t>(n), &poll);
   }
-  return finished ? Pack(entry, outputs) : nullptr;
+  return finished ? Pack(outputs, nout) : nullptr;
+}
+
+std::optional<Storage> StorageOfArray(PyArrayObject* array) {
+  const bool swapped = !PyArray_ISNOTSWAPPED(array);
+  switch (PyArray_TYPE(array)) {
+    case NPY_BOOL:
+      return Storage{Element::kBool, swapped};
+    case NPY_BYTE:
+      return Storage{Element::kInt8, swapped};
+    case NPY_UBYTE:
+      return Storage{Element::kUint8, swapped};
+    case NPY_SHORT:
+      return Storage{Element::kInt16, swapped};
+    case NPY_USHORT:
+      return Storage{Element::kUint16, swapped};
+    case NPY_HALF:
+      return Storage{Element::kFloat16, swapped};
+    case NPY_FLOAT:
+      return Storage{Element::kFloat32, swapped};
+    case NPY_DOUBLE:
+      return Storage{Element::kFloat64, swapped};
+    case NPY_INT:
+    case NPY_LONG:
+    case NPY_LONGLONG:
+      return Storage{PyArray_ITEMSIZE(array) == 4 ? Element::kInt32 : Element::kInt64, swapped};
+    case NPY_UINT:
+    case NPY_ULONG:
+    case NPY_ULONGLONG:
+      return Storage{PyArray_ITEMSIZE(array) == 4 ? Element::kUint32 : Element::kUint64, swapped};
+    default:
+      return std::nullopt;
+  }
+}
+
+struct Shape {
+  int ndim = 0;
+  std::array<npy_intp, kMaxAxes> extent;
+
+  // False where the two do not broadcast.
+  bool Broadcast(PyArrayObject* array) {
+    const int more = PyArray_NDIM(array) - ndim;
+    if (more > 0) {
+      std::copy_backward(extent.begin(), extent.begin() + ndim, extent.begin() + ndim + more);
+      std::fill_n(extent.begin(), more, npy_intp{1});
+      ndim += more;
+    }
+    npy_intp* const last = extent.data() + (ndim - PyArray_NDIM(array));
+    for (int a = 0; a < PyArray_NDIM(array); ++a) {
+      const npy_intp dim = PyArray_DIM(array, a);
+      if (last[a] == 1) last[a] = dim;
+      if (dim != 1 && dim != last[a]) return false;
+    }
+    return true;
+  }
+
+  size_t Size() const {
+    size_t size = 1;
+    for (int a = 0; a < ndim; ++a) size *= static_cast<size_t>(extent[static_cast<size_t>(a)]);
+    return size;
+  }
+
+  bool operator==(const Shape& other) const {
+    return ndim == other.ndim &&
+           std::equal(extent.begin(), extent.begin() + ndim, other.extent.begin());
+  }
+};
+
+// An array against the axes of a call, its first `batch` axes to the left, the others to the right;
+// 0 steps where it is repeated. An output also has 0 where it is summed.
+void SetOperand(ArrayCall& call, size_t k, PyArrayObject* array, Storage storage, int batch = 0) {
+  ArrayOperand& operand = call.operand[k];
+  operand.data = PyArray_BYTES(array);
+  operand.storage = storage;
+  const int missing = call.axes - PyArray_NDIM(array);
+  for (int a = 0; a < call.axes; ++a) {
+    const int axis = a < batch ? a : a - missing;
+    operand.stride[a] =
+        axis < 0 || (a >= batch && axis < batch) || PyArray_DIM(array, axis) == 1
+            ? 0
+            : PyArray_STRIDE(array, axis);
+  }
+}
+
+bool Overlap(PyArrayObject* a, PyArrayObject* b) {
+  const auto reach = [](PyArrayObject* array) {
+    char* low = PyArray_BYTES(array);
+    char* high = low + PyArray_ITEMSIZE(array);
+    for (int a = 0; a < PyArray_NDIM(array); ++a) {
+      const npy_intp steps = (PyArray_DIM(array, a) - 1) * PyArray_STRIDE(array, a);
+      (steps < 0 ? low : high) += steps;
+    }
+    return std::pair(low, high);
+  };
+  const auto [a_low, a_high] = reach(a);
+  const auto [b_low, b_high] = reach(b);
+  return a_low < b_high && b_low < a_high;
+}
+
+// Whether writing `out` may change what is yet to be read of `in`.
+bool Disturbs(PyArrayObject* out, PyArrayObject* in) {
+  if (!Overlap(out, in)) return false;
+  return PyArray_BYTES(out) != PyArray_BYTES(in) || PyArray_TYPE(out) != PyArray_TYPE(in) ||
+         !PyArray_ISNOTSWAPPED(in) || !PyArray_SAMESHAPE(out, in) ||
+         !std::equal(PyArray_STRIDES(out), PyArray_STRIDES(out) + PyArray_NDIM(out),
+                     PyArray_STRIDES(in));
+}
+
+// A given output that can take the results where it lies.
+bool TakesResults(PyObject* object, DType dtype, const Shape& shape) {
+  if (KernelArray(object) != dtype) return false;
+  PyArrayObject* const array = AsArray(object);
+  return PyArray_ISWRITEABLE(array) && PyArray_NDIM(array) == shape.ndim &&
+         std::equal(PyArray_DIMS(array), PyArray_DIMS(array) + shape.ndim, shape.extent.begin());
+}
+
+// In the memory order that NumPy would choose for these inputs.
+Ref NewLikeInputs(PyObject* const* args, size_t nin, DType dtype) {
+  std::array<PyArrayObject*, kMaxOperands> arrays{};
+  std::array<npy_uint32, kMaxOperands> flags{};
+  std::array<PyArray_Descr*, kMaxOperands> descrs{};
+  for (size_t k = 0; k < nin; ++k) {
+    arrays[k] = AsArray(args[k]);
+    flags[k] = NPY_ITER_READONLY;
+  }
+  const Ref descr(reinterpret_cast<PyObject*>(PyArray_DescrFromType(TypeNumber(dtype))));
+  flags[nin] = NPY_ITER_WRITEONLY | NPY_ITER_ALLOCATE;
+  descrs[nin] = reinterpret_cast<PyArray_Descr*>(descr.get());
+  NpyIter* const iterator =
+      NpyIter_MultiNew(static_cast<int>(nin + 1), arrays.data(), 0, NPY_KEEPORDER, NPY_NO_CASTING,
+                       flags.data(), descrs.data());
+  if (iterator == nullptr) return Ref();
+  Ref array(Py_NewRef(reinterpret_cast<PyObject*>(NpyIter_GetOperandArray(iterator)[nin])));
+  NpyIter_Deallocate(iterator);
+  return array;
+}
+
+// What of a call stands in its way as it is: arrays of any number type and layout that broadcast.
+struct Arguments {
+  size_t nin;
+  std::array<Storage, kMaxOperands> storage;
+  DType dtype = DType::kFloat32;
+  Shape shape;  // of all inputs together
+  bool uniform = true;  // one dtype, one shape, nothing to convert
+
+  // False: not all of them are plain arrays that broadcast.
+  bool Read(PyObject* const* args, size_t count) {
+    nin = count;
+    for (size_t k = 0; k < nin; ++k) {
+      if (!PyArray_CheckExact(args[k])) return false;
+      const std::optional<Storage> known = StorageOfArray(AsArray(args[k]));
+      if (!known) return false;
+      storage[k] = *known;
+      if (ComputeType(known->element) == DType::kFloat64) dtype = DType::kFloat64;
+    }
+    for (size_t k = 0; k < nin; ++k) {
+      PyArrayObject* const array = AsArray(args[k]);
+      if (!shape.Broadcast(array)) return false;
+      uniform = uniform && storage[k] == StorageOf(dtype) && PyArray_ISALIGNED(array) &&
+                PyArray_SAMESHAPE(AsArray(args[0]), array);
+    }
+    return true;
+  }
+};
+
+bool Run(const Entry& entry, const Arguments& in, PyObject* const* args,
+         const std::array<Ref, 3>& outputs, int batch = 0) {
+  ArrayCall call;
+  call.kernel = entry.kernel[static_cast<size_t>(in.dtype)];
+  call.shape = entry.shape;
+  call.dtype = in.dtype;
+  call.axes = in.shape.ndim;
+  const size_t size = in.shape.Size();
+  for (int a = 0; a < call.axes; ++a) {
+    call.extent[a] = static_cast<size_t>(in.shape.extent[static_cast<size_t>(a)]);
+  }
+  for (size_t k = 0; k < in.nin; ++k) SetOperand(call, k, AsArray(args[k]), in.storage[k]);
+  for (size_t k = 0; k < static_cast<size_t>(entry.shape.nout); ++k) {
+    SetOperand(call, in.nin + k, AsArray(outputs[k].get()), StorageOf(in.dtype), batch);
+  }
+  Outcome outcome;
+  {
+    const ScopedGilRelease unlocked(size > static_cast<size_t>(kReleaseGil));
+    Poll poll = SignalPoll();
+    outcome = RunArrays(call, &poll);
+  }
+  if (outcome == Outcome::kOutOfMemory) PyErr_NoMemory();
+  return outcome == Outcome::kDone;
+}
+
+// out=array, or out=(array, array): what was given, else nothing; false for any other keyword.
+bool OnlyOut(PyObject* kwnames, PyObject* const* keywords, PyObject** out) {
+  *out = nullptr;
+  if (kwnames == nullptr || PyTuple_GET_SIZE(kwnames) == 0) return true;
+  if (PyTuple_GET_SIZE(kwnames) != 1 ||
+      PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(kwnames, 0), "out") != 0) {
+    return false;
+  }
+  if (keywords[0] != Py_None) *out = keywords[0];
+  return true;
+}
+
+// Long calls that NumPy would hand over in pieces: conversions, broadcasting, odd layouts.
+PyObject* RunLong(const Entry& entry, PyObject* const* args, PyObject* const* keywords,
+                  PyObject* kwnames) {
+  const auto nin = static_cast<size_t>(entry.shape.nin);
+  const auto nout = static_cast<size_t>(entry.shape.nout);
+  PyObject* out;
+  if (!OnlyOut(kwnames, keywords, &out)) return nullptr;
+  if (out != nullptr && nout > 1) return nullptr;
+  Arguments in;
+  if (!in.Read(args, nin) || in.shape.Size() < kOwnElements) return nullptr;
+  std::array<Ref, 3> outputs;
+  if (out != nullptr) {
+    if (!TakesResults(out, in.dtype, in.shape)) return nullptr;
+    for (size_t k = 0; k < nin; ++k) {
+      if (Disturbs(AsArray(out), AsArray(args[k]))) return nullptr;
+    }
+    outputs[0] = Ref(Py_NewRef(out));
+  } else {
+    for (size_t k = 0; k < nout; ++k) {
+      outputs[k] = NewLikeInputs(args, nin, in.dtype);
+      if (!outputs[k]) return nullptr;
+    }
+  }
+  return Run(entry, in, args, outputs) ? Pack(outputs, nout) : nullptr;
+}
+
+PyObject* MultiOutput(const void* context, PyObject* const* args, size_t nargs, PyObject* kwnames) {
+  const auto& entry = *static_cast<const Entry*>(context);
+  if (nargs != static_cast<size_t>(entry.shape.nin)) return nullptr;
+  if (kwnames == nullptr) {
+    PyObject* const result = RunPlain(entry, args);
+    if (result != nullptr || PyErr_Occurred() != nullptr) return result;
+  }
+  return RunLong(entry, args, args + nargs, kwnames);
+}
+
+// A binary op's cotangents, each summed back to its operand's shape behind the batch axes of g.
+PyObject* BinaryVjp(const void* context, PyObject* const* args, size_t nargs, PyObject* kwnames) {
+  const auto& entry = *static_cast<const Entry*>(context);
+  if (nargs != 3) return nullptr;
+  PyObject* out;
+  if (!OnlyOut(kwnames, args + nargs, &out)) return nullptr;
+  if (out == nullptr) {
+    PyObject* const result = RunPlain(entry, args);
+    if (result != nullptr || PyErr_Occurred() != nullptr) return result;
+  } else if (!PyTuple_CheckExact(out) || PyTuple_GET_SIZE(out) != 2) {
+    return nullptr;
+  }
+  Arguments in;
+  if (!in.Read(args, 3)) return nullptr;
+  Shape value;
+  if (!value.Broadcast(AsArray(args[0])) || !value.Broadcast(AsArray(args[1]))) return nullptr;
+  PyArrayObject* const g = AsArray(args[2]);
+  const int batch = PyArray_NDIM(g) - value.ndim;
+  if (batch < 0 || !std::equal(value.extent.begin(), value.extent.begin() + value.ndim,
+                               PyArray_DIMS(g) + batch)) {
+    return nullptr;
+  }
+  std::array<Ref, 3> outputs;
+  for (size_t k = 0; k < 2; ++k) {
+    Shape shape;  // of the cotangent
+    PyArrayObject* const operand = AsArray(args[k]);
+    shape.ndim = batch + PyArray_NDIM(operand);
+    if (shape.ndim > kMaxAxes) return nullptr;
+    std::copy_n(PyArray_DIMS(g), batch, shape.extent.begin());
+    std::copy_n(PyArray_DIMS(operand), PyArray_NDIM(operand), shape.extent.begin() + batch);
+    const bool summed = shape.Size() != in.shape.Size();
+    if (out != nullptr) {
+      PyObject* const given = PyTuple_GET_ITEM(out, static_cast<Py_ssize_t>(k));
+      if (!TakesResults(given, in.dtype, shape)) return nullptr;
+      if (summed && !PyArray_IS_C_CONTIGUOUS(AsArray(given))) return nullptr;
+      for (size_t i = 0; i < 3; ++i) {
+        if (summed ? Overlap(AsArray(given), AsArray(args[i]))
+                   : Disturbs(AsArray(given), AsArray(args[i]))) {
+          return nullptr;
+        }
+      }
+      outputs[k] = Ref(Py_NewRef(given));
+    } else if (shape == in.shape && in.shape.Size() != 0) {
+      outputs[k] = NewLikeInputs(args, 3, in.dtype);
+    } else {
+      outputs[k] = Ref(in.shape.Size() == 0
+                           ? PyArray_ZEROS(shape.ndim, shape.extent.data(), TypeNumber(in.dtype), 0)
+                           : PyArray_SimpleNew(shape.ndim, shape.extent.data(),
+                                               TypeNumber(in.dtype)));
+    }
+    if (!outputs[k]) return nullptr;
+  }
+  if (in.shape.Size() == 0) return out == nullptr ? Pack(outputs, 2) : nullptr;
+  if (out != nullptr && Overlap(AsArray(outputs[0].get()), AsArray(outputs[1].get()))) {
+    return nullptr;
+  }
+  return Run(entry, in, args, outputs, batch) ? Pack(outputs, 2) : nullptr;
+}
+
+// What NumPy would have done with a ufunc's call.
+vectorcallfunc numpy_call = nullptr;
+
+PyObject* UfuncCall(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
+  const auto* const ufunc = reinterpret_cast<PyUFuncObject*>(self);
+  PyObject* const result =
+      MultiOutput(ufunc->data[0], args, static_cast<size_t>(PyVectorcall_NARGS(nargsf)), kwnames);
+  if (result != nullptr || PyErr_Occurred() != nullptr) return result;
+  return numpy_call(self, args, nargsf, kwnames);
 }
 
 }  // namespace
@@ -300,12 +617,18 @@ PyObject* NewUfunc(const char* op, const char* method, const char* name, const c
       !AddLoop(ufunc.get(), *entry, DType::kFloat64) || !AddPromoter(ufunc.get(), *entry)) {
     return nullptr;
   }
+  if (entry->part < 0) {  // parts serve operands that no kernel knows
+    auto* const object = reinterpret_cast<PyUFuncObject*>(ufunc.get());
+    numpy_call = object->vectorcall;
+    object->vectorcall = UfuncCall;
+  }
   return ufunc.release();
 }
 
 PyObject* NewMultiOutputMethod(const char* op, const char* method, PyObject* fallback) {
   const Entry* const entry = NewEntry(op, method, method, "");
-  return entry == nullptr ? nullptr : NewMethod(MultiOutput, entry, fallback);
+  if (entry == nullptr) return nullptr;
+  return NewMethod(entry->method == Method::kVjp ? BinaryVjp : MultiOutput, entry, fallback);
 }
 
 void RefreshElementwiseKernels() {

@@ -1,22 +1,14 @@
-// The driver: from NumPy's strides to contiguous kernel calls, on one thread or many.
+// The table's rows, and the driver for ufunc loops: one axis, outputs that may overlap inputs.
 #include "kernels/elementwise.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
+#include "kernels/broadcast.h"
 #include "runtime/fp_env.h"
-#include "runtime/partition.h"
-#include "runtime/threads.h"
 
 namespace pullback {
 namespace {
-
-// Strided operands pass through these many elements of L1 at a time.
-constexpr size_t kBlock = 512;
-
-// Below this a parked worker's wake (5-6 us) costs more than it saves.
-constexpr size_t kParallelElements = size_t{1} << 15;
 
 struct Call {
   ElementwiseKernel kernel;
@@ -69,15 +61,12 @@ bool Contiguous(const Call& call) {
   return true;
 }
 
-void RunContiguous(const Call& call, size_t begin, size_t end) {
+void RunContiguous(const Call& call, size_t n) {
   const void* in[kMaxOperands];
   void* out[kMaxOperands];
-  const size_t offset = begin * call.item;
-  for (int k = 0; k < call.shape.nin; ++k) in[k] = call.operands.data[k] + offset;
-  for (int k = 0; k < call.shape.nout; ++k) {
-    out[k] = call.operands.data[call.shape.nin + k] + offset;
-  }
-  call.kernel(in, out, end - begin);
+  for (int k = 0; k < call.shape.nin; ++k) in[k] = call.operands.data[k];
+  for (int k = 0; k < call.shape.nout; ++k) out[k] = call.operands.data[call.shape.nin + k];
+  call.kernel(in, out, n);
 }
 
 void RunOneByOne(const Call& call, size_t n) {
@@ -99,46 +88,6 @@ void RunOneByOne(const Call& call, size_t n) {
   }
 }
 
-template <typename T>
-void Gather(const char* from, ptrdiff_t stride, T* to, size_t n) {
-  for (size_t i = 0; i < n; ++i, from += stride) std::memcpy(to + i, from, sizeof(T));
-}
-
-template <typename T>
-void Scatter(const T* from, char* to, ptrdiff_t stride, size_t n) {
-  for (size_t i = 0; i < n; ++i, to += stride) std::memcpy(to, from + i, sizeof(T));
-}
-
-template <typename T>
-void RunBlocks(const Call& call, size_t begin, size_t end) {
-  alignas(64) T buffer[kMaxOperands][kBlock];
-  const void* in[kMaxOperands];
-  void* out[kMaxOperands];
-  for (size_t i = begin; i < end; i += kBlock) {
-    const size_t count = std::min(kBlock, end - i);
-    for (int k = 0; k < call.Count(); ++k) {
-      const ptrdiff_t stride = call.operands.stride[k];
-      char* const data = call.operands.data[k];
-      char* const p = data == nullptr ? data : data + static_cast<ptrdiff_t>(i) * stride;
-      const bool direct = data != nullptr && stride == static_cast<ptrdiff_t>(sizeof(T));
-      if (k < call.shape.nin) {
-        in[k] = direct ? static_cast<const void*>(p) : buffer[k];
-        // A broadcast operand fills its buffer once.
-        if (!direct && (stride != 0 || i == begin)) Gather(p, stride, buffer[k], count);
-      } else {
-        out[k - call.shape.nin] = direct ? static_cast<void*>(p) : buffer[k];
-      }
-    }
-    call.kernel(in, out, count);
-    for (int k = call.shape.nin; k < call.Count(); ++k) {
-      char* const data = call.operands.data[k];
-      const ptrdiff_t stride = call.operands.stride[k];
-      if (data == nullptr || stride == static_cast<ptrdiff_t>(sizeof(T))) continue;
-      Scatter(buffer[k], data + static_cast<ptrdiff_t>(i) * stride, stride, count);
-    }
-  }
-}
-
 }  // namespace
 
 std::span<const OpKernels> Ops(size_t shard) {
@@ -153,35 +102,29 @@ bool RunElementwise(ElementwiseKernel kernel, MethodShape shape, DType dtype,
                     const Operands& operands, size_t n, Poll* poll) {
   const Call call{kernel, shape, ItemSize(dtype), operands};
   if (n == 0) return true;
-  const bool contiguous = Contiguous(call);
-  const auto run = [&](size_t begin, size_t end) {
-    if (contiguous) {
-      RunContiguous(call, begin, end);
-    } else if (dtype == DType::kFloat32) {
-      RunBlocks<float>(call, begin, end);
-    } else {
-      RunBlocks<double>(call, begin, end);
-    }
-  };
-
   const ScopedDefaultFpEnv fp_env;
   const Order order = OrderOf(call, n);
   if (order == Order::kOneByOne) {
     RunOneByOne(call, n);
     return true;
   }
-  if (n < kParallelElements || order == Order::kForward) {
-    run(0, n);
+  if (Contiguous(call) && n < kParallelElements) {
+    RunContiguous(call, n);
     return true;
   }
-  const Partition partition = ElementPartition(n, call.item * static_cast<size_t>(call.Count()));
-  return ParallelFor(
-      partition.tasks,
-      [&](size_t task) {
-        const auto [begin, end] = partition(task);
-        run(begin, end);
-      },
-      poll);
+  ArrayCall array_call;
+  array_call.kernel = kernel;
+  array_call.shape = shape;
+  array_call.dtype = dtype;
+  array_call.axes = 1;
+  array_call.extent[0] = n;
+  array_call.in_order = order == Order::kForward;
+  for (int k = 0; k < call.Count(); ++k) {
+    array_call.operand[k].data = operands.data[k];
+    array_call.operand[k].storage = StorageOf(dtype);
+    array_call.operand[k].stride[0] = operands.stride[k];
+  }
+  return RunArrays(array_call, poll) == Outcome::kDone;
 }
 
 }  // namespace pullback

@@ -63,11 +63,14 @@ struct Operands {
   ptrdiff_t stride[kMaxOperands];
 };
 
+// Below this a parked worker's wake (5-6 us) costs more than it saves.
+inline constexpr size_t kParallelElements = size_t{1} << 15;
+
 struct Poll;
 
-// Runs `kernel` over n elements, whatever the strides: inputs first, then outputs. Contiguous calls
-// above a threshold run on the thread pool in a partition fixed by n; on one thread if an output
-// overlaps an input ahead of it, element by element if outputs feed back into inputs (ufunc.reduce,
+// Runs `kernel` over n elements of `dtype`, whatever the strides: inputs first, then outputs. Above
+// a threshold on the thread pool in a partition fixed by n; on one thread if an output overlaps an
+// input ahead of it, element by element if outputs feed back into inputs (ufunc.reduce,
 // .accumulate). False when `poll` asked to stop.
 bool RunElementwise(ElementwiseKernel kernel, MethodShape shape, DType dtype,
                     const Operands& operands, size_t n, Poll* poll);

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "kernels/elementwise.h"  // DType
+#include "kernels/outcome.h"
 
 namespace pullback {
 
@@ -50,8 +51,6 @@ struct MeanLossResult {
   void* gb;  // one element
   DType gb_dtype;
 };
-
-enum class Outcome : uint8_t { kDone, kInterrupted, kOutOfMemory };
 
 // loss = 1/rows * sum of l(X_i w + b, y_i), and both gradients. Sums of float64 over fixed blocks
 // of rows that are merged as a tree: the bits depend on the shape and the target, never on the

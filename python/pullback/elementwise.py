@@ -17,7 +17,7 @@ import numpy as np
 from pullback import reference
 from pullback.config import native
 from pullback.jacobians import Diagonal
-from pullback.ops import OPS, OpRow
+from pullback.ops import OPS, OpRow, as_arrays
 from pullback.reference.elementwise import (
     broadcast_shape,
     check_cotangent,
@@ -67,9 +67,11 @@ def _unary(ufunc: Callable[..., Any], primitive: Any) -> dict[str, Callable[...,
     return {"value_and_derivative": value_and_derivative, "jacobian": jacobian}
 
 
-def _binary(ufunc: Callable[..., Any], primitive: Any) -> dict[str, Callable[..., Any]]:
+def _binary(
+    ufunc: Callable[..., Any], primitive: Any, vjp_of_arrays: Callable[..., Any]
+) -> dict[str, Callable[..., Any]]:
     """Return the methods of a binary op that are not ufuncs."""
-    all_of = {method: ufunc(method) for method in ("derivative", "value_and_derivative", "vjp")}
+    all_of = {method: ufunc(method) for method in ("derivative", "value_and_derivative")}
     # One output at a time, for operands that bring their own __array_ufunc__.
     one_of = {
         method: (ufunc(f"{method}0"), ufunc(f"{method}1")) for method in ("derivative", "vjp")
@@ -94,13 +96,16 @@ def _binary(ufunc: Callable[..., Any], primitive: Any) -> dict[str, Callable[...
 
     def vjp(w: Any, x: Any, g: Any, /, out: Any = None) -> Any:
         op = f"{name}.vjp"
+        overrides = _overrides(w, x, g)
+        if not overrides:
+            w, x, g = as_arrays(op, w, x, g, names=("w", "x", "g"))
         shapes = {"w": np.shape(w), "x": np.shape(x)}
         batch = check_cotangent(op, np.shape(g), broadcast_shape(op, **shapes), **shapes)
-        if _overrides(w, x, g):
+        if overrides:
             terms = tuple(partial(w, x, g) for partial in one_of["vjp"])
+            gradients = tuple(map(sum_repeated, terms, (batch, batch), shapes.values()))
         else:
-            terms = all_of["vjp"](w, x, g)
-        gradients = tuple(map(sum_repeated, terms, (batch, batch), shapes.values()))
+            gradients = vjp_of_arrays(w, x, g)
         return gradients if out is None else deliver(op, gradients, out)
 
     def jacobian(w: Any, x: Any, /) -> tuple[Diagonal, Diagonal]:
@@ -114,6 +119,11 @@ def _binary(ufunc: Callable[..., Any], primitive: Any) -> dict[str, Callable[...
         "vjp": vjp,
         "jacobian": jacobian,
     }
+
+
+def _refuse(*arrays: Any) -> Any:
+    shapes = ", ".join(str(array.shape) for array in arrays)
+    raise ValueError(f"no kernel takes arrays of shapes {shapes}")
 
 
 def _native_primitive(kernels: ModuleType, row: OpRow) -> Any:
@@ -137,7 +147,11 @@ def _native_primitive(kernels: ModuleType, row: OpRow) -> Any:
     primitive = ufunc("value", "", docstring(row))
     for method in ("derivative", "vjp", "jvp") if row.nin == 1 else ("jvp",):
         setattr(primitive, method, ufunc(method, f".{method}", method_docstring(row, method)))
-    for method, function in (_unary if row.nin == 1 else _binary)(part, primitive).items():
+    if row.nin == 1:
+        methods = _unary(part, primitive)
+    else:
+        methods = _binary(part, primitive, kernels.elementwise_method(row.name, "vjp", _refuse))
+    for method, function in methods.items():
         function.__qualname__ = f"{row.name}.{method}"  # for Python's own messages
         call = function
         if method != "jacobian":  # which is structure, not a kernel

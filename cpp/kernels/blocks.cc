@@ -1,0 +1,98 @@
+#include "kernels/blocks.h"
+
+#include "runtime/hwy_config.h"  // before any Highway header
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/blocks.cc"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include <hwy/cache_control.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/load-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace pullback {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// One full vector of doubles from as many elements, whatever their type.
+template <class D>
+HWY_INLINE hn::Vec<D> LoadWide(D d, const double* p) {
+  return hn::LoadU(d, p);
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> LoadWide(D d, const float* p) {
+  return hn::PromoteTo(d, hn::LoadU(hn::Rebind<float, D>(), p));
+}
+
+template <typename T>
+void Add(const void* from, double* to, size_t n) {
+  const hn::ScalableTag<double> d;
+  const size_t lanes = hn::Lanes(d);
+  const auto* const x = static_cast<const T*>(from);
+  size_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    hn::StoreU(hn::Add(hn::LoadU(d, to + i), LoadWide(d, x + i)), d, to + i);
+  }
+  for (; i < n; ++i) to[i] += static_cast<double>(x[i]);
+}
+
+// Four running sums hide the additions' latency; the few last elements go one by one. What adds
+// nothing is -0.
+template <typename T>
+double Sum(const void* from, size_t n) {
+  const hn::ScalableTag<double> d;
+  using V = hn::Vec<decltype(d)>;
+  const size_t lanes = hn::Lanes(d);
+  const auto* const x = static_cast<const T*>(from);
+  V s0 = hn::Set(d, -0.0), s1 = s0, s2 = s0, s3 = s0;
+  size_t i = 0;
+  for (; i + 4 * lanes <= n; i += 4 * lanes) {
+    s0 = hn::Add(s0, LoadWide(d, x + i));
+    s1 = hn::Add(s1, LoadWide(d, x + i + lanes));
+    s2 = hn::Add(s2, LoadWide(d, x + i + 2 * lanes));
+    s3 = hn::Add(s3, LoadWide(d, x + i + 3 * lanes));
+  }
+  for (; i + lanes <= n; i += lanes) s0 = hn::Add(s0, LoadWide(d, x + i));
+  double sum = SumLanes(d, hn::Add(hn::Add(s0, s1), hn::Add(s2, s3)));
+  for (; i < n; ++i) sum += static_cast<double>(x[i]);
+  return sum;
+}
+
+template <typename T>
+void Stream(const void* from, void* to, size_t n) {
+  const hn::ScalableTag<T> d;
+  const size_t lanes = hn::Lanes(d);
+  const size_t vector = lanes * sizeof(T);
+  const auto* const x = static_cast<const T*>(from);
+  auto* const y = static_cast<T*>(to);
+  const size_t beyond = reinterpret_cast<uintptr_t>(y) % vector;
+  size_t i = 0;
+  const size_t head = std::min(n, beyond == 0 ? 0 : (vector - beyond) / sizeof(T));
+  for (; i < head; ++i) y[i] = x[i];
+  for (; i + lanes <= n; i += lanes) hn::Stream(hn::LoadU(d, x + i), d, y + i);
+  for (; i < n; ++i) y[i] = x[i];
+}
+
+const BlockKernels* Table() {
+  static constexpr BlockKernels kTable = {
+      {Add<float>, Add<double>}, {Sum<float>, Sum<double>}, {Stream<float>, Stream<double>}};
+  return &kTable;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace pullback
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace pullback {
+HWY_EXPORT(Table);
+const BlockKernels& Blocks() { return *HWY_DYNAMIC_DISPATCH(Table)(); }
+void FlushStreams() { hwy::FlushStream(); }
+}  // namespace pullback
+#endif

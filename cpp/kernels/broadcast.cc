@@ -1,0 +1,407 @@
+#include "kernels/broadcast.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <numeric>
+
+#include "kernels/blocks.h"
+#include "runtime/fp_env.h"
+#include "runtime/partition.h"
+#include "runtime/threads.h"
+
+namespace pullback {
+namespace {
+
+// Operands that the kernel cannot read or write where they lie pass through these many elements of
+// L1 at a time.
+constexpr size_t kBlock = 512;
+
+// A slab is what one task does; one that sums has sums of its own to be added to the others' later.
+constexpr size_t kMaxSlabs = 64;
+constexpr size_t kEnoughSlabs = 16;
+// Of a slab along an inner axis, so that memory is still read in long runs.
+constexpr size_t kMinRun = 4096;
+// All slabs' sums together against the number of terms.
+constexpr size_t kTermsPerSum = 8;
+
+// Outputs that leave the caches behind need not pass through them.
+constexpr size_t kStreamBytes = size_t{16} << 20;
+
+constexpr ptrdiff_t kSumSize = sizeof(double);
+constexpr double kNothing = -0.0;  // adding it changes nothing, not even the sign of a zero
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+using Sums = std::unique_ptr<double[], Free>;
+
+// The call after its axes have been sorted and merged, outermost first.
+struct Plan {
+  const ArrayCall& call;
+  size_t item;
+  int inputs, operands;
+  int axes = 0;
+  std::array<size_t, kMaxAxes> extent;
+  // Of a summed output: the strides of its float64 sums.
+  std::array<std::array<ptrdiff_t, kMaxAxes>, kMaxOperands> stride;
+  std::array<bool, kMaxOperands> summed{};
+  std::array<size_t, kMaxOperands> sums{};  // how many, of a summed output
+  std::array<Load, kMaxOperands> load{};
+  std::array<bool, kMaxOperands> native{};  // stored as the kernel reads it
+  size_t total = 1;
+  bool stream = false;
+
+  // Along which axis it is cut, and in what.
+  int cut = 0;
+  Partition slabs{};
+  std::array<bool, kMaxOperands> shared{};  // several slabs add to the same sums
+
+  explicit Plan(const ArrayCall& array_call)
+      : call(array_call),
+        item(ItemSize(array_call.dtype)),
+        inputs(array_call.shape.nin),
+        operands(array_call.shape.nin + array_call.shape.nout) {
+    SortAxes();
+    for (int k = 0; k < operands; ++k) {
+      const auto at = static_cast<size_t>(k);
+      if (k < inputs) {
+        load[at] = LoadOf(call.operand[k].storage, call.dtype);
+        native[at] = call.operand[k].storage == StorageOf(call.dtype);
+      } else if (call.operand[k].data != nullptr) {
+        FindSums(at);
+      }
+    }
+    MergeAxes();
+    Cut();
+    size_t written = 0;
+    for (size_t k = static_cast<size_t>(inputs); k < static_cast<size_t>(operands); ++k) {
+      if (!summed[k]) written += total * item;
+    }
+    stream = written >= kStreamBytes;
+  }
+
+  void SortAxes() {
+    std::array<int, kMaxAxes> order;
+    for (int a = 0; a < call.axes; ++a) {
+      if (call.extent[a] > 1) order[static_cast<size_t>(axes++)] = a;
+    }
+    const auto reach = [&](int axis) {
+      size_t sum = 0;
+      for (int k = 0; k < operands; ++k) {
+        sum += static_cast<size_t>(std::abs(call.operand[k].stride[axis]));
+      }
+      return sum;
+    };
+    std::stable_sort(order.begin(), order.begin() + axes,
+                     [&](int a, int b) { return reach(a) > reach(b); });
+    for (size_t a = 0; a < static_cast<size_t>(axes); ++a) {
+      extent[a] = call.extent[order[a]];
+      total *= extent[a];
+      for (size_t k = 0; k < static_cast<size_t>(operands); ++k) {
+        stride[k][a] = call.operand[k].stride[order[a]];
+      }
+    }
+    if (axes > 0) return;
+    axes = 1;
+    extent[0] = 1;
+    for (auto& steps : stride) steps[0] = 0;
+  }
+
+  void FindSums(size_t k) {
+    size_t kept = 1;
+    for (size_t a = 0; a < static_cast<size_t>(axes); ++a) {
+      if (stride[k][a] != 0) {
+        kept *= extent[a];
+      } else if (extent[a] > 1) {
+        summed[k] = true;
+      }
+    }
+    if (!summed[k]) return;
+    sums[k] = kept;
+    for (size_t a = 0; a < static_cast<size_t>(axes); ++a) {
+      stride[k][a] = stride[k][a] / static_cast<ptrdiff_t>(item) * kSumSize;
+    }
+  }
+
+  // Two neighbouring axes are one where every operand steps alike.
+  void MergeAxes() {
+    int last = 0;
+    for (int a = 1; a < axes; ++a) {
+      const auto from = static_cast<size_t>(a);
+      const auto to = static_cast<size_t>(last);
+      bool alike = true;
+      for (size_t k = 0; k < static_cast<size_t>(operands); ++k) {
+        alike = alike && stride[k][to] == stride[k][from] * static_cast<ptrdiff_t>(extent[from]);
+      }
+      const size_t into = alike ? to : static_cast<size_t>(++last);
+      extent[into] = alike ? extent[to] * extent[from] : extent[from];
+      for (auto& steps : stride) steps[into] = steps[from];
+    }
+    axes = last + 1;
+  }
+
+  // The outermost axis, unless that makes too few slabs, or too many sums, and an inner axis that
+  // all sums keep is long.
+  void Cut() {
+    const size_t bytes = item * static_cast<size_t>(operands);
+    const size_t wanted = ElementPartition(total, bytes).tasks;
+    const auto slabs_along = [&](int axis) {
+      const auto a = static_cast<size_t>(axis);
+      size_t copies = 0;
+      for (size_t k = 0; k < static_cast<size_t>(operands); ++k) {
+        if (summed[k] && stride[k][a] == 0) copies += sums[k];
+      }
+      size_t count = std::min(extent[a], wanted);
+      if (copies != 0) {
+        count = std::min({count, kMaxSlabs, std::max<size_t>(1, total / (copies * kTermsPerSum))});
+      }
+      return count;
+    };
+    size_t count = slabs_along(0);
+    if (count < std::min(wanted, kEnoughSlabs)) {
+      for (int axis = 1; axis < axes; ++axis) {
+        const auto a = static_cast<size_t>(axis);
+        size_t run = 1;  // elements of one slab that lie side by side
+        for (size_t inner = a; inner < static_cast<size_t>(axes); ++inner) run *= extent[inner];
+        const size_t more = std::min(slabs_along(axis), std::max<size_t>(1, run / kMinRun));
+        if (more > count) {
+          count = more;
+          cut = axis;
+        }
+      }
+    }
+    const auto at = static_cast<size_t>(cut);
+    slabs = PartitionBy(extent[at], CeilDiv(extent[at], count));
+    for (size_t k = 0; k < static_cast<size_t>(operands); ++k) {
+      shared[k] = summed[k] && stride[k][at] == 0 && slabs.tasks > 1;
+    }
+  }
+};
+
+// One slab: an odometer over the outer axes, blocks of the inner ones.
+template <typename T>
+class Slab {
+ public:
+  // `sums` are where the summed outputs of this slab begin, whole arrays.
+  Slab(const Plan& plan, size_t task, const std::array<double*, kMaxOperands>& sums)
+      : plan_(plan), last_(static_cast<size_t>(plan.axes) - 1), extent_(plan.extent) {
+    const auto cut = static_cast<size_t>(plan.cut);
+    const Range range = plan.slabs(task);
+    extent_[cut] = range.size();
+    for (size_t k = 0; k < static_cast<size_t>(plan.operands); ++k) {
+      char* const data =
+          plan.summed[k] ? reinterpret_cast<char*>(sums[k]) : plan.call.operand[k].data;
+      base_[k] = data == nullptr
+                     ? nullptr
+                     : data + static_cast<ptrdiff_t>(range.begin) * plan.stride[k][cut];
+    }
+    inner_[last_] = 1;
+    for (size_t a = last_; a > 0; --a) inner_[a - 1] = inner_[a] * extent_[a];
+    while (split_ < last_ && inner_[split_] > kBlock) ++split_;
+    const auto inputs = static_cast<size_t>(plan.inputs);
+    bool all_direct = true;
+    for (size_t k = 0; k < static_cast<size_t>(plan.operands); ++k) {
+      direct_[k] = (k >= inputs || plan.native[k]) && !plan.summed[k] && base_[k] != nullptr &&
+                   Contiguous(k);
+      constant_[k] = !direct_[k];
+      for (size_t a = 0; a <= split_; ++a) {
+        constant_[k] = constant_[k] && (plan.stride[k][a] == 0 || extent_[a] == 1);
+      }
+      if (k >= inputs) direct_[k] = direct_[k] && !plan.stream;
+      all_direct = all_direct && direct_[k];
+    }
+    chunk_ = all_direct ? extent_[split_] : std::max<size_t>(1, kBlock / inner_[split_]);
+  }
+
+  void Run() {
+    std::array<size_t, kMaxAxes> index{};
+    for (;;) {
+      for (size_t begin = 0; begin < extent_[split_]; begin += chunk_) {
+        RunBlock(begin, std::min(chunk_, extent_[split_] - begin));
+      }
+      size_t a = split_;
+      for (;;) {
+        if (a == 0) return;
+        --a;
+        const bool carry = ++index[a] == extent_[a];
+        const ptrdiff_t steps = carry ? 1 - static_cast<ptrdiff_t>(extent_[a]) : 1;
+        for (size_t k = 0; k < static_cast<size_t>(plan_.operands); ++k) {
+          if (base_[k] != nullptr) base_[k] += steps * plan_.stride[k][a];
+        }
+        if (!carry) break;
+        index[a] = 0;
+      }
+    }
+  }
+
+ private:
+  // Within a block.
+  bool Contiguous(size_t k) const {
+    auto step = static_cast<ptrdiff_t>(sizeof(T));
+    for (size_t a = last_ + 1; a-- > split_;) {
+      if (plan_.stride[k][a] != step) return false;
+      step *= static_cast<ptrdiff_t>(extent_[a]);
+    }
+    return true;
+  }
+
+  char* At(size_t k, size_t begin) const {
+    return base_[k] == nullptr
+               ? nullptr
+               : base_[k] + static_cast<ptrdiff_t>(begin) * plan_.stride[k][split_];
+  }
+
+  void RunBlock(size_t begin, size_t count) {
+    const auto inputs = static_cast<size_t>(plan_.inputs);
+    const auto operands = static_cast<size_t>(plan_.operands);
+    const void* in[kMaxOperands];
+    void* out[kMaxOperands];
+    for (size_t k = 0; k < inputs; ++k) {
+      in[k] = direct_[k] ? static_cast<const void*>(At(k, begin)) : buffer_[k];
+      if (direct_[k] || (constant_[k] && filled_)) continue;
+      Gather(k, split_, count, At(k, begin), buffer_[k]);
+    }
+    filled_ = true;
+    for (size_t k = inputs; k < operands; ++k) {
+      out[k - inputs] = direct_[k] ? static_cast<void*>(At(k, begin)) : buffer_[k];
+    }
+    plan_.call.kernel(in, out, count * inner_[split_]);
+    for (size_t k = inputs; k < operands; ++k) {
+      char* const to = At(k, begin);
+      if (direct_[k] || to == nullptr) continue;
+      if (plan_.summed[k]) {
+        Accumulate(k, split_, count, buffer_[k], to);
+      } else if (plan_.stream && Contiguous(k)) {
+        blocks_.stream[kType](buffer_[k], to, count * inner_[split_]);
+      } else {
+        Scatter(k, split_, count, buffer_[k], to);
+      }
+    }
+  }
+
+  void Gather(size_t k, size_t axis, size_t count, const char* from, T* to) const {
+    const ptrdiff_t step = plan_.stride[k][axis];
+    if (axis == last_) {
+      plan_.load[k](from, step, to, count);
+      return;
+    }
+    const size_t inner = inner_[axis];
+    for (size_t i = 0; i < count; ++i, from += step) {
+      if (i > 0 && step == 0) {
+        std::memcpy(to + i * inner, to, inner * sizeof(T));
+      } else {
+        Gather(k, axis + 1, extent_[axis + 1], from, to + i * inner);
+      }
+    }
+  }
+
+  void Scatter(size_t k, size_t axis, size_t count, const T* from, char* to) const {
+    const ptrdiff_t step = plan_.stride[k][axis];
+    for (size_t i = 0; i < count; ++i, from += inner_[axis], to += step) {
+      if (axis == last_) {
+        std::memcpy(to, from, sizeof(T));
+      } else {
+        Scatter(k, axis + 1, extent_[axis + 1], from, to);
+      }
+    }
+  }
+
+  void Accumulate(size_t k, size_t axis, size_t count, const T* from, char* to) const {
+    const ptrdiff_t step = plan_.stride[k][axis];
+    auto* const sums = reinterpret_cast<double*>(to);
+    if (axis == last_ && step == 0) {
+      *sums += blocks_.sum[kType](from, count);
+    } else if (axis == last_ && step == kSumSize) {
+      blocks_.add[kType](from, sums, count);
+    } else {
+      for (size_t i = 0; i < count; ++i, from += inner_[axis], to += step) {
+        if (axis == last_) {
+          *reinterpret_cast<double*>(to) += static_cast<double>(*from);
+        } else {
+          Accumulate(k, axis + 1, extent_[axis + 1], from, to);
+        }
+      }
+    }
+  }
+
+  static constexpr size_t kType = sizeof(T) == sizeof(float) ? 0 : 1;
+
+  const Plan& plan_;
+  const BlockKernels& blocks_ = Blocks();
+  const size_t last_;
+  std::array<size_t, kMaxAxes> extent_;
+  std::array<size_t, kMaxAxes> inner_;  // elements behind an axis
+  size_t split_ = 0;                    // blocks are parts of this axis and all of those behind it
+  size_t chunk_;
+  std::array<char*, kMaxOperands> base_;
+  std::array<bool, kMaxOperands> direct_, constant_;
+  bool filled_ = false;
+  alignas(64) T buffer_[kMaxOperands][kBlock];
+};
+
+template <typename T>
+void Deliver(const double* sums, size_t n, size_t copies, T* out) {
+  for (size_t i = 0; i < n; ++i) {
+    double sum = sums[i];
+    for (size_t copy = 1; copy < copies; ++copy) sum += sums[copy * n + i];
+    out[i] = static_cast<T>(sum);
+  }
+}
+
+}  // namespace
+
+Outcome RunArrays(const ArrayCall& call, Poll* poll) {
+  const ScopedDefaultFpEnv fp_env;
+  const Plan plan(call);
+  const auto operands = static_cast<size_t>(plan.operands);
+
+  std::array<Sums, kMaxOperands> memory;
+  std::array<double*, kMaxOperands> sums{};
+  for (size_t k = 0; k < operands; ++k) {
+    if (!plan.summed[k]) continue;
+    const size_t count = plan.sums[k] * (plan.shared[k] ? plan.slabs.tasks : 1);
+    if (call.dtype == DType::kFloat64 && !plan.shared[k]) {
+      sums[k] = reinterpret_cast<double*>(call.operand[k].data);
+    } else {
+      memory[k].reset(static_cast<double*>(std::malloc(count * sizeof(double))));
+      sums[k] = memory[k].get();
+      if (sums[k] == nullptr) return Outcome::kOutOfMemory;
+    }
+    std::fill_n(sums[k], count, kNothing);
+  }
+
+  const auto run = [&](size_t task) {
+    std::array<double*, kMaxOperands> own = sums;
+    for (size_t k = 0; k < operands; ++k) {
+      if (plan.shared[k]) own[k] += task * plan.sums[k];
+    }
+    if (call.dtype == DType::kFloat32) {
+      Slab<float>(plan, task, own).Run();
+    } else {
+      Slab<double>(plan, task, own).Run();
+    }
+    if (plan.stream) FlushStreams();
+  };
+  if (plan.total < kParallelElements || call.in_order) {
+    for (size_t task = 0; task < plan.slabs.tasks; ++task) run(task);
+  } else if (!ParallelFor(plan.slabs.tasks, run, poll)) {
+    return Outcome::kInterrupted;
+  }
+
+  for (size_t k = 0; k < operands; ++k) {
+    if (memory[k] == nullptr) continue;
+    const size_t copies = plan.shared[k] ? plan.slabs.tasks : 1;
+    char* const out = call.operand[k].data;
+    if (call.dtype == DType::kFloat32) {
+      Deliver(sums[k], plan.sums[k], copies, reinterpret_cast<float*>(out));
+    } else {
+      Deliver(sums[k], plan.sums[k], copies, reinterpret_cast<double*>(out));
+    }
+  }
+  return Outcome::kDone;
+}
+
+}  // namespace pullback

@@ -1,0 +1,63 @@
+// How elements lie in memory, and how any of them become the floats that kernels read.
+#ifndef PULLBACK_CPP_KERNELS_STORAGE_H_
+#define PULLBACK_CPP_KERNELS_STORAGE_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/elementwise.h"
+
+namespace pullback {
+
+enum class Element : uint8_t {
+  kBool,
+  kInt8,
+  kUint8,
+  kInt16,
+  kUint16,
+  kInt32,
+  kUint32,
+  kInt64,
+  kUint64,
+  kFloat16,
+  kFloat32,
+  kFloat64,
+};
+
+struct Storage {
+  Element element;
+  bool swapped;  // not in the machine's byte order
+
+  bool operator==(const Storage&) const = default;
+};
+
+constexpr Storage StorageOf(DType dtype) {
+  return {dtype == DType::kFloat32 ? Element::kFloat32 : Element::kFloat64, false};
+}
+
+// The dtype in which elements are computed: float32 if that holds all their values (or they are
+// float32), else float64.
+constexpr DType ComputeType(Element element) {
+  switch (element) {
+    case Element::kBool:
+    case Element::kInt8:
+    case Element::kUint8:
+    case Element::kInt16:
+    case Element::kUint16:
+    case Element::kFloat16:
+    case Element::kFloat32:
+      return DType::kFloat32;
+    default:
+      return DType::kFloat64;
+  }
+}
+
+// to[i] = the element at from + i * stride, rounded to nearest; no alignment needed.
+using Load = void (*)(const char* from, ptrdiff_t stride, void* to, size_t n);
+
+// To float from what ComputeType says float32 of, to double from anything.
+Load LoadOf(Storage storage, DType dtype);
+
+}  // namespace pullback
+
+#endif  // PULLBACK_CPP_KERNELS_STORAGE_H_
