@@ -29,13 +29,13 @@ LOSS_SHAPES = (
     (100_000, 1000),
     (20_000, 5000),
 )
-ELEMENTWISE_OPS = ("tanh", "relu")
-ELEMENTWISE_SIZES = (1, 16, 1000, 100_000, 5_000_000)
+ELEMENTWISE_SIZES = (16, 1000, 100_000, 5_000_000)
+NUMBA_FROM = 1000  # below, a loop that is given its output is a different task
 OUT_GIVEN = 5_000_000  # from here on, results go into an array that is there already
-LARGE_BYTES = 1 << 26  # from here on, the share of the measured read rate is of interest
+LARGE_BYTES = 1 << 26  # from here on, a plain read of X is timed as well, the limit
 
 QUICK_LOSS_SHAPES = LOSS_SHAPES[:2]
-QUICK_SIZES = ELEMENTWISE_SIZES[:3]
+QUICK_SIZES = ELEMENTWISE_SIZES[:2]
 
 
 class Effort(NamedTuple):
@@ -114,9 +114,9 @@ def compare(
         check(f"{label}: {contender.name}", contender.arrays(contender.call()), expected, rtol)
     calls = {contender.name: contender.call for contender in contenders}
     if floor is not None:
-        calls["read"] = floor
+        calls["limit"] = floor
     seconds = interleave(calls, effort)
-    read = seconds.pop("read", None)
+    limit = seconds.pop("limit", None)
     best: dict[str, float] = {}
     for contender in contenders:
         mine = seconds[contender.name]
@@ -130,7 +130,7 @@ def compare(
         "peers": best,
         "best_peer": rival,
         "ratio": best[rival] / ours,
-        "share_of_read": None if read is None else read / ours,
+        "share_of_limit": None if limit is None else limit / ours,
     }
 
 
@@ -166,25 +166,56 @@ def losses(*, quick: bool, effort: Effort) -> Iterator[dict[str, Any]]:
 
 
 def elementwise(*, quick: bool, effort: Effort) -> Iterator[dict[str, Any]]:
-    """Yield records of tanh.vjp and relu.vjp."""
+    """Yield records of vjps of elementwise operations."""
     import numpy as np
     import peers
     import pullback as pb
+    from pullback.config import native
 
-    for op in ELEMENTWISE_OPS:
+    for op in (*peers.UNARY, "power"):
         for n in QUICK_SIZES if quick else ELEMENTWISE_SIZES:
             for dtype in (np.float64, np.float32):
                 rng = np.random.default_rng(0)
                 x, g = rng.normal(0, 2, n).astype(dtype), rng.normal(size=n).astype(dtype)
-                out = np.empty_like(x) if n >= OUT_GIVEN else None
-                expected = getattr(pb.reference, op).vjp(x.astype(float), g.astype(float))
+                if op in ("log", "power"):
+                    x = np.exp(x / 2)
+                given = n >= OUT_GIVEN
+                if op == "power":
+                    y = rng.normal(0, 2, n).astype(dtype)
+                    out = (np.empty_like(x), np.empty_like(x)) if given else None
+                    contenders = list(peers.power_vjp(x, y, g, out))
+                    expected = pb.reference.power.vjp(*(a.astype(float) for a in (x, y, g)))
+                else:
+                    out = np.empty_like(x) if given else None
+                    contenders = list(peers.unary_vjp(op, x, g, out))
+                    expected = (getattr(pb.reference, op).vjp(x.astype(float), g.astype(float)),)
+                if n < NUMBA_FROM:
+                    contenders = [c for c in contenders if c.library != "Numba"]
+                copy = None
+                if op == "relu" and given and native is not None:
+                    moved = np.ones((2, 3 * x.nbytes // 16))  # as much in as out, like x, g and out
+                    copy = lambda moved=moved: native.copy_seconds(moved[0], moved[1])  # noqa: E731
                 yield compare(
-                    f"{op}.vjp {n} {np.dtype(dtype).name}" + ("" if out is None else " out="),
-                    list(peers.elementwise_vjp(op, x, g, out)),
-                    (expected,),
-                    1e-5 if dtype is np.float32 else 1e-12,
+                    f"{op}.vjp {n} {np.dtype(dtype).name}" + " out=" * given,
+                    contenders,
+                    expected,
+                    2e-5 if dtype is np.float32 else 1e-11,
                     effort,
+                    copy,
                 )
+    if not quick:
+        for dtype in (np.float64, np.float32):
+            rng = np.random.default_rng(0)
+            w, x, g = (
+                rng.normal(size=s).astype(dtype) for s in ((100_000, 100), 100, (100_000, 100))
+            )
+            yield compare(
+                f"multiply.vjp (100000,100)x(100,) {np.dtype(dtype).name}",
+                list(peers.scaled_columns_vjp(w, x, g)),
+                pb.reference.multiply.vjp(*(a.astype(float) for a in (w, x, g))),
+                1e-4 if dtype is np.float32 else 1e-11,
+                effort,
+            )
 
 
 SUITES = {"losses": losses, "elementwise": elementwise}
@@ -205,13 +236,13 @@ def human(seconds: float | None) -> str:
 
 def header(libraries: list[str]) -> str:
     """Return the table's head."""
-    columns = ["pullback", *libraries, "best peer/ours", "of read rate"]
+    columns = ["pullback", *libraries, "best peer/ours", "of limit"]
     return f"{'case':34}" + "".join(f"{column:>15}" for column in columns)
 
 
 def line(record: dict[str, Any], libraries: list[str]) -> str:
     """Return one row of the table."""
-    share = record["share_of_read"]
+    share = record["share_of_limit"]
     cells = [
         human(record["pullback"]),
         *(human(record["peers"].get(library)) for library in libraries),

@@ -6,9 +6,10 @@ arguments, compiled and warm, that returns its result as a flat tuple of arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -202,117 +203,328 @@ def _numba_loops(numba: Any) -> tuple[Any, Any]:
 # --- vjp of an elementwise operation --------------------------------------------------------------
 
 
+class Ways(NamedTuple):
+    """How other libraries write the vjp of one unary operation."""
+
+    numpy: Callable[[Any, Any, Any], Any]  # (x, g, out or None)
+    torch: str  # the forward function in torch or torch.nn.functional
+    backward: Callable[[Any, Any, Any, Any], Any]  # autograd's kernel: aten, x, g, out=
+    jax: str  # the forward function in jax.numpy or jax.nn
+    numexpr: str  # of x, g, and the constants that it names
+    numba: Callable[[Any], Callable[[Any, Any], Any]]  # (numba) -> one lane of x and g
+
+
+def _tanh_numpy(x: Any, g: Any, out: Any) -> Any:
+    t = np.tanh(x, out=out)
+    np.multiply(t, t, out=t)
+    np.subtract(1, t, out=t)
+    return np.multiply(g, t, out=t)
+
+
+def _sigmoid_numpy(x: Any, g: Any, out: Any) -> Any:
+    s = np.negative(x, out=out)
+    np.exp(s, out=s)
+    np.add(s, 1, out=s)
+    np.reciprocal(s, out=s)
+    slope = 1 - s
+    np.multiply(slope, s, out=s)
+    return np.multiply(g, s, out=s)
+
+
+def _softplus_numpy(x: Any, g: Any, out: Any) -> Any:
+    s = np.negative(x, out=out)
+    np.exp(s, out=s)
+    np.add(s, 1, out=s)
+    return np.divide(g, s, out=s)
+
+
+def _gelu_numpy(x: Any, g: Any, out: Any) -> Any:
+    erf = import_module("scipy.special").erf
+    scale = x.dtype.type
+    slope = np.multiply(x, scale(0.5**0.5), out=out)
+    erf(slope, out=slope)
+    slope += 1
+    slope *= scale(0.5)
+    density = np.multiply(x, x)
+    density *= scale(-0.5)
+    np.exp(density, out=density)
+    density *= scale((2 * np.pi) ** -0.5)
+    density *= x
+    slope += density
+    slope *= g
+    return slope
+
+
+def _lane(text: str) -> Callable[[Any], Callable[[Any, Any], Any]]:
+    """Return a compiler of one lane; floating-point literals take the type of x."""
+
+    def compiled(numba: Any) -> Any:
+        names = {"np": np, "erf": import_module("math").erf}
+        return numba.njit(fastmath=True, inline="always")(eval(f"lambda x, g, one: {text}", names))
+
+    return compiled
+
+
+def _into(function: Callable[..., Any]) -> Callable[[Any, Any, Any], Any]:
+    """Return g times a ufunc of x."""
+    return lambda x, g, out: np.multiply(g, t := function(x, out=out), out=t)
+
+
+UNARY: Mapping[str, Ways] = {
+    "relu": Ways(
+        lambda x, g, out: np.multiply(g, np.greater(x, 0), out=out),
+        "relu",
+        lambda aten, x, g, into: (
+            aten.threshold_backward.grad_input(g, x, 0, **into)
+            if into
+            else aten.threshold_backward(g, x, 0)
+        ),
+        "relu",
+        "where(x > zero, g, zero)",
+        _lane("g if x > 0 else x - x"),
+    ),
+    "tanh": Ways(
+        _tanh_numpy,
+        "tanh",
+        lambda aten, x, g, into: (
+            aten.tanh_backward.grad_input(g, aten.tanh.out(x, out=into["grad_input"]), **into)
+            if into
+            else aten.tanh_backward(g, aten.tanh(x))
+        ),
+        "tanh",
+        "g * (one - tanh(x) * tanh(x))",
+        _lane("g * (one - np.tanh(x) ** 2)"),
+    ),
+    "sigmoid": Ways(
+        _sigmoid_numpy,
+        "sigmoid",
+        lambda aten, x, g, into: (
+            aten.sigmoid_backward.grad_input(g, aten.sigmoid.out(x, out=into["grad_input"]), **into)
+            if into
+            else aten.sigmoid_backward(g, aten.sigmoid(x))
+        ),
+        "sigmoid",
+        "g * exp(-x) / ((one + exp(-x)) * (one + exp(-x)))",
+        _lane("g * np.exp(-x) / (one + np.exp(-x)) ** 2"),
+    ),
+    "gelu": Ways(
+        _gelu_numpy,
+        "gelu",
+        lambda aten, x, g, into: (
+            aten.gelu_backward.grad_input(g, x, **into) if into else aten.gelu_backward(g, x)
+        ),
+        "gelu",
+        "",  # numexpr has no erf
+        _lane(
+            "g * (one / 2 * (one + erf(x * (one / 2) ** (one / 2)))"
+            " + x * np.exp(x * x * (-one / 2)) * (one / 2 / np.pi) ** (one / 2))"
+        ),
+    ),
+    "softplus": Ways(
+        _softplus_numpy,
+        "softplus",
+        lambda aten, x, g, into: (
+            aten.softplus_backward.grad_input(g, x, 1, 20, **into)
+            if into
+            else aten.softplus_backward(g, x, 1, 20)
+        ),
+        "softplus",
+        "g / (one + exp(-x))",
+        _lane("g / (one + np.exp(-x))"),
+    ),
+    "exp": Ways(
+        _into(np.exp),
+        "exp",
+        lambda aten, x, g, into: (
+            aten.mul.out(g, aten.exp.out(x, out=into["grad_input"]), out=into["grad_input"])
+            if into
+            else g * aten.exp(x)
+        ),
+        "exp",
+        "g * exp(x)",
+        _lane("g * np.exp(x)"),
+    ),
+    "log": Ways(
+        lambda x, g, out: np.divide(g, x, out=out),
+        "log",
+        lambda aten, x, g, into: (
+            aten.div.out(g, x, out=into["grad_input"]) if into else aten.div(g, x)
+        ),
+        "log",
+        "g / x",
+        _lane("g / x"),
+    ),
+    "sin": Ways(
+        _into(np.cos),
+        "sin",
+        lambda aten, x, g, into: (
+            aten.mul.out(g, aten.cos.out(x, out=into["grad_input"]), out=into["grad_input"])
+            if into
+            else g * aten.cos(x)
+        ),
+        "sin",
+        "g * cos(x)",
+        _lane("g * np.cos(x)"),
+    ),
+}
+
+
 def _single(result: Any) -> tuple[Any, ...]:
     return (np.asarray(result),)
 
 
-def elementwise_vjp(op: str, x: Any, g: Any, out: Any = None) -> Iterator[Contender]:
+def unary_vjp(op: str, x: Any, g: Any, out: Any = None) -> Iterator[Contender]:
     """Yield every way to compute ``g * op'(x)``; into `out` for all that can, where it is given."""
     ours = getattr(pb, op).vjp
+    ways = UNARY[op]
     call = (lambda: ours(x, g)) if out is None else (lambda: ours(x, g, out=out))
     yield Contender("pullback", "", call, _single)
-    hand = {"tanh": _tanh_numpy, "relu": _relu_numpy}[op]
-    yield Contender("NumPy", "", hand(x, g, out), _single)
+    if op != "gelu" or optional("scipy"):
+        yield Contender("NumPy", "", lambda: ways.numpy(x, g, out), _single)
     if torch := optional("torch"):
-        yield from _vjp_torch(torch, op, x, g, out)
+        yield from _unary_torch(torch, ways, x, g, out)
     if jax := optional("jax"):
-        yield _vjp_jax(jax, op, x, g)
-    if numexpr := optional("numexpr"):
-        yield _vjp_numexpr(numexpr, op, x, g, out)
+        jax.config.update("jax_enable_x64", True)
+        forward = getattr(jax.numpy, ways.jax, None) or getattr(jax.nn, ways.jax)
+        if op == "gelu":
+            forward = partial(forward, approximate=False)
+        yield _jax_vjp(jax, forward, (x,), g)
+    if ways.numexpr and (numexpr := optional("numexpr")):
+        yield _unary_numexpr(numexpr, ways.numexpr, x, g, out)
     if numba := optional("numba"):
-        yield from _vjp_numba(numba, op, x, g, out)
+        yield from _unary_numba(numba, ways, x, g, out)
 
 
-def _tanh_numpy(x: Any, g: Any, out: Any) -> Callable[[], Any]:
-    one = x.dtype.type(1)
-
-    def call() -> Any:
-        t = np.tanh(x, out=out)
-        np.multiply(t, t, out=t)
-        np.subtract(one, t, out=t)
-        return np.multiply(g, t, out=t)
-
-    return call
-
-
-def _relu_numpy(x: Any, g: Any, out: Any) -> Callable[[], Any]:
-    mask = np.empty(x.shape, bool)
-    if out is None:
-        return lambda: g * (x > 0)
-    return lambda: np.multiply(g, np.greater(x, 0, out=mask), out=out)
-
-
-def _vjp_torch(torch: Any, op: str, x: Any, g: Any, out: Any) -> Iterator[Contender]:
+def _unary_torch(torch: Any, ways: Ways, x: Any, g: Any, out: Any) -> Iterator[Contender]:
     x, g = torch.from_numpy(x), torch.from_numpy(g)
-    target = None if out is None else torch.from_numpy(out)
+    into = {} if out is None else {"grad_input": torch.from_numpy(out)}
     aten = torch.ops.aten
 
     @torch.no_grad()
     def functional() -> Any:
-        if op == "relu":
-            if target is None:
-                return aten.threshold_backward(g, x, 0)
-            return aten.threshold_backward.grad_input(g, x, 0, grad_input=target)
-        if target is None:
-            return aten.tanh_backward(g, torch.tanh(x))
-        return aten.tanh_backward.grad_input(g, torch.tanh(x, out=target), grad_input=target)
+        return ways.backward(aten, x, g, into)
 
     yield Contender("PyTorch", "functional", functional, _single)
     leaf = x.clone().requires_grad_()
-    forward = getattr(torch, op)
+    forward = getattr(torch, ways.torch, None) or getattr(torch.nn.functional, ways.torch)
     yield Contender(
         "PyTorch", "autograd", lambda: torch.autograd.grad(forward(leaf), leaf, g)[0], _single
     )
 
 
-def _vjp_jax(jax: Any, op: str, x: Any, g: Any) -> Contender:
-    jax.config.update("jax_enable_x64", True)
-    forward = {"tanh": jax.numpy.tanh, "relu": jax.nn.relu}[op]
-    x, g = jax.numpy.asarray(x), jax.numpy.asarray(g)
-    compiled = jax.jit(lambda x, g: jax.vjp(forward, x)[1](g)[0])
-    return Contender("JAX", "jit", lambda: jax.block_until_ready(compiled(x, g)), _single)
+def _jax_vjp(jax: Any, forward: Any, primals: Any, g: Any) -> Contender:
+    primals, g = tuple(map(jax.numpy.asarray, primals)), jax.numpy.asarray(g)
+    compiled = jax.jit(lambda primals, g: jax.vjp(forward, *primals)[1](g))
+    return Contender("JAX", "jit", lambda: jax.block_until_ready(compiled(primals, g)), _several)
 
 
-def _vjp_numexpr(numexpr: Any, op: str, x: Any, g: Any, out: Any) -> Contender:
-    text = {"tanh": "g * (one - tanh(x) * tanh(x))", "relu": "where(x > zero, g, zero)"}[op]
+def _several(result: Any) -> tuple[Any, ...]:
+    return tuple(np.asarray(part) for part in result)
+
+
+def _unary_numexpr(numexpr: Any, text: str, x: Any, g: Any, out: Any) -> Contender:
     names = {"x": x, "g": g, "one": x.dtype.type(1), "zero": x.dtype.type(0)}
-    names = {name: value for name, value in names.items() if name in text.replace("where", "")}
+    used = sorted(name for name in names if re.search(rf"\b{name}\b", text))
     kind = float if x.dtype == np.float32 else np.double  # what numexpr calls its two
-    compiled = numexpr.NumExpr(text, [(name, kind) for name in sorted(names)])
-    arguments = [names[name] for name in sorted(names)]
+    compiled = numexpr.NumExpr(text, [(name, kind) for name in used])
+    arguments = [names[name] for name in used]
     options = {"ex_uses_vml": False} if out is None else {"ex_uses_vml": False, "out": out}
     return Contender("numexpr", "", lambda: compiled(*arguments, **options), _single)
 
 
-def _vjp_numba(numba: Any, op: str, x: Any, g: Any, out: Any) -> Iterator[Contender]:
+def _unary_numba(numba: Any, ways: Ways, x: Any, g: Any, out: Any) -> Iterator[Contender]:
+    """Write into an array that is there already: an expert's loop allocates nothing."""
+    lane = ways.numba(numba)
+    target = np.empty_like(x) if out is None else out
+
+    def loop(x: Any, g: Any, out: Any, one: Any) -> Any:
+        for i in numba.prange(x.size):
+            out[i] = lane(x[i], g[i], one)
+        return out
+
     one = x.dtype.type(1)
-    zero = x.dtype.type(0)
-
-    @numba.njit(fastmath=True, inline="always")
-    def tanh_lane(x: Any, g: Any) -> Any:
-        t = np.tanh(x)
-        return g * (one - t * t)
-
-    @numba.njit(fastmath=True, inline="always")
-    def relu_lane(x: Any, g: Any) -> Any:
-        return g if x > zero else zero
-
-    lane = {"tanh": tanh_lane, "relu": relu_lane}[op]
-
-    def into(x: Any, g: Any, out: Any) -> Any:
-        for i in numba.prange(x.size):
-            out[i] = lane(x[i], g[i])
-        return out
-
-    def fresh(x: Any, g: Any) -> Any:
-        out = np.empty_like(x)
-        for i in numba.prange(x.size):
-            out[i] = lane(x[i], g[i])
-        return out
-
     for way in ("serial", "parallel"):
-        compiled = numba.njit(fastmath=True, parallel=way == "parallel")(
-            fresh if out is None else into
+        compiled = numba.njit(fastmath=True, parallel=way == "parallel")(loop)
+        yield Contender("Numba", way, lambda f=compiled: f(x, g, target, one), _single)
+
+
+# --- vjp of power, and of a product with a repeated factor ----------------------------------------
+
+
+def power_vjp(x: Any, y: Any, g: Any, out: Any = None) -> Iterator[Contender]:
+    """Yield every way to compute both cotangents of ``x ** y``; `out` is a pair of arrays."""
+    ours = pb.power.vjp
+    call = (lambda: ours(x, y, g)) if out is None else (lambda: ours(x, y, g, out=out))
+    yield Contender("pullback", "", call, _several)
+
+    def by_numpy() -> Any:
+        base = np.power(x, y - 1)
+        exponent = np.log(x)
+        exponent *= base
+        exponent *= x
+        exponent *= g
+        base *= y
+        base *= g
+        return base, exponent
+
+    yield Contender("NumPy", "", by_numpy, _several)
+    if torch := optional("torch"):
+        leaves = [torch.from_numpy(a).clone().requires_grad_() for a in (x, y)]
+        cotangent = torch.from_numpy(g)
+        yield Contender(
+            "PyTorch",
+            "autograd",
+            lambda: torch.autograd.grad(torch.pow(*leaves), leaves, cotangent),
+            _several,
         )
-        arguments = (x, g) if out is None else (x, g, out)
-        yield Contender("Numba", way, lambda f=compiled, a=arguments: f(*a), _single)
+    if jax := optional("jax"):
+        jax.config.update("jax_enable_x64", True)
+        yield _jax_vjp(jax, jax.numpy.power, (x, y), g)
+    if numexpr := optional("numexpr"):
+        kind = float if x.dtype == np.float32 else np.double
+        texts = ("g * y * x ** (y - one)", "g * x ** y * log(x)")
+        names = (("g", "one", "x", "y"), ("g", "x", "y"))
+        values = {"g": g, "one": x.dtype.type(1), "x": x, "y": y}
+        parts = [
+            (numexpr.NumExpr(text, [(name, kind) for name in used]), [values[n] for n in used])
+            for text, used in zip(texts, names, strict=True)
+        ]
+        yield Contender("numexpr", "", lambda: tuple(f(*a) for f, a in parts), _several)
+    if numba := optional("numba"):
+        targets = (np.empty_like(x), np.empty_like(x)) if out is None else out
+
+        def loop(x: Any, y: Any, g: Any, base: Any, exponent: Any) -> None:
+            for i in numba.prange(x.size):
+                log = np.log(x[i])
+                value = g[i] * np.exp(y[i] * log)
+                base[i] = value * y[i] / x[i]
+                exponent[i] = value * log
+
+        for way in ("serial", "parallel"):
+            compiled = numba.njit(fastmath=True, parallel=way == "parallel")(loop)
+            yield Contender(
+                "Numba", way, lambda f=compiled: f(x, y, g, *targets) or targets, _several
+            )
+
+
+def scaled_columns_vjp(w: Any, x: Any, g: Any) -> Iterator[Contender]:
+    """Yield every way to compute both cotangents of ``w * x`` for w (N, D) and x (D,)."""
+    yield Contender("pullback", "", lambda: pb.multiply.vjp(w, x, g), _several)
+    yield Contender("NumPy", "sum", lambda: (g * x, (g * w).sum(0)), _several)
+    yield Contender("NumPy", "einsum", lambda: (g * x, np.einsum("ij,ij->j", g, w)), _several)
+    if torch := optional("torch"):
+        tw, tx, tg = map(torch.from_numpy, (w, x, g))
+        yield Contender("PyTorch", "by hand", lambda: (tg * tx, (tg * tw).sum(0)), _several)
+        yield Contender(
+            "PyTorch", "einsum", lambda: (tg * tx, torch.einsum("ij,ij->j", tg, tw)), _several
+        )
+        leaves = [tw.clone().requires_grad_(), tx.clone().requires_grad_()]
+        yield Contender(
+            "PyTorch",
+            "autograd",
+            lambda: torch.autograd.grad(torch.mul(*leaves), leaves, tg),
+            _several,
+        )
+    if jax := optional("jax"):
+        jax.config.update("jax_enable_x64", True)
+        yield _jax_vjp(jax, jax.numpy.multiply, (w, x), g)

@@ -98,6 +98,23 @@ void RegisterRuntime(py::module_& m) {
         return ReadSeconds(view->buf, bytes, &sum);
       },
       py::arg("buffer"));
+  m.def(
+      "copy_seconds",
+      [](const py::buffer& from, const py::buffer& to) {
+        const py::buffer_info source = from.request();
+        const py::buffer_info target = to.request(true);
+        const auto plain = [](const py::buffer_info& info) {
+          return info.format == py::format_descriptor<double>::format() &&
+                 PyBuffer_IsContiguous(info.view(), 'A');
+        };
+        if (!plain(source) || !plain(target) || source.size != target.size) {
+          throw py::value_error("copy_seconds: wants contiguous float64 buffers of one size");
+        }
+        const py::gil_scoped_release unlocked;
+        return CopySeconds(static_cast<const double*>(source.ptr),
+                           static_cast<double*>(target.ptr), static_cast<size_t>(source.size));
+      },
+      py::arg("source"), py::arg("target"));
   m.def("measure_read_bandwidth", &MeasureReadBandwidth, py::arg("bytes"),
         py::call_guard<py::gil_scoped_release>());
   m.def("measure_copy_bandwidth", &MeasureCopyBandwidth, py::arg("bytes"),

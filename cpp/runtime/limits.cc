@@ -75,16 +75,19 @@ uint64_t SumWords(const uint8_t* p, size_t bytes) {
   return sum;
 }
 
-// Both aligned to vectors.
 void CopyPastCache(const double* from, double* to, size_t n) {
   const hn::ScalableTag<double> d;
   const size_t lanes = hn::Lanes(d);
   size_t i = 0;
+  // Streamed stores must be aligned.
+  for (; i < n && reinterpret_cast<uintptr_t>(to + i) % (lanes * sizeof(double)) != 0; ++i) {
+    to[i] = from[i];
+  }
   for (; i + 4 * lanes <= n; i += 4 * lanes) {
-    const auto v0 = hn::Load(d, from + i);
-    const auto v1 = hn::Load(d, from + i + lanes);
-    const auto v2 = hn::Load(d, from + i + 2 * lanes);
-    const auto v3 = hn::Load(d, from + i + 3 * lanes);
+    const auto v0 = hn::LoadU(d, from + i);
+    const auto v1 = hn::LoadU(d, from + i + lanes);
+    const auto v2 = hn::LoadU(d, from + i + 2 * lanes);
+    const auto v3 = hn::LoadU(d, from + i + 3 * lanes);
     hn::Stream(v0, d, to + i);
     hn::Stream(v1, d, to + i + lanes);
     hn::Stream(v2, d, to + i + 2 * lanes);
@@ -246,21 +249,24 @@ double MeasureReadBandwidth(size_t bytes) {
   return static_cast<double>(n * sizeof(double)) / best * 1e-9;
 }
 
-double MeasureCopyBandwidth(size_t bytes) {
-  // Rows of 4096 bytes keep every slab aligned.
-  const size_t rows = std::max<size_t>(bytes / 4096, 1);
-  constexpr size_t kRow = 4096 / sizeof(double);
-  const Buffer from = NewBuffer(rows * kRow);
-  const Buffer to = NewBuffer(rows * kRow);
-  const Partition slabs = RowPartition(rows, 4096);
-  const double seconds = BestSeconds([&] {
-    auto* const copy = HWY_DYNAMIC_DISPATCH(CopyPastCache);
-    ParallelFor(slabs.tasks, [&](size_t task) {
-      const Range range = slabs(task);
-      copy(&from[range.begin * kRow], &to[range.begin * kRow], range.size() * kRow);
-    });
+double CopySeconds(const double* from, double* to, size_t n) {
+  auto* const copy = HWY_DYNAMIC_DISPATCH(CopyPastCache);
+  const Partition slabs = ElementPartition(n, 2 * sizeof(double));
+  const double start = Seconds();
+  ParallelFor(slabs.tasks, [&](size_t task) {
+    const Range range = slabs(task);
+    copy(from + range.begin, to + range.begin, range.size());
   });
-  return 2.0 * static_cast<double>(rows * 4096) / seconds * 1e-9;
+  return Seconds() - start;
+}
+
+double MeasureCopyBandwidth(size_t bytes) {
+  const size_t n = std::max<size_t>(bytes / sizeof(double), 1);
+  const Buffer from = NewBuffer(n);
+  const Buffer to = NewBuffer(n);
+  double best = 1e300;
+  for (int i = 0; i < kPasses; ++i) best = std::min(best, CopySeconds(from.get(), to.get(), n));
+  return 2.0 * static_cast<double>(n * sizeof(double)) / best * 1e-9;
 }
 
 double MeasureFmaPeak(FloatType type) {

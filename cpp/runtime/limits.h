@@ -13,6 +13,9 @@ namespace pullback {
 // that both are measured on the same pages.
 double ReadSeconds(const void* p, size_t bytes, uint64_t* sum);
 
+// Copies n doubles on all threads, past the caches, in the chunks that elementwise kernels use.
+double CopySeconds(const double* from, double* to, size_t n);
+
 // Best of a few passes over an own buffer, in 1e9 bytes per second; `bytes` should be many times
 // LastLevelCacheBytes(). Copy writes past the cache and counts both bytes read and written.
 double MeasureReadBandwidth(size_t bytes);

@@ -41,6 +41,14 @@ def _overrides(*operands: object) -> bool:
     )
 
 
+def _own_rules(*operands: object) -> bool:
+    """Tell whether an operand overrides ufuncs, or is a subclass that results may have to be."""
+    return _overrides(*operands) or any(
+        isinstance(operand, np.ndarray) and type(operand) not in (np.ndarray, np.memmap)
+        for operand in operands
+    )
+
+
 def _pair(op: str, out: Any) -> Any:
     """Return `out` as the pair of outputs it has to be."""
     if out is None:
@@ -96,12 +104,12 @@ def _binary(
 
     def vjp(w: Any, x: Any, g: Any, /, out: Any = None) -> Any:
         op = f"{name}.vjp"
-        overrides = _overrides(w, x, g)
-        if not overrides:
+        own_rules = _own_rules(w, x, g)
+        if not own_rules:
             w, x, g = as_arrays(op, w, x, g, names=("w", "x", "g"))
         shapes = {"w": np.shape(w), "x": np.shape(x)}
         batch = check_cotangent(op, np.shape(g), broadcast_shape(op, **shapes), **shapes)
-        if overrides:
+        if own_rules:
             terms = tuple(partial(w, x, g) for partial in one_of["vjp"])
             gradients = tuple(map(sum_repeated, terms, (batch, batch), shapes.values()))
         else:
