@@ -15,6 +15,9 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pullback import formulas as nf
+from pullback.formulas import in_float64
+
 __all__ = [
     "OPERANDS",
     "OPS",
@@ -169,6 +172,7 @@ class OpRow:
     derivative: Callable[..., Any]  # derivative(x) -> dx, derivative(w, x) -> (dw, dx)
     special: tuple[SpecialPoint, ...]  # golden, to the sign of zero
     kinks: tuple[str, ...]  # expressions that vanish where there is no derivative
+    ulp_of_operands: bool  # the value's errors count in ULP of the largest of it and the operands
     masked: bool  # vjp and jvp select +0 where the derivative is 0, whatever they multiply
 
     @property
@@ -210,6 +214,11 @@ _INF = float("inf")
 _REAL = Domain("real", (Interval(-_INF, _INF),))
 _POSITIVE = Domain("> 0", (Interval(0.0, _INF),))
 _NONNEGATIVE = Domain(">= 0", (Interval(0.0, _INF, closed=True),))
+_AT_LEAST_ONE = Domain(">= 1", (Interval(1.0, _INF, closed=True),))
+_ABOVE_MINUS_ONE = Domain("> -1", (Interval(-1.0, _INF),))
+_UNIT = Domain("in [-1, 1]", (Interval(-1.0, 1.0, closed=True),))
+_OPEN_UNIT = Domain("in (-1, 1)", (Interval(-1.0, 1.0),))
+_BASE = Domain("> 0 (any if the exponent is whole)", (Interval(0.0, _INF),))
 _NONZERO = Domain("!= 0", (Interval(-_INF, 0.0), Interval(0.0, _INF)))
 
 
@@ -240,6 +249,7 @@ def _unary(
         derivative=derivative,
         special=_special(special + "; nan -> nan, nan"),  # no unary operation forgets a NaN
         kinks=kinks,
+        ulp_of_operands=False,
         masked=masked,
     )
 
@@ -257,6 +267,7 @@ def _binary(
     domain: tuple[Domain, Domain] = (_REAL, _REAL),
     special: str = "",
     kinks: tuple[str, ...] = (),
+    ulp_of_operands: bool = False,
     masked: bool = False,
 ) -> OpRow:
     return OpRow(
@@ -271,81 +282,29 @@ def _binary(
         derivative=derivative,
         special=_special(special),
         kinks=kinks,
+        ulp_of_operands=ulp_of_operands,
         masked=masked,
     )
-
-
-# --- NumPy formulas too long for a lambda ---------------------------------------------------------
-# Float32 or float64 in, the same dtype out, always a new array; the caller silences warnings and
-# broadcasts binary operands against each other.
-
-
-def _constant(c: float, x: Array) -> Array:
-    """Return `c` wherever `x` is a number."""
-    return np.where(np.isnan(x), x, x.dtype.type(c))
-
-
-def _reciprocal_of_positive(x: Array) -> Array:
-    """Return 1/x with +inf at both zeros: only the right-hand limit lies in the domain."""
-    return np.where(x < 0, x.dtype.type(np.nan), 1 / np.abs(x))
-
-
-def _sigmoid(x: Array) -> Array:
-    e = np.exp(-np.abs(x))
-    value: Array = np.where(x < 0, e, np.ones_like(e)) / (1 + e)
-    return value
-
-
-def _sigmoid_slope(x: Array) -> Array:
-    # s (1 - s) loses all digits in the right tail.
-    e = np.exp(-np.abs(x))
-    slope: Array = e / np.square(1 + e)
-    return slope
-
-
-def _sech_squared(x: Array) -> Array:
-    # 1 - tanh(x)**2 loses all digits in both tails.
-    e = np.exp(-2 * np.abs(x))
-    slope: Array = 4 * e / np.square(1 + e)
-    return slope
-
-
-def _divide_slopes(w: Array, x: Array) -> tuple[Array, Array]:
-    # On significands: w / x may underflow, and x * x overflow, where w / x^2 does neither.
-    w_part, w_exponent = np.frexp(w)
-    x_part, x_exponent = np.frexp(x)
-    quotient = w_part / x_part / x_part
-    return 1 / x, -np.ldexp(quotient, w_exponent - 2 * x_exponent)
-
-
-def _maximum(w: Array, x: Array) -> Array:
-    # IEEE 754 maximum: NaN wins, +0 beats -0 (w + x is +0 there, and twice w at other ties).
-    return np.where(w == x, np.where(w == 0, w + x, w), np.maximum(w, x))
-
-
-def _maximum_slopes(w: Array, x: Array) -> tuple[Array, Array]:
-    unordered = np.isnan(w) | np.isnan(x)
-    half = w.dtype.type(0.5)
-    left = np.where(unordered, w + x, (w > x) + half * (w == x))
-    return left, 1 - left
 
 
 # --- the table ------------------------------------------------------------------------------------
 # special: point -> value, derivative; binary points and derivatives are pairs.
 
 _ARTICLE = "Finding the Gradient of a Vector Function, element-wise operators"
+_SELU_SCALE = "mpf('1.0507009873554804934193349852946')"
+_SELU_ALPHA = "mpf('1.6732632423543772848170429916717')"
 
 # fmt: off
 _ROWS: Final = (
     _unary("identity", "The operand itself",
         f="x",                                df="1",
-        value=lambda x: +x,                   derivative=lambda x: _constant(1, x),
+        value=lambda x: +x,                   derivative=lambda x: nf.constant(1, x),
         special="-0 -> -0, 1;  inf -> inf, 1;  -inf -> -inf, 1",
         max_ulp=(0.0, 0.0),                   source=_ARTICLE),
 
     _unary("negative", "Negation",
         f="-x",                               df="-1",
-        value=lambda x: -x,                   derivative=lambda x: _constant(-1, x),
+        value=lambda x: -x,                   derivative=lambda x: nf.constant(-1, x),
         special="0 -> -0, -1;  -0 -> 0, -1;  inf -> -inf, -1;  -inf -> inf, -1",
         max_ulp=(0.0, 0.0),                   source="definition"),
 
@@ -356,57 +315,28 @@ _ROWS: Final = (
         kinks=("x",),
         max_ulp=(0.0, 0.0),                   source="definition; 0 at the kink is sign's value"),
 
-    _unary("relu", "Rectified linear unit",
-        f="x if x > 0 else 0",                df="1 if x > 0 else 0",
-        value=lambda x: np.where(x <= 0, x.dtype.type(0), x),
-        derivative=lambda x: np.where(np.isnan(x), x, x > 0),
-        special="0 -> 0, 0;  -0 -> 0, 0;  inf -> inf, 1;  -inf -> 0, 0",
+    _unary("sign", "Sign",
+        f="sign(x)",                          df="0",
+        value=np.sign,                        derivative=lambda x: nf.constant(0, x),
+        special="0 -> 0, 0;  -0 -> 0, 0;  inf -> 1, 0;  -inf -> -1, 0",
         kinks=("x",),                         masked=True,
-        max_ulp=(0.0, 0.0),                   source=_ARTICLE + "; 0 at the kink"),
+        max_ulp=(0.0, 0.0),                   source="definition; 0 at the jump"),
 
-    _unary("exp", "Exponential",
-        f="exp(x)",                           df="exp(x)",
-        value=np.exp,                         derivative=np.exp,
-        special="0 -> 1, 1;  -0 -> 1, 1;  inf -> inf, inf;  -inf -> 0, 0",
-        max_ulp=(1.0, 1.0),                   source="DLMF 4.7"),
+    _unary("step", "One where x > 0, zero elsewhere",
+        f="1 if x > 0 else 0",                df="0",
+        value=lambda x: np.where(np.isnan(x), x, x > 0),
+        derivative=lambda x: nf.constant(0, x),
+        special="0 -> 0, 0;  -0 -> 0, 0;  inf -> 1, 0;  -inf -> 0, 0",
+        kinks=("x",),                         masked=True,
+        max_ulp=(0.0, 0.0),                   source="definition; 0 at the jump"),
 
-    _unary("expm1", "Exponential minus one",
-        f="expm1(x)",                         df="exp(x)",
-        value=np.expm1,                       derivative=np.exp,
-        special="0 -> 0, 1;  -0 -> -0, 1;  inf -> inf, inf;  -inf -> -1, 0",
-        max_ulp=(1.0, 1.5),                   source="DLMF 4.7"),
-
-    _unary("log", "Natural logarithm",
-        f="log(x)",                           df="1/x",
-        value=np.log,                         derivative=_reciprocal_of_positive,
-        domain=_POSITIVE,
-        special="0 -> -inf, inf;  -0 -> -inf, inf;  1 -> 0, 1;  -1 -> nan, nan;"
-                "inf -> inf, 0;  -inf -> nan, nan",
-        max_ulp=(1.0, 1.0),                   source="DLMF 4.7"),
-
-    _unary("sigmoid", "Logistic sigmoid",
-        f="1/(1 + exp(-x))",                  df="exp(-x)/(1 + exp(-x))**2",
-        value=_sigmoid,                       derivative=_sigmoid_slope,
-        special="0 -> 0.5, 0.25;  -0 -> 0.5, 0.25;  inf -> 1, 0;  -inf -> 0, 0",
-        max_ulp=(1.5, 2.5),                   source="chain rule on the quotient"),
-
-    _unary("tanh", "Hyperbolic tangent",
-        f="tanh(x)",                          df="sech(x)**2",
-        value=np.tanh,                        derivative=_sech_squared,
-        special="0 -> 0, 1;  -0 -> -0, 1;  inf -> 1, 0;  -inf -> -1, 0",
-        max_ulp=(1.5, 2.5),                   source="DLMF 4.34"),
-
-    _unary("sin", "Sine of an angle in radians",
-        f="sin(x)",                           df="cos(x)",
-        value=np.sin,                         derivative=np.cos,
-        special="0 -> 0, 1;  -0 -> -0, 1;  inf -> nan, nan;  -inf -> nan, nan",
-        max_ulp=(1.0, 1.0),                   source="DLMF 4.20"),
-
-    _unary("cos", "Cosine of an angle in radians",
-        f="cos(x)",                           df="-sin(x)",
-        value=np.cos,                         derivative=lambda x: -np.sin(x),
-        special="0 -> 1, -0;  -0 -> 1, 0;  inf -> nan, nan;  -inf -> nan, nan",
-        max_ulp=(1.0, 1.0),                   source="DLMF 4.20"),
+    _unary("reciprocal", "Reciprocal",
+        f="1/x",                              df="-1/x**2",
+        value=lambda x: 1 / x,                derivative=lambda x: -np.square(1 / x),
+        domain=_NONZERO,
+        special="0 -> inf, -inf;  -0 -> -inf, -inf;  4 -> 0.25, -0.0625;"
+                "inf -> 0, -0;  -inf -> -0, -0",
+        max_ulp=(0.5, 1.0),                   source="power rule"),
 
     _unary("square", "Square",
         f="x*x",                              df="2*x",
@@ -421,6 +351,265 @@ _ROWS: Final = (
         special="0 -> 0, inf;  -0 -> -0, inf;  4 -> 2, 0.25;  -1 -> nan, nan;"
                 "inf -> inf, 0;  -inf -> nan, nan",
         max_ulp=(0.5, 1.0),                   source="power rule"),
+
+    _unary("cbrt", "Cube root",
+        f="sign(x)*abs(x)**(mpf(1)/3)",       df="abs(x)**(-mpf(2)/3)/3",
+        value=in_float64(np.cbrt),            derivative=nf.cbrt_slope,
+        special="0 -> 0, inf;  -0 -> -0, inf;  inf -> inf, 0;  -inf -> -inf, 0",
+        kinks=("x",),
+        max_ulp=(2.0, 3.0),                   source="power rule"),
+
+    _unary("exp", "Exponential",
+        f="exp(x)",                           df="exp(x)",
+        value=np.exp,                         derivative=np.exp,
+        special="0 -> 1, 1;  -0 -> 1, 1;  inf -> inf, inf;  -inf -> 0, 0",
+        max_ulp=(1.0, 1.0),                   source="DLMF 4.7"),
+
+    _unary("exp2", "Power of two",
+        f="2**x",                             df="2**x*log(2)",
+        value=in_float64(np.exp2),            derivative=nf.exp2_slope,
+        special="0 -> 1, 0.6931471805599453;  -0 -> 1, 0.6931471805599453;"
+                "inf -> inf, inf;  -inf -> 0, 0",
+        max_ulp=(2.0, 3.0),                   source="DLMF 4.7"),
+
+    _unary("expm1", "Exponential minus one",
+        f="expm1(x)",                         df="exp(x)",
+        value=np.expm1,                       derivative=np.exp,
+        special="0 -> 0, 1;  -0 -> -0, 1;  inf -> inf, inf;  -inf -> -1, 0",
+        max_ulp=(1.0, 1.5),                   source="DLMF 4.7"),
+
+    _unary("log", "Natural logarithm",
+        f="log(x)",                           df="1/x",
+        value=np.log,                         derivative=lambda x: nf.over_positive(1, x),
+        domain=_POSITIVE,
+        special="0 -> -inf, inf;  -0 -> -inf, inf;  1 -> 0, 1;  -1 -> nan, nan;"
+                "inf -> inf, 0;  -inf -> nan, nan",
+        max_ulp=(1.0, 1.0),                   source="DLMF 4.7"),
+
+    _unary("log2", "Logarithm to base 2",
+        f="log(x)/log(2)",                    df="1/(x*log(2))",
+        value=in_float64(np.log2),            derivative=nf.log2_slope,
+        domain=_POSITIVE,
+        special="0 -> -inf, inf;  -0 -> -inf, inf;  1 -> 0, 1.4426950408889634;  -1 -> nan, nan;"
+                "inf -> inf, 0;  -inf -> nan, nan",
+        max_ulp=(2.0, 3.0),                   source="DLMF 4.7"),
+
+    _unary("log10", "Logarithm to base 10",
+        f="log(x)/log(10)",                   df="1/(x*log(10))",
+        value=in_float64(np.log10),           derivative=nf.log10_slope,
+        domain=_POSITIVE,
+        special="0 -> -inf, inf;  -0 -> -inf, inf;  1 -> 0, 0.4342944819032518;  -1 -> nan, nan;"
+                "inf -> inf, 0;  -inf -> nan, nan",
+        max_ulp=(2.0, 3.0),                   source="DLMF 4.7"),
+
+    _unary("log1p", "Logarithm of one plus x",
+        f="log1p(x)",                         df="1/(1 + x)",
+        value=in_float64(np.log1p),           derivative=nf.log1p_slope,
+        domain=_ABOVE_MINUS_ONE,
+        special="0 -> 0, 1;  -0 -> -0, 1;  -1 -> -inf, inf;  -2 -> nan, nan;"
+                "inf -> inf, 0;  -inf -> nan, nan",
+        max_ulp=(1.0, 1.5),                   source="DLMF 4.7"),
+
+    _unary("sin", "Sine of an angle in radians",
+        f="sin(x)",                           df="cos(x)",
+        value=np.sin,                         derivative=np.cos,
+        special="0 -> 0, 1;  -0 -> -0, 1;  inf -> nan, nan;  -inf -> nan, nan",
+        max_ulp=(1.0, 1.0),                   source="DLMF 4.20"),
+
+    _unary("cos", "Cosine of an angle in radians",
+        f="cos(x)",                           df="-sin(x)",
+        value=np.cos,                         derivative=lambda x: -np.sin(x),
+        special="0 -> 1, -0;  -0 -> 1, 0;  inf -> nan, nan;  -inf -> nan, nan",
+        max_ulp=(1.0, 1.0),                   source="DLMF 4.20"),
+
+    _unary("tan", "Tangent of an angle in radians",
+        f="tan(x)",                           df="1/cos(x)**2",
+        value=in_float64(np.tan),             derivative=nf.tan_slope,
+        special="0 -> 0, 1;  -0 -> -0, 1;  inf -> nan, nan;  -inf -> nan, nan",
+        max_ulp=(2.0, 3.0),                   source="DLMF 4.20"),
+
+    _unary("arcsin", "Inverse sine, in radians",
+        f="asin(x)",                          df="1/sqrt((1 - x)*(1 + x))",
+        value=in_float64(np.arcsin),          derivative=nf.arcsin_slope,
+        domain=_UNIT,
+        special="0 -> 0, 1;  -0 -> -0, 1;  1 -> 1.5707963267948966, inf;"
+                "-1 -> -1.5707963267948966, inf;  2 -> nan, nan;  inf -> nan, nan;"
+                "-inf -> nan, nan",
+        max_ulp=(2.0, 3.0),                   source="DLMF 4.24"),
+
+    _unary("arccos", "Inverse cosine, in radians",
+        f="acos(x)",                          df="-1/sqrt((1 - x)*(1 + x))",
+        value=in_float64(np.arccos),          derivative=lambda x: -nf.arcsin_slope(x),
+        domain=_UNIT,
+        special="0 -> 1.5707963267948966, -1;  -0 -> 1.5707963267948966, -1;  1 -> 0, -inf;"
+                "-1 -> 3.141592653589793, -inf;  2 -> nan, nan;  inf -> nan, nan;"
+                "-inf -> nan, nan",
+        max_ulp=(2.0, 3.0),                   source="DLMF 4.24"),
+
+    _unary("arctan", "Inverse tangent, in radians",
+        f="atan(x)",                          df="1/(1 + x**2)",
+        value=in_float64(np.arctan),          derivative=nf.arctan_slope,
+        special="0 -> 0, 1;  -0 -> -0, 1;  inf -> 1.5707963267948966, 0;"
+                "-inf -> -1.5707963267948966, 0",
+        max_ulp=(2.0, 3.0),                   source="DLMF 4.24"),
+
+    _unary("sinh", "Hyperbolic sine",
+        f="sinh(x)",                          df="cosh(x)",
+        value=in_float64(np.sinh),            derivative=in_float64(np.cosh),
+        special="0 -> 0, 1;  -0 -> -0, 1;  inf -> inf, inf;  -inf -> -inf, inf",
+        max_ulp=(2.0, 3.0),                   source="DLMF 4.34"),
+
+    _unary("cosh", "Hyperbolic cosine",
+        f="cosh(x)",                          df="sinh(x)",
+        value=in_float64(np.cosh),            derivative=in_float64(np.sinh),
+        special="0 -> 1, 0;  -0 -> 1, -0;  inf -> inf, inf;  -inf -> inf, -inf",
+        max_ulp=(2.0, 3.0),                   source="DLMF 4.34"),
+
+    _unary("tanh", "Hyperbolic tangent",
+        f="tanh(x)",                          df="1/cosh(x)**2",
+        value=np.tanh,                        derivative=nf.sech_squared,
+        special="0 -> 0, 1;  -0 -> -0, 1;  inf -> 1, 0;  -inf -> -1, 0",
+        max_ulp=(1.5, 2.5),                   source="DLMF 4.34"),
+
+    _unary("arcsinh", "Inverse hyperbolic sine",
+        f="asinh(x)",                         df="1/sqrt(1 + x**2)",
+        value=in_float64(np.arcsinh),         derivative=nf.arcsinh_slope,
+        special="0 -> 0, 1;  -0 -> -0, 1;  inf -> inf, 0;  -inf -> -inf, 0",
+        max_ulp=(2.0, 3.0),                   source="DLMF 4.38"),
+
+    _unary("arccosh", "Inverse hyperbolic cosine",
+        f="acosh(x)",                         df="1/sqrt((x - 1)*(x + 1))",
+        value=in_float64(np.arccosh),         derivative=nf.arccosh_slope,
+        domain=_AT_LEAST_ONE,
+        special="1 -> 0, inf;  0.5 -> nan, nan;  0 -> nan, nan;  -1 -> nan, nan;  -2 -> nan, nan;"
+                "inf -> inf, 0;  -inf -> nan, nan",
+        max_ulp=(2.0, 3.0),                   source="DLMF 4.38"),
+
+    _unary("arctanh", "Inverse hyperbolic tangent",
+        f="atanh(x)",                         df="1/((1 - x)*(1 + x))",
+        value=in_float64(np.arctanh),         derivative=nf.arctanh_slope,
+        domain=_OPEN_UNIT,
+        special="0 -> 0, 1;  -0 -> -0, 1;  1 -> inf, inf;  -1 -> -inf, inf;  2 -> nan, nan;"
+                "inf -> nan, nan;  -inf -> nan, nan",
+        max_ulp=(2.0, 3.0),                   source="DLMF 4.38"),
+
+    _unary("erf", "Error function",
+        f="erf(x)",                           df="2*exp(-x**2)/sqrt(pi)",
+        value=nf.erf,                         derivative=nf.erf_slope,
+        special="0 -> 0, 1.1283791670955126;  -0 -> -0, 1.1283791670955126;  inf -> 1, 0;"
+                "-inf -> -1, 0",
+        max_ulp=(1.5, 2.5),                   source="DLMF 7.2"),
+
+    _unary("erfc", "Complementary error function",
+        f="erfc(x)",                          df="-2*exp(-x**2)/sqrt(pi)",
+        value=nf.erfc,                        derivative=lambda x: -nf.erf_slope(x),
+        special="0 -> 1, -1.1283791670955126;  -0 -> 1, -1.1283791670955126;  inf -> 0, -0;"
+                "-inf -> 2, -0",
+        max_ulp=(2.0, 3.0),                   source="DLMF 7.2"),
+
+    _unary("relu", "Rectified linear unit",
+        f="x if x > 0 else 0",                df="1 if x > 0 else 0",
+        value=lambda x: np.where(x <= 0, x.dtype.type(0), x),
+        derivative=lambda x: np.where(np.isnan(x), x, x > 0),
+        special="0 -> 0, 0;  -0 -> 0, 0;  inf -> inf, 1;  -inf -> 0, 0",
+        kinks=("x",),                         masked=True,
+        max_ulp=(0.0, 0.0),                   source=_ARTICLE + "; 0 at the kink"),
+
+    _unary("relu6", "Rectified linear unit capped at 6",
+        f="(x if x < 6 else 6) if x > 0 else 0",
+        df="(1 if x < 6 else 0) if x > 0 else 0",
+        value=lambda x: np.clip(x, 0, 6) + x.dtype.type(0),  # -0 + 0 is 0
+        derivative=lambda x: nf.inside(x, 0, 6, 1),
+        special="0 -> 0, 0;  -0 -> 0, 0;  6 -> 6, 0;  inf -> 6, 0;  -inf -> 0, 0",
+        kinks=("x", "x - 6"),                 masked=True,
+        max_ulp=(0.0, 0.0),                   source="definition; 0 at the kinks"),
+
+    _unary("hard_sigmoid", "Piecewise linear sigmoid",
+        f="((x + 3)/6 if x < 3 else 1) if x > -3 else 0",
+        df="(mpf(1)/6 if x < 3 else 0) if x > -3 else 0",
+        value=lambda x: np.clip((x + 3) / 6, 0, 1),
+        derivative=lambda x: nf.inside(x, -3, 3, 1 / 6),
+        special="-3 -> 0, 0;  3 -> 1, 0;  0 -> 0.5, 0.16666666666666666;"
+                "-0 -> 0.5, 0.16666666666666666;  inf -> 1, 0;  -inf -> 0, 0",
+        kinks=("x + 3", "x - 3"),             masked=True,
+        max_ulp=(1.0, 0.5),                   source="definition; 0 at the kinks"),
+
+    _unary("hard_tanh", "The operand clipped to [-1, 1]",
+        f="(x if x < 1 else 1) if x > -1 else -1",
+        df="(1 if x < 1 else 0) if x > -1 else 0",
+        value=lambda x: np.clip(x, -1, 1),    derivative=lambda x: nf.inside(x, -1, 1, 1),
+        special="0 -> 0, 1;  -0 -> -0, 1;  -1 -> -1, 0;  1 -> 1, 0;  inf -> 1, 0;"
+                "-inf -> -1, 0",
+        kinks=("x + 1", "x - 1"),             masked=True,
+        max_ulp=(0.0, 0.0),                   source="definition; 0 at the kinks"),
+
+    _unary("selu", "Scaled exponential linear unit",
+        f=f"{_SELU_SCALE}*(x if x > 0 else {_SELU_ALPHA}*expm1(x))",
+        df=f"{_SELU_SCALE}*(1 if x > 0 else {_SELU_ALPHA}*exp(x))",
+        value=nf.selu,                        derivative=nf.selu_slope,
+        special="0 -> 0, 1.7580993408473768;  -0 -> -0, 1.7580993408473768;"
+                "inf -> inf, 1.0507009873554805;  -inf -> -1.7580993408473768, 0",
+        kinks=("x",),                         masked=True,
+        max_ulp=(2.0, 3.0),                   source="Klambauer et al. 2017, eq. 2; "
+                                                     "the left derivative at the kink"),
+
+    _unary("sigmoid", "Logistic sigmoid",
+        f="1/(1 + exp(-x))",                  df="exp(-x)/(1 + exp(-x))**2",
+        value=nf.sigmoid,                     derivative=nf.sigmoid_slope,
+        special="0 -> 0.5, 0.25;  -0 -> 0.5, 0.25;  inf -> 1, 0;  -inf -> 0, 0",
+        max_ulp=(1.5, 2.5),                   source="chain rule on the quotient"),
+
+    _unary("log_sigmoid", "Logarithm of the logistic sigmoid",
+        f="(x if x < 0 else 0) - log1p(exp(-abs(x)))",
+        df="1/(1 + exp(x))",
+        value=nf.log_sigmoid,                 derivative=in_float64(lambda x: nf.sigmoid(-x)),
+        special="0 -> -0.6931471805599453, 0.5;  -0 -> -0.6931471805599453, 0.5;  inf -> -0, 0;"
+                "-inf -> -inf, 1",
+        max_ulp=(2.0, 3.0),                   source="log_sigmoid(x) = -softplus(-x)"),
+
+    _unary("softplus", "Smooth rectifier, log(1 + exp(x))",
+        f="(x if x > 0 else 0) + log1p(exp(-abs(x)))",
+        df="1/(1 + exp(-x))",
+        value=in_float64(lambda x: -nf.log_sigmoid(-x)),
+        derivative=in_float64(nf.sigmoid),
+        special="0 -> 0.6931471805599453, 0.5;  -0 -> 0.6931471805599453, 0.5;  inf -> inf, 1;"
+                "-inf -> 0, 0",
+        max_ulp=(1.5, 2.5),                   source="its derivative is the logistic sigmoid"),
+
+    _unary("softsign", "x over one plus its absolute value",
+        f="x/(1 + abs(x))",                   df="1/(1 + abs(x))**2",
+        value=nf.softsign,                    derivative=lambda x: np.square(1 / (1 + np.abs(x))),
+        special="0 -> 0, 1;  -0 -> -0, 1;  1 -> 0.5, 0.25;  inf -> 1, 0;  -inf -> -1, 0",
+        max_ulp=(2.0, 3.0),                   source="quotient rule"),
+
+    _unary("silu", "Sigmoid linear unit, x*sigmoid(x)",
+        f="x/(1 + exp(-x))",                  df="1/(1 + exp(-x)) + x/(2 + 2*cosh(x))",
+        value=nf.silu,                        derivative=nf.silu_slope,
+        special="0 -> 0, 0.5;  -0 -> -0, 0.5;  inf -> inf, 1;  -inf -> -0, -0",
+        max_ulp=(2.0, 3.0),                   source="product rule"),
+
+    _unary("gelu", "Gaussian error linear unit, x*Phi(x) with the normal distribution's Phi",
+        f="x*erfc(-x/sqrt(2))/2",
+        df="erfc(-x/sqrt(2))/2 + x*exp(-x**2/2)/sqrt(2*pi)",
+        value=nf.gelu,                        derivative=nf.gelu_slope,
+        special="0 -> 0, 0.5;  -0 -> -0, 0.5;  inf -> inf, 1;  -inf -> -0, -0",
+        max_ulp=(2.0, 3.0),                   source="Hendrycks and Gimpel 2016"),
+
+    _unary("gelu_tanh", "Gaussian error linear unit with tanh in place of erf",
+        f="x/(1 + exp(-sqrt(8/pi)*(x + mpf('0.044715')*x**3)))",
+        df="1/(1 + exp(-sqrt(8/pi)*(x + mpf('0.044715')*x**3))) + "
+           "sqrt(8/pi)*(x + mpf('0.134145')*x**3)"
+           "/(2 + 2*cosh(sqrt(8/pi)*(x + mpf('0.044715')*x**3)))",
+        value=nf.gelu_tanh,                   derivative=nf.gelu_tanh_slope,
+        special="0 -> 0, 0.5;  -0 -> -0, 0.5;  inf -> inf, 1;  -inf -> -0, -0",
+        max_ulp=(2.0, 3.0),                   source="Hendrycks and Gimpel 2016"),
+
+    _unary("mish", "x*tanh(softplus(x))",
+        f="x*tanh(log1p(exp(x)))",
+        df="tanh(log1p(exp(x))) + x/((1 + exp(-x))*cosh(log1p(exp(x)))**2)",
+        value=nf.mish,                        derivative=nf.mish_slope,
+        special="0 -> 0, 0.6;  -0 -> -0, 0.6;  inf -> inf, 1;  -inf -> -0, -0",
+        max_ulp=(2.0, 3.0),                   source="Misra 2019"),
 
     _binary("add", "Sum",
         f="w + x",                            df=("1", "1"),
@@ -445,7 +634,7 @@ _ROWS: Final = (
 
     _binary("divide", "Quotient",
         f="w/x",                              df=("1/x", "-w/x**2"),
-        value=np.divide,                      derivative=_divide_slopes,
+        value=np.divide,                      derivative=nf.divide_slopes,
         domain=(_REAL, _NONZERO),
         special="1 0 -> inf, inf -inf;  1 -0 -> -inf, -inf -inf;  -1 0 -> -inf, inf inf;"
                 "0 0 -> nan, inf nan;  0 2 -> 0, 0.5 -0;  1 inf -> 0, 0 -0;  1 -inf -> -0, -0 -0;"
@@ -453,24 +642,152 @@ _ROWS: Final = (
                 "1 nan -> nan, nan nan",
         max_ulp=(0.5, 1.0),                   source=_ARTICLE),
 
-    _binary("greater", "One where w > x, zero elsewhere",
-        f="1 if w > x else 0",                df=("0", "0"),
-        value=lambda w, x: (w > x).astype(w.dtype),
-        derivative=lambda w, x: (np.zeros_like(w), np.zeros_like(x)),
-        special="0 0 -> 0, 0 0;  0 -0 -> 0, 0 0;  inf -inf -> 1, 0 0;  inf inf -> 0, 0 0;"
-                "nan 1 -> 0, 0 0;  1 nan -> 0, 0 0;  nan nan -> 0, 0 0",
-        kinks=("w - x",),                     masked=True,
-        max_ulp=(0.0, 0.0),                   source=_ARTICLE),
+    _binary("power", "w to the power x",
+        f="w**x",                             df=("x*w**(x - 1)", "w**x*log(w)"),
+        value=in_float64(np.power),           derivative=nf.power_slopes,
+        domain=(_BASE, _REAL),
+        special="0 0 -> 1, 0 0;  -0 0 -> 1, 0 0;  0 -0 -> 1, 0 0;  0 0.5 -> 0, inf 0;"
+                "0 1 -> 0, 1 0;  0 2 -> 0, 0 0;  -0 2 -> 0, -0 0;  -0 3 -> -0, 0 0;"
+                "0 -1 -> inf, -inf -inf;  -0 -1 -> -inf, -inf -inf;  -0 -0.5 -> inf, -inf -inf;"
+                "1 0 -> 1, 0 0;  1 2 -> 1, 2 0;  -2 0.5 -> nan, nan nan;"
+                "-2 2 -> 4, -4 nan;  -2 3 -> -8, 12 nan;  -2 -1 -> -0.5, -0.25 nan;"
+                "-2 0 -> 1, -0 nan;  0.5 inf -> 0, 0 -0;  1 inf -> 1, inf 0;  2 inf -> inf, inf inf;"
+                "0.5 -inf -> inf, -inf -inf;  1 -inf -> 1, -inf 0;  2 -inf -> 0, -0 0;"
+                "0 inf -> 0, 0 0;  0 -inf -> inf, -inf -inf;  -2 inf -> inf, nan nan;"
+                "-0.5 inf -> 0, nan nan;  -1 inf -> 1, nan nan;  -2 -inf -> 0, nan nan;"
+                "inf 0 -> 1, 0 inf;  inf 0.5 -> inf, 0 inf;  inf 1 -> inf, 1 inf;"
+                "inf 2 -> inf, inf inf;  inf -1 -> 0, -0 0;  inf inf -> inf, inf inf;"
+                "inf -inf -> 0, -0 0;  -inf 2 -> inf, -inf nan;  -inf 3 -> -inf, inf nan;"
+                "-inf 1 -> -inf, 1 nan;  -inf -1 -> -0, -0 nan;  -inf 0.5 -> inf, nan nan;"
+                "nan 0 -> 1, nan nan;  1 nan -> 1, nan nan;  nan 1 -> nan, nan nan;"
+                "2 nan -> nan, nan nan;  nan nan -> nan, nan nan",
+        max_ulp=(1.0, 2.5),                   source="DLMF 4.2; w**x = exp(x log w)"),
 
     _binary("maximum", "The larger operand",
         f="w if w > x else x",                df=("1 if w > x else 0", "0 if w > x else 1"),
-        value=_maximum,                       derivative=_maximum_slopes,
+        value=nf.maximum,                     derivative=nf.maximum_slopes,
         special="0 0 -> 0, 0.5 0.5;  0 -0 -> 0, 0.5 0.5;  -0 0 -> 0, 0.5 0.5;"
                 "-0 -0 -> -0, 0.5 0.5;  3 3 -> 3, 0.5 0.5;  inf inf -> inf, 0.5 0.5;"
                 "inf -inf -> inf, 1 0;  -inf 1 -> 1, 0 1;  nan 1 -> nan, nan nan;"
                 "1 nan -> nan, nan nan;  nan nan -> nan, nan nan",
         kinks=("w - x",),
         max_ulp=(0.0, 0.0),                   source="definition; a tie is shared"),
+
+    _binary("minimum", "The smaller operand",
+        f="w if w < x else x",                df=("1 if w < x else 0", "0 if w < x else 1"),
+        value=lambda w, x: -nf.maximum(-w, -x),
+        derivative=lambda w, x: nf.maximum_slopes(-w, -x),
+        special="0 0 -> 0, 0.5 0.5;  0 -0 -> -0, 0.5 0.5;  -0 0 -> -0, 0.5 0.5;"
+                "-0 -0 -> -0, 0.5 0.5;  3 3 -> 3, 0.5 0.5;  -inf -inf -> -inf, 0.5 0.5;"
+                "inf -inf -> -inf, 0 1;  -inf 1 -> -inf, 1 0;  nan 1 -> nan, nan nan;"
+                "1 nan -> nan, nan nan;  nan nan -> nan, nan nan",
+        kinks=("w - x",),
+        max_ulp=(0.0, 0.0),                   source="definition; a tie is shared"),
+
+    _binary("hypot", "Length of the vector (w, x)",
+        f="hypot(w, x)",                      df=("w/hypot(w, x)", "x/hypot(w, x)"),
+        value=in_float64(np.hypot),           derivative=nf.hypot_slopes,
+        special="0 0 -> 0, 0 0;  -0 -0 -> 0, 0 0;  0 -0 -> 0, 0 0;"
+                "0 2 -> 2, 0 1;  -0 2 -> 2, -0 1;  inf -1 -> inf, 1 -0;  1 -inf -> inf, 0 -1;"
+                "inf inf -> inf, nan nan;  inf nan -> inf, nan nan;  nan -inf -> inf, nan nan;"
+                "nan 1 -> nan, nan nan;  1 nan -> nan, nan nan",
+        kinks=("abs(w) + abs(x)",),
+        max_ulp=(2.0, 3.0),                   source="chain rule; 0 at the origin"),
+
+    _binary("arctan2", "Angle of the point with ordinate w and abscissa x, in radians",
+        f="atan2(w, x)",                      df=("x/(w**2 + x**2)", "-w/(w**2 + x**2)"),
+        value=in_float64(np.arctan2),         derivative=nf.arctan2_slopes,
+        special="0 0 -> 0, nan nan;  -0 0 -> -0, nan nan;  0 -0 -> 3.141592653589793, nan nan;"
+                "-0 -0 -> -3.141592653589793, nan nan;  0 2 -> 0, 0.5 -0;  -0 2 -> -0, 0.5 0;"
+                "0 -2 -> 3.141592653589793, -0.5 -0;  -0 -2 -> -3.141592653589793, -0.5 0;"
+                "2 0 -> 1.5707963267948966, 0 -0.5;  2 -0 -> 1.5707963267948966, -0 -0.5;"
+                "-2 0 -> -1.5707963267948966, 0 0.5;  1 inf -> 0, 0 -0;"
+                "1 -inf -> 3.141592653589793, -0 -0;  -1 inf -> -0, 0 0;"
+                "-1 -inf -> -3.141592653589793, -0 0;  inf 1 -> 1.5707963267948966, 0 -0;"
+                "inf -1 -> 1.5707963267948966, -0 -0;  -inf 1 -> -1.5707963267948966, 0 0;"
+                "inf inf -> 0.7853981633974483, 0 -0;  inf -inf -> 2.356194490192345, -0 -0;"
+                "-inf inf -> -0.7853981633974483, 0 0;  -inf -inf -> -2.356194490192345, -0 0;"
+                "nan 1 -> nan, nan nan;  1 nan -> nan, nan nan",
+        kinks=("abs(w) + (abs(x) + x)",),  # the origin, and the cut along negative x
+        max_ulp=(2.0, 3.0),                   source="DLMF 4.23(iv)"),
+
+    _binary("logaddexp", "Logarithm of exp(w) + exp(x)",
+        f="(w if w > x else x) + log1p(exp(-abs(w - x)))",
+        df=("1/(1 + exp(x - w))", "1/(1 + exp(w - x))"),
+        value=nf.logaddexp,                   derivative=nf.logaddexp_slopes,
+        special="0 0 -> 0.6931471805599453, 0.5 0.5;  inf inf -> inf, 0.5 0.5;"
+                "inf 1 -> inf, 1 0;  1 inf -> inf, 0 1;  inf -inf -> inf, 1 0;  -inf 1 -> 1, 0 1;"
+                "1 -inf -> 1, 1 0;  -inf -inf -> -inf, nan nan;  nan inf -> nan, nan nan;"
+                "nan 1 -> nan, nan nan;  1 nan -> nan, nan nan",
+        ulp_of_operands=True,
+        max_ulp=(2.0, 3.0),                   source="softplus of the difference; a tie is shared"),
+
+    _binary("xlogy", "w*log(x), zero where w is",
+        f="w*log(x)",                         df=("log(x)", "w/x"),
+        value=nf.xlogy,                       derivative=nf.xlogy_slopes,
+        domain=(_REAL, _POSITIVE),
+        special="0 0 -> 0, 0 0;  -0 0 -> 0, 0 0;  0 -0 -> 0, 0 0;  1 0 -> -inf, -inf inf;"
+                "-1 0 -> inf, -inf -inf;  1 -0 -> -inf, -inf inf;  0 1 -> 0, 0 0;  2 1 -> 0, 0 2;"
+                "-2 1 -> -0, 0 -2;  -0 1 -> 0, 0 -0;  0 0.25 -> 0, -1.3862943611198906 0;"
+                "-0 4 -> 0, 1.3862943611198906 -0;  0 -1 -> 0, nan nan;  1 -1 -> nan, nan nan;"
+                "0 inf -> 0, inf 0;  1 inf -> inf, inf 0;  -1 inf -> -inf, inf -0;"
+                "0 -inf -> 0, nan nan;  inf 1 -> nan, 0 inf;  inf 2 -> inf, 0.6931471805599453 inf;"
+                "inf 0 -> -inf, -inf inf;  inf inf -> inf, inf nan;  0 nan -> nan, nan nan;"
+                "1 nan -> nan, nan nan;  nan 1 -> nan, 0 nan",
+        max_ulp=(2.0, 3.0),                   source="product rule; (0, 0) at the origin"),
+
+    _binary("squared_difference", "Square of the difference",
+        f="(w - x)**2",                       df=("2*(w - x)", "2*(x - w)"),
+        value=lambda w, x: np.square(w - x),  derivative=nf.squared_difference_slopes,
+        special="0 0 -> 0, 0 0;  1 1 -> 0, 0 0;  -0 0 -> 0, -0 0;  3 1 -> 4, 4 -4;"
+                "inf 1 -> inf, inf -inf;  1 inf -> inf, -inf inf;  inf inf -> nan, nan nan;"
+                "inf -inf -> inf, inf -inf;  nan 1 -> nan, nan nan;  1 nan -> nan, nan nan",
+        max_ulp=(2.0, 0.5),                   source="chain rule"),
+
+    _binary("leaky_relu", "Rectifier of w whose negative side has slope x",
+        f="w if w > 0 else x*w",              df=("1 if w > 0 else x", "0 if w > 0 else w"),
+        value=lambda w, x: np.where(w > 0, w, x * w),
+        derivative=nf.leaky_relu_slopes,
+        special="0 0.25 -> 0, 0.25 0;  -0 0.25 -> -0, 0.25 -0;  1 0.25 -> 1, 1 0;"
+                "-1 0.25 -> -0.25, 0.25 -1;  0 inf -> nan, inf 0;  inf 0.25 -> inf, 1 0;"
+                "-inf 0.25 -> -inf, 0.25 -inf;  -inf 0 -> nan, 0 -inf;  1 nan -> 1, 1 0;"
+                "-1 nan -> nan, nan -1;  nan 0.25 -> nan, nan nan",
+        kinks=("w",),                         masked=True,
+        max_ulp=(0.5, 0.0),                   source="definition; the left derivative at the kink"),
+
+    _binary("elu", "Exponential linear unit of w with scale x",
+        f="w if w > 0 else x*expm1(w)",
+        df=("1 if w > 0 else x*exp(w)", "0 if w > 0 else expm1(w)"),
+        value=nf.elu,                         derivative=nf.elu_slopes,
+        special="0 0.25 -> 0, 0.25 0;  -0 0.25 -> -0, 0.25 -0;  1 0.25 -> 1, 1 0;"
+                "0 inf -> nan, inf 0;  inf 0.25 -> inf, 1 0;  -inf 0.25 -> -0.25, 0 -1;"
+                "-inf 0 -> -0, 0 -1;  -inf inf -> -inf, nan -1;  1 nan -> 1, 1 0;"
+                "-inf nan -> nan, nan -1;  nan 0.25 -> nan, nan nan",
+        kinks=("w",),                         masked=True,
+        max_ulp=(2.0, 3.0),                   source="Clevert et al. 2015, eq. 15; "
+                                                     "the left derivative at the kink"),
+
+    *(
+        _binary(name, f"One where w {symbol} x, zero elsewhere",
+            f=f"1 if w {symbol} x else 0",    df=("0", "0"),
+            value=nf.comparison(compare),
+            derivative=lambda w, x: (np.zeros_like(w), np.zeros_like(x)),
+            special="; ".join(
+                f"{at} -> {int(value)}, 0 0"
+                for at, value in zip(("0 0", "0 -0", "inf inf", "inf -inf", "-inf inf",
+                                      "nan 1", "1 nan", "nan nan"), values, strict=True)
+            ),
+            kinks=("w - x",),                 masked=True,
+            max_ulp=(0.0, 0.0),               source=_ARTICLE)
+        for name, symbol, compare, values in (
+            ("greater", ">", np.greater, "00010000"),
+            ("greater_equal", ">=", np.greater_equal, "11110000"),
+            ("less", "<", np.less, "00001000"),
+            ("less_equal", "<=", np.less_equal, "11101000"),
+            ("equal", "==", np.equal, "11100000"),
+            ("not_equal", "!=", np.not_equal, "00011111"),
+        )
+    ),
 )
 # fmt: on
 

@@ -1,0 +1,604 @@
+"""The NumPy formulas behind the table: what is too long for a lambda in `pullback.ops`.
+
+Arrays of float32 or float64 in, the same dtype out, always new arrays; the caller silences warnings
+and broadcasts binary operands against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` computed in float64 and rounded to the operands' dtype."""
+
+    def rounded(*operands: Array) -> Any:
+        dtype = operands[0].dtype
+        results = function(*(operand.astype(np.float64, copy=False) for operand in operands))
+        if isinstance(results, tuple):
+            return tuple(result.astype(dtype, copy=False) for result in results)
+        return results.astype(dtype, copy=False)
+
+    return rounded
+
+
+# --- pieces ---------------------------------------------------------------------------------------
+
+
+def constant(c: float, x: Array) -> Array:
+    """Return `c` wherever `x` is a number."""
+    return np.where(np.isnan(x), x, x.dtype.type(c))
+
+
+def inside(x: Array, lower: float, upper: float, c: float) -> Array:
+    """Return `c` between the ends, 0 at and beyond them."""
+    within = (x > lower) & (x < upper)
+    return np.where(np.isnan(x), x, np.where(within, x.dtype.type(c), x.dtype.type(0)))
+
+
+def comparison(compare: np.ufunc) -> Callable[[Array, Array], Array]:
+    """Return a comparison whose results are numbers."""
+    return lambda w, x: compare(w, x).astype(w.dtype)
+
+
+# --- logarithms, roots, inverse functions ---------------------------------------------------------
+
+
+def over_positive(c: float, x: Array) -> Array:
+    """Return c/x with +inf at both zeros: only the right-hand limit lies in the domain."""
+    return np.where(x < 0, x.dtype.type(np.nan), x.dtype.type(c) / np.abs(x))
+
+
+@in_float64
+def log2_slope(x: Array) -> Array:
+    return over_positive(1.4426950408889634, x)
+
+
+@in_float64
+def log10_slope(x: Array) -> Array:
+    return over_positive(0.4342944819032518, x)
+
+
+@in_float64
+def log1p_slope(x: Array) -> Array:
+    return over_positive(1, 1 + x)
+
+
+@in_float64
+def exp2_slope(x: Array) -> Array:
+    # 2**x may overflow where log(2) times it does not; a negative x - 1 would round.
+    positive = x > 0
+    return np.exp2(np.where(positive, x - 1, x)) * np.where(positive, 2 * _LOG_2, _LOG_2)
+
+
+@in_float64
+def cbrt_slope(x: Array) -> Array:
+    return 1 / (3 * np.square(np.cbrt(x)))
+
+
+@in_float64
+def tan_slope(x: Array) -> Array:
+    return 1 / np.square(np.cos(x))
+
+
+@in_float64
+def arcsin_slope(x: Array) -> Array:
+    return 1 / np.sqrt((1 - x) * (1 + x))
+
+
+@in_float64
+def arctan_slope(x: Array) -> Array:
+    # The square overflows before its reciprocal underflows.
+    return np.where(np.abs(x) > 1e100, np.square(1 / x), 1 / (1 + np.square(x)))
+
+
+@in_float64
+def arcsinh_slope(x: Array) -> Array:
+    return 1 / np.hypot(1, x)
+
+
+@in_float64
+def arccosh_slope(x: Array) -> Array:
+    return 1 / (np.sqrt(x - 1) * np.sqrt(x + 1))
+
+
+@in_float64
+def arctanh_slope(x: Array) -> Array:
+    return np.where(np.abs(x) > 1, np.nan, 1 / ((1 - x) * (1 + x)))
+
+
+# --- the logistic and its kin ---------------------------------------------------------------------
+
+
+def sigmoid(x: Array) -> Array:
+    e = np.exp(-np.abs(x))
+    value: Array = np.where(x < 0, e, np.ones_like(e)) / (1 + e)
+    return value
+
+
+def sigmoid_slope(x: Array) -> Array:
+    # s (1 - s) loses all digits in the right tail.
+    e = np.exp(-np.abs(x))
+    slope: Array = e / np.square(1 + e)
+    return slope
+
+
+def sech_squared(x: Array) -> Array:
+    # 1 - tanh(x)**2 loses all digits in both tails.
+    e = np.exp(-2 * np.abs(x))
+    slope: Array = 4 * e / np.square(1 + e)
+    return slope
+
+
+@in_float64
+def log_sigmoid(x: Array) -> Array:
+    return -(np.maximum(-x, 0) + np.log1p(np.exp(-np.abs(x))))
+
+
+@in_float64
+def softsign(x: Array) -> Array:
+    return np.where(np.isinf(x), np.sign(x), x / (1 + np.abs(x)))
+
+
+# --- the error function and its kin ---------------------------------------------------------------
+# Coefficients: Chebyshev interpolants, from 60-digit arithmetic, of what each comment says.
+
+
+def _horner(coefficients: tuple[float, ...], x: Array) -> Array:
+    result: Any = coefficients[-1]
+    for c in coefficients[-2::-1]:
+        result = result * x + c
+    return np.asarray(result)
+
+
+def _halves(x: Any) -> tuple[Any, Any]:
+    """Split numbers below 1e300 into two of half the precision (Veltkamp)."""
+    scaled = 134217729.0 * x
+    high = scaled - (scaled - x)
+    return high, x - high
+
+
+def _times(x: Any, y: Any) -> tuple[Any, Any]:
+    """Return x*y as an unevaluated sum of two numbers (Dekker), away from the ends of the range."""
+    product = x * y
+    (x_high, x_low), (y_high, y_low) = _halves(x), _halves(y)
+    rest = ((x_high * y_high - product) + x_high * y_low + x_low * y_high) + x_low * y_low
+    return product, rest
+
+
+def _sum_error(x: Any, y: Any, total: Any) -> Any:
+    """Return x + y - total for total = fl(x + y) (Knuth)."""
+    y_part = total - x
+    return (x - (total - y_part)) + (y - y_part)
+
+
+def _gaussian(x: Array, halves: float) -> Array:
+    """Return exp(-halves*x*x) with its argument's rounding made good; halves is 1 or 0.5."""
+    x = np.clip(x, -40, 40)
+    square, rest = _times(x, x)
+    return np.exp(-halves * square) * (1 - halves * rest)
+
+
+def _small_erf(x: Array) -> Array:
+    """Return erf(x) for |x| <= 1."""
+    return x * _horner(_ERF, np.square(x))
+
+
+def _erfcx(x: Array) -> Array:
+    """Return exp(x*x)*erfc(x) for x >= 0.5."""
+    return _horner(_ERFCX, 1 - 6 / (x + 3)) / (1 + 2 * x)
+
+
+@in_float64
+def erf(x: Array) -> Array:
+    size = np.abs(x)
+    large = np.maximum(size, 0.5)
+    return np.where(size < 0.8, _small_erf(x), np.sign(x) * (1 - _gaussian(large, 1) * _erfcx(large)))
+
+
+@in_float64
+def erfc(x: Array) -> Array:
+    size = np.maximum(np.abs(x), 0.5)
+    tail = _gaussian(size, 1) * _erfcx(size)
+    return np.where(x > 0.5, tail, np.where(x < -0.8, 2 - tail, 1 - _small_erf(x)))
+
+
+@in_float64
+def erf_slope(x: Array) -> Array:
+    return _ERF[0] * _gaussian(x, 1)
+
+
+@in_float64
+def gelu(x: Array) -> Array:
+    size = np.maximum(np.abs(x), 0.7)
+    tail = _gaussian(size, 0.5) * (0.5 * size * _erfcx(_ROOT_HALF * size))
+    tail = np.where(np.isinf(x), 0, tail)
+    middle = x * (0.5 + 0.5 * _small_erf(_ROOT_HALF * x))
+    return np.where(x < -0.7, -tail, np.where(x > 1, np.maximum(x, 0) - tail, middle))
+
+
+@in_float64
+def gelu_slope(x: Array) -> Array:
+    # In the tails on either side of the middle, phi(x) times x + (Phi/phi)(x), or one less that.
+    size = np.maximum(np.abs(x), 0.7)
+    density = _gaussian(size, 0.5)
+    finite = np.minimum(size, 1e3)
+    tail = density * (_ROOT_HALF_PI_RECIPROCAL * finite - 0.5 * _erfcx(_ROOT_HALF * finite))
+    middle = (
+        0.5 + 0.5 * _small_erf(_ROOT_HALF * x) + _ROOT_HALF_PI_RECIPROCAL * x * _gaussian(x, 0.5)
+    )
+    slope = np.where(x < -0.7, -tail, np.where(x > 1, 1 + tail, middle))
+    return _by_root(_GELU_ROOT, _GELU_QUOTIENT, x, slope)
+
+
+def _by_root(
+    root: tuple[float, float], quotient: tuple[float, ...], x: Array, slope: Array
+) -> Array:
+    """Replace `slope` around its root by (x - root) times a polynomial, for relative accuracy."""
+    offset = np.clip(x - root[0], -0.25, 0.25)
+    factored = (offset - root[1]) * _horner(quotient, offset)
+    return np.where(np.abs(offset) < 0.25, factored, slope)
+
+
+@in_float64
+def silu(x: Array) -> Array:
+    # In the tail exp(x) is subnormal before x times it is.
+    root = np.exp(-0.5 * np.abs(x))
+    finite = np.maximum(x, -1e4)
+    weight = np.where(x < 0, root, 1)
+    return finite * weight * weight / (1 + root * root)
+
+
+@in_float64
+def silu_slope(x: Array) -> Array:
+    finite = np.clip(x, -1e4, 1e4)
+    root = np.exp(-0.5 * np.abs(x))
+    e = root * root
+    left = root * (1 + finite + e) * root
+    right = 1 + e * (1 + finite)
+    slope = np.where(x < 0, left, right) / np.square(1 + e)
+    return _by_root(_SILU_ROOT, _SILU_QUOTIENT, x, slope)
+
+
+@in_float64
+def mish(x: Array) -> Array:
+    root = np.exp(-0.5 * np.abs(x))
+    e = root * root
+    left = np.maximum(x, -1e4) * root * (e + 2) * root / (e * (e + 2) + 2)
+    right = x * (1 + 2 * e) / (1 + 2 * e * (1 + e))
+    return np.where(x < 0, left, right)
+
+
+@in_float64
+def mish_slope(x: Array) -> Array:
+    finite = np.clip(x, -1e4, 1e4)
+    root = np.exp(-0.5 * np.abs(x))
+    e = root * root
+    left = root * (4 + 4 * finite + e * (6 + 4 * finite + e * (4 + e))) * root
+    left = left / np.square(2 + e * (2 + e))
+    right = 1 + e * (4 + e * (6 + 4 * finite + e * (4 + 4 * finite)))
+    right = right / np.square(1 + 2 * e * (1 + e))
+    slope = np.where(x < 0, left, right)
+    return _by_root(_MISH_ROOT, _MISH_QUOTIENT, x, slope)
+
+
+@in_float64
+def gelu_tanh(x: Array) -> Array:
+    root, _ = _gelu_tanh_exponential(x)
+    finite = np.maximum(x, -40)
+    weight = np.where(x < 0, root, 1)
+    return finite * weight * weight / (1 + root * root)
+
+
+@in_float64
+def gelu_tanh_slope(x: Array) -> Array:
+    root, scaled = _gelu_tanh_exponential(x)
+    e = root * root
+    left = root * (1 + scaled + e) * root
+    right = 1 + e * (1 + scaled)
+    slope = np.where(x < 0, left, right) / np.square(1 + e)
+    return _by_root(_GELU_TANH_ROOT, _GELU_TANH_QUOTIENT, x, slope)
+
+
+def _gelu_tanh_exponential(x: Array) -> tuple[Array, Array]:
+    """Return exp(-|z|/2) and x dz/dx for z = sqrt(8/pi) (x + 0.044715 x**3)."""
+    x = np.clip(x, -40, 40)
+    square, rest = _times(x, x)
+    # z = x (c + c a x^2), in twofold precision where rounding the exponent would show
+    cubic, cubic_rest = _times(_CUBIC, square)
+    cubic_rest = cubic_rest + _CUBIC_REST * square + _CUBIC * rest
+    factor = _LINEAR + cubic
+    factor_rest = cubic_rest + _LINEAR_REST + _sum_error(_LINEAR, cubic, factor)
+    z, z_rest = _times(factor, x)
+    z_rest = z_rest + factor_rest * x
+    root = np.exp(-0.5 * np.abs(z)) * (1 - 0.5 * np.copysign(1, x) * z_rest)
+    return root, x * (_LINEAR + 3 * cubic)
+
+
+@in_float64
+def selu(x: Array) -> Array:
+    return np.where(x > 0, _SELU_SCALE * x, _SELU_SCALE_ALPHA * np.expm1(x))
+
+
+@in_float64
+def selu_slope(x: Array) -> Array:
+    return np.where(x > 0, _SELU_SCALE, _SELU_SCALE_ALPHA * np.exp(x))
+
+
+_LOG_2: Final = 0.6931471805599453
+_SELU_SCALE: Final = 1.0507009873554805
+_SELU_SCALE_ALPHA: Final = 1.7580993408473768
+_LINEAR: Final = 1.5957691216057308
+_LINEAR_REST: Final = -9.96930880911092e-17
+_CUBIC: Final = 0.07135481627260025
+_CUBIC_REST: Final = -6.175149918155315e-19
+_ROOT_HALF: Final = 0.7071067811865476
+_ROOT_HALF_PI_RECIPROCAL: Final = 0.3989422804014327
+
+
+_ERF: Final = (
+    1.1283791670955126,
+    -0.37612638903183754,
+    0.1128379167095512,
+    -0.02686617064512984,
+    0.0052239776254232985,
+    -0.000854832702193483,
+    0.00012055332902888734,
+    -1.4925647567519298e-05,
+    1.6462045441467787e-06,
+    -1.636464215815949e-07,
+    1.4792401209333676e-08,
+    -1.2164560056878832e-09,
+    8.70904512770522e-11,
+    -4.230945822299619e-12,
+)
+_ERFCX: Final = (
+    1.2530080582697296,
+    -0.1356211061245812,
+    -0.04756229435345113,
+    0.12964515870276463,
+    -0.11927366341527468,
+    0.06830802734382649,
+    -0.02377051491972935,
+    0.0025293918188247794,
+    0.001888690375555504,
+    -0.0007798323014462081,
+    -0.00010515993650972467,
+    0.00012509955426271097,
+    4.950173560521791e-06,
+    -2.0101508706745127e-05,
+    -7.336864260667093e-07,
+    3.4754123465320586e-06,
+    3.611132650609675e-07,
+    -6.230702404672985e-07,
+    -1.464210883040546e-07,
+    1.106799642667226e-07,
+    4.4047978754748137e-08,
+    -2.030202389552977e-08,
+    -7.76388791916087e-09,
+    3.4067993475212194e-09,
+)
+_SILU_ROOT: Final = (-1.2784645427610737, -1.0946994183093437e-16)
+_SILU_QUOTIENT: Final = (
+    0.2178117057198001,
+    0.1466487969969469,
+    0.018874814223782326,
+    -0.015222655223190938,
+    -0.006606589138364392,
+    0.00012662741045158115,
+    0.0007985218828295762,
+    0.00018570722340600018,
+    -4.090539682565581e-05,
+    -2.9733009084814537e-05,
+    -2.9411762823736305e-06,
+    2.3393588685811513e-06,
+    8.412796896218297e-07,
+)
+_GELU_ROOT: Final = (-0.7517915246935645, 1.4956759177009883e-17)
+_GELU_QUOTIENT: Final = (
+    0.4314939923140469,
+    0.388284982990552,
+    -0.018199676398671084,
+    -0.1140082332972217,
+    -0.014771522148244268,
+    0.019421679838188394,
+    0.004539228379113078,
+    -0.002239538068022579,
+    -0.0007448268377342126,
+    0.0001863397442558643,
+    8.615944180615003e-05,
+    -1.1214339397850129e-05,
+    -7.747689602244171e-06,
+    4.3242413842163313e-07,
+    5.620261880076277e-07,
+)
+_GELU_TANH_ROOT: Final = (-0.7524614220710163, 3.635560509207687e-17)
+_GELU_TANH_QUOTIENT: Final = (
+    0.4304000910248585,
+    0.38751844613578895,
+    -0.015782853521848023,
+    -0.11394448308095899,
+    -0.016619328343050542,
+    0.019682309459832365,
+    0.005261059254662742,
+    -0.0024227318457823734,
+    -0.0009274420067137209,
+    0.0002639276348265153,
+    0.00012425172035395327,
+    -3.495598006719708e-05,
+    -1.5940312688192487e-05,
+    5.915026198907248e-06,
+    2.3284917216990827e-06,
+    -9.547514315021769e-07,
+)
+_MISH_ROOT: Final = (-1.1924312145154952, -4.8484829848031044e-17)
+_MISH_QUOTIENT: Final = (
+    0.2669479140495345,
+    0.20473126408010586,
+    0.04190782104360913,
+    -0.02027182271668422,
+    -0.015821126561542945,
+    -0.0033606849270262124,
+    0.001092405522653675,
+    0.0009898181022128243,
+    0.00025413020099215666,
+    -4.196149385491648e-05,
+    -5.584860797882737e-05,
+    -1.7299438228259265e-05,
+    1.1731382756509614e-06,
+    2.912201167355088e-06,
+)
+
+
+# --- binary operations ----------------------------------------------------------------------------
+
+
+def divide_slopes(w: Array, x: Array) -> tuple[Array, Array]:
+    # On significands: w / x may underflow, and x * x overflow, where w / x^2 does neither.
+    w_part, w_exponent = np.frexp(w)
+    x_part, x_exponent = np.frexp(x)
+    quotient = w_part / x_part / x_part
+    return 1 / x, -np.ldexp(quotient, w_exponent - 2 * x_exponent)
+
+
+def maximum(w: Array, x: Array) -> Array:
+    # IEEE 754 maximum: NaN wins, +0 beats -0 (w + x is +0 there, and twice w at other ties).
+    return np.where(w == x, np.where(w == 0, w + x, w), np.maximum(w, x))
+
+
+def maximum_slopes(w: Array, x: Array) -> tuple[Array, Array]:
+    unordered = np.isnan(w) | np.isnan(x)
+    half = w.dtype.type(0.5)
+    left = np.where(unordered, w + x, (w > x) + half * (w == x))
+    return left, 1 - left
+
+
+@in_float64
+def power_slopes(w: Array, x: Array) -> tuple[Array, Array]:
+    base = np.abs(w)
+    root = np.power(base, 0.5 * x)  # keeps in range what either derivative is made of
+    rest = np.power(base, x - 1)
+    exact = (_sum_error(x, -1.0, x - 1) == 0) & (rest > 1e-300) & (rest < 1e300)
+    by_base = np.where(exact | (x >= 0.5) & (x <= 2), x * rest, _product(root, root, x, 1 / base))
+    by_exponent = _product(root, root, np.log(base))
+
+    # At the ends of the range, the limits; an exponent's rounding does not matter there.
+    whole = np.power(base, x)
+    log = np.log(base)
+    edge = (base == 0) | np.isinf(base) | np.isinf(x) | (x == 0)
+    by_base = np.where(edge, np.where((rest == 0) | (x == 0), 0 * np.sign(x), x * rest), by_base)
+    by_base = np.where((x == 0) & (base != 0), x, by_base)
+    by_exponent = np.where(
+        edge, np.where((base == 0) & (x >= 0) | np.isinf(log) & (whole == 0), 0, whole * log),
+        by_exponent,
+    )
+    even = np.isfinite(x) & (np.mod(x, 2) == 0)
+    flip = np.signbit(w) & even & ~((x == 0) & (base == 0))
+    by_base = np.where(flip, -by_base, by_base)
+    undefined = np.isnan(w) | np.isnan(x) | (w < 0) & (np.isinf(x) | (np.floor(x) != x))
+    nan = np.nan
+    return np.where(undefined, nan, by_base), np.where(undefined | (w < 0), nan, by_exponent)
+
+
+def _product(*factors: Array) -> Array:
+    """Return the product of all factors, rounded into the subnormals once."""
+    part: Any = 1.0
+    exponent: Any = 0
+    for factor in factors:
+        factor_part, factor_exponent = np.frexp(factor)
+        part = part * factor_part
+        exponent = exponent + factor_exponent
+    product: Array = np.ldexp(part, exponent)
+    return product
+
+
+@in_float64
+def hypot_slopes(w: Array, x: Array) -> tuple[Array, Array]:
+    scale = np.where(np.maximum(np.abs(w), np.abs(x)) > 1e300, 0.25, 1.0)
+    length = np.hypot(scale * w, scale * x)
+
+    def slope(u: Array, v: Array) -> Array:
+        alone = np.isinf(u) & np.isfinite(v)
+        quotient = np.where(length == 0, 0, scale * u / length)
+        return np.where(alone, np.sign(u), quotient)
+
+    return slope(w, x), slope(x, w)
+
+
+@in_float64
+def arctan2_slopes(w: Array, x: Array) -> tuple[Array, Array]:
+    # On significands, as a quotient by the square of the larger operand's binade.
+    (w_part, w_exponent), (x_part, x_exponent) = np.frexp(w), np.frexp(x)
+    exponent = np.where(np.abs(w) > np.abs(x), w_exponent, x_exponent)
+    square = np.square(np.ldexp(w, -exponent)) + np.square(np.ldexp(x, -exponent))
+    far = np.isinf(w) | np.isinf(x)
+
+    def slope(u: Array, part: Array, part_exponent: Array) -> Array:
+        finite = np.ldexp(part / square, part_exponent - 2 * exponent)
+        return np.where(far, np.copysign(0, u), finite)
+
+    by_w, by_x = slope(x, x_part, x_exponent), slope(-w, -w_part, w_exponent)
+    unordered = np.isnan(w) | np.isnan(x)
+    return np.where(unordered, np.nan, by_w), np.where(unordered, np.nan, by_x)
+
+
+@in_float64
+def logaddexp(w: Array, x: Array) -> Array:
+    difference = np.where(w == x, 0, w - x)  # of infinities too
+    return np.maximum(w, x) + np.log1p(np.exp(-np.abs(difference)))
+
+
+@in_float64
+def logaddexp_slopes(w: Array, x: Array) -> tuple[Array, Array]:
+    difference = w - x
+    back = difference - w
+    rest = (w - (difference - back)) - (x + back)
+    rest = np.where(np.isfinite(difference), rest, 0)
+    e = np.exp(-np.abs(difference)) * (1 - np.copysign(1, difference) * rest)
+    larger, smaller = 1 / (1 + e), e / (1 + e)
+    tie = np.where(w == -np.inf, np.nan, 0.5)
+
+    def slope(mine: Array, other: Array) -> Array:
+        return np.where(mine == other, tie, np.where(mine > other, larger, smaller))
+
+    return slope(w, x), slope(x, w)
+
+
+@in_float64
+def xlogy(w: Array, x: Array) -> Array:
+    return np.where((w == 0) & ~np.isnan(x), 0, w * np.log(x))
+
+
+@in_float64
+def xlogy_slopes(w: Array, x: Array) -> tuple[Array, Array]:
+    origin = (w == 0) & (x == 0)
+    by_w = np.where(origin, 0, np.log(x))
+    by_x = np.where(origin, 0, np.where(x < 0, np.nan, w / np.abs(x)))
+    return by_w, by_x
+
+
+def squared_difference_slopes(w: Array, x: Array) -> tuple[Array, Array]:
+    return 2 * (w - x), 2 * (x - w)
+
+
+def leaky_relu_slopes(w: Array, x: Array) -> tuple[Array, Array]:
+    by_w = np.where(np.isnan(w), w, np.where(w > 0, w.dtype.type(1), x))
+    return by_w, np.where(w > 0, w.dtype.type(0), w)
+
+
+@in_float64
+def elu(w: Array, x: Array) -> Array:
+    return np.where(w > 0, w, x * np.expm1(w))
+
+
+@in_float64
+def elu_slopes(w: Array, x: Array) -> tuple[Array, Array]:
+    root = np.exp(0.5 * w)  # exp(w) may be subnormal where x times it is not
+    by_w = np.where(np.isnan(w), w, np.where(w > 0, 1, x * root * root))
+    return by_w, np.where(w > 0, 0, np.expm1(w))
