@@ -1,4 +1,4 @@
-// sqrt and divide: derivatives that one residual step rounds correctly, almost.
+// sqrt, divide and softsign: derivatives that one residual step rounds correctly, almost.
 #if defined(PULLBACK_CPP_MATH_ROOTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef PULLBACK_CPP_MATH_ROOTS_INL_H_
 #undef PULLBACK_CPP_MATH_ROOTS_INL_H_
@@ -28,6 +28,7 @@ struct RootConstants<float> {
   static constexpr float kNormalise = 0x1p32f;
   static constexpr float kNormaliseExponent = 32;
   static constexpr float kExponentLimit = 155;
+  static constexpr float kFar = 0x1p100f;  // 1 / kFar^2 is 0, 1 / kFar is normal
 };
 
 template <>
@@ -40,6 +41,7 @@ struct RootConstants<double> {
   static constexpr double kNormalise = 0x1p64;
   static constexpr double kNormaliseExponent = 64;
   static constexpr double kExponentLimit = 1084;
+  static constexpr double kFar = 0x1p600;
 };
 
 // sqrt(x) and 1 / (2 sqrt(x)), full range.
@@ -139,6 +141,22 @@ HWY_INLINE void DivideDerivatives(D d, V a, V b, V& da, V& db) {
                                 hn::And(hn::Gt(abs_b, zero), hn::Lt(abs_b, inf)));
   const V special = hn::Div(hn::Div(minus_a, b), b);
   db = hn::IfThenElse(ordinary, hn::CopySign(general, minus_a), special);
+}
+
+// x / (1 + |x|) and 1 / (1 + |x|)^2, full range.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Softsign(D d, V x, V& y, V& dy) {
+  const V one = hn::Set(d, 1);
+  const V magnitude = AtMost(d, RootConstants<hn::TFromD<D>>::kFar, hn::Abs(x));
+  V sum, sum_lo;
+  TwoSum(magnitude, one, sum, sum_lo);
+  const V r = hn::Div(one, sum);
+  // What is missing of r, relative to it.
+  const V rho = hn::Sub(Residual(d, r, sum, one), hn::Mul(r, sum_lo));
+  const V product = hn::Mul(magnitude, r);
+  y = hn::CopySign(hn::MulAdd(product, rho, product), x);
+  const V square = hn::Mul(r, r);
+  dy = hn::MulAdd(hn::Add(square, square), rho, square);
 }
 
 }  // namespace HWY_NAMESPACE

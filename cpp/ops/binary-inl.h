@@ -40,8 +40,48 @@ PB_BINARY(divide) {
   DivideDerivatives(d, a, b, da, db);
 }
 
+PB_BINARY(squared_difference) {
+  const V difference = hn::Sub(a, b);
+  const V opposite = hn::Sub(b, a);  // +0 at ties too
+  y = hn::Mul(difference, difference);
+  da = hn::Add(difference, difference);
+  db = hn::Add(opposite, opposite);
+}
+
+PB_BINARY_MASKED(leaky_relu) {
+  const auto active = hn::Gt(a, hn::Zero(d));
+  y = hn::IfThenElse(active, a, hn::Mul(a, b));
+  da = hn::IfThenElse(active, hn::Set(d, 1), hn::IfThenElse(hn::Eq(a, a), b, a));
+  db = hn::IfThenZeroElse(active, a);
+}
+
 PB_BINARY_MASKED(greater) {
   y = hn::IfThenElseZero(hn::Gt(a, b), hn::Set(d, 1));
+  da = db = hn::Zero(d);
+}
+
+PB_BINARY_MASKED(greater_equal) {
+  y = hn::IfThenElseZero(hn::Ge(a, b), hn::Set(d, 1));
+  da = db = hn::Zero(d);
+}
+
+PB_BINARY_MASKED(less) {
+  y = hn::IfThenElseZero(hn::Lt(a, b), hn::Set(d, 1));
+  da = db = hn::Zero(d);
+}
+
+PB_BINARY_MASKED(less_equal) {
+  y = hn::IfThenElseZero(hn::Le(a, b), hn::Set(d, 1));
+  da = db = hn::Zero(d);
+}
+
+PB_BINARY_MASKED(equal) {
+  y = hn::IfThenElseZero(hn::Eq(a, b), hn::Set(d, 1));
+  da = db = hn::Zero(d);
+}
+
+PB_BINARY_MASKED(not_equal) {
+  y = hn::IfThenZeroElse(hn::Eq(a, b), hn::Set(d, 1));  // of NaN too
   da = db = hn::Zero(d);
 }
 
@@ -53,6 +93,20 @@ PB_BINARY(maximum) {
   const V nan = hn::Add(a, b);  // what is left after >, < and ==
   // And: of +0 and -0 in either order, +0.
   const V equal = hn::IfThenElse(tie, hn::And(a, b), nan);
+  y = hn::IfThenElse(first, a, hn::IfThenElse(second, b, equal));
+  const V shared = hn::IfThenElse(tie, hn::Set(d, 0.5), nan);
+  da = hn::IfThenElse(first, one, hn::IfThenZeroElse(second, shared));
+  db = hn::IfThenElse(second, one, hn::IfThenZeroElse(first, shared));
+}
+
+PB_BINARY(minimum) {
+  const V one = hn::Set(d, 1);
+  const auto first = hn::Lt(a, b);
+  const auto second = hn::Gt(a, b);
+  const auto tie = hn::Eq(a, b);
+  const V nan = hn::Add(a, b);
+  // Or: of +0 and -0 in either order, -0.
+  const V equal = hn::IfThenElse(tie, hn::Or(a, b), nan);
   y = hn::IfThenElse(first, a, hn::IfThenElse(second, b, equal));
   const V shared = hn::IfThenElse(tie, hn::Set(d, 0.5), nan);
   da = hn::IfThenElse(first, one, hn::IfThenZeroElse(second, shared));

@@ -38,11 +38,53 @@ PB_UNARY(abs) {
   dy = hn::IfThenElse(hn::Gt(y, hn::Zero(d)), sign, y);  // y is 0 or NaN otherwise
 }
 
+PB_UNARY_MASKED(sign) {
+  const V magnitude = hn::Abs(x);
+  const V one = hn::CopySign(hn::Set(d, 1), x);
+  y = hn::IfThenElse(hn::Gt(magnitude, hn::Zero(d)), one, magnitude);  // 0 or NaN otherwise
+  dy = ConstantUnlessNaN(d, 0, x);
+}
+
+PB_UNARY_MASKED(step) {
+  y = hn::IfThenZeroElse(hn::Le(x, hn::Zero(d)), ConstantUnlessNaN(d, 1, x));
+  dy = ConstantUnlessNaN(d, 0, x);
+}
+
+PB_UNARY(reciprocal) { DivideDerivatives(d, hn::Set(d, 1), x, y, dy); }
+
 PB_UNARY_MASKED(relu) {
   const auto inactive = hn::Le(x, hn::Zero(d));
   y = hn::IfThenZeroElse(inactive, x);
   dy = hn::IfThenZeroElse(inactive, ConstantUnlessNaN(d, 1, x));
 }
+
+PB_UNARY_MASKED(relu6) {
+  const auto low = hn::Le(x, hn::Zero(d));
+  const auto inactive = hn::Or(low, hn::Ge(x, hn::Set(d, 6)));
+  y = hn::IfThenZeroElse(low, AtMost(d, 6, x));
+  dy = hn::IfThenZeroElse(inactive, ConstantUnlessNaN(d, 1, x));
+}
+
+PB_UNARY_MASKED(hard_tanh) {
+  y = AtMost(d, 1, AtLeast(d, -1, x));
+  dy = hn::IfThenZeroElse(hn::Ge(hn::Abs(x), hn::Set(d, 1)), ConstantUnlessNaN(d, 1, x));
+}
+
+PB_UNARY_MASKED(hard_sigmoid) {
+  constexpr auto kSixth = static_cast<hn::TFromD<D>>(1.0 / 6);
+  const V three = hn::Set(d, 3);
+  const V sixth = hn::Set(d, kSixth);
+  V sum, sum_lo;
+  TwoSum(x, three, sum, sum_lo);
+  const V quotient = hn::Mul(sum, sixth);
+  const V rest = hn::Add(Residual(d, quotient, hn::Set(d, 6), sum), sum_lo);
+  y = hn::MulAdd(rest, sixth, quotient);
+  y = hn::IfThenElse(hn::Ge(x, three), hn::Set(d, 1), y);
+  y = hn::IfThenZeroElse(hn::Le(x, hn::Neg(three)), y);
+  dy = hn::IfThenZeroElse(hn::Ge(hn::Abs(x), three), ConstantUnlessNaN(d, kSixth, x));
+}
+
+PB_UNARY(softsign) { Softsign(d, x, y, dy); }
 
 PB_UNARY(exp) { y = dy = Exp(d, x); }
 
