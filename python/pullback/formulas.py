@@ -79,7 +79,8 @@ def exp2_slope(x: Array) -> Array:
 
 @in_float64
 def cbrt_slope(x: Array) -> Array:
-    return 1 / (3 * np.square(np.cbrt(x)))
+    root = np.cbrt(x)  # dividing it by x keeps its error from doubling
+    return np.where((x == 0) | np.isinf(x), 1 / np.square(root), root / x / 3)
 
 
 @in_float64
@@ -178,11 +179,11 @@ def _sum_error(x: Any, y: Any, total: Any) -> Any:
     return (x - (total - y_part)) + (y - y_part)
 
 
-def _gaussian(x: Array, halves: float) -> Array:
-    """Return exp(-halves*x*x) with its argument's rounding made good; halves is 1 or 0.5."""
+def _gaussian(x: Array, scale: float) -> Array:
+    """Return exp(-scale*x*x), with x*x to twice the precision; scale is a power of two."""
     x = np.clip(x, -40, 40)
     square, rest = _times(x, x)
-    return np.exp(-halves * square) * (1 - halves * rest)
+    return np.exp(-scale * square) * (1 - scale * rest)
 
 
 def _small_erf(x: Array) -> Array:
@@ -227,9 +228,10 @@ def gelu(x: Array) -> Array:
 def gelu_slope(x: Array) -> Array:
     # In the tails on either side of the middle, phi(x) times x + (Phi/phi)(x), or one less that.
     size = np.maximum(np.abs(x), 0.7)
-    density = _gaussian(size, 0.5)
+    root = _gaussian(size, 0.25)  # its square may be subnormal before x times it is
     finite = np.minimum(size, 1e3)
-    tail = density * (_ROOT_HALF_PI_RECIPROCAL * finite - 0.5 * _erfcx(_ROOT_HALF * finite))
+    factor = _ROOT_HALF_PI_RECIPROCAL * finite - 0.5 * _erfcx(_ROOT_HALF * finite)
+    tail = root * factor * root
     middle = (
         0.5 + 0.5 * _small_erf(_ROOT_HALF * x) + _ROOT_HALF_PI_RECIPROCAL * x * _gaussian(x, 0.5)
     )
@@ -480,13 +482,19 @@ def maximum_slopes(w: Array, x: Array) -> tuple[Array, Array]:
 
 
 @in_float64
+def power(w: Array, x: Array) -> Array:
+    # NumPy takes the square root for an exponent of 1/2, of -0 and -inf too.
+    return np.power(np.where((x == 0.5) & ((w == 0) | np.isinf(w)), np.abs(w), w), x)
+
+
+@in_float64
 def power_slopes(w: Array, x: Array) -> tuple[Array, Array]:
     base = np.abs(w)
     root = np.power(base, 0.5 * x)  # keeps in range what either derivative is made of
     rest = np.power(base, x - 1)
     exact = (_sum_error(x, -1.0, x - 1) == 0) & (rest > 1e-300) & (rest < 1e300)
-    by_base = np.where(exact | (x >= 0.5) & (x <= 2), x * rest, _product(root, root, x, 1 / base))
-    by_exponent = _product(root, root, np.log(base))
+    by_base = np.where(exact | (x >= 0.5) & (x <= 2), x * rest, _product(root, root, x, over=base))
+    by_exponent = _product(root, root, np.log(base), over=np.ones_like(base))
 
     # At the ends of the range, the limits; an exponent's rounding does not matter there.
     whole = np.power(base, x)
@@ -506,21 +514,21 @@ def power_slopes(w: Array, x: Array) -> tuple[Array, Array]:
     return np.where(undefined, nan, by_base), np.where(undefined | (w < 0), nan, by_exponent)
 
 
-def _product(*factors: Array) -> Array:
-    """Return the product of all factors, rounded into the subnormals once."""
-    part: Any = 1.0
-    exponent: Any = 0
+def _product(*factors: Array, over: Array) -> Array:
+    """Return the product of all factors divided by `over`, rounded into the subnormals once."""
+    divisor, exponent = np.frexp(over)
+    part, exponent = 1 / divisor, -exponent
     for factor in factors:
         factor_part, factor_exponent = np.frexp(factor)
         part = part * factor_part
         exponent = exponent + factor_exponent
-    product: Array = np.ldexp(part, exponent)
-    return product
+    return np.ldexp(part, exponent)
 
 
 @in_float64
 def hypot_slopes(w: Array, x: Array) -> tuple[Array, Array]:
-    scale = np.where(np.maximum(np.abs(w), np.abs(x)) > 1e300, 0.25, 1.0)
+    larger = np.maximum(np.abs(w), np.abs(x))
+    scale = np.where(larger > 1e300, 0.25, np.where(larger < 1e-200, 2.0**600, 1.0))
     length = np.hypot(scale * w, scale * x)
 
     def slope(u: Array, v: Array) -> Array:

@@ -549,7 +549,7 @@ _ROWS: Final = (
         value=nf.selu,                        derivative=nf.selu_slope,
         special="0 -> 0, 1.7580993408473768;  -0 -> -0, 1.7580993408473768;"
                 "inf -> inf, 1.0507009873554805;  -inf -> -1.7580993408473768, 0",
-        kinks=("x",),                         masked=True,
+        kinks=("x",),
         max_ulp=(2.0, 3.0),                   source="Klambauer et al. 2017, eq. 2; "
                                                      "the left derivative at the kink"),
 
@@ -580,7 +580,7 @@ _ROWS: Final = (
         f="x/(1 + abs(x))",                   df="1/(1 + abs(x))**2",
         value=nf.softsign,                    derivative=lambda x: np.square(1 / (1 + np.abs(x))),
         special="0 -> 0, 1;  -0 -> -0, 1;  1 -> 0.5, 0.25;  inf -> 1, 0;  -inf -> -1, 0",
-        max_ulp=(2.0, 3.0),                   source="quotient rule"),
+        max_ulp=(1.5, 1.5),                   source="quotient rule"),
 
     _unary("silu", "Sigmoid linear unit, x*sigmoid(x)",
         f="x/(1 + exp(-x))",                  df="1/(1 + exp(-x)) + x/(2 + 2*cosh(x))",
@@ -644,9 +644,9 @@ _ROWS: Final = (
 
     _binary("power", "w to the power x",
         f="w**x",                             df=("x*w**(x - 1)", "w**x*log(w)"),
-        value=in_float64(np.power),           derivative=nf.power_slopes,
+        value=nf.power,                      derivative=nf.power_slopes,
         domain=(_BASE, _REAL),
-        special="0 0 -> 1, 0 0;  -0 0 -> 1, 0 0;  0 -0 -> 1, 0 0;  0 0.5 -> 0, inf 0;"
+        special="0 0 -> 1, 0 0;  -0 0 -> 1, 0 0;  0 -0 -> 1, 0 0;  0 0.5 -> 0, inf 0;  -0 0.5 -> 0, inf 0;"
                 "0 1 -> 0, 1 0;  0 2 -> 0, 0 0;  -0 2 -> 0, -0 0;  -0 3 -> -0, 0 0;"
                 "0 -1 -> inf, -inf -inf;  -0 -1 -> -inf, -inf -inf;  -0 -0.5 -> inf, -inf -inf;"
                 "1 0 -> 1, 0 0;  1 2 -> 1, 2 0;  -2 0.5 -> nan, nan nan;"
