@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import textwrap
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
@@ -346,7 +347,7 @@ def docstring(row: OpRow) -> str:
     lines = [
         f"{row.name}({operands}, /, out=None)",
         "",
-        f"{row.summary}, element by element: ``{row.formula}``.",
+        _paragraph(f"{row.summary}, element by element: ``{row.formula}``."),
         "",
         "Parameters",
         "----------",
@@ -400,17 +401,23 @@ def _notes(row: OpRow) -> list[str]:
     lines = [
         "Notes",
         "-----",
-        f"Derivative: {derivatives}.",
+        _paragraph(f"Derivative: {derivatives}."),
         "",
         f"Max error over all inputs: value {value_ulp:g} ULP, derivative {derivative_ulp:g} ULP "
         f"(NumPy twin: {REFERENCE_MAX_ULP:g} ULP).",
     ]
+    if row.ulp_of_operands:
+        lines += ["The value's error is in ULP of the largest of the value and the operands."]
     if row.kinks:
         zeros = " and ".join(f"``{kink} = 0``" for kink in row.kinks)
         lines += ["", f"No derivative exists at {zeros}; the special points give the convention."]
     if row.masked:
         lines += ["", "Masked: vjp and jvp give +0 where the derivative is 0, whatever they scale."]
     return lines
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def _describe(point: SpecialPoint) -> str:
