@@ -201,13 +201,17 @@ def _summary(documented: object) -> str:
     return (inspect.getdoc(documented) or "").partition("\n")[0]
 
 
+def _filled(text: str) -> str:
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+
+
 def _stub_entry(row: OpRow, protocol: str) -> str:
     slopes = ", ".join(f"``{formula}``" for formula in row.derivative_formula)
     lines = [
         f"{row.name}: Final[{protocol}]",
-        f'"""{row.summary}, ``{row.formula}``.',
+        _filled(f'"""{row.summary}, ``{row.formula}``.'),
         "",
-        f"Derivative {slopes}; domain: {row.domain_text}.",
+        _filled(f"Derivative {slopes}; domain: {row.domain_text}."),
         '"""',
     ]
     return "\n".join(lines)
@@ -322,7 +326,7 @@ def readme() -> str:
         f"{kind}: {', '.join(f'`{row.name}`' for row in OPS.values() if row.nin == nin)}."
         for kind, nin in (("Unary", 1), ("Binary", 2))
     )
-    return before + BEGIN + textwrap.fill(" ".join(lists), 100) + "\n" + END + after
+    return before + BEGIN + _filled(" ".join(lists)) + "\n" + END + after
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -47,8 +47,9 @@ def ulp(exact: Any, dtype: np.dtype[Any]) -> Any:
 def ulp_error(actual: float, exact: Any, dtype: np.dtype[Any], scale: Any = None) -> float:
     """Return |actual - exact| in units in the last place of the finite real number `exact`.
 
-    Units are those of `scale` where that is given. An infinity counts as the first power of two that overflows, so it is as wrong as `exact` is
-    far below that, and right beyond it. NaN is infinitely wrong.
+    Units are those of `scale` where that is given. An infinity counts as the first power of two
+    that overflows, so it is as wrong as `exact` is far below that, and right beyond it. NaN is
+    infinitely wrong.
     """
     actual = float(actual)
     if math.isnan(actual):
@@ -82,7 +83,6 @@ def assert_same_bits(actual: Any, desired: Any) -> None:
 
 
 # --- exact values ---------------------------------------------------------------------------------
-
 
 
 def _erfc(x: Any) -> Any:

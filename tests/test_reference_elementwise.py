@@ -148,7 +148,9 @@ def test_accuracy_at_the_seams(name: str) -> None:
     at = (x, rng.uniform(-700, 700, x.size))[: row.nin]
     with oracles.mp.workprec(oracles.PRECISION):
         for function, exact in zip(outputs(row), oracles.formulas(row), strict=True):
-            numbers = [exact(*map(oracles.mpf, map(float, point))) for point in zip(*at, strict=True)]
+            numbers = [
+                exact(*map(oracles.mpf, map(float, point))) for point in zip(*at, strict=True)
+            ]
             worst = oracles.worst_error(function(*at), numbers, np.dtype(float))
             assert worst.error <= REFERENCE_MAX_ULP, x[worst.index]
 
