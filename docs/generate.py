@@ -38,7 +38,7 @@ from pullback import reference as reference
 from pullback.jacobians import Diagonal as Diagonal
 from pullback.reference.matmul import Matmul
 
-__all__ = [
+__all__ = [  # noqa: RUF022
 {names}
 ]
 
@@ -147,7 +147,7 @@ from pullback.reference.elementwise import Binary, Unary
 from pullback.reference.losses import LinearLoss
 from pullback.reference.matmul import Matmul
 
-__all__ = [
+__all__ = [  # noqa: RUF022
 {names}
 ]
 
@@ -237,7 +237,8 @@ unless a special point says otherwise.
 {operations}
 
 A vector-Jacobian product is `fl(g * derivative)`, one more rounding. An operation marked *masked*
-gives +0 there wherever its derivative is 0, whatever `g` is, NaN and infinities included.
+gives +0 there wherever its derivative is 0, whatever `g` is, NaN and infinities included. The
+value's error of one marked *of operands* is in units of the largest of the value and the operands.
 
 ### Special points
 
@@ -291,7 +292,11 @@ def _operation(row: OpRow) -> tuple[str, ...]:
         row.domain_text,
         ", ".join(f"`{kink} = 0`" for kink in row.kinks) or "none",
         *(f"{bound:g}" for bound in row.max_ulp),
-        "masked" if row.masked else "",
+        ", ".join(
+            mark
+            for mark, marked in (("masked", row.masked), ("of operands", row.ulp_of_operands))
+            if marked
+        ),
     )
 
 

@@ -199,6 +199,7 @@ def arguments(
 def ordinary(
     call: Call, dtype: Any, shape: int | tuple[int, ...], seed: int = 0
 ) -> tuple[np.ndarray[Any, Any], ...]:
-    """Return arguments well inside every domain, of any shape."""
+    """Return arguments well inside the domain, of any shape."""
     rng = np.random.default_rng([seed, call.nin])
-    return tuple(rng.uniform(0.5, 2, shape).astype(dtype) for _ in range(call.nin))
+    ranges = [domain.ordinary for domain in call.row.domain] + [(0.5, 2.0)] * 4
+    return tuple(rng.uniform(*ends, shape).astype(dtype) for ends in ranges[: call.nin])

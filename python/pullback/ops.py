@@ -144,6 +144,12 @@ class Domain(NamedTuple):
     text: str
     intervals: tuple[Interval, ...]
 
+    @property
+    def ordinary(self) -> tuple[float, float]:
+        """A range of positive numbers well inside, for timings and examples."""
+        lower, upper, _ = self.intervals[-1]
+        return max(lower, 0.0) + 0.1, min(upper, 3.1) - 0.1
+
 
 class SpecialPoint(NamedTuple):
     """A point whose value and derivatives are fixed by convention or by an IEEE limit."""
