@@ -352,7 +352,10 @@ def docstring(row: OpRow) -> str:
         "Parameters",
         "----------",
         f"{operands} : array_like" + ("" if row.nin == 1 else ", shapes that broadcast"),
-        f"    Domain: {row.domain_text}. Outside it the special points below hold, else NaN.",
+        _paragraph(
+            f"Domain: {row.domain_text}. Outside it the special points below hold, else NaN.",
+            "    ",
+        ),
         "    bool, 8- and 16-bit integers and float16 compute in float32, wider integers in",
         "    float64; Python numbers adapt to the other operands.",
         "out : ndarray, optional",
@@ -416,8 +419,15 @@ def _notes(row: OpRow) -> list[str]:
     return lines
 
 
-def _paragraph(text: str) -> str:
-    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+def _paragraph(text: str, indent: str = "") -> str:
+    return textwrap.fill(
+        text,
+        100,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _describe(point: SpecialPoint) -> str:
