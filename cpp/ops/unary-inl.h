@@ -9,6 +9,7 @@
 #include <hwy/highway.h>
 
 #include "math/exp-inl.h"
+#include "math/hyperbolic-inl.h"
 #include "math/log-inl.h"
 #include "math/roots-inl.h"
 #include "math/sigmoid-inl.h"
@@ -46,11 +47,17 @@ PB_UNARY_MASKED(relu) {
 
 PB_UNARY(exp) { y = dy = Exp(d, x); }
 
+PB_UNARY_WIDE(exp2) { Exp2(d, x, y, dy); }
+
 PB_UNARY(expm1) { Expm1(d, x, y, dy); }
 
 PB_UNARY(log) { Log(d, x, y, dy); }
 
 PB_UNARY(sigmoid) { Sigmoid(d, x, y, dy); }
+
+PB_UNARY_WIDE(sinh) { SinhCosh(d, x, y, dy); }
+
+PB_UNARY_WIDE(cosh) { SinhCosh(d, x, dy, y); }
 
 PB_UNARY(tanh) { Tanh(d, x, y, dy); }
 
