@@ -9,6 +9,7 @@
 #include <hwy/highway.h>
 
 #include "math/roots-inl.h"
+#include "math/softplus-inl.h"
 #include "ops/row.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -58,6 +59,8 @@ PB_BINARY(maximum) {
   da = hn::IfThenElse(first, one, hn::IfThenZeroElse(second, shared));
   db = hn::IfThenElse(second, one, hn::IfThenZeroElse(first, shared));
 }
+
+PB_BINARY_WIDE(logaddexp) { LogAddExp(d, a, b, y, da, db); }
 
 PB_BINARY_TABLE_END
 

@@ -13,6 +13,7 @@
 #include "math/log-inl.h"
 #include "math/roots-inl.h"
 #include "math/sigmoid-inl.h"
+#include "math/softplus-inl.h"
 #include "math/trig-inl.h"
 #include "ops/row.h"
 
@@ -54,6 +55,13 @@ PB_UNARY(expm1) { Expm1(d, x, y, dy); }
 PB_UNARY(log) { Log(d, x, y, dy); }
 
 PB_UNARY(sigmoid) { Sigmoid(d, x, y, dy); }
+
+PB_UNARY(softplus) { Softplus(d, x, y, dy); }
+
+PB_UNARY(log_sigmoid) {
+  Softplus(d, hn::Neg(x), y, dy);
+  y = hn::Neg(y);
+}
 
 PB_UNARY_WIDE(sinh) { SinhCosh(d, x, y, dy); }
 
