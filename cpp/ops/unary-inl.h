@@ -9,6 +9,7 @@
 #include <hwy/highway.h>
 
 #include "math/exp-inl.h"
+#include "math/gates-inl.h"
 #include "math/hyperbolic-inl.h"
 #include "math/log-inl.h"
 #include "math/roots-inl.h"
@@ -62,6 +63,10 @@ PB_UNARY(log_sigmoid) {
   Softplus(d, hn::Neg(x), y, dy);
   y = hn::Neg(y);
 }
+
+PB_UNARY_WIDE(silu) { Silu(d, x, y, dy); }
+
+PB_UNARY_WIDE(gelu_tanh) { GeluTanh(d, x, y, dy); }
 
 PB_UNARY_WIDE(sinh) { SinhCosh(d, x, y, dy); }
 
