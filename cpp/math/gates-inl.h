@@ -171,6 +171,77 @@ HWY_INLINE void GeluTanh(D d, V x, V& y, V& dy) {
   }
 }
 
+// x tanh(log(1 + exp(x))) and its derivative, full range. With e = exp(-|x|), n and q stand for
+//   on the left   n = e (2 + e),   q = 2 + 2 e + e^2,    and on the right   n = 1 + 2 e,
+//   q = 1 + 2 e + 2 e^2:   the value is x n / q, the derivative e f / q^2 and f / q^2, where
+// f = 4 (1 + x) + (6 + 4 x) e + 4 e^2 + e^3, and 1 + 4 e + (6 + 4 x) e^2 + 4 (1 + x) e^3.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Mish(D d, V x, V& y, V& dy) {
+  using C = MishConstants;
+  const V one = hn::Set(d, 1);
+  const V two = hn::Set(d, 2);
+  const V four = hn::Set(d, 4);
+  const V left = AtLeast(d, -C::kMax, x);  // exp(-inf) stands for 0 times it
+  const V z = AtMost(d, C::kMax, left);
+  const V linear = hn::MulAdd(four, z, four);
+  const V slope = hn::MulAdd(four, z, hn::Set(d, 6));
+  const V c0 = hn::IfNegativeThenElse(x, linear, one);
+  const V c1 = hn::IfNegativeThenElse(x, slope, four);
+  const V c2 = hn::IfNegativeThenElse(x, four, slope);
+  const V c3 = hn::IfNegativeThenElse(x, one, linear);
+  const V minus_abs = hn::Neg(hn::Abs(x));
+  if constexpr (kForFloat32<D>) {
+    const V e = ShortExp(d, AtLeast(d, -200, minus_abs));
+    const V lead = hn::IfNegativeThenElse(x, e, one);
+    const V n =
+        hn::Mul(lead, hn::Add(hn::IfNegativeThenElse(x, two, one),
+                              hn::Sub(hn::Add(e, e), hn::IfNegativeThenElse(x, e, hn::Zero(d)))));
+    const V q = hn::Add(n, hn::IfNegativeThenElse(x, two, hn::Mul(hn::Add(e, e), e)));
+    const V r = hn::Div(one, q);
+    y = hn::Mul(hn::Mul(left, n), r);
+    V f = hn::MulAdd(hn::MulAdd(hn::MulAdd(c3, e, c2), e, c1), e, c0);
+    FactorRoot<C>(d, x, f, f);
+    dy = hn::Mul(hn::Mul(lead, f), hn::Mul(r, r));
+  } else {
+    LogisticCore<V> c = MakeLogisticCore(d, minus_abs);
+    const V e = c.e_hi;
+    const V raised_lo = hn::Mul(c.p_lo, c.up);
+    const V e_lo = hn::Mul(raised_lo, c.down);
+    const V scale = hn::IfNegativeThenElse(x, c.down, one);
+    // q = 2 (1 + e) + e^2 or 1 + e + e + 2 e^2: the core's 1 + e becomes q.
+    const V d_lo = hn::Add(c.d_lo, e_lo);
+    V sum, sum_lo, square, square_lo;
+    FastTwoSum(c.d_hi, hn::IfNegativeThenElse(x, c.d_hi, e), sum, sum_lo);
+    sum_lo = hn::Add(sum_lo, hn::Add(d_lo, hn::IfNegativeThenElse(x, d_lo, e_lo)));
+    TwoProd(d, e, e, square, square_lo);
+    square_lo = hn::MulAdd(hn::Add(e, e), e_lo, square_lo);
+    const V times = hn::IfNegativeThenElse(x, one, two);
+    FastTwoSum(sum, hn::Mul(times, square), c.d_hi, c.d_lo);
+    c.d_lo = hn::Add(c.d_lo, hn::MulAdd(times, square_lo, sum_lo));
+    c.r = hn::Div(one, c.d_hi);
+    c.rho = hn::NegMulAdd(c.r, c.d_lo, Residual(d, c.r, c.d_hi, one));
+
+    V n_hi, n_lo;
+    FastTwoSum(hn::Add(c.raised, c.raised), hn::Mul(c.raised, e), n_hi, n_lo);
+    n_lo = hn::MulAdd(raised_lo, hn::MulAdd(two, e, two), n_lo);
+    n_hi = hn::IfNegativeThenElse(x, n_hi, sum);
+    n_lo = hn::IfNegativeThenElse(x, n_lo, sum_lo);
+    y = hn::Mul(hn::Mul(left, LogisticQuotient(d, c, n_hi, n_lo)), scale);
+
+    V f_hi, f_lo, product, product_lo;
+    const V inner = hn::MulAdd(hn::MulAdd(c3, e, c2), e, c1);
+    TwoProd(d, inner, e, product, product_lo);
+    TwoSum(c0, product, f_hi, f_lo);
+    f_lo = hn::Add(f_lo, product_lo);
+    f_lo = hn::MulAdd(
+        e_lo, hn::MulAdd(hn::MulAdd(hn::Mul(hn::Set(d, 3), c3), e, hn::Add(c2, c2)), e, c1), f_lo);
+    FactorRoot<C>(d, x, f_hi, f_lo);
+    const V lead = hn::IfNegativeThenElse(x, c.raised, one);
+    const V lead_lo = hn::IfNegativeThenElse(x, raised_lo, hn::Zero(d));
+    dy = hn::Mul(TimesSquare(d, lead, lead_lo, f_hi, f_lo, c.r, c.rho), scale);
+  }
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace pullback
 HWY_AFTER_NAMESPACE();
