@@ -1,4 +1,4 @@
-// exp, exp2 and expm1, full range.
+// exp, exp2, expm1 and the units made of it, full range.
 #if defined(PULLBACK_CPP_MATH_EXP_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef PULLBACK_CPP_MATH_EXP_INL_H_
 #undef PULLBACK_CPP_MATH_EXP_INL_H_
@@ -147,17 +147,26 @@ HWY_INLINE void Expm1(D d, V x, V& y, V& dy) {
   y = hn::CopySign(hn::IfThenElse(large, dy, hn::Add(hi, lo)), x);
 }
 
-// exp(x) to a relative 2^-39, for |x| <= 700 or NaN.
+// exp(x) - 1 for x <= 0, and exp(x), both to a relative 2^-38, for |x| <= 700 or NaN.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE V ShortExp(D d, V x) {
+HWY_INLINE void ShortExpm1(D d, V x, V& expm1, V& exp) {
   static_assert(kForFloat32<D>);
   using C = ExpConstants<double>;
   const V rounder = hn::Set(d, FormatOf<D>::kRounder);
   const V k = hn::Sub(hn::MulAdd(x, hn::Set(d, C::kLog2E), rounder), rounder);
   const V r = hn::NegMulAdd(k, hn::Set(d, C::kLn2), x);
   const V r2 = hn::Mul(r, r);
-  const V p = hn::MulAdd(r2, Polynomial(d, C::kShortTail, r, r2), hn::Add(hn::Set(d, 1), r));
-  return hn::Mul(p, PowerOfTwo(d, k, hn::Zero(d)));
+  const V q = hn::MulAdd(r2, Polynomial(d, C::kShortTail, r, r2), r);
+  const V scale = PowerOfTwo(d, k, hn::Zero(d));
+  expm1 = hn::MulAdd(q, scale, hn::Sub(scale, hn::Set(d, 1)));
+  exp = hn::MulAdd(q, scale, scale);
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V ShortExp(D d, V x) {
+  V expm1, exp;
+  ShortExpm1(d, x, expm1, exp);
+  return exp;
 }
 
 // 2^x and log(2) 2^x, full range.
@@ -183,6 +192,71 @@ HWY_INLINE void Exp2(D d, V x, V& y, V& dy) {
     const V rest = hn::MulAdd(p_lo, ln2, hn::Mul(p_hi, ln2_rest));
     dy = Ldexp(d, hn::MulAdd(p_hi, ln2, rest), k);
   }
+}
+
+// scale * x on the right, scale * alpha * expm1(x) on the left and at 0, and its derivative.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Selu(D d, V x, V& y, V& dy) {
+  using C = ExpConstants<double>;
+  const V scale = hn::Set(d, 0x1.0cfabd6a91132p0);
+  const V scale_alpha = hn::Set(d, 0x1.c212cc640f031p0);
+  const V t = AtMost(d, 0, x);
+  V left, slope;
+  if constexpr (kForFloat32<D>) {
+    V expm1, exp;
+    ShortExpm1(d, AtLeast(d, -200, t), expm1, exp);
+    left = hn::Mul(expm1, scale_alpha);
+    slope = hn::Mul(exp, scale_alpha);
+  } else {
+    V p_hi, p_lo, k, hi, lo;
+    ExpCore<true>(d, AtLeast(d, C::kMin, t), p_hi, p_lo, k);
+    Expm1Core(d, p_hi, p_lo, k, hi, lo);
+    left = hn::MulAdd(hi, scale_alpha, hn::Mul(lo, scale_alpha));
+    slope = Ldexp(d, hn::Mul(hn::Add(p_hi, p_lo), scale_alpha), k);
+  }
+  const auto positive = hn::Gt(x, hn::Zero(d));
+  y = hn::CopySign(hn::IfThenElse(positive, hn::Mul(x, scale), left), x);
+  dy = hn::IfThenElse(positive, scale, slope);
+}
+
+// v * exp(x) for exp(x) = p * 2^k, p = 0 or in about [0.7, 1.42], k in [-2200, 0]: where exp(x)
+// alone underflows, too.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V TimesExp(D d, V v, V p, V k) {
+  // |v| near 1 and k in two halves: neither product but the last can underflow, unless that is 0.
+  const auto large = hn::Ge(hn::Abs(v), hn::Set(d, 1));
+  const V shift = hn::IfThenElse(large, hn::Set(d, 512), hn::Set(d, -512));
+  v = hn::Mul(v, hn::IfThenElse(large, hn::Set(d, 0x1p-512), hn::Set(d, 0x1p512)));
+  k = AtLeast(d, -2040, hn::Add(k, shift));
+  const V rounder = hn::Set(d, FormatOf<D>::kRounder);
+  const V half = hn::Sub(hn::MulAdd(k, hn::Set(d, 0.5), rounder), rounder);
+  const V zero = hn::Zero(d);
+  return hn::Mul(hn::Mul(hn::Mul(v, p), PowerOfTwo(d, half, zero)),
+                 PowerOfTwo(d, hn::Sub(k, half), zero));
+}
+
+// x on the right, alpha * expm1(x) on the left and at 0, and both derivatives, full range.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Elu(D d, V x, V alpha, V& y, V& dx, V& dalpha) {
+  const V t = AtMost(d, 0, x);
+  const auto infinite = hn::Eq(x, hn::Neg(Infinity(d)));
+  V expm1, slope;
+  if constexpr (kForFloat32<D>) {
+    V exp;
+    ShortExpm1(d, AtLeast(d, -300, t), expm1, exp);
+    slope = hn::Mul(alpha, hn::IfThenZeroElse(infinite, exp));
+  } else {
+    V p_hi, p_lo, k, hi, lo;
+    ExpCore<true>(d, AtLeast(d, -1500, t), p_hi, p_lo, k);
+    Expm1Core(d, p_hi, p_lo, k, hi, lo);
+    expm1 = hn::Add(hi, lo);
+    slope = TimesExp(d, alpha, hn::IfThenZeroElse(infinite, hn::Add(p_hi, p_lo)), k);
+  }
+  expm1 = hn::CopySign(expm1, x);
+  const auto positive = hn::Gt(x, hn::Zero(d));
+  y = hn::IfThenElse(positive, x, hn::Mul(alpha, expm1));
+  dx = hn::IfThenElse(positive, hn::Set(d, 1), slope);
+  dalpha = hn::IfThenZeroElse(positive, expm1);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -105,6 +105,9 @@ HWY_INLINE void LogAddExp(D d, V a, V b, V& y, V& da, V& db) {
     da = LogisticValue(d, c, hi);
     db = LogisticValue(d, c, hn::Neg(hi));
   }
+  const auto both = hn::Eq(larger, hn::Neg(Infinity(d)));  // no limit there
+  da = hn::IfThenElse(both, hn::NaN(d), da);
+  db = hn::IfThenElse(both, hn::NaN(d), db);
 }
 
 }  // namespace HWY_NAMESPACE

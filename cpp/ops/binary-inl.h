@@ -8,6 +8,7 @@
 
 #include <hwy/highway.h>
 
+#include "math/exp-inl.h"
 #include "math/roots-inl.h"
 #include "math/softplus-inl.h"
 #include "ops/row.h"
@@ -61,6 +62,8 @@ PB_BINARY(maximum) {
 }
 
 PB_BINARY_WIDE(logaddexp) { LogAddExp(d, a, b, y, da, db); }
+
+PB_BINARY_MASKED_WIDE(elu) { Elu(d, a, b, y, da, db); }
 
 PB_BINARY_TABLE_END
 
