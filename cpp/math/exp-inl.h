@@ -147,8 +147,9 @@ HWY_INLINE void Expm1(D d, V x, V& y, V& dy) {
   y = hn::CopySign(hn::IfThenElse(large, dy, hn::Add(hi, lo)), x);
 }
 
-// exp(x) - 1 for x <= 0, and exp(x), both to a relative 2^-38, for |x| <= 700 or NaN.
-template <class D, class V = hn::Vec<D>>
+// exp(x) - 1 for x <= 0, and exp(x), both to a relative 2^-38, kSharp to 2^-52 near 0; for
+// |x| <= 700 or NaN.
+template <bool kSharp = false, class D, class V = hn::Vec<D>>
 HWY_INLINE void ShortExpm1(D d, V x, V& expm1, V& exp) {
   static_assert(kForFloat32<D>);
   using C = ExpConstants<double>;
@@ -156,16 +157,22 @@ HWY_INLINE void ShortExpm1(D d, V x, V& expm1, V& exp) {
   const V k = hn::Sub(hn::MulAdd(x, hn::Set(d, C::kLog2E), rounder), rounder);
   const V r = hn::NegMulAdd(k, hn::Set(d, C::kLn2), x);
   const V r2 = hn::Mul(r, r);
-  const V q = hn::MulAdd(r2, Polynomial(d, C::kShortTail, r, r2), r);
+  V tail;
+  if constexpr (kSharp) {
+    tail = Polynomial(d, C::kTail, r, r2);
+  } else {
+    tail = Polynomial(d, C::kShortTail, r, r2);
+  }
+  const V q = hn::MulAdd(r2, tail, r);
   const V scale = PowerOfTwo(d, k, hn::Zero(d));
   expm1 = hn::MulAdd(q, scale, hn::Sub(scale, hn::Set(d, 1)));
   exp = hn::MulAdd(q, scale, scale);
 }
 
-template <class D, class V = hn::Vec<D>>
+template <bool kSharp = false, class D, class V = hn::Vec<D>>
 HWY_INLINE V ShortExp(D d, V x) {
   V expm1, exp;
-  ShortExpm1(d, x, expm1, exp);
+  ShortExpm1<kSharp>(d, x, expm1, exp);
   return exp;
 }
 

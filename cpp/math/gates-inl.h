@@ -17,9 +17,9 @@ namespace pullback {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// The factor f of a derivative that changes sign: f(r + w) = w (kLead[0] + kLead[1] + kNear(w))
-// = w kShortNear(w), to 2^-36, for |w| <= 1/8 and the root r = kRoot + kRootRest. From
-// coefficients.sollya; the leading constants are powers of two.
+// The factor f of a derivative that changes sign: f(r + w) = w (kLead[0] + kLead[1] + kNear(w)) for
+// |w| <= 1/8, the root r being kRoot + kRootRest. From coefficients.sollya; kLead are powers of
+// two.
 struct SiluConstants {
   static constexpr double kRoot = -0x1.474973c84120bp0;
   static constexpr double kRootRest = -0x1.f8d74bc9ac154p-54;
@@ -28,9 +28,6 @@ struct SiluConstants {
       0x1.d25cf210482ep-6,   0x1.1d25cf2104828p-3, 0x1.7c3269815b4cep-5,
       0x1.7c3269816ef9bp-7,  0x1.3028546834871p-9, 0x1.958b19037864p-12,
       0x1.cf7a57c3578afp-15, 0x1.cfa8f0e883adp-18, 0x1.9c8740657653ep-21};
-  static constexpr double kShortNear[] = {0x1.474973c84869dp0,  0x1.1d25cf2110785p-3,
-                                          0x1.7c32656a34018p-5, 0x1.7c32672b36495p-7,
-                                          0x1.3053e005198ap-9,  0x1.95b882afac49dp-12};
   static constexpr double kMax = 760;
 };
 
@@ -42,9 +39,6 @@ struct GeluTanhConstants {
       -0x1.424cbea76c26cp-5, -0x1.993cd34bf4f05p-4, 0x1.9a0ef5cdf30b6p-2, 0x1.3720c65c8ffe4p-4,
       0x1.f37b831fb3eep-6,   0x1.721f46e34d29bp-7,  0x1.e3b48317e71afp-9, 0x1.2e3bc9660a9cp-10,
       0x1.75d5286692b0dp-12, 0x1.b1ace1a514cb1p-14, 0x1.d7114dc97a83cp-16};
-  static constexpr double kShortNear[] = {
-      0x1.3af6cd05621a1p1,  -0x1.993cd32aa6319p-4, 0x1.9a0ef5d803391p-2, 0x1.372083dce96aep-4,
-      0x1.f37ae1258a1acp-6, 0x1.7328ac4ffcf12p-7,  0x1.e566d9812cee3p-9};
   static constexpr double kLinear = 0x1.9884533d43651p0;  // sqrt(8 / pi)
   static constexpr double kLinearRest = -0x1.cbc0d30ebfd15p-54;
   static constexpr double kCubic = 0x1.2444f2a4d8b4bp-4;  // sqrt(8 / pi) 0.044715
@@ -60,28 +54,21 @@ struct MishConstants {
       0x1.a1c155f7b7d15p-2, 0x1.21b0c7fb83ba2p1,   0x1.49433e20bcaf2p0,  0x1.1d9a628ee9928p-1,
       0x1.ab14503f3664ep-3, 0x1.259c961fb480dp-4,  0x1.7cd9d633dfceap-6, 0x1.d3c364817d236p-8,
       0x1.0eed8626d843ep-9, 0x1.278f29d57c7b4p-11, 0x1.2e1f609fc3321p-13};
-  static constexpr double kShortNear[] = {
-      0x1.9a1c155f7b9b4p2,  0x1.21b0c801f4eebp1,  0x1.49433e225943p0,  0x1.1d9a2f1c761c3p-1,
-      0x1.ab141ff2edbf6p-3, 0x1.2669ebcdf90d9p-4, 0x1.7db8a1a02ff23p-6};
   static constexpr double kMax = 760;
 };
 
-// Near the root of f, f_hi + f_lo becomes its factored form.
+// Near the root of f, f_hi + f_lo becomes its factored form. Float32 does without: no float is
+// closer to a root than 2^-29.
 template <class C, class D, class V = hn::Vec<D>>
 HWY_INLINE void FactorRoot(D d, V x, V& f_hi, V& f_lo) {
-  V w, w_lo;
+  V w, w_lo, sum, rest;
   FastTwoSum(hn::Sub(x, hn::Set(d, C::kRoot)), hn::Set(d, -C::kRootRest), w, w_lo);
   const auto near = hn::Le(hn::Abs(w), hn::Set(d, 0.125));
-  if constexpr (kForFloat32<D>) {
-    f_hi = hn::IfThenElse(near, hn::Mul(w, Polynomial(d, C::kShortNear, w, hn::Mul(w, w))), f_hi);
-  } else {
-    V sum, rest;
-    FastTwoSum(hn::Mul(w, hn::Set(d, C::kLead[0])), hn::Mul(w, hn::Set(d, C::kLead[1])), sum, rest);
-    rest = hn::MulAdd(w_lo, hn::Set(d, C::kLead[0] + C::kLead[1]), rest);
-    rest = hn::MulAdd(w, Polynomial(d, C::kNear, w, hn::Mul(w, w)), rest);
-    f_hi = hn::IfThenElse(near, sum, f_hi);
-    f_lo = hn::IfThenElse(near, rest, f_lo);
-  }
+  FastTwoSum(hn::Mul(w, hn::Set(d, C::kLead[0])), hn::Mul(w, hn::Set(d, C::kLead[1])), sum, rest);
+  rest = hn::MulAdd(w_lo, hn::Set(d, C::kLead[0] + C::kLead[1]), rest);
+  rest = hn::MulAdd(w, Polynomial(d, C::kNear, w, hn::Mul(w, w)), rest);
+  f_hi = hn::IfThenElse(near, sum, f_hi);
+  f_lo = hn::IfThenElse(near, rest, f_lo);
 }
 
 // (a + a_lo) (f + f_lo) r^2 (1 + 2 rho)
@@ -103,13 +90,12 @@ HWY_INLINE void Gate(D d, V x, V t_hi, V t_lo, V h_hi, V h_lo, V& y, V& dy) {
   const V minus_abs = hn::Neg(hn::Abs(t_hi));
   // With e = exp(-|t|): 1 + e + h e over (1 + e)^2 on the right, e (1 + e + h) on the left.
   if constexpr (kForFloat32<D>) {
-    const V e = ShortExp(d, AtLeast(d, -200, minus_abs));
+    const V e = ShortExp<true>(d, AtLeast(d, -200, minus_abs));
     const V sum = hn::Add(one, e);
     const V r = hn::Div(one, sum);
     const V lead = hn::IfNegativeThenElse(x, e, one);
     y = hn::Mul(hn::Mul(x, lead), r);
-    V f = hn::Add(sum, hn::IfNegativeThenElse(x, h_hi, hn::Mul(h_hi, e)));
-    FactorRoot<C>(d, x, f, f);
+    const V f = hn::Add(sum, hn::IfNegativeThenElse(x, h_hi, hn::Mul(h_hi, e)));
     dy = hn::Mul(hn::Mul(lead, f), hn::Mul(r, r));
   } else {
     t_lo = hn::IfThenElseZero(hn::Gt(minus_abs, hn::Set(d, SigmoidConstants<double>::kMin)),
@@ -191,7 +177,7 @@ HWY_INLINE void Mish(D d, V x, V& y, V& dy) {
   const V c3 = hn::IfNegativeThenElse(x, one, linear);
   const V minus_abs = hn::Neg(hn::Abs(x));
   if constexpr (kForFloat32<D>) {
-    const V e = ShortExp(d, AtLeast(d, -200, minus_abs));
+    const V e = ShortExp<true>(d, AtLeast(d, -200, minus_abs));
     const V lead = hn::IfNegativeThenElse(x, e, one);
     const V n =
         hn::Mul(lead, hn::Add(hn::IfNegativeThenElse(x, two, one),
@@ -199,8 +185,7 @@ HWY_INLINE void Mish(D d, V x, V& y, V& dy) {
     const V q = hn::Add(n, hn::IfNegativeThenElse(x, two, hn::Mul(hn::Add(e, e), e)));
     const V r = hn::Div(one, q);
     y = hn::Mul(hn::Mul(left, n), r);
-    V f = hn::MulAdd(hn::MulAdd(hn::MulAdd(c3, e, c2), e, c1), e, c0);
-    FactorRoot<C>(d, x, f, f);
+    const V f = hn::MulAdd(hn::MulAdd(hn::MulAdd(c3, e, c2), e, c1), e, c0);
     dy = hn::Mul(hn::Mul(lead, f), hn::Mul(r, r));
   } else {
     LogisticCore<V> c = MakeLogisticCore(d, minus_abs);
