@@ -193,7 +193,7 @@ HWY_INLINE void Exp2(D d, V x, V& y, V& dy) {
     const V ln2_rest = hn::Set(d, C::kLn2Rest);
     V r_hi, r_lo, p_hi, p_lo;
     TwoProd(d, r, ln2, r_hi, r_lo);
-    ExpOfReduced<true>(d, r_hi, hn::Neg(hn::MulAdd(r, ln2_rest, r_lo)), p_hi, p_lo);
+    ExpOfReduced<false>(d, r_hi, hn::Neg(hn::MulAdd(r, ln2_rest, r_lo)), p_hi, p_lo);
     FastTwoSum(p_hi, p_lo, p_hi, p_lo);
     y = Ldexp(d, p_hi, k);
     const V rest = hn::MulAdd(p_lo, ln2, hn::Mul(p_hi, ln2_rest));
@@ -216,7 +216,7 @@ HWY_INLINE void Selu(D d, V x, V& y, V& dy) {
     slope = hn::Mul(exp, scale_alpha);
   } else {
     V p_hi, p_lo, k, hi, lo;
-    ExpCore<true>(d, AtLeast(d, C::kMin, t), p_hi, p_lo, k);
+    ExpCore(d, AtLeast(d, C::kMin, t), p_hi, p_lo, k);
     Expm1Core(d, p_hi, p_lo, k, hi, lo);
     left = hn::MulAdd(hi, scale_alpha, hn::Mul(lo, scale_alpha));
     slope = Ldexp(d, hn::Mul(hn::Add(p_hi, p_lo), scale_alpha), k);
@@ -254,7 +254,7 @@ HWY_INLINE void Elu(D d, V x, V alpha, V& y, V& dx, V& dalpha) {
     slope = hn::Mul(alpha, hn::IfThenZeroElse(infinite, exp));
   } else {
     V p_hi, p_lo, k, hi, lo;
-    ExpCore<true>(d, AtLeast(d, -1500, t), p_hi, p_lo, k);
+    ExpCore(d, AtLeast(d, -1500, t), p_hi, p_lo, k);
     Expm1Core(d, p_hi, p_lo, k, hi, lo);
     expm1 = hn::Add(hi, lo);
     slope = TimesExp(d, alpha, hn::IfThenZeroElse(infinite, hn::Add(p_hi, p_lo)), k);
