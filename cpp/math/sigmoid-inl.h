@@ -46,13 +46,14 @@ struct LogisticCore {
   V r, rho;
 };
 
+// Of exp(t + t_lo), |t_lo| <= a few ulp(t).
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE LogisticCore<V> MakeLogisticCore(D d, V t) {
+HWY_INLINE LogisticCore<V> MakeLogisticCore(D d, V t, V t_lo) {
   using C = SigmoidConstants<hn::TFromD<D>>;
   const V one = hn::Set(d, 1);
   LogisticCore<V> c;
   V p, rest, k;
-  ExpCore(d, AtLeast(d, C::kMin, t), p, rest, k);
+  ExpCore(d, AtLeast(d, C::kMin, t), t_lo, p, rest, k);
   FastTwoSum(p, rest, c.p_hi, c.p_lo);
   c.up = PowerOfTwo(d, k, hn::Set(d, C::kGap));
   c.down = hn::Set(d, C::kGapDown);
@@ -62,6 +63,11 @@ HWY_INLINE LogisticCore<V> MakeLogisticCore(D d, V t) {
   c.r = hn::Div(one, c.d_hi);
   c.rho = hn::NegMulAdd(c.r, c.d_lo, Residual(d, c.r, c.d_hi, one));
   return c;
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE LogisticCore<V> MakeLogisticCore(D d, V t) {
+  return MakeLogisticCore(d, t, hn::Zero(d));
 }
 
 // e / (1 + e)^2, not yet times `down`.
@@ -90,16 +96,22 @@ HWY_INLINE V LogisticQuotient([[maybe_unused]] D d, const LogisticCore<V>& c, V 
 #endif
 }
 
-// 1 / (1 + exp(-x)) and its derivative, full range.
+// 1 / (1 + exp(-x)), by the core of -|x|.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE void Sigmoid(D d, V x, V& y, V& dy) {
+HWY_INLINE V LogisticValue(D d, const LogisticCore<V>& c, V x) {
   const V one = hn::Set(d, 1);
-  const LogisticCore<V> c = MakeLogisticCore(d, hn::Neg(hn::Abs(x)));
   // e / (1 + e) on the left, 1 / (1 + e) on the right
   const V n_hi = hn::IfNegativeThenElse(x, c.raised, one);
   const V n_lo = hn::IfNegativeThenElse(x, hn::Mul(c.p_lo, c.up), hn::Zero(d));
   const V scale = hn::IfNegativeThenElse(x, c.down, one);
-  y = hn::Mul(LogisticQuotient(d, c, n_hi, n_lo), scale);
+  return hn::Mul(LogisticQuotient(d, c, n_hi, n_lo), scale);
+}
+
+// 1 / (1 + exp(-x)) and its derivative, full range.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Sigmoid(D d, V x, V& y, V& dy) {
+  const LogisticCore<V> c = MakeLogisticCore(d, hn::Neg(hn::Abs(x)));
+  y = LogisticValue(d, c, x);
   dy = hn::Mul(LogisticSlope(d, c), c.down);
 }
 

@@ -8,7 +8,9 @@
 
 #include <hwy/highway.h>
 
+#include "math/exp-inl.h"
 #include "math/roots-inl.h"
+#include "math/softplus-inl.h"
 #include "ops/row.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -112,6 +114,9 @@ PB_BINARY(minimum) {
   da = hn::IfThenElse(first, one, hn::IfThenZeroElse(second, shared));
   db = hn::IfThenElse(second, one, hn::IfThenZeroElse(first, shared));
 }
+PB_BINARY_WIDE(logaddexp) { LogAddExp(d, a, b, y, da, db); }
+
+PB_BINARY_MASKED_WIDE(elu) { Elu(d, a, b, y, da, db); }
 
 PB_BINARY_TABLE_END
 

@@ -30,11 +30,13 @@
 #define PB_UNARY(name) PB_UNARY_ROW(name, false, false, __COUNTER__)
 #define PB_UNARY_MASKED(name) PB_UNARY_ROW(name, true, false, __COUNTER__)
 #define PB_UNARY_WIDE(name) PB_UNARY_ROW(name, false, true, __COUNTER__)
+#define PB_UNARY_MASKED_WIDE(name) PB_UNARY_ROW(name, true, true, __COUNTER__)
 #define PB_BINARY(name) PB_BINARY_ROW(name, false, false, __COUNTER__)
 #define PB_BINARY_MASKED(name) PB_BINARY_ROW(name, true, false, __COUNTER__)
 #define PB_BINARY_WIDE(name) PB_BINARY_ROW(name, false, true, __COUNTER__)
+#define PB_BINARY_MASKED_WIDE(name) PB_BINARY_ROW(name, true, true, __COUNTER__)
 
-#define PB_UNARY_ROW(name, masked, wide, counter)                                   \
+#define PB_UNARY_ROW(name, masked, wide, counter)                             \
   template <>                                                                 \
   struct UnaryRow<(counter)-kUnaryBegin> {                                    \
     static constexpr const char* kName = #name;                               \
@@ -48,7 +50,7 @@
   HWY_INLINE void UnaryRow<(counter)-kUnaryBegin>::Eval([[maybe_unused]] D d, \
                                                         [[maybe_unused]] V x, V& y, V& dy)
 
-#define PB_BINARY_ROW(name, masked, wide, counter)                        \
+#define PB_BINARY_ROW(name, masked, wide, counter)                  \
   template <>                                                       \
   struct BinaryRow<(counter)-kBinaryBegin> {                        \
     static constexpr const char* kName = #name;                     \

@@ -9,9 +9,12 @@
 #include <hwy/highway.h>
 
 #include "math/exp-inl.h"
+#include "math/gates-inl.h"
+#include "math/hyperbolic-inl.h"
 #include "math/log-inl.h"
 #include "math/roots-inl.h"
 #include "math/sigmoid-inl.h"
+#include "math/softplus-inl.h"
 #include "math/trig-inl.h"
 #include "ops/row.h"
 
@@ -88,11 +91,32 @@ PB_UNARY(softsign) { Softsign(d, x, y, dy); }
 
 PB_UNARY(exp) { y = dy = Exp(d, x); }
 
+PB_UNARY_WIDE(exp2) { Exp2(d, x, y, dy); }
+
 PB_UNARY(expm1) { Expm1(d, x, y, dy); }
 
 PB_UNARY(log) { Log(d, x, y, dy); }
 
 PB_UNARY(sigmoid) { Sigmoid(d, x, y, dy); }
+
+PB_UNARY(softplus) { Softplus(d, x, y, dy); }
+
+PB_UNARY(log_sigmoid) {
+  Softplus(d, hn::Neg(x), y, dy);
+  y = hn::Neg(y);
+}
+
+PB_UNARY_WIDE(silu) { Silu(d, x, y, dy); }
+
+PB_UNARY_WIDE(gelu_tanh) { GeluTanh(d, x, y, dy); }
+
+PB_UNARY_WIDE(mish) { Mish(d, x, y, dy); }
+
+PB_UNARY_MASKED_WIDE(selu) { Selu(d, x, y, dy); }
+
+PB_UNARY_WIDE(sinh) { SinhCosh(d, x, y, dy); }
+
+PB_UNARY_WIDE(cosh) { SinhCosh(d, x, dy, y); }
 
 PB_UNARY(tanh) { Tanh(d, x, y, dy); }
 

@@ -1,0 +1,121 @@
+// softplus, log_sigmoid and logaddexp, all from log(1 + e) with e = exp(t), t <= 0.
+#if defined(PULLBACK_CPP_MATH_SOFTPLUS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef PULLBACK_CPP_MATH_SOFTPLUS_INL_H_
+#undef PULLBACK_CPP_MATH_SOFTPLUS_INL_H_
+#else
+#define PULLBACK_CPP_MATH_SOFTPLUS_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include "math/error_free-inl.h"
+#include "math/exp-inl.h"
+#include "math/sigmoid-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace pullback {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+template <class T>
+struct SoftplusConstants;
+
+// kTail: (log((1 + s) / (1 - s)) / s - 2) / s^2 in s^2, |s| <= 1/3, from coefficients.sollya.
+template <>
+struct SoftplusConstants<float> {
+  static constexpr float kTail[] = {0x1.555556p-1f, 0x1.999864p-2f, 0x1.24d7d2p-2f, 0x1.bb255cp-3f,
+                                    0x1.e1588ap-3f};
+  static constexpr float kLarge = 20;  // above, softplus rounds to x
+};
+
+template <>
+struct SoftplusConstants<double> {
+  static constexpr double kTail[] = {
+      0x1.5555555555555p-1, 0x1.999999999a28ep-2, 0x1.24924923de233p-2, 0x1.c71c726d3ef53p-3,
+      0x1.745cf1191f764p-3, 0x1.3b18ad75df93ap-3, 0x1.10ac87d73ec1ep-3, 0x1.eb9255bc926aep-4,
+      0x1.68649519ec94dp-4, 0x1.4b2a57e256234p-3};
+  // To 2^-36, for float32.
+  static constexpr double kShortTail[] = {0x1.55555553d130cp-1, 0x1.9999a123b03e6p-2,
+                                          0x1.248f40a6027edp-2, 0x1.c7ffd3c6d533bp-3,
+                                          0x1.657cdc243275dp-3, 0x1.aa6cf8c0c42d2p-3};
+  static constexpr double kLarge = 40;
+};
+
+// a + log(1 + e) for finite a, and for a = 0 down to subnormal e. Off by about 0.3 ULP of the
+// largest of the three before the last rounding.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V AddLog1p(D d, const LogisticCore<V>& c, V a) {
+  using C = SoftplusConstants<hn::TFromD<D>>;
+  const V two = hn::Set(d, 2);
+  // log(1 + e) = 2 s + s^3 tail(s^2) with s = e / (2 + e), and 2 / (2 + e) = 1 - s gives what the
+  // division dropped.
+  const V e_lo = hn::Mul(hn::Mul(c.p_lo, c.up), c.down);
+  V divisor, divisor_lo, sum, rest;
+  FastTwoSum(two, c.e_hi, divisor, divisor_lo);
+  const V s = hn::Div(c.e_hi, divisor);
+  const V complement = hn::Sub(hn::Set(d, 1), s);
+  const V residual =
+      hn::MulAdd(e_lo, complement, hn::NegMulAdd(s, divisor_lo, Residual(d, s, divisor, c.e_hi)));
+  const V z = hn::Mul(s, s);
+  const V tail = hn::Mul(hn::Mul(s, z), Polynomial(d, C::kTail, z, hn::Mul(z, z)));
+  TwoSum(a, hn::Add(s, s), sum, rest);
+  return hn::Add(sum, hn::Add(rest, hn::MulAdd(residual, complement, tail)));
+}
+
+// log(1 + exp(x)) and its derivative, full range.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Softplus(D d, V x, V& y, V& dy) {
+  using C = SoftplusConstants<hn::TFromD<D>>;
+  const LogisticCore<V> c = MakeLogisticCore(d, hn::Neg(hn::Abs(x)));
+  // The sigmoid, one division and no corrections: the bound is 2.5 ULP.
+  const V one = hn::Set(d, 1);
+  const V numerator = hn::IfNegativeThenElse(x, c.raised, one);
+  const V scale = hn::IfNegativeThenElse(x, c.down, one);
+  dy = hn::Mul(hn::Div(numerator, hn::Add(one, c.e_hi)), scale);
+  y = AddLog1p(d, c, AtLeast(d, 0, x));
+  y = hn::IfThenElse(hn::Gt(x, hn::Set(d, C::kLarge)), x, y);
+}
+
+// log(exp(a) + exp(b)) and both derivatives, full range.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void LogAddExp(D d, V a, V b, V& y, V& da, V& db) {
+  using C = SoftplusConstants<double>;
+  const V one = hn::Set(d, 1);
+  const V larger = hn::IfThenElse(hn::Gt(a, b), a, b);
+  const auto finite = hn::Lt(hn::Abs(larger), Infinity(d));
+  V hi, lo;
+  TwoDiff(a, b, hi, lo);
+  hi = hn::IfThenZeroElse(hn::Eq(a, b), hi);  // of equal infinities, too
+  const V abs = hn::Abs(hi);
+  const V t = hn::Neg(abs);
+  if constexpr (kForFloat32<D>) {
+    const V e = ShortExp(d, AtLeast(d, -200, t));
+    const V s = hn::Div(e, hn::Add(hn::Set(d, 2), e));
+    const V z = hn::Mul(s, s);
+    const V log1p =
+        hn::Mul(s, hn::MulAdd(z, Polynomial(d, C::kShortTail, z, hn::Mul(z, z)), hn::Set(d, 2)));
+    y = hn::Add(larger, log1p);
+    const V r = hn::Div(one, hn::Add(one, e));
+    const V e_r = hn::Mul(e, r);
+    da = hn::IfNegativeThenElse(hi, e_r, r);
+    db = hn::IfNegativeThenElse(hi, r, e_r);
+  } else {
+    // Elsewhere it may be NaN, or large, but exp(t) is 0 or 1.
+    const auto counts =
+        hn::And(hn::Gt(abs, hn::Zero(d)), hn::Lt(abs, hn::Set(d, -SigmoidConstants<double>::kMin)));
+    lo = hn::IfThenElseZero(counts, lo);
+    const LogisticCore<V> c = MakeLogisticCore(d, t, hn::IfNegativeThenElse(hi, lo, hn::Neg(lo)));
+    y = hn::IfThenElse(finite, AddLog1p(d, c, larger), hn::Add(larger, c.e_hi));
+    da = LogisticValue(d, c, hi);
+    db = LogisticValue(d, c, hn::Neg(hi));
+  }
+  const auto both = hn::Eq(larger, hn::Neg(Infinity(d)));  // no limit there
+  da = hn::IfThenElse(both, hn::NaN(d), da);
+  db = hn::IfThenElse(both, hn::NaN(d), db);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace pullback
+HWY_AFTER_NAMESPACE();
+
+#endif  // PULLBACK_CPP_MATH_SOFTPLUS_INL_H_
