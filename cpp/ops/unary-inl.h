@@ -50,6 +50,12 @@ PB_UNARY(expm1) { Expm1(d, x, y, dy); }
 
 PB_UNARY(log) { Log(d, x, y, dy); }
 
+PB_UNARY_WIDE(log2) { LogToBase<Base2>(d, x, y, dy); }
+
+PB_UNARY_WIDE(log10) { LogToBase<Base10>(d, x, y, dy); }
+
+PB_UNARY_WIDE(log1p) { Log1p(d, x, y, dy); }
+
 PB_UNARY(sigmoid) { Sigmoid(d, x, y, dy); }
 
 PB_UNARY(tanh) { Tanh(d, x, y, dy); }
