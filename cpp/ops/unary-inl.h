@@ -75,6 +75,8 @@ PB_UNARY(square) {
 
 PB_UNARY(sqrt) { Sqrt(d, x, y, dy); }
 
+PB_UNARY_WIDE(cbrt) { Cbrt(d, x, y, dy); }
+
 PB_UNARY_TABLE_END
 
 }  // namespace HWY_NAMESPACE
