@@ -8,6 +8,8 @@
 
 #include <hwy/highway.h>
 
+#include "math/log-inl.h"
+#include "math/power-inl.h"
 #include "math/roots-inl.h"
 #include "ops/row.h"
 
@@ -39,6 +41,8 @@ PB_BINARY(divide) {
   y = hn::Div(a, b);
   DivideDerivatives(d, a, b, da, db);
 }
+
+PB_BINARY_WIDE(power) { Power(d, a, b, y, da, db); }
 
 PB_BINARY_MASKED(greater) {
   y = hn::IfThenElseZero(hn::Gt(a, b), hn::Set(d, 1));
