@@ -235,6 +235,30 @@ HWY_INLINE void LogToBase(D d, V x, V& y, V& dy) {
   dy = LogSlope(d, Base::kFactor, x);
 }
 
+// x log(y), 0 at x = 0, and its derivatives log(y) and x / y, full range; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Xlogy(D d, V x, V y, V& value, V& dx, V& dy) {
+  const V zero = hn::Zero(d);
+  const V inf = Infinity(d);
+  V hi, lo, log, log_lo;
+  LogCore(d, y, hi, lo);
+  FastTwoSum(hi, lo, log, log_lo);
+  log = LogAtEnds(d, y, log);
+  value = hn::Mul(x, log);
+  if constexpr (!kForFloat32<D>) {
+    const V sharp = hn::MulAdd(x, log, hn::Mul(x, log_lo));
+    const V magnitude = hn::Abs(value);
+    const auto normal = hn::And(hn::Gt(magnitude, hn::Set(d, 0x1p-960)), hn::Lt(magnitude, inf));
+    value = hn::IfThenElse(normal, sharp, value);
+  }
+  const auto x_zero = hn::Eq(x, zero);
+  value = hn::IfThenZeroElse(hn::And(x_zero, hn::Eq(y, y)), value);
+  const auto origin = hn::And(x_zero, hn::Eq(y, zero));
+  dx = hn::IfThenZeroElse(origin, log);
+  dy = hn::IfThenElse(hn::Lt(y, zero), hn::NaN(d), hn::Div(x, hn::Abs(y)));
+  dy = hn::IfThenZeroElse(origin, dy);
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace pullback
 HWY_AFTER_NAMESPACE();

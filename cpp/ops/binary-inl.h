@@ -44,6 +44,8 @@ PB_BINARY(divide) {
 
 PB_BINARY_WIDE(power) { Power(d, a, b, y, da, db); }
 
+PB_BINARY_WIDE(xlogy) { Xlogy(d, a, b, y, da, db); }
+
 PB_BINARY_MASKED(greater) {
   y = hn::IfThenElseZero(hn::Gt(a, b), hn::Set(d, 1));
   da = db = hn::Zero(d);

@@ -8,6 +8,7 @@
 
 #include <hwy/highway.h>
 
+#include "math/arc_hyperbolic-inl.h"
 #include "math/exp-inl.h"
 #include "math/log-inl.h"
 #include "math/roots-inl.h"
@@ -59,6 +60,12 @@ PB_UNARY_WIDE(log1p) { Log1p(d, x, y, dy); }
 PB_UNARY(sigmoid) { Sigmoid(d, x, y, dy); }
 
 PB_UNARY(tanh) { Tanh(d, x, y, dy); }
+
+PB_UNARY_WIDE(arcsinh) { Arcsinh(d, x, y, dy); }
+
+PB_UNARY_WIDE(arccosh) { Arccosh(d, x, y, dy); }
+
+PB_UNARY_WIDE(arctanh) { Arctanh(d, x, y, dy); }
 
 PB_UNARY(sin) { SinCos(d, x, y, dy); }
 
