@@ -56,7 +56,10 @@ HWY_INLINE void EvalWide(D d, const std::array<V, kIn>& in, std::array<V, kOut>&
   for (size_t k = 0; k < kIn; ++k) x[k] = hn::PromoteTo(wide, in[k]);
   Eval<Row>(wide, x, y);
   PB_UNROLL
-  for (size_t k = 0; k < kOut; ++k) out[k] = hn::DemoteTo(d, y[k]);
+  for (size_t k = 0; k < kOut; ++k) {
+    // There, DemoteTo makes infinity the largest finite float.
+    out[k] = hn::Set(d, static_cast<float>(hn::GetLane(y[k])));
+  }
 #else
   const hn::Half<D> half;
   const ForFloat32<hn::Rebind<double, hn::Half<D>>> wide;
