@@ -31,27 +31,44 @@ struct PowerConstants {
                                           0x1.6d8dac53aad2fp-10, 0x1.9f08136248cf5p-13};
   static constexpr double kLn2Hi = 0x1.62e42fefap-1;  // times an exponent up to 2^15 it is exact
   static constexpr double kLn2Lo = 0x1.cf79abc9e3b3ap-40;
-  // exp(+-kMax), even times the largest factors of a derivative, over- or underflows.
-  static constexpr double kMax = 3000;
-  static constexpr double kShortMax = 700;
-  // Above, b log(a) is 0 or beyond kMax; from kMin to kMaxExponent nothing in b c 2^k, c from 1/2
-  // to 2, rounds before the result does.
-  static constexpr double kMaxExponent = 0x1p66;
+  static constexpr double kMax = 760;  // above, exp is infinite or zero
+  static constexpr double kMaxForFloat32 = 700;
+  static constexpr double kMaxSlope = 3000;  // above, so are all its derivatives
+  // From here on nothing in b c 2^k, c from 1/2 to 2, rounds before the result does.
   static constexpr double kMinExponent = 0x1p-100;
+  static constexpr double kMaxExponent = 0x1p900;  // where there is no FMA, TwoProd takes no more
 };
 
-// log(x) = hi + lo for finite x > 0, |lo| <= 2^-44 |hi|, relative error below 2^-65; x = m * 2^k;
-// r_m is near 1 / m.
+// Polynomial with a shorter chain, for one multiplication more.
+template <size_t kI = 0, class D, class T, size_t kN, class V = hn::Vec<D>>
+HWY_INLINE V EstrinPolynomial(D d, const T (&c)[kN], V x, V x2, V x4) {
+  static_assert(kI + 1 < kN);
+  const V low = hn::MulAdd(hn::Set(d, c[kI + 1]), x, hn::Set(d, c[kI]));
+  if constexpr (kI + 3 < kN) {
+    const V high = hn::MulAdd(hn::Set(d, c[kI + 3]), x, hn::Set(d, c[kI + 2]));
+    const V four = hn::MulAdd(high, x2, low);
+    if constexpr (kI + 4 < kN) {
+      return hn::MulAdd(EstrinPolynomial<kI + 4>(d, c, x, x2, x4), x4, four);
+    } else {
+      return four;
+    }
+  } else {
+    static_assert(kI + 2 == kN);
+    return low;
+  }
+}
+
+// log(m * 2^k) = hi + lo for m in [sqrt(1/2), sqrt(2)), |lo| <= 2^-38 |hi|, relative error below
+// 2^-65; r_m is near 1 / m.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE void PowerLog(D d, V x, V& hi, V& lo, V& m, V& k, V& r_m) {
+HWY_INLINE void PowerLog(D d, V m, V k, V& hi, V& lo, V& r_m) {
   using C = PowerConstants;
-  const V two = hn::Set(d, 2);
-  LogReduce(d, x, m, k);
-  const V f = hn::Sub(m, hn::Set(d, 1));
-  V sum, sum_lo;
-  FastTwoSum(two, f, sum, sum_lo);
+  const V one = hn::Set(d, 1);
+  const V f = hn::Sub(m, one);
+  const V sum = hn::Add(m, one);
+  const V sum_lo = hn::Sub(m, hn::Sub(sum, one));
   // One division serves f / (2 + f) and 1 / m.
-  const V r = hn::Div(hn::Set(d, 1), hn::Mul(sum, m));
+  const V r = hn::Div(one, hn::Mul(sum, m));
   const V r_sum = hn::Mul(r, m);
   r_m = hn::Mul(r, sum);
   const V s = hn::Mul(f, r_sum);
@@ -61,7 +78,8 @@ HWY_INLINE void PowerLog(D d, V x, V& hi, V& lo, V& m, V& k, V& r_m) {
   V z, z_lo;
   TwoProd(d, s, s, z, z_lo);
   z_lo = hn::MulAdd(twice, s_lo, z_lo);
-  const V tail = Polynomial(d, C::kTail, z, hn::Mul(z, z));
+  const V z2 = hn::Mul(z, z);
+  const V tail = EstrinPolynomial(d, C::kTail, z, z2, hn::Mul(z2, z2));
   V t, t_lo, p, p_lo, q, q_lo, rest;
   TwoProd(d, z, tail, t, t_lo);
   t_lo = hn::Add(t_lo, hn::MulAdd(z_lo, tail, hn::Set(d, C::kTwoThirdsLo)));
@@ -71,99 +89,98 @@ HWY_INLINE void PowerLog(D d, V x, V& hi, V& lo, V& m, V& k, V& r_m) {
   p_lo = hn::MulAdd(z, t_lo, hn::MulAdd(z_lo, t, p_lo));
   TwoProd(d, s, p, q, q_lo);
   q_lo = hn::MulAdd(s, p_lo, hn::MulAdd(s_lo, p, q_lo));
-  V log_m, log_m_lo, rest_k;
+  V log_m, rest_k;
   FastTwoSum(twice, q, log_m, rest);
-  log_m_lo = hn::Add(rest, hn::MulAdd(two, s_lo, q_lo));
+  const V log_m_lo = hn::Add(rest, hn::MulAdd(hn::Set(d, 2), s_lo, q_lo));
   FastTwoSum(hn::Mul(k, hn::Set(d, C::kLn2Hi)), log_m, hi, rest_k);
   lo = hn::Add(rest_k, hn::MulAdd(k, hn::Set(d, C::kLn2Lo), log_m_lo));
 }
 
-// exp(x + x_lo) = (p_hi + p_lo) * 2^k as ExpCore<true> has it, for a wider range.
+// exp(x + x_lo) = (p + rest) * 2^k, p in about [0.7, 1.42], |rest| <= ulp(p) / 2, to a relative
+// 2^-57, for |x| <= kMaxSlope and |x_lo| <= 2^-27.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE void PowerExp(D d, V x, V x_lo, V& p_hi, V& p_lo, V& k) {
+HWY_INLINE void PowerExp(D d, V x, V x_lo, V& p, V& rest, V& k) {
   using C = PowerConstants;
   using E = ExpConstants<double>;
   const V rounder = hn::Set(d, FormatOf<D>::kRounder);
   k = hn::Sub(hn::MulAdd(x, hn::Set(d, E::kLog2E), rounder), rounder);
-  const V r_hi = hn::NegMulAdd(k, hn::Set(d, C::kLn2Hi), x);  // exact
+  const V r = hn::NegMulAdd(k, hn::Set(d, C::kLn2Hi), x);  // exact
   const V r_lo = hn::NegMulAdd(k, hn::Set(d, C::kLn2Lo), x_lo);
-  V r, dropped, rest, more;
-  FastTwoSum(r_hi, r_lo, r, dropped);
   const V r2 = hn::Mul(r, r);
-  FastTwoSum(hn::Set(d, 1), r, p_hi, rest);
-  FastTwoSum(p_hi, hn::Mul(r2, hn::Set(d, 0.5)), p_hi, more);
-  const V tail = hn::MulAdd(hn::Mul(r, r2), Polynomial(d, E::kSharpTail, r, r2),
-                            hn::MulAdd(dropped, r, dropped));
-  p_lo = hn::Add(hn::Add(rest, more), tail);
+  const V r4 = hn::Mul(r2, r2);
+  V hi, from_r, from_r2;
+  FastTwoSum(hn::Set(d, 1), r, hi, from_r);
+  FastTwoSum(hi, hn::Mul(r2, hn::Set(d, 0.5)), hi, from_r2);
+  const V tail = hn::Mul(hn::Mul(r, r2), EstrinPolynomial(d, E::kSharpTail, r, r2, r4));
+  // exp(r + r_lo) = exp(r) + exp(r) r_lo
+  const V lo = hn::MulAdd(hn::Add(hi, tail), r_lo, hn::Add(hn::Add(from_r, from_r2), tail));
+  FastTwoSum(hi, lo, p, rest);
 }
 
-// 2^k as a product of two, for any v within 2^+-140 times the first is exact, unless v * 2^k is 0.
+// 2^k as a product of two: for any v within 2^+-140 the first multiplies exactly, unless v * 2^k
+// is 0. For |k| up to 1220.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void TwoPowers(D d, V k, V& first, V& second) {
-  constexpr double kLimit = 1220;
-  k = hn::Max(hn::Min(k, hn::Set(d, kLimit)), hn::Set(d, -kLimit));
-  const V offset = hn::CopySign(hn::Set(d, 200), hn::Neg(k));
-  first = PowerOfTwo(d, k, offset);
+  first = PowerOfTwo(d, k, hn::CopySign(hn::Set(d, 200), hn::Neg(k)));
   second = hn::IfNegativeThenElse(k, hn::Set(d, 0x1p-200), hn::Set(d, 0x1p200));
 }
 
-// a^b and its derivatives for finite a > 0 and kMinExponent <= |b| <= kMaxExponent; y and db for
-// smaller |b|, too, and all three for any b in float32.
+// a^b and its derivatives by a and by b, for ordinary operands: finite a = m * 2^k_a > 0,
+// kMinExponent <= |b| <= kMaxExponent, |x| <= kMax, where x = b log(a).
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE void PowerOrdinary(D d, V a, V b, V& y, V& da, V& db) {
-  using C = PowerConstants;
-  using E = ExpConstants<double>;
-  const V one = hn::Set(d, 1);
-  if constexpr (kForFloat32<D>) {
-    V m, k;
-    LogReduce(d, a, m, k);
-    const V sum = hn::Add(m, one);
-    const V r = hn::Div(one, hn::Mul(sum, a));
-    const V r_a = hn::Mul(r, sum);
-    const V s = hn::Mul(hn::Sub(m, one), hn::Mul(r, a));
-    const V z = hn::Mul(s, s);
-    const V tail = Polynomial(d, LogConstants<double>::kShortTail, z, hn::Mul(z, z));
-    const V log_m = hn::MulAdd(hn::Mul(s, z), tail, hn::Add(s, s));
-    const V log = hn::MulAdd(k, hn::Set(d, C::kLn2Hi + C::kLn2Lo), log_m);
-    const V x = AtLeast(d, -C::kShortMax, AtMost(d, C::kShortMax, hn::Mul(b, log)));
-    const V rounder = hn::Set(d, FormatOf<D>::kRounder);
-    const V n = hn::Sub(hn::MulAdd(x, hn::Set(d, E::kLog2E), rounder), rounder);
-    const V t = hn::NegMulAdd(n, hn::Set(d, C::kLn2Hi + C::kLn2Lo), x);
-    const V t2 = hn::Mul(t, t);
-    const V exp = hn::MulAdd(t2, Polynomial(d, C::kShortTail, t, t2), hn::Add(one, t));
-    y = hn::Mul(exp, PowerOfTwo(d, n, hn::Zero(d)));
-    da = hn::Mul(hn::Mul(y, r_a), b);
-    db = hn::Mul(y, log);
-  } else {
-    V log_hi, log_lo, m, k_a, r_m, x, x_lo, p_hi, p_lo, k, first, second;
-    PowerLog(d, a, log_hi, log_lo, m, k_a, r_m);
-    TwoProd(d, b, log_hi, x, x_lo);
-    x_lo = hn::MulAdd(b, log_lo, x_lo);
-    const V max = hn::Set(d, C::kMax);
-    x_lo = hn::IfThenElseZero(hn::Lt(hn::Abs(x), max), x_lo);
-    x = hn::Max(hn::Min(x, max), hn::Neg(max));
-    PowerExp(d, x, x_lo, p_hi, p_lo, k);
+HWY_INLINE void PowerOrdinary(D d, V m, V k_a, V b, V& y, V& da, V& db, V& x, V& log) {
+  V log_lo, r_m, x_lo, p, rest, k, first, second;
+  PowerLog(d, m, k_a, log, log_lo, r_m);
+  TwoProd(d, b, log, x, x_lo);
+  x_lo = hn::MulAdd(b, log_lo, x_lo);
+  PowerExp(d, x, x_lo, p, rest, k);
 
-    V p, rest;
-    FastTwoSum(p_hi, p_lo, p, rest);
-    TwoPowers(d, k, first, second);
-    y = hn::Mul(hn::Mul(p, first), second);
-    const V with_log = hn::MulAdd(p, log_hi, hn::MulAdd(p, log_lo, hn::Mul(rest, log_hi)));
-    db = hn::Mul(hn::Mul(with_log, first), second);
+  TwoPowers(d, k, first, second);
+  y = hn::Mul(hn::Mul(p, first), second);
+  const V with_log = hn::MulAdd(p, log, hn::MulAdd(p, log_lo, hn::Mul(rest, log)));
+  db = hn::Mul(hn::Mul(with_log, first), second);
 
-    // a^b / a = (quotient + rest) * 2^(k - k_a)
-    const V quotient = hn::Mul(p, r_m);
-    rest = hn::Mul(r_m, hn::Add(Residual(d, quotient, m, p), rest));
-    TwoPowers(d, hn::Sub(k, k_a), first, second);
-    const V slope = hn::MulAdd(quotient, b, hn::Mul(rest, b));
-    da = hn::Mul(hn::Mul(slope, first), second);
-  }
+  // a^b / a = (quotient + quotient_lo) * 2^(k - k_a)
+  const V quotient = hn::Mul(p, r_m);
+  const V quotient_lo = hn::Mul(r_m, hn::Add(Residual(d, quotient, m, p), rest));
+  const V limit = hn::Set(d, 1220);
+  const V k_slope = hn::Max(hn::Min(hn::Sub(k, k_a), limit), hn::Neg(limit));
+  TwoPowers(d, k_slope, first, second);
+  const V slope = hn::MulAdd(quotient, b, hn::Mul(quotient_lo, b));
+  da = hn::Mul(hn::Mul(slope, first), second);
 }
 
-// What Power has for ordinary lanes, mended for the others: zeros, infinities, NaN, negative bases
-// and extreme exponents.
+// The same for float32, with any finite b.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE void PowerSpecial(D d, V a, V b, V& y, V& da, V& db) {
+HWY_INLINE void PowerForFloat32(D d, V a, V b, V& y, V& da, V& db, V& x, V& log) {
+  using C = PowerConstants;
+  const V one = hn::Set(d, 1);
+  const V ln2 = hn::Set(d, C::kLn2Hi + C::kLn2Lo);
+  V m, k;
+  LogReduce(d, a, m, k);
+  const V sum = hn::Add(m, one);
+  const V r = hn::Div(one, hn::Mul(sum, a));  // for f / (2 + f) and 1 / a
+  const V s = hn::Mul(hn::Sub(m, one), hn::Mul(r, a));
+  const V z = hn::Mul(s, s);
+  const V z2 = hn::Mul(z, z);
+  const V log_tail = Polynomial(d, LogConstants<double>::kShortTail, z, z2);
+  log = hn::MulAdd(k, ln2, hn::MulAdd(hn::Mul(s, z), log_tail, hn::Add(s, s)));
+
+  x = hn::Mul(b, log);
+  const V rounder = hn::Set(d, FormatOf<D>::kRounder);
+  const V n = hn::Sub(hn::MulAdd(x, hn::Set(d, ExpConstants<double>::kLog2E), rounder), rounder);
+  const V t = hn::NegMulAdd(n, ln2, x);
+  const V t2 = hn::Mul(t, t);
+  const V exp = hn::MulAdd(t2, Polynomial(d, C::kShortTail, t, t2), hn::Add(one, t));
+  y = hn::Mul(exp, PowerOfTwo(d, n, hn::Zero(d)));
+  da = hn::Mul(hn::Mul(y, hn::Mul(r, sum)), b);
+  db = hn::Mul(y, log);
+}
+
+// Mends the results where operands are not ordinary: zeros, infinities, NaN, negative bases, tiny
+// exponents, results out of range.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void PowerSpecial(D d, V a, V b, V x, V log, V& y, V& da, V& db) {
   using C = PowerConstants;
   const V zero = hn::Zero(d);
   const V one = hn::Set(d, 1);
@@ -171,25 +188,40 @@ HWY_INLINE void PowerSpecial(D d, V a, V b, V& y, V& da, V& db) {
   const V nan = hn::NaN(d);
   const V abs_a = hn::Abs(a);
   const V abs_b = hn::Abs(b);
+  const V abs_x = hn::Abs(x);
   const auto a_zero = hn::Eq(a, zero);
   const auto a_end = hn::Or(a_zero, hn::Eq(abs_a, inf));
+  const auto a_unit = hn::Eq(abs_a, one);
   const auto b_zero = hn::Eq(b, zero);
 
-  // Exponents that PowerOrdinary could not take as they are.
+  // Out of range.
+  const auto growing = hn::Gt(x, zero);
+  const V scale = hn::IfThenElseZero(growing, inf);
+  const V da_out = hn::IfThenElse(growing, hn::Mul(b, inf), hn::CopySign(zero, b));
+  constexpr double kMax = kForFloat32<D> ? C::kMaxForFloat32 : C::kMax;
+  constexpr double kMaxSlope = kForFloat32<D> ? C::kMaxForFloat32 : C::kMaxSlope;
+  const auto out = hn::Gt(abs_x, hn::Set(d, kMax));
+  y = hn::IfThenElse(out, scale, y);
+  db = hn::IfThenElse(out, hn::Mul(log, scale), db);
+  da = hn::IfThenElse(hn::Gt(abs_x, hn::Set(d, kMaxSlope)), da_out, da);
   if constexpr (!kForFloat32<D>) {
     da = hn::IfThenElse(hn::Lt(abs_b, hn::Set(d, C::kMinExponent)), hn::Div(b, abs_a), da);
   }
-  da = hn::IfThenElse(hn::Eq(abs_a, one), b, da);
+  // |a| = 1 with any b: x may have been 0 * inf.
+  y = hn::IfThenElse(a_unit, one, y);
+  da = hn::IfThenElse(a_unit, b, da);
+  db = hn::IfThenZeroElse(a_unit, db);
 
   // |a| = 0 and infinity, where a^b is 1, 0 or infinity.
-  const V log = hn::IfThenElse(a_zero, hn::Neg(inf), abs_a);
-  const V x = hn::Mul(b, log);
-  const V x_slope = hn::Mul(hn::Sub(b, one), log);
-  const V y_end = hn::IfThenElse(hn::Gt(x, zero), inf, hn::IfThenZeroElse(hn::Lt(x, zero), one));
+  const V log_end = hn::IfThenElse(a_zero, hn::Neg(inf), abs_a);
+  const V x_end = hn::Mul(b, log_end);
+  const V x_slope = hn::Mul(hn::Sub(b, one), log_end);
+  const V y_end =
+      hn::IfThenElse(hn::Gt(x_end, zero), inf, hn::IfThenZeroElse(hn::Lt(x_end, zero), one));
   const V da_end = hn::IfThenElse(hn::Gt(x_slope, zero), hn::Mul(b, inf),
                                   hn::IfThenElse(hn::Lt(x_slope, zero), hn::CopySign(zero, b), b));
-  const V db_end = hn::IfThenElse(hn::Lt(b, zero), hn::IfThenElseZero(a_zero, log),
-                                  hn::IfThenZeroElse(a_zero, log));
+  const V db_end = hn::IfThenElse(hn::Lt(b, zero), hn::IfThenElseZero(a_zero, log_end),
+                                  hn::IfThenZeroElse(a_zero, log_end));
   y = hn::IfThenElse(a_end, y_end, y);
   da = hn::IfThenElse(a_end, da_end, da);
   db = hn::IfThenElse(a_end, db_end, db);
@@ -222,14 +254,25 @@ HWY_INLINE void PowerSpecial(D d, V a, V b, V& y, V& da, V& db) {
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void Power(D d, V a, V b, V& y, V& da, V& db) {
   using C = PowerConstants;
-  const V abs_b = hn::Abs(b);
-  const V max = hn::Set(d, C::kMaxExponent);
-  PowerOrdinary(d, hn::Abs(a), hn::CopySign(hn::Min(abs_b, max), b), y, da, db);
+  const V abs_a = hn::Abs(a);
   const auto ordinary_a = hn::And(hn::Gt(a, hn::Zero(d)), hn::Lt(a, Infinity(d)));
-  const auto ordinary_b = hn::And(hn::Ge(abs_b, hn::Set(d, C::kMinExponent)), hn::Le(abs_b, max));
-  if (HWY_UNLIKELY(!hn::AllTrue(d, hn::And(ordinary_a, ordinary_b)))) {
-    PowerSpecial(d, a, b, y, da, db);  // leaves ordinary lanes as they are
+  V x, log;
+  if constexpr (kForFloat32<D>) {
+    PowerForFloat32(d, abs_a, b, y, da, db, x, log);
+    // Also false for NaN.
+    const auto ordinary_x = hn::Le(hn::Abs(x), hn::Set(d, C::kMaxForFloat32));
+    if (HWY_LIKELY(hn::AllTrue(d, hn::And(ordinary_a, ordinary_x)))) return;
+  } else {
+    V m, k;
+    LogReduce(d, abs_a, m, k);
+    PowerOrdinary(d, m, k, b, y, da, db, x, log);
+    const auto ordinary_x = hn::Le(hn::Abs(x), hn::Set(d, C::kMax));
+    const V abs_b = hn::Abs(b);
+    const auto ordinary_b = hn::And(hn::Ge(abs_b, hn::Set(d, C::kMinExponent)),
+                                    hn::Le(abs_b, hn::Set(d, C::kMaxExponent)));
+    if (HWY_LIKELY(hn::AllTrue(d, hn::And(ordinary_a, hn::And(ordinary_b, ordinary_x))))) return;
   }
+  PowerSpecial(d, a, b, x, log, y, da, db);  // leaves ordinary lanes as they are
 }
 
 }  // namespace HWY_NAMESPACE
