@@ -47,8 +47,8 @@ struct LogConstants<double> {
   static constexpr uint64_t kSqrtHalf = 0x3FE6A09E667F3BCD;
 };
 
-// x = m * 2^k, m in [sqrt(1/2), sqrt(2)), for finite x > 0.
-template <class D, class V = hn::Vec<D>>
+// x = m * 2^k, m in [sqrt(1/2), sqrt(2)), for finite x > 0; kNormal: no x is subnormal.
+template <bool kNormal = false, class D, class V = hn::Vec<D>>
 HWY_INLINE void LogReduce(D d, V x, V& m, V& k) {
   using T = hn::TFromD<D>;
   using Format = FormatOf<D>;
@@ -58,7 +58,7 @@ HWY_INLINE void LogReduce(D d, V x, V& m, V& k) {
   const hn::RebindToUnsigned<D> du;
   const T kOffset = static_cast<T>(Bits{1} << kShift) + static_cast<T>(Format::kExponentBias);
   V offset = hn::Set(d, kOffset);
-  if constexpr (!kForFloat32<D>) {
+  if constexpr (!kNormal && !kForFloat32<D>) {
     const auto subnormal = hn::Lt(x, hn::Set(d, Format::kMinNormal));
     x = hn::IfThenElse(subnormal, hn::Mul(x, hn::Set(d, C::kRaiseFactor)), x);
     offset = hn::IfThenElse(subnormal, hn::Set(d, kOffset + C::kRaise), offset);
@@ -131,7 +131,7 @@ HWY_INLINE void LogCore(D d, V v_hi, V v_lo, V& hi, V& lo) {
   using C = LogConstants<hn::TFromD<D>>;
   const V one = hn::Set(d, 1);
   V m, k;
-  LogReduce(d, v_hi, m, k);
+  LogReduce<true>(d, v_hi, m, k);
   if constexpr (kForFloat32<D>) {
     const V f = hn::MulAdd(v_lo, PowerOfTwo(d, hn::Neg(k), hn::Zero(d)), hn::Sub(m, one));
     hi = hn::MulAdd(k, hn::Set(d, C::kLn2Hi + C::kLn2Lo), hn::Sub(f, LogDeficit(d, f)));

@@ -264,7 +264,11 @@ HWY_INLINE void Power(D d, V a, V b, V& y, V& da, V& db) {
     if (HWY_LIKELY(hn::AllTrue(d, hn::And(ordinary_a, ordinary_x)))) return;
   } else {
     V m, k;
-    LogReduce(d, abs_a, m, k);
+    if (HWY_LIKELY(hn::AllTrue(d, hn::Ge(abs_a, hn::Set(d, FormatOf<D>::kMinNormal))))) {
+      LogReduce<true>(d, abs_a, m, k);
+    } else {
+      LogReduce(d, abs_a, m, k);
+    }
     PowerOrdinary(d, m, k, b, y, da, db, x, log);
     const auto ordinary_x = hn::Le(hn::Abs(x), hn::Set(d, C::kMax));
     const V abs_b = hn::Abs(b);
