@@ -177,10 +177,10 @@ HWY_INLINE void PowerForFloat32(D d, V a, V b, V& y, V& da, V& db, V& x, V& log)
   db = hn::Mul(y, log);
 }
 
-// Mends the results where operands are not ordinary: zeros, infinities, NaN, negative bases, tiny
-// exponents, results out of range.
+// Mends the results where magnitudes are not ordinary: zeros, infinities, NaN, tiny exponents,
+// results out of range.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE void PowerSpecial(D d, V a, V b, V x, V log, V& y, V& da, V& db) {
+HWY_INLINE void PowerEnds(D d, V a, V b, V x, V log, V& y, V& da, V& db) {
   using C = PowerConstants;
   const V zero = hn::Zero(d);
   const V one = hn::Set(d, 1);
@@ -192,7 +192,6 @@ HWY_INLINE void PowerSpecial(D d, V a, V b, V x, V log, V& y, V& da, V& db) {
   const auto a_zero = hn::Eq(a, zero);
   const auto a_end = hn::Or(a_zero, hn::Eq(abs_a, inf));
   const auto a_unit = hn::Eq(abs_a, one);
-  const auto b_zero = hn::Eq(b, zero);
 
   // Out of range.
   const auto growing = hn::Gt(x, zero);
@@ -224,30 +223,40 @@ HWY_INLINE void PowerSpecial(D d, V a, V b, V x, V log, V& y, V& da, V& db) {
                                   hn::IfThenZeroElse(a_zero, log_end));
   y = hn::IfThenElse(a_end, y_end, y);
   da = hn::IfThenElse(a_end, da_end, da);
+  da = hn::IfThenZeroElse(hn::Eq(hn::Add(abs_a, abs_b), zero), da);
   db = hn::IfThenElse(a_end, db_end, db);
 
-  // Signs; a negative base has powers with integral exponents only.
+  // NaN, unless the other operand makes a^b constant.
+  const V sum = hn::Add(abs_a, abs_b);
+  const auto numbers = hn::Eq(sum, sum);
+  y = hn::IfThenElse(numbers, y, nan);
+  y = hn::IfThenElse(hn::Or(hn::Eq(b, zero), hn::Eq(a, one)), one, y);
+  da = hn::IfThenElse(numbers, da, nan);
+  db = hn::IfThenElse(numbers, db, nan);
+}
+
+// Gives the results of |a| the signs of a's; a negative base has powers with integral exponents
+// only.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void PowerSigns(D d, V a, V b, V& y, V& da, V& db) {
+  const V inf = Infinity(d);
+  const V nan = hn::NaN(d);
+  const V abs_a = hn::Abs(a);
+  const V abs_b = hn::Abs(b);
   const auto integral = hn::Eq(hn::Round(b), b);
   const V half = hn::Mul(b, hn::Set(d, 0.5));
   const auto even = hn::And(integral, hn::Eq(hn::Round(half), half));
   const auto finite_b = hn::Lt(abs_b, inf);
+  const auto negative = hn::Lt(a, hn::Zero(d));
   const V sign = hn::And(a, hn::SignBit(d));
-  const auto negative = hn::Lt(a, zero);
   y = hn::Xor(y, hn::IfThenElseZero(integral, hn::IfThenZeroElse(even, sign)));
-  da = hn::Xor(da, hn::IfThenElseZero(hn::And(even, finite_b), sign));
+  // (0, 0) has a slope of +0 whatever its signs.
+  const auto flip = hn::AndNot(hn::Eq(hn::Add(abs_a, abs_b), hn::Zero(d)), even);
+  da = hn::Xor(da, hn::IfThenElseZero(hn::And(flip, finite_b), sign));
   const auto root = hn::AndNot(integral, negative);
-  y = hn::IfThenElse(hn::AndNot(a_end, root), nan, y);
+  y = hn::IfThenElse(hn::And(root, hn::Lt(abs_a, inf)), nan, y);
   da = hn::IfThenElse(hn::Or(root, hn::AndNot(finite_b, negative)), nan, da);
   db = hn::IfThenElse(negative, nan, db);
-
-  // (0, 0), constants in one operand, and NaN.
-  da = hn::IfThenZeroElse(hn::And(a_zero, b_zero), da);
-  const V sum = hn::Add(abs_a, abs_b);
-  const auto numbers = hn::Eq(sum, sum);
-  y = hn::IfThenElse(numbers, y, nan);
-  y = hn::IfThenElse(hn::Or(b_zero, hn::Eq(a, one)), one, y);
-  da = hn::IfThenElse(numbers, da, nan);
-  db = hn::IfThenElse(numbers, db, nan);
 }
 
 // a^b, b a^(b-1) and a^b log(a), full range; double.
@@ -255,13 +264,13 @@ template <class D, class V = hn::Vec<D>>
 HWY_INLINE void Power(D d, V a, V b, V& y, V& da, V& db) {
   using C = PowerConstants;
   const V abs_a = hn::Abs(a);
-  const auto ordinary_a = hn::And(hn::Gt(a, hn::Zero(d)), hn::Lt(a, Infinity(d)));
   V x, log;
+  // Rare lanes have paths of their own, which leave the other lanes as they are.
+  auto ordinary = hn::And(hn::Gt(abs_a, hn::Zero(d)), hn::Lt(abs_a, Infinity(d)));
   if constexpr (kForFloat32<D>) {
     PowerForFloat32(d, abs_a, b, y, da, db, x, log);
     // Also false for NaN.
-    const auto ordinary_x = hn::Le(hn::Abs(x), hn::Set(d, C::kMaxForFloat32));
-    if (HWY_LIKELY(hn::AllTrue(d, hn::And(ordinary_a, ordinary_x)))) return;
+    ordinary = hn::And(ordinary, hn::Le(hn::Abs(x), hn::Set(d, C::kMaxForFloat32)));
   } else {
     V m, k;
     if (HWY_LIKELY(hn::AllTrue(d, hn::Ge(abs_a, hn::Set(d, FormatOf<D>::kMinNormal))))) {
@@ -270,13 +279,13 @@ HWY_INLINE void Power(D d, V a, V b, V& y, V& da, V& db) {
       LogReduce(d, abs_a, m, k);
     }
     PowerOrdinary(d, m, k, b, y, da, db, x, log);
-    const auto ordinary_x = hn::Le(hn::Abs(x), hn::Set(d, C::kMax));
     const V abs_b = hn::Abs(b);
-    const auto ordinary_b = hn::And(hn::Ge(abs_b, hn::Set(d, C::kMinExponent)),
-                                    hn::Le(abs_b, hn::Set(d, C::kMaxExponent)));
-    if (HWY_LIKELY(hn::AllTrue(d, hn::And(ordinary_a, hn::And(ordinary_b, ordinary_x))))) return;
+    ordinary = hn::And(ordinary, hn::Le(hn::Abs(x), hn::Set(d, C::kMax)));
+    ordinary = hn::And(ordinary, hn::And(hn::Ge(abs_b, hn::Set(d, C::kMinExponent)),
+                                         hn::Le(abs_b, hn::Set(d, C::kMaxExponent))));
   }
-  PowerSpecial(d, a, b, x, log, y, da, db);  // leaves ordinary lanes as they are
+  if (HWY_UNLIKELY(!hn::AllTrue(d, ordinary))) PowerEnds(d, a, b, x, log, y, da, db);
+  if (HWY_UNLIKELY(!hn::AllTrue(d, hn::Gt(a, hn::Zero(d))))) PowerSigns(d, a, b, y, da, db);
 }
 
 }  // namespace HWY_NAMESPACE
