@@ -1,4 +1,4 @@
-// sqrt, divide and softsign: derivatives that one residual step rounds correctly, almost.
+// Roots, reciprocals and the like: what one residual step rounds correctly, almost.
 #if defined(PULLBACK_CPP_MATH_ROOTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef PULLBACK_CPP_MATH_ROOTS_INL_H_
 #undef PULLBACK_CPP_MATH_ROOTS_INL_H_
@@ -94,19 +94,88 @@ HWY_INLINE void Frexp(D d, V v, V& mantissa, V& exponent) {
   using C = RootConstants<T>;
   constexpr int kShift = Format::kMantissaBits;
   const hn::RebindToUnsigned<D> du;
-  const auto subnormal = hn::Lt(hn::Abs(v), hn::Set(d, Format::kMinNormal));
-  v = hn::IfThenElse(subnormal, hn::Mul(v, hn::Set(d, C::kNormalise)), v);
+  constexpr T kTwoToShift = static_cast<T>(Bits{1} << kShift);
+  constexpr T kOffset = kTwoToShift + static_cast<T>(Format::kExponentBias);
+  V offset = hn::Set(d, kOffset);
+  if constexpr (!kForFloat32<D>) {
+    const auto subnormal = hn::Lt(hn::Abs(v), hn::Set(d, Format::kMinNormal));
+    v = hn::IfThenElse(subnormal, hn::Mul(v, hn::Set(d, C::kNormalise)), v);
+    offset = hn::IfThenElse(subnormal, hn::Set(d, kOffset + C::kNormaliseExponent), offset);
+  }
   const auto exponent_mask =
       hn::Set(du, static_cast<Bits>(static_cast<Bits>(2 * Format::kExponentBias + 1) << kShift));
   const auto bits = hn::BitCast(du, v);
   mantissa =
       hn::BitCast(d, hn::Or(hn::AndNot(exponent_mask, bits), hn::BitCast(du, hn::Set(d, 1))));
-  constexpr T kTwoToShift = static_cast<T>(Bits{1} << kShift);
   const V biased = hn::BitCast(d, hn::Or(hn::ShiftRight<kShift>(hn::And(bits, exponent_mask)),
                                          hn::BitCast(du, hn::Set(d, kTwoToShift))));
-  const T kOffset = kTwoToShift + static_cast<T>(Format::kExponentBias);
-  exponent = hn::Sub(biased, hn::IfThenElse(subnormal, hn::Set(d, kOffset + C::kNormaliseExponent),
-                                            hn::Set(d, kOffset)));
+  exponent = hn::Sub(biased, offset);
+}
+
+struct CbrtConstants {
+  // x^(-1/3) on [1, 2], from coefficients.sollya.
+  static constexpr double kStart[] = {0x1.ab85904419654p0, -0x1.2c41e23e5eb7dp0,
+                                      0x1.6416505a6e46ap-1, -0x1.c51861064401ep-3,
+                                      0x1.d46f7d3355354p-6};
+  // ((1 - e)^(-2/3) - 1) / e
+  static constexpr double kStep[] = {0x1.5555555555555p-1, 0x1.1c71c71c71c72p-1,
+                                     0x1.f9add3c0ca458p-2, 0x1.cf8a021b64151p-2};
+  static constexpr double kShortStep[] = {0x1.5555555555555p-1, 0x1.1c71c71c71c72p-1};
+  static constexpr double kThird = 0x1.5555555555555p-2;
+  static constexpr double kThirdLo = 0x1.5555555555555p-56;
+  static constexpr double kCbrt2 = 0x1.428a2f98d728bp0;
+  static constexpr double kCbrtHalf = 0x1.965fea53d6e3dp-1;
+};
+
+// The real cube root and 1 / (3 x^(2/3)), full range; double. No division: w, near n^(-1/3), leaves
+// e = 1 - n w^3, and n^(-2/3) is w^2 (1 - e)^(-2/3).
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Cbrt(D d, V x, V& y, V& dy) {
+  using C = CbrtConstants;
+  const V one = hn::Set(d, 1);
+  const V abs = hn::Abs(x);
+  V m, k;
+  Frexp(d, abs, m, k);
+  // x = n * 2^(3q), n = m * 2^rest, rest one of -1, 0, 1
+  const V rounder = hn::Set(d, FormatOf<D>::kRounder);
+  const V q = hn::Sub(hn::MulAdd(k, hn::Set(d, C::kThird), rounder), rounder);
+  const V rest = hn::NegMulAdd(q, hn::Set(d, 3), k);
+  const auto low = hn::Lt(rest, hn::Zero(d));
+  const auto high = hn::Gt(rest, hn::Zero(d));
+  const V n =
+      hn::IfThenElse(low, hn::Mul(m, hn::Set(d, 0.5)), hn::IfThenElse(high, hn::Add(m, m), m));
+  const V start = hn::IfThenElse(low, hn::Set(d, C::kCbrt2),
+                                 hn::IfThenElse(high, hn::Set(d, C::kCbrtHalf), one));
+  const V w = hn::Mul(start, Polynomial(d, C::kStart, m, hn::Mul(m, m)));
+
+  V root, slope;
+  if constexpr (kForFloat32<D>) {
+    const V w2 = hn::Mul(w, w);
+    const V e = hn::NegMulAdd(hn::Mul(n, w), w2, one);
+    const V power = hn::MulAdd(w2, hn::Mul(e, Polynomial(d, C::kShortStep, e, e)), w2);
+    root = hn::Mul(n, power);
+    slope = hn::Mul(power, hn::Set(d, C::kThird));
+  } else {
+    V w2, w2_lo, nw, nw_lo;
+    TwoProd(d, w, w, w2, w2_lo);
+    TwoProd(d, n, w, nw, nw_lo);
+    const V e = hn::Sub(Residual(d, nw, w2, one), hn::MulAdd(nw_lo, w2, hn::Mul(nw, w2_lo)));
+    const V step = hn::Mul(e, Polynomial(d, C::kStep, e, hn::Mul(e, e)));
+    const V correction = hn::MulAdd(w2, step, w2_lo);
+    const V third = hn::Set(d, C::kThird);
+    root = hn::MulAdd(n, w2, hn::Mul(n, correction));
+    slope =
+        hn::MulAdd(w2, third, hn::MulAdd(correction, third, hn::Mul(w2, hn::Set(d, C::kThirdLo))));
+  }
+  y = hn::Mul(root, PowerOfTwo(d, q, hn::Zero(d)));
+  dy = hn::Mul(slope, PowerOfTwo(d, hn::Mul(q, hn::Set(d, -2)), hn::Zero(d)));
+
+  const V inf = Infinity(d);
+  const auto zero = hn::Eq(x, hn::Zero(d));
+  const auto finite = hn::Lt(abs, inf);
+  y = hn::CopySign(hn::IfThenElse(finite, hn::IfThenZeroElse(zero, y), abs), x);
+  const V zero_or_nan = hn::IfThenZeroElse(hn::Eq(abs, inf), abs);
+  dy = hn::IfThenElse(finite, hn::IfThenElse(zero, inf, dy), zero_or_nan);
 }
 
 // 1/b and -a/b^2, full range; zeros, infinities and NaN as in -(a/b)/b.

@@ -9,6 +9,8 @@
 #include <hwy/highway.h>
 
 #include "math/exp-inl.h"
+#include "math/log-inl.h"
+#include "math/power-inl.h"
 #include "math/roots-inl.h"
 #include "math/softplus-inl.h"
 #include "ops/row.h"
@@ -56,6 +58,9 @@ PB_BINARY_MASKED(leaky_relu) {
   da = hn::IfThenElse(active, hn::Set(d, 1), hn::IfThenElse(hn::Eq(a, a), b, a));
   db = hn::IfThenZeroElse(active, a);
 }
+PB_BINARY_WIDE(power) { Power(d, a, b, y, da, db); }
+
+PB_BINARY_WIDE(xlogy) { Xlogy(d, a, b, y, da, db); }
 
 PB_BINARY_MASKED(greater) {
   y = hn::IfThenElseZero(hn::Gt(a, b), hn::Set(d, 1));

@@ -8,6 +8,7 @@
 
 #include <hwy/highway.h>
 
+#include "math/arc_hyperbolic-inl.h"
 #include "math/exp-inl.h"
 #include "math/gates-inl.h"
 #include "math/hyperbolic-inl.h"
@@ -97,6 +98,12 @@ PB_UNARY(expm1) { Expm1(d, x, y, dy); }
 
 PB_UNARY(log) { Log(d, x, y, dy); }
 
+PB_UNARY_WIDE(log2) { LogToBase<Base2>(d, x, y, dy); }
+
+PB_UNARY_WIDE(log10) { LogToBase<Base10>(d, x, y, dy); }
+
+PB_UNARY_WIDE(log1p) { Log1p(d, x, y, dy); }
+
 PB_UNARY(sigmoid) { Sigmoid(d, x, y, dy); }
 
 PB_UNARY(softplus) { Softplus(d, x, y, dy); }
@@ -120,6 +127,12 @@ PB_UNARY_WIDE(cosh) { SinhCosh(d, x, dy, y); }
 
 PB_UNARY(tanh) { Tanh(d, x, y, dy); }
 
+PB_UNARY_WIDE(arcsinh) { Arcsinh(d, x, y, dy); }
+
+PB_UNARY_WIDE(arccosh) { Arccosh(d, x, y, dy); }
+
+PB_UNARY_WIDE(arctanh) { Arctanh(d, x, y, dy); }
+
 PB_UNARY(sin) { SinCos(d, x, y, dy); }
 
 PB_UNARY(cos) {
@@ -134,6 +147,8 @@ PB_UNARY(square) {
 }
 
 PB_UNARY(sqrt) { Sqrt(d, x, y, dy); }
+
+PB_UNARY_WIDE(cbrt) { Cbrt(d, x, y, dy); }
 
 PB_UNARY_TABLE_END
 
