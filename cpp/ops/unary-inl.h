@@ -8,6 +8,7 @@
 
 #include <hwy/highway.h>
 
+#include "math/erf-inl.h"
 #include "math/exp-inl.h"
 #include "math/log-inl.h"
 #include "math/roots-inl.h"
@@ -53,6 +54,12 @@ PB_UNARY(log) { Log(d, x, y, dy); }
 PB_UNARY(sigmoid) { Sigmoid(d, x, y, dy); }
 
 PB_UNARY(tanh) { Tanh(d, x, y, dy); }
+
+PB_UNARY_WIDE(erf) { Erf(d, x, y, dy); }
+
+PB_UNARY_WIDE(erfc) { Erfc(d, x, y, dy); }
+
+PB_UNARY_WIDE(gelu) { Gelu(d, x, y, dy); }
 
 PB_UNARY(sin) { SinCos(d, x, y, dy); }
 
