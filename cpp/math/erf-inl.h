@@ -145,7 +145,9 @@ HWY_INLINE void GaussianTail(D d, V t, const GaussianCore<V>& c, const double (&
   const V u = hn::NegMulAdd(w, hn::Set(d, 8), one);
   const V u2 = hn::Mul(u, u);
   // The last two steps of Horner's scheme in twice the precision.
-  const V tail = hn::MulAdd(EverySecond<3>(d, factor, u2), u, EverySecond<2>(d, factor, u2));
+  // And the next one apart: even and odd powers cancel each other.
+  const V inner = hn::MulAdd(EverySecond<4>(d, factor, u2), u, EverySecond<3>(d, factor, u2));
+  const V tail = hn::MulAdd(inner, u, hn::Set(d, factor[2]));
   V m_hi, m_lo, f_hi, f_lo, product, rest;
   TwoSum(hn::Set(d, factor[1]), hn::Mul(u, tail), m_hi, m_lo);
   m_lo = hn::Add(m_lo, hn::Set(d, factor_lo[1]));
@@ -208,9 +210,11 @@ HWY_INLINE void Erf(D d, V x, V& y, V& dy) {
     const V v_rest = hn::Mul(hn::NegMulAdd(v, s_lo, Residual(d, v, s, t)), w);
     const V v2 = hn::Mul(v, v);
     V v_hi, v_lo;
-    const V tail = hn::NegMulAdd(
-        four, v_rest,
-        hn::MulAdd(v2, Polynomial(d, C::kErf, v, v2), hn::Set(d, C::kTwoOverSqrtPiLo)));
+    const V slope = hn::MulAdd(hn::MulAdd(hn::Set(d, -20), v, hn::Set(d, 14.5)), v,
+                               hn::Set(d, -4));  // dV/dv, roughly
+    const V tail =
+        hn::MulAdd(slope, v_rest,
+                   hn::MulAdd(v2, Polynomial(d, C::kErf, v, v2), hn::Set(d, C::kTwoOverSqrtPiLo)));
     FastTwoSum(factor, hn::Mul(hn::Set(d, -4), v), v_hi, v_lo);
     FastTwoSum(v_hi, hn::Add(v_lo, tail), v_hi, v_lo);
     V tv, tv_lo;
@@ -284,10 +288,14 @@ HWY_INLINE void Gelu(D d, V x, V& y, V& dy) {
     V from_root, from_root_lo;
     TwoDiff(hn::Set(d, C::kRootHi), t, from_root, from_root_lo);
     from_root_lo = hn::Add(from_root_lo, hn::Set(d, C::kRootLo));
-    const V q = Polynomial(d, C::kDerivative, z, hn::Mul(z, z));
-    V factor, factor_lo;
+    const V z2 = hn::Mul(z, z);
+    // The last steps of Horner's scheme one by one: even and odd powers cancel each other.
+    const V tail =
+        hn::MulAdd(EverySecond<2>(d, C::kDerivative, z2), z, EverySecond<1>(d, C::kDerivative, z2));
+    V q, q_lo, factor, factor_lo;
+    FastTwoSum(hn::Set(d, C::kDerivative[0]), hn::Mul(z, tail), q, q_lo);
     TwoProd(d, from_root, q, factor, factor_lo);
-    factor_lo = hn::MulAdd(from_root_lo, q, factor_lo);
+    factor_lo = hn::MulAdd(from_root_lo, q, hn::MulAdd(from_root, q_lo, factor_lo));
     const V slope_lo = hn::MulAdd(c.p_hi, factor_lo, hn::Mul(c.p_lo, factor));
     const V slope = hn::Mul(hn::Mul(hn::MulAdd(c.p_hi, factor, slope_lo), c.up), c.down);
     dy = hn::IfNegativeThenElse(x, slope, hn::Sub(one, slope));
