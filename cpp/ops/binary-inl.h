@@ -8,6 +8,7 @@
 
 #include <hwy/highway.h>
 
+#include "math/inverse_trig-inl.h"
 #include "math/roots-inl.h"
 #include "ops/row.h"
 
@@ -58,6 +59,10 @@ PB_BINARY(maximum) {
   da = hn::IfThenElse(first, one, hn::IfThenZeroElse(second, shared));
   db = hn::IfThenElse(second, one, hn::IfThenZeroElse(first, shared));
 }
+
+PB_BINARY_WIDE(hypot) { Hypot(d, a, b, y, da, db); }
+
+PB_BINARY_WIDE(arctan2) { Arctan2(d, a, b, y, da, db); }
 
 PB_BINARY_TABLE_END
 

@@ -10,6 +10,7 @@
 
 #include "math/erf-inl.h"
 #include "math/exp-inl.h"
+#include "math/inverse_trig-inl.h"
 #include "math/log-inl.h"
 #include "math/roots-inl.h"
 #include "math/sigmoid-inl.h"
@@ -68,6 +69,14 @@ PB_UNARY(cos) {
   SinCos(d, x, sin, y);
   dy = hn::Neg(sin);
 }
+
+PB_UNARY_WIDE(tan) { Tan(d, x, y, dy); }
+
+PB_UNARY_WIDE(arcsin) { Arcsin(d, x, y, dy); }
+
+PB_UNARY_WIDE(arccos) { Arccos(d, x, y, dy); }
+
+PB_UNARY_WIDE(arctan) { Arctan(d, x, y, dy); }
 
 PB_UNARY(square) {
   y = hn::Mul(x, x);
