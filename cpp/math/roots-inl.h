@@ -228,6 +228,104 @@ HWY_INLINE void Softsign(D d, V x, V& y, V& dy) {
   dy = hn::MulAdd(hn::Add(square, square), rho, square);
 }
 
+// 1 / sqrt(v + v_lo), |v_lo| <= ulp(v), where nothing in it under- or overflows; infinity at 0.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V ReciprocalRoot(D d, V v, V v_lo) {
+  const V one = hn::Set(d, 1);
+  const V root = hn::Sqrt(v);
+  const V r = hn::Div(one, root);
+  const V from_root = hn::Mul(hn::Mul(r, hn::Set(d, 0.5)), r);
+  const V missing = hn::Add(Residual(d, root, root, v), v_lo);
+  const V relative = hn::NegMulAdd(missing, from_root, Residual(d, r, root, one));
+  const V correction = hn::Mul(r, relative);
+  return hn::Add(r, hn::IfThenElseZero(hn::Eq(correction, correction), correction));
+}
+
+// (a^2 + b^2) scale^2 = hi + lo, where nothing in it under- or overflows. `scale` is a power of
+// two: `before` loses nothing of a or b, then `after` makes up for the rest.
+template <class V>
+struct SquaredLength {
+  V hi, lo;
+  V scale, before, after;  // before * after = scale
+};
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE SquaredLength<V> MakeSquaredLength(D d, V a, V b) {
+  SquaredLength<V> s;
+  const V one = hn::Set(d, 1);
+  s.scale = s.before = s.after = one;
+  s.lo = hn::Zero(d);
+  if constexpr (kForFloat32<D>) {
+    s.hi = hn::MulAdd(a, a, hn::Mul(b, b));
+  } else {
+    const V longer = hn::Max(hn::Abs(a), hn::Abs(b));
+    const V up = hn::Set(d, 0x1p600);
+    const V down = hn::Set(d, 0x1p-600);
+    const auto large = hn::Gt(longer, hn::Set(d, 0x1p450));
+    const auto small = hn::Lt(longer, hn::Set(d, 0x1p-450));
+    s.before = hn::IfThenElse(small, up, one);
+    s.after = hn::IfThenElse(large, down, one);
+    s.scale = hn::IfThenElse(large, down, s.before);
+    const V scaled_a = hn::Mul(a, s.scale);
+    const V scaled_b = hn::Mul(b, s.scale);
+    V a2, a2_lo, b2, b2_lo, rest;
+    TwoProd(d, scaled_a, scaled_a, a2, a2_lo);
+    TwoProd(d, scaled_b, scaled_b, b2, b2_lo);
+    TwoSum(a2, b2, s.hi, rest);
+    s.lo = hn::Add(rest, hn::Add(a2_lo, b2_lo));
+  }
+  return s;
+}
+
+// sqrt(a^2 + b^2) and its derivatives, full range.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Hypot(D d, V a, V b, V& y, V& da, V& db) {
+  const V one = hn::Set(d, 1);
+  const V zero = hn::Zero(d);
+  const V inf = Infinity(d);
+  const V abs_a = hn::Abs(a);
+  const V abs_b = hn::Abs(b);
+  const auto infinite_a = hn::Eq(abs_a, inf);
+  const auto infinite_b = hn::Eq(abs_b, inf);
+  const auto infinite = hn::Or(infinite_a, infinite_b);
+  const auto both_infinite = hn::And(infinite_a, infinite_b);
+
+  const SquaredLength<V> length = MakeSquaredLength(d, a, b);
+  const auto origin = hn::Eq(length.hi, zero);
+  const V root = hn::Sqrt(length.hi);
+  const V r = hn::Div(one, root);
+  if constexpr (kForFloat32<D>) {
+    y = root;
+    da = hn::Mul(a, r);
+    db = hn::Mul(b, r);
+  } else {
+    const V missing = hn::Add(Residual(d, root, root, length.hi), length.lo);
+    const V half_r = hn::Mul(r, hn::Set(d, 0.5));
+    y = hn::IfThenZeroElse(origin, hn::MulAdd(missing, half_r, root));
+    const auto small = hn::Gt(length.before, one);
+    const V up = hn::Set(d, 0x1p600);
+    y = hn::Mul(y, hn::IfThenElse(small, hn::Set(d, 0x1p-600),
+                                  hn::IfThenElse(hn::Lt(length.after, one), up, one)));
+    const V relative = hn::NegMulAdd(missing, hn::Mul(half_r, r), Residual(d, r, root, one));
+    const V da_raw = hn::Mul(hn::Mul(a, length.before), r);
+    const V db_raw = hn::Mul(hn::Mul(b, length.before), r);
+    // The sum turns a -0 into +0.
+    da = hn::CopySign(hn::Mul(hn::MulAdd(da_raw, relative, da_raw), length.after), a);
+    db = hn::CopySign(hn::Mul(hn::MulAdd(db_raw, relative, db_raw), length.after), b);
+  }
+  da = hn::IfThenZeroElse(origin, da);
+  db = hn::IfThenZeroElse(origin, db);
+  // The longer one wins; of two infinite ones, and beside NaN, neither.
+  y = hn::IfThenElse(infinite, inf, y);
+  da = hn::IfThenElse(infinite, hn::CopySign(hn::IfThenElseZero(infinite_a, one), a), da);
+  db = hn::IfThenElse(infinite, hn::CopySign(hn::IfThenElseZero(infinite_b, one), b), db);
+  const V nan = hn::Add(abs_a, abs_b);
+  // Not Ne, which some targets take to be false of NaN.
+  const auto undefined = hn::Or(both_infinite, hn::Not(hn::Eq(nan, nan)));
+  da = hn::IfThenElse(undefined, hn::NaN(d), da);
+  db = hn::IfThenElse(undefined, hn::NaN(d), db);
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace pullback
 HWY_AFTER_NAMESPACE();

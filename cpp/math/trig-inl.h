@@ -1,4 +1,4 @@
-// sin and cos of every finite argument: one reduction and two short polynomials.
+// sin, cos and tan of every finite argument: one reduction and two short polynomials.
 #if defined(PULLBACK_CPP_MATH_TRIG_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef PULLBACK_CPP_MATH_TRIG_INL_H_
 #undef PULLBACK_CPP_MATH_TRIG_INL_H_
@@ -291,6 +291,53 @@ HWY_INLINE void SinCos(D d, V x, V& sin, V& cos) {
   const V cos_flip = hn::BitCast(d, hn::ShiftLeft<kBits - 2>(hn::Add(quadrant, one)));
   sin = hn::Xor(sin_magnitude, hn::And(hn::Xor(sin_flip, x), sign_bit));
   cos = hn::Xor(cos_magnitude, hn::And(cos_flip, sign_bit));
+}
+
+// tan(x) and 1 / cos(x)^2, full range.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Tan(D d, V x, V& y, V& dy) {
+  using C = TrigConstants<double>;
+  const hn::RebindToUnsigned<D> du;
+  using VU = hn::Vec<decltype(du)>;
+  const V one = hn::Set(d, 1);
+  V r, r_lo;
+  VU quadrant;
+  TrigReduce(d, hn::Abs(x), r, r_lo, quadrant);
+
+  // As in SinCos, unrounded: next to a pole cos is all of r and r_lo.
+  const V z = hn::Mul(r, r);
+  const V z2 = hn::Mul(z, z);
+  const V half_z = hn::Mul(z, hn::Set(d, 0.5));
+  V sin, sin_lo, cos, cos_lo;
+  const V sin_tail =
+      hn::MulAdd(hn::Mul(r, z), Polynomial(d, C::kSin, z, z2), hn::NegMulAdd(r_lo, half_z, r_lo));
+  FastTwoSum(r, sin_tail, sin, sin_lo);
+  FastTwoSum(one, hn::Neg(half_z), cos, cos_lo);
+  const V cos_tail = hn::MulSub(z2, Polynomial(d, C::kCos, z, z2), hn::Mul(r, r_lo));
+  FastTwoSum(cos, hn::Add(cos_lo, cos_tail), cos, cos_lo);
+
+  // Of r + pi/2 it is -cos(r) / sin(r), and the sine is the cosine.
+  const auto odd = hn::RebindMask(d, hn::TestBit(quadrant, hn::Set(du, 1)));
+  const V sign = hn::SignBit(d);
+  const V numerator = hn::IfThenElse(odd, cos, sin);
+  const V denominator = hn::IfThenElse(odd, sin, cos);
+  const V inverse = hn::Div(one, denominator);
+  const V flip = hn::Xor(hn::And(x, sign), hn::IfThenElseZero(odd, sign));
+  if constexpr (kForFloat32<D>) {
+    y = hn::Xor(hn::Mul(numerator, inverse), flip);
+    dy = hn::Mul(inverse, inverse);
+  } else {
+    const V numerator_lo = hn::IfThenElse(odd, cos_lo, sin_lo);
+    const V denominator_lo = hn::IfThenElse(odd, sin_lo, cos_lo);
+    const V quotient = hn::Mul(numerator, inverse);
+    const V missing = hn::Add(Residual(d, quotient, denominator, numerator),
+                              hn::NegMulAdd(quotient, denominator_lo, numerator_lo));
+    y = hn::Xor(hn::MulAdd(missing, inverse, quotient), flip);
+    const V relative =
+        hn::NegMulAdd(inverse, denominator_lo, Residual(d, inverse, denominator, one));
+    const V square = hn::Mul(inverse, inverse);
+    dy = hn::MulAdd(square, hn::Add(relative, relative), square);
+  }
 }
 
 }  // namespace HWY_NAMESPACE

@@ -11,6 +11,7 @@
 #include "math/exp-inl.h"
 #include "math/log-inl.h"
 #include "math/power-inl.h"
+#include "math/inverse_trig-inl.h"
 #include "math/roots-inl.h"
 #include "math/softplus-inl.h"
 #include "ops/row.h"
@@ -122,6 +123,9 @@ PB_BINARY(minimum) {
 PB_BINARY_WIDE(logaddexp) { LogAddExp(d, a, b, y, da, db); }
 
 PB_BINARY_MASKED_WIDE(elu) { Elu(d, a, b, y, da, db); }
+PB_BINARY_WIDE(hypot) { Hypot(d, a, b, y, da, db); }
+
+PB_BINARY_WIDE(arctan2) { Arctan2(d, a, b, y, da, db); }
 
 PB_BINARY_TABLE_END
 

@@ -12,6 +12,9 @@
 #include "math/exp-inl.h"
 #include "math/gates-inl.h"
 #include "math/hyperbolic-inl.h"
+#include "math/erf-inl.h"
+#include "math/exp-inl.h"
+#include "math/inverse_trig-inl.h"
 #include "math/log-inl.h"
 #include "math/roots-inl.h"
 #include "math/sigmoid-inl.h"
@@ -132,6 +135,11 @@ PB_UNARY_WIDE(arcsinh) { Arcsinh(d, x, y, dy); }
 PB_UNARY_WIDE(arccosh) { Arccosh(d, x, y, dy); }
 
 PB_UNARY_WIDE(arctanh) { Arctanh(d, x, y, dy); }
+PB_UNARY_WIDE(erf) { Erf(d, x, y, dy); }
+
+PB_UNARY_WIDE(erfc) { Erfc(d, x, y, dy); }
+
+PB_UNARY_WIDE(gelu) { Gelu(d, x, y, dy); }
 
 PB_UNARY(sin) { SinCos(d, x, y, dy); }
 
@@ -140,6 +148,14 @@ PB_UNARY(cos) {
   SinCos(d, x, sin, y);
   dy = hn::Neg(sin);
 }
+
+PB_UNARY_WIDE(tan) { Tan(d, x, y, dy); }
+
+PB_UNARY_WIDE(arcsin) { Arcsin(d, x, y, dy); }
+
+PB_UNARY_WIDE(arccos) { Arccos(d, x, y, dy); }
+
+PB_UNARY_WIDE(arctan) { Arctan(d, x, y, dy); }
 
 PB_UNARY(square) {
   y = hn::Mul(x, x);
