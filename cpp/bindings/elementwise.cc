@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cstdlib>
 #include <deque>
 #include <string>
 #include <string_view>
@@ -101,6 +102,12 @@ Entry* NewEntry(const char* op_name, const char* method_name, const char* name, 
   return nullptr;
 }
 
+// A signal handler that did not raise has forked: the child lacks the threads that were to finish.
+void SetStopped(const Entry& entry) {
+  if (PyErr_Occurred() != nullptr) return;
+  PyErr_Format(PyExc_RuntimeError, "%s: stopped in a forked child", entry.label.c_str());
+}
+
 // --- ufuncs --------------------------------------------------------------------------------------
 
 // Elements between two looks at the clock when NumPy hands a long call over in small pieces.
@@ -142,10 +149,7 @@ int StridedLoop(PyArrayMethod_Context* context, char* const* data, const npy_int
   }
   if (finished) return 0;
   const PyGILState_STATE state = PyGILState_Ensure();
-  // A signal handler that forked leaves a child without the threads that were to finish.
-  if (PyErr_Occurred() == nullptr) {
-    PyErr_Format(PyExc_RuntimeError, "%s: stopped in a forked child", entry->label.c_str());
-  }
+  SetStopped(*entry);
   PyGILState_Release(state);
   return -1;
 }
@@ -250,11 +254,12 @@ bool AddPromoter(PyObject* ufunc, const Entry& entry) {
 constexpr size_t kOwnElements = kParallelElements;
 
 // y; (y, dy) of a unary op, (y, (dw, dx)) of a binary one; (dw, dx) without the value. 0-d arrays
-// become scalars, as ufuncs have it.
-PyObject* Pack(std::array<Ref, 3>& outputs, size_t count) {
+// become scalars, as ufuncs have it, unless they were `given`.
+PyObject* Pack(std::array<Ref, 3>& outputs, size_t count, bool given = false) {
   std::array<PyObject*, 3> result{};
   for (size_t k = 0; k < count; ++k) {
-    result[k] = PyArray_Return(reinterpret_cast<PyArrayObject*>(outputs[k].release()));
+    PyObject* const output = outputs[k].release();
+    result[k] = given ? output : PyArray_Return(reinterpret_cast<PyArrayObject*>(output));
   }
   if (count == 1) return result[0];
   if (count == 2) return Py_BuildValue("(NN)", result[0], result[1]);
@@ -405,11 +410,30 @@ bool Disturbs(PyArrayObject* out, PyArrayObject* in) {
                      PyArray_STRIDES(in));
 }
 
+// Whether no two elements lie in the same memory. False also where axes merely interlock.
+bool ElementsApart(PyArrayObject* array) {
+  if (PyArray_IS_C_CONTIGUOUS(array) || PyArray_IS_F_CONTIGUOUS(array)) return true;
+  std::array<std::pair<npy_intp, npy_intp>, kMaxAxes> axes;  // stride, extent
+  size_t count = 0;
+  for (int a = 0; a < PyArray_NDIM(array); ++a) {
+    if (PyArray_DIM(array, a) == 1) continue;
+    axes[count++] = {std::abs(PyArray_STRIDE(array, a)), PyArray_DIM(array, a)};
+  }
+  std::sort(axes.begin(), axes.begin() + count);
+  npy_intp reach = PyArray_ITEMSIZE(array);
+  for (size_t a = 0; a < count; ++a) {
+    const auto [stride, extent] = axes[a];
+    if (stride < reach) return false;
+    reach += (extent - 1) * stride;
+  }
+  return true;
+}
+
 // A given output that can take the results where it lies.
 bool TakesResults(PyObject* object, DType dtype, const Shape& shape) {
   if (KernelArray(object) != dtype) return false;
   PyArrayObject* const array = AsArray(object);
-  return PyArray_ISWRITEABLE(array) && PyArray_NDIM(array) == shape.ndim &&
+  return PyArray_ISWRITEABLE(array) && ElementsApart(array) && PyArray_NDIM(array) == shape.ndim &&
          std::equal(PyArray_DIMS(array), PyArray_DIMS(array) + shape.ndim, shape.extent.begin());
 }
 
@@ -440,7 +464,6 @@ struct Arguments {
   std::array<Storage, kMaxOperands> storage;
   DType dtype = DType::kFloat32;
   Shape shape;  // of all inputs together
-  bool uniform = true;  // one dtype, one shape, nothing to convert
 
   // False: not all of them are plain arrays that broadcast.
   bool Read(PyObject* const* args, size_t count) {
@@ -453,10 +476,7 @@ struct Arguments {
       if (ComputeType(known->element) == DType::kFloat64) dtype = DType::kFloat64;
     }
     for (size_t k = 0; k < nin; ++k) {
-      PyArrayObject* const array = AsArray(args[k]);
-      if (!shape.Broadcast(array)) return false;
-      uniform = uniform && storage[k] == StorageOf(dtype) && PyArray_ISALIGNED(array) &&
-                PyArray_SAMESHAPE(AsArray(args[0]), array);
+      if (!shape.Broadcast(AsArray(args[k]))) return false;
     }
     return true;
   }
@@ -484,6 +504,7 @@ bool Run(const Entry& entry, const Arguments& in, PyObject* const* args,
     outcome = RunArrays(call, &poll);
   }
   if (outcome == Outcome::kOutOfMemory) PyErr_NoMemory();
+  if (outcome == Outcome::kInterrupted) SetStopped(entry);  // outputs may have been inputs
   return outcome == Outcome::kDone;
 }
 
@@ -591,7 +612,7 @@ PyObject* BinaryVjp(const void* context, PyObject* const* args, size_t nargs, Py
   if (out != nullptr && Overlap(AsArray(outputs[0].get()), AsArray(outputs[1].get()))) {
     return nullptr;
   }
-  return Run(entry, in, args, outputs, batch) ? Pack(outputs, 2) : nullptr;
+  return Run(entry, in, args, outputs, batch) ? Pack(outputs, 2, out != nullptr) : nullptr;
 }
 
 // What NumPy would have done with a ufunc's call.
@@ -617,7 +638,8 @@ PyObject* NewUfunc(const char* op, const char* method, const char* name, const c
       !AddLoop(ufunc.get(), *entry, DType::kFloat64) || !AddPromoter(ufunc.get(), *entry)) {
     return nullptr;
   }
-  if (entry->part < 0) {  // parts serve operands that no kernel knows
+  // Parts serve operands that no kernel knows; results of several outputs nest in a Method only.
+  if (entry->part < 0 && entry->shape.nout == 1) {
     auto* const object = reinterpret_cast<PyUFuncObject*>(ufunc.get());
     numpy_call = object->vectorcall;
     object->vectorcall = UfuncCall;

@@ -73,7 +73,8 @@ void Stream(const void* from, void* to, size_t n) {
   auto* const y = static_cast<T*>(to);
   const size_t beyond = reinterpret_cast<uintptr_t>(y) % vector;
   size_t i = 0;
-  const size_t head = std::min(n, beyond == 0 ? 0 : (vector - beyond) / sizeof(T));
+  size_t head = std::min(n, beyond == 0 ? 0 : (vector - beyond) / sizeof(T));
+  if (beyond % sizeof(T) != 0) head = n;  // a double where 4 bytes are alignment enough
   for (; i < head; ++i) y[i] = x[i];
   for (; i + lanes <= n; i += lanes) hn::Stream(hn::LoadU(d, x + i), d, y + i);
   for (; i < n; ++i) y[i] = x[i];

@@ -22,6 +22,8 @@ constexpr size_t kBlock = 512;
 // A slab is what one task does; one that sums has sums of its own to be added to the others' later.
 constexpr size_t kMaxSlabs = 64;
 constexpr size_t kEnoughSlabs = 16;
+// Longer slabs are done in rounds, so that Ctrl-C need not wait for their end.
+constexpr size_t kRoundElements = size_t{1} << 22;
 // Of a slab along an inner axis, so that memory is still read in long runs.
 constexpr size_t kMinRun = 4096;
 // All slabs' sums together against the number of terms.
@@ -31,7 +33,7 @@ constexpr size_t kTermsPerSum = 8;
 constexpr size_t kStreamBytes = size_t{16} << 20;
 
 constexpr ptrdiff_t kSumSize = sizeof(double);
-constexpr double kNothing = -0.0;  // adding it changes nothing, not even the sign of a zero
+constexpr double kNothing = 0.0;  // sums begin here, as np.sum's do: those of -0 alone are +0
 
 struct Free {
   void operator()(void* p) const { std::free(p); }
@@ -57,6 +59,7 @@ struct Plan {
   // Along which axis it is cut, and in what.
   int cut = 0;
   Partition slabs{};
+  size_t rounds = 1;
   std::array<bool, kMaxOperands> shared{};  // several slabs add to the same sums
 
   explicit Plan(const ArrayCall& array_call)
@@ -95,8 +98,11 @@ struct Plan {
       }
       return sum;
     };
-    std::stable_sort(order.begin(), order.begin() + axes,
-                     [&](int a, int b) { return reach(a) > reach(b); });
+    // std::stable_sort would allocate.
+    std::sort(order.begin(), order.begin() + axes, [&](int a, int b) {
+      const size_t reach_a = reach(a), reach_b = reach(b);
+      return reach_a != reach_b ? reach_a > reach_b : a < b;
+    });
     for (size_t a = 0; a < static_cast<size_t>(axes); ++a) {
       extent[a] = call.extent[order[a]];
       total *= extent[a];
@@ -175,21 +181,21 @@ struct Plan {
     }
     const auto at = static_cast<size_t>(cut);
     slabs = PartitionBy(extent[at], CeilDiv(extent[at], count));
+    rounds = std::clamp<size_t>(total / slabs.tasks / kRoundElements, 1, slabs.block);
     for (size_t k = 0; k < static_cast<size_t>(operands); ++k) {
       shared[k] = summed[k] && stride[k][at] == 0 && slabs.tasks > 1;
     }
   }
 };
 
-// One slab: an odometer over the outer axes, blocks of the inner ones.
+// A range of the cut axis: an odometer over the outer axes, blocks of the inner ones.
 template <typename T>
 class Slab {
  public:
   // `sums` are where the summed outputs of this slab begin, whole arrays.
-  Slab(const Plan& plan, size_t task, const std::array<double*, kMaxOperands>& sums)
+  Slab(const Plan& plan, Range range, const std::array<double*, kMaxOperands>& sums)
       : plan_(plan), last_(static_cast<size_t>(plan.axes) - 1), extent_(plan.extent) {
     const auto cut = static_cast<size_t>(plan.cut);
-    const Range range = plan.slabs(task);
     extent_[cut] = range.size();
     for (size_t k = 0; k < static_cast<size_t>(plan.operands); ++k) {
       char* const data =
@@ -354,7 +360,7 @@ void Deliver(const double* sums, size_t n, size_t copies, T* out) {
 }  // namespace
 
 Outcome RunArrays(const ArrayCall& call, Poll* poll) {
-  const ScopedDefaultFpEnv fp_env;
+  ScopedDefaultFpEnv fp_env;
   const Plan plan(call);
   const auto operands = static_cast<size_t>(plan.operands);
 
@@ -373,22 +379,37 @@ Outcome RunArrays(const ArrayCall& call, Poll* poll) {
     std::fill_n(sums[k], count, kNothing);
   }
 
-  const auto run = [&](size_t task) {
+  const auto run = [&](size_t task, size_t round) {
     std::array<double*, kMaxOperands> own = sums;
     for (size_t k = 0; k < operands; ++k) {
       if (plan.shared[k]) own[k] += task * plan.sums[k];
     }
+    const Range slab = plan.slabs(task);
+    const Partition parts = PartitionBy(slab.size(), CeilDiv(plan.slabs.block, plan.rounds));
+    if (round >= parts.tasks) return;
+    const Range part = parts(round);
+    const Range range{slab.begin + part.begin, slab.begin + part.end};
     if (call.dtype == DType::kFloat32) {
-      Slab<float>(plan, task, own).Run();
+      Slab<float>(plan, range, own).Run();
     } else {
-      Slab<double>(plan, task, own).Run();
+      Slab<double>(plan, range, own).Run();
     }
     if (plan.stream) FlushStreams();
   };
   if (plan.total < kParallelElements || call.in_order) {
-    for (size_t task = 0; task < plan.slabs.tasks; ++task) run(task);
-  } else if (!ParallelFor(plan.slabs.tasks, run, poll)) {
-    return Outcome::kInterrupted;
+    for (size_t task = 0; task < plan.slabs.tasks; ++task) {
+      for (size_t round = 0; round < plan.rounds; ++round) run(task, round);
+      if (poll == nullptr) continue;
+      fp_env.Leave();
+      const bool stop = Interrupted(poll);
+      fp_env.Enter();
+      if (stop) return Outcome::kInterrupted;
+    }
+  } else {
+    for (size_t round = 0; round < plan.rounds; ++round) {
+      const auto run_round = [&](size_t task) { run(task, round); };
+      if (!ParallelFor(plan.slabs.tasks, run_round, poll)) return Outcome::kInterrupted;
+    }
   }
 
   for (size_t k = 0; k < operands; ++k) {

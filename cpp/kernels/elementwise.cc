@@ -53,10 +53,10 @@ Order OrderOf(const Call& call, size_t n) {
   return order;
 }
 
-bool Contiguous(const Call& call) {
+bool Contiguous(const Call& call, size_t n) {
   for (int k = 0; k < call.Count(); ++k) {
-    if (call.operands.stride[k] != static_cast<ptrdiff_t>(call.item)) return false;
     if (call.operands.data[k] == nullptr) return false;
+    if (n > 1 && call.operands.stride[k] != static_cast<ptrdiff_t>(call.item)) return false;
   }
   return true;
 }
@@ -108,7 +108,7 @@ bool RunElementwise(ElementwiseKernel kernel, MethodShape shape, DType dtype,
     RunOneByOne(call, n);
     return true;
   }
-  if (Contiguous(call) && n < kParallelElements) {
+  if (n < kParallelElements && Contiguous(call, n)) {
     RunContiguous(call, n);
     return true;
   }
