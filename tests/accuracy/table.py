@@ -17,9 +17,10 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import itertools
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,6 @@ FUNCTIONS = {
     "abs": ("abs", 1),
     "fabs": ("abs", 1),
     "sign": ("sign", 1),
-    "min": ("min", 2),
-    "max": ("max", 2),
 }
 
 OPERATORS: dict[type[ast.AST], str] = {
@@ -87,71 +86,82 @@ OPERATORS: dict[type[ast.AST], str] = {
 }
 
 
-def postfix(expression: str, operands: tuple[str, ...]) -> list[str]:
-    """Compile an expression in mpmath's vocabulary; its literals mean what they say in decimal."""
+class Postfix(ast.NodeVisitor):
+    """Compile an expression in mpmath's vocabulary to the words of its postfix form."""
 
-    def visit(node: ast.AST) -> Iterator[str]:
+    def __init__(self, expression: str, operands: tuple[str, ...]) -> None:
+        self.expression = expression
+        self.operands = operands
+
+    def words(self) -> list[str]:
+        """Return the whole expression's."""
+        return self.visit(ast.parse(self.expression, mode="eval").body)
+
+    def generic_visit(self, node: ast.AST) -> list[str]:
+        known = ", ".join([*FUNCTIONS, *sorted(CONSTANTS)])
+        raise ValueError(
+            f"{ast.unparse(node)!r} of {self.expression!r} is not in the sweep's vocabulary: "
+            f"{known}, mpf, arithmetic, comparisons, conditional expressions"
+        )
+
+    def visit_Constant(self, node: ast.Constant) -> list[str]:
+        text = ast.get_source_segment(self.expression, node) or ""
+        if not isinstance(node.value, int | float) or Fraction(text) != Fraction(node.value):
+            raise ValueError(f"{text} is not exact, write mpf('{text}'): {self.expression}")
+        return [f"#{Fraction(node.value)}"]
+
+    def visit_Name(self, node: ast.Name) -> list[str]:
+        if node.id in self.operands:
+            return [f"x{self.operands.index(node.id)}"]
+        return [node.id] if node.id in CONSTANTS else self.generic_visit(node)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> list[str]:
+        if isinstance(node.op, ast.UAdd):
+            return self.visit(node.operand)
+        return [*self.visit(node.operand), self.operator(node.op)]
+
+    def visit_BinOp(self, node: ast.BinOp) -> list[str]:
+        return [*self.visit(node.left), *self.visit(node.right), self.operator(node.op)]
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> list[str]:
+        return chain(map(self.visit, node.values), self.operator(node.op))
+
+    def visit_Compare(self, node: ast.Compare) -> list[str]:
+        operands = [node.left, *node.comparators]
+        pairs = zip(operands, node.comparators, node.ops, strict=False)
+        compared = ([*self.visit(p), *self.visit(q), self.operator(op)] for p, q, op in pairs)
+        return chain(compared, "and")
+
+    def visit_IfExp(self, node: ast.IfExp) -> list[str]:
+        parts = map(self.visit, (node.test, node.body, node.orelse))
+        return [*itertools.chain.from_iterable(parts), "select"]
+
+    def visit_Call(self, node: ast.Call) -> list[str]:
         match node:
-            case ast.Constant(value=int() | float() as number):
-                if Fraction(ast.get_source_segment(expression, node) or "") != Fraction(number):
-                    raise ValueError(f"{number} is not exact, write mpf('{number}'): {expression}")
-                yield f"#{Fraction(number)}"
-            case ast.Call(func=ast.Name(id="mpf"), args=[ast.Constant(value=number)], keywords=[]):
-                yield f"#{Fraction(number)}"
-            case ast.Name(id=name) if name in operands:
-                yield f"x{operands.index(name)}"
-            case ast.Name(id=name) if name in CONSTANTS:
-                yield name
-            case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-                yield from visit(operand)
-            case ast.UnaryOp(op=op, operand=operand) if type(op) in OPERATORS:
-                yield from visit(operand)
-                yield OPERATORS[type(op)]
-            case ast.BinOp(op=op, left=left, right=right) if type(op) in OPERATORS:
-                yield from visit(left)
-                yield from visit(right)
-                yield OPERATORS[type(op)]
-            case ast.BoolOp(op=op, values=values):
-                yield from chain((visit(value) for value in values), OPERATORS[type(op)])
-            case ast.Compare(left=left, ops=ops, comparators=comparators):
-                pairs = zip([left, *comparators], ops, comparators, strict=False)
-                yield from chain((compare(*pair) for pair in pairs), "and")
-            case ast.IfExp(test=test, body=body, orelse=orelse):
-                for part in (test, body, orelse):
-                    yield from visit(part)
-                yield "select"
-            case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in FUNCTIONS:
-                word, arity = FUNCTIONS[name]
-                if name in {"min", "max"}:
-                    yield from chain((visit(argument) for argument in args), word)
-                    return
-                if len(args) != arity:
-                    if name != "log" or len(args) != 2:
-                        raise ValueError(f"{name} takes {arity} arguments: {expression}")
-                    yield from (*visit(args[0]), "log", *visit(args[1]), "log", "div")
-                    return
-                for argument in args:
-                    yield from visit(argument)
-                yield word
-            case _:
-                known = ", ".join([*FUNCTIONS, *sorted(CONSTANTS)])
-                raise ValueError(
-                    f"{ast.unparse(node)!r} of {expression!r} is not in the sweep's vocabulary: "
-                    f"{known}, arithmetic, comparisons, conditional expressions"
-                )
+            case ast.Call(func=ast.Name(id="mpf"), args=[ast.Constant(value=number)]):
+                return [f"#{Fraction(number)}"]
+            case ast.Call(func=ast.Name(id="min" | "max" as name), args=args):
+                return chain(map(self.visit, args), name)
+            case ast.Call(func=ast.Name(id="log"), args=[x, base]):
+                return [*self.visit(x), "log", *self.visit(base), "log", "div"]
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if (
+                name in FUNCTIONS and len(args) == FUNCTIONS[name][1]
+            ):
+                arguments = map(self.visit, args)
+                return [*itertools.chain.from_iterable(arguments), FUNCTIONS[name][0]]
+        return self.generic_visit(node)
 
-    def compare(left: ast.AST, op: ast.AST, right: ast.AST) -> Iterator[str]:
-        yield from visit(left)
-        yield from visit(right)
-        yield OPERATORS[type(op)]
+    def operator(self, op: ast.AST) -> str:
+        """Return the word for an operator."""
+        if type(op) not in OPERATORS:
+            self.generic_visit(op)
+        return OPERATORS[type(op)]
 
-    def chain(parts: Iterator[Iterator[str]], word: str) -> Iterator[str]:
-        for i, part in enumerate(parts):
-            yield from part
-            if i > 0:
-                yield word
 
-    return list(visit(ast.parse(expression, mode="eval").body))
+def chain(parts: Iterable[list[str]], word: str) -> list[str]:
+    """Join operands by an operator of two, from left to right."""
+    first, *rest = parts
+    return [*first, *itertools.chain.from_iterable([*part, word] for part in rest)]
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -171,9 +181,9 @@ def lines(row: Any) -> Iterator[str]:
         numbers = (*point.at, point.value, *point.derivative)
         yield " ".join(["special", *(float(number).hex() for number in numbers)])
     for which, formula in enumerate((row.formula, *row.derivative_formula)):
-        yield " ".join(["formula", str(which), *postfix(formula, row.operands)])
+        yield " ".join(["formula", str(which), *Postfix(formula, row.operands).words()])
     for kink in row.kinks:
-        yield " ".join(["kink", *postfix(kink, row.operands)])
+        yield " ".join(["kink", *Postfix(kink, row.operands).words()])
 
 
 def load(package: Path) -> Any:
