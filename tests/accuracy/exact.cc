@@ -9,6 +9,8 @@ namespace {
 constexpr mpfr_prec_t kFirst = 128, kLast = 8192;
 constexpr mpfr_exp_t kAgreed = 80;
 
+bool OutOfRange() { return mpfr_overflow_p() || mpfr_underflow_p(); }
+
 // One evaluation at one precision. Branches that are not taken are not evaluated.
 class Evaluation {
  public:
@@ -33,6 +35,9 @@ class Evaluation {
   // Overflow or underflow, of numbers beyond 2^(2^62), may have led astray.
   bool doubtful() const { return doubtful_; }
 
+  // More digits may change everything, though the first ones stand.
+  bool settled() const { return settled_; }
+
  private:
   static std::vector<std::unique_ptr<Big>>& Slots() {
     thread_local std::vector<std::unique_ptr<Big>> slots;
@@ -45,7 +50,7 @@ class Evaluation {
   double a_, b_;
   mpfr_prec_t precision_;
   std::vector<bool> done_;
-  bool doubtful_ = false;
+  bool doubtful_ = false, settled_ = true;
 };
 
 // Where an infinite argument, so one beyond MPFR's range, gives the limit of the true one's image.
@@ -94,7 +99,7 @@ void Evaluation::Compute(const Node& node, mpfr_ptr r) {
   if (infinite && !SaturatesAtInfinity(node.fn)) doubtful_ = true;
   const bool has_pole =
       node.fn == Fn::kDiv || node.fn == Fn::kLog || node.fn == Fn::kLog10 || node.fn == Fn::kPow;
-  if (has_pole && mpfr_zero_p(y != nullptr && node.fn == Fn::kDiv ? y : x) && mpfr_underflow_p()) {
+  if (has_pole && mpfr_zero_p(y != nullptr && node.fn == Fn::kDiv ? y : x) && OutOfRange()) {
     doubtful_ = true;
   }
   switch (node.fn) {
@@ -133,6 +138,8 @@ void Evaluation::Compute(const Node& node, mpfr_ptr r) {
       mpfr_div(r, x, y, kRound);
       break;
     case Fn::kPow:
+      // Whether a whole exponent is odd shows in the sign: it has to be exact.
+      if (mpfr_signbit(x) && !mpfr_zero_p(x) && mpfr_inexflag_p()) settled_ = false;
       mpfr_pow(r, x, y, kRound);
       break;
     case Fn::kNeg:
@@ -279,8 +286,9 @@ void Evaluation::Compute(const Node& node, mpfr_ptr r) {
       break;
   }
   const bool sum = node.fn == Fn::kAdd || node.fn == Fn::kSub;
-  if (sum && mpfr_zero_p(x) && mpfr_zero_p(y) && mpfr_underflow_p()) doubtful_ = true;
-  if (mpfr_nan_p(r) && (mpfr_overflow_p() || mpfr_underflow_p())) doubtful_ = true;
+  if ((mpfr_nan_p(r) || (sum && mpfr_zero_p(x) && mpfr_zero_p(y))) && OutOfRange()) {
+    doubtful_ = true;
+  }
 }
 
 // The widest range of exponents, for this thread.
@@ -315,7 +323,7 @@ bool Evaluate(const Op& op, int node, double a, double b, Big& r) {
     mpfr_set(r.v, result, MPFR_RNDN);
     if (!mpfr_inexflag_p()) return true;
     // A zero may be all that cancellation left.
-    const bool settled = !mpfr_zero_p(r.v) || mpfr_underflow_p();
+    const bool settled = evaluation.settled() && (!mpfr_zero_p(r.v) || OutOfRange());
     if (precision > kFirst && settled && Agree(previous.v, r.v)) return true;
     mpfr_set_prec(previous.v, precision);
     mpfr_set(previous.v, r.v, MPFR_RNDN);

@@ -18,8 +18,13 @@ bool Inside(const std::vector<Interval>& domain, double x) {
 
 void Complain(const Op& op, const std::string& target, size_t output, double a, double b,
               double got, double error, Column& column) {
-  if (++column.wrong > 3) return;
+  ++column.wrong;
   const std::lock_guard<std::mutex> lock(output_mutex);
+  static std::string shown_op;
+  static int shown = 0;
+  if (shown_op != op.name) shown = 0;
+  shown_op = op.name;
+  if (++shown > 9) return;
   std::fprintf(stderr, "%s %s, output %zu of (%a, %a): got %a (%.9g), ", op.name.c_str(),
                target.c_str(), output, a, b, got, got);
   if (std::isinf(error)) {

@@ -78,7 +78,7 @@ std::string OutputName(const Op& op, size_t output) {
   return op.arity == 1 ? "derivative" : "derivative" + std::to_string(output - 1);
 }
 
-double RoundedUp(double error) { return std::ceil(error * 1e4 - 1e-6) / 1e4; }
+double RoundedUp(double error) { return error == 0 ? 0 : std::ceil(error * 1e4 - 1e-6) / 1e4; }
 
 class Sweep {
  public:
