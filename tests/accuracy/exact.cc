@@ -1,0 +1,337 @@
+#include "exact.h"
+
+#include <memory>
+#include <vector>
+
+namespace pullback::accuracy {
+namespace {
+
+constexpr mpfr_prec_t kFirst = 128, kLast = 8192;
+constexpr mpfr_exp_t kAgreed = 80;
+
+bool OutOfRange() { return mpfr_overflow_p() || mpfr_underflow_p(); }
+
+// One evaluation at one precision. Branches that are not taken are not evaluated.
+class Evaluation {
+ public:
+  Evaluation(const Op& op, double a, double b, mpfr_prec_t precision)
+      : op_(op), a_(a), b_(b), precision_(precision) {
+    const size_t n = op.nodes.size();
+    while (Slots().size() < n) Slots().push_back(std::make_unique<Big>());
+    done_.assign(n, false);
+  }
+
+  mpfr_srcptr operator()(int index) {
+    const size_t i = static_cast<size_t>(index);
+    mpfr_ptr r = Slots()[i]->v;
+    if (!done_[i]) {
+      mpfr_set_prec(r, precision_);
+      Compute(op_.nodes[i], r);
+      done_[i] = true;
+    }
+    return r;
+  }
+
+  // Overflow or underflow, of numbers beyond 2^(2^62), may have led astray.
+  bool doubtful() const { return doubtful_; }
+
+  // More digits may change everything, though the first ones stand.
+  bool settled() const { return settled_; }
+
+ private:
+  static std::vector<std::unique_ptr<Big>>& Slots() {
+    thread_local std::vector<std::unique_ptr<Big>> slots;
+    return slots;
+  }
+
+  void Compute(const Node& node, mpfr_ptr r);
+
+  const Op& op_;
+  double a_, b_;
+  mpfr_prec_t precision_;
+  std::vector<bool> done_;
+  bool doubtful_ = false, settled_ = true;
+};
+
+// Where an infinite argument, so one beyond MPFR's range, gives the limit of the true one's image.
+bool SaturatesAtInfinity(Fn fn) {
+  switch (fn) {
+    case Fn::kAdd:
+    case Fn::kSub:
+    case Fn::kMul:
+    case Fn::kDiv:
+    case Fn::kNeg:
+    case Fn::kAbs:
+    case Fn::kSign:
+    case Fn::kMin:
+    case Fn::kMax:
+    case Fn::kLt:
+    case Fn::kLe:
+    case Fn::kGt:
+    case Fn::kGe:
+    case Fn::kSelect:
+    case Fn::kExp:
+    case Fn::kExpm1:
+    case Fn::kAtan:
+    case Fn::kSinh:
+    case Fn::kCosh:
+    case Fn::kTanh:
+    case Fn::kSech:
+    case Fn::kErf:
+    case Fn::kErfc:
+    case Fn::kNcdf:
+    case Fn::kNpdf:
+      return true;
+    default:
+      return false;
+  }
+}
+
+void Evaluation::Compute(const Node& node, mpfr_ptr r) {
+  constexpr mpfr_rnd_t kRound = MPFR_RNDN;
+  if (node.fn == Fn::kSelect) {
+    mpfr_set(r, (*this)(node.arg[mpfr_zero_p((*this)(node.arg[0])) ? 2 : 1]), kRound);
+    return;
+  }
+  mpfr_srcptr x = node.arity > 0 ? (*this)(node.arg[0]) : nullptr;
+  mpfr_srcptr y = node.arity > 1 ? (*this)(node.arg[1]) : nullptr;
+  const bool infinite = (x != nullptr && mpfr_inf_p(x)) || (y != nullptr && mpfr_inf_p(y));
+  if (infinite && !SaturatesAtInfinity(node.fn)) doubtful_ = true;
+  const bool has_pole =
+      node.fn == Fn::kDiv || node.fn == Fn::kLog || node.fn == Fn::kLog10 || node.fn == Fn::kPow;
+  if (has_pole && mpfr_zero_p(y != nullptr && node.fn == Fn::kDiv ? y : x) && OutOfRange()) {
+    doubtful_ = true;
+  }
+  switch (node.fn) {
+    case Fn::kOperand0:
+      mpfr_set_d(r, a_, kRound);
+      break;
+    case Fn::kOperand1:
+      mpfr_set_d(r, b_, kRound);
+      break;
+    case Fn::kRational:
+      mpfr_set_q(r, node.rational->q, kRound);
+      break;
+    case Fn::kPi:
+      mpfr_const_pi(r, kRound);
+      break;
+    case Fn::kE:
+      mpfr_set_ui(r, 1, kRound);
+      mpfr_exp(r, r, kRound);
+      break;
+    case Fn::kInf:
+      mpfr_set_inf(r, 1);
+      break;
+    case Fn::kNaN:
+      mpfr_set_nan(r);
+      break;
+    case Fn::kAdd:
+      mpfr_add(r, x, y, kRound);
+      break;
+    case Fn::kSub:
+      mpfr_sub(r, x, y, kRound);
+      break;
+    case Fn::kMul:
+      mpfr_mul(r, x, y, kRound);
+      break;
+    case Fn::kDiv:
+      mpfr_div(r, x, y, kRound);
+      break;
+    case Fn::kPow:
+      // Whether a whole exponent is odd shows in the sign: it has to be exact.
+      if (mpfr_signbit(x) && !mpfr_zero_p(x) && mpfr_inexflag_p()) settled_ = false;
+      mpfr_pow(r, x, y, kRound);
+      break;
+    case Fn::kNeg:
+      mpfr_neg(r, x, kRound);
+      break;
+    case Fn::kAbs:
+      mpfr_abs(r, x, kRound);
+      break;
+    case Fn::kSign:
+      if (mpfr_nan_p(x) || mpfr_zero_p(x)) {
+        mpfr_set(r, x, kRound);
+      } else {
+        mpfr_set_si(r, mpfr_signbit(x) ? -1 : 1, kRound);
+      }
+      break;
+    case Fn::kMin:
+      mpfr_min(r, x, y, kRound);
+      break;
+    case Fn::kMax:
+      mpfr_max(r, x, y, kRound);
+      break;
+    case Fn::kNot:
+      mpfr_set_ui(r, mpfr_zero_p(x) ? 1 : 0, kRound);
+      break;
+    case Fn::kAnd:
+      mpfr_set_ui(r, mpfr_zero_p(x) || mpfr_zero_p(y) ? 0 : 1, kRound);
+      break;
+    case Fn::kOr:
+      mpfr_set_ui(r, mpfr_zero_p(x) && mpfr_zero_p(y) ? 0 : 1, kRound);
+      break;
+    case Fn::kLt:
+      mpfr_set_ui(r, mpfr_less_p(x, y) ? 1 : 0, kRound);
+      break;
+    case Fn::kLe:
+      mpfr_set_ui(r, mpfr_lessequal_p(x, y) ? 1 : 0, kRound);
+      break;
+    case Fn::kGt:
+      mpfr_set_ui(r, mpfr_greater_p(x, y) ? 1 : 0, kRound);
+      break;
+    case Fn::kGe:
+      mpfr_set_ui(r, mpfr_greaterequal_p(x, y) ? 1 : 0, kRound);
+      break;
+    case Fn::kEq:
+      mpfr_set_ui(r, mpfr_equal_p(x, y) ? 1 : 0, kRound);
+      break;
+    case Fn::kNe:
+      mpfr_set_ui(r, mpfr_equal_p(x, y) ? 0 : 1, kRound);
+      break;
+    case Fn::kSelect:
+      break;
+    case Fn::kExp:
+      mpfr_exp(r, x, kRound);
+      break;
+    case Fn::kExpm1:
+      mpfr_expm1(r, x, kRound);
+      break;
+    case Fn::kLog:
+      mpfr_log(r, x, kRound);
+      break;
+    case Fn::kLog10:
+      mpfr_log10(r, x, kRound);
+      break;
+    case Fn::kLog1p:
+      mpfr_log1p(r, x, kRound);
+      break;
+    case Fn::kSqrt:
+      mpfr_sqrt(r, x, kRound);
+      break;
+    case Fn::kCbrt:
+      mpfr_cbrt(r, x, kRound);
+      break;
+    case Fn::kSin:
+      mpfr_sin(r, x, kRound);
+      break;
+    case Fn::kCos:
+      mpfr_cos(r, x, kRound);
+      break;
+    case Fn::kTan:
+      mpfr_tan(r, x, kRound);
+      break;
+    case Fn::kSec:
+      mpfr_sec(r, x, kRound);
+      break;
+    case Fn::kAsin:
+      mpfr_asin(r, x, kRound);
+      break;
+    case Fn::kAcos:
+      mpfr_acos(r, x, kRound);
+      break;
+    case Fn::kAtan:
+      mpfr_atan(r, x, kRound);
+      break;
+    case Fn::kAtan2:
+      mpfr_atan2(r, x, y, kRound);
+      break;
+    case Fn::kSinh:
+      mpfr_sinh(r, x, kRound);
+      break;
+    case Fn::kCosh:
+      mpfr_cosh(r, x, kRound);
+      break;
+    case Fn::kTanh:
+      mpfr_tanh(r, x, kRound);
+      break;
+    case Fn::kSech:
+      mpfr_sech(r, x, kRound);
+      break;
+    case Fn::kAsinh:
+      mpfr_asinh(r, x, kRound);
+      break;
+    case Fn::kAcosh:
+      mpfr_acosh(r, x, kRound);
+      break;
+    case Fn::kAtanh:
+      mpfr_atanh(r, x, kRound);
+      break;
+    case Fn::kErf:
+      mpfr_erf(r, x, kRound);
+      break;
+    case Fn::kErfc:
+      mpfr_erfc(r, x, kRound);
+      break;
+    case Fn::kNcdf:  // erfc(-x / sqrt 2) / 2
+      mpfr_sqrt_ui(r, 2, kRound);
+      mpfr_div(r, x, r, kRound);
+      mpfr_neg(r, r, kRound);
+      mpfr_erfc(r, r, kRound);
+      mpfr_div_2ui(r, r, 1, kRound);
+      break;
+    case Fn::kNpdf: {  // exp(-x^2 / 2) / sqrt(2 pi)
+      mpfr_sqr(r, x, kRound);
+      mpfr_div_2ui(r, r, 1, kRound);
+      mpfr_neg(r, r, kRound);
+      mpfr_exp(r, r, kRound);
+      Big root(precision_);
+      mpfr_const_pi(root.v, kRound);
+      mpfr_mul_2ui(root.v, root.v, 1, kRound);
+      mpfr_sqrt(root.v, root.v, kRound);
+      mpfr_div(r, r, root.v, kRound);
+      break;
+    }
+    case Fn::kHypot:
+      mpfr_hypot(r, x, y, kRound);
+      break;
+  }
+  const bool sum = node.fn == Fn::kAdd || node.fn == Fn::kSub;
+  if ((mpfr_nan_p(r) || (sum && mpfr_zero_p(x) && mpfr_zero_p(y))) && OutOfRange()) {
+    doubtful_ = true;
+  }
+}
+
+// The widest range of exponents, for this thread.
+void Widen() {
+  thread_local bool done = false;
+  if (done) return;
+  mpfr_set_emin(mpfr_get_emin_min());
+  mpfr_set_emax(mpfr_get_emax_max());
+  done = true;
+}
+
+bool Agree(mpfr_srcptr x, mpfr_srcptr y) {
+  if (mpfr_nan_p(x) || mpfr_nan_p(y)) return mpfr_nan_p(x) && mpfr_nan_p(y);
+  if (mpfr_equal_p(x, y)) return true;
+  if (!mpfr_number_p(x) || !mpfr_number_p(y) || mpfr_zero_p(y)) return false;
+  Big difference(64);
+  mpfr_sub(difference.v, x, y, MPFR_RNDN);
+  return mpfr_get_exp(difference.v) < mpfr_get_exp(y) - kAgreed;
+}
+
+}  // namespace
+
+bool Evaluate(const Op& op, int node, double a, double b, Big& r) {
+  Widen();
+  thread_local Big previous;
+  for (mpfr_prec_t precision = kFirst; precision <= kLast;) {
+    mpfr_clear_flags();
+    Evaluation evaluation(op, a, b, precision);
+    mpfr_srcptr result = evaluation(node);
+    if (evaluation.doubtful()) return false;
+    mpfr_set_prec(r.v, precision);
+    mpfr_set(r.v, result, MPFR_RNDN);
+    if (!mpfr_inexflag_p()) return true;
+    // A zero may be all that cancellation left.
+    const bool settled = evaluation.settled() && (!mpfr_zero_p(r.v) || OutOfRange());
+    if (precision > kFirst && settled && Agree(previous.v, r.v)) return true;
+    mpfr_set_prec(previous.v, precision);
+    mpfr_set(previous.v, r.v, MPFR_RNDN);
+    precision = precision == kFirst ? 192 : 2 * precision;
+  }
+  return mpfr_zero_p(r.v);
+}
+
+void FreeCaches() { mpfr_free_cache(); }
+
+}  // namespace pullback::accuracy

@@ -1,0 +1,300 @@
+#include "rough.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "exact.h"
+
+namespace pullback::accuracy {
+namespace {
+
+using Real = long double;
+
+constexpr double kLost = std::numeric_limits<double>::infinity();
+constexpr double kUnit = 0x1p-64;          // of a correctly rounded operation
+constexpr double kLibrary = 10 * 0x1p-64;  // of a function of the C library: more than it claims
+constexpr Real kRootHalf = 0.707106781186547524400844362104849039L;
+constexpr Real kRootTwoPi = 2.506628274631000502415765284811045253L;
+
+double Narrow(Real x) { return static_cast<double>(x); }
+
+// A function of one argument: its value, the factor by which it magnifies relative errors, and its
+// own error beyond kLibrary. `kAtInfinity`: the image of infinity is that of all huge arguments.
+struct Curve {
+  Real (*f)(Real);
+  double (*condition)(Real x, Real y);
+  bool at_infinity = false;
+  double (*own)(Real x) = nullptr;
+};
+
+double One(Real, Real) { return 1; }
+double OnePlusSquare(Real x, Real) { return 1 + 2 * Narrow(x * x); }
+double Magnitude(Real x, Real) { return Narrow(std::fabs(x)); }
+double OnePlusMagnitude(Real x, Real) { return 1 + Narrow(std::fabs(x)); }
+double OverImage(Real x, Real y) { return Narrow(std::fabs(x / y)); }
+double SquareUnits(Real x) { return 4 * kUnit * Narrow(x * x); }
+
+Curve CurveOf(Fn fn) {
+  switch (fn) {
+    case Fn::kExp:
+      return {std::exp, Magnitude, true};
+    case Fn::kExpm1:
+      return {std::expm1, OnePlusMagnitude, true};
+    case Fn::kLog:
+      return {std::log, [](Real, Real y) { return Narrow(1 / std::fabs(y)); }};
+    case Fn::kLog10:
+      return {std::log10, [](Real, Real y) { return Narrow(1 / std::fabs(y)); }};
+    case Fn::kLog1p:
+      return {std::log1p, [](Real x, Real y) { return Narrow(std::fabs(x / ((1 + x) * y))); }};
+    case Fn::kSqrt:
+      return {std::sqrt, One};
+    case Fn::kCbrt:
+      return {std::cbrt, One};
+    case Fn::kSin:
+      return {std::sin, OverImage};
+    case Fn::kCos:
+      return {std::cos, OverImage};
+    case Fn::kTan:
+      return {std::tan, [](Real x, Real y) {
+                return Narrow(std::fabs(x) * (std::fabs(y) + 1 / std::fabs(y)));
+              }};
+    case Fn::kSec:
+      return {[](Real x) { return 1 / std::cos(x); },
+              [](Real x, Real y) { return Narrow(std::fabs(x * y)); }};
+    case Fn::kAsin:
+      return {std::asin,
+              [](Real x, Real y) { return Narrow(std::fabs(x / (std::sqrt(1 - x * x) * y))); }};
+    case Fn::kAcos:
+      return {std::acos,
+              [](Real x, Real y) { return Narrow(std::fabs(x / (std::sqrt(1 - x * x) * y))); }};
+    case Fn::kAtan:
+      return {std::atan, One, true};
+    case Fn::kSinh:
+      return {std::sinh, OnePlusMagnitude, true};
+    case Fn::kCosh:
+      return {std::cosh, Magnitude, true};
+    case Fn::kTanh:
+      return {std::tanh, One, true};
+    case Fn::kSech:
+      return {[](Real x) { return 1 / std::cosh(x); }, Magnitude, true};
+    case Fn::kAsinh:
+      return {std::asinh, One};
+    case Fn::kAcosh:
+      return {std::acosh,
+              [](Real x, Real y) { return Narrow(x / (std::sqrt((x - 1) * (x + 1)) * y)); }};
+    case Fn::kAtanh:
+      return {std::atanh,
+              [](Real x, Real y) { return Narrow(std::fabs(x / ((1 - x) * (1 + x) * y))); }};
+    case Fn::kErf:
+      return {std::erf, One, true};
+    case Fn::kErfc:
+      return {std::erfc, OnePlusSquare, true};
+    case Fn::kNcdf:
+      return {[](Real x) { return std::erfc(-x * kRootHalf) / 2; }, OnePlusSquare, true,
+              SquareUnits};
+    case Fn::kNpdf:
+      return {[](Real x) { return std::exp(-x * x / 2) / kRootTwoPi; }, OnePlusSquare, true,
+              SquareUnits};
+    default:
+      return {};
+  }
+}
+
+// Digits lost to gradual underflow; what vanishes altogether is as good as its sign.
+double Checked(Real r, double doubt) {
+  if (r != r || std::isnan(doubt)) return kLost;
+  if (r != 0 && std::fabs(r) < 0x1p-16300L) return kLost;
+  return doubt;
+}
+
+bool PowerOfTwo(const Node& node, Real value) {
+  int exponent = 0;
+  return node.constant && std::fabs(std::frexp(value, &exponent)) == 0.5L;
+}
+
+}  // namespace
+
+Rough::Rough(const Op& op)
+    : op_(op), value_(op.nodes.size() * kBlock), doubt_(op.nodes.size() * kBlock) {
+  for (size_t i = 0; i < op.nodes.size(); ++i) {
+    if (!op.nodes[i].constant) continue;
+    Big exact;
+    const bool known = accuracy::Evaluate(op, static_cast<int>(i), 0, 0, exact);
+    const Real value = mpfr_get_ld(exact.v, MPFR_RNDN);
+    const double doubt = !known ? kLost : mpfr_cmp_ld(exact.v, value) == 0 ? 0 : kUnit;
+    std::fill_n(&value_[i * kBlock], kBlock, value);
+    std::fill_n(&doubt_[i * kBlock], kBlock, doubt);
+  }
+}
+
+void Rough::Evaluate(const double* a, const double* b, size_t n) {
+  for (size_t i = 0; i < op_.nodes.size(); ++i) {
+    const Node& node = op_.nodes[i];
+    if (node.constant) continue;
+    Real* const r = &value_[i * kBlock];
+    double* const doubt = &doubt_[i * kBlock];
+    if (node.fn == Fn::kOperand0 || node.fn == Fn::kOperand1) {
+      std::copy_n(node.fn == Fn::kOperand0 ? a : b, n, r);
+      std::fill_n(doubt, n, 0);
+    } else {
+      Apply(node, r, doubt, n);
+    }
+  }
+}
+
+void Rough::Apply(const Node& node, Real* r, double* doubt, size_t n) {
+  const auto value = [&](int k) { return node.arg[k] < 0 ? nullptr : Value(node.arg[k]); };
+  const auto error = [&](int k) { return node.arg[k] < 0 ? nullptr : Doubt(node.arg[k]); };
+  const Real *const x = value(0), *const y = value(1), *const z = value(2);
+  const double *const dx = error(0), *const dy = error(1), *const dz = error(2);
+  const auto each = [&](auto&& f) {
+    for (size_t i = 0; i < n; ++i) f(i);
+  };
+  // A truth, doubtful where the operands may be equal, or in the other order.
+  const auto compare = [&](auto&& holds) {
+    each([&](size_t i) {
+      r[i] = holds(x[i], y[i]) ? 1 : 0;
+      const bool inexact = dx[i] != 0 || dy[i] != 0;
+      const Real slack = std::fabs(x[i]) * dx[i] + std::fabs(y[i]) * dy[i];
+      doubt[i] = inexact && !(std::fabs(x[i] - y[i]) > slack) ? kLost : 0;
+    });
+  };
+  switch (node.fn) {
+    case Fn::kAdd:
+    case Fn::kSub:
+      each([&](size_t i) {
+        r[i] = node.fn == Fn::kAdd ? x[i] + y[i] : x[i] - y[i];
+        if (std::isinf(r[i])) {
+          doubt[i] = 0;
+        } else if (dx[i] == 0 && dy[i] == 0) {
+          // Of +0 and -0 one may have underflowed, and the sum have its sign.
+          const bool zeros = x[i] == 0 && y[i] == 0 && std::signbit(x[i]) != std::signbit(y[i]);
+          doubt[i] = zeros ? kLost : r[i] == 0 ? 0 : Checked(r[i], kUnit);
+        } else {
+          doubt[i] =
+              Checked(r[i], kUnit + Narrow((std::fabs(x[i]) * dx[i] + std::fabs(y[i]) * dy[i]) /
+                                           std::fabs(r[i])));
+        }
+      });
+      return;
+    case Fn::kMul: {
+      const bool exact = PowerOfTwo(op_.nodes[static_cast<size_t>(node.arg[0])], x[0]) ||
+                         PowerOfTwo(op_.nodes[static_cast<size_t>(node.arg[1])], y[0]);
+      each([&](size_t i) {
+        r[i] = x[i] * y[i];
+        doubt[i] = Checked(r[i], dx[i] + dy[i] + (exact ? 0 : kUnit));
+      });
+      return;
+    }
+    case Fn::kDiv: {
+      const bool exact = PowerOfTwo(op_.nodes[static_cast<size_t>(node.arg[1])], y[0]);
+      each([&](size_t i) {
+        r[i] = x[i] / y[i];
+        doubt[i] = y[i] == 0 ? kLost : Checked(r[i], dx[i] + dy[i] + (exact ? 0 : kUnit));
+      });
+      return;
+    }
+    case Fn::kPow: {
+      const bool square = op_.nodes[static_cast<size_t>(node.arg[1])].constant && y[0] == 2;
+      each([&](size_t i) {
+        r[i] = square ? x[i] * x[i] : std::pow(x[i], y[i]);
+        double own = square ? kUnit : kLibrary;
+        if (dx[i] != 0) own += Narrow(std::fabs(y[i])) * dx[i];
+        if (dy[i] != 0) own += Narrow(std::fabs(y[i] * std::log(std::fabs(x[i])))) * dy[i];
+        doubt[i] = x[i] == 0 || std::isinf(x[i]) || std::isinf(y[i]) ? kLost : Checked(r[i], own);
+      });
+      return;
+    }
+    case Fn::kNeg:
+      each([&](size_t i) {
+        r[i] = -x[i];
+        doubt[i] = dx[i];
+      });
+      return;
+    case Fn::kAbs:
+      each([&](size_t i) {
+        r[i] = std::fabs(x[i]);
+        doubt[i] = dx[i];
+      });
+      return;
+    case Fn::kSign:
+      each([&](size_t i) {
+        r[i] = x[i] > 0 ? 1 : x[i] < 0 ? -1 : x[i];
+        doubt[i] = dx[i] < 1 ? 0 : kLost;
+      });
+      return;
+    case Fn::kMin:
+    case Fn::kMax:
+      each([&](size_t i) {
+        r[i] = (x[i] < y[i]) == (node.fn == Fn::kMin) ? x[i] : y[i];
+        doubt[i] = std::max(dx[i], dy[i]);
+      });
+      return;
+    case Fn::kNot:
+      each([&](size_t i) {
+        r[i] = x[i] == 0 ? 1 : 0;
+        doubt[i] = dx[i];
+      });
+      return;
+    case Fn::kAnd:
+      each([&](size_t i) {
+        r[i] = x[i] != 0 && y[i] != 0 ? 1 : 0;
+        doubt[i] = std::max(dx[i], dy[i]);
+      });
+      return;
+    case Fn::kOr:
+      each([&](size_t i) {
+        r[i] = x[i] != 0 || y[i] != 0 ? 1 : 0;
+        doubt[i] = std::max(dx[i], dy[i]);
+      });
+      return;
+    case Fn::kLt:
+      return compare([](Real p, Real q) { return p < q; });
+    case Fn::kLe:
+      return compare([](Real p, Real q) { return p <= q; });
+    case Fn::kGt:
+      return compare([](Real p, Real q) { return p > q; });
+    case Fn::kGe:
+      return compare([](Real p, Real q) { return p >= q; });
+    case Fn::kEq:
+      return compare([](Real p, Real q) { return p == q; });
+    case Fn::kNe:
+      return compare([](Real p, Real q) { return p != q; });
+    case Fn::kSelect:
+      each([&](size_t i) {
+        r[i] = x[i] != 0 ? y[i] : z[i];
+        doubt[i] = dx[i] != 0 ? kLost : x[i] != 0 ? dy[i] : dz[i];
+      });
+      return;
+    case Fn::kAtan2:
+    case Fn::kHypot:
+      each([&](size_t i) {
+        r[i] = node.fn == Fn::kHypot ? std::hypot(x[i], y[i]) : std::atan2(x[i], y[i]);
+        doubt[i] =
+            std::isinf(x[i]) || std::isinf(y[i]) ? kLost : Checked(r[i], dx[i] + dy[i] + kLibrary);
+      });
+      return;
+    default:
+      break;
+  }
+  const Curve curve = CurveOf(node.fn);
+  each([&](size_t i) {
+    if (dx[i] == kLost) {
+      r[i] = x[i];
+      doubt[i] = kLost;
+      return;
+    }
+    r[i] = curve.f(x[i]);
+    double own = kLibrary;
+    if (curve.own != nullptr) own += curve.own(x[i]);
+    if (dx[i] != 0) own += curve.condition(x[i], r[i]) * dx[i];
+    if (std::isinf(x[i])) own = curve.at_infinity ? 0 : kLost;
+    // Beyond long double's range, and so beyond double's by far.
+    if (curve.at_infinity && (r[i] == 0 || std::isinf(r[i]))) own = 0;
+    if (!curve.at_infinity && std::isinf(r[i])) own = kLost;
+    doubt[i] = Checked(r[i], own);
+  });
+}
+
+}  // namespace pullback::accuracy

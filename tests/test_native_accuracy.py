@@ -1,0 +1,132 @@
+"""The accuracy ledger: complete, within the table's bounds, and true at the worst points known."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import oracles
+import pullback as pb
+import pytest
+from mpmath import mp, mpf
+from oracles import DTYPES
+from protocol import leaves
+from pullback.ops import OPS, OpRow
+
+ROOT = Path(__file__).parents[1]
+LEDGER = ROOT / "tests" / "accuracy" / "ledger.json"
+REMEDY = "build/dev/tests/accuracy/accuracy_sweep full --op {} --ledger tests/accuracy/ledger.json"
+
+
+class Key(NamedTuple):
+    """What the ledger has an entry for."""
+
+    op: str
+    dtype: str
+    output: str
+    target: str
+
+
+class Entry(NamedTuple):
+    """What was measured."""
+
+    ulp: float
+    at: list[float]
+    samples: int
+    exhaustive: bool
+
+
+def read() -> dict[Key, Entry]:
+    entries = {}
+    for line in json.loads(LEDGER.read_text(encoding="utf-8")):
+        key, entry = (kind(**{f: line.pop(f) for f in kind._fields}) for kind in (Key, Entry))
+        assert not line
+        assert key not in entries
+        entries[key] = entry
+    return entries
+
+
+ENTRIES = read()
+MEASURED_TARGETS = sorted({key.target for key in ENTRIES})
+
+rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def outputs(row: OpRow) -> Iterator[tuple[str, float]]:
+    """Yield the name of each output, and its bound."""
+    yield "value", row.max_ulp[0]
+    for i in range(row.nin):
+        yield "derivative" if row.nin == 1 else f"derivative{i}", row.max_ulp[1]
+
+
+@rows
+@dtypes
+def test_every_error_is_on_record_and_within_its_bound(row: OpRow, dtype: np.dtype) -> None:
+    assert MEASURED_TARGETS
+    for target in MEASURED_TARGETS:
+        for output, bound in outputs(row):
+            entry = ENTRIES.get(Key(row.name, dtype.name, output, target))
+            assert entry is not None, f"{output} on {target} unmeasured; " + REMEDY.format(row.name)
+            assert entry.ulp <= bound
+            assert entry.samples >= 4e6
+            assert entry.exhaustive == (entry.samples == 2**32)
+            assert len(entry.at) == (row.nin if entry.ulp > 0 else 0)
+
+
+def test_nothing_is_on_record_that_is_not_in_the_table() -> None:
+    known = {
+        Key(row.name, dtype.name, output, target)
+        for row in OPS.values()
+        for dtype in DTYPES
+        for output, _ in outputs(row)
+        for target in MEASURED_TARGETS
+    }
+    assert set(ENTRIES) <= known
+
+
+@rows
+@dtypes
+def test_the_worst_points_known_have_not_become_worse(
+    row: OpRow, dtype: np.dtype, target: str
+) -> None:
+    """At its own worst point no target errs by more than it did; at others' it keeps the bound."""
+    judged = 0
+    for which, (output, bound) in enumerate(outputs(row)):
+        exact = oracles.formulas(row)[which]
+        for name in MEASURED_TARGETS:
+            entry = ENTRIES[Key(row.name, dtype.name, output, name)]
+            judged += 1
+            if entry.ulp == 0:
+                continue
+            at = [np.array([x], dtype) for x in entry.at]
+            result = list(leaves(getattr(pb, row.name).value_and_derivative(*at)))[which]
+            with mp.workprec(2 * oracles.PRECISION):
+                error = error_at(row, which, result[0], exact(*map(mpf, entry.at)), entry.at)
+            limit = entry.ulp if name == target else bound
+            assert error <= limit + 1e-9, f"{output} at {entry.at}: {error} ULP, {limit} on record"
+    assert judged > 0
+
+
+def error_at(row: OpRow, which: int, actual: Any, exact: Any, at: list[float]) -> float:
+    """Return the error of an output in ULP."""
+    if which == 0 and getattr(row, "ulp_of_operands", False):
+        scale = max(abs(exact), *map(abs, at))
+        return float(abs(mpf(float(actual)) - exact) / oracles.ulp(scale, actual.dtype))
+    return oracles.ulp_error(actual, exact, actual.dtype)
+
+
+def test_the_sweep_understands_every_formula(tmp_path: Path) -> None:
+    table = tmp_path / "table.txt"
+    script = ROOT / "tests" / "accuracy" / "table.py"
+    finished = subprocess.run([sys.executable, script, table], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    lines = table.read_text(encoding="utf-8").splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("op ")] == list(OPS)
+    formulas = sum(1 + row.nin for row in OPS.values())
+    assert sum(line.startswith("formula ") for line in lines) == formulas
