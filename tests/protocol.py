@@ -130,8 +130,8 @@ def _structure(tree: Any) -> Any:
     return tuple(map(_structure, tree)) if isinstance(tree, tuple) else None
 
 
-def ulp_distance(actual: Any, desired: Any) -> np.ndarray[Any, Any]:
-    """Return |actual - desired| in ULP of `desired`, element by element.
+def ulp_distance(actual: Any, desired: Any, scale: Any = 0) -> np.ndarray[Any, Any]:
+    """Return |actual - desired| in ULP of the larger of `desired` and `scale`, for each element.
 
     An infinity counts as the first power of two that overflows. Where just one is NaN, or zeros
     or infinities differ in sign, or a zero's sign differs from its opposite's, it is infinite.
@@ -143,8 +143,9 @@ def ulp_distance(actual: Any, desired: Any) -> np.ndarray[Any, Any]:
             np.where(np.isinf(v), np.copysign(overflow, v), v.astype(np.longdouble))
             for v in (actual, desired)
         )
-        exponent = np.maximum(np.frexp(d)[1] - 1, emin)
-        exponent = np.where(d == 0, emin, exponent)
+        size = np.minimum(np.fmax(np.abs(d), scale), overflow)
+        exponent = np.maximum(np.frexp(size)[1] - 1, emin)
+        exponent = np.where(size == 0, emin, exponent)
         distance = np.abs(a - d) / np.ldexp(np.longdouble(1), exponent - precision + 1)
     wrong = np.isnan(actual) != np.isnan(desired)
     wrong |= (np.signbit(actual) != np.signbit(desired)) & ~np.isnan(desired)
@@ -158,11 +159,15 @@ def assert_close_in_ulp(
     desired: np.ndarray[Any, Any],
     bound: float,
     at: tuple[np.ndarray[Any, Any], ...],
+    scale: Any = 0,
 ) -> None:
-    """Fail where `actual` is further than `bound` ULP from `desired`; `at` are the arguments."""
+    """Fail where `actual` is further than `bound` ULP from `desired`; `at` are the arguments.
+
+    Units are those of the larger of `desired` and `scale`.
+    """
     assert actual.dtype == desired.dtype
     assert actual.shape == desired.shape
-    distance = ulp_distance(actual, desired)
+    distance = ulp_distance(actual, desired, scale)
     i = int(np.argmax(distance))
     if not distance[i] <= bound:
         raise AssertionError(
@@ -194,6 +199,7 @@ def arguments(
 def ordinary(
     call: Call, dtype: Any, shape: int | tuple[int, ...], seed: int = 0
 ) -> tuple[np.ndarray[Any, Any], ...]:
-    """Return arguments well inside every domain, of any shape."""
+    """Return arguments well inside the domain, of any shape."""
     rng = np.random.default_rng([seed, call.nin])
-    return tuple(rng.uniform(0.5, 2, shape).astype(dtype) for _ in range(call.nin))
+    ranges = [domain.ordinary for domain in call.row.domain] + [(0.5, 2.0)] * 4
+    return tuple(rng.uniform(*ends, shape).astype(dtype) for ends in ranges[: call.nin])

@@ -63,10 +63,10 @@ def test_samples_reach_everywhere(row: OpRow, dtype: np.dtype) -> None:
         for sign in (-1, 1):
             if any(lo < sign < hi for lo, hi, _ in domain.intervals):
                 side = magnitude[np.sign(operand) == sign]
-                assert np.count_nonzero(side < info.tiny) > 10
-                assert np.count_nonzero((side > info.tiny) & (side < 1e-3)) > 100
+                assert np.count_nonzero(side < info.tiny) > 5
+                assert np.count_nonzero((side > info.tiny) & (side < 1e-3)) > 50
                 assert np.count_nonzero((side > 1e-3) & (side < 100)) > 300
-                assert np.count_nonzero(side > 1e6) > 100
+                assert np.count_nonzero(side > 1e6) > 30
                 assert np.count_nonzero(side > info.max / 2) > 0
 
 

@@ -50,23 +50,23 @@ def comparison(compare: np.ufunc) -> Callable[[Array, Array], Array]:
 # --- logarithms, roots, inverse functions ---------------------------------------------------------
 
 
-def over_positive(c: float, x: Array) -> Array:
+def over_positive(c: float, x: Array) -> Any:
     """Return c/x with +inf at both zeros: only the right-hand limit lies in the domain."""
     return np.where(x < 0, x.dtype.type(np.nan), x.dtype.type(c) / np.abs(x))
 
 
 @in_float64
-def log2_slope(x: Array) -> Array:
+def log2_slope(x: Array) -> Any:
     return over_positive(1.4426950408889634, x)
 
 
 @in_float64
-def log10_slope(x: Array) -> Array:
+def log10_slope(x: Array) -> Any:
     return over_positive(0.4342944819032518, x)
 
 
 @in_float64
-def log1p_slope(x: Array) -> Array:
+def log1p_slope(x: Array) -> Any:
     return over_positive(1, 1 + x)
 
 
@@ -89,7 +89,7 @@ def tan_slope(x: Array) -> Array:
 
 
 @in_float64
-def arcsin_slope(x: Array) -> Array:
+def arcsin_slope(x: Array) -> Any:
     return 1 / np.sqrt((1 - x) * (1 + x))
 
 
@@ -105,7 +105,7 @@ def arcsinh_slope(x: Array) -> Array:
 
 
 @in_float64
-def arccosh_slope(x: Array) -> Array:
+def arccosh_slope(x: Array) -> Any:
     return 1 / (np.sqrt(x - 1) * np.sqrt(x + 1))
 
 
@@ -179,7 +179,7 @@ def _sum_error(x: Any, y: Any, total: Any) -> Any:
     return (x - (total - y_part)) + (y - y_part)
 
 
-def _gaussian(x: Array, scale: float) -> Array:
+def _gaussian(x: Array, scale: float) -> Any:
     """Return exp(-scale*x*x), with x*x to twice the precision; scale is a power of two."""
     x = np.clip(x, -40, 40)
     square, rest = _times(x, x)
@@ -191,7 +191,7 @@ def _small_erf(x: Array) -> Array:
     return x * _horner(_ERF, np.square(x))
 
 
-def _erfcx(x: Array) -> Array:
+def _erfcx(x: Array) -> Any:
     """Return exp(x*x)*erfc(x) for x >= 0.5."""
     return _horner(_ERFCX, 1 - 6 / (x + 3)) / (1 + 2 * x)
 
@@ -200,7 +200,9 @@ def _erfcx(x: Array) -> Array:
 def erf(x: Array) -> Array:
     size = np.abs(x)
     large = np.maximum(size, 0.5)
-    return np.where(size < 0.8, _small_erf(x), np.sign(x) * (1 - _gaussian(large, 1) * _erfcx(large)))
+    return np.where(
+        size < 0.8, _small_erf(x), np.sign(x) * (1 - _gaussian(large, 1) * _erfcx(large))
+    )
 
 
 @in_float64
@@ -211,7 +213,7 @@ def erfc(x: Array) -> Array:
 
 
 @in_float64
-def erf_slope(x: Array) -> Array:
+def erf_slope(x: Array) -> Any:
     return _ERF[0] * _gaussian(x, 1)
 
 
@@ -249,7 +251,7 @@ def _by_root(
 
 
 @in_float64
-def silu(x: Array) -> Array:
+def silu(x: Array) -> Any:
     # In the tail exp(x) is subnormal before x times it is.
     root = np.exp(-0.5 * np.abs(x))
     finite = np.maximum(x, -1e4)
@@ -269,7 +271,7 @@ def silu_slope(x: Array) -> Array:
 
 
 @in_float64
-def mish(x: Array) -> Array:
+def mish(x: Array) -> Any:
     root = np.exp(-0.5 * np.abs(x))
     e = root * root
     left = np.maximum(x, -1e4) * root * (e + 2) * root / (e * (e + 2) + 2)
@@ -291,7 +293,7 @@ def mish_slope(x: Array) -> Array:
 
 
 @in_float64
-def gelu_tanh(x: Array) -> Array:
+def gelu_tanh(x: Array) -> Any:
     root, _ = _gelu_tanh_exponential(x)
     finite = np.maximum(x, -40)
     weight = np.where(x < 0, root, 1)
@@ -503,7 +505,8 @@ def power_slopes(w: Array, x: Array) -> tuple[Array, Array]:
     by_base = np.where(edge, np.where((rest == 0) | (x == 0), 0 * np.sign(x), x * rest), by_base)
     by_base = np.where((x == 0) & (base != 0), x, by_base)
     by_exponent = np.where(
-        edge, np.where((base == 0) & (x >= 0) | np.isinf(log) & (whole == 0), 0, whole * log),
+        edge,
+        np.where((base == 0) & (x >= 0) | np.isinf(log) & (whole == 0), 0, whole * log),
         by_exponent,
     )
     even = np.isfinite(x) & (np.mod(x, 2) == 0)
