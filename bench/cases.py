@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pullback as pb
-from pullback.ops import OPS
+from pullback.ops import OPS, OpRow
 
 SIZES = (16, 1000, 100_000)
 DTYPES = ("float32", "float64")
@@ -64,10 +64,11 @@ class Case(NamedTuple):
         return self._of(pb.reference)
 
 
-def elementwise_arguments(count: int, dtype: str, n: int) -> tuple[Any, ...]:
-    """Return points inside every operation's domain."""
+def elementwise_arguments(row: OpRow, count: int, dtype: str, n: int) -> tuple[Any, ...]:
+    """Return operands inside the operation's domain, and (co)tangents, `count` arrays in all."""
     rng = np.random.default_rng(count)
-    return tuple(rng.uniform(0.1, 3, n).astype(dtype) for _ in range(count))
+    ranges = [domain.ordinary for domain in row.domain] + [(0.1, 3.0)] * (count - row.nin)
+    return tuple(rng.uniform(*ends, n).astype(dtype) for ends in ranges)
 
 
 def matmul_arguments(method: str, shapes: Any, dtype: str) -> tuple[Any, ...]:
@@ -96,7 +97,7 @@ def _cases() -> Iterator[Case]:
                         op,
                         method,
                         f"{dtype}-{n}",
-                        lambda c=count, d=dtype, n=n: elementwise_arguments(c, d, n),
+                        lambda r=row, c=count, d=dtype, n=n: elementwise_arguments(r, c, d, n),
                     )
     for method in ("value", "vjp", "jvp"):
         for shapes in MATMUL_SHAPES:

@@ -32,7 +32,8 @@ _MIN_ARRAY_BYTES: Final = 2**24
 _MAX_ARRAY_BYTES: Final = 3 * 2**23
 _PROBE_BYTES: Final = 2**27
 _MIN_PROBED_BYTES: Final = 2**20  # reading less takes no longer than looking at the clock
-_SECONDS: Final = 0.03  # for each side of a comparison, if two rounds take no longer
+_PROBE: Final = 4096
+_SECONDS: Final = 0.01  # for each side of a comparison, if two rounds take no longer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,8 +195,12 @@ def _elementwise(row: OpRow, limits: Limits, dtype: np.dtype[Any]) -> list[Timin
     value, vjp = _BY_HAND.get(row.name) or _from_row(row)
     moved = _arrays_moved(row)
     timings = []
+    probe = [np.full(_PROBE, sum(domain.ordinary) / 2, dtype) for domain in row.domain]
+    per_element = min(_timer(vjp, [*probe, probe[0]]).repeat(3, 1)) / _PROBE
+    # Long formulas in NumPy take their time, and are not bound by memory anyway.
+    large = min(large, max(2**16, int(0.03 / per_element)))
     for n in (_SMALL, large):
-        points = [rng.uniform(0.1, 3, n).astype(dtype) for _ in row.operands]
+        points = [rng.uniform(*domain.ordinary, n).astype(dtype) for domain in row.domain]
         g = rng.standard_normal(n).astype(dtype)
         for call, ours, theirs, arguments in (
             ("value", primitive, value, points),
