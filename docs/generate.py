@@ -38,7 +38,7 @@ from pullback import reference as reference
 from pullback.jacobians import Diagonal as Diagonal
 from pullback.reference.matmul import Matmul
 
-__all__ = [
+__all__ = [  # noqa: RUF022
 {names}
 ]
 
@@ -147,7 +147,7 @@ from pullback.reference.elementwise import Binary, Unary
 from pullback.reference.losses import LinearLoss
 from pullback.reference.matmul import Matmul
 
-__all__ = [
+__all__ = [  # noqa: RUF022
 {names}
 ]
 
@@ -201,13 +201,17 @@ def _summary(documented: object) -> str:
     return (inspect.getdoc(documented) or "").partition("\n")[0]
 
 
+def _filled(text: str) -> str:
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+
+
 def _stub_entry(row: OpRow, protocol: str) -> str:
     slopes = ", ".join(f"``{formula}``" for formula in row.derivative_formula)
     lines = [
         f"{row.name}: Final[{protocol}]",
-        f'"""{row.summary}, ``{row.formula}``.',
+        _filled(f'"""{row.summary}, ``{row.formula}``.'),
         "",
-        f"Derivative {slopes}; domain: {row.domain_text}.",
+        _filled(f"Derivative {slopes}; domain: {row.domain_text}."),
         '"""',
     ]
     return "\n".join(lines)
@@ -233,7 +237,8 @@ unless a special point says otherwise.
 {operations}
 
 A vector-Jacobian product is `fl(g * derivative)`, one more rounding. An operation marked *masked*
-gives +0 there wherever its derivative is 0, whatever `g` is, NaN and infinities included.
+gives +0 there wherever its derivative is 0, whatever `g` is, NaN and infinities included. The
+value's error of one marked *of operands* is in units of the largest of the value and the operands.
 
 ### Special points
 
@@ -287,7 +292,11 @@ def _operation(row: OpRow) -> tuple[str, ...]:
         row.domain_text,
         ", ".join(f"`{kink} = 0`" for kink in row.kinks) or "none",
         *(f"{bound:g}" for bound in row.max_ulp),
-        "masked" if row.masked else "",
+        ", ".join(
+            mark
+            for mark, marked in (("masked", row.masked), ("of operands", row.ulp_of_operands))
+            if marked
+        ),
     )
 
 
@@ -322,7 +331,7 @@ def readme() -> str:
         f"{kind}: {', '.join(f'`{row.name}`' for row in OPS.values() if row.nin == nin)}."
         for kind, nin in (("Unary", 1), ("Binary", 2))
     )
-    return before + BEGIN + textwrap.fill(" ".join(lists), 100) + "\n" + END + after
+    return before + BEGIN + _filled(" ".join(lists)) + "\n" + END + after
 
 
 # --- the command ----------------------------------------------------------------------------------

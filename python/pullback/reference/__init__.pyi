@@ -5,28 +5,72 @@ from pullback.reference.elementwise import Binary, Unary
 from pullback.reference.losses import LinearLoss
 from pullback.reference.matmul import Matmul
 
-__all__ = [
+__all__ = [  # noqa: RUF022
     "abs",
     "add",
+    "arccos",
+    "arccosh",
+    "arcsin",
+    "arcsinh",
+    "arctan",
+    "arctan2",
+    "arctanh",
+    "cbrt",
     "cos",
+    "cosh",
     "divide",
+    "elu",
+    "equal",
+    "erf",
+    "erfc",
     "exp",
+    "exp2",
     "expm1",
+    "gelu",
+    "gelu_tanh",
     "greater",
+    "greater_equal",
+    "hard_sigmoid",
+    "hard_tanh",
+    "hypot",
     "identity",
+    "leaky_relu",
+    "less",
+    "less_equal",
     "log",
+    "log10",
+    "log1p",
+    "log2",
+    "log_sigmoid",
+    "logaddexp",
     "matmul",
     "maximum",
+    "minimum",
+    "mish",
     "multiply",
     "negative",
+    "not_equal",
+    "power",
+    "reciprocal",
     "relu",
+    "relu6",
     "relu_mse",
+    "selu",
     "sigmoid",
+    "sign",
+    "silu",
     "sin",
+    "sinh",
+    "softplus",
+    "softsign",
     "sqrt",
     "square",
+    "squared_difference",
+    "step",
     "subtract",
+    "tan",
     "tanh",
+    "xlogy",
 ]
 
 identity: Final[Unary]
@@ -44,15 +88,45 @@ abs: Final[Unary]
 
 Derivative ``sign(x)``; domain: x real.
 """
-relu: Final[Unary]
-"""Rectified linear unit, ``x if x > 0 else 0``.
+sign: Final[Unary]
+"""Sign, ``sign(x)``.
 
-Derivative ``1 if x > 0 else 0``; domain: x real.
+Derivative ``0``; domain: x real.
+"""
+step: Final[Unary]
+"""One where x > 0, zero elsewhere, ``1 if x > 0 else 0``.
+
+Derivative ``0``; domain: x real.
+"""
+reciprocal: Final[Unary]
+"""Reciprocal, ``1/x``.
+
+Derivative ``-1/x**2``; domain: x != 0.
+"""
+square: Final[Unary]
+"""Square, ``x*x``.
+
+Derivative ``2*x``; domain: x real.
+"""
+sqrt: Final[Unary]
+"""Square root, ``sqrt(x)``.
+
+Derivative ``1/(2*sqrt(x))``; domain: x >= 0.
+"""
+cbrt: Final[Unary]
+"""Cube root, ``sign(x)*abs(x)**(mpf(1)/3)``.
+
+Derivative ``abs(x)**(-mpf(2)/3)/3``; domain: x real.
 """
 exp: Final[Unary]
 """Exponential, ``exp(x)``.
 
 Derivative ``exp(x)``; domain: x real.
+"""
+exp2: Final[Unary]
+"""Power of two, ``2**x``.
+
+Derivative ``2**x*log(2)``; domain: x real.
 """
 expm1: Final[Unary]
 """Exponential minus one, ``expm1(x)``.
@@ -64,15 +138,20 @@ log: Final[Unary]
 
 Derivative ``1/x``; domain: x > 0.
 """
-sigmoid: Final[Unary]
-"""Logistic sigmoid, ``1/(1 + exp(-x))``.
+log2: Final[Unary]
+"""Logarithm to base 2, ``log(x)/log(2)``.
 
-Derivative ``exp(-x)/(1 + exp(-x))**2``; domain: x real.
+Derivative ``1/(x*log(2))``; domain: x > 0.
 """
-tanh: Final[Unary]
-"""Hyperbolic tangent, ``tanh(x)``.
+log10: Final[Unary]
+"""Logarithm to base 10, ``log(x)/log(10)``.
 
-Derivative ``sech(x)**2``; domain: x real.
+Derivative ``1/(x*log(10))``; domain: x > 0.
+"""
+log1p: Final[Unary]
+"""Logarithm of one plus x, ``log1p(x)``.
+
+Derivative ``1/(1 + x)``; domain: x > -1.
 """
 sin: Final[Unary]
 """Sine of an angle in radians, ``sin(x)``.
@@ -84,15 +163,135 @@ cos: Final[Unary]
 
 Derivative ``-sin(x)``; domain: x real.
 """
-square: Final[Unary]
-"""Square, ``x*x``.
+tan: Final[Unary]
+"""Tangent of an angle in radians, ``tan(x)``.
 
-Derivative ``2*x``; domain: x real.
+Derivative ``1/cos(x)**2``; domain: x real.
 """
-sqrt: Final[Unary]
-"""Square root, ``sqrt(x)``.
+arcsin: Final[Unary]
+"""Inverse sine, in radians, ``asin(x)``.
 
-Derivative ``1/(2*sqrt(x))``; domain: x >= 0.
+Derivative ``1/sqrt((1 - x)*(1 + x))``; domain: x in [-1, 1].
+"""
+arccos: Final[Unary]
+"""Inverse cosine, in radians, ``acos(x)``.
+
+Derivative ``-1/sqrt((1 - x)*(1 + x))``; domain: x in [-1, 1].
+"""
+arctan: Final[Unary]
+"""Inverse tangent, in radians, ``atan(x)``.
+
+Derivative ``1/(1 + x**2)``; domain: x real.
+"""
+sinh: Final[Unary]
+"""Hyperbolic sine, ``sinh(x)``.
+
+Derivative ``cosh(x)``; domain: x real.
+"""
+cosh: Final[Unary]
+"""Hyperbolic cosine, ``cosh(x)``.
+
+Derivative ``sinh(x)``; domain: x real.
+"""
+tanh: Final[Unary]
+"""Hyperbolic tangent, ``tanh(x)``.
+
+Derivative ``1/cosh(x)**2``; domain: x real.
+"""
+arcsinh: Final[Unary]
+"""Inverse hyperbolic sine, ``asinh(x)``.
+
+Derivative ``1/sqrt(1 + x**2)``; domain: x real.
+"""
+arccosh: Final[Unary]
+"""Inverse hyperbolic cosine, ``acosh(x)``.
+
+Derivative ``1/sqrt((x - 1)*(x + 1))``; domain: x >= 1.
+"""
+arctanh: Final[Unary]
+"""Inverse hyperbolic tangent, ``atanh(x)``.
+
+Derivative ``1/((1 - x)*(1 + x))``; domain: x in (-1, 1).
+"""
+erf: Final[Unary]
+"""Error function, ``erf(x)``.
+
+Derivative ``2*exp(-x**2)/sqrt(pi)``; domain: x real.
+"""
+erfc: Final[Unary]
+"""Complementary error function, ``erfc(x)``.
+
+Derivative ``-2*exp(-x**2)/sqrt(pi)``; domain: x real.
+"""
+relu: Final[Unary]
+"""Rectified linear unit, ``x if x > 0 else 0``.
+
+Derivative ``1 if x > 0 else 0``; domain: x real.
+"""
+relu6: Final[Unary]
+"""Rectified linear unit capped at 6, ``(x if x < 6 else 6) if x > 0 else 0``.
+
+Derivative ``(1 if x < 6 else 0) if x > 0 else 0``; domain: x real.
+"""
+hard_sigmoid: Final[Unary]
+"""Piecewise linear sigmoid, ``((x + 3)/6 if x < 3 else 1) if x > -3 else 0``.
+
+Derivative ``(mpf(1)/6 if x < 3 else 0) if x > -3 else 0``; domain: x real.
+"""
+hard_tanh: Final[Unary]
+"""The operand clipped to [-1, 1], ``(x if x < 1 else 1) if x > -1 else -1``.
+
+Derivative ``(1 if x < 1 else 0) if x > -1 else 0``; domain: x real.
+"""
+selu: Final[Unary]
+"""Scaled exponential linear unit, ``mpf('1.0507009873554804934193349852946')*(x if x > 0 else
+mpf('1.6732632423543772848170429916717')*expm1(x))``.
+
+Derivative ``mpf('1.0507009873554804934193349852946')*(1 if x > 0 else
+mpf('1.6732632423543772848170429916717')*exp(x))``; domain: x real.
+"""
+sigmoid: Final[Unary]
+"""Logistic sigmoid, ``1/(1 + exp(-x))``.
+
+Derivative ``exp(-x)/(1 + exp(-x))**2``; domain: x real.
+"""
+log_sigmoid: Final[Unary]
+"""Logarithm of the logistic sigmoid, ``(x if x < 0 else 0) - log1p(exp(-abs(x)))``.
+
+Derivative ``1/(1 + exp(x))``; domain: x real.
+"""
+softplus: Final[Unary]
+"""Smooth rectifier, log(1 + exp(x)), ``(x if x > 0 else 0) + log1p(exp(-abs(x)))``.
+
+Derivative ``1/(1 + exp(-x))``; domain: x real.
+"""
+softsign: Final[Unary]
+"""x over one plus its absolute value, ``x/(1 + abs(x))``.
+
+Derivative ``1/(1 + abs(x))**2``; domain: x real.
+"""
+silu: Final[Unary]
+"""Sigmoid linear unit, x*sigmoid(x), ``x/(1 + exp(-x))``.
+
+Derivative ``1/(1 + exp(-x)) + x/(2 + 2*cosh(x))``; domain: x real.
+"""
+gelu: Final[Unary]
+"""Gaussian error linear unit, x*Phi(x) with the normal distribution's Phi,
+``x*erfc(-x/sqrt(2))/2``.
+
+Derivative ``erfc(-x/sqrt(2))/2 + x*exp(-x**2/2)/sqrt(2*pi)``; domain: x real.
+"""
+gelu_tanh: Final[Unary]
+"""Gaussian error linear unit with tanh in place of erf, ``x/(1 + exp(-sqrt(8/pi)*(x +
+mpf('0.044715')*x**3)))``.
+
+Derivative ``1/(1 + exp(-sqrt(8/pi)*(x + mpf('0.044715')*x**3))) + sqrt(8/pi)*(x +
+mpf('0.134145')*x**3)/(2 + 2*cosh(sqrt(8/pi)*(x + mpf('0.044715')*x**3)))``; domain: x real.
+"""
+mish: Final[Unary]
+"""x*tanh(softplus(x)), ``x*tanh(log1p(exp(x)))``.
+
+Derivative ``tanh(log1p(exp(x))) + x/((1 + exp(-x))*cosh(log1p(exp(x)))**2)``; domain: x real.
 """
 add: Final[Binary]
 """Sum, ``w + x``.
@@ -114,15 +313,85 @@ divide: Final[Binary]
 
 Derivative ``1/x``, ``-w/x**2``; domain: w real, x != 0.
 """
-greater: Final[Binary]
-"""One where w > x, zero elsewhere, ``1 if w > x else 0``.
+power: Final[Binary]
+"""w to the power x, ``w**x``.
 
-Derivative ``0``, ``0``; domain: w real, x real.
+Derivative ``x*w**(x - 1)``, ``w**x*log(w)``; domain: w > 0 (any if the exponent is whole), x real.
 """
 maximum: Final[Binary]
 """The larger operand, ``w if w > x else x``.
 
 Derivative ``1 if w > x else 0``, ``0 if w > x else 1``; domain: w real, x real.
+"""
+minimum: Final[Binary]
+"""The smaller operand, ``w if w < x else x``.
+
+Derivative ``1 if w < x else 0``, ``0 if w < x else 1``; domain: w real, x real.
+"""
+hypot: Final[Binary]
+"""Length of the vector (w, x), ``hypot(w, x)``.
+
+Derivative ``w/hypot(w, x)``, ``x/hypot(w, x)``; domain: w real, x real.
+"""
+arctan2: Final[Binary]
+"""Angle of the point with ordinate w and abscissa x, in radians, ``atan2(w, x)``.
+
+Derivative ``x/(w**2 + x**2)``, ``-w/(w**2 + x**2)``; domain: w real, x real.
+"""
+logaddexp: Final[Binary]
+"""Logarithm of exp(w) + exp(x), ``(w if w > x else x) + log1p(exp(-abs(w - x)))``.
+
+Derivative ``1/(1 + exp(x - w))``, ``1/(1 + exp(w - x))``; domain: w real, x real.
+"""
+xlogy: Final[Binary]
+"""w*log(x), zero where w is, ``w*log(x)``.
+
+Derivative ``log(x)``, ``w/x``; domain: w real, x > 0.
+"""
+squared_difference: Final[Binary]
+"""Square of the difference, ``(w - x)**2``.
+
+Derivative ``2*(w - x)``, ``2*(x - w)``; domain: w real, x real.
+"""
+leaky_relu: Final[Binary]
+"""Rectifier of w whose negative side has slope x, ``w if w > 0 else x*w``.
+
+Derivative ``1 if w > 0 else x``, ``0 if w > 0 else w``; domain: w real, x real.
+"""
+elu: Final[Binary]
+"""Exponential linear unit of w with scale x, ``w if w > 0 else x*expm1(w)``.
+
+Derivative ``1 if w > 0 else x*exp(w)``, ``0 if w > 0 else expm1(w)``; domain: w real, x real.
+"""
+greater: Final[Binary]
+"""One where w > x, zero elsewhere, ``1 if w > x else 0``.
+
+Derivative ``0``, ``0``; domain: w real, x real.
+"""
+greater_equal: Final[Binary]
+"""One where w >= x, zero elsewhere, ``1 if w >= x else 0``.
+
+Derivative ``0``, ``0``; domain: w real, x real.
+"""
+less: Final[Binary]
+"""One where w < x, zero elsewhere, ``1 if w < x else 0``.
+
+Derivative ``0``, ``0``; domain: w real, x real.
+"""
+less_equal: Final[Binary]
+"""One where w <= x, zero elsewhere, ``1 if w <= x else 0``.
+
+Derivative ``0``, ``0``; domain: w real, x real.
+"""
+equal: Final[Binary]
+"""One where w == x, zero elsewhere, ``1 if w == x else 0``.
+
+Derivative ``0``, ``0``; domain: w real, x real.
+"""
+not_equal: Final[Binary]
+"""One where w != x, zero elsewhere, ``1 if w != x else 0``.
+
+Derivative ``0``, ``0``; domain: w real, x real.
 """
 matmul: Final[Matmul]
 """Return the matrix product A @ B."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import textwrap
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
@@ -346,12 +347,15 @@ def docstring(row: OpRow) -> str:
     lines = [
         f"{row.name}({operands}, /, out=None)",
         "",
-        f"{row.summary}, element by element: ``{row.formula}``.",
+        _paragraph(f"{row.summary}, element by element: ``{row.formula}``."),
         "",
         "Parameters",
         "----------",
         f"{operands} : array_like" + ("" if row.nin == 1 else ", shapes that broadcast"),
-        f"    Domain: {row.domain_text}. Outside it the special points below hold, else NaN.",
+        _paragraph(
+            f"Domain: {row.domain_text}. Outside it the special points below hold, else NaN.",
+            "    ",
+        ),
         "    bool, 8- and 16-bit integers and float16 compute in float32, wider integers in",
         "    float64; Python numbers adapt to the other operands.",
         "out : ndarray, optional",
@@ -400,17 +404,30 @@ def _notes(row: OpRow) -> list[str]:
     lines = [
         "Notes",
         "-----",
-        f"Derivative: {derivatives}.",
+        _paragraph(f"Derivative: {derivatives}."),
         "",
         f"Max error over all inputs: value {value_ulp:g} ULP, derivative {derivative_ulp:g} ULP "
         f"(NumPy twin: {REFERENCE_MAX_ULP:g} ULP).",
     ]
+    if row.ulp_of_operands:
+        lines += ["The value's error is in ULP of the largest of the value and the operands."]
     if row.kinks:
         zeros = " and ".join(f"``{kink} = 0``" for kink in row.kinks)
         lines += ["", f"No derivative exists at {zeros}; the special points give the convention."]
     if row.masked:
         lines += ["", "Masked: vjp and jvp give +0 where the derivative is 0, whatever they scale."]
     return lines
+
+
+def _paragraph(text: str, indent: str = "") -> str:
+    return textwrap.fill(
+        text,
+        100,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _describe(point: SpecialPoint) -> str:
