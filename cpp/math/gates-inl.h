@@ -123,7 +123,7 @@ HWY_INLINE void Gate(D d, V x, V t_hi, V t_lo, V h_hi, V h_lo, V& y, V& dy) {
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void Silu(D d, V x, V& y, V& dy) {
   using C = SiluConstants;
-  const V finite = AtLeast(d, -C::kMax, x);  // exp(-inf) stands for 0 times it
+  const V finite = AtLeast(d, -C::kMax, x);  // -inf * 0 would be NaN
   const V h = AtMost(d, C::kMax, finite);
   Gate<C>(d, finite, x, hn::Zero(d), h, hn::Zero(d), y, dy);
 }
@@ -167,7 +167,7 @@ HWY_INLINE void Mish(D d, V x, V& y, V& dy) {
   const V one = hn::Set(d, 1);
   const V two = hn::Set(d, 2);
   const V four = hn::Set(d, 4);
-  const V left = AtLeast(d, -C::kMax, x);  // exp(-inf) stands for 0 times it
+  const V left = AtLeast(d, -C::kMax, x);  // -inf * 0 would be NaN
   const V z = AtMost(d, C::kMax, left);
   const V linear = hn::MulAdd(four, z, four);
   const V slope = hn::MulAdd(four, z, hn::Set(d, 6));
