@@ -61,14 +61,6 @@ HWY_INLINE void ArcHyperbolic(D d, V a, V& y, V& dy) {
   dy = hn::IfThenElse(hn::Eq(corrected, corrected), corrected, r);
 }
 
-// Of a finite v >= 1 that is not off by more than 2^-52.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V LogForFloat32(D d, V v) {
-  V hi, lo;
-  LogCore(d, v, hi, lo);
-  return hn::Add(hi, lo);
-}
-
 // Value and derivative, full range; double.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void Arcsinh(D d, V x, V& y, V& dy) {

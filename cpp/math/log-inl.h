@@ -124,6 +124,16 @@ HWY_INLINE void LogCore(D d, V x, V& hi, V& lo) {
   lo = hn::Add(rest, hn::MulSub(k, hn::Set(d, C::kLn2Lo), deficit));
 }
 
+// log(x) for finite x > 0 where kForFloat32 says so.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V LogForFloat32(D d, V x) {
+  using C = LogConstants<double>;
+  V m, k;
+  LogReduce(d, x, m, k);
+  const V f = hn::Sub(m, hn::Set(d, 1));
+  return hn::MulAdd(k, hn::Set(d, C::kLn2Hi + C::kLn2Lo), hn::Sub(f, LogDeficit(d, f)));
+}
+
 // log(v_hi + v_lo) = hi + lo, to the precision of LogCore also relative to a result near 0, for
 // normal v_hi > 0 and |v_lo| <= ulp(v_hi).
 template <class D, class V = hn::Vec<D>>
@@ -239,16 +249,20 @@ HWY_INLINE void LogToBase(D d, V x, V& y, V& dy) {
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void Xlogy(D d, V x, V y, V& value, V& dx, V& dy) {
   const V zero = hn::Zero(d);
-  const V inf = Infinity(d);
-  V hi, lo, log, log_lo;
-  LogCore(d, y, hi, lo);
-  FastTwoSum(hi, lo, log, log_lo);
-  log = LogAtEnds(d, y, log);
-  value = hn::Mul(x, log);
-  if constexpr (!kForFloat32<D>) {
+  V log;
+  if constexpr (kForFloat32<D>) {
+    log = LogAtEnds(d, y, LogForFloat32(d, y));
+    value = hn::Mul(x, log);
+  } else {
+    V hi, lo, log_lo;
+    LogCore(d, y, hi, lo);
+    FastTwoSum(hi, lo, log, log_lo);
+    log = LogAtEnds(d, y, log);
+    value = hn::Mul(x, log);
     const V sharp = hn::MulAdd(x, log, hn::Mul(x, log_lo));
     const V magnitude = hn::Abs(value);
-    const auto normal = hn::And(hn::Gt(magnitude, hn::Set(d, 0x1p-960)), hn::Lt(magnitude, inf));
+    const auto normal =
+        hn::And(hn::Gt(magnitude, hn::Set(d, 0x1p-960)), hn::Lt(magnitude, Infinity(d)));
     value = hn::IfThenElse(normal, sharp, value);
   }
   const auto x_zero = hn::Eq(x, zero);

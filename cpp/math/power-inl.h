@@ -71,25 +71,32 @@ HWY_INLINE void PowerLog(D d, V m, V k, V& hi, V& lo, V& r_m) {
   const V r = hn::Div(one, hn::Mul(sum, m));
   const V r_sum = hn::Mul(r, m);
   r_m = hn::Mul(r, sum);
-  const V s = hn::Mul(f, r_sum);
+  const V s = hn::Mul(r, hn::Mul(f, m));
   const V s_lo = hn::Mul(r_sum, hn::NegMulAdd(s, sum_lo, Residual(d, s, sum, f)));
   const V twice = hn::Add(s, s);
 
-  V z, z_lo;
+  V z, z_lo, cube, cube_lo;
   TwoProd(d, s, s, z, z_lo);
   z_lo = hn::MulAdd(twice, s_lo, z_lo);
+  TwoProd(d, s, z, cube, cube_lo);
+  cube_lo = hn::MulAdd(s, z_lo, hn::MulAdd(s_lo, z, cube_lo));
+  // t = 2/3 + z tail(z), close enough to 2/3 that what it rounds off is exact
   const V z2 = hn::Mul(z, z);
   const V tail = EstrinPolynomial(d, C::kTail, z, z2, hn::Mul(z2, z2));
-  V t, t_lo, p, p_lo, q, q_lo, rest;
-  TwoProd(d, z, tail, t, t_lo);
+  const V two_thirds = hn::Set(d, C::kTwoThirds);
+#if HWY_NATIVE_FMA
+  const V t = hn::MulAdd(z, tail, two_thirds);
+  V t_lo = hn::MulAdd(z, tail, hn::Sub(two_thirds, t));
+#else
+  V product, product_lo;
+  TwoProd(d, z, tail, product, product_lo);
+  const V t = hn::Add(two_thirds, product);
+  V t_lo = hn::Add(hn::Add(hn::Sub(two_thirds, t), product), product_lo);
+#endif
   t_lo = hn::Add(t_lo, hn::MulAdd(z_lo, tail, hn::Set(d, C::kTwoThirdsLo)));
-  FastTwoSum(hn::Set(d, C::kTwoThirds), t, t, rest);
-  t_lo = hn::Add(t_lo, rest);
-  TwoProd(d, z, t, p, p_lo);
-  p_lo = hn::MulAdd(z, t_lo, hn::MulAdd(z_lo, t, p_lo));
-  TwoProd(d, s, p, q, q_lo);
-  q_lo = hn::MulAdd(s, p_lo, hn::MulAdd(s_lo, p, q_lo));
-  V log_m, rest_k;
+  V q, q_lo, log_m, rest, rest_k;
+  TwoProd(d, cube, t, q, q_lo);
+  q_lo = hn::MulAdd(cube, t_lo, hn::MulAdd(cube_lo, t, q_lo));
   FastTwoSum(twice, q, log_m, rest);
   const V log_m_lo = hn::Add(rest, hn::MulAdd(hn::Set(d, 2), s_lo, q_lo));
   FastTwoSum(hn::Mul(k, hn::Set(d, C::kLn2Hi)), log_m, hi, rest_k);
@@ -102,6 +109,7 @@ template <class D, class V = hn::Vec<D>>
 HWY_INLINE void PowerExp(D d, V x, V x_lo, V& p, V& rest, V& k) {
   using C = PowerConstants;
   using E = ExpConstants<double>;
+  const V one = hn::Set(d, 1);
   const V rounder = hn::Set(d, FormatOf<D>::kRounder);
   k = hn::Sub(hn::MulAdd(x, hn::Set(d, E::kLog2E), rounder), rounder);
   const V r = hn::NegMulAdd(k, hn::Set(d, C::kLn2Hi), x);  // exact
@@ -109,11 +117,12 @@ HWY_INLINE void PowerExp(D d, V x, V x_lo, V& p, V& rest, V& k) {
   const V r2 = hn::Mul(r, r);
   const V r4 = hn::Mul(r2, r2);
   V hi, from_r, from_r2;
-  FastTwoSum(hn::Set(d, 1), r, hi, from_r);
+  FastTwoSum(one, r, hi, from_r);
   FastTwoSum(hi, hn::Mul(r2, hn::Set(d, 0.5)), hi, from_r2);
-  const V tail = hn::Mul(hn::Mul(r, r2), EstrinPolynomial(d, E::kSharpTail, r, r2, r4));
-  // exp(r + r_lo) = exp(r) + exp(r) r_lo
-  const V lo = hn::MulAdd(hn::Add(hi, tail), r_lo, hn::Add(hn::Add(from_r, from_r2), tail));
+  // exp(r + r_lo) = exp(r) (1 + r_lo)
+  const V cube = hn::Mul(hn::Mul(r, r2), hn::Add(one, r_lo));
+  const V base = hn::MulAdd(hi, r_lo, hn::Add(from_r, from_r2));
+  const V lo = hn::MulAdd(EstrinPolynomial(d, E::kSharpTail, r, r2, r4), cube, base);
   FastTwoSum(hi, lo, p, rest);
 }
 
@@ -160,7 +169,7 @@ HWY_INLINE void PowerForFloat32(D d, V a, V b, V& y, V& da, V& db, V& x, V& log)
   LogReduce(d, a, m, k);
   const V sum = hn::Add(m, one);
   const V r = hn::Div(one, hn::Mul(sum, a));  // for f / (2 + f) and 1 / a
-  const V s = hn::Mul(hn::Sub(m, one), hn::Mul(r, a));
+  const V s = hn::Mul(r, hn::Mul(hn::Sub(m, one), a));
   const V z = hn::Mul(s, s);
   const V z2 = hn::Mul(z, z);
   const V log_tail = Polynomial(d, LogConstants<double>::kShortTail, z, z2);
