@@ -130,9 +130,9 @@ HWY_INLINE GaussianCore<V> MakeGaussianCore(D d, V t, double minus_s) {
   return c;
 }
 
-// e * factor / (t + 4) = (hi + lo) * c.down, where factor is a polynomial in u = (t - 4) / (t + 4)
-// whose leading coefficients come with their low parts, and `slope` says what becomes of an error
-// of 1 / (t + 4).
+// exp(-s t^2) factor / (t + 4) = (hi + lo) * c.down. `factor` is a polynomial in (t - 4) / (t + 4)
+// whose leading coefficients come with their low parts; `slope` says what becomes of an error of
+// 1 / (t + 4).
 template <class D, class V, size_t kN>
 HWY_INLINE void GaussianTail(D d, V t, const GaussianCore<V>& c, const double (&factor)[kN],
                              const double (&factor_lo)[2], const double (&slope)[3], V& hi, V& lo) {
@@ -144,8 +144,8 @@ HWY_INLINE void GaussianTail(D d, V t, const GaussianCore<V>& c, const double (&
   const V w_rest = hn::NegMulAdd(w, s_lo, Residual(d, w, s, one));  // relative
   const V u = hn::NegMulAdd(w, hn::Set(d, 8), one);
   const V u2 = hn::Mul(u, u);
-  // The last two steps of Horner's scheme in twice the precision.
-  // And the next one apart: even and odd powers cancel each other.
+  // The last two steps of Horner's scheme in twice the precision, the one before apart from the
+  // rest: even and odd powers cancel each other.
   const V inner = hn::MulAdd(EverySecond<4>(d, factor, u2), u, EverySecond<3>(d, factor, u2));
   const V tail = hn::MulAdd(inner, u, hn::Set(d, factor[2]));
   V m_hi, m_lo, f_hi, f_lo, product, rest;

@@ -217,14 +217,15 @@ HWY_INLINE void Arctan2(D d, V y, V x, V& angle, V& dy, V& dx) {
     V denominator = hn::IfThenElse(far, b, hn::IfThenElse(middle, sum, a));
     denominator = hn::IfThenElse(hn::Eq(denominator, zero), one, denominator);
     const V denominator_lo = hn::IfThenZeroElse(far, hn::IfThenElseZero(middle, sum_lo));
-    // Left of the ordinate, the angle's complement to pi.
+    // Left of the ordinate, the angle's complement to pi. -0 is left, but not negative everywhere.
+    const V side = hn::CopySign(one, x);
     numerator = hn::Xor(numerator, hn::And(x, hn::SignBit(d)));
-    const V near_base = hn::IfNegativeThenElse(x, hn::Set(d, C::kPi), zero);
-    const V near_base_lo = hn::IfNegativeThenElse(x, hn::Set(d, C::kPiLo), zero);
+    const V near_base = hn::IfNegativeThenElse(side, hn::Set(d, C::kPi), zero);
+    const V near_base_lo = hn::IfNegativeThenElse(side, hn::Set(d, C::kPiLo), zero);
     const V middle_base =
-        hn::IfNegativeThenElse(x, hn::Set(d, C::kThreeQuartersPi), hn::Set(d, C::kQuarterPi));
-    const V middle_base_lo =
-        hn::IfNegativeThenElse(x, hn::Set(d, C::kThreeQuartersPiLo), hn::Set(d, C::kQuarterPiLo));
+        hn::IfNegativeThenElse(side, hn::Set(d, C::kThreeQuartersPi), hn::Set(d, C::kQuarterPi));
+    const V middle_base_lo = hn::IfNegativeThenElse(side, hn::Set(d, C::kThreeQuartersPiLo),
+                                                    hn::Set(d, C::kQuarterPiLo));
     const V base =
         hn::IfThenElse(far, hn::Set(d, C::kHalfPi), hn::IfThenElse(middle, middle_base, near_base));
     const V base_lo = hn::IfThenElse(far, hn::Set(d, C::kHalfPiLo),
