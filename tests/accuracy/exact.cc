@@ -1,5 +1,7 @@
 #include "exact.h"
 
+#include <algorithm>
+#include <cmath>
 #include <memory>
 #include <vector>
 
@@ -61,11 +63,15 @@ void ErfcOfLarge(mpfr_ptr r, mpfr_srcptr x) {
   mpfr_sqr(square.v, x, MPFR_RNDN);  // exact
   mpfr_mul_2ui(step.v, square.v, 1, MPFR_RNDN);
   mpfr_ui_div(step.v, 1, step.v, MPFR_RNDN);
-  // n terms leave an error of exp(-2 x sqrt(2 n)).
-  const double digits = 0.7 * static_cast<double>(precision);
-  const double terms = digits * digits / 8 / mpfr_get_d(square.v, MPFR_RNDN);
+  // The k-th term of 1 + t/(1 + 2t/(1 + 3t/... takes this factor off the error.
+  unsigned long terms = 1;
+  for (double bits = 0; bits < static_cast<double>(precision); ++terms) {
+    const double root =
+        std::sqrt(1 + 4 * static_cast<double>(terms) * mpfr_get_d(step.v, MPFR_RNDN));
+    bits += std::min(std::log2((root + 1) / (root - 1)), 1e6);
+  }
   mpfr_set_ui(fraction.v, 1, MPFR_RNDN);
-  for (unsigned long k = 20 + static_cast<unsigned long>(terms); k > 0; --k) {
+  for (unsigned long k = terms; k > 0; --k) {
     mpfr_div(fraction.v, step.v, fraction.v, MPFR_RNDN);
     mpfr_mul_ui(fraction.v, fraction.v, k, MPFR_RNDN);
     mpfr_add_ui(fraction.v, fraction.v, 1, MPFR_RNDN);
