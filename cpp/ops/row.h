@@ -30,7 +30,6 @@
 #define PB_UNARY(name) PB_UNARY_ROW(name, false, false, __COUNTER__)
 #define PB_UNARY_MASKED(name) PB_UNARY_ROW(name, true, false, __COUNTER__)
 #define PB_UNARY_WIDE(name) PB_UNARY_ROW(name, false, true, __COUNTER__)
-#define PB_UNARY_MASKED_WIDE(name) PB_UNARY_ROW(name, true, true, __COUNTER__)
 #define PB_BINARY(name) PB_BINARY_ROW(name, false, false, __COUNTER__)
 #define PB_BINARY_MASKED(name) PB_BINARY_ROW(name, true, false, __COUNTER__)
 #define PB_BINARY_WIDE(name) PB_BINARY_ROW(name, false, true, __COUNTER__)

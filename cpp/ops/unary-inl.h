@@ -122,7 +122,7 @@ PB_UNARY_WIDE(gelu_tanh) { GeluTanh(d, x, y, dy); }
 
 PB_UNARY_WIDE(mish) { Mish(d, x, y, dy); }
 
-PB_UNARY_MASKED_WIDE(selu) { Selu(d, x, y, dy); }
+PB_UNARY_WIDE(selu) { Selu(d, x, y, dy); }
 
 PB_UNARY_WIDE(sinh) { SinhCosh(d, x, y, dy); }
 
