@@ -9,9 +9,9 @@
 #include <hwy/highway.h>
 
 #include "math/exp-inl.h"
+#include "math/inverse_trig-inl.h"
 #include "math/log-inl.h"
 #include "math/power-inl.h"
-#include "math/inverse_trig-inl.h"
 #include "math/roots-inl.h"
 #include "math/softplus-inl.h"
 #include "ops/row.h"

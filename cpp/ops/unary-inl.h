@@ -9,11 +9,10 @@
 #include <hwy/highway.h>
 
 #include "math/arc_hyperbolic-inl.h"
+#include "math/erf-inl.h"
 #include "math/exp-inl.h"
 #include "math/gates-inl.h"
 #include "math/hyperbolic-inl.h"
-#include "math/erf-inl.h"
-#include "math/exp-inl.h"
 #include "math/inverse_trig-inl.h"
 #include "math/log-inl.h"
 #include "math/roots-inl.h"

@@ -570,7 +570,7 @@ def logaddexp_slopes(w: Array, x: Array) -> tuple[Array, Array]:
     difference = w - x
     back = difference - w
     rest = (w - (difference - back)) - (x + back)
-    rest = np.where(np.isfinite(difference), rest, 0)
+    rest = np.where(np.abs(rest) < 0.5, rest, 0)  # larger only where e vanishes
     e = np.exp(-np.abs(difference)) * (1 - np.copysign(1, difference) * rest)
     larger, smaller = 1 / (1 + e), e / (1 + e)
     tie = np.where(w == -np.inf, np.nan, 0.5)
@@ -610,6 +610,7 @@ def elu(w: Array, x: Array) -> Array:
 
 @in_float64
 def elu_slopes(w: Array, x: Array) -> tuple[Array, Array]:
-    root = np.exp(0.5 * w)  # exp(w) may be subnormal where x times it is not
+    # exp(w) may be subnormal where x times it is not, and vanishes at -inf alone.
+    root = np.exp(np.where(np.isinf(w), w, np.maximum(0.5 * w, -745.0)))
     by_w = np.where(np.isnan(w), w, np.where(w > 0, 1, x * root * root))
     return by_w, np.where(w > 0, 0, np.expm1(w))

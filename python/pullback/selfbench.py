@@ -198,7 +198,7 @@ def _elementwise(row: OpRow, limits: Limits, dtype: np.dtype[Any]) -> list[Timin
     probe = [np.full(_PROBE, sum(domain.ordinary) / 2, dtype) for domain in row.domain]
     per_element = min(_timer(vjp, [*probe, probe[0]]).repeat(3, 1)) / _PROBE
     # Long formulas in NumPy take their time, and are not bound by memory anyway.
-    large = min(large, max(2**16, int(0.03 / per_element)))
+    large = min(large, max(2**16, int(_SECONDS / per_element)))
     for n in (_SMALL, large):
         points = [rng.uniform(*domain.ordinary, n).astype(dtype) for domain in row.domain]
         g = rng.standard_normal(n).astype(dtype)
