@@ -555,7 +555,7 @@ _ROWS: Final = (
         value=nf.selu,                        derivative=nf.selu_slope,
         special="0 -> 0, 1.7580993408473768;  -0 -> -0, 1.7580993408473768;"
                 "inf -> inf, 1.0507009873554805;  -inf -> -1.7580993408473768, 0",
-        kinks=("x",),                         masked=True,
+        kinks=("x",),
         max_ulp=(2.0, 3.0),                   source="Klambauer et al. 2017, eq. 2; "
                                                      "the left derivative at the kink"),
 
