@@ -902,6 +902,8 @@ def test_long_outputs_touch_nothing_beside_themselves() -> None:
             assert_same_bits(out, wanted)
             assert (room[:offset] == -7).all()
             assert (room[offset + size :] == -7).all()
+        pb.multiply(values, values, out=values)
+        assert_same_bits(values, wanted)
 
 
 @native
