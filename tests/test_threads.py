@@ -391,6 +391,22 @@ def make(n):
     return lambda: pb.sin.vjp(x, x, out=out)
 """,
     ),
+    "summed cotangents": (
+        500,
+        """
+def make(n, d=2000):
+    w, x, g = np.ones((n, 1)), np.ones(d), np.broadcast_to(1.0, (n, d))
+    return lambda: pb.divide.vjp(w, x, g)
+""",
+    ),
+    "over what lies behind": (
+        1_000_000,
+        """
+def make(n):
+    x = np.linspace(-1e5, 1e5, n, dtype=np.float32)
+    return lambda: pb.sin(x[1:], out=x[:-1])
+""",
+    ),
     "byte-swapped": (
         1_000_000,
         """
