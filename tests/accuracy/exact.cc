@@ -196,7 +196,10 @@ void Evaluation::Compute(const Node& node, mpfr_ptr r) {
       break;
     case Fn::kPow:
       // Whether a whole exponent is odd shows in the sign: it has to be exact.
-      if (mpfr_signbit(x) && !mpfr_zero_p(x) && mpfr_inexflag_p()) settled_ = false;
+      if (mpfr_signbit(x) && !op_.nodes[static_cast<size_t>(node.arg[1])].constant &&
+          mpfr_inexflag_p()) {
+        settled_ = false;
+      }
       mpfr_pow(r, x, y, kRound);
       break;
     case Fn::kNeg:

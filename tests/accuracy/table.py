@@ -171,7 +171,7 @@ def lines(row: Any) -> Iterator[str]:
     """Yield what the sweep has to know of an operation."""
     yield f"op {row.name} {row.nin}"
     yield f"bound {row.max_ulp[0]} {row.max_ulp[1]}"
-    if getattr(row, "ulp_of_operands", False):
+    if row.ulp_of_operands:
         yield "ulp_of_operands"
     for operand, domain in enumerate(row.domain):
         for lower, upper, closed in domain.intervals:
