@@ -379,10 +379,9 @@ void SetOperand(ArrayCall& call, size_t k, PyArrayObject* array, Storage storage
   const int missing = call.axes - PyArray_NDIM(array);
   for (int a = 0; a < call.axes; ++a) {
     const int axis = a < batch ? a : a - missing;
-    operand.stride[a] =
-        axis < 0 || (a >= batch && axis < batch) || PyArray_DIM(array, axis) == 1
-            ? 0
-            : PyArray_STRIDE(array, axis);
+    operand.stride[a] = axis < 0 || (a >= batch && axis < batch) || PyArray_DIM(array, axis) == 1
+                            ? 0
+                            : PyArray_STRIDE(array, axis);
   }
 }
 
@@ -601,10 +600,10 @@ PyObject* BinaryVjp(const void* context, PyObject* const* args, size_t nargs, Py
     } else if (shape == in.shape && in.shape.Size() != 0) {
       outputs[k] = NewLikeInputs(args, 3, in.dtype);
     } else {
-      outputs[k] = Ref(in.shape.Size() == 0
-                           ? PyArray_ZEROS(shape.ndim, shape.extent.data(), TypeNumber(in.dtype), 0)
-                           : PyArray_SimpleNew(shape.ndim, shape.extent.data(),
-                                               TypeNumber(in.dtype)));
+      outputs[k] =
+          Ref(in.shape.Size() == 0
+                  ? PyArray_ZEROS(shape.ndim, shape.extent.data(), TypeNumber(in.dtype), 0)
+                  : PyArray_SimpleNew(shape.ndim, shape.extent.data(), TypeNumber(in.dtype)));
     }
     if (!outputs[k]) return nullptr;
   }

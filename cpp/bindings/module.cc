@@ -111,8 +111,8 @@ void RegisterRuntime(py::module_& m) {
           throw py::value_error("copy_seconds: wants contiguous float64 buffers of one size");
         }
         const py::gil_scoped_release unlocked;
-        return CopySeconds(static_cast<const double*>(source.ptr),
-                           static_cast<double*>(target.ptr), static_cast<size_t>(source.size));
+        return CopySeconds(static_cast<const double*>(source.ptr), static_cast<double*>(target.ptr),
+                           static_cast<size_t>(source.size));
       },
       py::arg("source"), py::arg("target"));
   m.def("measure_read_bandwidth", &MeasureReadBandwidth, py::arg("bytes"),

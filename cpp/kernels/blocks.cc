@@ -64,25 +64,8 @@ double Sum(const void* from, size_t n) {
   return sum;
 }
 
-template <typename T>
-void Stream(const void* from, void* to, size_t n) {
-  const hn::ScalableTag<T> d;
-  const size_t lanes = hn::Lanes(d);
-  const size_t vector = lanes * sizeof(T);
-  const auto* const x = static_cast<const T*>(from);
-  auto* const y = static_cast<T*>(to);
-  const size_t beyond = reinterpret_cast<uintptr_t>(y) % vector;
-  size_t i = 0;
-  size_t head = std::min(n, beyond == 0 ? 0 : (vector - beyond) / sizeof(T));
-  if (beyond % sizeof(T) != 0) head = n;  // a double where 4 bytes are alignment enough
-  for (; i < head; ++i) y[i] = x[i];
-  for (; i + lanes <= n; i += lanes) hn::Stream(hn::LoadU(d, x + i), d, y + i);
-  for (; i < n; ++i) y[i] = x[i];
-}
-
 const BlockKernels* Table() {
-  static constexpr BlockKernels kTable = {
-      {Add<float>, Add<double>}, {Sum<float>, Sum<double>}, {Stream<float>, Stream<double>}};
+  static constexpr BlockKernels kTable = {{Add<float>, Add<double>}, {Sum<float>, Sum<double>}};
   return &kTable;
 }
 

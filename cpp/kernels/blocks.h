@@ -11,9 +11,8 @@ namespace pullback {
 // For `n` elements of float (float64 sums) or double. Bits depend on values, n and the target, not
 // on where in memory a block lies.
 struct BlockKernels {
-  void (*add[kDTypes])(const void* from, double* to, size_t n);    // to[i] += from[i]
-  double (*sum[kDTypes])(const void* from, size_t n);              // over i
-  void (*stream[kDTypes])(const void* from, void* to, size_t n);   // a copy past the caches
+  void (*add[kDTypes])(const void* from, double* to, size_t n);  // to[i] += from[i]
+  double (*sum[kDTypes])(const void* from, size_t n);            // over i
 };
 
 const BlockKernels& Blocks();

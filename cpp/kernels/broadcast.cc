@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -34,7 +35,7 @@ constexpr size_t kTermsPerSum = 8;
 
 // Outputs that leave the caches behind need not pass through them, unless they lie where an input
 // has just been read: streamed, add(x, y, out=x) took 1.7 times as long.
-constexpr size_t kStreamBytes = size_t{16} << 20;
+constexpr size_t kStreamBytes = size_t{8} << 20;
 
 constexpr ptrdiff_t kSumSize = sizeof(double);
 constexpr double kNothing = 0.0;  // sums begin here, as np.sum's do: those of -0 alone are +0
@@ -214,15 +215,13 @@ class Slab {
     for (size_t k = 0; k < static_cast<size_t>(plan.operands); ++k) {
       char* const data =
           plan.summed[k] ? reinterpret_cast<char*>(sums[k]) : plan.call.operand[k].data;
-      base_[k] = data == nullptr
-                     ? nullptr
-                     : data + static_cast<ptrdiff_t>(range.begin) * plan.stride[k][cut];
+      base_[k] = data == nullptr ? nullptr
+                                 : data + static_cast<ptrdiff_t>(range.begin) * plan.stride[k][cut];
     }
     inner_[last_] = 1;
     for (size_t a = last_; a > 0; --a) inner_[a - 1] = inner_[a] * extent_[a];
     while (split_ < last_ && inner_[split_] > kBlock) ++split_;
     const auto inputs = static_cast<size_t>(plan.inputs);
-    bool all_direct = true;
     for (size_t k = 0; k < static_cast<size_t>(plan.operands); ++k) {
       direct_[k] = (k >= inputs || plan.native[k]) && !plan.summed[k] && base_[k] != nullptr &&
                    Contiguous(k);
@@ -230,11 +229,10 @@ class Slab {
       for (size_t a = 0; a <= split_; ++a) {
         constant_[k] = constant_[k] && (plan.stride[k][a] == 0 || extent_[a] == 1);
       }
-      direct_[k] = direct_[k] && !plan.stream[k];
-      all_direct = all_direct && direct_[k];
+      all_direct_ = all_direct_ && direct_[k];
     }
-    chunk_ = all_direct ? extent_[split_] : std::max<size_t>(1, kBlock / inner_[split_]);
-    across_ = !all_direct && split_ < last_ && extent_[last_] < kShortRow &&
+    chunk_ = all_direct_ ? extent_[split_] : std::max<size_t>(1, kBlock / inner_[split_]);
+    across_ = !all_direct_ && split_ < last_ && extent_[last_] < kShortRow &&
               std::min(chunk_, extent_[split_]) > extent_[last_];
     if (across_) direct_.fill(false);
   }
@@ -272,9 +270,8 @@ class Slab {
   }
 
   char* At(size_t k, size_t begin) const {
-    return base_[k] == nullptr
-               ? nullptr
-               : base_[k] + static_cast<ptrdiff_t>(begin) * plan_.stride[k][split_];
+    return base_[k] == nullptr ? nullptr
+                               : base_[k] + static_cast<ptrdiff_t>(begin) * plan_.stride[k][split_];
   }
 
   // The axes of a block from the slowest to the fastest in the buffers: the slab's own order, or
@@ -311,18 +308,45 @@ class Slab {
     for (size_t k = inputs; k < operands; ++k) {
       out[k - inputs] = direct_[k] ? static_cast<void*>(At(k, begin)) : buffer_[k];
     }
-    plan_.call.kernel(in, out, count * inner_[split_]);
+    RunKernel(in, out, count * inner_[split_]);
     for (size_t k = inputs; k < operands; ++k) {
       char* const to = At(k, begin);
       if (direct_[k] || to == nullptr) continue;
       if (plan_.summed[k]) {
         Accumulate(k, 0, buffer_[k], to);
-      } else if (plan_.stream[k] && !across_ && Contiguous(k)) {
-        blocks_.stream[kType](buffer_[k], to, count * inner_[split_]);
       } else {
         Scatter(k, 0, buffer_[k], to);
       }
     }
+  }
+
+  // Streams what lies in step with the first output that can be streamed; the elements ahead of its
+  // alignment go on their own. Not in blocks: lines that two of them share would cost more.
+  void RunKernel(const void** in, void** out, size_t n) const {
+    const auto inputs = static_cast<size_t>(plan_.inputs);
+    const auto operands = static_cast<size_t>(plan_.operands);
+    unsigned streamed = 0;
+    size_t ahead = 0;
+    for (size_t k = inputs; k < operands; ++k) {
+      if (!all_direct_ || !plan_.stream[k]) continue;
+      const size_t beyond = reinterpret_cast<uintptr_t>(out[k - inputs]) % kStreamAlignment;
+      const size_t bytes = beyond == 0 ? 0 : kStreamAlignment - beyond;
+      if (streamed == 0) ahead = bytes;
+      if (bytes == ahead && bytes % sizeof(T) == 0) streamed |= 1u << (k - inputs);
+    }
+    const size_t head = ahead / sizeof(T);
+    if (streamed == 0 || n <= head) {
+      plan_.call.kernel(in, out, n, 0);
+      return;
+    }
+    if (head > 0) {
+      plan_.call.kernel(in, out, head, 0);
+      for (size_t k = 0; k < inputs; ++k) in[k] = static_cast<const T*>(in[k]) + head;
+      for (size_t k = inputs; k < operands; ++k) {
+        out[k - inputs] = static_cast<T*>(out[k - inputs]) + head;
+      }
+    }
+    plan_.call.kernel(in, out, n - head, streamed);
   }
 
   void Gather(size_t k, size_t level, const char* from, T* to) const {
@@ -389,6 +413,7 @@ class Slab {
   };
   std::array<Level, kMaxAxes> level_;  // of the current block
   size_t count_ = 0;
+  bool all_direct_ = true;
   bool filled_ = false;
   alignas(64) T buffer_[kMaxOperands][kBlock];
 };

@@ -6,6 +6,7 @@
 #define PULLBACK_CPP_KERNELS_ELEMENTWISE_INL_H_
 #endif
 
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include <array>
@@ -110,7 +111,7 @@ HWY_INLINE void Apply(D d, const std::array<V, kIn>& in, std::array<V, kOut>& ou
 }
 
 template <class Row, Method kMethod, typename T>
-void Loop(const void* const* in, void* const* out, size_t n) {
+void Loop(const void* const* in, void* const* out, size_t n, unsigned streamed) {
   constexpr MethodShape kShape = ShapeOf(kMethod, Row::kArity);
   constexpr size_t kIn = static_cast<size_t>(kShape.nin);
   constexpr size_t kOut = static_cast<size_t>(kShape.nout);
@@ -138,7 +139,13 @@ void Loop(const void* const* in, void* const* out, size_t n) {
     Apply<Row, kMethod>(d, x, y);
     if (HWY_LIKELY(whole)) {
       PB_UNROLL
-      for (size_t k = 0; k < kOut; ++k) hn::StoreU(y[k], d, to[k] + i);
+      for (size_t k = 0; k < kOut; ++k) {
+        if (HWY_UNLIKELY((streamed >> k & 1) != 0)) {
+          hn::Stream(y[k], d, to[k] + i);
+        } else {
+          hn::StoreU(y[k], d, to[k] + i);
+        }
+      }
     } else {
       PB_UNROLL
       for (size_t k = 0; k < kOut; ++k) StoreTail(y[k], d, to[k] + i, n - i);

@@ -66,7 +66,7 @@ void RunContiguous(const Call& call, size_t n) {
   void* out[kMaxOperands];
   for (int k = 0; k < call.shape.nin; ++k) in[k] = call.operands.data[k];
   for (int k = 0; k < call.shape.nout; ++k) out[k] = call.operands.data[call.shape.nin + k];
-  call.kernel(in, out, n);
+  call.kernel(in, out, n, 0);
 }
 
 void RunOneByOne(const Call& call, size_t n) {
@@ -84,7 +84,7 @@ void RunOneByOne(const Call& call, size_t n) {
         out[k - call.shape.nin] = dropped;
       }
     }
-    call.kernel(in, out, 1);
+    call.kernel(in, out, 1, 0);
   }
 }
 
@@ -95,7 +95,8 @@ std::span<const OpKernels> Ops(size_t shard) {
     std::span<const OpKernels> ops;
     ((kShard == shard ? void(ops = OpsOfShard<kShard>()) : void()), ...);
     return ops;
-  }(std::make_index_sequence<kOpShards>());
+  }
+  (std::make_index_sequence<kOpShards>());
 }
 
 bool RunElementwise(ElementwiseKernel kernel, MethodShape shape, DType dtype,

@@ -40,8 +40,11 @@ inline constexpr int kMaxOperands = 5;  // the widest: value_and_derivative or v
 
 // Reads n contiguous elements of each in[i], writes n to each out[i]. An output may be an input, or
 // overlap one that lies ahead of it: elements go in order, and each vector is read before it is
-// written. Neither needs alignment. Never reads past the end.
-using ElementwiseKernel = void (*)(const void* const* in, void* const* out, size_t n);
+// written. Neither needs alignment, but for outputs whose bit is set in `streamed`: they are
+// written past the caches, and lie at a multiple of kStreamAlignment. Never reads past the end.
+using ElementwiseKernel = void (*)(const void* const* in, void* const* out, size_t n,
+                                   unsigned streamed);
+inline constexpr size_t kStreamAlignment = 64;  // as long as the longest vector, or a cache line
 
 struct OpKernels {
   const char* name;

@@ -71,7 +71,8 @@ void LoadAll(const char* from, ptrdiff_t stride, void* to, size_t n) {
 
 template <typename S>
 Load LoadFrom(bool swapped, DType dtype) {
-  if (dtype == DType::kFloat64) return swapped ? LoadAll<S, true, double> : LoadAll<S, false, double>;
+  if (dtype == DType::kFloat64)
+    return swapped ? LoadAll<S, true, double> : LoadAll<S, false, double>;
   if constexpr (!std::is_same_v<S, double>) {
     return swapped ? LoadAll<S, true, float> : LoadAll<S, false, float>;
   }

@@ -21,7 +21,7 @@ Outputs<T> Run(const Op& op, ElementwiseKernel kernel, const std::vector<T>& a,
     out[o] = y[o].data();
   }
   const void* in[2] = {a.data(), b.data()};
-  kernel(in, out, a.size());
+  kernel(in, out, a.size(), 0);
   return y;
 }
 
