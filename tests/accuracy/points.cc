@@ -89,7 +89,7 @@ class Section {
     const void* in[2] = {x.data(), partner.data()};
     if (operand_ == 1) std::swap(in[0], in[1]);
     void* out[kMaxOutputs] = {y[0].data(), y[1].data(), y[2].data()};
-    kernel_(in, out, x.size());
+    kernel_(in, out, x.size(), 0);
     return y;
   }
 
@@ -98,7 +98,7 @@ class Section {
     const void* in[2] = {&x, &partner_};
     if (operand_ == 1) std::swap(in[0], in[1]);
     void* out[kMaxOutputs] = {&y[0], &y[1], &y[2]};
-    kernel_(in, out, 1);
+    kernel_(in, out, 1, 0);
     return y;
   }
 
