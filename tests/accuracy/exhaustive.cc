@@ -69,11 +69,11 @@ class AllFloats {
     }
     const void* wide_in[1] = {buffers.wide.data()};
     void* wide_out[kOutputs] = {buffers.exact[0].data(), buffers.exact[1].data()};
-    reference_(wide_in, wide_out, kBlock);
+    reference_(wide_in, wide_out, kBlock, 0);
     const void* in[1] = {buffers.x.data()};
     for (size_t t = 0; t < targets; ++t) {
       void* out[kOutputs] = {buffers.got[t][0].data(), buffers.got[t][1].data()};
-      kernels_[t].f32(in, out, kBlock);
+      kernels_[t].f32(in, out, kBlock, 0);
     }
   }
 
