@@ -321,7 +321,7 @@ class Slab {
   }
 
   // Streams what lies in step with the first output that can be streamed; the elements ahead of its
-  // alignment go on their own. Not in blocks: lines that two of them share would cost more.
+  // alignment go on their own. Not in blocks, where it never paid.
   void RunKernel(const void** in, void** out, size_t n) const {
     const auto inputs = static_cast<size_t>(plan_.inputs);
     const auto operands = static_cast<size_t>(plan_.operands);
