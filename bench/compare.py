@@ -1,6 +1,7 @@
 """Compare pullback with other libraries: all contenders in one run, checked, then interleaved.
 
-    python bench/compare.py [losses|elementwise|all] [--quick] [--json FILE] [--threads N]
+    python bench/compare.py [losses|elementwise|all] [--quick] [--only REGEX] [--json FILE]
+                            [--threads N]
 
 Every contender's result is checked before it is timed. Rounds go through all contenders in turn,
 so that what disturbs the machine disturbs them alike; the median over the rounds counts. A library
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -47,6 +49,8 @@ class Effort(NamedTuple):
 
 
 PAUSE = 0.03
+
+Wanted = Callable[[str], bool]  # tells by its label whether a case is to be run
 
 NORMAL = Effort(rounds=15, round_seconds=5e-3, case_seconds=8)
 QUICK = Effort(rounds=3, round_seconds=1e-3, case_seconds=2)
@@ -137,7 +141,7 @@ def compare(
 # --- cases ----------------------------------------------------------------------------------------
 
 
-def losses(*, quick: bool, effort: Effort) -> Iterator[dict[str, Any]]:
+def losses(*, quick: bool, effort: Effort, wanted: Wanted) -> Iterator[dict[str, Any]]:
     """Yield records of relu_mse.value_and_grad."""
     import numpy as np
     import peers
@@ -146,6 +150,9 @@ def losses(*, quick: bool, effort: Effort) -> Iterator[dict[str, Any]]:
 
     for rows, cols in QUICK_LOSS_SHAPES if quick else LOSS_SHAPES:
         for dtype in (np.float64, np.float32):
+            label = f"relu_mse {rows}x{cols} {np.dtype(dtype).name}"
+            if not wanted(label):
+                continue
             rng = np.random.default_rng(0)
             X = rng.random((rows, cols), dtype)
             X -= dtype(0.4)
@@ -156,7 +163,7 @@ def losses(*, quick: bool, effort: Effort) -> Iterator[dict[str, Any]]:
             expected = tuple(np.asarray(part, float) for part in expected)
             large = native is not None and X.nbytes >= LARGE_BYTES
             yield compare(
-                f"relu_mse {rows}x{cols} {np.dtype(dtype).name}",
+                label,
                 list(peers.relu_mse(X, y, w, 0.1)),
                 expected,
                 2e-3 if dtype is np.float32 else 1e-9,
@@ -165,7 +172,7 @@ def losses(*, quick: bool, effort: Effort) -> Iterator[dict[str, Any]]:
             )
 
 
-def elementwise(*, quick: bool, effort: Effort) -> Iterator[dict[str, Any]]:
+def elementwise(*, quick: bool, effort: Effort, wanted: Wanted) -> Iterator[dict[str, Any]]:
     """Yield records of vjps of elementwise operations."""
     import numpy as np
     import peers
@@ -175,11 +182,14 @@ def elementwise(*, quick: bool, effort: Effort) -> Iterator[dict[str, Any]]:
     for op in (*peers.UNARY, "power"):
         for n in QUICK_SIZES if quick else ELEMENTWISE_SIZES:
             for dtype in (np.float64, np.float32):
+                given = n >= OUT_GIVEN
+                label = f"{op}.vjp {n} {np.dtype(dtype).name}" + " out=" * given
+                if not wanted(label):
+                    continue
                 rng = np.random.default_rng(0)
                 x, g = rng.normal(0, 2, n).astype(dtype), rng.normal(size=n).astype(dtype)
                 if op in ("log", "power"):
                     x = np.exp(x / 2)
-                given = n >= OUT_GIVEN
                 if op == "power":
                     y = rng.normal(0, 2, n).astype(dtype)
                     out = (np.empty_like(x), np.empty_like(x)) if given else None
@@ -196,22 +206,25 @@ def elementwise(*, quick: bool, effort: Effort) -> Iterator[dict[str, Any]]:
                     moved = np.ones((2, 3 * x.nbytes // 16))  # as much in as out, like x, g and out
                     copy = lambda moved=moved: native.copy_seconds(moved[0], moved[1])  # noqa: E731
                 yield compare(
-                    f"{op}.vjp {n} {np.dtype(dtype).name}" + " out=" * given,
+                    label,
                     contenders,
                     expected,
                     2e-5 if dtype is np.float32 else 1e-11,
                     effort,
                     copy,
                 )
-    if not quick:
-        for dtype in (np.float64, np.float32):
+    for dtype in () if quick else (np.float64, np.float32):
+        for given in (False, True):
+            label = f"multiply.vjp (100000,100)x(100,) {np.dtype(dtype).name}" + " out=" * given
+            if not wanted(label):
+                continue
             rng = np.random.default_rng(0)
-            w, x, g = (
-                rng.normal(size=s).astype(dtype) for s in ((100_000, 100), 100, (100_000, 100))
-            )
+            w, g = rng.normal(size=(2, 100_000, 100)).astype(dtype)
+            x = rng.normal(size=100).astype(dtype)
+            out = (np.empty_like(w), np.empty_like(x)) if given else None
             yield compare(
-                f"multiply.vjp (100000,100)x(100,) {np.dtype(dtype).name}",
-                list(peers.scaled_columns_vjp(w, x, g)),
+                label,
+                list(peers.scaled_columns_vjp(w, x, g, out)),
                 pb.reference.multiply.vjp(*(a.astype(float) for a in (w, x, g))),
                 1e-4 if dtype is np.float32 else 1e-11,
                 effort,
@@ -257,6 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("suite", nargs="?", choices=[*SUITES, "all"], default="all")
     parser.add_argument("--quick", action="store_true", help="small sizes only, to see it work")
+    parser.add_argument("--only", metavar="REGEX", default="", help="cases whose label matches")
     parser.add_argument("--json", metavar="FILE", help="write the records there")
     parser.add_argument("--threads", type=int, default=2, help="for every library (default 2)")
     options = parser.parse_args(arguments)
@@ -272,9 +286,13 @@ def main(arguments: list[str] | None = None) -> int:
     libraries = ["NumPy", "PyTorch", "JAX", "Numba", "numexpr"]
     print(header(libraries), flush=True)
     records = []
+
+    def wanted(label: str) -> bool:
+        return re.search(options.only, label) is not None
+
     for suite in SUITES if options.suite == "all" else [options.suite]:
         effort = QUICK if options.quick else NORMAL
-        for record in SUITES[suite](quick=options.quick, effort=effort):
+        for record in SUITES[suite](quick=options.quick, effort=effort, wanted=wanted):
             records.append(record)
             print(line(record, libraries), flush=True)
     if options.json:

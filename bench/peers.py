@@ -507,16 +507,34 @@ def power_vjp(x: Any, y: Any, g: Any, out: Any = None) -> Iterator[Contender]:
             )
 
 
-def scaled_columns_vjp(w: Any, x: Any, g: Any) -> Iterator[Contender]:
+def scaled_columns_vjp(w: Any, x: Any, g: Any, out: Any = None) -> Iterator[Contender]:
     """Yield every way to compute both cotangents of ``w * x`` for w (N, D) and x (D,)."""
-    yield Contender("pullback", "", lambda: pb.multiply.vjp(w, x, g), _several)
-    yield Contender("NumPy", "sum", lambda: (g * x, (g * w).sum(0)), _several)
-    yield Contender("NumPy", "einsum", lambda: (g * x, np.einsum("ij,ij->j", g, w)), _several)
+    ours = pb.multiply.vjp
+    call = (lambda: ours(w, x, g)) if out is None else (lambda: ours(w, x, g, out=out))
+    yield Contender("pullback", "", call, _several)
+    gw, gx = (None, None) if out is None else out
+
+    def by_einsum() -> Any:
+        return np.multiply(g, x, out=gw), np.einsum("ij,ij->j", g, w, out=gx)
+
+    yield Contender("NumPy", "einsum", by_einsum, _several)
+    yield Contender(
+        "NumPy", "sum", lambda: ((g * w).sum(0, out=gx), np.multiply(g, x, out=gw))[::-1], _several
+    )
     if torch := optional("torch"):
         tw, tx, tg = map(torch.from_numpy, (w, x, g))
-        yield Contender("PyTorch", "by hand", lambda: (tg * tx, (tg * tw).sum(0)), _several)
+        into = None if out is None else torch.from_numpy(gw)
         yield Contender(
-            "PyTorch", "einsum", lambda: (tg * tx, torch.einsum("ij,ij->j", tg, tw)), _several
+            "PyTorch",
+            "einsum",
+            lambda: (torch.mul(tg, tx, out=into), torch.einsum("ij,ij->j", tg, tw)),
+            _several,
+        )
+        yield Contender(
+            "PyTorch",
+            "by hand",
+            lambda: ((tg * tw).sum(0), torch.mul(tg, tx, out=into))[::-1],
+            _several,
         )
         leaves = [tw.clone().requires_grad_(), tx.clone().requires_grad_()]
         yield Contender(
