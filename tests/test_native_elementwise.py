@@ -12,9 +12,10 @@ import pullback as pb
 import pytest
 from guarded import Guarded
 from oracles import assert_same_bits
-from protocol import TARGETS, (
+from protocol import (
     CALLS,
     DTYPES,
+    TARGETS,
     Call,
     arguments,
     assert_close_in_ulp,
