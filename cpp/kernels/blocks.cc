@@ -9,8 +9,7 @@
 
 #include <hwy/cache_control.h>
 
-#include <algorithm>
-#include <cstdint>
+#include <cstddef>
 
 #include "kernels/load-inl.h"
 

@@ -6,7 +6,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <numeric>
 
 #include "kernels/blocks.h"
 #include "runtime/fp_env.h"

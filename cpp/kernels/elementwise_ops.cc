@@ -11,6 +11,8 @@
 #include "ops/binary-inl.h"
 #include "ops/unary-inl.h"
 
+static_assert(PULLBACK_SHARD < pullback::kOpShards, "CMakeLists.txt compiles a shard too many");
+
 // Functions of equal name in the shards must not meet.
 #undef PB_SHARD
 #define PB_SHARD HWY_CONCAT(shard, PULLBACK_SHARD)

@@ -59,6 +59,7 @@ PB_BINARY_MASKED(leaky_relu) {
   da = hn::IfThenElse(active, hn::Set(d, 1), hn::IfThenElse(hn::Eq(a, a), b, a));
   db = hn::IfThenZeroElse(active, a);
 }
+
 PB_BINARY_WIDE(power) { Power(d, a, b, y, da, db); }
 
 PB_BINARY_WIDE(xlogy) { Xlogy(d, a, b, y, da, db); }
@@ -120,9 +121,11 @@ PB_BINARY(minimum) {
   da = hn::IfThenElse(first, one, hn::IfThenZeroElse(second, shared));
   db = hn::IfThenElse(second, one, hn::IfThenZeroElse(first, shared));
 }
+
 PB_BINARY_WIDE(logaddexp) { LogAddExp(d, a, b, y, da, db); }
 
 PB_BINARY_MASKED_WIDE(elu) { Elu(d, a, b, y, da, db); }
+
 PB_BINARY_WIDE(hypot) { Hypot(d, a, b, y, da, db); }
 
 PB_BINARY_WIDE(arctan2) { Arctan2(d, a, b, y, da, db); }

@@ -134,6 +134,7 @@ PB_UNARY_WIDE(arcsinh) { Arcsinh(d, x, y, dy); }
 PB_UNARY_WIDE(arccosh) { Arccosh(d, x, y, dy); }
 
 PB_UNARY_WIDE(arctanh) { Arctanh(d, x, y, dy); }
+
 PB_UNARY_WIDE(erf) { Erf(d, x, y, dy); }
 
 PB_UNARY_WIDE(erfc) { Erfc(d, x, y, dy); }
