@@ -109,16 +109,18 @@ def test_every_activation(name: str, dtype: np.dtype) -> None:
             assert_same_bits(linear(X, W, bias, activation=f), f(Z))
             assert_same_bits(linear(X, W, bias, activation=twin), f(Z))
             H = f.vjp(Z, G)
+            results = linear.vjp(X, W, bias, G, activation=f)
+            by_twin = linear.vjp(X, W, bias, G, activation=twin)
             if np.isfinite(H).all():
-                results = linear.vjp(X, W, bias, G, activation=f)
                 check_cotangents(results, X, W, bias, H)
-                for mine, other in zip(
-                    linear.vjp(X, W, bias, G, activation=twin), results, strict=True
-                ):
-                    if mine is not other:  # None
-                        assert_same_bits(mine, other)
-            else:  # outside the domain
-                assert np.isnan(linear.vjp(X, W, b, G, activation=f)[2]).any()
+            else:  # a pole, or outside the domain
+                with np.errstate(all="ignore"):
+                    exact = np.matmul(*wide(H, W.T))
+                odd = ~np.isfinite(exact)
+                np.testing.assert_array_equal(results[0][odd], exact[odd].astype(dtype))
+                np.testing.assert_array_equal(np.isfinite(results[0]), ~odd)
+            for mine, other in zip(by_twin[: 3 - (bias is None)], results, strict=False):
+                assert_same_bits(mine, other)
             tX, tW, tb, _ = layer(lead, k, n, dtype, seed=1)
             tZ = (tX @ W + X @ tW + (0 if bias is None else tb)).astype(dtype)
             tangent = linear.jvp(X, W, bias, tX, tW, None if bias is None else tb, activation=f)
@@ -135,7 +137,8 @@ def test_the_bias_is_summed_in_float64(dtype: np.dtype) -> None:
     db = linear.vjp(X, W, b, G, wrt=2)
     exact = wide(G)[0].sum(0)
     assert db.tolist()[:2] == exact.tolist()[:2] == [count / 3] * 2
-    assert abs(db[2] - exact[2]) <= np.finfo(dtype).eps * exact[2]
+    # A sum of so many terms in float64, then one rounding.
+    assert abs(db[2] - exact[2]) <= (count * 2.0**-53 + np.finfo(dtype).eps) * exact[2]
     if dtype == np.float32:
         assert np.cumsum(column, dtype=dtype)[-1] != count / 3  # the trap is one
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -524,7 +525,8 @@ class BilinearForm(Primitive):
 
     def _value(self, u: Array, X: Array, v: Array, out: Array | None) -> Array:
         """Return u^T X v, in `out` of the batches' broadcast shape where that is given."""
-        # X v first whatever the batches are, so that an item's bits ignore them.
+        if math.prod(u.shape[:-1]) < math.prod(v.shape[:-1]):  # X meets the fewer vectors
+            return _dots(self._product, self._rows(u, X), v, out)
         return _dots(self._product, self._rows(v, X.mT), u, out)
 
     def _cotangents(
