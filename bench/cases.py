@@ -32,6 +32,7 @@ MATMUL_SHAPES = (
     ((32, 8, 8), (32, 8, 8)),
     ((1000, 100), (100,)),
 )
+FORM_SIZES = ((16, 16), (500, 400))
 LOSS_SHAPES = ((100, 10), (1000, 20), (10_000, 100))
 
 
@@ -80,6 +81,23 @@ def matmul_arguments(method: str, shapes: Any, dtype: str) -> tuple[Any, ...]:
     return (A, B, 2 * A, 3 * B) if method == "jvp" else (A, B)
 
 
+def linear_arguments(method: str, shapes: Any, dtype: str) -> tuple[Any, ...]:
+    """Return X, W, b and the cotangent or the tangents, where X is a matrix."""
+    X, W, *more = matmul_arguments(method, shapes, dtype)
+    b = np.linspace(-1, 1, W.shape[-1]).astype(dtype)
+    return (X, W, b, *more, b) if method == "jvp" else (X, W, b, *more)
+
+
+def form_arguments(name: str, method: str, m: int, n: int, dtype: str) -> tuple[Any, ...]:
+    """Return the operands of a form of one vector or two, and the cotangent or the tangents."""
+    rng = np.random.default_rng(m)
+    shapes = ((m,), (m, m)) if name == "quadratic_form" else ((m,), (m, n), (n,))
+    operands = tuple(rng.normal(size=shape).astype(dtype) for shape in shapes)
+    if method == "vjp":
+        return (*operands, np.ones((), dtype))
+    return (*operands, *(2 * a for a in operands)) if method == "jvp" else operands
+
+
 def loss_arguments(rows: int, cols: int, dtype: str) -> tuple[Any, ...]:
     """Return X, y, w, b with half of the samples active."""
     rng = np.random.default_rng(rows)
@@ -99,16 +117,7 @@ def _cases() -> Iterator[Case]:
                         f"{dtype}-{n}",
                         lambda r=row, c=count, d=dtype, n=n: elementwise_arguments(r, c, d, n),
                     )
-    for method in ("value", "vjp", "jvp"):
-        for shapes in MATMUL_SHAPES:
-            for dtype in DTYPES:
-                label = "@".join("x".join(map(str, shape)) for shape in shapes)
-                yield Case(
-                    "matmul",
-                    method,
-                    f"{dtype}-{label}",
-                    lambda m=method, s=shapes, d=dtype: matmul_arguments(m, s, d),
-                )
+    yield from _product_cases()
     for loss in pb.losses.losses:
         for method in ("value", "value_and_grad"):
             for rows, cols in LOSS_SHAPES:
@@ -118,6 +127,35 @@ def _cases() -> Iterator[Case]:
                         method,
                         f"{dtype}-{rows}x{cols}",
                         lambda r=rows, c=cols, d=dtype: loss_arguments(r, c, d),
+                    )
+
+
+def _product_cases() -> Iterator[Case]:
+    for name, arguments, methods in (
+        ("matmul", matmul_arguments, ("value", "vjp", "jvp", "jacobian")),
+        ("linear", linear_arguments, ("value", "vjp", "jvp")),
+    ):
+        for method in methods:
+            for shapes in MATMUL_SHAPES:
+                if name == "linear" and len(shapes[1]) != 2:  # weights are a matrix
+                    continue
+                label = "@".join("x".join(map(str, shape)) for shape in shapes)
+                for dtype in DTYPES:
+                    yield Case(
+                        name,
+                        method,
+                        f"{dtype}-{label}",
+                        lambda f=arguments, m=method, s=shapes, d=dtype: f(m, s, d),
+                    )
+    for name in ("quadratic_form", "bilinear_form"):
+        for method in ("value", "vjp", "jvp", "value_and_grad", "jacobian"):
+            for m, n in FORM_SIZES:
+                for dtype in DTYPES:
+                    yield Case(
+                        name,
+                        method,
+                        f"{dtype}-{m}x{n}",
+                        lambda f=name, k=method, m=m, n=n, d=dtype: form_arguments(f, k, m, n, d),
                     )
 
 

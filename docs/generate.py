@@ -19,10 +19,12 @@ from typing import Any
 
 from pullback import reference
 from pullback.ops import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPoint
+from pullback.reference.arguments import Primitive
 from pullback.reference.losses import LinearLoss
 
 ROOT = Path(__file__).parents[1]
 LOSSES = [loss for loss in vars(reference).values() if isinstance(loss, LinearLoss)]
+PRODUCTS = [f for f in vars(reference).values() if isinstance(f, Primitive)]
 
 # --- the stub -------------------------------------------------------------------------------------
 
@@ -40,6 +42,9 @@ from pullback import losses as losses
 from pullback import ops as ops
 from pullback import reference as reference
 from pullback.jacobians import Diagonal as Diagonal
+from pullback.jacobians import Kronecker as Kronecker
+from pullback.reference.forms import BilinearForm, QuadraticForm
+from pullback.reference.linear import Linear
 from pullback.reference.matmul import Matmul
 
 __all__ = [  # noqa: RUF022
@@ -148,6 +153,8 @@ REFERENCE_STUB = """\
 from typing import Final
 
 from pullback.reference.elementwise import Binary, Unary
+from pullback.reference.forms import BilinearForm, QuadraticForm
+from pullback.reference.linear import Linear
 from pullback.reference.losses import LinearLoss
 from pullback.reference.matmul import Matmul
 
@@ -160,6 +167,7 @@ __all__ = [  # noqa: RUF022
 
 FUNCTIONS = (
     "Diagonal",
+    "Kronecker",
     "__version__",
     "backend",
     "elementwise",
@@ -190,13 +198,13 @@ def reference_stub() -> str:
 
 
 def _names(*more: str) -> str:
-    names = [*OPS, "matmul", *(loss.__name__ for loss in LOSSES), *more]
+    names = [*OPS, *(f.__name__ for f in (*PRODUCTS, *LOSSES)), *more]
     return "\n".join(f'    "{name}",' for name in sorted(names))
 
 
 def _primitives(unary: str, binary: str, loss: str) -> str:
     entries = [_stub_entry(row, unary if row.nin == 1 else binary) for row in OPS.values()]
-    entries.append(f'matmul: Final[Matmul]\n"""{_summary(reference.matmul)}"""')
+    entries += [f'{f.__name__}: Final[{type(f).__name__}]\n"""{_summary(f)}"""' for f in PRODUCTS]
     entries += [f'{twin.__name__}: Final[{loss}]\n"""{_summary(twin)}"""' for twin in LOSSES]
     return "\n".join(entries)
 
@@ -250,14 +258,32 @@ Conventions at kinks, and IEEE limits, to the sign of zero.
 
 {special_points}
 
-## Matrix product
+## Matrix products
 
-`matmul(A, B)` takes every shape that `numpy.matmul` takes.
+`matmul(A, B)` takes every shape that `numpy.matmul` takes. `linear(X, W, b, activation=f)` is
+`f(X @ W + b)` for samples `X` of shape `(..., k)`, weights `W` of shape `(k, n)`, a bias `b` of
+shape `(n,)` or None, and a unary elementwise primitive `f` or None; below, `Z` is `X @ W + b`.
+`quadratic_form(x, A)` is `x^T A x` and `bilinear_form(u, X, v)` is `u^T X v`, for batches of
+vectors in front of the last axis.
 
 | method | result |
 | --- | --- |
 | `matmul.vjp(A, B, G)` | `(G @ B.T, A.T @ G)`, summed where a batch broadcasts |
 | `matmul.jvp(A, B, tA, tB)` | `tA @ B + A @ tB` |
+| `matmul.jacobian(A, B)` | two `Kronecker`: `I (x) B.T` and `A (x) I` |
+| `linear.vjp(X, W, b, G, activation=f)` | `(H @ W.T, X.T @ H, sum of H)`, where `H = f.vjp(Z, G)` |
+| `linear.jvp(X, W, b, tX, tW, tb, activation=f)` | `f.jvp(Z, tX @ W + X @ tW + tb)` |
+| `quadratic_form.vjp(x, A, g)` | `(g (A + A^T) x, sum of g x x^T)` |
+| `quadratic_form.jvp(x, A, tx, tA)` | `tx^T (A + A^T) x + x^T tA x` |
+| `quadratic_form.value_and_grad(x, A)` | `(x^T A x, (A + A^T) x)`, for one `x` |
+| `quadratic_form.jacobian(x, A)` | two rows as `Kronecker`, for one `x` |
+| `bilinear_form.vjp(u, X, v, g)` | `(g X v, sum of g u v^T, g X^T u)`, summed alike |
+| `bilinear_form.jvp(u, X, v, tu, tX, tv)` | `tu^T X v + u^T tX v + u^T X tv` |
+| `bilinear_form.value_and_grad(u, X, v)` | `(u^T X v, (X v, u v^T, X^T u))`, for one `u` and `v` |
+| `bilinear_form.jacobian(u, X, v)` | three rows as `Kronecker`, for one `u` and `v` |
+
+Every `vjp`, and `value_and_grad` of the forms, takes `wrt`: an int for the cotangent of that
+operand alone, or a tuple of them; what is not asked for is not computed. A tangent of None is zero.
 
 ## Losses of linear models
 

@@ -86,15 +86,15 @@ class Wrong:
     def __init__(self, primitive: Any, method: str, spoil: Any) -> None:
         self._primitive, self._method, self._spoil = primitive, method, spoil
 
-    def __call__(self, *arguments: Any) -> Any:
-        value = self._primitive(*arguments)
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        value = self._primitive(*arguments, **options)
         return self._spoil(value) if self._method == "value" else value
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._primitive, name)
         if name != self._method:
             return method
-        return lambda *arguments: self._spoil(method(*arguments))
+        return lambda *arguments, **options: self._spoil(method(*arguments, **options))
 
 
 def slightly(result: Any) -> Any:
@@ -118,10 +118,12 @@ def test_a_wrong_rule_fails_against_differences() -> None:
     assert any("difference" in problem for problem in finding.problems)
 
 
-@pytest.mark.parametrize("name", ["matmul", "relu_mse"])
+@pytest.mark.parametrize(
+    "name", ["matmul", "linear", "quadratic_form", "bilinear_form", "relu_mse"]
+)
 def test_a_wrong_gradient_fails(name: str) -> None:
-    check = selfcheck.check_matmul if name == "matmul" else selfcheck.check_loss
-    method = "vjp" if name == "matmul" else "value_and_grad"
+    check = getattr(selfcheck, "check_loss" if name == "relu_mse" else f"check_{name}")
+    method = "value_and_grad" if name == "relu_mse" else "vjp"
     wrong = Wrong(pb.primitives[name], method, slightly)
     wrong.__dict__["__name__"] = name
     for dtype in DTYPES:

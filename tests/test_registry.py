@@ -19,8 +19,13 @@ from pullback.ops import OPERANDS, OPS, OpRow
 rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
 
 LOSS_METHODS = ("value", "value_and_grad")
-MATMUL_METHODS = ("vjp", "jvp")
-PRIMITIVES = (*OPS, "matmul", "relu_mse")
+PRODUCT_METHODS = {
+    "matmul": ("vjp", "jvp", "jacobian"),
+    "linear": ("vjp", "jvp"),
+    "quadratic_form": ("vjp", "jvp", "value_and_grad", "jacobian"),
+    "bilinear_form": ("vjp", "jvp", "value_and_grad", "jacobian"),
+}
+PRIMITIVES = (*OPS, *PRODUCT_METHODS, "relu_mse")
 
 
 def callables() -> Iterator[tuple[str, Any, Any]]:
@@ -29,9 +34,11 @@ def callables() -> Iterator[tuple[str, Any, Any]]:
         yield call.name, call.of(pb), call.of(pb.reference)
     for op in OPS:
         yield f"{op}.jacobian", getattr(pb, op).jacobian, getattr(pb.reference, op).jacobian
-    yield "matmul", pb.matmul, pb.reference.matmul
-    for method in MATMUL_METHODS:
-        yield f"matmul.{method}", getattr(pb.matmul, method), getattr(pb.reference.matmul, method)
+    for name, methods in PRODUCT_METHODS.items():
+        ours, twin = getattr(pb, name), getattr(pb.reference, name)
+        yield name, ours, twin
+        for method in methods:
+            yield f"{name}.{method}", getattr(ours, method), getattr(twin, method)
     for loss in pb.losses.losses:
         ours, twin = getattr(pb, loss), getattr(pb.reference, loss)
         yield loss, ours, twin
@@ -118,6 +125,8 @@ def test_reference_mirrors_every_method(name: str) -> None:
     if name in OPS:
         protocol = {*METHODS[OPS[name].nin], "jacobian"} - {"value"}
         assert public_methods(ours) == protocol
+    if name in PRODUCT_METHODS:
+        assert public_methods(ours) == set(PRODUCT_METHODS[name])
 
 
 def test_all_is_what_there_is() -> None:
@@ -246,7 +255,7 @@ def test_docstring(name: str, ours: Any, twin: Any) -> None:
     if op in OPS and method in ("", "vjp", "jvp"):
         assert {"Parameters", "Returns", "Notes"} <= sections(doc) or method == "jvp"
         assert "shape" in doc or row.nin == 1
-    if op == "matmul" or method == "value_and_grad":
+    if op in PRODUCT_METHODS or method == "value_and_grad":
         assert {"Parameters", "Returns", "Raises"} <= sections(doc)
         assert "shape" in doc
 

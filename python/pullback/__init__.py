@@ -35,11 +35,11 @@ from pullback.config import (
     version as _version,
 )
 from pullback.interop import threadpoolctl as _threadpoolctl
-from pullback.jacobians import Diagonal
-from pullback.matmul import matmul
+from pullback.jacobians import Diagonal, Kronecker
+from pullback.matmul import products as _products
 
 primitives: Final[Mapping[str, Any]] = MappingProxyType(
-    {**elementwise.primitives, "matmul": matmul, **losses.losses}
+    {**elementwise.primitives, **_products, **losses.losses}
 )
 globals().update(primitives)
 _threadpoolctl.register()
@@ -53,6 +53,7 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "Diagonal",
+    "Kronecker",
     "__version__",
     "backend",
     "elementwise",

@@ -11,10 +11,14 @@ from pullback import losses as losses
 from pullback import ops as ops
 from pullback import reference as reference
 from pullback.jacobians import Diagonal as Diagonal
+from pullback.jacobians import Kronecker as Kronecker
+from pullback.reference.forms import BilinearForm, QuadraticForm
+from pullback.reference.linear import Linear
 from pullback.reference.matmul import Matmul
 
 __all__ = [  # noqa: RUF022
     "Diagonal",
+    "Kronecker",
     "__version__",
     "abs",
     "add",
@@ -26,6 +30,7 @@ __all__ = [  # noqa: RUF022
     "arctan2",
     "arctanh",
     "backend",
+    "bilinear_form",
     "cbrt",
     "cos",
     "cosh",
@@ -51,6 +56,7 @@ __all__ = [  # noqa: RUF022
     "leaky_relu",
     "less",
     "less_equal",
+    "linear",
     "log",
     "log10",
     "log1p",
@@ -68,6 +74,7 @@ __all__ = [  # noqa: RUF022
     "ops",
     "power",
     "primitives",
+    "quadratic_form",
     "reciprocal",
     "reference",
     "relu",
@@ -508,6 +515,12 @@ not_equal: Final[_Binary]
 
 Derivative ``0``, ``0``; domain: w real, x real.
 """
+bilinear_form: Final[BilinearForm]
+"""Return the bilinear form u^T X v."""
+quadratic_form: Final[QuadraticForm]
+"""Return the quadratic form x^T A x."""
+linear: Final[Linear]
+"""Return activation(X @ W + b)."""
 matmul: Final[Matmul]
 """Return the matrix product A @ B."""
 relu_mse: Final[_Loss]

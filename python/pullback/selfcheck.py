@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pullback import losses, reference
 from pullback.config import backend
 from pullback.elementwise import primitives as elementwise
-from pullback.matmul import matmul
+from pullback.matmul import products
 from pullback.ops import OPS, REFERENCE_MAX_ULP, OpRow
 
 __all__ = ["DTYPES", "Finding", "Measured", "checks"]
@@ -88,7 +88,7 @@ def checks(dtypes: Sequence[np.dtype[Any]] = DTYPES) -> list[Callable[[], Findin
             for row in OPS.values()
             for d in dtypes
         ),
-        *(bind(check_matmul, matmul, dtype=d) for d in dtypes),
+        *(bind(_PRODUCT_CHECKS[name], f, dtype=d) for name, f in products.items() for d in dtypes),
         *(bind(check_loss, loss, dtype=d) for loss in losses.losses.values() for d in dtypes),
     ]
 
@@ -298,6 +298,92 @@ def check_matmul(primitive: Any, dtype: np.dtype[Any]) -> Finding:
         value=Measured(judge(primitive(A, B), A_, B_), 40 + 2),
         derivative=Measured(max(judge(dA, G_, B_.T), judge(dB, rows.T, cotangents)), len(rows) + 2),
     )
+
+
+def check_linear(primitive: Any, dtype: np.dtype[Any]) -> Finding:
+    """Check a layer and its cotangents, with an activation, which it has to compute as defined."""
+    rng = np.random.default_rng(8)
+    X = rng.standard_normal((90, 40)).astype(dtype)
+    W, b = rng.standard_normal((40, 32)).astype(dtype), rng.standard_normal(32).astype(dtype)
+    G = rng.standard_normal((90, 32)).astype(dtype)
+    f = elementwise["tanh"]
+    Z = primitive(X, W, b)
+    X_, W_, b_, H_ = (a.astype(np.longdouble) for a in (X, W, b, f.vjp(Z, G)))
+    results = primitive.vjp(X, W, b, G, activation=f)
+    # The last one is a sum, a product with a row of ones.
+    factors = ((H_, W_.T), (X_.T, H_), (np.ones(90, np.longdouble), H_))
+    errors = [
+        _worst_sum(actual, left @ right, np.abs(left) @ np.abs(right))
+        for actual, (left, right) in zip(results, factors, strict=True)
+    ]
+    same = _same(primitive(X, W, b, activation=f), f(Z)).all()
+    magnitude = np.abs(X_) @ np.abs(W_) + np.abs(b_)
+    return Finding(
+        name="linear",
+        dtype=dtype.name,
+        samples=X.size + W.size + b.size + G.size,
+        value=Measured(_worst_sum(Z, X_ @ W_ + b_, magnitude), 40 + 1 + 2),
+        derivative=Measured(max(errors), 90 + 2),
+        failures=() if same else ("the value is not the activation of what it is without one",),
+    )
+
+
+def check_quadratic_form(primitive: Any, dtype: np.dtype[Any]) -> Finding:
+    """Check the quadratic form of some vectors, and its cotangents."""
+    rng = np.random.default_rng(9)
+    n, count = 40, 30
+    x = rng.standard_normal((count, n)).astype(dtype)
+    A = rng.standard_normal((n, n)).astype(dtype)
+    g = rng.standard_normal(count).astype(dtype)
+
+    def exact(x: Array, A: Array, g: Array) -> tuple[Array, Array, Array]:
+        return np.sum(x @ A * x, -1), g[:, None] * (x @ (A + A.T)), (g[:, None] * x).T @ x
+
+    wide = [a.astype(np.longdouble) for a in (x, A, g)]
+    value, *gradients = zip(exact(*wide), exact(*map(np.abs, wide)), strict=True)
+    results = primitive.vjp(x, A, g)
+    errors = [_worst_sum(a, *terms) for a, terms in zip(results, gradients, strict=True)]
+    return Finding(
+        name="quadratic_form",
+        dtype=dtype.name,
+        samples=x.size + A.size + g.size,
+        value=Measured(_worst_sum(primitive(x, A), *value), 2 * (n + 2)),
+        derivative=Measured(max(errors), n + 4),
+    )
+
+
+def check_bilinear_form(primitive: Any, dtype: np.dtype[Any]) -> Finding:
+    """Check the bilinear form of some pairs of vectors, and its cotangents."""
+    rng = np.random.default_rng(10)
+    m, n, count = 40, 25, 30
+    u, X, v = (
+        rng.standard_normal(shape).astype(dtype) for shape in ((count, m), (m, n), (count, n))
+    )
+    g = rng.standard_normal(count).astype(dtype)
+
+    def exact(u: Array, X: Array, v: Array, g: Array) -> tuple[Array, ...]:
+        gv = g[:, None] * v
+        return np.sum(u @ X * v, -1), gv @ X.T, u.T @ gv, g[:, None] * (u @ X)
+
+    wide = [a.astype(np.longdouble) for a in (u, X, v, g)]
+    value, *gradients = zip(exact(*wide), exact(*map(np.abs, wide)), strict=True)
+    results = primitive.vjp(u, X, v, g)
+    errors = [_worst_sum(a, *terms) for a, terms in zip(results, gradients, strict=True)]
+    return Finding(
+        name="bilinear_form",
+        dtype=dtype.name,
+        samples=u.size + X.size + v.size + g.size,
+        value=Measured(_worst_sum(primitive(u, X, v), *value), m + n + 4),
+        derivative=Measured(max(errors), m + 3),
+    )
+
+
+_PRODUCT_CHECKS: Final[Mapping[str, Callable[..., Finding]]] = {
+    "matmul": check_matmul,
+    "linear": check_linear,
+    "quadratic_form": check_quadratic_form,
+    "bilinear_form": check_bilinear_form,
+}
 
 
 def check_loss(loss: Any, dtype: np.dtype[Any]) -> Finding:

@@ -5,10 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pullback.reference.elementwise import elementwise
+from pullback.reference.forms import bilinear_form, quadratic_form
+from pullback.reference.linear import linear
 from pullback.reference.losses import relu_mse
 from pullback.reference.matmul import matmul
 
-__all__ = [*elementwise, "matmul", "relu_mse"]
+__all__ = [
+    *elementwise,
+    "bilinear_form",
+    "linear",
+    "matmul",
+    "quadratic_form",
+    "relu_mse",
+]
 
 globals().update(elementwise)
 

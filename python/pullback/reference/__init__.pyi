@@ -2,6 +2,8 @@
 from typing import Final
 
 from pullback.reference.elementwise import Binary, Unary
+from pullback.reference.forms import BilinearForm, QuadraticForm
+from pullback.reference.linear import Linear
 from pullback.reference.losses import LinearLoss
 from pullback.reference.matmul import Matmul
 
@@ -15,6 +17,7 @@ __all__ = [  # noqa: RUF022
     "arctan",
     "arctan2",
     "arctanh",
+    "bilinear_form",
     "cbrt",
     "cos",
     "cosh",
@@ -37,6 +40,7 @@ __all__ = [  # noqa: RUF022
     "leaky_relu",
     "less",
     "less_equal",
+    "linear",
     "log",
     "log10",
     "log1p",
@@ -51,6 +55,7 @@ __all__ = [  # noqa: RUF022
     "negative",
     "not_equal",
     "power",
+    "quadratic_form",
     "reciprocal",
     "relu",
     "relu6",
@@ -393,6 +398,12 @@ not_equal: Final[Binary]
 
 Derivative ``0``, ``0``; domain: w real, x real.
 """
+bilinear_form: Final[BilinearForm]
+"""Return the bilinear form u^T X v."""
+quadratic_form: Final[QuadraticForm]
+"""Return the quadratic form x^T A x."""
+linear: Final[Linear]
+"""Return activation(X @ W + b)."""
 matmul: Final[Matmul]
 """Return the matrix product A @ B."""
 relu_mse: Final[LinearLoss]

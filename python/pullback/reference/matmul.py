@@ -2,60 +2,50 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pullback.ops import as_arrays
+from pullback.contraction import numpy_product, summed_product
+from pullback.jacobians import Kronecker
+from pullback.reference.arguments import (
+    Outputs,
+    Primitive,
+    aligned,
+    check_tangents,
+    check_wrt,
+    tangents_of,
+)
 
 __all__ = ["Matmul", "matmul"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
 
-class Matmul:
-    """Matrix product; see `__call__`, `vjp` and `jvp`.
+class Matmul(Primitive):
+    """Matrix product; see `__call__`, `vjp`, `jvp` and `jacobian`.
 
-    Arguments compute in float32 or float64 by `pullback.ops.result_dtype` and are never written;
-    results are new arrays. One-dimensional operands are a row on the left and a column on the
-    right, and axes in front of the last two are batches, which broadcast.
-
-    Parameters
-    ----------
-    product : callable
-        The kernel: ``product(A, B)`` for A (..., m, k) and B (..., k, n), both float32 or both
-        float64, batches broadcasting, any strides; returns a new array (..., m, n). Every product
-        here and in the derivatives goes through it.
-    module : str
-        The module that holds the object under its name, for pickle.
+    One-dimensional operands are a row on the left and a column on the right, and axes in front of
+    the last two are batches, which broadcast.
     """
 
-    def __init__(self, product: Callable[[Array, Array], Array], module: str) -> None:
-        self._product = product
-        self.__name__ = self.__qualname__ = "matmul"
-        self.__doc__ = self.__call__.__doc__
-        self.__module__ = module
+    _name = "matmul"
 
-    def __repr__(self) -> str:
-        return f"<matmul of {self.__module__}>"
-
-    def __reduce__(self) -> str:
-        return self.__name__
-
-    def __call__(self, A: npt.ArrayLike, B: npt.ArrayLike, /) -> Any:
+    def __call__(self, A: npt.ArrayLike, B: npt.ArrayLike, /, out: Array | None = None) -> Any:
         """Return the matrix product A @ B.
 
         Parameters
         ----------
         A : array_like, shape (k,) or (..., m, k)
         B : array_like, shape (k,) or (..., k, n)
+        out : ndarray, optional
+            Overwritten with the result, of exactly its shape and dtype; may overlap the operands.
 
         Returns
         -------
         ndarray, shape (..., m, n) less the axes that one-dimensional operands lack, or scalar
+            `out` where that is given.
 
         Raises
         ------
@@ -64,12 +54,25 @@ class Matmul:
         ValueError
             If the shapes do not fit.
         """
-        A, B = as_arrays("matmul", A, B, names=("A", "B"))
+        A, B = aligned("matmul", A, B, names=("A", "B"))
         shape = _result_shape("matmul", A, B)
+        outputs = Outputs("matmul", out, [shape], A.dtype, (A, B), single=True)
+        rows, columns = _as_rows(A), _as_columns(B)
+        (target,) = outputs.targets(_product_shape(rows, columns))
         with np.errstate(all="ignore"):
-            return self._product(_as_rows(A), _as_columns(B)).reshape(shape)[()]
+            (result,) = outputs.deliver([self._product(rows, columns, target)])
+        return result[()] if out is None else result
 
-    def vjp(self, A: npt.ArrayLike, B: npt.ArrayLike, G: npt.ArrayLike, /) -> tuple[Any, Any]:
+    def vjp(
+        self,
+        A: npt.ArrayLike,
+        B: npt.ArrayLike,
+        G: npt.ArrayLike,
+        /,
+        *,
+        wrt: int | tuple[int, ...] = (0, 1),
+        out: Any = None,
+    ) -> Any:
         """Return the cotangents (dA, dB) of the operands.
 
         Parameters
@@ -78,6 +81,11 @@ class Matmul:
         B : array_like, shape (k,) or (..., k, n)
         G : array_like, shape of ``A @ B``
             Cotangent of the product.
+        wrt : int or tuple of int, default (0, 1)
+            The operands whose cotangents to compute; an int for one array, not a tuple.
+        out : ndarray, or tuple of ndarray or None, optional
+            Overwritten with the results, of exactly their shapes and dtype: one array where `wrt`
+            is an int, else one entry for each. They may overlap the arguments, not each other.
 
         Returns
         -------
@@ -96,23 +104,32 @@ class Matmul:
         -----
         From <G, dA B + A dB> = <G B^T, dA> + <A^T G, dB>.
         """
-        A, B, G = as_arrays("matmul.vjp", A, B, G, names=("A", "B", "G"))
-        shape = _result_shape("matmul.vjp", A, B)
+        op = "matmul.vjp"
+        asked = check_wrt(op, wrt, 2)
+        A, B, G = aligned(op, A, B, G, names=("A", "B", "G"))
+        shape = _result_shape(op, A, B)
         if G.shape != shape:
             raise ValueError(
-                f"matmul.vjp: G has shape {G.shape}, "
+                f"{op}: G has shape {G.shape}, "
                 f"the product of A {A.shape} and B {B.shape} has {shape}"
             )
+        shapes = [(A.shape, B.shape)[i] for i in asked.operands]
+        outputs = Outputs(op, out, shapes, A.dtype, (A, B, G), single=asked.single)
         rows, columns = _as_rows(A), _as_columns(B)
-        batch = np.broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
-        G = G.reshape(*batch, rows.shape[-2], columns.shape[-1])
+        targets = outputs.targets(*((rows.shape, columns.shape)[i] for i in asked.operands))
+        G = G.reshape(_product_shape(rows, columns))
         with np.errstate(all="ignore"):
-            dA = self._cotangent(G, columns.mT, rows.shape)
-            dB = self._cotangent(rows.mT, G, columns.shape)
-            return dA.reshape(A.shape), dB.reshape(B.shape)
+            cotangents = self._cotangents(rows, columns, G, asked.operands, targets)
+            return asked.result(outputs.deliver(cotangents))
 
     def jvp(
-        self, A: npt.ArrayLike, B: npt.ArrayLike, tA: npt.ArrayLike, tB: npt.ArrayLike, /
+        self,
+        A: npt.ArrayLike,
+        B: npt.ArrayLike,
+        tA: npt.ArrayLike | None,
+        tB: npt.ArrayLike | None,
+        /,
+        out: Array | None = None,
     ) -> Any:
         """Return the tangent of the product, tA @ B + A @ tB.
 
@@ -120,8 +137,10 @@ class Matmul:
         ----------
         A : array_like, shape (k,) or (..., m, k)
         B : array_like, shape (k,) or (..., k, n)
-        tA, tB : array_like, shapes of `A` and `B`
-            Tangents.
+        tA, tB : array_like, shapes of `A` and `B`, or None
+            Tangents; None is zero, and saves its product.
+        out : ndarray, optional
+            Overwritten with the result, of exactly its shape and dtype; may overlap the arguments.
 
         Returns
         -------
@@ -132,43 +151,110 @@ class Matmul:
         TypeError
             For a dtype other than bool, integers, float16, float32 and float64.
         ValueError
+            If the shapes do not fit, or both tangents are None.
+        """
+        op, names = "matmul.jvp", ("A", "B")
+        primals, tangents = tangents_of(op, (A, B), (tA, tB), names)
+        shape = _result_shape(op, *primals)
+        check_tangents(op, primals, tangents, names)
+        rows, columns = _as_rows(primals[0]), _as_columns(primals[1])
+        inputs = (*primals, *tangents)
+        outputs = Outputs(op, out, [shape], rows.dtype, inputs, single=True)
+        (target,) = outputs.targets(_product_shape(rows, columns))
+        t_rows = None if tangents[0] is None else _as_rows(tangents[0])
+        t_columns = None if tangents[1] is None else _as_columns(tangents[1])
+        with np.errstate(all="ignore"):
+            tangent = self._tangent(rows, columns, t_rows, t_columns, target)
+            (result,) = outputs.deliver([tangent])
+        return result[()] if out is None else result
+
+    def jacobian(self, A: npt.ArrayLike, B: npt.ArrayLike, /) -> tuple[Kronecker, Kronecker]:
+        """Return the Jacobians with respect to `A` and to `B`, each a `Kronecker`.
+
+        Parameters
+        ----------
+        A : array_like, shape (k,) or (..., m, k)
+        B : array_like, shape (k,) or (..., k, n)
+
+        Returns
+        -------
+        tuple of two Kronecker
+            I_m (x) B^T and A (x) I_n, of the flattened operands; they hold copies of `B` and `A`.
+
+        Raises
+        ------
+        TypeError
+            For a dtype other than bool, integers, float16, float32 and float64.
+        ValueError
             If the shapes do not fit.
         """
-        A, B, tA, tB = as_arrays("matmul.jvp", A, B, tA, tB, names=("A", "B", "tA", "tB"))
-        shape = _result_shape("matmul.jvp", A, B)
-        for name, primal, tangent in (("A", A, tA), ("B", B, tB)):
-            if tangent.shape != primal.shape:
-                raise ValueError(
-                    f"matmul.jvp: t{name} has shape {tangent.shape}, {name} has {primal.shape}"
-                )
+        A, B = aligned("matmul.jacobian", A, B, names=("A", "B"))
+        shape = _result_shape("matmul.jacobian", A, B)
         rows, columns = _as_rows(A), _as_columns(B)
-        with np.errstate(all="ignore"):
-            tangent = self._product(_as_rows(tA), columns) + self._product(rows, _as_columns(tB))
-            return tangent.reshape(shape)[()]
+        *batch, m, n = _product_shape(rows, columns)
+        return (
+            Kronecker(
+                m,
+                columns.mT,
+                input_batch=rows.shape[:-2],
+                output_batch=tuple(batch),
+                input_shape=A.shape,
+                output_shape=shape,
+            ),
+            Kronecker(
+                rows,
+                n,
+                input_batch=columns.shape[:-2],
+                output_batch=tuple(batch),
+                input_shape=B.shape,
+                output_shape=shape,
+            ),
+        )
 
-    def _cotangent(self, left: Array, right: Array, shape: tuple[int, ...]) -> Array:
-        """Return left @ right, summed over the batch axes that `shape` lacks or has as 1.
+    # --- what kernels may replace ---
 
-        Such a sum of products is one product: the summed axes join the contracted one. Nothing is
-        expanded, since along an axis that `shape` lacks both factors have the full extent.
+    def _cotangents(
+        self,
+        A: Array,
+        B: Array,
+        G: Array,
+        wrt: tuple[int, ...],
+        out: tuple[Array | None, ...],
+    ) -> tuple[Array, ...]:
+        """Return the cotangents of the operands in `wrt`, in their order.
+
+        Parameters
+        ----------
+        A : ndarray, shape (..., m, k)
+        B : ndarray, shape (..., k, n)
+        G : ndarray, shape (..., m, n), the batch being what those of A and B broadcast to
+        wrt : tuple of distinct int, 0 or 1
+        out : tuple of ndarray or None
+            For each of `wrt`, where to write: in the operand's shape, of any strides, aligned,
+            overlapping no input. What is not None has to be used.
+
+        Returns
+        -------
+        tuple of ndarray, in the operands' shapes
         """
-        batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
-        own = (1,) * (len(batch) - len(shape[:-2])) + shape[:-2]
-        summed = [i for i, (n, full) in enumerate(zip(own, batch, strict=True)) if n != full]
-        if summed:
-            left = _fold(left, summed, len(batch), contracted=-1)
-            right = _fold(right, summed, len(batch), contracted=-2)
-        return self._product(left, right)
+        factors = ((G, B.mT, A.shape), (A.mT, G, B.shape))
+        return tuple(
+            summed_product(self._product, *factors[i], target)
+            for i, target in zip(wrt, out, strict=True)
+        )
 
-
-def _fold(array: Array, axes: list[int], batch_ndim: int, contracted: int) -> Array:
-    """Merge batch `axes` into the `contracted` one of the last two axes, in front of it."""
-    array = array.reshape((1,) * (batch_ndim + 2 - array.ndim) + array.shape)
-    target = array.ndim + contracted
-    array = np.moveaxis(array, axes, range(target - len(axes), target))
-    lead = array.shape[: target - len(axes)]
-    merged = math.prod(array.shape[target - len(axes) : target + 1])
-    return array.reshape(*lead, merged, *array.shape[target + 1 :])
+    def _tangent(
+        self, A: Array, B: Array, tA: Array | None, tB: Array | None, out: Array | None
+    ) -> Array:
+        """Return tA @ B + A @ tB, in `out` where that is given; not both tangents are None."""
+        if tB is None:
+            assert tA is not None
+            return self._product(tA, B, out)
+        if tA is None:
+            return self._product(A, tB, out)
+        tangent = self._product(tA, B, out)
+        tangent += self._product(A, tB, None)
+        return tangent
 
 
 def _as_rows(A: Array) -> Array:
@@ -177,6 +263,11 @@ def _as_rows(A: Array) -> Array:
 
 def _as_columns(B: Array) -> Array:
     return B[:, np.newaxis] if B.ndim == 1 else B
+
+
+def _product_shape(rows: Array, columns: Array) -> tuple[int, ...]:
+    batch = np.broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
+    return (*batch, rows.shape[-2], columns.shape[-1])
 
 
 def _result_shape(op: str, A: Array, B: Array) -> tuple[int, ...]:
@@ -195,4 +286,4 @@ def _result_shape(op: str, A: Array, B: Array) -> tuple[int, ...]:
     return (*batch, *A.shape[-2:-1], *(B.shape[-1:] if B.ndim > 1 else ()))
 
 
-matmul = Matmul(np.matmul, "pullback.reference")
+matmul = Matmul(numpy_product, "pullback.reference")

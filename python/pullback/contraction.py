@@ -1,0 +1,94 @@
+"""Products of stacks of matrices, and their sums over batches that were broadcast."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Product", "numpy_product", "summed_product"]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+# product(A, B, out): A (..., m, k) and B (..., k, n) of one dtype, float32 or float64, aligned, in
+# native byte order, of any strides, batches broadcasting; `out` is None or an aligned array of the
+# result's shape and dtype, of any strides, that overlaps neither. Returns the result: `out`, or a
+# new array.
+Product: TypeAlias = Callable[[Array, Array, Array | None], Array]
+
+
+def numpy_product(A: Array, B: Array, out: Array | None) -> Array:
+    """Return A @ B, in `out` where that is given, from NumPy's BLAS."""
+    product: Array = np.matmul(A, B, out=out)
+    return product
+
+
+def summed_product(
+    product: Product, left: Array, right: Array, shape: tuple[int, ...], out: Array | None = None
+) -> Array:
+    """Return left @ right, summed over the batch axes that `shape` lacks or has as 1.
+
+    Such a sum of products is one product: the summed axes join the contracted one, and nothing is
+    expanded.
+
+    Parameters
+    ----------
+    product : callable
+        What multiplies; see `Product`.
+    left : ndarray, shape (..., m, k)
+    right : ndarray, shape (..., k, n)
+    shape : tuple of int
+        Of the result, (..., m, n); its batch broadcasts to that of the factors.
+    out : ndarray, shape `shape`, optional
+        Overwritten with the result; overlaps neither factor.
+
+    Returns
+    -------
+    ndarray, shape `shape`
+    """
+    batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    missing = len(batch) - len(shape[:-2])
+    own = (1,) * missing + shape[:-2]
+    summed = [i for i, full in enumerate(batch) if i < missing or own[i] != full]
+    if not summed:
+        return product(left, right, out)
+    left, right = _to_ndim(left, len(batch) + 2), _to_ndim(right, len(batch) + 2)
+    for i in summed:
+        left, right = _match(left, right, i), _match(right, left, i)
+    left, right = _fold(left, summed, contracted=-1), _fold(right, summed, contracted=-2)
+    target = None
+    if out is not None:
+        kept = tuple(0 if i in summed else slice(None) for i in range(missing, len(batch)))
+        target = out[(*kept, ...)]
+    result = product(left, right, target)
+    return result.reshape(shape) if out is None else out
+
+
+def _to_ndim(array: Array, ndim: int) -> Array:
+    return array.reshape((1,) * (ndim - array.ndim) + array.shape)
+
+
+def _match(array: Array, other: Array, axis: int) -> Array:
+    """Return `array` with the extent that it needs along a batch axis to be folded.
+
+    Where `other` lacks the axis, the sum over it is taken at once; of no terms it is zero, whatever
+    the other factor holds.
+    """
+    n, n_other = array.shape[axis], other.shape[axis]
+    if n_other == 0:
+        return np.take(array, [], axis=axis)
+    if n > 1 == n_other:
+        return np.sum(array, axis=axis, keepdims=True)  # type: ignore[no-any-return]
+    return array
+
+
+def _fold(array: Array, axes: Sequence[int], contracted: int) -> Array:
+    """Merge batch `axes` into the `contracted` one of the last two axes, in front of it."""
+    target = array.ndim + contracted
+    array = np.moveaxis(array, axes, range(target - len(axes), target))
+    lead = array.shape[: target - len(axes)]
+    merged = math.prod(array.shape[target - len(axes) : target + 1])
+    return array.reshape(*lead, merged, *array.shape[target + 1 :])
