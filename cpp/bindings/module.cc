@@ -9,6 +9,7 @@
 
 #include "bindings/elementwise.h"
 #include "bindings/losses.h"
+#include "bindings/matmul.h"
 #include "bindings/method.h"
 #include "kernels/elementwise.h"
 #include "kernels/losses.h"
@@ -58,6 +59,12 @@ void RegisterPrimitives(py::module_& m) {
         return Steal(NewLossMethod(loss.c_str(), method.c_str(), fallback.ptr()));
       },
       py::arg("loss"), py::arg("method"), py::arg("fallback"));
+  m.def(
+      "matmul_method",
+      [](const std::string& name, const py::function& fallback) {
+        return Steal(NewMatmulMethod(name.c_str(), fallback.ptr()));
+      },
+      py::arg("name"), py::arg("fallback"));
 }
 
 void RegisterRuntime(py::module_& m) {

@@ -288,8 +288,15 @@ double MeasureFmaPeak(FloatType type) {
   return static_cast<double>(flops.load()) / seconds * 1e-9;
 }
 
-size_t LastLevelCacheBytes() { return CacheBytes(3, size_t{32} << 20); }
-size_t L2CacheBytes() { return CacheBytes(2, size_t{1} << 20); }
+size_t LastLevelCacheBytes() {
+  static const size_t bytes = CacheBytes(3, size_t{32} << 20);
+  return bytes;
+}
+
+size_t L2CacheBytes() {
+  static const size_t bytes = CacheBytes(2, size_t{1} << 20);
+  return bytes;
+}
 
 }  // namespace pullback
 #endif  // HWY_ONCE

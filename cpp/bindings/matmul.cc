@@ -1,0 +1,402 @@
+// Matrix products as fast callables: from NumPy's shapes and strides to products of strided views.
+#include "bindings/matmul.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <iterator>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "bindings/interrupt.h"
+#include "bindings/method.h"
+#include "kernels/matmul.h"
+
+namespace pullback {
+namespace {
+
+// More multiplications than this are done without the GIL.
+constexpr double kReleaseGil = 1e5;
+
+constexpr size_t kMaxAxes = kMaxBatchAxes;
+
+// An operand or a result as matrices in a batch; strides in elements.
+struct Matrices {
+  char* data = nullptr;
+  size_t rows = 0, cols = 0;
+  ptrdiff_t row = 0, col = 0;
+  size_t axes = 0;  // of the batch
+  const npy_intp* extent = nullptr;
+  const npy_intp* byte_stride = nullptr;
+
+  Matrices Transposed() const {
+    Matrices t = *this;
+    std::swap(t.rows, t.cols);
+    std::swap(t.row, t.col);
+    return t;
+  }
+};
+
+enum class Vector : bool { kRow, kColumn };
+
+// The array's matrices, a one-dimensional one being a row or a column; false where its strides are
+// not whole elements.
+bool View(PyObject* object, Vector vector, npy_intp item, Matrices& view) {
+  auto* const array = reinterpret_cast<PyArrayObject*>(object);
+  const int ndim = PyArray_NDIM(array);
+  if (ndim == 0) return false;
+  const npy_intp* const extent = PyArray_DIMS(array);
+  const npy_intp* const stride = PyArray_STRIDES(array);
+  for (int axis = 0; axis < ndim; ++axis) {
+    if (extent[axis] > 1 && stride[axis] % item != 0) return false;
+  }
+  // The stride of an axis of length 1 means nothing, and may be anything.
+  const auto elements = [&](int axis) { return extent[axis] > 1 ? stride[axis] / item : 0; };
+  const auto size = [&](int axis) { return static_cast<size_t>(extent[axis]); };
+  view.data = PyArray_BYTES(array);
+  view.extent = extent;
+  view.byte_stride = stride;
+  if (ndim > 1) {
+    view.rows = size(ndim - 2);
+    view.cols = size(ndim - 1);
+    view.row = elements(ndim - 2);
+    view.col = elements(ndim - 1);
+    view.axes = static_cast<size_t>(ndim - 2);
+    return view.axes <= kMaxAxes;
+  }
+  view.axes = 0;
+  if (vector == Vector::kRow) {
+    view.rows = 1;
+    view.cols = size(0);
+    view.row = 0;
+    view.col = elements(0);
+  } else {
+    view.rows = size(0);
+    view.cols = 1;
+    view.row = elements(0);
+    view.col = 0;
+  }
+  return true;
+}
+
+// The broadcast batch of two operands.
+struct Batch {
+  size_t axes = 0;
+  std::array<npy_intp, kMaxAxes> extent;
+};
+
+bool Broadcast(const Matrices& a, const Matrices& b, Batch& batch) {
+  batch.axes = std::max(a.axes, b.axes);
+  const auto extent_of = [&](const Matrices& x, size_t axis) {
+    const size_t missing = batch.axes - x.axes;
+    return axis < missing ? npy_intp{1} : x.extent[axis - missing];
+  };
+  for (size_t axis = 0; axis < batch.axes; ++axis) {
+    const npy_intp p = extent_of(a, axis), q = extent_of(b, axis);
+    if (p != q && p != 1 && q != 1) return false;
+    batch.extent[axis] = p == 1 ? q : p;
+  }
+  return true;
+}
+
+// A job under construction: at most two products in the common case, more where several broadcast
+// axes cannot be walked as one.
+class Job {
+ public:
+  Job(const Batch& batch, DType dtype)
+      : batch_(batch), dtype_(dtype), item_(static_cast<npy_intp>(ItemSize(dtype))) {}
+
+  // c = or += a b; the batch axes that c has as 1 are summed.
+  void Append(const Matrices& a, const Matrices& b, const Matrices& c, bool add) {
+    Product product;
+    product.m = a.rows;
+    product.n = b.cols;
+    product.k = a.cols;
+    product.a = {a.data, a.row, a.col};
+    product.b = {b.data, b.row, b.col};
+    product.c = {c.data, c.row, c.col};
+    product.add = add;
+    double work =
+        static_cast<double>(a.rows) * static_cast<double>(a.cols) * static_cast<double>(b.cols);
+    std::array<BatchAxis, kMaxAxes> summed;
+    size_t sums = 0;
+    for (size_t axis = batch_.axes; axis-- > 0;) {
+      BatchAxis x{static_cast<size_t>(batch_.extent[axis]), StrideOf(a, axis), StrideOf(b, axis),
+                  StrideOf(c, axis)};
+      if (x.n == 1) continue;
+      work *= static_cast<double>(x.n);
+      if (ExtentOf(c, axis) == 1) {
+        Sum(product, x, summed, sums);
+      } else if (size_t& axes = product.batch_axes;
+                 axes > 0 && Continues(x, product.batch[axes - 1])) {
+        product.batch[axes - 1].n *= x.n;
+      } else {
+        product.batch[axes++] = x;
+      }
+    }
+    work_ += work;
+    // Built from the innermost axis outwards.
+    std::reverse(product.batch.begin(),
+                 product.batch.begin() + static_cast<ptrdiff_t>(product.batch_axes));
+    AppendSums(product, {summed.data(), sums});
+  }
+
+  // Null with an exception set unless it is done.
+  bool Run() {
+    Outcome outcome;
+    {
+      const ScopedGilRelease unlocked(work_ > kReleaseGil);
+      Poll poll = SignalPoll();
+      outcome =
+          Matmul(dtype_, more_.empty() ? std::span(few_.data(), count_) : std::span(more_), &poll);
+    }
+    if (outcome == Outcome::kOutOfMemory) PyErr_NoMemory();
+    return outcome == Outcome::kDone;
+  }
+
+ private:
+  npy_intp ExtentOf(const Matrices& x, size_t axis) const {
+    const size_t missing = batch_.axes - x.axes;
+    return axis < missing ? 1 : x.extent[axis - missing];
+  }
+
+  ptrdiff_t StrideOf(const Matrices& x, size_t axis) const {
+    if (ExtentOf(x, axis) == 1) return 0;
+    return x.byte_stride[axis - (batch_.axes - x.axes)] / item_;
+  }
+
+  static bool Continues(const BatchAxis& outer, const BatchAxis& inner) {
+    const auto n = static_cast<ptrdiff_t>(inner.n);
+    return outer.a == n * inner.a && outer.b == n * inner.b && outer.c == n * inner.c;
+  }
+
+  // Merges a summed axis into the contracted one, or into the last one summed, if it can.
+  static void Sum(Product& product, const BatchAxis& x, std::array<BatchAxis, kMaxAxes>& summed,
+                  size_t& sums) {
+    const auto k = static_cast<ptrdiff_t>(product.k);
+    if (sums == 0 && (k == 1 || (x.a == k * product.a.col && x.b == k * product.b.row))) {
+      if (k == 1) {
+        product.a.col = x.a;
+        product.b.row = x.b;
+      }
+      product.k *= x.n;
+    } else if (sums > 0 && Continues(x, summed[sums - 1])) {
+      summed[sums - 1].n *= x.n;
+    } else {
+      summed[sums++] = x;
+    }
+  }
+
+  // The innermost summed axis is part of the product, the others are a loop of products.
+  void AppendSums(const Product& product, std::span<const BatchAxis> summed) {
+    if (summed.empty()) {
+      Push(product);
+      return;
+    }
+    Product part = product;
+    part.folds = summed[0].n;
+    part.a_fold = summed[0].a;
+    part.b_fold = summed[0].b;
+    size_t count = 1;
+    for (const BatchAxis& axis : summed.subspan(1)) count *= axis.n;
+    for (size_t index = 0; index < count; ++index) {
+      ptrdiff_t a = 0, b = 0;
+      size_t rest = index;
+      for (const BatchAxis& axis : summed.subspan(1)) {
+        a += static_cast<ptrdiff_t>(rest % axis.n) * axis.a;
+        b += static_cast<ptrdiff_t>(rest % axis.n) * axis.b;
+        rest /= axis.n;
+      }
+      part.a.data = static_cast<char*>(product.a.data) + a * item_;
+      part.b.data = static_cast<char*>(product.b.data) + b * item_;
+      part.add = product.add || index > 0;
+      Push(part);
+    }
+  }
+
+  void Push(const Product& product) {
+    if (count_ < few_.size() && more_.empty()) {
+      few_[count_++] = product;
+      return;
+    }
+    if (more_.empty()) more_.assign(few_.begin(), few_.end());
+    more_.push_back(product);
+  }
+
+  const Batch& batch_;
+  DType dtype_;
+  npy_intp item_;
+  double work_ = 0;
+  std::array<Product, 2> few_;
+  size_t count_ = 0;
+  std::vector<Product> more_;
+};
+
+// `given`, if it fits, or a new array of that shape.
+Ref Output(PyObject* given, int ndim, const npy_intp* shape, DType dtype) {
+  if (given == nullptr || given == Py_None) {
+    return Ref(PyArray_SimpleNew(ndim, const_cast<npy_intp*>(shape), TypeNumber(dtype)));
+  }
+  return Ref(Py_NewRef(given));
+}
+
+bool HasShape(PyObject* array, int ndim, const npy_intp* shape) {
+  auto* const x = reinterpret_cast<PyArrayObject*>(array);
+  return PyArray_NDIM(x) == ndim && std::equal(shape, shape + ndim, PyArray_DIMS(x));
+}
+
+bool IsOutput(PyObject* given, int ndim, const npy_intp* shape, DType dtype) {
+  return given == Py_None || (KernelArray(given) == dtype && HasShape(given, ndim, shape) &&
+                              PyArray_ISWRITEABLE(reinterpret_cast<PyArrayObject*>(given)));
+}
+
+int Ndim(PyObject* array) { return PyArray_NDIM(reinterpret_cast<PyArrayObject*>(array)); }
+
+const npy_intp* Shape(PyObject* array) {
+  return PyArray_DIMS(reinterpret_cast<PyArrayObject*>(array));
+}
+
+// What every call begins with: two operands whose shapes fit, and the shape of their product.
+struct Call {
+  DType dtype;
+  npy_intp item;
+  Matrices a, b;
+  Batch batch;
+  int ndim = 0;
+  std::array<npy_intp, kMaxAxes + 2> shape;
+
+  bool Parse(PyObject* A, PyObject* B) {
+    const std::optional<DType> found = KernelArray(A);
+    if (!found || KernelArray(B) != found) return false;
+    dtype = *found;
+    item = static_cast<npy_intp>(ItemSize(dtype));
+    if (!View(A, Vector::kRow, item, a) || !View(B, Vector::kColumn, item, b)) return false;
+    if (a.cols != b.rows || !Broadcast(a, b, batch)) return false;
+    std::copy_n(batch.extent.begin(), batch.axes, shape.begin());
+    ndim = static_cast<int>(batch.axes);
+    if (Ndim(A) > 1) shape[static_cast<size_t>(ndim++)] = static_cast<npy_intp>(a.rows);
+    if (Ndim(B) > 1) shape[static_cast<size_t>(ndim++)] = static_cast<npy_intp>(b.cols);
+    return true;
+  }
+
+  // The matrices of an array of the product's shape.
+  bool ViewProduct(PyObject* array, PyObject* A, PyObject* B, Matrices& view) const {
+    auto* const x = reinterpret_cast<PyArrayObject*>(array);
+    view.data = PyArray_BYTES(x);
+    view.rows = a.rows;
+    view.cols = b.cols;
+    view.axes = batch.axes;
+    view.extent = PyArray_DIMS(x);
+    view.byte_stride = PyArray_STRIDES(x);
+    auto axis = static_cast<int>(batch.axes);
+    const auto next = [&](npy_intp& stride) {
+      stride = PyArray_DIM(x, axis) > 1 ? PyArray_STRIDE(x, axis) : 0;
+      ++axis;
+      return stride % item == 0;
+    };
+    npy_intp row = 0, col = 0;
+    if ((Ndim(A) > 1 && !next(row)) || (Ndim(B) > 1 && !next(col))) return false;
+    for (size_t k = 0; k < batch.axes; ++k) {
+      if (view.extent[k] > 1 && view.byte_stride[k] % item != 0) return false;
+    }
+    view.row = row / item;
+    view.col = col / item;
+    return true;
+  }
+};
+
+PyObject* ProductCall(PyObject* A, PyObject* B, PyObject* out) {
+  Call call;
+  if (!call.Parse(A, B)) return nullptr;
+  if (out != nullptr && !IsOutput(out, call.ndim, call.shape.data(), call.dtype)) return nullptr;
+  Ref result = Output(out, call.ndim, call.shape.data(), call.dtype);
+  Matrices c;
+  if (!result || !call.ViewProduct(result.get(), A, B, c)) return nullptr;
+  Job job(call.batch, call.dtype);
+  job.Append(call.a, call.b, c, false);
+  if (!job.Run()) return nullptr;
+  if (call.ndim > 0 || out != nullptr) return result.release();
+  return PyArray_Return(reinterpret_cast<PyArrayObject*>(result.release()));
+}
+
+PyObject* CotangentsCall(PyObject* A, PyObject* B, PyObject* G, PyObject* dA, PyObject* dB) {
+  Call call;
+  Matrices g;
+  if (!call.Parse(A, B) || KernelArray(G) != call.dtype ||
+      !HasShape(G, call.ndim, call.shape.data()) || !call.ViewProduct(G, A, B, g)) {
+    return nullptr;
+  }
+  const bool given = dA != nullptr;
+  if (given && (!IsOutput(dA, Ndim(A), Shape(A), call.dtype) ||
+                !IsOutput(dB, Ndim(B), Shape(B), call.dtype))) {
+    return nullptr;
+  }
+  Job job(call.batch, call.dtype);
+  Ref to_a, to_b;
+  Matrices view;
+  if (!given || dA != Py_None) {
+    to_a = Output(dA, Ndim(A), Shape(A), call.dtype);
+    if (!to_a || !View(to_a.get(), Vector::kRow, call.item, view)) return nullptr;
+    job.Append(g, call.b.Transposed(), view, false);
+  }
+  if (!given || dB != Py_None) {
+    to_b = Output(dB, Ndim(B), Shape(B), call.dtype);
+    if (!to_b || !View(to_b.get(), Vector::kColumn, call.item, view)) return nullptr;
+    job.Append(call.a.Transposed(), g, view, false);
+  }
+  if (!job.Run()) return nullptr;
+  return PyTuple_Pack(2, to_a ? to_a.get() : Py_None, to_b ? to_b.get() : Py_None);
+}
+
+PyObject* TangentCall(PyObject* A, PyObject* B, PyObject* tA, PyObject* tB, PyObject* out) {
+  Call call;
+  Matrices ta, tb, c;
+  if (!call.Parse(A, B) || KernelArray(tA) != call.dtype || KernelArray(tB) != call.dtype ||
+      !HasShape(tA, Ndim(A), Shape(A)) || !HasShape(tB, Ndim(B), Shape(B)) ||
+      !View(tA, Vector::kRow, call.item, ta) || !View(tB, Vector::kColumn, call.item, tb) ||
+      !IsOutput(out, call.ndim, call.shape.data(), call.dtype)) {
+    return nullptr;
+  }
+  Ref result = Output(out, call.ndim, call.shape.data(), call.dtype);
+  if (!result || !call.ViewProduct(result.get(), A, B, c)) return nullptr;
+  Job job(call.batch, call.dtype);
+  job.Append(ta, call.b, c, false);
+  job.Append(call.a, tb, c, true);
+  return job.Run() ? result.release() : nullptr;
+}
+
+struct Entry {
+  const char* name;
+  size_t nargs;
+  PyObject* (*call)(PyObject* const* args);
+};
+
+constexpr Entry kEntries[] = {
+    {"product", 2, [](PyObject* const* x) { return ProductCall(x[0], x[1], nullptr); }},
+    {"product_into", 3, [](PyObject* const* x) { return ProductCall(x[0], x[1], x[2]); }},
+    {"cotangents", 3,
+     [](PyObject* const* x) { return CotangentsCall(x[0], x[1], x[2], nullptr, nullptr); }},
+    {"cotangents_into", 5,
+     [](PyObject* const* x) { return CotangentsCall(x[0], x[1], x[2], x[3], x[4]); }},
+    {"tangent_into", 5,
+     [](PyObject* const* x) { return TangentCall(x[0], x[1], x[2], x[3], x[4]); }},
+};
+
+PyObject* MatmulCall(const void* context, PyObject* const* args, size_t nargs, PyObject* kwnames) {
+  const auto& entry = *static_cast<const Entry*>(context);
+  if (nargs != entry.nargs || kwnames != nullptr) return nullptr;
+  return entry.call(args);
+}
+
+}  // namespace
+
+PyObject* NewMatmulMethod(const char* name, PyObject* fallback) {
+  for (const Entry& entry : kEntries) {
+    if (std::string_view(entry.name) == name) return NewMethod(MatmulCall, &entry, fallback);
+  }
+  PyErr_Format(PyExc_KeyError, "no native method '%s' of the matrix product", name);
+  return nullptr;
+}
+
+}  // namespace pullback

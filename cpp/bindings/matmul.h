@@ -1,0 +1,23 @@
+// Matrix products as fast callables.
+#ifndef PULLBACK_CPP_BINDINGS_MATMUL_H_
+#define PULLBACK_CPP_BINDINGS_MATMUL_H_
+
+#include "bindings/numpy_api.h"
+
+namespace pullback {
+
+// The callable `name`, or null with a KeyError set. All take exact, aligned, native arrays of one
+// dtype, float32 or float64, whose shapes fit; any other call goes to `fallback`.
+//
+//   "product"    (A, B)            -> A @ B
+//   "cotangents" (A, B, G)         -> (dA, dB)
+//   "product_into"    (A, B, out)          out may be None
+//   "cotangents_into" (A, B, G, dA, dB)    None computes and returns None
+//   "tangent_into"    (A, B, tA, tB, out)  out may be None
+//
+// Given outputs must not overlap what is read, nor each other.
+PyObject* NewMatmulMethod(const char* name, PyObject* fallback);
+
+}  // namespace pullback
+
+#endif  // PULLBACK_CPP_BINDINGS_MATMUL_H_
