@@ -56,15 +56,6 @@ constexpr std::pair<std::string_view, Method> kMethodNames[] = {
     {"jvp", Method::kJvp},
 };
 
-const OpKernels* FindOp(std::string_view name) {
-  for (size_t shard = 0; shard < kOpShards; ++shard) {
-    for (const OpKernels& op : Ops(shard)) {
-      if (op.name == name) return &op;
-    }
-  }
-  return nullptr;
-}
-
 void FetchKernels(Entry& entry) {
   const OpKernels* const op = FindOp(entry.op);
   for (size_t t = 0; t < kDTypes; ++t) {

@@ -11,6 +11,7 @@
 
 #include "bindings/interrupt.h"
 #include "bindings/method.h"
+#include "kernels/linear.h"
 #include "kernels/matmul.h"
 
 namespace pullback {
@@ -366,6 +367,108 @@ PyObject* TangentCall(PyObject* A, PyObject* B, PyObject* tA, PyObject* tB, PyOb
   return job.Run() ? result.release() : nullptr;
 }
 
+// --- the linear layer ---------------------------------------------------------------------------
+
+// A matrix of that shape; false for anything else.
+bool ViewMatrix(PyObject* object, DType dtype, size_t rows, size_t cols, Matrix& matrix) {
+  Matrices view;
+  if (KernelArray(object) != dtype || Ndim(object) != 2 ||
+      !View(object, Vector::kRow, static_cast<npy_intp>(ItemSize(dtype)), view) ||
+      view.rows != rows || view.cols != cols) {
+    return false;
+  }
+  matrix = {view.data, view.row, view.col};
+  return true;
+}
+
+bool ViewRows(PyObject* object, DType dtype, size_t rows, size_t cols, Matrix& matrix) {
+  return ViewMatrix(object, dtype, rows, cols, matrix) && (cols <= 1 || matrix.col == 1);
+}
+
+bool IsVector(PyObject* object, DType dtype, size_t n) {
+  auto* const array = reinterpret_cast<PyArrayObject*>(object);
+  return KernelArray(object) == dtype && PyArray_NDIM(array) == 1 &&
+         static_cast<size_t>(PyArray_DIM(array, 0)) == n && PyArray_IS_C_CONTIGUOUS(array);
+}
+
+bool IsWriteable(PyObject* object) {
+  return PyArray_ISWRITEABLE(reinterpret_cast<PyArrayObject*>(object));
+}
+
+void* Data(PyObject* array) { return PyArray_DATA(reinterpret_cast<PyArrayObject*>(array)); }
+
+bool ParseLayer(PyObject* X, PyObject* W, PyObject* b, PyObject* activation, LinearLayer& layer) {
+  const std::optional<DType> dtype = KernelArray(X);
+  if (!dtype || KernelArray(W) != dtype || Ndim(X) != 2 || Ndim(W) != 2) return false;
+  layer.dtype = *dtype;
+  layer.rows = static_cast<size_t>(Shape(X)[0]);
+  layer.k = static_cast<size_t>(Shape(X)[1]);
+  layer.n = static_cast<size_t>(Shape(W)[1]);
+  if (!ViewMatrix(X, *dtype, layer.rows, layer.k, layer.x) ||
+      !ViewMatrix(W, *dtype, layer.k, layer.n, layer.w) ||
+      (b != Py_None && !IsVector(b, *dtype, layer.n))) {
+    return false;
+  }
+  layer.bias = b == Py_None ? nullptr : Data(b);
+  layer.activation = nullptr;
+  if (activation == Py_None) return true;
+  Py_ssize_t length = 0;
+  const char* const name =
+      PyUnicode_Check(activation) ? PyUnicode_AsUTF8AndSize(activation, &length) : nullptr;
+  if (name == nullptr) return false;
+  layer.activation = FindOp({name, static_cast<size_t>(length)});
+  return layer.activation != nullptr && layer.activation->arity == 1;
+}
+
+template <class Kernel>
+bool RunLayer(const LinearLayer& layer, const Kernel& kernel) {
+  Outcome outcome;
+  {
+    const ScopedGilRelease unlocked(static_cast<double>(layer.rows) *
+                                        static_cast<double>(layer.k + 8) *
+                                        static_cast<double>(layer.n) >
+                                    kReleaseGil);
+    Poll poll = SignalPoll();
+    outcome = kernel(&poll);
+  }
+  if (outcome == Outcome::kOutOfMemory) PyErr_NoMemory();
+  return outcome == Outcome::kDone;
+}
+
+PyObject* LinearCall(PyObject* const* args) {
+  LinearLayer layer;
+  Matrix out;
+  if (!ParseLayer(args[0], args[1], args[2], args[3], layer) ||
+      !ViewRows(args[4], layer.dtype, layer.rows, layer.n, out) || !IsWriteable(args[4])) {
+    return nullptr;
+  }
+  const bool done = RunLayer(layer, [&](Poll* poll) { return LinearValue(layer, out, poll); });
+  return done ? Py_NewRef(args[4]) : nullptr;
+}
+
+PyObject* LinearCotangentsCall(PyObject* const* args) {
+  LinearLayer layer;
+  LinearCotangents cotangents{};
+  if (!ParseLayer(args[0], args[1], args[2], args[4], layer) ||
+      !ViewRows(args[3], layer.dtype, layer.rows, layer.n, cotangents.g)) {
+    return nullptr;
+  }
+  PyObject* const dX = args[5];
+  PyObject* const dW = args[6];
+  PyObject* const db = args[7];
+  for (PyObject* const out : {dX, dW, db}) {
+    if (out != Py_None && !(PyArray_CheckExact(out) && IsWriteable(out))) return nullptr;
+  }
+  if ((dX != Py_None && !ViewMatrix(dX, layer.dtype, layer.rows, layer.k, cotangents.dx)) ||
+      (dW != Py_None && !ViewMatrix(dW, layer.dtype, layer.k, layer.n, cotangents.dw)) ||
+      (db != Py_None && !IsVector(db, layer.dtype, layer.n))) {
+    return nullptr;
+  }
+  if (db != Py_None) cotangents.dbias = Data(db);
+  const bool done = RunLayer(layer, [&](Poll* poll) { return LinearVjp(layer, cotangents, poll); });
+  return done ? Py_NewRef(Py_None) : nullptr;
+}
+
 struct Entry {
   const char* name;
   size_t nargs;
@@ -381,6 +484,8 @@ constexpr Entry kEntries[] = {
      [](PyObject* const* x) { return CotangentsCall(x[0], x[1], x[2], x[3], x[4]); }},
     {"tangent_into", 5,
      [](PyObject* const* x) { return TangentCall(x[0], x[1], x[2], x[3], x[4]); }},
+    {"linear", 5, LinearCall},
+    {"linear_cotangents", 8, LinearCotangentsCall},
 };
 
 PyObject* MatmulCall(const void* context, PyObject* const* args, size_t nargs, PyObject* kwnames) {

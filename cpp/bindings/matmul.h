@@ -16,6 +16,13 @@ namespace pullback {
 //   "tangent_into"    (A, B, tA, tB, out)  out may be None
 //
 // Given outputs must not overlap what is read, nor each other.
+//
+//   "linear"            (X, W, b, activation, out)                  -> out
+//   "linear_cotangents" (X, W, b, G, activation, dX, dW, db)        -> None
+//
+// X (N, k), W (k, n), b (n,) or None, `activation` the name of a unary elementwise operation or
+// None; rows of G and out, and all of b and db, are contiguous. Cotangents that are None are not
+// computed.
 PyObject* NewMatmulMethod(const char* name, PyObject* fallback);
 
 }  // namespace pullback

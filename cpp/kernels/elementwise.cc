@@ -99,6 +99,15 @@ std::span<const OpKernels> Ops(size_t shard) {
   (std::make_index_sequence<kOpShards>());
 }
 
+const OpKernels* FindOp(std::string_view name) {
+  for (size_t shard = 0; shard < kOpShards; ++shard) {
+    for (const OpKernels& op : Ops(shard)) {
+      if (op.name == name) return &op;
+    }
+  }
+  return nullptr;
+}
+
 bool RunElementwise(ElementwiseKernel kernel, MethodShape shape, DType dtype,
                     const Operands& operands, size_t n, Poll* poll) {
   const Call call{kernel, shape, ItemSize(dtype), operands};

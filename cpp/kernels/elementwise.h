@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 
 namespace pullback {
 
@@ -58,6 +59,9 @@ inline constexpr size_t kOpShards = 6;
 std::span<const OpKernels> Ops(size_t shard);
 template <size_t kShard>
 std::span<const OpKernels> OpsOfShard();
+
+// The row of that name, or null.
+const OpKernels* FindOp(std::string_view name);
 
 // Where element i of an operand lies: data + i * stride (in bytes; 0 and negative are fine). An
 // output without data is computed and dropped.

@@ -2,23 +2,170 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, ModuleType
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from pullback import elementwise
-from pullback.contraction import numpy_product
+from pullback.config import native
+from pullback.contraction import Product, numpy_product
 from pullback.reference.forms import BilinearForm, QuadraticForm
 from pullback.reference.linear import Linear
 from pullback.reference.matmul import Matmul
 
 __all__ = ["bilinear_form", "linear", "matmul", "products", "quadratic_form"]
 
-# NumPy's product is its BLAS; a kernel of our own goes in here and nowhere else.
-matmul = Matmul(numpy_product, __name__)
-linear = Linear(numpy_product, __name__, elementwise.primitives)
-quadratic_form = QuadraticForm(numpy_product, __name__)
-bilinear_form = BilinearForm(numpy_product, __name__)
+Array: TypeAlias = npt.NDArray[Any]
+
+
+class NativeMatmul(Matmul):
+    """A matrix product whose calls enter the kernels directly; its twin's rules for the rest."""
+
+    def __init__(self, kernels: ModuleType, product: Product) -> None:
+        super().__init__(product, __name__)
+        self._cotangents_into = _strict(kernels, "cotangents_into")
+        self._tangent_into = _strict(kernels, "tangent_into")
+        for name, method in (("product", "__call__"), ("cotangents", "vjp")):
+            twin = getattr(Matmul, method)
+            call = kernels.matmul_method(name, twin.__get__(self))
+            call.__name__ = method
+            call.__qualname__ = f"matmul.{method}"
+            call.__module__ = __name__
+            call.__doc__ = twin.__doc__
+            # On the class, since calls look there.
+            setattr(NativeMatmul, method, call)
+
+    def _cotangents(
+        self,
+        A: Array,
+        B: Array,
+        G: Array,
+        wrt: tuple[int, ...],
+        out: tuple[Array | None, ...],
+    ) -> tuple[Array, ...]:
+        A, B, G = map(_whole_strides, (A, B, G))
+        targets = [np.empty_like(x, order="C") if i in wrt else None for i, x in enumerate((A, B))]
+        for i, target in zip(wrt, out, strict=True):
+            if target is not None:
+                targets[i] = target
+        cotangents = self._cotangents_into(A, B, G, *targets)
+        return tuple(cotangents[i] for i in wrt)
+
+    def _tangent(
+        self, A: Array, B: Array, tA: Array | None, tB: Array | None, out: Array | None
+    ) -> Array:
+        if tA is None or tB is None:
+            return super()._tangent(A, B, tA, tB, out)
+        tangent: Array = self._tangent_into(*map(_whole_strides, (A, B, tA, tB)), out)
+        return tangent
+
+
+class NativeLinear(Linear):
+    """A linear layer whose bias and activation are part of the products' jobs."""
+
+    def __init__(self, kernels: ModuleType, product: Product) -> None:
+        super().__init__(product, __name__, elementwise.primitives)
+        self._into = _strict(kernels, "linear")
+        self._cotangents_into = _strict(kernels, "linear_cotangents")
+
+    def _value(self, X: Array, W: Array, b: Array | None, activation: Any, out: Any) -> Array:
+        if out is None or not _has_plain_rows(out):
+            result: Array = np.empty((len(X), W.shape[1]), X.dtype)
+        else:
+            result = out
+        bias = None if b is None else np.ascontiguousarray(b)
+        self._into(_whole_strides(X), _whole_strides(W), bias, _name_of(activation), result)
+        if out is None or out is result:
+            return result
+        out[...] = result
+        return out  # type: ignore[no-any-return]
+
+    def _cotangents(
+        self,
+        X: Array,
+        W: Array,
+        b: Array | None,
+        G: Array,
+        activation: Any,
+        wrt: tuple[int, ...],
+        out: tuple[Array | None, ...],
+    ) -> tuple[Array | None, ...]:
+        results: list[Any] = [None, None, None]
+        for i, target in zip(wrt, out, strict=True):
+            shape = (X.shape, W.shape, None if b is None else b.shape)[i]
+            if shape is None:
+                continue
+            usable = target is not None and (
+                target.flags.c_contiguous if i == 2 else _whole_strides(target) is target
+            )
+            results[i] = target if usable else np.empty(shape, X.dtype)
+        bias = None if b is None else np.ascontiguousarray(b)
+        G = G if _has_plain_rows(G) else np.ascontiguousarray(G)
+        name = _name_of(activation)
+        self._cotangents_into(_whole_strides(X), _whole_strides(W), bias, G, name, *results)
+        for i, target in zip(wrt, out, strict=True):
+            if target is not None and target is not results[i]:
+                target[...] = results[i]
+                results[i] = target
+        return tuple(results[i] for i in wrt)
+
+
+def _name_of(activation: Any) -> str | None:
+    return None if activation is None else activation.__name__.rpartition(".")[2]
+
+
+def _has_plain_rows(array: Array) -> bool:
+    """Tell whether rows are contiguous and whole elements apart."""
+    item = array.itemsize
+    return type(array) is np.ndarray and (
+        (array.shape[1] <= 1 or array.strides[1] == item) and array.strides[0] % item == 0
+    )
+
+
+def _strict(kernels: ModuleType, name: str) -> Callable[..., Any]:
+    """Return a kernel for arguments that have been checked and converted."""
+
+    def refuse(*arguments: Any) -> Any:
+        shapes = [getattr(x, "shape", x) for x in arguments]
+        raise AssertionError(f"matmul: no kernel {name} for converted arguments {shapes}")
+
+    return kernels.matmul_method(name, refuse)  # type: ignore[no-any-return]
+
+
+def _whole_strides(array: Array) -> Array:
+    """Return `array` as an exact ndarray whose strides are whole elements."""
+    array = np.asarray(array)
+    if all(stride % array.itemsize == 0 for stride in array.strides):
+        return array
+    return array.copy()
+
+
+def _native_product(kernels: ModuleType) -> Product:
+    into = _strict(kernels, "product_into")
+
+    def product(A: Array, B: Array, out: Array | None) -> Array:
+        if out is None or _whole_strides(out) is out:
+            result: Array = into(_whole_strides(A), _whole_strides(B), out)
+            return result
+        out[...] = into(_whole_strides(A), _whole_strides(B), None)
+        return out
+
+    return product
+
+
+_product: Final = numpy_product if native is None else _native_product(native)
+
+matmul = Matmul(_product, __name__) if native is None else NativeMatmul(native, _product)
+linear = (
+    Linear(_product, __name__, elementwise.primitives)
+    if native is None
+    else NativeLinear(native, _product)
+)
+quadratic_form = QuadraticForm(_product, __name__)
+bilinear_form = BilinearForm(_product, __name__)
 
 products: Final[Mapping[str, Any]] = MappingProxyType(
     {f.__name__: f for f in (matmul, linear, quadratic_form, bilinear_form)}

@@ -1,0 +1,493 @@
+// Blocks of matrix products per instruction set, and what is above them.
+#include "kernels/contraction.h"
+
+#include "runtime/hwy_config.h"  // before any Highway header
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/contraction.cc"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <utility>
+
+#include "kernels/matmul-inl.h"
+#include "runtime/fp_env.h"
+#include "runtime/limits.h"
+#include "runtime/partition.h"
+#include "runtime/threads.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace pullback {
+namespace HWY_NAMESPACE {
+
+const MatmulKernels* MatmulTable() {
+  static constexpr MatmulKernels kTable[kDTypes] = {KernelsOf<float>(), KernelsOf<double>()};
+  return kTable;
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace pullback
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace pullback {
+HWY_EXPORT(MatmulTable);
+
+namespace {
+
+constexpr size_t kAlignment = Memory::kAlignment;
+
+// A task of this much takes some 20 ms: the caller's Ctrl-C is looked at between two of them.
+constexpr double kTaskFlops = 5e8;
+// What is packed at once and shared by all threads.
+constexpr size_t kSharedBytes = size_t{16} << 20;
+constexpr size_t kStackBytes = size_t{32} << 10;
+// Less than this is packed on one thread.
+constexpr size_t kSerialPackBytes = size_t{64} << 10;
+// This many depth blocks are packed at once.
+constexpr size_t kSharedDepth = 32;
+// The right operand of a product that is computed along with a sum over its rows.
+constexpr size_t kWalkedElements = 65536;
+// Up to here, operands that are read a few times are not worth packing.
+constexpr size_t kUnpackedColumns = 64;
+
+constexpr size_t RoundUp(size_t n, size_t to) { return CeilDiv(n, to) * to; }
+
+// Memory that a thread keeps between its tasks.
+class ThreadScratch {
+ public:
+  // Null when there is none.
+  static char* Get(size_t bytes) {
+    thread_local ThreadScratch scratch;
+    if (bytes > scratch.bytes_) {
+      scratch.memory_.reset(
+          static_cast<char*>(std::aligned_alloc(kAlignment, RoundUp(bytes, 4096))));
+      scratch.bytes_ = scratch.memory_ ? bytes : 0;
+    }
+    return scratch.memory_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(char* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<char, Free> memory_;
+  size_t bytes_ = 0;
+};
+
+// Cuts `n` into blocks of whole panels, about `blocks` of them.
+Partition PanelPartition(size_t n, size_t panel, size_t blocks) {
+  return PartitionBy(n,
+                     std::max(CeilDiv(n, std::max(blocks, size_t{1}) * panel), size_t{1}) * panel);
+}
+
+}  // namespace
+
+double Flops(const Item& item) {
+  return 2.0 * static_cast<double>(item.m) * static_cast<double>(item.n) *
+         static_cast<double>(item.k);
+}
+
+Contraction::Contraction(DType dtype, Poll* poll)
+    : kernels_(HWY_DYNAMIC_DISPATCH(MatmulTable)()[static_cast<size_t>(dtype)]),
+      size_(ItemSize(dtype)),
+      poll_(poll),
+      threads_(static_cast<size_t>(GetNumThreads())) {}
+
+// Of a packed left operand: half of L2.
+size_t Contraction::LeftRows() const {
+  const size_t rows = L2CacheBytes() / 2 / (kernels_.depth * size_) / kernels_.rows;
+  return std::max(rows, size_t{1}) * kernels_.rows;
+}
+
+// Of a right operand that a task packs for itself.
+size_t Contraction::RightColumns() const {
+  const size_t panels = L2CacheBytes() / (kernels_.depth * size_) / kernels_.columns;
+  return std::max(panels, size_t{1}) * kernels_.columns;
+}
+
+void Contraction::PackRange(const Operand& operand, size_t width, Range across, Range along,
+                            char* to) const {
+  const char* const from =
+      operand.data + Bytes(static_cast<ptrdiff_t>(across.begin) * operand.across);
+  if (along.end <= operand.inner) {
+    kernels_.pack(width, from + Bytes(static_cast<ptrdiff_t>(along.begin) * operand.along),
+                  operand.across, operand.along, across.size(), along.size(), to);
+    return;
+  }
+  for (size_t i = 0; i < across.size(); i += width) {
+    const char* const panel = from + Bytes(static_cast<ptrdiff_t>(i) * operand.across);
+    for (size_t p = along.begin; p < along.end;) {
+      const size_t fold = p / operand.inner, rest = p % operand.inner;
+      const size_t depth = std::min(operand.inner - rest, along.end - p);
+      kernels_.pack(width,
+                    panel + Bytes(static_cast<ptrdiff_t>(fold) * operand.fold +
+                                  static_cast<ptrdiff_t>(rest) * operand.along),
+                    operand.across, operand.along, std::min(width, across.size() - i), depth, to);
+      to += Bytes(width * depth);
+      p += depth;
+    }
+  }
+}
+
+// The part of C in `rows` and `columns`, the sum over `depth`; false when there is no memory.
+// Shared operands are packed for the whole of `depth`; rows and columns begin at whole panels.
+bool Contraction::Tile(const Item& item, Range rows, Range columns, Range depth,
+                       const Shared& shared) const {
+  const size_t deepest = std::min(depth.size(), kernels_.depth);
+  const bool pack_a =
+      shared.a == nullptr && (columns.size() > kUnpackedColumns || depth.end > item.a.inner);
+  const size_t a_rows = std::min(RoundUp(rows.size(), kernels_.rows), LeftRows());
+  const size_t b_columns =
+      shared.b != nullptr ? columns.size()
+                          : std::min(RoundUp(columns.size(), kernels_.columns), RightColumns());
+  const size_t b_bytes = shared.b != nullptr ? 0 : RoundUp(b_columns * deepest * size_, kAlignment);
+  const size_t a_bytes = pack_a ? a_rows * deepest * size_ : 0;
+  alignas(kAlignment) char stack[kStackBytes];
+  char* scratch = stack;
+  if (a_bytes + b_bytes > kStackBytes) {
+    scratch = ThreadScratch::Get(a_bytes + b_bytes);
+    if (scratch == nullptr) return false;
+  }
+  char* const packed_a = scratch + b_bytes;
+
+  BlockProduct block;
+  block.a_row = item.a.across;
+  block.a_col = item.a.along;
+  block.a_packed = pack_a || shared.a != nullptr;
+  block.c_row = item.c_row;
+  block.c_col = item.c_col;
+  for (size_t j = columns.begin; j < columns.end; j += b_columns) {
+    const Range right{j, std::min(j + b_columns, columns.end)};
+    for (size_t p = depth.begin; p < depth.end; p += kernels_.depth) {
+      const Range along{p, std::min(p + kernels_.depth, depth.end)};
+      const size_t done = p - depth.begin;
+      if (shared.b != nullptr) {
+        block.b = shared.b + Bytes(done * RoundUp(shared.columns.size(), kernels_.columns) +
+                                   (j - shared.columns.begin) * along.size());
+      } else {
+        PackRange(item.b, kernels_.columns, right, along, scratch);
+        block.b = scratch;
+      }
+      block.add = item.add || p > depth.begin;
+      for (size_t i = rows.begin; i < rows.end; i += a_rows) {
+        const Range left{i, std::min(i + a_rows, rows.end)};
+        if (shared.a != nullptr) {
+          block.a = shared.a + Bytes(done * RoundUp(item.m, kernels_.rows) + i * along.size());
+        } else if (pack_a) {
+          PackRange(item.a, kernels_.rows, left, along, packed_a);
+          block.a = packed_a;
+        } else {
+          block.a = item.a.data + Bytes(static_cast<ptrdiff_t>(i) * item.a.across +
+                                        static_cast<ptrdiff_t>(p) * item.a.along);
+        }
+        block.size = {left.size(), right.size(), along.size()};
+        block.c = item.c + Bytes(static_cast<ptrdiff_t>(i) * item.c_row +
+                                 static_cast<ptrdiff_t>(j) * item.c_col);
+        kernels_.multiply(block);
+      }
+    }
+  }
+  return true;
+}
+
+// How the contracted axis of a small product is cut for the threads. It decides over the bits.
+Partition Contraction::Slabs(const Item& item) const {
+  constexpr size_t kMaxSums = 16384;
+  const size_t blocks = item.k / kernels_.depth;
+  if (blocks < 16 || item.m * item.n > kMaxSums) return PartitionBy(item.k, item.k);
+  return PartitionBy(item.k, CeilDiv(blocks, std::min(blocks / 4, kMaxSlabs)) * kernels_.depth);
+}
+
+void Contraction::Clear(const Item& item) const {
+  for (size_t i = 0; i < item.m; ++i) {
+    for (size_t j = 0; j < item.n; ++j) {
+      std::memset(item.c + Bytes(static_cast<ptrdiff_t>(i) * item.c_row +
+                                 static_cast<ptrdiff_t>(j) * item.c_col),
+                  0, size_);
+    }
+  }
+}
+
+// The slabs' sums lie one after the other, each m x n.
+template <typename T>
+void Contraction::MergeAs(const Item& item, size_t slabs, T* sums) const {
+  const size_t size = item.m * item.n;
+  for (size_t step = 1; step < slabs; step *= 2) {
+    for (size_t slab = 0; slab + step < slabs; slab += 2 * step) {
+      T* const to = sums + slab * size;
+      const T* const from = sums + (slab + step) * size;
+      for (size_t i = 0; i < size; ++i) to[i] += from[i];
+    }
+  }
+  T* const c = reinterpret_cast<T*>(item.c);
+  for (size_t i = 0; i < item.m; ++i) {
+    for (size_t j = 0; j < item.n; ++j) {
+      T& element =
+          c[static_cast<ptrdiff_t>(i) * item.c_row + static_cast<ptrdiff_t>(j) * item.c_col];
+      const T sum = sums[i * item.n + j];
+      element = item.add ? element + sum : sum;
+    }
+  }
+}
+
+// False when interrupted.
+bool Contraction::For(size_t tasks, bool parallel, FunctionRef<void(size_t)> body) {
+  if (parallel) return ParallelFor(tasks, body, poll_);
+  for (size_t task = 0; task < tasks; ++task) {
+    if (Interrupted(poll_)) return false;
+    body(task);
+  }
+  return true;
+}
+
+size_t Contraction::SharedBytes(const Item& item) const {
+  return RoundUp(item.k * RoundUp(item.n, kernels_.columns) * size_, kAlignment);
+}
+
+Shared Contraction::Share(const Item& item, char* to) const {
+  const Shared shared{nullptr, to, {0, item.n}};
+  for (size_t p = 0; p < item.k; p += kernels_.depth) {
+    const Range along{p, std::min(p + kernels_.depth, item.k)};
+    PackRange(item.b, kernels_.columns, {0, item.n}, along, to);
+    to += Bytes(along.size() * RoundUp(item.n, kernels_.columns));
+  }
+  return shared;
+}
+
+// A product with a long contracted axis, slab by slab. `along_with`, if any, has that axis as its
+// rows and is computed on the way, while what both read is in the cache.
+Outcome Contraction::SumSlabs(const Item& item, const Item* along_with, const MakeRows* make_rows,
+                              bool parallel) {
+  const Partition slabs = Slabs(item);
+  const size_t bytes = RoundUp(item.m * item.n * size_, kAlignment);
+  const size_t shared_bytes = along_with != nullptr ? SharedBytes(*along_with) : 0;
+  const Memory memory(shared_bytes + slabs.tasks * bytes);
+  if (!memory) return Outcome::kOutOfMemory;
+  const Shared shared = along_with != nullptr ? Share(*along_with, memory.get()) : Shared{};
+  char* const sums = memory.get() + shared_bytes;
+  std::atomic<bool> failed = false;
+  const bool done = For(slabs.tasks, parallel, [&](size_t slab) {
+    Item part = item;
+    part.c = sums + slab * item.m * item.n * size_;
+    part.c_row = static_cast<ptrdiff_t>(item.n);
+    part.c_col = 1;
+    part.add = false;
+    const auto [begin, end] = slabs(slab);
+    for (size_t p = begin; p < end; p += kernels_.depth) {
+      const Range range{p, std::min(p + kernels_.depth, end)};
+      if (make_rows != nullptr) (*make_rows)(range);
+      if (along_with != nullptr &&
+          !Tile(*along_with, range, {0, along_with->n}, {0, along_with->k}, shared)) {
+        failed = true;
+      }
+      if (!Tile(part, {0, item.m}, {0, item.n}, range, {})) failed = true;
+      part.add = true;
+    }
+  });
+  if (!done) return Outcome::kInterrupted;
+  if (failed) return Outcome::kOutOfMemory;
+  if (size_ == sizeof(float)) {
+    MergeAs(item, slabs.tasks, reinterpret_cast<float*>(sums));
+  } else {
+    MergeAs(item, slabs.tasks, reinterpret_cast<double*>(sums));
+  }
+  return Outcome::kDone;
+}
+
+// Whether the left operand need not be packed, and the right one fits on the stack.
+bool Contraction::IsSmall(const Item& item) const {
+  return item.n <= kUnpackedColumns && item.k > 0 && item.k <= kernels_.depth &&
+         item.k <= item.a.inner && RoundUp(item.n, kernels_.columns) * item.k <= kSmallRight;
+}
+
+void Contraction::Small(const Item& item, size_t count, ptrdiff_t a_next, ptrdiff_t b_next,
+                        ptrdiff_t c_next) const {
+  kernels_.multiply_small({{item.m, item.n, item.k},
+                           item.a.data,
+                           item.a.across,
+                           item.a.along,
+                           item.b.data,
+                           item.b.along,
+                           item.b.across,
+                           item.c,
+                           item.c_row,
+                           item.c_col,
+                           item.add,
+                           count,
+                           a_next,
+                           b_next,
+                           c_next});
+}
+
+Outcome Contraction::Serial(const Item& item) {
+  if (item.k == 0) {
+    if (!item.add) Clear(item);
+    return Outcome::kDone;
+  }
+  if (IsSmall(item)) {
+    Small(item, 1, 0, 0, 0);
+    return Outcome::kDone;
+  }
+  if (Slabs(item).tasks > 1) return SumSlabs(item, nullptr, nullptr, false);
+  const bool done = Tile(item, {0, item.m}, {0, item.n}, {0, item.k}, {});
+  return done ? Outcome::kDone : Outcome::kOutOfMemory;
+}
+
+// A piece of a product: one of its operands is packed once for all tasks, the other one by each
+// task for itself. The smaller one is shared.
+struct Piece {
+  Item item;
+  bool shares_b;
+  Range columns, depth;
+  Partition row_blocks, column_blocks;  // the tasks: every pair
+  Partition pack_blocks;                // of the shared operand's panels, for each depth block
+  char* packed = nullptr;
+
+  size_t Tasks() const { return row_blocks.tasks * column_blocks.tasks; }
+};
+
+Piece Contraction::PieceOf(const Item& item, Range columns, Range depth) const {
+  Piece piece{item, item.n <= item.m, columns, depth, {}, {}, {}};
+  const size_t m = item.m, n = columns.size();
+  const size_t wanted = std::max(
+      4 * threads_, static_cast<size_t>(2.0 * static_cast<double>(m) * static_cast<double>(n) *
+                                        static_cast<double>(depth.size()) / kTaskFlops));
+  const size_t rows = kernels_.rows, cols = kernels_.columns;
+  if (piece.shares_b) {
+    piece.row_blocks = PanelPartition(m, rows, wanted);
+    piece.column_blocks = PanelPartition(n, cols, CeilDiv(wanted, piece.row_blocks.tasks));
+    piece.pack_blocks = PanelPartition(n, cols, threads_);
+  } else {
+    piece.column_blocks = PanelPartition(n, cols, wanted);
+    piece.row_blocks = PanelPartition(m, rows, CeilDiv(wanted, piece.column_blocks.tasks));
+    piece.pack_blocks = PanelPartition(m, rows, threads_);
+  }
+  return piece;
+}
+
+// The pieces must not depend on each other.
+Outcome Contraction::Run(std::span<Piece> pieces, double flops) {
+  const size_t kDepth = kernels_.depth;
+  size_t bytes = 0, packs = 0, tasks = 0;
+  const auto shared_width = [&](const Piece& piece) {
+    return piece.shares_b ? RoundUp(piece.columns.size(), kernels_.columns)
+                          : RoundUp(piece.item.m, kernels_.rows);
+  };
+  for (const Piece& piece : pieces) {
+    bytes += RoundUp(shared_width(piece) * piece.depth.size() * size_, kAlignment);
+    packs += piece.pack_blocks.tasks * CeilDiv(piece.depth.size(), kDepth);
+    tasks += piece.Tasks();
+  }
+  const Memory memory(bytes);
+  if (!memory) return Outcome::kOutOfMemory;
+  char* to = memory.get();
+  for (Piece& piece : pieces) {
+    piece.packed = to;
+    to += RoundUp(shared_width(piece) * piece.depth.size() * size_, kAlignment);
+  }
+  const bool parallel = flops >= kParallelFlops;
+  const bool packed = For(packs, parallel && bytes > kSerialPackBytes, [&](size_t task) {
+    const Piece* piece = pieces.data();
+    for (;; ++piece) {
+      const size_t own = piece->pack_blocks.tasks * CeilDiv(piece->depth.size(), kDepth);
+      if (task < own) break;
+      task -= own;
+    }
+    const size_t done = task / piece->pack_blocks.tasks * kDepth;
+    const auto [begin, end] = piece->pack_blocks(task % piece->pack_blocks.tasks);
+    const Range along{piece->depth.begin + done,
+                      std::min(piece->depth.begin + done + kDepth, piece->depth.end)};
+    char* const target = piece->packed + Bytes(done * shared_width(*piece) + begin * along.size());
+    if (piece->shares_b) {
+      const size_t first = piece->columns.begin;
+      PackRange(piece->item.b, kernels_.columns, {first + begin, first + end}, along, target);
+    } else {
+      PackRange(piece->item.a, kernels_.rows, {begin, end}, along, target);
+    }
+  });
+  if (!packed) return Outcome::kInterrupted;
+  std::atomic<bool> failed = false;
+  const bool done = For(tasks, parallel, [&](size_t task) {
+    const Piece* piece = pieces.data();
+    for (; task >= piece->Tasks(); ++piece) task -= piece->Tasks();
+    const Range rows = piece->row_blocks(task % piece->row_blocks.tasks);
+    Range columns = piece->column_blocks(task / piece->row_blocks.tasks);
+    columns.begin += piece->columns.begin;
+    columns.end += piece->columns.begin;
+    Shared shared;
+    if (piece->shares_b) {
+      shared = {nullptr, piece->packed, piece->columns};
+    } else {
+      shared = {piece->packed, nullptr, piece->columns};
+    }
+    if (!Tile(piece->item, rows, columns, piece->depth, shared)) failed = true;
+  });
+  if (!done) return Outcome::kInterrupted;
+  return failed ? Outcome::kOutOfMemory : Outcome::kDone;
+}
+
+bool Contraction::Walks(const Item& rows, const Item& sum) const {
+  return Flops(rows) + Flops(sum) >= kParallelFlops && Slabs(sum).tasks > 1 && rows.m == sum.k &&
+         rows.n * rows.k <= kWalkedElements && rows.k > 0;
+}
+
+Outcome Contraction::Together(std::span<const Item> items, const MakeRows* make_rows) {
+  double flops = 0;
+  for (const Item& item : items) flops += Flops(item);
+  if (flops < kParallelFlops) {
+    for (const Item& item : items) {
+      if (const Outcome outcome = Serial(item); outcome != Outcome::kDone) return outcome;
+    }
+    return Outcome::kDone;
+  }
+  if (items.size() == 2 && Walks(items[0], items[1])) {
+    return SumSlabs(items[1], &items[0], make_rows, true);
+  }
+  std::array<Piece, kMaxTogether> pieces;
+  size_t count = 0;
+  const auto flush = [&] {
+    const Outcome outcome = count == 0 ? Outcome::kDone : Run({pieces.data(), count}, flops);
+    count = 0;
+    return outcome;
+  };
+  for (const Item& item : items) {
+    if (item.k == 0 || Slabs(item).tasks > 1) {
+      const Outcome outcome = item.k == 0 ? Serial(item) : SumSlabs(item, nullptr, nullptr, true);
+      if (outcome != Outcome::kDone) return outcome;
+      continue;
+    }
+    const size_t deepest = std::min(item.k, kSharedDepth * kernels_.depth);
+    const size_t width = std::min(item.m, item.n);
+    if (width * deepest * size_ <= kSharedBytes && deepest == item.k) {
+      pieces[count++] = PieceOf(item, {0, item.n}, {0, item.k});
+      if (count == kMaxTogether) {
+        if (const Outcome outcome = flush(); outcome != Outcome::kDone) return outcome;
+      }
+      continue;
+    }
+    // Too much to pack at once.
+    const Partition columns =
+        PanelPartition(item.n, kernels_.columns, CeilDiv(width * deepest * size_, kSharedBytes));
+    for (size_t j = 0; j < columns.tasks; ++j) {
+      Item part = item;
+      for (size_t p = 0; p < item.k; p += deepest) {
+        Piece piece = PieceOf(part, columns(j), {p, std::min(p + deepest, item.k)});
+        if (const Outcome outcome = Run({&piece, 1}, flops); outcome != Outcome::kDone) {
+          return outcome;
+        }
+        part.add = true;
+      }
+    }
+  }
+  return flush();
+}
+
+}  // namespace pullback
+#endif  // HWY_ONCE

@@ -1,0 +1,128 @@
+// One matrix product at a time, or a few that share what they read: blocking, packing, threads.
+#ifndef PULLBACK_CPP_KERNELS_CONTRACTION_H_
+#define PULLBACK_CPP_KERNELS_CONTRACTION_H_
+
+#include <cstddef>
+#include <cstdlib>
+#include <span>
+
+#include "kernels/matmul.h"
+#include "runtime/partition.h"
+#include "runtime/threads.h"
+
+namespace pullback {
+
+// Less arithmetic than this is done before a parked worker would have woken.
+inline constexpr double kParallelFlops = 4e5;
+// As many products as are computed as one.
+inline constexpr size_t kMaxTogether = 2;
+
+// An operand as the packing sees it: element i across a panel, p along the contracted axis.
+struct Operand {
+  const char* data;
+  ptrdiff_t across, along;  // in elements
+  size_t inner;             // p = fold * inner + rest
+  ptrdiff_t fold;
+};
+
+// C = A B or C += A B, without a batch. Rows of C are what is stored as vectors: c_col is 1 unless
+// neither axis of C is contiguous.
+struct Item {
+  size_t m, n, k;  // folds included
+  Operand a, b;
+  char* c;
+  ptrdiff_t c_row, c_col;
+  bool add;
+};
+
+double Flops(const Item& item);
+
+// Uninitialised memory of one call.
+class Memory {
+ public:
+  static constexpr size_t kAlignment = 64;
+
+  explicit Memory(size_t bytes)
+      : memory_(static_cast<char*>(
+            std::aligned_alloc(kAlignment, (bytes / kAlignment + 1) * kAlignment))) {}
+  ~Memory() { std::free(memory_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  explicit operator bool() const { return memory_ != nullptr; }
+  char* get() const { return memory_; }
+
+ private:
+  char* memory_;
+};
+
+// An operand that was packed for all tasks: a whole, or the given columns of b.
+struct Shared {
+  const char* a = nullptr;
+  const char* b = nullptr;
+  Range columns{};
+};
+
+// Makes rows [begin, end) of what both products read there; on any thread, for each of the fixed
+// blocks of rows once.
+using MakeRows = FunctionRef<void(Range)>;
+
+struct Piece;
+
+class Contraction {
+ public:
+  Contraction(DType dtype, Poll* poll);
+
+  const MatmulKernels& kernels() const { return kernels_; }
+
+  // Products that do not depend on each other, on all threads. `make_rows`, for two that are
+  // walked, makes what both read before they do.
+  Outcome Together(std::span<const Item> items, const MakeRows* make_rows = nullptr);
+
+  // Whether the rows of the one product, which the other one sums over, are walked once for both.
+  bool Walks(const Item& rows, const Item& sum) const;
+
+  // One product on this thread.
+  Outcome Serial(const Item& item);
+
+  // Products that need neither packing of the left operand nor memory.
+  bool IsSmall(const Item& item) const;
+  void Small(const Item& item, size_t count, ptrdiff_t a_next, ptrdiff_t b_next,
+             ptrdiff_t c_next) const;
+
+  // Packs all of b, for Tile; SharedBytes of memory.
+  size_t SharedBytes(const Item& item) const;
+  Shared Share(const Item& item, char* to) const;
+
+  // The part of C in `rows` and `columns`, the sum over `depth`; false when there is no memory.
+  // Shared operands are packed for the whole of `depth`; rows and columns begin at whole panels.
+  bool Tile(const Item& item, Range rows, Range columns, Range depth, const Shared& shared) const;
+
+  // On this thread or on all of them; false when interrupted.
+  bool For(size_t tasks, bool parallel, FunctionRef<void(size_t)> body);
+
+  ptrdiff_t Bytes(ptrdiff_t elements) const { return elements * static_cast<ptrdiff_t>(size_); }
+  ptrdiff_t Bytes(size_t elements) const { return Bytes(static_cast<ptrdiff_t>(elements)); }
+  size_t threads() const { return threads_; }
+
+ private:
+  size_t LeftRows() const;
+  size_t RightColumns() const;
+  void PackRange(const Operand& operand, size_t width, Range across, Range along, char* to) const;
+  Partition Slabs(const Item& item) const;
+  void Clear(const Item& item) const;
+  template <typename T>
+  void MergeAs(const Item& item, size_t slabs, T* sums) const;
+  Outcome SumSlabs(const Item& item, const Item* along_with, const MakeRows* make_rows,
+                   bool parallel);
+  Piece PieceOf(const Item& item, Range columns, Range depth) const;
+  Outcome Run(std::span<Piece> pieces, double flops);
+
+  const MatmulKernels& kernels_;
+  size_t size_;
+  Poll* poll_;
+  size_t threads_;
+};
+
+}  // namespace pullback
+
+#endif  // PULLBACK_CPP_KERNELS_CONTRACTION_H_

@@ -1,0 +1,261 @@
+// A linear layer: rows of X W + b are made block by block, in front of what uses them.
+#include "kernels/linear.h"
+
+#include "runtime/hwy_config.h"  // before any Highway header
+
+#include <hwy/base.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <optional>
+
+#include "kernels/blocks.h"
+#include "kernels/contraction.h"
+#include "runtime/fp_env.h"
+
+namespace pullback {
+namespace {
+
+// Larger weights are not walked anew for each block of rows: X W is then a product of its own.
+constexpr size_t kWalkedWeights = 65536;
+
+class Layer {
+ public:
+  Layer(const LinearLayer& layer, Poll* poll)
+      : layer_(layer),
+        size_(ItemSize(layer.dtype)),
+        run_(layer.dtype, poll),
+        blocks_(PartitionBy(layer.rows, run_.kernels().depth)),
+        parallel_(2.0 * static_cast<double>(layer.rows) * static_cast<double>(layer.k + 8) *
+                      static_cast<double>(layer.n) >=
+                  kParallelFlops) {}
+
+  Outcome Value(const Matrix& out);
+  Outcome Vjp(const LinearCotangents& cotangents);
+
+ private:
+  char* Row(const Matrix& matrix, size_t row) const {
+    return static_cast<char*>(matrix.data) +
+           static_cast<ptrdiff_t>(row) * matrix.row * static_cast<ptrdiff_t>(size_);
+  }
+
+  // X W, added to what `to` holds if there is a bias.
+  Item Affine(const Matrix& to) const {
+    const LinearLayer& x = layer_;
+    return {x.rows,
+            x.n,
+            x.k,
+            {static_cast<const char*>(x.x.data), x.x.row, x.x.col, x.k, 0},
+            {static_cast<const char*>(x.w.data), x.w.col, x.w.row, x.k, 0},
+            static_cast<char*>(to.data),
+            to.row,
+            1,
+            true};
+  }
+
+  // Rows of the bias, to which X W is added.
+  void Preset(const Matrix& to, Range rows) const {
+    for (size_t row = rows.begin; row < rows.end; ++row) {
+      if (layer_.bias != nullptr) {
+        std::memcpy(Row(to, row), layer_.bias, layer_.n * size_);
+      } else {
+        std::memset(Row(to, row), 0, layer_.n * size_);
+      }
+    }
+  }
+
+  // kernel(in..., to) -> to, row by row where rows do not follow each other.
+  void Map(ElementwiseKernel kernel, const Matrix& to, const Matrix* g, Range rows) const {
+    const auto n = static_cast<ptrdiff_t>(layer_.n);
+    const bool whole = to.row == n && (g == nullptr || g->row == n);
+    const size_t step = whole ? std::max(rows.size(), size_t{1}) : 1;
+    for (size_t row = rows.begin; row < rows.end; row += step) {
+      void* const target = Row(to, row);
+      const void* const in[] = {target, g != nullptr ? Row(*g, row) : nullptr};
+      kernel(in, &target, step * layer_.n, 0);
+    }
+  }
+
+  ElementwiseKernel Kernel(Method method) const {
+    return layer_.activation
+        ->kernel[static_cast<size_t>(method)][static_cast<size_t>(layer_.dtype)];
+  }
+
+  // X W + b in `to`, block by block where the weights are small; `finish` sees each block once its
+  // rows are there.
+  Outcome MakeAffine(const Matrix& to, FunctionRef<void(Range)> finish);
+
+  // Adds up the blocks' sums of rows.
+  void MergeBias(double* sums, void* to) const;
+
+  const LinearLayer& layer_;
+  size_t size_;
+  Contraction run_;
+  Partition blocks_;
+  bool parallel_;
+};
+
+Outcome Layer::MakeAffine(const Matrix& to, FunctionRef<void(Range)> finish) {
+  const Item item = Affine(to);
+  const auto each = [&](auto&& body) {
+    return run_.For(blocks_.tasks, parallel_, [&](size_t block) { body(blocks_(block)); });
+  };
+  if (item.k == 0 || item.k * item.n > kWalkedWeights) {
+    if (!each([&](Range rows) { Preset(to, rows); })) return Outcome::kInterrupted;
+    if (item.k > 0) {
+      if (const Outcome outcome = run_.Together({&item, 1}); outcome != Outcome::kDone) {
+        return outcome;
+      }
+    }
+    return each(finish) ? Outcome::kDone : Outcome::kInterrupted;
+  }
+  const Memory packed(run_.SharedBytes(item));
+  if (!packed) return Outcome::kOutOfMemory;
+  const Shared shared = run_.Share(item, packed.get());
+  std::atomic<bool> failed = false;
+  const bool done = each([&](Range rows) {
+    Preset(to, rows);
+    if (!run_.Tile(item, rows, {0, item.n}, {0, item.k}, shared)) failed = true;
+    finish(rows);
+  });
+  if (!done) return Outcome::kInterrupted;
+  return failed ? Outcome::kOutOfMemory : Outcome::kDone;
+}
+
+Outcome Layer::Value(const Matrix& out) {
+  return MakeAffine(out, [&](Range rows) {
+    if (layer_.activation != nullptr) Map(Kernel(Method::kValue), out, nullptr, rows);
+  });
+}
+
+void Layer::MergeBias(double* sums, void* to) const {
+  const size_t n = layer_.n, blocks = blocks_.tasks;
+  for (size_t step = 1; step < blocks; step *= 2) {
+    for (size_t block = 0; block + step < blocks; block += 2 * step) {
+      Blocks().add[static_cast<size_t>(DType::kFloat64)](sums + (block + step) * n,
+                                                         sums + block * n, n);
+    }
+  }
+  for (size_t j = 0; j < n; ++j) {
+    const double sum = blocks > 0 ? sums[j] : 0.0;
+    if (layer_.dtype == DType::kFloat64) {
+      static_cast<double*>(to)[j] = sum;
+    } else {
+      static_cast<float*>(to)[j] = static_cast<float>(sum);
+    }
+  }
+}
+
+Outcome Layer::Vjp(const LinearCotangents& cotangents) {
+  const auto [rows, k, n] = std::array{layer_.rows, layer_.k, layer_.n};
+  const Memory h_memory(layer_.activation != nullptr ? rows * n * size_ : 0);
+  const Memory sums_memory(cotangents.dbias != nullptr ? blocks_.tasks * n * sizeof(double) : 0);
+  if (!h_memory || !sums_memory) return Outcome::kOutOfMemory;
+  auto* const sums = reinterpret_cast<double*>(sums_memory.get());
+  const Matrix h = layer_.activation == nullptr
+                       ? cotangents.g
+                       : Matrix{h_memory.get(), static_cast<ptrdiff_t>(n), 1};
+
+  // What a block of rows needs once X W + b is there.
+  const auto finish = [&](Range range) {
+    if (layer_.activation != nullptr) Map(Kernel(Method::kVjp), h, &cotangents.g, range);
+    if (cotangents.dbias != nullptr) {
+      double* const sum = sums + range.begin / blocks_.block * n;
+      std::fill(sum, sum + n, -0.0);
+      for (size_t row = range.begin; row < range.end; ++row) {
+        Blocks().add[static_cast<size_t>(layer_.dtype)](Row(h, row), sum, n);
+      }
+    }
+  };
+
+  std::array<Item, kMaxTogether> items;
+  size_t count = 0;
+  const auto operand = [&](const Matrix& matrix, bool transposed, size_t along) {
+    return Operand{static_cast<const char*>(matrix.data), transposed ? matrix.col : matrix.row,
+                   transposed ? matrix.row : matrix.col, along, 0};
+  };
+  if (cotangents.dx.data != nullptr) {
+    const Matrix& c = cotangents.dx;
+    items[count++] = {rows,
+                      k,
+                      n,
+                      operand(h, false, n),
+                      operand(layer_.w, false, n),
+                      static_cast<char*>(c.data),
+                      c.row,
+                      c.col,
+                      false};
+  }
+  if (cotangents.dw.data != nullptr) {
+    const Matrix& c = cotangents.dw;
+    items[count++] = {k,
+                      n,
+                      rows,
+                      operand(layer_.x, true, rows),
+                      operand(h, true, rows),
+                      static_cast<char*>(c.data),
+                      c.row,
+                      c.col,
+                      false};
+  }
+
+  const bool walks =
+      count == 2 && k * n <= kWalkedWeights && k > 0 && run_.Walks(items[0], items[1]);
+  Outcome outcome = Outcome::kDone;
+  if (walks) {
+    // X W + b, its activation, both products and the bias' sum: X, G and H are in the cache.
+    const Item affine = Affine(h);
+    const Memory packed(layer_.activation != nullptr ? run_.SharedBytes(affine) : 0);
+    if (!packed) return Outcome::kOutOfMemory;
+    Shared shared;
+    if (layer_.activation != nullptr) shared = run_.Share(affine, packed.get());
+    std::atomic<bool> failed = false;
+    const auto make = [&](Range range) {
+      if (layer_.activation != nullptr) {
+        Preset(h, range);
+        if (!run_.Tile(affine, range, {0, n}, {0, k}, shared)) failed = true;
+      }
+      finish(range);
+    };
+    const MakeRows make_rows(make);
+    outcome = run_.Together({items.data(), count}, &make_rows);
+    if (outcome == Outcome::kDone && failed) outcome = Outcome::kOutOfMemory;
+  } else {
+    if (layer_.activation != nullptr) {
+      outcome = MakeAffine(h, finish);
+    } else if (cotangents.dbias != nullptr) {
+      const bool done =
+          run_.For(blocks_.tasks, parallel_, [&](size_t block) { finish(blocks_(block)); });
+      outcome = done ? Outcome::kDone : Outcome::kInterrupted;
+    }
+    if (outcome == Outcome::kDone && count > 0) outcome = run_.Together({items.data(), count});
+  }
+  if (outcome == Outcome::kDone && cotangents.dbias != nullptr) MergeBias(sums, cotangents.dbias);
+  return outcome;
+}
+
+// Not inlined: the caller guards the floating-point environment.
+HWY_NOINLINE Outcome RunValue(const LinearLayer& layer, const Matrix& out, Poll* poll) {
+  return Layer(layer, poll).Value(out);
+}
+
+HWY_NOINLINE Outcome RunVjp(const LinearLayer& layer, const LinearCotangents& cotangents,
+                            Poll* poll) {
+  return Layer(layer, poll).Vjp(cotangents);
+}
+
+}  // namespace
+
+Outcome LinearValue(const LinearLayer& layer, const Matrix& out, Poll* poll) {
+  const ScopedDefaultFpEnv fp_env;
+  return RunValue(layer, out, poll);
+}
+
+Outcome LinearVjp(const LinearLayer& layer, const LinearCotangents& cotangents, Poll* poll) {
+  const ScopedDefaultFpEnv fp_env;
+  return RunVjp(layer, cotangents, poll);
+}
+
+}  // namespace pullback
