@@ -344,6 +344,22 @@ def test_what_kernels_are_given(dtype: np.dtype) -> None:
     f.vjp(B, shared, shared, wrt=(1, 0), out=(shared, B))
     assert len(product.seen) > 20
 
+    class NoOutput(Recorder):
+        def __call__(self, A: Any, B: Any, out: Any) -> Any:
+            assert out is None
+            return super().__call__(A, B, out)
+
+    memory, B = np.zeros(64, dtype), np.ones((4, 4), dtype)
+    as_strided = np.lib.stride_tricks.as_strided
+    for strides in ((0, 1), (1, 1), (4, 0), (1, 2)):  # two elements in one place, or nearly
+        out = as_strided(memory, (4, 4), tuple(s * dtype.itemsize for s in strides))
+        assert Matmul(NoOutput(), "nowhere")(B, B, out=out) is out
+        assert (out == 4).all()
+    for strides in ((4, 1), (1, 4), (-8, 2), (1, -5)):
+        out = as_strided(memory[30:], (4, 4), tuple(s * dtype.itemsize for s in strides))
+        with pytest.raises(AssertionError):
+            Matmul(NoOutput(), "nowhere")(B, B, out=out)
+
 
 def test_large_cotangents_are_folded_not_expanded() -> None:
     product = Recorder()

@@ -407,6 +407,38 @@ def make(n):
     return lambda: pb.sin(x[1:], out=x[:-1])
 """,
     ),
+    "matmul": (
+        100,
+        """
+def make(n, k=3000):
+    A, B = np.ones((n, k)), np.ones((k, k))
+    return lambda: pb.matmul(A, B)
+""",
+    ),
+    "matmul.vjp": (
+        50,
+        """
+def make(n, k=2000):
+    A, B = np.ones((n, k), np.float32), np.ones((k, k), np.float32)
+    return lambda: pb.matmul.vjp(A, B, A)
+""",
+    ),
+    "a batch of products": (
+        2,
+        """
+def make(n, k=600):
+    A, B = np.broadcast_to(np.ones((k, k)), (n, k, k)), np.ones((k, k))
+    return lambda: pb.matmul(A, B)
+""",
+    ),
+    "linear": (
+        100,
+        """
+def make(n, k=1500):
+    X, W, b = np.ones((n, k)), np.ones((k, k)), np.ones(k)
+    return lambda: pb.linear.vjp(X, W, b, X, activation=pb.relu)
+""",
+    ),
     "byte-swapped": (
         1_000_000,
         """
@@ -421,7 +453,7 @@ def make(n):
 @pytest.mark.native
 @pytest.mark.parametrize(
     ("name", "threads"),
-    [*((name, 1) for name in LONG_CALLS), ("relu_mse", 2), ("elementwise", 2)],
+    [*((name, 1) for name in LONG_CALLS), *((f, 2) for f in ("relu_mse", "elementwise", "matmul"))],
 )
 def test_interrupt(run_python: Callable[..., Any], name: str, threads: int) -> None:
     """A long call answers Ctrl-C within 0.2 s, and the pool stays usable."""

@@ -19,7 +19,7 @@ from pullback import reference
 from pullback.config import native
 from pullback.elementwise import primitives as elementwise
 from pullback.losses import losses
-from pullback.matmul import matmul
+from pullback.matmul import products
 from pullback.ops import OPS, OpRow
 
 __all__ = ["Limits", "Timing", "benchmarks", "measure_limits"]
@@ -165,6 +165,8 @@ def benchmarks(limits: Limits, dtype: np.dtype[Any]) -> list[Callable[[], list[T
     return [
         *(bind(_elementwise, row) for row in OPS.values()),
         *(bind(_matmul, n) for n in (4, 512)),
+        *(bind(_linear, shape) for shape in ((100, 10), (2000, 256))),
+        *(bind(_form, name, n) for name in ("quadratic_form", "bilinear_form") for n in (16, 1500)),
         *(
             bind(_loss, loss, shape)
             for loss in losses.values()
@@ -230,7 +232,9 @@ def _matmul_vjp(A: Array, B: Array, G: Array) -> tuple[Array, Array]:
 def _matmul(n: int, limits: Limits, dtype: np.dtype[Any]) -> list[Timing]:
     rng = np.random.default_rng(0)
     arguments = [rng.standard_normal((n, n)).astype(dtype) for _ in range(3)]
-    seconds, numpy_seconds = _race(*_compare("matmul vjp", matmul.vjp, _matmul_vjp, arguments))
+    seconds, numpy_seconds = _race(
+        *_compare("matmul vjp", products["matmul"].vjp, _matmul_vjp, arguments)
+    )
     rate = 4 * n**3 / seconds / 1e9
     return [
         Timing(
@@ -242,6 +246,64 @@ def _matmul(n: int, limits: Limits, dtype: np.dtype[Any]) -> list[Timing]:
             rate=rate,
             unit="Gflop/s",
             share=_share(rate, limits.flops[dtype.name]),
+        )
+    ]
+
+
+def _linear_vjp(X: Array, W: Array, b: Array, G: Array) -> tuple[Array, Array, Array]:
+    H = G * (X @ W + b > 0)
+    return H @ W.T, X.T @ H, H.sum(0)
+
+
+def _linear(shape: tuple[int, int], limits: Limits, dtype: np.dtype[Any]) -> list[Timing]:
+    """Time the cotangents of a square layer with a rectifier."""
+    rng = np.random.default_rng(0)
+    n, k = shape
+    X, W, b, G = (rng.standard_normal(s).astype(dtype) for s in ((n, k), (k, k), k, (n, k)))
+
+    def ours(X: Array, W: Array, b: Array, G: Array) -> Any:
+        return products["linear"].vjp(X, W, b, G, activation=elementwise["relu"])
+
+    seconds, numpy_seconds = _race(*_compare("linear vjp", ours, _linear_vjp, (X, W, b, G)))
+    rate = 6 * n * k * k / seconds / 1e9
+    return [
+        Timing(
+            name="linear",
+            call="vjp",
+            shape=(n, k, k),
+            seconds=seconds,
+            numpy_seconds=numpy_seconds,
+            rate=rate,
+            unit="Gflop/s",
+            share=_share(rate, limits.flops[dtype.name]),
+        )
+    ]
+
+
+_FORM_BY_HAND: Final[Mapping[str, Callable[..., Any]]] = {
+    "quadratic_form": lambda x, A: (x @ A @ x, A @ x + x @ A),
+    "bilinear_form": lambda u, X, v: (u @ X @ v, (X @ v, np.outer(u, v), u @ X)),
+}
+
+
+def _form(name: str, n: int, limits: Limits, dtype: np.dtype[Any]) -> list[Timing]:
+    rng = np.random.default_rng(0)
+    u, X, v = (rng.standard_normal(s).astype(dtype) for s in (n, (n, n), n))
+    arguments = (u, X) if name == "quadratic_form" else (u, X, v)
+    timers = _compare(
+        f"{name} gradient", products[name].value_and_grad, _FORM_BY_HAND[name], arguments
+    )
+    seconds, numpy_seconds = _race(*timers)
+    return [
+        Timing(
+            name=name,
+            call="value_and_grad",
+            shape=(n, n),
+            seconds=seconds,
+            numpy_seconds=numpy_seconds,
+            rate=X.nbytes / seconds / 1e9,
+            unit="GB/s",
+            share=None,
         )
     ]
 

@@ -183,6 +183,7 @@ class Outputs:
         self._free = tuple(
             target is not None
             and target.flags.aligned
+            and _lies_apart(target)
             and not any(
                 array is not None and np.may_share_memory(target, array) for array in inputs
             )
@@ -192,8 +193,8 @@ class Outputs:
     def targets(self, *views: tuple[int, ...] | None) -> tuple[Array | None, ...]:
         """Return what kernels may write to at once, each as an array of the given shape.
 
-        None where there is no output, or one that overlaps an input, lies misaligned or cannot be
-        seen in that shape.
+        None where there is no output, or one that overlaps an input or itself, lies misaligned or
+        cannot be seen in that shape.
         """
         for i, shape in enumerate(views):
             if self._free[i] and shape is not None:
@@ -251,6 +252,17 @@ def _overlap(one: Array, other: Array) -> bool:
         return np.shares_memory(one, other, max_work=100_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:  # strides so odd that it takes long to tell
         return True
+
+
+def _lies_apart(out: Array) -> bool:
+    """Tell whether no two elements of `out` share memory; of interleaved axes say no."""
+    span = out.itemsize
+    for stride, n in sorted((abs(s), n) for s, n in zip(out.strides, out.shape, strict=True)):
+        if n > 1:
+            if stride < span:
+                return False
+            span += stride * (n - 1)
+    return True
 
 
 def _view(out: Array, shape: tuple[int, ...]) -> Array | None:
