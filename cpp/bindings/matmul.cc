@@ -11,6 +11,7 @@
 
 #include "bindings/interrupt.h"
 #include "bindings/method.h"
+#include "kernels/forms.h"
 #include "kernels/linear.h"
 #include "kernels/matmul.h"
 
@@ -101,6 +102,19 @@ bool Broadcast(const Matrices& a, const Matrices& b, Batch& batch) {
   return true;
 }
 
+// False with an exception set unless it is done.
+template <class Kernel>
+bool Unlocked(double work, const Kernel& kernel) {
+  Outcome outcome;
+  {
+    const ScopedGilRelease unlocked(work > kReleaseGil);
+    Poll poll = SignalPoll();
+    outcome = kernel(&poll);
+  }
+  if (outcome == Outcome::kOutOfMemory) PyErr_NoMemory();
+  return outcome == Outcome::kDone;
+}
+
 // A job under construction: at most two products in the common case, more where several broadcast
 // axes cannot be walked as one.
 class Job {
@@ -143,17 +157,11 @@ class Job {
     AppendSums(product, {summed.data(), sums});
   }
 
-  // Null with an exception set unless it is done.
+  // False with an exception set unless it is done.
   bool Run() {
-    Outcome outcome;
-    {
-      const ScopedGilRelease unlocked(work_ > kReleaseGil);
-      Poll poll = SignalPoll();
-      outcome =
-          Matmul(dtype_, more_.empty() ? std::span(few_.data(), count_) : std::span(more_), &poll);
-    }
-    if (outcome == Outcome::kOutOfMemory) PyErr_NoMemory();
-    return outcome == Outcome::kDone;
+    const std::span<const Product> products =
+        more_.empty() ? std::span<const Product>(few_.data(), count_) : more_;
+    return Unlocked(work_, [&](Poll* poll) { return Matmul(dtype_, products, poll); });
   }
 
  private:
@@ -381,8 +389,12 @@ bool ViewMatrix(PyObject* object, DType dtype, size_t rows, size_t cols, Matrix&
   return true;
 }
 
+// The same with contiguous rows. The strides of an empty array mean nothing.
 bool ViewRows(PyObject* object, DType dtype, size_t rows, size_t cols, Matrix& matrix) {
-  return ViewMatrix(object, dtype, rows, cols, matrix) && (cols <= 1 || matrix.col == 1);
+  if (!ViewMatrix(object, dtype, rows, cols, matrix)) return false;
+  if (rows > 0 && cols > 1 && matrix.col != 1) return false;
+  matrix.col = 1;
+  return true;
 }
 
 bool IsVector(PyObject* object, DType dtype, size_t n) {
@@ -420,19 +432,9 @@ bool ParseLayer(PyObject* X, PyObject* W, PyObject* b, PyObject* activation, Lin
   return layer.activation != nullptr && layer.activation->arity == 1;
 }
 
-template <class Kernel>
-bool RunLayer(const LinearLayer& layer, const Kernel& kernel) {
-  Outcome outcome;
-  {
-    const ScopedGilRelease unlocked(static_cast<double>(layer.rows) *
-                                        static_cast<double>(layer.k + 8) *
-                                        static_cast<double>(layer.n) >
-                                    kReleaseGil);
-    Poll poll = SignalPoll();
-    outcome = kernel(&poll);
-  }
-  if (outcome == Outcome::kOutOfMemory) PyErr_NoMemory();
-  return outcome == Outcome::kDone;
+double Work(const LinearLayer& layer) {
+  return static_cast<double>(layer.rows) * static_cast<double>(layer.k + 8) *
+         static_cast<double>(layer.n);
 }
 
 PyObject* LinearCall(PyObject* const* args) {
@@ -442,7 +444,8 @@ PyObject* LinearCall(PyObject* const* args) {
       !ViewRows(args[4], layer.dtype, layer.rows, layer.n, out) || !IsWriteable(args[4])) {
     return nullptr;
   }
-  const bool done = RunLayer(layer, [&](Poll* poll) { return LinearValue(layer, out, poll); });
+  const bool done =
+      Unlocked(Work(layer), [&](Poll* poll) { return LinearValue(layer, out, poll); });
   return done ? Py_NewRef(args[4]) : nullptr;
 }
 
@@ -465,8 +468,35 @@ PyObject* LinearCotangentsCall(PyObject* const* args) {
     return nullptr;
   }
   if (db != Py_None) cotangents.dbias = Data(db);
-  const bool done = RunLayer(layer, [&](Poll* poll) { return LinearVjp(layer, cotangents, poll); });
+  const bool done =
+      Unlocked(Work(layer), [&](Poll* poll) { return LinearVjp(layer, cotangents, poll); });
   return done ? Py_NewRef(Py_None) : nullptr;
+}
+
+// --- bilinear forms -----------------------------------------------------------------------------
+
+PyObject* FormCall(PyObject* const* args) {
+  const std::optional<DType> dtype = KernelArray(args[1]);
+  if (!dtype || Ndim(args[1]) != 2) return nullptr;
+  const auto rows = static_cast<size_t>(Shape(args[1])[0]);
+  const auto cols = static_cast<size_t>(Shape(args[1])[1]);
+  Matrix X;
+  if (!ViewRows(args[1], *dtype, rows, cols, X)) return nullptr;
+  const auto is_vector = [](PyObject* array, size_t n) {
+    return IsVector(array, DType::kFloat64, n);
+  };
+  if (!is_vector(args[0], rows) || !is_vector(args[2], cols) || !is_vector(args[3], rows) ||
+      !is_vector(args[4], cols) || !IsWriteable(args[3]) || !IsWriteable(args[4])) {
+    return nullptr;
+  }
+  const auto doubles = [](PyObject* array) { return static_cast<double*>(Data(array)); };
+  const BilinearForm form{*dtype, rows, cols, X.data, X.row, doubles(args[0]), doubles(args[2])};
+  double value = 0;
+  const bool done =
+      Unlocked(static_cast<double>(rows) * static_cast<double>(cols), [&](Poll* poll) {
+        return BilinearGradients(form, &value, doubles(args[3]), doubles(args[4]), poll);
+      });
+  return done ? PyFloat_FromDouble(value) : nullptr;
 }
 
 struct Entry {
@@ -484,6 +514,7 @@ constexpr Entry kEntries[] = {
      [](PyObject* const* x) { return CotangentsCall(x[0], x[1], x[2], x[3], x[4]); }},
     {"tangent_into", 5,
      [](PyObject* const* x) { return TangentCall(x[0], x[1], x[2], x[3], x[4]); }},
+    {"bilinear_form", 5, FormCall},
     {"linear", 5, LinearCall},
     {"linear_cotangents", 8, LinearCotangentsCall},
 };

@@ -23,6 +23,10 @@ namespace pullback {
 // X (N, k), W (k, n), b (n,) or None, `activation` the name of a unary elementwise operation or
 // None; rows of G and out, and all of b and db, are contiguous. Cotangents that are None are not
 // computed.
+//
+//   "bilinear_form"     (u, X, v, Xv, uX)  -> u^T X v, a float
+//
+// X (m, n) with contiguous rows; the vectors are contiguous and float64, the last two overwritten.
 PyObject* NewMatmulMethod(const char* name, PyObject* fallback);
 
 }  // namespace pullback

@@ -113,6 +113,54 @@ class NativeLinear(Linear):
         return tuple(results[i] for i in wrt)
 
 
+class _OnePass:
+    """u^T X v, X v and u^T X in one pass over X, with float64 sums."""
+
+    def __init__(self, kernels: ModuleType) -> None:
+        self._kernel = _strict(kernels, "bilinear_form")
+
+    def __call__(self, u: Array, X: Array, v: Array) -> tuple[Array, Array, Array]:
+        """Return the form and its gradients by u and by v, in X's dtype."""
+        if not _has_plain_rows(X):
+            if _has_plain_rows(X.T):
+                value, uX, Xv = self(v, X.T, u)
+                return value, Xv, uX
+            X = np.ascontiguousarray(X)
+        u, v = (np.ascontiguousarray(x, np.float64) for x in (u, v))
+        Xv, uX = np.empty(len(X)), np.empty(X.shape[1])
+        value = np.asarray(self._kernel(u, X, v, Xv, uX))
+        return value.astype(X.dtype), Xv.astype(X.dtype), uX.astype(X.dtype)
+
+
+class NativeQuadraticForm(QuadraticForm):
+    """A quadratic form whose value and gradient read the matrix once."""
+
+    def __init__(self, kernels: ModuleType, product: Product) -> None:
+        super().__init__(product, __name__)
+        self._one_pass = _OnePass(kernels)
+
+    def _value_and_grad(
+        self, x: Array, A: Array, wrt: tuple[int, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
+        value, Ax, xA = self._one_pass(x, A, x)
+        gradients = tuple(np.multiply.outer(x, x) if i == 1 else Ax + xA for i in wrt)
+        return value, gradients
+
+
+class NativeBilinearForm(BilinearForm):
+    """A bilinear form whose value and gradients read the matrix once."""
+
+    def __init__(self, kernels: ModuleType, product: Product) -> None:
+        super().__init__(product, __name__)
+        self._one_pass = _OnePass(kernels)
+
+    def _value_and_grad(
+        self, u: Array, X: Array, v: Array, wrt: tuple[int, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
+        value, Xv, uX = self._one_pass(u, X, v)
+        return value, tuple((Xv, np.multiply.outer(u, v) if i == 1 else Xv, uX)[i] for i in wrt)
+
+
 def _name_of(activation: Any) -> str | None:
     return None if activation is None else activation.__name__.rpartition(".")[2]
 
@@ -121,7 +169,8 @@ def _has_plain_rows(array: Array) -> bool:
     """Tell whether rows are contiguous and whole elements apart."""
     item = array.itemsize
     return type(array) is np.ndarray and (
-        (array.shape[1] <= 1 or array.strides[1] == item) and array.strides[0] % item == 0
+        array.size == 0
+        or ((array.shape[1] == 1 or array.strides[1] == item) and array.strides[0] % item == 0)
     )
 
 
@@ -164,8 +213,12 @@ linear = (
     if native is None
     else NativeLinear(native, _product)
 )
-quadratic_form = QuadraticForm(_product, __name__)
-bilinear_form = BilinearForm(_product, __name__)
+quadratic_form = (
+    QuadraticForm(_product, __name__) if native is None else NativeQuadraticForm(native, _product)
+)
+bilinear_form = (
+    BilinearForm(_product, __name__) if native is None else NativeBilinearForm(native, _product)
+)
 
 products: Final[Mapping[str, Any]] = MappingProxyType(
     {f.__name__: f for f in (matmul, linear, quadratic_form, bilinear_form)}
