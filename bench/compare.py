@@ -1,6 +1,6 @@
 """Compare pullback with other libraries: all contenders in one run, checked, then interleaved.
 
-    python bench/compare.py [losses|elementwise|all] [--quick] [--only REGEX] [--json FILE]
+    python bench/compare.py [losses|elementwise|matmul|all] [--quick] [--only REGEX] [--json FILE]
                             [--threads N]
 
 Every contender's result is checked before it is timed. Rounds go through all contenders in turn,
@@ -32,12 +32,28 @@ LOSS_SHAPES = (
     (20_000, 5000),
 )
 ELEMENTWISE_SIZES = (16, 1000, 100_000, 5_000_000)
+MATMUL_SHAPES = (  # stack, m, k, n
+    ((), 4, 4, 4),
+    ((), 16, 16, 16),
+    ((), 64, 64, 64),
+    ((), 256, 256, 256),
+    ((), 1024, 1024, 1024),
+    ((), 2048, 2048, 2048),
+    ((), 100_000, 64, 64),
+    ((), 50_000, 256, 16),
+    ((10_000,), 4, 4, 4),
+    ((10_000,), 8, 8, 8),
+    ((2000,), 32, 32, 32),
+    ((500,), 64, 64, 64),
+    ((), 64, 2048, 2048),
+)
 NUMBA_FROM = 1000  # below, a loop that is given its output is a different task
 OUT_GIVEN = 5_000_000  # from here on, results go into an array that is there already
 LARGE_BYTES = 1 << 26  # from here on, a plain read of X is timed as well, the limit
 
 QUICK_LOSS_SHAPES = LOSS_SHAPES[:2]
 QUICK_SIZES = ELEMENTWISE_SIZES[:2]
+QUICK_MATMUL_SHAPES = MATMUL_SHAPES[:3]
 
 
 class Effort(NamedTuple):
@@ -111,16 +127,25 @@ def check(name: str, actual: Any, expected: Any, rtol: float) -> None:
 
 
 def compare(
-    label: str, contenders: list[Any], expected: Any, rtol: float, effort: Effort, floor: Any = None
+    label: str,
+    contenders: list[Any],
+    expected: Any,
+    rtol: float,
+    effort: Effort,
+    floor: Any = None,
+    least: float | None = None,
 ) -> dict[str, Any]:
-    """Check and time the contenders of one case; return its record."""
+    """Check and time the contenders of one case; return its record.
+
+    The limit is what `floor` takes, which is timed among them, or `least` seconds.
+    """
     for contender in contenders:
         check(f"{label}: {contender.name}", contender.arrays(contender.call()), expected, rtol)
     calls = {contender.name: contender.call for contender in contenders}
     if floor is not None:
         calls["limit"] = floor
     seconds = interleave(calls, effort)
-    limit = seconds.pop("limit", None)
+    limit = seconds.pop("limit", least)
     best: dict[str, float] = {}
     for contender in contenders:
         mine = seconds[contender.name]
@@ -231,7 +256,41 @@ def elementwise(*, quick: bool, effort: Effort, wanted: Wanted) -> Iterator[dict
             )
 
 
-SUITES = {"losses": losses, "elementwise": elementwise}
+def matmul(*, quick: bool, effort: Effort, wanted: Wanted) -> Iterator[dict[str, Any]]:
+    """Yield records of both cotangents of matrix products, beside the peak of multiply-adds."""
+    import numpy as np
+    import peers
+    from pullback.config import native
+
+    for stack, m, k, n in QUICK_MATMUL_SHAPES if quick else MATMUL_SHAPES:
+        for dtype in (np.float64, np.float32):
+            count = f"{stack[0]} x " if stack else ""
+            label = f"matmul.vjp {count}{m}x{k}x{n} {np.dtype(dtype).name}"
+            if not wanted(label):
+                continue
+            rng = np.random.default_rng(0)
+            A, B, G = (
+                rng.normal(size=(*stack, *shape)).astype(dtype)
+                for shape in ((m, k), (k, n), (m, n))
+            )
+            exact = [a.astype(float) for a in (A, B, G)]
+            expected = np.matmul(exact[2], exact[1].mT), np.matmul(exact[0].mT, exact[2])
+            least = None
+            if native is not None:
+                double = dtype is np.float64
+                peak = statistics.median(native.measure_fma_peak(double) for _ in range(3))
+                least = 4 * m * k * n * (stack[0] if stack else 1) / peak / 1e9
+            yield compare(
+                label,
+                list(peers.matmul_vjp(A, B, G)),
+                expected,
+                2e-4 if dtype is np.float32 else 1e-12,
+                effort,
+                least=least,
+            )
+
+
+SUITES = {"losses": losses, "elementwise": elementwise, "matmul": matmul}
 
 
 # --- report ---------------------------------------------------------------------------------------

@@ -546,3 +546,37 @@ def scaled_columns_vjp(w: Any, x: Any, g: Any, out: Any = None) -> Iterator[Cont
     if jax := optional("jax"):
         jax.config.update("jax_enable_x64", True)
         yield _jax_vjp(jax, jax.numpy.multiply, (w, x), g)
+
+
+def matmul_vjp(A: Any, B: Any, G: Any) -> Iterator[Contender]:
+    """Yield every way to compute ``(G @ B^T, A^T @ G)``, for matrices or stacks of them."""
+    yield Contender("pullback", "", lambda: pb.matmul.vjp(A, B, G), _several)
+    yield Contender("NumPy", "", lambda: (np.matmul(G, B.mT), np.matmul(A.mT, G)), _several)
+    if A.ndim == 2:
+        yield Contender("NumPy", "dot", lambda: (G.dot(B.T), A.T.dot(G)), _several)
+    if torch := optional("torch"):
+        tA, tB, tG = map(torch.from_numpy, (A, B, G))
+        yield Contender(
+            "PyTorch",
+            "by hand",
+            lambda: (torch.matmul(tG, tB.mT), torch.matmul(tA.mT, tG)),
+            _several,
+        )
+        leaves = [tA.clone().requires_grad_(), tB.clone().requires_grad_()]
+        yield Contender(
+            "PyTorch",
+            "autograd",
+            lambda: torch.autograd.grad(torch.matmul(*leaves), leaves, tG),
+            _several,
+        )
+    if jax := optional("jax"):
+        jax.config.update("jax_enable_x64", True)
+
+        @jax.jit
+        def by_hand(A: Any, B: Any, G: Any) -> Any:
+            swap = jax.numpy.swapaxes
+            return G @ swap(B, -1, -2), swap(A, -1, -2) @ G
+
+        arrays = tuple(map(jax.numpy.asarray, (A, B, G)))
+        ready = jax.block_until_ready
+        yield Contender("JAX", "by hand", lambda: ready(by_hand(*arrays)), _several)
