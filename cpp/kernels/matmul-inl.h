@@ -205,52 +205,90 @@ template <typename T>
 void Pack(size_t width, const void* from, ptrdiff_t across, ptrdiff_t along, size_t count,
           size_t depth, void* to) {
   const T* source = static_cast<const T*>(from);
-  T* target = static_cast<T*>(to);
-  for (size_t i = 0; i < count; i += width) {
-    PackPanel(width, source, across, along, std::min(width, count - i), width, depth, target);
-    source += static_cast<ptrdiff_t>(width) * across;
-    target += width * depth;
+  T* const target = static_cast<T*>(to);
+  // Where panels are slices of long rows, memory is read row by row.
+  const size_t step = across == 1 && count > width ? 1 : depth;
+  for (size_t p = 0; p < depth; p += step, source += along) {
+    for (size_t i = 0; i < count; i += width) {
+      PackPanel(width, source + static_cast<ptrdiff_t>(i) * across, across, along,
+                std::min(width, count - i), width, step, target + i * depth + p * width);
+    }
   }
 }
+
+// The panel of C that `rows` rows of A and one panel of B give.
+template <typename T>
+HWY_INLINE void MultiplyPanel(const BlockProduct& product, MicroKernel<T> kernel, const T* left,
+                              const T* right, size_t i, size_t j, size_t rows, size_t columns,
+                              size_t last) {
+  constexpr size_t kColumns = PanelColumns<T>();
+  const size_t k = product.size.k;
+  T* const to = static_cast<T*>(product.c) + static_cast<ptrdiff_t>(i) * product.c_row +
+                static_cast<ptrdiff_t>(j) * product.c_col;
+  if (HWY_LIKELY(product.c_col == 1)) {
+    kernel(k, left, product.a_row, product.a_col, right, to, product.c_row, last, product.add);
+    return;
+  }
+  HWY_ALIGN T tile[kRows * kColumns];
+  kernel(k, left, product.a_row, product.a_col, right, tile, kColumns,
+         hn::Lanes(hn::ScalableTag<T>()), false);
+  for (size_t r = 0; r < rows; ++r) {
+    for (size_t s = 0; s < columns; ++s) {
+      T& element =
+          to[static_cast<ptrdiff_t>(r) * product.c_row + static_cast<ptrdiff_t>(s) * product.c_col];
+      element = product.add ? element + tile[r * kColumns + s] : tile[r * kColumns + s];
+    }
+  }
+}
+
+// Columns of a panel of B that begins at `j`, the vectors that hold them, and the elements in the
+// last of these.
+template <typename T>
+struct Panel {
+  HWY_INLINE Panel(size_t n, size_t j)
+      : columns(std::min(PanelColumns<T>(), n - j)),
+        vectors((columns + kLanes - 1) / kLanes),
+        last(columns - (vectors - 1) * kLanes) {}
+
+  static constexpr size_t kLanes = hn::MaxLanes(hn::ScalableTag<T>());
+  size_t columns, vectors, last;
+};
 
 // C = or += A B for one depth block; B packed, A packed or not.
 template <typename T>
 HWY_INLINE void MultiplyBlock(const BlockProduct& product) {
-  const hn::ScalableTag<T> d;
-  const size_t lanes = hn::Lanes(d);
   constexpr size_t kColumns = PanelColumns<T>();
   const auto& [m, n, k] = product.size;
   const T* const a = static_cast<const T*>(product.a);
-  const T* b = static_cast<const T*>(product.b);
-  T* const c = static_cast<T*>(product.c);
-  const bool packed = product.a_packed;
-  const auto& table = packed ? MicroKernels<T, true>::kTable : MicroKernels<T, false>::kTable;
-  const ptrdiff_t a_step =
-      packed ? static_cast<ptrdiff_t>(kRows * k) : static_cast<ptrdiff_t>(kRows) * product.a_row;
-  const bool direct = product.c_col == 1;
-  for (size_t j = 0; j < n; j += kColumns, b += kColumns * k) {
-    const size_t columns = std::min(kColumns, n - j);
-    const size_t vectors = (columns + lanes - 1) / lanes;
-    const size_t last = columns - (vectors - 1) * lanes;
-    const T* left = a;
-    for (size_t i = 0; i < m; i += kRows, left += a_step) {
-      const size_t rows = std::min(kRows, m - i);
-      const MicroKernel<T> kernel = table[rows - 1][vectors - 1];
-      T* const to =
-          c + static_cast<ptrdiff_t>(i) * product.c_row + static_cast<ptrdiff_t>(j) * product.c_col;
-      if (HWY_LIKELY(direct)) {
-        kernel(k, left, product.a_row, product.a_col, b, to, product.c_row, last, product.add);
-        continue;
+  const T* const b = static_cast<const T*>(product.b);
+  if (product.a_packed) {
+    // A panel of B stays in L1, those of A come from L2.
+    for (size_t j = 0; j < n; j += kColumns) {
+      const Panel<T> panel(n, j);
+      for (size_t i = 0; i < m; i += kRows) {
+        const size_t rows = std::min(kRows, m - i);
+        MultiplyPanel<T>(product, MicroKernels<T, true>::kTable[rows - 1][panel.vectors - 1],
+                         a + i * k, b + j * k, i, j, rows, panel.columns, panel.last);
       }
-      HWY_ALIGN T tile[kRows * kColumns];
-      kernel(k, left, product.a_row, product.a_col, b, tile, kColumns, lanes, false);
-      for (size_t r = 0; r < rows; ++r) {
-        for (size_t s = 0; s < columns; ++s) {
-          T& element = to[static_cast<ptrdiff_t>(r) * product.c_row +
-                          static_cast<ptrdiff_t>(s) * product.c_col];
-          element = product.add ? element + tile[r * kColumns + s] : tile[r * kColumns + s];
-        }
+    }
+    return;
+  }
+  // A is read once, from memory it may be; the few panels of B come from L2.
+  const size_t panels = (n + kColumns - 1) / kColumns;
+  for (size_t i = 0; i < m; i += kRows) {
+    const size_t rows = std::min(kRows, m - i);
+    const T* const left = a + static_cast<ptrdiff_t>(i) * product.a_row;
+    // The next rows are fetched meanwhile, some with each panel.
+    const T* next = left + static_cast<ptrdiff_t>(kRows) * product.a_row;
+    const size_t next_rows = std::min(kRows, m - i - rows);
+    const size_t ahead = product.a_col == 1 ? (next_rows + panels - 1) / panels : 0;
+    for (size_t j = 0; j < n; j += kColumns) {
+      for (size_t r = 0; r < ahead; ++r, next += product.a_row) {
+        for (size_t p = 0; p < k; p += 64 / sizeof(T)) hwy::Prefetch(next + p);
       }
+      const Panel<T> panel(n, j);
+      MultiplyPanel<T>(product, MicroKernels<T, false>::kTable[rows - 1][panel.vectors - 1], left,
+                       b + j * k, i, j, rows, panel.columns, panel.last);
     }
   }
 }
