@@ -272,19 +272,20 @@ struct GeluFloatConstants {
   // what kRoot lacks of the root, times its factors there
   static constexpr float kRoot = 0x1.80ead2p-1f;
   static constexpr float kRootRest = -0x1.6737dap-27f;
-  static constexpr float kShift = 3.5f;
-  static constexpr float kCentre = 0.375f;
-  static constexpr float kDerivative[] = {0x1.3ed56p-9f,   -0x1.28bef6p-1f, 0x1.39817ap-1f,
-                                          -0x1.b0f2e6p-2f, 0x1.051e1ep-3f,  0x1.d150b6p-5f,
-                                          -0x1.a8e632p-5f, -0x1.b40d88p-7f, 0x1.3678d8p-6f};
+  static constexpr float kShift = 3.625f;
+  static constexpr float kCentre = 0.46875f;
+  static constexpr float kDerivative[] = {-0x1.a1a2ap-5f,  -0x1.deea42p-2f, 0x1.04af54p-1f,
+                                          -0x1.9ca7c2p-2f, 0x1.84d7f8p-3f,  -0x1.c17324p-12f,
+                                          -0x1.e6f63ap-5f, 0x1.bfebd6p-7f,  0x1.5aa34ap-6f};
   // t phi(t) R(t) = w (1 + q) exp(-t^2/2), w = t / (t kValueScale + kValueShift), with q in
   // w - kValueCentre
   static constexpr float kValueScale = 1.5f;
-  static constexpr float kValueShift = 3.375f;
-  static constexpr float kValueCentre = 0.3125f;
-  static constexpr float kValue[] = {0x1.2e6b68p-4f, -0x1.c84354p0f, 0x1.021876p0f,  0x1.39aec8p0f,
-                                     -0x1.10b638p0f, -0x1.1096eep1f, 0x1.2e95f4p-2f, 0x1.00f45ap2f,
-                                     0x1.975d2cp1f,  -0x1.237e46p2f, -0x1.f3a22cp2f};
+  static constexpr float kValueShift = 3;
+  static constexpr float kValueCentre = 0.40625f;
+  static constexpr float kValue[] = {-0x1.8f5558p-4f, -0x1.694f16p0f, 0x1.676a74p-1f,
+                                     0x1.53bb6cp0f,   -0x1.118beep0f, -0x1.73607ap1f,
+                                     0x1.fcd342p-2f,  0x1.dc46dp2f,   0x1.a41026p2f,
+                                     -0x1.47dcaep3f,  -0x1.9e4c24p4f, -0x1.07647p4f};
   static constexpr float kValueLinear = 0x1p-40f;  // below, x Phi(x) rounds to x/2
 };
 
@@ -328,11 +329,10 @@ HWY_INLINE void GeluFloat(D d, V x, V& y, V& dy) {
   const V s_lo = hn::MulSub(t, scale, hn::Sub(s, shift));
   const V w = hn::Div(t, s);
   // What w lost: the remainder over s, which is kValueShift / (1 - kValueScale w), times what
-  // becomes of such an error on its way through q, roughly 0.9 - kValueScale w.
-  constexpr float kLimit = 1 / C::kValueScale;
+  // becomes of such an error on its way through q, roughly 1 - kValueScale w.
   constexpr float kFactor = C::kValueScale * C::kValueScale / C::kValueShift;
-  const V growth = hn::Mul(hn::Mul(hn::Sub(hn::Set(d, kLimit), w), hn::Set(d, kFactor)),
-                           hn::Sub(hn::Set(d, kLimit * 0.9f), w));
+  const V rest = hn::Sub(hn::Set(d, 1 / C::kValueScale), w);
+  const V growth = hn::Mul(hn::Mul(rest, rest), hn::Set(d, kFactor));
   const V w_lo = hn::Mul(hn::NegMulAdd(w, s_lo, hn::NegMulAdd(w, s, t)), growth);
   const V r = hn::Sub(w, hn::Set(d, C::kValueCentre));
   const V r2 = hn::Mul(r, r);
