@@ -259,7 +259,7 @@ HWY_INLINE void Erfc(D d, V x, V& y, V& dy) {
   }
 }
 
-// Gelu on float lanes. From coefficients.sollya.
+// For gelu on float lanes, from coefficients.sollya.
 struct GeluFloatConstants {
   static constexpr float kMax = static_cast<float>(GeluConstants::kMaxForFloat32);
   static constexpr float kRateHi = -0x1.715476p-1f;  // -log2(e) / 2
@@ -268,30 +268,28 @@ struct GeluFloatConstants {
   static constexpr float kLn2 = 0x1.62e43p-1f;
   static constexpr float kTail[] = {0x1.ebfbd8p-3f, 0x1.c6af72p-5f, 0x1.3b309p-7f, 0x1.5f0e1p-10f,
                                     0x1.3fb5e6p-13f};
-  // 2 phi(t) (R(t) - t) = (root - t) (1 + q) exp(-t^2/2), with q in t / (t + kShift) - kCentre;
-  // what kRoot lacks of the root, times its factors there
   static constexpr float kRoot = 0x1.80ead2p-1f;
-  static constexpr float kRootRest = -0x1.6737dap-27f;
-  static constexpr float kShift = 3.625f;
-  static constexpr float kCentre = 0.46875f;
-  static constexpr float kDerivative[] = {-0x1.a1a2ap-5f,  -0x1.deea42p-2f, 0x1.04af54p-1f,
-                                          -0x1.9ca7c2p-2f, 0x1.84d7f8p-3f,  -0x1.c17324p-12f,
-                                          -0x1.e6f63ap-5f, 0x1.bfebd6p-7f,  0x1.5aa34ap-6f};
-  // t phi(t) R(t) = w (1 + q) exp(-t^2/2), w = t / (t kValueScale + kValueShift), with q in
+  static constexpr float kRootRest = -0x1.6737dap-27f;  // what it lacks, times its factors there
+  // 2 phi(t) (R(t) - t) = (root - t) (1 + q) exp(-t^2/2), q in t / (t + kShift) - kCentre
+  static constexpr float kShift = 3.5f;
+  static constexpr float kCentre = 0.453125f;
+  static constexpr float kDerivative[] = {-0x1.42003ep-5f, -0x1.f730ap-2f,  0x1.0948a4p-1f,
+                                          -0x1.851ef6p-2f, 0x1.28784ap-3f,  0x1.00678ep-5f,
+                                          -0x1.c99a94p-5f, -0x1.8be5ep-10f, 0x1.33f4bap-6f};
+  // t phi(t) R(t) = w (1 + q) exp(-t^2/2), w = t / (kValueScale t + kValueShift), q in
   // w - kValueCentre
-  static constexpr float kValueScale = 1.5f;
-  static constexpr float kValueShift = 3;
-  static constexpr float kValueCentre = 0.40625f;
-  static constexpr float kValue[] = {-0x1.8f5558p-4f, -0x1.694f16p0f, 0x1.676a74p-1f,
-                                     0x1.53bb6cp0f,   -0x1.118beep0f, -0x1.73607ap1f,
-                                     0x1.fcd342p-2f,  0x1.dc46dp2f,   0x1.a41026p2f,
-                                     -0x1.47dcaep3f,  -0x1.9e4c24p4f, -0x1.07647p4f};
+  static constexpr float kValueScale = 1.703125f;
+  static constexpr float kValueShift = 3.40625f;
+  static constexpr float kValueCentre = 0.25f;
+  static constexpr float kValue[] = {0x1.d6bd28p-3f, -0x1.f5486ap0f,  0x1.fd7644p-3f,
+                                     0x1.332be8p1f,  0x1.bff014p-1f,  -0x1.dbaa36p1f,
+                                     -0x1.8e5ce2p2f, -0x1.155ffcp-3f, 0x1.0d2fep4f,
+                                     0x1.cb9bd2p4f,  -0x1.dbc98cp3f,  -0x1.3c02a8p6f};
   static constexpr float kValueLinear = 0x1p-40f;  // below, x Phi(x) rounds to x/2
 };
 
-// Gelu on float lanes: each result is one short factor times (1 + q) (1 + tail) times a power of
-// two, where q and tail are the smaller part, so that their errors count little, and only the last
-// addition rounds in full. Needs FMA.
+// Gelu on float lanes with FMA. Left of 0 each result is a factor (root - t or w) times
+// (1 + q) (1 + tail) and a power of two; q and tail are small, so that their errors count less.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void GeluFloat(D d, V x, V& y, V& dy) {
   using C = GeluFloatConstants;
@@ -300,7 +298,7 @@ HWY_INLINE void GeluFloat(D d, V x, V& y, V& dy) {
   const V abs_x = hn::Abs(x);
   const V t = AtMost(d, C::kMax, abs_x);
 
-  // exp(-t^2/2) = 2^(k + f) = (1 + tail) up / kGap; the last bits of k + rounder are up's exponent.
+  // exp(-t^2/2) = (1 + tail) up / kGap; the last bits of k are up's exponent.
   constexpr float kGapExponent = 64;
   constexpr float kGap = 0x1p64f;
   const V rounder = hn::Set(d, FormatOf<D>::kRounder + FormatOf<D>::kExponentBias + kGapExponent);
@@ -328,17 +326,14 @@ HWY_INLINE void GeluFloat(D d, V x, V& y, V& dy) {
   const V s = hn::MulAdd(t, scale, shift);
   const V s_lo = hn::MulSub(t, scale, hn::Sub(s, shift));
   const V w = hn::Div(t, s);
-  // What w lost: the remainder over s, which is kValueShift / (1 - kValueScale w), times what
-  // becomes of such an error on its way through q, roughly 1 - kValueScale w.
+  // What w lost: the remainder of t over s, where 1 / s = (1 - kValueScale w) / kValueShift, times
+  // what becomes of such an error on its way through q, roughly 1 - kValueScale w.
   constexpr float kFactor = C::kValueScale * C::kValueScale / C::kValueShift;
   const V rest = hn::Sub(hn::Set(d, 1 / C::kValueScale), w);
   const V growth = hn::Mul(hn::Mul(rest, rest), hn::Set(d, kFactor));
   const V w_lo = hn::Mul(hn::NegMulAdd(w, s_lo, hn::NegMulAdd(w, s, t)), growth);
   const V r = hn::Sub(w, hn::Set(d, C::kValueCentre));
-  const V r2 = hn::Mul(r, r);
-  // The last steps of Horner's scheme one by one, as in float64: 1.91 ULP instead of 1.99.
-  V p = hn::MulAdd(EverySecond<3>(d, C::kValue, r2), r, EverySecond<2>(d, C::kValue, r2));
-  p = hn::MulAdd(hn::MulAdd(p, r, hn::Set(d, C::kValue[1])), r, hn::Set(d, C::kValue[0]));
+  V p = Polynomial(d, C::kValue, r, hn::Mul(r, r));
   p = hn::MulAdd(p, one_tail, tail);
   p = hn::Mul(hn::Add(w, hn::MulAdd(w, p, hn::MulAdd(w_lo, p, w_lo))), up);
   const V down = hn::Set(d, 1 / kGap);
