@@ -259,6 +259,89 @@ HWY_INLINE void Erfc(D d, V x, V& y, V& dy) {
   }
 }
 
+// For gelu on float lanes, from coefficients.sollya.
+struct GeluFloatConstants {
+  static constexpr float kMax = static_cast<float>(GeluConstants::kMaxForFloat32);
+  static constexpr float kRateHi = -0x1.715476p-1f;  // -log2(e) / 2
+  static constexpr float kRateLo = -0x1.4ae0cp-27f;
+  // 2^f = 1 + kLn2 f + kTail(f) f^2 on |f| <= 1/2
+  static constexpr float kLn2 = 0x1.62e43p-1f;
+  static constexpr float kTail[] = {0x1.ebfbd8p-3f, 0x1.c6af72p-5f, 0x1.3b309p-7f, 0x1.5f0e1p-10f,
+                                    0x1.3fb5e6p-13f};
+  static constexpr float kRoot = 0x1.80ead2p-1f;
+  static constexpr float kRootRest = -0x1.6737dap-27f;  // what it lacks, times its factors there
+  // 2 phi(t) (R(t) - t) = (root - t) (1 + q) exp(-t^2/2), q in t / (t + kShift) - kCentre
+  static constexpr float kShift = 3.5f;
+  static constexpr float kCentre = 0.453125f;
+  static constexpr float kDerivative[] = {-0x1.42003ep-5f, -0x1.f730ap-2f,  0x1.0948a4p-1f,
+                                          -0x1.851ef6p-2f, 0x1.28784ap-3f,  0x1.00678ep-5f,
+                                          -0x1.c99a94p-5f, -0x1.8be5ep-10f, 0x1.33f4bap-6f};
+  // t phi(t) R(t) = w (1 + q) exp(-t^2/2), w = t / (kValueScale t + kValueShift), q in
+  // w - kValueCentre
+  static constexpr float kValueScale = 1.703125f;
+  static constexpr float kValueShift = 3.40625f;
+  static constexpr float kValueCentre = 0.25f;
+  static constexpr float kValue[] = {0x1.d6bd28p-3f, -0x1.f5486ap0f,  0x1.fd7644p-3f,
+                                     0x1.332be8p1f,  0x1.bff014p-1f,  -0x1.dbaa36p1f,
+                                     -0x1.8e5ce2p2f, -0x1.155ffcp-3f, 0x1.0d2fep4f,
+                                     0x1.cb9bd2p4f,  -0x1.dbc98cp3f,  -0x1.3c02a8p6f};
+  static constexpr float kValueLinear = 0x1p-40f;  // below, x Phi(x) rounds to x/2
+};
+
+// Gelu on float lanes with FMA. Left of 0 each result is a factor (root - t or w) times
+// (1 + q) (1 + tail) and a power of two; q and tail are small, so that their errors count less.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void GeluFloat(D d, V x, V& y, V& dy) {
+  using C = GeluFloatConstants;
+  const hn::RebindToUnsigned<D> du;
+  const V one = hn::Set(d, 1);
+  const V abs_x = hn::Abs(x);
+  const V t = AtMost(d, C::kMax, abs_x);
+
+  // exp(-t^2/2) = (1 + tail) up / kGap; the last bits of k are up's exponent.
+  constexpr float kGapExponent = 64;
+  constexpr float kGap = 0x1p64f;
+  const V rounder = hn::Set(d, FormatOf<D>::kRounder + FormatOf<D>::kExponentBias + kGapExponent);
+  const V rate = hn::Set(d, C::kRateHi);
+  V t2, t2_lo;
+  TwoProd(d, t, t, t2, t2_lo);
+  const V k = hn::MulAdd(t2, rate, rounder);
+  const V up = hn::BitCast(d, hn::ShiftLeft<FormatOf<D>::kMantissaBits>(hn::BitCast(du, k)));
+  const V f_lo = hn::MulAdd(t2, hn::Set(d, C::kRateLo), hn::Mul(t2_lo, rate));
+  const V f = hn::Add(hn::MulSub(t2, rate, hn::Sub(k, rounder)), f_lo);
+  const V f2 = hn::Mul(f, f);
+  const V tail = hn::MulAdd(f, hn::Set(d, C::kLn2), hn::Mul(f2, Polynomial(d, C::kTail, f, f2)));
+  const V one_tail = hn::Add(one, tail);
+
+  const V z = hn::Sub(hn::Div(t, hn::Add(t, hn::Set(d, C::kShift))), hn::Set(d, C::kCentre));
+  const V q = Polynomial(d, C::kDerivative, z, hn::Mul(z, z));
+  const V from_root = hn::Sub(hn::Set(d, C::kRoot), t);
+  V slope = hn::MulAdd(from_root, hn::MulAdd(q, one_tail, tail), hn::Set(d, C::kRootRest));
+  slope = hn::Mul(hn::Add(from_root, slope), up);
+  const V half_down = hn::Set(d, 0.5f / kGap);
+  dy = hn::IfNegativeThenElse(x, hn::Mul(slope, half_down), hn::NegMulAdd(slope, half_down, one));
+
+  const V shift = hn::Set(d, C::kValueShift);
+  const V scale = hn::Set(d, C::kValueScale);
+  const V s = hn::MulAdd(t, scale, shift);
+  const V s_lo = hn::MulSub(t, scale, hn::Sub(s, shift));
+  const V w = hn::Div(t, s);
+  // What w lost: the remainder of t over s, where 1 / s = (1 - kValueScale w) / kValueShift, times
+  // what becomes of such an error on its way through q, roughly 1 - kValueScale w.
+  constexpr float kFactor = C::kValueScale * C::kValueScale / C::kValueShift;
+  const V rest = hn::Sub(hn::Set(d, 1 / C::kValueScale), w);
+  const V growth = hn::Mul(hn::Mul(rest, rest), hn::Set(d, kFactor));
+  const V w_lo = hn::Mul(hn::NegMulAdd(w, s_lo, hn::NegMulAdd(w, s, t)), growth);
+  const V r = hn::Sub(w, hn::Set(d, C::kValueCentre));
+  V p = Polynomial(d, C::kValue, r, hn::Mul(r, r));
+  p = hn::MulAdd(p, one_tail, tail);
+  p = hn::Mul(hn::Add(w, hn::MulAdd(w, p, hn::MulAdd(w_lo, p, w_lo))), up);
+  const V down = hn::Set(d, 1 / kGap);
+  y = hn::IfNegativeThenElse(x, hn::Neg(hn::Mul(p, down)), hn::NegMulAdd(p, down, x));
+  const auto linear = hn::Lt(abs_x, hn::Set(d, C::kValueLinear));
+  y = hn::IfThenElse(linear, hn::Mul(x, hn::Set(d, 0.5f)), y);
+}
+
 // x Phi(x) and Phi(x) + x phi(x), full range. With t = |x|, left of 0 they are -t phi(t) R(t) and
 // phi(t) (R(t) - t); right of it, x and 1 minus the one and the other.
 template <class D, class V = hn::Vec<D>>
@@ -266,7 +349,9 @@ HWY_INLINE void Gelu(D d, V x, V& y, V& dy) {
   using C = GeluConstants;
   const V one = hn::Set(d, 1);
   const V abs_x = hn::Abs(x);
-  if constexpr (kForFloat32<D>) {
+  if constexpr (sizeof(hn::TFromD<D>) == sizeof(float)) {
+    GeluFloat(d, x, y, dy);
+  } else if constexpr (kForFloat32<D>) {
     const V t = AtMost(d, C::kMaxForFloat32, abs_x);
     V tail, scale;
     ShortExp2(d, hn::Mul(t, t), hn::Set(d, -0.5 * ExpConstants<double>::kLog2E), tail, scale);

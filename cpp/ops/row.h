@@ -6,7 +6,9 @@
 // full-vector tag of float or double. It has no side effects, so a loop that ignores one output
 // does not pay for it. A _MASKED row's vjp is +0 wherever its derivative is 0, whatever g. A _WIDE
 // row's `d` is always a tag of double: for float32 its lanes are converted there and back, and `d`
-// then says kForFloat32, so that Eval may leave out what float32 would not show.
+// then says kForFloat32, so that Eval may leave out what float32 would not show. A
+// _WIDE_WITHOUT_FMA row is that only on targets without FMA; with it, Eval gets the float lanes
+// themselves.
 //
 // A table file opens with PB_UNARY_TABLE or PB_BINARY_TABLE and closes with the matching _END; in
 // between, __COUNTER__ numbers the rows, so that nothing else may use it there. Then rows are
@@ -30,6 +32,7 @@
 #define PB_UNARY(name) PB_UNARY_ROW(name, false, false, __COUNTER__)
 #define PB_UNARY_MASKED(name) PB_UNARY_ROW(name, true, false, __COUNTER__)
 #define PB_UNARY_WIDE(name) PB_UNARY_ROW(name, false, true, __COUNTER__)
+#define PB_UNARY_WIDE_WITHOUT_FMA(name) PB_UNARY_ROW(name, false, !HWY_NATIVE_FMA, __COUNTER__)
 #define PB_BINARY(name) PB_BINARY_ROW(name, false, false, __COUNTER__)
 #define PB_BINARY_MASKED(name) PB_BINARY_ROW(name, true, false, __COUNTER__)
 #define PB_BINARY_WIDE(name) PB_BINARY_ROW(name, false, true, __COUNTER__)

@@ -139,7 +139,7 @@ PB_UNARY_WIDE(erf) { Erf(d, x, y, dy); }
 
 PB_UNARY_WIDE(erfc) { Erfc(d, x, y, dy); }
 
-PB_UNARY_WIDE(gelu) { Gelu(d, x, y, dy); }
+PB_UNARY_WIDE_WITHOUT_FMA(gelu) { Gelu(d, x, y, dy); }
 
 PB_UNARY(sin) { SinCos(d, x, y, dy); }
 
