@@ -54,8 +54,6 @@ constexpr size_t kSerialPackBytes = size_t{64} << 10;
 constexpr size_t kSharedDepth = 32;
 // The right operand of a product that is computed along with a sum over its rows.
 constexpr size_t kWalkedElements = 65536;
-// Up to here, operands that are read a few times are not worth packing.
-constexpr size_t kUnpackedColumns = 64;
 
 constexpr size_t RoundUp(size_t n, size_t to) { return CeilDiv(n, to) * to; }
 
@@ -89,16 +87,10 @@ Partition PanelPartition(size_t n, size_t panel, size_t blocks) {
 
 }  // namespace
 
-double Flops(const Item& item) {
-  return 2.0 * static_cast<double>(item.m) * static_cast<double>(item.n) *
-         static_cast<double>(item.k);
-}
-
 Contraction::Contraction(DType dtype, Poll* poll)
     : kernels_(HWY_DYNAMIC_DISPATCH(MatmulTable)()[static_cast<size_t>(dtype)]),
       size_(ItemSize(dtype)),
-      poll_(poll),
-      threads_(static_cast<size_t>(GetNumThreads())) {}
+      poll_(poll) {}
 
 // Of a packed left operand: half of L2.
 size_t Contraction::LeftRows() const {
@@ -301,12 +293,6 @@ Outcome Contraction::SumSlabs(const Item& item, const Item* along_with, const Ma
   return Outcome::kDone;
 }
 
-// Whether the left operand need not be packed, and the right one fits on the stack.
-bool Contraction::IsSmall(const Item& item) const {
-  return item.n <= kUnpackedColumns && item.k > 0 && item.k <= kernels_.depth &&
-         item.k <= item.a.inner && RoundUp(item.n, kernels_.columns) * item.k <= kSmallRight;
-}
-
 void Contraction::Small(const Item& item, size_t count, ptrdiff_t a_next, ptrdiff_t b_next,
                         ptrdiff_t c_next) const {
   kernels_.multiply_small({{item.m, item.n, item.k},
@@ -357,17 +343,17 @@ Piece Contraction::PieceOf(const Item& item, Range columns, Range depth) const {
   Piece piece{item, item.n <= item.m, columns, depth, {}, {}, {}};
   const size_t m = item.m, n = columns.size();
   const size_t wanted = std::max(
-      4 * threads_, static_cast<size_t>(2.0 * static_cast<double>(m) * static_cast<double>(n) *
-                                        static_cast<double>(depth.size()) / kTaskFlops));
+      4 * Threads(), static_cast<size_t>(2.0 * static_cast<double>(m) * static_cast<double>(n) *
+                                         static_cast<double>(depth.size()) / kTaskFlops));
   const size_t rows = kernels_.rows, cols = kernels_.columns;
   if (piece.shares_b) {
     piece.row_blocks = PanelPartition(m, rows, wanted);
     piece.column_blocks = PanelPartition(n, cols, CeilDiv(wanted, piece.row_blocks.tasks));
-    piece.pack_blocks = PanelPartition(n, cols, threads_);
+    piece.pack_blocks = PanelPartition(n, cols, Threads());
   } else {
     piece.column_blocks = PanelPartition(n, cols, wanted);
     piece.row_blocks = PanelPartition(m, rows, CeilDiv(wanted, piece.column_blocks.tasks));
-    piece.pack_blocks = PanelPartition(m, rows, threads_);
+    piece.pack_blocks = PanelPartition(m, rows, Threads());
   }
   return piece;
 }

@@ -14,6 +14,8 @@ namespace pullback {
 
 // Less arithmetic than this is done before a parked worker would have woken.
 inline constexpr double kParallelFlops = 4e5;
+// Up to here, operands that are read a few times are not worth packing.
+inline constexpr size_t kUnpackedColumns = 64;
 // As many products as are computed as one.
 inline constexpr size_t kMaxTogether = 2;
 
@@ -35,7 +37,10 @@ struct Item {
   bool add;
 };
 
-double Flops(const Item& item);
+inline double Flops(const Item& item) {
+  return 2.0 * static_cast<double>(item.m) * static_cast<double>(item.n) *
+         static_cast<double>(item.k);
+}
 
 // Uninitialised memory of one call.
 class Memory {
@@ -85,7 +90,10 @@ class Contraction {
   Outcome Serial(const Item& item);
 
   // Products that need neither packing of the left operand nor memory.
-  bool IsSmall(const Item& item) const;
+  bool IsSmall(const Item& item) const {
+    return item.n <= kUnpackedColumns && item.k > 0 && item.k <= kernels_.depth &&
+           item.k <= item.a.inner && (item.n + kernels_.columns) * item.k <= kSmallRight;
+  }
   void Small(const Item& item, size_t count, ptrdiff_t a_next, ptrdiff_t b_next,
              ptrdiff_t c_next) const;
 
@@ -102,7 +110,7 @@ class Contraction {
 
   ptrdiff_t Bytes(ptrdiff_t elements) const { return elements * static_cast<ptrdiff_t>(size_); }
   ptrdiff_t Bytes(size_t elements) const { return Bytes(static_cast<ptrdiff_t>(elements)); }
-  size_t threads() const { return threads_; }
+  static size_t Threads() { return static_cast<size_t>(GetNumThreads()); }
 
  private:
   size_t LeftRows() const;
@@ -120,7 +128,6 @@ class Contraction {
   const MatmulKernels& kernels_;
   size_t size_;
   Poll* poll_;
-  size_t threads_;
 };
 
 }  // namespace pullback

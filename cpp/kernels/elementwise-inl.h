@@ -124,20 +124,19 @@ void Loop(const void* const* in, void* const* out, size_t n, unsigned streamed) 
   for (size_t k = 0; k < kIn; ++k) from[k] = static_cast<const T*>(in[k]);
   for (size_t k = 0; k < kOut; ++k) to[k] = static_cast<T*>(out[k]);
 
-  // One copy of Apply for whole vectors and for the last one: it may be long.
-  for (size_t i = 0; i < n; i += lanes) {
-    std::array<V, kIn> x;
-    std::array<V, kOut> y;
-    const bool whole = n - i >= lanes;
-    if (HWY_LIKELY(whole)) {
+  // One copy of Apply for whole vectors and for the last one, since it may be long: a partial
+  // vector goes through memory that has room for all of it.
+  constexpr size_t kMaxLanes = hn::MaxLanes(hn::ScalableTag<T>());
+  HWY_ALIGN T last_in[kIn * kMaxLanes];
+  HWY_ALIGN T last_out[kOut * kMaxLanes];
+  size_t end = n & ~(lanes - 1);
+  for (bool last = false;; last = true) {
+    for (size_t i = 0; i < end; i += lanes) {
+      std::array<V, kIn> x;
+      std::array<V, kOut> y;
       PB_UNROLL
       for (size_t k = 0; k < kIn; ++k) x[k] = hn::LoadU(d, from[k] + i);
-    } else {
-      PB_UNROLL
-      for (size_t k = 0; k < kIn; ++k) x[k] = LoadTail(d, from[k] + i, n - i);
-    }
-    Apply<Row, kMethod>(d, x, y);
-    if (HWY_LIKELY(whole)) {
+      Apply<Row, kMethod>(d, x, y);
       PB_UNROLL
       for (size_t k = 0; k < kOut; ++k) {
         if (HWY_UNLIKELY((streamed >> k & 1) != 0)) {
@@ -146,10 +145,23 @@ void Loop(const void* const* in, void* const* out, size_t n, unsigned streamed) 
           hn::StoreU(y[k], d, to[k] + i);
         }
       }
-    } else {
-      PB_UNROLL
-      for (size_t k = 0; k < kOut; ++k) StoreTail(y[k], d, to[k] + i, n - i);
     }
+    const size_t rest = n & (lanes - 1);
+    if (rest == 0) return;
+    const size_t begin = n - rest;
+    if (last) {
+      for (size_t k = 0; k < kOut; ++k) {
+        StoreTail(hn::Load(d, last_out + k * kMaxLanes), d, static_cast<T*>(out[k]) + begin, rest);
+      }
+      return;
+    }
+    for (size_t k = 0; k < kIn; ++k) {
+      hn::Store(LoadTail(d, from[k] + begin, rest), d, last_in + k * kMaxLanes);
+      from[k] = last_in + k * kMaxLanes;
+    }
+    for (size_t k = 0; k < kOut; ++k) to[k] = last_out + k * kMaxLanes;
+    end = lanes;
+    streamed = 0;
   }
 }
 

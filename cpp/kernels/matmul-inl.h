@@ -16,11 +16,16 @@
 
 #include "kernels/load-inl.h"
 #include "kernels/matmul.h"
+#include "runtime/prefetch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace pullback {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+
+constexpr size_t RoundUpTo(size_t n, size_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
 
 // The register block: kRows x (kVectors vectors) sums, a row of the right operand and one broadcast
 // element of the left one. Sixteen registers hold 6 x 2, thirty-two hold 8 x 3.
@@ -39,32 +44,49 @@ constexpr size_t PanelColumns() {
   return kVectors * hn::MaxLanes(hn::ScalableTag<T>());
 }
 
-// C (kM rows, kN vectors of columns, `last` elements in the last of them) = or += A B over a depth
-// of k. Element (i, p) of A is a[i * a_row + p * a_col]; rows of B lie b_row apart, rows of C
-// c_row. Each sum is one chain of fused multiply-adds in the order of p, whatever kM and kN.
-template <size_t kM, size_t kN, bool kPacked, typename T>
-void Micro(size_t k, const T* HWY_RESTRICT a, ptrdiff_t a_row, ptrdiff_t a_col,
-           const T* HWY_RESTRICT b, T* HWY_RESTRICT c, ptrdiff_t c_row, size_t last, bool add) {
-  const hn::ScalableTag<T> d;
-  using V = hn::Vec<decltype(d)>;
+// What one register block is computed from; strides in elements.
+template <typename T>
+struct MicroBlock {
+  size_t k;
+  const T* a;  // element (i, p) at i * a_row + p * a_col
+  ptrdiff_t a_row, a_col;
+  const T* b;  // rows b_row apart
+  ptrdiff_t b_row;
+  T* c;  // rows c_row apart
+  ptrdiff_t c_row;
+  size_t last;  // columns in the last vector
+  bool add;
+};
+
+// C (kM rows, kN vectors of columns) = or += A B over a depth of k. Each sum is one chain of fused
+// multiply-adds in the order of p, whatever the shape of the block. Packed operands are panels.
+template <size_t kM, size_t kN, bool kPacked, class D, typename T>
+void Micro(const MicroBlock<T>& block) {
+  const D d;
+  using V = hn::Vec<D>;
   const size_t lanes = hn::Lanes(d);
-  // What is added to or written last is fetched first.
-  PB_UNROLL
-  for (size_t i = 0; i < kM; ++i) hwy::Prefetch(c + static_cast<ptrdiff_t>(i) * c_row);
+  T* const c = block.c;
+  const ptrdiff_t c_row = block.c_row;
+  if constexpr (kPacked) {
+    // What is added to or written last is fetched first.
+    PB_UNROLL
+    for (size_t i = 0; i < kM; ++i) hwy::Prefetch(c + static_cast<ptrdiff_t>(i) * c_row);
+  }
   std::array<std::array<V, kN>, kM> sum;
   PB_UNROLL
   for (size_t i = 0; i < kM; ++i) {
     PB_UNROLL
     for (size_t j = 0; j < kN; ++j) sum[i][j] = hn::Zero(d);
   }
-  if constexpr (kPacked) {
-    a_row = 1;
-    a_col = kRows;
-  }
-  for (size_t p = 0; p < k; ++p) {
+  const ptrdiff_t a_row = kPacked ? 1 : block.a_row;
+  const ptrdiff_t a_col = kPacked ? ptrdiff_t{kRows} : block.a_col;
+  const ptrdiff_t b_row = kPacked ? static_cast<ptrdiff_t>(PanelColumns<T>()) : block.b_row;
+  const T* HWY_RESTRICT a = block.a;
+  const T* HWY_RESTRICT b = block.b;
+  for (size_t p = block.k; p != 0; --p) {
     std::array<V, kN> right;
     PB_UNROLL
-    for (size_t j = 0; j < kN; ++j) right[j] = hn::Load(d, b + j * lanes);
+    for (size_t j = 0; j < kN; ++j) right[j] = hn::LoadU(d, b + j * lanes);
     PB_UNROLL
     for (size_t i = 0; i < kM; ++i) {
       const V left = hn::Set(d, a[static_cast<ptrdiff_t>(i) * a_row]);
@@ -72,8 +94,9 @@ void Micro(size_t k, const T* HWY_RESTRICT a, ptrdiff_t a_row, ptrdiff_t a_col,
       for (size_t j = 0; j < kN; ++j) sum[i][j] = hn::MulAdd(left, right[j], sum[i][j]);
     }
     a += a_col;
-    b += PanelColumns<T>();
+    b += b_row;
   }
+  const size_t last = block.last;
   PB_UNROLL
   for (size_t i = 0; i < kM; ++i) {
     T* const row = c + static_cast<ptrdiff_t>(i) * c_row;
@@ -82,10 +105,10 @@ void Micro(size_t k, const T* HWY_RESTRICT a, ptrdiff_t a_row, ptrdiff_t a_col,
       T* const to = row + j * lanes;
       V result = sum[i][j];
       if (j + 1 < kN || HWY_LIKELY(last == lanes)) {
-        if (add) result = hn::Add(hn::LoadU(d, to), result);
+        if (block.add) result = hn::Add(hn::LoadU(d, to), result);
         hn::StoreU(result, d, to);
       } else {
-        if (add) result = hn::Add(LoadTail(d, to, last), result);
+        if (block.add) result = hn::Add(LoadTail(d, to, last), result);
         StoreTail(result, d, to, last);
       }
     }
@@ -93,22 +116,37 @@ void Micro(size_t k, const T* HWY_RESTRICT a, ptrdiff_t a_row, ptrdiff_t a_col,
 }
 
 template <typename T>
-using MicroKernel = void (*)(size_t, const T*, ptrdiff_t, ptrdiff_t, const T*, T*, ptrdiff_t,
-                             size_t, bool);
+using MicroKernel = void (*)(const MicroBlock<T>&);
 
-// kTable[rows - 1][vectors - 1]
+// Half a vector, for narrow matrices; a whole one where there is no half.
+#if HWY_TARGET == HWY_SCALAR
+template <typename T>
+using HalfTag = hn::ScalableTag<T>;
+#else
+template <typename T>
+using HalfTag = hn::Half<hn::ScalableTag<T> >;
+#endif
+
 template <typename T, bool kPacked>
 struct MicroKernels {
+  using Row = std::array<MicroKernel<T>, kVectors + 1>;
+
+  // [rows - 1][vectors], no vector being half a one
+  static HWY_INLINE MicroKernel<T> Get(size_t rows, size_t vectors) {
+    return kTable[rows - 1][vectors];
+  }
+
+ private:
   template <size_t kM, size_t... kN>
-  static constexpr std::array<MicroKernel<T>, kVectors> Row(std::index_sequence<kN...>) {
-    return {Micro<kM, kN + 1, kPacked, T>...};
+  static constexpr Row RowOf(std::index_sequence<kN...>) {
+    return {Micro<kM, 1, kPacked, HalfTag<T>, T>,
+            Micro<kM, kN + 1, kPacked, hn::ScalableTag<T>, T>...};
   }
   template <size_t... kM>
-  static constexpr std::array<std::array<MicroKernel<T>, kVectors>, kRows> Table(
-      std::index_sequence<kM...>) {
-    return {Row<kM + 1>(std::make_index_sequence<kVectors>())...};
+  static constexpr std::array<Row, kRows> Table(std::index_sequence<kM...>) {
+    return {RowOf<kM + 1>(std::make_index_sequence<kVectors>())...};
   }
-  static constexpr auto kTable = Table(std::make_index_sequence<kRows>());
+  static constexpr std::array<Row, kRows> kTable = Table(std::make_index_sequence<kRows>());
 };
 
 #if HWY_TARGET != HWY_SCALAR
@@ -150,10 +188,6 @@ HWY_INLINE void TransposeStrip(const T* HWY_RESTRICT from, ptrdiff_t across, siz
   }
 }
 #endif
-
-constexpr size_t RoundUpTo(size_t n, size_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
 
 // to[p * width + i] = from[i * across + p * along], zeros from `count` to `filled` <= `width`.
 template <typename T>
@@ -216,86 +250,126 @@ void Pack(size_t width, const void* from, ptrdiff_t across, ptrdiff_t along, siz
   }
 }
 
-// The panel of C that `rows` rows of A and one panel of B give.
+// How a panel of C is cut into vectors.
 template <typename T>
-HWY_INLINE void MultiplyPanel(const BlockProduct& product, MicroKernel<T> kernel, const T* left,
-                              const T* right, size_t i, size_t j, size_t rows, size_t columns,
-                              size_t last) {
-  constexpr size_t kColumns = PanelColumns<T>();
-  const size_t k = product.size.k;
-  T* const to = static_cast<T*>(product.c) + static_cast<ptrdiff_t>(i) * product.c_row +
-                static_cast<ptrdiff_t>(j) * product.c_col;
-  if (HWY_LIKELY(product.c_col == 1)) {
-    kernel(k, left, product.a_row, product.a_col, right, to, product.c_row, last, product.add);
+struct Panel {
+  HWY_INLINE Panel(size_t n, size_t j) : columns(std::min(PanelColumns<T>(), n - j)) {
+    constexpr size_t kLanes = hn::MaxLanes(hn::ScalableTag<T>());
+    constexpr size_t kHalf = hn::MaxLanes(HalfTag<T>());
+    const bool narrow = columns <= kHalf;
+    vectors = narrow ? 0 : (columns + kLanes - 1) / kLanes;
+    lanes = narrow ? kHalf : kLanes;
+    last = narrow ? columns : columns - (vectors - 1) * kLanes;
+  }
+
+  size_t columns;
+  size_t vectors;  // 0: half a one
+  size_t lanes;
+  size_t last;  // columns in the last vector
+};
+
+// C = or += A B for one panel of columns.
+template <typename T>
+HWY_INLINE void MultiplyPanel(MicroKernel<T> kernel, MicroBlock<T>& block, ptrdiff_t c_col,
+                              size_t rows, const Panel<T>& panel) {
+  if (HWY_LIKELY(c_col == 1)) {
+    block.last = panel.last;
+    kernel(block);
     return;
   }
+  constexpr size_t kColumns = PanelColumns<T>();
   HWY_ALIGN T tile[kRows * kColumns];
-  kernel(k, left, product.a_row, product.a_col, right, tile, kColumns,
-         hn::Lanes(hn::ScalableTag<T>()), false);
+  MicroBlock<T> whole = block;
+  whole.c = tile;
+  whole.c_row = kColumns;
+  whole.last = panel.lanes;
+  whole.add = false;
+  kernel(whole);
   for (size_t r = 0; r < rows; ++r) {
-    for (size_t s = 0; s < columns; ++s) {
+    for (size_t s = 0; s < panel.columns; ++s) {
       T& element =
-          to[static_cast<ptrdiff_t>(r) * product.c_row + static_cast<ptrdiff_t>(s) * product.c_col];
-      element = product.add ? element + tile[r * kColumns + s] : tile[r * kColumns + s];
+          block.c[static_cast<ptrdiff_t>(r) * block.c_row + static_cast<ptrdiff_t>(s) * c_col];
+      element = block.add ? element + tile[r * kColumns + s] : tile[r * kColumns + s];
     }
   }
 }
 
-// Columns of a panel of B that begins at `j`, the vectors that hold them, and the elements in the
-// last of these.
+// Both operands packed: a panel of B stays in L1, those of A come from L2. The next panel of B is
+// fetched meanwhile.
 template <typename T>
-struct Panel {
-  HWY_INLINE Panel(size_t n, size_t j)
-      : columns(std::min(PanelColumns<T>(), n - j)),
-        vectors((columns + kLanes - 1) / kLanes),
-        last(columns - (vectors - 1) * kLanes) {}
-
-  static constexpr size_t kLanes = hn::MaxLanes(hn::ScalableTag<T>());
-  size_t columns, vectors, last;
-};
-
-// C = or += A B for one depth block; B packed, A packed or not.
-template <typename T>
-HWY_INLINE void MultiplyBlock(const BlockProduct& product) {
+HWY_INLINE void MultiplyPacked(const BlockProduct& product) {
   constexpr size_t kColumns = PanelColumns<T>();
+  constexpr size_t kLine = 64 / sizeof(T);
   const auto& [m, n, k] = product.size;
   const T* const a = static_cast<const T*>(product.a);
   const T* const b = static_cast<const T*>(product.b);
-  if (product.a_packed) {
-    // A panel of B stays in L1, those of A come from L2.
-    for (size_t j = 0; j < n; j += kColumns) {
-      const Panel<T> panel(n, j);
-      for (size_t i = 0; i < m; i += kRows) {
-        const size_t rows = std::min(kRows, m - i);
-        MultiplyPanel<T>(product, MicroKernels<T, true>::kTable[rows - 1][panel.vectors - 1],
-                         a + i * k, b + j * k, i, j, rows, panel.columns, panel.last);
+  T* const c = static_cast<T*>(product.c);
+  if (m == 0) return;
+  const size_t fetched = RoundUpTo(kColumns * k * kRows / m + 1, kLine);
+  MicroBlock<T> block{};
+  block.k = k;
+  block.c_row = product.c_row;
+  block.add = product.add;
+  for (size_t j = 0; j < n; j += kColumns) {
+    const Panel<T> panel(n, j);
+    const T* next = b + (j + kColumns) * k;
+    const T* const next_end = next + (j + kColumns < n ? kColumns * k : 0);
+    block.b = b + j * k;
+    for (size_t i = 0; i < m; i += kRows) {
+      for (const T* const stop = std::min(next + fetched, next_end); next < stop; next += kLine) {
+        PrefetchIntoL2(next);
       }
+      const size_t rows = std::min(kRows, m - i);
+      block.a = a + i * k;
+      block.c =
+          c + static_cast<ptrdiff_t>(i) * product.c_row + static_cast<ptrdiff_t>(j) * product.c_col;
+      MultiplyPanel<T>(MicroKernels<T, true>::Get(rows, panel.vectors), block, product.c_col, rows,
+                       panel);
     }
-    return;
   }
-  // A is read once, from memory it may be; the few panels of B come from L2.
+}
+
+// A as it lies, read once, from memory it may be; rows of B are b_row apart, its panels b_panel.
+// The few panels of B come from L1 or L2.
+template <typename T>
+HWY_INLINE void MultiplyUnpacked(const BlockSize& size, const T* a, ptrdiff_t a_row,
+                                 ptrdiff_t a_col, const T* b, ptrdiff_t b_row, size_t b_panel, T* c,
+                                 ptrdiff_t c_row, ptrdiff_t c_col, bool add) {
+  constexpr size_t kColumns = PanelColumns<T>();
+  const auto& [m, n, k] = size;
+  if (n == 0) return;
   const size_t panels = (n + kColumns - 1) / kColumns;
+  MicroBlock<T> block{k, a, a_row, a_col, b, b_row, c, c_row, 0, add};
   for (size_t i = 0; i < m; i += kRows) {
     const size_t rows = std::min(kRows, m - i);
-    const T* const left = a + static_cast<ptrdiff_t>(i) * product.a_row;
+    block.a = a + static_cast<ptrdiff_t>(i) * a_row;
     // The next rows are fetched meanwhile, some with each panel.
-    const T* next = left + static_cast<ptrdiff_t>(kRows) * product.a_row;
+    const T* next = block.a + static_cast<ptrdiff_t>(kRows) * a_row;
     const size_t next_rows = std::min(kRows, m - i - rows);
-    const size_t ahead = product.a_col == 1 ? (next_rows + panels - 1) / panels : 0;
-    for (size_t j = 0; j < n; j += kColumns) {
-      for (size_t r = 0; r < ahead; ++r, next += product.a_row) {
+    const size_t ahead = a_col == 1 ? (next_rows + panels - 1) / panels : 0;
+    block.b = b;
+    for (size_t j = 0; j < n; j += kColumns, block.b += b_panel) {
+      for (size_t r = 0; r < ahead; ++r, next += a_row) {
         for (size_t p = 0; p < k; p += 64 / sizeof(T)) hwy::Prefetch(next + p);
       }
       const Panel<T> panel(n, j);
-      MultiplyPanel<T>(product, MicroKernels<T, false>::kTable[rows - 1][panel.vectors - 1], left,
-                       b + j * k, i, j, rows, panel.columns, panel.last);
+      block.c = c + static_cast<ptrdiff_t>(i) * c_row + static_cast<ptrdiff_t>(j) * c_col;
+      MultiplyPanel<T>(MicroKernels<T, false>::Get(rows, panel.vectors), block, c_col, rows, panel);
     }
   }
 }
 
 template <typename T>
 void Multiply(const BlockProduct& product) {
-  MultiplyBlock<T>(product);
+  if (product.a_packed) {
+    MultiplyPacked<T>(product);
+  } else {
+    constexpr size_t kColumns = PanelColumns<T>();
+    MultiplyUnpacked<T>(product.size, static_cast<const T*>(product.a), product.a_row,
+                        product.a_col, static_cast<const T*>(product.b),
+                        static_cast<ptrdiff_t>(kColumns), kColumns * product.size.k,
+                        static_cast<T*>(product.c), product.c_row, product.c_col, product.add);
+  }
 }
 
 template <typename T>
@@ -303,22 +377,25 @@ void MultiplySmall(const SmallProducts& products) {
   constexpr size_t kColumns = PanelColumns<T>();
   constexpr size_t kLanes = hn::MaxLanes(hn::ScalableTag<T>());
   const auto& [m, n, k] = products.size;
-  HWY_ALIGN T right[kSmallRight];
-  BlockProduct block{products.size, products.a, products.a_row, products.a_col, false,
-                     right,         products.c, products.c_row, products.c_col, products.add};
   const T* a = static_cast<const T*>(products.a);
   const T* b = static_cast<const T*>(products.b);
   T* c = static_cast<T*>(products.c);
+  // Whole vectors of B can be read where they lie.
+  const bool in_place = products.b_col == 1 && (n % kLanes == 0 || 2 * n == kLanes);
+  HWY_ALIGN T right[kSmallRight];
+  const ptrdiff_t b_row = in_place ? products.b_row : static_cast<ptrdiff_t>(kColumns);
+  const size_t b_panel = in_place ? kColumns : kColumns * k;
   for (size_t index = 0; index < products.count; ++index) {
-    T* to = right;
-    for (size_t j = 0; j < n; j += kColumns, to += kColumns * k) {
-      const size_t columns = std::min(kColumns, n - j);
-      PackPanel(kColumns, b + static_cast<ptrdiff_t>(j) * products.b_col, products.b_col,
-                products.b_row, columns, RoundUpTo(columns, kLanes), k, to);
+    if (!in_place) {
+      T* to = right;
+      for (size_t j = 0; j < n; j += kColumns, to += kColumns * k) {
+        const size_t columns = std::min(kColumns, n - j);
+        PackPanel(kColumns, b + static_cast<ptrdiff_t>(j) * products.b_col, products.b_col,
+                  products.b_row, columns, RoundUpTo(columns, kLanes), k, to);
+      }
     }
-    block.a = a;
-    block.c = c;
-    MultiplyBlock<T>(block);
+    MultiplyUnpacked<T>(products.size, a, products.a_row, products.a_col, in_place ? b : right,
+                        b_row, b_panel, c, products.c_row, products.c_col, products.add);
     a += products.a_next;
     b += products.b_next;
     c += products.c_next;

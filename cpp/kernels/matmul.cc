@@ -128,10 +128,21 @@ Outcome Batch(Contraction& run, std::span<const Product> products, size_t count)
     first[i] = ItemOf(products[i], swapped[i]);
     flops += Flops(first[i]);
   }
+  if (count == 1 && flops < kParallelFlops) {
+    // The shortest way for the smallest products.
+    for (size_t i = 0; i < products.size(); ++i) {
+      if (run.IsSmall(first[i])) {
+        run.Small(first[i], 1, 0, 0, 0);
+      } else if (const Outcome outcome = run.Serial(first[i]); outcome != Outcome::kDone) {
+        return outcome;
+      }
+    }
+    return Outcome::kDone;
+  }
   if (count == 1) {
     return run.Together({first.data(), products.size()});
   }
-  if (flops >= kSerialItemFlops && count < 4 * run.threads()) {
+  if (flops >= kSerialItemFlops && count < 4 * Contraction::Threads()) {
     for (size_t index = 0; index < count; ++index) {
       std::array<Item, kMaxTogether> items;
       for (size_t i = 0; i < products.size(); ++i) {

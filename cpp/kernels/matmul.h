@@ -35,7 +35,7 @@ struct BlockProduct {
 
 // Products of one small shape, one after the other; strides in elements.
 struct SmallProducts {
-  BlockSize size;  // of a right operand that is at most kSmallRight elements when packed
+  BlockSize size;  // a right operand of at most kSmallRight elements when packed
   const void* a;
   ptrdiff_t a_row, a_col;
   const void* b;
