@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <iterator>
+#include <new>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -124,7 +124,7 @@ class Job {
 
   // c = or += a b; the batch axes that c has as 1 are summed.
   void Append(const Matrices& a, const Matrices& b, const Matrices& c, bool add) {
-    Product product;
+    Product& product = New();
     product.m = a.rows;
     product.n = b.cols;
     product.k = a.cols;
@@ -154,7 +154,7 @@ class Job {
     // Built from the innermost axis outwards.
     std::reverse(product.batch.begin(),
                  product.batch.begin() + static_cast<ptrdiff_t>(product.batch_axes));
-    AppendSums(product, {summed.data(), sums});
+    if (sums > 0) FoldSums(product, {summed.data(), sums});
   }
 
   // False with an exception set unless it is done.
@@ -197,40 +197,33 @@ class Job {
     }
   }
 
-  // The innermost summed axis is part of the product, the others are a loop of products.
-  void AppendSums(const Product& product, std::span<const BatchAxis> summed) {
-    if (summed.empty()) {
-      Push(product);
-      return;
-    }
-    Product part = product;
-    part.folds = summed[0].n;
-    part.a_fold = summed[0].a;
-    part.b_fold = summed[0].b;
+  // The innermost summed axis becomes part of the product, the others a loop of products.
+  void FoldSums(Product& product, std::span<const BatchAxis> summed) {
+    product.folds = summed[0].n;
+    product.a_fold = summed[0].a;
+    product.b_fold = summed[0].b;
     size_t count = 1;
     for (const BatchAxis& axis : summed.subspan(1)) count *= axis.n;
-    for (size_t index = 0; index < count; ++index) {
-      ptrdiff_t a = 0, b = 0;
+    if (count == 1) return;
+    const Product first = product;
+    for (size_t index = 1; index < count; ++index) {
+      Product& next = New();
+      next = first;
+      next.add = true;
       size_t rest = index;
       for (const BatchAxis& axis : summed.subspan(1)) {
-        a += static_cast<ptrdiff_t>(rest % axis.n) * axis.a;
-        b += static_cast<ptrdiff_t>(rest % axis.n) * axis.b;
+        const auto step = static_cast<ptrdiff_t>(rest % axis.n) * item_;
+        next.a.data = static_cast<char*>(next.a.data) + step * axis.a;
+        next.b.data = static_cast<char*>(next.b.data) + step * axis.b;
         rest /= axis.n;
       }
-      part.a.data = static_cast<char*>(product.a.data) + a * item_;
-      part.b.data = static_cast<char*>(product.b.data) + b * item_;
-      part.add = product.add || index > 0;
-      Push(part);
     }
   }
 
-  void Push(const Product& product) {
-    if (count_ < few_.size() && more_.empty()) {
-      few_[count_++] = product;
-      return;
-    }
+  Product& New() {
+    if (count_ < few_.size()) return few_[count_++];
     if (more_.empty()) more_.assign(few_.begin(), few_.end());
-    more_.push_back(product);
+    return more_.emplace_back();
   }
 
   const Batch& batch_;
@@ -522,7 +515,11 @@ constexpr Entry kEntries[] = {
 PyObject* MatmulCall(const void* context, PyObject* const* args, size_t nargs, PyObject* kwnames) {
   const auto& entry = *static_cast<const Entry*>(context);
   if (nargs != entry.nargs || kwnames != nullptr) return nullptr;
-  return entry.call(args);
+  try {
+    return entry.call(args);
+  } catch (const std::bad_alloc&) {
+    return PyErr_NoMemory();
+  }
 }
 
 }  // namespace
