@@ -92,9 +92,9 @@ Contraction::Contraction(DType dtype, Poll* poll)
       size_(ItemSize(dtype)),
       poll_(poll) {}
 
-// Of a packed left operand: half of L2.
+// Of a packed left operand: a quarter of L2, whose sets are shared unevenly.
 size_t Contraction::LeftRows() const {
-  const size_t rows = L2CacheBytes() / 2 / (kernels_.depth * size_) / kernels_.rows;
+  const size_t rows = L2CacheBytes() / 4 / (kernels_.depth * size_) / kernels_.rows;
   return std::max(rows, size_t{1}) * kernels_.rows;
 }
 
