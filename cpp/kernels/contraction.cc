@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <utility>
@@ -49,8 +48,6 @@ constexpr double kTaskFlops = 5e8;
 // What is packed at once and shared by all threads.
 constexpr size_t kSharedBytes = size_t{16} << 20;
 constexpr size_t kStackBytes = size_t{32} << 10;
-constexpr size_t kUnpackedDepth = 64;
-constexpr ptrdiff_t kUnpackedStride = 512;
 // Less than this is packed on one thread.
 constexpr size_t kSerialPackBytes = size_t{64} << 10;
 // This many depth blocks are packed at once.
@@ -136,11 +133,8 @@ void Contraction::PackRange(const Operand& operand, size_t width, Range across, 
 bool Contraction::Tile(const Item& item, Range rows, Range columns, Range depth,
                        const Shared& shared) const {
   const size_t deepest = std::min(depth.size(), kernels_.depth);
-  // Columns of long rows share few sets of the cache.
-  const bool strided = item.a.across == 1 && deepest >= kUnpackedDepth &&
-                       Bytes(std::abs(item.a.along)) >= kUnpackedStride;
-  const bool pack_a = shared.a == nullptr &&
-                      (columns.size() > kUnpackedColumns || depth.end > item.a.inner || strided);
+  const bool pack_a =
+      shared.a == nullptr && (columns.size() > kUnpackedColumns || depth.end > item.a.inner);
   const size_t a_rows = std::min(RoundUp(rows.size(), kernels_.rows), LeftRows());
   const size_t b_columns =
       shared.b != nullptr ? columns.size()
