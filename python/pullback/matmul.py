@@ -20,6 +20,9 @@ __all__ = ["bilinear_form", "linear", "matmul", "products", "quadratic_form"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
+# What arrays in native byte order hold, and nothing else.
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
 
 class NativeMatmul(Matmul):
     """A matrix product whose calls enter the kernels directly; its twin's rules for the rest."""
@@ -70,6 +73,45 @@ class NativeLinear(Linear):
         super().__init__(product, __name__, elementwise.primitives)
         self._into = _strict(kernels, "linear")
         self._cotangents_into = _strict(kernels, "linear_cotangents")
+
+    def __call__(
+        self,
+        X: Any,
+        W: Any,
+        b: Any = None,
+        /,
+        *,
+        activation: Any = None,
+        out: Array | None = None,
+    ) -> Any:
+        if out is None and _is_plain_layer(X, W, b):
+            name = _name_of(self._activation("linear", activation))
+            result = np.empty((len(X), W.shape[1]), X.dtype)
+            return self._into(X, W, b, name, result)
+        return super().__call__(X, W, b, activation=activation, out=out)
+
+    def vjp(
+        self,
+        X: Any,
+        W: Any,
+        b: Any,
+        G: Any,
+        /,
+        *,
+        activation: Any = None,
+        wrt: int | tuple[int, ...] = (0, 1, 2),
+        out: Any = None,
+    ) -> Any:
+        if out is None and wrt == (0, 1, 2) and _is_plain_layer(X, W, b, G):
+            name = _name_of(self._activation("linear.vjp", activation))
+            dtype = X.dtype
+            dX, dW = np.empty(X.shape, dtype), np.empty(W.shape, dtype)
+            db = None if b is None else np.empty(b.shape, dtype)
+            self._cotangents_into(X, W, b, G, name, dX, dW, db)
+            return dX, dW, db
+        return super().vjp(X, W, b, G, activation=activation, wrt=wrt, out=out)
+
+    __call__.__doc__, vjp.__doc__ = Linear.__call__.__doc__, Linear.vjp.__doc__
 
     def _value(self, X: Array, W: Array, b: Array | None, activation: Any, out: Any) -> Array:
         if out is None or not _has_plain_rows(out):
@@ -163,6 +205,22 @@ class NativeBilinearForm(BilinearForm):
 
 def _name_of(activation: Any) -> str | None:
     return None if activation is None else activation.__name__.rpartition(".")[2]
+
+
+def _is_plain_layer(X: Any, W: Any, b: Any, *G: Any) -> bool:
+    """Tell whether arguments fit, and lie in memory as kernels want them: the short way in."""
+    arrays = (X, W, *G) if b is None else (X, W, b, *G)
+    if any(type(array) is not np.ndarray for array in arrays):
+        return False
+    dtype = X.dtype
+    return (
+        (dtype is _FLOAT32 or dtype is _FLOAT64)
+        and all(array.dtype is dtype and array.flags.carray for array in arrays)
+        and X.ndim == W.ndim == 2
+        and X.shape[1] == W.shape[0]
+        and (b is None or b.shape == W.shape[1:])
+        and all(array.shape == (X.shape[0], W.shape[1]) for array in G)
+    )
 
 
 def _has_plain_rows(array: Array) -> bool:
