@@ -420,8 +420,10 @@ Outcome Contraction::Run(std::span<Piece> pieces, double flops) {
 }
 
 bool Contraction::Walks(const Item& rows, const Item& sum) const {
-  return Flops(rows) + Flops(sum) >= kParallelFlops && Slabs(sum).tasks > 1 && rows.m == sum.k &&
-         rows.n * rows.k <= kWalkedElements && rows.k > 0;
+  // What is cut into slabs itself has other bits when it is not.
+  return Flops(rows) + Flops(sum) >= kParallelFlops && rows.k > 0 &&
+         Slabs(sum).tasks > 1 && Slabs(rows).tasks == 1 && rows.m == sum.k &&
+         rows.n * rows.k <= kWalkedElements;
 }
 
 Outcome Contraction::Together(std::span<const Item> items, const MakeRows* make_rows) {
