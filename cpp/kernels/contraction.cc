@@ -229,13 +229,11 @@ void Contraction::MergeAs(const Item& item, size_t slabs, T* sums) const {
   }
 }
 
-// False when interrupted.
+// What is done on this thread may itself be a task of one that is polled, on any thread: it runs to
+// its end.
 bool Contraction::For(size_t tasks, bool parallel, FunctionRef<void(size_t)> body) {
   if (parallel) return ParallelFor(tasks, body, poll_);
-  for (size_t task = 0; task < tasks; ++task) {
-    if (Interrupted(poll_)) return false;
-    body(task);
-  }
+  for (size_t task = 0; task < tasks; ++task) body(task);
   return true;
 }
 

@@ -86,7 +86,7 @@ class Contraction {
   // Whether the rows of the one product, which the other one sums over, are walked once for both.
   bool Walks(const Item& rows, const Item& sum) const;
 
-  // One product on this thread.
+  // One product on this thread; never interrupted.
   Outcome Serial(const Item& item);
 
   // Products that need neither packing of the left operand nor memory.
@@ -105,7 +105,7 @@ class Contraction {
   // Shared operands are packed for the whole of `depth`; rows and columns begin at whole panels.
   bool Tile(const Item& item, Range rows, Range columns, Range depth, const Shared& shared) const;
 
-  // On this thread or on all of them; false when interrupted.
+  // On this thread, without a look at the poll, or on all of them; false when interrupted.
   bool For(size_t tasks, bool parallel, FunctionRef<void(size_t)> body);
 
   ptrdiff_t Bytes(ptrdiff_t elements) const { return elements * static_cast<ptrdiff_t>(size_); }
