@@ -19,6 +19,8 @@ namespace {
 
 // A single item with less is left to one thread when there are many items.
 constexpr double kSerialItemFlops = 4e6;
+// A single item with more is a job of its own, so that Ctrl-C is looked at within it.
+constexpr double kMaxSerialFlops = 5e8;
 // Tasks of a batch: some 50 us.
 constexpr double kBatchTaskFlops = 2e6;
 // Small items in a row: few enough that what two products share stays in the cache.
@@ -142,7 +144,8 @@ Outcome Batch(Contraction& run, std::span<const Product> products, size_t count)
   if (count == 1) {
     return run.Together({first.data(), products.size()});
   }
-  if (flops >= kSerialItemFlops && count < 4 * Contraction::Threads()) {
+  if (flops >= kMaxSerialFlops ||
+      (flops >= kSerialItemFlops && count < 4 * Contraction::Threads())) {
     for (size_t index = 0; index < count; ++index) {
       std::array<Item, kMaxTogether> items;
       for (size_t i = 0; i < products.size(); ++i) {
