@@ -199,11 +199,11 @@ class Job {
 
   // The innermost summed axis becomes part of the product, the others a loop of products.
   void FoldSums(Product& product, std::span<const BatchAxis> summed) {
-    product.folds = summed[0].n;
-    product.a_fold = summed[0].a;
-    product.b_fold = summed[0].b;
     size_t count = 1;
     for (const BatchAxis& axis : summed.subspan(1)) count *= axis.n;
+    product.folds = count > 0 ? summed[0].n : 0;
+    product.a_fold = summed[0].a;
+    product.b_fold = summed[0].b;
     if (count == 1) return;
     const Product first = product;
     for (size_t index = 1; index < count; ++index) {
