@@ -74,8 +74,9 @@ class Odometer {
   std::array<size_t, kMaxBatchAxes> index_{};
 };
 
+// The number of matrices to compute, 0 where they have no elements.
 size_t BatchSize(const Product& product) {
-  size_t count = 1;
+  size_t count = product.m > 0 && product.n > 0 ? 1 : 0;
   for (size_t axis = 0; axis < product.batch_axes; ++axis) count *= product.batch[axis].n;
   return count;
 }
@@ -196,12 +197,13 @@ HWY_NOINLINE Outcome All(Contraction& run, std::span<const Product> products) {
                       [](const BatchAxis& p, const BatchAxis& q) { return p.n == q.n; });
   };
   while (!products.empty()) {
+    const size_t count = BatchSize(products[0]);
     size_t together = 1;
     while (together < std::min(products.size(), kMaxTogether) &&
-           same_batch(products[0], products[together]) && !products[together].add) {
+           same_batch(products[0], products[together]) && !products[together].add &&
+           count > 0 && BatchSize(products[together]) > 0) {
       ++together;
     }
-    const size_t count = BatchSize(products[0]);
     if (count > 0) {
       const Outcome outcome = Batch(run, products.first(together), count);
       if (outcome != Outcome::kDone) return outcome;
