@@ -119,7 +119,7 @@ void Contraction::PackRange(const Operand& operand, size_t width, Range across, 
       const size_t fold = p / operand.inner, rest = p % operand.inner;
       const size_t depth = std::min(operand.inner - rest, along.end - p);
       kernels_.pack(width,
-                    panel + Bytes(static_cast<ptrdiff_t>(fold) * operand.fold +
+                    panel + Bytes(operand.FoldOffset(fold) +
                                   static_cast<ptrdiff_t>(rest) * operand.along),
                     operand.across, operand.along, std::min(width, across.size() - i), depth, to);
       to += Bytes(width * depth);

@@ -24,7 +24,17 @@ struct Operand {
   const char* data;
   ptrdiff_t across, along;  // in elements
   size_t inner;             // p = fold * inner + rest
-  ptrdiff_t fold;
+  std::span<const BatchAxis> folds{};
+  ptrdiff_t BatchAxis::*fold = nullptr;  // their strides
+
+  ptrdiff_t FoldOffset(size_t index) const {
+    ptrdiff_t offset = 0;
+    for (const BatchAxis& axis : folds) {
+      offset += static_cast<ptrdiff_t>(index % axis.n) * axis.*fold;
+      index /= axis.n;
+    }
+    return offset;
+  }
 };
 
 // C = A B or C += A B, without a batch. Rows of C are what is stored as vectors: c_col is 1 unless

@@ -83,25 +83,18 @@ size_t BatchSize(const Product& product) {
 
 Item ItemOf(const Product& product, bool& swapped) {
   const auto data = [](const Matrix& matrix) { return static_cast<char*>(matrix.data); };
+  const std::span folds(product.folds.data(), product.fold_axes);
+  size_t k = product.k;
+  for (const BatchAxis& axis : folds) k *= axis.n;
   Item item{product.m,
             product.n,
-            product.k * product.folds,
-            {data(product.a), product.a.row, product.a.col, product.k, product.a_fold},
-            {data(product.b), product.b.col, product.b.row, product.k, product.b_fold},
+            k,
+            {data(product.a), product.a.row, product.a.col, product.k, folds, &BatchAxis::a},
+            {data(product.b), product.b.col, product.b.row, product.k, folds, &BatchAxis::b},
             data(product.c),
             product.c.row,
             product.c.col,
             product.add};
-  const auto merges = [&](const Operand& operand) {
-    return operand.fold == static_cast<ptrdiff_t>(product.k) * operand.along;
-  };
-  if (product.folds == 1 || (merges(item.a) && merges(item.b))) {
-    item.a.inner = item.b.inner = item.k;
-  } else if (product.k == 1) {
-    item.a.along = item.a.fold;
-    item.b.along = item.b.fold;
-    item.a.inner = item.b.inner = item.k;
-  }
   // Rows of C are stored as vectors: where its columns are the contiguous ones, C^T = B^T A^T. Of a
   // product with a vector, the vector is what is packed.
   swapped = item.n != 1 && (item.m == 1 || (item.c_col != 1 && item.c_row == 1));
