@@ -198,11 +198,12 @@ Partition Contraction::Slabs(const Item& item) const {
 }
 
 void Contraction::Clear(const Item& item) const {
+  const size_t step = item.c_col == 1 ? item.n : 1;
   for (size_t i = 0; i < item.m; ++i) {
-    for (size_t j = 0; j < item.n; ++j) {
+    for (size_t j = 0; j < item.n; j += step) {
       std::memset(item.c + Bytes(static_cast<ptrdiff_t>(i) * item.c_row +
                                  static_cast<ptrdiff_t>(j) * item.c_col),
-                  0, size_);
+                  0, step * size_);
     }
   }
 }
