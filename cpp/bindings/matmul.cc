@@ -105,11 +105,12 @@ bool Broadcast(const Matrices& a, const Matrices& b, Batch& batch) {
 template <class Kernel>
 bool Unlocked(double work, const Kernel& kernel) {
   Outcome outcome;
-  {
+  do {
     const ScopedGilRelease unlocked(work > kReleaseGil);
     Poll poll = SignalPoll();
     outcome = kernel(&poll);
-  }
+    // Without an exception a signal handler has forked, and the child begins anew.
+  } while (outcome == Outcome::kInterrupted && PyErr_Occurred() == nullptr);
   if (outcome == Outcome::kOutOfMemory) PyErr_NoMemory();
   return outcome == Outcome::kDone;
 }
