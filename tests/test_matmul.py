@@ -6,6 +6,7 @@ import copy
 import inspect
 import itertools
 import pickle
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -611,6 +612,46 @@ def test_concurrent_calls() -> None:
     for threads in (1, 3):
         with pb.threads(threads), ThreadPoolExecutor(8) as executor:
             assert list(executor.map(work, range(8))) == [*range(8)]
+
+
+@pytest.mark.parametrize("place", ["first", "later"])
+def test_two_cotangents_have_the_bits_of_each_alone(place: str) -> None:
+    """Also where one of them is cut into slabs, and for any number of threads."""
+    rng = np.random.default_rng(0)
+    A, B, G = (normal(rng, shape, np.float32) for shape in ((4096, 4), (4, 4096), (4096, 4096)))
+    if place == "later":
+        A, B, G = (np.broadcast_to(x, (5, *x.shape)) for x in (A, B, G))
+    expected = [matmul.vjp(A, B, G, wrt=i).tobytes() for i in (0, 1)]
+    for threads in (1, 2):
+        with pb.threads(threads):
+            assert [x.tobytes() for x in matmul.vjp(A, B, G)] == expected
+
+
+def test_sums_over_axes_that_are_no_single_one() -> None:
+    rng = np.random.default_rng(0)
+    A = normal(rng, (4, 5), np.float32)
+    B = normal(rng, (3, 2, 5, 2, 6), np.float32).transpose(1, 3, 0, 2, 4)
+    G = normal(rng, (2, 2, 3, 4, 6), np.float32)
+    assert_cotangents(matmul.vjp(A, B, G), A, B, G)
+    # One of them empty, of arrays that are not.
+    B, G = np.ones((4, 6, 5, 3))[:0, :3], np.ones((4, 3, 4, 3))[:0]
+    assert not matmul.vjp(np.ones((1, 1, 4, 5)), B, G, wrt=0).any()
+
+
+def test_an_interrupt_amid_a_batch_of_long_sums() -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    x = np.ones(1, np.float32)
+    A, B = np.broadcast_to(x, (500, 32, 65536)), np.broadcast_to(x, (500, 65536, 32))
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.15)
+        with pytest.raises(KeyboardInterrupt):
+            matmul(A, B)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 # --- the object -----------------------------------------------------------------------------------

@@ -7,7 +7,6 @@
 #include <new>
 #include <span>
 #include <string_view>
-#include <vector>
 
 #include "bindings/interrupt.h"
 #include "bindings/method.h"
@@ -106,17 +105,17 @@ bool Broadcast(const Matrices& a, const Matrices& b, Batch& batch) {
 template <class Kernel>
 bool Unlocked(double work, const Kernel& kernel) {
   Outcome outcome;
-  {
+  do {
     const ScopedGilRelease unlocked(work > kReleaseGil);
     Poll poll = SignalPoll();
     outcome = kernel(&poll);
-  }
+    // Without an exception a signal handler has forked, and the child begins anew.
+  } while (outcome == Outcome::kInterrupted && PyErr_Occurred() == nullptr);
   if (outcome == Outcome::kOutOfMemory) PyErr_NoMemory();
   return outcome == Outcome::kDone;
 }
 
-// A job under construction: at most two products in the common case, more where several broadcast
-// axes cannot be walked as one.
+// A job under construction: one or two products.
 class Job {
  public:
   Job(const Batch& batch, DType dtype)
@@ -124,7 +123,7 @@ class Job {
 
   // c = or += a b; the batch axes that c has as 1 are summed.
   void Append(const Matrices& a, const Matrices& b, const Matrices& c, bool add) {
-    Product& product = New();
+    Product& product = products_[count_++];
     product.m = a.rows;
     product.n = b.cols;
     product.k = a.cols;
@@ -132,17 +131,15 @@ class Job {
     product.b = {b.data, b.row, b.col};
     product.c = {c.data, c.row, c.col};
     product.add = add;
-    double work =
-        static_cast<double>(a.rows) * static_cast<double>(a.cols) * static_cast<double>(b.cols);
-    std::array<BatchAxis, kMaxAxes> summed;
-    size_t sums = 0;
+    double work = static_cast<double>(a.rows) *
+                  static_cast<double>(std::max(a.cols, size_t{1})) * static_cast<double>(b.cols);
     for (size_t axis = batch_.axes; axis-- > 0;) {
       BatchAxis x{static_cast<size_t>(batch_.extent[axis]), StrideOf(a, axis), StrideOf(b, axis),
                   StrideOf(c, axis)};
       if (x.n == 1) continue;
       work *= static_cast<double>(x.n);
       if (ExtentOf(c, axis) == 1) {
-        Sum(product, x, summed, sums);
+        Sum(product, x);
       } else if (size_t& axes = product.batch_axes;
                  axes > 0 && Continues(x, product.batch[axes - 1])) {
         product.batch[axes - 1].n *= x.n;
@@ -154,13 +151,11 @@ class Job {
     // Built from the innermost axis outwards.
     std::reverse(product.batch.begin(),
                  product.batch.begin() + static_cast<ptrdiff_t>(product.batch_axes));
-    if (sums > 0) FoldSums(product, {summed.data(), sums});
   }
 
   // False with an exception set unless it is done.
   bool Run() {
-    const std::span<const Product> products =
-        more_.empty() ? std::span<const Product>(few_.data(), count_) : more_;
+    const std::span<const Product> products(products_.data(), count_);
     return Unlocked(work_, [&](Poll* poll) { return Matmul(dtype_, products, poll); });
   }
 
@@ -181,8 +176,8 @@ class Job {
   }
 
   // Merges a summed axis into the contracted one, or into the last one summed, if it can.
-  static void Sum(Product& product, const BatchAxis& x, std::array<BatchAxis, kMaxAxes>& summed,
-                  size_t& sums) {
+  static void Sum(Product& product, const BatchAxis& x) {
+    size_t& sums = product.fold_axes;
     const auto k = static_cast<ptrdiff_t>(product.k);
     if (sums == 0 && (k == 1 || (x.a == k * product.a.col && x.b == k * product.b.row))) {
       if (k == 1) {
@@ -190,49 +185,19 @@ class Job {
         product.b.row = x.b;
       }
       product.k *= x.n;
-    } else if (sums > 0 && Continues(x, summed[sums - 1])) {
-      summed[sums - 1].n *= x.n;
+    } else if (sums > 0 && Continues(x, product.folds[sums - 1])) {
+      product.folds[sums - 1].n *= x.n;
     } else {
-      summed[sums++] = x;
+      product.folds[sums++] = x;
     }
-  }
-
-  // The innermost summed axis becomes part of the product, the others a loop of products.
-  void FoldSums(Product& product, std::span<const BatchAxis> summed) {
-    product.folds = summed[0].n;
-    product.a_fold = summed[0].a;
-    product.b_fold = summed[0].b;
-    size_t count = 1;
-    for (const BatchAxis& axis : summed.subspan(1)) count *= axis.n;
-    if (count == 1) return;
-    const Product first = product;
-    for (size_t index = 1; index < count; ++index) {
-      Product& next = New();
-      next = first;
-      next.add = true;
-      size_t rest = index;
-      for (const BatchAxis& axis : summed.subspan(1)) {
-        const auto step = static_cast<ptrdiff_t>(rest % axis.n) * item_;
-        next.a.data = static_cast<char*>(next.a.data) + step * axis.a;
-        next.b.data = static_cast<char*>(next.b.data) + step * axis.b;
-        rest /= axis.n;
-      }
-    }
-  }
-
-  Product& New() {
-    if (count_ < few_.size()) return few_[count_++];
-    if (more_.empty()) more_.assign(few_.begin(), few_.end());
-    return more_.emplace_back();
   }
 
   const Batch& batch_;
   DType dtype_;
   npy_intp item_;
   double work_ = 0;
-  std::array<Product, 2> few_;
+  std::array<Product, 2> products_;
   size_t count_ = 0;
-  std::vector<Product> more_;
 };
 
 // `given`, if it fits, or a new array of that shape.

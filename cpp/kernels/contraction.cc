@@ -119,7 +119,7 @@ void Contraction::PackRange(const Operand& operand, size_t width, Range across, 
       const size_t fold = p / operand.inner, rest = p % operand.inner;
       const size_t depth = std::min(operand.inner - rest, along.end - p);
       kernels_.pack(width,
-                    panel + Bytes(static_cast<ptrdiff_t>(fold) * operand.fold +
+                    panel + Bytes(operand.FoldOffset(fold) +
                                   static_cast<ptrdiff_t>(rest) * operand.along),
                     operand.across, operand.along, std::min(width, across.size() - i), depth, to);
       to += Bytes(width * depth);
@@ -198,11 +198,12 @@ Partition Contraction::Slabs(const Item& item) const {
 }
 
 void Contraction::Clear(const Item& item) const {
+  const size_t step = item.c_col == 1 ? item.n : 1;
   for (size_t i = 0; i < item.m; ++i) {
-    for (size_t j = 0; j < item.n; ++j) {
+    for (size_t j = 0; j < item.n; j += step) {
       std::memset(item.c + Bytes(static_cast<ptrdiff_t>(i) * item.c_row +
                                  static_cast<ptrdiff_t>(j) * item.c_col),
-                  0, size_);
+                  0, step * size_);
     }
   }
 }
@@ -229,13 +230,11 @@ void Contraction::MergeAs(const Item& item, size_t slabs, T* sums) const {
   }
 }
 
-// False when interrupted.
+// What is done on this thread may itself be a task of one that is polled, on any thread: it runs to
+// its end.
 bool Contraction::For(size_t tasks, bool parallel, FunctionRef<void(size_t)> body) {
   if (parallel) return ParallelFor(tasks, body, poll_);
-  for (size_t task = 0; task < tasks; ++task) {
-    if (Interrupted(poll_)) return false;
-    body(task);
-  }
+  for (size_t task = 0; task < tasks; ++task) body(task);
   return true;
 }
 
@@ -420,8 +419,10 @@ Outcome Contraction::Run(std::span<Piece> pieces, double flops) {
 }
 
 bool Contraction::Walks(const Item& rows, const Item& sum) const {
-  return Flops(rows) + Flops(sum) >= kParallelFlops && Slabs(sum).tasks > 1 && rows.m == sum.k &&
-         rows.n * rows.k <= kWalkedElements && rows.k > 0;
+  // What is cut into slabs itself has other bits when it is not.
+  return Flops(rows) + Flops(sum) >= kParallelFlops && rows.k > 0 &&
+         Slabs(sum).tasks > 1 && Slabs(rows).tasks == 1 && rows.m == sum.k &&
+         rows.n * rows.k <= kWalkedElements;
 }
 
 Outcome Contraction::Together(std::span<const Item> items, const MakeRows* make_rows) {

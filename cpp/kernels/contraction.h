@@ -24,7 +24,17 @@ struct Operand {
   const char* data;
   ptrdiff_t across, along;  // in elements
   size_t inner;             // p = fold * inner + rest
-  ptrdiff_t fold;
+  std::span<const BatchAxis> folds{};
+  ptrdiff_t BatchAxis::*fold = nullptr;  // their strides
+
+  ptrdiff_t FoldOffset(size_t index) const {
+    ptrdiff_t offset = 0;
+    for (const BatchAxis& axis : folds) {
+      offset += static_cast<ptrdiff_t>(index % axis.n) * axis.*fold;
+      index /= axis.n;
+    }
+    return offset;
+  }
 };
 
 // C = A B or C += A B, without a batch. Rows of C are what is stored as vectors: c_col is 1 unless
@@ -86,7 +96,7 @@ class Contraction {
   // Whether the rows of the one product, which the other one sums over, are walked once for both.
   bool Walks(const Item& rows, const Item& sum) const;
 
-  // One product on this thread.
+  // One product on this thread; never interrupted.
   Outcome Serial(const Item& item);
 
   // Products that need neither packing of the left operand nor memory.
@@ -105,7 +115,7 @@ class Contraction {
   // Shared operands are packed for the whole of `depth`; rows and columns begin at whole panels.
   bool Tile(const Item& item, Range rows, Range columns, Range depth, const Shared& shared) const;
 
-  // On this thread or on all of them; false when interrupted.
+  // On this thread, without a look at the poll, or on all of them; false when interrupted.
   bool For(size_t tasks, bool parallel, FunctionRef<void(size_t)> body);
 
   ptrdiff_t Bytes(ptrdiff_t elements) const { return elements * static_cast<ptrdiff_t>(size_); }

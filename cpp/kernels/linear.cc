@@ -47,8 +47,8 @@ class Layer {
     return {x.rows,
             x.n,
             x.k,
-            {static_cast<const char*>(x.x.data), x.x.row, x.x.col, x.k, 0},
-            {static_cast<const char*>(x.w.data), x.w.col, x.w.row, x.k, 0},
+            {static_cast<const char*>(x.x.data), x.x.row, x.x.col, x.k},
+            {static_cast<const char*>(x.w.data), x.w.col, x.w.row, x.k},
             static_cast<char*>(to.data),
             to.row,
             1,
@@ -174,7 +174,7 @@ Outcome Layer::Vjp(const LinearCotangents& cotangents) {
   size_t count = 0;
   const auto operand = [&](const Matrix& matrix, bool transposed, size_t along) {
     return Operand{static_cast<const char*>(matrix.data), transposed ? matrix.col : matrix.row,
-                   transposed ? matrix.row : matrix.col, along, 0};
+                   transposed ? matrix.row : matrix.col, along};
   };
   if (cotangents.dx.data != nullptr) {
     const Matrix& c = cotangents.dx;

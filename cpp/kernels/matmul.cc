@@ -19,6 +19,8 @@ namespace {
 
 // A single item with less is left to one thread when there are many items.
 constexpr double kSerialItemFlops = 4e6;
+// A single item with more is a job of its own, so that Ctrl-C is looked at within it.
+constexpr double kMaxSerialFlops = 5e8;
 // Tasks of a batch: some 50 us.
 constexpr double kBatchTaskFlops = 2e6;
 // Small items in a row: few enough that what two products share stays in the cache.
@@ -72,33 +74,27 @@ class Odometer {
   std::array<size_t, kMaxBatchAxes> index_{};
 };
 
+// The number of matrices to compute, 0 where they have no elements.
 size_t BatchSize(const Product& product) {
-  size_t count = 1;
+  size_t count = product.m > 0 && product.n > 0 ? 1 : 0;
   for (size_t axis = 0; axis < product.batch_axes; ++axis) count *= product.batch[axis].n;
   return count;
 }
 
 Item ItemOf(const Product& product, bool& swapped) {
   const auto data = [](const Matrix& matrix) { return static_cast<char*>(matrix.data); };
+  const std::span folds(product.folds.data(), product.fold_axes);
+  size_t k = product.k;
+  for (const BatchAxis& axis : folds) k *= axis.n;
   Item item{product.m,
             product.n,
-            product.k * product.folds,
-            {data(product.a), product.a.row, product.a.col, product.k, product.a_fold},
-            {data(product.b), product.b.col, product.b.row, product.k, product.b_fold},
+            k,
+            {data(product.a), product.a.row, product.a.col, product.k, folds, &BatchAxis::a},
+            {data(product.b), product.b.col, product.b.row, product.k, folds, &BatchAxis::b},
             data(product.c),
             product.c.row,
             product.c.col,
             product.add};
-  const auto merges = [&](const Operand& operand) {
-    return operand.fold == static_cast<ptrdiff_t>(product.k) * operand.along;
-  };
-  if (product.folds == 1 || (merges(item.a) && merges(item.b))) {
-    item.a.inner = item.b.inner = item.k;
-  } else if (product.k == 1) {
-    item.a.along = item.a.fold;
-    item.b.along = item.b.fold;
-    item.a.inner = item.b.inner = item.k;
-  }
   // Rows of C are stored as vectors: where its columns are the contiguous ones, C^T = B^T A^T. Of a
   // product with a vector, the vector is what is packed.
   swapped = item.n != 1 && (item.m == 1 || (item.c_col != 1 && item.c_row == 1));
@@ -142,7 +138,8 @@ Outcome Batch(Contraction& run, std::span<const Product> products, size_t count)
   if (count == 1) {
     return run.Together({first.data(), products.size()});
   }
-  if (flops >= kSerialItemFlops && count < 4 * Contraction::Threads()) {
+  if (flops >= kMaxSerialFlops ||
+      (flops >= kSerialItemFlops && count < 4 * Contraction::Threads())) {
     for (size_t index = 0; index < count; ++index) {
       std::array<Item, kMaxTogether> items;
       for (size_t i = 0; i < products.size(); ++i) {
@@ -193,12 +190,13 @@ HWY_NOINLINE Outcome All(Contraction& run, std::span<const Product> products) {
                       [](const BatchAxis& p, const BatchAxis& q) { return p.n == q.n; });
   };
   while (!products.empty()) {
+    const size_t count = BatchSize(products[0]);
     size_t together = 1;
     while (together < std::min(products.size(), kMaxTogether) &&
-           same_batch(products[0], products[together]) && !products[together].add) {
+           same_batch(products[0], products[together]) && !products[together].add &&
+           count > 0 && BatchSize(products[together]) > 0) {
       ++together;
     }
-    const size_t count = BatchSize(products[0]);
     if (count > 0) {
       const Outcome outcome = Batch(run, products.first(together), count);
       if (outcome != Outcome::kDone) return outcome;

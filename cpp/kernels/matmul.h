@@ -75,13 +75,12 @@ struct BatchAxis {
   ptrdiff_t a, b, c;  // element strides, 0 where an operand repeats
 };
 
-// C (m, n) = sum over f < folds of A_f (m, k) B_f (k, n), for each index of the batch.
+// C (m, n) = sum over f of A_f (m, k) B_f (k, n), for each index of the batch.
 struct Product {
   size_t m = 0, n = 0, k = 0;
   Matrix a{}, b{}, c{};  // a and b are only read
-  size_t folds = 1;
-  ptrdiff_t a_fold = 0, b_fold = 0;
-  size_t batch_axes = 0;
+  size_t fold_axes = 0, batch_axes = 0;
+  std::array<BatchAxis, kMaxBatchAxes> folds;  // the first fold_axes of them, the innermost first
   std::array<BatchAxis, kMaxBatchAxes> batch;  // the first batch_axes of them
   bool add = false;                            // C += instead of C =
 };
