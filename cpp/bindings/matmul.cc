@@ -131,8 +131,8 @@ class Job {
     product.b = {b.data, b.row, b.col};
     product.c = {c.data, c.row, c.col};
     product.add = add;
-    double work = static_cast<double>(a.rows) *
-                  static_cast<double>(std::max(a.cols, size_t{1})) * static_cast<double>(b.cols);
+    double work = static_cast<double>(a.rows) * static_cast<double>(std::max(a.cols, size_t{1})) *
+                  static_cast<double>(b.cols);
     for (size_t axis = batch_.axes; axis-- > 0;) {
       BatchAxis x{static_cast<size_t>(batch_.extent[axis]), StrideOf(a, axis), StrideOf(b, axis),
                   StrideOf(c, axis)};

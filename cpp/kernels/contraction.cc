@@ -118,10 +118,10 @@ void Contraction::PackRange(const Operand& operand, size_t width, Range across, 
     for (size_t p = along.begin; p < along.end;) {
       const size_t fold = p / operand.inner, rest = p % operand.inner;
       const size_t depth = std::min(operand.inner - rest, along.end - p);
-      kernels_.pack(width,
-                    panel + Bytes(operand.FoldOffset(fold) +
-                                  static_cast<ptrdiff_t>(rest) * operand.along),
-                    operand.across, operand.along, std::min(width, across.size() - i), depth, to);
+      kernels_.pack(
+          width,
+          panel + Bytes(operand.FoldOffset(fold) + static_cast<ptrdiff_t>(rest) * operand.along),
+          operand.across, operand.along, std::min(width, across.size() - i), depth, to);
       to += Bytes(width * depth);
       p += depth;
     }
@@ -420,9 +420,8 @@ Outcome Contraction::Run(std::span<Piece> pieces, double flops) {
 
 bool Contraction::Walks(const Item& rows, const Item& sum) const {
   // What is cut into slabs itself has other bits when it is not.
-  return Flops(rows) + Flops(sum) >= kParallelFlops && rows.k > 0 &&
-         Slabs(sum).tasks > 1 && Slabs(rows).tasks == 1 && rows.m == sum.k &&
-         rows.n * rows.k <= kWalkedElements;
+  return Flops(rows) + Flops(sum) >= kParallelFlops && rows.k > 0 && Slabs(sum).tasks > 1 &&
+         Slabs(rows).tasks == 1 && rows.m == sum.k && rows.n * rows.k <= kWalkedElements;
 }
 
 Outcome Contraction::Together(std::span<const Item> items, const MakeRows* make_rows) {

@@ -193,8 +193,8 @@ HWY_NOINLINE Outcome All(Contraction& run, std::span<const Product> products) {
     const size_t count = BatchSize(products[0]);
     size_t together = 1;
     while (together < std::min(products.size(), kMaxTogether) &&
-           same_batch(products[0], products[together]) && !products[together].add &&
-           count > 0 && BatchSize(products[together]) > 0) {
+           same_batch(products[0], products[together]) && !products[together].add && count > 0 &&
+           BatchSize(products[together]) > 0) {
       ++together;
     }
     if (count > 0) {
