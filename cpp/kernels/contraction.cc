@@ -41,8 +41,6 @@ HWY_EXPORT(MatmulTable);
 
 namespace {
 
-constexpr size_t kAlignment = Memory::kAlignment;
-
 // A task of this much takes some 20 ms: the caller's Ctrl-C is looked at between two of them.
 constexpr double kTaskFlops = 5e8;
 // What is packed at once and shared by all threads.
@@ -55,8 +53,6 @@ constexpr size_t kSharedDepth = 32;
 // The right operand of a product that is computed along with a sum over its rows.
 constexpr size_t kWalkedElements = 65536;
 
-constexpr size_t RoundUp(size_t n, size_t to) { return CeilDiv(n, to) * to; }
-
 // Memory that a thread keeps between its tasks.
 class ThreadScratch {
  public:
@@ -65,7 +61,7 @@ class ThreadScratch {
     thread_local ThreadScratch scratch;
     if (bytes > scratch.bytes_) {
       scratch.memory_.reset(
-          static_cast<char*>(std::aligned_alloc(kAlignment, RoundUp(bytes, 4096))));
+          static_cast<char*>(std::aligned_alloc(Memory::kAlignment, RoundUp(bytes, 4096))));
       scratch.bytes_ = scratch.memory_ ? bytes : 0;
     }
     return scratch.memory_.get();
@@ -128,8 +124,6 @@ void Contraction::PackRange(const Operand& operand, size_t width, Range across, 
   }
 }
 
-// The part of C in `rows` and `columns`, the sum over `depth`; false when there is no memory.
-// Shared operands are packed for the whole of `depth`; rows and columns begin at whole panels.
 bool Contraction::Tile(const Item& item, Range rows, Range columns, Range depth,
                        const Shared& shared) const {
   const size_t deepest = std::min(depth.size(), kernels_.depth);
@@ -139,9 +133,10 @@ bool Contraction::Tile(const Item& item, Range rows, Range columns, Range depth,
   const size_t b_columns =
       shared.b != nullptr ? columns.size()
                           : std::min(RoundUp(columns.size(), kernels_.columns), RightColumns());
-  const size_t b_bytes = shared.b != nullptr ? 0 : RoundUp(b_columns * deepest * size_, kAlignment);
+  const size_t b_bytes =
+      shared.b != nullptr ? 0 : RoundUp(b_columns * deepest * size_, Memory::kAlignment);
   const size_t a_bytes = pack_a ? a_rows * deepest * size_ : 0;
-  alignas(kAlignment) char stack[kStackBytes];
+  alignas(Memory::kAlignment) char stack[kStackBytes];
   char* scratch = stack;
   if (a_bytes + b_bytes > kStackBytes) {
     scratch = ThreadScratch::Get(a_bytes + b_bytes);
@@ -239,7 +234,7 @@ bool Contraction::For(size_t tasks, bool parallel, FunctionRef<void(size_t)> bod
 }
 
 size_t Contraction::SharedBytes(const Item& item) const {
-  return RoundUp(item.k * RoundUp(item.n, kernels_.columns) * size_, kAlignment);
+  return RoundUp(item.k * RoundUp(item.n, kernels_.columns) * size_, Memory::kAlignment);
 }
 
 Shared Contraction::Share(const Item& item, char* to) const {
@@ -257,7 +252,7 @@ Shared Contraction::Share(const Item& item, char* to) const {
 Outcome Contraction::SumSlabs(const Item& item, const Item* along_with, const MakeRows* make_rows,
                               bool parallel) {
   const Partition slabs = Slabs(item);
-  const size_t bytes = RoundUp(item.m * item.n * size_, kAlignment);
+  const size_t bytes = RoundUp(item.m * item.n * size_, Memory::kAlignment);
   const size_t shared_bytes = along_with != nullptr ? SharedBytes(*along_with) : 0;
   const Memory memory(shared_bytes + slabs.tasks * bytes);
   if (!memory) return Outcome::kOutOfMemory;
@@ -357,8 +352,8 @@ Piece Contraction::PieceOf(const Item& item, Range columns, Range depth) const {
   return piece;
 }
 
-// The pieces must not depend on each other.
-Outcome Contraction::Run(std::span<Piece> pieces, double flops) {
+// The pieces must not depend on each other. On all threads.
+Outcome Contraction::Run(std::span<Piece> pieces) {
   const size_t kDepth = kernels_.depth;
   size_t bytes = 0, packs = 0, tasks = 0;
   const auto shared_width = [&](const Piece& piece) {
@@ -366,7 +361,7 @@ Outcome Contraction::Run(std::span<Piece> pieces, double flops) {
                           : RoundUp(piece.item.m, kernels_.rows);
   };
   for (const Piece& piece : pieces) {
-    bytes += RoundUp(shared_width(piece) * piece.depth.size() * size_, kAlignment);
+    bytes += RoundUp(shared_width(piece) * piece.depth.size() * size_, Memory::kAlignment);
     packs += piece.pack_blocks.tasks * CeilDiv(piece.depth.size(), kDepth);
     tasks += piece.Tasks();
   }
@@ -375,10 +370,9 @@ Outcome Contraction::Run(std::span<Piece> pieces, double flops) {
   char* to = memory.get();
   for (Piece& piece : pieces) {
     piece.packed = to;
-    to += RoundUp(shared_width(piece) * piece.depth.size() * size_, kAlignment);
+    to += RoundUp(shared_width(piece) * piece.depth.size() * size_, Memory::kAlignment);
   }
-  const bool parallel = flops >= kParallelFlops;
-  const bool packed = For(packs, parallel && bytes > kSerialPackBytes, [&](size_t task) {
+  const bool packed = For(packs, bytes > kSerialPackBytes, [&](size_t task) {
     const Piece* piece = pieces.data();
     for (;; ++piece) {
       const size_t own = piece->pack_blocks.tasks * CeilDiv(piece->depth.size(), kDepth);
@@ -399,7 +393,7 @@ Outcome Contraction::Run(std::span<Piece> pieces, double flops) {
   });
   if (!packed) return Outcome::kInterrupted;
   std::atomic<bool> failed = false;
-  const bool done = For(tasks, parallel, [&](size_t task) {
+  const bool done = For(tasks, true, [&](size_t task) {
     const Piece* piece = pieces.data();
     for (; task >= piece->Tasks(); ++piece) task -= piece->Tasks();
     const Range rows = piece->row_blocks(task % piece->row_blocks.tasks);
@@ -439,7 +433,7 @@ Outcome Contraction::Together(std::span<const Item> items, const MakeRows* make_
   std::array<Piece, kMaxTogether> pieces;
   size_t count = 0;
   const auto flush = [&] {
-    const Outcome outcome = count == 0 ? Outcome::kDone : Run({pieces.data(), count}, flops);
+    const Outcome outcome = count == 0 ? Outcome::kDone : Run({pieces.data(), count});
     count = 0;
     return outcome;
   };
@@ -465,7 +459,7 @@ Outcome Contraction::Together(std::span<const Item> items, const MakeRows* make_
       Item part = item;
       for (size_t p = 0; p < item.k; p += deepest) {
         Piece piece = PieceOf(part, columns(j), {p, std::min(p + deepest, item.k)});
-        if (const Outcome outcome = Run({&piece, 1}, flops); outcome != Outcome::kDone) {
+        if (const Outcome outcome = Run({&piece, 1}); outcome != Outcome::kDone) {
           return outcome;
         }
         part.add = true;

@@ -37,8 +37,8 @@ struct Operand {
   }
 };
 
-// C = A B or C += A B, without a batch. Rows of C are what is stored as vectors: c_col is 1 unless
-// neither axis of C is contiguous.
+// C = A B or C += A B, without a batch. Rows of C are stored as vectors where c_col is 1, else
+// element by element.
 struct Item {
   size_t m, n, k;  // folds included
   Operand a, b;
@@ -133,7 +133,7 @@ class Contraction {
   Outcome SumSlabs(const Item& item, const Item* along_with, const MakeRows* make_rows,
                    bool parallel);
   Piece PieceOf(const Item& item, Range columns, Range depth) const;
-  Outcome Run(std::span<Piece> pieces, double flops);
+  Outcome Run(std::span<Piece> pieces);
 
   const MatmulKernels& kernels_;
   size_t size_;

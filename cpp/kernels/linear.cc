@@ -41,7 +41,7 @@ class Layer {
            static_cast<ptrdiff_t>(row) * matrix.row * static_cast<ptrdiff_t>(size_);
   }
 
-  // X W, added to what `to` holds if there is a bias.
+  // X W, added to the bias if there is one.
   Item Affine(const Matrix& to) const {
     const LinearLayer& x = layer_;
     return {x.rows,
@@ -52,17 +52,14 @@ class Layer {
             static_cast<char*>(to.data),
             to.row,
             1,
-            true};
+            layer_.bias != nullptr};
   }
 
   // Rows of the bias, to which X W is added.
   void Preset(const Matrix& to, Range rows) const {
+    if (layer_.bias == nullptr) return;
     for (size_t row = rows.begin; row < rows.end; ++row) {
-      if (layer_.bias != nullptr) {
-        std::memcpy(Row(to, row), layer_.bias, layer_.n * size_);
-      } else {
-        std::memset(Row(to, row), 0, layer_.n * size_);
-      }
+      std::memcpy(Row(to, row), layer_.bias, layer_.n * size_);
     }
   }
 
@@ -104,10 +101,8 @@ Outcome Layer::MakeAffine(const Matrix& to, FunctionRef<void(Range)> finish) {
   };
   if (item.k == 0 || item.k * item.n > kWalkedWeights) {
     if (!each([&](Range rows) { Preset(to, rows); })) return Outcome::kInterrupted;
-    if (item.k > 0) {
-      if (const Outcome outcome = run_.Together({&item, 1}); outcome != Outcome::kDone) {
-        return outcome;
-      }
+    if (const Outcome outcome = run_.Together({&item, 1}); outcome != Outcome::kDone) {
+      return outcome;
     }
     return each(finish) ? Outcome::kDone : Outcome::kInterrupted;
   }

@@ -16,16 +16,13 @@
 
 #include "kernels/load-inl.h"
 #include "kernels/matmul.h"
+#include "runtime/partition.h"
 #include "runtime/prefetch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace pullback {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-constexpr size_t RoundUpTo(size_t n, size_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
 
 // The register block: kRows x (kVectors vectors) sums, a row of the right operand and one broadcast
 // element of the left one. Sixteen registers hold 6 x 2, thirty-two hold 8 x 3.
@@ -131,7 +128,7 @@ template <typename T, bool kPacked>
 struct MicroKernels {
   using Row = std::array<MicroKernel<T>, kVectors + 1>;
 
-  // [rows - 1][vectors], no vector being half a one
+  // For `vectors` whole vectors a row; 0 means half a vector.
   static HWY_INLINE MicroKernel<T> Get(size_t rows, size_t vectors) {
     return kTable[rows - 1][vectors];
   }
@@ -263,7 +260,7 @@ struct Panel {
   }
 
   size_t columns;
-  size_t vectors;  // 0: half a one
+  size_t vectors;  // 0: half a vector
   size_t lanes;
   size_t last;  // columns in the last vector
 };
@@ -305,7 +302,7 @@ HWY_INLINE void MultiplyPacked(const BlockProduct& product) {
   const T* const b = static_cast<const T*>(product.b);
   T* const c = static_cast<T*>(product.c);
   if (m == 0) return;
-  const size_t fetched = RoundUpTo(kColumns * k * kRows / m + 1, kLine);
+  const size_t fetched = RoundUp(kColumns * k * kRows / m + 1, kLine);
   MicroBlock<T> block{};
   block.k = k;
   block.c_row = product.c_row;
@@ -391,7 +388,7 @@ void MultiplySmall(const SmallProducts& products) {
       for (size_t j = 0; j < n; j += kColumns, to += kColumns * k) {
         const size_t columns = std::min(kColumns, n - j);
         PackPanel(kColumns, b + static_cast<ptrdiff_t>(j) * products.b_col, products.b_col,
-                  products.b_row, columns, RoundUpTo(columns, kLanes), k, to);
+                  products.b_row, columns, RoundUp(columns, kLanes), k, to);
       }
     }
     MultiplyUnpacked<T>(products.size, a, products.a_row, products.a_col, in_place ? b : right,

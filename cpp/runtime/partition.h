@@ -24,6 +24,7 @@ struct Partition {
 };
 
 constexpr size_t CeilDiv(size_t a, size_t b) { return a / b + (a % b != 0); }
+constexpr size_t RoundUp(size_t n, size_t multiple) { return CeilDiv(n, multiple) * multiple; }
 
 constexpr Partition PartitionBy(size_t n, size_t block) { return {n, block, CeilDiv(n, block)}; }
 

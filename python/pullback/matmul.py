@@ -200,7 +200,13 @@ class NativeBilinearForm(BilinearForm):
         self, u: Array, X: Array, v: Array, wrt: tuple[int, ...]
     ) -> tuple[Array, tuple[Array, ...]]:
         value, Xv, uX = self._one_pass(u, X, v)
-        return value, tuple((Xv, np.multiply.outer(u, v) if i == 1 else Xv, uX)[i] for i in wrt)
+
+        def gradient(i: int) -> Array:
+            if i == 1:
+                return np.multiply.outer(u, v)
+            return Xv if i == 0 else uX
+
+        return value, tuple(map(gradient, wrt))
 
 
 def _name_of(activation: Any) -> str | None:
