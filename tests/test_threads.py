@@ -298,6 +298,7 @@ def test_fork(run_python: Callable[..., Any], script: str) -> None:
 INTERRUPT = """
 import os, signal, sys, threading, time
 import numpy as np, pullback as pb
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background inherit "ignore"
 pb.set_num_threads({threads})
 {make}
 def seconds(call):
