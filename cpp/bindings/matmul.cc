@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
-#include <new>
 #include <span>
 #include <string_view>
 
@@ -19,8 +17,6 @@ namespace {
 
 // More multiplications than this are done without the GIL.
 constexpr double kReleaseGil = 1e5;
-
-constexpr size_t kMaxAxes = kMaxBatchAxes;
 
 // An operand or a result as matrices in a batch; strides in elements.
 struct Matrices {
@@ -64,7 +60,7 @@ bool View(PyObject* object, Vector vector, npy_intp item, Matrices& view) {
     view.row = elements(ndim - 2);
     view.col = elements(ndim - 1);
     view.axes = static_cast<size_t>(ndim - 2);
-    return view.axes <= kMaxAxes;
+    return view.axes <= kMaxBatchAxes;
   }
   view.axes = 0;
   if (vector == Vector::kRow) {
@@ -84,7 +80,7 @@ bool View(PyObject* object, Vector vector, npy_intp item, Matrices& view) {
 // The broadcast batch of two operands.
 struct Batch {
   size_t axes = 0;
-  std::array<npy_intp, kMaxAxes> extent;
+  std::array<npy_intp, kMaxBatchAxes> extent;
 };
 
 bool Broadcast(const Matrices& a, const Matrices& b, Batch& batch) {
@@ -231,7 +227,7 @@ struct Call {
   Matrices a, b;
   Batch batch;
   int ndim = 0;
-  std::array<npy_intp, kMaxAxes + 2> shape;
+  std::array<npy_intp, kMaxBatchAxes + 2> shape;
 
   bool Parse(PyObject* A, PyObject* B) {
     const std::optional<DType> found = KernelArray(A);
@@ -390,11 +386,6 @@ bool ParseLayer(PyObject* X, PyObject* W, PyObject* b, PyObject* activation, Lin
   return layer.activation != nullptr && layer.activation->arity == 1;
 }
 
-double Work(const LinearLayer& layer) {
-  return static_cast<double>(layer.rows) * static_cast<double>(layer.k + 8) *
-         static_cast<double>(layer.n);
-}
-
 PyObject* LinearCall(PyObject* const* args) {
   LinearLayer layer;
   Matrix out;
@@ -403,7 +394,7 @@ PyObject* LinearCall(PyObject* const* args) {
     return nullptr;
   }
   const bool done =
-      Unlocked(Work(layer), [&](Poll* poll) { return LinearValue(layer, out, poll); });
+      Unlocked(Multiplications(layer), [&](Poll* poll) { return LinearValue(layer, out, poll); });
   return done ? Py_NewRef(args[4]) : nullptr;
 }
 
@@ -426,8 +417,8 @@ PyObject* LinearCotangentsCall(PyObject* const* args) {
     return nullptr;
   }
   if (db != Py_None) cotangents.dbias = Data(db);
-  const bool done =
-      Unlocked(Work(layer), [&](Poll* poll) { return LinearVjp(layer, cotangents, poll); });
+  const bool done = Unlocked(Multiplications(layer),
+                             [&](Poll* poll) { return LinearVjp(layer, cotangents, poll); });
   return done ? Py_NewRef(Py_None) : nullptr;
 }
 
@@ -480,11 +471,7 @@ constexpr Entry kEntries[] = {
 PyObject* MatmulCall(const void* context, PyObject* const* args, size_t nargs, PyObject* kwnames) {
   const auto& entry = *static_cast<const Entry*>(context);
   if (nargs != entry.nargs || kwnames != nullptr) return nullptr;
-  try {
-    return entry.call(args);
-  } catch (const std::bad_alloc&) {
-    return PyErr_NoMemory();
-  }
+  return entry.call(args);
 }
 
 }  // namespace

@@ -17,6 +17,19 @@ struct BlockKernels {
 
 const BlockKernels& Blocks();
 
+// What is read in whole vectors of doubles is padded by at least one: as many as in the longest.
+inline constexpr size_t kDoublePadding = 8;
+constexpr size_t PadDoubles(size_t n) { return (n / kDoublePadding + 1) * kDoublePadding; }
+
+// to[i] = value, rounded to `dtype`.
+inline void Write(double value, DType dtype, void* to, size_t i) {
+  if (dtype == DType::kFloat64) {
+    static_cast<double*>(to)[i] = value;
+  } else {
+    static_cast<float*>(to)[i] = static_cast<float>(value);
+  }
+}
+
 // Orders streamed stores before whatever the other threads are told next.
 void FlushStreams();
 

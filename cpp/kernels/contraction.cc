@@ -16,7 +16,6 @@
 #include <utility>
 
 #include "kernels/matmul-inl.h"
-#include "runtime/fp_env.h"
 #include "runtime/limits.h"
 #include "runtime/partition.h"
 #include "runtime/threads.h"
@@ -41,8 +40,6 @@ HWY_EXPORT(MatmulTable);
 
 namespace {
 
-// A task of this much takes some 20 ms: the caller's Ctrl-C is looked at between two of them.
-constexpr double kTaskFlops = 5e8;
 // What is packed at once and shared by all threads.
 constexpr size_t kSharedBytes = size_t{16} << 20;
 constexpr size_t kStackBytes = size_t{32} << 10;
@@ -50,8 +47,6 @@ constexpr size_t kStackBytes = size_t{32} << 10;
 constexpr size_t kSerialPackBytes = size_t{64} << 10;
 // This many depth blocks are packed at once.
 constexpr size_t kSharedDepth = 32;
-// The right operand of a product that is computed along with a sum over its rows.
-constexpr size_t kWalkedElements = 65536;
 
 // Memory that a thread keeps between its tasks.
 class ThreadScratch {
@@ -207,13 +202,9 @@ void Contraction::Clear(const Item& item) const {
 template <typename T>
 void Contraction::MergeAs(const Item& item, size_t slabs, T* sums) const {
   const size_t size = item.m * item.n;
-  for (size_t step = 1; step < slabs; step *= 2) {
-    for (size_t slab = 0; slab + step < slabs; slab += 2 * step) {
-      T* const to = sums + slab * size;
-      const T* const from = sums + (slab + step) * size;
-      for (size_t i = 0; i < size; ++i) to[i] += from[i];
-    }
-  }
+  MergeTree(slabs, [&](size_t into, size_t from) {
+    for (size_t i = 0; i < size; ++i) sums[into * size + i] += sums[from * size + i];
+  });
   T* const c = reinterpret_cast<T*>(item.c);
   for (size_t i = 0; i < item.m; ++i) {
     for (size_t j = 0; j < item.n; ++j) {
@@ -393,7 +384,7 @@ Outcome Contraction::Run(std::span<Piece> pieces) {
   });
   if (!packed) return Outcome::kInterrupted;
   std::atomic<bool> failed = false;
-  const bool done = For(tasks, true, [&](size_t task) {
+  const auto tile = [&](size_t task) {
     const Piece* piece = pieces.data();
     for (; task >= piece->Tasks(); ++piece) task -= piece->Tasks();
     const Range rows = piece->row_blocks(task % piece->row_blocks.tasks);
@@ -407,8 +398,8 @@ Outcome Contraction::Run(std::span<Piece> pieces) {
       shared = {piece->packed, nullptr, piece->columns};
     }
     if (!Tile(piece->item, rows, columns, piece->depth, shared)) failed = true;
-  });
-  if (!done) return Outcome::kInterrupted;
+  };
+  if (!ParallelFor(tasks, tile, poll_)) return Outcome::kInterrupted;
   return failed ? Outcome::kOutOfMemory : Outcome::kDone;
 }
 

@@ -14,6 +14,10 @@ namespace pullback {
 
 // Less arithmetic than this is done before a parked worker would have woken.
 inline constexpr double kParallelFlops = 4e5;
+// A task of this much takes some 20 ms: the caller's Ctrl-C is looked at between two of them.
+inline constexpr double kTaskFlops = 5e8;
+// A right operand of at most so much stays in L2, and is walked anew for each block of rows.
+inline constexpr size_t kWalkedElements = 65536;
 // Up to here, operands that are read a few times are not worth packing.
 inline constexpr size_t kUnpackedColumns = 64;
 // As many products as are computed as one.

@@ -97,8 +97,8 @@ HWY_EXPORT(FormSlab);
 
 namespace {
 
-constexpr size_t kPadding = 8;  // doubles in the longest vector
-constexpr size_t kParallelElements = size_t{1} << 17;
+// Less of X is read before a parked worker would have woken.
+constexpr size_t kParallelMatrix = size_t{1} << 17;
 
 // Not inlined: the caller guards the floating-point environment.
 HWY_NOINLINE bool Run(const BilinearForm& form, const Partition& slabs, size_t width, double* sums,
@@ -110,17 +110,15 @@ HWY_NOINLINE bool Run(const BilinearForm& form, const Partition& slabs, size_t w
     std::fill(sum, sum + width, 0.0);
     kernel(form, begin, end, Xv, sum);
   };
-  if (form.rows * form.cols < kParallelElements) {
+  if (form.rows * form.cols < kParallelMatrix) {
     for (size_t slab = 0; slab < slabs.tasks; ++slab) sum_slab(slab);
   } else if (!ParallelFor(slabs.tasks, sum_slab, poll)) {
     return false;
   }
   auto* const add = Blocks().add[static_cast<size_t>(DType::kFloat64)];
-  for (size_t step = 1; step < slabs.tasks; step *= 2) {
-    for (size_t slab = 0; slab + step < slabs.tasks; slab += 2 * step) {
-      add(sums + (slab + step) * width, sums + slab * width, form.cols);
-    }
-  }
+  MergeTree(slabs.tasks, [&](size_t to, size_t from) {
+    add(sums + from * width, sums + to * width, form.cols);
+  });
   if (slabs.tasks > 0) {
     std::copy(sums, sums + form.cols, uX);
   } else {
@@ -136,7 +134,7 @@ HWY_NOINLINE bool Run(const BilinearForm& form, const Partition& slabs, size_t w
 Outcome BilinearGradients(const BilinearForm& form, double* value, double* Xv, double* uX,
                           Poll* poll) {
   const Partition slabs = RowPartition(form.rows, form.cols * ItemSize(form.dtype));
-  const size_t width = (form.cols / kPadding + 1) * kPadding;
+  const size_t width = PadDoubles(form.cols);
   const std::unique_ptr<double[]> sums(new (std::nothrow) double[slabs.tasks * width + 1]);
   if (!sums) return Outcome::kOutOfMemory;
   const ScopedDefaultFpEnv fp_env;

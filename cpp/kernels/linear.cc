@@ -9,7 +9,6 @@
 #include <array>
 #include <atomic>
 #include <cstring>
-#include <optional>
 
 #include "kernels/blocks.h"
 #include "kernels/contraction.h"
@@ -18,9 +17,6 @@
 namespace pullback {
 namespace {
 
-// Larger weights are not walked anew for each block of rows: X W is then a product of its own.
-constexpr size_t kWalkedWeights = 65536;
-
 class Layer {
  public:
   Layer(const LinearLayer& layer, Poll* poll)
@@ -28,9 +24,7 @@ class Layer {
         size_(ItemSize(layer.dtype)),
         run_(layer.dtype, poll),
         blocks_(PartitionBy(layer.rows, run_.kernels().depth)),
-        parallel_(2.0 * static_cast<double>(layer.rows) * static_cast<double>(layer.k + 8) *
-                      static_cast<double>(layer.n) >=
-                  kParallelFlops) {}
+        parallel_(2 * Multiplications(layer) >= kParallelFlops) {}
 
   Outcome Value(const Matrix& out);
   Outcome Vjp(const LinearCotangents& cotangents);
@@ -61,6 +55,12 @@ class Layer {
     for (size_t row = rows.begin; row < rows.end; ++row) {
       std::memcpy(Row(to, row), layer_.bias, layer_.n * size_);
     }
+  }
+
+  // Rows of X W + b, with W packed in `shared`; false when there is no memory.
+  bool AffineRows(const Item& item, Range rows, const Shared& shared) const {
+    Preset({item.c, item.c_row, 1}, rows);
+    return run_.Tile(item, rows, {0, item.n}, {0, item.k}, shared);
   }
 
   // kernel(in..., to) -> to, row by row where rows do not follow each other.
@@ -99,7 +99,7 @@ Outcome Layer::MakeAffine(const Matrix& to, FunctionRef<void(Range)> finish) {
   const auto each = [&](auto&& body) {
     return run_.For(blocks_.tasks, parallel_, [&](size_t block) { body(blocks_(block)); });
   };
-  if (item.k == 0 || item.k * item.n > kWalkedWeights) {
+  if (item.k == 0 || item.k * item.n > kWalkedElements) {
     if (!each([&](Range rows) { Preset(to, rows); })) return Outcome::kInterrupted;
     if (const Outcome outcome = run_.Together({&item, 1}); outcome != Outcome::kDone) {
       return outcome;
@@ -111,8 +111,7 @@ Outcome Layer::MakeAffine(const Matrix& to, FunctionRef<void(Range)> finish) {
   const Shared shared = run_.Share(item, packed.get());
   std::atomic<bool> failed = false;
   const bool done = each([&](Range rows) {
-    Preset(to, rows);
-    if (!run_.Tile(item, rows, {0, item.n}, {0, item.k}, shared)) failed = true;
+    if (!AffineRows(item, rows, shared)) failed = true;
     finish(rows);
   });
   if (!done) return Outcome::kInterrupted;
@@ -127,20 +126,9 @@ Outcome Layer::Value(const Matrix& out) {
 
 void Layer::MergeBias(double* sums, void* to) const {
   const size_t n = layer_.n, blocks = blocks_.tasks;
-  for (size_t step = 1; step < blocks; step *= 2) {
-    for (size_t block = 0; block + step < blocks; block += 2 * step) {
-      Blocks().add[static_cast<size_t>(DType::kFloat64)](sums + (block + step) * n,
-                                                         sums + block * n, n);
-    }
-  }
-  for (size_t j = 0; j < n; ++j) {
-    const double sum = blocks > 0 ? sums[j] : 0.0;
-    if (layer_.dtype == DType::kFloat64) {
-      static_cast<double*>(to)[j] = sum;
-    } else {
-      static_cast<float*>(to)[j] = static_cast<float>(sum);
-    }
-  }
+  auto* const add = Blocks().add[static_cast<size_t>(DType::kFloat64)];
+  MergeTree(blocks, [&](size_t into, size_t from) { add(sums + from * n, sums + into * n, n); });
+  for (size_t j = 0; j < n; ++j) Write(blocks > 0 ? sums[j] : 0.0, layer_.dtype, to, j);
 }
 
 Outcome Layer::Vjp(const LinearCotangents& cotangents) {
@@ -196,10 +184,8 @@ Outcome Layer::Vjp(const LinearCotangents& cotangents) {
                       false};
   }
 
-  const bool walks =
-      count == 2 && k * n <= kWalkedWeights && k > 0 && run_.Walks(items[0], items[1]);
   Outcome outcome = Outcome::kDone;
-  if (walks) {
+  if (count == 2 && run_.Walks(items[0], items[1])) {
     // X W + b, its activation, both products and the bias' sum: X, G and H are in the cache.
     const Item affine = Affine(h);
     const Memory packed(layer_.activation != nullptr ? run_.SharedBytes(affine) : 0);
@@ -208,10 +194,7 @@ Outcome Layer::Vjp(const LinearCotangents& cotangents) {
     if (layer_.activation != nullptr) shared = run_.Share(affine, packed.get());
     std::atomic<bool> failed = false;
     const auto make = [&](Range range) {
-      if (layer_.activation != nullptr) {
-        Preset(h, range);
-        if (!run_.Tile(affine, range, {0, n}, {0, k}, shared)) failed = true;
-      }
+      if (layer_.activation != nullptr && !AffineRows(affine, range, shared)) failed = true;
       finish(range);
     };
     const MakeRows make_rows(make);

@@ -20,6 +20,12 @@ struct LinearLayer {
   const OpKernels* activation;  // of one operand; null for none
 };
 
+// About as many as a layer takes for X W, its bias and its activation.
+inline double Multiplications(const LinearLayer& layer) {
+  return static_cast<double>(layer.rows) * static_cast<double>(layer.k + 8) *
+         static_cast<double>(layer.n);
+}
+
 // Overwrites `out` (rows, n), whose rows are contiguous.
 Outcome LinearValue(const LinearLayer& layer, const Matrix& out, Poll* poll);
 

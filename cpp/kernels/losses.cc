@@ -12,6 +12,7 @@
 #include <memory>
 #include <new>
 
+#include "kernels/blocks.h"
 #include "kernels/losses-inl.h"
 #include "kernels/losses.h"
 #include "ops/losses-inl.h"
@@ -95,7 +96,7 @@ class BlockTree {
 // What one call works with: the fixed slabs of rows and the scratch memory for their sums.
 struct Plan {
   explicit Plan(const LinearModel& model)
-      : padded((model.cols / kLossPadding + 1) * kLossPadding),
+      : padded(PadDoubles(model.cols)),
         width(kSumW + padded),
         row_bytes(model.cols * ItemSize(model.x_dtype)),
         slabs(RowPartition(model.rows, row_bytes)),
@@ -107,14 +108,6 @@ struct Plan {
   Partition slabs;
   size_t levels;
 };
-
-void Write(double value, DType dtype, void* to, size_t i) {
-  if (dtype == DType::kFloat64) {
-    static_cast<double*>(to)[i] = value;
-  } else {
-    static_cast<float*>(to)[i] = static_cast<float>(value);
-  }
-}
 
 // Not inlined: the caller guards the floating-point environment.
 HWY_NOINLINE bool SumSlabs(LossKernel kernel, const LinearModel& model, const Plan& plan,
@@ -147,11 +140,8 @@ HWY_NOINLINE bool SumSlabs(LossKernel kernel, const LinearModel& model, const Pl
   } else if (!ParallelFor(tasks, sum_slab, poll)) {
     return false;
   }
-  for (size_t step = 1; step < tasks; step *= 2) {
-    for (size_t slab = 0; slab + step < tasks; slab += 2 * step) {
-      Accumulate(sums_of(slab), sums_of(slab + step), plan.width);
-    }
-  }
+  MergeTree(tasks,
+            [&](size_t to, size_t from) { Accumulate(sums_of(to), sums_of(from), plan.width); });
 
   const double* const total = sums_of(0);
   const auto n = static_cast<double>(model.rows);
@@ -169,7 +159,7 @@ HWY_NOINLINE bool SumSlabs(LossKernel kernel, const LinearModel& model, const Pl
 
 Outcome MeanLoss(LossKernel kernel, const LinearModel& model, MeanLossResult& result, Poll* poll) {
   const Plan plan(model);
-  constexpr size_t kAlignment = kLossPadding * sizeof(double);
+  constexpr size_t kAlignment = kDoublePadding * sizeof(double);
   constexpr size_t kStackDoubles = 1024;
   alignas(kAlignment) double stack[kStackDoubles];
   std::unique_ptr<double[]> heap;

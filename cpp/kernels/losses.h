@@ -28,7 +28,6 @@ struct LinearModel {
 // Where a block's sums lie: the loss, its gradient in b, and from kSumW its gradient in w. w and
 // the gradient in w are padded to at least one whole vector more than fits.
 inline constexpr size_t kSumLoss = 0, kSumB = 1, kSumW = 8;
-inline constexpr size_t kLossPadding = 8;
 
 // Overwrites `sums` with those over rows [begin, end), at most kLossBlock of them. `w` is float64
 // and zero-padded. The gradient in w is left alone when !with_gradient.

@@ -19,8 +19,6 @@ namespace {
 
 // A single item with less is left to one thread when there are many items.
 constexpr double kSerialItemFlops = 4e6;
-// A single item with more is a job of its own, so that Ctrl-C is looked at within it.
-constexpr double kMaxSerialFlops = 5e8;
 // Tasks of a batch: some 50 us.
 constexpr double kBatchTaskFlops = 2e6;
 // Small items in a row: few enough that what two products share stays in the cache.
@@ -124,22 +122,11 @@ Outcome Batch(Contraction& run, std::span<const Product> products, size_t count)
     first[i] = ItemOf(products[i], swapped[i]);
     flops += Flops(first[i]);
   }
-  if (count == 1 && flops < kParallelFlops) {
-    // The shortest way for the smallest products.
-    for (size_t i = 0; i < products.size(); ++i) {
-      if (run.IsSmall(first[i])) {
-        run.Small(first[i], 1, 0, 0, 0);
-      } else if (const Outcome outcome = run.Serial(first[i]); outcome != Outcome::kDone) {
-        return outcome;
-      }
-    }
-    return Outcome::kDone;
-  }
   if (count == 1) {
     return run.Together({first.data(), products.size()});
   }
-  if (flops >= kMaxSerialFlops ||
-      (flops >= kSerialItemFlops && count < 4 * Contraction::Threads())) {
+  // An item of more than a task is a job of its own.
+  if (flops >= kTaskFlops || (flops >= kSerialItemFlops && count < 4 * Contraction::Threads())) {
     for (size_t index = 0; index < count; ++index) {
       std::array<Item, kMaxTogether> items;
       for (size_t i = 0; i < products.size(); ++i) {
