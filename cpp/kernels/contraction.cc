@@ -45,6 +45,10 @@ constexpr size_t kSharedBytes = size_t{16} << 20;
 constexpr size_t kStackBytes = size_t{32} << 10;
 // Less than this is packed on one thread.
 constexpr size_t kSerialPackBytes = size_t{64} << 10;
+// So many tasks balance the threads; blocks of fewer rows would wait for the shared operand, which
+// each of them reads whole.
+constexpr size_t kTasksPerThread = 6;
+constexpr size_t kLeastRows = 48;
 // This many depth blocks are packed at once.
 constexpr size_t kSharedDepth = 32;
 
@@ -70,10 +74,26 @@ class ThreadScratch {
   size_t bytes_ = 0;
 };
 
-// Cuts `n` into blocks of whole panels, about `blocks` of them.
-Partition PanelPartition(size_t n, size_t panel, size_t blocks) {
-  return PartitionBy(n,
-                     std::max(CeilDiv(n, std::max(blocks, size_t{1}) * panel), size_t{1}) * panel);
+// A range cut into blocks of whole panels that differ by one panel at most: a narrow block at the
+// end would read the other operand for little.
+struct PanelPartition {
+  Range range;
+  size_t panel, tasks;
+
+  size_t Panels() const { return CeilDiv(range.size(), panel); }
+  size_t Longest() const { return CeilDiv(Panels(), tasks) * panel; }
+  Range operator()(size_t task) const {
+    const auto bound = [&](size_t t) {
+      return std::min(range.begin + Panels() * t / tasks * panel, range.end);
+    };
+    return {bound(task), bound(task + 1)};
+  }
+};
+
+// Blocks of at most `most` columns or rows, if a panel is not wider.
+PanelPartition PanelsOf(Range range, size_t panel, size_t most) {
+  const size_t panels = CeilDiv(range.size(), panel);
+  return {range, panel, std::max(CeilDiv(panels, std::max(most / panel, size_t{1})), size_t{1})};
 }
 
 }  // namespace
@@ -85,8 +105,8 @@ Contraction::Contraction(DType dtype, Poll* poll)
 
 // Of a packed left operand: a quarter of L2, whose sets are shared unevenly.
 size_t Contraction::LeftRows() const {
-  const size_t rows = L2CacheBytes() / 4 / (kernels_.depth * size_) / kernels_.rows;
-  return std::max(rows, size_t{1}) * kernels_.rows;
+  const size_t panels = L2CacheBytes() / 4 / (kernels_.depth * size_) / kernels_.rows;
+  return std::max(panels, size_t{1}) * kernels_.rows;
 }
 
 // Of a right operand that a task packs for itself.
@@ -124,13 +144,13 @@ bool Contraction::Tile(const Item& item, Range rows, Range columns, Range depth,
   const size_t deepest = std::min(depth.size(), kernels_.depth);
   const bool pack_a =
       shared.a == nullptr && (columns.size() > kUnpackedColumns || depth.end > item.a.inner);
-  const size_t a_rows = std::min(RoundUp(rows.size(), kernels_.rows), LeftRows());
-  const size_t b_columns =
-      shared.b != nullptr ? columns.size()
-                          : std::min(RoundUp(columns.size(), kernels_.columns), RightColumns());
+  const PanelPartition row_blocks = PanelsOf(rows, kernels_.rows, LeftRows());
+  const PanelPartition column_blocks =
+      PanelsOf(columns, kernels_.columns, shared.b != nullptr ? columns.size() : RightColumns());
   const size_t b_bytes =
-      shared.b != nullptr ? 0 : RoundUp(b_columns * deepest * size_, Memory::kAlignment);
-  const size_t a_bytes = pack_a ? a_rows * deepest * size_ : 0;
+      shared.b != nullptr ? 0
+                          : RoundUp(column_blocks.Longest() * deepest * size_, Memory::kAlignment);
+  const size_t a_bytes = pack_a ? row_blocks.Longest() * deepest * size_ : 0;
   alignas(Memory::kAlignment) char stack[kStackBytes];
   char* scratch = stack;
   if (a_bytes + b_bytes > kStackBytes) {
@@ -145,8 +165,9 @@ bool Contraction::Tile(const Item& item, Range rows, Range columns, Range depth,
   block.a_packed = pack_a || shared.a != nullptr;
   block.c_row = item.c_row;
   block.c_col = item.c_col;
-  for (size_t j = columns.begin; j < columns.end; j += b_columns) {
-    const Range right{j, std::min(j + b_columns, columns.end)};
+  for (size_t right_block = 0; right_block < column_blocks.tasks; ++right_block) {
+    const Range right = column_blocks(right_block);
+    const size_t j = right.begin;
     for (size_t p = depth.begin; p < depth.end; p += kernels_.depth) {
       const Range along{p, std::min(p + kernels_.depth, depth.end)};
       const size_t done = p - depth.begin;
@@ -158,8 +179,9 @@ bool Contraction::Tile(const Item& item, Range rows, Range columns, Range depth,
         block.b = scratch;
       }
       block.add = item.add || p > depth.begin;
-      for (size_t i = rows.begin; i < rows.end; i += a_rows) {
-        const Range left{i, std::min(i + a_rows, rows.end)};
+      for (size_t left_block = 0; left_block < row_blocks.tasks; ++left_block) {
+        const Range left = row_blocks(left_block);
+        const size_t i = left.begin;
         if (shared.a != nullptr) {
           block.a = shared.a + Bytes(done * RoundUp(item.m, kernels_.rows) + i * along.size());
         } else if (pack_a) {
@@ -317,28 +339,33 @@ struct Piece {
   Item item;
   bool shares_b;
   Range columns, depth;
-  Partition row_blocks, column_blocks;  // the tasks: every pair
-  Partition pack_blocks;                // of the shared operand's panels, for each depth block
+  PanelPartition row_blocks, column_blocks;  // the tasks: every pair
+  PanelPartition pack_blocks;                // of the shared operand, for each depth block
   char* packed = nullptr;
 
   size_t Tasks() const { return row_blocks.tasks * column_blocks.tasks; }
 };
 
 Piece Contraction::PieceOf(const Item& item, Range columns, Range depth) const {
-  Piece piece{item, item.n <= item.m, columns, depth, {}, {}, {}};
+  const Range all{0, item.m};
   const size_t m = item.m, n = columns.size();
-  const size_t wanted = std::max(
-      4 * Threads(), static_cast<size_t>(2.0 * static_cast<double>(m) * static_cast<double>(n) *
-                                         static_cast<double>(depth.size()) / kTaskFlops));
   const size_t rows = kernels_.rows, cols = kernels_.columns;
+  const size_t wanted =
+      std::max(kTasksPerThread * Threads(),
+               static_cast<size_t>(2.0 * static_cast<double>(m) * static_cast<double>(n) *
+                                   static_cast<double>(depth.size()) / kTaskFlops));
+  Piece piece{item, item.n <= item.m, columns, depth, {}, {}, {}};
   if (piece.shares_b) {
-    piece.row_blocks = PanelPartition(m, rows, wanted);
-    piece.column_blocks = PanelPartition(n, cols, CeilDiv(wanted, piece.row_blocks.tasks));
-    piece.pack_blocks = PanelPartition(n, cols, Threads());
+    piece.row_blocks =
+        PanelsOf(all, rows, std::min(std::max(CeilDiv(m, wanted), kLeastRows), LeftRows()));
+    piece.column_blocks =
+        PanelsOf(columns, cols, CeilDiv(n, CeilDiv(wanted, piece.row_blocks.tasks)));
+    piece.pack_blocks = PanelsOf(columns, cols, CeilDiv(n, Threads()));
   } else {
-    piece.column_blocks = PanelPartition(n, cols, wanted);
-    piece.row_blocks = PanelPartition(m, rows, CeilDiv(wanted, piece.column_blocks.tasks));
-    piece.pack_blocks = PanelPartition(m, rows, Threads());
+    piece.column_blocks =
+        PanelsOf(columns, cols, std::min(std::max(CeilDiv(n, wanted), kLeastRows), RightColumns()));
+    piece.row_blocks = PanelsOf(all, rows, CeilDiv(m, CeilDiv(wanted, piece.column_blocks.tasks)));
+    piece.pack_blocks = PanelsOf(all, rows, CeilDiv(m, Threads()));
   }
   return piece;
 }
@@ -371,15 +398,16 @@ Outcome Contraction::Run(std::span<Piece> pieces) {
       task -= own;
     }
     const size_t done = task / piece->pack_blocks.tasks * kDepth;
-    const auto [begin, end] = piece->pack_blocks(task % piece->pack_blocks.tasks);
+    const Range across = piece->pack_blocks(task % piece->pack_blocks.tasks);
     const Range along{piece->depth.begin + done,
                       std::min(piece->depth.begin + done + kDepth, piece->depth.end)};
-    char* const target = piece->packed + Bytes(done * shared_width(*piece) + begin * along.size());
+    const size_t first = piece->shares_b ? piece->columns.begin : 0;
+    char* const target =
+        piece->packed + Bytes(done * shared_width(*piece) + (across.begin - first) * along.size());
     if (piece->shares_b) {
-      const size_t first = piece->columns.begin;
-      PackRange(piece->item.b, kernels_.columns, {first + begin, first + end}, along, target);
+      PackRange(piece->item.b, kernels_.columns, across, along, target);
     } else {
-      PackRange(piece->item.a, kernels_.rows, {begin, end}, along, target);
+      PackRange(piece->item.a, kernels_.rows, across, along, target);
     }
   });
   if (!packed) return Outcome::kInterrupted;
@@ -388,9 +416,7 @@ Outcome Contraction::Run(std::span<Piece> pieces) {
     const Piece* piece = pieces.data();
     for (; task >= piece->Tasks(); ++piece) task -= piece->Tasks();
     const Range rows = piece->row_blocks(task % piece->row_blocks.tasks);
-    Range columns = piece->column_blocks(task / piece->row_blocks.tasks);
-    columns.begin += piece->columns.begin;
-    columns.end += piece->columns.begin;
+    const Range columns = piece->column_blocks(task / piece->row_blocks.tasks);
     Shared shared;
     if (piece->shares_b) {
       shared = {nullptr, piece->packed, piece->columns};
@@ -444,8 +470,9 @@ Outcome Contraction::Together(std::span<const Item> items, const MakeRows* make_
       continue;
     }
     // Too much to pack at once.
-    const Partition columns =
-        PanelPartition(item.n, kernels_.columns, CeilDiv(width * deepest * size_, kSharedBytes));
+    const PanelPartition columns =
+        PanelsOf({0, item.n}, kernels_.columns,
+                 CeilDiv(item.n, CeilDiv(width * deepest * size_, kSharedBytes)));
     for (size_t j = 0; j < columns.tasks; ++j) {
       Item part = item;
       for (size_t p = 0; p < item.k; p += deepest) {

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <utility>
 
@@ -147,44 +148,88 @@ struct MicroKernels {
 };
 
 #if HWY_TARGET != HWY_SCALAR
-// to[p * width + i] = from[i * across + p] for kStrip rows i, in registers of 128 bits.
+// to[p * width + i] = from[i * across + p] for kRows rows i and as many p as registers of 128 bits
+// have lanes.
 template <size_t kStrip, typename T>
-HWY_INLINE void TransposeStrip(const T* HWY_RESTRICT from, ptrdiff_t across, size_t depth,
-                               T* HWY_RESTRICT to, size_t width) {
+HWY_INLINE void TransposeBlock(const T* HWY_RESTRICT from, ptrdiff_t across, T* HWY_RESTRICT to,
+                               size_t width) {
   constexpr size_t kSide = 16 / sizeof(T);
   const hn::FixedTag<T, kSide> d;
+  const auto x0 = hn::LoadU(d, from);
+  const auto x1 = hn::LoadU(d, from + across);
+  if constexpr (kStrip == 4) {
+    const auto x2 = hn::LoadU(d, from + 2 * across);
+    const auto x3 = hn::LoadU(d, from + 3 * across);
+    const auto l02 = hn::InterleaveLower(d, x0, x2), u02 = hn::InterleaveUpper(d, x0, x2);
+    const auto l13 = hn::InterleaveLower(d, x1, x3), u13 = hn::InterleaveUpper(d, x1, x3);
+    hn::StoreU(hn::InterleaveLower(d, l02, l13), d, to);
+    hn::StoreU(hn::InterleaveUpper(d, l02, l13), d, to + width);
+    hn::StoreU(hn::InterleaveLower(d, u02, u13), d, to + 2 * width);
+    hn::StoreU(hn::InterleaveUpper(d, u02, u13), d, to + 3 * width);
+  } else if constexpr (kSide == 4) {
+    const hn::Half<decltype(d)> half;
+    const auto lower = hn::InterleaveLower(d, x0, x1), upper = hn::InterleaveUpper(d, x0, x1);
+    hn::StoreU(hn::LowerHalf(half, lower), half, to);
+    hn::StoreU(hn::UpperHalf(half, lower), half, to + width);
+    hn::StoreU(hn::LowerHalf(half, upper), half, to + 2 * width);
+    hn::StoreU(hn::UpperHalf(half, upper), half, to + 3 * width);
+  } else {
+    hn::StoreU(hn::InterleaveLower(d, x0, x1), d, to);
+    hn::StoreU(hn::InterleaveUpper(d, x0, x1), d, to + width);
+  }
+}
+
+// All rows of a panel together: that many streams of memory are read at a time.
+template <size_t kCount, typename T>
+HWY_INLINE void TransposeRows(const T* HWY_RESTRICT from, ptrdiff_t across, size_t depth,
+                              T* HWY_RESTRICT to, size_t width) {
+  constexpr size_t kSide = 16 / sizeof(T);
   size_t p = 0;
   for (; p + kSide <= depth; p += kSide, to += kSide * width) {
-    const auto x0 = hn::LoadU(d, from + p);
-    const auto x1 = hn::LoadU(d, from + across + p);
-    if constexpr (kStrip == 4) {
-      const auto x2 = hn::LoadU(d, from + 2 * across + p);
-      const auto x3 = hn::LoadU(d, from + 3 * across + p);
-      const auto l02 = hn::InterleaveLower(d, x0, x2), u02 = hn::InterleaveUpper(d, x0, x2);
-      const auto l13 = hn::InterleaveLower(d, x1, x3), u13 = hn::InterleaveUpper(d, x1, x3);
-      hn::StoreU(hn::InterleaveLower(d, l02, l13), d, to);
-      hn::StoreU(hn::InterleaveUpper(d, l02, l13), d, to + width);
-      hn::StoreU(hn::InterleaveLower(d, u02, u13), d, to + 2 * width);
-      hn::StoreU(hn::InterleaveUpper(d, u02, u13), d, to + 3 * width);
-    } else if constexpr (kSide == 4) {
-      const hn::Half<decltype(d)> half;
-      const auto lower = hn::InterleaveLower(d, x0, x1), upper = hn::InterleaveUpper(d, x0, x1);
-      hn::StoreU(hn::LowerHalf(half, lower), half, to);
-      hn::StoreU(hn::UpperHalf(half, lower), half, to + width);
-      hn::StoreU(hn::LowerHalf(half, upper), half, to + 2 * width);
-      hn::StoreU(hn::UpperHalf(half, upper), half, to + 3 * width);
-    } else {
-      hn::StoreU(hn::InterleaveLower(d, x0, x1), d, to);
-      hn::StoreU(hn::InterleaveUpper(d, x0, x1), d, to + width);
+    constexpr size_t kSquares = kCount / kSide * kSide;
+    PB_UNROLL
+    for (size_t i = 0; i < kSquares; i += kSide) {
+      TransposeBlock<kSide>(from + static_cast<ptrdiff_t>(i) * across + p, across, to + i, width);
+    }
+    if constexpr (kCount % kSide != 0) {
+      TransposeBlock<2>(from + static_cast<ptrdiff_t>(kSquares) * across + p, across, to + kSquares,
+                        width);
     }
   }
   for (; p < depth; ++p, to += width) {
-    for (size_t s = 0; s < kStrip; ++s) {
-      to[s] = from[static_cast<ptrdiff_t>(s) * across + static_cast<ptrdiff_t>(p)];
+    for (size_t i = 0; i < kCount; ++i) {
+      to[i] = from[static_cast<ptrdiff_t>(i) * across + static_cast<ptrdiff_t>(p)];
     }
   }
 }
 #endif
+
+template <size_t kCount, typename T>
+HWY_INLINE void Copy(const T* HWY_RESTRICT from, T* HWY_RESTRICT to) {
+  if constexpr (kCount > 0) {
+    constexpr size_t kLanes = std::min(std::bit_floor(kCount), hn::MaxLanes(hn::ScalableTag<T>()));
+    const hn::CappedTag<T, kLanes> d;
+    hn::StoreU(hn::LoadU(d, from), d, to);
+    Copy<kCount - kLanes>(from + kLanes, to + kLanes);
+  }
+}
+
+// Whole panels side by side, `width` contiguous elements `along` apart, a few of them a time: a
+// panel's lines are written once while they are in L1, where panels displace each other, and rows
+// are read in the order of memory.
+template <size_t kWidth, typename T>
+HWY_INLINE void PackRows(const T* from, ptrdiff_t along, size_t panels, size_t depth, T* to) {
+  constexpr size_t kStep = 8;
+  for (size_t p = 0; p < depth; p += kStep) {
+    const size_t step = std::min(kStep, depth - p);
+    const T* const rows = from + static_cast<ptrdiff_t>(p) * along;
+    for (size_t i = 0; i < panels; ++i) {
+      const T* row = rows + i * kWidth;
+      T* target = to + (i * depth + p) * kWidth;
+      for (size_t s = 0; s < step; ++s, row += along, target += kWidth) Copy<kWidth>(row, target);
+    }
+  }
+}
 
 // to[p * width + i] = from[i * across + p * along], zeros from `count` to `filled` <= `width`.
 template <typename T>
@@ -212,12 +257,18 @@ HWY_INLINE void PackPanel(size_t width, const T* HWY_RESTRICT from, ptrdiff_t ac
   }
   size_t i = 0;
   if (along == 1) {
+    if (count == kRows) {
+      TransposeRows<kRows>(from, across, depth, to, width);
+      i = kRows;
+    } else if (count == PanelColumns<T>()) {
+      TransposeRows<PanelColumns<T>()>(from, across, depth, to, width);
+      i = count;
+    }
     for (; i + kSide <= count; i += kSide) {
-      TransposeStrip<kSide>(from + static_cast<ptrdiff_t>(i) * across, across, depth, to + i,
-                            width);
+      TransposeRows<kSide>(from + static_cast<ptrdiff_t>(i) * across, across, depth, to + i, width);
     }
     if (kSide > 2 && i + 2 <= count) {
-      TransposeStrip<2>(from + static_cast<ptrdiff_t>(i) * across, across, depth, to + i, width);
+      TransposeRows<2>(from + static_cast<ptrdiff_t>(i) * across, across, depth, to + i, width);
       i += 2;
     }
   }
@@ -235,15 +286,21 @@ HWY_INLINE void PackPanel(size_t width, const T* HWY_RESTRICT from, ptrdiff_t ac
 template <typename T>
 void Pack(size_t width, const void* from, ptrdiff_t across, ptrdiff_t along, size_t count,
           size_t depth, void* to) {
-  const T* source = static_cast<const T*>(from);
+  const T* const source = static_cast<const T*>(from);
   T* const target = static_cast<T*>(to);
-  // Where panels are slices of long rows, memory is read row by row.
-  const size_t step = across == 1 && count > width ? 1 : depth;
-  for (size_t p = 0; p < depth; p += step, source += along) {
-    for (size_t i = 0; i < count; i += width) {
-      PackPanel(width, source + static_cast<ptrdiff_t>(i) * across, across, along,
-                std::min(width, count - i), width, step, target + i * depth + p * width);
+  size_t i = 0;
+  if (across == 1) {
+    const size_t panels = count / width;
+    if (width == kRows) {
+      PackRows<kRows>(source, along, panels, depth, target);
+    } else {
+      PackRows<PanelColumns<T>()>(source, along, panels, depth, target);
     }
+    i = panels * width;
+  }
+  for (; i < count; i += width) {
+    PackPanel(width, source + static_cast<ptrdiff_t>(i) * across, across, along,
+              std::min(width, count - i), width, depth, target + i * depth);
   }
 }
 
