@@ -84,12 +84,16 @@ HWY_INLINE void Softplus(D d, V x, V& y, V& dy) {
   Softplus(d, MakeLogisticCore(d, hn::Neg(hn::Abs(x))), x, y, dy);
 }
 
-// log(cosh(x)) and its first two derivatives, full range; double.
+// log(cosh(x - a)) and its first two derivatives, full range; double. What x - a rounds off is a
+// relative error of the second in the tails.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE void LogCosh(D d, V x, V& y, V& dy, V& d2y) {
-  const V abs = hn::Abs(x);
+HWY_INLINE void LogCosh(D d, V x, V a, V& y, V& dy, V& d2y) {
+  V hi, lo;
+  TwoDiff(x, a, hi, lo);
+  const V abs = hn::Abs(hi);
+  lo = hn::IfThenElseZero(hn::Lt(abs, hn::Set(d, -SigmoidConstants<double>::kMin)), lo);
   V n_hi, n_lo;
-  const LogisticCore<V> c = Tanh(d, x, n_hi, n_lo, dy, d2y);
+  const LogisticCore<V> c = Tanh(d, hi, lo, n_hi, n_lo, dy, d2y);
   // With e = exp(-2 |x|): near 0 half of log(1 + sinh^2), sinh^2 = (1 - e)^2 / (4 e), which loses
   // nothing there; |x| - log(2) + log(1 + e) loses nothing elsewhere.
   const V n = hn::Add(n_hi, n_lo);

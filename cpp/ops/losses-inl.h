@@ -121,7 +121,7 @@ PB_LOSS(exponential, IsSign(d, t)) {
   dloss = hn::Neg(hn::Mul(t, loss));
 }
 
-PB_LOSS(log_cosh, IsFinite(d, t)) { LogCosh(d, hn::Sub(z, t), loss, dloss, d2loss); }
+PB_LOSS(log_cosh, IsFinite(d, t)) { LogCosh(d, z, t, loss, dloss, d2loss); }
 
 PB_LOSS_TABLE_END
 
