@@ -1,13 +1,13 @@
-// The loops of the one-pass losses: rows of X in, sums of loss and gradient out.
+// Dense X, one output: rows in registers or side by side, columns several at a time.
 //
-// A row is needed twice, for its prediction and, scaled by the loss's slope, for the gradient. It
-// is read from memory once and taken from registers or cache the second time; what that takes
-// depends on how long the rows are.
-#if defined(PULLBACK_CPP_KERNELS_LOSSES_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef PULLBACK_CPP_KERNELS_LOSSES_INL_H_
-#undef PULLBACK_CPP_KERNELS_LOSSES_INL_H_
+// An element is needed twice, for its row's prediction and, scaled by the loss's slope, for the
+// gradient. It is read from memory once and taken from cache the second time; so that memory does
+// not idle then, each pass asks for half of the next chunk.
+#if defined(PULLBACK_CPP_KERNELS_DENSE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef PULLBACK_CPP_KERNELS_DENSE_INL_H_
+#undef PULLBACK_CPP_KERNELS_DENSE_INL_H_
 #else
-#define PULLBACK_CPP_KERNELS_LOSSES_INL_H_
+#define PULLBACK_CPP_KERNELS_DENSE_INL_H_
 #endif
 
 #include <hwy/cache_control.h>
@@ -15,8 +15,10 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstddef>
 
+#include "kernels/blocks.h"
 #include "kernels/load-inl.h"
 #include "kernels/losses.h"
 #include "runtime/prefetch.h"
@@ -79,38 +81,12 @@ struct Loader {
   }
 };
 
+inline size_t DenseRowBytes(const Design& X) { return X.cols * ItemSize(X.dtype); }
+
+// A row of kRows, or a column of kColumns.
 template <typename T>
-HWY_INLINE const T* RowOf(const LinearModel& model, size_t row) {
-  return static_cast<const T*>(model.X) + static_cast<ptrdiff_t>(row) * model.x_stride;
-}
-
-// The targets of `count` rows, one a lane.
-template <class D>
-HWY_INLINE hn::Vec<D> LoadTargets(D d, const LinearModel& model, size_t row, size_t count) {
-  const bool whole = count == hn::Lanes(d);
-  if (model.y_dtype == DType::kFloat64) {
-    const double* const y = static_cast<const double*>(model.y) + row;
-    return whole ? Loader<D, double>::Whole(y) : Loader<D, double>::Part(y, count);
-  }
-  const float* const y = static_cast<const float*>(model.y) + row;
-  return whole ? Loader<D, float>::Whole(y) : Loader<D, float>::Part(y, count);
-}
-
-// From the predictions of one group of rows to its share of the sums; dl/dz goes to `slopes`.
-template <class Row, class D, class V>
-HWY_INLINE void Score(D d, const LinearModel& model, size_t row, size_t count, V dot, V& loss_sum,
-                      V& slope_sum, double* HWY_RESTRICT slopes) {
-  const V z = hn::Add(dot, hn::Set(d, model.b));
-  V loss, slope, curvature;
-  Row::Eval(d, z, LoadTargets(d, model, row, count), loss, slope, curvature);
-  if (HWY_UNLIKELY(count < hn::Lanes(d))) {
-    const auto present = hn::FirstN(d, count);
-    loss = hn::IfThenElseZero(present, loss);
-    slope = hn::IfThenElseZero(present, slope);
-  }
-  loss_sum = hn::Add(loss_sum, loss);
-  slope_sum = hn::Add(slope_sum, slope);
-  hn::Store(slope, d, slopes);
+HWY_INLINE const T* LineOf(const Design& X, size_t i) {
+  return static_cast<const T*>(X.data) + static_cast<ptrdiff_t>(i) * X.stride;
 }
 
 // Rows are cut into vectors of at most four lanes unless they are very long. Wider ones straddle
@@ -118,325 +94,380 @@ HWY_INLINE void Score(D d, const LinearModel& model, size_t row, size_t count, V
 // would be mostly empty: eight lanes took 1.4 x the time at 10 columns and 1.2 x at 100.
 using Tag = hn::CappedTag<double, 4>;
 using WideTag = hn::ScalableTag<double>;
-using V = hn::Vec<Tag>;
-constexpr size_t kLanes = hn::MaxLanes(Tag());
+
+// X of at most so many bytes is taken to be in the last-level cache: nothing is fetched ahead.
+constexpr size_t kCachedBytes = size_t{16} << 20;
+// From memory, longer rows are read in wide vectors; even longer ones one by one, or they would
+// have left the cache before the second pass.
+constexpr size_t kLongRowBytes = 4096;
+constexpr size_t kHugeRowBytes = 65536;
+constexpr size_t kRowsAtOnce = 8;
+
+// Every second cache line passed of some rows or columns, their next line is asked for, `ahead`
+// elements on: the first half by Forward, the second by Backward.
+template <typename T, size_t kGroup>
+class Fetch {
+ public:
+  HWY_INLINE Fetch(ptrdiff_t ahead, size_t begin) : ahead_(ahead), next_(begin) {}
+
+  // A prefetch cannot fault: it may lie past the last rows.
+  HWY_INLINE void Pass(const T* const (&x)[kGroup], size_t i) {
+    if (ahead_ == 0 || i < due_) return;
+    for (size_t g = 0; g < kGroup; ++g) PrefetchIntoL2(x[g] + next_ + ahead_);
+    next_ += kLine;
+    due_ += 2 * kLine;
+  }
+
+  static constexpr size_t Half(size_t n) { return n / kLine / 2 * kLine; }
+
+ private:
+  static constexpr size_t kLine = 64 / sizeof(T);
+  ptrdiff_t ahead_;
+  size_t next_, due_ = 0;
+};
 
 // --- rows of a few vectors -----------------------------------------------------------------------
 
-// Up to this many vectors a row the gradient stays in registers.
+// Up to this many vectors a row weights and gradient stay in registers.
 constexpr size_t kShortVectors = 6;
 
-template <class Row, typename T, size_t kVectors>
-class ShortRows {
- public:
-  static void Sum(const LinearModel& model, const double* w, bool with_gradient, size_t begin,
-                  size_t end, double* sums) {
-    ShortRows rows(model, w);
-    // Backward lags a group behind forward, so that it never waits for the slopes (1.2 x faster).
-    Group a, b;
-    size_t row = begin;
-    if (row + kLanes <= end) {
-      rows.template Forward<true>(row, kLanes, a);
-      for (row += kLanes; row + 2 * kLanes <= end; row += 2 * kLanes) {
-        rows.template Forward<true>(row, kLanes, b);
-        rows.template Backward<true>(row - kLanes, kLanes, a, with_gradient);
-        rows.template Forward<true>(row + kLanes, kLanes, a);
-        rows.template Backward<true>(row, kLanes, b, with_gradient);
-      }
-      rows.template Backward<true>(row - kLanes, kLanes, a, with_gradient);
-    }
-    for (; row < end; row += kLanes) {
-      const size_t count = std::min(kLanes, end - row);
-      rows.template Forward<false>(row, count, b);
-      rows.template Backward<false>(row, count, b, with_gradient);
-    }
-    rows.Store(with_gradient, sums);
+template <typename T, size_t kVectors>
+struct ShortRows {
+  using V = hn::Vec<Tag>;
+  static constexpr size_t kLanes = hn::MaxLanes(Tag());
+
+  static HWY_INLINE V Part(const T* row, size_t v, size_t tail) {
+    const T* const p = row + v * kLanes;
+    return v + 1 < kVectors ? Loader<Tag, T>::Whole(p) : Loader<Tag, T>::Part(p, tail);
   }
 
- private:
-  // With 32 registers, rows of so many vectors stay in them between the passes.
-  static constexpr size_t kKept = HWY_TARGET <= HWY_AVX3 && kVectors <= 5 ? kVectors : 0;
-
-  struct Group {
-    V kept[kLanes][kKept + 1];
-    HWY_ALIGN double slopes[kLanes];
-  };
-
-  HWY_INLINE ShortRows(const LinearModel& model, const double* w)
-      : model_(model), tail_(model.cols - (kVectors - 1) * kLanes) {
+  static void Forward(const Design& X, Range rows, const double* w, double b, double* z,
+                      [[maybe_unused]] ptrdiff_t ahead) {
     const Tag d;
+    const size_t tail = X.cols - (kVectors - 1) * kLanes;
+    V weight[kVectors];
+    PB_UNROLL
+    for (size_t v = 0; v < kVectors; ++v) weight[v] = hn::LoadU(d, w + v * kLanes);
+    const V bias = hn::Set(d, b);
+    const auto dot = [&](size_t row) HWY_ATTR {
+      const T* const x = LineOf<T>(X, row);
+      V sum = hn::Mul(weight[0], Part(x, 0, tail));
+      PB_UNROLL
+      for (size_t v = 1; v < kVectors; ++v) sum = hn::MulAdd(weight[v], Part(x, v, tail), sum);
+      return sum;
+    };
+    std::array<V, kLanes> dots;
+    size_t row = rows.begin;
+    for (; row + kLanes <= rows.end; row += kLanes) {
+      PB_UNROLL
+      for (size_t r = 0; r < kLanes; ++r) dots[r] = dot(row + r);
+      hn::StoreU(hn::Add(SumEachRow(d, dots), bias), d, z + (row - rows.begin));
+    }
+    if (row == rows.end) return;
+    for (size_t r = 0; r < kLanes; ++r) dots[r] = row + r < rows.end ? dot(row + r) : hn::Zero(d);
+    hn::StoreU(hn::Add(SumEachRow(d, dots), bias), d, z + (row - rows.begin));
+  }
+
+  static void Backward(const Design& X, Range rows, const double* slopes, double* gw,
+                       [[maybe_unused]] ptrdiff_t ahead) {
+    const Tag d;
+    const size_t tail = X.cols - (kVectors - 1) * kLanes;
+    // Two chains of additions per vector: one alone would wait for its own latency.
+    V even[kVectors], odd[kVectors];
     PB_UNROLL
     for (size_t v = 0; v < kVectors; ++v) {
-      weight_[v] = hn::LoadU(d, w + v * kLanes);
-      gradient_[0][v] = gradient_[1][v] = hn::Zero(d);
+      even[v] = hn::LoadU(d, gw + v * kLanes);
+      odd[v] = hn::Zero(d);
     }
-    loss_sum_ = slope_sum_ = hn::Zero(d);
-  }
-
-  HWY_INLINE V Part(const T* row, size_t v) const {
-    const T* const p = row + v * kLanes;
-    return v + 1 < kVectors ? Loader<Tag, T>::Whole(p) : Loader<Tag, T>::Part(p, tail_);
-  }
-
-  template <bool kFull>
-  HWY_INLINE void Forward(size_t row, size_t count, Group& group) {
-    const Tag d;
-    std::array<V, kLanes> dots;
-    PB_UNROLL
-    for (size_t r = 0; r < kLanes; ++r) {
-      dots[r] = hn::Zero(d);
-      if (!kFull && r >= count) continue;
-      const T* const x = RowOf<T>(model_, row + r);
+    const auto add = [&](size_t r, V(&gradient)[kVectors]) HWY_ATTR {
+      const T* const x = LineOf<T>(X, rows.begin + r);
+      const V slope = hn::Set(d, slopes[r]);
       PB_UNROLL
       for (size_t v = 0; v < kVectors; ++v) {
-        const V part = Part(x, v);
-        if (v < kKept) group.kept[r][v] = part;
-        dots[r] = v == 0 ? hn::Mul(weight_[v], part) : hn::MulAdd(weight_[v], part, dots[r]);
+        gradient[v] = hn::MulAdd(slope, Part(x, v, tail), gradient[v]);
       }
+    };
+    size_t r = 0;
+    for (; r + 2 <= rows.size(); r += 2) {
+      add(r, even);
+      add(r + 1, odd);
     }
-    Score<Row>(d, model_, row, kFull ? kLanes : count, SumEachRow(d, dots), loss_sum_, slope_sum_,
-               group.slopes);
-  }
-
-  template <bool kFull>
-  HWY_INLINE void Backward(size_t row, size_t count, const Group& group, bool with_gradient) {
-    if (!with_gradient) return;
-    const Tag d;
+    if (r < rows.size()) add(r, even);
     PB_UNROLL
-    for (size_t r = 0; r < kLanes; ++r) {
-      if (!kFull && r >= count) break;
-      const T* const x = RowOf<T>(model_, row + r);
-      const V slope = hn::Set(d, group.slopes[r]);
-      PB_UNROLL
-      for (size_t v = 0; v < kVectors; ++v) {
-        const V part = v < kKept ? group.kept[r][v] : Part(x, v);
-        gradient_[r % 2][v] = hn::MulAdd(slope, part, gradient_[r % 2][v]);
-      }
+    for (size_t v = 0; v < kVectors; ++v) {
+      hn::StoreU(hn::Add(even[v], odd[v]), d, gw + v * kLanes);
     }
   }
-
-  HWY_INLINE void Store(bool with_gradient, double* sums) const {
-    const Tag d;
-    PB_UNROLL
-    for (size_t v = 0; v < kVectors && with_gradient; ++v) {
-      hn::StoreU(hn::Add(gradient_[0][v], gradient_[1][v]), d, sums + kSumW + v * kLanes);
-    }
-    sums[kSumB] = SumLanes(d, slope_sum_);
-    sums[kSumLoss] = SumLanes(d, loss_sum_);
-  }
-
-  const LinearModel& model_;
-  const size_t tail_;
-  V weight_[kVectors];
-  // Two chains of additions per vector: one alone would wait for its own latency.
-  V gradient_[2][kVectors];
-  V loss_sum_, slope_sum_;
 };
 
 // --- longer rows ---------------------------------------------------------------------------------
 
-// How the rows of a group are read for their predictions; side by side, the next group is fetched
-// meanwhile, into the cache that is worth it.
-enum class Order { kRowByRow, kSideBySideIntoL1, kSideBySideIntoL2 };
+// Rows side by side: each part of the weights, and of the gradient, is loaded once for all.
+template <typename T, class D, size_t kGroup>
+struct LongRows {
+  using V = hn::Vec<D>;
+  static constexpr size_t kLanes = hn::MaxLanes(D());
+  using Ahead = Fetch<T, kGroup>;
 
-// A group of rows passes twice, the second time from cache.
-template <class Row, typename T, class D, Order kOrder, size_t kGroup>
-class Rows {
- public:
-  static void Sum(const LinearModel& model, const double* w, bool with_gradient, size_t begin,
-                  size_t end, double* sums) {
-    Rows rows(model, w, sums + kSumW);
-    if (with_gradient) std::fill(rows.sum_w_, rows.sum_w_ + rows.whole_ + kLanes, 0.0);
-    size_t row = begin;
-    for (; row + kGroup <= end; row += kGroup) rows.template Add<true>(row, kGroup, with_gradient);
-    if (row < end) rows.template Add<false>(row, end - row, with_gradient);
-    sums[kSumB] = SumLanes(D(), rows.slope_sum_);
-    sums[kSumLoss] = SumLanes(D(), rows.loss_sum_);
+  static HWY_INLINE void Point(const Design& X, size_t row, size_t end, const T* (&x)[kGroup]) {
+    for (size_t r = 0; r < kGroup; ++r) x[r] = LineOf<T>(X, std::min(row + r, end - 1));
+  }
+
+  static void Forward(const Design& X, Range rows, const double* w, double b, double* z,
+                      ptrdiff_t ahead) {
+    const D d;
+    const size_t whole = X.cols / kLanes * kLanes, tail = X.cols - whole;
+    for (size_t row = rows.begin; row < rows.end; row += kGroup) {
+      const T* x[kGroup];
+      Point(X, row, rows.end, x);
+      Ahead fetch(ahead, 0);
+      V dots[kGroup];
+      PB_UNROLL
+      for (V& dot : dots) dot = hn::Zero(d);
+      for (size_t j = 0; j < whole; j += kLanes) {
+        fetch.Pass(x, j);
+        const V weight = hn::LoadU(d, w + j);
+        PB_UNROLL
+        for (size_t r = 0; r < kGroup; ++r) {
+          dots[r] = hn::MulAdd(weight, Loader<D, T>::Whole(x[r] + j), dots[r]);
+        }
+      }
+      if (tail != 0) {
+        const V weight = hn::LoadU(d, w + whole);
+        PB_UNROLL
+        for (size_t r = 0; r < kGroup; ++r) {
+          dots[r] = hn::MulAdd(weight, Loader<D, T>::Part(x[r] + whole, tail), dots[r]);
+        }
+      }
+      double* const to = z + (row - rows.begin);
+      if constexpr (kGroup % kLanes == 0) {
+        PB_UNROLL
+        for (size_t first = 0; first < kGroup; first += kLanes) {
+          std::array<V, kLanes> some;
+          PB_UNROLL
+          for (size_t r = 0; r < kLanes; ++r) some[r] = dots[first + r];
+          hn::StoreU(hn::Add(SumEachRow(d, some), hn::Set(d, b)), d, to + first);
+        }
+      } else {
+        for (size_t r = 0; r < kGroup; ++r) to[r] = SumLanes(d, dots[r]) + b;
+      }
+    }
+  }
+
+  static void Backward(const Design& X, Range rows, const double* slopes, double* gw,
+                       ptrdiff_t ahead) {
+    size_t row = rows.begin;
+    for (; row + kGroup <= rows.end; row += kGroup) {
+      Add<kGroup>(X, row, kGroup, slopes + (row - rows.begin), gw, ahead);
+    }
+    if (row < rows.end) Add<0>(X, row, rows.end - row, slopes + (row - rows.begin), gw, ahead);
   }
 
  private:
-  using V = hn::Vec<D>;
-  static constexpr size_t kLanes = hn::MaxLanes(D());
-  static constexpr size_t kDots = std::max(kGroup, kLanes);
-
-  // Rows read side by side are fetched a group ahead, half of them during each pass, so that memory
-  // never idles: every second cache line passed, the next line of the next rows is asked for.
-  class Fetch {
-   public:
-    HWY_INLINE void Pass(const T* const (&x)[kGroup], size_t j, ptrdiff_t ahead) {
-      if (kOrder == Order::kRowByRow || j < due_) return;
-      for (size_t r = 0; r < kGroup; ++r) {
-        const T* const p = x[r] + fetched_ + ahead;
-        kOrder == Order::kSideBySideIntoL1 ? hwy::Prefetch(p) : PrefetchIntoL2(p);
-      }
-      fetched_ += kLine;
-      due_ += 2 * kLine;
-    }
-    HWY_INLINE void NextPass() { due_ = 0; }
-
-   private:
-    static constexpr size_t kLine = 64 / sizeof(T);
-    size_t fetched_ = 0, due_ = 0;
-  };
-
-  HWY_INLINE Rows(const LinearModel& model, const double* w, double* sum_w)
-      : model_(model),
-        w_(w),
-        sum_w_(sum_w),
-        whole_(model.cols / kLanes * kLanes),
-        tail_(model.cols - whole_),
-        ahead_(static_cast<ptrdiff_t>(kGroup) * model.x_stride),
-        loss_sum_(hn::Zero(D())),
-        slope_sum_(hn::Zero(D())) {}
-
-  template <bool kFull>
-  HWY_INLINE void Add(size_t row, size_t count, bool with_gradient) {
+  template <size_t kFull>
+  static HWY_INLINE void Add(const Design& X, size_t row, size_t count, const double* slopes,
+                             double* gw, ptrdiff_t ahead) {
     const D d;
+    const size_t whole = X.cols / kLanes * kLanes, tail = X.cols - whole;
     const T* x[kGroup];
-    for (size_t r = 0; r < kGroup; ++r) {
-      x[r] = RowOf<T>(model_, row + (kFull ? r : std::min(r, count - 1)));
-    }
-    Fetch fetch;
-    const std::array<V, kDots> dots =
-        kOrder == Order::kRowByRow ? DotsRowByRow(x) : DotsSideBySide(x, fetch);
-    HWY_ALIGN double slopes[kDots] = {};
-    for (size_t first = 0; first < kGroup && first < count; first += kLanes) {
-      std::array<V, kLanes> some;
-      std::copy_n(dots.begin() + first, kLanes, some.begin());
-      Score<Row>(d, model_, row + first,
-                 kFull ? std::min(kLanes, kGroup) : std::min(kLanes, count - first),
-                 SumEachRow(d, some), loss_sum_, slope_sum_, slopes + first);
-    }
-    if (with_gradient) Backward<kFull>(x, count, slopes, fetch);
-  }
-
-  // For rows so long that w does not stay in L1: each part of it serves all rows.
-  HWY_INLINE std::array<V, kDots> DotsSideBySide(const T* const (&x)[kGroup], Fetch& fetch) const {
-    const D d;
-    std::array<V, kDots> dots;
-    for (V& dot : dots) dot = hn::Zero(d);
-    for (size_t j = 0; j < whole_; j += kLanes) {
-      fetch.Pass(x, j, ahead_);
-      const V weight = hn::LoadU(d, w_ + j);
-      PB_UNROLL
-      for (size_t r = 0; r < kGroup; ++r) {
-        dots[r] = hn::MulAdd(weight, Loader<D, T>::Whole(x[r] + j), dots[r]);
-      }
-    }
-    if (tail_ != 0) {
-      const V weight = hn::LoadU(d, w_ + whole_);
-      PB_UNROLL
-      for (size_t r = 0; r < kGroup; ++r) {
-        dots[r] = hn::MulAdd(weight, Loader<D, T>::Part(x[r] + whole_, tail_), dots[r]);
-      }
-    }
-    return dots;
-  }
-
-  // In the order of memory, which the hardware's prefetcher needs: of short rows read side by side
-  // it sees nothing but beginnings (at 100 columns a third of the speed).
-  HWY_INLINE std::array<V, kDots> DotsRowByRow(const T* const (&x)[kGroup]) const {
-    const D d;
-    const auto step = [&](const T* row, size_t j, V sum) HWY_ATTR {
-      return hn::MulAdd(hn::LoadU(d, w_ + j), Loader<D, T>::Whole(row + j), sum);
-    };
-    std::array<V, kDots> dots;
-    for (V& dot : dots) dot = hn::Zero(d);
-    for (size_t r = 0; r < kGroup; ++r) {
-      V s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0;
-      size_t j = 0;
-      for (; j + 4 * kLanes <= whole_; j += 4 * kLanes) {
-        s0 = step(x[r], j, s0);
-        s1 = step(x[r], j + kLanes, s1);
-        s2 = step(x[r], j + 2 * kLanes, s2);
-        s3 = step(x[r], j + 3 * kLanes, s3);
-      }
-      for (; j < whole_; j += kLanes) s0 = step(x[r], j, s0);
-      if (tail_ != 0) {
-        s1 = hn::MulAdd(hn::LoadU(d, w_ + j), Loader<D, T>::Part(x[r] + j, tail_), s1);
-      }
-      dots[r] = hn::Add(hn::Add(s0, s1), hn::Add(s2, s3));
-    }
-    return dots;
-  }
-
-  template <bool kFull>
-  HWY_INLINE void Backward(const T* const (&x)[kGroup], size_t count, const double* slopes,
-                           Fetch& fetch) {
-    const D d;
+    Point(X, row, row + count, x);
+    Ahead fetch(ahead, Ahead::Half(X.cols));
     V slope[kGroup];
-    for (size_t r = 0; r < kGroup; ++r) slope[r] = hn::Set(d, slopes[r]);
-    fetch.NextPass();
-    for (size_t j = 0; j < whole_; j += kLanes) {
-      fetch.Pass(x, j, ahead_);
-      V gradient = hn::LoadU(d, sum_w_ + j);
+    PB_UNROLL
+    for (size_t r = 0; r < kGroup; ++r) {
+      slope[r] = r < count ? hn::Set(d, slopes[r]) : hn::Zero(d);
+    }
+    for (size_t j = 0; j < whole; j += kLanes) {
+      fetch.Pass(x, j);
+      V gradient = hn::LoadU(d, gw + j);
       PB_UNROLL
       for (size_t r = 0; r < kGroup; ++r) {
-        if (!kFull && r >= count) break;
+        if (kFull == 0 && r >= count) break;
         gradient = hn::MulAdd(slope[r], Loader<D, T>::Whole(x[r] + j), gradient);
       }
-      hn::StoreU(gradient, d, sum_w_ + j);
+      hn::StoreU(gradient, d, gw + j);
     }
-    if (tail_ != 0) {
-      V gradient = hn::LoadU(d, sum_w_ + whole_);
+    if (tail != 0) {
+      V gradient = hn::LoadU(d, gw + whole);
+      PB_UNROLL
       for (size_t r = 0; r < kGroup; ++r) {
-        if (!kFull && r >= count) break;
-        gradient = hn::MulAdd(slope[r], Loader<D, T>::Part(x[r] + whole_, tail_), gradient);
+        if (kFull == 0 && r >= count) break;
+        gradient = hn::MulAdd(slope[r], Loader<D, T>::Part(x[r] + whole, tail), gradient);
       }
-      hn::StoreU(gradient, d, sum_w_ + whole_);
+      hn::StoreU(gradient, d, gw + whole);
     }
   }
-
-  const LinearModel& model_;
-  const double* HWY_RESTRICT w_;
-  double* HWY_RESTRICT sum_w_;
-  const size_t whole_, tail_;
-  const ptrdiff_t ahead_;  // also past the last rows: a prefetch cannot fault
-  V loss_sum_, slope_sum_;
 };
 
-// --- by length of the rows -----------------------------------------------------------------------
+// --- rows by their length ------------------------------------------------------------------------
 
-// X of at most so many bytes is taken to be in the last-level cache, where rows side by side cost
-// nothing (at 10000 x 100: 0.75 x the time of row by row, and 3 x from memory).
-constexpr size_t kCachedBytes = size_t{16} << 20;
-// From memory, longer rows are read side by side; even longer ones one by one, or they would have
-// left the cache before the second pass.
-constexpr size_t kLongRowBytes = 4096;
-constexpr size_t kHugeRowBytes = 65536;
+// Half of L1: the other half is for what the stages write, and what is fetched.
+constexpr size_t kChunkBytes = size_t{16} << 10;
 
-template <class Row, typename T>
-void SumLoss(const LinearModel& model, const double* w, bool with_gradient, size_t begin,
-             size_t end, double* sums) {
+inline size_t ChunkOfRows(const Design& X, size_t outputs) {
+  (void)outputs;
+  const size_t bytes = std::max<size_t>(DenseRowBytes(X), 1);
+  if (bytes > kHugeRowBytes) return 1;
+  return std::clamp(std::bit_floor(std::max<size_t>(kChunkBytes / bytes, 1)), kRowsAtOnce,
+                    kLossBlock);
+}
+
+struct RowStages {
+  void (*forward)(const Design& X, Range rows, const double* w, double b, double* z,
+                  ptrdiff_t ahead);
+  void (*backward)(const Design& X, Range rows, const double* slopes, double* gw, ptrdiff_t ahead);
+};
+
+template <class Rows>
+inline constexpr RowStages kRowStages = {Rows::Forward, Rows::Backward};
+
+template <typename T>
+RowStages StagesByLength(const Design& X) {
+  constexpr size_t kLanes = hn::MaxLanes(Tag());
   static_assert(kShortVectors == 6);
-  switch ((model.cols + kLanes - 1) / kLanes) {
+  switch ((X.cols + kLanes - 1) / kLanes) {
     case 0:
     case 1:
-      return ShortRows<Row, T, 1>::Sum(model, w, with_gradient, begin, end, sums);
+      return kRowStages<ShortRows<T, 1>>;
     case 2:
-      return ShortRows<Row, T, 2>::Sum(model, w, with_gradient, begin, end, sums);
+      return kRowStages<ShortRows<T, 2>>;
     case 3:
-      return ShortRows<Row, T, 3>::Sum(model, w, with_gradient, begin, end, sums);
+      return kRowStages<ShortRows<T, 3>>;
     case 4:
-      return ShortRows<Row, T, 4>::Sum(model, w, with_gradient, begin, end, sums);
+      return kRowStages<ShortRows<T, 4>>;
     case 5:
-      return ShortRows<Row, T, 5>::Sum(model, w, with_gradient, begin, end, sums);
+      return kRowStages<ShortRows<T, 5>>;
     case 6:
-      return ShortRows<Row, T, 6>::Sum(model, w, with_gradient, begin, end, sums);
+      return kRowStages<ShortRows<T, 6>>;
     default:
-      const size_t row_bytes = model.cols * sizeof(T);
-      const auto sum = [&](auto rows) { rows(model, w, with_gradient, begin, end, sums); };
-      if (row_bytes > kHugeRowBytes) {
-        return sum(Rows<Row, T, Tag, Order::kRowByRow, 1>::Sum);
-      }
-      if (model.rows * row_bytes <= kCachedBytes) {
-        return sum(Rows<Row, T, Tag, Order::kSideBySideIntoL1, 8>::Sum);
-      }
-      if (row_bytes > kLongRowBytes) {
-        return sum(Rows<Row, T, WideTag, Order::kSideBySideIntoL2, 8>::Sum);
-      }
-      return sum(Rows<Row, T, Tag, Order::kRowByRow, kLanes>::Sum);
+      const size_t row_bytes = DenseRowBytes(X);
+      if (row_bytes > kHugeRowBytes) return kRowStages<LongRows<T, WideTag, 1>>;
+      if (row_bytes > kLongRowBytes) return kRowStages<LongRows<T, WideTag, kRowsAtOnce>>;
+      return kRowStages<LongRows<T, Tag, kRowsAtOnce>>;
   }
+}
+
+// How far ahead of an element its successor in the next chunk lies; 0: nothing is to be fetched.
+inline ptrdiff_t RowsAhead(const Design& X) {
+  if (X.rows * DenseRowBytes(X) <= kCachedBytes) return 0;
+  return static_cast<ptrdiff_t>(ChunkOfRows(X, 1)) * X.stride;
+}
+
+template <typename T>
+void ForwardRows(const Design& X, size_t, Range rows, const double* w, const double* b, double* z,
+                 void*) {
+  StagesByLength<T>(X).forward(X, rows, w, *b, z, RowsAhead(X));
+}
+
+template <typename T>
+void BackwardRows(const Design& X, size_t, Range rows, const double* slopes, double* gw, void*) {
+  StagesByLength<T>(X).backward(X, rows, slopes, gw, RowsAhead(X));
+}
+
+// --- columns -------------------------------------------------------------------------------------
+
+constexpr size_t kColumnsAtOnce = 8;
+
+inline size_t ChunkOfColumns(const Design& X, size_t outputs) {
+  (void)outputs;
+  const size_t bytes = std::max<size_t>(DenseRowBytes(X), 1);
+  constexpr size_t kBytes = size_t{256} << 10;
+  return std::clamp(std::bit_floor(std::max<size_t>(kBytes / bytes, 1)), size_t{64}, kLossBlock);
+}
+
+inline ptrdiff_t ColumnsAhead(const Design& X) {
+  return X.rows * DenseRowBytes(X) <= kCachedBytes ? 0
+                                                   : static_cast<ptrdiff_t>(ChunkOfColumns(X, 1));
+}
+
+// kGroup columns of some rows, one pass over the predictions or slopes.
+template <typename T, size_t kGroup>
+struct Columns {
+  using D = WideTag;
+  using V = hn::Vec<D>;
+  static constexpr size_t kLanes = hn::MaxLanes(D());
+
+  static HWY_INLINE void Point(const Design& X, size_t column, size_t row, const T* (&x)[kGroup]) {
+    for (size_t c = 0; c < kGroup; ++c) x[c] = LineOf<T>(X, column + c) + row;
+  }
+
+  static HWY_INLINE void Forward(const Design& X, size_t column, Range rows, const double* w,
+                                 double* z, ptrdiff_t ahead) {
+    const D d;
+    const size_t whole = rows.size() / kLanes * kLanes, tail = rows.size() - whole;
+    const T* x[kGroup];
+    Point(X, column, rows.begin, x);
+    Fetch<T, kGroup> fetch(ahead, 0);
+    V weight[kGroup];
+    PB_UNROLL
+    for (size_t c = 0; c < kGroup; ++c) weight[c] = hn::Set(d, w[column + c]);
+    for (size_t r = 0; r < whole; r += kLanes) {
+      fetch.Pass(x, r);
+      V sum = hn::LoadU(d, z + r);
+      PB_UNROLL
+      for (size_t c = 0; c < kGroup; ++c) {
+        sum = hn::MulAdd(weight[c], Loader<D, T>::Whole(x[c] + r), sum);
+      }
+      hn::StoreU(sum, d, z + r);
+    }
+    if (tail == 0) return;
+    V sum = hn::LoadU(d, z + whole);
+    PB_UNROLL
+    for (size_t c = 0; c < kGroup; ++c) {
+      sum = hn::MulAdd(weight[c], Loader<D, T>::Part(x[c] + whole, tail), sum);
+    }
+    hn::StoreU(sum, d, z + whole);
+  }
+
+  static HWY_INLINE void Backward(const Design& X, size_t column, Range rows, const double* slopes,
+                                  double* gw, ptrdiff_t ahead) {
+    const D d;
+    const size_t whole = rows.size() / kLanes * kLanes, tail = rows.size() - whole;
+    const T* x[kGroup];
+    Point(X, column, rows.begin, x);
+    Fetch<T, kGroup> fetch(ahead, Fetch<T, kGroup>::Half(rows.size()));
+    V dots[kGroup];
+    PB_UNROLL
+    for (V& dot : dots) dot = hn::Zero(d);
+    for (size_t r = 0; r < whole; r += kLanes) {
+      fetch.Pass(x, r);
+      const V slope = hn::LoadU(d, slopes + r);
+      PB_UNROLL
+      for (size_t c = 0; c < kGroup; ++c) {
+        dots[c] = hn::MulAdd(slope, Loader<D, T>::Whole(x[c] + r), dots[c]);
+      }
+    }
+    if (tail != 0) {
+      const V slope = LoadTail(d, slopes + whole, tail);
+      PB_UNROLL
+      for (size_t c = 0; c < kGroup; ++c) {
+        dots[c] = hn::MulAdd(slope, Loader<D, T>::Part(x[c] + whole, tail), dots[c]);
+      }
+    }
+    for (size_t c = 0; c < kGroup; ++c) gw[column + c] += SumLanes(d, dots[c]);
+  }
+};
+
+template <typename T>
+void ForwardColumns(const Design& X, size_t, Range rows, const double* w, const double* b,
+                    double* z, void*) {
+  const ptrdiff_t ahead = ColumnsAhead(X);
+  std::fill_n(z, PadDoubles(rows.size()), *b);
+  size_t j = 0;
+  for (; j + kColumnsAtOnce <= X.cols; j += kColumnsAtOnce) {
+    Columns<T, kColumnsAtOnce>::Forward(X, j, rows, w, z, ahead);
+  }
+  for (; j < X.cols; ++j) Columns<T, 1>::Forward(X, j, rows, w, z, ahead);
+}
+
+template <typename T>
+void BackwardColumns(const Design& X, size_t, Range rows, const double* slopes, double* gw, void*) {
+  const ptrdiff_t ahead = ColumnsAhead(X);
+  size_t j = 0;
+  for (; j + kColumnsAtOnce <= X.cols; j += kColumnsAtOnce) {
+    Columns<T, kColumnsAtOnce>::Backward(X, j, rows, slopes, gw, ahead);
+  }
+  for (; j < X.cols; ++j) Columns<T, 1>::Backward(X, j, rows, slopes, gw, ahead);
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

@@ -112,6 +112,20 @@ struct LossKernels {
 
 std::span<const LossKernels> LossOps();
 
+// --- what else happens to a chunk ----------------------------------------------------------------
+
+struct ChunkKernels {
+  // *bad: the first that is not finite or negative, or kNoRow.
+  double (*sum_weights)(const double* weight, size_t rows, size_t* bad);
+  // sums[k] += sum_r slopes[r * outputs + k]
+  void (*sum_outputs)(const double* slopes, size_t rows, size_t outputs, double* sums);
+  // gX[r, j] = scale * sum_k slopes[r * outputs + k] w[j * outputs + k], by dtype of gX.
+  void (*write_gx[kDTypes])(const double* slopes, size_t rows, size_t outputs, const double* w,
+                            size_t cols, double scale, void* gX, ptrdiff_t stride);
+};
+
+const ChunkKernels& KernelsOfChunks();
+
 // --- jobs ----------------------------------------------------------------------------------------
 
 // kCurvature writes `kept` alone, kCurved reads it: a Hessian-vector product without the loss.
@@ -157,6 +171,23 @@ struct LossResult {
 // the layout and the target, never on the thread count. Results are untouched unless it is done,
 // `kept` and gX are not.
 Outcome SumLoss(Job job, const LinearProblem& problem, LossResult& result, Poll* poll);
+
+// --- elementwise ---------------------------------------------------------------------------------
+
+// The loss or a derivative at predictions z of (rows, outputs), C-contiguous like y and `out`; a
+// coupled loss has an `out` of (rows,) for kLoss. Computed in float64, rounded once.
+struct PointwiseProblem {
+  const LossKernels* loss;
+  double parameter;
+  size_t rows, outputs;
+  const void* z;
+  DType dtype;  // of z and out
+  const void* y;
+  TargetType y_type;
+};
+
+// `wanted`: one array, not kAll.
+Outcome MapLoss(Wanted wanted, const PointwiseProblem& problem, void* out, Poll* poll);
 
 }  // namespace pullback
 

@@ -29,7 +29,7 @@ class NativeLoss:
         self.__doc__ = twin.__doc__
         self.__module__ = "pullback"
         for method in _METHODS:
-            call = kernels.loss_method(twin.__name__, method, self._convert(kernels, method))
+            call = kernels.loss_method(twin.__name__, 0.0, method, self._convert(kernels, method))
             call.__name__ = method
             call.__qualname__ = f"{self.__qualname__}.{method}"
             call.__module__ = self.__module__
@@ -49,7 +49,7 @@ class NativeLoss:
         def refuse(*arguments: Any) -> Any:
             raise AssertionError(f"{op}: no kernel for converted arguments {arguments}")
 
-        kernel = kernels.loss_method(self.__name__, method, refuse)
+        kernel = kernels.loss_method(self.__name__, 0.0, method, refuse)
 
         def convert(X: Any, y: Any, w: Any, b: Any = None) -> Any:
             arrays = check_arguments(op, X, y, w, b)
