@@ -789,4 +789,5 @@ def _sum_of_others(x: Array) -> Array:
 
 def _exact_sum(x: Array) -> Array:
     """Return the sum over the last axis, kept, rounded once where long double is wider."""
-    return x.sum(axis=-1, dtype=np.longdouble, keepdims=True).astype(np.float64)
+    total = x.sum(axis=-1, dtype=np.longdouble, keepdims=True)
+    return np.asarray(total, np.float64)
