@@ -211,8 +211,8 @@ struct ColumnsOfX {
       const T* from[kTileLanes];
       for (size_t i = 0; i < kTileLanes; ++i) {
         const size_t col = std::min(cols.begin + j + i, cols.end - 1);
-        from[i] = static_cast<const T*>(X.data) + static_cast<ptrdiff_t>(col) * X.stride +
-                  rows.begin;
+        from[i] =
+            static_cast<const T*>(X.data) + static_cast<ptrdiff_t>(col) * X.stride + rows.begin;
       }
       for (size_t r = 0; r < rows.size(); r += kTileLanes) {
         const size_t count = std::min(kTileLanes, rows.size() - r);

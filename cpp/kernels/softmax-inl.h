@@ -157,9 +157,8 @@ class SoftmaxTargets {
           others_ = hn::Add(others_, hn::IfThenZeroElse(IsLargest(k + i), y[i]));
         }
       }
-      const auto good =
-          hn::And(hn::Ge(least, hn::Zero(d)),
-                  hn::Le(hn::Abs(hn::Sub(sum_, one)), hn::Set(d, kTolerance)));
+      const auto good = hn::And(hn::Ge(least, hn::Zero(d)),
+                                hn::Le(hn::Abs(hn::Sub(sum_, one)), hn::Set(d, kTolerance)));
       good_ = hn::IfThenElse(good, one, hn::NaN(d));
     }
   }
@@ -224,15 +223,11 @@ HWY_INLINE void ScoreSoftmax(ScoreChunk& chunk) {
       chunk.bad_row = targets.FirstBad();
     }
 
-    Largest<V> largest;
+    Largest<V> largest{hn::Neg(Infinity(d)), zero};
     for (size_t k = 0; k < chunk.outputs; k += kSoftmaxLanes) {
       const auto z = group.Load(chunk.z, k);
       for (size_t i = 0; i < group.Some(k); ++i) {
-        if (k + i == 0) {
-          largest = {z[0], zero};
-        } else {
-          Update(d, largest, z[i], k + i);
-        }
+        Update(d, largest, z[i], k + i);
       }
     }
 
@@ -279,8 +274,8 @@ HWY_INLINE void ScoreSoftmax(ScoreChunk& chunk) {
         const auto is_largest = hn::Eq(largest.at, hn::Set(d, static_cast<double>(k + i)));
         const V others = hn::IfThenElse(is_largest, rest, hn::Sub(sum, e[i]));
         const V product = hn::Mul(y[i], others);
-        slope[i] = hn::Mul(
-            hn::Div(hn::MulSub(e[i], targets.SumWithout(y[i], k + i), product), sum), weight);
+        slope[i] = hn::Mul(hn::Div(hn::MulSub(e[i], targets.SumWithout(y[i], k + i), product), sum),
+                           weight);
         e[i] = hn::Mul(hn::Div(e[i], sum), good);
       }
       if (kWanted != Wanted::kSlope) group.Store(e, chunk.curvature, k);
@@ -319,8 +314,7 @@ HWY_INLINE void CurveSoftmax(const ScoreChunk& chunk, const double* p, const dou
         mean = hn::MulAdd(probability[i], hn::Sub(direction[i], center), mean);
       }
     }
-    const V factor =
-        hn::Mul(hn::Mul(group.Weights(chunk.weight), targets.Sum()), targets.Good());
+    const V factor = hn::Mul(hn::Mul(group.Weights(chunk.weight), targets.Sum()), targets.Good());
     for (size_t k = 0; k < chunk.outputs; k += kSoftmaxLanes) {
       const auto probability = group.Load(p, k);
       auto direction = group.Load(v, k);

@@ -172,11 +172,14 @@ inline void FillRows(size_t rows, size_t outputs, const double* b, double* z) {
 
 inline size_t SparseRowBytes(const Design& X) {
   const size_t index = X.wide ? sizeof(int64_t) : sizeof(int32_t);
-  const size_t major = X.layout == Layout::kCsr ? X.rows : X.cols;
-  const size_t entries = X.wide
-                             ? static_cast<size_t>(static_cast<const int64_t*>(X.indptr)[major])
-                             : static_cast<size_t>(static_cast<const int32_t*>(X.indptr)[major]);
-  return CeilDiv(entries * (ItemSize(X.dtype) + index), std::max(X.rows, size_t{1}));
+  return CeilDiv(X.entries * (ItemSize(X.dtype) + index), std::max(X.rows, size_t{1}));
+}
+
+// 0 <= begin <= end <= entries; as unsigned numbers the first follows.
+template <typename Index>
+HWY_INLINE bool IsSpan(Index begin, Index end, size_t entries) {
+  return static_cast<size_t>(begin) <= static_cast<size_t>(end) &&
+         static_cast<size_t>(end) <= entries;
 }
 
 // --- CSR -----------------------------------------------------------------------------------------
@@ -221,6 +224,9 @@ void BackwardCsr(const Design& X, size_t outputs, Range rows, const double* slop
   walk(X, outputs, rows, slopes, gw);
 }
 
+template <typename T, bool kOneOutput>
+inline constexpr Stages kCsrStages = {ForwardCsr<T, kOneOutput>, BackwardCsr<T, kOneOutput>};
+
 // Whether indices[begin, end) are all below `limit`.
 template <typename Index>
 bool AllBelow(const Index* indices, size_t begin, size_t end, size_t limit) {
@@ -246,6 +252,9 @@ bool AllBelow(const Index* indices, size_t begin, size_t end, size_t limit) {
 template <typename Index>
 bool CsrInRange(const Design& X, Range rows) {
   const auto* const indptr = static_cast<const Index*>(X.indptr);
+  for (size_t row = rows.begin; row < rows.end; ++row) {
+    if (!IsSpan(indptr[row], indptr[row + 1], X.entries)) return false;
+  }
   return AllBelow(static_cast<const Index*>(X.indices), static_cast<size_t>(indptr[rows.begin]),
                   static_cast<size_t>(indptr[rows.end]), X.cols);
 }
@@ -265,9 +274,7 @@ struct ColumnBounds {
 
 inline size_t CscChunkRows(const Design&, size_t) { return kLossBlock; }
 
-inline size_t CscStateDoubles(const Design& X) {
-  return X.cols * (sizeof(Range) / sizeof(double));
-}
+inline size_t CscStateDoubles(const Design& X) { return X.cols * (sizeof(Range) / sizeof(double)); }
 
 template <Walk kWalk, bool kOneOutput, typename T, typename Index>
 void WalkColumns(const Design& X, size_t outputs, Range rows, const double* from, double* to,
@@ -297,11 +304,15 @@ void BackwardCsc(const Design& X, size_t outputs, Range rows, const double* slop
   walk(X, outputs, rows, slopes, gw, state);
 }
 
+template <typename T, bool kOneOutput>
+inline constexpr Stages kCscStages = {ForwardCsc<T, kOneOutput>, BackwardCsc<T, kOneOutput>};
+
 template <typename Index>
-void SeekColumns(const Design& X, size_t row, Range* cursors) {
+bool SeekColumns(const Design& X, size_t row, Range* cursors) {
   const auto* const indices = static_cast<const Index*>(X.indices);
   const auto* const indptr = static_cast<const Index*>(X.indptr);
   for (size_t col = 0; col < X.cols; ++col) {
+    if (!IsSpan(indptr[col], indptr[col + 1], X.entries)) return false;
     const Index* const begin = indices + indptr[col];
     const Index* const end = indices + indptr[col + 1];
     // From the top, negative ones stay in sight of Advance.
@@ -309,11 +320,12 @@ void SeekColumns(const Design& X, size_t row, Range* cursors) {
         row == 0 ? begin : std::lower_bound(begin, end, static_cast<Index>(row));
     cursors[col].end = static_cast<size_t>(at - indices);
   }
+  return true;
 }
 
-inline void SeekCsc(const Design& X, size_t row, void* state) {
+inline bool SeekCsc(const Design& X, size_t row, void* state) {
   auto* const cursors = static_cast<Range*>(state);
-  X.wide ? SeekColumns<int64_t>(X, row, cursors) : SeekColumns<int32_t>(X, row, cursors);
+  return X.wide ? SeekColumns<int64_t>(X, row, cursors) : SeekColumns<int32_t>(X, row, cursors);
 }
 
 // Each column's entries up to the chunk's end. They ascend, so that only those of the first and the
