@@ -206,7 +206,7 @@ def check_direction(op: str, v: Any, model: Model) -> tuple[Array, Array]:
         If its parts do not have the shapes of w and b.
     """
     if not isinstance(v, Sequence) or len(v) != 2:
-        raise TypeError(f"{op}: v must be a pair (vw, vb), not {v!r}")
+        raise TypeError(f"{op}: v must be a pair (vw, vb), not {type(v).__name__}")
     vw = _vector(op, "vw", v[0])
     shape, like = model.kinds.w_shape, model.kinds.b
     if vw.shape != shape:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 
@@ -89,9 +90,13 @@ class Loss:
         self.__module__ = engine.module
         self.__doc__ = _docstring(row)
         self.pointwise = Pointwise(self, row, self._score)
+        self._plain_gradients: Callable[..., Any] = partial(self._gradients, f"{row.name}.grad")
         if engine.loss_method is not None and not row.of_classes:  # it takes one output alone
             for method in ("value", "value_and_grad"):
                 setattr(self, method, self._direct(engine.loss_method, method))
+            self._plain_gradients = engine.loss_method(
+                row.name, parameter or 0.0, "value_and_grad", self._plain_gradients
+            )
 
     def _direct(self, loss_method: Callable[..., Any], method: str) -> Any:
         """Return the callable that enters the kernels without a detour through a method."""
@@ -173,6 +178,8 @@ class Loss:
         TypeError, ValueError
             As `value_and_grad` does.
         """
+        if out is None and reduction == "mean" and wrt == ("w", "b"):
+            return self._plain_gradients(X, y, w, b, sample_weight)[1]
         op = f"{self.__name__}.grad"
         return self._gradients(op, X, y, w, b, sample_weight, out, reduction, wrt)[1]
 
@@ -366,9 +373,9 @@ class Loss:
         w: Any,
         b: Any,
         sample_weight: Any,
-        out: Any,
-        reduction: str,
-        wrt: Any,
+        out: Any = None,
+        reduction: str = "mean",
+        wrt: Any = ("w", "b"),
     ) -> tuple[float, Any]:
         names, single = check_wrt(op, wrt)
         samples, model = self._arguments(op, X, y, w, b, sample_weight)

@@ -195,14 +195,14 @@ class Pointwise:
             y = np.asarray(y, np.int64 if integers and row.of_classes else dtype)
         if not row.of_classes:
             shape = broadcast_shape(op, z=z.shape, y=y.shape)
-            z, y = (np.broadcast_to(a, shape).ravel() for a in (z, y))
+            z, y = (_plain(np.broadcast_to(a, shape)).reshape(-1) for a in (z, y))
             return _Operands(z, y, shape, shape)
         if z.ndim == 0 or z.shape[-1] < 2:
             raise ValueError(f"{op}: z has shape {z.shape}, needs two classes or more, last")
         n_classes = z.shape[-1]
         if integers:
             shape = broadcast_shape(op, z=z.shape[:-1], y=y.shape)
-            y = np.broadcast_to(y, shape).ravel()
+            y = np.broadcast_to(y, shape).reshape(-1)
         else:
             if y.ndim == 0 or y.shape[-1] != n_classes:
                 raise ValueError(
@@ -212,9 +212,13 @@ class Pointwise:
             shape = broadcast_shape(op, z=z.shape, y=y.shape)[:-1]
             y = np.broadcast_to(y, (*shape, n_classes)).reshape(-1, n_classes)
         z = np.broadcast_to(z, (*shape, n_classes)).reshape(-1, n_classes)
-        z, y = np.ascontiguousarray(z), np.ascontiguousarray(y)
-        return _Operands(z, y, shape, (*shape, n_classes))
+        return _Operands(_plain(z), _plain(y), shape, (*shape, n_classes))
 
     def _evaluate(self, operands: _Operands, order: int) -> Array:
         scores = self._score(operands.z, operands.y, order)
         return scores.reshape(operands.shape if order == 0 else operands.z_shape)
+
+
+def _plain(array: Array) -> Array:
+    """Return an array as engines take it."""
+    return np.require(array, requirements=["C", "A", "E"])
