@@ -443,8 +443,8 @@ def exact(
     """
     X, w = _wide(X), _wide(w)
     n, d = X.shape
-    W = w.reshape(d, -1)
-    k = W.shape[1]
+    k = 1 if w.ndim == 1 else w.shape[1]
+    W = w.reshape(d, k)
     B = np.broadcast_to(_wide(0 if b is None else b), (k,))
     V = np.zeros_like(W) if v is None else _wide(v[0]).reshape(d, k)
     VB = np.broadcast_to(_wide(0 if v is None or v[1] is None else v[1]), (k,))
