@@ -11,8 +11,8 @@ import oracles
 import pytest
 from mpmath import mp, mpf
 from oracles import assert_same_bits
-from pullback.reference import relu_mse
 from pullback.layouts import as_data
+from pullback.reference import relu_mse
 
 
 def problem(n: int = 40, d: int = 5, dtype: Any = np.float64) -> tuple[Any, Any, Any, Any]:
@@ -161,7 +161,7 @@ def test_nothing_is_copied_that_need_not_be() -> None:
         ({"w": np.ones(9)}, r"w has shape \(9,\), X of shape \(100, 10\) needs \(10,\)"),
         (
             {"w": np.ones((10, 1))},
-            r"y has shape \(100,\).* needs \(100, 1\) for w of shape \(10, 1\)",
+            r"y has shape \(100,\).* needs \(100, 1\) for w",
         ),
         ({"y": np.ones(10)}, r"y has shape \(10,\), X of shape \(100, 10\) needs \(100,\)"),
         ({"y": np.ones((100, 1))}, r"y has shape \(100, 1\)"),

@@ -628,27 +628,27 @@ def relu_mse_slope(z: Array, y: Array, _: float) -> Array:
     return np.where(z <= 0, 0, 2 * (z - y))
 
 
-def softplus(x: Array) -> Array:
+def softplus(x: Array) -> Any:
     return -log_sigmoid(-x)
 
 
-def poisson(z: Array, y: Array, _: float) -> Array:
+def poisson(z: Array, y: Array, _: float) -> Any:
     # At the infinities the exponential decides, and a product with y = 0 is none.
     linear = np.where((y == 0) | (z == np.inf), 0, y * z)
     return np.exp(z) - where_number(z, linear)
 
 
-def gamma_decay(z: Array, y: Array) -> Array:
+def gamma_decay(z: Array, y: Array) -> Any:
     """Return y exp(-z), which may be in range where exp(-z) is not."""
     root = np.exp(-0.5 * z)
     return root * y * root
 
 
-def gamma(z: Array, y: Array, _: float) -> Array:
+def gamma(z: Array, y: Array, _: float) -> Any:
     return np.where(z == -np.inf, np.inf, z + gamma_decay(z, y))
 
 
-def huber(z: Array, y: Array, delta: float) -> Array:
+def huber(z: Array, y: Array, delta: float) -> Any:
     size = np.abs(z - y)
     return np.where(size <= delta, 0.5 * size * size, delta * (size - 0.5 * delta))
 
@@ -668,7 +668,7 @@ def margin(z: Array, y: Array) -> Any:
     return np.maximum(0, 1 - y * z)
 
 
-def log_cosh(z: Array, y: Array, _: float) -> Array:
+def log_cosh(z: Array, y: Array, _: float) -> Any:
     size = np.abs(z - y)
     t = np.expm1(-size)
     small = np.log1p(t * t / (2 * (1 + t)))
@@ -687,7 +687,7 @@ class _Classes(NamedTuple):
     e: Array  # their exponentials: 1 there
 
     @property
-    def log_total(self) -> Array:
+    def log_total(self) -> Any:
         """Logarithm of the exponentials' sum, shape (..., 1)."""
         rest = self.e.copy()
         np.put_along_axis(rest, self.lead, 0, -1)
@@ -707,12 +707,12 @@ def _classes(z: Array) -> _Classes:
     return _Classes(lead, below, np.exp(below))
 
 
-def softmax(z: Array) -> Array:
+def softmax(z: Array) -> Any:
     classes = _classes(z)
     return classes.e / classes.total
 
 
-def softmax_cross_entropy(z: Array, y: Array, _: float) -> Array:
+def softmax_cross_entropy(z: Array, y: Array, _: float) -> Any:
     classes = _classes(z)
     if y.ndim < z.ndim:
         below = np.take_along_axis(classes.below, y[..., None], -1)
@@ -738,7 +738,7 @@ def softmax_hessian(p: Array, s: Array) -> Array:
     return hessian
 
 
-def softmax_hessian_product(p: Array, s: Array, u: Array) -> Array:
+def softmax_hessian_product(p: Array, s: Array, u: Array) -> Any:
     """Return s (diag p - p p^T) u, shape (..., K)."""
     # Less the likeliest class's u, so that the difference from the mean keeps its digits.
     u = u - np.take_along_axis(u, np.argmax(p, axis=-1, keepdims=True), -1)

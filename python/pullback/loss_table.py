@@ -218,7 +218,7 @@ _ROWS: Final = (
         draw=_bits,
         source="McCullagh and Nelder 1989, the binomial's canonical link"),
 
-    _loss("poisson", "Poisson deviance up to a constant, log link",
+    _loss("poisson", "Half the Poisson deviance under a log link, up to a constant",
         f="exp(z) - y*z",                     df="exp(z) - y",
         d2f="exp(z)",                         y=_COUNT,
         value=nf.poisson,
@@ -228,7 +228,7 @@ _ROWS: Final = (
         draw=lambda rng, z: rng.poisson(np.exp(np.minimum(z, 9.0))).astype(np.float64),
         source="McCullagh and Nelder 1989, the Poisson's canonical link"),
 
-    _loss("gamma", "Gamma deviance up to a constant and a half, log link",
+    _loss("gamma", "Half the gamma deviance under a log link, up to a constant",
         f="z + y*exp(-z)",                    df="1 - y*exp(-z)",
         d2f="y*exp(-z)",                      y=_POSITIVE,
         value=nf.gamma,

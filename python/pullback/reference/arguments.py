@@ -222,7 +222,7 @@ def check_outs(
     *,
     single: bool,
 ) -> tuple[Any, ...]:
-    """Return `out`, an array or a tuple of arrays and None, as a tuple; `Outputs` tells the rest."""
+    """Return `out`, an array or a tuple of arrays and None, as a tuple, checked as by `Outputs`."""
     outs: tuple[Any, ...] = _as_tuple(op, out, len(shapes), single)
     for i, target in enumerate(outs):
         if target is not None:

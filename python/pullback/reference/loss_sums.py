@@ -12,8 +12,9 @@ from pullback import formulas as nf
 from pullback.layouts import KernelData, spans
 from pullback.loss_table import LOSSES, LossRow
 from pullback.partial import tree_sum
+from pullback.reference.loss_arguments import sums_of_targets
 
-__all__ = ["Job", "loss_pointwise", "loss_sums", "predictions"]
+__all__ = ["Job", "check_rows", "loss_pointwise", "loss_sums", "predict"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Job: TypeAlias = Literal["value", "gradient", "hvp", "curvature", "curved"]
@@ -86,28 +87,18 @@ def loss_sums(
         """Return loss, gb and gw of a block in one vector, or the loss alone."""
         n = rows.stop - rows.start
         targets = y[rows] if y.dtype.kind == "i" else y[rows].astype(np.float64, copy=False)
+        of_rows = None if sample_weight is None else sample_weight[rows]
+        check_rows(row, targets, of_rows, n_outputs, rows.start)
         if not row.of_classes:
             targets = targets.reshape(n, -1)
-        of_rows = None if sample_weight is None else sample_weight[rows]
-        _check(row, targets, of_rows, n_outputs, rows.start)
-        second = None if kept is None else kept[rows]
+        second = np.empty((n, n_outputs)) if job == "hvp" else None if kept is None else kept[rows]
         total, slopes = 0.0, None
-        if job == "curved":
-            assert second is not None
-        else:
+        if job != "curved":
             z = block.forward(w) + b
-            if job in ("value", "gradient"):
-                losses = row.value(z, targets, parameter).reshape(n, -1)
-                total = float(np.sum(_weighted(losses, of_rows)))
-            if job == "gradient":
-                slopes = row.derivative(z, targets, parameter)
-            if job in ("hvp", "curvature") or (job == "gradient" and second is not None):
-                computed = row.second_derivative(z, targets, parameter)
-                if second is None:
-                    second = computed
-                else:
-                    second[...] = computed
-        if v is not None:
+            total, slopes = _scores(row, parameter, job, z, targets, of_rows)
+            if second is not None:
+                second[...] = row.second_derivative(z, targets, parameter)
+        if v is not None and second is not None:
             slopes = _curved(row, second, targets, block.forward(v[0]) + v[1])
         if slopes is None:
             return np.array([total])
@@ -150,14 +141,20 @@ def loss_pointwise(name: str, parameter: float, z: Array, y: Array, order: int) 
         return np.where(valid, result, np.nan).astype(z.dtype)
 
 
-def predictions(X: KernelData, w: Array, b: Array) -> Array:
-    """Return X w + b, shape (N, K), float64; arguments as for `loss_sums`."""
+def predict(X: KernelData, w: Array, b: Array, out: Array) -> None:
+    """Write X w + b to `out`, shape (N, K), float64; arguments as for `loss_sums`."""
     with np.errstate(all="ignore"):
-        return np.concatenate([block.forward(w) + b for _, block in _blocks(X)])
+        for rows, block in _blocks(X):
+            np.add(block.forward(w), b, out=out[rows])
 
 
-def _check(row: LossRow, y: Array, sample_weight: Array | None, n_outputs: int, first: int) -> None:
-    """Raise ValueError for the first row with a bad target or weight."""
+def check_rows(
+    row: LossRow, y: Array, sample_weight: Array | None, n_outputs: int, first: int = 0
+) -> None:
+    """Raise the ValueError of `loss_sums` for the first row with a bad target or weight.
+
+    Its number counts from `first`.
+    """
     valid = row.targets.valid(y, n_outputs).reshape(len(y), -1).all(axis=1)
     bad = {"y": ~valid}
     if sample_weight is not None:
@@ -168,17 +165,26 @@ def _check(row: LossRow, y: Array, sample_weight: Array | None, n_outputs: int, 
         raise ValueError(name, first + i)
 
 
+def _scores(
+    row: LossRow, parameter: float, job: Job, z: Array, y: Array, sample_weight: Array | None
+) -> tuple[float, Array | None]:
+    """Return the sum of the weighted losses, and the slopes; what the job does not need, not."""
+    if job not in ("value", "gradient"):
+        return 0.0, None
+    losses = row.value(z, y, parameter).reshape(len(z), -1)
+    slopes = row.derivative(z, y, parameter) if job == "gradient" else None
+    return float(np.sum(_weighted(losses, sample_weight))), slopes
+
+
 def _weighted(values: Array, sample_weight: Array | None) -> Array:
     return values if sample_weight is None else values * sample_weight[:, None]
 
 
-def _curved(row: LossRow, second: Array | None, y: Array, u: Array) -> Array:
+def _curved(row: LossRow, second: Array, y: Array, u: Array) -> Any:
     """Return the slopes' change along a direction that changes the predictions by `u`."""
-    assert second is not None
-    if not row.of_classes:
-        return second * u
-    sums = np.ones(len(y)) if y.ndim == 1 else y.sum(axis=1, dtype=np.float64)
-    return nf.softmax_hessian_product(second, sums, u)
+    if row.of_classes:
+        return nf.softmax_hessian_product(second, sums_of_targets(y), u)
+    return second * u
 
 
 # --- blocks of rows -------------------------------------------------------------------------------

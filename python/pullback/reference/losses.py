@@ -12,10 +12,9 @@ import numpy.typing as npt
 
 from pullback import formulas as nf
 from pullback.loss_table import LOSSES, LossRow
-from pullback.ops import kernel_dtype, result_dtype
-from pullback.partial import Kinds, PartialSums, Reduction, divisor, tree_sum
+from pullback.ops import kernel_dtype
+from pullback.partial import PartialSums, Reduction, divisor, tree_sum
 from pullback.reference.arguments import check_outs
-from pullback.reference.elementwise import broadcast_shape, check_cotangent, sum_repeated
 from pullback.reference.loss_arguments import (
     Model,
     Samples,
@@ -24,10 +23,12 @@ from pullback.reference.loss_arguments import (
     check_samples,
     check_wrt,
     parameter_dtype,
+    sums_of_targets,
 )
-from pullback.reference.loss_sums import Job, loss_pointwise, loss_sums
+from pullback.reference.loss_sums import Job, check_rows, loss_pointwise, loss_sums
+from pullback.reference.pointwise import Pointwise
 
-__all__ = ["Engine", "Loss", "ParametricLoss", "Pointwise", "make_losses", *LOSSES]
+__all__ = ["Engine", "Loss", "ParametricLoss", "make_losses", *LOSSES]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -87,7 +88,7 @@ class Loss:
         self.__qualname__ = engine.path + row.name
         self.__module__ = engine.module
         self.__doc__ = _docstring(row)
-        self.pointwise = Pointwise(self)
+        self.pointwise = Pointwise(self, row, self._score)
         if engine.loss_method is not None:
             for method in ("value", "value_and_grad"):
                 setattr(self, method, self._direct(engine.loss_method, method))
@@ -309,7 +310,7 @@ class Loss:
         factor = np.ones(1) if samples.sample_weight is None else samples.sample_weight
         with np.errstate(all="ignore"):
             if self.row.of_classes:
-                matrices = nf.softmax_hessian(kept, _sums_of_targets(samples.y))
+                matrices = nf.softmax_hessian(kept, sums_of_targets(samples.y))
                 return np.asarray(matrices * (factor / by)[:, None, None])
             kept *= (factor / by)[:, None]
         return kept.reshape(samples.n_samples, *model.kinds.w_shape[1:])
@@ -388,7 +389,7 @@ class Loss:
         if out is not None:
             shapes, dtypes = zip(*(like[name] for name in names), strict=True)
             outs = check_outs(op, out, shapes, dtypes, single=single)
-        gX = np.empty(*like["X"]) if "X" in names else None
+        gX = np.empty(samples.data.shape, X_dtype) if "X" in names else None
         sums = self._sums(op, samples, model, "gradient", gX=gX, scale=1 / by)
         with np.errstate(all="ignore"):
             gw, gb = kinds.deliver(sums.gw / by, sums.gb / by)
@@ -399,6 +400,13 @@ class Loss:
                 np.copyto(target, computed[name])
             gradients.append(computed[name] if target is None else target)
         return _divided(sums.loss, by), gradients[0] if single else tuple(gradients)
+
+    def _score(self, z: Array, y: Array, order: int) -> Array:
+        """Return the pointwise loss or one of its derivatives, as the engine computes it."""
+        scores: Array = self._engine.loss_pointwise(
+            self.__name__, self._parameter or 0.0, z, y, order
+        )
+        return scores
 
     def _sums(
         self,
@@ -432,7 +440,7 @@ class Loss:
                     scale,
                 )
             except ValueError as error:
-                self._explain(op, error, rows.start, samples, model)
+                self._explain(op, error, rows.start, samples, model.w.shape[1])
             n_rows = rows.stop - rows.start
             whole = n_rows == samples.n_samples
             weight = samples.weight if whole else n_rows if weights is None else np.sum(weights)
@@ -449,14 +457,20 @@ class Loss:
 
         return tree_sum(part(rows, X) for rows, X in samples.data.blocks())
 
+    def _check_rows(self, op: str, samples: Samples, n_outputs: int) -> None:
+        """Raise the errors that a pass over these samples would raise for their values."""
+        try:
+            check_rows(self.row, samples.y, samples.sample_weight, n_outputs)
+        except ValueError as error:
+            self._explain(op, error, 0, samples, n_outputs)
+
     def _explain(
-        self, op: str, error: ValueError, first: int, samples: Samples, model: Model
+        self, op: str, error: ValueError, first: int, samples: Samples, n_outputs: int
     ) -> NoReturn:
         """Raise what an engine's terse error says about a block of rows, for people."""
         match error.args:
             case ("y", int(row)):
-                y = samples.given_y
-                text = self.row.targets.complaint(y, first + row, model.w.shape[1])
+                text = self.row.targets.complaint(samples.given_y, first + row, n_outputs)
             case ("sample_weight", int(row)) if samples.sample_weight is not None:
                 weight = samples.sample_weight[first + row]
                 text = f"sample_weight[{first + row}] is {weight}, needs to be finite and "
@@ -529,208 +543,9 @@ class ParametricLoss(Loss):
         return self.__module__, self.__qualname__, self._parameter
 
 
-class Pointwise:
-    """A loss of single predictions and targets, and its derivatives by the prediction.
-
-    Calling it gives the values, element by element; predictions and targets broadcast. For a loss
-    of classes the last axis of z is the classes', and so is that of y unless it holds labels, which
-    are integers. float32 predictions and targets give float32, computed in float64 and rounded
-    once; integer targets adapt. Where a target is outside its domain, the result is NaN.
-
-    Parameters
-    ----------
-    loss : Loss
-        The loss of linear models that it is the pointwise loss of.
-    """
-
-    def __init__(self, loss: Loss) -> None:
-        self._loss = loss
-
-    def __repr__(self) -> str:
-        return f"<pointwise of {self._loss!r}>"
-
-    def __reduce__(self) -> Any:
-        return getattr, (self._loss, "pointwise")
-
-    def __call__(self, z: npt.ArrayLike, y: npt.ArrayLike) -> Any:
-        """Return the loss of each prediction.
-
-        Parameters
-        ----------
-        z : array_like, any shape, or (..., K) for a loss of classes
-            Predictions.
-        y : array_like, a shape that broadcasts with z's
-            Targets; for a loss of classes, integer labels that broadcast with z's shape less its
-            last axis, or probabilities of shape (..., K).
-
-        Returns
-        -------
-        ndarray or scalar
-            float32 or float64, the broadcast shape; for a loss of classes less the last axis.
-
-        Raises
-        ------
-        TypeError
-            If a dtype has no kernel.
-        ValueError
-            If the shapes do not broadcast.
-        """
-        return self._evaluate(self._operands("", z, y), 0)[()]
-
-    def derivative(self, z: npt.ArrayLike, y: npt.ArrayLike) -> Any:
-        """Return the derivative by z.
-
-        Parameters
-        ----------
-        z, y : array_like
-            As for the call.
-
-        Returns
-        -------
-        ndarray or scalar
-            The broadcast shape; for a loss of classes the gradient, classes on the last axis.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As the call does.
-        """
-        return self._evaluate(self._operands(".derivative", z, y), 1)[()]
-
-    def value_and_derivative(self, z: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Any, Any]:
-        """Return the loss of each prediction, and the derivative by z.
-
-        Parameters
-        ----------
-        z, y : array_like
-            As for the call.
-
-        Returns
-        -------
-        value, derivative : ndarray or scalar
-            As the call and `derivative` return them.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As the call does.
-        """
-        operands = self._operands(".value_and_derivative", z, y)
-        return self._evaluate(operands, 0)[()], self._evaluate(operands, 1)[()]
-
-    def second_derivative(self, z: npt.ArrayLike, y: npt.ArrayLike) -> Any:
-        """Return the second derivative by z.
-
-        Parameters
-        ----------
-        z, y : array_like
-            As for the call.
-
-        Returns
-        -------
-        ndarray or scalar
-            The broadcast shape; for a loss of classes the Hessian, shape (..., K, K).
-
-        Raises
-        ------
-        TypeError, ValueError
-            As the call does.
-        """
-        operands = self._operands(".second_derivative", z, y)
-        second = self._evaluate(operands, 2)
-        if not self._loss.row.of_classes:
-            return second[()]
-        p = second.astype(np.float64, copy=False)
-        sums = _sums_of_targets(operands.y).reshape(operands.shape)
-        return nf.softmax_hessian(p, sums).astype(second.dtype, copy=False)
-
-    def vjp(self, z: npt.ArrayLike, y: npt.ArrayLike, g: npt.ArrayLike) -> Any:
-        """Return the cotangent of z: g times the derivative.
-
-        Parameters
-        ----------
-        z, y : array_like
-            As for the call.
-        g : array_like, the shape of the call's result, or with batch axes in front
-            Cotangent of the values.
-
-        Returns
-        -------
-        ndarray or scalar
-            The shape of z, behind the batch axes; summed over the axes along which z was broadcast.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As the call does, and if g's shape does not fit.
-        """
-        op = f"{self._loss.__name__}.pointwise.vjp"
-        g = g if isinstance(g, int | float) else np.asarray(g)
-        operands = self._operands(".vjp", z, y, g)
-        derivative = self._evaluate(operands, 1)
-        g = np.asarray(g, derivative.dtype)
-        batch = check_cotangent(op, g.shape, operands.shape, z=np.shape(z), y=np.shape(y))
-        with np.errstate(all="ignore"):
-            terms = (g[..., None] if self._loss.row.of_classes else g) * derivative
-        return sum_repeated(terms, batch, np.shape(z))[()]
-
-    def _operands(self, method: str, z: Any, y: Any, g: Any = None) -> _Operands:
-        """Broadcast predictions and targets, in the dtype that they and `g` compute in."""
-        row = self._loss.row
-        op = f"{row.name}.pointwise{method}"
-        z = z if isinstance(z, int | float) else np.asarray(z)
-        y = y if isinstance(y, float) else np.asarray(y)
-        integers = isinstance(y, np.ndarray) and y.dtype.kind in "biu"
-        given = {"z": z} | ({} if integers else {"y": y}) | ({} if g is None else {"g": g})
-        dtype = result_dtype(op, *given.values(), names=tuple(given))
-        kernel_dtype(op, "y", np.asarray(y).dtype)
-        with np.errstate(all="ignore"):
-            z = np.asarray(z, dtype)
-            y = np.asarray(y, np.int64 if integers and row.of_classes else dtype)
-        if not row.of_classes:
-            shape = broadcast_shape(op, z=z.shape, y=y.shape)
-            flat = [np.broadcast_to(a, shape).ravel() for a in (z, y)]
-            return _Operands(*flat, shape, shape)
-        if z.ndim == 0 or z.shape[-1] < 2:
-            raise ValueError(f"{op}: z has shape {z.shape}, needs two classes or more, last")
-        n_classes = z.shape[-1]
-        if integers:
-            shape = broadcast_shape(op, z=z.shape[:-1], y=y.shape)
-            y = np.broadcast_to(y, shape).ravel()
-        else:
-            if y.ndim == 0 or y.shape[-1] != n_classes:
-                raise ValueError(
-                    f"{op}: y has shape {y.shape}, z of shape {z.shape} needs integer labels or "
-                    f"(..., {n_classes})"
-                )
-            shape = broadcast_shape(op, z=z.shape, y=y.shape)[:-1]
-            y = np.broadcast_to(y, (*shape, n_classes)).reshape(-1, n_classes)
-        z = np.broadcast_to(z, (*shape, n_classes)).reshape(-1, n_classes)
-        return _Operands(*map(np.ascontiguousarray, (z, y)), shape, (*shape, n_classes))
-
-    def _evaluate(self, operands: _Operands, order: int) -> Array:
-        result: Array = self._loss._engine.loss_pointwise(
-            self._loss.__name__, self._loss._parameter or 0.0, operands.z, operands.y, order
-        )
-        return result.reshape(operands.shape if order == 0 else operands.z_shape)
-
-
-class _Operands(NamedTuple):
-    """Predictions and targets as an engine takes them, and the shapes of what it returns."""
-
-    z: Array
-    y: Array
-    shape: tuple[int, ...]  # of the values
-    z_shape: tuple[int, ...]  # of the derivatives
-
-
 def _divided(total: float, by: float) -> float:
     with np.errstate(all="ignore"):
         return float(np.float64(total) / by)
-
-
-def _sums_of_targets(y: Array) -> Array:
-    return np.ones(len(y)) if y.ndim == 1 else y.sum(axis=-1, dtype=np.float64)
 
 
 def _docstring(row: LossRow) -> str:
