@@ -421,7 +421,7 @@ def test_number_of_outputs() -> None:
         (labels, 4, softmax),
         (labels, 0, softmax),
         (rng.normal(size=(40, 2)), 3, pb.squared_error),
-        (np.zeros(40, int), None, softmax),
+        (np.zeros(40, int), 1, softmax),
     ):
         with pytest.raises(ValueError, match="n_outputs|y|label|K"):
             objective = pb.LinearObjective(X, y, loss, n_outputs=n_outputs)

@@ -18,14 +18,14 @@ from pullback.ops import OPERANDS, OPS, OpRow
 
 rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
 
-LOSS_METHODS = ("value", "value_and_grad")
+LOSS_METHODS = ("value", "grad", "value_and_grad", "hvp", "curvature", "partial", "pointwise")
 PRODUCT_METHODS = {
     "matmul": ("vjp", "jvp", "jacobian"),
     "linear": ("vjp", "jvp"),
     "quadratic_form": ("vjp", "jvp", "value_and_grad", "jacobian"),
     "bilinear_form": ("vjp", "jvp", "value_and_grad", "jacobian"),
 }
-PRIMITIVES = (*OPS, *PRODUCT_METHODS, "relu_mse")
+PRIMITIVES = (*OPS, *PRODUCT_METHODS, *pb.losses.losses)
 
 
 def callables() -> Iterator[tuple[str, Any, Any]]:
@@ -88,7 +88,7 @@ def test_unknown_operations_and_methods() -> None:
             native.elementwise_method(op, method, print)
     for loss, method in (("nonsense", "value"), ("relu_mse", "nonsense")):
         with pytest.raises(KeyError):
-            native.loss_method(loss, method, print)
+            native.loss_method(loss, 0.0, method, print)
 
 
 # --- the registry ---------------------------------------------------------------------------------
@@ -127,6 +127,10 @@ def test_reference_mirrors_every_method(name: str) -> None:
         assert public_methods(ours) == protocol
     if name in PRODUCT_METHODS:
         assert public_methods(ours) == set(PRODUCT_METHODS[name])
+    if name in pb.losses.losses:
+        assert public_methods(ours) == set(LOSS_METHODS)
+        pointwise = {"derivative", "value_and_derivative", "second_derivative", "vjp"}
+        assert public_methods(ours.pointwise) == public_methods(twin.pointwise) == pointwise
 
 
 def test_all_is_what_there_is() -> None:
