@@ -2,9 +2,9 @@
 
 A loss's formulas stand here once, over a vocabulary that is mpmath for single numbers and NumPy's
 long double for arrays; none of them is the library's. Every bound follows from three rules: a
-prediction errs by at most (D + 2) u (|X||w| + |b|), a pointwise function by the ULP promised, and a
-sum of float64 terms over blocks of `BLOCK` rows merged as a tree by (rows in a block + levels + 8) u
-times the sum of the terms' magnitudes.
+prediction errs by at most (D + 2) u (|X||w| + |b|), a pointwise function by the ULP promised, and
+a sum of float64 terms over blocks of `BLOCK` rows merged as a tree by (rows in a block + levels +
+8) u times the sum of the terms' magnitudes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import mpmath
 import numpy as np
 import pullback as pb
-from oracles import PRECISION
 from mpmath import mp, mpf
+from oracles import PRECISION
 
 BLOCK = 512
 U = 2.0**-53
@@ -169,7 +169,9 @@ FORMULAS: dict[str, Formula] = {
     ),
     "huber": Formula(
         lambda m, z, y, p: m.pick(
-            abs(z - y) <= p, m.pick(abs(z - y) <= p, z - y, 0 * z) ** 2 / 2, p * (abs(z - y) - p / 2)
+            abs(z - y) <= p,
+            m.pick(abs(z - y) <= p, z - y, 0 * z) ** 2 / 2,
+            p * (abs(z - y) - p / 2),
         ),
         lambda m, z, y, p: m.pick(abs(z - y) <= p, z - y, m.pick(z > y, p + 0 * z, -p + 0 * z)),
         lambda m, z, y, p: m.pick(abs(z - y) <= p, 1 + 0 * z, 0 * z),
@@ -391,7 +393,7 @@ def _pointwise_scores(case: Case, z: Any, dz: Any, y: Any, u: Any, du: Any) -> _
 
 
 def _softmax_scores(z: Any, dz: Any, y: Any, u: Any, du: Any) -> _Scores:
-    n, k = z.shape
+    k = z.shape[1]
     labels = y.ndim == 1
     given = np.eye(k, dtype=np.longdouble)[np.asarray(y, int)] if labels else y
     total = given.sum(axis=1, keepdims=True)
@@ -404,7 +406,7 @@ def _softmax_scores(z: Any, dz: Any, y: Any, u: Any, du: Any) -> _Scores:
     each = np.log1p(rest) - shifted
     most = dz.max(axis=1, keepdims=True)
     loss = (given * each).sum(axis=1)
-    # Moving every z by at most `most` moves each term by (1 - p_k) 2 most, and each p_k by the factor.
+    # Moving every z by at most `most` moves lse - z_k by 2 most (1 - p_k), and p_k by 2 most p_k.
     loss_error = (given * (2 * most * (others + most) + (k + 4) * U * each)).sum(axis=1)
     slope = np.where(given == 1, -others, total * p - given)
     relative = 2 * most + (k + 6) * U
@@ -518,8 +520,8 @@ def assert_within(actual: Any, bounded: Bounded, what: str = "") -> None:
     if wrong.any():
         i = np.unravel_index(np.argmax(wrong), wrong.shape)
         raise AssertionError(
-            f"{what}: {wrong.sum()} of {wrong.size} beyond their bound, first at {i}: {actual[i]!r} "
-            f"instead of {exact[i]!r}, bound {error[i]!r}"
+            f"{what}: {wrong.sum()} of {wrong.size} beyond their bound, first at {i}: "
+            f"{actual[i]!r} instead of {exact[i]!r}, bound {error[i]!r}"
         )
 
 

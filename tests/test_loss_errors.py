@@ -152,7 +152,9 @@ def test_types(method: str, name: str, primitives: Any) -> None:
         arguments = given(case, 12, 3) | {"sample_weight": np.ones(12)}
         for dtype in (complex, np.complex64, object, np.longdouble, str, "M8[D]"):
             wrong = np.zeros(np.shape(arguments[name]), np.int64).astype(dtype)
-            with pytest.raises(TypeError, match=f"^{case.name}.{method}: argument {name} has dtype"):
+            with pytest.raises(
+                TypeError, match=f"^{case.name}.{method}: argument {name} has dtype"
+            ):
                 call(case.of(primitives), method, arguments | {name: wrong})
 
 
@@ -275,7 +277,9 @@ def test_bad_targets_of_softmax(method: str, primitives: Any) -> None:
     for bad in (-1, 3, 2**31 + 1, -(2**40)):
         y = labels["y"].copy()
         y[[13, 20]] = bad
-        with pytest.raises(ValueError, match=rf"softmax_cross_entropy\.{method}: y\[13\] is {bad}\b"):
+        with pytest.raises(
+            ValueError, match=rf"softmax_cross_entropy\.{method}: y\[13\] is {bad}\b"
+        ):
             call(loss, method, labels | {"y": y})
     probabilities = given(Case("softmax_cross_entropy"))
     for row in ([-0.25, 0.75, 0.5], [0.3, 0.3, 0.3], [math.nan, 0.5, 0.5], [math.inf, 0, 0]):
@@ -305,7 +309,9 @@ def test_bad_weights(case: Case, method: str, primitives: Any) -> None:
     if method != "partial":
         with pytest.raises(ValueError, match=rf"^{case.name}\.{method}: .*sample_weight"):
             call(case.of(primitives), method, arguments | {"sample_weight": np.zeros(30)})
-    options = {"sample_weight": np.zeros(30)} | ({} if method == "partial" else {"reduction": "sum"})
+    options = {"sample_weight": np.zeros(30)} | (
+        {} if method == "partial" else {"reduction": "sum"}
+    )
     call(case.of(primitives), method, arguments | options)
 
 
@@ -407,7 +413,10 @@ def test_broken_sparse_arrays(form: str, method: str, index: Any, primitives: An
         (data, indices.reshape(-1, 1), indptr),
     ):
         X = Parts(form, *parts, dense.shape)
-        with pytest.raises((ValueError, TypeError) if parts[1].ndim > 1 else ValueError, match=rf"logistic.{method}: .*X"):
+        with pytest.raises(
+            (ValueError, TypeError) if parts[1].ndim > 1 else ValueError,
+            match=rf"logistic.{method}: .*X",
+        ):
             call(primitives.logistic, method, arguments | {"X": X})
     for parts in ((data, indices * 1.0, indptr), (data, indices, indptr * 1.0)):
         with pytest.raises(TypeError, match=rf"logistic.{method}: .*X"):

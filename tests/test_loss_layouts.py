@@ -192,7 +192,11 @@ def test_other_dtypes_of_the_data(case: Case, kind: str) -> None:
     for n, d in ((30, 4), (3000, 40)):
         m = model(case, n, d, np.float64)
         X = rng.integers(0, 2 if kind == "?" else 5, (n, d)).astype(kind)
-        for layout in (np.ascontiguousarray, np.asfortranarray, lambda a: np.repeat(a, 2, 1)[:, ::2]):
+        for layout in (
+            np.ascontiguousarray,
+            np.asfortranarray,
+            lambda a: np.repeat(a, 2, 1)[:, ::2],
+        ):
             judge(case, layout(X), *m.operands[1:], m.sample_weight, dense=X.astype(float))
     gX = case.of().grad(X, *m.operands[1:], wrt="X")
     wanted = case.of().grad(X.astype(float), *m.operands[1:], wrt="X")
@@ -410,9 +414,7 @@ def test_unsorted_and_duplicate_entries(
         assert not given.has_sorted_indices
         before = [a.copy() for a in (given.data, given.indices, given.indptr)]
         for X in (given, Sparse(form, *parts, half.shape)):
-            judge(
-                case, X, *m.operands[1:], dense=dense, terms=4 * d + 4, primitives=primitives
-            )
+            judge(case, X, *m.operands[1:], dense=dense, terms=4 * d + 4, primitives=primitives)
         for a, copied in zip((given.data, given.indices, given.indptr), before, strict=True):
             assert_same_bits(a, copied)
 

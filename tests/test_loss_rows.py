@@ -1,4 +1,4 @@
-"""Every row of the table of losses at single numbers: accuracy, domain, kinks, limits, broadcasting.
+"""Every row of the table of losses at single numbers: accuracy, domain, kinks, limits, shapes.
 
 The judge is mpmath with the formulas of `linear_models`; the rows come from the registry, so that a
 new one is tested as soon as it is there.
@@ -166,7 +166,7 @@ def test_formulas_are_each_others_derivatives(case: Case, order: int) -> None:
     p = mpf(case.p)
     for z, y in zip(rng.normal(0, 2, 20), case.formula.targets(rng, 20), strict=True):
         with mp.workprec(400):
-            numeric = mp.diff(lambda t, y=mpf(y): f(SINGLE, t, y, p), mpf(z))
+            numeric = mp.diff(lambda t, y=y: f(SINGLE, t, mpf(y), p), mpf(z))
             assert abs(numeric - derivative(SINGLE, mpf(z), mpf(y), p)) < 1e-20
 
 
@@ -307,8 +307,10 @@ def test_zeros_of_losses_are_positive(
 def softmax_points(case: Case, k: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng([k, case.labels])
     n = 60
-    scale = np.exp(rng.uniform(-12, 7, (n, 1))) if dtype == np.float64 else np.exp(
-        rng.uniform(-8, 4.6, (n, 1))
+    scale = (
+        np.exp(rng.uniform(-12, 7, (n, 1)))
+        if dtype == np.float64
+        else np.exp(rng.uniform(-8, 4.6, (n, 1)))
     )
     z = (scale * rng.normal(size=(n, k)) + rng.choice([0, 0, 1e3, -1e5], (n, 1))).astype(dtype)
     z[:4, 1] = z[:4, 0]  # ties
@@ -465,9 +467,7 @@ def test_dtypes(case: Case, primitives: Any) -> None:
         for method in METHODS:
             actual = getattr(loss, method)(z.astype(z_dtype), y.astype(y_dtype))
             assert actual.dtype == result, (method, z_dtype, y_dtype)
-        np.testing.assert_allclose(
-            loss(z.astype(z_dtype), y.astype(y_dtype)), wanted, rtol=1e-6
-        )
+        np.testing.assert_allclose(loss(z.astype(z_dtype), y.astype(y_dtype)), wanted, rtol=1e-6)
         pulled = loss.vjp(z.astype(z_dtype), y.astype(y_dtype), np.ones(3, result))
         assert pulled.dtype == result
     for bad in (complex, object, np.longdouble, str):

@@ -392,9 +392,7 @@ def test_gradient_in_the_data(case: Case, dtype: np.dtype) -> None:
             weights = m.sample_weight if weighted else None
             sums = exact_sums(case, n, d, dtype, k, weighted=weighted)
             right = divided(sums, n, weights, reduction)
-            gX = case.of().grad(
-                *m.operands, sample_weight=weights, reduction=reduction, wrt="X"
-            )
+            gX = case.of().grad(*m.operands, sample_weight=weights, reduction=reduction, wrt="X")
             assert type(gX) is np.ndarray
             assert gX.dtype == dtype
             assert gX.shape == (n, d)
@@ -717,7 +715,9 @@ def test_integer_parameters_and_targets(case: Case) -> None:
     loss = case.of()
     wanted = loss.value_and_grad(m.X, y.astype(int) if case.labels else y, w, m.b)
     for w_dtype in (np.int8, np.int64):
-        result = loss.value_and_grad(m.X, y.astype(int) if case.labels else y, w.astype(w_dtype), m.b)
+        result = loss.value_and_grad(
+            m.X, y.astype(int) if case.labels else y, w.astype(w_dtype), m.b
+        )
         assert_same_leaves(result, wanted)
     half = loss.grad(m.X, y.astype(int) if case.labels else y, w.astype(np.float16), m.b, wrt="w")
     assert_same_bits(half, wanted[1][0].astype(np.float32))

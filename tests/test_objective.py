@@ -1,4 +1,4 @@
-"""LinearObjective: right sums, a penalty, curvature kept but never theta, and SciPy's optimizers."""
+"""LinearObjective: right sums, a penalty, curvature kept but never theta, SciPy's optimizers."""
 
 from __future__ import annotations
 
@@ -35,11 +35,19 @@ LABELS = Case("softmax_cross_entropy", None, labels=True)
 U = 2.0**-53
 
 
+def at_zero(*arguments: Any, **options: Any) -> float:
+    """Return an objective's value at its initial parameters."""
+    objective = pb.LinearObjective(*arguments, **options)
+    return float(objective.value(objective.initial()))
+
+
 def theta_of(w: Any, b: Any) -> Any:
     return np.concatenate([np.ravel(w), np.ravel(b) if b is not None else []]).astype(float)
 
 
-def judge(objective: Any, case: Case, X: Any, y: Any, theta: Any, k: int | None, **given: Any) -> None:
+def judge(
+    objective: Any, case: Case, X: Any, y: Any, theta: Any, k: int | None, **given: Any
+) -> None:
     """Check value, gradient and Hessian product against long double sums plus the penalty."""
     n, d = X.shape
     l2, weights = given.get("l2", 0.0), given.get("sample_weight")
@@ -207,7 +215,11 @@ def test_optimizers_agree(case: Case, k: int | None) -> None:
         }[method]
         second = {"hessp": objective.hvp} if method in {"trust-ncg", "Newton-CG"} else {}
         found = scipy.optimize.minimize(
-            objective.value_and_grad, objective.initial(), jac=True, method=method, options=options,
+            objective.value_and_grad,
+            objective.initial(),
+            jac=True,
+            method=method,
+            options=options,
             **second,
         )
         assert np.abs(objective.grad(found.x)).max() < 1e-5, (method, found)
@@ -222,12 +234,20 @@ def test_separate_functions_for_scipy() -> None:
     X, y = problem(LOGISTIC, None)
     objective = pb.LinearObjective(X, y, pb.logistic, 0.01)
     joint = scipy.optimize.minimize(
-        objective.value_and_grad, objective.initial(), jac=True, hessp=objective.hvp,
-        method="trust-ncg", options={"gtol": 1e-9},
+        objective.value_and_grad,
+        objective.initial(),
+        jac=True,
+        hessp=objective.hvp,
+        method="trust-ncg",
+        options={"gtol": 1e-9},
     )
     apart = scipy.optimize.minimize(
-        objective.value, objective.initial(), jac=objective.grad, hessp=objective.hvp,
-        method="Newton-CG", options={"xtol": 1e-12},
+        objective.value,
+        objective.initial(),
+        jac=objective.grad,
+        hessp=objective.hvp,
+        method="Newton-CG",
+        options={"xtol": 1e-12},
     )
     np.testing.assert_allclose(joint.x, apart.x, atol=1e-6)
     assert scipy.optimize.check_grad(objective.value, objective.grad, joint.x + 0.5) < 1e-6
@@ -241,7 +261,9 @@ def test_theta_is_neither_kept_nor_changed(case: Case) -> None:
     """The caller may overwrite theta in place between calls, and what was returned too."""
     m = model(case, 60, 5, np.float64, 3 if case.coupled else None)
     rng = np.random.default_rng(0)
-    first, second, t = (theta_of(m.w, m.b) + rng.normal(size=m.w.size + np.size(m.b)) for _ in "abc")
+    first, second, t = (
+        theta_of(m.w, m.b) + rng.normal(size=m.w.size + np.size(m.b)) for _ in "abc"
+    )
 
     def fresh(theta: Any) -> Any:
         objective = pb.LinearObjective(m.X, m.y, case.of(), 0.5)
@@ -300,7 +322,7 @@ def test_kinds_of_theta() -> None:
 
 
 class Counted:
-    """Data that counts how often it is read: an array by its conversions, chunks by their starts."""
+    """Chunks that count how often they are read."""
 
     def __init__(self, chunks: list[Any]) -> None:
         self.chunks, self.passes = chunks, 0
@@ -424,8 +446,7 @@ def test_number_of_outputs() -> None:
         (np.zeros(40, int), 1, softmax),
     ):
         with pytest.raises(ValueError, match="n_outputs|y|label|K"):
-            objective = pb.LinearObjective(X, y, loss, n_outputs=n_outputs)
-            objective.value(np.zeros(objective.n_parameters))
+            at_zero(X, y, loss, n_outputs=n_outputs)
 
 
 @pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf, -math.inf])
@@ -448,8 +469,7 @@ def test_arguments_are_checked_at_once() -> None:
         ((m.X,), (TypeError, ValueError), r"y"),
     ):
         with pytest.raises(error, match=message):
-            objective = pb.LinearObjective(*arguments)
-            objective.value(objective.initial())
+            at_zero(*arguments)
 
 
 def test_the_default_is_relu_mse() -> None:
@@ -571,7 +591,10 @@ def test_chunks_equal_the_whole(case: Case, split: str, weighted: bool) -> None:
 def test_chunks_of_different_layouts() -> None:
     m = model(LOGISTIC, 600, 7, np.float64)
     kinds: list[Callable[[Any], Any]] = [
-        np.asarray, np.asfortranarray, scipy.sparse.csr_array, scipy.sparse.csc_array,
+        np.asarray,
+        np.asfortranarray,
+        scipy.sparse.csr_array,
+        scipy.sparse.csc_array,
     ]
     chunks = [
         (kinds[i % 4](m.X[i * 75 : i * 75 + 75]), m.y[i * 75 : i * 75 + 75]) for i in range(8)
@@ -612,7 +635,12 @@ def test_optimizing_over_chunks(method: str) -> None:
 def test_one_shot_iterators_are_refused() -> None:
     m = model(LOGISTIC, 30, 5, np.float64)
     chunks = [(m.X, m.y)]
-    for source in (iter(chunks), (c for c in chunks), map(tuple, chunks), zip([m.X], [m.y], strict=True)):
+    for source in (
+        iter(chunks),
+        (c for c in chunks),
+        map(tuple, chunks),
+        zip([m.X], [m.y], strict=True),
+    ):
         with pytest.raises((TypeError, ValueError), match=r"LinearObjective: .*(iterator|once)"):
             pb.LinearObjective(source, loss=pb.logistic)
 
@@ -633,8 +661,7 @@ def test_wrong_chunks() -> None:
         ([3.5], (TypeError, ValueError), r"chunk|\(X, y"),
     ):
         with pytest.raises(error, match=message):
-            objective = pb.LinearObjective(source, loss=pb.logistic)
-            objective.value(np.zeros(6))
+            at_zero(source, loss=pb.logistic)
     with pytest.raises((TypeError, ValueError), match=r"sample_weight"):
         pb.LinearObjective([good], None, pb.logistic, 0.0, np.ones(30))
     with pytest.raises((TypeError, ValueError), match=r"LinearObjective: .*\b[Xy]\b"):
