@@ -14,7 +14,17 @@ import pullback as pb
 import pytest
 import scipy.sparse
 from guarded import Guarded
-from linear_models import CASES, SOFTMAX, Case, by_id, exact, judge, model
+from linear_models import (
+    CASES,
+    SOFTMAX,
+    Case,
+    assert_within,
+    by_id,
+    divided,
+    exact,
+    judge,
+    model,
+)
 from oracles import assert_same_bits
 from protocol import DTYPES, assert_same_leaves, leaves
 
@@ -200,7 +210,7 @@ def test_other_dtypes_of_the_data(case: Case, kind: str) -> None:
             judge(case, layout(X), *m.operands[1:], m.sample_weight, dense=X.astype(float))
     gX = case.of().grad(X, *m.operands[1:], wrt="X")
     wanted = case.of().grad(X.astype(float), *m.operands[1:], wrt="X")
-    assert gX.dtype in DTYPES
+    assert gX.dtype == (np.float32 if "f" in kind else np.float64)  # integers are numbers
     np.testing.assert_allclose(gX, wanted, rtol=1e-6 if gX.dtype == "f4" else 1e-15)
 
 
@@ -377,6 +387,25 @@ def test_every_loss_on_sparse_data(case: Case, form: str, dtype: np.dtype) -> No
         assert_same_leaves(
             partial.finish(), case.of().value_and_grad(sparse(X, form), *m.operands[1:])
         )
+
+
+@on_any_target
+@dtypes
+@forms
+@cases
+def test_gradient_in_sparse_data(case: Case, form: str, dtype: np.dtype) -> None:
+    """Is dense: every entry of X has a derivative, stored or not."""
+    for n, d, k in ((40, 7, None), (600, 5, 3)):
+        m = model(case, n, d, dtype, k)
+        X = thinned(m.X)
+        options = {"sample_weight": m.sample_weight, "reduction": "mean"}
+        gX = case.of().grad(sparse(X, form), *m.operands[1:], wrt="X", **options)
+        right = divided(
+            exact(case, X, *m.operands[1:], m.sample_weight), n, m.sample_weight, "mean"
+        )
+        assert gX.shape == (n, d)
+        assert gX.dtype == dtype
+        assert_within(gX, right.gX)
 
 
 @on_any_target

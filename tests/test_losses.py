@@ -693,6 +693,15 @@ def test_intercepts_of_several_outputs(case: Case) -> None:
             )
 
 
+@on_any_target
+@cases
+def test_one_intercept_for_all_outputs(case: Case) -> None:
+    """A number, or an array of one: its gradient sums over the outputs."""
+    X, y, w, *_ = model(case, 40, 5, np.float64, 3)
+    for b in (0.5, np.float32(0.5), np.array(0.5), np.array([0.5]), [0.5]):
+        judge(case, X, y, w, b)
+
+
 def test_no_intercept() -> None:
     X, y, w, *_ = model(RECTIFIED, 40, 5)
     value, (gw, gb) = pb.relu_mse.value_and_grad(X, y, w, None)
