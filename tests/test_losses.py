@@ -129,8 +129,8 @@ SHAPES = [
     *itertools.product((1, 3, 513), (63, 65, 127, 512, 1025)),
     (3, 5000),
     (4097, 20),
-    (100_003, 3),
-    (20_011, 64),
+    (40_003, 3),
+    (6007, 64),
 ]
 
 
@@ -881,6 +881,8 @@ def test_floating_point_environment(case: Case, fenv: FloatEnvironment, target: 
                 assert found == mode, name
                 for one, other in zip(leaves(result), leaves(wanted), strict=True):
                     np.testing.assert_allclose(one, other, rtol=1e-15, atol=1e-300)
+    if case.coupled:  # NumPy divides, and so raises a flag
+        return
     m = model(case, 9, 3, np.float64)
     for up in (0, fenv.FLAGS, fenv.INVALID):
         fenv.set_flags(up)
