@@ -6,10 +6,12 @@ A primitive without a case here fails the test suite, so a new row is timed the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import pullback as pb
+from pullback.loss_table import LOSSES, LossRow
 from pullback.ops import OPS, OpRow
 
 SIZES = (16, 1000, 100_000)
@@ -33,6 +35,19 @@ MATMUL_SHAPES = (
     ((1000, 100), (100,)),
 )
 FORM_SIZES = ((16, 16), (500, 400))
+LOSS_METHODS = (
+    "value",
+    "grad",
+    "value_and_grad",
+    "hvp",
+    "curvature",
+    "partial",
+    "pointwise",
+    "pointwise.derivative",
+    "pointwise.value_and_derivative",
+    "pointwise.second_derivative",
+    "pointwise.vjp",
+)
 LOSS_SHAPES = ((100, 10), (1000, 20), (10_000, 100))
 
 
@@ -52,7 +67,7 @@ class Case(NamedTuple):
     def _of(self, primitives: Any) -> Callable[..., Any]:
         primitive = getattr(primitives, self.primitive)
         bare = self.method == "value" and not hasattr(primitive, "value")
-        return primitive if bare else getattr(primitive, self.method)
+        return primitive if bare else attrgetter(self.method)(primitive)
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -98,11 +113,13 @@ def form_arguments(name: str, method: str, m: int, n: int, dtype: str) -> tuple[
     return (*operands, *(2 * a for a in operands)) if method == "jvp" else operands
 
 
-def loss_arguments(rows: int, cols: int, dtype: str) -> tuple[Any, ...]:
-    """Return X, y, w, b with half of the samples active."""
-    rng = np.random.default_rng(rows)
-    X = rng.normal(size=(rows, cols)).astype(dtype)
-    return X, rng.normal(size=rows).astype(dtype), rng.normal(size=cols).astype(dtype), 0.125
+def loss_arguments(row: LossRow, method: str, n: int, d: int, dtype: str) -> tuple[Any, ...]:
+    """Return X, y, w, b, and a direction; or predictions and targets, and a cotangent."""
+    X, y, w, b = row.example(n, n, d, dtype)
+    if not method.startswith("pointwise"):
+        return (X, y, w, b, (2 * w, 3 * b)) if method == "hvp" else (X, y, w, b)
+    z = X @ w + np.asarray(b, dtype)
+    return (z, y, np.ones(n, dtype)) if method == "pointwise.vjp" else (z, y)
 
 
 def _cases() -> Iterator[Case]:
@@ -118,15 +135,15 @@ def _cases() -> Iterator[Case]:
                         lambda r=row, c=count, d=dtype, n=n: elementwise_arguments(r, c, d, n),
                     )
     yield from _product_cases()
-    for loss in pb.losses.losses:
-        for method in ("value", "value_and_grad"):
-            for rows, cols in LOSS_SHAPES:
+    for loss, row in LOSSES.items():
+        for method in LOSS_METHODS:
+            for n, d in LOSS_SHAPES:
                 for dtype in DTYPES:
                     yield Case(
                         loss,
                         method,
-                        f"{dtype}-{rows}x{cols}",
-                        lambda r=rows, c=cols, d=dtype: loss_arguments(r, c, d),
+                        f"{dtype}-{n}x{d}",
+                        lambda r=row, m=method, n=n, d=d, t=dtype: loss_arguments(r, m, n, d, t),
                     )
 
 

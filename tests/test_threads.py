@@ -353,6 +353,78 @@ def make(n, d=5_000_000):
     return lambda: pb.relu_mse.value_and_grad(X, y, w, 0.0)
 """,
     ),
+    "Fortran order": (
+        100_000,
+        """
+def make(n, d=1000):
+    X, y, w = np.broadcast_to(np.ones((n, 1)), (n, d)), np.ones(n), np.ones(d)
+    return lambda: pb.logistic.value_and_grad(X, y, w, 0.0)
+""",
+    ),
+    "few long columns": (
+        1_000_000,
+        """
+def make(n, d=3):
+    X, y, w = np.broadcast_to(np.ones((n, 1)), (n, d)), np.ones(n), np.ones(d)
+    return lambda: pb.logistic.value_and_grad(X, y, w, 0.0)
+""",
+    ),
+    "hvp": (
+        2000,
+        """
+def make(n, d=10_000):
+    X, y, w = np.broadcast_to(np.ones(d), (n, d)), np.ones(n), np.ones(d)
+    return lambda: pb.logistic.hvp(X, y, w, 0.0, (w, 1.0))
+""",
+    ),
+    "several outputs of a model": (
+        500,
+        """
+def make(n, d=2000, k=10):
+    X, y = np.broadcast_to(np.ones(d), (n, d)), np.zeros(n, int)
+    w = np.ones((d, k))
+    return lambda: pb.softmax_cross_entropy.value_and_grad(X, y, w, np.zeros(k))
+""",
+    ),
+    "sparse rows": (
+        100,
+        """
+from collections import namedtuple
+def make(n, d=1000, k=32):
+    X = namedtuple("Sparse", "format data indices indptr shape")(
+        "csr", np.ones(n * d), np.tile(np.arange(d), n), np.arange(n + 1) * d, (n, d))
+    y, w = np.ones((n, k)), np.ones((d, k))
+    return lambda: pb.logistic.value_and_grad(X, y, w)
+""",
+    ),
+    "sparse columns": (
+        100,
+        """
+from collections import namedtuple
+def make(n, d=1000, k=32):
+    X = namedtuple("Sparse", "format data indices indptr shape")(
+        "csc", np.ones(n * d), np.tile(np.arange(n), d), np.arange(d + 1) * n, (n, d))
+    y, w = np.ones((n, k)), np.ones((d, k))
+    return lambda: pb.logistic.value_and_grad(X, y, w)
+""",
+    ),
+    "converted data": (
+        1000,
+        """
+def make(n, d=10_000):
+    X, y, w = np.broadcast_to(np.ones(d, np.int8), (n, d)), np.ones(n), np.ones(d)
+    return lambda: pb.logistic.value_and_grad(X, y, w, 0.0)
+""",
+    ),
+    "an objective over chunks": (
+        20,
+        """
+def make(n, d=10_000):
+    chunk = np.broadcast_to(np.ones(d), (100, d)), np.ones(100)
+    objective = pb.LinearObjective([chunk] * n, loss=pb.logistic)
+    return lambda: objective.value_and_grad(np.ones(d + 1))
+""",
+    ),
     "elementwise": (
         1_000_000,
         """
@@ -455,7 +527,10 @@ def make(n):
 @pytest.mark.native
 @pytest.mark.parametrize(
     ("name", "threads"),
-    [*((name, 1) for name in LONG_CALLS), *((f, 2) for f in ("relu_mse", "elementwise", "matmul"))],
+    [
+        *((name, 1) for name in LONG_CALLS),
+        *((f, 2) for f in ("relu_mse", "Fortran order", "sparse rows", "elementwise", "matmul")),
+    ],
 )
 def test_interrupt(run_python: Callable[..., Any], name: str, threads: int) -> None:
     """A long call answers Ctrl-C within 0.2 s, and the pool stays usable."""

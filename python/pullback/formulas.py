@@ -1,13 +1,13 @@
-"""The NumPy formulas behind the table: what is too long for a lambda in `pullback.ops`.
+"""The NumPy formulas behind the tables: what is too long for a lambda in a row.
 
 Arrays of float32 or float64 in, the same dtype out, always new arrays; the caller silences warnings
-and broadcasts binary operands against each other.
+and broadcasts binary operands against each other. Losses compute in float64 alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -388,6 +388,20 @@ _ERFCX: Final = (
     -7.76388791916087e-09,
     3.4067993475212194e-09,
 )
+_LOG_COSH: Final = (  # (log cosh(x) - x**2/2) / x**4, of x**2 up to 1/2
+    -0.08333333333333333,
+    0.02222222222222088,
+    -0.006746031745903565,
+    0.0021869488488006905,
+    -0.0007386028670856812,
+    0.00025657949282476906,
+    -9.098169875521842e-05,
+    3.274049831096879e-05,
+    -1.182844262902127e-05,
+    4.119847961377826e-06,
+    -1.2144843646583356e-06,
+    2.1344344343217702e-07,
+)
 _SILU_ROOT: Final = (-1.2784645427610737, -1.0946994183093437e-16)
 _SILU_QUOTIENT: Final = (
     0.2178117057198001,
@@ -614,3 +628,166 @@ def elu_slopes(w: Array, x: Array) -> tuple[Array, Array]:
     root = np.exp(np.where(np.isinf(w), w, np.maximum(0.5 * w, -745.0)))
     by_w = np.where(np.isnan(w), w, np.where(w > 0, 1, x * root * root))
     return by_w, np.where(w > 0, 0, np.expm1(w))
+
+
+# --- pointwise losses: of a prediction z, a target y and the loss's parameter --------------------
+
+
+def where_number(z: Array, values: Any) -> Array:
+    """Return `values` wherever `z` is a number, so that a NaN is never lost to a comparison."""
+    return np.where(np.isnan(z), z, values)
+
+
+def relu_mse_slope(z: Array, y: Array, _: float) -> Array:
+    return np.where(z <= 0, 0, 2 * (z - y))
+
+
+def softplus(x: Array) -> Any:
+    return -log_sigmoid(-x)
+
+
+def poisson(z: Array, y: Array, _: float) -> Any:
+    # Where the exponential overflows it decides, and a product with y = 0 is none.
+    mean = np.exp(z)
+    linear = np.where((y == 0) | (mean == np.inf), 0, y * z)
+    return mean - where_number(z, linear)
+
+
+def gamma_decay(z: Array, y: Array) -> Any:
+    """Return y exp(-z), which may be in range where exp(-z) is not."""
+    root = np.exp(-0.5 * z)
+    return root * y * root
+
+
+def gamma(z: Array, y: Array, _: float) -> Any:
+    return np.where(z == -np.inf, np.inf, z + gamma_decay(z, y))
+
+
+def huber(z: Array, y: Array, delta: float) -> Any:
+    size = np.abs(z - y)
+    return np.where(size <= delta, 0.5 * size * size, delta * (size - 0.5 * delta))
+
+
+def quantile(z: Array, y: Array, q: float) -> Array:
+    e = y - z
+    return np.where(e > 0, q * e, (q - 1) * e + 0.0)
+
+
+def quantile_slope(z: Array, y: Array, q: float) -> Array:
+    e = y - z
+    return where_number(z, np.where(e > 0, -q, np.where(e < 0, 1 - q, 0)))
+
+
+def margin(z: Array, y: Array) -> Any:
+    """Return max(0, 1 - y z)."""
+    return np.maximum(0, 1 - y * z)
+
+
+def _difference(z: Array, y: Array) -> tuple[Any, Any]:
+    """Return z - y as an unevaluated sum of two numbers, the second 0 where it is large."""
+    difference = z - y
+    rest = _sum_error(z, -y, difference)
+    return difference, np.where(np.abs(rest) < 0.5, rest, 0)
+
+
+def log_cosh(z: Array, y: Array, _: float) -> Any:
+    # log1p(expm1(-e)**2 / (2 exp(-e))) for small errors: up to 4 ULP, for the square doubles
+    # expm1's error.
+    difference, rest = _difference(z, y)
+    size = np.abs(difference)
+    square = np.square(np.minimum(size, 0.7))
+    small = 0.5 * square + square * square * _horner(_LOG_COSH, square)
+    large = (size - _LOG_2) + np.log1p(np.exp(-2 * size))
+    value = np.where(size < 0.7, small, large)
+    return value + np.tanh(difference) * rest
+
+
+def log_cosh_curvature(z: Array, y: Array, _: float) -> Any:
+    # sech_squared with what rounding z - y and 1 + e takes away.
+    difference, rest = _difference(z, y)
+    e = np.exp(-2 * np.abs(difference))
+    total = 1 + e
+    lost = 2 * ((e - (total - 1)) / total + np.tanh(difference) * rest)
+    return 4 * e / (total * total) * (1 - lost)
+
+
+# --- the softmax: classes on the last axis; targets are labels or probabilities ------------------
+
+
+class _Classes(NamedTuple):
+    """Exponentials of the predictions less the largest of them, which lose no digit in a sum."""
+
+    lead: Array  # which prediction is the largest, (..., 1)
+    below: Array  # predictions less that one: 0 there, below 0 elsewhere
+    e: Array  # their exponentials: 1 there
+
+    @property
+    def log_total(self) -> Any:
+        """Logarithm of the exponentials' sum, shape (..., 1)."""
+        rest = self.e.copy()
+        np.put_along_axis(rest, self.lead, 0, -1)
+        return np.log1p(_exact_sum(rest))
+
+    @property
+    def total(self) -> Array:
+        """The exponentials' sum, shape (..., 1)."""
+        return _exact_sum(self.e)
+
+
+def _classes(z: Array) -> _Classes:
+    lead = np.argmax(z, axis=-1, keepdims=True)  # of a NaN, where there is one
+    below, rest = _difference(z, np.take_along_axis(z, lead, -1))
+    np.put_along_axis(below, lead, 0, -1)  # of an infinite one too
+    return _Classes(lead, below, np.exp(below) * (1 + rest))
+
+
+def softmax(z: Array) -> Any:
+    classes = _classes(z)
+    return classes.e / classes.total
+
+
+def softmax_cross_entropy(z: Array, y: Array, _: float) -> Any:
+    classes = _classes(z)
+    if y.ndim < z.ndim:
+        below = np.take_along_axis(classes.below, y[..., None], -1)
+        return (classes.log_total - below)[..., 0]
+    terms = np.where(y == 0, 0, y * (classes.log_total - classes.below))
+    lost = np.isnan(classes.log_total[..., 0])
+    return np.where(lost, np.nan, terms.sum(axis=-1))
+
+
+def softmax_cross_entropy_slope(z: Array, y: Array, _: float) -> Any:
+    # p - 1 and s p - y lose all digits where p tends to y.
+    if y.ndim < z.ndim:
+        y = (y[..., None] == np.arange(z.shape[-1])).astype(float)
+    p = softmax(z)
+    return p * _sum_of_others(y) - y * _sum_of_others(p)
+
+
+def softmax_hessian(p: Array, s: Array) -> Array:
+    """Return s (diag p - p p^T), shape (..., K, K), for probabilities p and sums s of targets."""
+    hessian = -s[..., None, None] * p[..., :, None] * p[..., None, :]
+    diagonal = np.arange(p.shape[-1])
+    hessian[..., diagonal, diagonal] = s[..., None] * p * _sum_of_others(p)
+    return hessian
+
+
+def softmax_hessian_product(p: Array, s: Array, u: Array) -> Any:
+    """Return s (diag p - p p^T) u, shape (..., K)."""
+    # Less the likeliest class's u, so that the difference from the mean keeps its digits.
+    u = u - np.take_along_axis(u, np.argmax(p, axis=-1, keepdims=True), -1)
+    return s[..., None] * p * (u - np.sum(p * u, axis=-1, keepdims=True))
+
+
+def _sum_of_others(x: Array) -> Array:
+    """Return, for each element of the last axis, the sum of the others, without a difference."""
+    total = np.zeros(x.shape, np.longdouble)
+    np.cumsum(x[..., :-1], axis=-1, out=total[..., 1:])
+    total[..., :-1] += np.cumsum(x[..., :0:-1], axis=-1, dtype=np.longdouble)[..., ::-1]
+    return total.astype(np.float64)
+
+
+def _exact_sum(x: Array) -> Array:
+    """Return the sum over the last axis, kept, rounded once where long double is wider."""
+    total = x.sum(axis=-1, dtype=np.longdouble, keepdims=True)
+    return np.asarray(total, np.float64)

@@ -1,0 +1,603 @@
+"""What tests of losses judge by: formulas, data inside each domain, and error bounds.
+
+A loss's formulas stand here once, over a vocabulary that is mpmath for single numbers and NumPy's
+long double for arrays; none of them is the library's. Every bound follows from three rules: a
+prediction errs by at most (D + 2) u (|X||w| + |b|), a pointwise function by the ULP promised, and
+a sum of float64 terms over blocks of `BLOCK` rows merged as a tree by (rows in a block + levels +
+8) u times the sum of the terms' magnitudes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import mpmath
+import numpy as np
+import pullback as pb
+from mpmath import mp, mpf
+from oracles import PRECISION
+
+BLOCK = 512
+U = 2.0**-53
+ULP = (2.0, 3.0, 3.0)  # of value, derivative, second derivative
+
+
+# --- formulas -------------------------------------------------------------------------------------
+
+_FAR = mpf(1 << 40)
+
+
+def _mp_exp(x: Any) -> Any:
+    """Return e^x; beyond every format's range any number that over- or underflows does."""
+    return mpmath.exp(max(min(x, _FAR), -_FAR))
+
+
+SINGLE = SimpleNamespace(
+    exp=_mp_exp,
+    log1p=mpmath.log1p,
+    tanh=lambda x: mpmath.tanh(max(min(x, mpf(1000)), -mpf(1000))),
+    sinh2=lambda x: mpmath.sinh(max(min(x, mpf(1000)), -mpf(1000))) ** 2,
+    pick=lambda condition, yes, no: yes if condition else no,
+)
+ARRAY = SimpleNamespace(
+    exp=np.exp,
+    log1p=np.log1p,
+    tanh=np.tanh,
+    sinh2=lambda x: np.sinh(x) ** 2,
+    pick=np.where,
+)
+
+
+class Formula(NamedTuple):
+    """A pointwise loss over a vocabulary `m`: functions of (m, z, y, parameter)."""
+
+    value: Callable[..., Any]
+    derivative: Callable[..., Any]
+    second: Callable[..., Any]
+    domain: Callable[[Any], Any]  # which finite targets are allowed
+    targets: Callable[[np.random.Generator, Any], Any]  # ordinary targets of a shape
+    mean: Callable[..., Any] = lambda m, z: z  # the mean response
+    edges: Callable[..., Any] = lambda z, y, p: z  # 0 where a derivative jumps; inf where none does
+    # Limits at z = -inf and +inf of value, derivative, second derivative.
+    limits: Callable[..., Any] = lambda y, p: None
+    # Sizes of the terms that cancel: of value, derivative.
+    terms: tuple[Callable[..., Any] | None, Callable[..., Any] | None] = (None, None)
+    exact: bool = False  # with integers, no operation of it rounds
+
+    @property
+    def orders(self) -> tuple[Callable[..., Any], ...]:
+        """The value and its derivatives."""
+        return self.value, self.derivative, self.second
+
+
+INF = math.inf
+
+
+def _smooth(z: Any, y: Any, p: Any) -> Any:
+    return z * 0 + INF
+
+
+def _normal(rng: np.random.Generator, shape: Any) -> Any:
+    return rng.normal(1, 1, shape)
+
+
+def _signs(rng: np.random.Generator, shape: Any) -> Any:
+    return rng.integers(0, 2, shape) * 2.0 - 1
+
+
+def _is_sign(y: Any) -> Any:
+    return abs(y) == 1
+
+
+def _finite(y: Any) -> Any:
+    return abs(y) < INF
+
+
+def _sigmoid(m: Any, s: Any) -> Any:
+    # Either way no digit is lost; the other branch, evaluated too, may overflow.
+    return m.pick(s > 0, 1 / (1 + m.exp(-s)), m.exp(s) / (1 + m.exp(s)))
+
+
+def _logistic_limits(y: Any, p: Any) -> Any:
+    return ((INF, -1, 0), (0, 0, 0)) if y else ((0, 0, 0), (INF, 1, 0))
+
+
+def _log_cosh(m: Any, e: Any) -> Any:
+    near = m.log1p(2 * m.sinh2(m.pick(abs(e) < 1, e, 0 * e) / 2))
+    far = abs(e) + m.log1p(m.exp(-2 * abs(e))) - m.log1p(1 + 0 * e)
+    return m.pick(abs(e) < 1, near, far)
+
+
+FORMULAS: dict[str, Formula] = {
+    "squared_error": Formula(
+        lambda m, z, y, p: (z - y) ** 2,
+        lambda m, z, y, p: 2 * (z - y),
+        lambda m, z, y, p: 2 + 0 * z,
+        _finite,
+        _normal,
+        edges=_smooth,
+        limits=lambda y, p: ((INF, -INF, 2), (INF, INF, 2)),
+        exact=True,
+    ),
+    "relu_mse": Formula(
+        lambda m, z, y, p: (y - m.pick(z > 0, z, 0 * z)) ** 2,
+        lambda m, z, y, p: m.pick(z > 0, 2 * (z - y), 0 * z),
+        lambda m, z, y, p: m.pick(z > 0, 2 + 0 * z, 0 * z),
+        _finite,
+        _normal,
+        mean=lambda m, z: m.pick(z > 0, z, 0 * z),
+        limits=lambda y, p: ((y * y, 0, 0), (INF, INF, 2)),
+        exact=True,
+    ),
+    "logistic": Formula(
+        lambda m, z, y, p: (
+            m.pick((1 - 2 * y) * z > 0, (1 - 2 * y) * z, 0 * z) + m.log1p(m.exp(-abs(z)))
+        ),
+        lambda m, z, y, p: (1 - 2 * y) * _sigmoid(m, (1 - 2 * y) * z),
+        lambda m, z, y, p: m.exp(-abs(z)) / (1 + m.exp(-abs(z))) ** 2,
+        lambda y: (y == 0) | (y == 1),
+        lambda rng, shape: rng.integers(0, 2, shape).astype(float),
+        mean=_sigmoid,
+        edges=_smooth,
+        limits=_logistic_limits,
+    ),
+    "poisson": Formula(
+        lambda m, z, y, p: m.exp(z) - y * z,
+        lambda m, z, y, p: m.exp(z) - y,
+        lambda m, z, y, p: m.exp(z),
+        lambda y: (y >= 0) & (y < INF),
+        lambda rng, shape: rng.poisson(2, shape).astype(float),
+        mean=lambda m, z: m.exp(z),
+        edges=_smooth,
+        limits=lambda y, p: ((INF if y else 0, -y, 0), (INF, INF, INF)),
+        terms=(lambda m, z, y, p: m.exp(z) + abs(y * z), lambda m, z, y, p: m.exp(z) + y),
+    ),
+    "gamma": Formula(
+        lambda m, z, y, p: z + y * m.exp(-z),
+        lambda m, z, y, p: 1 - y * m.exp(-z),
+        lambda m, z, y, p: y * m.exp(-z),
+        lambda y: (y > 0) & (y < INF),
+        lambda rng, shape: rng.gamma(2, 1, shape) + 0.125,
+        mean=lambda m, z: m.exp(z),
+        edges=_smooth,
+        limits=lambda y, p: ((INF, -INF, INF), (INF, 1, 0)),
+        terms=(lambda m, z, y, p: abs(z) + y * m.exp(-z), lambda m, z, y, p: 1 + y * m.exp(-z)),
+    ),
+    "huber": Formula(
+        lambda m, z, y, p: m.pick(
+            abs(z - y) <= p,
+            m.pick(abs(z - y) <= p, z - y, 0 * z) ** 2 / 2,
+            p * (abs(z - y) - p / 2),
+        ),
+        lambda m, z, y, p: m.pick(abs(z - y) <= p, z - y, m.pick(z > y, p + 0 * z, -p + 0 * z)),
+        lambda m, z, y, p: m.pick(abs(z - y) <= p, 1 + 0 * z, 0 * z),
+        _finite,
+        lambda rng, shape: rng.normal(0, 2, shape),
+        edges=lambda z, y, p: abs(z - y) - p,
+        limits=lambda y, p: ((INF, -p, 0), (INF, p, 0)),
+        exact=True,
+    ),
+    "quantile": Formula(
+        lambda m, z, y, p: m.pick(y > z, p * (y - z), (1 - p) * (z - y)),
+        lambda m, z, y, p: m.pick(y > z, -p + 0 * z, m.pick(y < z, 1 - p + 0 * z, 0 * z)),
+        lambda m, z, y, p: 0 * z,
+        _finite,
+        _normal,
+        edges=lambda z, y, p: z - y,
+        limits=lambda y, p: ((INF, -p, 0), (INF, 1 - p, 0)),
+        exact=True,
+    ),
+    "hinge": Formula(
+        lambda m, z, y, p: m.pick(y * z < 1, 1 - y * z, 0 * z),
+        lambda m, z, y, p: m.pick(y * z < 1, -y + 0 * z, 0 * z),
+        lambda m, z, y, p: 0 * z,
+        _is_sign,
+        _signs,
+        edges=lambda z, y, p: 1 - y * z,
+        limits=lambda y, p: ((0, 0, 0), (INF, 1, 0)) if y < 0 else ((INF, -1, 0), (0, 0, 0)),
+        exact=True,
+    ),
+    "squared_hinge": Formula(
+        lambda m, z, y, p: m.pick(y * z < 1, 1 - y * z, 0 * z) ** 2,
+        lambda m, z, y, p: m.pick(y * z < 1, -2 * y * (1 - y * z), 0 * z),
+        lambda m, z, y, p: m.pick(y * z < 1, 2 + 0 * z, 0 * z),
+        _is_sign,
+        _signs,
+        edges=lambda z, y, p: 1 - y * z,
+        limits=lambda y, p: ((0, 0, 0), (INF, INF, 2)) if y < 0 else ((INF, -INF, 2), (0, 0, 0)),
+        exact=True,
+    ),
+    "exponential": Formula(
+        lambda m, z, y, p: m.exp(-y * z),
+        lambda m, z, y, p: -y * m.exp(-y * z),
+        lambda m, z, y, p: m.exp(-y * z),
+        _is_sign,
+        _signs,
+        edges=_smooth,
+        limits=lambda y, p: (
+            ((0, 0, 0), (INF, INF, INF)) if y < 0 else ((INF, -INF, INF), (0, 0, 0))
+        ),
+    ),
+    "log_cosh": Formula(
+        lambda m, z, y, p: _log_cosh(m, z - y),
+        lambda m, z, y, p: m.tanh(z - y),
+        lambda m, z, y, p: 4 * m.exp(-2 * abs(z - y)) / (1 + m.exp(-2 * abs(z - y))) ** 2,
+        _finite,
+        _normal,
+        edges=_smooth,
+        limits=lambda y, p: ((INF, -1, 0), (INF, 1, 0)),
+    ),
+}
+COUPLED = "softmax_cross_entropy"  # the one whose classes do not stand alone
+DEFAULTS = {"huber": 1.0, "quantile": 0.5}
+OTHERS = {"huber": 1.35, "quantile": 0.9}
+
+
+class Case(NamedTuple):
+    """A loss with its parameter, and for softmax the kind of its targets."""
+
+    name: str
+    parameter: float | None = None
+    labels: bool = False
+
+    @property
+    def id(self) -> str:
+        """The name in a test's id."""
+        if self.name == COUPLED:
+            return f"{self.name}-{'labels' if self.labels else 'probabilities'}"
+        return self.name if self.parameter is None else f"{self.name}({self.parameter})"
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the outputs of a row belong together."""
+        return self.name == COUPLED
+
+    @property
+    def formula(self) -> Formula:
+        """The pointwise formulas."""
+        return FORMULAS[self.name]
+
+    @property
+    def p(self) -> float:
+        """The parameter in force."""
+        return DEFAULTS.get(self.name, 0.0) if self.parameter is None else self.parameter
+
+    def of(self, primitives: Any = pb) -> Any:
+        """Return the loss among `primitives`: the module pullback or pullback.reference."""
+        loss = getattr(primitives, self.name)
+        return loss if self.parameter is None else loss(self.parameter)
+
+
+def _cases() -> list[Case]:
+    cases = []
+    for name in pb.losses.losses:
+        cases += [Case(name)] if name != COUPLED else [Case(name, None, True), Case(name)]
+        cases += [Case(name, OTHERS[name])] if name in OTHERS else []
+    return cases
+
+
+CASES = _cases()
+POINTWISE = [case for case in CASES if not case.coupled]
+SOFTMAX = [case for case in CASES if case.coupled]
+
+
+def by_id(case: Case) -> str:
+    """Return the id of a parametrised test."""
+    return case.id
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+class Model(NamedTuple):
+    """A linear model and its data; (D,) weights unless there are several outputs."""
+
+    X: Any
+    y: Any
+    w: Any
+    b: Any
+    sample_weight: Any
+    v: tuple[Any, Any]
+
+    @property
+    def operands(self) -> tuple[Any, Any, Any, Any]:
+        """X, y, w and b."""
+        return self[:4]
+
+
+@cache
+def model(
+    case: Case, n: int, d: int, dtype: Any = np.float64, k: int | None = None, seed: int = 0
+) -> Model:
+    """Return a model whose predictions are of order 1; all arrays read-only.
+
+    Some weights are 0. Softmax has three outputs unless told otherwise.
+    """
+    rng = np.random.default_rng([n, d, k or 0, seed])
+    k = 3 if case.coupled and k is None else k
+    tail = () if k is None else (k,)
+    X = rng.uniform(-1, 1, (n, d)).astype(dtype)
+    w = (rng.normal(0, 2, (d, *tail)) / math.sqrt(1 + d)).astype(dtype)
+    b: Any = 0.1875 + 1 / (1 + d) if k is None else rng.normal(0.1, 0.5, k).astype(dtype)
+    if not case.coupled:
+        y = case.formula.targets(rng, (n, *tail)).astype(dtype)
+    elif case.labels:
+        y = rng.integers(0, k, n)
+    else:
+        y = rng.dirichlet(np.ones(k or 1), n).astype(dtype)
+    weights = rng.integers(0, 9, n) * rng.uniform(0.1, 1, n)
+    weights[rng.integers(n)] = 1.25
+    v = (rng.normal(size=w.shape), 0.75 if k is None else rng.normal(size=k))
+    for array in (X, y, w, weights, v[0], *((b, v[1]) if k else ())):
+        array.flags.writeable = False
+    return Model(X, y, w, b, weights, v)
+
+
+# --- exact sums -----------------------------------------------------------------------------------
+
+
+class Bounded(NamedTuple):
+    """An exact number or array, and how far from it a result may be."""
+
+    exact: Any
+    error: Any
+
+    def __truediv__(self, divisor: Any) -> Bounded:
+        return Bounded(self.exact / divisor, self.error / divisor)
+
+
+class Exact(NamedTuple):
+    """What the methods return, all in the shape of (D, K), (K,), (N, K)."""
+
+    value: Bounded
+    gw: Bounded
+    gb: Bounded
+    gX: Bounded  # noqa: N815
+    curvature: Bounded
+    hw: Bounded
+    hb: Bounded
+
+
+class _Scores(NamedTuple):
+    """Per row: loss (N,), derivative (N, K), second derivative times tangent (N, K), curvature."""
+
+    loss: Bounded
+    slope: Bounded
+    bent: Bounded
+    curvature: Bounded
+
+
+def _wide(a: Any) -> Any:
+    return np.asarray(a).astype(np.longdouble)
+
+
+def _pointwise_scores(case: Case, z: Any, dz: Any, y: Any, u: Any, du: Any) -> _Scores:
+    formula = case.formula
+    p = np.longdouble(case.p)
+    here = []
+    for order, f in enumerate(formula.orders):
+        exact = f(ARRAY, z, y, p)
+        moved = [np.abs(f(ARRAY, z + step, y, p) - exact) for step in (dz, -dz)]
+        terms = formula.terms[order] if order < 2 else None
+        size = np.abs(exact) if terms is None else terms(ARRAY, z, y, p)
+        here.append(Bounded(exact, np.maximum(*moved) + 2 * ULP[order] * U * size))
+    loss, slope, second = here
+    bent = Bounded(
+        second.exact * u, second.error * (np.abs(u) + du) + np.abs(second.exact) * (du + U * abs(u))
+    )
+    return _Scores(Bounded(loss.exact.sum(axis=1), loss.error.sum(axis=1)), slope, bent, second)
+
+
+def _softmax_scores(z: Any, dz: Any, y: Any, u: Any, du: Any) -> _Scores:
+    k = z.shape[1]
+    labels = y.ndim == 1
+    given = np.eye(k, dtype=np.longdouble)[np.asarray(y, int)] if labels else y
+    total = given.sum(axis=1, keepdims=True)
+    shifted = z - z.max(axis=1, keepdims=True)
+    e = np.exp(shifted)
+    p = e / e.sum(axis=1, keepdims=True)
+    others = (e @ (1 - np.eye(k, dtype=np.longdouble))) / e.sum(axis=1, keepdims=True)
+    top = z.argmax(axis=1)
+    rest = np.where(np.arange(k) == top[:, None], 0, e).sum(axis=1, keepdims=True)
+    each = np.log1p(rest) - shifted
+    most = dz.max(axis=1, keepdims=True)
+    loss = (given * each).sum(axis=1)
+    # Moving every z by at most `most` moves lse - z_k by 2 most (1 - p_k), and p_k by 2 most p_k.
+    loss_error = (given * (2 * most * (others + most) + (k + 4) * U * each)).sum(axis=1)
+    slope = np.where(given == 1, -others, total * p - given)
+    relative = 2 * most + (k + 6) * U
+    size = np.where(given == 1, others, total * p) if labels else total * p + given
+    slope_error = size * relative
+    mean = (p * u).sum(axis=1, keepdims=True)
+    magnitude = total * p * (np.abs(u) + (p * np.abs(u)).sum(axis=1, keepdims=True))
+    bent = total * p * (u - mean)
+    bent_error = magnitude * 2 * relative + total * p * (du + (p * du).sum(axis=1, keepdims=True))
+    outer = -p[:, :, None] * p[:, None, :]
+    diagonal = np.arange(k)
+    outer[:, diagonal, diagonal] = p * others
+    curvature = total[:, :, None] * outer
+    return _Scores(
+        Bounded(loss, loss_error),
+        Bounded(slope, slope_error),
+        Bounded(bent, bent_error),
+        Bounded(curvature, np.abs(curvature) * 3 * relative[:, :, None]),
+    )
+
+
+def exact(
+    case: Case,
+    X: Any,
+    y: Any,
+    w: Any,
+    b: Any,
+    sample_weight: Any = None,
+    v: tuple[Any, Any] | None = None,
+    *,
+    terms: int | None = None,
+) -> Exact:
+    """Return every sum in long double, undivided, with its error bound.
+
+    `terms` is the number of products in a prediction, D unless an entry counts twice.
+    """
+    X, w = _wide(X), _wide(w)
+    n, d = X.shape
+    k = 1 if w.ndim == 1 else w.shape[1]
+    W = w.reshape(d, k)
+    B = np.broadcast_to(_wide(0 if b is None else b), (k,))
+    V = np.zeros_like(W) if v is None else _wide(v[0]).reshape(d, k)
+    VB = np.broadcast_to(_wide(0 if v is None or v[1] is None else v[1]), (k,))
+    size = np.abs(X)
+    spread = ((d if terms is None else terms) + 2) * U
+    z, dz = X @ W + B, spread * (size @ np.abs(W) + np.abs(B))
+    u, du = X @ V + VB, spread * (size @ np.abs(V) + np.abs(VB))
+    y = np.asarray(y) if case.coupled and case.labels else _wide(y)
+    y = y if case.coupled else y.reshape(n, k)
+    with np.errstate(all="ignore"):
+        if case.coupled:
+            scores = _softmax_scores(z, dz, y, u, du)
+        else:
+            scores = _pointwise_scores(case, z, dz, y, u, du)
+    weights = np.ones(n, np.longdouble) if sample_weight is None else _wide(sample_weight)
+    factor = (min(n, BLOCK) + math.ceil(math.log2(max(1, n / BLOCK))) + 8) * U
+
+    def weighted(bounded: Bounded) -> Bounded:
+        by = weights.reshape(n, *(1,) * (bounded.exact.ndim - 1))
+        return Bounded(by * bounded.exact, by * bounded.error)
+
+    def summed(bounded: Bounded, left: Any) -> Bounded:
+        product, own = left @ bounded.exact, np.abs(left) @ bounded.error
+        return Bounded(product, own + factor * (np.abs(left) @ np.abs(bounded.exact)))
+
+    loss, slope, bent, curvature = map(weighted, scores)
+    ones = np.ones(n, np.longdouble)
+    gX = Bounded(
+        slope.exact @ W.T,
+        slope.error @ np.abs(W).T + (k + 4) * U * (np.abs(slope.exact) @ np.abs(W).T),
+    )
+    curved = Bounded(curvature.exact, curvature.error + 2 * U * np.abs(curvature.exact))
+    return Exact(
+        summed(loss, ones),
+        summed(slope, X.T),
+        summed(slope, ones),
+        gX,
+        curved,
+        summed(bent, X.T),
+        summed(bent, ones),
+    )
+
+
+def divided(sums: Exact, n: int, sample_weight: Any, reduction: str) -> Exact:
+    """Return what a mean or a sum of the weighted terms is."""
+    if reduction == "sum":
+        return sums
+    by = np.longdouble(n) if sample_weight is None else _wide(sample_weight).sum()
+    rounding = (4 + (0 if sample_weight is None else min(n, BLOCK) + 16)) * U
+
+    def mean(bounded: Bounded) -> Bounded:
+        quotient = bounded / by
+        return Bounded(quotient.exact, quotient.error + rounding * np.abs(quotient.exact))
+
+    return Exact(*map(mean, sums))
+
+
+# --- verdicts -------------------------------------------------------------------------------------
+
+
+def assert_within(actual: Any, bounded: Bounded, what: str = "") -> None:
+    """Fail if a float64 result is beyond its bound, or a float32 one beyond that and a rounding."""
+    actual = np.asarray(actual)
+    exact, error = bounded
+    assert actual.size == np.size(exact), (what, actual.shape, np.shape(exact))
+    exact, error = np.reshape(exact, actual.shape), np.reshape(error, actual.shape)
+    assert np.isfinite(exact).all(), what
+    if actual.dtype == np.float32:
+        error = error + 2.0**-24 * (np.abs(exact) + error) + 2.0**-150
+    wrong = ~(np.abs(actual.astype(np.longdouble) - exact) <= error)
+    if wrong.any():
+        i = np.unravel_index(np.argmax(wrong), wrong.shape)
+        raise AssertionError(
+            f"{what}: {wrong.sum()} of {wrong.size} beyond their bound, first at {i}: "
+            f"{actual[i]!r} instead of {exact[i]!r}, bound {error[i]!r}"
+        )
+
+
+def parameter_dtype(parameter: Any) -> Any:
+    """Return the dtype of a parameter's gradient."""
+    return np.dtype(np.float32 if np.asarray(parameter).dtype.itemsize <= 4 else np.float64)
+
+
+def judge_gradient(gw: Any, gb: Any, w: Any, b: Any, dw: Bounded, db: Bounded) -> None:
+    """Check gradients (or Hessian products) in shape, dtype, kind and every number."""
+    assert type(gw) is np.ndarray
+    assert gw.shape == np.shape(w)
+    assert gw.dtype == parameter_dtype(w)
+    assert_within(gw, dw, "w")
+    if b is None:
+        assert gb is None
+        return
+    assert np.shape(gb) == np.shape(b)
+    if np.size(b) < db.exact.size:  # one intercept for all outputs
+        db = Bounded(db.exact.sum(), db.error.sum() + 4 * U * np.abs(db.exact).sum())
+    assert_within(gb, db, "b")
+
+
+def judge(
+    case: Case,
+    X: Any,
+    y: Any,
+    w: Any,
+    b: Any,
+    sample_weight: Any = None,
+    v: tuple[Any, Any] | None = None,
+    *,
+    dense: Any = None,
+    terms: int | None = None,
+    reduction: str = "mean",
+    primitives: Any = pb,
+    sums: Exact | None = None,
+    hessian: bool = True,
+) -> Any:
+    """Call every method and check every number; return value_and_grad's result.
+
+    `dense` is X as an array, where X is something else.
+    """
+    loss = case.of(primitives)
+    dense = X if dense is None else dense
+    v = v or (np.ones(np.shape(w)), None if b is None else np.ones(np.shape(b)))
+    v = (v[0], None if b is None else v[1])
+    n = len(dense)
+    sums = sums or exact(case, dense, y, w, b, sample_weight, v, terms=terms)
+    right = divided(sums, n, sample_weight, reduction)
+    options = {"sample_weight": sample_weight, "reduction": reduction}
+
+    result = loss.value_and_grad(X, y, w, b, **options)
+    value, (gw, gb) = result
+    assert type(value) is float
+    assert_within(value, right.value, "value")
+    judge_gradient(gw, gb, w, b, right.gw, right.gb)
+    only = loss.value(X, y, w, b, **options)
+    assert type(only) is float
+    assert_within(only, right.value, "value alone")
+    gradient = loss.grad(X, y, w, b, **options)
+    judge_gradient(*gradient, w, b, right.gw, right.gb)
+    if hessian:
+        hw, hb = loss.hvp(X, y, w, b, v, **options)
+        judge_gradient(hw, hb, w, b, right.hw, right.hb)
+        c = loss.curvature(X, y, w, b, **options)
+        k = right.gb.exact.size
+        assert c.shape == ((n, k, k) if case.coupled else (n,) if np.ndim(w) == 1 else (n, k))
+        assert_within(c, right.curvature, "curvature")
+    return result
+
+
+# --- single numbers -------------------------------------------------------------------------------
+
+
+def number(case: Case, order: int, z: float, y: float) -> Any:
+    """Return the exact value, derivative or second derivative at a point, as an mpf."""
+    with mp.workprec(PRECISION):
+        return mpf(case.formula.orders[order](SINGLE, mpf(z), mpf(y), mpf(case.p)))

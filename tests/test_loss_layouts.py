@@ -1,0 +1,743 @@
+"""Data in every layout, dense and sparse: right, within memory, and the same bits each time."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pullback as pb
+import pytest
+import scipy.sparse
+from guarded import Guarded
+from linear_models import (
+    CASES,
+    SOFTMAX,
+    Case,
+    assert_within,
+    by_id,
+    divided,
+    exact,
+    judge,
+    model,
+)
+from oracles import assert_same_bits
+from protocol import DTYPES, assert_same_leaves, leaves
+
+on_any_target = pytest.mark.usefixtures("any_target")
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+cases = pytest.mark.parametrize("case", CASES, ids=by_id)
+RECTIFIED, LOGISTIC, POISSON = map(Case, ("relu_mse", "logistic", "poisson"))
+FEW = [LOGISTIC, RECTIFIED, SOFTMAX[0]]
+few = pytest.mark.parametrize("case", FEW, ids=by_id)
+TWINS = [pb] if pb.backend() == "numpy" else [pb, pb.reference]
+backends = pytest.mark.parametrize("primitives", TWINS, ids=lambda module: module.__name__)
+
+
+# --- dense ----------------------------------------------------------------------------------------
+
+
+def widened(X: np.ndarray, extra: int = 3) -> np.ndarray:
+    """Return X as the first columns of a wider array of NaN."""
+    wide = np.full((X.shape[0], X.shape[1] + extra), np.nan, X.dtype)
+    wide[:, : X.shape[1]] = X
+    return wide[:, : X.shape[1]]
+
+
+def spread(X: np.ndarray) -> np.ndarray:
+    """Return X as every other row of an array of NaN."""
+    tall = np.full((2 * X.shape[0], *X.shape[1:]), np.nan, X.dtype)
+    tall[::2] = X
+    return tall[::2]
+
+
+def misaligned(X: np.ndarray) -> np.ndarray:
+    return np.frombuffer(b"\0" + X.tobytes(), np.uint8)[1:].view(X.dtype).reshape(X.shape)
+
+
+def rows_apart(X: np.ndarray) -> np.ndarray:
+    """Return X with rows further apart by one byte more than a whole number of elements."""
+    n, d = X.shape
+    pitch = d * X.itemsize + X.itemsize + 1
+    raw = np.zeros(n * pitch + 8, np.uint8)
+    view = np.lib.stride_tricks.as_strided(raw[:8].view(X.dtype), (n, d), (pitch, X.itemsize))
+    view[...] = X
+    return view
+
+
+LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "first columns": widened,
+    "last columns": lambda X: widened(X[:, ::-1])[:, ::-1],
+    "inner columns": lambda X: widened(np.concatenate([X[:, :1] * np.nan, X], axis=1))[:, 1:],
+    "every other row": spread,
+    "every other row, first columns": lambda X: spread(widened(X)),
+    "rows reversed": lambda X: X[::-1].copy()[::-1],
+    "columns reversed": lambda X: X[:, ::-1].copy()[:, ::-1],
+    "every other column": lambda X: np.repeat(X, 2, axis=1)[:, ::2],
+    "Fortran": np.asfortranarray,
+    "Fortran, every other row": lambda X: np.asfortranarray(np.repeat(X, 2, axis=0))[::2],
+    "Fortran, first rows": lambda X: np.asfortranarray(np.concatenate([X, X * np.nan]))[: len(X)],
+    "Fortran, columns reversed": lambda X: np.asfortranarray(X[:, ::-1])[:, ::-1],
+    "Fortran, rows reversed": lambda X: np.asfortranarray(X[::-1])[::-1],
+    "middle of three axes": lambda X: np.stack([X, X * np.nan], axis=1)[:, 0],
+    "rows apart by an odd number of bytes": rows_apart,
+    "big-endian": lambda X: X.astype(">" + X.dtype.str[1:]),
+    "big-endian, Fortran": lambda X: np.asfortranarray(X.astype(">" + X.dtype.str[1:])),
+}
+
+# Copied as they are: nothing but the bytes' place or order changes.
+SAME_BITS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "misaligned": misaligned,
+    "byte-swapped": lambda X: X.astype(X.dtype.newbyteorder()),
+    "list": lambda X: X if X.dtype == np.float32 else X.tolist(),
+    "subclass": lambda X: X.view(type("Sub", (np.ndarray,), {})),
+    "own": lambda X: X.copy(),
+}
+
+
+@on_any_target
+@dtypes
+@few
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_layouts_of_the_data(layout: Callable[..., Any], case: Case, dtype: np.dtype) -> None:
+    for n, d in ((1, 1), (2, 5), (9, 4), (40, 17), (513, 9), (70, 130)):
+        m = model(case, n, d, dtype)
+        view = layout(m.X)
+        assert (view == m.X).all()
+        before = view.copy()
+        judge(case, view, m.y, m.w, m.b, m.sample_weight, dense=m.X)
+        assert_same_bits(view, before)
+
+
+@on_any_target
+@dtypes
+@few
+@pytest.mark.parametrize("d", [*range(41), 63, 64, 65, 130])
+def test_every_width_of_columns(d: int, case: Case, dtype: np.dtype) -> None:
+    """Fortran order, at every number of columns and around every number of lanes of rows."""
+    for n in (1, 2, 3, 7, 8, 9, 16, 33, (511, 512, 513, 1031)[d % 4]):
+        m = model(case, n, d, dtype)
+        judge(case, np.asfortranarray(m.X), *m.operands[1:], hessian=n % 2 == 1)
+
+
+@on_any_target
+@dtypes
+@cases
+def test_every_loss_in_fortran_order(case: Case, dtype: np.dtype) -> None:
+    for n, d, k in ((40, 7, None), (600, 5, None), (33, 9, 3)):
+        m = model(case, n, d, dtype, k)
+        X = np.asfortranarray(m.X)
+        judge(case, X, *m.operands[1:], m.sample_weight)
+        gX = case.of().grad(X, *m.operands[1:], wrt="X")
+        wanted = case.of().grad(*m.operands, wrt="X")
+        np.testing.assert_allclose(gX, wanted, rtol=1e-5, atol=1e-7 if dtype == "f4" else 1e-15)
+
+
+@on_any_target
+@dtypes
+@few
+@pytest.mark.parametrize("layout", SAME_BITS.values(), ids=SAME_BITS.keys())
+def test_where_the_bytes_lie_does_not_matter(
+    layout: Callable[..., Any], case: Case, dtype: np.dtype
+) -> None:
+    for n, d in ((1, 1), (9, 4), (40, 17), (513, 9)):
+        m = model(case, n, d, dtype)
+        wanted = case.of().value_and_grad(*m.operands)
+        for chosen in itertools.product((False, True), repeat=3):
+            arguments = [layout(a) if c else a for a, c in zip(m[:3], chosen, strict=True)]
+            assert_same_leaves(case.of().value_and_grad(*arguments, m.b), wanted)
+
+
+@on_any_target
+@dtypes
+@few
+@pytest.mark.parametrize("k", [None, 3])
+def test_layouts_of_the_vectors(case: Case, k: int | None, dtype: np.dtype) -> None:
+    m = model(case, 40, 17, dtype, k)
+    wanted = judge(case, *m.operands)
+    layouts: list[Callable[..., Any]] = [spread, lambda v: v[::-1].copy()[::-1], misaligned]
+    layouts += [np.asfortranarray] if k else []
+    for layout in layouts:
+        if layout is spread and m.y.dtype == np.int64:
+            continue  # NaN between labels
+        for result in (
+            case.of().value_and_grad(m.X, layout(m.y), m.w, m.b),
+            case.of().value_and_grad(m.X, m.y, layout(m.w), m.b),
+        ):
+            assert_same_leaves(result, wanted)
+    same = np.broadcast_to(m.y[:1], m.y.shape)
+    assert_same_leaves(
+        case.of().value_and_grad(m.X, same, m.w, m.b),
+        case.of().value_and_grad(m.X, same.copy(), m.w, m.b),
+    )
+
+
+@on_any_target
+@dtypes
+@few
+def test_repeated_rows_and_columns(case: Case, dtype: np.dtype) -> None:
+    """Strides of zero."""
+    for n, d in ((40, 17), (700, 5)):
+        m = model(case, n, d, dtype)
+        for view in (
+            np.broadcast_to(m.X[3], m.X.shape),
+            np.broadcast_to(m.X[:, :1], m.X.shape),
+            np.broadcast_to(m.X[2, 1], m.X.shape),
+        ):
+            judge(case, view, *m.operands[1:])
+
+
+@on_any_target
+@few
+@pytest.mark.parametrize(
+    "kind", ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", ">i4", ">f2"]
+)
+def test_other_dtypes_of_the_data(case: Case, kind: str) -> None:
+    """What no kernel reads is converted, block by block, and computed as its equal."""
+    rng = np.random.default_rng(0)
+    for n, d in ((30, 4), (3000, 40)):
+        m = model(case, n, d, np.float64)
+        X = rng.integers(0, 2 if kind == "?" else 5, (n, d)).astype(kind)
+        for layout in (
+            np.ascontiguousarray,
+            np.asfortranarray,
+            lambda a: np.repeat(a, 2, 1)[:, ::2],
+        ):
+            judge(case, layout(X), *m.operands[1:], m.sample_weight, dense=X.astype(float))
+    gX = case.of().grad(X, *m.operands[1:], wrt="X")
+    wanted = case.of().grad(X.astype(float), *m.operands[1:], wrt="X")
+    assert gX.dtype == (np.float32 if "f" in kind else np.float64)  # integers are numbers
+    np.testing.assert_allclose(gX, wanted, rtol=1e-6 if gX.dtype == "f4" else 1e-15)
+
+
+@cases
+def test_blocks_of_converted_rows_are_one_whole(case: Case) -> None:
+    """Rows enough for several blocks: weights, targets and curvature stay with their rows."""
+    n, d = 20_011, 33
+    m = model(case, n, d, np.float32)
+    X = m.X.astype(np.float16)
+    plain = X.astype(np.float64)
+    options: dict[str, Any] = {"sample_weight": m.sample_weight}
+    loss = case.of()
+    for call in (
+        lambda X: loss.value_and_grad(X, *m.operands[1:], **options),
+        lambda X: loss.hvp(X, *m.operands[1:], m.v, **options),
+        lambda X: loss.partial(X, *m.operands[1:], **options).finish("sum"),
+        lambda X: loss.curvature(X, *m.operands[1:], **options),
+        lambda X: loss.grad(X, *m.operands[1:], **options, wrt="X"),
+    ):
+        for one, other in zip(leaves(call(X)), leaves(call(plain)), strict=True):
+            np.testing.assert_allclose(one, other, rtol=2e-6, atol=1e-9)
+
+
+def test_converting_does_not_copy_the_whole() -> None:
+    """The memory of a call with integers is that of a few blocks."""
+    import tracemalloc
+
+    n, d = 200_000, 40
+    X = np.ones((n, d), np.int8)
+    m = model(LOGISTIC, 10, d, np.float64)
+    y = np.zeros(n)
+    pb.logistic.value_and_grad(X[:100], y[:100], m.w, 0.0)
+    tracemalloc.start()
+    try:
+        for data in (X, np.asfortranarray(X), np.repeat(X, 2, axis=1)[:, ::2]):
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            pb.logistic.value_and_grad(data, y, m.w, 0.0)
+            peak = tracemalloc.get_traced_memory()[1] - before
+            # The twin holds predictions and slopes of all samples.
+            assert peak < 8e6 + (0 if pb.backend() == "native" else 12 * y.nbytes), peak
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("layout", [np.ascontiguousarray, np.asfortranarray], ids=["C", "F"])
+def test_float32_data_with_float64_parameters_is_not_copied(layout: Callable[..., Any]) -> None:
+    import tracemalloc
+
+    X = layout(np.ones((50_000, 40), np.float32))
+    y, w = np.zeros(50_000), np.ones(40)
+    frozen = X.view()
+    frozen.flags.writeable = False
+    for data in (X, frozen, X[::-1], X[:, ::-1] if X.flags.f_contiguous else X[:, 3:][:, :-1]):
+        weights = w[: data.shape[1]]
+        pb.logistic.value_and_grad(data[:9], y[:9], weights, 0.0)
+        tracemalloc.start()
+        try:
+            pb.logistic.value_and_grad(data, y, weights, 0.0)
+            pb.logistic.hvp(data, y, weights, 0.0, (weights, 1.0))
+            assert tracemalloc.get_traced_memory()[1] < X.nbytes / 4
+        finally:
+            tracemalloc.stop()
+
+
+@few
+def test_memory_maps_and_frames(case: Case, tmp_path: Path) -> None:
+    m = model(case, 700, 9, np.float64)
+    wanted = case.of().value_and_grad(*m.operands)
+    for order in "CF":
+        file = tmp_path / f"{order}.npy"
+        np.save(file, np.asarray(m.X, order=order))
+        mapped = np.load(file, mmap_mode="r")
+        assert isinstance(mapped, np.memmap)
+        judge(case, mapped, *m.operands[1:], dense=m.X)
+        if order == "C":
+            assert_same_leaves(case.of().value_and_grad(mapped, *m.operands[1:]), wanted)
+
+    class Frame:
+        def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+            return m.X if dtype is None else m.X.astype(dtype)
+
+    assert_same_leaves(case.of().value_and_grad(Frame(), *m.operands[1:]), wanted)
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(m.X)
+    series = pandas.Series(m.y) if m.y.ndim == 1 else pandas.DataFrame(m.y)
+    judge(case, frame, series, *m.operands[2:], dense=m.X)
+
+
+@dtypes
+def test_more_than_2_31_elements(dtype: np.dtype) -> None:
+    """One row, repeated by a stride of zero so that it takes no memory."""
+    if pb.backend() == "numpy":
+        n, d = 64, 1 << 16  # the twin would copy it
+    else:
+        n, d = 1 << 15, (1 << 16) + 8
+    X = np.broadcast_to(np.ones(d, dtype), (n, d))
+    w = np.zeros(d, dtype)
+    w[-1] = w[0] = 1
+    y = np.full(n, 5, dtype)
+    value, (gw, gb) = pb.relu_mse.value_and_grad(X, y, w, 1.0)
+    assert value == 4
+    assert gb == -4
+    assert (gw == -4).all()
+
+
+# --- sparse ---------------------------------------------------------------------------------------
+
+
+class Sparse(NamedTuple):
+    """A sparse array by its parts alone, as other packages than SciPy make them."""
+
+    format: str
+    data: Any
+    indices: Any
+    indptr: Any
+    shape: tuple[int, int]
+
+
+def sparse(dense: np.ndarray, form: str, index: Any = np.int32) -> Any:
+    array = {"csr": scipy.sparse.csr_array, "csc": scipy.sparse.csc_array}[form](dense)
+    array.indices, array.indptr = array.indices.astype(index), array.indptr.astype(index)
+    return array
+
+
+def thinned(X: np.ndarray, share: float = 0.2) -> np.ndarray:
+    """Return X with most entries 0, some rows and columns wholly; multiples of 1/8."""
+    rng = np.random.default_rng(len(X))
+    thin = np.where(rng.uniform(size=X.shape) < share, np.rint(8 * X) / 8, 0).astype(X.dtype)
+    thin[::7] = 0
+    thin[:, 3::5] = 0
+    return thin
+
+
+forms = pytest.mark.parametrize("form", ["csr", "csc"])
+
+
+@on_any_target
+@dtypes
+@forms
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+@few
+def test_sparse(case: Case, form: str, index: Any, dtype: np.dtype) -> None:
+    for n, d, k in (
+        (1, 1, None),
+        (7, 0, None),
+        (9, 5, None),
+        (40, 33, None),
+        (40, 17, 3),
+        (600, 12, None),
+        (1025, 4, 2),
+        (3, 5000, None),
+    ):
+        m = model(case, n, d, dtype, k)
+        for X in (thinned(m.X), m.X, 0 * m.X):
+            given = sparse(X, form, index)
+            before = [a.copy() for a in (given.data, given.indices, given.indptr)]
+            judge(case, given, *m.operands[1:], m.sample_weight, dense=X)
+            for a, copied in zip((given.data, given.indices, given.indptr), before, strict=True):
+                assert_same_bits(a, copied)
+
+
+@on_any_target
+@dtypes
+@forms
+@cases
+def test_every_loss_on_sparse_data(case: Case, form: str, dtype: np.dtype) -> None:
+    for n, d, k in ((40, 7, None), (600, 5, None), (33, 9, 3)):
+        m = model(case, n, d, dtype, k)
+        X = thinned(m.X, 0.4)
+        judge(case, sparse(X, form), *m.operands[1:], m.sample_weight, dense=X, reduction="sum")
+        partial = case.of().partial(sparse(X, form), *m.operands[1:])
+        assert_same_leaves(
+            partial.finish(), case.of().value_and_grad(sparse(X, form), *m.operands[1:])
+        )
+
+
+@on_any_target
+@dtypes
+@forms
+@cases
+def test_gradient_in_sparse_data(case: Case, form: str, dtype: np.dtype) -> None:
+    """Is dense: every entry of X has a derivative, stored or not."""
+    for n, d, k in ((40, 7, None), (600, 5, 3)):
+        m = model(case, n, d, dtype, k)
+        X = thinned(m.X)
+        options = {"sample_weight": m.sample_weight, "reduction": "mean"}
+        gX = case.of().grad(sparse(X, form), *m.operands[1:], wrt="X", **options)
+        right = divided(
+            exact(case, X, *m.operands[1:], m.sample_weight), n, m.sample_weight, "mean"
+        )
+        assert gX.shape == (n, d)
+        assert gX.dtype == dtype
+        assert_within(gX, right.gX)
+
+
+@on_any_target
+@dtypes
+@forms
+@few
+@backends
+def test_unsorted_and_duplicate_entries(
+    case: Case, form: str, dtype: np.dtype, primitives: Any
+) -> None:
+    """Duplicates add up, also to zero, and the order within a row or column does not matter."""
+    rng = np.random.default_rng(4)
+    for n, d in ((9, 5), (600, 12)):
+        m = model(case, n, d, dtype)
+        half = thinned(m.X, 0.6)
+        major = half.shape[0 if form == "csr" else 1]
+        indices, data, indptr = [], [], [0]
+        for i in range(major):
+            line = half[i] if form == "csr" else half[:, i]
+            at = np.flatnonzero(line)
+            twice = np.concatenate([at, at[::2], at[:1], at[:1]])
+            extra = np.concatenate([line[at], line[at[::2]] * 2, -line[at[:1]], line[at[:1]] * 3])
+            order = rng.permutation(twice.size)
+            indices.append(twice[order])
+            data.append(extra[order])
+            indptr.append(indptr[-1] + twice.size)
+        build = scipy.sparse.csr_array if form == "csr" else scipy.sparse.csc_array
+        parts = (
+            np.concatenate(data).astype(dtype),
+            np.concatenate(indices).astype(np.int32),
+            np.array(indptr, np.int32),
+        )
+        given = build(parts, shape=half.shape)
+        dense = given.toarray()
+        assert not given.has_sorted_indices
+        before = [a.copy() for a in (given.data, given.indices, given.indptr)]
+        for X in (given, Sparse(form, *parts, half.shape)):
+            judge(case, X, *m.operands[1:], dense=dense, terms=4 * d + 4, primitives=primitives)
+        for a, copied in zip((given.data, given.indices, given.indptr), before, strict=True):
+            assert_same_bits(a, copied)
+
+
+@on_any_target
+@forms
+@backends
+def test_sparse_parts_in_any_layout(form: str, primitives: Any) -> None:
+    """Strided, read-only, mixed or narrow parts, and stored numbers that are not floats."""
+    m = model(LOGISTIC, 60, 9, np.float64)
+    X = thinned(m.X)
+    given = sparse(X, form)
+    parts = given.data, given.indices, given.indptr
+    wanted = primitives.logistic.value_and_grad(given, *m.operands[1:])
+
+    def frozen(a: Any) -> Any:
+        a = a.copy()
+        a.flags.writeable = False
+        return a
+
+    for change in (
+        frozen,
+        lambda a: np.repeat(a, 2)[::2],
+        lambda a: a[::-1].copy()[::-1],
+        lambda a: a.astype(a.dtype.newbyteorder()),
+        lambda a: a.astype(np.int64) if a.dtype.kind == "i" else a,
+        misaligned,
+    ):
+        for chosen in itertools.product((False, True), repeat=3):
+            arrays = [change(a) if c else a for a, c in zip(parts, chosen, strict=True)]
+            result = primitives.logistic.value_and_grad(
+                Sparse(form, *arrays, X.shape), *m.operands[1:]
+            )
+            assert_same_leaves(result, wanted)
+    for dtype in (np.int64, np.int8, bool):
+        whole = np.rint(X).astype(dtype)
+        judge(
+            LOGISTIC,
+            sparse(whole, form),
+            *m.operands[1:],
+            dense=whole.astype(float),
+            primitives=primitives,
+        )
+    matrix = (scipy.sparse.csr_matrix if form == "csr" else scipy.sparse.csc_matrix)(X)
+    assert_same_leaves(primitives.logistic.value_and_grad(matrix, *m.operands[1:]), wanted)
+
+
+@forms
+def test_stored_zeros_and_special_values(form: str) -> None:
+    """An entry that is stored counts as it is; one that is not is 0, whatever its weight."""
+    X = np.array([[1.0, 0.0, 2.0], [0.0, 0.0, 0.5], [3.0, 0.0, 0.0]])
+    y = np.array([1.0, 0.0, 1.0])
+    w = np.array([0.5, np.inf, -0.25])
+    value, (gw, _) = pb.logistic.value_and_grad(sparse(X, form), y, w, 0.0)
+    assert np.isfinite(value)
+    assert np.isfinite(gw).all()
+    stored = sparse(X, form)
+    stored.data[0] = np.nan
+    value, (gw, _) = pb.logistic.value_and_grad(stored, y, np.ones(3), 0.0)
+    assert np.isnan(value)
+    assert np.isnan(gw[0])
+    stored.data[0] = 0.0
+    dense = stored.toarray()
+    judge(LOGISTIC, stored, y, np.ones(3), 0.5, dense=dense)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guards() -> Iterator[list[Guarded]]:
+    """Give memory between pages that may not be touched, for X, y, w and what else there is."""
+    blocks = [Guarded(1 << 20) for _ in range(5)]
+    yield blocks
+    for block in blocks:
+        block.close()
+
+
+@pytest.mark.parametrize("index", [4, 5])
+def test_guard_pages_guard(run_python: Callable[..., Any], index: int) -> None:
+    """One element past the end kills the process; the last one does not."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import numpy as np; from guarded import Guarded\n"
+        "block = Guarded()\n"
+        "a = block.array(5, float)\n"
+        "b = np.lib.stride_tricks.as_strided(a, (6,))\n"
+        "print(b[int(sys.argv[2])], flush=True)\n"
+    )
+    past = index == 5
+    done = run_python(script, str(Path(__file__).parent), str(index), check=False)
+    assert (done.returncode == -signal.SIGSEGV) == past
+    assert (done.stdout == "0.0\n") != past
+
+
+def guarded(block: Guarded, array: np.ndarray, order: str = "C", **where: bool) -> np.ndarray:
+    """Return a copy of an array whose end, or beginning, borders on a forbidden page."""
+    flat = block.array(array.size, array.dtype, **where)
+    flat[...] = array.ravel(order)
+    return flat.reshape(array.shape, order=order)
+
+
+@on_any_target
+@dtypes
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_stays_between_guard_pages(dtype: np.dtype, order: str, guards: list[Guarded]) -> None:
+    for n, d, at_end in itertools.product((1, 2, 3, 5, 8, 33), range(1, 41), (True, False)):
+        case = CASES[(n + d) % len(CASES)]
+        loss = case.of()
+        m = model(case, n, d, dtype)
+        v = m.v[0], np.ones(np.shape(m.b)) if np.ndim(m.b) else 1.0
+        given = np.asarray(m.X, order=order)
+        wanted = loss.value_and_grad(given, *m.operands[1:], m.sample_weight)
+        bent = loss.hvp(given, *m.operands[1:], v)
+        X = guarded(guards[0], m.X, order, at_end=at_end)
+        y, w, weights = (
+            guarded(block, a, at_end=at_end)
+            for block, a in zip(guards[1:4], (m.y, m.w, m.sample_weight), strict=True)
+        )
+        assert_same_leaves(loss.value_and_grad(X, y, w, m.b, weights), wanted)
+        assert_same_leaves(loss.hvp(X, y, w, m.b, v), bent)
+        if n > 1 and d > 1:  # the last line's end is the array's, though lines lie further apart
+            part = X[1:, 1:]
+            exact_copy = np.array(part, order=order)
+            for one, other in zip(
+                leaves(loss.value_and_grad(part, y[1:], w[1:], m.b)),
+                leaves(loss.value_and_grad(exact_copy, y[1:], w[1:], m.b)),
+                strict=True,
+            ):
+                np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+@on_any_target
+@dtypes
+@forms
+def test_sparse_stays_between_guard_pages(
+    form: str, dtype: np.dtype, guards: list[Guarded]
+) -> None:
+    for n, d, at_end in itertools.product((1, 3, 8, 33), (1, 2, 5, 17), (True, False)):
+        case = CASES[(n + d) % len(CASES)]
+        m = model(case, n, d, dtype)
+        parts = sparse(thinned(m.X, 0.5), form)
+        wanted = case.of().value_and_grad(parts, *m.operands[1:])
+        arrays = [
+            guarded(block, a, at_end=at_end)
+            for block, a in zip(guards, (parts.data, parts.indices, parts.indptr), strict=False)
+        ]
+        y, w = (
+            guarded(block, a, at_end=at_end)
+            for block, a in zip(guards[3:], (m.y, m.w), strict=True)
+        )
+        X = Sparse(form, *arrays, (n, d))
+        assert_same_leaves(case.of().value_and_grad(X, y, w, m.b), wanted)
+
+
+# --- the same bits --------------------------------------------------------------------------------
+
+FORMS: dict[str, Callable[[np.ndarray], Any]] = {
+    "C": np.ascontiguousarray,
+    "F": np.asfortranarray,
+    "csr": lambda X: sparse(thinned(X), "csr"),
+    "csc": lambda X: sparse(thinned(X), "csc"),
+    "strided": lambda X: np.repeat(X, 2, axis=1)[:, ::2],
+}
+every_form = pytest.mark.parametrize("form", FORMS)
+
+
+def everything(case: Case, X: Any, m: Any) -> Any:
+    """Return what the methods compute, one after the other."""
+    loss = case.of()
+    return (
+        loss.value_and_grad(X, *m.operands[1:]),
+        loss.value_and_grad(X, *m.operands[1:], m.sample_weight),
+        loss.hvp(X, *m.operands[1:], (m.v[0], m.v[1] if np.ndim(m.b) else 0.5)),
+        loss.curvature(X, *m.operands[1:]),
+    )
+
+
+@pytest.mark.native
+@dtypes
+@every_form
+@pytest.mark.parametrize(
+    ("n", "d", "k"),
+    [(513, 100, None), (5000, 33, None), (30_003, 10, None), (3000, 400, None), (6000, 20, 3)],
+)
+def test_same_bits_for_any_number_of_threads(
+    n: int, d: int, k: int | None, form: str, dtype: np.dtype, target: str
+) -> None:
+    del target
+    for case in (LOGISTIC, SOFTMAX[0]) if k else (RECTIFIED,):
+        m = model(case, n, d, dtype, k)
+        X = FORMS[form](m.X)
+        with pb.threads(1):
+            wanted = everything(case, X, m)
+            assert case.of().value(X, *m.operands[1:]) == wanted[0][0]
+        for threads in range(2, 9):
+            with pb.threads(threads):
+                assert_same_leaves(everything(case, X, m), wanted)
+
+
+@pytest.mark.native
+@cases
+def test_every_loss_has_the_same_bits_for_any_number_of_threads(case: Case) -> None:
+    m = model(case, 40_011, 12, np.float64)
+    with pb.threads(1):
+        wanted = everything(case, m.X, m)
+        gX = case.of().grad(*m.operands, wrt="X")
+    for threads in (2, 3, 5, 8):
+        with pb.threads(threads):
+            assert_same_leaves(everything(case, m.X, m), wanted)
+            assert_same_bits(case.of().grad(*m.operands, wrt="X"), gX)
+
+
+@pytest.mark.native
+@dtypes
+@every_form
+def test_same_bits_a_hundred_times(dtype: np.dtype, form: str) -> None:
+    m = model(LOGISTIC, 20_011, 64, dtype)
+    X = FORMS[form](m.X)
+    wanted = pb.logistic.value_and_grad(X, *m.operands[1:])
+    for threads in (2, 5):
+        with pb.threads(threads):
+            for _ in range(50 if form != "strided" else 5):
+                assert_same_leaves(pb.logistic.value_and_grad(X, *m.operands[1:]), wanted)
+
+
+@pytest.mark.native
+@dtypes
+@pytest.mark.parametrize("order", ["C", "F"])
+@few
+def test_same_bits_at_any_offset(case: Case, order: str, dtype: np.dtype, target: str) -> None:
+    del target
+    for n, d in ((5, 3), (33, 17), (513, 40), (1000, 130)):
+        m = model(case, n, d, dtype)
+        given = np.asarray(m.X, order=order)
+        wanted = case.of().value_and_grad(given, *m.operands[1:])
+        bent = case.of().hvp(given, m.y, m.w, None, (m.v[0], None))
+        for offset in range(17):
+            shifted = []
+            shifts = (offset, 3 * offset % 17, 5 * offset % 17)
+            for a, shift in zip((given, m.y, m.w), shifts, strict=True):
+                memory = np.zeros(a.size + 40, a.dtype)
+                skip = -memory.ctypes.data // a.itemsize % 16 + shift  # from a cache line
+                memory[skip : skip + a.size] = a.ravel(order)
+                shifted.append(memory[skip : skip + a.size].reshape(a.shape, order=order))
+            assert_same_leaves(case.of().value_and_grad(*shifted, m.b), wanted)
+            assert_same_leaves(case.of().hvp(*shifted, None, (m.v[0], None)), bent)
+
+
+@pytest.mark.native
+@dtypes
+@every_form
+def test_same_bits_from_several_threads_at_once(dtype: np.dtype, form: str) -> None:
+    shapes = ((5000, 33), (513, 100), (100, 10), (10_011, 64))
+    models = [model(case, *shape, dtype) for case, shape in zip(CASES, shapes, strict=False)]
+    given = [FORMS[form](m.X) for m in models]
+
+    def call(i: int) -> Any:
+        return CASES[i].of().value_and_grad(given[i], *models[i].operands[1:])
+
+    wanted = [call(i) for i in range(len(models))]
+
+    def work(first: int) -> None:
+        for i in range(12):
+            k = (first + i) % len(models)
+            assert_same_leaves(call(k), wanted[k])
+
+    for threads in (1, 2, 4):
+        with pb.threads(threads), ThreadPoolExecutor(8) as executor:
+            list(executor.map(work, range(8)))
+
+
+@pytest.mark.native
+@dtypes
+def test_any_slice_of_rows_has_its_own_bits(dtype: np.dtype) -> None:
+    """What a sample contributes depends on its place among the rows given, not in memory."""
+    m = model(LOGISTIC, 3000, 21, dtype)
+    for order in "CF":
+        X = np.asarray(m.X, order=order)
+        for i, j in ((0, 2), (1, 4), (3, 40), (7, 519), (511, 1100), (17, 3000)):
+            part = X[i:j]
+            copied = np.array(part, order=order)
+            assert_same_leaves(
+                pb.logistic.value_and_grad(part, m.y[i:j], m.w, m.b),
+                pb.logistic.value_and_grad(copied, m.y[i:j].copy(), m.w, m.b),
+            )
+
+
+@on_any_target
+@few
+def test_kernels_agree_between_layouts(case: Case) -> None:
+    """All layouts of the same data lie within one bound of one another."""
+    m = model(case, 1030, 12, np.float64)
+    X = thinned(m.X, 0.5)
+    sums = exact(case, X, *m.operands[1:], m.sample_weight, m.v)
+    for given in (X, np.asfortranarray(X), sparse(X, "csr"), sparse(X, "csc"), misaligned(X)):
+        judge(case, given, *m.operands[1:], m.sample_weight, m.v, dense=X, sums=sums)

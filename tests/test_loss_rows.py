@@ -1,0 +1,635 @@
+"""Every row of the table of losses at single numbers: accuracy, domain, kinks, limits, shapes.
+
+The judge is mpmath with the formulas of `linear_models`; the rows come from the registry, so that a
+new one is tested as soon as it is there.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import pickle
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import mpmath
+import numpy as np
+import pullback as pb
+import pytest
+from conftest import FloatEnvironment
+from linear_models import (
+    CASES,
+    COUPLED,
+    DEFAULTS,
+    FORMULAS,
+    POINTWISE,
+    SINGLE,
+    SOFTMAX,
+    ULP,
+    Case,
+    by_id,
+    number,
+)
+from mpmath import mp, mpf
+from oracles import DTYPES, PRECISION, Exact, assert_same_bits, special_values, worst_error
+
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+cases = pytest.mark.parametrize("case", CASES, ids=by_id)
+pointwise = pytest.mark.parametrize("case", POINTWISE, ids=by_id)
+softmax = pytest.mark.parametrize("case", SOFTMAX, ids=by_id)
+METHODS = ("__call__", "derivative", "second_derivative")  # of a loss's `pointwise`
+
+# Both engines wherever there are two.
+BACKENDS = [pb] if pb.backend() == "numpy" else [pb, pb.reference]
+
+
+def backends(test: Callable[..., None]) -> Callable[..., None]:
+    names = [primitives.__name__ for primitives in BACKENDS]
+    return pytest.mark.parametrize("primitives", BACKENDS, ids=names)(test)
+
+
+# --- where to look --------------------------------------------------------------------------------
+
+
+@cache
+def points(case: Case, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Return predictions from all binades and targets of the domain, near each other too."""
+    rng = np.random.default_rng([7, len(case.name)])
+    info = np.finfo(dtype)
+    n = 220
+    signs = rng.choice([-1.0, 1.0], n)
+    binades = signs * np.ldexp(
+        rng.uniform(1, 2, n), rng.integers(info.minexp - info.nmant, info.maxexp - 1, n)
+    )
+    reach = 1.05 * math.log(2) * np.array([info.minexp - info.nmant, info.maxexp])
+    edges = special_values(dtype)
+    edges = edges[np.isfinite(edges) & (np.abs(edges) < info.max)].astype(float)
+    z = np.concatenate(
+        [
+            binades,
+            rng.uniform(-20, 20, 2 * n),
+            rng.uniform(*reach, n),
+            rng.uniform(*-reach[::-1], n),
+            rng.uniform(*reach / 2, n),
+            rng.normal(0, 1, n),
+            edges,
+        ]
+    ).astype(dtype)
+    y = case.formula.targets(rng, z.size).astype(dtype)
+    if case.formula.domain(np.array([0.6, 1.5, 40.0])).all():  # a range, not a few labels
+        wide = np.ldexp(
+            rng.uniform(1, 2, z.size), rng.integers(info.minexp, info.maxexp - 1, z.size)
+        )
+        near = z + rng.integers(-3, 4, z.size) * np.spacing(z)
+        like = z * rng.uniform(0.5, 2, z.size)
+        with np.errstate(over="ignore"):
+            root = np.exp(z.astype(float)) * (1 + rng.integers(-3, 4, z.size) * float(info.eps))
+        margin = z + case.p * (1 + rng.integers(-2, 3, z.size) * float(info.eps))
+        with np.errstate(over="ignore"):
+            choices = np.array([y, wide, -wide, near, like, root, margin, 0 * z], dtype)
+        y = choices[rng.integers(0, len(choices), z.size), np.arange(z.size)]
+        # A difference of the two may not overflow: its half would then be lost.
+        with np.errstate(invalid="ignore"):
+            keep = case.formula.domain(y) & (np.abs(y) < info.max / 4) & (np.abs(z) < info.max / 4)
+        z, y = z[keep], y[keep]
+    assert z.size > 400
+    for array in (z, y):
+        array.flags.writeable = False
+    return z, y
+
+
+@cache
+def exact_points(case: Case, dtype: np.dtype, order: int) -> tuple[Exact, Any, np.ndarray]:
+    """Return exact numbers at `points`, the sizes of terms that cancel, and which may be judged."""
+    z, y = points(case, dtype)
+    numbers = [number(case, order, *at) for at in zip(z.tolist(), y.tolist(), strict=True)]
+    terms = case.formula.terms[order] if order < 2 else None
+    if terms is None:
+        # Which piece a point lies on is decided by a rounded difference.
+        edge = case.formula.edges(*(a.astype(np.longdouble) for a in (z, y)), case.p)
+        near = np.abs(edge) <= 2.0**-52 * (np.abs(z) + np.abs(y) + case.p)
+        judged = ~near | (order < 2)
+        return Exact(itertools.compress(numbers, judged)), None, judged
+    with mp.workprec(PRECISION):
+        sizes = [
+            terms(SINGLE, mpf(a), mpf(t), mpf(case.p))
+            for a, t in zip(z.tolist(), y.tolist(), strict=True)
+        ]
+    limit = float(np.finfo(dtype).max)
+    # A term overflows where the difference just does not: nothing is promised there.
+    judged = np.array(
+        [s < limit / 4 or abs(x) > limit for s, x in zip(sizes, numbers, strict=True)]
+    )
+    kept = list(itertools.compress(numbers, judged))
+    return Exact(kept), np.array([min(float(s), limit) for s in sizes])[judged], judged
+
+
+# --- accuracy -------------------------------------------------------------------------------------
+
+
+def judge_points(case: Case, dtype: np.dtype, order: int, primitives: Any) -> None:
+    z, y = points(case, dtype)
+    exact, sizes, judged = exact_points(case, dtype, order)
+    z, y = z[judged], y[judged]
+    actual = getattr(case.of(primitives).pointwise, METHODS[order])(z, y)
+    worst = worst_error(actual, exact, dtype, sizes)
+    i = worst.index
+    assert worst.error <= ULP[order], (
+        f"{case.id}.{METHODS[order]} {dtype}: {worst.error:.4g} ULP at z={z[i]!r}, y={y[i]!r}: "
+        f"{actual[i]!r} instead of {mpmath.nstr(exact[i], 20)}"
+    )
+
+
+@dtypes
+@pytest.mark.parametrize("order", range(3), ids=["value", *METHODS[1:]])
+@pointwise
+def test_accuracy(case: Case, order: int, dtype: np.dtype, any_target: str) -> None:
+    del any_target
+    judge_points(case, dtype, order, pb)
+
+
+@dtypes
+@pytest.mark.parametrize("order", range(3), ids=["value", *METHODS[1:]])
+@pointwise
+def test_accuracy_of_the_twin(case: Case, order: int, dtype: np.dtype) -> None:
+    judge_points(case, dtype, order, pb.reference)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pointwise
+def test_formulas_are_each_others_derivatives(case: Case, order: int) -> None:
+    """The judge itself: by numerical differentiation with 400 bits."""
+    rng = np.random.default_rng(0)
+    f, derivative = case.formula.orders[order : order + 2]
+    p = mpf(case.p)
+    for z, y in zip(rng.normal(0, 2, 20), case.formula.targets(rng, 20), strict=True):
+        with mp.workprec(400):
+            numeric = mp.diff(lambda t, y=y: f(SINGLE, t, mpf(y), p), mpf(z))
+            assert abs(numeric - derivative(SINGLE, mpf(z), mpf(y), p)) < 1e-20
+
+
+def test_every_loss_has_a_formula_and_every_formula_a_loss() -> None:
+    assert {*pb.losses.losses} == {*FORMULAS, COUPLED}
+    assert {*pb.losses.losses} == {
+        name for name in pb.reference.__all__ if hasattr(getattr(pb.reference, name), "curvature")
+    }
+
+
+# --- kinks, domains, limits -----------------------------------------------------------------------
+
+# At the kink: z, y, value, derivative, second derivative.
+KINKS = {
+    "relu_mse": [(0.0, 3.0, 9.0, 0.0, 0.0), (-0.0, -1.0, 1.0, 0.0, 0.0)],
+    "huber": [(3.0, 2.0, 0.5, 1.0, 1.0), (1.0, 2.0, 0.5, -1.0, 1.0), (2.0, 2.0, 0.0, 0.0, 1.0)],
+    "quantile": [(2.0, 2.0, 0.0, 0.0, 0.0), (0.0, -0.0, 0.0, 0.0, 0.0)],
+    "hinge": [(1.0, 1.0, 0.0, 0.0, 0.0), (-1.0, -1.0, 0.0, 0.0, 0.0)],
+    "squared_hinge": [(1.0, 1.0, 0.0, 0.0, 0.0), (-1.0, -1.0, 0.0, 0.0, 0.0)],
+}
+
+
+@backends
+@dtypes
+@pytest.mark.parametrize("name", KINKS)
+def test_kinks(name: str, dtype: np.dtype, primitives: Any, any_target: str) -> None:
+    """On either side the formula's value, on the kink the convention's, in every lane."""
+    del any_target
+    loss = getattr(primitives, name).pointwise
+    case = Case(name)
+    for z0, y0, *wanted in KINKS[name]:
+        for n in (1, 3, 19):
+            z, y = np.full(n, z0, dtype), np.full(n, y0, dtype)
+            for method, number_there in zip(METHODS, wanted, strict=True):
+                assert_same_bits(getattr(loss, method)(z, y), np.full(n, number_there, dtype))
+            for side in (-0.125, 0.125):
+                beside = z + dtype.type(side)
+                for order, method in enumerate(METHODS):
+                    exact = float(number(case, order, float(beside[0]), y0))  # of few bits
+                    np.testing.assert_array_equal(
+                        getattr(loss, method)(beside, y), np.full(n, exact, dtype)
+                    )
+
+
+OUTSIDE = [math.nan, math.inf, -math.inf, -1.0, 0.5, 0.0, -0.0, 1.0, 2.0, -5e-324, 5e-324, 1e300]
+
+
+@backends
+@dtypes
+@pointwise
+def test_targets_outside_the_domain_give_nan(
+    case: Case, dtype: np.dtype, primitives: Any, any_target: str
+) -> None:
+    del any_target
+    loss = case.of(primitives).pointwise
+    with np.errstate(all="ignore"):
+        y = np.array(OUTSIDE, dtype)
+    outside = ~(np.isfinite(y) & case.formula.domain(y))
+    assert 3 <= outside.sum() < y.size
+    for z0 in (0.75, -2.0, 0.0, 1.0, 30.0):
+        for repeats in (1, 3):
+            z = np.full(y.size * repeats, z0, dtype)
+            with np.errstate(all="raise"):
+                for method in METHODS:
+                    actual = getattr(loss, method)(z, np.tile(y, repeats))
+                    assert_same_bits(np.isnan(actual), np.tile(outside, repeats))
+                for actual in loss.value_and_derivative(z, np.tile(y, repeats)):
+                    assert_same_bits(np.isnan(actual), np.tile(outside, repeats))
+
+
+@backends
+@dtypes
+@pointwise
+def test_infinite_predictions_give_the_limit(
+    case: Case, dtype: np.dtype, primitives: Any, any_target: str
+) -> None:
+    del any_target
+    loss = case.of(primitives).pointwise
+    y = np.unique(case.formula.targets(np.random.default_rng(3), 40).astype(dtype))
+    if case.name == "poisson":
+        assert 0 in y
+    for side, z0 in enumerate((-np.inf, np.inf)):
+        z = np.full(y.size, z0, dtype)
+        for order, method in enumerate(METHODS):
+            wanted = [case.formula.limits(t, case.p)[side][order] for t in y]
+            with np.errstate(all="raise"):
+                actual = getattr(loss, method)(z, y)
+            assert actual.dtype == dtype
+            np.testing.assert_allclose(
+                actual, wanted, rtol=float(np.finfo(dtype).eps), err_msg=f"{method} at {z0}"
+            )
+
+
+@backends
+@dtypes
+@pointwise
+def test_nan_predictions_come_through(
+    case: Case, dtype: np.dtype, primitives: Any, any_target: str
+) -> None:
+    del any_target
+    loss = case.of(primitives).pointwise
+    y = case.formula.targets(np.random.default_rng(0), 19).astype(dtype)
+    z = np.ones(19, dtype)
+    z[::3] = np.nan
+    with np.errstate(all="raise"):
+        for f in (loss, loss.derivative):
+            assert_same_bits(np.isnan(f(z, y)), np.isnan(z))
+
+
+@backends
+@dtypes
+@pointwise
+def test_zeros_of_losses_are_positive(
+    case: Case, dtype: np.dtype, primitives: Any, any_target: str
+) -> None:
+    """No loss that cannot be negative returns -0; no inactive sample has a slope of -0."""
+    del any_target
+    z, y = points(case, dtype)
+    loss = case.of(primitives).pointwise
+    if case.formula.terms[0] is None:
+        assert not np.signbit(loss(z, y)).any()
+    inactive = {
+        "relu_mse": z <= 0,
+        "hinge": np.sign(y) * z >= 1,
+        "squared_hinge": np.sign(y) * z >= 1,
+        "quantile": z == y,
+    }.get(case.name)
+    assert not np.signbit(loss.second_derivative(z, y)).any()
+    if inactive is not None:
+        assert inactive.any()
+        slopes = loss.derivative(z, y)[inactive]
+        assert_same_bits(slopes, np.zeros_like(slopes))
+
+
+# --- softmax --------------------------------------------------------------------------------------
+
+
+def softmax_points(case: Case, k: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng([k, case.labels])
+    n = 60
+    scale = (
+        np.exp(rng.uniform(-12, 7, (n, 1)))
+        if dtype == np.float64
+        else np.exp(rng.uniform(-8, 4.6, (n, 1)))
+    )
+    z = (scale * rng.normal(size=(n, k)) + rng.choice([0, 0, 1e3, -1e5], (n, 1))).astype(dtype)
+    z[:4, 1] = z[:4, 0]  # ties
+    z[4] = 0
+    if case.labels:
+        return z, rng.integers(0, k, n)
+    y = rng.dirichlet(np.full(k, 0.5), n)
+    y[:k] = np.eye(k)
+    return z, y.astype(dtype)
+
+
+def softmax_exact(z: Any, y: Any) -> tuple[Any, list[Any], list[Any]]:
+    """Return loss, derivatives and probabilities of one row; `y` are probabilities."""
+    e = [mpmath.exp(v - max(z)) for v in z]
+    total, weight = mp.fsum(e), mp.fsum(y)
+    lse = max(z) + mpmath.log(total)
+    p = [v / total for v in e]
+    value = mp.fsum(t * (lse - v) for t, v in zip(y, z, strict=True))
+    return value, [weight * a - t for a, t in zip(p, y, strict=True)], p
+
+
+@softmax
+@dtypes
+@pytest.mark.parametrize("k", [2, 3, 10])
+def test_softmax_accuracy(case: Case, k: int, dtype: np.dtype, any_target: str) -> None:
+    """With labels to the ULP of each number; with probabilities to that of the terms' sizes."""
+    del any_target
+    z, y = softmax_points(case, k, dtype)
+    given = np.eye(k)[y] if case.labels else y
+    with mp.workprec(2200):  # so that what is left of p - 1 has all digits of the least subnormal
+        rows = [
+            softmax_exact([*map(mpf, a)], [*map(mpf, t)])
+            for a, t in zip(z.tolist(), given.tolist(), strict=True)
+        ]
+        values = [row[0] for row in rows]
+        slopes = [v for row in rows for v in row[1]]
+        probabilities = [v for row in rows for v in row[2]]
+    loss_terms = None if case.labels else np.array([float(v) for v in values])
+    for primitives in BACKENDS:
+        loss = primitives.softmax_cross_entropy.pointwise
+        worst = worst_error(loss(z, y), values, dtype, loss_terms)
+        assert worst.error <= ULP[0], (z[worst.index], y[worst.index], worst)
+        scales = None if case.labels else (np.array(probabilities, float) + given.ravel())
+        worst = worst_error(loss.derivative(z, y).ravel(), slopes, dtype, scales)
+        assert worst.error <= ULP[1], (z[worst.index // k], y[worst.index // k], worst)
+        p = loss.second_derivative(z, y)
+        if p.shape == z.shape:
+            worst = worst_error(p.ravel(), probabilities, dtype)
+            assert worst.error <= ULP[2], (z[worst.index // k], worst)
+
+
+@backends
+@dtypes
+def test_softmax_at_infinity(dtype: np.dtype, primitives: Any, any_target: str) -> None:
+    """+inf once: the limit where it is unique, else NaN; -inf is a class that cannot be."""
+    del any_target
+    inf, nan = math.inf, math.nan
+    loss = primitives.softmax_cross_entropy.pointwise
+    for z, y, value, slope in (
+        ([inf, 0.0, 1.0], 0, 0.0, [0, 0, 0]),
+        ([inf, 0.0, 1.0], 1, inf, [1, -1, 0]),
+        ([0.0, 0.0, -inf], 0, math.log(2), [-0.5, 0.5, 0]),
+        ([0.0, 0.0, -inf], 2, inf, [0.5, 0.5, -1]),
+        ([-inf, 0.0, -inf], 1, 0.0, [0, 0, 0]),
+        ([inf, inf, 0.0], 0, nan, [nan, nan, None]),
+        ([nan, 1.0, 0.0], 1, nan, [nan, nan, nan]),
+        ([-inf, -inf, -inf], 1, nan, [nan, nan, nan]),
+    ):
+        row = np.array([z, [0.0, 1.0, 2.0]], dtype)
+        with np.errstate(all="raise"):
+            values = loss(row, np.array([y, 0]))
+            slopes = loss.derivative(row, np.array([y, 0]))
+        np.testing.assert_allclose(values[0], value, rtol=1e-6, err_msg=f"{z} {y}")
+        assert np.isfinite(values[1])
+        assert np.isfinite(slopes[1]).all()
+        for actual, wanted in zip(slopes[0], slope, strict=True):
+            if wanted is not None:
+                np.testing.assert_allclose(actual, wanted, rtol=1e-6, err_msg=f"{z} {y}")
+
+
+@backends
+@dtypes
+def test_softmax_targets_outside_the_domain(dtype: np.dtype, primitives: Any) -> None:
+    loss = primitives.softmax_cross_entropy.pointwise
+    z = np.arange(12, dtype=dtype).reshape(4, 3) / 8
+    for y in ([0, -1, 3, 2], np.array([0, -1, 3, 2], np.int8)):
+        assert np.isnan(loss(z, y)).tolist() == [False, True, True, False]
+        assert np.isnan(loss.derivative(z, y)).all(axis=1).tolist() == [False, True, True, False]
+    good = [0.25, 0.25, 0.5]
+    for bad in ([-0.25, 0.75, 0.5], [0.3, 0.3, 0.3], [math.nan, 0.5, 0.5], [math.inf, 0, 0]):
+        y = np.array([good, bad, good, bad], dtype)
+        assert np.isnan(loss(z, y)).tolist() == [False, True] * 2
+        assert np.isnan(loss.derivative(z, y)).all(axis=1).tolist() == [False, True] * 2
+    almost = np.array([[0.25, 0.25, 0.5 + 9e-6]] * 4, dtype)
+    assert np.isfinite(loss(z, almost)).all()
+    assert np.isnan(loss(z, almost + dtype.type(1e-5))).all()
+
+
+@backends
+@softmax
+def test_softmax_over_leading_axes(case: Case, primitives: Any) -> None:
+    """The last axis holds the classes, whatever lies before it."""
+    loss = primitives.softmax_cross_entropy.pointwise
+    z, y = softmax_points(case, 3, np.dtype(np.float64))
+    value, slope = loss.value_and_derivative(z, y)
+    g = np.linspace(-1, 2, 60)
+    pulled = loss.vjp(z, y, g)
+    np.testing.assert_allclose(pulled, g[:, None] * slope, rtol=1e-15)
+    for shape in ((60,), (5, 12), (2, 3, 10)):
+        zs, ys = z.reshape(*shape, 3), y.reshape(*shape, *y.shape[1:])
+        assert_same_bits(loss(zs, ys), value.reshape(shape))
+        assert_same_bits(loss.derivative(zs, ys), slope.reshape(*shape, 3))
+        assert_same_bits(loss.vjp(zs, ys, g.reshape(shape)), pulled.reshape(zs.shape))
+    assert loss(z[0], y[0]).shape == ()
+    assert loss.derivative(z[0], y[0]).shape == (3,)
+
+
+# --- methods at single numbers --------------------------------------------------------------------
+
+
+@backends
+@dtypes
+@pointwise
+def test_methods_agree(case: Case, dtype: np.dtype, primitives: Any) -> None:
+    z, y = points(case, dtype)
+    loss = case.of(primitives).pointwise
+    value, slope = loss.value_and_derivative(z, y)
+    assert_same_bits(value, loss(z, y))
+    assert_same_bits(slope, loss.derivative(z, y))
+    g = np.random.default_rng(0).normal(size=z.size).astype(dtype)
+    with np.errstate(all="ignore"):
+        assert_same_bits(np.abs(loss.vjp(z, y, g)), np.abs(g * slope))
+
+
+@backends
+@pointwise
+def test_dtypes(case: Case, primitives: Any) -> None:
+    """z and a floating y decide; labels that are integers do not widen."""
+    loss = case.of(primitives).pointwise
+    z, y = np.array([0.25, -0.5, 0.75]), np.array([1, 1, 1])
+    for z_dtype, y_dtype, result in (
+        ("f4", "f4", "f4"),
+        ("f4", "i8", "f4"),
+        ("f4", "i1", "f4"),
+        ("f4", "?", "f4"),
+        ("f4", "f8", "f8"),
+        ("f8", "f4", "f8"),
+        ("f8", "i8", "f8"),
+        ("i8", "i8", "f8"),
+        (">f4", ">f4", "f4"),
+        ("f2", "f2", "f4"),
+    ):
+        wanted = loss(z.astype(z_dtype).astype(float), y.astype(float)).astype(result)
+        for method in METHODS:
+            actual = getattr(loss, method)(z.astype(z_dtype), y.astype(y_dtype))
+            assert actual.dtype == result, (method, z_dtype, y_dtype)
+        np.testing.assert_allclose(loss(z.astype(z_dtype), y.astype(y_dtype)), wanted, rtol=1e-6)
+        pulled = loss.vjp(z.astype(z_dtype), y.astype(y_dtype), np.ones(3, result))
+        assert pulled.dtype == result
+    for bad in (complex, object, np.longdouble, str):
+        for method in METHODS:
+            for arguments in ((z.astype(bad), y), (z, y.astype(bad))):
+                with pytest.raises(TypeError, match=f"{case.name}"):
+                    getattr(loss, method)(*arguments)
+
+
+@backends
+@pointwise
+def test_broadcasting(case: Case, primitives: Any) -> None:
+    loss = case.of(primitives).pointwise
+    rng = np.random.default_rng(1)
+    for z_shape, y_shape in (
+        ((4, 5), (4, 5)),
+        ((4, 5), (5,)),
+        ((5,), (4, 5)),
+        ((4, 1), (1, 5)),
+        ((), (5,)),
+        ((5,), ()),
+        ((), ()),
+        ((0, 3), (3,)),
+        ((2, 1, 3), (4, 1)),
+    ):
+        z, y = rng.normal(size=z_shape), case.formula.targets(rng, y_shape)
+        shape = np.broadcast_shapes(z_shape, y_shape)
+        full = [np.broadcast_to(a, shape).copy() for a in (z, y)]
+        value, slope = loss.value_and_derivative(*full)
+        for method, wanted in (("__call__", value), ("derivative", slope)):
+            actual = getattr(loss, method)(z, y)
+            assert np.shape(actual) == shape
+            assert_same_bits(np.asarray(actual), np.asarray(wanted))
+        g = rng.normal(size=shape)
+        pulled = loss.vjp(z, y, g)
+        assert np.shape(pulled) == z_shape
+        product = np.asarray(g * slope)
+        lacking = product.ndim - np.ndim(z)
+        axes = (
+            *range(lacking),
+            *(i for i in range(lacking, len(shape)) if z_shape[i - lacking] != shape[i]),
+        )
+        np.testing.assert_allclose(
+            pulled, product.sum(axis=axes).reshape(z_shape), rtol=1e-13, atol=1e-13
+        )
+    with pytest.raises(ValueError, match=f"{case.name}|broadcast"):
+        loss(np.ones(3), np.ones(4))
+    with pytest.raises(ValueError, match=f"{case.name}|broadcast|shape"):
+        loss.vjp(np.ones(3), np.ones(3), np.ones(4))
+
+
+@backends
+@pointwise
+def test_layouts_of_single_numbers(case: Case, primitives: Any) -> None:
+    loss = case.of(primitives).pointwise
+    rng = np.random.default_rng(2)
+    z, y = rng.normal(size=(6, 7)), case.formula.targets(rng, (6, 7))
+    wanted = loss.value_and_derivative(z, y)
+    for layout in (
+        np.asfortranarray,
+        lambda a: a[::-1, ::-1].copy()[::-1, ::-1],
+        lambda a: np.repeat(a, 2, axis=1)[:, ::2],
+        lambda a: a.astype(">f8"),
+        lambda a: np.frombuffer(b"\0" + a.tobytes(), np.uint8)[1:].view(float).reshape(a.shape),
+        np.ndarray.tolist,
+    ):
+        for arguments in ((layout(z), y), (z, layout(y)), (layout(z), layout(y))):
+            for one, other in zip(loss.value_and_derivative(*arguments), wanted, strict=True):
+                assert_same_bits(np.ascontiguousarray(one), other)
+
+
+@pointwise
+@dtypes
+def test_same_bits_at_any_length_and_offset(case: Case, dtype: np.dtype, any_target: str) -> None:
+    del any_target
+    loss = case.of().pointwise
+    z, y = points(case, dtype)
+    for method in METHODS:
+        f = getattr(loss, method)
+        wanted = f(z, y)
+        for n in (*range(20), 33, 65):
+            for offset in (0, 1, 5, 300):
+                part = slice(offset, offset + n)
+                assert_same_bits(f(z[part], y[part]), wanted[part])
+
+
+@pytest.mark.native
+@pointwise
+def test_floating_point_environment(case: Case, fenv: FloatEnvironment, target: str) -> None:
+    del target
+    loss = case.of().pointwise
+    z, y = points(case, np.dtype(np.float64))
+    for method in METHODS:
+        f = getattr(loss, method)
+        wanted = f(z, y)
+        for mode in fenv.MODES.values():
+            fenv.set_mode(mode)
+            result = f(z, y)
+            found = fenv.mode()
+            fenv.set_mode(0)
+            assert found == mode
+            assert_same_bits(result, wanted)
+        for up in (0, fenv.FLAGS, fenv.INVALID):
+            fenv.set_flags(up)
+            f(z, y)
+            found = fenv.flags()
+            fenv.set_flags(0)
+            assert found == up
+
+
+# --- parameters -----------------------------------------------------------------------------------
+
+
+@backends
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_parameters(name: str, primitives: Any) -> None:
+    """A loss with another parameter is another loss of the same name."""
+    loss = getattr(primitives, name)
+    other, same, default = loss(0.75), loss(0.75), loss(DEFAULTS[name])
+    assert other.__name__ == name
+    assert "0.75" in repr(other)
+    assert name in repr(other)
+    assert other == same
+    assert hash(other) == hash(same)
+    assert other != loss
+    assert default == loss
+    assert hash(default) == hash(loss)
+    assert len({loss, other, same, default}) == 2
+    assert other != name
+    for copied in (pickle.loads(pickle.dumps(other)), copy.copy(other), copy.deepcopy(other)):
+        assert copied == other
+        assert repr(copied) == repr(other)
+        assert copied.pointwise(3.0, 1.0) == other.pointwise(3.0, 1.0)
+    assert loss(np.float32(0.75)) == other
+    wanted = float(number(Case(name, 0.75), 0, 3.0, 1.0))
+    assert other.pointwise(3.0, 1.0) == wanted
+    assert loss.pointwise(3.0, 1.0) != wanted
+    # The one made from it takes parameters too, not the other's.
+    assert loss(0.9)(0.75) == other
+
+
+@backends
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        *(("huber", bad) for bad in (0.0, -1.0, math.nan, math.inf)),
+        *(("quantile", bad) for bad in (0.0, 1.0, -0.5, 1.5, math.nan, math.inf)),
+    ],
+)
+def test_parameters_out_of_range(name: str, bad: float, primitives: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{name}.*{bad}"):
+        getattr(primitives, name)(bad)
+
+
+@backends
+@pytest.mark.parametrize("name", DEFAULTS)
+@pytest.mark.parametrize("bad", ["1", None, 1j, [0.5], np.ones(2)], ids=repr)
+def test_parameters_of_another_type(name: str, bad: Any, primitives: Any) -> None:
+    with pytest.raises(TypeError, match=name):
+        getattr(primitives, name)(bad)
+
+
+@cases
+def test_only_losses_with_a_parameter_can_be_called(case: Case) -> None:
+    assert callable(case.of()) == (case.name in DEFAULTS)

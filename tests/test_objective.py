@@ -1,0 +1,715 @@
+"""LinearObjective: right sums, a penalty, curvature kept but never theta, SciPy's optimizers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pullback as pb
+import pytest
+import scipy.optimize
+import scipy.sparse
+from linear_models import (
+    ARRAY,
+    CASES,
+    POINTWISE,
+    SINGLE,
+    Case,
+    Exact,
+    assert_within,
+    by_id,
+    divided,
+    exact,
+    model,
+)
+from mpmath import mp, mpf
+from oracles import PRECISION, assert_same_bits
+
+cases = pytest.mark.parametrize("case", CASES, ids=by_id)
+pointwise = pytest.mark.parametrize("case", POINTWISE, ids=by_id)
+RECTIFIED, LOGISTIC = Case("relu_mse"), Case("logistic")
+LABELS = Case("softmax_cross_entropy", None, labels=True)
+U = 2.0**-53
+
+
+def at_zero(*arguments: Any, **options: Any) -> float:
+    """Return an objective's value at its initial parameters."""
+    objective = pb.LinearObjective(*arguments, **options)
+    return float(objective.value(objective.initial()))
+
+
+def theta_of(w: Any, b: Any) -> Any:
+    return np.concatenate([np.ravel(w), np.ravel(b) if b is not None else []]).astype(float)
+
+
+def judge(
+    objective: Any, case: Case, X: Any, y: Any, theta: Any, k: int | None, **given: Any
+) -> None:
+    """Check value, gradient and Hessian product against long double sums plus the penalty."""
+    n, d = X.shape
+    l2, weights = given.get("l2", 0.0), given.get("sample_weight")
+    intercept = given.get("fit_intercept", True)
+    size = d * (k or 1)
+    w = theta[:size].reshape((d,) if k is None else (d, k))
+    b = (theta[size:] if k else theta[size]) if intercept else None
+    t = np.random.default_rng(5).normal(size=theta.size)
+    vw = t[:size].reshape(w.shape)
+    vb = (t[size:] if k else t[size]) if intercept else None
+    right: Exact = divided(exact(case, X, y, w, b, weights, (vw, vb)), n, weights, "mean")
+    wide = theta[:size].astype(np.longdouble)
+    penalty = l2 / 2 * (wide @ wide)
+    value, gradient = objective.value_and_grad(theta)
+    assert type(value) is float
+    for number in (value, objective.value(theta)):
+        assert_within(
+            number,
+            right.value._replace(
+                exact=right.value.exact + penalty,
+                error=right.value.error + (size + 8) * U * penalty + 4 * U * abs(right.value.exact),
+            ),
+            "value",
+        )
+    product = objective.hvp(theta, t)
+    for actual, (dw, db), direction in (
+        (gradient, (right.gw, right.gb), theta),
+        (objective.grad(theta), (right.gw, right.gb), theta),
+        (product, (right.hw, right.hb), t),
+    ):
+        assert type(actual) is np.ndarray
+        assert actual.dtype == np.float64
+        assert actual.shape == theta.shape == (objective.n_parameters,)
+        assert actual.flags.c_contiguous
+        assert actual.flags.writeable
+        pull = l2 * direction[:size].astype(np.longdouble)
+        assert_within(
+            actual[:size],
+            dw._replace(
+                exact=dw.exact.ravel() + pull,
+                error=dw.error.ravel() + 4 * U * (np.abs(pull) + np.abs(dw.exact.ravel())),
+            ),
+            "w",
+        )
+        if intercept:
+            assert_within(actual[size:], db, "b")
+        else:
+            assert actual.size == size
+
+
+# --- right ----------------------------------------------------------------------------------------
+
+
+@cases
+@pytest.mark.parametrize("k", [None, 3])
+def test_value_gradient_and_hessian_product(case: Case, k: int | None) -> None:
+    k = 3 if case.coupled else k
+    for n, d, dtype in ((30, 4, "f8"), (700, 9, "f4"), (5, 0, "f8")):
+        m = model(case, n, d, dtype, k)
+        for l2, weighted, intercept in itertools.product((0.0, 0.75), (False, True), (True, False)):
+            options: dict[str, Any] = {
+                "l2": l2,
+                "sample_weight": m.sample_weight if weighted else None,
+                "fit_intercept": intercept,
+            }
+            objective = pb.LinearObjective(m.X, m.y, loss=case.of(), **options)
+            theta = theta_of(m.w, m.b if intercept else None)
+            assert objective.n_parameters == theta.size
+            judge(objective, case, m.X, m.y, theta, k, **options)
+
+
+@pointwise
+def test_derivatives_by_differentiation_with_all_digits(case: Case) -> None:
+    """The penalty and the intercept's freedom of it, from formulas of values alone."""
+    n, d, l2 = 6, 3, 0.375
+    m = model(case, n, d, np.float64, seed=6)
+    f, p = case.formula.value, mpf(case.p)
+    theta = theta_of(m.w, m.b)
+    t = np.array([0.5, -1.0, 2.0, 0.75])
+    h = mpf(2) ** -100
+    with mp.workprec(4 * PRECISION):
+        X = [[mpf(x) for x in row] for row in m.X.tolist()]
+
+        def total(at: Any) -> Any:
+            z = [mp.fdot(row, at[:d]) + at[d] for row in X]
+            terms = (f(SINGLE, a, mpf(y), p) for a, y in zip(z, m.y.tolist(), strict=True))
+            return mp.fsum(terms) / n + mpf(l2) / 2 * mp.fsum(c * c for c in at[:d])
+
+        def slope(at: Any, j: int) -> Any:
+            ahead, behind = ([c + s * h * (i == j) for i, c in enumerate(at)] for s in (1, -1))
+            return (total(ahead) - total(behind)) / (2 * h)
+
+        at = [*map(mpf, theta.tolist())]
+        wanted = float(total(at)), [float(slope(at, j)) for j in range(d + 1)]
+        ahead, behind = (
+            [c + s * h * mpf(e) for c, e in zip(at, t.tolist(), strict=True)] for s in (1, -1)
+        )
+        bent = [float((slope(ahead, j) - slope(behind, j)) / (2 * h)) for j in range(d + 1)]
+    objective = pb.LinearObjective(m.X, m.y, loss=case.of(), l2=l2)
+    assert objective.value(theta) == pytest.approx(wanted[0], rel=1e-14)
+    np.testing.assert_allclose(objective.grad(theta), wanted[1], rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(objective.hvp(theta, t), bent, rtol=1e-13, atol=1e-15)
+
+
+def test_against_sklearn() -> None:
+    linear_loss = pytest.importorskip("sklearn.linear_model._linear_loss")
+    losses = pytest.importorskip("sklearn._loss.loss")
+    l2 = 0.25
+    for case, base, k in (
+        (LOGISTIC, losses.HalfBinomialLoss(), None),
+        (LABELS, losses.HalfMultinomialLoss(n_classes=3), 3),
+        (Case("poisson"), losses.HalfPoissonLoss(), None),
+        (Case("gamma"), losses.HalfGammaLoss(), None),
+    ):
+        m = model(case, 200, 6, np.float64, k)
+        theirs = linear_loss.LinearModelLoss(base, fit_intercept=True)
+        objective = pb.LinearObjective(m.X, m.y, case.of(), l2, m.sample_weight)
+        theta = theta_of(m.w, m.b)
+        # Theirs holds the coefficients of a class together, each with its intercept last.
+        at = theta if k is None else np.concatenate([m.w.T, m.b[:, None]], axis=1)
+        data = m.X, m.y.astype(float), m.sample_weight.copy()
+        value, gradient = theirs.loss_gradient(at, *data, l2_reg_strength=l2)
+        # Terms of y alone are left out by either side.
+        constant = theirs.loss_gradient(0 * at, *data, l2_reg_strength=l2)[0]
+        if k is not None:
+            gradient = gradient.reshape(k, -1)
+            gradient = np.concatenate([gradient[:, :-1].T.ravel(), gradient[:, -1]])
+        ours, ours_gradient = objective.value_and_grad(theta)
+        assert ours - objective.value(0 * theta) == pytest.approx(value - constant, rel=1e-10)
+        np.testing.assert_allclose(ours_gradient, gradient, rtol=1e-8, atol=1e-12)
+
+
+# --- optimizers -----------------------------------------------------------------------------------
+
+METHODS = ("L-BFGS-B", "trust-ncg", "Newton-CG", "TNC")
+
+
+def problem(case: Case, k: int | None, n: int = 400, d: int = 5) -> Any:
+    """Return data that no plane separates, and the objective of it."""
+    rng = np.random.default_rng([n, d, len(case.name)])
+    X = rng.normal(size=(n, d))
+    if case.coupled:
+        y = rng.integers(0, k, n)
+    else:
+        y = case.formula.targets(rng, n if k is None else (n, k))
+    return X, y
+
+
+@pytest.mark.parametrize(
+    ("case", "k"),
+    [(c, None) for c in POINTWISE if c.name not in {"quantile", "hinge", "relu_mse"}]
+    + [(LABELS, 3), (LOGISTIC, 2)],
+    ids=lambda value: value.id if isinstance(value, Case) else str(value),
+)
+def test_optimizers_agree(case: Case, k: int | None) -> None:
+    X, y = problem(case, k)
+    objective = pb.LinearObjective(X, y, loss=case.of(), l2=0.01)
+    optima = []
+    for method in METHODS:
+        options: dict[str, Any] = {
+            "L-BFGS-B": {"gtol": 1e-10, "ftol": 1e-16, "maxiter": 2000},
+            "trust-ncg": {"gtol": 1e-9},
+            "Newton-CG": {"xtol": 1e-12},
+            "TNC": {"gtol": 1e-9, "ftol": 1e-16, "xtol": 1e-16, "maxfun": 5000},
+        }[method]
+        second = {"hessp": objective.hvp} if method in {"trust-ncg", "Newton-CG"} else {}
+        found = scipy.optimize.minimize(
+            objective.value_and_grad,
+            objective.initial(),
+            jac=True,
+            method=method,
+            options=options,
+            **second,
+        )
+        assert np.abs(objective.grad(found.x)).max() < 1e-5, (method, found)
+        optima.append(found)
+    for other in optima[1:]:
+        assert other.fun == pytest.approx(optima[0].fun, rel=1e-8)
+        np.testing.assert_allclose(other.x, optima[0].x, atol=2e-4)
+    assert optima[0].fun < objective.value(objective.initial())
+
+
+def test_separate_functions_for_scipy() -> None:
+    X, y = problem(LOGISTIC, None)
+    objective = pb.LinearObjective(X, y, pb.logistic, 0.01)
+    joint = scipy.optimize.minimize(
+        objective.value_and_grad,
+        objective.initial(),
+        jac=True,
+        hessp=objective.hvp,
+        method="trust-ncg",
+        options={"gtol": 1e-9},
+    )
+    apart = scipy.optimize.minimize(
+        objective.value,
+        objective.initial(),
+        jac=objective.grad,
+        hessp=objective.hvp,
+        method="Newton-CG",
+        options={"xtol": 1e-12},
+    )
+    np.testing.assert_allclose(joint.x, apart.x, atol=1e-6)
+    assert scipy.optimize.check_grad(objective.value, objective.grad, joint.x + 0.5) < 1e-6
+
+
+# --- theta ----------------------------------------------------------------------------------------
+
+
+@cases
+def test_theta_is_neither_kept_nor_changed(case: Case) -> None:
+    """The caller may overwrite theta in place between calls, and what was returned too."""
+    m = model(case, 60, 5, np.float64, 3 if case.coupled else None)
+    rng = np.random.default_rng(0)
+    first, second, t = (
+        theta_of(m.w, m.b) + rng.normal(size=m.w.size + np.size(m.b)) for _ in "abc"
+    )
+
+    def fresh(theta: Any) -> Any:
+        objective = pb.LinearObjective(m.X, m.y, case.of(), 0.5)
+        return (*objective.value_and_grad(theta), objective.hvp(theta, t))
+
+    wanted = fresh(first.copy()), fresh(second.copy())
+    objective = pb.LinearObjective(m.X, m.y, case.of(), 0.5)
+    theta = first.copy()
+    for i in (0, 1, 0, 1, 1, 0):
+        theta[:] = (first, second)[i]
+        before = theta.copy()
+        product = objective.hvp(theta, t)
+        value, gradient = objective.value_and_grad(theta)
+        assert value == wanted[i][0]
+        assert_same_bits(gradient, wanted[i][1])
+        np.testing.assert_allclose(product, wanted[i][2], rtol=1e-13, atol=1e-15)
+        again = objective.hvp(theta, t)
+        np.testing.assert_allclose(again, wanted[i][2], rtol=1e-13, atol=1e-15)
+        assert_same_bits(theta, before)
+        results = [product, gradient, again, objective.grad(theta), objective.initial()]
+        for one, other in itertools.combinations([*results, theta], 2):
+            assert not np.shares_memory(one, other)
+        for result in results:
+            result[:] = np.nan
+        if i:
+            theta[:] = np.nan
+    # Overwritten between the gradient and the Hessian product.
+    theta[:] = first
+    objective.value_and_grad(theta)
+    theta[:] = second
+    np.testing.assert_allclose(objective.hvp(theta, t), wanted[1][2], rtol=1e-13, atol=1e-15)
+    assert objective.value(second) == wanted[1][0]
+
+
+def test_kinds_of_theta() -> None:
+    m = model(LOGISTIC, 60, 5, np.float64)
+    objective = pb.LinearObjective(m.X, m.y, pb.logistic, 0.5)
+    theta = np.rint(4 * theta_of(m.w, m.b))
+    wanted = objective.value_and_grad(theta)
+    for given in (
+        theta.tolist(),
+        theta.astype(np.int64),
+        theta.astype(np.float32),
+        theta.astype(">f8"),
+        np.repeat(theta, 2)[::2],
+        theta[::-1].copy()[::-1],
+    ):
+        value, gradient = objective.value_and_grad(given)
+        assert value == wanted[0]
+        assert_same_bits(gradient, wanted[1])
+        assert gradient.dtype == np.float64
+        assert_same_bits(objective.hvp(given, given), objective.hvp(theta, theta))
+    frozen = theta.copy()
+    frozen.flags.writeable = False
+    assert_same_bits(objective.grad(frozen), wanted[1])
+
+
+class Counted:
+    """Chunks that count how often they are read."""
+
+    def __init__(self, chunks: list[Any]) -> None:
+        self.chunks, self.passes = chunks, 0
+
+    def __call__(self) -> Iterator[Any]:
+        self.passes += 1
+        return iter(self.chunks)
+
+
+@cases
+def test_curvature_is_kept(case: Case) -> None:
+    """A second Hessian product at one theta reads X once, and so does one after the gradient."""
+    m = model(case, 90, 5, np.float64, 3 if case.coupled else None)
+    source = Counted([(m.X[i : i + 30], m.y[i : i + 30]) for i in (0, 30, 60)])
+    objective = pb.LinearObjective(source, loss=case.of(), n_outputs=3 if case.coupled else None)
+    theta = theta_of(m.w, m.b)
+    t = np.ones_like(theta)
+    objective.value_and_grad(theta)
+    for call in (
+        lambda: objective.hvp(theta, t),
+        lambda: objective.hvp(theta, 2 * t),
+        lambda: objective.hvp(theta.copy(), t),
+        lambda: objective.value_and_grad(theta + 1),
+        lambda: objective.hvp(theta, t),
+    ):
+        before = source.passes
+        call()
+        assert source.passes - before <= 1
+
+
+@pytest.mark.native
+def test_a_second_hessian_product_computes_no_loss() -> None:
+    """Which shows in time: what takes an exponential each time is slower on narrow data."""
+    import time
+
+    n = 300_000
+    X, y = np.full((n, 1), 0.25), np.zeros(n)
+    objective = pb.LinearObjective(X, y, pb.logistic)
+    theta, t = np.array([0.5, 0.25]), np.ones(2)
+
+    def seconds(call: Callable[[], Any]) -> float:
+        best = math.inf
+        for _ in range(7):
+            begin = time.perf_counter()
+            call()
+            best = min(best, time.perf_counter() - begin)
+        return best
+
+    with pb.threads(1):
+        objective.hvp(theta, t)
+        kept = seconds(lambda: objective.hvp(theta, t))
+        whole = seconds(lambda: pb.logistic.hvp(X, y, theta[:1], 0.25, (t[:1], 1.0)))
+    assert kept < 0.8 * whole, (kept, whole)
+
+
+@pytest.mark.parametrize("bad", [np.ones(5), np.ones(7), np.ones((6, 1)), 1.0, []], ids=np.shape)
+def test_theta_of_another_shape(bad: Any) -> None:
+    m = model(LOGISTIC, 30, 5, np.float64)
+    objective = pb.LinearObjective(m.X, m.y, pb.logistic)
+    good = np.ones(6)
+    for method, call in (
+        ("value", lambda: objective.value(bad)),
+        ("grad", lambda: objective.grad(bad)),
+        ("value_and_grad", lambda: objective.value_and_grad(bad)),
+        ("hvp", lambda: objective.hvp(bad, good)),
+        ("hvp", lambda: objective.hvp(good, bad)),
+        ("unpack", lambda: objective.unpack(bad)),
+        ("predict", lambda: objective.predict(m.X, bad)),
+    ):
+        with pytest.raises(ValueError, match=rf"LinearObjective\.{method}: .*(theta|v).*\(6,\)"):
+            call()
+    with pytest.raises(TypeError, match="theta"):
+        objective.value(good * 1j)
+
+
+# --- parameters -----------------------------------------------------------------------------------
+
+
+def test_unpack_and_initial() -> None:
+    m = model(LOGISTIC, 30, 5, np.float64)
+    for intercept in (True, False):
+        objective = pb.LinearObjective(m.X, m.y, pb.logistic, fit_intercept=intercept)
+        assert objective.n_parameters == 5 + intercept
+        assert_same_bits(objective.initial(), np.zeros(5 + intercept))
+        theta = np.arange(5.0 + intercept)
+        w, b = objective.unpack(theta)
+        assert_same_bits(np.asarray(w), theta[:5])
+        assert (b is None) == (not intercept)
+        if intercept:
+            assert float(b) == 5
+            pb.logistic.value(m.X, m.y, w, b)
+    several = model(LABELS, 30, 5, np.float64, 4)
+    objective = pb.LinearObjective(several.X, several.y, pb.softmax_cross_entropy, n_outputs=4)
+    theta = np.arange(24.0)
+    w, b = objective.unpack(theta)
+    assert_same_bits(np.asarray(w), theta[:20].reshape(5, 4))
+    assert_same_bits(np.asarray(b), theta[20:])
+
+
+def test_number_of_outputs() -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40, 3))
+    labels = rng.integers(0, 4, 40)
+    labels[7] = 4
+    softmax = pb.softmax_cross_entropy
+    for y, n_outputs, loss, size in (
+        (labels, None, softmax, 20),  # the largest label and one more
+        (labels, 9, softmax, 36),
+        (rng.dirichlet(np.ones(6), 40), None, softmax, 24),
+        (rng.normal(size=(40, 2)), None, pb.squared_error, 8),
+        (rng.normal(size=(40, 1)), None, pb.squared_error, 4),
+        (rng.normal(size=40), None, pb.squared_error, 4),
+    ):
+        objective = pb.LinearObjective(X, y, loss, n_outputs=n_outputs)
+        assert objective.n_parameters == size
+        assert np.isfinite(objective.value(objective.initial()))
+    for y, n_outputs, loss in (
+        (labels, 4, softmax),
+        (labels, 0, softmax),
+        (rng.normal(size=(40, 2)), 3, pb.squared_error),
+        (np.zeros(40, int), 1, softmax),
+    ):
+        with pytest.raises(ValueError, match="n_outputs|y|label|K"):
+            at_zero(X, y, loss, n_outputs=n_outputs)
+
+
+@pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf, -math.inf])
+def test_penalties_out_of_range(bad: float) -> None:
+    m = model(LOGISTIC, 30, 5, np.float64)
+    with pytest.raises(ValueError, match=r"LinearObjective: l2"):
+        pb.LinearObjective(m.X, m.y, pb.logistic, bad)
+
+
+def test_arguments_are_checked_at_once() -> None:
+    m = model(LOGISTIC, 30, 5, np.float64)
+    for arguments, error, message in (
+        ((m.X, m.y[:-1]), ValueError, r"y has shape \(29,\)"),
+        ((m.X[:, 0], m.y), ValueError, r"X has shape \(30,\)"),
+        ((m.X * 1j, m.y), TypeError, r"X"),
+        ((m.X, m.y, "logistic"), TypeError, r"loss"),
+        ((m.X, m.y, None), TypeError, r"loss"),
+        ((m.X, m.y, pb.logistic, "1"), TypeError, r"l2"),
+        ((m.X, m.y, pb.logistic, 0.0, np.ones(29)), ValueError, r"sample_weight"),
+        ((m.X,), (TypeError, ValueError), r"y"),
+    ):
+        with pytest.raises(error, match=message):
+            at_zero(*arguments)
+
+
+def test_the_default_is_relu_mse() -> None:
+    m = model(RECTIFIED, 30, 5, np.float64)
+    objective = pb.LinearObjective(m.X, m.y)
+    theta = theta_of(m.w, m.b)
+    assert objective.value(theta) == pb.relu_mse.value(m.X, m.y, m.w, m.b)
+    assert_same_bits(objective.grad(theta), theta_of(*pb.relu_mse.grad(m.X, m.y, m.w, m.b)))
+
+
+@cases
+def test_data_is_neither_copied_nor_written(case: Case) -> None:
+    m = model(case, 30, 5, np.float64, 3 if case.coupled else None)
+    data = m.X.copy(), m.y.copy(), m.sample_weight.copy()
+    objective = pb.LinearObjective(data[0], data[1], case.of(), 0.1, data[2])
+    theta = theta_of(m.w, m.b)
+    objective.value_and_grad(theta)
+    objective.hvp(theta, theta)
+    objective.predict(data[0], theta)
+    for given, before in zip(data, (m.X, m.y, m.sample_weight), strict=True):
+        assert_same_bits(given, before)
+
+
+# --- predictions ----------------------------------------------------------------------------------
+
+
+@cases
+def test_predict(case: Case) -> None:
+    """The mean response: max(0, z), sigmoid, exp, softmax; z itself for the rest."""
+    for k in (None, 3):
+        k = 3 if case.coupled else k
+        m = model(case, 40, 5, np.float64, k)
+        objective = pb.LinearObjective(m.X, m.y, case.of())
+        new = np.random.default_rng(3).normal(size=(700, 5))
+        theta = theta_of(m.w, m.b)
+        z = new.astype(np.longdouble) @ m.w.astype(np.longdouble) + np.asarray(m.b)
+        if case.coupled:
+            e = np.exp(z - z.max(axis=1, keepdims=True))
+            wanted = e / e.sum(axis=1, keepdims=True)
+        else:
+            wanted = case.formula.mean(ARRAY, z)
+        for X in (
+            new,
+            np.asfortranarray(new),
+            new[::-1].copy()[::-1],
+            scipy.sparse.csr_array(new),
+            scipy.sparse.csc_array(new),
+            new.tolist(),
+        ):
+            actual = objective.predict(X, theta)
+            assert actual.shape == ((700,) if k is None else (700, 3))
+            assert actual.dtype == np.float64
+            np.testing.assert_allclose(actual, wanted.astype(float), rtol=1e-13, atol=1e-14)
+        assert objective.predict(new[:0], theta).shape == ((0,) if k is None else (0, 3))
+        with pytest.raises(ValueError, match=r"LinearObjective\.predict: X has shape \(9, 4\)"):
+            objective.predict(np.ones((9, 4)), theta)
+        if k is None:
+            without = pb.LinearObjective(m.X, m.y, case.of(), fit_intercept=False)
+            shifted = np.zeros((2, 5))
+            response = case.formula.mean(ARRAY, np.zeros(2, np.longdouble))
+            np.testing.assert_array_equal(without.predict(shifted, theta[:5]), response)
+
+
+def test_predictions_in_the_tails() -> None:
+    X = np.array([[-800.0], [-40.0], [0.0], [40.0], [800.0]])
+    y = np.array([0.0, 1, 0, 1, 0])
+    objective = pb.LinearObjective(X, y, pb.logistic, fit_intercept=False)
+    with np.errstate(all="raise"):
+        p = objective.predict(X, np.ones(1))
+    np.testing.assert_allclose(p, [0, math.exp(-40), 0.5, 1, 1], rtol=1e-14)
+
+
+# --- layouts and chunks ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [LOGISTIC, RECTIFIED, LABELS], ids=by_id)
+def test_layouts(case: Case) -> None:
+    k = 3 if case.coupled else None
+    m = model(case, 600, 9, np.float64, k)
+    thin = np.where(np.abs(m.X) > 0.6, m.X, 0)
+    theta = theta_of(m.w, m.b)
+    for X, dense in (
+        (np.asfortranarray(m.X), m.X),
+        (m.X[::-1].copy()[::-1], m.X),
+        (m.X.astype(np.float32), m.X.astype(np.float32)),
+        (m.X.astype(">f8"), m.X),
+        (scipy.sparse.csr_array(thin), thin),
+        (scipy.sparse.csc_array(thin), thin),
+        ((8 * m.X).astype(np.int8), (8 * m.X).astype(np.int8)),
+        (m.X.tolist(), m.X),
+    ):
+        objective = pb.LinearObjective(X, m.y, case.of(), 0.25, m.sample_weight)
+        judge(objective, case, dense, m.y, theta, k, l2=0.25, sample_weight=m.sample_weight)
+
+
+SPLITS: dict[str, list[int]] = {
+    "one": [0, 600],
+    "equal": [0, 200, 400, 600],
+    "ragged": [0, 1, 2, 40, 511, 513, 600],
+}
+
+
+@cases
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("split", SPLITS)
+def test_chunks_equal_the_whole(case: Case, split: str, weighted: bool) -> None:
+    k = 3 if case.coupled else None
+    m = model(case, 600, 7, np.float64, k)
+    weights = m.sample_weight if weighted else None
+    columns = (m.X, m.y, weights) if weighted else (m.X, m.y)
+    chunks = [tuple(a[i:j] for a in columns) for i, j in itertools.pairwise(SPLITS[split])]
+    theta = theta_of(m.w, m.b)
+    for source in (chunks, tuple(chunks), lambda: iter(chunks), lambda: (c for c in chunks)):
+        objective = pb.LinearObjective(source, loss=case.of(), l2=0.5, n_outputs=k)
+        judge(objective, case, m.X, m.y, theta, k, l2=0.5, sample_weight=weights)
+        judge(objective, case, m.X, m.y, theta + 0.125, k, l2=0.5, sample_weight=weights)
+
+
+def test_chunks_of_different_layouts() -> None:
+    m = model(LOGISTIC, 600, 7, np.float64)
+    kinds: list[Callable[[Any], Any]] = [
+        np.asarray,
+        np.asfortranarray,
+        scipy.sparse.csr_array,
+        scipy.sparse.csc_array,
+    ]
+    chunks = [
+        (kinds[i % 4](m.X[i * 75 : i * 75 + 75]), m.y[i * 75 : i * 75 + 75]) for i in range(8)
+    ]
+    objective = pb.LinearObjective(chunks, loss=pb.logistic)
+    judge(objective, LOGISTIC, m.X, m.y, theta_of(m.w, m.b), None)
+
+
+def test_outputs_from_chunks_of_labels() -> None:
+    """Without n_outputs, the largest label of all chunks counts, wherever it is."""
+    m = model(LABELS, 90, 4, np.float64, 3)
+    y = np.sort(m.y)
+    assert y[29] < 2
+    chunks = [(m.X[i : i + 30], y[i : i + 30]) for i in (0, 30, 60)]
+    objective = pb.LinearObjective(chunks, loss=pb.softmax_cross_entropy)
+    assert objective.n_parameters == 15
+    judge(objective, LABELS, m.X, y, theta_of(m.w, m.b), 3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_optimizing_over_chunks(method: str) -> None:
+    X, y = problem(LOGISTIC, None)
+    chunks = [(X[i : i + 90], y[i : i + 90]) for i in range(0, 400, 90)]
+    found = []
+    for objective in (
+        pb.LinearObjective(X, y, pb.logistic, 0.01),
+        pb.LinearObjective(lambda: iter(chunks), None, pb.logistic, 0.01),
+    ):
+        second = {"hessp": objective.hvp} if method in {"trust-ncg", "Newton-CG"} else {}
+        found.append(
+            scipy.optimize.minimize(
+                objective.value_and_grad, objective.initial(), jac=True, method=method, **second
+            ).x
+        )
+    np.testing.assert_allclose(found[0], found[1], atol=1e-4)
+
+
+def test_one_shot_iterators_are_refused() -> None:
+    m = model(LOGISTIC, 30, 5, np.float64)
+    chunks = [(m.X, m.y)]
+    for source in (
+        iter(chunks),
+        (c for c in chunks),
+        map(tuple, chunks),
+        zip([m.X], [m.y], strict=True),
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"LinearObjective: .*(iterator|once)"):
+            pb.LinearObjective(source, loss=pb.logistic)
+
+
+def test_wrong_chunks() -> None:
+    m = model(LOGISTIC, 30, 5, np.float64)
+    good = m.X, m.y
+    bad_y = m.y.copy()
+    bad_y[4] = 2
+    for source, error, message in (
+        ([], ValueError, r"no|empty|chunk"),
+        ([good, (m.X[:, :4], m.y)], ValueError, r"\(30, 4\)"),
+        ([good, (m.X, m.y[:-1])], ValueError, r"y has shape \(29,\)"),
+        ([good, (m.X, m.y, -1 - m.sample_weight)], ValueError, r"sample_weight\[0\]"),
+        ([good, (m.X, bad_y)], ValueError, r"y\[4\] is 2"),
+        ([(m.X,)], (TypeError, ValueError), r"chunk|\(X, y"),
+        ([(m.X, m.y, None, None)], (TypeError, ValueError), r"chunk|\(X, y"),
+        ([3.5], (TypeError, ValueError), r"chunk|\(X, y"),
+    ):
+        with pytest.raises(error, match=message):
+            at_zero(source, loss=pb.logistic)
+    with pytest.raises((TypeError, ValueError), match=r"sample_weight"):
+        pb.LinearObjective([good], None, pb.logistic, 0.0, np.ones(30))
+    with pytest.raises((TypeError, ValueError), match=r"LinearObjective: .*\b[Xy]\b"):
+        pb.LinearObjective(lambda: iter([good]), m.y, pb.logistic)
+
+
+def test_progress(capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tqdm")
+    m = model(LOGISTIC, 600, 5, np.float64)
+    chunks = [(m.X[i : i + 60], m.y[i : i + 60]) for i in range(0, 600, 60)]
+    theta = theta_of(m.w, m.b)
+    wanted = pb.LinearObjective(chunks, loss=pb.logistic).value_and_grad(theta)
+    assert capfd.readouterr().err == ""
+    shown = pb.LinearObjective(chunks, loss=pb.logistic, progress=True)
+    capfd.readouterr()
+    value, gradient = shown.value_and_grad(theta)
+    bar = capfd.readouterr()
+    assert bar.out == ""
+    assert "600" in bar.err  # samples
+    assert value == wanted[0]
+    assert_same_bits(gradient, wanted[1])
+
+
+def test_progress_without_tqdm(run_python: Callable[..., Any]) -> None:
+    """tqdm is optional: it is imported only where it is asked for, and its lack says what to do."""
+    script = (
+        "import sys; sys.modules['tqdm'] = None; sys.modules['tqdm.auto'] = None\n"
+        "import numpy as np, pullback as pb\n"
+        "chunks = [(np.ones((3, 2)), np.ones(3))]\n"
+        "pb.LinearObjective(chunks, loss=pb.logistic).value(np.zeros(3))\n"
+        "try:\n"
+        "    pb.LinearObjective(chunks, loss=pb.logistic, progress=True).value(np.zeros(3))\n"
+        "except ImportError as error:\n"
+        "    print('progress' in str(error), 'tqdm' in str(error))\n"
+    )
+    assert run_python(script).stdout.split() == ["True", "True"]
+
+
+@pytest.mark.native
+def test_same_bits_for_any_number_of_threads() -> None:
+    m = model(LABELS, 30_003, 12, np.float64, 3)
+    theta = theta_of(m.w, m.b)
+    results = []
+    for threads in (1, 2, 3, 8):
+        with pb.threads(threads):
+            objective = pb.LinearObjective(m.X, m.y, pb.softmax_cross_entropy, 0.5, m.sample_weight)
+            value, gradient = objective.value_and_grad(theta)
+            results.append([value, gradient, objective.hvp(theta, theta)])
+    for result in results[1:]:
+        for one, other in zip(result, results[0], strict=True):
+            assert_same_bits(np.asarray(one), np.asarray(other))
