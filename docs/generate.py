@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from pullback import reference
+from pullback.loss_table import LOSSES, LossRow
 from pullback.ops import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPoint
 from pullback.reference.arguments import Primitive
-from pullback.reference.losses import LinearLoss
 
 ROOT = Path(__file__).parents[1]
-LOSSES = [loss for loss in vars(reference).values() if isinstance(loss, LinearLoss)]
 PRODUCTS = [f for f in vars(reference).values() if isinstance(f, Primitive)]
 
 # --- the stub -------------------------------------------------------------------------------------
@@ -43,8 +42,11 @@ from pullback import ops as ops
 from pullback import reference as reference
 from pullback.jacobians import Diagonal as Diagonal
 from pullback.jacobians import Kronecker as Kronecker
+from pullback.objective import LinearObjective as LinearObjective
+from pullback.partial import PartialSums as PartialSums
 from pullback.reference.forms import BilinearForm, QuadraticForm
 from pullback.reference.linear import Linear
+from pullback.reference.losses import Loss, ParametricLoss
 from pullback.reference.matmul import Matmul
 
 __all__ = [  # noqa: RUF022
@@ -124,16 +126,6 @@ class _Binary(Protocol):
     ) -> Any: ...
     def jacobian(self, w: ArrayLike, x: ArrayLike, /) -> tuple[Diagonal, Diagonal]: ...
 
-@type_check_only
-class _Loss(Protocol):
-    __name__: str
-    def value(
-        self, X: ArrayLike, y: ArrayLike, w: ArrayLike, b: ArrayLike | None = None
-    ) -> float: ...
-    def value_and_grad(
-        self, X: ArrayLike, y: ArrayLike, w: ArrayLike, b: ArrayLike | None = None
-    ) -> tuple[float, tuple[NDArray[Any], Any]]: ...
-
 def backend() -> Literal["native", "numpy"]: ...
 def get_num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...
@@ -155,7 +147,7 @@ from typing import Final
 from pullback.reference.elementwise import Binary, Unary
 from pullback.reference.forms import BilinearForm, QuadraticForm
 from pullback.reference.linear import Linear
-from pullback.reference.losses import LinearLoss
+from pullback.reference.losses import Loss, ParametricLoss
 from pullback.reference.matmul import Matmul
 
 __all__ = [  # noqa: RUF022
@@ -168,6 +160,8 @@ __all__ = [  # noqa: RUF022
 FUNCTIONS = (
     "Diagonal",
     "Kronecker",
+    "LinearObjective",
+    "PartialSums",
     "__version__",
     "backend",
     "elementwise",
@@ -185,27 +179,23 @@ FUNCTIONS = (
 
 def stub() -> str:
     """Return ``__init__.pyi``."""
-    return STUB.format(
-        names=_names(*FUNCTIONS), primitives=_primitives("_Unary", "_Binary", "_Loss")
-    )
+    return STUB.format(names=_names(*FUNCTIONS), primitives=_primitives("_Unary", "_Binary"))
 
 
 def reference_stub() -> str:
     """Return ``reference/__init__.pyi``."""
-    return REFERENCE_STUB.format(
-        names=_names(), primitives=_primitives("Unary", "Binary", "LinearLoss")
-    )
+    return REFERENCE_STUB.format(names=_names(), primitives=_primitives("Unary", "Binary"))
 
 
 def _names(*more: str) -> str:
-    names = [*OPS, *(f.__name__ for f in (*PRODUCTS, *LOSSES)), *more]
+    names = [*OPS, *LOSSES, *(f.__name__ for f in PRODUCTS), *more]
     return "\n".join(f'    "{name}",' for name in sorted(names))
 
 
-def _primitives(unary: str, binary: str, loss: str) -> str:
+def _primitives(unary: str, binary: str) -> str:
     entries = [_stub_entry(row, unary if row.nin == 1 else binary) for row in OPS.values()]
     entries += [f'{f.__name__}: Final[{type(f).__name__}]\n"""{_summary(f)}"""' for f in PRODUCTS]
-    entries += [f'{twin.__name__}: Final[{loss}]\n"""{_summary(twin)}"""' for twin in LOSSES]
+    entries += [_loss_entry(row) for row in LOSSES.values()]
     return "\n".join(entries)
 
 
@@ -224,6 +214,18 @@ def _stub_entry(row: OpRow, protocol: str) -> str:
         _filled(f'"""{row.summary}, ``{row.formula}``.'),
         "",
         _filled(f"Derivative {slopes}; domain: {row.domain_text}."),
+        '"""',
+    ]
+    return "\n".join(lines)
+
+
+def _loss_entry(row: LossRow) -> str:
+    kind = "Loss" if row.parameter is None else "ParametricLoss"
+    lines = [
+        f"{row.name}: Final[{kind}]",
+        _filled(f'"""{row.summary}.'),
+        "",
+        _filled(f"``{row.formula}``; derivative ``{row.derivative_formula}``."),
         '"""',
     ]
     return "\n".join(lines)
@@ -287,11 +289,30 @@ operand alone, or a tuple of them; what is not asked for is not computed. A tang
 
 ## Losses of linear models
 
-`value(X, y, w, b)` and `value_and_grad(X, y, w, b)`, which reads `X` once and returns
-`(loss, (gw, gb))`; `b` may be omitted. Sums accumulate in float64 in an order that depends on the
-shape alone, so the bits are the same for any number of threads.
+The mean over the samples, weighted or not, of `l(z, y)` at the predictions `z = X @ w + b`. `X` is
+read once, where it lies: rows or columns of float32 or float64, CSR or CSC. Sums accumulate in
+float64 in an order that depends on shape and layout alone, so the bits are the same for any number
+of threads. `w` has shape `(D,)`, or `(D, K)` for `K` outputs; `b` may be omitted.
+
+| method | result |
+| --- | --- |
+| `value(X, y, w, b)` | the loss, a float |
+| `grad(X, y, w, b)` | `(gw, gb)`, or what `wrt` names out of `"X"`, `"w"`, `"b"` |
+| `value_and_grad(X, y, w, b)` | both |
+| `hvp(X, y, w, b, (vw, vb))` | `(hw, hb)`, the Hessian's product with a direction |
+| `curvature(X, y, w, b)` | `c` such that the Hessian in `w` is `X.T @ diag(c) @ X` |
+| `partial(X, y, w, b)` | sums over some samples, to be added and finished |
+| `pointwise(z, y)` | `l(z, y)`, element by element |
+| `pointwise.derivative(z, y)`, `pointwise.second_derivative(z, y)` | its derivatives by `z` |
+| `pointwise.vjp(z, y, g)` | `g` times the derivative, in the shape of `z` |
+
+The first six take `sample_weight`, and all but `partial` take `reduction="mean"` or `"sum"`.
+Formulas are written as Python; in those of classes, k counts the outputs of a sample. At a kink the
+derivative is the formula's. A target outside its domain is an error that names the first such row.
 
 {losses}
+
+{loss_details}
 """
 
 
@@ -305,7 +326,14 @@ def catalogue() -> str:
             ("op", "at", "value", "derivative"),
             (cells for row in OPS.values() for cells in _special_points(row)),
         ),
-        losses="\n\n".join(f"### {loss.__name__}\n\n{_body(loss)}" for loss in LOSSES),
+        losses=_markdown(
+            ("loss", "`l(z, y)`", "derivative", "second derivative", "targets"),
+            map(_loss, LOSSES.values()),
+        ),
+        loss_details=_markdown(
+            ("loss", "what it is", "mean response", "kinks", "parameter", "source"),
+            map(_loss_details, LOSSES.values()),
+        ),
     )
 
 
@@ -343,8 +371,21 @@ def _point(point: SpecialPoint) -> tuple[str, ...]:
     return at, value, derivative
 
 
-def _body(documented: object) -> str:
-    return (inspect.getdoc(documented) or "").replace("``", "`")
+def _loss(row: LossRow) -> tuple[str, ...]:
+    formulas = (row.formula, row.derivative_formula, row.second_derivative_formula)
+    return (f"`{row.name}`", *(f"`{formula}`" for formula in formulas), row.targets.domain)
+
+
+def _loss_details(row: LossRow) -> tuple[str, ...]:
+    about = row.parameter
+    return (
+        f"`{row.name}`",
+        row.summary,
+        f"`{row.response_formula}`",
+        ", ".join(f"`{kink} = 0`" for kink in row.kinks) or "none",
+        "" if about is None else f"`{about.name}={about.default:g}`, needs {about.text}",
+        row.source,
+    )
 
 
 # --- the accuracy ledger --------------------------------------------------------------------------

@@ -13,6 +13,7 @@ gradients in one pass over the data. Every primitive is an object that follows o
     pb.matmul.vjp(A, B, G)
     loss, (gw, gb) = pb.relu_mse.value_and_grad(X, y, w, b)
 
+`LinearObjective` makes a loss and its data a function of one vector, for optimisers.
 `primitives` is the registry of all of them, `reference` holds their twins in plain NumPy, and
 `show_config` tells what they run on.
 """
@@ -37,6 +38,8 @@ from pullback.config import (
 from pullback.interop import threadpoolctl as _threadpoolctl
 from pullback.jacobians import Diagonal, Kronecker
 from pullback.matmul import products as _products
+from pullback.objective import LinearObjective
+from pullback.partial import PartialSums
 
 primitives: Final[Mapping[str, Any]] = MappingProxyType(
     {**elementwise.primitives, **_products, **losses.losses}
@@ -54,6 +57,8 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "Diagonal",
     "Kronecker",
+    "LinearObjective",
+    "PartialSums",
     "__version__",
     "backend",
     "elementwise",

@@ -12,13 +12,18 @@ from pullback import ops as ops
 from pullback import reference as reference
 from pullback.jacobians import Diagonal as Diagonal
 from pullback.jacobians import Kronecker as Kronecker
+from pullback.objective import LinearObjective as LinearObjective
+from pullback.partial import PartialSums as PartialSums
 from pullback.reference.forms import BilinearForm, QuadraticForm
 from pullback.reference.linear import Linear
+from pullback.reference.losses import Loss, ParametricLoss
 from pullback.reference.matmul import Matmul
 
 __all__ = [  # noqa: RUF022
     "Diagonal",
     "Kronecker",
+    "LinearObjective",
+    "PartialSums",
     "__version__",
     "abs",
     "add",
@@ -43,6 +48,8 @@ __all__ = [  # noqa: RUF022
     "exp",
     "exp2",
     "expm1",
+    "exponential",
+    "gamma",
     "gelu",
     "gelu_tanh",
     "get_num_threads",
@@ -50,6 +57,8 @@ __all__ = [  # noqa: RUF022
     "greater_equal",
     "hard_sigmoid",
     "hard_tanh",
+    "hinge",
+    "huber",
     "hypot",
     "identity",
     "jacobians",
@@ -61,8 +70,10 @@ __all__ = [  # noqa: RUF022
     "log10",
     "log1p",
     "log2",
+    "log_cosh",
     "log_sigmoid",
     "logaddexp",
+    "logistic",
     "losses",
     "matmul",
     "maximum",
@@ -72,9 +83,11 @@ __all__ = [  # noqa: RUF022
     "negative",
     "not_equal",
     "ops",
+    "poisson",
     "power",
     "primitives",
     "quadratic_form",
+    "quantile",
     "reciprocal",
     "reference",
     "relu",
@@ -88,11 +101,14 @@ __all__ = [  # noqa: RUF022
     "silu",
     "sin",
     "sinh",
+    "softmax_cross_entropy",
     "softplus",
     "softsign",
     "sqrt",
     "square",
     "squared_difference",
+    "squared_error",
+    "squared_hinge",
     "step",
     "subtract",
     "tan",
@@ -173,16 +189,6 @@ class _Binary(Protocol):
         **options: Any,
     ) -> Any: ...
     def jacobian(self, w: ArrayLike, x: ArrayLike, /) -> tuple[Diagonal, Diagonal]: ...
-
-@type_check_only
-class _Loss(Protocol):
-    __name__: str
-    def value(
-        self, X: ArrayLike, y: ArrayLike, w: ArrayLike, b: ArrayLike | None = None
-    ) -> float: ...
-    def value_and_grad(
-        self, X: ArrayLike, y: ArrayLike, w: ArrayLike, b: ArrayLike | None = None
-    ) -> tuple[float, tuple[NDArray[Any], Any]]: ...
 
 def backend() -> Literal["native", "numpy"]: ...
 def get_num_threads() -> int: ...
@@ -523,5 +529,66 @@ linear: Final[Linear]
 """Return activation(X @ W + b)."""
 matmul: Final[Matmul]
 """Return the matrix product A @ B."""
-relu_mse: Final[_Loss]
-"""Mean squared error of a rectified linear model, ``1/N sum((y - max(0, X w + b))**2)``."""
+squared_error: Final[Loss]
+"""Squared error of a linear model.
+
+``(z - y)**2``; derivative ``2*(z - y)``.
+"""
+relu_mse: Final[Loss]
+"""Squared error of a rectified linear model.
+
+``(y - (z if z > 0 else 0))**2``; derivative ``-2*(y - z) if z > 0 else 0``.
+"""
+logistic: Final[Loss]
+"""Logistic loss.
+
+``log(1 + exp(z)) - y*z``; derivative ``1/(1 + exp(-z)) - y``.
+"""
+poisson: Final[Loss]
+"""Half the Poisson deviance under a log link, up to a constant.
+
+``exp(z) - y*z``; derivative ``exp(z) - y``.
+"""
+gamma: Final[Loss]
+"""Half the gamma deviance under a log link, up to a constant.
+
+``z + y*exp(-z)``; derivative ``1 - y*exp(-z)``.
+"""
+huber: Final[ParametricLoss]
+"""Huber's loss, quadratic within delta, linear beyond.
+
+``(z - y)**2/2 if abs(z - y) <= delta else delta*(abs(z - y) - delta/2)``; derivative ``z - y if
+abs(z - y) <= delta else delta*sign(z - y)``.
+"""
+quantile: Final[ParametricLoss]
+"""Quantile (pinball) loss.
+
+``q*(y - z) if y > z else (q - 1)*(y - z)``; derivative ``(-q if y > z else 1 - q) if y != z else
+0``.
+"""
+hinge: Final[Loss]
+"""Hinge loss.
+
+``1 - y*z if y*z < 1 else 0``; derivative ``-y if y*z < 1 else 0``.
+"""
+squared_hinge: Final[Loss]
+"""Squared hinge loss.
+
+``(1 - y*z)**2 if y*z < 1 else 0``; derivative ``-2*y*(1 - y*z) if y*z < 1 else 0``.
+"""
+exponential: Final[Loss]
+"""Exponential loss.
+
+``exp(-y*z)``; derivative ``-y*exp(-y*z)``.
+"""
+log_cosh: Final[Loss]
+"""Logarithm of the hyperbolic cosine of the error.
+
+``log(cosh(z - y))``; derivative ``tanh(z - y)``.
+"""
+softmax_cross_entropy: Final[Loss]
+"""Cross entropy of the softmax of K outputs.
+
+``log(sum_k exp(z_k))*sum_k y_k - sum_k y_k*z_k``; derivative ``s*p_k - y_k, where p = softmax(z), s
+= sum_k y_k``.
+"""

@@ -1,13 +1,13 @@
-"""The NumPy formulas behind the table: what is too long for a lambda in `pullback.ops`.
+"""The NumPy formulas behind the tables: what is too long for a lambda in a row.
 
 Arrays of float32 or float64 in, the same dtype out, always new arrays; the caller silences warnings
-and broadcasts binary operands against each other.
+and broadcasts binary operands against each other. Losses compute in float64 alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -614,3 +614,140 @@ def elu_slopes(w: Array, x: Array) -> tuple[Array, Array]:
     root = np.exp(np.where(np.isinf(w), w, np.maximum(0.5 * w, -745.0)))
     by_w = np.where(np.isnan(w), w, np.where(w > 0, 1, x * root * root))
     return by_w, np.where(w > 0, 0, np.expm1(w))
+
+
+# --- pointwise losses: of a prediction z, a target y and the loss's parameter --------------------
+
+
+def where_number(z: Array, values: Any) -> Array:
+    """Return `values` wherever `z` is a number, so that a NaN is never lost to a comparison."""
+    return np.where(np.isnan(z), z, values)
+
+
+def relu_mse_slope(z: Array, y: Array, _: float) -> Array:
+    return np.where(z <= 0, 0, 2 * (z - y))
+
+
+def softplus(x: Array) -> Any:
+    return -log_sigmoid(-x)
+
+
+def poisson(z: Array, y: Array, _: float) -> Any:
+    # At the infinities the exponential decides, and a product with y = 0 is none.
+    linear = np.where((y == 0) | (z == np.inf), 0, y * z)
+    return np.exp(z) - where_number(z, linear)
+
+
+def gamma_decay(z: Array, y: Array) -> Any:
+    """Return y exp(-z), which may be in range where exp(-z) is not."""
+    root = np.exp(-0.5 * z)
+    return root * y * root
+
+
+def gamma(z: Array, y: Array, _: float) -> Any:
+    return np.where(z == -np.inf, np.inf, z + gamma_decay(z, y))
+
+
+def huber(z: Array, y: Array, delta: float) -> Any:
+    size = np.abs(z - y)
+    return np.where(size <= delta, 0.5 * size * size, delta * (size - 0.5 * delta))
+
+
+def quantile(z: Array, y: Array, q: float) -> Array:
+    e = y - z
+    return np.where(e > 0, q * e, (q - 1) * e + 0.0)
+
+
+def quantile_slope(z: Array, y: Array, q: float) -> Array:
+    e = y - z
+    return where_number(z, np.where(e > 0, -q, np.where(e < 0, 1 - q, 0)))
+
+
+def margin(z: Array, y: Array) -> Any:
+    """Return max(0, 1 - y z)."""
+    return np.maximum(0, 1 - y * z)
+
+
+def log_cosh(z: Array, y: Array, _: float) -> Any:
+    size = np.abs(z - y)
+    t = np.expm1(-size)
+    small = np.log1p(t * t / (2 * (1 + t)))
+    large = size - _LOG_2 + np.log1p(np.exp(-2 * size))
+    return np.where(size < 1, small, large)
+
+
+# --- the softmax: classes on the last axis; targets are labels or probabilities ------------------
+
+
+class _Classes(NamedTuple):
+    """Exponentials of the predictions less the largest of them, which lose no digit in a sum."""
+
+    lead: Array  # which prediction is the largest, (..., 1)
+    below: Array  # predictions less that one: 0 there, below 0 elsewhere
+    e: Array  # their exponentials: 1 there
+
+    @property
+    def log_total(self) -> Any:
+        """Logarithm of the exponentials' sum, shape (..., 1)."""
+        rest = self.e.copy()
+        np.put_along_axis(rest, self.lead, 0, -1)
+        return np.log1p(rest.sum(axis=-1, keepdims=True))
+
+    @property
+    def total(self) -> Array:
+        """The exponentials' sum, shape (..., 1)."""
+        total: Array = self.e.sum(axis=-1, keepdims=True)
+        return total
+
+
+def _classes(z: Array) -> _Classes:
+    lead = np.argmax(z, axis=-1, keepdims=True)  # of a NaN, where there is one
+    below = z - np.take_along_axis(z, lead, -1)
+    np.put_along_axis(below, lead, 0, -1)  # of an infinite one too
+    return _Classes(lead, below, np.exp(below))
+
+
+def softmax(z: Array) -> Any:
+    classes = _classes(z)
+    return classes.e / classes.total
+
+
+def softmax_cross_entropy(z: Array, y: Array, _: float) -> Any:
+    classes = _classes(z)
+    if y.ndim < z.ndim:
+        below = np.take_along_axis(classes.below, y[..., None], -1)
+        return (classes.log_total - below)[..., 0]
+    terms = np.where(y == 0, 0, y * (classes.log_total - classes.below))
+    lost = np.isnan(classes.log_total[..., 0])
+    return np.where(lost, np.nan, terms.sum(axis=-1))
+
+
+def softmax_cross_entropy_slope(z: Array, y: Array, _: float) -> Any:
+    # p - 1 and s p - y lose all digits where p tends to y.
+    if y.ndim < z.ndim:
+        y = (y[..., None] == np.arange(z.shape[-1])).astype(float)
+    p = softmax(z)
+    return p * _sum_of_others(y) - y * _sum_of_others(p)
+
+
+def softmax_hessian(p: Array, s: Array) -> Array:
+    """Return s (diag p - p p^T), shape (..., K, K), for probabilities p and sums s of targets."""
+    hessian = -s[..., None, None] * p[..., :, None] * p[..., None, :]
+    diagonal = np.arange(p.shape[-1])
+    hessian[..., diagonal, diagonal] = s[..., None] * p * _sum_of_others(p)
+    return hessian
+
+
+def softmax_hessian_product(p: Array, s: Array, u: Array) -> Any:
+    """Return s (diag p - p p^T) u, shape (..., K)."""
+    # Less the likeliest class's u, so that the difference from the mean keeps its digits.
+    u = u - np.take_along_axis(u, np.argmax(p, axis=-1, keepdims=True), -1)
+    return s[..., None] * p * (u - np.sum(p * u, axis=-1, keepdims=True))
+
+
+def _sum_of_others(x: Array) -> Array:
+    """Return, for each element of the last axis, the sum of the others, without a difference."""
+    total = np.zeros_like(x)
+    np.cumsum(x[..., :-1], axis=-1, out=total[..., 1:])
+    total[..., :-1] += np.cumsum(x[..., :0:-1], axis=-1)[..., ::-1]
+    return total

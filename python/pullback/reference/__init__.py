@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Any
 from pullback.reference.elementwise import elementwise
 from pullback.reference.forms import bilinear_form, quadratic_form
 from pullback.reference.linear import linear
-from pullback.reference.losses import relu_mse
+from pullback.reference.losses import losses as _losses
 from pullback.reference.matmul import matmul
 
 __all__ = [
     *elementwise,
+    *_losses,
     "bilinear_form",
     "linear",
     "matmul",
     "quadratic_form",
-    "relu_mse",
 ]
 
 globals().update(elementwise)
+globals().update(_losses)
 
 if TYPE_CHECKING:
 

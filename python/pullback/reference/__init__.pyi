@@ -4,7 +4,7 @@ from typing import Final
 from pullback.reference.elementwise import Binary, Unary
 from pullback.reference.forms import BilinearForm, QuadraticForm
 from pullback.reference.linear import Linear
-from pullback.reference.losses import LinearLoss
+from pullback.reference.losses import Loss, ParametricLoss
 from pullback.reference.matmul import Matmul
 
 __all__ = [  # noqa: RUF022
@@ -29,12 +29,16 @@ __all__ = [  # noqa: RUF022
     "exp",
     "exp2",
     "expm1",
+    "exponential",
+    "gamma",
     "gelu",
     "gelu_tanh",
     "greater",
     "greater_equal",
     "hard_sigmoid",
     "hard_tanh",
+    "hinge",
+    "huber",
     "hypot",
     "identity",
     "leaky_relu",
@@ -45,8 +49,10 @@ __all__ = [  # noqa: RUF022
     "log10",
     "log1p",
     "log2",
+    "log_cosh",
     "log_sigmoid",
     "logaddexp",
+    "logistic",
     "matmul",
     "maximum",
     "minimum",
@@ -54,8 +60,10 @@ __all__ = [  # noqa: RUF022
     "multiply",
     "negative",
     "not_equal",
+    "poisson",
     "power",
     "quadratic_form",
+    "quantile",
     "reciprocal",
     "relu",
     "relu6",
@@ -66,11 +74,14 @@ __all__ = [  # noqa: RUF022
     "silu",
     "sin",
     "sinh",
+    "softmax_cross_entropy",
     "softplus",
     "softsign",
     "sqrt",
     "square",
     "squared_difference",
+    "squared_error",
+    "squared_hinge",
     "step",
     "subtract",
     "tan",
@@ -406,5 +417,66 @@ linear: Final[Linear]
 """Return activation(X @ W + b)."""
 matmul: Final[Matmul]
 """Return the matrix product A @ B."""
-relu_mse: Final[LinearLoss]
-"""Mean squared error of a rectified linear model, ``1/N sum((y - max(0, X w + b))**2)``."""
+squared_error: Final[Loss]
+"""Squared error of a linear model.
+
+``(z - y)**2``; derivative ``2*(z - y)``.
+"""
+relu_mse: Final[Loss]
+"""Squared error of a rectified linear model.
+
+``(y - (z if z > 0 else 0))**2``; derivative ``-2*(y - z) if z > 0 else 0``.
+"""
+logistic: Final[Loss]
+"""Logistic loss.
+
+``log(1 + exp(z)) - y*z``; derivative ``1/(1 + exp(-z)) - y``.
+"""
+poisson: Final[Loss]
+"""Half the Poisson deviance under a log link, up to a constant.
+
+``exp(z) - y*z``; derivative ``exp(z) - y``.
+"""
+gamma: Final[Loss]
+"""Half the gamma deviance under a log link, up to a constant.
+
+``z + y*exp(-z)``; derivative ``1 - y*exp(-z)``.
+"""
+huber: Final[ParametricLoss]
+"""Huber's loss, quadratic within delta, linear beyond.
+
+``(z - y)**2/2 if abs(z - y) <= delta else delta*(abs(z - y) - delta/2)``; derivative ``z - y if
+abs(z - y) <= delta else delta*sign(z - y)``.
+"""
+quantile: Final[ParametricLoss]
+"""Quantile (pinball) loss.
+
+``q*(y - z) if y > z else (q - 1)*(y - z)``; derivative ``(-q if y > z else 1 - q) if y != z else
+0``.
+"""
+hinge: Final[Loss]
+"""Hinge loss.
+
+``1 - y*z if y*z < 1 else 0``; derivative ``-y if y*z < 1 else 0``.
+"""
+squared_hinge: Final[Loss]
+"""Squared hinge loss.
+
+``(1 - y*z)**2 if y*z < 1 else 0``; derivative ``-2*y*(1 - y*z) if y*z < 1 else 0``.
+"""
+exponential: Final[Loss]
+"""Exponential loss.
+
+``exp(-y*z)``; derivative ``-y*exp(-y*z)``.
+"""
+log_cosh: Final[Loss]
+"""Logarithm of the hyperbolic cosine of the error.
+
+``log(cosh(z - y))``; derivative ``tanh(z - y)``.
+"""
+softmax_cross_entropy: Final[Loss]
+"""Cross entropy of the softmax of K outputs.
+
+``log(sum_k exp(z_k))*sum_k y_k - sum_k y_k*z_k``; derivative ``s*p_k - y_k, where p = softmax(z), s
+= sum_k y_k``.
+"""

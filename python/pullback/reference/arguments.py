@@ -19,6 +19,7 @@ __all__ = [
     "Wrt",
     "aligned",
     "as_matrix",
+    "check_outs",
     "check_tangents",
     "check_wrt",
     "tangents_of",
@@ -172,14 +173,8 @@ class Outputs:
         single: bool,
     ) -> None:
         self._shapes = shapes
-        self._outs: tuple[Any, ...] = _as_tuple(op, out, len(shapes), single)
+        self._outs = check_outs(op, out, shapes, [dtype] * len(shapes), single=single)
         self._targets: list[Array | None] = [None] * len(shapes)
-        for i, target in enumerate(self._outs):
-            if target is not None:
-                _check_out(op, "out" if single else f"out[{i}]", target, shapes[i], dtype)
-        for (i, one), (j, other) in combinations(enumerate(self._outs), 2):
-            if one is not None and other is not None and _overlap(one, other):
-                raise ValueError(f"{op}: out[{i}] and out[{j}] overlap")
         self._free = tuple(
             target is not None
             and target.flags.aligned
@@ -217,6 +212,25 @@ class Outputs:
                 np.copyto(out, result.reshape(shape))
             delivered.append(out)
         return tuple(delivered)
+
+
+def check_outs(
+    op: str,
+    out: Any,
+    shapes: Sequence[tuple[int, ...] | None],
+    dtypes: Sequence[np.dtype[Any]],
+    *,
+    single: bool,
+) -> tuple[Any, ...]:
+    """Return `out`, an array or a tuple of arrays and None, as a tuple, checked as by `Outputs`."""
+    outs: tuple[Any, ...] = _as_tuple(op, out, len(shapes), single)
+    for i, target in enumerate(outs):
+        if target is not None:
+            _check_out(op, "out" if single else f"out[{i}]", target, shapes[i], dtypes[i])
+    for (i, one), (j, other) in combinations(enumerate(outs), 2):
+        if one is not None and other is not None and _overlap(one, other):
+            raise ValueError(f"{op}: out[{i}] and out[{j}] overlap")
+    return outs
 
 
 def _as_tuple(op: str, out: Any, count: int, single: bool) -> tuple[Any, ...]:

@@ -1,130 +1,116 @@
-"""Losses of linear models in plain NumPy, and the argument checks the native ones share."""
+"""Losses of linear models: the one class, on any engine, and the losses in plain NumPy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from pullback import formulas as nf
+from pullback.loss_table import LOSSES, LossRow
 from pullback.ops import kernel_dtype
+from pullback.partial import PartialSums, Reduction, divisor, tree_sum
+from pullback.reference.arguments import check_outs
+from pullback.reference.loss_arguments import (
+    Model,
+    Samples,
+    check_direction,
+    check_model,
+    check_samples,
+    check_wrt,
+    parameter_dtype,
+    sums_of_targets,
+)
+from pullback.reference.loss_sums import Job, check_rows, loss_pointwise, loss_sums
+from pullback.reference.pointwise import Pointwise
 
-__all__ = ["Arguments", "LinearLoss", "check_arguments", "like_bias", "relu_mse"]
+__all__ = ["Engine", "Loss", "ParametricLoss", "make_losses", *LOSSES]
 
 Array: TypeAlias = npt.NDArray[Any]
 
 
-class Arguments(NamedTuple):
-    """A loss's arguments, checked; each array is float32 or float64 on its own."""
-
-    X: Array  # (N, D)
-    y: Array  # (N,)
-    w: Array  # (D,)
-    b: Array | None  # () or (1,)
-
-
-def check_arguments(
-    op: str, X: npt.ArrayLike, y: npt.ArrayLike, w: npt.ArrayLike, b: npt.ArrayLike | None
-) -> Arguments:
-    """Convert and check the arguments of a linear model's loss.
+class Engine(NamedTuple):
+    """The kernels that a loss runs on.
 
     Parameters
     ----------
-    op : str
-        The operation, for the error messages.
-    X : array_like, shape (N, D), N > 0
-        Data, one sample a row.
-    y : array_like, shape (N,)
-        Targets.
-    w : array_like, shape (D,)
-        Weights; integers become float64.
-    b : array_like, shape () or (1,), or None
-        Intercept; integers become float64.
-
-    Returns
-    -------
-    Arguments
-        Arrays of float32 or float64, copied only where the dtype had to change.
-
-    Raises
-    ------
-    TypeError
-        If a dtype has no kernel.
-    ValueError
-        If a shape does not fit.
+    module : str
+        The module whose attributes the losses are, for pickle.
+    path : str
+        What stands before their names there.
+    remark : str
+        What sets them apart in their repr.
+    loss_sums, loss_pointwise : callable
+        See `pullback.reference.loss_sums`.
+    loss_method : callable, optional
+        ``loss_method(name, parameter, method, fallback)`` returns a callable that enters the
+        kernels directly where the arguments are plain, and calls `fallback` with all others.
     """
-    X = _as_array(op, "X", X)
-    y = _as_array(op, "y", y)
-    w = _as_array(op, "w", w, parameter=True)
-    b = None if b is None else _as_array(op, "b", b, parameter=True)
-    if X.ndim != 2:
-        raise ValueError(f"{op}: X has shape {X.shape}, needs two axes (samples, features)")
-    n_samples, n_features = X.shape
-    if n_samples == 0:
-        raise ValueError(f"{op}: X has shape {X.shape}: a mean over no samples")
-    if y.shape != (n_samples,):
-        raise ValueError(f"{op}: y has shape {y.shape}, X of shape {X.shape} needs ({n_samples},)")
-    if w.shape != (n_features,):
-        raise ValueError(f"{op}: w has shape {w.shape}, X of shape {X.shape} needs ({n_features},)")
-    if b is not None and b.shape not in ((), (1,)):
-        raise ValueError(f"{op}: b has shape {b.shape}, needs () or (1,)")
-    return Arguments(X, y, w, b)
+
+    module: str
+    path: str
+    remark: str
+    loss_sums: Callable[..., Any]
+    loss_pointwise: Callable[..., Any]
+    loss_method: Callable[..., Any] | None = None
 
 
-def _as_array(op: str, name: str, argument: npt.ArrayLike, *, parameter: bool = False) -> Array:
-    array = np.asarray(argument)
-    dtype = kernel_dtype(op, name, array.dtype)
-    if parameter and array.dtype.kind in "biu":  # an integer parameter is a number, not storage
-        dtype = np.dtype(np.float64)
-    return array.astype(dtype, copy=False)
+class Loss:
+    """A loss of a linear model, the weighted mean over the samples of a pointwise loss.
 
-
-def like_bias(gradient: float, b: npt.ArrayLike | None) -> Any:
-    """Return the gradient of the intercept in the shape, dtype and kind of the intercept `b`.
-
-    None for None, a float for a Python number, a NumPy scalar for one, else an array.
-    """
-    if b is None:
-        return None
-    if isinstance(b, int | float) and not isinstance(b, np.generic):
-        return float(gradient)
-    array = _as_array("like_bias", "b", b, parameter=True)
-    with np.errstate(all="ignore"):
-        like = np.full(array.shape, gradient, array.dtype)
-    return like[()] if isinstance(b, np.generic) else like
-
-
-class LinearLoss:
-    """The mean over the samples of a pointwise loss of a linear model.
-
-    With z = X w + b, the loss is ``1/N sum(loss(z_i, y_i))`` and its gradients are
-    ``1/N X^T r`` and ``1/N sum(r_i)``, where r_i is the pointwise derivative by z_i. Everything
-    accumulates in float64, whatever the dtypes; nothing is written to the arguments.
+    With z = X w + b, the loss is ``1/N sum_i l(z_i, y_i)``; its gradients are ``1/N X^T r`` and
+    ``1/N sum_i r_i``, where r_i is l's derivative by z_i, and its Hessian in w is ``X^T diag(c) X``
+    with l's second derivatives in c. Each comes from one pass over X, which is read where it lies:
+    rows or columns of float32 or float64, CSR or CSC. All else is converted by small blocks of
+    rows. Everything accumulates in float64; nothing is written to the arguments.
 
     Parameters
     ----------
-    name : str
-        The loss's name.
-    summary : str
-        What it computes.
-    pointwise : callable
-        ``pointwise(z, y) -> (loss, derivative by z)``, float64 arrays of shape (N,).
+    row : LossRow
+        What the table says.
+    engine : Engine
+        What computes.
+    parameter : float, optional
+        The loss's parameter; the table's default when omitted.
     """
 
-    def __init__(
-        self, name: str, summary: str, pointwise: Callable[[Array, Array], tuple[Array, Array]]
-    ) -> None:
-        self._pointwise = pointwise
-        self.__name__ = self.__qualname__ = name
-        self.__doc__ = summary
-        self.__module__ = "pullback.reference"  # where pickle finds it, by name
+    def __init__(self, row: LossRow, engine: Engine, parameter: float | None = None) -> None:
+        self.row = row
+        self._engine = engine
+        if parameter is None and row.parameter is not None:
+            parameter = row.parameter.default
+        self._parameter = parameter
+        self.__name__ = row.name
+        self.__qualname__ = engine.path + row.name
+        self.__module__ = engine.module
+        self.__doc__ = _docstring(row)
+        self.pointwise = Pointwise(self, row, self._score)
+        if engine.loss_method is not None:
+            for method in ("value", "value_and_grad"):
+                setattr(self, method, self._direct(engine.loss_method, method))
+
+    def _direct(self, loss_method: Callable[..., Any], method: str) -> Any:
+        """Return the callable that enters the kernels without a detour through a method."""
+        fallback = getattr(self, method)
+        call = loss_method(self.__name__, self._parameter or 0.0, method, fallback)
+        call.__name__ = method
+        call.__qualname__ = f"{self.__qualname__}.{method}"
+        call.__module__ = self.__module__
+        call.__doc__ = fallback.__doc__
+        call.__reduce__ = lambda: (getattr, (self, method))
+        return call
 
     def __repr__(self) -> str:
-        return f"<loss '{self.__name__}', NumPy twin>"
+        return f"<loss {self._title}{self._engine.remark}>"
 
-    def __reduce__(self) -> str:
-        return self.__name__
+    def __reduce__(self) -> Any:
+        return self.__qualname__
+
+    # --- one pass over the data ---
 
     def value(
         self,
@@ -132,12 +118,63 @@ class LinearLoss:
         y: npt.ArrayLike,
         w: npt.ArrayLike,
         b: npt.ArrayLike | None = None,
+        sample_weight: npt.ArrayLike | None = None,
+        *,
+        reduction: Reduction = "mean",
     ) -> float:
-        """Return the loss; arguments as for `value_and_grad`."""
-        arguments = check_arguments(f"{self.__name__}.value", X, y, w, b)
-        with np.errstate(all="ignore"):
-            _, losses, _ = self._evaluate(arguments)
-            return float(np.mean(losses))
+        """Return the loss.
+
+        Parameters
+        ----------
+        X, y, w, b, sample_weight, reduction
+            As for `value_and_grad`.
+
+        Returns
+        -------
+        float
+            Computed in float64, whatever the dtypes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `value_and_grad` does.
+        """
+        op = f"{self.__name__}.value"
+        samples, model = self._arguments(op, X, y, w, b, sample_weight)
+        by = divisor(op, reduction, samples.weight)
+        return _divided(self._sums(op, samples, model, "value").loss, by)
+
+    def grad(
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        w: npt.ArrayLike,
+        b: npt.ArrayLike | None = None,
+        sample_weight: npt.ArrayLike | None = None,
+        out: Any = None,
+        *,
+        reduction: Reduction = "mean",
+        wrt: str | tuple[str, ...] = ("w", "b"),
+    ) -> Any:
+        """Return the gradients alone.
+
+        Parameters
+        ----------
+        X, y, w, b, sample_weight, out, reduction, wrt
+            As for `value_and_grad`.
+
+        Returns
+        -------
+        tuple or ndarray
+            The gradients that `value_and_grad` returns beside the loss.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `value_and_grad` does.
+        """
+        op = f"{self.__name__}.grad"
+        return self._gradients(op, X, y, w, b, sample_weight, out, reduction, wrt)[1]
 
     def value_and_grad(
         self,
@@ -145,63 +182,405 @@ class LinearLoss:
         y: npt.ArrayLike,
         w: npt.ArrayLike,
         b: npt.ArrayLike | None = None,
-    ) -> tuple[float, tuple[Array, Any]]:
-        """Return the loss and its gradients with respect to `w` and `b`.
+        sample_weight: npt.ArrayLike | None = None,
+        out: Any = None,
+        *,
+        reduction: Reduction = "mean",
+        wrt: str | tuple[str, ...] = ("w", "b"),
+    ) -> Any:
+        """Return the loss and its gradients, by `w` and `b` where `wrt` does not say otherwise.
 
         Parameters
         ----------
-        X : array_like, shape (N, D), N > 0
-            Data, one sample a row.
-        y : array_like, shape (N,)
-            Targets.
-        w : array_like, shape (D,)
-            Weights.
-        b : array_like, shape () or (1,), or None
-            Intercept; None for a model without.
+        X : array_like or sparse matrix, shape (N, D), N > 0
+            Data, one sample a row: an array, what converts to one, or CSR or CSC.
+        y : array_like, shape (N,), or (N, K) for several outputs
+            Targets, in the loss's domain. For a loss of classes, labels of shape (N,) or
+            probabilities of shape (N, K).
+        w : array_like, shape (D,), or (D, K) for several outputs
+            Coefficients.
+        b : array_like, shape (), (1,) or (K,), or None
+            Intercepts; None for a model without. A single one is shared by all outputs.
+        sample_weight : array_like, shape (N,), optional
+            Weights, finite and not negative.
+        out : tuple of (ndarray or None), or an ndarray for a bare `wrt`
+            Where the gradients go, of their shapes and dtypes; written only on success.
+        reduction : {"mean", "sum"}
+            Whether to divide by the sum of the weights, or by N where there are none.
+        wrt : {"X", "w", "b"} or tuple of them
+            What the gradients are by.
 
         Returns
         -------
         loss : float
-        (gw, gb) : tuple
-            `gw` is an array with the shape and dtype of `w`; `gb` has the shape, dtype and kind of
-            `b`: float, NumPy scalar, array or None. Integer parameters have float64 gradients.
+            Computed in float64, whatever the dtypes.
+        gradients : tuple, or the bare gradient for a bare `wrt`
+            In the order of `wrt`. Each has the shape and dtype of its variable, float64 for
+            integers; that by `b` has its kind too: float, NumPy scalar, array or None; that by a
+            sparse `X` is dense.
 
         Raises
         ------
         TypeError
-            If a dtype has no kernel (complex, object, ...).
+            If a dtype or a sparse format has no kernel (complex, object, COO, ...).
         ValueError
-            If a shape does not fit, or N = 0.
+            If a shape does not fit, N = 0, a mean's weights sum to 0, or a target or weight is
+            outside its domain; the message names the first such row.
         """
-        arguments = check_arguments(f"{self.__name__}.value_and_grad", X, y, w, b)
+        op = f"{self.__name__}.value_and_grad"
+        return self._gradients(op, X, y, w, b, sample_weight, out, reduction, wrt)
+
+    def hvp(
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        w: npt.ArrayLike,
+        b: npt.ArrayLike | None = None,
+        v: tuple[npt.ArrayLike, npt.ArrayLike | None] | None = None,
+        *,
+        sample_weight: npt.ArrayLike | None = None,
+        reduction: Reduction = "mean",
+    ) -> tuple[Array, Any]:
+        """Return the product of the Hessian in (w, b) with a direction, in one pass over `X`.
+
+        Parameters
+        ----------
+        X, y, w, b, sample_weight, reduction
+            As for `value_and_grad`.
+        v : (vw, vb)
+            The direction, in the shapes of `w` and `b`; vb is None where `b` is. Required.
+
+        Returns
+        -------
+        (hw, hb) : tuple
+            In the shapes, dtypes and kinds of the gradients by `w` and `b`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `value_and_grad` does, and if `v` does not fit.
+
+        Notes
+        -----
+        At a kink the second derivative is that of the piece which the first derivative is of.
+        """
+        op = f"{self.__name__}.hvp"
+        if v is None:
+            raise TypeError(f"{op}: missing argument v, the direction (vw, vb)")
+        samples, model = self._arguments(op, X, y, w, b, sample_weight)
+        by = divisor(op, reduction, samples.weight)
+        direction = check_direction(op, v, model)
+        sums = self._sums(op, samples, model, "hvp", v=direction)
         with np.errstate(all="ignore"):
-            X64, losses, slopes = self._evaluate(arguments)
-            slopes = slopes / len(slopes)
-            gw = (slopes @ X64).astype(arguments.w.dtype)
-            return float(np.mean(losses)), (gw, like_bias(float(np.sum(slopes)), b))
+            return model.kinds.deliver(sums.gw / by, sums.gb / by)
 
-    def _evaluate(self, arguments: Arguments) -> tuple[Array, Array, Array]:
-        X, y, w = (a.astype(np.float64, copy=False) for a in arguments[:3])
-        z = X @ w
-        if arguments.b is not None:
-            z = z + arguments.b.astype(np.float64)
-        return X, *self._pointwise(z, y)
+    def curvature(
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        w: npt.ArrayLike,
+        b: npt.ArrayLike | None = None,
+        *,
+        sample_weight: npt.ArrayLike | None = None,
+        reduction: Reduction = "mean",
+    ) -> Array:
+        """Return the second derivatives c by the predictions: the Hessian in w is X^T diag(c) X.
+
+        Parameters
+        ----------
+        X, y, w, b, sample_weight, reduction
+            As for `value_and_grad`.
+
+        Returns
+        -------
+        ndarray, shape (N,), or (N, K) for several outputs, float64
+            With the samples' weights and the mean's divisor in it. For a loss of classes, shape
+            (N, K, K): a matrix for each sample.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `value_and_grad` does.
+        """
+        op = f"{self.__name__}.curvature"
+        samples, model = self._arguments(op, X, y, w, b, sample_weight)
+        by = divisor(op, reduction, samples.weight)
+        kept = np.empty((samples.n_samples, model.w.shape[1]))
+        self._sums(op, samples, model, "curvature", kept=kept)
+        factor = np.ones(1) if samples.sample_weight is None else samples.sample_weight
+        with np.errstate(all="ignore"):
+            if self.row.of_classes:
+                matrices = nf.softmax_hessian(kept, sums_of_targets(samples.y))
+                return np.asarray(matrices * (factor / by)[:, None, None])
+            kept *= (factor / by)[:, None]
+        return kept.reshape(samples.n_samples, *model.kinds.w_shape[1:])
+
+    def partial(
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        w: npt.ArrayLike,
+        b: npt.ArrayLike | None = None,
+        *,
+        sample_weight: npt.ArrayLike | None = None,
+    ) -> PartialSums:
+        """Return the sums of the loss and its gradient over these samples, to be added to others.
+
+        Parameters
+        ----------
+        X, y, w, b, sample_weight
+            As for `value_and_grad`.
+
+        Returns
+        -------
+        PartialSums
+            ``sum(parts).finish()`` is what `value_and_grad` returns for all samples.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `value_and_grad` does.
+        """
+        op = f"{self.__name__}.partial"
+        samples, model = self._arguments(op, X, y, w, b, sample_weight)
+        return self._sums(op, samples, model, "gradient")
+
+    # --- what they share ---
+
+    @property
+    def _title(self) -> str:
+        about = self.row.parameter
+        return f"'{self.__name__}'" + (f", {about.name}={self._parameter!r}" if about else "")
+
+    def _arguments(
+        self, op: str, X: Any, y: Any, w: Any, b: Any, sample_weight: Any
+    ) -> tuple[Samples, Model]:
+        samples = check_samples(op, self.row, X, y, sample_weight)
+        return samples, check_model(op, self.row, samples, w, b)
+
+    def _gradients(
+        self,
+        op: str,
+        X: Any,
+        y: Any,
+        w: Any,
+        b: Any,
+        sample_weight: Any,
+        out: Any,
+        reduction: str,
+        wrt: Any,
+    ) -> tuple[float, Any]:
+        names, single = check_wrt(op, wrt)
+        samples, model = self._arguments(op, X, y, w, b, sample_weight)
+        by = divisor(op, reduction, samples.weight)
+        kinds = model.kinds
+        X_dtype = parameter_dtype(op, "X", samples.data.given_dtype)
+        b_shape, b_dtype = (
+            (None, kinds.w_dtype)
+            if kinds.b is None
+            else (np.shape(kinds.b), np.asarray(kinds.b).dtype)
+        )
+        like = {
+            "X": (samples.data.shape, X_dtype),
+            "w": (kinds.w_shape, kinds.w_dtype),
+            "b": (b_shape, b_dtype),
+        }
+        outs: Sequence[Any] = [None] * len(names)
+        if out is not None:
+            shapes, dtypes = zip(*(like[name] for name in names), strict=True)
+            outs = check_outs(op, out, shapes, dtypes, single=single)
+        gX = np.empty(samples.data.shape, X_dtype) if "X" in names else None
+        sums = self._sums(op, samples, model, "gradient", gX=gX, scale=1 / by)
+        with np.errstate(all="ignore"):
+            gw, gb = kinds.deliver(sums.gw / by, sums.gb / by)
+        computed = {"X": gX, "w": gw, "b": gb}
+        gradients = []
+        for name, target in zip(names, outs, strict=True):
+            if target is not None:
+                np.copyto(target, computed[name])
+            gradients.append(computed[name] if target is None else target)
+        return _divided(sums.loss, by), gradients[0] if single else tuple(gradients)
+
+    def _score(self, z: Array, y: Array, order: int) -> Array:
+        """Return the pointwise loss or one of its derivatives, as the engine computes it."""
+        scores: Array = self._engine.loss_pointwise(
+            self.__name__, self._parameter or 0.0, z, y, order
+        )
+        return scores
+
+    def _sums(
+        self,
+        op: str,
+        samples: Samples,
+        model: Model,
+        job: Job,
+        *,
+        v: tuple[Array, Array] | None = None,
+        kept: Array | None = None,
+        gX: Array | None = None,
+        scale: float = 1.0,
+    ) -> PartialSums:
+        """Let the engine add up all samples, as many at once as it can read in place."""
+
+        def part(rows: slice, X: Any) -> PartialSums:
+            weights = None if samples.sample_weight is None else samples.sample_weight[rows]
+            try:
+                loss, gb, gw = self._engine.loss_sums(
+                    self.__name__,
+                    self._parameter or 0.0,
+                    X,
+                    samples.y[rows],
+                    model.w,
+                    model.b,
+                    weights,
+                    job,
+                    v,
+                    None if kept is None else kept[rows],
+                    None if gX is None else gX[rows],
+                    scale,
+                )
+            except ValueError as error:
+                self._explain(op, error, rows.start, samples, model.w.shape[1])
+            n_rows = rows.stop - rows.start
+            whole = n_rows == samples.n_samples
+            weight = samples.weight if whole else n_rows if weights is None else np.sum(weights)
+            none = np.empty(0)  # of a gradient that was not computed
+            return PartialSums(
+                loss,
+                none if gw is None else gw,
+                none if gb is None else gb,
+                float(weight),
+                n_rows,
+                self._title,
+                model.kinds,
+            )
+
+        return tree_sum(part(rows, X) for rows, X in samples.data.blocks())
+
+    def _check_rows(self, op: str, samples: Samples, n_outputs: int) -> None:
+        """Raise the errors that a pass over these samples would raise for their values."""
+        try:
+            check_rows(self.row, samples.y, samples.sample_weight, n_outputs)
+        except ValueError as error:
+            self._explain(op, error, 0, samples, n_outputs)
+
+    def _explain(
+        self, op: str, error: ValueError, first: int, samples: Samples, n_outputs: int
+    ) -> NoReturn:
+        """Raise what an engine's terse error says about a block of rows, for people."""
+        match error.args:
+            case ("y", int(row)):
+                text = self.row.targets.complaint(samples.given_y, first + row, n_outputs)
+            case ("sample_weight", int(row)) if samples.sample_weight is not None:
+                weight = samples.sample_weight[first + row]
+                text = f"sample_weight[{first + row}] is {weight}, needs to be finite and "
+                text += "not negative"
+            case ("X", int()):
+                text = f"X.indices holds an index out of range for X of shape {samples.data.shape}"
+            case _:
+                raise error
+        raise ValueError(f"{op}: {text}") from None
 
 
-def _relu_squared_error(z: Array, y: Array) -> tuple[Array, Array]:
-    inactive = z <= 0  # so that a NaN counts as active, and propagates
-    error = y - np.where(inactive, 0.0, z)
-    return error * error, np.where(inactive, 0.0, -2.0 * error)
+class ParametricLoss(Loss):
+    """A loss with a parameter: calling it gives the same loss with another one.
+
+    Parameters
+    ----------
+    row, engine, parameter
+        As for `Loss`.
+    origin : ParametricLoss, optional
+        The one with the default parameter, which pickle finds by name.
+    """
+
+    def __init__(
+        self,
+        row: LossRow,
+        engine: Engine,
+        parameter: float | None = None,
+        origin: ParametricLoss | None = None,
+    ) -> None:
+        assert row.parameter is not None
+        self._about = row.parameter
+        self._origin = self if origin is None else origin
+        self.__signature__ = inspect.Signature(
+            [inspect.Parameter(self._about.name, inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+        )
+        super().__init__(row, engine, parameter)
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> ParametricLoss:
+        """Return this loss with another parameter.
+
+        Raises
+        ------
+        TypeError
+            If it is not a real number.
+        ValueError
+            If it is outside its domain.
+        """
+        name = self._about.name
+        (given,) = self.__signature__.bind(*arguments, **keywords).arguments.values()
+        value = np.asarray(given)
+        kernel_dtype(self.__name__, name, value.dtype)
+        if value.ndim != 0:
+            raise TypeError(f"{self.__name__}: {name} must be a number, not {given!r}")
+        parameter = float(value)
+        if not self._about.test(parameter):
+            raise ValueError(f"{self.__name__}: {name} is {parameter}, needs {self._about.text}")
+        return type(self)(self.row, self._engine, parameter, self._origin)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ParametricLoss) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def __reduce__(self) -> Any:
+        return super().__reduce__() if self._origin is self else (self._origin, (self._parameter,))
+
+    @property
+    def _identity(self) -> tuple[Any, ...]:
+        return self.__module__, self.__qualname__, self._parameter
 
 
-relu_mse = LinearLoss(
-    "relu_mse",
-    """Mean squared error of a rectified linear model, ``1/N sum((y - max(0, X w + b))**2)``.
+def _divided(total: float, by: float) -> float:
+    with np.errstate(all="ignore"):
+        return float(np.float64(total) / by)
 
-    Gradients: ``-2/N sum(e_i X_i)`` and ``-2/N sum(e_i)`` over the active samples, those with
-    X_i w + b > 0, where ``e = y - max(0, X w + b)``. At 0 the rectifier's derivative is 0. The
-    others enter with weight 0, so that an infinite X_ij of theirs gives NaN, as in the product.
-    Source: Finding the Gradient of a Vector Function.
-    """,
-    _relu_squared_error,
+
+def _docstring(row: LossRow) -> str:
+    """Return what there is to say about a loss, from its row."""
+    lines = [
+        f"{row.summary}.",
+        "",
+        f"``l(z, y) = {row.formula}``",
+        "",
+        f"Derivative by z: ``{row.derivative_formula}``.",
+        f"Second derivative: ``{row.second_derivative_formula}``.",
+        f"Mean response to a prediction z: ``{row.response_formula}``.",
+        f"Targets: {row.targets.domain}.",
+    ]
+    if row.parameter is not None:
+        about = row.parameter
+        lines += [
+            f"Parameter: {about.name}, which needs {about.text}; ``{row.name}({about.name})`` is ",
+            f"the loss with another one than {about.default:g}.",
+        ]
+    lines += [f"Source: {row.source}.", "", *(inspect.getdoc(Loss) or "").splitlines()[2:8]]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def make_losses(engine: Engine) -> Mapping[str, Loss]:
+    """Return the table's losses on an engine, by name."""
+    return MappingProxyType(
+        {
+            name: (Loss if row.parameter is None else ParametricLoss)(row, engine)
+            for name, row in LOSSES.items()
+        }
+    )
+
+
+losses: Final = make_losses(
+    Engine("pullback.reference", "", ", NumPy twin", loss_sums, loss_pointwise)
 )
+globals().update(losses)

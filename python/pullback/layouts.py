@@ -1,0 +1,192 @@
+"""The layouts of data matrices: what kernels read in place, and blocks of what they cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pullback.ops import kernel_dtype
+
+__all__ = ["BLOCK_BYTES", "Data", "Dense", "KernelData", "Sparse", "as_data", "spans"]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+# An array with C rows or F columns, or (format, data, indices, indptr, shape).
+KernelData: TypeAlias = Array | tuple[str, Array, Array, Array, tuple[int, int]]
+
+# Of a converted block: it stays in cache, and the call that reads it is long.
+BLOCK_BYTES: Final = 1 << 18
+
+
+class Dense:
+    """A matrix of any strides, dtype and byte order, one sample a row.
+
+    Parameters
+    ----------
+    op : str
+        The operation, for the error messages.
+    array : ndarray
+    """
+
+    def __init__(self, op: str, array: Array) -> None:
+        self.dtype = kernel_dtype(op, "X", array.dtype)
+        self.given_dtype = array.dtype
+        if array.ndim != 2:
+            raise ValueError(f"{op}: X has shape {array.shape}, needs two axes (samples, features)")
+        self.shape: tuple[int, int] = array.shape
+        self._array = array
+        self._in_place = (
+            array.dtype == self.dtype  # which a swapped byte order is not
+            and array.flags.aligned
+            and _has_unit_stride(array)
+        )
+
+    def blocks(self) -> Iterator[tuple[slice, KernelData]]:
+        """Yield all rows, in order, as kernels take them: in place, or converted by the block."""
+        rows, columns = self.shape
+        if self._in_place:
+            yield slice(0, rows), self._array
+            return
+        # A multiple of the kernels' own blocks, unless rows are very long.
+        fitting = BLOCK_BYTES // max(1, columns * self.dtype.itemsize)
+        step = fitting // 512 * 512 or max(1, fitting)
+        for begin in range(0, rows, step):
+            block = slice(begin, min(begin + step, rows))
+            yield block, np.array(self._array[block], self.dtype, order="C")
+
+
+class Sparse:
+    """A matrix in compressed rows or columns, as SciPy and others hold it.
+
+    Parameters
+    ----------
+    op : str
+        The operation, for the error messages.
+    matrix : object
+        With the attributes ``format``, ``data``, ``indices``, ``indptr`` and ``shape``.
+    """
+
+    def __init__(self, op: str, matrix: Any) -> None:
+        if matrix.format not in ("csr", "csc"):
+            raise TypeError(
+                f"{op}: X is in the sparse format {matrix.format!r}; "
+                "give it as CSR or CSC, such as X.tocsr()"
+            )
+        data, indices, indptr = map(np.asarray, (matrix.data, matrix.indices, matrix.indptr))
+        self.format: str = matrix.format
+        self.shape: tuple[int, int] = tuple(map(int, matrix.shape))  # type: ignore[assignment]
+        self.dtype = kernel_dtype(op, "X", data.dtype)
+        self.given_dtype = data.dtype
+        index_dtype = _index_dtype(op, indices, indptr)
+        self._indices = np.require(indices, index_dtype, ["C", "A"])
+        self._indptr = np.require(indptr, index_dtype, ["C", "A"])
+        self._check(op, len(data))
+        # SciPy knows whether they are sorted, and looks once.
+        if self.format == "csc" and not (
+            getattr(matrix, "has_sorted_indices", False) or self._is_sorted()
+        ):
+            data = self._sort_columns(data)
+        # Rows of CSC do not lie together: its data alone are converted at once.
+        self._in_place = data.dtype == self.dtype and data.flags.aligned and data.flags.c_contiguous
+        if not self._in_place and self.format == "csc":
+            data = np.require(data, self.dtype, ["C", "A"])
+            self._in_place = True
+        self._data = data
+
+    def blocks(self) -> Iterator[tuple[slice, KernelData]]:
+        """Yield all rows, in order, as kernels take them: in place, or converted by the block."""
+        rows, columns = self.shape
+        if self._in_place:
+            yield (
+                slice(0, rows),
+                (self.format, self._data, self._indices, self._indptr, self.shape),
+            )
+            return
+        indptr = self._indptr
+        for begin, end in spans(indptr, BLOCK_BYTES // self.dtype.itemsize):
+            inside = slice(int(indptr[begin]), int(indptr[end]))
+            data = np.array(self._data[inside], self.dtype)
+            pointers = indptr[begin : end + 1] - indptr[begin]
+            block = (self.format, data, self._indices[inside], pointers, (end - begin, columns))
+            yield slice(begin, end), block
+
+    def _check(self, op: str, n_data: int) -> None:
+        """Raise ValueError unless the arrays fit each other; indices are the kernels' to check."""
+        major = self.shape[0 if self.format == "csr" else 1]
+        indptr = self._indptr
+        if indptr.shape != (major + 1,):
+            raise ValueError(f"{op}: X.indptr has shape {indptr.shape}, needs ({major + 1},)")
+        if indptr[0] != 0 or np.any(indptr[1:] < indptr[:-1]):
+            raise ValueError(f"{op}: X.indptr must start at 0 and not fall")
+        if indptr[-1] > min(n_data, len(self._indices)):
+            raise ValueError(
+                f"{op}: X.indptr ends at {indptr[-1]}, X.data and X.indices hold {n_data} and "
+                f"{len(self._indices)} entries"
+            )
+
+    def _sort_columns(self, data: Array) -> Array:
+        """Sort the entries of each column by row; return the data in that order."""
+        entries = slice(0, int(self._indptr[-1]))
+        columns = np.repeat(np.arange(self.shape[1]), np.diff(self._indptr))
+        order = np.lexsort((self._indices[entries], columns))
+        self._indices = self._indices[entries][order]
+        return np.asarray(data[entries][order])
+
+    def _is_sorted(self) -> bool:
+        indices = self._indices[: int(self._indptr[-1])]
+        falls = indices[1:] < indices[:-1]
+        starts = self._indptr[1:-1]
+        falls[starts[(starts > 0) & (starts < len(indices))] - 1] = False
+        return not falls.any()
+
+
+def spans(indptr: Array, entries: int) -> Iterator[tuple[int, int]]:
+    """Yield consecutive ranges of rows (columns) with no more than so many entries, or of one."""
+    begin, n = 0, len(indptr) - 1
+    while begin < n:
+        end = int(np.searchsorted(indptr, int(indptr[begin]) + entries, "right")) - 1
+        end = min(max(end, begin + 1), begin + entries, n)
+        yield begin, end
+        begin = end
+
+
+Data: TypeAlias = Dense | Sparse
+
+
+def as_data(op: str, X: Any) -> Data:
+    """Return a data matrix, dense or sparse, for kernels; nothing large is copied.
+
+    Raises
+    ------
+    TypeError
+        If its dtype or sparse format has no kernel.
+    ValueError
+        If it is not a matrix, or a sparse one's arrays contradict each other.
+    """
+    sparse = isinstance(getattr(X, "format", None), str) and not isinstance(X, np.ndarray)
+    if sparse and (hasattr(X, "indptr") or hasattr(X, "tocsr")):
+        return Sparse(op, X)
+    return Dense(op, np.asarray(X))
+
+
+def _has_unit_stride(array: Array) -> bool:
+    """Tell whether rows or columns are contiguous, and lie whole elements apart."""
+    item = array.itemsize
+    # An axis of length 1 may have any stride.
+    strides = [s if n > 1 else item for s, n in zip(array.strides, array.shape, strict=True)]
+    return item in strides and not any(stride % item for stride in strides)
+
+
+def _index_dtype(op: str, indices: Array, indptr: Array) -> np.dtype[Any]:
+    for name, array in (("indices", indices), ("indptr", indptr)):
+        if array.dtype.kind not in "iu" or array.ndim != 1:
+            raise TypeError(
+                f"{op}: X.{name} has dtype {array.dtype} and shape {array.shape}, "
+                "needs a vector of integers"
+            )
+    small = indices.dtype.itemsize <= 4 and indices.dtype != np.uint32
+    fits = small and (len(indptr) == 0 or indptr[-1] <= np.iinfo(np.int32).max)
+    return np.dtype(np.int32 if fits else np.int64)

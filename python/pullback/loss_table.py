@@ -1,0 +1,317 @@
+"""The table of losses of linear models.
+
+One row says everything the Python side knows about a loss: formulas, targets, parameter, inverse
+link. The NumPy engine, the public objects and their docstrings, the tests, the benches and the
+catalogue iterate over `LOSSES`, so a new pointwise loss is one row here and one in ``cpp/ops``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pullback import formulas as nf
+
+__all__ = ["LOSSES", "ClassTargets", "LossRow", "Parameter", "Targets"]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+# --- what a row is made of ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """The targets that a loss is defined for.
+
+    Parameters
+    ----------
+    text : str
+        What they need, as in "y[3] is 2.0, needs ...".
+    test : callable
+        ``test(y)``, elementwise, of a float64 array.
+    """
+
+    text: str
+    test: Callable[[Array], Array]
+
+    @property
+    def domain(self) -> str:
+        """The domain, such as "finite and positive"."""
+        return self.text.removeprefix("to be ")
+
+    def valid(self, y: Array, n_outputs: int) -> Array:
+        """Return which targets are in the domain, one bool for each loss there is."""
+        del n_outputs
+        return self.test(y)
+
+    def complaint(self, y: Array, row: int, n_outputs: int) -> str:
+        """Return what is wrong with the targets of a row that has a bad one."""
+        if y.ndim == 1:
+            return f"y[{row}] is {y[row].item()}, needs {self.text}"
+        k = int(np.argmin(self.valid(y[row].astype(np.float64), n_outputs)))
+        return f"y[{row}, {k}] is {y[row, k].item()}, needs {self.text}"
+
+
+class ClassTargets(Targets):
+    """The targets of classes: labels, or a row of probabilities for each sample."""
+
+    TOLERANCE: Final = 1e-5  # of the sum of float32 probabilities from anywhere
+
+    def __init__(self) -> None:
+        super().__init__(
+            "labels from 0 to K - 1, or finite probabilities, not negative, with rows summing to 1",
+            lambda y: (y >= 0) & (y < np.inf),
+        )
+
+    def valid(self, y: Array, n_outputs: int) -> Array:  # noqa: D102
+        if y.dtype.kind in "iu":
+            return (y >= 0) & (y < n_outputs)
+        off = np.abs(y.sum(axis=-1, dtype=np.float64) - 1)
+        return np.asarray(np.all(self.test(y), axis=-1) & (off <= self.TOLERANCE))
+
+    def complaint(self, y: Array, row: int, n_outputs: int) -> str:  # noqa: D102
+        if y.ndim == 1:
+            return f"y[{row}] is {y[row].item()}, needs a label from 0 to {n_outputs - 1}"
+        bad = ~self.test(y[row].astype(np.float64))
+        if bad.any():
+            k = int(np.argmax(bad))
+            return f"y[{row}, {k}] is {y[row, k].item()}, needs to be finite and not negative"
+        total = y[row].sum(dtype=np.float64)
+        return f"y[{row}] sums to {total:.9g}, needs 1 within {self.TOLERANCE:g}"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """The parameter of a loss."""
+
+    name: str
+    default: float
+    text: str  # what it needs
+    test: Callable[[float], bool]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LossRow:
+    """Everything there is to say about one loss.
+
+    Formulas of z and y (of their rows, for classes) document the loss; the functions take float64
+    arrays and the parameter, or 0 where there is none.
+    """
+
+    name: str
+    summary: str
+    formula: str
+    derivative_formula: str  # by z
+    second_derivative_formula: str
+    targets: Targets
+    value: Callable[[Array, Array, float], Array]
+    derivative: Callable[[Array, Array, float], Array]
+    second_derivative: Callable[[Array, Array, float], Array]  # of classes: their probabilities
+    response: Callable[[Array], Array]  # the mean response to a prediction
+    response_formula: str
+    draw: Callable[[np.random.Generator, Array], Array]  # targets for predictions
+    kinks: tuple[str, ...]  # expressions that vanish where a derivative jumps
+    source: str
+    parameter: Parameter | None
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether the outputs are classes, coupled within a row, not losses of their own."""
+        return isinstance(self.targets, ClassTargets)
+
+
+_FINITE: Final = Targets("to be finite", np.isfinite)
+_COUNT: Final = Targets("to be finite and not negative", lambda y: (y >= 0) & (y < np.inf))
+_POSITIVE: Final = Targets("to be finite and positive", lambda y: (y > 0) & (y < np.inf))
+_BIT: Final = Targets("0 or 1", lambda y: (y == 0) | (y == 1))
+_SIGN: Final = Targets("-1 or 1", lambda y: np.abs(y) == 1)
+
+
+def _loss(
+    name: str,
+    summary: str,
+    *,
+    f: str,
+    df: str,
+    d2f: str,
+    y: Targets,
+    value: Callable[[Array, Array, float], Array],
+    derivative: Callable[[Array, Array, float], Array],
+    second_derivative: Callable[[Array, Array, float], Array],
+    draw: Callable[[np.random.Generator, Array], Array],
+    source: str,
+    mean: str = "z",
+    response: Callable[[Array], Array] = lambda z: z,
+    kinks: tuple[str, ...] = (),
+    parameter: Parameter | None = None,
+) -> LossRow:
+    return LossRow(
+        name=name,
+        summary=summary,
+        formula=f,
+        derivative_formula=df,
+        second_derivative_formula=d2f,
+        targets=y,
+        value=value,
+        derivative=derivative,
+        second_derivative=second_derivative,
+        response=response,
+        response_formula=mean,
+        draw=draw,
+        kinks=kinks,
+        source=source,
+        parameter=parameter,
+    )
+
+
+# Targets that a model with predictions z could have seen.
+def _noisy(rng: np.random.Generator, z: Array) -> Array:
+    return z + rng.standard_normal(z.shape)
+
+
+def _bits(rng: np.random.Generator, z: Array) -> Array:
+    return np.asarray(rng.random(z.shape) < nf.sigmoid(z), dtype=np.float64)
+
+
+def _signs(rng: np.random.Generator, z: Array) -> Array:
+    return 2 * _bits(rng, z) - 1
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+# fmt: off
+_ROWS: Final = (
+    _loss("squared_error", "Squared error of a linear model",
+        f="(z - y)**2",                       df="2*(z - y)",
+        d2f="2",                              y=_FINITE,
+        value=lambda z, y, _: np.square(z - y),
+        derivative=lambda z, y, _: 2 * (z - y),
+        second_derivative=lambda z, y, _: nf.constant(2, z),
+        draw=_noisy,
+        source="least squares"),
+
+    _loss("relu_mse", "Squared error of a rectified linear model",
+        f="(y - (z if z > 0 else 0))**2",     df="-2*(y - z) if z > 0 else 0",
+        d2f="2 if z > 0 else 0",              y=_FINITE,
+        value=lambda z, y, _: np.square(y - np.where(z <= 0, 0, z)),
+        derivative=nf.relu_mse_slope,
+        second_derivative=lambda z, y, _: nf.where_number(z, 2.0 * (z > 0)),
+        mean="max(0, z)",                     response=lambda z: np.maximum(z, 0),
+        draw=lambda rng, z: np.maximum(z, 0) + rng.standard_normal(z.shape),
+        kinks=("z",),
+        source="Finding the Gradient of a Vector Function; 0 at the kink"),
+
+    _loss("logistic", "Logistic loss",
+        f="log(1 + exp(z)) - y*z",            df="1/(1 + exp(-z)) - y",
+        d2f="exp(-z)/(1 + exp(-z))**2",       y=_BIT,
+        value=lambda z, y, _: nf.softplus((1 - 2 * y) * z),
+        derivative=lambda z, y, _: (1 - 2 * y) * nf.sigmoid((1 - 2 * y) * z),
+        second_derivative=lambda z, y, _: nf.sigmoid_slope(z),
+        mean="1/(1 + exp(-z))",               response=nf.sigmoid,
+        draw=_bits,
+        source="McCullagh and Nelder 1989, the binomial's canonical link"),
+
+    _loss("poisson", "Half the Poisson deviance under a log link, up to a constant",
+        f="exp(z) - y*z",                     df="exp(z) - y",
+        d2f="exp(z)",                         y=_COUNT,
+        value=nf.poisson,
+        derivative=lambda z, y, _: np.exp(z) - y,
+        second_derivative=lambda z, y, _: np.exp(z),
+        mean="exp(z)",                        response=np.exp,
+        draw=lambda rng, z: rng.poisson(np.exp(np.minimum(z, 9.0))).astype(np.float64),
+        source="McCullagh and Nelder 1989, the Poisson's canonical link"),
+
+    _loss("gamma", "Half the gamma deviance under a log link, up to a constant",
+        f="z + y*exp(-z)",                    df="1 - y*exp(-z)",
+        d2f="y*exp(-z)",                      y=_POSITIVE,
+        value=nf.gamma,
+        derivative=lambda z, y, _: 1 - nf.gamma_decay(z, y),
+        second_derivative=lambda z, y, _: nf.gamma_decay(z, y),
+        mean="exp(z)",                        response=np.exp,
+        draw=lambda rng, z: np.exp(z) * (0.01 + rng.standard_gamma(2.0, z.shape)),
+        source="McCullagh and Nelder 1989, the gamma under a log link"),
+
+    _loss("huber", "Huber's loss, quadratic within delta, linear beyond",
+        f="(z - y)**2/2 if abs(z - y) <= delta else delta*(abs(z - y) - delta/2)",
+        df="z - y if abs(z - y) <= delta else delta*sign(z - y)",
+        d2f="1 if abs(z - y) <= delta else 0", y=_FINITE,
+        value=nf.huber,
+        derivative=lambda z, y, delta: np.clip(z - y, -delta, delta),
+        second_derivative=lambda z, y, delta: nf.where_number(z, 1.0 * (np.abs(z - y) <= delta)),
+        draw=_noisy,
+        kinks=("abs(z - y) - delta",),
+        parameter=Parameter("delta", 1.0, "to be finite and positive",
+                            lambda delta: 0 < delta < math.inf),
+        source="Huber 1964"),
+
+    _loss("quantile", "Quantile (pinball) loss",
+        f="q*(y - z) if y > z else (q - 1)*(y - z)",
+        df="(-q if y > z else 1 - q) if y != z else 0",
+        d2f="0",                              y=_FINITE,
+        value=nf.quantile,
+        derivative=nf.quantile_slope,
+        second_derivative=lambda z, y, q: nf.constant(0, z),
+        draw=_noisy,
+        kinks=("y - z",),
+        parameter=Parameter("q", 0.5, "to lie between 0 and 1", lambda q: 0 < q < 1),
+        source="Koenker and Bassett 1978; 0 at the tie"),
+
+    _loss("hinge", "Hinge loss",
+        f="1 - y*z if y*z < 1 else 0",        df="-y if y*z < 1 else 0",
+        d2f="0",                              y=_SIGN,
+        value=lambda z, y, _: nf.margin(z, y),
+        derivative=lambda z, y, _: nf.where_number(z, np.where(y * z < 1, -y, 0)),
+        second_derivative=lambda z, y, _: nf.constant(0, z),
+        draw=_signs,
+        kinks=("1 - y*z",),
+        source="Cortes and Vapnik 1995; 0 at margin 1"),
+
+    _loss("squared_hinge", "Squared hinge loss",
+        f="(1 - y*z)**2 if y*z < 1 else 0",   df="-2*y*(1 - y*z) if y*z < 1 else 0",
+        d2f="2 if y*z < 1 else 0",            y=_SIGN,
+        value=lambda z, y, _: np.square(nf.margin(z, y)),
+        derivative=lambda z, y, _: -2 * y * nf.margin(z, y),
+        second_derivative=lambda z, y, _: nf.where_number(z, 2.0 * (y * z < 1)),
+        draw=_signs,
+        kinks=("1 - y*z",),
+        source="Cortes and Vapnik 1995; 0 at margin 1"),
+
+    _loss("exponential", "Exponential loss",
+        f="exp(-y*z)",                        df="-y*exp(-y*z)",
+        d2f="exp(-y*z)",                      y=_SIGN,
+        value=lambda z, y, _: np.exp(-y * z),
+        derivative=lambda z, y, _: -y * np.exp(-y * z),
+        second_derivative=lambda z, y, _: np.exp(-y * z),
+        draw=_signs,
+        source="Freund and Schapire 1997"),
+
+    _loss("log_cosh", "Logarithm of the hyperbolic cosine of the error",
+        f="log(cosh(z - y))",                 df="tanh(z - y)",
+        d2f="1/cosh(z - y)**2",               y=_FINITE,
+        value=nf.log_cosh,
+        derivative=lambda z, y, _: np.tanh(z - y),
+        second_derivative=lambda z, y, _: nf.sech_squared(z - y),
+        draw=_noisy,
+        source="chain rule"),
+
+    _loss("softmax_cross_entropy", "Cross entropy of the softmax of K outputs",
+        f="log(sum_k exp(z_k))*sum_k y_k - sum_k y_k*z_k",
+        df="s*p_k - y_k, where p = softmax(z), s = sum_k y_k",
+        d2f="s*(diag(p) - p*p^T)",            y=ClassTargets(),
+        value=nf.softmax_cross_entropy,
+        derivative=nf.softmax_cross_entropy_slope,
+        second_derivative=lambda z, y, _: nf.softmax(z),
+        mean="softmax(z)",                    response=nf.softmax,
+        draw=lambda rng, z: np.argmax(z + rng.gumbel(size=z.shape), axis=-1),
+        source="McCullagh and Nelder 1989, the multinomial's canonical link"),
+)
+# fmt: on
+
+LOSSES: Final[Mapping[str, LossRow]] = MappingProxyType({row.name: row for row in _ROWS})

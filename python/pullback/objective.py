@@ -1,0 +1,438 @@
+"""A loss of a linear model and its data as a function of one vector, for optimisers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pullback.layouts import as_data
+from pullback.loss_table import LossRow
+from pullback.losses import losses
+from pullback.ops import kernel_dtype
+from pullback.partial import Kinds, PartialSums, divisor, tree_sum
+from pullback.reference.loss_arguments import Model, Samples, check_samples
+from pullback.reference.loss_sums import predict
+from pullback.reference.losses import Loss
+
+__all__ = ["LinearObjective"]
+
+Array: TypeAlias = npt.NDArray[Any]
+# Called at the start of each pass with the operation; yields what to call each part in messages.
+Source: TypeAlias = Callable[[str], Iterator[tuple[str, Samples]]]
+
+_OP: Final = "LinearObjective"
+
+
+class LinearObjective:
+    """The loss of a linear model as a function of its parameters, one vector.
+
+    The parameters are ``theta = [w.ravel(), b]``, and the objective is the mean loss plus
+    ``l2/2 ||w||^2``; intercepts are not penalised. Every method makes one pass over the data, which
+    stay where they are. The second derivatives by the predictions are kept from the last `theta`,
+    so that further Hessian-vector products there read the data once and compute no loss.
+
+    Parameters
+    ----------
+    X : array_like or sparse matrix, shape (N, D), or chunks
+        Data, in any layout that the loss takes. Without `y`, chunks ``(X, y)`` or
+        ``(X, y, sample_weight)``: a list of them, another iterable that can be gone through again
+        and again, or a function without arguments that returns a new iterator each time.
+    y : array_like, shape (N,) or (N, K), optional
+        Targets.
+    loss : Loss
+        Such as ``pb.logistic`` or ``pb.huber(1.35)``.
+    l2 : float
+        Weight of the penalty, finite and not negative.
+    sample_weight : array_like, shape (N,), optional
+        Weights; those of chunks are part of the chunks.
+    fit_intercept : bool
+        Whether the model has intercepts.
+    n_outputs : int, optional
+        Number of outputs, K, where `y` does not tell: of labels, it is otherwise the largest and
+        one.
+    progress : bool
+        Whether to show, by tqdm, how many samples were read, how fast, and the last loss.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong kind, such as chunks that can be gone through only once.
+    ValueError
+        If shapes do not fit, or a target or weight is outside its domain.
+    ImportError
+        If progress is to be shown and tqdm is not installed.
+
+    Notes
+    -----
+    `theta` is copied, never kept by reference; results are new float64 arrays. An objective keeps
+    state between calls, so each thread needs its own.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pullback as pb
+    >>> X = np.array([[0.0], [1.0], [2.0], [3.0]])
+    >>> objective = pb.LinearObjective(X, [0, 0, 1, 1], pb.logistic, l2=0.1)
+    >>> value, gradient = objective.value_and_grad(objective.initial())
+    >>> round(value, 4), gradient.tolist()
+    (0.6931, [-0.5, 0.0])
+
+    With SciPy, ``minimize(objective.value_and_grad, objective.initial(), jac=True,
+    hessp=objective.hvp, method="trust-ncg")``.
+    """
+
+    def __init__(
+        self,
+        X: Any,
+        y: npt.ArrayLike | None = None,
+        loss: Loss = losses["relu_mse"],
+        l2: float = 0.0,
+        sample_weight: npt.ArrayLike | None = None,
+        fit_intercept: bool = True,
+        *,
+        n_outputs: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        if not isinstance(loss, Loss):
+            raise TypeError(f"{_OP}: loss must be a loss such as pb.logistic, not {loss!r}")
+        self._loss = loss
+        self._l2 = _check_l2(l2)
+        self._n_samples: int | None = None  # of a whole pass
+        self._bar = _progress_bar(loss.__name__) if progress else None
+        if y is not None:
+            self._source = _array_source(loss.row, X, y, sample_weight)
+        elif sample_weight is None:
+            self._source = _chunk_source(loss.row, X)
+        else:
+            raise TypeError(f"{_OP}: y is missing; the sample_weight of chunks is part of them")
+        first = next((samples for _, samples in self._source(_OP)), None)
+        if first is None:
+            raise ValueError(f"{_OP}: X holds no chunks")
+        self._n_features = first.n_features
+        shape = self._check_first(first, n_outputs)
+        self._n_outputs = shape[0] if shape else 1
+        self._loss._check_rows(_OP if y is not None else f"{_OP}: chunk 0", first, self._n_outputs)
+        self._n_coefficients = self._n_features * self._n_outputs
+        self._w_shape = (self._n_features, *shape)
+        like = (np.zeros(shape) if shape else 0.0) if fit_intercept else None
+        self._kinds = Kinds(self._w_shape, np.dtype(np.float64), like)
+        # Second derivatives, a chunk each, and the theta that they are for, once they are wanted.
+        self._wants_curvature = False
+        self._kept: list[Array] = []
+        self._kept_for: Array | None = None
+
+    def __repr__(self) -> str:
+        return f"<LinearObjective of {self._loss!r}, {self.n_parameters} parameters>"
+
+    @property
+    def n_parameters(self) -> int:
+        """Length of `theta`: D, or D K coefficients, and an intercept for each output."""
+        return self._n_coefficients + (0 if self._kinds.b is None else self._n_outputs)
+
+    def initial(self) -> Array:
+        """Return zeros, shape (n_parameters,), to start from."""
+        return np.zeros(self.n_parameters)
+
+    def unpack(self, theta: npt.ArrayLike) -> tuple[Array, Any]:
+        """Return the model's parameters, in the form that losses take.
+
+        Parameters
+        ----------
+        theta : array_like, shape (n_parameters,)
+            All parameters in one vector.
+
+        Returns
+        -------
+        w : ndarray, shape (D,), or (D, K) for several outputs
+        b : float, or ndarray of shape (K,) for several outputs, or None without intercepts
+
+        Raises
+        ------
+        ValueError
+            If `theta` has another shape.
+        """
+        model = self._model(self._vector(f"{_OP}.unpack", theta))
+        return self._kinds.deliver(model.w, model.b)
+
+    def value(self, theta: npt.ArrayLike) -> float:
+        """Return the objective.
+
+        Parameters
+        ----------
+        theta : array_like, shape (n_parameters,)
+            All parameters in one vector.
+
+        Raises
+        ------
+        ValueError
+            If `theta` has another shape, or a chunk holds what the loss does not take.
+        """
+        op = f"{_OP}.value"
+        model = self._model(self._vector(op, theta))
+        sums = tree_sum(
+            self._loss._sums(where, samples, model, "value") for where, samples in self._chunks(op)
+        )
+        return self._finished(op, sums, model)
+
+    def grad(self, theta: npt.ArrayLike) -> Array:
+        """Return the gradient alone; see `value_and_grad`.
+
+        Parameters
+        ----------
+        theta : array_like, shape (n_parameters,)
+            All parameters in one vector.
+        """
+        return self._value_and_grad(f"{_OP}.grad", theta)[1]
+
+    def value_and_grad(self, theta: npt.ArrayLike) -> tuple[float, Array]:
+        """Return the objective and its gradient, in one pass over the data.
+
+        Parameters
+        ----------
+        theta : array_like, shape (n_parameters,)
+            All parameters in one vector.
+
+        Returns
+        -------
+        value : float
+        gradient : ndarray, shape (n_parameters,), float64
+
+        Raises
+        ------
+        ValueError
+            If `theta` has another shape, or a chunk holds what the loss does not take.
+        """
+        return self._value_and_grad(f"{_OP}.value_and_grad", theta)
+
+    def hvp(self, theta: npt.ArrayLike, v: npt.ArrayLike) -> Array:
+        """Return the product of the objective's Hessian at `theta` with a direction.
+
+        Parameters
+        ----------
+        theta, v : array_like, shape (n_parameters,)
+            All parameters, and a direction, in one vector each.
+
+        Returns
+        -------
+        ndarray, shape (n_parameters,), float64
+
+        Raises
+        ------
+        ValueError
+            If `theta` or `v` has another shape, or a chunk holds what the loss does not take.
+
+        Notes
+        -----
+        Once this was called, `value_and_grad` keeps the second derivatives in its own pass. At a
+        `theta` that it was not called for, they cost a forward pass of their own.
+        """
+        op = f"{_OP}.hvp"
+        theta = self._vector(op, theta)
+        model, direction = self._model(theta), self._model(self._vector(op, v, "v"))
+        along = direction.w, direction.b
+        known = self._kept_for is not None and np.array_equal(self._kept_for, theta)
+
+        def part(i: int, where: str, samples: Samples) -> PartialSums:
+            kept = self._buffer(i, samples)
+            if not known:
+                self._loss._sums(where, samples, model, "curvature", kept=kept)
+            return self._loss._sums(where, samples, model, "curved", v=along, kept=kept)
+
+        self._wants_curvature, self._kept_for = True, None
+        sums = tree_sum(part(i, *chunk) for i, chunk in enumerate(self._chunks(op)))
+        self._kept_for = theta
+        return self._gradient(op, sums, direction)
+
+    def predict(self, X: Any, theta: npt.ArrayLike) -> Array:
+        """Return the mean response: the inverse link of the predictions where there is one.
+
+        Parameters
+        ----------
+        X : array_like or sparse matrix, shape (N, D)
+            Data, in any layout that the loss takes.
+        theta : array_like, shape (n_parameters,)
+            All parameters in one vector.
+
+        Returns
+        -------
+        ndarray, shape (N,), or (N, K) for several outputs, float64
+            max(0, z) for ``relu_mse``, the probability for ``logistic``, those of the classes for
+            ``softmax_cross_entropy``, exp(z) for a log link, z itself for the others.
+
+        Raises
+        ------
+        ValueError
+            If a shape does not fit.
+        """
+        op = f"{_OP}.predict"
+        model = self._model(self._vector(op, theta))
+        data = as_data(op, X)
+        if data.shape[1] != self._n_features:
+            raise ValueError(f"{op}: X has shape {data.shape}, needs (N, {self._n_features})")
+        z = np.empty((data.shape[0], self._n_outputs))
+        for rows, block in data.blocks():
+            predict(block, model.w, model.b, z[rows])
+        with np.errstate(all="ignore"):
+            response = self._loss.row.response(z)
+        return response.reshape(len(z), *self._w_shape[1:])
+
+    # --- one pass ---
+
+    def _value_and_grad(self, op: str, theta: npt.ArrayLike) -> tuple[float, Array]:
+        theta = self._vector(op, theta)
+        model = self._model(theta)
+
+        def part(i: int, where: str, samples: Samples) -> PartialSums:
+            kept = self._buffer(i, samples) if self._wants_curvature else None
+            return self._loss._sums(where, samples, model, "gradient", kept=kept)
+
+        self._kept_for = None
+        sums = tree_sum(part(i, *chunk) for i, chunk in enumerate(self._chunks(op)))
+        if self._wants_curvature:
+            self._kept_for = theta
+        return self._finished(op, sums, model), self._gradient(op, sums, model)
+
+    def _finished(self, op: str, sums: PartialSums, model: Model) -> float:
+        by = divisor(op, "mean", sums.weight)
+        with np.errstate(all="ignore"):
+            value = float(np.float64(sums.loss) / by)
+            if self._l2 > 0:  # times an infinite parameter, 0 would be NaN
+                value += 0.5 * self._l2 * float(np.vdot(model.w, model.w))
+        if self._bar is not None:
+            self._bar.set_postfix(loss=f"{value:.6g}")
+        return value
+
+    def _gradient(self, op: str, sums: PartialSums, at: Model) -> Array:
+        """Return the mean, and the penalty's part in it, as one vector."""
+        by = divisor(op, "mean", sums.weight)
+        gradient = np.empty(self.n_parameters)
+        with np.errstate(all="ignore"):
+            gw = sums.gw / by
+            if self._l2 > 0:
+                gw += self._l2 * at.w
+            gradient[: self._n_coefficients] = gw.ravel()
+            if self._kinds.b is not None:
+                gradient[self._n_coefficients :] = sums.gb / by
+        return gradient
+
+    def _vector(self, op: str, theta: npt.ArrayLike, name: str = "theta") -> Array:
+        """Return a private copy of all parameters, or of a direction."""
+        given = np.asarray(theta)
+        kernel_dtype(op, name, given.dtype)
+        if given.shape != (self.n_parameters,):
+            raise ValueError(f"{op}: {name} has shape {given.shape}, needs ({self.n_parameters},)")
+        return np.array(given, np.float64, order="C")
+
+    def _model(self, theta: Array) -> Model:
+        w = theta[: self._n_coefficients].reshape(-1, self._n_outputs)
+        b = theta[self._n_coefficients :]
+        return Model(w, b if len(b) else np.zeros(self._n_outputs), self._kinds)
+
+    def _buffer(self, i: int, samples: Samples) -> Array:
+        """Return where the second derivatives of a chunk are kept, the same in every pass."""
+        shape = (samples.n_samples, self._n_outputs)
+        if i == len(self._kept):
+            self._kept.append(np.empty(shape))
+        elif self._kept[i].shape != shape:
+            raise ValueError(
+                f"{_OP}: chunk {i} holds {shape[0]} samples, and held {len(self._kept[i])} before"
+            )
+        return self._kept[i]
+
+    # --- the data ---
+
+    def _chunks(self, op: str) -> Iterator[tuple[str, Samples]]:
+        """Yield the data in one pass: what to call each part in messages, and its samples."""
+        n_samples = 0
+        for where, samples in self._source(op):
+            if samples.n_features != self._n_features:
+                raise ValueError(
+                    f"{where}: X has shape {samples.data.shape}, needs (N, {self._n_features})"
+                )
+            n_samples += samples.n_samples
+            yield where, samples
+            if self._bar is not None:
+                self._bar.update(samples.n_samples)
+        if self._n_samples not in (None, n_samples):
+            raise ValueError(
+                f"{op}: this pass over X gave {n_samples} samples, an earlier one "
+                f"{self._n_samples}; chunks must come anew in every pass"
+            )
+        self._n_samples = n_samples
+
+    def _check_first(self, first: Samples, n_outputs: int | None) -> tuple[int, ...]:
+        """Return the shape of a prediction, () or (K,), by the first samples' targets."""
+        valid = n_outputs is None or (
+            isinstance(n_outputs, int | np.integer)
+            and not isinstance(n_outputs, bool)
+            and n_outputs > 0
+        )
+        if not valid:
+            raise ValueError(f"{_OP}: n_outputs must be a positive integer, not {n_outputs!r}")
+        shape = first.y.shape[1:]
+        if self._loss.row.of_classes and not shape:
+            labels = n_outputs is None and (
+                max((int(samples.y.max()) for _, samples in self._chunks(_OP)), default=0) + 1
+            )
+            shape = (max(2, labels) if n_outputs is None else int(n_outputs),)
+            n_outputs = None
+        if n_outputs is not None and n_outputs != (shape[0] if shape else 1):
+            raise ValueError(f"{_OP}: n_outputs is {n_outputs}, y has shape {first.y.shape}")
+        least = 1 + self._loss.row.of_classes
+        if shape and shape[0] < least:
+            raise ValueError(f"{_OP}: {self._loss.__name__} needs {least} outputs, not {shape[0]}")
+        return shape
+
+
+def _array_source(row: LossRow, X: Any, y: Any, sample_weight: Any) -> Source:
+    """Return a source of one part, checked once."""
+    samples = check_samples(_OP, row, X, y, sample_weight)
+    if samples.sample_weight is not None:
+        divisor(_OP, "mean", samples.weight)
+    return lambda op: iter([(op, samples)])
+
+
+def _chunk_source(row: LossRow, chunks: Any) -> Source:
+    """Return a source of chunks, which are checked in each pass since they may come from a file."""
+    if isinstance(chunks, Iterable) and iter(chunks) is chunks:
+        raise TypeError(
+            f"{_OP}: X is an iterator, which one pass exhausts; give a list of chunks, or a "
+            "function that returns a new iterator each time"
+        )
+    if hasattr(chunks, "shape") or not (isinstance(chunks, Iterable) or callable(chunks)):
+        raise TypeError(
+            f"{_OP}: y is missing; without it, X must be chunks (X, y), not {type(chunks).__name__}"
+        )
+    if callable(chunks) and chunks() is chunks():
+        raise TypeError(f"{_OP}: X() returned the same iterator twice; it must return a new one")
+
+    def source(op: str) -> Iterator[tuple[str, Samples]]:
+        for i, chunk in enumerate(chunks() if callable(chunks) else chunks):
+            where = f"{op}: chunk {i}"
+            if not isinstance(chunk, tuple | list) or len(chunk) not in (2, 3):
+                raise TypeError(f"{where} must be (X, y) or (X, y, sample_weight)")
+            X, y, sample_weight = (*chunk, None)[:3]
+            yield where, check_samples(where, row, X, y, sample_weight)
+
+    return source
+
+
+def _check_l2(l2: Any) -> float:
+    value = np.asarray(l2)
+    kernel_dtype(_OP, "l2", value.dtype)
+    if value.ndim != 0 or not 0 <= value < np.inf:
+        raise ValueError(f"{_OP}: l2 is {l2!r}, needs to be finite and not negative")
+    return float(value)
+
+
+def _progress_bar(label: str) -> Any:
+    try:
+        from tqdm import tqdm  # noqa: PLC0415  an optional dependency
+    except ImportError as error:
+        raise ImportError(
+            f"{_OP}: progress=True needs tqdm: pip install 'pullback[progress]'"
+        ) from error
+    return tqdm(desc=label, unit=" samples", unit_scale=True)

@@ -1,0 +1,175 @@
+"""Sums over some of the samples, which add up to those over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Kinds", "PartialSums", "Reduction", "divisor", "tree_sum"]
+
+Array: TypeAlias = npt.NDArray[Any]
+Reduction: TypeAlias = Literal["mean", "sum"]
+T = TypeVar("T")
+
+
+def divisor(op: str, reduction: str, weight: float) -> float:
+    """Return what sums are divided by: 1, or the samples' weight.
+
+    Raises
+    ------
+    ValueError
+        If the reduction is unknown, or a mean over samples without weight.
+    """
+    if reduction == "sum":
+        return 1.0
+    if reduction != "mean":
+        raise ValueError(f"{op}: reduction must be 'mean' or 'sum', not {reduction!r}")
+    if weight == 0:
+        raise ValueError(f"{op}: sample_weight sums to 0: a mean over samples without weight")
+    return weight
+
+
+class Kinds(NamedTuple):
+    """What the gradients of a model's parameters look like: w's shape, and dtypes as given."""
+
+    w_shape: tuple[int, ...]  # (D,) or (D, K)
+    w_dtype: np.dtype[Any]
+    b: Any  # None, a float, a NumPy scalar, or an array; its value does not matter
+
+    def deliver(self, gw: Array, gb: Array) -> tuple[Array, Any]:
+        """Return float64 gradients (D, K) and (K,) as those of the parameters."""
+        with np.errstate(all="ignore"):
+            return gw.reshape(self.w_shape).astype(self.w_dtype), self._deliver_b(gb)
+
+    def _deliver_b(self, gb: Array) -> Any:
+        if self.b is None:
+            return None
+        if isinstance(self.b, float) and not isinstance(self.b, np.generic):
+            return float(gb.sum())
+        shared = np.sum(gb) if self.b.size < gb.size else gb
+        like = np.asarray(shared, self.b.dtype).reshape(self.b.shape)
+        return like[()] if isinstance(self.b, np.generic) else like
+
+
+@dataclass(frozen=True, eq=False)
+class PartialSums:
+    """Sums of a loss and its gradient over some samples, in float64, to be added up.
+
+    What `partial` of a loss returns for a chunk of the data. ``first + second`` and ``sum(parts)``
+    are the sums over all their samples, and ``finish`` divides, so that a data set too large for
+    one array, or spread over processes, needs one small object from each part.
+
+    Parameters
+    ----------
+    loss : float
+        Sum of the losses, each times its sample's weight.
+    gw : ndarray, shape (D, K), float64
+        Sum of the gradients by the coefficients; K is 1 for a model with one output.
+    gb : ndarray, shape (K,), float64
+        Sum of the gradients by the intercepts.
+    weight : float
+        Sum of the samples' weights, or their number.
+    n_samples : int
+        Number of the samples.
+    source : str
+        The loss they are sums of.
+    kinds : tuple
+        What the parameters are: shape, dtypes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pullback as pb
+    >>> X, y, w = np.eye(4), np.arange(4.0), np.ones(4)
+    >>> parts = [pb.squared_error.partial(X[i : i + 2], y[i : i + 2], w) for i in (0, 2)]
+    >>> loss, (gw, gb) = sum(parts).finish()
+    >>> loss == pb.squared_error.value(X, y, w)
+    True
+    """
+
+    loss: float
+    gw: Array
+    gb: Array
+    weight: float
+    n_samples: int
+    source: str
+    kinds: Kinds
+
+    def __add__(self, other: Any) -> PartialSums:
+        """Return the sums over the samples of both; ValueError if their shapes differ."""
+        if not isinstance(other, PartialSums):
+            return NotImplemented
+        if self.source != other.source:
+            raise ValueError(f"PartialSums: sums of {self.source} and of {other.source}")
+        if self.kinds.w_shape != other.kinds.w_shape:
+            raise ValueError(
+                f"PartialSums: sums for w of shape {self.kinds.w_shape} and {other.kinds.w_shape}"
+            )
+        if np.shape(self.kinds.b) != np.shape(other.kinds.b) or (self.kinds.b is None) != (
+            other.kinds.b is None
+        ):
+            raise ValueError(f"PartialSums: sums for b {self._intercept} and {other._intercept}")
+        with np.errstate(all="ignore"):
+            return PartialSums(
+                self.loss + other.loss,
+                self.gw + other.gw,
+                self.gb + other.gb,
+                self.weight + other.weight,
+                self.n_samples + other.n_samples,
+                self.source,
+                self.kinds,
+            )
+
+    def __radd__(self, other: Any) -> PartialSums:
+        """Return the sums themselves for 0, which `sum` starts with."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    @property
+    def _intercept(self) -> str:
+        return "None" if self.kinds.b is None else f"of shape {np.shape(self.kinds.b)}"
+
+    def finish(self, reduction: Reduction = "mean") -> tuple[float, tuple[Array, Any]]:
+        """Return the loss and its gradients, as `value_and_grad` over all the samples does.
+
+        Parameters
+        ----------
+        reduction : {"mean", "sum"}
+            Whether to divide by the samples' weight.
+
+        Returns
+        -------
+        loss : float
+        (gw, gb) : tuple
+            In the shapes, dtypes and kinds of the first part's `w` and `b`.
+
+        Raises
+        ------
+        ValueError
+            If the reduction is unknown, or the mean of samples whose weights sum to 0.
+        """
+        by = divisor("PartialSums.finish", reduction, self.weight)
+        with np.errstate(all="ignore"):
+            return float(np.float64(self.loss) / by), self.kinds.deliver(self.gw / by, self.gb / by)
+
+
+def tree_sum(terms: Iterable[T]) -> T:
+    """Add `terms` in a binary tree, left to right, as they come; at least one.
+
+    Rounding errors grow with the logarithm of their number, and only so many sums are kept.
+    """
+    waiting: list[tuple[int, Any]] = []  # sums of 2**level terms, levels falling
+    total: Any
+    for total in terms:
+        level = 0
+        while waiting and waiting[-1][0] == level:
+            total = waiting.pop()[1] + total
+            level += 1
+        waiting.append((level, total))
+    total = waiting.pop()[1]
+    while waiting:
+        total = waiting.pop()[1] + total
+    return total  # type: ignore[no-any-return]

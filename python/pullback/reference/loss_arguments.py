@@ -1,0 +1,224 @@
+"""What the losses' methods share: samples and parameters, checked and as kernels take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pullback.layouts import Data, as_data
+from pullback.loss_table import LossRow
+from pullback.ops import kernel_dtype
+from pullback.partial import Kinds
+
+__all__ = [
+    "GRADIENTS",
+    "Model",
+    "Samples",
+    "check_direction",
+    "check_model",
+    "check_samples",
+    "check_wrt",
+    "parameter_dtype",
+    "sums_of_targets",
+]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+GRADIENTS: Final = ("X", "w", "b")  # what a gradient is by
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Data, targets and weights; what the kernels read, and what was given."""
+
+    data: Data
+    y: Array  # (N,) or (N, K); labels are int64
+    given_y: Array  # for the error messages
+    sample_weight: Array | None  # (N,) float64
+    weight: float  # their sum, or N
+
+    @property
+    def n_samples(self) -> int:
+        """Number of rows, N."""
+        return self.data.shape[0]
+
+    @property
+    def n_features(self) -> int:
+        """Number of columns, D."""
+        return self.data.shape[1]
+
+
+class Model(NamedTuple):
+    """Parameters of a linear model, in float64."""
+
+    w: Array  # (D, K)
+    b: Array  # (K,)
+    kinds: Kinds
+
+
+def check_samples(op: str, row: LossRow, X: Any, y: Any, sample_weight: Any) -> Samples:
+    """Convert data, targets and weights for the kernels, which look at the targets' values.
+
+    Raises
+    ------
+    TypeError
+        If a dtype or a sparse format has no kernel.
+    ValueError
+        If a shape does not fit, or there are no samples.
+    """
+    data = as_data(op, X)
+    given_y = np.asarray(y)
+    targets = _as_targets(op, row, given_y)
+    n_samples = data.shape[0]
+    if n_samples == 0:
+        raise ValueError(f"{op}: X has shape {data.shape}: there are no samples")
+    if targets.ndim not in (1, 2) or len(targets) != n_samples:
+        raise ValueError(
+            f"{op}: y has shape {targets.shape}, X of shape {data.shape} needs ({n_samples},) or, "
+            f"for several outputs, ({n_samples}, K)"
+        )
+    weights, weight = None, float(n_samples)
+    if sample_weight is not None:
+        weights = _vector(op, "sample_weight", sample_weight)
+        if weights.shape != (n_samples,):
+            raise ValueError(
+                f"{op}: sample_weight has shape {weights.shape}, X of shape {data.shape} needs "
+                f"({n_samples},)"
+            )
+        with np.errstate(all="ignore"):
+            weight = float(np.sum(weights))
+    return Samples(data, targets, given_y, weights, weight)
+
+
+def _as_targets(op: str, row: LossRow, y: Array) -> Array:
+    dtype = kernel_dtype(op, "y", y.dtype)
+    if row.of_classes and y.ndim == 1:
+        if y.dtype.kind not in "biu":
+            raise TypeError(
+                f"{op}: y has shape {y.shape} and dtype {y.dtype}; labels need integers, "
+                "probabilities a column for each class"
+            )
+        dtype = np.dtype(np.int64)
+    return np.require(y, dtype, ["C", "A", "E"])
+
+
+def _vector(op: str, name: str, argument: Any) -> Array:
+    """Return an argument as float64, contiguous."""
+    array = np.asarray(argument)
+    kernel_dtype(op, name, array.dtype)
+    return np.require(array, np.float64, ["C", "A", "E"])
+
+
+def check_model(op: str, row: LossRow, samples: Samples, w: Any, b: Any) -> Model:
+    """Convert coefficients and intercepts for the kernels.
+
+    Raises
+    ------
+    TypeError
+        If a dtype has no kernel.
+    ValueError
+        If a shape does not fit the samples.
+    """
+    w = np.asarray(w)
+    w_dtype = parameter_dtype(op, "w", w.dtype)
+    like = _intercept_kind(op, b)
+    shape = samples.data.shape
+    single = w.ndim == 1
+    if w.ndim not in (1, 2) or len(w) != shape[1]:
+        raise ValueError(
+            f"{op}: w has shape {w.shape}, X of shape {shape} needs ({shape[1]},) or, "
+            f"for several outputs, ({shape[1]}, K)"
+        )
+    n_outputs = 1 if single else w.shape[1]
+    if n_outputs < 1 + row.of_classes:
+        least = "(D, K) with K > 1" if row.of_classes else "one output or more"
+        raise ValueError(f"{op}: w has shape {w.shape}, needs {least}")
+    _check_outputs(op, row, samples, w.shape)
+    wanted = {(), (1,)} if single else {(), (1,), (n_outputs,)}
+    if like is not None and np.shape(like) not in wanted:
+        raise ValueError(
+            f"{op}: b has shape {np.shape(like)}, w of shape {w.shape} needs () or ({n_outputs},)"
+        )
+    with np.errstate(all="ignore"):
+        coefficients = np.require(w, np.float64, ["C", "A", "E"]).reshape(shape[1], n_outputs)
+        intercepts = np.zeros(n_outputs)
+        if b is not None:
+            intercepts[...] = b
+    return Model(coefficients, intercepts, Kinds(w.shape, w_dtype, like))
+
+
+def _check_outputs(op: str, row: LossRow, samples: Samples, w: tuple[int, ...]) -> None:
+    """Raise ValueError unless there is a target for each output, or a label."""
+    wanted = (samples.n_samples, *w[1:])
+    if samples.y.shape == wanted or (row.of_classes and len(w) == 2 and samples.y.ndim == 1):
+        return
+    raise ValueError(
+        f"{op}: y has shape {samples.y.shape}, X of shape {samples.data.shape} needs {wanted} "
+        f"for w of shape {w}"
+    )
+
+
+def parameter_dtype(op: str, name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype of the gradient by what has `dtype`; an integer is no storage format."""
+    computed = kernel_dtype(op, name, dtype)
+    return np.dtype(np.float64) if dtype.kind in "biu" else computed
+
+
+def _intercept_kind(op: str, b: Any) -> Any:
+    """Return what the gradient by `b` looks like: None, a float, a NumPy scalar or an array."""
+    if b is None:
+        return None
+    if isinstance(b, int | float) and not isinstance(b, np.generic):
+        return 0.0
+    array = np.asarray(b)
+    like = np.zeros(array.shape, parameter_dtype(op, "b", array.dtype))
+    return like[()] if isinstance(b, np.generic) else like
+
+
+def sums_of_targets(y: Array) -> Array:
+    """Return the sum of each sample's probabilities, shape (N,); 1 for a label."""
+    return np.ones(len(y)) if y.ndim == 1 else y.sum(axis=-1, dtype=np.float64)
+
+
+def check_wrt(op: str, wrt: Any) -> tuple[tuple[str, ...], bool]:
+    """Return the names that `wrt` asks for, and whether it is a bare one."""
+    names = (wrt,) if isinstance(wrt, str) else wrt
+    valid = "'X', 'w' or 'b', or a tuple of distinct ones"
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{op}: wrt must be {valid}, not {wrt!r}")
+    if not names or len(set(names)) < len(names) or not set(names) <= set(GRADIENTS):
+        raise ValueError(f"{op}: wrt must be {valid}, not {wrt!r}")
+    return names, isinstance(wrt, str)
+
+
+def check_direction(op: str, v: Any, model: Model) -> tuple[Array, Array]:
+    """Return a direction of a Hessian-vector product, shaped as the kernels' w and b.
+
+    Raises
+    ------
+    TypeError
+        If it is not a pair, or a dtype has no kernel.
+    ValueError
+        If its parts do not have the shapes of w and b.
+    """
+    if not isinstance(v, Sequence) or len(v) != 2:
+        raise TypeError(f"{op}: v must be a pair (vw, vb), not {v!r}")
+    vw = _vector(op, "vw", v[0])
+    shape, like = model.kinds.w_shape, model.kinds.b
+    if vw.shape != shape:
+        raise ValueError(f"{op}: vw has shape {vw.shape}, w has {shape}")
+    if (v[1] is None) != (like is None):
+        missing, given = ("vb", "b") if v[1] is None else ("b", "vb")
+        raise ValueError(f"{op}: {given} is given, but {missing} is None")
+    vb = np.zeros_like(model.b)
+    if v[1] is not None:
+        given_vb = np.asarray(v[1])
+        kernel_dtype(op, "vb", given_vb.dtype)
+        if given_vb.shape != np.shape(like):
+            raise ValueError(f"{op}: vb has shape {given_vb.shape}, b has {np.shape(like)}")
+        vb[...] = given_vb
+    return vw.reshape(model.w.shape), vb
