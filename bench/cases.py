@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pullback as pb
+from pullback.loss_table import LOSSES, LossRow
 from pullback.ops import OPS, OpRow
 
 SIZES = (16, 1000, 100_000)
@@ -34,6 +35,7 @@ MATMUL_SHAPES = (
 )
 FORM_SIZES = ((16, 16), (500, 400))
 LOSS_SHAPES = ((100, 10), (1000, 20), (10_000, 100))
+N_CLASSES = 5
 
 
 class Case(NamedTuple):
@@ -98,11 +100,15 @@ def form_arguments(name: str, method: str, m: int, n: int, dtype: str) -> tuple[
     return (*operands, *(2 * a for a in operands)) if method == "jvp" else operands
 
 
-def loss_arguments(rows: int, cols: int, dtype: str) -> tuple[Any, ...]:
-    """Return X, y, w, b with half of the samples active."""
+def loss_arguments(row: LossRow, method: str, rows: int, cols: int, dtype: str) -> tuple[Any, ...]:
+    """Return X, y, w, b with predictions of both signs, and the direction of an hvp."""
     rng = np.random.default_rng(rows)
     X = rng.normal(size=(rows, cols)).astype(dtype)
-    return X, rng.normal(size=rows).astype(dtype), rng.normal(size=cols).astype(dtype), 0.125
+    w = rng.normal(size=(cols, N_CLASSES) if row.of_classes else cols).astype(dtype)
+    w /= cols**0.5
+    y = row.draw(rng, X @ w + 0.125)
+    arguments = X, y if row.of_classes else y.astype(dtype), w, 0.125
+    return (*arguments, (w, 0.5)) if method == "hvp" else arguments
 
 
 def _cases() -> Iterator[Case]:
@@ -118,15 +124,17 @@ def _cases() -> Iterator[Case]:
                         lambda r=row, c=count, d=dtype, n=n: elementwise_arguments(r, c, d, n),
                     )
     yield from _product_cases()
-    for loss in pb.losses.losses:
-        for method in ("value", "value_and_grad"):
+    for loss, loss_row in LOSSES.items():
+        for method in ("value", "grad", "value_and_grad", "hvp", "curvature"):
             for rows, cols in LOSS_SHAPES:
                 for dtype in DTYPES:
                     yield Case(
                         loss,
                         method,
                         f"{dtype}-{rows}x{cols}",
-                        lambda r=rows, c=cols, d=dtype: loss_arguments(r, c, d),
+                        lambda row=loss_row, m=method, r=rows, c=cols, d=dtype: loss_arguments(
+                            row, m, r, c, d
+                        ),
                     )
 
 

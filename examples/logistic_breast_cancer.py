@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> float:
     start = time.perf_counter()
     result = fit(objective)
     ours = time.perf_counter() - start
-    estimator = LogisticRegression(C=options.C, tol=1e-10, max_iter=10_000)
+    estimator = LogisticRegression(C=options.C, solver="newton-cholesky", tol=1e-10)
     start = time.perf_counter()
     estimator.fit(X, y)
     theirs = time.perf_counter() - start
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> float:
         f"\nLargest difference {difference:.1e}; {right:.1%} of {len(y_test)} tumours held back "
         f"are told right.\n{result.nit} Newton steps, {result.nfev} values and gradients, "
         f"{result.nhev} products with the Hessian: {ours * 1e3:.2f} ms; "
-        f"scikit-learn's L-BFGS {theirs * 1e3:.2f} ms."
+        f"scikit-learn, {estimator.n_iter_[0]} steps of newton-cholesky: {theirs * 1e3:.2f} ms."
     )
     if not difference <= TOLERANCE:
         sys.exit(f"The coefficients differ by {difference:.1e}, more than {TOLERANCE:g}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_out_of_core_wants_a_large_table() -> None:
     assert "larger than the memory" in finished.stderr
 
 
-@pytest.mark.parametrize("with_torch", [True, False])
+@pytest.mark.parametrize("with_torch", [False, True] if find_spec("torch") else [False])
 def test_train_mlp(
     with_torch: bool,
     tmp_path: Path,
@@ -105,8 +106,6 @@ def test_train_mlp(
 ) -> None:
     pytest.importorskip("matplotlib")
     pytest.importorskip("sklearn")
-    if with_torch:
-        pytest.importorskip("torch")
     example = load("train_mlp")
     if not with_torch:
         monkeypatch.setattr(example, "find_spec", lambda name: None)
@@ -116,7 +115,8 @@ def test_train_mlp(
 
     ours = trainings["pullback"]
     assert len(ours.losses) == 100
-    assert ours.losses[0] > 2 > 0.2 > ours.losses[-1]
+    assert ours.losses[0] > 2
+    assert ours.losses[-1] < 0.2
     assert ours.accuracy > 0.95
     if with_torch:
         np.testing.assert_allclose(ours.losses, trainings["PyTorch"].losses, rtol=0, atol=1e-5)
