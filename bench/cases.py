@@ -6,6 +6,7 @@ A primitive without a case here fails the test suite, so a new row is timed the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,8 +35,20 @@ MATMUL_SHAPES = (
     ((1000, 100), (100,)),
 )
 FORM_SIZES = ((16, 16), (500, 400))
+LOSS_METHODS = (
+    "value",
+    "grad",
+    "value_and_grad",
+    "hvp",
+    "curvature",
+    "partial",
+    "pointwise",
+    "pointwise.derivative",
+    "pointwise.value_and_derivative",
+    "pointwise.second_derivative",
+    "pointwise.vjp",
+)
 LOSS_SHAPES = ((100, 10), (1000, 20), (10_000, 100))
-N_CLASSES = 5
 
 
 class Case(NamedTuple):
@@ -54,7 +67,7 @@ class Case(NamedTuple):
     def _of(self, primitives: Any) -> Callable[..., Any]:
         primitive = getattr(primitives, self.primitive)
         bare = self.method == "value" and not hasattr(primitive, "value")
-        return primitive if bare else getattr(primitive, self.method)
+        return primitive if bare else attrgetter(self.method)(primitive)
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -100,15 +113,13 @@ def form_arguments(name: str, method: str, m: int, n: int, dtype: str) -> tuple[
     return (*operands, *(2 * a for a in operands)) if method == "jvp" else operands
 
 
-def loss_arguments(row: LossRow, method: str, rows: int, cols: int, dtype: str) -> tuple[Any, ...]:
-    """Return X, y, w, b with predictions of both signs, and the direction of an hvp."""
-    rng = np.random.default_rng(rows)
-    X = rng.normal(size=(rows, cols)).astype(dtype)
-    w = rng.normal(size=(cols, N_CLASSES) if row.of_classes else cols).astype(dtype)
-    w /= cols**0.5
-    y = row.draw(rng, X @ w + 0.125)
-    arguments = X, y if row.of_classes else y.astype(dtype), w, 0.125
-    return (*arguments, (w, 0.5)) if method == "hvp" else arguments
+def loss_arguments(row: LossRow, method: str, n: int, d: int, dtype: str) -> tuple[Any, ...]:
+    """Return X, y, w, b, and a direction; or predictions and targets, and a cotangent."""
+    X, y, w, b = row.example(n, n, d, dtype)
+    if not method.startswith("pointwise"):
+        return (X, y, w, b, (2 * w, 3 * b)) if method == "hvp" else (X, y, w, b)
+    z = X @ w + np.asarray(b, dtype)
+    return (z, y, np.ones(n, dtype)) if method == "pointwise.vjp" else (z, y)
 
 
 def _cases() -> Iterator[Case]:
@@ -124,17 +135,15 @@ def _cases() -> Iterator[Case]:
                         lambda r=row, c=count, d=dtype, n=n: elementwise_arguments(r, c, d, n),
                     )
     yield from _product_cases()
-    for loss, loss_row in LOSSES.items():
-        for method in ("value", "grad", "value_and_grad", "hvp", "curvature"):
-            for rows, cols in LOSS_SHAPES:
+    for loss, row in LOSSES.items():
+        for method in LOSS_METHODS:
+            for n, d in LOSS_SHAPES:
                 for dtype in DTYPES:
                     yield Case(
                         loss,
                         method,
-                        f"{dtype}-{rows}x{cols}",
-                        lambda row=loss_row, m=method, r=rows, c=cols, d=dtype: loss_arguments(
-                            row, m, r, c, d
-                        ),
+                        f"{dtype}-{n}x{d}",
+                        lambda r=row, m=method, n=n, d=d, t=dtype: loss_arguments(r, m, n, d, t),
                     )
 
 

@@ -13,7 +13,7 @@ import compare
 import numpy as np
 import pytest
 from cases import CASES, Case
-from pullback import Diagonal, Kronecker
+from pullback import Diagonal, Kronecker, PartialSums
 
 
 def leaves(tree: Any) -> Iterator[np.ndarray]:
@@ -21,6 +21,8 @@ def leaves(tree: Any) -> Iterator[np.ndarray]:
     if isinstance(tree, tuple):
         for branch in tree:
             yield from leaves(branch)
+    elif isinstance(tree, PartialSums):
+        yield from leaves(tree.finish())
     elif isinstance(tree, Kronecker):
         yield tree @ np.ones(tree.input_shape, tree.dtype)
     else:

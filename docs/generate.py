@@ -474,9 +474,13 @@ def readme() -> str:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
+    kinds = {
+        "Unary": [name for name, row in OPS.items() if row.nin == 1],
+        "Binary": [name for name, row in OPS.items() if row.nin == 2],
+        "Losses": list(LOSSES),
+    }
     lists = (
-        f"{kind}: {', '.join(f'`{row.name}`' for row in OPS.values() if row.nin == nin)}."
-        for kind, nin in (("Unary", 1), ("Binary", 2))
+        f"{kind}: {', '.join(f'`{name}`' for name in names)}." for kind, names in kinds.items()
     )
     return before + BEGIN + _filled(" ".join(lists)) + "\n" + END + after
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pullback as pb
 import pytest
-from pullback import config, jacobians
+from pullback import config, jacobians, objective, partial
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
@@ -71,7 +71,9 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("module", [config, jacobians], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [config, jacobians, objective, partial], ids=lambda module: module.__name__
+)
 def test_docstring_examples(module: ModuleType) -> None:
     failed, attempted = doctest.testmod(module)
     assert attempted > 0

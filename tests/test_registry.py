@@ -7,6 +7,7 @@ import inspect
 import pickle
 import re
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,20 @@ import numpy as np
 import pullback as pb
 import pytest
 from protocol import CALLS, METHODS, TARGETS, UFUNC_CALLS, Call, by_name, native
+from pullback.loss_table import LOSSES
 from pullback.ops import OPERANDS, OPS, OpRow
 
 rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
 
-LOSS_METHODS = ("value", "value_and_grad")
+LOSS_METHODS = ("value", "grad", "value_and_grad", "hvp", "curvature", "partial", "pointwise")
+POINTWISE_METHODS = ("derivative", "value_and_derivative", "second_derivative", "vjp")
 PRODUCT_METHODS = {
     "matmul": ("vjp", "jvp", "jacobian"),
     "linear": ("vjp", "jvp"),
     "quadratic_form": ("vjp", "jvp", "value_and_grad", "jacobian"),
     "bilinear_form": ("vjp", "jvp", "value_and_grad", "jacobian"),
 }
-PRIMITIVES = (*OPS, *PRODUCT_METHODS, "relu_mse")
+PRIMITIVES = (*OPS, *PRODUCT_METHODS, *LOSSES)
 
 
 def callables() -> Iterator[tuple[str, Any, Any]]:
@@ -42,8 +45,8 @@ def callables() -> Iterator[tuple[str, Any, Any]]:
     for loss in pb.losses.losses:
         ours, twin = getattr(pb, loss), getattr(pb.reference, loss)
         yield loss, ours, twin
-        for method in LOSS_METHODS:
-            yield f"{loss}.{method}", getattr(ours, method), getattr(twin, method)
+        for method in (*LOSS_METHODS, *(f"pointwise.{method}" for method in POINTWISE_METHODS)):
+            yield f"{loss}.{method}", attrgetter(method)(ours), attrgetter(method)(twin)
 
 
 EVERYTHING = list(callables())
@@ -88,7 +91,7 @@ def test_unknown_operations_and_methods() -> None:
             native.elementwise_method(op, method, print)
     for loss, method in (("nonsense", "value"), ("relu_mse", "nonsense")):
         with pytest.raises(KeyError):
-            native.loss_method(loss, method, print)
+            native.loss_method(loss, 0.0, method, print)
 
 
 # --- the registry ---------------------------------------------------------------------------------
@@ -127,6 +130,9 @@ def test_reference_mirrors_every_method(name: str) -> None:
         assert public_methods(ours) == protocol
     if name in PRODUCT_METHODS:
         assert public_methods(ours) == set(PRODUCT_METHODS[name])
+    if name in LOSSES:
+        assert public_methods(ours) == set(LOSS_METHODS)
+        assert public_methods(ours.pointwise) == set(POINTWISE_METHODS)
 
 
 def test_all_is_what_there_is() -> None:
@@ -255,7 +261,10 @@ def test_docstring(name: str, ours: Any, twin: Any) -> None:
     if op in OPS and method in ("", "vjp", "jvp"):
         assert {"Parameters", "Returns", "Notes"} <= sections(doc) or method == "jvp"
         assert "shape" in doc or row.nin == 1
-    if op in PRODUCT_METHODS or method == "value_and_grad":
+    if op in LOSSES and not method:
+        for formula in (LOSSES[op].formula, LOSSES[op].derivative_formula, LOSSES[op].source):
+            assert formula in doc
+    if op in PRODUCT_METHODS or (op in LOSSES and method not in ("", "pointwise")):
         assert {"Parameters", "Returns", "Raises"} <= sections(doc)
         assert "shape" in doc
 

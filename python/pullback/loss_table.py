@@ -126,6 +126,18 @@ class LossRow:
         """Whether the outputs are classes, coupled within a row, not losses of their own."""
         return isinstance(self.targets, ClassTargets)
 
+    def example(
+        self, seed: int, n_samples: int, n_features: int, dtype: npt.DTypeLike
+    ) -> tuple[Array, Array, Array, Any]:
+        """Return X, y, w and b of a model that could have seen these targets, for checks."""
+        rng = np.random.default_rng(seed)
+        outputs = (3,) if self.of_classes else ()
+        X = rng.standard_normal((n_samples, n_features), np.float32).astype(dtype)
+        w = rng.standard_normal((n_features, *outputs)) / math.sqrt(max(1, n_features))
+        b = rng.standard_normal(outputs).astype(dtype) if outputs else 0.25
+        y = self.draw(rng, X @ w + b)
+        return X, y if self.of_classes else y.astype(dtype), w.astype(dtype), b
+
 
 _FINITE: Final = Targets("to be finite", np.isfinite)
 _COUNT: Final = Targets("to be finite and not negative", lambda y: (y >= 0) & (y < np.inf))

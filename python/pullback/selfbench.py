@@ -15,9 +15,9 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback import reference
 from pullback.config import native
 from pullback.elementwise import primitives as elementwise
+from pullback.loss_table import LOSSES, LossRow
 from pullback.losses import losses
 from pullback.matmul import products
 from pullback.ops import OPS, OpRow
@@ -146,7 +146,7 @@ def _compare(
 ) -> tuple[Timer, Timer]:
     """Return timers of two calls, once they agree: what computes something else is not timed."""
     # A loss is a float whatever its arguments are, and no more exact than these in plain NumPy.
-    eps = max(np.finfo(a.dtype).eps for a in arguments if isinstance(a, np.ndarray))
+    eps = max(np.finfo(a.dtype).eps for a in map(np.asarray, arguments) if a.dtype.kind == "f")
     for actual, desired in zip(_flat(ours(*arguments)), _flat(theirs(*arguments)), strict=True):
         tolerance = 1e3 * eps * np.max(np.abs(desired), initial=1.0)
         if not np.max(np.abs(actual - desired), initial=0.0) <= tolerance:
@@ -316,16 +316,21 @@ def _relu_mse(X: Array, y: Array, w: Array, b: float) -> tuple[float, tuple[Arra
     return float(np.mean(error * error)), (slopes @ X, float(np.sum(slopes)))
 
 
-# A loss that is not here is timed against its NumPy twin.
-_LOSS_BY_HAND: Final[Mapping[str, Callable[..., Any]]] = {"relu_mse": _relu_mse}
+def _loss_from_row(row: LossRow) -> Callable[..., Any]:
+    parameter = 0.0 if row.parameter is None else row.parameter.default
+
+    def value_and_grad(X: Array, y: Array, w: Array, b: Any) -> tuple[float, tuple[Array, Any]]:
+        z = X @ w + b
+        slopes = row.derivative(z, y, parameter) / len(y)
+        return float(np.mean(row.value(z, y, parameter))), (X.T @ slopes, slopes.sum(axis=0))
+
+    return value_and_grad
 
 
 def _loss(loss: Any, shape: tuple[int, int], limits: Limits, dtype: np.dtype[Any]) -> list[Timing]:
-    rng = np.random.default_rng(0)
-    X = rng.standard_normal(shape, np.float32).astype(dtype)
-    w, b = rng.standard_normal(shape[1]).astype(dtype), 0.5
-    y = np.maximum(X @ w + b, 0) + rng.standard_normal(shape[0]).astype(dtype)
-    by_hand = _LOSS_BY_HAND.get(loss.__name__, getattr(reference, loss.__name__).value_and_grad)
+    row = LOSSES[loss.__name__]
+    X, y, w, b = row.example(0, *shape, dtype)
+    by_hand = _relu_mse if row.name == "relu_mse" else _loss_from_row(row)
     timers = _compare(f"{loss.__name__} gradient", loss.value_and_grad, by_hand, (X, y, w, b))
     if native is None or X.nbytes < _MIN_PROBED_BYTES:
         (seconds, numpy_seconds), read_seconds = _race(*timers), None
