@@ -1,6 +1,7 @@
-// Losses as fast callables: loss.value_and_grad(X, y, w, b).
+// Losses as fast callables, loss.value_and_grad(X, y, w, b), and the engine of all other methods.
 #include "bindings/losses.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <deque>
@@ -18,9 +19,10 @@ namespace {
 constexpr npy_intp kReleaseGil = 16384;
 
 struct LossEntry {
-  std::string loss;
+  std::string name;
+  double parameter;
   bool with_gradient;
-  LossKernel kernel[kDTypes];
+  const LossKernels* kernels;
 };
 
 std::deque<LossEntry>& Entries() {
@@ -35,37 +37,70 @@ const LossKernels* FindLoss(std::string_view name) {
   return nullptr;
 }
 
-void FetchKernels(LossEntry& entry) {
-  const LossKernels* const loss = FindLoss(entry.loss);
-  for (size_t t = 0; t < kDTypes; ++t) entry.kernel[t] = loss->kernel[t];
+PyArrayObject* AsArray(PyObject* object) { return reinterpret_cast<PyArrayObject*>(object); }
+void* DataOf(PyObject* array) { return PyArray_DATA(AsArray(array)); }
+
+// --- X -------------------------------------------------------------------------------------------
+
+// `object` as dense X, if it is an array of rows or columns that kernels can read where it lies.
+std::optional<Design> DenseDesign(PyObject* object) {
+  const std::optional<DType> dtype = KernelArray(object);
+  if (!dtype || PyArray_NDIM(AsArray(object)) != 2) return std::nullopt;
+  PyArrayObject* const X = AsArray(object);
+  const npy_intp rows = PyArray_DIM(X, 0), cols = PyArray_DIM(X, 1);
+  const auto item = static_cast<npy_intp>(ItemSize(*dtype));
+  // The stride of an axis of length 1 means nothing, and may be anything.
+  const npy_intp down = rows > 1 ? PyArray_STRIDE(X, 0) : item;
+  const npy_intp across = cols > 1 ? PyArray_STRIDE(X, 1) : item;
+  const bool by_rows = across == item;
+  const npy_intp stride = by_rows ? down : across;
+  if ((!by_rows && down != item) || stride % item != 0) return std::nullopt;
+  return Design{by_rows ? Layout::kRows : Layout::kColumns,
+                *dtype,
+                false,
+                static_cast<size_t>(rows),
+                static_cast<size_t>(cols),
+                PyArray_DATA(X),
+                stride / item,
+                nullptr,
+                nullptr};
 }
 
-enum Argument { kX, kY, kW, kB, kArguments };
+// --- the fast way in -----------------------------------------------------------------------------
 
-// Positional and keyword arguments in the order above; false for any call that is not exactly the
-// four of them.
+enum Argument { kX, kY, kW, kB, kWeight, kArguments };
+
+// Positional and keyword arguments in the order above, b and sample_weight None where they are
+// missing; false for any other call.
 bool Bind(PyObject* const* args, size_t nargs, PyObject* kwnames,
           std::array<PyObject*, kArguments>& bound) {
   static const std::array<PyObject*, kArguments> kNames = {
       PyUnicode_InternFromString("X"), PyUnicode_InternFromString("y"),
-      PyUnicode_InternFromString("w"), PyUnicode_InternFromString("b")};
+      PyUnicode_InternFromString("w"), PyUnicode_InternFromString("b"),
+      PyUnicode_InternFromString("sample_weight")};
   const auto nkw = kwnames == nullptr ? size_t{0} : static_cast<size_t>(PyTuple_GET_SIZE(kwnames));
-  if (nargs + nkw != kArguments) return false;
-  bound.fill(nullptr);
-  for (size_t i = 0; i < nargs; ++i) bound[i] = args[i];
+  if (nargs + nkw > kArguments) return false;
+  bound = {nullptr, nullptr, nullptr, Py_None, Py_None};
+  std::copy_n(args, nargs, bound.begin());
+  std::array<bool, kArguments> given = {};
   for (size_t i = 0; i < nkw; ++i) {
     PyObject* const name = PyTuple_GET_ITEM(kwnames, static_cast<Py_ssize_t>(i));
     size_t k = nargs;
     while (k < kArguments && kNames[k] != name) ++k;
-    if (k == kArguments || bound[k] != nullptr) return false;
+    if (k == kArguments || given[k]) return false;
+    given[k] = true;
     bound[k] = args[nargs + i];
   }
-  return true;
+  return bound[kX] != nullptr && bound[kY] != nullptr && bound[kW] != nullptr;
 }
 
 bool IsVector(PyObject* object, npy_intp n) {
   auto* const array = reinterpret_cast<PyArrayObject*>(object);
   return PyArray_NDIM(array) == 1 && PyArray_DIM(array, 0) == n && PyArray_IS_C_CONTIGUOUS(array);
+}
+
+constexpr TargetType TargetOf(DType dtype) {
+  return dtype == DType::kFloat32 ? TargetType::kFloat32 : TargetType::kFloat64;
 }
 
 // The intercept's value, and its gradient in its own kind: None, a Python float, a NumPy scalar or
@@ -122,51 +157,48 @@ PyObject* LossCall(const void* context, PyObject* const* args, size_t nargs, PyO
   const auto& entry = *static_cast<const LossEntry*>(context);
   std::array<PyObject*, kArguments> bound;
   if (!Bind(args, nargs, kwnames, bound)) return nullptr;
-  std::array<DType, 3> dtype;
-  for (size_t k = kX; k <= kW; ++k) {
-    const std::optional<DType> found = KernelArray(bound[k]);
-    if (!found) return nullptr;
-    dtype[k] = *found;
-  }
-  auto* const X = reinterpret_cast<PyArrayObject*>(bound[kX]);
-  if (PyArray_NDIM(X) != 2) return nullptr;
-  const npy_intp rows = PyArray_DIM(X, 0), cols = PyArray_DIM(X, 1);
-  const auto item = static_cast<npy_intp>(ItemSize(dtype[kX]));
-  // The stride of an axis of length 1 means nothing, and may be anything.
-  const npy_intp row_stride = rows > 1 ? PyArray_STRIDE(X, 0) : 0;
-  if (rows == 0 || (cols > 1 && PyArray_STRIDE(X, 1) != item) || row_stride % item != 0 ||
-      !IsVector(bound[kY], rows) || !IsVector(bound[kW], cols)) {
+  const std::optional<Design> X = DenseDesign(bound[kX]);
+  const std::optional<DType> y = KernelArray(bound[kY]), w = KernelArray(bound[kW]);
+  if (!X || X->rows == 0 || !y || !w) return nullptr;
+  const auto rows = static_cast<npy_intp>(X->rows), cols = static_cast<npy_intp>(X->cols);
+  if (!IsVector(bound[kY], rows) || !IsVector(bound[kW], cols)) return nullptr;
+  const bool weighted = bound[kWeight] != Py_None;
+  if (weighted &&
+      (KernelArray(bound[kWeight]) != DType::kFloat64 || !IsVector(bound[kWeight], rows))) {
     return nullptr;
   }
   const std::optional<Intercept> b = Intercept::From(bound[kB]);
   if (!b) return nullptr;
 
   npy_intp gw_shape[] = {cols};
-  Ref gw(entry.with_gradient ? PyArray_SimpleNew(1, gw_shape, TypeNumber(dtype[kW])) : nullptr);
+  Ref gw(entry.with_gradient ? PyArray_SimpleNew(1, gw_shape, TypeNumber(*w)) : nullptr);
   if (entry.with_gradient && !gw) return nullptr;
-  const auto data = [](PyObject* array) {
-    return PyArray_DATA(reinterpret_cast<PyArrayObject*>(array));
-  };
-  const LinearModel model{data(bound[kX]),
-                          dtype[kX],
-                          static_cast<size_t>(rows),
-                          static_cast<size_t>(cols),
-                          row_stride / item,
-                          data(bound[kY]),
-                          dtype[kY],
-                          data(bound[kW]),
-                          dtype[kW],
-                          b->value()};
+  const double bias = b->value();
+  LinearProblem problem = {};
+  problem.X = *X;
+  problem.loss = entry.kernels;
+  problem.parameter = entry.parameter;
+  problem.outputs = 1;
+  problem.y = DataOf(bound[kY]);
+  problem.y_type = TargetOf(*y);
+  problem.w = DataOf(bound[kW]);
+  problem.w_dtype = *w;
+  problem.b = &bias;
+  problem.weight = weighted ? static_cast<const double*>(DataOf(bound[kWeight])) : nullptr;
   alignas(double) char gb[sizeof(double)];
-  MeanLossResult result{0.0, gw ? data(gw.get()) : nullptr, gb, b->dtype()};
+  LossResult result = {};
+  result.mean = true;
+  result.gw = gw ? DataOf(gw.get()) : nullptr;
+  result.gb = gb;
+  result.gb_dtype = b->dtype();
   Outcome outcome;
   {
     const ScopedGilRelease unlocked(rows * cols > kReleaseGil);
     Poll poll = SignalPoll();
-    outcome = MeanLoss(entry.kernel[static_cast<size_t>(dtype[kX])], model, result, &poll);
+    outcome = SumLoss(entry.with_gradient ? Job::kGradient : Job::kValue, problem, result, &poll);
   }
   if (outcome == Outcome::kOutOfMemory) return PyErr_NoMemory();
-  if (outcome == Outcome::kInterrupted) return nullptr;
+  if (outcome == Outcome::kInterrupted || result.bad || result.weight == 0) return nullptr;
   Ref loss(PyFloat_FromDouble(result.loss));
   if (!entry.with_gradient || !loss) return loss.release();
   const Ref intercept(b->Gradient(gb));
@@ -175,21 +207,267 @@ PyObject* LossCall(const void* context, PyObject* const* args, size_t nargs, PyO
   return gradients ? PyTuple_Pack(2, loss.get(), gradients.get()) : nullptr;
 }
 
+// --- the engine ----------------------------------------------------------------------------------
+
+// All checks guard memory: the Python layer has told the caller what is wrong before.
+PyObject* Refuse(const char* function, const char* argument) {
+  return PyErr_Format(PyExc_TypeError, "%s: %s is not what the engine takes", function, argument);
+}
+
+// C-contiguous, of `type`, that many elements.
+bool IsBlock(PyObject* object, int type, size_t size) {
+  if (!PyArray_CheckExact(object)) return false;
+  PyArrayObject* const array = AsArray(object);
+  return PyArray_TYPE(array) == type && PyArray_ISCARRAY_RO(array) &&
+         static_cast<size_t>(PyArray_SIZE(array)) == size;
+}
+
+bool IsWritableBlock(PyObject* object, int type, size_t size) {
+  return IsBlock(object, type, size) && PyArray_ISWRITEABLE(AsArray(object));
+}
+
+std::optional<TargetType> TargetsOf(PyObject* y, size_t rows, size_t outputs, bool coupled) {
+  if (coupled && IsBlock(y, NPY_INT64, rows)) return TargetType::kLabel;
+  if (IsBlock(y, NPY_FLOAT, rows * outputs)) return TargetType::kFloat32;
+  if (IsBlock(y, NPY_DOUBLE, rows * outputs)) return TargetType::kFloat64;
+  return std::nullopt;
+}
+
+// (format, data, indices, indptr, shape). The kernels check indices and indptr on their way.
+std::optional<Design> SparseDesign(PyObject* object) {
+  const char* format;
+  PyObject *data, *indices, *indptr;
+  Py_ssize_t rows, cols;
+  if (!PyTuple_CheckExact(object) ||
+      !PyArg_ParseTuple(object, "sOOO(nn)", &format, &data, &indices, &indptr, &rows, &cols)) {
+    PyErr_Clear();
+    return std::nullopt;
+  }
+  const bool by_rows = std::string_view(format) == "csr";
+  const std::optional<DType> dtype = KernelArray(data);
+  if ((!by_rows && std::string_view(format) != "csc") || !dtype || !PyArray_CheckExact(indices) ||
+      rows < 0 || cols < 0) {
+    return std::nullopt;
+  }
+  const bool wide = PyArray_ITEMSIZE(AsArray(indices)) == 8;
+  const int index = wide ? NPY_INT64 : NPY_INT32;
+  const auto entries = static_cast<size_t>(PyArray_SIZE(AsArray(data)));
+  if (!IsBlock(data, TypeNumber(*dtype), entries) || !IsBlock(indices, index, entries) ||
+      !IsBlock(indptr, index, static_cast<size_t>(by_rows ? rows : cols) + 1)) {
+    return std::nullopt;
+  }
+  return Design{by_rows ? Layout::kCsr : Layout::kCsc,
+                *dtype,
+                wide,
+                static_cast<size_t>(rows),
+                static_cast<size_t>(cols),
+                DataOf(data),
+                0,
+                DataOf(indices),
+                DataOf(indptr),
+                entries};
+}
+
+struct NamedJob {
+  std::string_view name;
+  Job job;
+};
+constexpr NamedJob kJobs[] = {{"value", Job::kValue},
+                              {"gradient", Job::kGradient},
+                              {"hvp", Job::kHvp},
+                              {"curvature", Job::kCurvature},
+                              {"curved", Job::kCurved}};
+
+// The row of the table by a Python string; null with an exception set.
+const LossKernels* LossNamed(PyObject* name) {
+  const char* const text = PyUnicode_AsUTF8(name);
+  if (text == nullptr) return nullptr;
+  const LossKernels* const loss = FindLoss(text);
+  if (loss == nullptr) PyErr_Format(PyExc_KeyError, "no native loss '%s'", text);
+  return loss;
+}
+
+const double* DoublesOf(PyObject* array) { return static_cast<const double*>(DataOf(array)); }
+
+PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
+  constexpr const char* kName = "loss_sums";
+  enum {
+    kLoss,
+    kParameter,
+    kDesign,
+    kTargets,
+    kWeights,
+    kBias,
+    kSampleWeight,
+    kJob,
+    kV,
+    kKept,
+    kGX,
+    kScale,
+    kCount
+  };
+  if (nargs != kCount) return PyErr_Format(PyExc_TypeError, "%s takes %d arguments", kName, kCount);
+
+  LinearProblem problem = {};
+  problem.loss = LossNamed(args[kLoss]);
+  if (problem.loss == nullptr) return nullptr;
+  problem.parameter = PyFloat_AsDouble(args[kParameter]);
+  problem.scale = PyFloat_AsDouble(args[kScale]);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  const char* const job_name = PyUnicode_AsUTF8(args[kJob]);
+  if (job_name == nullptr) return nullptr;
+  const auto* const job = std::find_if(std::begin(kJobs), std::end(kJobs),
+                                       [&](const NamedJob& j) { return j.name == job_name; });
+  if (job == std::end(kJobs)) return Refuse(kName, "job");
+
+  const std::optional<Design> X =
+      PyTuple_Check(args[kDesign]) ? SparseDesign(args[kDesign]) : DenseDesign(args[kDesign]);
+  if (!X) return Refuse(kName, "X");
+  problem.X = *X;
+  if (!PyArray_CheckExact(args[kBias])) return Refuse(kName, "b");
+  const auto outputs = static_cast<size_t>(PyArray_SIZE(AsArray(args[kBias])));
+  if (outputs == 0 || !IsBlock(args[kBias], NPY_DOUBLE, outputs)) return Refuse(kName, "b");
+  problem.outputs = outputs;
+  problem.b = DoublesOf(args[kBias]);
+  if (!IsBlock(args[kWeights], NPY_DOUBLE, X->cols * outputs)) return Refuse(kName, "w");
+  problem.w = DataOf(args[kWeights]);
+  problem.w_dtype = DType::kFloat64;
+  const std::optional<TargetType> y_type =
+      TargetsOf(args[kTargets], X->rows, outputs, problem.loss->coupled);
+  if (!y_type) return Refuse(kName, "y");
+  problem.y = DataOf(args[kTargets]);
+  problem.y_type = *y_type;
+  if (args[kSampleWeight] != Py_None) {
+    if (!IsBlock(args[kSampleWeight], NPY_DOUBLE, X->rows)) return Refuse(kName, "sample_weight");
+    problem.weight = DoublesOf(args[kSampleWeight]);
+  }
+  const bool needs_v = job->job == Job::kHvp || job->job == Job::kCurved;
+  if (needs_v) {
+    PyObject *vw, *vb;
+    if (!PyTuple_Check(args[kV]) || !PyArg_ParseTuple(args[kV], "OO", &vw, &vb) ||
+        !IsBlock(vw, NPY_DOUBLE, X->cols * outputs) || !IsBlock(vb, NPY_DOUBLE, outputs)) {
+      PyErr_Clear();
+      return Refuse(kName, "v");
+    }
+    problem.vw = DoublesOf(vw);
+    problem.vb = DoublesOf(vb);
+  }
+  const bool writes_kept = job->job == Job::kCurvature || job->job == Job::kGradient;
+  const bool needs_kept = job->job == Job::kCurvature || job->job == Job::kCurved;
+  if (needs_kept || (writes_kept && args[kKept] != Py_None)) {
+    if (!(writes_kept ? IsWritableBlock : IsBlock)(args[kKept], NPY_DOUBLE, X->rows * outputs)) {
+      return Refuse(kName, "kept");
+    }
+    problem.kept = static_cast<double*>(DataOf(args[kKept]));
+  }
+  if (job->job == Job::kGradient && args[kGX] != Py_None) {
+    const std::optional<Design> gX = DenseDesign(args[kGX]);
+    if (!gX || gX->layout != Layout::kRows || gX->rows != X->rows || gX->cols != X->cols ||
+        !PyArray_ISWRITEABLE(AsArray(args[kGX]))) {
+      return Refuse(kName, "gX");
+    }
+    problem.gX = DataOf(args[kGX]);
+    problem.gX_dtype = gX->dtype;
+    problem.gX_stride = gX->stride;
+  }
+
+  const bool with_gradient = job->job != Job::kValue && job->job != Job::kCurvature;
+  npy_intp shape[] = {static_cast<npy_intp>(X->cols), static_cast<npy_intp>(outputs)};
+  const Ref gw(with_gradient ? PyArray_ZEROS(2, shape, NPY_DOUBLE, 0) : Py_NewRef(Py_None));
+  const Ref gb(with_gradient ? PyArray_ZEROS(1, shape + 1, NPY_DOUBLE, 0) : Py_NewRef(Py_None));
+  if (!gw || !gb) return nullptr;
+  LossResult result = {};
+  result.gb_dtype = DType::kFloat64;
+  if (with_gradient) {
+    result.gw = DataOf(gw.get());
+    result.gb = DataOf(gb.get());
+  }
+  if (X->rows > 0) {
+    Outcome outcome;
+    {
+      const ScopedGilRelease unlocked(static_cast<npy_intp>(X->rows * X->cols) > kReleaseGil);
+      Poll poll = SignalPoll();
+      outcome = SumLoss(job->job, problem, result, &poll);
+    }
+    if (outcome == Outcome::kOutOfMemory) return PyErr_NoMemory();
+    if (outcome == Outcome::kInterrupted) return nullptr;
+  }
+  if (result.bad) {
+    constexpr const char* kArguments[] = {"X", "y", "sample_weight"};
+    const Ref error(Py_BuildValue("(sn)", kArguments[static_cast<size_t>(result.bad->argument)],
+                                  static_cast<Py_ssize_t>(result.bad->row)));
+    if (error) PyErr_SetObject(PyExc_ValueError, error.get());
+    return nullptr;
+  }
+  return Py_BuildValue("(dOO)", result.loss, gb.get(), gw.get());
+}
+
+PyObject* LossPointwise(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
+  constexpr const char* kName = "loss_pointwise";
+  enum { kLoss, kParameter, kZ, kTargets, kOrder, kCount };
+  if (nargs != kCount) return PyErr_Format(PyExc_TypeError, "%s takes %d arguments", kName, kCount);
+  PointwiseProblem problem = {};
+  problem.loss = LossNamed(args[kLoss]);
+  if (problem.loss == nullptr) return nullptr;
+  problem.parameter = PyFloat_AsDouble(args[kParameter]);
+  const long order = PyLong_AsLong(args[kOrder]);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  constexpr Wanted kOrders[] = {Wanted::kLoss, Wanted::kSlope, Wanted::kCurvature};
+  if (order < 0 || order > 2) return Refuse(kName, "order");
+  const std::optional<DType> dtype = KernelArray(args[kZ]);
+  if (!dtype || !PyArray_IS_C_CONTIGUOUS(AsArray(args[kZ]))) return Refuse(kName, "z");
+  PyArrayObject* const z = AsArray(args[kZ]);
+  const bool coupled = problem.loss->coupled;
+  if (coupled && (PyArray_NDIM(z) != 2 || PyArray_DIM(z, 1) == 0)) return Refuse(kName, "z");
+  problem.outputs = coupled ? static_cast<size_t>(PyArray_DIM(z, 1)) : 1;
+  problem.rows = static_cast<size_t>(PyArray_SIZE(z)) / problem.outputs;
+  const std::optional<TargetType> y_type =
+      TargetsOf(args[kTargets], problem.rows, problem.outputs, coupled);
+  if (!y_type) return Refuse(kName, "y");
+  problem.z = PyArray_DATA(z);
+  problem.dtype = *dtype;
+  problem.y = DataOf(args[kTargets]);
+  problem.y_type = *y_type;
+  Ref out(PyArray_SimpleNew(coupled && order == 0 ? 1 : PyArray_NDIM(z), PyArray_DIMS(z),
+                            TypeNumber(*dtype)));
+  if (!out) return nullptr;
+  Outcome outcome;
+  {
+    const ScopedGilRelease unlocked(PyArray_SIZE(z) > kReleaseGil);
+    Poll poll = SignalPoll();
+    outcome = MapLoss(kOrders[order], problem, DataOf(out.get()), &poll);
+  }
+  if (outcome == Outcome::kOutOfMemory) return PyErr_NoMemory();
+  return outcome == Outcome::kInterrupted ? nullptr : out.release();
+}
+
+PyMethodDef kEngine[] = {
+    {"loss_sums", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(LossSums)), METH_FASTCALL,
+     "loss_sums(name, parameter, X, y, w, b, sample_weight, job, v, kept, gX, scale, /)\n--\n\n"},
+    {"loss_pointwise", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(LossPointwise)),
+     METH_FASTCALL, "loss_pointwise(name, parameter, z, y, order, /)\n--\n\n"},
+    {nullptr, nullptr, 0, nullptr},
+};
+
 }  // namespace
 
-PyObject* NewLossMethod(const char* loss, const char* method, PyObject* fallback) {
+PyObject* NewLossMethod(const char* loss, double parameter, const char* method,
+                        PyObject* fallback) {
   const bool with_gradient = std::string_view(method) == "value_and_grad";
-  if (FindLoss(loss) == nullptr || (!with_gradient && std::string_view(method) != "value")) {
+  const LossKernels* const kernels = FindLoss(loss);
+  if (kernels == nullptr || kernels->coupled ||
+      (!with_gradient && std::string_view(method) != "value")) {
     PyErr_Format(PyExc_KeyError, "no native method '%s' of a loss '%s'", method, loss);
     return nullptr;
   }
-  LossEntry& entry = Entries().emplace_back(LossEntry{loss, with_gradient, {}});
-  FetchKernels(entry);
+  LossEntry& entry = Entries().emplace_back(LossEntry{loss, parameter, with_gradient, kernels});
   return NewMethod(LossCall, &entry, fallback);
 }
 
+bool RegisterLossEngine(PyObject* module) { return PyModule_AddFunctions(module, kEngine) == 0; }
+
 void RefreshLossKernels() {
-  for (LossEntry& entry : Entries()) FetchKernels(entry);
+  for (LossEntry& entry : Entries()) entry.kernels = FindLoss(entry.name);
 }
 
 }  // namespace pullback

@@ -5,9 +5,13 @@
 
 namespace pullback {
 
-// `value` or `value_and_grad` of a loss, f(X, y, w, b), which calls `fallback` for all but plain
-// arrays that the kernel can read where they lie. New reference; null with an exception set.
-PyObject* NewLossMethod(const char* loss, const char* method, PyObject* fallback);
+// `value` or `value_and_grad` of a loss, f(X, y, w, b=None, sample_weight=None), which calls
+// `fallback` for all but plain arrays that the kernel can read where they lie, and for bad rows.
+// New reference; null with an exception set.
+PyObject* NewLossMethod(const char* loss, double parameter, const char* method, PyObject* fallback);
+
+// Adds loss_sums and loss_pointwise, the engine behind the losses' Python layer.
+bool RegisterLossEngine(PyObject* module);
 
 // After a change of target.
 void RefreshLossKernels();

@@ -55,10 +55,11 @@ void RegisterPrimitives(py::module_& m) {
       py::arg("op"), py::arg("method"), py::arg("fallback"));
   m.def(
       "loss_method",
-      [](const std::string& loss, const std::string& method, const py::function& fallback) {
-        return Steal(NewLossMethod(loss.c_str(), method.c_str(), fallback.ptr()));
+      [](const std::string& name, double parameter, const std::string& method,
+         const py::function& fallback) {
+        return Steal(NewLossMethod(name.c_str(), parameter, method.c_str(), fallback.ptr()));
       },
-      py::arg("loss"), py::arg("method"), py::arg("fallback"));
+      py::arg("name"), py::arg("parameter"), py::arg("method"), py::arg("fallback"));
   m.def(
       "matmul_method",
       [](const std::string& name, const py::function& fallback) {
@@ -163,7 +164,7 @@ __attribute__((visibility("default"))) const char* pullback_get_version() {
 
 PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   if (PyArray_ImportNumPyAPI() < 0 || PyUFunc_ImportUFuncAPI() < 0 ||
-      !pullback::RegisterMethodType(m.ptr())) {
+      !pullback::RegisterMethodType(m.ptr()) || !pullback::RegisterLossEngine(m.ptr())) {
     throw py::error_already_set();
   }
   pullback::RegisterPrimitives(m);

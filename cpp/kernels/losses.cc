@@ -1,54 +1,27 @@
-// The one-pass loss kernels, compiled once per instruction set, and the fixed tree above them.
+// The driver of the losses: fixed slabs of rows, a tree of blocks in each, and what a job asks of a
+// chunk.
+#include "kernels/losses.h"
+
 #include "runtime/hwy_config.h"  // before any Highway header
 
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kernels/losses.cc"
-#include <hwy/foreach_target.h>
-#include <hwy/highway.h>
+#include <hwy/base.h>
 
 #include <algorithm>
-#include <array>
+#include <atomic>
 #include <bit>
+#include <cstring>
 #include <memory>
 #include <new>
 
 #include "kernels/blocks.h"
-#include "kernels/losses-inl.h"
-#include "kernels/losses.h"
-#include "ops/losses-inl.h"
 #include "runtime/fp_env.h"
 #include "runtime/partition.h"
 #include "runtime/threads.h"
 
-HWY_BEFORE_NAMESPACE();
 namespace pullback {
-namespace HWY_NAMESPACE {
-
-template <size_t... kRow>
-constexpr std::array<LossKernels, sizeof...(kRow)> LossTableOf(std::index_sequence<kRow...>) {
-  return {LossKernels{LossRow<kRow>::kName,
-                      {SumLoss<LossRow<kRow>, float>, SumLoss<LossRow<kRow>, double>}}...};
-}
-
-std::span<const LossKernels> LossTable() {
-  static constexpr auto kTable = LossTableOf(std::make_index_sequence<size_t{kLossRows}>());
-  return kTable;
-}
-
-// NOLINTNEXTLINE(google-readability-namespace-comments)
-}  // namespace HWY_NAMESPACE
-}  // namespace pullback
-HWY_AFTER_NAMESPACE();
-
-#if HWY_ONCE
-namespace pullback {
-HWY_EXPORT(LossTable);
-
-std::span<const LossKernels> LossOps() { return HWY_DYNAMIC_DISPATCH(LossTable)(); }
-
 namespace {
 
-// Less X than this is summed before a parked worker would have woken.
+// Less than this of X, times the outputs, is summed before a parked worker would have woken.
 constexpr size_t kParallelBytes = size_t{512} << 10;
 
 void Accumulate(double* into, const double* from, size_t n) {
@@ -93,89 +66,318 @@ class BlockTree {
   size_t count_ = 0;
 };
 
-// What one call works with: the fixed slabs of rows and the scratch memory for their sums.
-struct Plan {
-  explicit Plan(const LinearModel& model)
-      : padded(PadDoubles(model.cols)),
-        width(kSumW + padded),
-        row_bytes(model.cols * ItemSize(model.x_dtype)),
-        slabs(RowPartition(model.rows, row_bytes)),
-        levels(BlockTree::Levels(CeilDiv(slabs(0).size(), kLossBlock))) {}
+// Where a block's sums lie: those of loss and weight, and from kSumB those of the gradients.
+constexpr size_t kSumLoss = 0, kSumWeight = 1, kSumB = 2;
 
-  size_t Doubles() const { return padded + slabs.tasks * levels * width; }
-
-  size_t padded, width, row_bytes;
-  Partition slabs;
-  size_t levels;
+// What a job does to each chunk.
+struct Steps {
+  bool predict, score, curve, backward;
 };
 
-// Not inlined: the caller guards the floating-point environment.
-HWY_NOINLINE bool SumSlabs(LossKernel kernel, const LinearModel& model, const Plan& plan,
-                           double* scratch, MeanLossResult& result, Poll* poll) {
-  const bool with_gradient = result.gw != nullptr;
-  double* const w = scratch;
-  for (size_t j = 0; j < model.cols; ++j) {
-    w[j] = model.w_dtype == DType::kFloat64 ? static_cast<const double*>(model.w)[j]
-                                            : double{static_cast<const float*>(model.w)[j]};
+constexpr Steps StepsOf(Job job) {
+  switch (job) {
+    case Job::kValue:
+    case Job::kCurvature:
+      return {true, true, false, false};
+    case Job::kGradient:
+      return {true, true, false, true};
+    case Job::kHvp:
+      return {true, true, true, true};
+    case Job::kCurved:
+      return {false, false, true, true};
   }
-  std::fill(w + model.cols, w + plan.padded, 0.0);
+  return {};
+}
 
-  const auto sums_of = [&](size_t slab) {
-    return scratch + plan.padded + slab * plan.levels * plan.width;
-  };
-  const auto sum_slab = [&](size_t slab) {
-    const auto [begin, end] = plan.slabs(slab);
-    BlockTree tree(sums_of(slab), plan.width);
-    for (size_t row = begin; row < end; row += kLossBlock) {
-      tree.Add([&](double* sums) {
-        std::fill(sums, sums + (with_gradient ? kSumW : plan.width), 0.0);
-        kernel(model, w, with_gradient, row, std::min(row + kLossBlock, end), sums);
+constexpr Wanted WantedOf(Job job, bool keeps) {
+  switch (job) {
+    case Job::kValue:
+      return Wanted::kLoss;
+    case Job::kGradient:
+      return keeps ? Wanted::kAll : Wanted::kSlope;
+    default:
+      return Wanted::kCurvature;
+  }
+}
+
+// Of sparse rows a block of the tree is longer: with a hundred columns to an entry, merging blocks
+// of kLossBlock would cost a tenth of the time, with many more all of it.
+constexpr size_t kSpreadBlock = 16;
+
+// Of a chunk's, at most; with many outputs its rows are few.
+constexpr size_t kChunkPredictions = 8192;
+
+// The fixed slabs of rows, and the doubles of scratch memory: the padded parameters, then for each
+// slab its sums, its layout's state and its chunk.
+struct Plan {
+  Plan(Job job, const LinearProblem& p, const LayoutKernels& layout)
+      : steps(StepsOf(job)),
+        parameters(PadDoubles(p.X.cols * p.outputs)),
+        sum_w(RoundUp(kSumB + p.outputs, kDoublePadding)),
+        width(steps.backward ? sum_w + parameters : sum_w),
+        row_bytes(layout.row_bytes(p.X)),
+        spread(p.X.entries == 0 ? 1 : std::max<size_t>(p.X.rows * p.X.cols / p.X.entries, 1)),
+        slabs(RowPartition(p.X.rows, row_bytes, spread)),
+        block(RoundUp(std::max(kLossBlock, kSpreadBlock * spread), kLossBlock)),
+        levels(BlockTree::Levels(CeilDiv(slabs(0).size(), block))),
+        chunk_rows(std::min({layout.chunk_rows(p.X, p.outputs), slabs(0).size(),
+                             std::max<size_t>(kChunkPredictions / p.outputs, 1)})),
+        state(layout.state_doubles == nullptr ? 0
+                                              : RoundUp(layout.state_doubles(p.X), kDoublePadding)),
+        chunk(PadDoubles(chunk_rows * p.outputs)),
+        // Predictions or slopes; beside them an hvp's curvature, and expanded weights.
+        chunks(size_t{1} + (job == Job::kHvp) + (p.outputs > 1 && p.weight != nullptr)),
+        slab_doubles(levels * width + state + chunks * chunk),
+        doubles(parameters * (1 + (p.vw != nullptr)) + slabs.tasks * slab_doubles) {}
+
+  Steps steps;
+  size_t parameters, sum_w, width, row_bytes;
+  size_t spread;  // so many rows have an entry in a column, on average
+  Partition slabs;
+  size_t block, levels, chunk_rows, state, chunk, chunks, slab_doubles, doubles;
+};
+
+class Sum {
+ public:
+  Sum(Job job, const LinearProblem& problem, const Plan& plan, const LayoutKernels& layout,
+      double* scratch)
+      : job_(job),
+        p_(problem),
+        plan_(plan),
+        layout_(layout),
+        stages_((p_.outputs == 1 ? layout.one : layout.many)[static_cast<size_t>(p_.X.dtype)]),
+        others_(KernelsOfChunks()),
+        score_(p_.loss->score[static_cast<size_t>(WantedOf(job, p_.kept != nullptr))]),
+        slabs_(scratch) {}
+
+  // Not inlined: the caller guards the floating-point environment.
+  HWY_NOINLINE bool Run(LossResult& result, Poll* poll) {
+    w_ = TakeParameters(p_.w, p_.w_dtype);
+    if (p_.vw != nullptr) vw_ = TakeParameters(p_.vw, DType::kFloat64);
+    const size_t tasks = plan_.slabs.tasks;
+    if (p_.X.rows * plan_.row_bytes * p_.outputs < kParallelBytes) {
+      for (size_t slab = 0; slab < tasks; ++slab) SumSlab(slab);
+    } else if (!ParallelFor(
+                   tasks, [&](size_t slab) { SumSlab(slab); }, poll)) {
+      return false;
+    }
+    result.bad = Bad();
+    if (!result.bad) Finish(result);
+    return true;
+  }
+
+ private:
+  const double* TakeParameters(const void* from, DType dtype) {
+    const size_t n = p_.X.cols * p_.outputs;
+    double* const to = slabs_;
+    if (dtype == DType::kFloat64) {
+      std::copy_n(static_cast<const double*>(from), n, to);
+    } else {
+      std::copy_n(static_cast<const float*>(from), n, to);
+    }
+    std::fill(to + n, to + plan_.parameters, 0.0);
+    slabs_ += plan_.parameters;
+    return to;
+  }
+
+  double* SumsOf(size_t slab) const { return slabs_ + slab * plan_.slab_doubles; }
+
+  void SumSlab(size_t slab) {
+    const Range rows = plan_.slabs(slab);
+    // Behind a bad row nothing counts.
+    if (rows.begin > bad_x_.load(std::memory_order_relaxed) ||
+        rows.begin > bad_y_.load(std::memory_order_relaxed) ||
+        rows.begin > bad_weight_.load(std::memory_order_relaxed)) {
+      return;
+    }
+    double* const sums = SumsOf(slab);
+    void* const state = sums + plan_.levels * plan_.width;
+    if (layout_.seek != nullptr && !layout_.seek(p_.X, rows.begin, state)) {
+      KeepLowest(bad_x_, rows.begin);
+      return;
+    }
+    BlockTree tree(sums, plan_.width);
+    for (size_t row = rows.begin; row < rows.end; row += plan_.block) {
+      tree.Add([&](double* block) {
+        std::fill(block, block + plan_.width, 0.0);
+        const size_t end = std::min(row + plan_.block, rows.end);
+        for (size_t first = row; first < end; first += plan_.chunk_rows) {
+          SumChunk({first, std::min(first + plan_.chunk_rows, end)}, state, block);
+        }
       });
     }
     tree.Finish();
-  };
-  const size_t tasks = plan.slabs.tasks;
-  if (model.rows * plan.row_bytes < kParallelBytes) {
-    for (size_t slab = 0; slab < tasks; ++slab) sum_slab(slab);
-  } else if (!ParallelFor(tasks, sum_slab, poll)) {
-    return false;
   }
-  MergeTree(tasks,
-            [&](size_t to, size_t from) { Accumulate(sums_of(to), sums_of(from), plan.width); });
 
-  const double* const total = sums_of(0);
-  const auto n = static_cast<double>(model.rows);
-  result.loss = total[kSumLoss] / n;
-  if (with_gradient) {
-    for (size_t j = 0; j < model.cols; ++j) {
-      Write(total[kSumW + j] / n, model.w_dtype, result.gw, j);
+  void SumChunk(Range rows, void* state, double* sums) {
+    const size_t outputs = p_.outputs;
+    const size_t first = rows.begin * outputs;
+    double* const z = static_cast<double*>(state) + plan_.state;
+    double* const own_curvature = z + plan_.chunk;
+    double* const curvature = job_ == Job::kHvp    ? own_curvature
+                              : p_.kept == nullptr ? nullptr
+                                                   : p_.kept + first;
+    const size_t y_item = ItemSize(p_.y_type);
+    const size_t y_first = p_.y_type == TargetType::kLabel ? rows.begin : first;
+    ScoreChunk chunk{p_.parameter,
+                     rows.size(),
+                     outputs,
+                     p_.y_type,
+                     static_cast<const char*>(p_.y) + y_first * y_item,
+                     p_.weight == nullptr ? nullptr : p_.weight + rows.begin,
+                     z,
+                     nullptr,
+                     z,
+                     curvature,
+                     0.0,
+                     kNoRow};
+    if (chunk.weight != nullptr) {
+      size_t bad;
+      sums[kSumWeight] += others_.sum_weights(chunk.weight, chunk.rows, &bad);
+      if (HWY_UNLIKELY(bad != kNoRow)) KeepLowest(bad_weight_, rows.begin + bad);
+      if (outputs > 1) {
+        double* const repeated = z + (plan_.chunks - 1) * plan_.chunk;
+        for (size_t r = 0; r < chunk.rows; ++r) {
+          std::fill_n(repeated + r * outputs, outputs, chunk.weight[r]);
+        }
+        chunk.weight = repeated;
+      }
     }
-    Write(total[kSumB] / n, result.gb_dtype, result.gb, 0);
+
+    if (layout_.advance != nullptr && !layout_.advance(p_.X, rows, state)) {
+      KeepLowest(bad_x_, rows.begin);
+      return;
+    }
+    if (plan_.steps.predict) stages_.forward(p_.X, outputs, rows, w_, p_.b, z, state);
+    if (plan_.steps.score) {
+      score_(chunk);
+      sums[kSumLoss] += chunk.loss_sum;
+      if (HWY_UNLIKELY(chunk.bad_row != kNoRow)) KeepLowest(bad_y_, rows.begin + chunk.bad_row);
+    }
+    if (plan_.steps.curve) {
+      stages_.forward(p_.X, outputs, rows, vw_, p_.vb, z, state);
+      p_.loss->curve(chunk, curvature, z);
+    }
+    if (!plan_.steps.backward) return;
+    if (p_.gX != nullptr) {
+      char* const gX =
+          static_cast<char*>(p_.gX) + static_cast<ptrdiff_t>(rows.begin) * p_.gX_stride *
+                                          static_cast<ptrdiff_t>(ItemSize(p_.gX_dtype));
+      others_.write_gx[static_cast<size_t>(p_.gX_dtype)](z, chunk.rows, outputs, w_, p_.X.cols,
+                                                         p_.scale, gX, p_.gX_stride);
+    }
+    others_.sum_outputs(z, chunk.rows, outputs, sums + kSumB);
+    stages_.backward(p_.X, outputs, rows, z, sums + plan_.sum_w, state);
   }
-  return true;
+
+  static void KeepLowest(std::atomic<size_t>& lowest, size_t row) {
+    size_t seen = lowest.load(std::memory_order_relaxed);
+    while (row < seen && !lowest.compare_exchange_weak(seen, row, std::memory_order_relaxed)) {
+    }
+  }
+
+  std::optional<BadRow> Bad() const {
+    const size_t x = bad_x_.load(std::memory_order_relaxed);
+    const size_t y = bad_y_.load(std::memory_order_relaxed);
+    const size_t weight = bad_weight_.load(std::memory_order_relaxed);
+    if (x != kNoRow) return BadRow{BadRow::Argument::kX, x};
+    if (y == kNoRow && weight == kNoRow) return std::nullopt;
+    if (y <= weight) return BadRow{BadRow::Argument::kY, y};
+    return BadRow{BadRow::Argument::kWeight, weight};
+  }
+
+  void Finish(LossResult& result) const {
+    MergeTree(plan_.slabs.tasks,
+              [&](size_t to, size_t from) { Accumulate(SumsOf(to), SumsOf(from), plan_.width); });
+    const double* const total = SumsOf(0);
+    result.weight = p_.weight == nullptr ? static_cast<double>(p_.X.rows) : total[kSumWeight];
+    const double divisor = result.mean ? result.weight : 1.0;
+    result.loss = total[kSumLoss] / divisor;
+    if (!plan_.steps.backward) return;
+    for (size_t k = 0; k < p_.outputs; ++k) {
+      Write(total[kSumB + k] / divisor, result.gb_dtype, result.gb, k);
+    }
+    for (size_t i = 0; i < p_.X.cols * p_.outputs; ++i) {
+      Write(total[plan_.sum_w + i] / divisor, p_.w_dtype, result.gw, i);
+    }
+  }
+
+  const Job job_;
+  const LinearProblem& p_;
+  const Plan& plan_;
+  const LayoutKernels& layout_;
+  const Stages stages_;
+  const ChunkKernels& others_;
+  const Score score_;
+  double* slabs_;
+  const double* w_ = nullptr;
+  const double* vw_ = nullptr;
+  std::atomic<size_t> bad_x_ = kNoRow, bad_y_ = kNoRow, bad_weight_ = kNoRow;
+};
+
+// Not inlined: the caller guards the floating-point environment.
+HWY_NOINLINE bool MapTasks(size_t tasks, FunctionRef<void(size_t)> map, Poll* poll) {
+  return ParallelFor(tasks, map, poll);
 }
 
 }  // namespace
 
-Outcome MeanLoss(LossKernel kernel, const LinearModel& model, MeanLossResult& result, Poll* poll) {
-  const Plan plan(model);
+Outcome SumLoss(Job job, const LinearProblem& problem, LossResult& result, Poll* poll) {
+  const LayoutKernels& layout = KernelsOf(problem.X.layout);
+  const Plan plan(job, problem, layout);
   constexpr size_t kAlignment = kDoublePadding * sizeof(double);
   constexpr size_t kStackDoubles = 1024;
   alignas(kAlignment) double stack[kStackDoubles];
   std::unique_ptr<double[]> heap;
   void* scratch = stack;
-  if (plan.Doubles() > kStackDoubles) {
-    size_t bytes = plan.Doubles() * sizeof(double) + kAlignment;
+  if (plan.doubles > kStackDoubles) {
+    size_t bytes = plan.doubles * sizeof(double) + kAlignment;
     heap.reset(new (std::nothrow) double[bytes / sizeof(double)]);
     if (!heap) return Outcome::kOutOfMemory;
     scratch = heap.get();
-    std::align(kAlignment, plan.Doubles() * sizeof(double), scratch, bytes);
+    std::align(kAlignment, plan.doubles * sizeof(double), scratch, bytes);
   }
+  Sum sum(job, problem, plan, layout, static_cast<double*>(scratch));
   const ScopedDefaultFpEnv fp_env;
-  return SumSlabs(kernel, model, plan, static_cast<double*>(scratch), result, poll)
-             ? Outcome::kDone
-             : Outcome::kInterrupted;
+  return sum.Run(result, poll) ? Outcome::kDone : Outcome::kInterrupted;
+}
+
+Outcome MapLoss(Wanted wanted, const PointwiseProblem& p, void* out, Poll* poll) {
+  const size_t chunk_rows = std::max<size_t>(kLossBlock / p.outputs, 1);
+  const size_t buffer = PadDoubles(chunk_rows * p.outputs);
+  const Partition tasks =
+      PartitionBy(p.rows, RoundUp(std::max<size_t>(kParallelElements / p.outputs, 1), chunk_rows));
+  const std::unique_ptr<double[]> scratch(new (std::nothrow) double[2 * buffer * tasks.tasks]);
+  if (!scratch) return Outcome::kOutOfMemory;
+  const size_t z_item = ItemSize(p.dtype), y_item = ItemSize(p.y_type);
+  const bool a_row = wanted == Wanted::kLoss && p.loss->coupled;
+  const Score score = p.loss->score[static_cast<size_t>(wanted)];
+  const auto map = [&](size_t task) {
+    double* const z = scratch.get() + 2 * buffer * task;
+    double* const result = z + buffer;
+    const Range rows = tasks(task);
+    for (size_t row = rows.begin; row < rows.end; row += chunk_rows) {
+      const size_t count = std::min(chunk_rows, rows.end - row);
+      const size_t first = row * p.outputs, n = count * p.outputs;
+      const char* const from = static_cast<const char*>(p.z) + first * z_item;
+      if (p.dtype == DType::kFloat64) {
+        std::memcpy(z, from, n * sizeof(double));
+      } else {
+        std::copy_n(reinterpret_cast<const float*>(from), n, z);
+      }
+      const size_t y_first = p.y_type == TargetType::kLabel ? row : first;
+      ScoreChunk chunk{
+          p.parameter, count, p.outputs, p.y_type, static_cast<const char*>(p.y) + y_first * y_item,
+          nullptr,     z,     result,    result,   result,
+          0.0,         kNoRow};
+      if (wanted != Wanted::kLoss) chunk.loss = nullptr;
+      score(chunk);
+      const size_t to = a_row ? row : first;
+      for (size_t i = 0; i < (a_row ? count : n); ++i) Write(result[i], p.dtype, out, to + i);
+    }
+  };
+  const ScopedDefaultFpEnv fp_env;
+  return MapTasks(tasks.tasks, map, poll) ? Outcome::kDone : Outcome::kInterrupted;
 }
 
 }  // namespace pullback
-#endif  // HWY_ONCE

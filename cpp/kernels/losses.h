@@ -1,60 +1,195 @@
-// Losses of the linear-model family: loss and gradient in one pass over X.
+// Losses of linear models: sums of loss, gradient and Hessian-vector product in one pass over X.
+//
+// A slab of rows is walked in chunks that stay in cache, each through three stages: `forward` makes
+// predictions z = X w + b, a loss's score turns them into slopes dl/dz, `backward` adds X^T slopes
+// to the gradient. Layouts, losses and jobs know nothing of each other: a layout is a row of one
+// table, a loss of another, and a job is a few lines of the driver.
 #ifndef PULLBACK_CPP_KERNELS_LOSSES_H_
 #define PULLBACK_CPP_KERNELS_LOSSES_H_
 
 #include <cstddef>
+#include <cstdint>
+#include <optional>
 #include <span>
 
 #include "kernels/elementwise.h"  // DType
 #include "kernels/outcome.h"
+#include "runtime/partition.h"  // Range
 
 namespace pullback {
 
 struct Poll;
 
-// Rows of X: contiguous within a row, `x_stride` elements from one row to the next.
-struct LinearModel {
-  const void* X;
-  DType x_dtype;
+// --- X and the stages that read it ---------------------------------------------------------------
+
+enum class Layout : uint8_t { kRows, kColumns, kCsr, kCsc };
+
+struct Design {
+  Layout layout;
+  DType dtype;
+  bool wide;  // sparse: indices and indptr are int64_t, else int32_t
   size_t rows, cols;
-  ptrdiff_t x_stride;
-  const void* y;  // (rows,), contiguous
-  DType y_dtype;
-  const void* w;  // (cols,), contiguous
-  DType w_dtype;
-  double b;
+  const void* data;
+  ptrdiff_t stride;     // dense: elements from one row (kRows) or column (kColumns) to the next
+  const void* indices;  // sparse: as in scipy.sparse; within a column of kCsc they ascend
+  const void* indptr;
+  size_t entries = 0;  // sparse: so many in data and indices
 };
 
-// Where a block's sums lie: the loss, its gradient in b, and from kSumW its gradient in w. w and
-// the gradient in w are padded to at least one whole vector more than fits.
-inline constexpr size_t kSumLoss = 0, kSumB = 1, kSumW = 8;
+// Both take `outputs` predictions a row, k = 0 ... outputs - 1:
+//   forward   z[r * outputs + k] = b[k] + sum_j X[rows.begin + r, j] w[j * outputs + k]
+//   backward  gw[j * outputs + k] += sum_r X[rows.begin + r, j] slopes[r * outputs + k]
+// w and gw are padded by PadDoubles, w with zeros, what gw's padding holds is never read; z and
+// slopes are padded likewise. `state` is the layout's own.
+using ForwardStage = void (*)(const Design& X, size_t outputs, Range rows, const double* w,
+                              const double* b, double* z, void* state);
+using BackwardStage = void (*)(const Design& X, size_t outputs, Range rows, const double* slopes,
+                               double* gw, void* state);
 
-// Overwrites `sums` with those over rows [begin, end), at most kLossBlock of them. `w` is float64
-// and zero-padded. The gradient in w is left alone when !with_gradient.
-using LossKernel = void (*)(const LinearModel& model, const double* w, bool with_gradient,
-                            size_t begin, size_t end, double* sums);
+struct Stages {
+  ForwardStage forward;
+  BackwardStage backward;
+};
 
-struct LossKernels {
-  const char* name;
-  LossKernel kernel[kDTypes];  // by dtype of X
+struct LayoutKernels {
+  Stages one[kDTypes];   // by dtype of X, for one output
+  Stages many[kDTypes];  // for any number of outputs
+
+  // Rows that pass all stages while they are in cache, at most kLossBlock.
+  size_t (*chunk_rows)(const Design& X, size_t outputs);
+  // Bytes of X in a row, on average.
+  size_t (*row_bytes)(const Design& X);
+
+  // For a layout that has to find or to check its rows (else null): a slab's walk owns
+  // `state_doubles` doubles. `seek` is called before its first chunk, then `advance` before each,
+  // in order; forward and backward are called any number of times, or never, for the chunk last
+  // advanced to. False: an index is out of range, and the chunk must not be walked.
+  size_t (*state_doubles)(const Design& X);
+  bool (*seek)(const Design& X, size_t row, void* state);
+  bool (*advance)(const Design& X, Range rows, void* state);
 };
 
 inline constexpr size_t kLossBlock = 512;
 
-std::span<const LossKernels> LossOps();
+const LayoutKernels& KernelsOf(Layout layout);
 
-// A mean and its gradients; the gradients are overwritten, and left alone if gw is null.
-struct MeanLossResult {
-  double loss;
-  void* gw;  // (cols,), of w's dtype
-  void* gb;  // one element
-  DType gb_dtype;
+// --- losses --------------------------------------------------------------------------------------
+
+enum class TargetType : uint8_t { kFloat32, kFloat64, kLabel };  // kLabel: int64_t
+constexpr size_t ItemSize(TargetType type) { return type == TargetType::kFloat32 ? 4 : 8; }
+
+// One chunk on its way through a score. All arrays begin at the chunk's first row, and all but
+// labels and where noted are (rows, outputs).
+struct ScoreChunk {
+  double parameter;
+  size_t rows, outputs;
+  TargetType y_type;
+  const void* y;         // labels: (rows,)
+  const double* weight;  // each row's, repeated `outputs` times; null: all 1
+  const double* z;
+  double* loss;       // if not null: l, not weighted; a row-coupled loss's is (rows,)
+  double* slope;      // dl/dz, weighted; may be z
+  double* curvature;  // d2l/dz2, not weighted (softmax: the probabilities); may be z
+  double loss_sum;    // out: over the chunk, weighted
+  size_t bad_row;     // out: the first whose y is outside the domain, or kNoRow; NaN is its score
 };
 
-// loss = 1/rows * sum of l(X_i w + b, y_i), and both gradients. Sums of float64 over fixed blocks
-// of rows that are merged as a tree: the bits depend on the shape and the target, never on the
-// thread count. Outputs are untouched unless it is done.
-Outcome MeanLoss(LossKernel kernel, const LinearModel& model, MeanLossResult& result, Poll* poll);
+inline constexpr size_t kNoRow = ~size_t{0};
+
+// What a score writes of ScoreChunk; kSlope and kAll include the loss, kCurvature is it alone.
+enum class Wanted : uint8_t { kLoss, kSlope, kCurvature, kAll };
+inline constexpr size_t kWanted = 4;
+
+using Score = void (*)(ScoreChunk& chunk);
+
+// slope = weight * H(curvature) * direction of each row; slope may be the direction.
+using Curve = void (*)(const ScoreChunk& chunk, const double* curvature, const double* direction);
+
+struct LossKernels {
+  const char* name;
+  bool coupled;  // a row's outputs are one sample
+  Score score[kWanted];
+  Curve curve;
+};
+
+std::span<const LossKernels> LossOps();
+
+// --- what else happens to a chunk ----------------------------------------------------------------
+
+struct ChunkKernels {
+  // *bad: the first that is not finite or negative, or kNoRow.
+  double (*sum_weights)(const double* weight, size_t rows, size_t* bad);
+  // sums[k] += sum_r slopes[r * outputs + k]
+  void (*sum_outputs)(const double* slopes, size_t rows, size_t outputs, double* sums);
+  // gX[r, j] = scale * sum_k slopes[r * outputs + k] w[j * outputs + k], by dtype of gX.
+  void (*write_gx[kDTypes])(const double* slopes, size_t rows, size_t outputs, const double* w,
+                            size_t cols, double scale, void* gX, ptrdiff_t stride);
+};
+
+const ChunkKernels& KernelsOfChunks();
+
+// --- jobs ----------------------------------------------------------------------------------------
+
+// kCurvature writes `kept` alone, kCurved reads it: a Hessian-vector product without the loss.
+enum class Job : uint8_t { kValue, kGradient, kHvp, kCurvature, kCurved };
+
+struct LinearProblem {
+  Design X;
+  const LossKernels* loss;
+  double parameter;
+  size_t outputs;
+  const void* y;
+  TargetType y_type;
+  const void* w;  // (cols, outputs), contiguous
+  DType w_dtype;
+  const double* b;       // (outputs,)
+  const double* weight;  // (rows,), or null
+  const double* vw;      // (cols, outputs), for kHvp and kCurved
+  const double* vb;
+  double* kept;  // (rows, outputs); kGradient: may be null
+  // kGradient, if not null: (rows, cols), contiguous rows, scale * slopes w^T.
+  void* gX;
+  DType gX_dtype;
+  ptrdiff_t gX_stride;
+  double scale;
+};
+
+struct BadRow {
+  enum class Argument : uint8_t { kX, kY, kWeight } argument;
+  size_t row;  // of kX: in whose slab or chunk an index is out of range
+};
+
+// The gradients are of w's and gb_dtype, overwritten, and left alone where the job has none.
+struct LossResult {
+  bool mean;  // divide by the sum of weights
+  void* gw;   // (cols, outputs)
+  void* gb;   // (outputs,)
+  DType gb_dtype;
+  double loss, weight;
+  std::optional<BadRow> bad;  // the lowest row: then nothing else counts
+};
+
+// Float64 sums over fixed blocks of rows that are merged as a tree: the bits depend on the shape,
+// the layout and the target, never on the thread count. Results are untouched unless it is done,
+// `kept` and gX are not.
+Outcome SumLoss(Job job, const LinearProblem& problem, LossResult& result, Poll* poll);
+
+// --- elementwise ---------------------------------------------------------------------------------
+
+// The loss or a derivative at predictions z of (rows, outputs), C-contiguous like y and `out`; a
+// coupled loss has an `out` of (rows,) for kLoss. Computed in float64, rounded once.
+struct PointwiseProblem {
+  const LossKernels* loss;
+  double parameter;
+  size_t rows, outputs;
+  const void* z;
+  DType dtype;  // of z and out
+  const void* y;
+  TargetType y_type;
+};
+
+// `wanted`: one array, not kAll.
+Outcome MapLoss(Wanted wanted, const PointwiseProblem& problem, void* out, Poll* poll);
 
 }  // namespace pullback
 

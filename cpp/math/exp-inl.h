@@ -242,6 +242,19 @@ HWY_INLINE V TimesExp(D d, V v, V p, V k) {
                  PowerOfTwo(d, hn::Sub(k, half), zero));
 }
 
+// v * exp(x), full range; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V TimesExp(D d, V v, V x) {
+  V p_hi, p_lo, k;
+  ExpCore(d, AtLeast(d, -1500, AtMost(d, 1500, x)), hn::Zero(d), p_hi, p_lo, k);
+  // In thirds, all of one sign: what is beyond the range on the way is so at the end.
+  const V rounder = hn::Set(d, FormatOf<D>::kRounder);
+  const V third = hn::Sub(hn::MulAdd(k, hn::Set(d, 1.0 / 3), rounder), rounder);
+  const V scale = PowerOfTwo(d, third, hn::Zero(d));
+  const V rest = PowerOfTwo(d, hn::Sub(k, hn::Add(third, third)), hn::Zero(d));
+  return hn::Mul(hn::Mul(hn::Mul(hn::Mul(v, hn::Add(p_hi, p_lo)), scale), scale), rest);
+}
+
 // x on the right, alpha * expm1(x) on the left and at 0, and both derivatives, full range.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void Elu(D d, V x, V alpha, V& y, V& dx, V& dalpha) {

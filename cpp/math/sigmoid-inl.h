@@ -115,18 +115,27 @@ HWY_INLINE void Sigmoid(D d, V x, V& y, V& dy) {
   dy = hn::Mul(LogisticSlope(d, c), c.down);
 }
 
-// tanh(x) = (1 - e) / (1 + e), tanh'(x) = 4 e / (1 + e)^2 with e = exp(-2 |x|); full range.
+// tanh(x) = (1 - e) / (1 + e), tanh'(x) = 4 e / (1 + e)^2 with e = exp(-2 |x|); full range; of
+// x + x_lo, |x_lo| <= a few ulp(x). Returns the core of e, and 1 - e = n_hi + n_lo.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE void Tanh(D d, V x, V& y, V& dy) {
+HWY_INLINE LogisticCore<V> Tanh(D d, V x, V x_lo, V& n_hi, V& n_lo, V& y, V& dy) {
   using C = SigmoidConstants<hn::TFromD<D>>;
   const V minus_abs = hn::Neg(hn::Abs(x));
-  const LogisticCore<V> c = MakeLogisticCore(d, hn::Add(minus_abs, minus_abs));
+  const V minus_lo = hn::IfNegativeThenElse(x, x_lo, hn::Neg(x_lo));
+  const LogisticCore<V> c =
+      MakeLogisticCore(d, hn::Add(minus_abs, minus_abs), hn::Add(minus_lo, minus_lo));
   const V e_lo = hn::Mul(hn::Mul(c.p_lo, c.up), c.down);
-  V n_hi, n_lo;
   FastTwoSum(hn::Set(d, 1), hn::Neg(c.e_hi), n_hi, n_lo);
   FastTwoSum(n_hi, hn::Sub(n_lo, e_lo), n_hi, n_lo);  // e_lo leads near 0
   y = hn::CopySign(LogisticQuotient(d, c, n_hi, n_lo), x);
   dy = hn::Mul(LogisticSlope(d, c), hn::Set(d, C::kFourGapDown));
+  return c;
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Tanh(D d, V x, V& y, V& dy) {
+  V n_hi, n_lo;
+  Tanh(d, x, hn::Zero(d), n_hi, n_lo, y, dy);
 }
 
 }  // namespace HWY_NAMESPACE

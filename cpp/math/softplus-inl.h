@@ -41,32 +41,35 @@ struct SoftplusConstants<double> {
   static constexpr double kLarge = 40;
 };
 
-// a + log(1 + e) for finite a, and for a = 0 down to subnormal e. Off by about 0.3 ULP of the
-// largest of the three before the last rounding.
+// a + log(1 + e), e = e_hi + e_lo in [0, 1], for finite a, and for a = 0 down to subnormal e. Off
+// by about 0.3 ULP of the largest of the three before the last rounding.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE V AddLog1p(D d, const LogisticCore<V>& c, V a) {
+HWY_INLINE V AddLog1p(D d, V e_hi, V e_lo, V a) {
   using C = SoftplusConstants<hn::TFromD<D>>;
   const V two = hn::Set(d, 2);
   // log(1 + e) = 2 s + s^3 tail(s^2) with s = e / (2 + e), and 2 / (2 + e) = 1 - s gives what the
   // division dropped.
-  const V e_lo = hn::Mul(hn::Mul(c.p_lo, c.up), c.down);
   V divisor, divisor_lo, sum, rest;
-  FastTwoSum(two, c.e_hi, divisor, divisor_lo);
-  const V s = hn::Div(c.e_hi, divisor);
+  FastTwoSum(two, e_hi, divisor, divisor_lo);
+  const V s = hn::Div(e_hi, divisor);
   const V complement = hn::Sub(hn::Set(d, 1), s);
   const V residual =
-      hn::MulAdd(e_lo, complement, hn::NegMulAdd(s, divisor_lo, Residual(d, s, divisor, c.e_hi)));
+      hn::MulAdd(e_lo, complement, hn::NegMulAdd(s, divisor_lo, Residual(d, s, divisor, e_hi)));
   const V z = hn::Mul(s, s);
   const V tail = hn::Mul(hn::Mul(s, z), Polynomial(d, C::kTail, z, hn::Mul(z, z)));
   TwoSum(a, hn::Add(s, s), sum, rest);
   return hn::Add(sum, hn::Add(rest, hn::MulAdd(residual, complement, tail)));
 }
 
-// log(1 + exp(x)) and its derivative, full range.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE void Softplus(D d, V x, V& y, V& dy) {
+HWY_INLINE V AddLog1p(D d, const LogisticCore<V>& c, V a) {
+  return AddLog1p(d, c.e_hi, hn::Mul(hn::Mul(c.p_lo, c.up), c.down), a);
+}
+
+// log(1 + exp(x)) and its derivative, full range, by the core of -|x|.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Softplus(D d, const LogisticCore<V>& c, V x, V& y, V& dy) {
   using C = SoftplusConstants<hn::TFromD<D>>;
-  const LogisticCore<V> c = MakeLogisticCore(d, hn::Neg(hn::Abs(x)));
   // The sigmoid, one division and no corrections: the bound is 2.5 ULP.
   const V one = hn::Set(d, 1);
   const V numerator = hn::IfNegativeThenElse(x, c.raised, one);
@@ -74,6 +77,34 @@ HWY_INLINE void Softplus(D d, V x, V& y, V& dy) {
   dy = hn::Mul(hn::Div(numerator, hn::Add(one, c.e_hi)), scale);
   y = AddLog1p(d, c, AtLeast(d, 0, x));
   y = hn::IfThenElse(hn::Gt(x, hn::Set(d, C::kLarge)), x, y);
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Softplus(D d, V x, V& y, V& dy) {
+  Softplus(d, MakeLogisticCore(d, hn::Neg(hn::Abs(x))), x, y, dy);
+}
+
+// log(cosh(x - a)) and its first two derivatives, full range; double. What x - a rounds off is a
+// relative error of the second in the tails.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void LogCosh(D d, V x, V a, V& y, V& dy, V& d2y) {
+  V hi, lo;
+  TwoDiff(x, a, hi, lo);
+  const V abs = hn::Abs(hi);
+  lo = hn::IfThenElseZero(hn::Lt(abs, hn::Set(d, -SigmoidConstants<double>::kMin)), lo);
+  V n_hi, n_lo;
+  const LogisticCore<V> c = Tanh(d, hi, lo, n_hi, n_lo, dy, d2y);
+  // With e = exp(-2 |x|): near 0 half of log(1 + sinh^2), sinh^2 = (1 - e)^2 / (4 e), which loses
+  // nothing there; |x| - log(2) + log(1 + e) loses nothing elsewhere.
+  const V n = hn::Add(n_hi, n_lo);
+  const V square = hn::Div(hn::Mul(n, n), hn::Mul(hn::Set(d, 4), c.e_hi));
+  const auto near = hn::Le(abs, hn::Set(d, 0.875));  // sinh^2 < 1
+  const V e_lo = hn::Mul(hn::Mul(c.p_lo, c.up), c.down);
+  const V distance = hn::Sub(abs, hn::Set(d, ExpConstants<double>::kLn2));
+  const V log1p = AddLog1p(d, hn::IfThenElse(near, square, c.e_hi), hn::IfThenZeroElse(near, e_lo),
+                           hn::IfThenZeroElse(near, distance));
+  y = hn::Mul(log1p, hn::IfThenElse(near, hn::Set(d, 0.5), hn::Set(d, 1)));
+  y = hn::IfThenElse(hn::Eq(abs, Infinity(d)), abs, y);
 }
 
 // log(exp(a) + exp(b)) and both derivatives, full range.

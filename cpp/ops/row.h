@@ -72,18 +72,24 @@
   constexpr int kLossBegin = __COUNTER__ + 1;
 #define PB_LOSS_TABLE_END constexpr int kLossRows = __COUNTER__ - kLossBegin;
 
-// A pointwise loss of a prediction z and a target t, with its first two derivatives in z.
-#define PB_LOSS(name) PB_LOSS_ROW(name, __COUNTER__)
+// A pointwise loss of a prediction z and a target t, with its first two derivatives in z; `domain`
+// is the mask of allowed targets, an expression in d and t. `parameter` is a vector, of what the
+// loss makes of it.
+#define PB_LOSS(name, domain) PB_LOSS_ROW(name, domain, __COUNTER__)
 
-#define PB_LOSS_ROW(name, counter)                                                             \
-  template <>                                                                                  \
-  struct LossRow<(counter)-kLossBegin> {                                                       \
-    static constexpr const char* kName = #name;                                                \
-    template <class D, class V>                                                                \
-    static HWY_INLINE void Eval(D d, V z, V t, V& loss, V& dloss, V& d2loss);                  \
-  };                                                                                           \
-  template <class D, class V>                                                                  \
-  HWY_INLINE void LossRow<(counter)-kLossBegin>::Eval([[maybe_unused]] D d, V z, V t, V& loss, \
-                                                      V& dloss, V& d2loss)
+#define PB_LOSS_ROW(name, domain, counter)                                                 \
+  template <>                                                                              \
+  struct LossRow<(counter)-kLossBegin> {                                                   \
+    static constexpr const char* kName = #name;                                            \
+    template <class D, class V>                                                            \
+    static HWY_INLINE auto Domain([[maybe_unused]] D d, V t) {                             \
+      return domain;                                                                       \
+    }                                                                                      \
+    template <class D, class V>                                                            \
+    static HWY_INLINE void Eval(D d, V z, V t, V parameter, V& loss, V& dloss, V& d2loss); \
+  };                                                                                       \
+  template <class D, class V>                                                              \
+  HWY_INLINE void LossRow<(counter)-kLossBegin>::Eval(                                     \
+      [[maybe_unused]] D d, V z, V t, [[maybe_unused]] V parameter, V& loss, V& dloss, V& d2loss)
 
 #endif  // PULLBACK_CPP_OPS_ROW_H_

@@ -114,8 +114,8 @@ class Sparse:
             yield slice(begin, end), block
 
     def _check(self, op: str, n_data: int) -> None:
-        """Raise ValueError unless the arrays fit each other; indices are the kernels' to check."""
-        major = self.shape[0 if self.format == "csr" else 1]
+        """Raise ValueError unless the arrays fit each other: no kernel looks again."""
+        major, minor = self.shape if self.format == "csr" else self.shape[::-1]
         indptr = self._indptr
         if indptr.shape != (major + 1,):
             raise ValueError(f"{op}: X.indptr has shape {indptr.shape}, needs ({major + 1},)")
@@ -125,6 +125,15 @@ class Sparse:
             raise ValueError(
                 f"{op}: X.indptr ends at {indptr[-1]}, X.data and X.indices hold {n_data} and "
                 f"{len(self._indices)} entries"
+            )
+        # As unsigned numbers negative ones are large, so that one pass is enough.
+        indices = self._indices[: int(indptr[-1])]
+        unsigned = indices.view(f"u{indices.itemsize}")
+        if len(indices) > 0 and unsigned.max() >= minor:
+            i = int(np.argmax(unsigned >= minor))
+            raise ValueError(
+                f"{op}: X.indices[{i}] is {indices[i]}, X of shape {self.shape} needs indices from "
+                f"0 to {minor - 1}"
             )
 
     def _sort_columns(self, data: Array) -> Array:

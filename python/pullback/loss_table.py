@@ -289,7 +289,7 @@ _ROWS: Final = (
         f="(1 - y*z)**2 if y*z < 1 else 0",   df="-2*y*(1 - y*z) if y*z < 1 else 0",
         d2f="2 if y*z < 1 else 0",            y=_SIGN,
         value=lambda z, y, _: np.square(nf.margin(z, y)),
-        derivative=lambda z, y, _: -2 * y * nf.margin(z, y),
+        derivative=lambda z, y, _: -2 * y * nf.margin(z, y) + 0.0,
         second_derivative=lambda z, y, _: nf.where_number(z, 2.0 * (y * z < 1)),
         draw=_signs,
         kinks=("1 - y*z",),
@@ -309,7 +309,7 @@ _ROWS: Final = (
         d2f="1/cosh(z - y)**2",               y=_FINITE,
         value=nf.log_cosh,
         derivative=lambda z, y, _: np.tanh(z - y),
-        second_derivative=lambda z, y, _: nf.sech_squared(z - y),
+        second_derivative=nf.log_cosh_curvature,
         draw=_noisy,
         source="chain rule"),
 

@@ -77,8 +77,7 @@ def loss_sums(
     Raises
     ------
     ValueError
-        With the arguments "y" or "sample_weight" and the first bad row, or "X" and the first entry
-        with an index out of range.
+        With the arguments "y" or "sample_weight" and the first bad row.
     """
     row = LOSSES[name]
     n_features, n_outputs = w.shape
@@ -256,10 +255,6 @@ def _blocks(X: KernelData) -> Iterator[tuple[slice, _Block]]:
             for begin, end in pointers:
                 inside = slice(int(indptr[begin]), int(indptr[end]))
                 minor = indices[inside]
-                limit = shape[1 if layout == "csr" else 0]
-                out = (minor < 0) | (minor >= limit)
-                if out.any():
-                    raise ValueError("X", inside.start + int(np.argmax(out)))
                 counts = np.diff(indptr[begin : end + 1])
                 major = np.repeat(np.arange(begin - first, end - first), counts)
                 rows, columns = (major, minor) if layout == "csr" else (minor, major)

@@ -89,7 +89,7 @@ class Loss:
         self.__module__ = engine.module
         self.__doc__ = _docstring(row)
         self.pointwise = Pointwise(self, row, self._score)
-        if engine.loss_method is not None:
+        if engine.loss_method is not None and not row.of_classes:  # it takes one output alone
             for method in ("value", "value_and_grad"):
                 setattr(self, method, self._direct(engine.loss_method, method))
 
@@ -475,8 +475,6 @@ class Loss:
                 weight = samples.sample_weight[first + row]
                 text = f"sample_weight[{first + row}] is {weight}, needs to be finite and "
                 text += "not negative"
-            case ("X", int()):
-                text = f"X.indices holds an index out of range for X of shape {samples.data.shape}"
             case _:
                 raise error
         raise ValueError(f"{op}: {text}") from None

@@ -1,0 +1,480 @@
+// Dense X, one output: rows in registers or side by side, columns several at a time.
+//
+// An element is needed twice, for its row's prediction and, scaled by the loss's slope, for the
+// gradient. It is read from memory once and taken from cache the second time; so that memory does
+// not idle then, each pass asks for half of the next chunk.
+#if defined(PULLBACK_CPP_KERNELS_DENSE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef PULLBACK_CPP_KERNELS_DENSE_INL_H_
+#undef PULLBACK_CPP_KERNELS_DENSE_INL_H_
+#else
+#define PULLBACK_CPP_KERNELS_DENSE_INL_H_
+#endif
+
+#include <hwy/cache_control.h>
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstddef>
+
+#include "kernels/blocks.h"
+#include "kernels/load-inl.h"
+#include "kernels/losses.h"
+#include "runtime/prefetch.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace pullback {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Lane r of the result is the sum over the lanes of rows[r]: a transposed reduction, so that all
+// rows together cost about as many additions as one.
+template <class D, class V, size_t kRows>
+HWY_INLINE V SumEachRow(D d, const std::array<V, kRows>& rows) {
+  static_assert(kRows == hn::MaxLanes(D()));
+#if HWY_TARGET == HWY_SCALAR
+  (void)d;
+  return rows[0];
+#else
+  // Per 128-bit block b: {sum of row i in b, sum of row j in b}.
+  const auto pair = [d](V i, V j) HWY_ATTR {
+    return hn::Add(hn::InterleaveLower(d, i, j), hn::InterleaveUpper(d, i, j));
+  };
+  if constexpr (kRows == 2) {
+    return pair(rows[0], rows[1]);
+  } else {
+    const auto halve = [d](V low, V high) HWY_ATTR {
+      return hn::Add(hn::ConcatLowerLower(d, high, low), hn::ConcatUpperUpper(d, high, low));
+    };
+    if constexpr (kRows == 4) {
+      return halve(pair(rows[0], rows[1]), pair(rows[2], rows[3]));
+    } else {
+      static_assert(kRows == 8);
+      const V a = halve(pair(rows[0], rows[1]), pair(rows[4], rows[5]));
+      const V c = halve(pair(rows[2], rows[3]), pair(rows[6], rows[7]));
+      return hn::Add(hn::OddEvenBlocks(hn::SwapAdjacentBlocks(c), a),
+                     hn::OddEvenBlocks(c, hn::SwapAdjacentBlocks(a)));
+    }
+  }
+#endif
+}
+
+// Elements of X become float64 as they are loaded: products and sums are float64 throughout.
+template <class D, typename T>
+struct Loader {
+  using From = hn::Rebind<T, D>;
+  using V = hn::Vec<D>;
+  static HWY_INLINE V Whole(const T* p) {
+    if constexpr (sizeof(T) == 8) {
+      return hn::LoadU(D(), p);
+    } else {
+      return hn::PromoteTo(D(), hn::LoadU(From(), p));
+    }
+  }
+  static HWY_INLINE V Part(const T* p, size_t count) {
+    if constexpr (sizeof(T) == 8) {
+      return LoadTail(D(), p, count);
+    } else {
+      return hn::PromoteTo(D(), LoadTail(From(), p, count));
+    }
+  }
+};
+
+inline size_t DenseRowBytes(const Design& X) { return X.cols * ItemSize(X.dtype); }
+
+// A row of kRows, or a column of kColumns.
+template <typename T>
+HWY_INLINE const T* LineOf(const Design& X, size_t i) {
+  return static_cast<const T*>(X.data) + static_cast<ptrdiff_t>(i) * X.stride;
+}
+
+// Rows are cut into vectors of at most four lanes unless they are very long. Wider ones straddle
+// cache lines at every load, since NumPy aligns to 16 bytes, and of short rows the last vector
+// would be mostly empty: eight lanes took 1.4 x the time at 10 columns and 1.2 x at 100.
+using Tag = hn::CappedTag<double, 4>;
+using WideTag = hn::ScalableTag<double>;
+
+// X of at most so many bytes is taken to be in the last-level cache: nothing is fetched ahead.
+constexpr size_t kCachedBytes = size_t{16} << 20;
+// From memory, longer rows are read in wide vectors; even longer ones one by one, or they would
+// have left the cache before the second pass.
+constexpr size_t kLongRowBytes = 4096;
+constexpr size_t kHugeRowBytes = 65536;
+constexpr size_t kRowsAtOnce = 8;
+
+// Every second cache line passed of some rows or columns, their next line is asked for, `ahead`
+// elements on: the first half by Forward, the second by Backward.
+template <typename T, size_t kGroup>
+class Fetch {
+ public:
+  HWY_INLINE Fetch(ptrdiff_t ahead, size_t begin) : ahead_(ahead), next_(begin) {}
+
+  // A prefetch cannot fault: it may lie past the last rows.
+  HWY_INLINE void Pass(const T* const (&x)[kGroup], size_t i) {
+    if (ahead_ == 0 || i < due_) return;
+    for (size_t g = 0; g < kGroup; ++g) PrefetchIntoL2(x[g] + next_ + ahead_);
+    next_ += kLine;
+    due_ += 2 * kLine;
+  }
+
+  static constexpr size_t Half(size_t n) { return n / kLine / 2 * kLine; }
+
+ private:
+  static constexpr size_t kLine = 64 / sizeof(T);
+  ptrdiff_t ahead_;
+  size_t next_, due_ = 0;
+};
+
+// --- rows of a few vectors -----------------------------------------------------------------------
+
+// Up to this many vectors a row weights and gradient stay in registers.
+constexpr size_t kShortVectors = 6;
+
+template <typename T, size_t kVectors>
+struct ShortRows {
+  using V = hn::Vec<Tag>;
+  static constexpr size_t kLanes = hn::MaxLanes(Tag());
+
+  static HWY_INLINE V Part(const T* row, size_t v, size_t tail) {
+    const T* const p = row + v * kLanes;
+    return v + 1 < kVectors ? Loader<Tag, T>::Whole(p) : Loader<Tag, T>::Part(p, tail);
+  }
+
+  static void Forward(const Design& X, Range rows, const double* w, double b, double* z,
+                      [[maybe_unused]] ptrdiff_t ahead) {
+    const Tag d;
+    const size_t tail = X.cols - (kVectors - 1) * kLanes;
+    V weight[kVectors];
+    PB_UNROLL
+    for (size_t v = 0; v < kVectors; ++v) weight[v] = hn::LoadU(d, w + v * kLanes);
+    const V bias = hn::Set(d, b);
+    const auto dot = [&](size_t row) HWY_ATTR {
+      const T* const x = LineOf<T>(X, row);
+      V sum = hn::Mul(weight[0], Part(x, 0, tail));
+      PB_UNROLL
+      for (size_t v = 1; v < kVectors; ++v) sum = hn::MulAdd(weight[v], Part(x, v, tail), sum);
+      return sum;
+    };
+    std::array<V, kLanes> dots;
+    size_t row = rows.begin;
+    for (; row + kLanes <= rows.end; row += kLanes) {
+      PB_UNROLL
+      for (size_t r = 0; r < kLanes; ++r) dots[r] = dot(row + r);
+      hn::StoreU(hn::Add(SumEachRow(d, dots), bias), d, z + (row - rows.begin));
+    }
+    if (row == rows.end) return;
+    for (size_t r = 0; r < kLanes; ++r) dots[r] = row + r < rows.end ? dot(row + r) : hn::Zero(d);
+    hn::StoreU(hn::Add(SumEachRow(d, dots), bias), d, z + (row - rows.begin));
+  }
+
+  static void Backward(const Design& X, Range rows, const double* slopes, double* gw,
+                       [[maybe_unused]] ptrdiff_t ahead) {
+    const Tag d;
+    const size_t tail = X.cols - (kVectors - 1) * kLanes;
+    // Two chains of additions per vector: one alone would wait for its own latency.
+    V even[kVectors], odd[kVectors];
+    PB_UNROLL
+    for (size_t v = 0; v < kVectors; ++v) {
+      even[v] = hn::LoadU(d, gw + v * kLanes);
+      odd[v] = hn::Zero(d);
+    }
+    const auto add = [&](size_t r, V(&gradient)[kVectors]) HWY_ATTR {
+      const T* const x = LineOf<T>(X, rows.begin + r);
+      const V slope = hn::Set(d, slopes[r]);
+      PB_UNROLL
+      for (size_t v = 0; v < kVectors; ++v) {
+        gradient[v] = hn::MulAdd(slope, Part(x, v, tail), gradient[v]);
+      }
+    };
+    size_t r = 0;
+    for (; r + 2 <= rows.size(); r += 2) {
+      add(r, even);
+      add(r + 1, odd);
+    }
+    if (r < rows.size()) add(r, even);
+    PB_UNROLL
+    for (size_t v = 0; v < kVectors; ++v) {
+      hn::StoreU(hn::Add(even[v], odd[v]), d, gw + v * kLanes);
+    }
+  }
+};
+
+// --- longer rows ---------------------------------------------------------------------------------
+
+// Rows side by side: each part of the weights, and of the gradient, is loaded once for all.
+template <typename T, class D, size_t kGroup>
+struct LongRows {
+  using V = hn::Vec<D>;
+  static constexpr size_t kLanes = hn::MaxLanes(D());
+  using Ahead = Fetch<T, kGroup>;
+
+  static HWY_INLINE void Point(const Design& X, size_t row, size_t end, const T* (&x)[kGroup]) {
+    for (size_t r = 0; r < kGroup; ++r) x[r] = LineOf<T>(X, std::min(row + r, end - 1));
+  }
+
+  static void Forward(const Design& X, Range rows, const double* w, double b, double* z,
+                      ptrdiff_t ahead) {
+    const D d;
+    const size_t whole = X.cols / kLanes * kLanes, tail = X.cols - whole;
+    for (size_t row = rows.begin; row < rows.end; row += kGroup) {
+      const T* x[kGroup];
+      Point(X, row, rows.end, x);
+      Ahead fetch(ahead, 0);
+      V dots[kGroup];
+      PB_UNROLL
+      for (V& dot : dots) dot = hn::Zero(d);
+      for (size_t j = 0; j < whole; j += kLanes) {
+        fetch.Pass(x, j);
+        const V weight = hn::LoadU(d, w + j);
+        PB_UNROLL
+        for (size_t r = 0; r < kGroup; ++r) {
+          dots[r] = hn::MulAdd(weight, Loader<D, T>::Whole(x[r] + j), dots[r]);
+        }
+      }
+      if (tail != 0) {
+        const V weight = hn::LoadU(d, w + whole);
+        PB_UNROLL
+        for (size_t r = 0; r < kGroup; ++r) {
+          dots[r] = hn::MulAdd(weight, Loader<D, T>::Part(x[r] + whole, tail), dots[r]);
+        }
+      }
+      double* const to = z + (row - rows.begin);
+      if constexpr (kGroup % kLanes == 0) {
+        PB_UNROLL
+        for (size_t first = 0; first < kGroup; first += kLanes) {
+          std::array<V, kLanes> some;
+          PB_UNROLL
+          for (size_t r = 0; r < kLanes; ++r) some[r] = dots[first + r];
+          hn::StoreU(hn::Add(SumEachRow(d, some), hn::Set(d, b)), d, to + first);
+        }
+      } else {
+        for (size_t r = 0; r < kGroup; ++r) to[r] = SumLanes(d, dots[r]) + b;
+      }
+    }
+  }
+
+  static void Backward(const Design& X, Range rows, const double* slopes, double* gw,
+                       ptrdiff_t ahead) {
+    size_t row = rows.begin;
+    for (; row + kGroup <= rows.end; row += kGroup) {
+      Add<kGroup>(X, row, kGroup, slopes + (row - rows.begin), gw, ahead);
+    }
+    if (row < rows.end) Add<0>(X, row, rows.end - row, slopes + (row - rows.begin), gw, ahead);
+  }
+
+ private:
+  template <size_t kFull>
+  static HWY_INLINE void Add(const Design& X, size_t row, size_t count, const double* slopes,
+                             double* gw, ptrdiff_t ahead) {
+    const D d;
+    const size_t whole = X.cols / kLanes * kLanes, tail = X.cols - whole;
+    const T* x[kGroup];
+    Point(X, row, row + count, x);
+    Ahead fetch(ahead, Ahead::Half(X.cols));
+    V slope[kGroup];
+    PB_UNROLL
+    for (size_t r = 0; r < kGroup; ++r) {
+      slope[r] = r < count ? hn::Set(d, slopes[r]) : hn::Zero(d);
+    }
+    for (size_t j = 0; j < whole; j += kLanes) {
+      fetch.Pass(x, j);
+      V gradient = hn::LoadU(d, gw + j);
+      PB_UNROLL
+      for (size_t r = 0; r < kGroup; ++r) {
+        if (kFull == 0 && r >= count) break;
+        gradient = hn::MulAdd(slope[r], Loader<D, T>::Whole(x[r] + j), gradient);
+      }
+      hn::StoreU(gradient, d, gw + j);
+    }
+    if (tail != 0) {
+      V gradient = hn::LoadU(d, gw + whole);
+      PB_UNROLL
+      for (size_t r = 0; r < kGroup; ++r) {
+        if (kFull == 0 && r >= count) break;
+        gradient = hn::MulAdd(slope[r], Loader<D, T>::Part(x[r] + whole, tail), gradient);
+      }
+      hn::StoreU(gradient, d, gw + whole);
+    }
+  }
+};
+
+// --- rows by their length ------------------------------------------------------------------------
+
+// Half of L1: the other half is for what the stages write, and what is fetched.
+constexpr size_t kChunkBytes = size_t{16} << 10;
+
+// Of several outputs a quarter of L2: the sums of a column pay for so many rows only.
+constexpr size_t kOutputsChunkBytes = size_t{128} << 10;
+
+inline size_t ChunkOfRows(const Design& X, size_t outputs) {
+  const size_t bytes = std::max<size_t>(DenseRowBytes(X), 1);
+  const size_t chunk = outputs == 1 ? kChunkBytes : kOutputsChunkBytes;
+  if (bytes > kHugeRowBytes && outputs == 1) return 1;
+  return std::clamp(std::bit_floor(std::max<size_t>(chunk / bytes, 1)), kRowsAtOnce, kLossBlock);
+}
+
+struct RowStages {
+  void (*forward)(const Design& X, Range rows, const double* w, double b, double* z,
+                  ptrdiff_t ahead);
+  void (*backward)(const Design& X, Range rows, const double* slopes, double* gw, ptrdiff_t ahead);
+};
+
+template <class Rows>
+inline constexpr RowStages kRowStages = {Rows::Forward, Rows::Backward};
+
+template <typename T>
+RowStages StagesByLength(const Design& X) {
+  constexpr size_t kLanes = hn::MaxLanes(Tag());
+  static_assert(kShortVectors == 6);
+  switch ((X.cols + kLanes - 1) / kLanes) {
+    case 0:
+    case 1:
+      return kRowStages<ShortRows<T, 1>>;
+    case 2:
+      return kRowStages<ShortRows<T, 2>>;
+    case 3:
+      return kRowStages<ShortRows<T, 3>>;
+    case 4:
+      return kRowStages<ShortRows<T, 4>>;
+    case 5:
+      return kRowStages<ShortRows<T, 5>>;
+    case 6:
+      return kRowStages<ShortRows<T, 6>>;
+    default:
+      const size_t row_bytes = DenseRowBytes(X);
+      if (row_bytes > kHugeRowBytes) return kRowStages<LongRows<T, WideTag, 1>>;
+      if (row_bytes > kLongRowBytes) return kRowStages<LongRows<T, WideTag, kRowsAtOnce>>;
+      return kRowStages<LongRows<T, Tag, kRowsAtOnce>>;
+  }
+}
+
+// How far ahead of an element its successor in the next chunk lies; 0: nothing is to be fetched.
+inline ptrdiff_t RowsAhead(const Design& X) {
+  if (X.rows * DenseRowBytes(X) <= kCachedBytes) return 0;
+  return static_cast<ptrdiff_t>(ChunkOfRows(X, 1)) * X.stride;
+}
+
+template <typename T>
+void ForwardRows(const Design& X, size_t, Range rows, const double* w, const double* b, double* z,
+                 void*) {
+  StagesByLength<T>(X).forward(X, rows, w, *b, z, RowsAhead(X));
+}
+
+template <typename T>
+void BackwardRows(const Design& X, size_t, Range rows, const double* slopes, double* gw, void*) {
+  StagesByLength<T>(X).backward(X, rows, slopes, gw, RowsAhead(X));
+}
+
+// --- columns -------------------------------------------------------------------------------------
+
+constexpr size_t kColumnsAtOnce = 8;
+
+inline size_t ChunkOfColumns(const Design& X, size_t outputs) {
+  (void)outputs;
+  const size_t bytes = std::max<size_t>(DenseRowBytes(X), 1);
+  constexpr size_t kBytes = size_t{256} << 10;
+  return std::clamp(std::bit_floor(std::max<size_t>(kBytes / bytes, 1)), size_t{64}, kLossBlock);
+}
+
+inline ptrdiff_t ColumnsAhead(const Design& X) {
+  return X.rows * DenseRowBytes(X) <= kCachedBytes ? 0
+                                                   : static_cast<ptrdiff_t>(ChunkOfColumns(X, 1));
+}
+
+// kGroup columns of some rows, one pass over the predictions or slopes.
+template <typename T, size_t kGroup>
+struct Columns {
+  using D = WideTag;
+  using V = hn::Vec<D>;
+  static constexpr size_t kLanes = hn::MaxLanes(D());
+
+  static HWY_INLINE void Point(const Design& X, size_t column, size_t row, const T* (&x)[kGroup]) {
+    for (size_t c = 0; c < kGroup; ++c) x[c] = LineOf<T>(X, column + c) + row;
+  }
+
+  static HWY_INLINE void Forward(const Design& X, size_t column, Range rows, const double* w,
+                                 double* z, ptrdiff_t ahead) {
+    const D d;
+    const size_t whole = rows.size() / kLanes * kLanes, tail = rows.size() - whole;
+    const T* x[kGroup];
+    Point(X, column, rows.begin, x);
+    Fetch<T, kGroup> fetch(ahead, 0);
+    V weight[kGroup];
+    PB_UNROLL
+    for (size_t c = 0; c < kGroup; ++c) weight[c] = hn::Set(d, w[column + c]);
+    for (size_t r = 0; r < whole; r += kLanes) {
+      fetch.Pass(x, r);
+      V sum = hn::LoadU(d, z + r);
+      PB_UNROLL
+      for (size_t c = 0; c < kGroup; ++c) {
+        sum = hn::MulAdd(weight[c], Loader<D, T>::Whole(x[c] + r), sum);
+      }
+      hn::StoreU(sum, d, z + r);
+    }
+    if (tail == 0) return;
+    V sum = hn::LoadU(d, z + whole);
+    PB_UNROLL
+    for (size_t c = 0; c < kGroup; ++c) {
+      sum = hn::MulAdd(weight[c], Loader<D, T>::Part(x[c] + whole, tail), sum);
+    }
+    hn::StoreU(sum, d, z + whole);
+  }
+
+  static HWY_INLINE void Backward(const Design& X, size_t column, Range rows, const double* slopes,
+                                  double* gw, ptrdiff_t ahead) {
+    const D d;
+    const size_t whole = rows.size() / kLanes * kLanes, tail = rows.size() - whole;
+    const T* x[kGroup];
+    Point(X, column, rows.begin, x);
+    Fetch<T, kGroup> fetch(ahead, Fetch<T, kGroup>::Half(rows.size()));
+    V dots[kGroup];
+    PB_UNROLL
+    for (V& dot : dots) dot = hn::Zero(d);
+    for (size_t r = 0; r < whole; r += kLanes) {
+      fetch.Pass(x, r);
+      const V slope = hn::LoadU(d, slopes + r);
+      PB_UNROLL
+      for (size_t c = 0; c < kGroup; ++c) {
+        dots[c] = hn::MulAdd(slope, Loader<D, T>::Whole(x[c] + r), dots[c]);
+      }
+    }
+    if (tail != 0) {
+      const V slope = LoadTail(d, slopes + whole, tail);
+      PB_UNROLL
+      for (size_t c = 0; c < kGroup; ++c) {
+        dots[c] = hn::MulAdd(slope, Loader<D, T>::Part(x[c] + whole, tail), dots[c]);
+      }
+    }
+    for (size_t c = 0; c < kGroup; ++c) gw[column + c] += SumLanes(d, dots[c]);
+  }
+};
+
+template <typename T>
+void ForwardColumns(const Design& X, size_t, Range rows, const double* w, const double* b,
+                    double* z, void*) {
+  const ptrdiff_t ahead = ColumnsAhead(X);
+  std::fill_n(z, PadDoubles(rows.size()), *b);
+  size_t j = 0;
+  for (; j + kColumnsAtOnce <= X.cols; j += kColumnsAtOnce) {
+    Columns<T, kColumnsAtOnce>::Forward(X, j, rows, w, z, ahead);
+  }
+  for (; j < X.cols; ++j) Columns<T, 1>::Forward(X, j, rows, w, z, ahead);
+}
+
+template <typename T>
+void BackwardColumns(const Design& X, size_t, Range rows, const double* slopes, double* gw, void*) {
+  const ptrdiff_t ahead = ColumnsAhead(X);
+  size_t j = 0;
+  for (; j + kColumnsAtOnce <= X.cols; j += kColumnsAtOnce) {
+    Columns<T, kColumnsAtOnce>::Backward(X, j, rows, slopes, gw, ahead);
+  }
+  for (; j < X.cols; ++j) Columns<T, 1>::Backward(X, j, rows, slopes, gw, ahead);
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace pullback
+HWY_AFTER_NAMESPACE();
+
+#endif  // include guard
