@@ -5,7 +5,8 @@
 
 Every contender's result is checked before it is timed. Rounds go through all contenders in turn,
 so that what disturbs the machine disturbs them alike; the median over the rounds counts. A library
-that appears in several ways counts with its best.
+that appears in several ways counts with its best. What a case is wanted to reach stands in `WANTS`,
+and is shown beside what it reached.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ LOSS_SHAPES = (
     (100_000, 1000),
     (20_000, 5000),
 )
+COLUMN_SHAPES = LOSS_SHAPES[4:]  # in F order
+SPARSE_SHAPES = ((10_000, 1000), (100_000, 1000), (1_000_000, 1000))
+HVP_SHAPES = LOSS_SHAPES[2:]
+OUTPUT_SHAPES = ((100, 10), (10_000, 100), (1_000_000, 10), (1_000_000, 100), (100_000, 1000))
+OUTPUTS = 10
+FIT_SHAPES = ((1_000_000, 50),)
 ELEMENTWISE_SIZES = (16, 1000, 100_000, 5_000_000)
 MATMUL_SHAPES = (  # stack, m, k, n
     ((), 4, 4, 4),
@@ -52,6 +59,7 @@ OUT_GIVEN = 5_000_000  # from here on, results go into an array that is there al
 LARGE_BYTES = 1 << 26  # from here on, a plain read of X is timed as well, the limit
 
 QUICK_LOSS_SHAPES = LOSS_SHAPES[:2]
+QUICK_FIT_SHAPES = ((1000, 20),)
 QUICK_SIZES = ELEMENTWISE_SIZES[:2]
 QUICK_MATMUL_SHAPES = MATMUL_SHAPES[:3]
 
@@ -63,6 +71,44 @@ class Effort(NamedTuple):
     round_seconds: float  # per contender and round, for short calls
     case_seconds: float  # no more rounds are begun after this
 
+
+class Want(NamedTuple):
+    """What a case is to reach."""
+
+    libraries: float | None = None  # times the speed of the best library
+    loop: float | None = None  # times the speed of the loop written by hand, Numba's
+    seconds: float | None = None  # at most
+    limit: float | None = None  # at most so many times the limit
+
+    def taken(self, record: dict[str, Any]) -> dict[str, float]:
+        """Return each goal with the share that the case took of the time it allows."""
+        peers = dict(record["peers"])
+        loop, limit = peers.pop("Numba", None), record["limit"]
+        allowed = {}
+        if self.libraries and peers:
+            allowed[f"{self.libraries:g}x"] = min(peers.values()) / self.libraries
+        if self.loop and loop:
+            allowed[f"{self.loop:g}x Numba"] = loop / self.loop
+        if self.seconds:
+            allowed[human(self.seconds)] = self.seconds
+        if self.limit and limit:
+            allowed[f"limit/{self.limit:g}"] = limit * self.limit
+        return {goal: record["pullback"] / seconds for goal, seconds in allowed.items()}
+
+
+# The first pattern found in a label counts. Where nothing is wanted, figures are for information.
+WANTS = (
+    (r"^\w+ 100x10 float\d\d$", Want(libraries=8, loop=2, seconds=0.8e-6)),
+    (r"^\w+ 1000x20 float\d\d$", Want(libraries=2, loop=1.3)),
+    (r"^\w+ 10000x100 float\d\d$", Want(libraries=1.5, loop=1.3)),
+    (r"^\w+ 1000000x10 float\d\d$", Want(libraries=1.5, loop=2)),
+    (r"^\w+ \d+x\d+ float\d\d$", Want(libraries=1.5, loop=1, limit=1.15)),
+    (r"x5000 \w+ F$", Want(limit=1.5)),
+    (r" F$", Want(limit=1.15)),
+    (r" csr$", Want(libraries=1.5)),
+    (r" hvp \d+x\d{3}", Want(limit=1.15)),
+    (r" K=", Want(libraries=1.5)),
+)
 
 PAUSE = 0.03
 
@@ -134,10 +180,12 @@ def compare(
     effort: Effort,
     floor: Any = None,
     least: float | None = None,
+    nbytes: int | None = None,
 ) -> dict[str, Any]:
     """Check and time the contenders of one case; return its record.
 
-    The limit is what `floor` takes, which is timed among them, or `least` seconds.
+    The limit is what `floor` takes, which is timed among them, or `least` seconds; `nbytes` is
+    what has to be read.
     """
     for contender in contenders:
         check(f"{label}: {contender.name}", contender.arrays(contender.call()), expected, rtol)
@@ -152,49 +200,132 @@ def compare(
         best[contender.library] = min(mine, best.get(contender.library, mine))
     ours = best.pop("pullback")
     rival = min(best, key=lambda library: best[library])
-    return {
+    record = {
         "case": label,
         "seconds": seconds,
         "pullback": ours,
         "peers": best,
         "best_peer": rival,
         "ratio": best[rival] / ours,
+        "limit": limit,
         "share_of_limit": None if limit is None else limit / ours,
+        "gigabytes_per_second": None if nbytes is None else nbytes / ours / 1e9,
     }
+    want = next((want for pattern, want in WANTS if re.search(pattern, label)), Want())
+    return record | {"wanted": want.taken(record)}
 
 
 # --- cases ----------------------------------------------------------------------------------------
 
 
 def losses(*, quick: bool, effort: Effort, wanted: Wanted) -> Iterator[dict[str, Any]]:
-    """Yield records of relu_mse.value_and_grad."""
+    """Yield records of losses of linear models: layouts, methods, outputs, and a whole fit."""
+    options = {"effort": effort, "wanted": wanted}
+    single = ("relu_mse", "logistic")
+    shapes = QUICK_LOSS_SHAPES if quick else LOSS_SHAPES
+    yield from _gradients(single, shapes, "C", **options)
+    for layout, shapes in (
+        ("F", COLUMN_SHAPES),
+        ("csr", SPARSE_SHAPES),
+        ("csc", SPARSE_SHAPES),
+    ):
+        yield from _gradients(single, QUICK_LOSS_SHAPES if quick else shapes, layout, **options)
+    yield from _hvps(QUICK_LOSS_SHAPES if quick else HVP_SHAPES, **options)
+    several = ("squared_error", "softmax_cross_entropy")
+    shapes = QUICK_LOSS_SHAPES if quick else OUTPUT_SHAPES
+    yield from _gradients(several, shapes, "C", outputs=OUTPUTS, **options)
+    yield from _fits(QUICK_FIT_SHAPES if quick else FIT_SHAPES, **options)
+
+
+def _dtypes(pattern: str, wanted: Wanted) -> Iterator[tuple[str, Any]]:
+    """Yield labels, and what computes in: both, if wanted."""
     import numpy as np
-    import peers
-    import pullback as pb
+
+    for dtype in (np.float64, np.float32):
+        label = pattern.format(np.dtype(dtype).name)
+        if wanted(label):
+            yield label, dtype
+
+
+def _rtol(dtype: Any) -> float:
+    return 2e-3 if dtype().itemsize == 4 else 1e-9
+
+
+def _read(model: Any) -> Callable[[], Any] | None:
+    """Return a plain read of X where X is large and there is a probe."""
     from pullback.config import native
 
-    for rows, cols in QUICK_LOSS_SHAPES if quick else LOSS_SHAPES:
-        for dtype in (np.float64, np.float32):
-            label = f"relu_mse {rows}x{cols} {np.dtype(dtype).name}"
-            if not wanted(label):
-                continue
-            rng = np.random.default_rng(0)
-            X = rng.random((rows, cols), dtype)
-            X -= dtype(0.4)
-            w = rng.normal(size=cols).astype(dtype)
-            y = (rng.normal(size=rows) + 3).astype(dtype)
-            _, expected = pb.reference.relu_mse.value_and_grad(X, y, w, 0.1)
-            expected = (pb.reference.relu_mse.value(X, y, w, 0.1), *expected)
-            expected = tuple(np.asarray(part, float) for part in expected)
-            large = native is not None and X.nbytes >= LARGE_BYTES
+    if native is None or model.nbytes < LARGE_BYTES:
+        return None
+    return lambda: [native.read_seconds(array) for array in model.stored]
+
+
+def _gradients(
+    names: tuple[str, ...],
+    shapes: Any,
+    layout: str,
+    *,
+    effort: Effort,
+    wanted: Wanted,
+    outputs: int = 1,
+) -> Iterator[dict[str, Any]]:
+    import linear_models
+    import numpy as np
+    import pullback as pb
+
+    suffix = f" K={outputs}" * (outputs > 1) + f" {layout}" * (layout != "C")
+    sparse = layout in ("csr", "csc")
+    contenders = linear_models.sparse_value_and_grad if sparse else linear_models.value_and_grad
+    for loss in names:
+        for rows, cols in shapes:
+            for label, dtype in _dtypes(f"{loss} {rows}x{cols} {{}}{suffix}", wanted):
+                model = linear_models.make(loss, rows, cols, dtype, layout, outputs)
+                value, gradients = getattr(pb.reference, loss).value_and_grad(*model[1:])
+                yield compare(
+                    label,
+                    list(contenders(model)),
+                    tuple(np.asarray(part, float) for part in (value, *gradients)),
+                    _rtol(dtype),
+                    effort,
+                    _read(model),
+                    nbytes=model.nbytes,
+                )
+
+
+def _hvps(shapes: Any, *, effort: Effort, wanted: Wanted) -> Iterator[dict[str, Any]]:
+    import linear_models
+    import numpy as np
+    import pullback as pb
+
+    for rows, cols in shapes:
+        for label, dtype in _dtypes(f"logistic hvp {rows}x{cols} {{}}", wanted):
+            model = linear_models.make("logistic", rows, cols, dtype)
+            v = np.random.default_rng(1).normal(size=cols).astype(dtype), 0.5
+            expected = pb.reference.logistic.hvp(*model[1:], v)
             yield compare(
                 label,
-                list(peers.relu_mse(X, y, w, 0.1)),
-                expected,
-                2e-3 if dtype is np.float32 else 1e-9,
+                list(linear_models.hvp(model, v)),
+                tuple(np.asarray(part, float) for part in expected),
+                _rtol(dtype),
                 effort,
-                (lambda X=X: native.read_seconds(X)) if large else None,
+                _read(model),
+                nbytes=model.nbytes,
             )
+
+
+def _fits(shapes: Any, *, effort: Effort, wanted: Wanted) -> Iterator[dict[str, Any]]:
+    """Fit to gradients of at most 1e-6: parameters then agree to what that leaves open."""
+    import linear_models
+    import pullback as pb
+
+    l2, gtol = 1e-3, 1e-6
+    for rows, cols in shapes:
+        for label, dtype in _dtypes(f"logistic fit {rows}x{cols} {{}}", wanted):
+            X, y = linear_models.make("logistic", rows, cols, dtype)[1:3]
+            objective = pb.LinearObjective(X, y, loss=pb.reference.logistic, l2=l2)
+            expected = (linear_models.minimised(objective, gtol / 100),)
+            contenders = list(linear_models.logistic_fit(X, y, l2, gtol))
+            yield compare(label, contenders, expected, 1e-3, effort)
 
 
 def elementwise(*, quick: bool, effort: Effort, wanted: Wanted) -> Iterator[dict[str, Any]]:
@@ -290,7 +421,12 @@ def matmul(*, quick: bool, effort: Effort, wanted: Wanted) -> Iterator[dict[str,
             )
 
 
-SUITES = {"losses": losses, "elementwise": elementwise, "matmul": matmul}
+# What yields the records, and the libraries that compete.
+SUITES: dict[str, tuple[Callable[..., Iterator[dict[str, Any]]], tuple[str, ...]]] = {
+    "losses": (losses, ("NumPy", "SciPy", "PyTorch", "JAX", "scikit-learn", "Numba")),
+    "elementwise": (elementwise, ("NumPy", "PyTorch", "JAX", "Numba", "numexpr")),
+    "matmul": (matmul, ("NumPy", "PyTorch", "JAX")),
+}
 
 
 # --- report ---------------------------------------------------------------------------------------
@@ -306,22 +442,28 @@ def human(seconds: float | None) -> str:
     return f"{seconds * 1e9:.3g} ns"
 
 
-def header(libraries: list[str]) -> str:
+def header(libraries: tuple[str, ...]) -> str:
     """Return the table's head."""
-    columns = ["pullback", *libraries, "best peer/ours", "of limit"]
-    return f"{'case':34}" + "".join(f"{column:>15}" for column in columns)
+    columns = ["pullback", *libraries, "peer/ours", "GB/s", "of limit"]
+    return f"{'case':42}" + "".join(f"  {column:>12}" for column in columns) + "  wanted"
 
 
-def line(record: dict[str, Any], libraries: list[str]) -> str:
+def line(record: dict[str, Any], libraries: tuple[str, ...]) -> str:
     """Return one row of the table."""
-    share = record["share_of_limit"]
+    share, rate = record["share_of_limit"], record["gigabytes_per_second"]
     cells = [
         human(record["pullback"]),
         *(human(record["peers"].get(library)) for library in libraries),
-        f"{record['ratio']:.2f} {record['best_peer']}",
+        f"{record['ratio']:.2f}",
+        "-" if rate is None else f"{rate:.3g}",
         "-" if share is None else f"{share:.0%}",
     ]
-    return f"{record['case']:34}" + "".join(f"{cell:>15}" for cell in cells)
+    goals = (
+        goal if taken <= 1 else f"{goal} MISSED (takes {taken:.3g} x as long)"
+        for goal, taken in record["wanted"].items()
+    )
+    row = f"{record['case']:42}" + "".join(f"  {cell:>12}" for cell in cells)
+    return f"{row}  {', '.join(goals)}".rstrip()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -342,8 +484,6 @@ def main(arguments: list[str] | None = None) -> int:
     config = pb.show_config("dict")
     versions = peers.versions()
     print(f"{config['backend']} {config['target']}, {options.threads} threads, {versions}")
-    libraries = ["NumPy", "PyTorch", "JAX", "Numba", "numexpr"]
-    print(header(libraries), flush=True)
     records = []
 
     def wanted(label: str) -> bool:
@@ -351,7 +491,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     for suite in SUITES if options.suite == "all" else [options.suite]:
         effort = QUICK if options.quick else NORMAL
-        for record in SUITES[suite](quick=options.quick, effort=effort, wanted=wanted):
+        records_of, libraries = SUITES[suite]
+        print(header(libraries), flush=True)
+        for record in records_of(quick=options.quick, effort=effort, wanted=wanted):
             records.append(record)
             print(line(record, libraries), flush=True)
     if options.json:

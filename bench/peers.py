@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -53,151 +53,11 @@ def set_threads(threads: int) -> None:
 
 def versions() -> dict[str, str]:
     """Return the versions of what competes."""
-    names = ("numpy", "torch", "jax", "numba", "numexpr", "autograd")
+    names = ("numpy", "scipy", "torch", "jax", "numba", "numexpr", "sklearn")
     found = {name: optional(name) for name in names}
     return {"pullback": pb.__version__} | {
         name: str(getattr(module, "__version__", "?")) for name, module in found.items() if module
     }
-
-
-# --- relu_mse.value_and_grad ----------------------------------------------------------------------
-
-
-def _flat(result: Any) -> tuple[Any, ...]:
-    value, (gw, gb) = result
-    return tuple(np.asarray(part) for part in (value, gw, gb))
-
-
-def relu_mse(X: Any, y: Any, w: Any, b: float) -> Iterator[Contender]:
-    """Yield every way to compute the loss and its gradients."""
-    yield Contender("pullback", "", lambda: pb.relu_mse.value_and_grad(X, y, w, b), _flat)
-    yield Contender("NumPy", "", lambda: _relu_mse_numpy(X, y, w, b), _flat)
-    if torch := optional("torch"):
-        yield from _relu_mse_torch(torch, X, y, w, b)
-    if jax := optional("jax"):
-        yield _relu_mse_jax(jax, X, y, w, b)
-    if numba := optional("numba"):
-        yield from _relu_mse_numba(numba, X, y, w, b)
-
-
-def _relu_mse_numpy(X: Any, y: Any, w: Any, b: float) -> Any:
-    scale = X.dtype.type(-2 / len(y))
-    z = X @ w
-    z += X.dtype.type(b)
-    active = z > 0
-    np.maximum(z, 0, out=z)
-    e = np.subtract(y, z, out=z)
-    loss = np.dot(e, e) / len(y)
-    e *= active
-    gw = e @ X
-    gw *= scale
-    return loss, (gw, scale * e.sum())
-
-
-def _relu_mse_torch(torch: Any, X: Any, y: Any, w: Any, b: float) -> Iterator[Contender]:
-    X, y, w = (torch.from_numpy(a) for a in (X, y, w))
-    n = len(y)
-
-    @torch.no_grad()
-    def by_hand() -> Any:
-        z = torch.mv(X, w).add_(b)
-        active = z > 0
-        e = torch.sub(y, z.relu_(), out=z)
-        loss = torch.dot(e, e) / n
-        r = e.mul_(active).mul_(-2 / n)
-        return loss, (torch.mv(X.T, r), r.sum())
-
-    yield Contender("PyTorch", "by hand", by_hand, _flat)
-
-    leaf = w.clone().requires_grad_()
-    bias = torch.tensor(b, dtype=X.dtype, requires_grad=True)
-
-    def by_autograd() -> Any:
-        loss = torch.nn.functional.mse_loss(torch.relu(torch.addmv(bias, X, leaf)), y)
-        return loss, torch.autograd.grad(loss, (leaf, bias))
-
-    yield Contender(
-        "PyTorch", "autograd", by_autograd, lambda result: _flat((result[0].detach(), result[1]))
-    )
-
-
-def _relu_mse_jax(jax: Any, X: Any, y: Any, w: Any, b: float) -> Contender:
-    jax.config.update("jax_enable_x64", True)
-    jnp = jax.numpy
-    X, y, w, b = (jnp.asarray(a, X.dtype) for a in (X, y, w, b))
-
-    def loss(parameters: Any, X: Any, y: Any) -> Any:
-        w, b = parameters
-        return jnp.mean((y - jnp.maximum(X @ w + b, 0)) ** 2)
-
-    compiled = jax.jit(jax.value_and_grad(loss))
-
-    def call() -> Any:
-        return jax.block_until_ready(compiled((w, b), X, y))
-
-    return Contender("JAX", "jit", call, _flat)
-
-
-def _relu_mse_numba(numba: Any, X: Any, y: Any, w: Any, b: float) -> Iterator[Contender]:
-    bias = X.dtype.type(b)
-    for way, function in zip(("serial", "parallel"), _numba_loops(numba), strict=True):
-        yield Contender("Numba", way, lambda f=function: f(X, y, w, bias), _flat)
-
-
-@cache
-def _numba_loops(numba: Any) -> tuple[Any, Any]:
-    """Read X once: each row's dot product, then its share of the gradient while it is cached."""
-
-    @numba.njit(fastmath=True)
-    def rows(X: Any, y: Any, w: Any, b: Any, begin: int, end: int, gw: Any) -> Any:
-        loss = X.dtype.type(0)
-        gb = X.dtype.type(0)
-        d = X.shape[1]
-        for i in range(begin, end):
-            z = b
-            for j in range(d):
-                z += X[i, j] * w[j]
-            if z > 0:
-                e = y[i] - z
-                for j in range(d):
-                    gw[j] += e * X[i, j]
-                gb += e
-            else:
-                e = y[i]
-            loss += e * e
-        return loss, gb
-
-    @numba.njit(fastmath=True)
-    def serial(X: Any, y: Any, w: Any, b: Any) -> Any:
-        n, d = X.shape
-        gw = np.zeros(d, X.dtype)
-        loss, gb = rows(X, y, w, b, 0, n, gw)
-        scale = X.dtype.type(-2 / n)
-        for j in range(d):
-            gw[j] *= scale
-        return loss / n, (gw, gb * scale)
-
-    @numba.njit(fastmath=True, parallel=True)
-    def parallel(X: Any, y: Any, w: Any, b: Any) -> Any:
-        n, d = X.shape
-        parts = numba.get_num_threads()
-        padded = (d + 31) // 16 * 16  # no cache line of two threads
-        gws = np.zeros((parts, padded), X.dtype)
-        losses = np.zeros((parts, 16), X.dtype)
-        gbs = np.zeros((parts, 16), X.dtype)
-        for part in numba.prange(parts):
-            begin, end = n * part // parts, n * (part + 1) // parts
-            losses[part, 0], gbs[part, 0] = rows(X, y, w, b, begin, end, gws[part])
-        gw = np.zeros(d, X.dtype)
-        scale = X.dtype.type(-2 / n)
-        for part in range(parts):
-            for j in range(d):
-                gw[j] += gws[part, j]
-        for j in range(d):
-            gw[j] *= scale
-        return losses[:, 0].sum() / n, (gw, gbs[:, 0].sum() * scale)
-
-    return serial, parallel
 
 
 # --- vjp of an elementwise operation --------------------------------------------------------------

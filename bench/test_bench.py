@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
+import compare
 import numpy as np
 import pytest
 from cases import CASES, Case
@@ -44,3 +46,19 @@ def test_bench(benchmark: Any, case: Case) -> None:
     check(case.function(*arguments), expected)
     benchmark.group = f"{case.primitive}.{case.method}"
     check(benchmark(case.function, *arguments), expected)
+
+
+def test_what_is_wanted_is_compared() -> None:
+    labels: list[str] = []
+    for records, _ in compare.SUITES.values():
+        assert not list(records(quick=False, effort=compare.QUICK, wanted=labels.append))
+    assert len(labels) == len(set(labels))
+    found = [next((p for p, _ in compare.WANTS if re.search(p, label)), None) for label in labels]
+    assert {pattern for pattern, _ in compare.WANTS} == set(found) - {None}
+
+
+def test_a_goal_that_is_missed() -> None:
+    record = {"pullback": 2.0, "peers": {"NumPy": 6.0, "Numba": 3.0}, "limit": 1.0}
+    taken = compare.Want(libraries=2, loop=2, seconds=4, limit=1.25).taken(record)
+    assert taken == {"2x": 2 / 3, "2x Numba": 4 / 3, "4 s": 0.5, "limit/1.25": 1.6}
+    assert compare.Want(limit=1.25).taken({**record, "limit": None}) == {}

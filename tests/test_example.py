@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,12 @@ def load(name: str) -> Any:
     sys.modules[name] = module  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module
+
+
+def assert_picture(path: Path) -> None:
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert len(content) > 10_000
 
 
 def test_fit_relu_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,6 +52,75 @@ def test_fit_relu_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     shown = capsys.readouterr().out
     for text in (*names, "(bias)", "NumPy", "pullback", str(picture)):
         assert text in shown
-    content = picture.read_bytes()
-    assert content.startswith(b"\x89PNG")
-    assert len(content) > 10_000
+    assert_picture(picture)
+
+
+def test_logistic_breast_cancer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn")
+    example = load("logistic_breast_cancer")
+    for C in ("1", "0.1"):
+        assert example.main(["--C", C]) <= 1e-6
+    shown = capsys.readouterr().out
+    for text in ("mean radius", "(intercept)", "scikit-learn", "told right"):
+        assert text in shown
+
+    right = example.fit
+    monkeypatch.setattr(example, "fit", lambda objective: off(right(objective), 1e-5))
+    with pytest.raises(SystemExit, match="coefficients differ"):
+        example.main([])
+
+
+def off(result: Any, by: float) -> Any:
+    result.x += by
+    return result
+
+
+def out_of_core(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the example by itself, as it restricts its process."""
+    command = [sys.executable, EXAMPLES / "out_of_core.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_out_of_core(tmp_path: Path) -> None:
+    finished = out_of_core("--directory", str(tmp_path), "--megabytes", "64", "--memory", "32")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    for text in ("MemoryError", "w[19]", "std. error", "GB/s"):
+        assert text in finished.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_out_of_core_wants_a_large_table() -> None:
+    finished = out_of_core("--megabytes", "10", "--memory", "20")
+    assert finished.returncode == 2
+    assert "larger than the memory" in finished.stderr
+
+
+@pytest.mark.parametrize("with_torch", [False, True] if find_spec("torch") else [False])
+def test_train_mlp(
+    with_torch: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("sklearn")
+    example = load("train_mlp")
+    if not with_torch:
+        monkeypatch.setattr(example, "find_spec", lambda name: None)
+    picture = tmp_path / "curves.png"
+    trainings = example.main(["--output", str(picture)])
+    shown = capsys.readouterr().out
+
+    ours = trainings["pullback"]
+    assert len(ours.losses) == 100
+    assert ours.losses[0] > 2
+    assert ours.losses[-1] < 0.2
+    assert ours.accuracy > 0.95
+    if with_torch:
+        np.testing.assert_allclose(ours.losses, trainings["PyTorch"].losses, rtol=0, atol=1e-5)
+    else:
+        assert "PyTorch is not installed" in shown
+    assert str(picture) in shown
+    assert_picture(picture)
