@@ -307,6 +307,7 @@ constexpr size_t kChunkBytes = size_t{16} << 10;
 inline size_t ChunkOfRows(const Design& X, size_t outputs) {
   (void)outputs;
   const size_t bytes = std::max<size_t>(DenseRowBytes(X), 1);
+  if (X.rows * bytes <= kChunkBytes) return kLossBlock;
   if (bytes > kHugeRowBytes) return 1;
   return std::clamp(std::bit_floor(std::max<size_t>(kChunkBytes / bytes, 1)), kRowsAtOnce,
                     kLossBlock);
