@@ -233,8 +233,7 @@ std::optional<TargetType> TargetsOf(PyObject* y, size_t rows, size_t outputs, bo
   return std::nullopt;
 }
 
-// (format, data, indices, indptr, shape). That indices are within the shape and indptr ascends is
-// the caller's word.
+// (format, data, indices, indptr, shape). The kernels check indices and indptr on their way.
 std::optional<Design> SparseDesign(PyObject* object) {
   const char* format;
   PyObject *data, *indices, *indptr;
@@ -265,7 +264,8 @@ std::optional<Design> SparseDesign(PyObject* object) {
                 DataOf(data),
                 0,
                 DataOf(indices),
-                DataOf(indptr)};
+                DataOf(indptr),
+                entries};
 }
 
 struct NamedJob {
@@ -393,8 +393,8 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
     if (outcome == Outcome::kInterrupted) return nullptr;
   }
   if (result.bad) {
-    const bool is_y = result.bad->argument == BadRow::Argument::kY;
-    const Ref error(Py_BuildValue("(sn)", is_y ? "y" : "sample_weight",
+    constexpr const char* kArguments[] = {"X", "y", "sample_weight"};
+    const Ref error(Py_BuildValue("(sn)", kArguments[static_cast<size_t>(result.bad->argument)],
                                   static_cast<Py_ssize_t>(result.bad->row)));
     if (error) PyErr_SetObject(PyExc_ValueError, error.get());
     return nullptr;

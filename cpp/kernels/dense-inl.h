@@ -304,13 +304,15 @@ struct LongRows {
 // Half of L1: the other half is for what the stages write, and what is fetched.
 constexpr size_t kChunkBytes = size_t{16} << 10;
 
+// Of several outputs a quarter of L2: the sums of a column pay for so many rows only.
+constexpr size_t kOutputsChunkBytes = size_t{128} << 10;
+
 inline size_t ChunkOfRows(const Design& X, size_t outputs) {
-  (void)outputs;
   const size_t bytes = std::max<size_t>(DenseRowBytes(X), 1);
   if (X.rows * bytes <= kChunkBytes) return kLossBlock;
-  if (bytes > kHugeRowBytes) return 1;
-  return std::clamp(std::bit_floor(std::max<size_t>(kChunkBytes / bytes, 1)), kRowsAtOnce,
-                    kLossBlock);
+  const size_t chunk = outputs == 1 ? kChunkBytes : kOutputsChunkBytes;
+  if (bytes > kHugeRowBytes && outputs == 1) return 1;
+  return std::clamp(std::bit_floor(std::max<size_t>(chunk / bytes, 1)), kRowsAtOnce, kLossBlock);
 }
 
 struct RowStages {

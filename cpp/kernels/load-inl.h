@@ -8,6 +8,7 @@
 
 #include <hwy/highway.h>
 
+#include <array>
 #include <cstddef>
 #include <cstring>
 
@@ -47,6 +48,49 @@ HWY_INLINE void StoreTail(hn::Vec<D> v, D d, T* p, size_t count) {
   std::memcpy(p, lanes, count * sizeof(T));
 #else
   hn::BlendedStore(v, hn::FirstN(d, count), d, p);
+#endif
+}
+
+// The same without a masked store, which some CPUs have in microcode only.
+template <class D, class T = hn::TFromD<D>>
+HWY_INLINE void StoreFirst(hn::Vec<D> v, D d, T* p, size_t count) {
+  constexpr size_t kLanes = hn::MaxLanes(D());
+  if (count == kLanes) {
+    hn::StoreU(v, d, p);
+    return;
+  }
+#if HWY_TARGET != HWY_SCALAR
+  if constexpr (kLanes > 1) {
+    const hn::Half<D> half;
+    if (count >= kLanes / 2) {
+      hn::StoreU(hn::LowerHalf(half, v), half, p);
+      p += kLanes / 2;
+      count -= kLanes / 2;
+      if (count != 0) StoreFirst(hn::UpperHalf(half, v), half, p, count);
+    } else if (count != 0) {
+      StoreFirst(hn::LowerHalf(half, v), half, p, count);
+    }
+  }
+#endif
+}
+
+// Lane i of vector j becomes lane j of vector i; at most four lanes.
+template <class D, class V, size_t kLanes>
+HWY_INLINE void Transpose([[maybe_unused]] D d, [[maybe_unused]] std::array<V, kLanes>& square) {
+  static_assert(kLanes == hn::MaxLanes(D()) && kLanes <= 4);
+#if HWY_TARGET != HWY_SCALAR
+  if constexpr (kLanes >= 2) {
+    const V even01 = hn::InterleaveLower(d, square[0], square[1]);
+    const V odd01 = hn::InterleaveUpper(d, square[0], square[1]);
+    if constexpr (kLanes == 2) {
+      square = {even01, odd01};
+    } else {
+      const V even23 = hn::InterleaveLower(d, square[2], square[3]);
+      const V odd23 = hn::InterleaveUpper(d, square[2], square[3]);
+      square = {hn::ConcatLowerLower(d, even23, even01), hn::ConcatLowerLower(d, odd23, odd01),
+                hn::ConcatUpperUpper(d, even23, even01), hn::ConcatUpperUpper(d, odd23, odd01)};
+    }
+  }
 #endif
 }
 

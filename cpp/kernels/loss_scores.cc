@@ -12,6 +12,7 @@
 
 #include "kernels/loss_scores-inl.h"
 #include "kernels/losses.h"
+#include "kernels/softmax-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace pullback {
@@ -20,7 +21,7 @@ namespace HWY_NAMESPACE {
 // The row-coupled losses go behind the pointwise ones.
 template <size_t... kRow>
 constexpr auto LossTableOf(std::index_sequence<kRow...>) {
-  return std::array{kPointwiseLoss<LossRow<kRow>>...};
+  return std::array{kPointwiseLoss<LossRow<kRow>>..., kSoftmaxCrossEntropy};
 }
 
 std::span<const LossKernels> LossTable() {

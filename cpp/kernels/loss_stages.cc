@@ -8,6 +8,8 @@
 
 #include "kernels/dense-inl.h"
 #include "kernels/losses.h"
+#include "kernels/outputs-inl.h"
+#include "kernels/sparse-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace pullback {
@@ -17,7 +19,7 @@ namespace HWY_NAMESPACE {
 const LayoutKernels* LayoutTable() {
   static constexpr LayoutKernels kTable[] = {
       {{{ForwardRows<float>, BackwardRows<float>}, {ForwardRows<double>, BackwardRows<double>}},
-       {},
+       {kOutputs<RowsOfX<float>>, kOutputs<RowsOfX<double>>},
        ChunkOfRows,
        DenseRowBytes,
        nullptr,
@@ -25,12 +27,26 @@ const LayoutKernels* LayoutTable() {
        nullptr},
       {{{ForwardColumns<float>, BackwardColumns<float>},
         {ForwardColumns<double>, BackwardColumns<double>}},
-       {},
+       {kOutputs<ColumnsOfX<float>>, kOutputs<ColumnsOfX<double>>},
        ChunkOfColumns,
        DenseRowBytes,
        nullptr,
        nullptr,
        nullptr},
+      {{kCsrStages<float, true>, kCsrStages<double, true>},
+       {kCsrStages<float, false>, kCsrStages<double, false>},
+       CsrChunkRows,
+       SparseRowBytes,
+       nullptr,
+       nullptr,
+       AdvanceCsr},
+      {{kCscStages<float, true>, kCscStages<double, true>},
+       {kCscStages<float, false>, kCscStages<double, false>},
+       CscChunkRows,
+       SparseRowBytes,
+       CscStateDoubles,
+       SeekCsc,
+       AdvanceCsc},
   };
   return kTable;
 }

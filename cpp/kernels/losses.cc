@@ -101,10 +101,17 @@ constexpr Wanted WantedOf(Job job, bool keeps) {
 }
 
 // RowPartition, without its divisions where it says the same: they are 10 ns of a small call.
-constexpr Partition SlabsOf(size_t rows, size_t row_bytes) {
+constexpr Partition SlabsOf(size_t rows, size_t row_bytes, size_t spread) {
   if (rows * row_bytes <= kMinSlabBytes) return {rows, rows, 1};
-  return RowPartition(rows, row_bytes);
+  return RowPartition(rows, row_bytes, spread);
 }
+
+// Of sparse rows a block of the tree is longer: with a hundred columns to an entry, merging blocks
+// of kLossBlock would cost a tenth of the time, with many more all of it.
+constexpr size_t kSpreadBlock = 16;
+
+// Of a chunk's, at most; with many outputs its rows are few.
+constexpr size_t kChunkPredictions = 8192;
 
 // The fixed slabs of rows, and the doubles of scratch memory: the padded parameters, then for each
 // slab its sums, its layout's state and its chunk.
@@ -115,9 +122,12 @@ struct Plan {
         sum_w(RoundUp(kSumB + p.outputs, kDoublePadding)),
         width(steps.backward ? sum_w + parameters : sum_w),
         row_bytes(layout.row_bytes(p.X)),
-        slabs(SlabsOf(p.X.rows, row_bytes)),
-        levels(BlockTree::Levels(CeilDiv(slabs(0).size(), kLossBlock))),
-        chunk_rows(std::min(layout.chunk_rows(p.X, p.outputs), slabs(0).size())),
+        spread(p.X.entries == 0 ? 1 : std::max<size_t>(p.X.rows * p.X.cols / p.X.entries, 1)),
+        slabs(SlabsOf(p.X.rows, row_bytes, spread)),
+        block(RoundUp(std::max(kLossBlock, kSpreadBlock * spread), kLossBlock)),
+        levels(BlockTree::Levels(CeilDiv(slabs(0).size(), block))),
+        chunk_rows(std::min({layout.chunk_rows(p.X, p.outputs), slabs(0).size(),
+                             std::max<size_t>(kChunkPredictions / p.outputs, 1)})),
         state(layout.state_doubles == nullptr ? 0
                                               : RoundUp(layout.state_doubles(p.X), kDoublePadding)),
         chunk(PadDoubles(chunk_rows * p.outputs)),
@@ -128,8 +138,9 @@ struct Plan {
 
   Steps steps;
   size_t parameters, sum_w, width, row_bytes;
+  size_t spread;  // so many rows have an entry in a column, on average
   Partition slabs;
-  size_t levels, chunk_rows, state, chunk, chunks, slab_doubles, doubles;
+  size_t block, levels, chunk_rows, state, chunk, chunks, slab_doubles, doubles;
 };
 
 class Sum {
@@ -180,18 +191,22 @@ class Sum {
   void SumSlab(size_t slab) {
     const Range rows = plan_.slabs(slab);
     // Behind a bad row nothing counts.
-    if (rows.begin > bad_y_.load(std::memory_order_relaxed) ||
+    if (rows.begin > bad_x_.load(std::memory_order_relaxed) ||
+        rows.begin > bad_y_.load(std::memory_order_relaxed) ||
         rows.begin > bad_weight_.load(std::memory_order_relaxed)) {
       return;
     }
     double* const sums = SumsOf(slab);
     void* const state = sums + plan_.levels * plan_.width;
-    if (layout_.seek != nullptr) layout_.seek(p_.X, rows.begin, state);
+    if (layout_.seek != nullptr && !layout_.seek(p_.X, rows.begin, state)) {
+      KeepLowest(bad_x_, rows.begin);
+      return;
+    }
     BlockTree tree(sums, plan_.width);
-    for (size_t row = rows.begin; row < rows.end; row += kLossBlock) {
+    for (size_t row = rows.begin; row < rows.end; row += plan_.block) {
       tree.Add([&](double* block) {
         std::fill(block, block + plan_.width, 0.0);
-        const size_t end = std::min(row + kLossBlock, rows.end);
+        const size_t end = std::min(row + plan_.block, rows.end);
         for (size_t first = row; first < end; first += plan_.chunk_rows) {
           SumChunk({first, std::min(first + plan_.chunk_rows, end)}, state, block);
         }
@@ -235,7 +250,10 @@ class Sum {
       }
     }
 
-    if (layout_.advance != nullptr) layout_.advance(p_.X, rows, state);
+    if (layout_.advance != nullptr && !layout_.advance(p_.X, rows, state)) {
+      KeepLowest(bad_x_, rows.begin);
+      return;
+    }
     if (plan_.steps.predict) stages_.forward(p_.X, outputs, rows, w_, p_.b, z, state);
     if (plan_.steps.score) {
       score_(chunk);
@@ -265,8 +283,10 @@ class Sum {
   }
 
   std::optional<BadRow> Bad() const {
+    const size_t x = bad_x_.load(std::memory_order_relaxed);
     const size_t y = bad_y_.load(std::memory_order_relaxed);
     const size_t weight = bad_weight_.load(std::memory_order_relaxed);
+    if (x != kNoRow) return BadRow{BadRow::Argument::kX, x};
     if (y == kNoRow && weight == kNoRow) return std::nullopt;
     if (y <= weight) return BadRow{BadRow::Argument::kY, y};
     return BadRow{BadRow::Argument::kWeight, weight};
@@ -298,7 +318,7 @@ class Sum {
   double* slabs_;
   const double* w_ = nullptr;
   const double* vw_ = nullptr;
-  std::atomic<size_t> bad_y_ = kNoRow, bad_weight_ = kNoRow;
+  std::atomic<size_t> bad_x_ = kNoRow, bad_y_ = kNoRow, bad_weight_ = kNoRow;
 };
 
 // Not inlined: the caller guards the floating-point environment.

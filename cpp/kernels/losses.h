@@ -33,6 +33,7 @@ struct Design {
   ptrdiff_t stride;     // dense: elements from one row (kRows) or column (kColumns) to the next
   const void* indices;  // sparse: as in scipy.sparse; within a column of kCsc they ascend
   const void* indptr;
+  size_t entries = 0;  // sparse: so many in data and indices
 };
 
 // Both take `outputs` predictions a row, k = 0 ... outputs - 1:
@@ -59,12 +60,13 @@ struct LayoutKernels {
   // Bytes of X in a row, on average.
   size_t (*row_bytes)(const Design& X);
 
-  // For a layout that has to find its rows (else null): a slab's walk owns `state_doubles` doubles.
-  // `seek` is called before its first chunk, then `advance` before each, in order; forward and
-  // backward are called any number of times, or never, for the chunk last advanced to.
+  // For a layout that has to find or to check its rows (else null): a slab's walk owns
+  // `state_doubles` doubles. `seek` is called before its first chunk, then `advance` before each,
+  // in order; forward and backward are called any number of times, or never, for the chunk last
+  // advanced to. False: an index is out of range, and the chunk must not be walked.
   size_t (*state_doubles)(const Design& X);
-  void (*seek)(const Design& X, size_t row, void* state);
-  void (*advance)(const Design& X, Range rows, void* state);
+  bool (*seek)(const Design& X, size_t row, void* state);
+  bool (*advance)(const Design& X, Range rows, void* state);
 };
 
 inline constexpr size_t kLossBlock = 512;
@@ -153,8 +155,8 @@ struct LinearProblem {
 };
 
 struct BadRow {
-  enum class Argument : uint8_t { kY, kWeight } argument;
-  size_t row;
+  enum class Argument : uint8_t { kX, kY, kWeight } argument;
+  size_t row;  // of kX: in whose slab or chunk an index is out of range
 };
 
 // The gradients are of w's and gb_dtype, overwritten, and left alone where the job has none.

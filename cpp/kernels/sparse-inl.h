@@ -1,0 +1,372 @@
+// Sparse X: the rows of CSR, the columns of CSC.
+//
+// Both formats list spans of entries: a chunk's rows, or the chunk's part of each column. Summing
+// each span into its own row (gather) is CSR's product with w and CSC's with the slopes; adding
+// each span's row to those its entries name (scatter) is the other one. So two loops serve both.
+#if defined(PULLBACK_CPP_KERNELS_SPARSE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef PULLBACK_CPP_KERNELS_SPARSE_INL_H_
+#undef PULLBACK_CPP_KERNELS_SPARSE_INL_H_
+#else
+#define PULLBACK_CPP_KERNELS_SPARSE_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "kernels/load-inl.h"
+#include "kernels/losses.h"
+#include "runtime/partition.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace pullback {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// --- the two loops -------------------------------------------------------------------------------
+
+// Spans 0 ... count - 1 of entries; `first` is what the lowest index counts from.
+template <typename T, typename Index, class Bounds>
+struct Spans {
+  const T* data;
+  const Index* indices;
+  Bounds bounds;  // span -> Range of entries
+  size_t count, first;
+};
+
+// to[s * outputs + k] += sum over span s of data * from[index * outputs + k] for the `last` outputs
+// of the panel's last vector and all of those before.
+template <class D, size_t kVectors, class S>
+HWY_INLINE void GatherPanel(const S& spans, size_t outputs, const double* from, double* to,
+                            size_t last) {
+  const D d;
+  using V = hn::Vec<D>;
+  constexpr size_t kLanes = hn::MaxLanes(D());
+  // Chains of additions, so that none waits for its latency.
+  constexpr size_t kChains = kVectors == 1 ? 4 : 2;
+  for (size_t s = 0; s < spans.count; ++s) {
+    const Range entries = spans.bounds(s);
+    std::array<std::array<V, kVectors>, kChains> sum;
+    PB_UNROLL
+    for (size_t c = 0; c < kChains; ++c) {
+      PB_UNROLL
+      for (size_t v = 0; v < kVectors; ++v) sum[c][v] = hn::Zero(d);
+    }
+    const auto add = [&](size_t i, std::array<V, kVectors>& chain) HWY_ATTR {
+      const double* const row =
+          from + (static_cast<size_t>(spans.indices[i]) - spans.first) * outputs;
+      const V x = hn::Set(d, double{spans.data[i]});
+      PB_UNROLL
+      for (size_t v = 0; v < kVectors; ++v) {
+        chain[v] = hn::MulAdd(x, hn::LoadU(d, row + v * kLanes), chain[v]);
+      }
+    };
+    size_t i = entries.begin;
+    for (; i + kChains <= entries.end; i += kChains) {
+      PB_UNROLL
+      for (size_t c = 0; c < kChains; ++c) add(i + c, sum[c]);
+    }
+    for (; i < entries.end; ++i) add(i, sum[0]);
+    double* const row = to + s * outputs;
+    PB_UNROLL
+    for (size_t v = 0; v < kVectors; ++v) {
+      V total = hn::Add(sum[0][v], sum[1][v]);
+      if constexpr (kChains == 4) total = hn::Add(total, hn::Add(sum[2][v], sum[3][v]));
+      total = hn::Add(hn::LoadU(d, row + v * kLanes), total);
+      if (v + 1 < kVectors) {
+        hn::StoreU(total, d, row + v * kLanes);
+      } else {
+        StoreFirst(total, d, row + v * kLanes, last);
+      }
+    }
+  }
+}
+
+// to[index * outputs + k] += data * from[s * outputs + k] for the entries of each span s.
+template <class D, size_t kVectors, class S>
+HWY_INLINE void ScatterPanel(const S& spans, size_t outputs, const double* from, double* to,
+                             size_t last) {
+  const D d;
+  using V = hn::Vec<D>;
+  constexpr size_t kLanes = hn::MaxLanes(D());
+  for (size_t s = 0; s < spans.count; ++s) {
+    const Range entries = spans.bounds(s);
+    std::array<V, kVectors> factor;
+    PB_UNROLL
+    for (size_t v = 0; v < kVectors; ++v) {
+      factor[v] = hn::LoadU(d, from + s * outputs + v * kLanes);
+    }
+    for (size_t i = entries.begin; i < entries.end; ++i) {
+      double* const row = to + (static_cast<size_t>(spans.indices[i]) - spans.first) * outputs;
+      const V x = hn::Set(d, double{spans.data[i]});
+      PB_UNROLL
+      for (size_t v = 0; v < kVectors; ++v) {
+        const V sum = hn::MulAdd(x, factor[v], hn::LoadU(d, row + v * kLanes));
+        if (v + 1 < kVectors) {
+          hn::StoreU(sum, d, row + v * kLanes);
+        } else {
+          StoreFirst(sum, d, row + v * kLanes, last);
+        }
+      }
+    }
+  }
+}
+
+enum class Walk { kGather, kScatter };
+
+template <Walk kWalk, class D, size_t kVectors, class S>
+void WalkPanel(const S& spans, size_t outputs, const double* from, double* to, size_t last) {
+  if constexpr (kWalk == Walk::kGather) {
+    GatherPanel<D, kVectors>(spans, outputs, from, to, last);
+  } else {
+    ScatterPanel<D, kVectors>(spans, outputs, from, to, last);
+  }
+}
+
+template <Walk kWalk, bool kOneOutput, class S>
+void WalkSpans(const S& spans, size_t outputs, const double* from, double* to) {
+  if constexpr (kOneOutput) {
+    // Element by element: an instruction that gathers is slower than as many loads.
+    WalkPanel<kWalk, hn::CappedTag<double, 1>, 1>(spans, 1, from, to, 1);
+    return;
+  }
+  using D = hn::ScalableTag<double>;
+  constexpr size_t kLanes = hn::MaxLanes(D()), kMost = 4;
+  size_t vectors = CeilDiv(outputs, kLanes), left = outputs;
+  for (size_t panels = CeilDiv(vectors, kMost); panels > 0; --panels) {
+    const size_t wide = CeilDiv(vectors, panels);
+    const size_t width = std::min(wide * kLanes, left);
+    const size_t last = width - (wide - 1) * kLanes;
+    static_assert(kMost == 4);
+    switch (wide) {
+      case 1:
+        WalkPanel<kWalk, D, 1>(spans, outputs, from, to, last);
+        break;
+      case 2:
+        WalkPanel<kWalk, D, 2>(spans, outputs, from, to, last);
+        break;
+      case 3:
+        WalkPanel<kWalk, D, 3>(spans, outputs, from, to, last);
+        break;
+      default:
+        WalkPanel<kWalk, D, 4>(spans, outputs, from, to, last);
+    }
+    vectors -= wide;
+    left -= width;
+    from += width;
+    to += width;
+  }
+}
+
+inline void FillRows(size_t rows, size_t outputs, const double* b, double* z) {
+  if (outputs == 1) {
+    std::fill_n(z, rows, *b);
+  } else {
+    for (size_t r = 0; r < rows; ++r) std::copy_n(b, outputs, z + r * outputs);
+  }
+}
+
+inline size_t SparseRowBytes(const Design& X) {
+  const size_t index = X.wide ? sizeof(int64_t) : sizeof(int32_t);
+  return CeilDiv(X.entries * (ItemSize(X.dtype) + index), std::max(X.rows, size_t{1}));
+}
+
+// 0 <= begin <= end <= entries; as unsigned numbers the first follows.
+template <typename Index>
+HWY_INLINE bool IsSpan(Index begin, Index end, size_t entries) {
+  return static_cast<size_t>(begin) <= static_cast<size_t>(end) &&
+         static_cast<size_t>(end) <= entries;
+}
+
+// --- CSR -----------------------------------------------------------------------------------------
+
+// A quarter of L2: the second walk finds its entries there, beside the gradient.
+constexpr size_t kCsrChunkBytes = size_t{128} << 10;
+
+inline size_t CsrChunkRows(const Design& X, size_t) {
+  return std::clamp(kCsrChunkBytes / std::max(SparseRowBytes(X), size_t{1}), size_t{8}, kLossBlock);
+}
+
+template <typename Index>
+struct RowBounds {
+  const Index* indptr;
+  HWY_INLINE Range operator()(size_t row) const {
+    return {static_cast<size_t>(indptr[row]), static_cast<size_t>(indptr[row + 1])};
+  }
+};
+
+template <Walk kWalk, bool kOneOutput, typename T, typename Index>
+void WalkRows(const Design& X, size_t outputs, Range rows, const double* from, double* to) {
+  const RowBounds<Index> bounds{static_cast<const Index*>(X.indptr) + rows.begin};
+  const Spans<T, Index, RowBounds<Index>> spans{
+      static_cast<const T*>(X.data), static_cast<const Index*>(X.indices), bounds, rows.size(), 0};
+  WalkSpans<kWalk, kOneOutput>(spans, outputs, from, to);
+}
+
+template <typename T, bool kOneOutput>
+void ForwardCsr(const Design& X, size_t outputs, Range rows, const double* w, const double* b,
+                double* z, void*) {
+  FillRows(rows.size(), outputs, b, z);
+  auto* const walk = X.wide ? WalkRows<Walk::kGather, kOneOutput, T, int64_t>
+                            : WalkRows<Walk::kGather, kOneOutput, T, int32_t>;
+  walk(X, outputs, rows, w, z);
+}
+
+template <typename T, bool kOneOutput>
+void BackwardCsr(const Design& X, size_t outputs, Range rows, const double* slopes, double* gw,
+                 void*) {
+  auto* const walk = X.wide ? WalkRows<Walk::kScatter, kOneOutput, T, int64_t>
+                            : WalkRows<Walk::kScatter, kOneOutput, T, int32_t>;
+  walk(X, outputs, rows, slopes, gw);
+}
+
+template <typename T, bool kOneOutput>
+inline constexpr Stages kCsrStages = {ForwardCsr<T, kOneOutput>, BackwardCsr<T, kOneOutput>};
+
+// Whether indices[begin, end) are all below `limit`.
+template <typename Index>
+bool AllBelow(const Index* indices, size_t begin, size_t end, size_t limit) {
+  const hn::ScalableTag<Index> d;
+  using Unsigned = std::make_unsigned_t<Index>;
+  constexpr auto kMost = static_cast<size_t>(hwy::LimitsMax<Index>());
+  const auto last = static_cast<Index>(static_cast<ptrdiff_t>(std::min(limit, kMost)) - 1);
+  // Negative where `i` or `last - i` is.
+  auto outside = hn::Zero(d);
+  const auto most = hn::Set(d, last);
+  size_t i = begin;
+  for (; i + hn::Lanes(d) <= end; i += hn::Lanes(d)) {
+    const auto index = hn::LoadU(d, indices + i);
+    outside = hn::Or(outside, hn::Or(index, hn::Sub(most, index)));
+  }
+  bool inside = hn::AllFalse(d, hn::Lt(outside, hn::Zero(d)));
+  for (; i < end; ++i) {
+    inside = inside && static_cast<Unsigned>(indices[i]) < static_cast<Unsigned>(limit);
+  }
+  return inside;
+}
+
+template <typename Index>
+bool CsrInRange(const Design& X, Range rows) {
+  const auto* const indptr = static_cast<const Index*>(X.indptr);
+  for (size_t row = rows.begin; row < rows.end; ++row) {
+    if (!IsSpan(indptr[row], indptr[row + 1], X.entries)) return false;
+  }
+  return AllBelow(static_cast<const Index*>(X.indices), static_cast<size_t>(indptr[rows.begin]),
+                  static_cast<size_t>(indptr[rows.end]), X.cols);
+}
+
+// Checks the indices on their way into the cache.
+inline bool AdvanceCsr(const Design& X, Range rows, void*) {
+  return X.wide ? CsrInRange<int64_t>(X, rows) : CsrInRange<int32_t>(X, rows);
+}
+
+// --- CSC -----------------------------------------------------------------------------------------
+
+// Where each column's entries of the current chunk lie.
+struct ColumnBounds {
+  const Range* cursors;
+  HWY_INLINE Range operator()(size_t col) const { return cursors[col]; }
+};
+
+inline size_t CscChunkRows(const Design&, size_t) { return kLossBlock; }
+
+inline size_t CscStateDoubles(const Design& X) { return X.cols * (sizeof(Range) / sizeof(double)); }
+
+template <Walk kWalk, bool kOneOutput, typename T, typename Index>
+void WalkColumns(const Design& X, size_t outputs, Range rows, const double* from, double* to,
+                 const void* state) {
+  const Spans<T, Index, ColumnBounds> spans{static_cast<const T*>(X.data),
+                                            static_cast<const Index*>(X.indices),
+                                            {static_cast<const Range*>(state)},
+                                            X.cols,
+                                            rows.begin};
+  WalkSpans<kWalk, kOneOutput>(spans, outputs, from, to);
+}
+
+template <typename T, bool kOneOutput>
+void ForwardCsc(const Design& X, size_t outputs, Range rows, const double* w, const double* b,
+                double* z, void* state) {
+  FillRows(rows.size(), outputs, b, z);
+  auto* const walk = X.wide ? WalkColumns<Walk::kScatter, kOneOutput, T, int64_t>
+                            : WalkColumns<Walk::kScatter, kOneOutput, T, int32_t>;
+  walk(X, outputs, rows, w, z, state);
+}
+
+template <typename T, bool kOneOutput>
+void BackwardCsc(const Design& X, size_t outputs, Range rows, const double* slopes, double* gw,
+                 void* state) {
+  auto* const walk = X.wide ? WalkColumns<Walk::kGather, kOneOutput, T, int64_t>
+                            : WalkColumns<Walk::kGather, kOneOutput, T, int32_t>;
+  walk(X, outputs, rows, slopes, gw, state);
+}
+
+template <typename T, bool kOneOutput>
+inline constexpr Stages kCscStages = {ForwardCsc<T, kOneOutput>, BackwardCsc<T, kOneOutput>};
+
+template <typename Index>
+bool SeekColumns(const Design& X, size_t row, Range* cursors) {
+  const auto* const indices = static_cast<const Index*>(X.indices);
+  const auto* const indptr = static_cast<const Index*>(X.indptr);
+  for (size_t col = 0; col < X.cols; ++col) {
+    if (!IsSpan(indptr[col], indptr[col + 1], X.entries)) return false;
+    const Index* const begin = indices + indptr[col];
+    const Index* const end = indices + indptr[col + 1];
+    // From the top, negative ones stay in sight of Advance.
+    const Index* const at =
+        row == 0 ? begin : std::lower_bound(begin, end, static_cast<Index>(row));
+    cursors[col].end = static_cast<size_t>(at - indices);
+  }
+  return true;
+}
+
+inline bool SeekCsc(const Design& X, size_t row, void* state) {
+  auto* const cursors = static_cast<Range*>(state);
+  return X.wide ? SeekColumns<int64_t>(X, row, cursors) : SeekColumns<int32_t>(X, row, cursors);
+}
+
+// Each column's entries up to the chunk's end. They ascend, so that only those of the first and the
+// last chunk can be out of range.
+template <typename Index>
+bool AdvanceColumns(const Design& X, Range rows, Range* cursors) {
+  const hn::ScalableTag<Index> d;
+  const auto* const indices = static_cast<const Index*>(X.indices);
+  const auto* const indptr = static_cast<const Index*>(X.indptr);
+  const auto limit = static_cast<Index>(rows.end);
+  const auto limits = hn::Set(d, limit);
+  bool inside = true;
+  for (size_t col = 0; col < X.cols; ++col) {
+    const auto stop = static_cast<size_t>(indptr[col + 1]);
+    const size_t begin = cursors[col].end;
+    size_t i = begin;
+    // Counted by whole vectors: the branch of a loop over so few entries would be mispredicted.
+    size_t below = hn::Lanes(d);
+    while (below == hn::Lanes(d) && i + hn::Lanes(d) <= stop) {
+      below = hn::CountTrue(d, hn::Lt(hn::LoadU(d, indices + i), limits));
+      i += below;
+    }
+    if (below == hn::Lanes(d)) {
+      while (i < stop && indices[i] < limit) ++i;
+    }
+    if (rows.begin == 0 && begin < i) inside = inside && indices[begin] >= 0;
+    if (rows.end == X.rows) inside = inside && i == stop;
+    cursors[col] = {begin, i};
+  }
+  return inside;
+}
+
+inline bool AdvanceCsc(const Design& X, Range rows, void* state) {
+  auto* const cursors = static_cast<Range*>(state);
+  return X.wide ? AdvanceColumns<int64_t>(X, rows, cursors)
+                : AdvanceColumns<int32_t>(X, rows, cursors);
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace pullback
+HWY_AFTER_NAMESPACE();
+
+#endif  // include guard
