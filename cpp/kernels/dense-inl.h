@@ -309,6 +309,7 @@ constexpr size_t kOutputsChunkBytes = size_t{128} << 10;
 
 inline size_t ChunkOfRows(const Design& X, size_t outputs) {
   const size_t bytes = std::max<size_t>(DenseRowBytes(X), 1);
+  if (X.rows * bytes <= kChunkBytes) return kLossBlock;
   const size_t chunk = outputs == 1 ? kChunkBytes : kOutputsChunkBytes;
   if (bytes > kHugeRowBytes && outputs == 1) return 1;
   return std::clamp(std::bit_floor(std::max<size_t>(chunk / bytes, 1)), kRowsAtOnce, kLossBlock);

@@ -57,45 +57,67 @@ HWY_NOINLINE size_t FirstOutsideDomain(const ScoreChunk& chunk) {
 }
 
 template <class Row, Wanted kWanted>
-void ScorePointwise(ScoreChunk& chunk) {
-  const hn::ScalableTag<double> d;
-  using V = hn::Vec<decltype(d)>;
-  const size_t n = chunk.rows * chunk.outputs;
-  const V parameter = hn::Set(d, chunk.parameter);
-  V loss_sum = hn::Zero(d);
-  V within = hn::VecFromMask(d, hn::Eq(loss_sum, loss_sum));
-  for (size_t i = 0; i < n; i += hn::Lanes(d)) {
-    const size_t count = std::min(hn::Lanes(d), n - i);
-    const V t = LoadTargets(d, chunk, i, count);
+class PointwiseScore {
+ public:
+  static void Run(ScoreChunk& chunk) {
+    const size_t n = chunk.rows * chunk.outputs;
+    PointwiseScore score(chunk);
+    size_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) score.Add(i, kLanes);
+    if (i < n) score.Add(i, n - i);
+    const D d;
+    chunk.loss_sum = SumLanes(d, score.loss_sum_);
+    chunk.bad_row = HWY_LIKELY(hn::AllTrue(d, hn::MaskFromVec(score.within_)))
+                        ? kNoRow
+                        : FirstOutsideDomain<Row>(chunk);
+  }
+
+ private:
+  using D = hn::ScalableTag<double>;
+  using V = hn::Vec<D>;
+  static constexpr size_t kLanes = hn::MaxLanes(D());
+  static constexpr bool kLoss = kWanted != Wanted::kCurvature;
+  static constexpr bool kSlope = kWanted == Wanted::kSlope || kWanted == Wanted::kAll;
+  static constexpr bool kCurvature = kWanted == Wanted::kCurvature || kWanted == Wanted::kAll;
+
+  HWY_INLINE explicit PointwiseScore(const ScoreChunk& chunk)
+      : chunk_(chunk),
+        parameter_(hn::Set(D(), chunk.parameter)),
+        loss_sum_(hn::Zero(D())),
+        within_(hn::VecFromMask(D(), hn::Eq(loss_sum_, loss_sum_))) {}
+
+  HWY_INLINE void Add(size_t i, size_t count) {
+    const D d;
+    const V t = LoadTargets(d, chunk_, i, count);
     V loss, dloss, d2loss;
-    Row::Eval(d, hn::LoadU(d, chunk.z + i), t, parameter, loss, dloss, d2loss);
-    auto domain = Row::Domain(d, t);
-    loss = hn::IfThenElse(domain, loss, hn::NaN(d));
-    dloss = hn::IfThenElse(domain, dloss, hn::NaN(d));
-    d2loss = hn::IfThenElse(domain, d2loss, hn::NaN(d));
-    if (HWY_UNLIKELY(count < hn::Lanes(d))) {
+    Row::Eval(d, hn::LoadU(d, chunk_.z + i), t, parameter_, loss, dloss, d2loss);
+    V domain = hn::VecFromMask(d, Row::Domain(d, t));
+    // All bits set in place of a number are a NaN.
+    const V outside = hn::Not(domain);
+    loss = hn::Or(loss, outside);
+    dloss = hn::Or(dloss, outside);
+    d2loss = hn::Or(d2loss, outside);
+    if (HWY_UNLIKELY(count < kLanes)) {
       const auto present = hn::FirstN(d, count);
       loss = hn::IfThenElseZero(present, loss);
-      domain = hn::Or(domain, hn::Not(present));
+      domain = hn::Or(domain, hn::VecFromMask(d, hn::Not(present)));
     }
-    within = hn::And(within, hn::VecFromMask(d, domain));
-    if (kWanted == Wanted::kCurvature || kWanted == Wanted::kAll) {
-      StoreSome(d2loss, d, chunk.curvature, i, count);
-    }
-    if (kWanted == Wanted::kCurvature) continue;
-    if (chunk.loss != nullptr) hn::StoreU(loss, d, chunk.loss + i);
-    if (chunk.weight != nullptr) {
-      const V weight = LoadSome(d, chunk.weight, i, count);
+    within_ = hn::And(within_, domain);
+    if (kCurvature) StoreSome(d2loss, d, chunk_.curvature, i, count);
+    if (kLoss && chunk_.loss != nullptr) hn::StoreU(loss, d, chunk_.loss + i);
+    if (kLoss && chunk_.weight != nullptr) {
+      const V weight = LoadSome(d, chunk_.weight, i, count);
       loss = hn::Mul(loss, weight);
       dloss = hn::Mul(dloss, weight);
     }
-    loss_sum = hn::Add(loss_sum, loss);
-    if (kWanted != Wanted::kLoss) hn::StoreU(dloss, d, chunk.slope + i);
+    if (kLoss) loss_sum_ = hn::Add(loss_sum_, loss);
+    if (kSlope) hn::StoreU(dloss, d, chunk_.slope + i);
   }
-  chunk.loss_sum = SumLanes(d, loss_sum);
-  chunk.bad_row =
-      HWY_LIKELY(hn::AllTrue(d, hn::MaskFromVec(within))) ? kNoRow : FirstOutsideDomain<Row>(chunk);
-}
+
+  const ScoreChunk& chunk_;
+  const V parameter_;
+  V loss_sum_, within_;
+};
 
 inline void CurvePointwise(const ScoreChunk& chunk, const double* curvature,
                            const double* direction) {
@@ -113,8 +135,8 @@ template <class Row>
 inline constexpr LossKernels kPointwiseLoss = {
     Row::kName,
     false,
-    {ScorePointwise<Row, Wanted::kLoss>, ScorePointwise<Row, Wanted::kSlope>,
-     ScorePointwise<Row, Wanted::kCurvature>, ScorePointwise<Row, Wanted::kAll>},
+    {PointwiseScore<Row, Wanted::kLoss>::Run, PointwiseScore<Row, Wanted::kSlope>::Run,
+     PointwiseScore<Row, Wanted::kCurvature>::Run, PointwiseScore<Row, Wanted::kAll>::Run},
     CurvePointwise};
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

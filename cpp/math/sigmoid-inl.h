@@ -115,15 +115,13 @@ HWY_INLINE void Sigmoid(D d, V x, V& y, V& dy) {
   dy = hn::Mul(LogisticSlope(d, c), c.down);
 }
 
-// tanh(x) = (1 - e) / (1 + e), tanh'(x) = 4 e / (1 + e)^2 with e = exp(-2 |x|); full range; of
-// x + x_lo, |x_lo| <= a few ulp(x). Returns the core of e, and 1 - e = n_hi + n_lo.
+// tanh(x) = (1 - e) / (1 + e), tanh'(x) = 4 e / (1 + e)^2 with e = exp(-2 |x|); full range. t_lo
+// is what x lacks, as in e = exp(-2 |x| + t_lo). Returns the core of e, and 1 - e = n_hi + n_lo.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE LogisticCore<V> Tanh(D d, V x, V x_lo, V& n_hi, V& n_lo, V& y, V& dy) {
+HWY_INLINE LogisticCore<V> Tanh(D d, V x, V t_lo, V& n_hi, V& n_lo, V& y, V& dy) {
   using C = SigmoidConstants<hn::TFromD<D>>;
   const V minus_abs = hn::Neg(hn::Abs(x));
-  const V minus_lo = hn::IfNegativeThenElse(x, x_lo, hn::Neg(x_lo));
-  const LogisticCore<V> c =
-      MakeLogisticCore(d, hn::Add(minus_abs, minus_abs), hn::Add(minus_lo, minus_lo));
+  const LogisticCore<V> c = MakeLogisticCore(d, hn::Add(minus_abs, minus_abs), t_lo);
   const V e_lo = hn::Mul(hn::Mul(c.p_lo, c.up), c.down);
   FastTwoSum(hn::Set(d, 1), hn::Neg(c.e_hi), n_hi, n_lo);
   FastTwoSum(n_hi, hn::Sub(n_lo, e_lo), n_hi, n_lo);  // e_lo leads near 0

@@ -56,12 +56,8 @@ PB_LOSS(relu_mse, IsFinite(d, t)) {
 
 PB_LOSS(logistic, IsBinary(d, t)) {
   const V sign = hn::NegMulAdd(hn::Set(d, 2), t, hn::Set(d, 1));
-  V sigmoid;
-  const V s = hn::Mul(sign, z);
-  const LogisticCore<V> c = MakeLogisticCore(d, hn::Neg(hn::Abs(s)));
-  Softplus(d, c, s, loss, sigmoid);
-  dloss = hn::Mul(sign, sigmoid);
-  d2loss = hn::Mul(LogisticSlope(d, c), c.down);
+  LogisticLoss(d, hn::Mul(sign, z), loss, dloss, d2loss);
+  dloss = hn::Mul(sign, dloss);
 }
 
 PB_LOSS(poisson, hn::And(IsFinite(d, t), hn::Ge(t, hn::Zero(d)))) {
