@@ -55,7 +55,7 @@ struct LayoutKernels {
   Stages one[kDTypes];   // by dtype of X, for one output
   Stages many[kDTypes];  // for any number of outputs
 
-  // Rows that pass all stages while they are in cache, at most kLossBlock.
+  // Rows that pass all stages while they are in cache.
   size_t (*chunk_rows)(const Design& X, size_t outputs);
   // Bytes of X in a row, on average.
   size_t (*row_bytes)(const Design& X);

@@ -257,7 +257,7 @@ void ForwardOutputs(const Design& X, size_t outputs, Range rows, const double* w
 template <class Source>
 void BackwardOutputs(const Design& X, size_t outputs, Range rows, const double* slopes, double* gw,
                      void*) {
-  constexpr size_t kRows = 64, kCols = kTileDoubles / kRows;
+  constexpr size_t kRows = 128, kCols = kTileDoubles / kRows;
   HWY_ALIGN double tile[kTileDoubles];
   for (size_t row = rows.begin; row < rows.end; row += kRows) {
     const Range some_rows{row, std::min(row + kRows, rows.end)};

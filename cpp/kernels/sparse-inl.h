@@ -272,7 +272,13 @@ struct ColumnBounds {
   HWY_INLINE Range operator()(size_t col) const { return cursors[col]; }
 };
 
-inline size_t CscChunkRows(const Design&, size_t) { return kLossBlock; }
+// A column's visit begins with a miss and ends with a misprediction: enough entries to pay for
+// them.
+inline size_t CscChunkRows(const Design& X, size_t) {
+  constexpr size_t kVisit = 16;
+  const size_t rows = kVisit * X.rows * X.cols / std::max(X.entries, size_t{1});
+  return std::clamp(rows, kLossBlock, 8 * kLossBlock);
+}
 
 inline size_t CscStateDoubles(const Design& X) { return X.cols * (sizeof(Range) / sizeof(double)); }
 
@@ -307,6 +313,24 @@ void BackwardCsc(const Design& X, size_t outputs, Range rows, const double* slop
 template <typename T, bool kOneOutput>
 inline constexpr Stages kCscStages = {ForwardCsc<T, kOneOutput>, BackwardCsc<T, kOneOutput>};
 
+// The first of [begin, end) that is not below `row`, sought from where it would be if all of them
+// were spread evenly over `rows`: a binary search would miss the cache at every step.
+template <typename Index>
+const Index* FirstFrom(const Index* begin, const Index* end, size_t row, size_t rows) {
+  const auto below = [row](Index index) { return index < static_cast<Index>(row); };
+  const auto share = static_cast<double>(row) / static_cast<double>(rows);
+  const Index* at = begin + static_cast<ptrdiff_t>(share * static_cast<double>(end - begin));
+  ptrdiff_t step = 8;
+  if (at != end && below(*at)) {
+    for (begin = at; end - at > step && below(at[step]); step *= 2) begin = at = at + step;
+    if (end - at > step) end = at + step;
+  } else {
+    for (end = at; at - begin > step && !below(at[-step]); step *= 2) end = at = at - step;
+    if (at - begin > step) begin = at - step;
+  }
+  return std::partition_point(begin, end, below);
+}
+
 template <typename Index>
 bool SeekColumns(const Design& X, size_t row, Range* cursors) {
   const auto* const indices = static_cast<const Index*>(X.indices);
@@ -316,8 +340,7 @@ bool SeekColumns(const Design& X, size_t row, Range* cursors) {
     const Index* const begin = indices + indptr[col];
     const Index* const end = indices + indptr[col + 1];
     // From the top, negative ones stay in sight of Advance.
-    const Index* const at =
-        row == 0 ? begin : std::lower_bound(begin, end, static_cast<Index>(row));
+    const Index* const at = row == 0 ? begin : FirstFrom(begin, end, row, X.rows);
     cursors[col].end = static_cast<size_t>(at - indices);
   }
   return true;

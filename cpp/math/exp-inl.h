@@ -247,12 +247,13 @@ template <class D, class V = hn::Vec<D>>
 HWY_INLINE V TimesExp(D d, V v, V x) {
   V p_hi, p_lo, k;
   ExpCore(d, AtLeast(d, -1500, AtMost(d, 1500, x)), hn::Zero(d), p_hi, p_lo, k);
-  // In thirds, all of one sign: what is beyond the range on the way is so at the end.
+  // In thirds, all of one sign: what is beyond the range on the way is so at the end. The first of
+  // them before p, whose product with a subnormal v would round.
   const V rounder = hn::Set(d, FormatOf<D>::kRounder);
   const V third = hn::Sub(hn::MulAdd(k, hn::Set(d, 1.0 / 3), rounder), rounder);
   const V scale = PowerOfTwo(d, third, hn::Zero(d));
   const V rest = PowerOfTwo(d, hn::Sub(k, hn::Add(third, third)), hn::Zero(d));
-  return hn::Mul(hn::Mul(hn::Mul(hn::Mul(v, hn::Add(p_hi, p_lo)), scale), scale), rest);
+  return hn::Mul(hn::Mul(hn::Mul(hn::Mul(v, scale), hn::Add(p_hi, p_lo)), scale), rest);
 }
 
 // x on the right, alpha * expm1(x) on the left and at 0, and both derivatives, full range.

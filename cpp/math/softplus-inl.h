@@ -108,7 +108,7 @@ HWY_INLINE void LogisticLoss(D d, V x, V& y, V& dy, V& d2y) {
 }
 
 // log(cosh(x - a)) and its first two derivatives, full range; double. What x - a rounds off is a
-// relative error of the second in the tails.
+// relative error of the second in the tails, and 2 ULP of the value where |x - a| is about 1.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void LogCosh(D d, V x, V a, V& y, V& dy, V& d2y) {
   V hi, lo;
@@ -116,8 +116,8 @@ HWY_INLINE void LogCosh(D d, V x, V a, V& y, V& dy, V& d2y) {
   const V abs = hn::Abs(hi);
   lo = hn::IfThenElseZero(hn::Lt(abs, hn::Set(d, -SigmoidConstants<double>::kMin)), lo);
   V n_hi, n_lo;
-  lo = hn::Mul(lo, hn::CopySign(hn::Set(d, 2), hn::Neg(hi)));
-  const LogisticCore<V> c = Tanh(d, hi, lo, n_hi, n_lo, dy, d2y);
+  const V shift = hn::Mul(lo, hn::CopySign(hn::Set(d, 2), hn::Neg(hi)));
+  const LogisticCore<V> c = Tanh(d, hi, shift, n_hi, n_lo, dy, d2y);
   // With e = exp(-2 |x|): near 0 half of log(1 + sinh^2), sinh^2 = (1 - e)^2 / (4 e), which loses
   // nothing there; |x| - log(2) + log(1 + e) loses nothing elsewhere.
   const V n = hn::Add(n_hi, n_lo);
@@ -128,7 +128,7 @@ HWY_INLINE void LogCosh(D d, V x, V a, V& y, V& dy, V& d2y) {
   const V log1p = AddLog1p(d, hn::IfThenElse(near, square, c.e_hi), hn::IfThenZeroElse(near, e_lo),
                            hn::IfThenZeroElse(near, distance));
   y = hn::Mul(log1p, hn::IfThenElse(near, hn::Set(d, 0.5), hn::Set(d, 1)));
-  y = hn::IfThenElse(hn::Eq(abs, Infinity(d)), abs, y);
+  y = hn::IfThenElse(hn::Eq(abs, Infinity(d)), abs, hn::MulAdd(dy, lo, y));
 }
 
 // log(exp(a) + exp(b)) and both derivatives, full range.

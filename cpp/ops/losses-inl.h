@@ -63,9 +63,9 @@ PB_LOSS(logistic, IsBinary(d, t)) {
 PB_LOSS(poisson, hn::And(IsFinite(d, t), hn::Ge(t, hn::Zero(d)))) {
   d2loss = Exp(d, z);
   dloss = hn::Sub(d2loss, t);
-  // At infinity the linear term, 0 if t is, no longer counts.
+  // Where the exponential overflows, the linear term, 0 if t is, no longer counts.
   const V linear = hn::IfThenZeroElse(hn::Eq(t, hn::Zero(d)), hn::Mul(t, z));
-  loss = hn::IfThenElse(hn::Eq(z, Infinity(d)), z, hn::Sub(d2loss, linear));
+  loss = hn::IfThenElse(hn::Eq(d2loss, Infinity(d)), d2loss, hn::Sub(d2loss, linear));
 }
 
 PB_LOSS(gamma, hn::And(IsFinite(d, t), hn::Gt(t, hn::Zero(d)))) {
@@ -89,8 +89,8 @@ PB_LOSS(quantile, IsFinite(d, t)) {
   const V e = hn::Sub(t, z);
   const V zero = hn::Zero(d);
   const V under = hn::IfThenElse(hn::Lt(e, zero), hn::Sub(parameter, hn::Set(d, 1)), parameter);
-  loss = hn::Mul(under, e);
-  const V size = hn::Abs(e);  // 0 or NaN at no slope
+  loss = hn::Abs(hn::Mul(under, e));  // of a tie of zeros, too
+  const V size = hn::Abs(e);          // 0 or NaN at no slope
   dloss = hn::IfThenElse(hn::Gt(size, zero), hn::Neg(under), size);
   d2loss = ConstantUnlessNaN(d, 0, z);
 }

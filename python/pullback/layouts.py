@@ -81,7 +81,7 @@ class Sparse:
         self.dtype = kernel_dtype(op, "X", data.dtype)
         self.given_dtype = data.dtype
         index_dtype = _index_dtype(op, indices, indptr)
-        self._indices = np.require(indices, index_dtype, ["C", "A"])
+        self._indices = self._given_indices = np.require(indices, index_dtype, ["C", "A"])
         self._indptr = np.require(indptr, index_dtype, ["C", "A"])
         self._check(op, len(data))
         # SciPy knows whether they are sorted, and looks once.
@@ -114,8 +114,8 @@ class Sparse:
             yield slice(begin, end), block
 
     def _check(self, op: str, n_data: int) -> None:
-        """Raise ValueError unless the arrays fit each other: no kernel looks again."""
-        major, minor = self.shape if self.format == "csr" else self.shape[::-1]
+        """Raise ValueError unless the arrays fit each other; kernels look at the indices alone."""
+        major = self.shape[0 if self.format == "csr" else 1]
         indptr = self._indptr
         if indptr.shape != (major + 1,):
             raise ValueError(f"{op}: X.indptr has shape {indptr.shape}, needs ({major + 1},)")
@@ -126,15 +126,16 @@ class Sparse:
                 f"{op}: X.indptr ends at {indptr[-1]}, X.data and X.indices hold {n_data} and "
                 f"{len(self._indices)} entries"
             )
-        # As unsigned numbers negative ones are large, so that one pass is enough.
-        indices = self._indices[: int(indptr[-1])]
-        unsigned = indices.view(f"u{indices.itemsize}")
-        if len(indices) > 0 and unsigned.max() >= minor:
-            i = int(np.argmax(unsigned >= minor))
-            raise ValueError(
-                f"{op}: X.indices[{i}] is {indices[i]}, X of shape {self.shape} needs indices from "
-                f"0 to {minor - 1}"
-            )
+
+    def complaint(self) -> str:
+        """Return which index is out of range, once a kernel has found that one is."""
+        minor = self.shape[1 if self.format == "csr" else 0]
+        indices = self._given_indices[: int(self._indptr[-1])]
+        i = int(np.argmax((indices < 0) | (indices >= minor)))
+        return (
+            f"X.indices[{i}] is {indices[i]}, X of shape {self.shape} needs indices from 0 to "
+            f"{minor - 1}"
+        )
 
     def _sort_columns(self, data: Array) -> Array:
         """Sort the entries of each column by row; return the data in that order."""

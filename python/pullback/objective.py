@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.layouts import as_data
+from pullback.layouts import Sparse, as_data
 from pullback.loss_table import LossRow
 from pullback.losses import losses
 from pullback.ops import kernel_dtype
@@ -273,8 +273,13 @@ class LinearObjective:
         if data.shape[1] != self._n_features:
             raise ValueError(f"{op}: X has shape {data.shape}, needs (N, {self._n_features})")
         z = np.empty((data.shape[0], self._n_outputs))
-        for rows, block in data.blocks():
-            predict(block, model.w, model.b, z[rows])
+        try:
+            for rows, block in data.blocks():
+                predict(block, model.w, model.b, z[rows])
+        except ValueError:
+            if not isinstance(data, Sparse):
+                raise
+            raise ValueError(f"{op}: {data.complaint()}") from None
         with np.errstate(all="ignore"):
             response = self._loss.row.response(z)
         return response.reshape(len(z), *self._w_shape[1:])

@@ -77,7 +77,8 @@ def loss_sums(
     Raises
     ------
     ValueError
-        With the arguments "y" or "sample_weight" and the first bad row.
+        With the arguments "y" or "sample_weight" and the first bad row, or "X" and a row near an
+        index out of range.
     """
     row = LOSSES[name]
     n_features, n_outputs = w.shape
@@ -255,6 +256,9 @@ def _blocks(X: KernelData) -> Iterator[tuple[slice, _Block]]:
             for begin, end in pointers:
                 inside = slice(int(indptr[begin]), int(indptr[end]))
                 minor = indices[inside]
+                out = (minor < 0) | (minor >= shape[1 if layout == "csr" else 0])
+                if out.any():
+                    raise ValueError("X", begin - first)
                 counts = np.diff(indptr[begin : end + 1])
                 major = np.repeat(np.arange(begin - first, end - first), counts)
                 rows, columns = (major, minor) if layout == "csr" else (minor, major)

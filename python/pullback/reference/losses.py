@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback import formulas as nf
+from pullback.layouts import Sparse
 from pullback.loss_table import LOSSES, LossRow
 from pullback.ops import kernel_dtype
 from pullback.partial import PartialSums, Reduction, divisor, tree_sum
@@ -482,6 +483,8 @@ class Loss:
                 weight = samples.sample_weight[first + row]
                 text = f"sample_weight[{first + row}] is {weight}, needs to be finite and "
                 text += "not negative"
+            case ("X", int()) if isinstance(samples.data, Sparse):
+                text = samples.data.complaint()
             case _:
                 raise error
         raise ValueError(f"{op}: {text}") from None
