@@ -13,7 +13,7 @@ from pullback.loss_table import LossRow
 from pullback.losses import losses
 from pullback.ops import kernel_dtype
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
-from pullback.reference.loss_arguments import Model, Samples, check_samples
+from pullback.reference.loss_arguments import Model, Samples, check_outputs, check_samples
 from pullback.reference.loss_sums import predict
 from pullback.reference.losses import Loss
 
@@ -101,6 +101,7 @@ class LinearObjective:
         self._loss = loss
         self._l2 = _check_l2(l2)
         self._n_samples: int | None = None  # of a whole pass
+        self._w_shape: tuple[int, ...] | None = None  # before the number of outputs is known
         self._bar = _progress_bar(loss.__name__) if progress else None
         if y is not None:
             self._source = _array_source(loss.row, X, y, sample_weight)
@@ -116,9 +117,9 @@ class LinearObjective:
         self._n_outputs = shape[0] if shape else 1
         self._loss._check_rows(_OP if y is not None else f"{_OP}: chunk 0", first, self._n_outputs)
         self._n_coefficients = self._n_features * self._n_outputs
-        self._w_shape = (self._n_features, *shape)
+        self._w_shape = w_shape = (self._n_features, *shape)
         like = (np.zeros(shape) if shape else 0.0) if fit_intercept else None
-        self._kinds = Kinds(self._w_shape, np.dtype(np.float64), like)
+        self._kinds = Kinds(w_shape, np.dtype(np.float64), like)
         # Second derivatives, a chunk each, and the theta that they are for, once they are wanted.
         self._wants_curvature = False
         self._kept: list[Array] = []
@@ -282,7 +283,7 @@ class LinearObjective:
             raise ValueError(f"{op}: {data.complaint()}") from None
         with np.errstate(all="ignore"):
             response = self._loss.row.response(z)
-        return response.reshape(len(z), *self._w_shape[1:])
+        return response.reshape(len(z), *self._kinds.w_shape[1:])
 
     # --- one pass ---
 
@@ -357,6 +358,8 @@ class LinearObjective:
                 raise ValueError(
                     f"{where}: X has shape {samples.data.shape}, needs (N, {self._n_features})"
                 )
+            if self._w_shape is not None:
+                check_outputs(where, self._loss.row, samples, self._w_shape)
             n_samples += samples.n_samples
             yield where, samples
             if self._bar is not None:

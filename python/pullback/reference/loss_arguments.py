@@ -20,10 +20,12 @@ __all__ = [
     "Samples",
     "check_direction",
     "check_model",
+    "check_outputs",
     "check_samples",
     "check_wrt",
     "parameter_dtype",
     "sums_of_targets",
+    "weight_complaint",
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -91,7 +93,14 @@ def check_samples(op: str, row: LossRow, X: Any, y: Any, sample_weight: Any) -> 
             )
         with np.errstate(all="ignore"):
             weight = float(np.sum(weights))
+        if not weight > 0 and (bad := ~((weights >= 0) & (weights < np.inf))).any():
+            raise ValueError(f"{op}: {weight_complaint(weights, int(np.argmax(bad)))}")
     return Samples(data, targets, given_y, weights, weight)
+
+
+def weight_complaint(sample_weight: Array, row: int) -> str:
+    """Return what is wrong with a weight."""
+    return f"sample_weight[{row}] is {sample_weight[row]}, needs to be finite and not negative"
 
 
 def _as_targets(op: str, row: LossRow, y: Array) -> Array:
@@ -137,7 +146,7 @@ def check_model(op: str, row: LossRow, samples: Samples, w: Any, b: Any) -> Mode
     if n_outputs < 1 + row.of_classes:
         least = "(D, K) with K > 1" if row.of_classes else "one output or more"
         raise ValueError(f"{op}: w has shape {w.shape}, needs {least}")
-    _check_outputs(op, row, samples, w.shape)
+    check_outputs(op, row, samples, w.shape)
     wanted = {(), (1,)} if single else {(), (1,), (n_outputs,)}
     if like is not None and np.shape(like) not in wanted:
         raise ValueError(
@@ -151,7 +160,7 @@ def check_model(op: str, row: LossRow, samples: Samples, w: Any, b: Any) -> Mode
     return Model(coefficients, intercepts, Kinds(w.shape, w_dtype, like))
 
 
-def _check_outputs(op: str, row: LossRow, samples: Samples, w: tuple[int, ...]) -> None:
+def check_outputs(op: str, row: LossRow, samples: Samples, w: tuple[int, ...]) -> None:
     """Raise ValueError unless there is a target for each output, or a label."""
     wanted = (samples.n_samples, *w[1:])
     if samples.y.shape == wanted or (row.of_classes and len(w) == 2 and samples.y.ndim == 1):

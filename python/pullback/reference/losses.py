@@ -26,6 +26,7 @@ from pullback.reference.loss_arguments import (
     check_wrt,
     parameter_dtype,
     sums_of_targets,
+    weight_complaint,
 )
 from pullback.reference.loss_sums import Job, check_rows, loss_pointwise, loss_sums
 from pullback.reference.pointwise import Pointwise
@@ -480,9 +481,7 @@ class Loss:
             case ("y", int(row)):
                 text = self.row.targets.complaint(samples.given_y, first + row, n_outputs)
             case ("sample_weight", int(row)) if samples.sample_weight is not None:
-                weight = samples.sample_weight[first + row]
-                text = f"sample_weight[{first + row}] is {weight}, needs to be finite and "
-                text += "not negative"
+                text = weight_complaint(samples.sample_weight, first + row)
             case ("X", int()) if isinstance(samples.data, Sparse):
                 text = samples.data.complaint()
             case _:
