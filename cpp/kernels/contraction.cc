@@ -40,8 +40,8 @@ HWY_EXPORT(MatmulTable);
 
 namespace {
 
-// What is packed at once and shared by all threads, each task of which reads it whole: at 2048, 16 MiB
-// took 1.1 x the time on a machine that shares its 32 MiB of L3.
+// What is packed at once and shared by all threads. Each task reads it whole: at 2048, 16 MiB took
+// 1.1 x the time on a machine that shares its 32 MiB of L3.
 constexpr size_t kSharedBytes = size_t{8} << 20;
 constexpr size_t kStackBytes = size_t{32} << 10;
 // Less than this is packed on one thread.

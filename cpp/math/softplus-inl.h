@@ -89,8 +89,9 @@ HWY_INLINE void LogisticLoss(D d, V x, V& y, V& dy, V& d2y) {
   const V one = hn::Set(d, 1);
   V r_hi, minus_r_lo, k;
   ReduceByLn2(d, AtLeast(d, C::kMin, hn::Neg(hn::Abs(x))), hn::Zero(d), r_hi, minus_r_lo, k);
-  const V r2 = hn::Mul(r_hi, r_hi);
-  const V tail = hn::MulSub(r2, Polynomial(d, E::kTail, r_hi, r2), minus_r_lo);
+  const V r = hn::Sub(r_hi, minus_r_lo);
+  const V r2 = hn::Mul(r, r);
+  const V tail = hn::MulSub(r2, Polynomial(d, E::kTail, r, r2), minus_r_lo);
   const V p = hn::Add(one, hn::Add(r_hi, tail));
   const V raised = hn::Mul(p, PowerOfTwo(d, k, hn::Set(d, C::kGap)));
   const V down = hn::Set(d, C::kGapDown);
@@ -100,7 +101,7 @@ HWY_INLINE void LogisticLoss(D d, V x, V& y, V& dy, V& d2y) {
   dy = hn::Mul(hn::Div(hn::IfNegativeThenElse(x, raised, one), sum),
                hn::IfNegativeThenElse(x, down, one));
   d2y = hn::Mul(hn::Div(hn::Div(raised, sum), sum), down);
-  const V s = hn::Div(e, hn::Add(one, sum));
+  const V s = hn::Div(e, hn::Add(hn::Set(d, 2), e));
   const V z = hn::Mul(s, s);
   const V log_tail = Polynomial(d, SoftplusConstants<double>::kTail, z, hn::Mul(z, z));
   const V log1p = hn::MulAdd(hn::Mul(s, z), log_tail, hn::Add(s, s));
@@ -120,15 +121,21 @@ HWY_INLINE void LogCosh(D d, V x, V a, V& y, V& dy, V& d2y) {
   const LogisticCore<V> c = Tanh(d, hi, shift, n_hi, n_lo, dy, d2y);
   // With e = exp(-2 |x|): near 0 half of log(1 + sinh^2), sinh^2 = (1 - e)^2 / (4 e), which loses
   // nothing there; |x| - log(2) + log(1 + e) loses nothing elsewhere.
-  const V n = hn::Add(n_hi, n_lo);
-  const V square = hn::Div(hn::Mul(n, n), hn::Mul(hn::Set(d, 4), c.e_hi));
-  const auto near = hn::Le(abs, hn::Set(d, 0.875));  // sinh^2 < 1
+  const V n_square = hn::MulAdd(n_hi, n_hi, hn::Mul(hn::Add(n_hi, n_hi), n_lo));
+  const V four = hn::Set(d, 4);
+  const V divisor = hn::Mul(four, c.e_hi);
   const V e_lo = hn::Mul(hn::Mul(c.p_lo, c.up), c.down);
+  const V square = hn::Div(n_square, divisor);
+  const V square_lo = hn::Div(
+      hn::NegMulAdd(square, hn::Mul(four, e_lo), Residual(d, square, divisor, n_square)), divisor);
+  const auto near = hn::Le(abs, hn::Set(d, 0.875));  // sinh^2 < 1
   const V distance = hn::Sub(abs, hn::Set(d, ExpConstants<double>::kLn2));
-  const V log1p = AddLog1p(d, hn::IfThenElse(near, square, c.e_hi), hn::IfThenZeroElse(near, e_lo),
-                           hn::IfThenZeroElse(near, distance));
+  const V log1p =
+      AddLog1p(d, hn::IfThenElse(near, square, c.e_hi), hn::IfThenElse(near, square_lo, e_lo),
+               hn::IfThenZeroElse(near, distance));
   y = hn::Mul(log1p, hn::IfThenElse(near, hn::Set(d, 0.5), hn::Set(d, 1)));
-  y = hn::IfThenElse(hn::Eq(abs, Infinity(d)), abs, hn::MulAdd(dy, lo, y));
+  // A fused correction of 0 may be -0.
+  y = hn::IfThenElse(hn::Eq(abs, Infinity(d)), abs, hn::Abs(hn::MulAdd(dy, lo, y)));
 }
 
 // log(exp(a) + exp(b)) and both derivatives, full range.

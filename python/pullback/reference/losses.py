@@ -31,7 +31,7 @@ from pullback.reference.loss_arguments import (
 from pullback.reference.loss_sums import Job, check_rows, loss_pointwise, loss_sums
 from pullback.reference.pointwise import Pointwise
 
-__all__ = ["Engine", "Loss", "ParametricLoss", "make_losses", *LOSSES]
+__all__ = ["Engine", "Loss", "ParametricLoss", "losses", "make_losses"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -134,7 +134,7 @@ class Loss:
         Parameters
         ----------
         X, y, w, b, sample_weight, reduction
-            As for `value_and_grad`.
+            As for `value_and_grad`; X has shape (N, D), y (N,), w (D,).
 
         Returns
         -------
@@ -173,7 +173,7 @@ class Loss:
         Returns
         -------
         tuple or ndarray
-            The gradients that `value_and_grad` returns beside the loss.
+            The gradients that `value_and_grad` returns beside the loss, in their variables' shapes.
 
         Raises
         ------
@@ -338,7 +338,7 @@ class Loss:
         Parameters
         ----------
         X, y, w, b, sample_weight
-            As for `value_and_grad`.
+            As for `value_and_grad`; parts of one sum agree in all shapes but the first axis.
 
         Returns
         -------
@@ -590,4 +590,3 @@ def make_losses(engine: Engine) -> Mapping[str, Loss]:
 losses: Final = make_losses(
     Engine("pullback.reference", "", ", NumPy twin", loss_sums, loss_pointwise)
 )
-globals().update(losses)

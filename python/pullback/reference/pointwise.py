@@ -114,7 +114,7 @@ class Pointwise:
         Returns
         -------
         value, derivative : ndarray or scalar
-            As the call and `derivative` return them.
+            As the call and `derivative` return them, in the broadcast shape.
 
         Raises
         ------
