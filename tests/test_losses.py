@@ -80,7 +80,7 @@ def judge_model(
 @dtypes
 @pytest.mark.parametrize("n", range(1, 41))
 def test_every_small_shape(n: int, dtype: np.dtype) -> None:
-    """Two losses, as what a loss adds to the walk over X is the same at all shapes: every n, every d.
+    """Two losses at every n and every d: what a loss adds to the walk over X is the same at all.
 
     Five is prime to the lengths of vectors, so that all their remainders meet.
     """
