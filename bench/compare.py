@@ -269,17 +269,17 @@ def _gradients(
     wanted: Wanted,
     outputs: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    import linear_models
+    import loss_peers
     import numpy as np
     import pullback as pb
 
     suffix = f" K={outputs}" * (outputs > 1) + f" {layout}" * (layout != "C")
     sparse = layout in ("csr", "csc")
-    contenders = linear_models.sparse_value_and_grad if sparse else linear_models.value_and_grad
+    contenders = loss_peers.sparse_value_and_grad if sparse else loss_peers.value_and_grad
     for loss in names:
         for rows, cols in shapes:
             for label, dtype in _dtypes(f"{loss} {rows}x{cols} {{}}{suffix}", wanted):
-                model = linear_models.make(loss, rows, cols, dtype, layout, outputs)
+                model = loss_peers.make(loss, rows, cols, dtype, layout, outputs)
                 value, gradients = getattr(pb.reference, loss).value_and_grad(*model[1:])
                 yield compare(
                     label,
@@ -293,18 +293,18 @@ def _gradients(
 
 
 def _hvps(shapes: Any, *, effort: Effort, wanted: Wanted) -> Iterator[dict[str, Any]]:
-    import linear_models
+    import loss_peers
     import numpy as np
     import pullback as pb
 
     for rows, cols in shapes:
         for label, dtype in _dtypes(f"logistic hvp {rows}x{cols} {{}}", wanted):
-            model = linear_models.make("logistic", rows, cols, dtype)
+            model = loss_peers.make("logistic", rows, cols, dtype)
             v = np.random.default_rng(1).normal(size=cols).astype(dtype), 0.5
             expected = pb.reference.logistic.hvp(*model[1:], v)
             yield compare(
                 label,
-                list(linear_models.hvp(model, v)),
+                list(loss_peers.hvp(model, v)),
                 tuple(np.asarray(part, float) for part in expected),
                 _rtol(dtype),
                 effort,
@@ -315,16 +315,16 @@ def _hvps(shapes: Any, *, effort: Effort, wanted: Wanted) -> Iterator[dict[str, 
 
 def _fits(shapes: Any, *, effort: Effort, wanted: Wanted) -> Iterator[dict[str, Any]]:
     """Fit to gradients of at most 1e-6: parameters then agree to what that leaves open."""
-    import linear_models
+    import loss_peers
     import pullback as pb
 
     l2, gtol = 1e-3, 1e-6
     for rows, cols in shapes:
         for label, dtype in _dtypes(f"logistic fit {rows}x{cols} {{}}", wanted):
-            X, y = linear_models.make("logistic", rows, cols, dtype)[1:3]
+            X, y = loss_peers.make("logistic", rows, cols, dtype)[1:3]
             objective = pb.LinearObjective(X, y, loss=pb.reference.logistic, l2=l2)
-            expected = (linear_models.minimised(objective, gtol / 100),)
-            contenders = list(linear_models.logistic_fit(X, y, l2, gtol))
+            expected = (loss_peers.minimised(objective, gtol / 100),)
+            contenders = list(loss_peers.logistic_fit(X, y, l2, gtol))
             yield compare(label, contenders, expected, 1e-3, effort)
 
 

@@ -113,6 +113,7 @@ def test_layouts_of_the_data(layout: Callable[..., Any], case: Case, dtype: np.d
         assert_same_bits(view, before)
 
 
+@pytest.mark.native
 @on_any_target
 @dtypes
 @few

@@ -76,6 +76,7 @@ def judge_model(
 # --- right ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.native
 @on_any_target
 @dtypes
 @pytest.mark.parametrize("n", range(1, 41))
@@ -118,6 +119,7 @@ def test_several_outputs(case: Case, k: int, dtype: np.dtype) -> None:
         judge_model(case, n, d, dtype, k, weighted=i % 2 == 1)
 
 
+@pytest.mark.native
 @on_any_target
 @dtypes
 @pytest.mark.parametrize("k", range(2, 19))
