@@ -93,8 +93,8 @@ def test_every_small_shape(n: int, dtype: np.dtype) -> None:
 @dtypes
 @cases
 def test_small_shapes(case: Case, dtype: np.dtype) -> None:
-    """Each loss at every n up to 40, weighted and not, d running through 0 to 40 meanwhile."""
-    for n in range(1, 41):
+    """Each loss at every third n up to 40, weighted and not, d running up to 40 meanwhile."""
+    for n in range(1, 41, 3):
         judge_model(case, n, (7 * n + 3) % 41, dtype, weighted=n % 2 == 0)
 
 
