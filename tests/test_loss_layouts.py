@@ -99,7 +99,6 @@ SAME_BITS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-@on_any_target
 @dtypes
 @few
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
@@ -153,7 +152,6 @@ def test_where_the_bytes_lie_does_not_matter(
             assert_same_leaves(case.of().value_and_grad(*arguments, m.b), wanted)
 
 
-@on_any_target
 @dtypes
 @few
 @pytest.mark.parametrize("k", [None, 3])
@@ -177,7 +175,6 @@ def test_layouts_of_the_vectors(case: Case, k: int | None, dtype: np.dtype) -> N
     )
 
 
-@on_any_target
 @dtypes
 @few
 def test_repeated_rows_and_columns(case: Case, dtype: np.dtype) -> None:
@@ -192,7 +189,6 @@ def test_repeated_rows_and_columns(case: Case, dtype: np.dtype) -> None:
             judge(case, view, *m.operands[1:])
 
 
-@on_any_target
 @few
 @pytest.mark.parametrize(
     "kind", ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", ">i4", ">f2"]
@@ -409,7 +405,6 @@ def test_gradient_in_sparse_data(case: Case, form: str, dtype: np.dtype) -> None
         assert_within(gX, right.gX)
 
 
-@on_any_target
 @dtypes
 @forms
 @few
@@ -449,7 +444,6 @@ def test_unsorted_and_duplicate_entries(
             assert_same_bits(a, copied)
 
 
-@on_any_target
 @forms
 @backends
 def test_sparse_parts_in_any_layout(form: str, primitives: Any) -> None:
