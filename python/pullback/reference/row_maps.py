@@ -219,5 +219,7 @@ class LayerNorm(RowMap):
         return self._jacobian(x, eps, axis)
 
     for _name in ("vjp", "jvp", "jacobian"):
-        locals()[_name].__doc__ = getattr(RowMap, _name).__doc__.replace("x, axis", "x, axis, eps", 1)
+        locals()[_name].__doc__ = getattr(RowMap, _name).__doc__.replace(
+            "x, axis", "x, axis, eps", 1
+        )
     del _name
