@@ -236,10 +236,10 @@ def test_products_that_are_none() -> None:
     J = Kronecker(2, matrix(3, 3))
     with pytest.raises(ValueError, match=r"operand shape \(2, 3\) and result shape \(3, 2\)"):
         J @ Kronecker(3, 2)
-    batched = Kronecker(matrix(4, 2, 2), 3)
+    summed = Kronecker(matrix(4, 2, 2), 3, input_batch=(4,), output_batch=())
     flat = Kronecker(1, matrix(6, 6), output_shape=(2, 3))
     diagonal = Diagonal(np.ones((2, 3)))
-    for left, right in ((batched, batched), (J, flat), (J, diagonal), (diagonal, J)):
+    for left, right in ((summed, summed.T), (J, flat), (J, diagonal), (diagonal, J)):
         lazy = left @ right
         assert isinstance(lazy, Product)
         assert lazy.factors == (left, right)
@@ -251,6 +251,10 @@ def test_products_of_one_batch_stay_kronecker() -> None:
     J = pb.matmul.jacobian(X @ V, W)[0] @ pb.matmul.jacobian(X, V)[0]
     assert isinstance(J, Kronecker)
     check(J, pb.matmul.jacobian(X, V @ W)[0].todense())
+    batched = Kronecker(matrix(4, 2, 2), 3)
+    square = batched @ batched
+    assert isinstance(square, Kronecker)
+    check(square, batched.todense() @ batched.todense())
 
 
 def test_products_do_not_outgrow_their_factors() -> None:

@@ -229,7 +229,7 @@ class QuadraticForm(Primitive):
         rows = as_matrix(x)
         with np.errstate(all="ignore"):
             (gx,) = self._cotangents(rows, A, np.ones(len(rows), x.dtype), (0,), (None,))
-        gx = gx.reshape(*batch, 1, -1)
+        gx = gx.reshape(*batch, 1, x.shape[-1])
         by_x = Kronecker(1, gx, input_shape=x.shape, output_shape=batch, copy=False)
         row = x[..., np.newaxis, :]
         return by_x, Kronecker(row, row, input_batch=(), output_batch=batch, output_shape=batch)
