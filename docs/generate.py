@@ -306,7 +306,7 @@ is softmax(x), y the map's value and r that of its scale.
 {reductions}
 
 An error is at most the bound in units in the last place of the result, plus S(n) times what stands
-beside it.
+beside it; of the products of maps, where results cancel, in units of the larger of both.
 
 {reduction_errors}
 
