@@ -577,7 +577,7 @@ struct ProdRow : Reduction<5, 6> {
     Sum(d, x, x, x, 0, own);
     const V zero = hn::Zero(d);
     const V mantissa = hn::Div(c[0], own[0]);
-    const V exponent = AtLeast(d, -1130, AtMost(d, 1050, hn::Sub(c[1], own[1])));
+    const V exponent = AtLeast(d, -1084, AtMost(d, 1050, hn::Sub(c[1], own[1])));
     const auto zeros = hn::Gt(hn::Sub(c[2], own[2]), zero);
     const auto infs = hn::Gt(hn::Sub(c[3], own[3]), zero);
     const auto nans = hn::Gt(hn::Sub(c[4], own[4]), zero);

@@ -58,7 +58,8 @@ def _shares(x: Array, p: float) -> tuple[Array, Array, Array]:
     largest = np.max(size, axis=1)
     share = size / column(np.where(largest == 0, 1, largest))
     share = np.where((largest == np.inf)[:, np.newaxis] & (size < np.inf), 0, share)
-    return share, np.sum(share**p, axis=1) ** (1 / p), largest
+    ones = np.where(size == column(largest), 1.0, share)  # inf / inf
+    return share, np.sum(ones**p, axis=1) ** (1 / p), largest
 
 
 def norm_p(x: Array, p: float) -> Array:
@@ -70,7 +71,7 @@ def norm_p(x: Array, p: float) -> Array:
     if p == np.inf:
         return np.asarray(np.max(np.abs(x), axis=1))
     _, size, largest = _shares(x, p)
-    return np.where(largest == np.inf, np.inf, size * largest)
+    return size * largest
 
 
 def norm_p_slopes(x: Array, p: float) -> Array:
