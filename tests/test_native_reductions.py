@@ -1,4 +1,4 @@
-"""Native reductions: the table's bounds, and the same bits however a slice lies or is shared out."""
+"""Native reductions: the table's bounds, and the same bits wherever a slice lies."""
 
 from __future__ import annotations
 
