@@ -103,11 +103,11 @@ def test_many_columns_have_narrow_factors_multiplied_first(counted: Any) -> None
     J = chain((3, 500, 4))
     columns = np.ones((4, 100))
     J.matmat(columns)
-    assert counted == [(3, 500, 4), (3, 4, 100)]
+    assert counted == [(4, 500, 3), (3, 4, 100)]  # the first one transposed
     assert J.flops(100) == 2 * (3 * 500 * 4 + 3 * 4 * 100)
     counted.clear()
-    J.matmat(columns[:, :2])  # of which there are too few
-    assert [call[-1] for call in counted] == [500, 3]
+    chain((30, 50, 40)).matmat(np.ones((40, 2)))  # columns of which there are too few
+    assert counted == [(2, 40, 50), (2, 50, 30)]
 
 
 class Counting(Jacobian):
@@ -167,7 +167,7 @@ def test_counts_are_of_one_pass_over_what_is_stored(kind: str) -> None:
     for J, _ in everything(kind, np.dtype(float)):
         size = J.nbytes // J.dtype.itemsize
         assert J.flops(0) == 0
-        assert J.flops() <= J.flops(3) <= 3 * J.flops()
+        assert J.flops(3) <= 3 * J.flops()
         if kind in ("Identity", "Zero", "Permutation", "Reshape", "Broadcast"):
             assert J.flops() == 0
         if kind in ("Dense", "BlockDiagonal"):
