@@ -97,8 +97,10 @@ using WideTag = hn::ScalableTag<double>;
 
 // X of at most so many bytes is taken to be in the last-level cache: nothing is fetched ahead.
 constexpr size_t kCachedBytes = size_t{16} << 20;
-// From memory, longer rows are read in wide vectors; even longer ones one by one, or they would
-// have left the cache before the second pass.
+// From memory, the shortest of longer rows are predicted one by one, in the order of memory, or the
+// hardware would see nothing but beginnings of streams; others are read in wide vectors, and huge
+// ones one by one again, or they would have left the cache before the second pass.
+constexpr size_t kSerialRowBytes = 1536;
 constexpr size_t kLongRowBytes = 4096;
 constexpr size_t kHugeRowBytes = 65536;
 constexpr size_t kRowsAtOnce = 8;
@@ -299,6 +301,56 @@ struct LongRows {
   }
 };
 
+// Predictions of one row after the other.
+template <typename T>
+struct SerialRows {
+  using V = hn::Vec<Tag>;
+  static constexpr size_t kLanes = hn::MaxLanes(Tag());
+  static constexpr size_t kChains = 4;  // they hide the latency of the additions
+  static constexpr size_t kLine = 64 / sizeof(T);
+
+  static void Forward(const Design& X, Range rows, const double* w, double b, double* z,
+                      ptrdiff_t ahead) {
+    const Tag d;
+    const V bias = hn::Set(d, b);
+    std::array<V, kLanes> dots;
+    for (size_t row = rows.begin; row < rows.end; row += kLanes) {
+      PB_UNROLL
+      for (size_t r = 0; r < kLanes; ++r) {
+        dots[r] = row + r < rows.end ? Dot(X.cols, LineOf<T>(X, row + r), w, ahead) : hn::Zero(d);
+      }
+      hn::StoreU(hn::Add(SumEachRow(d, dots), bias), d, z + (row - rows.begin));
+    }
+  }
+
+ private:
+  static HWY_INLINE V Dot(size_t cols, const T* x, const double* w, ptrdiff_t ahead) {
+    const Tag d;
+    if (ahead != 0) {
+      for (size_t j = 0; j < cols; j += kLine) PrefetchIntoL2(x + j + ahead);
+    }
+    const size_t whole = cols / kLanes * kLanes, tail = cols - whole;
+    V sums[kChains];
+    PB_UNROLL
+    for (V& sum : sums) sum = hn::Zero(d);
+    size_t j = 0;
+    for (; j + kChains * kLanes <= whole; j += kChains * kLanes) {
+      PB_UNROLL
+      for (size_t c = 0; c < kChains; ++c) {
+        const size_t i = j + c * kLanes;
+        sums[c] = hn::MulAdd(hn::LoadU(d, w + i), Loader<Tag, T>::Whole(x + i), sums[c]);
+      }
+    }
+    for (; j < whole; j += kLanes) {
+      sums[0] = hn::MulAdd(hn::LoadU(d, w + j), Loader<Tag, T>::Whole(x + j), sums[0]);
+    }
+    if (tail != 0) {
+      sums[1] = hn::MulAdd(hn::LoadU(d, w + j), Loader<Tag, T>::Part(x + j, tail), sums[1]);
+    }
+    return hn::Add(hn::Add(sums[0], sums[1]), hn::Add(sums[2], sums[3]));
+  }
+};
+
 // --- rows by their length ------------------------------------------------------------------------
 
 // Half of L1: the other half is for what the stages write, and what is fetched.
@@ -313,6 +365,12 @@ inline size_t ChunkOfRows(const Design& X, size_t outputs) {
   const size_t chunk = outputs == 1 ? kChunkBytes : kOutputsChunkBytes;
   if (bytes > kHugeRowBytes && outputs == 1) return 1;
   return std::clamp(std::bit_floor(std::max<size_t>(chunk / bytes, 1)), kRowsAtOnce, kLossBlock);
+}
+
+// How far ahead of an element its successor in the next chunk lies; 0: nothing is to be fetched.
+inline ptrdiff_t RowsAhead(const Design& X) {
+  if (X.rows * DenseRowBytes(X) <= kCachedBytes) return 0;
+  return static_cast<ptrdiff_t>(ChunkOfRows(X, 1)) * X.stride;
 }
 
 struct RowStages {
@@ -344,16 +402,13 @@ RowStages StagesByLength(const Design& X) {
       return kRowStages<ShortRows<T, 6>>;
     default:
       const size_t row_bytes = DenseRowBytes(X);
+      if (row_bytes <= kSerialRowBytes && RowsAhead(X) != 0) {
+        return {SerialRows<T>::Forward, LongRows<T, Tag, kRowsAtOnce>::Backward};
+      }
       if (row_bytes > kHugeRowBytes) return kRowStages<LongRows<T, WideTag, 1>>;
       if (row_bytes > kLongRowBytes) return kRowStages<LongRows<T, WideTag, kRowsAtOnce>>;
       return kRowStages<LongRows<T, Tag, kRowsAtOnce>>;
   }
-}
-
-// How far ahead of an element its successor in the next chunk lies; 0: nothing is to be fetched.
-inline ptrdiff_t RowsAhead(const Design& X) {
-  if (X.rows * DenseRowBytes(X) <= kCachedBytes) return 0;
-  return static_cast<ptrdiff_t>(ChunkOfRows(X, 1)) * X.stride;
 }
 
 template <typename T>
