@@ -426,106 +426,120 @@ void BackwardRows(const Design& X, size_t, Range rows, const double* slopes, dou
 
 constexpr size_t kColumnsAtOnce = 8;
 
+// A chunk has at least a kilobyte of each column: memory is slow with shorter pieces. Of many
+// columns it then outgrows L2.
+constexpr size_t kColumnsChunkBytes = size_t{256} << 10;
+constexpr size_t kColumnPieceBytes = 1024;
+
 inline size_t ChunkOfColumns(const Design& X, size_t outputs) {
   (void)outputs;
-  const size_t bytes = std::max<size_t>(DenseRowBytes(X), 1);
-  constexpr size_t kBytes = size_t{256} << 10;
-  return std::clamp(std::bit_floor(std::max<size_t>(kBytes / bytes, 1)), size_t{64}, kLossBlock);
+  const size_t fitting = kColumnsChunkBytes / std::max<size_t>(DenseRowBytes(X), 1);
+  const size_t least = kColumnPieceBytes / ItemSize(X.dtype);
+  return std::clamp(std::bit_floor(std::max<size_t>(fitting, 1)), least, kLossBlock);
 }
 
-inline ptrdiff_t ColumnsAhead(const Design& X) {
-  return X.rows * DenseRowBytes(X) <= kCachedBytes ? 0
-                                                   : static_cast<ptrdiff_t>(ChunkOfColumns(X, 1));
-}
-
-// kGroup columns of some rows, one pass over the predictions or slopes.
+// kGroup columns of some rows, one pass over the predictions or slopes. The next columns' lines are
+// asked for meanwhile, as the hardware cannot guess where they begin.
 template <typename T, size_t kGroup>
-struct Columns {
-  using D = WideTag;
-  using V = hn::Vec<D>;
-  static constexpr size_t kLanes = hn::MaxLanes(D());
-
-  static HWY_INLINE void Point(const Design& X, size_t column, size_t row, const T* (&x)[kGroup]) {
-    for (size_t c = 0; c < kGroup; ++c) x[c] = LineOf<T>(X, column + c) + row;
-  }
-
+class Columns {
+ public:
   static HWY_INLINE void Forward(const Design& X, size_t column, Range rows, const double* w,
-                                 double* z, ptrdiff_t ahead) {
+                                 double* z) {
     const D d;
-    const size_t whole = rows.size() / kLanes * kLanes, tail = rows.size() - whole;
-    const T* x[kGroup];
-    Point(X, column, rows.begin, x);
-    Fetch<T, kGroup> fetch(ahead, 0);
+    const Columns columns(X, column, rows.begin);
     V weight[kGroup];
     PB_UNROLL
     for (size_t c = 0; c < kGroup; ++c) weight[c] = hn::Set(d, w[column + c]);
-    for (size_t r = 0; r < whole; r += kLanes) {
-      fetch.Pass(x, r);
+    columns.Walk(rows.size(), [&](size_t r, size_t, const auto& load) HWY_ATTR {
       V sum = hn::LoadU(d, z + r);
       PB_UNROLL
-      for (size_t c = 0; c < kGroup; ++c) {
-        sum = hn::MulAdd(weight[c], Loader<D, T>::Whole(x[c] + r), sum);
-      }
+      for (size_t c = 0; c < kGroup; ++c) sum = hn::MulAdd(weight[c], load(c), sum);
       hn::StoreU(sum, d, z + r);
-    }
-    if (tail == 0) return;
-    V sum = hn::LoadU(d, z + whole);
-    PB_UNROLL
-    for (size_t c = 0; c < kGroup; ++c) {
-      sum = hn::MulAdd(weight[c], Loader<D, T>::Part(x[c] + whole, tail), sum);
-    }
-    hn::StoreU(sum, d, z + whole);
+    });
   }
 
   static HWY_INLINE void Backward(const Design& X, size_t column, Range rows, const double* slopes,
-                                  double* gw, ptrdiff_t ahead) {
+                                  double* gw) {
     const D d;
-    const size_t whole = rows.size() / kLanes * kLanes, tail = rows.size() - whole;
-    const T* x[kGroup];
-    Point(X, column, rows.begin, x);
-    Fetch<T, kGroup> fetch(ahead, Fetch<T, kGroup>::Half(rows.size()));
+    const Columns columns(X, column, rows.begin);
     V dots[kGroup];
     PB_UNROLL
     for (V& dot : dots) dot = hn::Zero(d);
-    for (size_t r = 0; r < whole; r += kLanes) {
-      fetch.Pass(x, r);
-      const V slope = hn::LoadU(d, slopes + r);
+    columns.Walk(rows.size(), [&](size_t r, size_t count, const auto& load) HWY_ATTR {
+      // Past the last row lies what no column may meet, not even times 0.
+      const V slope = count == kLanes ? hn::LoadU(d, slopes + r) : LoadTail(d, slopes + r, count);
       PB_UNROLL
-      for (size_t c = 0; c < kGroup; ++c) {
-        dots[c] = hn::MulAdd(slope, Loader<D, T>::Whole(x[c] + r), dots[c]);
-      }
-    }
-    if (tail != 0) {
-      const V slope = LoadTail(d, slopes + whole, tail);
+      for (size_t c = 0; c < kGroup; ++c) dots[c] = hn::MulAdd(slope, load(c), dots[c]);
+    });
+    double* const to = gw + column;
+    if constexpr (kGroup % kLanes == 0) {
       PB_UNROLL
-      for (size_t c = 0; c < kGroup; ++c) {
-        dots[c] = hn::MulAdd(slope, Loader<D, T>::Part(x[c] + whole, tail), dots[c]);
+      for (size_t first = 0; first < kGroup; first += kLanes) {
+        std::array<V, kLanes> some;
+        PB_UNROLL
+        for (size_t c = 0; c < kLanes; ++c) some[c] = dots[first + c];
+        hn::StoreU(hn::Add(hn::LoadU(d, to + first), SumEachRow(d, some)), d, to + first);
       }
+    } else {
+      for (size_t c = 0; c < kGroup; ++c) to[c] += SumLanes(d, dots[c]);
     }
-    for (size_t c = 0; c < kGroup; ++c) gw[column + c] += SumLanes(d, dots[c]);
   }
+
+ private:
+  using D = WideTag;
+  using V = hn::Vec<D>;
+  static constexpr size_t kLanes = hn::MaxLanes(D());
+  static constexpr size_t kLine = 64 / sizeof(T);
+
+  HWY_INLINE Columns(const Design& X, size_t column, size_t row)
+      : next_(column + 2 * kGroup <= X.cols ? static_cast<ptrdiff_t>(kGroup) * X.stride : 0) {
+    for (size_t c = 0; c < kGroup; ++c) x_[c] = LineOf<T>(X, column + c) + row;
+  }
+
+  // Calls step(r, count, load) for each vector of rows; load(c) is column c's part of it.
+  template <class Step>
+  HWY_INLINE void Walk(size_t rows, const Step& step) const {
+    const auto at = [&](size_t r) HWY_ATTR {
+      step(r, kLanes, [&](size_t c) HWY_ATTR { return Loader<D, T>::Whole(x_[c] + r); });
+    };
+    const size_t whole = rows / kLanes * kLanes, tail = rows - whole;
+    size_t r = 0;
+    for (; r + kLine <= whole; r += kLine) {
+      if (next_ != 0) {
+        for (size_t c = 0; c < kGroup; ++c) {
+          hwy::Prefetch(x_[c] + static_cast<ptrdiff_t>(r) + next_);
+        }
+      }
+      for (size_t i = 0; i < kLine; i += kLanes) at(r + i);
+    }
+    for (; r < whole; r += kLanes) at(r);
+    if (tail != 0) {
+      step(r, tail, [&](size_t c) HWY_ATTR { return Loader<D, T>::Part(x_[c] + r, tail); });
+    }
+  }
+
+  const T* x_[kGroup];
+  ptrdiff_t next_;  // elements to the next columns, 0 if there are none
 };
 
 template <typename T>
 void ForwardColumns(const Design& X, size_t, Range rows, const double* w, const double* b,
                     double* z, void*) {
-  const ptrdiff_t ahead = ColumnsAhead(X);
   std::fill_n(z, PadDoubles(rows.size()), *b);
   size_t j = 0;
   for (; j + kColumnsAtOnce <= X.cols; j += kColumnsAtOnce) {
-    Columns<T, kColumnsAtOnce>::Forward(X, j, rows, w, z, ahead);
+    Columns<T, kColumnsAtOnce>::Forward(X, j, rows, w, z);
   }
-  for (; j < X.cols; ++j) Columns<T, 1>::Forward(X, j, rows, w, z, ahead);
+  for (; j < X.cols; ++j) Columns<T, 1>::Forward(X, j, rows, w, z);
 }
 
 template <typename T>
 void BackwardColumns(const Design& X, size_t, Range rows, const double* slopes, double* gw, void*) {
-  const ptrdiff_t ahead = ColumnsAhead(X);
   size_t j = 0;
   for (; j + kColumnsAtOnce <= X.cols; j += kColumnsAtOnce) {
-    Columns<T, kColumnsAtOnce>::Backward(X, j, rows, slopes, gw, ahead);
+    Columns<T, kColumnsAtOnce>::Backward(X, j, rows, slopes, gw);
   }
-  for (; j < X.cols; ++j) Columns<T, 1>::Backward(X, j, rows, slopes, gw, ahead);
+  for (; j < X.cols; ++j) Columns<T, 1>::Backward(X, j, rows, slopes, gw);
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
