@@ -27,6 +27,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from pullback import elementwise, jacobians, losses, ops, reductions, reference
+from pullback.chain import Chain, arg, chain
 from pullback.config import (
     backend,
     get_num_threads,
@@ -57,12 +58,15 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "Chain",
     "Diagonal",
     "Kronecker",
     "LinearObjective",
     "PartialSums",
     "__version__",
+    "arg",
     "backend",
+    "chain",
     "elementwise",
     "get_num_threads",
     "jacobians",
