@@ -11,6 +11,7 @@ from pullback import losses as losses
 from pullback import ops as ops
 from pullback import reference as reference
 from pullback.jacobians import Diagonal as Diagonal
+from pullback.jacobians import Jacobian
 from pullback.jacobians import Kronecker as Kronecker
 from pullback.objective import LinearObjective as LinearObjective
 from pullback.partial import PartialSums as PartialSums
@@ -188,7 +189,7 @@ class _Binary(Protocol):
         out: NDArray[Any] | None = None,
         **options: Any,
     ) -> Any: ...
-    def jacobian(self, w: ArrayLike, x: ArrayLike, /) -> tuple[Diagonal, Diagonal]: ...
+    def jacobian(self, w: ArrayLike, x: ArrayLike, /) -> tuple[Jacobian, Jacobian]: ...
 
 def backend() -> Literal["native", "numpy"]: ...
 def get_num_threads() -> int: ...

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
+from pullback.jacobians import algebra as algebra
+from pullback.jacobians.base import Jacobian
+from pullback.jacobians.blocks import BlockDiagonal
+from pullback.jacobians.dense import Dense, Outer
+from pullback.jacobians.diagonal import Diagonal, Identity, Zero
+from pullback.jacobians.kronecker import Kronecker
+from pullback.jacobians.lazy import Product, Sum
+from pullback.jacobians.moves import Broadcast, Permutation, Reshape, SumTo
+
 __all__ = [
     "DENSE_LIMIT_BYTES",
     "BlockDiagonal",
@@ -24,12 +33,3 @@ __all__ = [
 
 # Above this a dense Jacobian is more likely a mistake than a wish.
 DENSE_LIMIT_BYTES: Final = 2**28
-
-from pullback.jacobians import algebra  # noqa: E402  `base` reads the limit here
-from pullback.jacobians.base import Jacobian  # noqa: E402
-from pullback.jacobians.blocks import BlockDiagonal  # noqa: E402
-from pullback.jacobians.dense import Dense, Outer  # noqa: E402
-from pullback.jacobians.diagonal import Diagonal, Identity, Zero  # noqa: E402
-from pullback.jacobians.kronecker import Kronecker  # noqa: E402
-from pullback.jacobians.lazy import Product, Sum  # noqa: E402
-from pullback.jacobians.moves import Broadcast, Permutation, Reshape, SumTo  # noqa: E402

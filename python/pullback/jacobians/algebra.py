@@ -113,7 +113,7 @@ def scaled(c: Any, J: Jacobian) -> Jacobian:
     return product(*factors[:i], Diagonal(np.full(shapes[i], c), copy=False), *factors[i:])
 
 
-def _promoted(J: Jacobian, other: Jacobian) -> Jacobian:
+def _promoted(J: Jacobian, other: Jacobian) -> Any:
     """Return J in the dtype that both have together."""
     return scaled(np.result_type(J.dtype, other.dtype).type(1), J)
 

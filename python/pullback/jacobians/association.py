@@ -36,8 +36,8 @@ def plan(factors: Sequence[Jacobian], k: int | None = None) -> Plan:
     Plan
         By dynamic programming over all parenthesisations, of which that from the right wins ties.
         A factor costs its `Jacobian.flops` for as many columns, or rows, as it meets; what has
-        been multiplied out is dense. An array between two factors is made only where applying it
-        takes fewer operations than applying them, so that it never has more elements than that.
+        been multiplied out is dense. An array between two factors is made only where that saves
+        operations, so that its size stays below theirs.
     """
     count = len(factors)
     extents = [factor.shape[0] for factor in factors] + [factors[-1].shape[1]]
@@ -64,8 +64,7 @@ def plan(factors: Sequence[Jacobian], k: int | None = None) -> Plan:
         for i in range(operands - length + 1):
             j = i + length
             flops, split = min(
-                (best[i, s].flops + best[s, j].flops + product(i, s, j), s)
-                for s in range(i + 1, j)
+                (best[i, s].flops + best[s, j].flops + product(i, s, j), s) for s in range(i + 1, j)
             )
             best[i, j] = Plan(flops, split, (best[i, split], best[split, j]))
     return best[0, operands]

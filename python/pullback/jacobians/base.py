@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 # The module, of which only functions need more than its name: `algebra` builds on this one.
 from pullback import jacobians
-from pullback.jacobians.arguments import Array
-from pullback.ops import as_arrays
+from pullback.jacobians.arguments import Array, as_shape
+from pullback.ops import as_arrays, kernel_dtype
 
-__all__ = ["Jacobian"]
+__all__ = ["Jacobian", "Shaped", "Unstored"]
 
 _BLOCK = 2**20  # elements of unit vectors at a time
 
@@ -375,11 +375,73 @@ class Jacobian(ABC):
             For any other layout.
         """
         if layout not in ("numerator", "denominator"):
-            raise ValueError(
-                f"tensor: layout is {layout!r}, neither 'numerator' nor 'denominator'"
-            )
+            raise ValueError(f"tensor: layout is {layout!r}, neither 'numerator' nor 'denominator'")
         J = self if layout == "numerator" else self.T
         return J.todense(force).reshape(J.output_shape + J.input_shape)
+
+
+class Shaped(Jacobian):
+    """A Jacobian that stores the shapes of its operand and of its result."""
+
+    __slots__ = ("_input_shape", "_output_shape")
+    __module__ = "pullback.jacobians"
+
+    _input_shape: tuple[int, ...]
+    _output_shape: tuple[int, ...]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the operand, and so of a tangent."""
+        return self._input_shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the result, and so of a cotangent."""
+        return self._output_shape
+
+
+class Unstored(Shaped):
+    """A Jacobian of zeros and ones that follow from its shapes."""
+
+    __slots__ = ("_dtype",)
+    __module__ = "pullback.jacobians"
+
+    def __init__(
+        self, input_shape: tuple[int, ...], output_shape: tuple[int, ...], dtype: npt.DTypeLike
+    ) -> None:
+        op = type(self).__name__
+        self._input_shape = as_shape(op, "input_shape", input_shape)
+        self._output_shape = as_shape(op, "output_shape", output_shape)
+        self._dtype = kernel_dtype(op, "dtype", np.dtype(dtype))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the elements, float32 or float64."""
+        return self._dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored: none."""
+        return 0
+
+    def flops(self, k: int = 1) -> int:
+        """Return 0: elements are only moved."""
+        del k
+        return 0
+
+    @abstractmethod
+    def _arguments(self) -> tuple[Any, ...]:
+        """Return the constructor's arguments in front of the dtype."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self._arguments(), self._dtype)
+
+    def _scaled(self, c: Any) -> Jacobian | None:
+        if c != 1:
+            return None
+        kind: Any = type(self)
+        promoted: Jacobian = kind(*self._arguments(), c.dtype)
+        return promoted
 
 
 def _is_foreign(other: object) -> bool:

@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from pullback.contraction import numpy_product
 from pullback.jacobians.arguments import Array, own, presented
-from pullback.jacobians.base import Jacobian
+from pullback.jacobians.base import Shaped
 
 __all__ = ["BlockDiagonal"]
 
 
-class BlockDiagonal(Jacobian):
+class BlockDiagonal(Shaped):
     """The Jacobian of a map that acts on each item of a batch by itself.
 
     Parameters
@@ -37,7 +37,7 @@ class BlockDiagonal(Jacobian):
         If `blocks` are no matrices, or the shapes do not fit.
     """
 
-    __slots__ = ("_blocks", "_input_shape", "_output_shape")
+    __slots__ = ("_blocks",)
     __module__ = "pullback.jacobians"
 
     def __init__(
@@ -61,16 +61,6 @@ class BlockDiagonal(Jacobian):
     def blocks(self) -> Array:
         """The blocks, read-only."""
         return self._blocks
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of the operand, and so of a tangent."""
-        return self._input_shape
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Shape of the result, and so of a cotangent."""
-        return self._output_shape
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 from pullback.contraction import numpy_product
 from pullback.jacobians.arguments import Array, own, presented
-from pullback.jacobians.base import Jacobian
+from pullback.jacobians.base import Jacobian, Shaped
 
 __all__ = ["Dense", "Outer"]
 
 
-class Dense(Jacobian):
+class Dense(Shaped):
     """A Jacobian that is stored whole.
 
     Parameters
@@ -36,7 +36,7 @@ class Dense(Jacobian):
         If `matrix` is none, or the shapes do not fit.
     """
 
-    __slots__ = ("_input_shape", "_matrix", "_output_shape")
+    __slots__ = ("_matrix",)
     __module__ = "pullback.jacobians"
 
     def __init__(
@@ -58,16 +58,6 @@ class Dense(Jacobian):
     def matrix(self) -> Array:
         """The matrix, read-only."""
         return self._matrix
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of the operand, and so of a tangent."""
-        return self._input_shape
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Shape of the result, and so of a cotangent."""
-        return self._output_shape
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pullback.jacobians.arguments import Array, as_shape, own
-from pullback.jacobians.base import Jacobian
-from pullback.ops import kernel_dtype
+from pullback.jacobians.arguments import Array, own
+from pullback.jacobians.base import Jacobian, Unstored
 
 __all__ = ["Diagonal", "Identity", "Zero"]
 
 
-class Identity(Jacobian):
+class Identity(Unstored):
     """The Jacobian of the identity.
 
     Parameters
@@ -25,57 +24,28 @@ class Identity(Jacobian):
         float32 or float64.
     """
 
-    __slots__ = ("_dtype", "_shape")
+    __slots__ = ()
     __module__ = "pullback.jacobians"
 
     def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float64) -> None:
-        self._shape = as_shape("Identity", "shape", shape)
-        self._dtype = kernel_dtype("Identity", "dtype", dtype)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of the operand, and so of a tangent."""
-        return self._shape
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Shape of the result, and so of a cotangent."""
-        return self._shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of the elements, float32 or float64."""
-        return self._dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes stored: none."""
-        return 0
+        super().__init__(shape, shape, dtype)
 
     @property
     def T(self) -> Identity:
         """The transposed Jacobian, which is the same one."""
         return self
 
-    def flops(self, k: int = 1) -> int:
-        """Return 0: nothing is computed."""
-        del k
-        return 0
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Identity, (self._shape, self._dtype)
+    def _arguments(self) -> tuple[Any, ...]:
+        return (self._input_shape,)
 
     def _times(self, tangents: Array) -> Array:
         return tangents
-
-    def _scaled(self, c: Any) -> Identity | None:
-        return Identity(self._shape, c.dtype) if c == 1 else None
 
     def _diagonal_elements(self) -> Array:
         return np.ones(self.shape[0], self._dtype)
 
 
-class Zero(Jacobian):
+class Zero(Unstored):
     """The Jacobian of a constant.
 
     Its zeros are structure: they hide even an infinity that they multiply.
@@ -88,7 +58,7 @@ class Zero(Jacobian):
         float32 or float64.
     """
 
-    __slots__ = ("_dtype", "_input_shape", "_output_shape")
+    __slots__ = ()
     __module__ = "pullback.jacobians"
 
     def __init__(
@@ -97,42 +67,15 @@ class Zero(Jacobian):
         input_shape: tuple[int, ...],
         dtype: npt.DTypeLike = np.float64,
     ) -> None:
-        self._output_shape = as_shape("Zero", "output_shape", output_shape)
-        self._input_shape = as_shape("Zero", "input_shape", input_shape)
-        self._dtype = kernel_dtype("Zero", "dtype", dtype)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of the operand, and so of a tangent."""
-        return self._input_shape
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Shape of the result, and so of a cotangent."""
-        return self._output_shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of the elements, float32 or float64."""
-        return self._dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes stored: none."""
-        return 0
+        super().__init__(input_shape, output_shape, dtype)
 
     @property
     def T(self) -> Zero:
         """The transposed Jacobian."""
         return Zero(self._input_shape, self._output_shape, self._dtype)
 
-    def flops(self, k: int = 1) -> int:
-        """Return 0: nothing is computed."""
-        del k
-        return 0
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Zero, (self._output_shape, self._input_shape, self._dtype)
+    def _arguments(self) -> tuple[Any, ...]:
+        return self._output_shape, self._input_shape
 
     def _times(self, tangents: Array) -> Array:
         return np.zeros((len(tangents), self.shape[0]), tangents.dtype)

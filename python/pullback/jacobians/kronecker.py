@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from pullback.contraction import numpy_product, summed_product
 from pullback.jacobians.arguments import Array, own, presented
-from pullback.jacobians.base import Jacobian
+from pullback.jacobians.base import Shaped
 
 __all__ = ["Kronecker", "extents"]
 
 
-class Kronecker(Jacobian):
+class Kronecker(Shaped):
     """The Jacobian of ``T -> L T R^T``, the Kronecker product of L and R.
 
     It stands for the matrix, in numerator layout, of the map between row-major flattened arrays,
@@ -61,10 +61,8 @@ class Kronecker(Jacobian):
 
     __slots__ = (
         "_input_batch",
-        "_input_shape",
         "_left",
         "_output_batch",
-        "_output_shape",
         "_right",
     )
     __module__ = "pullback.jacobians"
@@ -99,17 +97,9 @@ class Kronecker(Jacobian):
         self._output_batch = own if output_batch is None else tuple(output_batch)
         (p, q), (r, s) = extents(self._left), extents(self._right)
         self._input_shape = presented("Kronecker", "input", input_shape, (*self._input_batch, q, s))
-        self._output_shape = presented("Kronecker", "output", output_shape, (*self._output_batch, p, r))
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of the operand, and so of a tangent."""
-        return self._input_shape
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Shape of the result, and so of a cotangent."""
-        return self._output_shape
+        self._output_shape = presented(
+            "Kronecker", "output", output_shape, (*self._output_batch, p, r)
+        )
 
     @property
     def dtype(self) -> np.dtype[Any]:

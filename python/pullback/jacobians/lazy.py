@@ -20,6 +20,8 @@ class _Lazy(Jacobian):
     __slots__ = ("_parts",)
     __module__ = "pullback.jacobians"
 
+    _parts: tuple[Jacobian, ...]
+
     def __init__(self, *parts: Jacobian) -> None:
         name = type(self).__name__
         if not parts:
@@ -200,7 +202,7 @@ class Product(_Lazy):
             return first._diagonal_elements()
         if isinstance(first, Diagonal):
             elements = Product(*rest)._diagonal_elements()
-            return first.diagonal()[: elements.size] * elements  # type: ignore[no-any-return]
+            return first.diagonal()[: elements.size] * elements
         if isinstance(self._parts[-1], Diagonal):
             return self.T._diagonal_elements()
         return super()._diagonal_elements()

@@ -9,68 +9,28 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.jacobians.arguments import Array, as_shape
-from pullback.jacobians.base import Jacobian
+from pullback.jacobians.base import Unstored
 from pullback.jacobians.diagonal import Identity
-from pullback.ops import kernel_dtype
 
 __all__ = ["Broadcast", "Permutation", "Reshape", "SumTo", "broadcasting"]
 
 
-class _Move(Jacobian):
-    """What the moves share: two shapes, a dtype, and nothing else stored."""
+class _Move(Unstored):
+    """What the moves share."""
 
-    __slots__ = ("_dtype", "_input_shape", "_output_shape")
+    __slots__ = ()
     __module__ = "pullback.jacobians"
 
-    def __init__(
-        self, input_shape: tuple[int, ...], output_shape: tuple[int, ...], dtype: npt.DTypeLike
-    ) -> None:
-        op = type(self).__name__
-        self._input_shape = as_shape(op, "input_shape", input_shape)
-        self._output_shape = as_shape(op, "output_shape", output_shape)
-        self._dtype = kernel_dtype(op, "dtype", dtype)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of the operand, and so of a tangent."""
-        return self._input_shape
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Shape of the result, and so of a cotangent."""
-        return self._output_shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of the elements, float32 or float64."""
-        return self._dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes stored: none."""
-        return 0
-
-    def flops(self, k: int = 1) -> int:
-        """Return 0: elements are only moved."""
-        del k
-        return 0
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._input_shape, self._output_shape, self._dtype)
-
-    def _scaled(self, c: Any) -> Jacobian | None:
-        if c != 1:
-            return None
-        kind, arguments = self.__reduce__()[:2]
-        moved: Jacobian = kind(*arguments[:-1], c.dtype)
-        return moved
+    def _arguments(self) -> tuple[Any, ...]:
+        return self._input_shape, self._output_shape
 
     def _diagonal_elements(self) -> Array:
         # Where each element of the result comes from; whole numbers below 2**53.
-        _, columns = self.shape
+        rows, columns = self.shape
         sources = self._times(np.arange(columns, dtype=np.float64)[np.newaxis])[0]
-        n = min(self.shape)
-        return (sources[:n] == np.arange(n)).astype(self._dtype)
+        n = min(rows, columns)
+        own: Array = sources[:n] == np.arange(n)
+        return own.astype(self._dtype)
 
 
 class Permutation(_Move):
@@ -135,8 +95,8 @@ class Permutation(_Move):
     def _structure(self) -> str:
         return f", axes {self._axes}"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Permutation, (self._input_shape, self._axes, self._dtype)
+    def _arguments(self) -> tuple[Any, ...]:
+        return self._input_shape, self._axes
 
     def _times(self, tangents: Array) -> Array:
         stack = tangents.reshape(len(tangents), *self._input_shape)
