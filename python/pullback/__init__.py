@@ -26,6 +26,7 @@ from typing import Any, Final
 
 from pullback import elementwise, jacobians, losses, ops, reference
 from pullback.chain import Chain, arg, chain
+from pullback.check import GradCheck, check_grad
 from pullback.config import (
     backend,
     get_num_threads,
@@ -58,6 +59,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "Chain",
     "Diagonal",
+    "GradCheck",
     "Kronecker",
     "LinearObjective",
     "PartialSums",
@@ -65,6 +67,7 @@ __all__ = [
     "arg",
     "backend",
     "chain",
+    "check_grad",
     "elementwise",
     "get_num_threads",
     "jacobians",

@@ -531,9 +531,6 @@ def _parts(steps: Iterable[_Step]) -> Iterator[_Part]:
             yield from group
             continue
         run: list[Any] = list(group)
-        if not hasattr(native, 'ElementwiseRun') and native and not run[0].is_twin:
-            yield from run
-            continue
         for begin in range(0, len(run), _LONGEST_RUN):
             piece = run[begin : begin + _LONGEST_RUN]
             yield _Run(piece) if len(piece) > 1 else piece[0]
