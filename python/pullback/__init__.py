@@ -28,6 +28,7 @@ from typing import Any, Final
 
 from pullback import elementwise, jacobians, losses, ops, reductions, reference
 from pullback.chain import Chain, arg, chain
+from pullback.check import GradCheck, check_grad
 from pullback.config import (
     backend,
     get_num_threads,
@@ -60,6 +61,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "Chain",
     "Diagonal",
+    "GradCheck",
     "Kronecker",
     "LinearObjective",
     "PartialSums",
@@ -67,6 +69,7 @@ __all__ = [
     "arg",
     "backend",
     "chain",
+    "check_grad",
     "elementwise",
     "get_num_threads",
     "jacobians",

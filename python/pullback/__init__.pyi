@@ -10,6 +10,11 @@ from pullback import jacobians as jacobians
 from pullback import losses as losses
 from pullback import ops as ops
 from pullback import reference as reference
+from pullback.chain import Chain as Chain
+from pullback.chain import arg as arg
+from pullback.chain import chain as chain
+from pullback.check import GradCheck as GradCheck
+from pullback.check import check_grad as check_grad
 from pullback.jacobians import Diagonal as Diagonal
 from pullback.jacobians import Jacobian
 from pullback.jacobians import Kronecker as Kronecker
@@ -21,7 +26,9 @@ from pullback.reference.losses import Loss, ParametricLoss
 from pullback.reference.matmul import Matmul
 
 __all__ = [  # noqa: RUF022
+    "Chain",
     "Diagonal",
+    "GradCheck",
     "Kronecker",
     "LinearObjective",
     "PartialSums",
@@ -35,9 +42,12 @@ __all__ = [  # noqa: RUF022
     "arctan",
     "arctan2",
     "arctanh",
+    "arg",
     "backend",
     "bilinear_form",
     "cbrt",
+    "chain",
+    "check_grad",
     "cos",
     "cosh",
     "divide",
