@@ -403,7 +403,7 @@ TABLE += [(case, DTYPES[1]) for case in EXTREME] + [(case, DTYPES[0]) for case i
 
 
 def agree(actual: Any, desired: Any, dtype: Any) -> bool:
-    """Tell whether numbers agree: zeros with their sign, powers of two exactly, others to 1.5 ULP."""
+    """Tell whether numbers agree: zeros and powers of two exactly, others to 1.5 ULP."""
     actual = np.asarray(actual)
     wanted = [] if desired is ANY else np.ravel(np.asarray(desired, object)).tolist()
     for a, d in zip(
