@@ -1,8 +1,8 @@
 """Derivatives at the machine's limit, on NumPy alone.
 
 pullback computes values, Jacobians, vector-Jacobian products (pullbacks) and Jacobian-vector
-products of elementwise operations, reductions and matrix products, and losses of linear models with their
-gradients in one pass over the data. Every primitive is an object that follows one protocol::
+products of elementwise operations, reductions and matrix products, and losses of linear models with
+their gradients in one pass over the data. Every primitive is an object that follows one protocol::
 
     import pullback as pb
 

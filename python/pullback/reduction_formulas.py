@@ -153,7 +153,9 @@ def _exponentials(x: Array) -> tuple[Array, Array, Array]:
     """Return exp(x - m) with m the largest of each row, their sum, and m; equals to inf share."""
     largest = np.max(x, axis=1)
     infinite = column(largest == np.inf)
-    e = np.where(infinite & ~np.isnan(x), np.where(x == np.inf, 1.0, 0.0), np.exp(x - column(largest)))
+    e = np.where(
+        infinite & ~np.isnan(x), np.where(x == np.inf, 1.0, 0.0), np.exp(x - column(largest))
+    )
     return e, np.sum(e, axis=1), largest
 
 

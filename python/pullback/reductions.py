@@ -14,7 +14,7 @@ __all__ = ["reductions"]
 
 reductions: Final[Mapping[str, Any]] = (
     _twins
-    if native is None or True
+    if native is None
     else make_reductions(
         Engine(
             "pullback",

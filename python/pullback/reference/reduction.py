@@ -35,8 +35,8 @@ class Engine(NamedTuple):
     reduce_slices, reduce_tangents, transform_slices : callable
         See `pullback.reference.reduction_engine`.
     method : callable, optional
-        ``method(name, method, fallback)`` returns a callable that enters the kernels directly where
-        the arguments are plain, and calls `fallback` with all others, or None where there is none.
+        ``method(name, method, parameter, fallback)`` returns a callable that enters the kernels
+        directly where the arguments are plain, and calls `fallback` with all others.
     """
 
     module: str
@@ -61,7 +61,7 @@ class Primitive:
 
     def __new__(cls, row: ReductionRow, engine: Engine) -> Self:
         """Return an instance of a class of its own: Python looks `__call__` up there."""
-        if engine.method is None:
+        if not cls._is_direct(row, engine):
             return super().__new__(cls)
         return super().__new__(type(cls.__name__, (cls,), {"__module__": cls.__module__}))
 
@@ -72,19 +72,27 @@ class Primitive:
         self.__qualname__ = engine.path + row.name
         self.__module__ = engine.module
         self.__doc__ = _docstring(row, type(self))
-        if engine.method is None:
+        if engine.method is None or not self._is_direct(row, engine):
             return
+        default = 0.0 if row.parameter is None else row.parameter.default
         for name in ("value", "grad", "value_and_grad", "vjp", "jvp"):
             fallback = getattr(self, name, None)
-            call = fallback and engine.method(row.name, name, fallback)
-            if call:
-                call.__name__ = name
-                call.__qualname__ = f"{self.__qualname__}.{name}"
-                call.__module__ = self.__module__
-                call.__doc__ = fallback.__doc__
-                setattr(self, name, call)
-                if name == "value":
-                    type(self).__call__ = call  # type: ignore[method-assign]
+            if fallback is None:  # a map has no gradient
+                continue
+            call = engine.method(row.name, name, default, fallback)
+            call.__name__ = name
+            call.__qualname__ = f"{self.__qualname__}.{name}"
+            call.__module__ = self.__module__
+            call.__doc__ = fallback.__doc__
+            setattr(self, name, call)
+            if name == "value":
+                type(self).__call__ = call  # type: ignore[method-assign]
+
+    @staticmethod
+    def _is_direct(row: ReductionRow, engine: Engine) -> bool:
+        """Tell whether calls enter the kernels directly: all but where the parameter is one more."""
+        has_operand = row.parameter is not None and row.parameter.default is None
+        return engine.method is not None and not has_operand
 
     def __call__(self, *operands: Any, **keywords: Any) -> Any:
         """Return the value, as `value` does."""

@@ -256,17 +256,17 @@ class Norm(Reduction):
         """
         return self._value("", (x,), p, axis, keepdims, out)
 
-    def grad(  # type: ignore[override]
+    def grad(  # type: ignore[override]  # noqa: D102
         self, x: npt.ArrayLike, p: float, axis: Axis = None, keepdims: bool = False, out: Any = None
     ) -> Any:
         return self._gradients("grad", (x,), p, axis, keepdims, out, with_value=False)
 
-    def value_and_grad(  # type: ignore[override]
+    def value_and_grad(  # type: ignore[override]  # noqa: D102
         self, x: npt.ArrayLike, p: float, axis: Axis = None, keepdims: bool = False, out: Any = None
     ) -> Any:
         return self._gradients("value_and_grad", (x,), p, axis, keepdims, out, with_value=True)
 
-    def vjp(  # type: ignore[override]
+    def vjp(  # type: ignore[override]  # noqa: D102
         self,
         x: npt.ArrayLike,
         p: float,
@@ -277,7 +277,7 @@ class Norm(Reduction):
     ) -> Any:
         return self._pull("vjp", (x,), p, g, axis, keepdims, out)
 
-    def jvp(  # type: ignore[override]
+    def jvp(  # type: ignore[override]  # noqa: D102
         self,
         x: npt.ArrayLike,
         p: float,
@@ -288,7 +288,7 @@ class Norm(Reduction):
     ) -> Any:
         return self._push("jvp", (x,), p, (t,), axis, keepdims, out)
 
-    def jacobian(  # type: ignore[override]
+    def jacobian(  # type: ignore[override]  # noqa: D102
         self, x: npt.ArrayLike, p: float, axis: Axis = None, keepdims: bool = False
     ) -> Any:
         return self._jacobians((x,), p, axis, keepdims)[0]
@@ -340,7 +340,7 @@ class Variance(Reduction):
         """
         return self._value("", (x,), ddof, axis, keepdims, out)
 
-    def grad(
+    def grad(  # noqa: D102
         self,
         x: npt.ArrayLike,
         axis: Axis = None,
@@ -351,7 +351,7 @@ class Variance(Reduction):
     ) -> Any:
         return self._gradients("grad", (x,), ddof, axis, keepdims, out, with_value=False)
 
-    def value_and_grad(
+    def value_and_grad(  # noqa: D102
         self,
         x: npt.ArrayLike,
         axis: Axis = None,
@@ -362,7 +362,7 @@ class Variance(Reduction):
     ) -> Any:
         return self._gradients("value_and_grad", (x,), ddof, axis, keepdims, out, with_value=True)
 
-    def vjp(
+    def vjp(  # noqa: D102
         self,
         x: npt.ArrayLike,
         g: npt.ArrayLike,
@@ -374,7 +374,7 @@ class Variance(Reduction):
     ) -> Any:
         return self._pull("vjp", (x,), ddof, g, axis, keepdims, out)
 
-    def jvp(
+    def jvp(  # noqa: D102
         self,
         x: npt.ArrayLike,
         t: npt.ArrayLike,
@@ -386,7 +386,7 @@ class Variance(Reduction):
     ) -> Any:
         return self._push("jvp", (x,), ddof, (t,), axis, keepdims, out)
 
-    def jacobian(
+    def jacobian(  # noqa: D102
         self, x: npt.ArrayLike, axis: Axis = None, keepdims: bool = False, *, ddof: float = 0
     ) -> Any:
         return self._jacobians((x,), ddof, axis, keepdims)[0]

@@ -165,7 +165,7 @@ class LayerNorm(RowMap):
         As for `pullback.reference.reduction.Primitive`.
     """
 
-    def value(
+    def value(  # type: ignore[override]
         self,
         x: npt.ArrayLike,
         axis: Axis = -1,
@@ -195,7 +195,7 @@ class LayerNorm(RowMap):
         """
         return self._transform("", x, None, eps, axis, out)
 
-    def vjp(  # type: ignore[override]
+    def vjp(  # type: ignore[override]  # noqa: D102
         self,
         x: npt.ArrayLike,
         g: npt.ArrayLike,
@@ -205,7 +205,7 @@ class LayerNorm(RowMap):
     ) -> Any:
         return self._transform("vjp", x, g, eps, axis, out)
 
-    def jvp(  # type: ignore[override]
+    def jvp(  # type: ignore[override]  # noqa: D102
         self,
         x: npt.ArrayLike,
         t: npt.ArrayLike,
@@ -215,9 +215,11 @@ class LayerNorm(RowMap):
     ) -> Any:
         return self._transform("jvp", x, t, eps, axis, out)
 
-    def jacobian(self, x: npt.ArrayLike, axis: Axis = -1, eps: float = 1e-5) -> Any:
+    def jacobian(self, x: npt.ArrayLike, axis: Axis = -1, eps: float = 1e-5) -> Any:  # noqa: D102
         return self._jacobian(x, eps, axis)
 
     for _name in ("vjp", "jvp", "jacobian"):
-        locals()[_name].__doc__ = getattr(RowMap, _name).__doc__.replace("x, axis", "x, axis, eps", 1)
+        locals()[_name].__doc__ = getattr(RowMap, _name).__doc__.replace(
+            "x, axis", "x, axis, eps", 1
+        )
     del _name
