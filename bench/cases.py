@@ -150,7 +150,7 @@ def _cases() -> Iterator[Case]:
 def _product_cases() -> Iterator[Case]:
     for name, arguments, methods in (
         ("matmul", matmul_arguments, ("value", "vjp", "jvp", "jacobian")),
-        ("linear", linear_arguments, ("value", "vjp", "jvp")),
+        ("linear", linear_arguments, ("value", "vjp", "jvp", "jacobian")),
     ):
         for method in methods:
             for shapes in MATMUL_SHAPES:

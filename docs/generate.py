@@ -46,6 +46,7 @@ from pullback.chain import chain as chain
 from pullback.check import GradCheck as GradCheck
 from pullback.check import check_grad as check_grad
 from pullback.jacobians import Diagonal as Diagonal
+from pullback.jacobians import Jacobian
 from pullback.jacobians import Kronecker as Kronecker
 from pullback.objective import LinearObjective as LinearObjective
 from pullback.partial import PartialSums as PartialSums
@@ -129,7 +130,7 @@ class _Binary(Protocol):
         out: NDArray[Any] | None = None,
         **options: Any,
     ) -> Any: ...
-    def jacobian(self, w: ArrayLike, x: ArrayLike, /) -> tuple[Diagonal, Diagonal]: ...
+    def jacobian(self, w: ArrayLike, x: ArrayLike, /) -> tuple[Jacobian, Jacobian]: ...
 
 def backend() -> Literal["native", "numpy"]: ...
 def get_num_threads() -> int: ...
@@ -285,14 +286,15 @@ vectors in front of the last axis.
 | `matmul.jacobian(A, B)` | two `Kronecker`: `I (x) B.T` and `A (x) I` |
 | `linear.vjp(X, W, b, G, activation=f)` | `(H @ W.T, X.T @ H, sum of H)`, where `H = f.vjp(Z, G)` |
 | `linear.jvp(X, W, b, tX, tW, tb, activation=f)` | `f.jvp(Z, tX @ W + X @ tW + tb)` |
+| `linear.jacobian(X, W, b, activation=f)` | `f'(Z)` times `I (x) W.T`, `X (x) I`, a `Broadcast` |
 | `quadratic_form.vjp(x, A, g)` | `(g (A + A^T) x, sum of g x x^T)` |
 | `quadratic_form.jvp(x, A, tx, tA)` | `tx^T (A + A^T) x + x^T tA x` |
 | `quadratic_form.value_and_grad(x, A)` | `(x^T A x, (A + A^T) x)`, for one `x` |
-| `quadratic_form.jacobian(x, A)` | two rows as `Kronecker`, for one `x` |
+| `quadratic_form.jacobian(x, A)` | two `Kronecker`, one row for each `x` |
 | `bilinear_form.vjp(u, X, v, g)` | `(g X v, sum of g u v^T, g X^T u)`, summed alike |
 | `bilinear_form.jvp(u, X, v, tu, tX, tv)` | `tu^T X v + u^T tX v + u^T X tv` |
 | `bilinear_form.value_and_grad(u, X, v)` | `(u^T X v, (X v, u v^T, X^T u))`, for one `u` and `v` |
-| `bilinear_form.jacobian(u, X, v)` | three rows as `Kronecker`, for one `u` and `v` |
+| `bilinear_form.jacobian(u, X, v)` | three `Kronecker`, one row for each `u` and `v` |
 
 Every `vjp`, and `value_and_grad` of the forms, takes `wrt`: an int for the cotangent of that
 operand alone, or a tuple of them; what is not asked for is not computed. A tangent of None is zero.

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from matrices import DTYPES, integers
 from oracles import assert_same_bits
 from pullback import jacobians
-from pullback.jacobians import Diagonal, Jacobian, Kronecker
+from pullback.jacobians import Diagonal, Jacobian, Kronecker, Product
 from test_reference_matmul import SHAPES, operands
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -236,18 +236,33 @@ def test_products_that_are_none() -> None:
     J = Kronecker(2, matrix(3, 3))
     with pytest.raises(ValueError, match=r"operand shape \(2, 3\) and result shape \(3, 2\)"):
         J @ Kronecker(3, 2)
-    batched = Kronecker(matrix(4, 2, 2), 3)
-    with pytest.raises(TypeError, match=r"the product of <Kronecker .* is no Kronecker product"):
-        batched @ batched
+    summed = Kronecker(matrix(4, 2, 2), 3, input_batch=(4,), output_batch=())
     flat = Kronecker(1, matrix(6, 6), output_shape=(2, 3))
-    with pytest.raises(TypeError, match="is no Kronecker product; apply one after the other"):
-        J @ flat
     diagonal = Diagonal(np.ones((2, 3)))
-    for left, right in ((J, diagonal), (diagonal, J)):
-        with pytest.raises(
-            TypeError, match=f"'{type(left).__name__}' and '{type(right).__name__}'"
-        ):
-            left @ right
+    for left, right in ((summed, summed.T), (J, flat), (J, diagonal), (diagonal, J)):
+        lazy = left @ right
+        assert isinstance(lazy, Product)
+        assert lazy.factors == (left, right)
+        check(lazy, left.todense() @ right.todense())
+
+
+def test_products_of_one_batch_stay_kronecker() -> None:
+    X, V, W = matrix(5, 2, 3), matrix(3, 4), matrix(4, 2)
+    J = pb.matmul.jacobian(X @ V, W)[0] @ pb.matmul.jacobian(X, V)[0]
+    assert isinstance(J, Kronecker)
+    check(J, pb.matmul.jacobian(X, V @ W)[0].todense())
+    batched = Kronecker(matrix(4, 2, 2), 3)
+    square = batched @ batched
+    assert isinstance(square, Kronecker)
+    check(square, batched.todense() @ batched.todense())
+
+
+def test_products_do_not_outgrow_their_factors() -> None:
+    n = 3000  # a scalar product and its multiple: rank one, not n x n
+    J = Kronecker(1, np.ones((n, 1))) @ Kronecker(1, np.ones((1, n)))
+    assert isinstance(J, Product)
+    assert J.nbytes == 2 * n * 8
+    assert (J @ np.ones((1, n))).tolist() == [[n] * n]
 
 
 # --- errors ---------------------------------------------------------------------------------------

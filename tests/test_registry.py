@@ -24,7 +24,7 @@ LOSS_METHODS = ("value", "grad", "value_and_grad", "hvp", "curvature", "partial"
 POINTWISE_METHODS = ("derivative", "value_and_derivative", "second_derivative", "vjp")
 PRODUCT_METHODS = {
     "matmul": ("vjp", "jvp", "jacobian"),
-    "linear": ("vjp", "jvp"),
+    "linear": ("vjp", "jvp", "jacobian"),
     "quadratic_form": ("vjp", "jvp", "value_and_grad", "jacobian"),
     "bilinear_form": ("vjp", "jvp", "value_and_grad", "jacobian"),
 }

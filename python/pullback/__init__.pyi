@@ -16,6 +16,7 @@ from pullback.chain import chain as chain
 from pullback.check import GradCheck as GradCheck
 from pullback.check import check_grad as check_grad
 from pullback.jacobians import Diagonal as Diagonal
+from pullback.jacobians import Jacobian
 from pullback.jacobians import Kronecker as Kronecker
 from pullback.objective import LinearObjective as LinearObjective
 from pullback.partial import PartialSums as PartialSums
@@ -198,7 +199,7 @@ class _Binary(Protocol):
         out: NDArray[Any] | None = None,
         **options: Any,
     ) -> Any: ...
-    def jacobian(self, w: ArrayLike, x: ArrayLike, /) -> tuple[Diagonal, Diagonal]: ...
+    def jacobian(self, w: ArrayLike, x: ArrayLike, /) -> tuple[Jacobian, Jacobian]: ...
 
 def backend() -> Literal["native", "numpy"]: ...
 def get_num_threads() -> int: ...
