@@ -1,313 +1,278 @@
-"""What tests of reductions judge by: exact values and gradients of rows, and how far off is fair.
-
-`exact` is a formula for mpmath, from which differences to 300 bits give the derivative. `value` and
-`gradient` are the same in long double, 11 bits wider than float64 and with 15 bits of exponent, for
-many rows at once; a test holds them to `exact`.
-"""
+"""What the reductions' tests judge against: the definitions in mpmath, and the table's bounds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import mpmath
 import numpy as np
 from mpmath import mp, mpf
+from oracles import PRECISION, ulp
+from pullback.reduction_table import REDUCTIONS, ReductionRow, sum_error
 
-Array = np.ndarray[Any, Any]
-BITS = 300
-UNIT = np.finfo(np.float64).eps / 2  # of the accumulation, in float64 whatever goes in
-
-
-class Near(NamedTuple):
-    """An exact result with the magnitudes that its errors may be proportional to.
-
-    A result errs by `count` roundings of `scale` in its own dtype, and by `terms` times as many
-    roundings in float64 as there are terms, whatever their order.
-    """
-
-    exact: Array
-    count: float
-    scale: Array
-    terms: Array
-
-    def tolerance(self, n: int, dtype: Any) -> Array:
-        """Return the largest error that is fair."""
-        info = np.finfo(dtype)
-        own = self.count * (np.longdouble(info.eps) * self.scale + info.smallest_subnormal)
-        return own + (n + 4) * np.longdouble(UNIT) * self.terms
+_VOCABULARY = {name: getattr(mpmath, name) for name in dir(mpmath) if not name.startswith("_")}
 
 
-class Reduction(NamedTuple):
-    """A reduction of the last axis: formulas, and the roundings of value and gradient."""
+# --- definitions ----------------------------------------------------------------------------------
 
-    name: str
-    exact: Callable[[list[Any]], Any]
-    value: Callable[[Array], Array]
-    gradient: Callable[[Array], Array]
-    counts: tuple[float, float]
-    options: dict[str, Any] = {}
-    arguments: tuple[Any, ...] = ()
-    # Where these are not the results themselves: magnitudes of what is rounded in the result's
-    # dtype, and of what is summed in float64, for the value and for the gradient.
-    value_scale: Callable[[Array], Array] | None = None
-    gradient_scale: Callable[[Array], Array] | None = None
-    value_terms: Callable[[Array], Array] | None = None
-    gradient_terms: Callable[[Array], Array] | None = None
+
+def _mean(x: list[Any]) -> Any:
+    return mpmath.fsum(x) / len(x)
+
+
+def _squares(x: list[Any]) -> Any:
+    mean = _mean(x)
+    return mpmath.fsum((v - mean) ** 2 for v in x)
+
+
+def _softmax(x: list[Any]) -> list[Any]:
+    e = [mpmath.exp(v - max(x)) for v in x]
+    total = mpmath.fsum(e)
+    return [v / total for v in e]
+
+
+def _p_norm(x: list[Any], p: float) -> Any:
+    largest = max(map(abs, x))
+    if largest == 0 or math.isinf(p):
+        return largest
+    return largest * mpmath.fsum((abs(v) / largest) ** mpf(p) for v in x) ** (1 / mpf(p))
+
+
+def _ties(x: list[Any], extremum: Any) -> list[Any]:
+    k = x.count(extremum)
+    return [mpf(1) / k if v == extremum else mpf(0) for v in x]
+
+
+def value(name: str, x: list[Any], y: list[Any], p: float) -> Any:  # noqa: PLR0911
+    """Return the exact value of a reduction."""
+    match name:
+        case "sum":
+            return mpmath.fsum(x)
+        case "mean":
+            return _mean(x)
+        case "prod":
+            return mpmath.fprod(x)
+        case "dot":
+            return mpmath.fdot(x, y)
+        case "norm1":
+            return _p_norm(x, 1)
+        case "norm2":
+            return _p_norm(x, 2)
+        case "squared_norm2":
+            return mpmath.fsum(v * v for v in x)
+        case "norm":
+            return _p_norm(x, p)
+        case "max":
+            return max(x)
+        case "min":
+            return min(x)
+        case "logsumexp":
+            return max(x) + mpmath.log(mpmath.fsum(mpmath.exp(v - max(x)) for v in x))
+        case "variance":
+            return _squares(x) / (len(x) - mpf(p))
+    raise KeyError(name)
+
+
+def slopes(  # noqa: PLR0911
+    name: str, x: list[Any], y: list[Any], p: float
+) -> tuple[list[Any], ...]:
+    """Return the exact derivatives of a reduction by each element of each operand."""
+    n = len(x)
+    match name:
+        case "sum":
+            return ([mpf(1)] * n,)
+        case "mean":
+            return ([mpf(1) / n] * n,)
+        case "prod":
+            return ([mpmath.fprod(x[:i] + x[i + 1 :]) for i in range(n)],)
+        case "dot":
+            return y, x
+        case "squared_norm2":
+            return ([2 * v for v in x],)
+        case "norm" | "norm1" | "norm2":
+            p = {"norm1": 1.0, "norm2": 2.0}.get(name, p)
+            norm = _p_norm(x, p)
+            if math.isinf(p):
+                ties = _ties([abs(v) for v in x], norm)
+                return ([mpmath.sign(v) * share for v, share in zip(x, ties, strict=True)],)
+            if norm == 0:
+                return (x,)
+            return ([mpmath.sign(v) * (abs(v) / norm) ** (mpf(p) - 1) for v in x],)
+        case "max":
+            return (_ties(x, max(x)),)
+        case "min":
+            return (_ties(x, min(x)),)
+        case "logsumexp":
+            return (_softmax(x),)
+        case "variance":
+            mean = _mean(x)
+            return ([2 * (v - mean) / (n - mpf(p)) for v in x],)
+    raise KeyError(name)
+
+
+def mapped(name: str, method: str, x: list[Any], g: list[Any], eps: float) -> list[Any]:
+    """Return the exact value of a map of rows, or its vjp or jvp with g."""
+    n, p = len(x), _softmax(x)
+    pg = mpmath.fdot(p, g)
+    if name == "layer_norm":
+        r = _rate(x, eps)
+        mean = _mean(x)
+        y = [(v - mean) * r for v in x]
+        if method == "value":
+            return y
+        yg, g_mean = mpmath.fdot(y, g) / n, _mean(g)
+        return [r * (gi - g_mean - yi * yg) for gi, yi in zip(g, y, strict=True)]
+    if method == "value":
+        total = value("logsumexp", x, [], 0)
+        return p if name == "softmax" else [v - total for v in x]
+    if name == "softmax":
+        return [pi * (gi - pg) for pi, gi in zip(p, g, strict=True)]
+    if method == "vjp":
+        total = mpmath.fsum(g)
+        return [gi - pi * total for pi, gi in zip(p, g, strict=True)]
+    return [gi - pg for gi in g]
+
+
+def _rate(x: list[Any], eps: float) -> Any:
+    return 1 / mpmath.sqrt(_squares(x) / len(x) + mpf(eps))
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+class Sample(NamedTuple):
+    """A row of elements, another one of the same length, and a parameter."""
+
+    row: ReductionRow
+    x: np.ndarray[Any, Any]
+    y: np.ndarray[Any, Any]
+    parameter: float
 
     @property
-    def label(self) -> str:
-        """The id of a parametrised test."""
-        return "-".join([self.name, *map(str, (*self.arguments, *self.options.values()))])
+    def operands(self) -> tuple[Any, ...]:
+        """What stands before a cotangent."""
+        about = self.row.parameter
+        bound = (self.parameter,) if about is not None and about.default is None else ()
+        return (*((self.x, self.y) if len(self.row.operands) == 2 else (self.x,)), *bound)
 
-    def near_value(self, X: Array) -> Near:
-        """Return the value of each row of the long double matrix X."""
-        value = self.value(X)
-        scale, terms = self.value_scale, self.value_terms
-        size = np.abs(value)
-        return Near(
-            value,
-            self.counts[0],
-            scale(X) if scale else size,
-            terms(X) if terms else size,
-        )
-
-    def near_gradient(self, X: Array) -> Near:
-        """Return the gradient of each row of X."""
-        gradient = self.gradient(X)
-        scale, terms = self.gradient_scale, self.gradient_terms
-        size = np.abs(gradient)
-        return Near(
-            gradient,
-            self.counts[1],
-            scale(X) if scale else size,
-            terms(X) if terms else size,
-        )
+    @property
+    def options(self) -> dict[str, float]:
+        """The parameter as a keyword."""
+        about = self.row.parameter
+        return {} if about is None or about.default is None else {about.name: self.parameter}
 
 
-def _total(X: Array) -> Array:
-    return X.sum(axis=-1)
+def samples(name: str, dtype: Any) -> Iterator[Sample]:
+    """Yield rows of a few elements: ordinary, of all magnitudes, offset, with ties and zeros."""
+    row = REDUCTIONS[name]
+    rng = np.random.default_rng(5)
+    far = 300 if np.dtype(dtype) == np.float64 else 36
+    parameters = {"norm": (1.0, 1.25, 2.0, 3.0, 17.5, math.inf), "variance": (0.0, 1.0)}
+    for parameter in parameters.get(name, (1e-5 if name == "layer_norm" else 0.0,)):
+        for n in (1, 2, 3, 17, 40):
+            if name == "variance" and n <= parameter:
+                continue
+            y = rng.normal(size=n).astype(dtype)
+            x = rng.normal(size=n)
+            kinds = [x, np.round(2 * x), 30 * x, 1000 + x]
+            if name in ("norm", "norm1", "norm2", "prod", "max", "min"):
+                kinds += [x * 10.0**far, x / 10.0**far, x * 10.0 ** rng.uniform(-far, far, n)]
+            if name in ("variance", "layer_norm"):
+                kinds += [1e6 + x]
+            if name in ("logsumexp", "softmax", "log_softmax"):
+                kinds += [200 * x, x - 80, x / 1e9]
+            for kind in kinds:
+                yield Sample(row, kind.astype(dtype), y, parameter)
 
 
-def _others(X: Array) -> Array:
-    """Return the products of all others, from the left and from the right."""
-    ones = np.ones((len(X), 1), X.dtype)
-    left = np.concatenate([ones, np.cumprod(X, axis=-1)[:, :-1]], axis=-1)
-    right = np.concatenate([ones, np.cumprod(X[:, ::-1], axis=-1)[:, :-1]], axis=-1)
-    return left * right[:, ::-1]
+# --- verdicts -------------------------------------------------------------------------------------
 
 
-def _lse(X: Array) -> Array:
-    peak = X.max(axis=-1, keepdims=True)
-    return (peak + np.log(np.exp(X - peak).sum(axis=-1, keepdims=True)))[:, 0]
+def _exact(array: Any) -> list[Any]:
+    return [mpf(v) for v in np.asarray(array, float).tolist()]
 
 
-def _softmax(X: Array) -> Array:
-    return np.exp(X - _lse(X)[:, np.newaxis])
+class _Terms:
+    """What a row's `terms` and `slope_terms` speak of."""
+
+    def __init__(self, sample: Sample) -> None:
+        x, about = _exact(sample.x), sample.row.parameter
+        self._names = {**_VOCABULARY, "x": x, "y": _exact(sample.y), "n": len(x), "mean": _mean(x)}
+        if sample.row.is_map:
+            self._names |= {"p": _softmax(x), "r": _rate(x, 1e-5), "g": _exact(sample.y)}
+        if about is not None:
+            self._names[about.name] = mpf(sample.parameter)
+
+    def __call__(self, text: str, **names: Any) -> Any:
+        return mpf(eval(text, self._names | names))
 
 
-def _centred(X: Array) -> Array:
-    return X - X.mean(axis=-1, keepdims=True)
-
-
-def _largest(X: Array) -> Array:
-    return np.abs(X).max(axis=-1)
-
-
-def _shares(X: Array) -> Array:
-    """Return one over the number of largest elements at each of them, else 0."""
-    largest = X.max(axis=-1, keepdims=True) == X
-    return largest / largest.sum(axis=-1, keepdims=True).astype(X.dtype)
-
-
-def _as_rows(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    return lambda X: np.broadcast_to(f(X)[:, np.newaxis], X.shape)
-
-
-def _norm(p: float, counts: tuple[float, float]) -> Reduction:
-    def value(X: Array) -> Array:
-        return (np.abs(X) ** np.longdouble(p)).sum(axis=-1) ** (1 / np.longdouble(p))
-
-    def gradient(X: Array) -> Array:
-        return np.sign(X) * (np.abs(X) / value(X)[:, np.newaxis]) ** (np.longdouble(p) - 1)
-
-    return Reduction(
-        "norm",
-        lambda x: mpmath.fsum(abs(t) ** mpf(p) for t in x) ** (1 / mpf(p)),
-        value,
-        gradient,
-        counts,
-        arguments=(p,),
-        gradient_terms=lambda X: p * np.abs(gradient(X)),
+def _judge(what: str, actual: Any, exact: Any, bound: Any, dtype: Any) -> None:
+    """Fail unless a number lies within the bound; beyond the range it is infinite."""
+    actual = float(actual)
+    largest = float(np.finfo(dtype).max)
+    if abs(exact) + bound > largest and math.isinf(actual):
+        assert (actual > 0) == (exact > 0), what
+        return
+    assert math.isfinite(actual), f"{what}: {actual}, not {mpmath.nstr(exact, 20)}"
+    error = abs(mpf(actual) - exact)
+    assert error <= bound, (
+        f"{what}: {actual!r}, not {mpmath.nstr(exact, 20)}: {float(error / bound):.3g} of the bound"
     )
 
 
-def _variance(ddof: int) -> Reduction:
-    def value(X: Array) -> Array:
-        return _total(_centred(X) ** 2) / (X.shape[-1] - ddof)
-
-    def exact(x: list[Any]) -> Any:
-        mean = mpmath.fsum(x) / len(x)
-        return mpmath.fsum((t - mean) ** 2 for t in x) / (len(x) - ddof)
-
-    return Reduction(
-        "variance",
-        exact,
-        value,
-        lambda X: 2 * _centred(X) / (X.shape[-1] - ddof),
-        (1, 2),
-        {"ddof": ddof},
-        # Differences from a mean that is off by a rounding in float64.
-        value_terms=lambda X: value(X) + 2 * np.sqrt(value(X)) * _largest(X),
-        gradient_terms=_as_rows(lambda X: 2 * _largest(X) / (X.shape[-1] - ddof)),
-    )
-
-
-REDUCTIONS = [
-    Reduction(
-        "sum", mpmath.fsum, _total, np.ones_like, (0.5, 0), value_terms=lambda X: _total(abs(X))
-    ),
-    Reduction(
-        "mean",
-        lambda x: mpmath.fsum(x) / len(x),
-        lambda X: _total(X) / X.shape[-1],
-        lambda X: np.full_like(X, 1 / np.longdouble(X.shape[-1])),
-        (1, 0.5),
-        value_terms=lambda X: _total(abs(X)) / X.shape[-1],
-        gradient_terms=np.zeros_like,
-    ),
-    Reduction("prod", mpmath.fprod, lambda X: X.prod(axis=-1), _others, (0.5, 1)),
-    Reduction(
-        "norm1",
-        lambda x: mpmath.fsum(map(abs, x)),
-        lambda X: _total(abs(X)),
-        np.sign,
-        (0.5, 0),
-        gradient_terms=np.zeros_like,
-    ),
-    Reduction(
-        "norm2",
-        lambda x: mpmath.sqrt(mpmath.fsum(t * t for t in x)),
-        lambda X: np.sqrt(_total(X * X)),
-        lambda X: X / np.sqrt(_total(X * X))[:, np.newaxis],
-        (1, 1.5),
-    ),
-    Reduction(
-        "squared_norm2",
-        lambda x: mpmath.fsum(t * t for t in x),
-        lambda X: _total(X * X),
-        lambda X: X + X,
-        (0.5, 0),
-        gradient_terms=np.zeros_like,
-    ),
-    _norm(1.5, (2, 4)),
-    _norm(3.0, (2, 6)),
-    Reduction(
-        "norm",
-        lambda x: max(map(abs, x)),
-        _largest,
-        lambda X: np.sign(X) * _shares(abs(X)),
-        (0, 0.5),
-        arguments=(np.inf,),
-        value_terms=lambda X: np.zeros(len(X)),
-        gradient_terms=np.zeros_like,
-    ),
-    Reduction(
-        "max",
-        max,
-        lambda X: X.max(axis=-1),
-        _shares,
-        (0, 0.5),  # of a share; ones and zeros have no rounding to make
-        value_terms=lambda X: np.zeros(len(X)),
-        gradient_terms=np.zeros_like,
-    ),
-    Reduction(
-        "min",
-        min,
-        lambda X: X.min(axis=-1),
-        lambda X: _shares(-X),
-        (0, 0.5),  # of a share; ones and zeros have no rounding to make
-        value_terms=lambda X: np.zeros(len(X)),
-        gradient_terms=np.zeros_like,
-    ),
-    Reduction(
-        "logsumexp",
-        lambda x: mpmath.log(mpmath.fsum(map(mpmath.exp, x))),
-        _lse,
-        _softmax,
-        (2, 2.5),
-        value_scale=lambda X: np.maximum(abs(_lse(X)), _largest(X)),
-        value_terms=lambda X: 1 + abs(_lse(X)),
-        # The exponent is rounded before it is raised.
-        gradient_scale=lambda X: _softmax(X) * (1 + abs(X - _lse(X)[:, np.newaxis])),
-    ),
-    _variance(0),
-    _variance(1),
-]
+def check_reduction(reduction: Any, sample: Sample, least_ulp: float = 0.0) -> None:
+    """Fail unless value, gradient and jvp are right to the table's bounds."""
+    row, dtype = sample.row, sample.x.dtype
+    sums = sum_error(sample.x.size)
+    given, gradient = reduction.value_and_grad(*sample.operands, **sample.options)
+    gradients = gradient if isinstance(gradient, tuple) else (gradient,)
+    tangents = (sample.y, sample.x)[: len(gradients)]
+    pushed = reduction.jvp(*sample.operands, *tangents, **sample.options)
+    max_ulp = [max(least_ulp, bound) for bound in row.max_ulp]
+    where = f"{row.name} of {sample.x!r}, {sample.y!r}, {sample.parameter}"
+    with mp.workprec(PRECISION):
+        x, y, terms = _exact(sample.x), _exact(sample.y), _Terms(sample)
+        exact = value(row.name, x, y, sample.parameter)
+        scale = max(map(abs, [exact, *x])) if row.name == "logsumexp" else exact
+        bound = max_ulp[0] * ulp(scale, dtype) + sums * terms(row.terms, value=exact)
+        _judge(where, given, exact, bound, dtype)
+        total = error = magnitude = mpf(0)
+        exact_slopes = slopes(row.name, x, y, sample.parameter)
+        for array, exact_slope, tangent in zip(gradients, exact_slopes, tangents, strict=True):
+            for i, slope in enumerate(exact_slope):
+                by = terms(row.slope_terms, value=exact, slope=slope, i=i)
+                bound = max_ulp[1] * ulp(slope, dtype) + sums * by
+                _judge(f"slope {i} of {where}", array[i], slope, bound, dtype)
+                t = mpf(float(tangent[i]))
+                total += slope * t
+                error += bound * abs(t)
+                magnitude += abs(slope * t)
+        bound = error + sums * magnitude + ulp(total, dtype)
+        _judge(f"jvp of {where}", pushed, total, bound, dtype)
 
 
-def differences(exact: Callable[[list[Any]], Any], x: list[float]) -> Iterator[Any]:
-    """Yield the partial derivatives of `exact`, by central differences far below its digits."""
-    with mp.workprec(BITS):
-        step = mp.ldexp(1, -BITS // 3)
-        point = [mpf(t) for t in x]
-        for i, t in enumerate(point):
-            ends = [exact([*point[:i], t + s, *point[i + 1 :]]) for s in (step, -step)]
-            yield (ends[0] - ends[1]) / (2 * step)
-
-
-def data(row: Reduction, shape: tuple[int, ...], dtype: Any, seed: int = 0) -> Array:
-    """Return numbers without ties, of magnitudes that the reduction can tell apart."""
-    rng = np.random.default_rng([seed, *shape])
-    x = rng.normal(size=shape)
-    if row.name == "prod":  # neither over nor under after thousands
-        return (rng.choice([-1, 1], shape) * np.exp(x / 16)).astype(dtype)
-    return (2 * x + np.where(rng.random(shape) < 0.3, 40 * x, 0.25)).astype(dtype)
-
-
-# --- axes -----------------------------------------------------------------------------------------
-
-
-def axes_of(axis: Any, ndim: int) -> tuple[int, ...]:
-    """Return the axes that `axis` names, in order."""
-    if axis is None:
-        return tuple(range(ndim))
-    return tuple(sorted(a % ndim for a in (axis if isinstance(axis, tuple) else (axis,))))
-
-
-def to_rows(x: Array, axis: Any) -> Array:
-    """Return x in long double as a matrix, of which each row is reduced."""
-    axes = axes_of(axis, x.ndim)
-    kept = [a for a in range(x.ndim) if a not in axes]
-    n = int(np.prod([x.shape[a] for a in axes], dtype=int))
-    count = int(np.prod([x.shape[a] for a in kept], dtype=int))
-    return x.astype(np.longdouble).transpose(*kept, *axes).reshape(count, n)
-
-
-def from_rows(rows: Array, shape: tuple[int, ...], axis: Any) -> Array:
-    """Undo `to_rows`."""
-    axes = axes_of(axis, len(shape))
-    order = [a for a in range(len(shape)) if a not in axes] + [*axes]
-    return rows.reshape([shape[a] for a in order]).transpose(np.argsort(order))
-
-
-def reduced(shape: tuple[int, ...], axis: Any, keepdims: bool) -> tuple[int, ...]:
-    """Return the shape of the result."""
-    axes = axes_of(axis, len(shape))
-    return tuple(1 if a in axes else n for a, n in enumerate(shape) if keepdims or a not in axes)
-
-
-def assert_near(actual: Any, near: Near, n: int, shape: tuple[int, ...], dtype: Any) -> None:
-    """Fail unless `actual` has this shape and dtype and errs by no more than is fair."""
-    actual = np.asarray(actual)
-    assert actual.shape == shape
-    assert actual.dtype == dtype
-    exact = near.exact.reshape(shape)
-    tolerance = near.tolerance(n, dtype).reshape(shape)
-    wrong = ~(np.abs(actual.astype(np.longdouble) - exact) <= tolerance)
-    if wrong.any():
-        at = tuple(int(i[0]) for i in np.nonzero(wrong)) if wrong.ndim else ()
-        raise AssertionError(
-            f"{np.count_nonzero(wrong)} of {wrong.size} are off, first at {at}: {actual[at]!r} is "
-            f"not {exact[at]!r} within {float(tolerance[at]):.3g}"
-        )
+def check_map(row_map: Any, sample: Sample, least_ulp: float = 0.0) -> None:
+    """Fail unless value, vjp and jvp are right to the table's bounds."""
+    row, dtype = sample.row, sample.x.dtype
+    sums = sum_error(sample.x.size)
+    max_ulp = [max(least_ulp, bound) for bound in row.max_ulp]
+    for method in ("value", "vjp", "jvp"):
+        operands = (sample.x,) if method == "value" else (sample.x, sample.y)
+        given = getattr(row_map, method)(*operands, **sample.options)
+        with mp.workprec(PRECISION):
+            x, g, terms = _exact(sample.x), _exact(sample.y), _Terms(sample)
+            exact = mapped(row.name, method, x, g, sample.parameter)
+            for i, number in enumerate(exact):
+                text = row.terms if method == "value" else row.slope_terms
+                if row.name == "log_softmax" and method == "jvp":
+                    text = "abs(g[i]) + fdot(p, map(abs, g))"
+                by = terms(text, value=number, i=i)
+                scale = abs(number)
+                if method != "value" or row.name == "log_softmax":
+                    scale = max(scale, by)
+                bound = max_ulp[method != "value"] * ulp(scale, dtype) + sums * by
+                where = f"{row.name}.{method}, {i} of {sample.x!r}, {sample.y!r}"
+                _judge(where, given[i], number, bound, dtype)

@@ -13,7 +13,7 @@ import pytest
 from matrices import LAYOUTS, OUT_LAYOUTS, GuardedOut
 from oracles import DTYPES, assert_same_bits
 from protocol import native
-from reduction_oracles import (
+from exact_reductions import (
     REDUCTIONS,
     Near,
     Reduction,

@@ -45,7 +45,8 @@ void RegisterPrimitives(py::module_& m) {
   });
   m.def("reduction_ops", [] {
     py::list names;
-    for (const ReductionKernels& op : ReductionOps()) names.append(py::make_tuple(op.name, op.method));
+    for (const ReductionKernels& op : ReductionOps())
+      names.append(py::make_tuple(op.name, op.method));
     return names;
   });
   m.def(

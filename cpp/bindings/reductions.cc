@@ -272,8 +272,7 @@ class Reader {
       PyErr_Format(PyExc_KeyError, "no reduction '%s'", row);
       return false;
     }
-    if (!PyTuple_CheckExact(x) ||
-        static_cast<size_t>(PyTuple_GET_SIZE(x)) != call.op->arrays) {
+    if (!PyTuple_CheckExact(x) || static_cast<size_t>(PyTuple_GET_SIZE(x)) != call.op->arrays) {
       Refuse(function_, "x");
       return false;
     }

@@ -87,10 +87,10 @@ struct Lanes {
 template <Pivot kKind>
 struct Fold {
   template <typename T>
-  static constexpr T kStart =
-      kKind == Pivot::kSmallest                                   ? std::numeric_limits<T>::infinity()
-      : kKind == Pivot::kMaxAbs || kKind == Pivot::kLargestAbs ? T{0}
-                                                                  : -std::numeric_limits<T>::infinity();
+  static constexpr T kStart = kKind == Pivot::kSmallest ? std::numeric_limits<T>::infinity()
+                              : kKind == Pivot::kMaxAbs || kKind == Pivot::kLargestAbs
+                                  ? T{0}
+                                  : -std::numeric_limits<T>::infinity();
 
   template <class D, class V>
   static HWY_INLINE V Add(D, V fold, V x) {
@@ -98,7 +98,7 @@ struct Fold {
     if constexpr (kKind == Pivot::kMaxAbs) return hn::Max(fold, hn::Abs(x));
     if constexpr (kKind == Pivot::kLargestAbs) x = hn::Abs(x);
     const auto further = kKind == Pivot::kSmallest ? hn::Lt(x, fold) : hn::Gt(x, fold);
-    return hn::IfThenElse(hn::Or(further, hn::Ne(x, x)), x, fold);
+    return hn::IfThenElse(hn::Or(further, hn::Not(hn::Eq(x, x))), x, fold);  // Ne is false of NaN
   }
 };
 
@@ -186,7 +186,8 @@ class Along {
     if (streamed) {
       // All outputs lie alike, see the driver.
       const size_t beyond = reinterpret_cast<uintptr_t>(to[0]) % kStreamAlignment;
-      const size_t head = std::min(beyond == 0 ? 0 : (kStreamAlignment - beyond) / sizeof(T), s.length);
+      const size_t head =
+          std::min(beyond == 0 ? 0 : (kStreamAlignment - beyond) / sizeof(T), s.length);
       while (i < head) {
         const size_t count = std::min(kLanes, head - i);
         some(i, count);
@@ -471,8 +472,7 @@ class Across {
     TakePivots(s, coefs, pivots);
     for (size_t i = 0; i < s.length; ++i) {
       const ptrdiff_t row = static_cast<ptrdiff_t>(i) * s.stride;
-      const T* const keep =
-          kept == nullptr ? nullptr : static_cast<const T*>(kept) + i * s.columns;
+      const T* const keep = kept == nullptr ? nullptr : static_cast<const T*>(kept) + i * s.columns;
       for (size_t c = 0; c < s.columns; c += kLanes) {
         const size_t count = std::min(kLanes, s.columns - c);
         std::array<std::array<W, Row::kOuts>, kParts> slopes;
@@ -594,19 +594,20 @@ void CoefficientsOf(const double* state, double n, double parameter, double g, d
 }
 
 template <class Row>
-inline constexpr ReductionKernels kReduction = {Row::kName,
-                                                Row::kMethod,
-                                                Row::kArrays,
-                                                Row::kOuts,
-                                                kSums + Row::kTerms,
-                                                Row::kCoefs + 1,
-                                                Row::kStateless,
-                                                Row::kKeeps,
-                                                Row::Merge,
-                                                Row::Finish,
-                                                CoefficientsOf<Row>,
-                                                {kLoops<Along, Row, float>, kLoops<Along, Row, double>},
-                                                {kLoops<Across, Row, float>, kLoops<Across, Row, double>}};
+inline constexpr ReductionKernels kReduction = {
+    Row::kName,
+    Row::kMethod,
+    Row::kArrays,
+    Row::kOuts,
+    kSums + Row::kTerms,
+    Row::kCoefs + 1,
+    Row::kStateless,
+    Row::kKeeps,
+    Row::Merge,
+    Row::Finish,
+    CoefficientsOf<Row>,
+    {kLoops<Along, Row, float>, kLoops<Along, Row, double>},
+    {kLoops<Across, Row, float>, kLoops<Across, Row, double>}};
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE

@@ -191,9 +191,7 @@ class Reducer {
     return std::min(layout_.tile, layout_.columns - FirstColumn(unit));
   }
   // The index of a unit's first slice among all.
-  size_t FirstSlice(size_t unit) const {
-    return Group(unit) * layout_.columns + FirstColumn(unit);
-  }
+  size_t FirstSlice(size_t unit) const { return Group(unit) * layout_.columns + FirstColumn(unit); }
   // The index of the first element of a segment.
   size_t FirstElement(size_t unit, size_t segment) const {
     if (layout_.turned) return FirstColumn(unit) * call_.n;
@@ -228,8 +226,7 @@ class Reducer {
   // --- what is done ---
 
   // `body(range)`: false if out of memory.
-  Outcome For(const Partition& tasks, size_t elements, Poll* poll,
-              FunctionRef<bool(Range)> body) {
+  Outcome For(const Partition& tasks, size_t elements, Poll* poll, FunctionRef<bool(Range)> body) {
     std::atomic<bool> failed = false;
     const auto task = [&](size_t i) {
       if (!body(tasks(i))) failed.store(true, std::memory_order_relaxed);
@@ -331,7 +328,8 @@ class Reducer {
     Scratch scratch((segments * (fields_ + width) + op_.coefs * width) * sizeof(double) +
                     (blocks + keeps_) * block + kSlack);
     if (scratch.Failed()) return false;
-    auto* const states = reinterpret_cast<double*>(scratch.Take(segments * fields_ * sizeof(double)));
+    auto* const states =
+        reinterpret_cast<double*>(scratch.Take(segments * fields_ * sizeof(double)));
     auto* const sums = reinterpret_cast<double*>(scratch.Take(segments * width * sizeof(double)));
     auto* const coefs = reinterpret_cast<double*>(scratch.Take(op_.coefs * width * sizeof(double)));
     void* const kept = keeps_ ? scratch.Take(block) : nullptr;
@@ -404,8 +402,12 @@ class Reducer {
       Turn(static_cast<const char*>(array) + first, columns, call_.n, part);
       return part;
     };
-    const Segment segment{in(call_.x, turned.parts[0]), in(call_.v, turned.parts[1]), call_.n,
-                          columns, static_cast<ptrdiff_t>(columns), layout_.width};
+    const Segment segment{in(call_.x, turned.parts[0]),
+                          in(call_.v, turned.parts[1]),
+                          call_.n,
+                          columns,
+                          static_cast<ptrdiff_t>(columns),
+                          layout_.width};
     if (states_) {
       Accumulate(segment, states, kept);
       if (sums_) Finish(unit, states);

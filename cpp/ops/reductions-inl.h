@@ -49,10 +49,10 @@ struct Reduction {
   static constexpr const char* kMethod = "";  // of a map of rows
   static constexpr size_t kArrays = 1, kOuts = 1;
   static constexpr size_t kTerms = kSumsOfRow, kCoefs = kCoefsOfRow;
-  static constexpr bool kStateless = false;    // slopes do not depend on the state
-  static constexpr bool kKeeps = false;        // Prepare is worth keeping
-  static constexpr bool kPivotIsAll = false;   // the value needs no sums
-  static constexpr bool kProduct = false;      // the first sum is a product
+  static constexpr bool kStateless = false;   // slopes do not depend on the state
+  static constexpr bool kKeeps = false;       // Prepare is worth keeping
+  static constexpr bool kPivotIsAll = false;  // the value needs no sums
+  static constexpr bool kProduct = false;     // the first sum is a product
   template <typename T>
   static constexpr Pivot kPivotOf = Pivot::kNone;
 
@@ -218,9 +218,7 @@ struct NormRow : Reduction<1, 4> {
     into[kSums] = share(into) + share(from);
     into[kPivot] = largest;
   }
-  static double Finish(const double* s, double p) {
-    return s[kPivot] * std::pow(s[kSums], 1 / p);
-  }
+  static double Finish(const double* s, double p) { return s[kPivot] * std::pow(s[kSums], 1 / p); }
   static void Coefs(const double* s, double, double p, double g, double* c) {
     c[0] = s[kPivot];
     c[1] = s[kSums] == 0 ? 1 : std::pow(s[kSums], 1 / p);
@@ -579,11 +577,10 @@ struct ProdRow : Reduction<5, 6> {
   }
 };
 
-using ReductionRows =
-    std::tuple<SumRow, MeanRow, ProdRow, DotRow, Norm1Row, Norm2Row, SquaredNorm2Row, NormRow,
-               NormInfRow, MaxRow, MinRow, LogSumExpRow, VarianceRow, SoftmaxProductRow,
-               LogSoftmaxRow, LogSoftmaxVjpRow, LogSoftmaxJvpRow, LayerNormRow,
-               LayerNormProductRow>;
+using ReductionRows = std::tuple<SumRow, MeanRow, ProdRow, DotRow, Norm1Row, Norm2Row,
+                                 SquaredNorm2Row, NormRow, NormInfRow, MaxRow, MinRow, LogSumExpRow,
+                                 VarianceRow, SoftmaxProductRow, LogSoftmaxRow, LogSoftmaxVjpRow,
+                                 LogSoftmaxJvpRow, LayerNormRow, LayerNormProductRow>;
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE

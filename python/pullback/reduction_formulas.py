@@ -42,7 +42,7 @@ def _scaled(x: Array) -> tuple[Array, Array]:
 def norm2(x: Array) -> Array:
     """Return the Euclidean norm, whatever the magnitude."""
     scaled, k = _scaled(x)
-    return np.ldexp(np.sqrt(np.sum(np.square(scaled), axis=1)), k)
+    return np.asarray(np.ldexp(np.sqrt(np.sum(np.square(scaled), axis=1)), k))
 
 
 def norm2_slopes(x: Array) -> Array:
@@ -64,11 +64,11 @@ def _shares(x: Array, p: float) -> tuple[Array, Array, Array]:
 def norm_p(x: Array, p: float) -> Array:
     """Return the p-norm."""
     if p == 1:
-        return np.sum(np.abs(x), axis=1)
+        return np.asarray(np.sum(np.abs(x), axis=1))
     if p == 2:
         return norm2(x)
     if p == np.inf:
-        return np.max(np.abs(x), axis=1)
+        return np.asarray(np.max(np.abs(x), axis=1))
     _, size, largest = _shares(x, p)
     return np.where(largest == np.inf, np.inf, size * largest)
 
@@ -174,7 +174,7 @@ def softmax(x: Array) -> Array:
 def softmax_product(x: Array, v: Array) -> Array:
     """Return p (v - <p, v>), the product of softmax's symmetric Jacobian with `v`."""
     p = softmax(x)
-    return p * (v - column(np.sum(p * v, axis=1)))
+    return np.asarray(p * (v - column(np.sum(p * v, axis=1))))
 
 
 def log_softmax(x: Array) -> Array:
@@ -187,7 +187,7 @@ def log_softmax(x: Array) -> Array:
 
 def log_softmax_vjp(x: Array, g: Array) -> Array:
     """Return g - p sum(g)."""
-    return g - softmax(x) * column(np.sum(g, axis=1))
+    return np.asarray(g - softmax(x) * column(np.sum(g, axis=1)))
 
 
 def log_softmax_jvp(x: Array, t: Array) -> Array:
@@ -206,12 +206,12 @@ def _centred(x: Array) -> Array:
 
 def variance(x: Array, ddof: float) -> Array:
     """Return sum((x - mean(x))**2) / (n - ddof)."""
-    return np.sum(np.square(_centred(x)), axis=1) / np.maximum(x.shape[1] - ddof, 0)
+    return np.asarray(np.sum(np.square(_centred(x)), axis=1) / np.maximum(x.shape[1] - ddof, 0))
 
 
 def variance_slopes(x: Array, ddof: float) -> Array:
     """Return 2 (x - mean(x)) / (n - ddof)."""
-    return 2 * _centred(x) / np.maximum(x.shape[1] - ddof, 0)
+    return np.asarray(2 * _centred(x) / np.maximum(x.shape[1] - ddof, 0))
 
 
 def _normalised(x: Array, eps: float) -> tuple[Array, Array]:
@@ -228,7 +228,7 @@ def layer_norm(x: Array, eps: float) -> Array:
 def layer_norm_product(x: Array, v: Array, eps: float) -> Array:
     """Return r (v - mean(v) - y mean(y v)), the symmetric Jacobian's product with `v`."""
     y, rate = _normalised(x, eps)
-    return column(rate) * (_centred(v) - y * column(np.mean(y * v, axis=1)))
+    return np.asarray(column(rate) * (_centred(v) - y * column(np.mean(y * v, axis=1))))
 
 
 def layer_norm_rate(x: Array, eps: float) -> Array:

@@ -6,7 +6,8 @@ over `REDUCTIONS`, so a new reduction is one row here and one in ``cpp/ops``.
 
 Sums run over at most `RUN` elements in a row and merge as a tree, so that a sum of n terms is
 within `sum_error(n)` times the sum of the terms' magnitudes. A bound is that, times `terms`, plus
-`max_ulp` units in the last place of the result.
+`max_ulp` units in the last place of the result; of a map's products, where results cancel, of the
+larger of the result and `slope_terms`.
 """
 
 from __future__ import annotations
@@ -65,8 +66,10 @@ class ReductionRow:
     conventions: str
     empty: float | None  # the value of no elements; None: there is none
     max_ulp: tuple[float, float]  # value, derivative or vjp; native kernels, both dtypes
-    terms: str  # what the value's `sum_error` is by; mpmath, of lists x and y, n and value
-    slope_terms: str  # the same of a derivative's, also of i and slope
+    # What the `sum_error` of the value and of the i-th derivative are by, in mpmath's words: of
+    # lists x and y, n, value, slope, mean, the parameter, and a map's p, g and rate r.
+    terms: str
+    slope_terms: str
     source: str
     values: rf.Values | None = None
     slopes: rf.Slopes | None = None
@@ -269,8 +272,9 @@ _ROWS: Final = (
         f="sum((x - mean(x))**2)/(n - ddof)", df=("2*(x[i] - mean(x))/(n - ddof)",),
         values=rf.variance,                   slopes=rf.variance_slopes,
         empty=math.nan,                       max_ulp=(2.0, 2.0),
-        terms="4*value",                      slope_terms="fsum(abs(v) for v in x)/n*2/(n - ddof)",
-        conventions="the derivative's error is by the mean's",
+        terms="4*value",
+        slope_terms="fsum(abs(v - mean) for v in x)/n*2/(n - ddof)",
+        conventions="NaN where an element is infinite, as the mean then is",
         parameter=_DDOF,
         source="Chan, Golub and LeVeque 1983"),
 
@@ -300,8 +304,8 @@ _ROWS: Final = (
         value=rf.layer_norm,
         vjp=rf.layer_norm_product,            jvp=rf.layer_norm_product,
         max_ulp=(3.0, 6.0),
-        terms="abs(value) + fsum(abs(v) for v in x)/n*r",
-        slope_terms="r*(abs(g[i]) + (1 + n)*fsum(map(abs, g))/n)",
+        terms="abs(value) + fsum(abs(v - mean) for v in x)/n*r",
+        slope_terms="r*(abs(g[i]) + 2*fsum(map(abs, g)))",
         conventions="r is 1/sqrt(var(x) + eps), var(x) the variance with ddof = 0",
         parameter=_EPS,
         source="Ba, Kiros and Hinton 2016"),

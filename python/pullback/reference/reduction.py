@@ -90,7 +90,7 @@ class Primitive:
 
     @staticmethod
     def _is_direct(row: ReductionRow, engine: Engine) -> bool:
-        """Tell whether calls enter the kernels directly: all but where the parameter is one more."""
+        """Tell whether calls enter the kernels directly; an operand more goes through here."""
         has_operand = row.parameter is not None and row.parameter.default is None
         return engine.method is not None and not has_operand
 
