@@ -106,6 +106,8 @@ class Chain:
         ValueError
             As the steps do; if `g` has not the value's shape, or `wrt` is something else.
         """
+        if wrt is None:
+            return self._whole.pull(x, g, False)[0]
         everything = _check_wrt("vjp", wrt)
         return _result(self._whole.pull(x, g, everything), everything)
 
@@ -213,7 +215,7 @@ def _flattened(steps: Iterable[Any]) -> Iterator[tuple[Any, tuple[Any, ...], dic
     for step in steps:
         op, *operands = step if isinstance(step, tuple) and step else (step, arg)
         options = operands.pop() if operands and isinstance(operands[-1], dict) else {}
-        if isinstance(op, Chain) and operands == [arg] and not options:
+        if isinstance(op, Chain) and [o is arg for o in operands] == [True] and not options:
             yield from op._given
         else:
             yield op, tuple(operands), options

@@ -62,10 +62,8 @@ class _Checker:
         chosen = np.arange(n) if n <= most else np.sort(self._rng.choice(n, most, replace=False))
         self.is_complete = n <= most
         for i in map(int, chosen):
+            slope = self._f.partial(i)
             v = np.zeros(self._f.x.shape)
-            scale = float(self._f.scale.flat[i])
-            v.flat[i] = scale
-            slope = self._f.slope(v).scaled(1 / scale)
             v.flat[i] = 1
             given = self._given(v)
             self._slopes[i], self._partials[i] = slope, given

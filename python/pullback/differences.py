@@ -120,6 +120,7 @@ class Function:
         self.rtol = rtol
         self.at_x = float(f(x))
         self._size = size
+        self._partials: dict[int, Slope] = {}
         self.is_complex = True  # until it turns out not to be
         self.used_complex = False
         self.scale = np.maximum(1.0, np.abs(x.astype(np.float64)))
@@ -133,6 +134,14 @@ class Function:
                 return float(self._f(at.astype(self.x.dtype)))
             except (ArithmeticError, ValueError):  # beyond the domain
                 return math.nan
+
+    def partial(self, i: int) -> Slope:
+        """Return the derivative by the flat coordinate i; measured once."""
+        if i not in self._partials:
+            v = np.zeros(self.x.shape)
+            v.flat[i] = self.scale.flat[i]
+            self._partials[i] = self.slope(v).scaled(1 / float(self.scale.flat[i]))
+        return self._partials[i]
 
     def slope(self, v: Array) -> Slope:
         """Return the derivative along v."""

@@ -320,7 +320,7 @@ def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
     if row is None:
         return _Step(op, operands, options)
     if len(operands) != row.nin:
-        raise ValueError(f"{where}: {row.name} takes {row.nin} operands, {len(operands)} given")
+        raise ValueError(f"{where}: {row.name} takes {row.nin} operands, not {len(operands)}")
     if options:
         raise TypeError(f"{where}: {row.name} takes no {', '.join(options)} in a chain")
     return _ElementwiseStep(op, row, operands)
@@ -335,7 +335,8 @@ def _row(op: Any) -> OpRow | None:
 
 def in_sequence(steps: Iterable[Part]) -> Part:
     """Return steps one after the other as one."""
-    return _Sequential(list(_fused(steps)))
+    parts = list(_fused(steps))
+    return _Sequential(parts) if len(parts) > 1 else parts[0]
 
 
 def _fused(steps: Iterable[Part]) -> Iterator[Part]:
