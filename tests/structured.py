@@ -211,7 +211,7 @@ KINDS: dict[str, Callable[[Any, Any, Any], Made | None]] = {
     "Sum": _sum,
     "Product": _product,
 }
-OPERANDS = ((2, 3), (3, 2), (2, 1), (6,), (3,), ())
+OPERANDS = ((2, 3), (3, 2), (2, 1), (6,), ())
 
 
 def make(kind: str, out: Any, into: Any, dtype: Any, seed: Any = 0) -> Made | None:
