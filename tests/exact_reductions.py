@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import mpmath
 import numpy as np
+import pullback as pb
 from mpmath import mp, mpf
+from oracles import assert_same_bits
 
 Array = np.ndarray[Any, Any]
 BITS = 300
@@ -246,6 +248,10 @@ REDUCTIONS = [
 ]
 
 
+NAMES = [*dict.fromkeys(row.name for row in REDUCTIONS), "dot"]
+ROW_WISE = ("softmax", "log_softmax", "layer_norm")
+
+
 def differences(exact: Callable[[list[Any]], Any], x: list[float]) -> Iterator[Any]:
     """Yield the partial derivatives of `exact`, by central differences far below its digits."""
     with mp.workprec(BITS):
@@ -311,3 +317,74 @@ def assert_near(actual: Any, near: Near, n: int, shape: tuple[int, ...], dtype: 
             f"{np.count_nonzero(wrong)} of {wrong.size} are off, first at {at}: {actual[at]!r} is "
             f"not {exact[at]!r} within {float(tolerance[at]):.3g}"
         )
+
+
+# --- judging -------------------------------------------------------------------------------------
+
+
+def near_vjp(near: Near, g: Any) -> Near:
+    """Return what a cotangent makes of a gradient: one more rounding."""
+    g = g.astype(np.longdouble).reshape(-1, 1)
+    return Near(g * near.exact, near.count + 0.5, abs(g) * near.scale, abs(g) * near.terms)
+
+
+def near_jvp(near: Near, t: Any) -> Near:
+    """Return the sum of a gradient's products with a tangent; products may be rounded."""
+    size = (abs(near.exact * t)).sum(axis=-1)
+    scale, terms = ((abs(t) * s).sum(axis=-1) for s in (near.scale, near.terms))
+    return Near(
+        (near.exact * t).sum(axis=-1), near.count + 1, np.maximum(scale, size), terms + size
+    )
+
+
+def like(near: Near, shape: tuple[int, ...], axis: Any) -> Near:
+    """Return a gradient of rows in the operand's shape."""
+    exact, scale, terms = (
+        from_rows(np.broadcast_to(part, near.exact.shape), shape, axis)
+        for part in (near.exact, near.scale, near.terms)
+    )
+    return Near(exact, near.count, scale, terms)
+
+
+def check(
+    row: Reduction, x: Any, axis: Any, keepdims: bool, dtype: Any, methods: str = "all"
+) -> None:
+    """Fail unless all methods at x are near enough to the exact results."""
+    op, arguments = getattr(pb, row.name), (x, *row.arguments)
+    options = {"axis": axis, "keepdims": keepdims, **row.options}
+    X = to_rows(x, axis)
+    n, shape = X.shape[1], reduced(x.shape, axis, keepdims)
+    value, rows = row.near_value(X), row.near_gradient(X)
+    gradient = like(rows, x.shape, axis)
+
+    one, slope = op.value_and_grad(*arguments, **options)
+    assert_near(one, value, n, shape, dtype)
+    assert_near(slope, gradient, n, x.shape, dtype)
+    if methods != "all":
+        return
+    for result in (op(*arguments, **options), op.value(*arguments, **options)):
+        assert_same_bits(result, one)
+    assert_same_bits(op.grad(*arguments, **options), slope)
+
+    rng = np.random.default_rng(x.size)
+    g, t = rng.normal(size=shape).astype(dtype), rng.normal(size=x.shape).astype(dtype)
+    pulled = op.vjp(*arguments, g, **options)
+    assert_near(pulled, like(near_vjp(rows, g), x.shape, axis), n, x.shape, dtype)
+    pushed = near_jvp(rows, to_rows(t, axis))
+    assert_near(op.jvp(*arguments, t, **options), pushed, n, shape, dtype)
+
+    J = op.jacobian(*arguments, **options)
+    assert J.input_shape == x.shape
+    assert J.output_shape == shape
+    assert J.dtype == dtype
+    assert J.nbytes <= 2 * x.size * dtype.itemsize + 64
+    where = to_rows(np.arange(x.size).reshape(x.shape), axis).astype(int)
+    dense = np.zeros((len(X), x.size), np.longdouble)
+    np.put_along_axis(dense, where, rows.exact, axis=1)
+    scale, terms = np.zeros_like(dense), np.zeros_like(dense)
+    np.put_along_axis(scale, where, np.broadcast_to(rows.scale, where.shape), axis=1)
+    np.put_along_axis(terms, where, np.broadcast_to(rows.terms, where.shape), axis=1)
+    assert_near(J.todense(), Near(dense, rows.count, scale, terms), n, dense.shape, dtype)
+    back = like(near_vjp(rows, g), x.shape, axis)
+    assert_near(g @ J, back._replace(count=back.count + 1), n, x.shape, dtype)
+    assert_near(J @ t, pushed, n, shape, dtype)
