@@ -189,7 +189,7 @@ struct Norm2Row : Reduction<1, 2> {
 };
 
 // Powers of |x| by its largest, the pivot.
-struct NormRow : Reduction<1, 4> {
+struct NormRow : Reduction<1, 6> {
   static constexpr const char* kName = "norm";
   template <typename T>
   static constexpr Pivot kPivotOf = Pivot::kMaxAbs;
@@ -224,11 +224,23 @@ struct NormRow : Reduction<1, 4> {
     c[1] = s[kSums] == 0 ? 1 : std::pow(s[kSums], 1 / p);
     c[2] = p - 1;
     c[3] = g;
+    c[4] = c[0] * c[1] * kDown;
+    c[5] = std::exp2(kLogDown * c[2]);
   }
+  static constexpr double kLogDown = -800, kDown = 0x1p-800, kFar = 0x1p-900;
   template <class D, class V>
-  static HWY_INLINE void Slope(D d, V x, V, V, const std::array<V, 4>& c, std::array<V, 1>& out) {
-    const V share = hn::Div(hn::Div(hn::Abs(x), c[0]), c[1]);
-    out[0] = hn::Mul(hn::Mul(SignOf(d, x), PowerOf(d, share, c[2])), c[3]);
+  static HWY_INLINE void Slope(D d, V x, V, V, const std::array<V, 6>& c, std::array<V, 1>& out) {
+    const V size = hn::Abs(x);
+    const V share = hn::Div(hn::Div(size, c[0]), c[1]);
+    V power = PowerOf(d, share, c[2]);
+    // A share of next to nothing may underflow, and its small power may be much.
+    const auto far = hn::And(hn::Lt(share, hn::Set(d, kFar)), hn::Lt(c[2], hn::Set(d, 1.5)));
+    if (HWY_UNLIKELY(!hn::AllFalse(d, far))) {
+      const V raised = hn::Div(hn::Mul(size, hn::Set(d, 1 / kDown)), c[4]);
+      const V whole = hn::Mul(hn::Mul(PowerOf(d, raised, c[2]), c[5]), c[5]);
+      power = hn::IfThenElse(hn::And(far, hn::Gt(size, hn::Zero(d))), whole, power);
+    }
+    out[0] = hn::Mul(hn::Mul(SignOf(d, x), power), c[3]);
   }
 };
 
@@ -565,7 +577,7 @@ struct ProdRow : Reduction<5, 6> {
     Sum(d, x, x, x, 0, own);
     const V zero = hn::Zero(d);
     const V mantissa = hn::Div(c[0], own[0]);
-    const V exponent = AtLeast(d, -1130, AtMost(d, 1050, hn::Sub(c[1], own[1])));
+    const V exponent = AtLeast(d, -1084, AtMost(d, 1050, hn::Sub(c[1], own[1])));
     const auto zeros = hn::Gt(hn::Sub(c[2], own[2]), zero);
     const auto infs = hn::Gt(hn::Sub(c[3], own[3]), zero);
     const auto nans = hn::Gt(hn::Sub(c[4], own[4]), zero);

@@ -58,7 +58,8 @@ def _shares(x: Array, p: float) -> tuple[Array, Array, Array]:
     largest = np.max(size, axis=1)
     share = size / column(np.where(largest == 0, 1, largest))
     share = np.where((largest == np.inf)[:, np.newaxis] & (size < np.inf), 0, share)
-    return share, np.sum(share**p, axis=1) ** (1 / p), largest
+    ones = np.where(size == column(largest), 1.0, share)  # inf / inf
+    return share, np.sum(ones**p, axis=1) ** (1 / p), largest
 
 
 def norm_p(x: Array, p: float) -> Array:
@@ -70,7 +71,7 @@ def norm_p(x: Array, p: float) -> Array:
     if p == np.inf:
         return np.asarray(np.max(np.abs(x), axis=1))
     _, size, largest = _shares(x, p)
-    return np.where(largest == np.inf, np.inf, size * largest)
+    return size * largest
 
 
 def norm_p_slopes(x: Array, p: float) -> Array:
@@ -81,8 +82,16 @@ def norm_p_slopes(x: Array, p: float) -> Array:
         return norm2_slopes(x)
     if p == np.inf:
         return np.sign(x) * tie_shares(np.abs(x))
-    share, size, _ = _shares(x, p)
-    return np.sign(x) * (share / column(np.where(size == 0, 1, size))) ** (p - 1)
+    share, size, largest = _shares(x, p)
+    slopes = (share / column(np.where(size == 0, 1, size))) ** (p - 1)
+    # A share of less than 2**-900 may be none, and its small power may be much.
+    far = (share < 2.0**-900) & (x != 0)
+    if p < 2.5 and far.any():
+        norm = np.broadcast_to(column(size * largest), x.shape)[far]
+        raised = (np.abs(x[far]) * 2.0**800) / (norm * 2.0**-800)
+        half = 2.0 ** (-800 * (p - 1))
+        slopes[far] = raised ** (p - 1) * half * half
+    return np.sign(x) * slopes
 
 
 def tie_shares(x: Array) -> Array:
@@ -153,9 +162,13 @@ def _exponentials(x: Array) -> tuple[Array, Array, Array]:
     """Return exp(x - m) with m the largest of each row, their sum, and m; equals to inf share."""
     largest = np.max(x, axis=1)
     infinite = column(largest == np.inf)
-    e = np.where(
-        infinite & ~np.isnan(x), np.where(x == np.inf, 1.0, 0.0), np.exp(x - column(largest))
-    )
+    distance = x - column(largest)
+    # What the difference has lost.
+    taken = distance - x
+    lost = (x - (distance - taken)) - (column(largest) + taken)
+    e = np.exp(distance)
+    e += np.where(np.isfinite(lost), e * lost, 0.0)
+    e = np.where(infinite & ~np.isnan(x), np.where(x == np.inf, 1.0, 0.0), e)
     return e, np.sum(e, axis=1), largest
 
 

@@ -237,7 +237,7 @@ _ROWS: Final = (
         f="sum(abs(x)**p)**(1/p)",            df=("sign(x[i])*(abs(x[i])/norm(x, p))**(p - 1)",),
         values=rf.norm_p,                     slopes=rf.norm_p_slopes,
         empty=0.0,                            max_ulp=(4.0, 4.0),
-        terms="(1 + abs(log(n)))*value",      slope_terms="p*abs(slope)",
+        terms="(1 + abs(log(n)))*value",      slope_terms="p*abs(slope) if p < inf else 0",
         conventions="0 at x[i] = 0; norm(x, 1) is norm1, norm(x, 2) norm2, and norm(x, inf) the "
                     "largest magnitude, which ties share; beside an infinity 0, and NaN at it",
         parameter=_EXPONENT,

@@ -496,7 +496,7 @@ are -inf; the value's error is in ULP of the largest of it and the operands.
 variance: Final[Variance]
 """Variance, ``sum((x - mean(x))**2)/(n - ddof)``.
 
-Derivative ``2*(x[i] - mean(x))/(n - ddof)``; the derivative's error is by the mean's.
+Derivative ``2*(x[i] - mean(x))/(n - ddof)``; NaN where an element is infinite, as the mean then is.
 """
 softmax: Final[RowMap]
 """Exponentials by their sum, along an axis, ``exp(x)/sum(exp(x))``.
