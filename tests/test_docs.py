@@ -72,7 +72,17 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [config, jacobians, objective, partial], ids=lambda module: module.__name__
+    "module",
+    [
+        config,
+        jacobians.diagonal,
+        jacobians.kronecker,
+        jacobians.lazy,
+        jacobians.moves,
+        objective,
+        partial,
+    ],
+    ids=lambda module: module.__name__,
 )
 def test_docstring_examples(module: ModuleType) -> None:
     failed, attempted = doctest.testmod(module)

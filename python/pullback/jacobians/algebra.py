@@ -293,13 +293,15 @@ def _blocks_added(left: BlockDiagonal, right: BlockDiagonal) -> BlockDiagonal | 
 
 def _kronecker_added(left: Kronecker, right: Kronecker) -> Kronecker | None:
     """Return I (x) B + I (x) C = I (x) (B + C), and the like with the identity on the right."""
-    (a, b), (c, d) = (left.left, left.right), (right.left, right.right)
     if len(left.batches() | right.batches()) > 1:
         return None
-    if isinstance(a, int) and a == c and not isinstance(b, int) and not isinstance(d, int):
-        return left._with(a, b + d)
-    if isinstance(b, int) and b == d and not isinstance(a, int) and not isinstance(c, int):
-        return left._with(a + c, b)
+    pairs = [(left.left, right.left), (left.right, right.right)]
+    same = [isinstance(a, int) and isinstance(b, int) and a == b for a, b in pairs]
+    both = [not isinstance(a, int) and not isinstance(b, int) for a, b in pairs]
+    if same[0] and both[1]:
+        return left._with(left.left, left.right + right.right)
+    if same[1] and both[0]:
+        return left._with(left.left + right.left, left.right)
     return None
 
 
