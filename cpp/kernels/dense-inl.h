@@ -28,59 +28,6 @@ namespace pullback {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Lane r of the result is the sum over the lanes of rows[r]: a transposed reduction, so that all
-// rows together cost about as many additions as one.
-template <class D, class V, size_t kRows>
-HWY_INLINE V SumEachRow(D d, const std::array<V, kRows>& rows) {
-  static_assert(kRows == hn::MaxLanes(D()));
-#if HWY_TARGET == HWY_SCALAR
-  (void)d;
-  return rows[0];
-#else
-  // Per 128-bit block b: {sum of row i in b, sum of row j in b}.
-  const auto pair = [d](V i, V j) HWY_ATTR {
-    return hn::Add(hn::InterleaveLower(d, i, j), hn::InterleaveUpper(d, i, j));
-  };
-  if constexpr (kRows == 2) {
-    return pair(rows[0], rows[1]);
-  } else {
-    const auto halve = [d](V low, V high) HWY_ATTR {
-      return hn::Add(hn::ConcatLowerLower(d, high, low), hn::ConcatUpperUpper(d, high, low));
-    };
-    if constexpr (kRows == 4) {
-      return halve(pair(rows[0], rows[1]), pair(rows[2], rows[3]));
-    } else {
-      static_assert(kRows == 8);
-      const V a = halve(pair(rows[0], rows[1]), pair(rows[4], rows[5]));
-      const V c = halve(pair(rows[2], rows[3]), pair(rows[6], rows[7]));
-      return hn::Add(hn::OddEvenBlocks(hn::SwapAdjacentBlocks(c), a),
-                     hn::OddEvenBlocks(c, hn::SwapAdjacentBlocks(a)));
-    }
-  }
-#endif
-}
-
-// Elements of X become float64 as they are loaded: products and sums are float64 throughout.
-template <class D, typename T>
-struct Loader {
-  using From = hn::Rebind<T, D>;
-  using V = hn::Vec<D>;
-  static HWY_INLINE V Whole(const T* p) {
-    if constexpr (sizeof(T) == 8) {
-      return hn::LoadU(D(), p);
-    } else {
-      return hn::PromoteTo(D(), hn::LoadU(From(), p));
-    }
-  }
-  static HWY_INLINE V Part(const T* p, size_t count) {
-    if constexpr (sizeof(T) == 8) {
-      return LoadTail(D(), p, count);
-    } else {
-      return hn::PromoteTo(D(), LoadTail(From(), p, count));
-    }
-  }
-};
-
 inline size_t DenseRowBytes(const Design& X) { return X.cols * ItemSize(X.dtype); }
 
 // A row of kRows, or a column of kColumns.
@@ -97,8 +44,10 @@ using WideTag = hn::ScalableTag<double>;
 
 // X of at most so many bytes is taken to be in the last-level cache: nothing is fetched ahead.
 constexpr size_t kCachedBytes = size_t{16} << 20;
-// From memory, longer rows are read in wide vectors; even longer ones one by one, or they would
-// have left the cache before the second pass.
+// From memory, the shortest of longer rows are predicted one by one, in the order of memory, or the
+// hardware would see nothing but beginnings of streams; others are read in wide vectors, and huge
+// ones one by one again, or they would have left the cache before the second pass.
+constexpr size_t kSerialRowBytes = 1536;
 constexpr size_t kLongRowBytes = 4096;
 constexpr size_t kHugeRowBytes = 65536;
 constexpr size_t kRowsAtOnce = 8;
@@ -299,6 +248,56 @@ struct LongRows {
   }
 };
 
+// Predictions of one row after the other.
+template <typename T>
+struct SerialRows {
+  using V = hn::Vec<Tag>;
+  static constexpr size_t kLanes = hn::MaxLanes(Tag());
+  static constexpr size_t kChains = 4;  // they hide the latency of the additions
+  static constexpr size_t kLine = 64 / sizeof(T);
+
+  static void Forward(const Design& X, Range rows, const double* w, double b, double* z,
+                      ptrdiff_t ahead) {
+    const Tag d;
+    const V bias = hn::Set(d, b);
+    std::array<V, kLanes> dots;
+    for (size_t row = rows.begin; row < rows.end; row += kLanes) {
+      PB_UNROLL
+      for (size_t r = 0; r < kLanes; ++r) {
+        dots[r] = row + r < rows.end ? Dot(X.cols, LineOf<T>(X, row + r), w, ahead) : hn::Zero(d);
+      }
+      hn::StoreU(hn::Add(SumEachRow(d, dots), bias), d, z + (row - rows.begin));
+    }
+  }
+
+ private:
+  static HWY_INLINE V Dot(size_t cols, const T* x, const double* w, ptrdiff_t ahead) {
+    const Tag d;
+    if (ahead != 0) {
+      for (size_t j = 0; j < cols; j += kLine) PrefetchIntoL2(x + j + ahead);
+    }
+    const size_t whole = cols / kLanes * kLanes, tail = cols - whole;
+    V sums[kChains];
+    PB_UNROLL
+    for (V& sum : sums) sum = hn::Zero(d);
+    size_t j = 0;
+    for (; j + kChains * kLanes <= whole; j += kChains * kLanes) {
+      PB_UNROLL
+      for (size_t c = 0; c < kChains; ++c) {
+        const size_t i = j + c * kLanes;
+        sums[c] = hn::MulAdd(hn::LoadU(d, w + i), Loader<Tag, T>::Whole(x + i), sums[c]);
+      }
+    }
+    for (; j < whole; j += kLanes) {
+      sums[0] = hn::MulAdd(hn::LoadU(d, w + j), Loader<Tag, T>::Whole(x + j), sums[0]);
+    }
+    if (tail != 0) {
+      sums[1] = hn::MulAdd(hn::LoadU(d, w + j), Loader<Tag, T>::Part(x + j, tail), sums[1]);
+    }
+    return hn::Add(hn::Add(sums[0], sums[1]), hn::Add(sums[2], sums[3]));
+  }
+};
+
 // --- rows by their length ------------------------------------------------------------------------
 
 // Half of L1: the other half is for what the stages write, and what is fetched.
@@ -313,6 +312,12 @@ inline size_t ChunkOfRows(const Design& X, size_t outputs) {
   const size_t chunk = outputs == 1 ? kChunkBytes : kOutputsChunkBytes;
   if (bytes > kHugeRowBytes && outputs == 1) return 1;
   return std::clamp(std::bit_floor(std::max<size_t>(chunk / bytes, 1)), kRowsAtOnce, kLossBlock);
+}
+
+// How far ahead of an element its successor in the next chunk lies; 0: nothing is to be fetched.
+inline ptrdiff_t RowsAhead(const Design& X) {
+  if (X.rows * DenseRowBytes(X) <= kCachedBytes) return 0;
+  return static_cast<ptrdiff_t>(ChunkOfRows(X, 1)) * X.stride;
 }
 
 struct RowStages {
@@ -344,16 +349,13 @@ RowStages StagesByLength(const Design& X) {
       return kRowStages<ShortRows<T, 6>>;
     default:
       const size_t row_bytes = DenseRowBytes(X);
+      if (row_bytes <= kSerialRowBytes && RowsAhead(X) != 0) {
+        return {SerialRows<T>::Forward, LongRows<T, Tag, kRowsAtOnce>::Backward};
+      }
       if (row_bytes > kHugeRowBytes) return kRowStages<LongRows<T, WideTag, 1>>;
       if (row_bytes > kLongRowBytes) return kRowStages<LongRows<T, WideTag, kRowsAtOnce>>;
       return kRowStages<LongRows<T, Tag, kRowsAtOnce>>;
   }
-}
-
-// How far ahead of an element its successor in the next chunk lies; 0: nothing is to be fetched.
-inline ptrdiff_t RowsAhead(const Design& X) {
-  if (X.rows * DenseRowBytes(X) <= kCachedBytes) return 0;
-  return static_cast<ptrdiff_t>(ChunkOfRows(X, 1)) * X.stride;
 }
 
 template <typename T>
@@ -371,106 +373,120 @@ void BackwardRows(const Design& X, size_t, Range rows, const double* slopes, dou
 
 constexpr size_t kColumnsAtOnce = 8;
 
+// A chunk has at least a kilobyte of each column: memory is slow with shorter pieces. Of many
+// columns it then outgrows L2.
+constexpr size_t kColumnsChunkBytes = size_t{256} << 10;
+constexpr size_t kColumnPieceBytes = 1024;
+
 inline size_t ChunkOfColumns(const Design& X, size_t outputs) {
   (void)outputs;
-  const size_t bytes = std::max<size_t>(DenseRowBytes(X), 1);
-  constexpr size_t kBytes = size_t{256} << 10;
-  return std::clamp(std::bit_floor(std::max<size_t>(kBytes / bytes, 1)), size_t{64}, kLossBlock);
+  const size_t fitting = kColumnsChunkBytes / std::max<size_t>(DenseRowBytes(X), 1);
+  const size_t least = kColumnPieceBytes / ItemSize(X.dtype);
+  return std::clamp(std::bit_floor(std::max<size_t>(fitting, 1)), least, kLossBlock);
 }
 
-inline ptrdiff_t ColumnsAhead(const Design& X) {
-  return X.rows * DenseRowBytes(X) <= kCachedBytes ? 0
-                                                   : static_cast<ptrdiff_t>(ChunkOfColumns(X, 1));
-}
-
-// kGroup columns of some rows, one pass over the predictions or slopes.
+// kGroup columns of some rows, one pass over the predictions or slopes. The next columns' lines are
+// asked for meanwhile, as the hardware cannot guess where they begin.
 template <typename T, size_t kGroup>
-struct Columns {
-  using D = WideTag;
-  using V = hn::Vec<D>;
-  static constexpr size_t kLanes = hn::MaxLanes(D());
-
-  static HWY_INLINE void Point(const Design& X, size_t column, size_t row, const T* (&x)[kGroup]) {
-    for (size_t c = 0; c < kGroup; ++c) x[c] = LineOf<T>(X, column + c) + row;
-  }
-
+class Columns {
+ public:
   static HWY_INLINE void Forward(const Design& X, size_t column, Range rows, const double* w,
-                                 double* z, ptrdiff_t ahead) {
+                                 double* z) {
     const D d;
-    const size_t whole = rows.size() / kLanes * kLanes, tail = rows.size() - whole;
-    const T* x[kGroup];
-    Point(X, column, rows.begin, x);
-    Fetch<T, kGroup> fetch(ahead, 0);
+    const Columns columns(X, column, rows.begin);
     V weight[kGroup];
     PB_UNROLL
     for (size_t c = 0; c < kGroup; ++c) weight[c] = hn::Set(d, w[column + c]);
-    for (size_t r = 0; r < whole; r += kLanes) {
-      fetch.Pass(x, r);
+    columns.Walk(rows.size(), [&](size_t r, size_t, const auto& load) HWY_ATTR {
       V sum = hn::LoadU(d, z + r);
       PB_UNROLL
-      for (size_t c = 0; c < kGroup; ++c) {
-        sum = hn::MulAdd(weight[c], Loader<D, T>::Whole(x[c] + r), sum);
-      }
+      for (size_t c = 0; c < kGroup; ++c) sum = hn::MulAdd(weight[c], load(c), sum);
       hn::StoreU(sum, d, z + r);
-    }
-    if (tail == 0) return;
-    V sum = hn::LoadU(d, z + whole);
-    PB_UNROLL
-    for (size_t c = 0; c < kGroup; ++c) {
-      sum = hn::MulAdd(weight[c], Loader<D, T>::Part(x[c] + whole, tail), sum);
-    }
-    hn::StoreU(sum, d, z + whole);
+    });
   }
 
   static HWY_INLINE void Backward(const Design& X, size_t column, Range rows, const double* slopes,
-                                  double* gw, ptrdiff_t ahead) {
+                                  double* gw) {
     const D d;
-    const size_t whole = rows.size() / kLanes * kLanes, tail = rows.size() - whole;
-    const T* x[kGroup];
-    Point(X, column, rows.begin, x);
-    Fetch<T, kGroup> fetch(ahead, Fetch<T, kGroup>::Half(rows.size()));
+    const Columns columns(X, column, rows.begin);
     V dots[kGroup];
     PB_UNROLL
     for (V& dot : dots) dot = hn::Zero(d);
-    for (size_t r = 0; r < whole; r += kLanes) {
-      fetch.Pass(x, r);
-      const V slope = hn::LoadU(d, slopes + r);
+    columns.Walk(rows.size(), [&](size_t r, size_t count, const auto& load) HWY_ATTR {
+      // Past the last row lies what no column may meet, not even times 0.
+      const V slope = count == kLanes ? hn::LoadU(d, slopes + r) : LoadTail(d, slopes + r, count);
       PB_UNROLL
-      for (size_t c = 0; c < kGroup; ++c) {
-        dots[c] = hn::MulAdd(slope, Loader<D, T>::Whole(x[c] + r), dots[c]);
-      }
-    }
-    if (tail != 0) {
-      const V slope = LoadTail(d, slopes + whole, tail);
+      for (size_t c = 0; c < kGroup; ++c) dots[c] = hn::MulAdd(slope, load(c), dots[c]);
+    });
+    double* const to = gw + column;
+    if constexpr (kGroup % kLanes == 0) {
       PB_UNROLL
-      for (size_t c = 0; c < kGroup; ++c) {
-        dots[c] = hn::MulAdd(slope, Loader<D, T>::Part(x[c] + whole, tail), dots[c]);
+      for (size_t first = 0; first < kGroup; first += kLanes) {
+        std::array<V, kLanes> some;
+        PB_UNROLL
+        for (size_t c = 0; c < kLanes; ++c) some[c] = dots[first + c];
+        hn::StoreU(hn::Add(hn::LoadU(d, to + first), SumEachRow(d, some)), d, to + first);
       }
+    } else {
+      for (size_t c = 0; c < kGroup; ++c) to[c] += SumLanes(d, dots[c]);
     }
-    for (size_t c = 0; c < kGroup; ++c) gw[column + c] += SumLanes(d, dots[c]);
   }
+
+ private:
+  using D = WideTag;
+  using V = hn::Vec<D>;
+  static constexpr size_t kLanes = hn::MaxLanes(D());
+  static constexpr size_t kLine = 64 / sizeof(T);
+
+  HWY_INLINE Columns(const Design& X, size_t column, size_t row)
+      : next_(column + 2 * kGroup <= X.cols ? static_cast<ptrdiff_t>(kGroup) * X.stride : 0) {
+    for (size_t c = 0; c < kGroup; ++c) x_[c] = LineOf<T>(X, column + c) + row;
+  }
+
+  // Calls step(r, count, load) for each vector of rows; load(c) is column c's part of it.
+  template <class Step>
+  HWY_INLINE void Walk(size_t rows, const Step& step) const {
+    const auto at = [&](size_t r) HWY_ATTR {
+      step(r, kLanes, [&](size_t c) HWY_ATTR { return Loader<D, T>::Whole(x_[c] + r); });
+    };
+    const size_t whole = rows / kLanes * kLanes, tail = rows - whole;
+    size_t r = 0;
+    for (; r + kLine <= whole; r += kLine) {
+      if (next_ != 0) {
+        for (size_t c = 0; c < kGroup; ++c) {
+          hwy::Prefetch(x_[c] + static_cast<ptrdiff_t>(r) + next_);
+        }
+      }
+      for (size_t i = 0; i < kLine; i += kLanes) at(r + i);
+    }
+    for (; r < whole; r += kLanes) at(r);
+    if (tail != 0) {
+      step(r, tail, [&](size_t c) HWY_ATTR { return Loader<D, T>::Part(x_[c] + r, tail); });
+    }
+  }
+
+  const T* x_[kGroup];
+  ptrdiff_t next_;  // elements to the next columns, 0 if there are none
 };
 
 template <typename T>
 void ForwardColumns(const Design& X, size_t, Range rows, const double* w, const double* b,
                     double* z, void*) {
-  const ptrdiff_t ahead = ColumnsAhead(X);
   std::fill_n(z, PadDoubles(rows.size()), *b);
   size_t j = 0;
   for (; j + kColumnsAtOnce <= X.cols; j += kColumnsAtOnce) {
-    Columns<T, kColumnsAtOnce>::Forward(X, j, rows, w, z, ahead);
+    Columns<T, kColumnsAtOnce>::Forward(X, j, rows, w, z);
   }
-  for (; j < X.cols; ++j) Columns<T, 1>::Forward(X, j, rows, w, z, ahead);
+  for (; j < X.cols; ++j) Columns<T, 1>::Forward(X, j, rows, w, z);
 }
 
 template <typename T>
 void BackwardColumns(const Design& X, size_t, Range rows, const double* slopes, double* gw, void*) {
-  const ptrdiff_t ahead = ColumnsAhead(X);
   size_t j = 0;
   for (; j + kColumnsAtOnce <= X.cols; j += kColumnsAtOnce) {
-    Columns<T, kColumnsAtOnce>::Backward(X, j, rows, slopes, gw, ahead);
+    Columns<T, kColumnsAtOnce>::Backward(X, j, rows, slopes, gw);
   }
-  for (; j < X.cols; ++j) Columns<T, 1>::Backward(X, j, rows, slopes, gw, ahead);
+  for (; j < X.cols; ++j) Columns<T, 1>::Backward(X, j, rows, slopes, gw);
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

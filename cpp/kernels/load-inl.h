@@ -1,4 +1,4 @@
-// Loads and stores of the last, partial vector, and the sum over a vector's lanes.
+// Loads and stores of the last, partial vector, and sums over vectors' lanes.
 #if defined(PULLBACK_CPP_KERNELS_LOAD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef PULLBACK_CPP_KERNELS_LOAD_INL_H_
 #undef PULLBACK_CPP_KERNELS_LOAD_INL_H_
@@ -99,6 +99,59 @@ template <class D>
 HWY_INLINE hn::TFromD<D> SumLanes(D d, hn::Vec<D> v) {
   return hn::GetLane(hn::SumOfLanes(d, v));
 }
+
+// Lane r of the result is the sum over the lanes of rows[r]: a transposed reduction, so that all
+// rows together cost about as many additions as one.
+template <class D, class V, size_t kRows>
+HWY_INLINE V SumEachRow(D d, const std::array<V, kRows>& rows) {
+  static_assert(kRows == hn::MaxLanes(D()));
+#if HWY_TARGET == HWY_SCALAR
+  (void)d;
+  return rows[0];
+#else
+  // Per 128-bit block b: {sum of row i in b, sum of row j in b}.
+  const auto pair = [d](V i, V j) HWY_ATTR {
+    return hn::Add(hn::InterleaveLower(d, i, j), hn::InterleaveUpper(d, i, j));
+  };
+  if constexpr (kRows == 2) {
+    return pair(rows[0], rows[1]);
+  } else {
+    const auto halve = [d](V low, V high) HWY_ATTR {
+      return hn::Add(hn::ConcatLowerLower(d, high, low), hn::ConcatUpperUpper(d, high, low));
+    };
+    if constexpr (kRows == 4) {
+      return halve(pair(rows[0], rows[1]), pair(rows[2], rows[3]));
+    } else {
+      static_assert(kRows == 8);
+      const V a = halve(pair(rows[0], rows[1]), pair(rows[4], rows[5]));
+      const V c = halve(pair(rows[2], rows[3]), pair(rows[6], rows[7]));
+      return hn::Add(hn::OddEvenBlocks(hn::SwapAdjacentBlocks(c), a),
+                     hn::OddEvenBlocks(c, hn::SwapAdjacentBlocks(a)));
+    }
+  }
+#endif
+}
+
+// Elements of X become float64 as they are loaded: products and sums are float64 throughout.
+template <class D, typename T>
+struct Loader {
+  using From = hn::Rebind<T, D>;
+  using V = hn::Vec<D>;
+  static HWY_INLINE V Whole(const T* p) {
+    if constexpr (sizeof(T) == 8) {
+      return hn::LoadU(D(), p);
+    } else {
+      return hn::PromoteTo(D(), hn::LoadU(From(), p));
+    }
+  }
+  static HWY_INLINE V Part(const T* p, size_t count) {
+    if constexpr (sizeof(T) == 8) {
+      return LoadTail(D(), p, count);
+    } else {
+      return hn::PromoteTo(D(), LoadTail(From(), p, count));
+    }
+  }
+};
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE

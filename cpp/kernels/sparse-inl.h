@@ -36,6 +36,7 @@ struct Spans {
   const Index* indices;
   Bounds bounds;  // span -> Range of entries
   size_t count, first;
+  size_t known;  // entries before this one are of these spans, or of such whose indices fit too
 };
 
 // to[s * outputs + k] += sum over span s of data * from[index * outputs + k] for the `last` outputs
@@ -86,6 +87,66 @@ HWY_INLINE void GatherPanel(const S& spans, size_t outputs, const double* from, 
   }
 }
 
+// Lane l is from[indices[l]]: by as many loads, since an instruction that gathers is slower.
+template <class D, typename Index>
+HWY_INLINE hn::Vec<D> LoadEach(D d, const double* from, const Index* indices) {
+  const auto at = [&](size_t l) { return from[static_cast<size_t>(indices[l])]; };
+#if HWY_TARGET == HWY_SCALAR
+  return hn::Set(d, at(0));
+#else
+  const hn::CappedTag<double, 2> pair;
+  const auto two = [&](size_t l) HWY_ATTR {
+    return hn::InterleaveLower(pair, hn::Set(pair, at(l)), hn::Set(pair, at(l + 1)));
+  };
+  if constexpr (hn::MaxLanes(D()) == 2) {
+    return two(0);
+  } else {
+    return hn::Combine(d, two(2), two(0));
+  }
+#endif
+}
+
+// The same for one output. Spans are short: the rest of the last vector is masked, as a loop over
+// it would end in a misprediction, and their sums are completed side by side.
+template <class S>
+HWY_INLINE void GatherOne(const S& spans, const double* from, double* to) {
+  const hn::CappedTag<double, 4> d;
+  using V = hn::Vec<decltype(d)>;
+  using Data = std::remove_cv_t<std::remove_reference_t<decltype(*spans.data)>>;
+  using Index = std::remove_cv_t<std::remove_reference_t<decltype(*spans.indices)>>;
+  using Load = Loader<decltype(d), Data>;
+  constexpr size_t kLanes = hn::MaxLanes(decltype(d)());
+  const double* const base = from - static_cast<ptrdiff_t>(spans.first);
+  const auto sum_of = [&](size_t s) HWY_ATTR {
+    const Range entries = spans.bounds(s);
+    V sum = hn::Zero(d);
+    for (size_t i = entries.begin; i < entries.end; i += kLanes) {
+      const size_t left = entries.end - i;
+      V product;
+      if (HWY_LIKELY(left >= kLanes || i + kLanes <= spans.known)) {
+        product = hn::Mul(Load::Whole(spans.data + i), LoadEach(d, base, spans.indices + i));
+      } else {
+        Index indices[kLanes];
+        for (size_t l = 0; l < kLanes; ++l) indices[l] = spans.indices[i + std::min(l, left - 1)];
+        product = hn::Mul(Load::Part(spans.data + i, left), LoadEach(d, base, indices));
+      }
+      sum = hn::Add(sum, hn::IfThenElseZero(hn::FirstN(d, left), product));
+    }
+    return sum;
+  };
+  std::array<V, kLanes> sums;
+  for (size_t s = 0; s < spans.count; s += kLanes) {
+    for (size_t l = 0; l < kLanes; ++l) sums[l] = s + l < spans.count ? sum_of(s + l) : hn::Zero(d);
+    const V total = SumEachRow(d, sums);
+    const size_t count = std::min(kLanes, spans.count - s);
+    if (HWY_LIKELY(count == kLanes)) {
+      hn::StoreU(hn::Add(hn::LoadU(d, to + s), total), d, to + s);
+    } else {
+      StoreTail(hn::Add(LoadTail(d, to + s, count), total), d, to + s, count);
+    }
+  }
+}
+
 // to[index * outputs + k] += data * from[s * outputs + k] for the entries of each span s.
 template <class D, size_t kVectors, class S>
 HWY_INLINE void ScatterPanel(const S& spans, size_t outputs, const double* from, double* to,
@@ -130,8 +191,11 @@ void WalkPanel(const S& spans, size_t outputs, const double* from, double* to, s
 template <Walk kWalk, bool kOneOutput, class S>
 void WalkSpans(const S& spans, size_t outputs, const double* from, double* to) {
   if constexpr (kOneOutput) {
-    // Element by element: an instruction that gathers is slower than as many loads.
-    WalkPanel<kWalk, hn::CappedTag<double, 1>, 1>(spans, 1, from, to, 1);
+    if constexpr (kWalk == Walk::kGather) {
+      GatherOne(spans, from, to);
+    } else {
+      ScatterPanel<hn::CappedTag<double, 1>, 1>(spans, 1, from, to, 1);
+    }
     return;
   }
   using D = hn::ScalableTag<double>;
@@ -202,8 +266,12 @@ struct RowBounds {
 template <Walk kWalk, bool kOneOutput, typename T, typename Index>
 void WalkRows(const Design& X, size_t outputs, Range rows, const double* from, double* to) {
   const RowBounds<Index> bounds{static_cast<const Index*>(X.indptr) + rows.begin};
-  const Spans<T, Index, RowBounds<Index>> spans{
-      static_cast<const T*>(X.data), static_cast<const Index*>(X.indices), bounds, rows.size(), 0};
+  const Spans<T, Index, RowBounds<Index>> spans{static_cast<const T*>(X.data),
+                                                static_cast<const Index*>(X.indices),
+                                                bounds,
+                                                rows.size(),
+                                                0,
+                                                static_cast<size_t>(bounds.indptr[rows.size()])};
   WalkSpans<kWalk, kOneOutput>(spans, outputs, from, to);
 }
 
@@ -289,7 +357,8 @@ void WalkColumns(const Design& X, size_t outputs, Range rows, const double* from
                                             static_cast<const Index*>(X.indices),
                                             {static_cast<const Range*>(state)},
                                             X.cols,
-                                            rows.begin};
+                                            rows.begin,
+                                            0};
   WalkSpans<kWalk, kOneOutput>(spans, outputs, from, to);
 }
 

@@ -2,12 +2,14 @@
 #ifndef PULLBACK_CPP_RUNTIME_PREFETCH_H_
 #define PULLBACK_CPP_RUNTIME_PREFETCH_H_
 
+#include <hwy/base.h>
 #include <hwy/cache_control.h>
 
 namespace pullback {
 
-// Past L1, which is too small for what is fetched far ahead. Any address will do.
-inline void PrefetchIntoL2(const void* p) {
+// Past L1, which is too small for what is fetched far ahead. Any address will do. Always inlined:
+// g++ takes a function that does nothing but prefetch for one without effect, and drops its calls.
+HWY_INLINE void PrefetchIntoL2(const void* p) {
 #if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
   __builtin_prefetch(p, 0, 2);
 #else

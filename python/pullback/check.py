@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -71,7 +71,8 @@ class _Checker:
             self._compare(slope.interval, slope.error, given, abs(given), index=index)
             if slope.is_kink:
                 self.kinks.append(Kink(index, slope.interval, given))
-        largest = max(map(abs, (*self._partials.values(), *self._measured())), default=0.0)
+        partials = (*self._partials.values(), *(s.both.value for s in self._slopes.values()))
+        largest = max((abs(p) for p in partials if math.isfinite(p)), default=0.0)
         floor = self._f.eps ** (1 / 3) * abs(self._f.at_x)
         for i, slope in self._slopes.items():
             if not SAFETY * slope.error <= max(_UNRESOLVED * largest, floor):
@@ -79,12 +80,10 @@ class _Checker:
                 self.unresolved.append(index)
         return len(chosen)
 
-    def _measured(self) -> Iterator[float]:
-        return (s.both.value for s in self._slopes.values() if math.isfinite(s.both.value))
-
     def directions(self, count: int) -> int:
         """Compare derivatives along random directions."""
-        if self.unresolved or not np.isfinite(list(self._partials.values())).all():
+        ends = (end for slope in self._slopes.values() for end in slope.interval)
+        if self.unresolved or not np.isfinite([*self._partials.values(), *ends]).all():
             return 0  # the coordinates tell
         smooth = [i for i, slope in self._slopes.items() if not slope.is_kink]
         kinked = [i for i, slope in self._slopes.items() if slope.is_kink]
@@ -164,11 +163,16 @@ class _Checker:
         return True
 
     def _tolerance(self, error: float, size: float, *values: float) -> float:
-        return SAFETY * error + self._rtol * max(size, *map(abs, values))
+        sizes = (abs(a) for a in (size, *values))
+        return SAFETY * error + self._rtol * max(
+            (a for a in sizes if math.isfinite(a)), default=0.0
+        )
 
     @staticmethod
     def _distance(low: float, high: float, given: float) -> float:
-        return max(low - given, given - high, 0.0) if math.isfinite(given) else math.inf
+        if low <= given <= high:
+            return 0.0
+        return max(low - given, given - high) if math.isfinite(given) else math.inf
 
     def _compare(
         self,
@@ -180,9 +184,9 @@ class _Checker:
         direction: Array | None = None,
     ) -> None:
         low, high = interval
-        measured = min(max(given, low), high) if math.isfinite(given) else low
+        measured = low if math.isnan(given) else min(max(given, low), high)
         distance = self._distance(low, high, given)
-        tolerance = self._tolerance(error, size if math.isfinite(size) else 0.0, low, high)
+        tolerance = self._tolerance(error, size, low, high)
         self.found.append(
             Discrepancy(self._what, index, direction, given, measured, distance, tolerance)
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -20,6 +21,10 @@ _FIRST_STEP: Final = 0.1873
 _COLUMNS: Final = 6  # of an extrapolation
 _NOISE: Final = 4.0  # units in the last place that values are taken to be wrong by
 _NEARBY: Final = 32  # points around a kink
+_JUMPING: Final = 3  # steps
+_STAYS: Final = 0.9  # of the distance to f(x), from step to step
+_GROWING: Final = 6  # steps
+_VERTICAL: Final = 0.1  # power of a step's inverse with which an infinite slope shows at least
 SAFETY: Final = 4.0  # times the estimated error of what was measured
 
 
@@ -33,7 +38,7 @@ class Estimate(NamedTuple):
 _NONE: Final = Estimate(math.nan, math.inf)
 
 
-class Richardson:
+class _Richardson:
     """Difference quotients for falling steps, extrapolated to 0; keeps what looks best.
 
     Parameters
@@ -145,29 +150,36 @@ class Function:
 
     def slope(self, v: Array) -> Slope:
         """Return the derivative along v."""
-        steps, values = [], []
-        tables = tuple(Richardson(self._ratio, power) for power in (1, 1, 2))
+        points: list[tuple[float, float, float]] = []  # step, and f on either side
+        tables = tuple(_Richardson(self._ratio, power) for power in (1, 1, 2))
         h = _FIRST_STEP
         while h > math.sqrt(self.eps):
-            right, left = self(h, v), self(-h, v)
-            steps.append(h)
-            values.append((right, left))
-            self._add(tables, h, right, left, self.at_x, self.at_x)
-            best = [table.best for table in tables]
-            size = max(abs(e.value) for e in best) if len(steps) > 3 else 0.0
-            if len(steps) > 3 and all(e.error <= 0.05 * self.rtol * size for e in best):
-                break
+            points.append((h, self(h, v), self(-h, v)))
+            self._add(tables, *points[-1], self.at_x, self.at_x)
+            right, left, both = (table.best for table in tables)
+            size = max(abs(e.value) for e in (right, left, both))
+            error = max(e.error for e in (right, left, both))
+            if len(points) > 3 and error <= 0.05 * self.rtol * size:
+                return self._judge(v, right, left, both)
             h /= self._ratio
-        limits = [self._limit([value[side] for value in values]) for side in (0, 1)]
+        limits = [self._limit([point[side] for point in points]) for side in (1, 2)]
         if limits != [self.at_x] * 2:  # a jump: what counts is the slope on either side
-            tables = tables[2], *(Richardson(self._ratio, 1) for _ in range(2))
-            for h, (right, left) in zip(steps, values, strict=True):
-                self._add(tables[1:], h, right, left, *limits)
-            return Slope(tables[1].best, tables[2].best, tables[0].best, True)
-        return self._judge(v, *(table.best for table in tables))
+            beside = _Richardson(self._ratio, 1), _Richardson(self._ratio, 1)
+            for point in points:
+                self._add(beside, *point, *limits)
+            return Slope(beside[0].best, beside[1].best, both, True)
+        right = self._vertical([(after - self.at_x) / h for h, after, _ in points]) or right
+        left = self._vertical([(self.at_x - before) / h for h, _, before in points]) or left
+        return self._judge(v, right, left, both)
 
     def _add(
-        self, tables: Any, h: float, right: float, left: float, from_right: float, from_left: float
+        self,
+        tables: tuple[_Richardson, ...],
+        h: float,
+        right: float,
+        left: float,
+        from_right: float,
+        from_left: float,
     ) -> None:
         known = [abs(a) for a in (right, left, from_right, from_left) if math.isfinite(a)]
         noise = _NOISE * self.eps * max(self._size, *known) / h
@@ -177,19 +189,29 @@ class Function:
 
     def _limit(self, values: list[float]) -> float:
         """Return f(x), or the limit beside it where f jumps there."""
-        finite = [value for value in values if math.isfinite(value)]
-        if len(finite) < 4:
+        gaps = [value - self.at_x for value in values if math.isfinite(value)][-_JUMPING:]
+        noise = math.sqrt(self.eps) * max(self._size, abs(self.at_x))
+        if len(gaps) < _JUMPING or abs(gaps[-1]) <= noise:
             return self.at_x
-        last, before = finite[-1], finite[-4]
-        gap = abs(last - self.at_x)
-        size = max(abs(last), abs(self.at_x))
-        jumps = gap > math.sqrt(math.sqrt(self.eps)) * size and gap > abs(before - self.at_x) / 2
-        return last if jumps else self.at_x
+        stays = all(a / b > _STAYS for b, a in pairwise(gaps) if b) and all(gaps)
+        return self.at_x + gaps[-1] if stays else self.at_x
+
+    def _vertical(self, quotients: list[float]) -> Estimate | None:
+        """Return an infinite slope where quotients grow without an end, like a root's at 0."""
+        last = [q for q in quotients if math.isfinite(q)][-_GROWING:]
+        growth = self._ratio**_VERTICAL
+        grows = all(abs(q) > growth * abs(p) and p * q > 0 for p, q in pairwise(last))
+        if len(last) == _GROWING and grows:
+            return Estimate(math.copysign(math.inf, last[-1]), 0.0)
+        return None
 
     def _judge(self, v: Array, right: Estimate, left: Estimate, both: Estimate) -> Slope:
         if not math.isfinite(right.error) or not math.isfinite(left.error):
             one = right if right.error <= left.error else left  # at the end of the domain
             return Slope(one, one, one, False)
+        if math.isinf(right.value) or math.isinf(left.value):
+            is_kink = right.value != left.value
+            return Slope(right, left, _NONE if is_kink else right, is_kink)
         gap = abs(right.value - left.value)
         size = max(abs(right.value), abs(left.value))
         if gap > SAFETY * (right.error + left.error) + self.rtol * size:

@@ -44,6 +44,10 @@ class Dense:
             and _has_unit_stride(array)
         )
 
+    def in_place(self) -> Array | None:
+        """Return the array itself if kernels take it as it is."""
+        return self._array if self._in_place else None
+
     def blocks(self) -> Iterator[tuple[slice, KernelData]]:
         """Yield all rows, in order, as kernels take them: in place, or converted by the block."""
         rows, columns = self.shape

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.layouts import Sparse, as_data
+from pullback.layouts import Dense, Sparse, as_data
 from pullback.loss_table import LossRow
 from pullback.losses import losses
 from pullback.ops import kernel_dtype
@@ -120,6 +120,8 @@ class LinearObjective:
         self._w_shape = w_shape = (self._n_features, *shape)
         like = (np.zeros(shape) if shape else 0.0) if fit_intercept else None
         self._kinds = Kinds(w_shape, np.dtype(np.float64), like)
+        # What the loss itself takes, if it is all of the data: calls then go by its short way.
+        self._plain = _plain_arguments(first) if y is not None and not shape else None
         # Second derivatives, a chunk each, and the theta that they are for, once they are wanted.
         self._wants_curvature = False
         self._kept: list[Array] = []
@@ -289,6 +291,11 @@ class LinearObjective:
 
     def _value_and_grad(self, op: str, theta: npt.ArrayLike) -> tuple[float, Array]:
         theta = self._vector(op, theta)
+        if self._plain is not None and not self._wants_curvature and self._bar is None:
+            try:
+                return self._short_value_and_grad(theta, *self._plain)
+            except ValueError:
+                pass  # about a target or a weight: said below, with our name on it
         model = self._model(theta)
 
         def part(i: int, where: str, samples: Samples) -> PartialSums:
@@ -301,12 +308,18 @@ class LinearObjective:
             self._kept_for = theta
         return self._finished(op, sums, model), self._gradient(op, sums, model)
 
+    def _short_value_and_grad(
+        self, theta: Array, X: Array, y: Array, sample_weight: Array | None
+    ) -> tuple[float, Array]:
+        w, b = theta[: self._n_coefficients], theta[self._n_coefficients :]
+        value, (gw, gb) = self._loss.value_and_grad(X, y, w, b if len(b) else None, sample_weight)
+        with np.errstate(all="ignore"):
+            return value + self._penalty(w), self._penalised(gw, gb, w)
+
     def _finished(self, op: str, sums: PartialSums, model: Model) -> float:
         by = divisor(op, "mean", sums.weight)
         with np.errstate(all="ignore"):
-            value = float(np.float64(sums.loss) / by)
-            if self._l2 > 0:  # times an infinite parameter, 0 would be NaN
-                value += 0.5 * self._l2 * float(np.vdot(model.w, model.w))
+            value = float(np.float64(sums.loss) / by) + self._penalty(model.w)
         if self._bar is not None:
             self._bar.set_postfix(loss=f"{value:.6g}")
         return value
@@ -314,14 +327,21 @@ class LinearObjective:
     def _gradient(self, op: str, sums: PartialSums, at: Model) -> Array:
         """Return the mean, and the penalty's part in it, as one vector."""
         by = divisor(op, "mean", sums.weight)
-        gradient = np.empty(self.n_parameters)
         with np.errstate(all="ignore"):
-            gw = sums.gw / by
-            if self._l2 > 0:
-                gw += self._l2 * at.w
-            gradient[: self._n_coefficients] = gw.ravel()
-            if self._kinds.b is not None:
-                gradient[self._n_coefficients :] = sums.gb / by
+            return self._penalised(sums.gw / by, sums.gb / by, at.w)
+
+    def _penalty(self, w: Array) -> float:
+        # Times an infinite parameter, 0 would be NaN.
+        return 0.5 * self._l2 * float(np.vdot(w, w)) if self._l2 > 0 else 0.0
+
+    def _penalised(self, gw: Array, gb: Array | None, w: Array) -> Array:
+        """Return the gradient as one vector; `gw` is overwritten."""
+        if self._l2 > 0:
+            gw += self._l2 * w
+        gradient = np.empty(self.n_parameters)
+        gradient[: self._n_coefficients] = gw.ravel()
+        if self._kinds.b is not None:
+            gradient[self._n_coefficients :] = gb
         return gradient
 
     def _vector(self, op: str, theta: npt.ArrayLike, name: str = "theta") -> Array:
@@ -426,6 +446,13 @@ def _chunk_source(row: LossRow, chunks: Any) -> Source:
             yield where, check_samples(where, row, X, y, sample_weight)
 
     return source
+
+
+def _plain_arguments(samples: Samples) -> tuple[Array, Array, Array | None] | None:
+    """Return X, y and the weights if X is an array that kernels read in place."""
+    data = samples.data
+    X = data.in_place() if isinstance(data, Dense) else None
+    return None if X is None else (X, samples.y, samples.sample_weight)
 
 
 def _check_l2(l2: Any) -> float:
