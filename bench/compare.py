@@ -1,7 +1,7 @@
 """Compare pullback with other libraries: all contenders in one run, checked, then interleaved.
 
-    python bench/compare.py [losses|elementwise|matmul|reductions|chain|all] [--quick] [--only REGEX]
-                            [--json FILE] [--threads N]
+    python bench/compare.py [losses|elementwise|matmul|reductions|chain|all] [--quick]
+                            [--only REGEX] [--json FILE] [--threads N]
 
 Every contender's result is checked before it is timed. Rounds go through all contenders in turn,
 so that what disturbs the machine disturbs them alike; the median over the rounds counts. A library
