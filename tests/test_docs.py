@@ -78,10 +78,7 @@ def test_links_lead_somewhere(path: Path) -> None:
         import_module("pullback.chain"),  # pb.chain is the function
         check,
         config,
-        jacobians.diagonal,
-        jacobians.kronecker,
-        jacobians.lazy,
-        jacobians.moves,
+        jacobians,
         objective,
         partial,
     ],
