@@ -207,6 +207,29 @@ def test_jacobians(dtype: np.dtype) -> None:
     np.testing.assert_array_equal(jacobians[1].todense(), before)
 
 
+@dtypes
+@pytest.mark.parametrize(("bu", "bv"), [((2, 3), (2, 3)), ((2, 1), (3,)), ((), (4,)), ((0,), ())])
+def test_jacobians_of_batches(bu: Any, bv: Any, dtype: np.dtype) -> None:
+    """Every row of a batch's Jacobian is a cotangent."""
+    u, X, v, g = of_uv(bu, bv, 3, 5, dtype)
+    x, A, gx = of_x((*bu, 4), dtype)
+    for jacobians, cotangents, at in (
+        (bilinear_form.jacobian(u, X, v), bilinear_form.vjp, (u, X, v)),
+        (quadratic_form.jacobian(x, A), quadratic_form.vjp, (x, A)),
+    ):
+        shape = g.shape if len(at) == 3 else gx.shape
+        for unit in np.eye(g.size if len(at) == 3 else gx.size, dtype=dtype):
+            G = unit.reshape(shape)
+            for J, cotangent, operand in zip(jacobians, cotangents(*at, G), at, strict=True):
+                assert isinstance(J, Kronecker)
+                assert J.dtype == dtype
+                assert J.input_shape == operand.shape
+                np.testing.assert_array_equal(G @ J, cotangent)
+        for J, operand in zip(jacobians, at, strict=True):
+            assert (J @ operand).shape == shape
+            assert J.nbytes <= 2 * 8 * max(1, np.prod(shape, dtype=int)) * dtype.itemsize
+
+
 def test_nan_comes_through_and_nothing_warns() -> None:
     x, A = np.array([[1.0, 2.0], [np.nan, 0.0], [np.inf, 1.0]]), np.array([[1.0, -1.0], [0.0, 1.0]])
     with np.errstate(all="raise"):
@@ -353,8 +376,6 @@ def test_other_errors() -> None:
     x, A, g = of_x((5, 3), float)
     for call, message in (
         (lambda: quadratic_form.value_and_grad(x, A), "only vectors without a batch"),
-        (lambda: quadratic_form.jacobian(x, A), "only vectors without a batch"),
-        (lambda: bilinear_form.jacobian(x, A, x[0]), "only vectors without a batch"),
         (lambda: bilinear_form.value_and_grad(x[0], A, x), "only vectors without a batch"),
         (lambda: quadratic_form.vjp(x, A, g[:4]), r"g has shape \(4,\), the form of x \(5, 3\)"),
         (lambda: quadratic_form.vjp(x, A, 1.0), r"g has shape \(\), .* and A \(3, 3\) has \(5,\)"),

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from matrices import DTYPES, integers
 from oracles import assert_same_bits
 from pullback import jacobians
-from pullback.jacobians import Diagonal, Jacobian, Kronecker
+from pullback.jacobians import Diagonal, Kronecker, Product
+from structured import check
 from test_reference_matmul import SHAPES, operands
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -23,57 +24,6 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 def matrix(*shape: int, dtype: Any = float, seed: int = 0) -> Any:
     return integers(np.random.default_rng([seed, *shape]), shape, dtype)
-
-
-def by_unit_vectors(J: Jacobian) -> Any:
-    """Return the matrix, a column at a time, through tangents in the operand's shape."""
-    rows, columns = J.shape
-    dense = np.empty((rows, columns), J.dtype)
-    for i in range(columns):
-        unit = np.zeros(columns, J.dtype)
-        unit[i] = 1
-        dense[:, i] = np.reshape(J @ unit.reshape(J.input_shape), -1)
-    return dense
-
-
-def check(J: Any, dense: Any) -> None:
-    """Fail unless J is `dense` in every way that it can be asked; all numbers are integers."""
-    dtype, (rows, columns) = J.dtype, dense.shape
-    rng = np.random.default_rng(0)
-    assert J.shape == (rows, columns)
-    assert J.ndim == 2
-
-    def equal(actual: Any, expected: Any, shape: tuple[int, ...]) -> None:
-        assert np.shape(actual) == shape
-        assert actual.dtype == dtype
-        np.testing.assert_array_equal(actual, expected.reshape(shape))
-
-    equal(J.todense(), dense, (rows, columns))
-    equal(by_unit_vectors(J), dense, (rows, columns))
-    equal(J.tensor(), dense, J.output_shape + J.input_shape)
-    for j, d in ((J, dense), (J.T, dense.T)):
-        t, g = integers(rng, j.input_shape, dtype), integers(rng, j.output_shape, dtype)
-        equal(j @ t, d @ t.reshape(-1), j.output_shape)
-        equal(g @ j, g.reshape(-1) @ d, j.input_shape)
-        flat = integers(rng, (d.shape[1],), dtype)
-        if flat.shape != j.input_shape:
-            equal(j @ flat, d @ flat, (len(d),))
-        for count in (0, 1, 3):
-            many = integers(rng, (d.shape[1], count), dtype)
-            if many.shape != j.input_shape:
-                equal(j @ many, d @ many, (len(d), count))
-            equal(j.matmat(many), d @ many, (len(d), count))
-            many = integers(rng, (count, len(d)), dtype)
-            if many.shape != j.output_shape:
-                equal(many @ j, many @ d, (count, d.shape[1]))
-            equal(j.rmatmat(many.T), d.T @ many.T, (d.shape[1], count))
-        equal(j.matvec(flat), d @ flat, (len(d),))
-        equal(j.matvec(flat[:, None]), d @ flat, (len(d), 1))
-        back = integers(rng, (len(d),), dtype)
-        equal(j.rmatvec(back), back @ d, (d.shape[1],))
-        if back.shape != j.output_shape:
-            equal(back @ j, back @ d, (d.shape[1],))
-    assert J.T.T.todense().tolist() == dense.tolist()
 
 
 # --- against the dense matrix ---------------------------------------------------------------------
@@ -236,18 +186,33 @@ def test_products_that_are_none() -> None:
     J = Kronecker(2, matrix(3, 3))
     with pytest.raises(ValueError, match=r"operand shape \(2, 3\) and result shape \(3, 2\)"):
         J @ Kronecker(3, 2)
-    batched = Kronecker(matrix(4, 2, 2), 3)
-    with pytest.raises(TypeError, match=r"the product of <Kronecker .* is no Kronecker product"):
-        batched @ batched
+    summed = Kronecker(matrix(4, 2, 2), 3, input_batch=(4,), output_batch=())
     flat = Kronecker(1, matrix(6, 6), output_shape=(2, 3))
-    with pytest.raises(TypeError, match="is no Kronecker product; apply one after the other"):
-        J @ flat
     diagonal = Diagonal(np.ones((2, 3)))
-    for left, right in ((J, diagonal), (diagonal, J)):
-        with pytest.raises(
-            TypeError, match=f"'{type(left).__name__}' and '{type(right).__name__}'"
-        ):
-            left @ right
+    for left, right in ((summed, summed.T), (J, flat), (J, diagonal), (diagonal, J)):
+        lazy = left @ right
+        assert isinstance(lazy, Product)
+        assert lazy.factors == (left, right)
+        check(lazy, left.todense() @ right.todense())
+
+
+def test_products_of_one_batch_stay_kronecker() -> None:
+    X, V, W = matrix(5, 2, 3), matrix(3, 4), matrix(4, 2)
+    J = pb.matmul.jacobian(X @ V, W)[0] @ pb.matmul.jacobian(X, V)[0]
+    assert isinstance(J, Kronecker)
+    check(J, pb.matmul.jacobian(X, V @ W)[0].todense())
+    batched = Kronecker(matrix(4, 2, 2), 3)
+    square = batched @ batched
+    assert isinstance(square, Kronecker)
+    check(square, batched.todense() @ batched.todense())
+
+
+def test_products_do_not_outgrow_their_factors() -> None:
+    n = 3000  # a scalar product and its multiple: rank one, not n x n
+    J = Kronecker(1, np.ones((n, 1))) @ Kronecker(1, np.ones((1, n)))
+    assert isinstance(J, Product)
+    assert J.nbytes == 2 * n * 8
+    assert (J @ np.ones((1, n))).tolist() == [[n] * n]
 
 
 # --- errors ---------------------------------------------------------------------------------------

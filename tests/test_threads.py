@@ -433,6 +433,14 @@ def make(n):
     return lambda: pb.sin.vjp(x, x, out=x)
 """,
     ),
+    "chain": (
+        1_000_000,
+        """
+def make(n):
+    x, f = np.linspace(-3, 3, n), pb.chain(pb.square, pb.negative, pb.exp, pb.tanh)
+    return lambda: f.vjp(x, x)
+""",
+    ),
     "several outputs": (
         1_000_000,
         """

@@ -16,16 +16,16 @@ import numpy as np
 
 from pullback import reference
 from pullback.config import native
-from pullback.jacobians import Diagonal
+from pullback.jacobians import Diagonal, Jacobian
 from pullback.ops import OPS, OpRow, as_arrays
 from pullback.reference.elementwise import (
     broadcast_shape,
     check_cotangent,
-    check_square,
     deliver,
     docstring,
     leaves,
     method_docstring,
+    partial_jacobian,
     sum_repeated,
 )
 
@@ -116,10 +116,12 @@ def _binary(
             gradients = vjp_of_arrays(w, x, g)
         return gradients if out is None else deliver(op, gradients, out)
 
-    def jacobian(w: Any, x: Any, /) -> tuple[Diagonal, Diagonal]:
-        check_square(f"{name}.jacobian", w=np.shape(w), x=np.shape(x))
-        dw, dx = primitive.derivative(w, x)
-        return Diagonal(dw, copy=False), Diagonal(dx, copy=False)
+    def jacobian(w: Any, x: Any, /) -> tuple[Jacobian, Jacobian]:
+        shapes = {"w": np.shape(w), "x": np.shape(x)}
+        broadcast_shape(f"{name}.jacobian", **shapes)
+        slopes = primitive.derivative(w, x)
+        of_w, of_x = map(partial_jacobian, slopes, shapes.values())
+        return of_w, of_x
 
     return {
         "derivative": derivative,

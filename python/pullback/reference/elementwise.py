@@ -12,7 +12,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.jacobians import Diagonal
+from pullback.jacobians import Diagonal, Jacobian
+from pullback.jacobians.moves import broadcasting
 from pullback.ops import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPoint, as_arrays
 
 __all__ = [
@@ -21,12 +22,12 @@ __all__ = [
     "Unary",
     "broadcast_shape",
     "check_cotangent",
-    "check_square",
     "deliver",
     "docstring",
     "elementwise",
     "leaves",
     "method_docstring",
+    "partial_jacobian",
     "sum_repeated",
 ]
 
@@ -220,17 +221,16 @@ class Binary(Elementwise):
             dw, dx = self.row.derivative(*np.broadcast_arrays(w, x))
             return deliver(op, self._product(tw, dw) + self._product(tx, dx), out)
 
-    def jacobian(self, w: npt.ArrayLike, x: npt.ArrayLike, /) -> tuple[Diagonal, Diagonal]:
-        """Return the Jacobians with respect to `w` and to `x`, each a `Diagonal`.
+    def jacobian(self, w: npt.ArrayLike, x: npt.ArrayLike, /) -> tuple[Jacobian, Jacobian]:
+        """Return the Jacobians with respect to `w` and to `x`.
 
-        Raises
-        ------
-        ValueError
-            If an operand is broadcast: its Jacobian is not square.
+        Each is a `Diagonal`, or where the operand is broadcast, a `Diagonal` after a `Broadcast`.
         """
-        check_square(f"{self.__name__}.jacobian", w=np.shape(w), x=np.shape(x))
-        dw, dx = self.derivative(w, x)
-        return Diagonal(dw, copy=False), Diagonal(dx, copy=False)
+        op = f"{self.__name__}.jacobian"
+        operands = self._operands(op, w, x)
+        with np.errstate(all="ignore"):
+            dw, dx = self.row.derivative(*operands)
+        return partial_jacobian(dw, np.shape(w)), partial_jacobian(dx, np.shape(x))
 
     def _operands(self, op: str, w: npt.ArrayLike, x: npt.ArrayLike) -> tuple[Array, Array]:
         w, x = as_arrays(op, w, x)
@@ -260,12 +260,11 @@ def check_cotangent(
     return g[:n_batch]
 
 
-def check_square(op: str, **shapes: tuple[int, ...]) -> None:
-    """Raise ValueError unless every operand has the broadcast shape: square Jacobians need it."""
-    whole = broadcast_shape(op, **shapes)
-    for name, shape in shapes.items():
-        if shape != whole:
-            raise ValueError(f"{op}: {name} has shape {shape}, a diagonal Jacobian needs {whole}")
+def partial_jacobian(slopes: Any, shape: tuple[int, ...]) -> Jacobian:
+    """Return the Jacobian by an operand of a `shape` that was broadcast to that of `slopes`."""
+    diagonal = Diagonal(slopes, copy=False)
+    jacobian: Jacobian = diagonal @ broadcasting(shape, diagonal.output_shape, diagonal.dtype)
+    return jacobian
 
 
 def sum_repeated(terms: Any, batch: tuple[int, ...], shape: tuple[int, ...]) -> Any:

@@ -202,19 +202,19 @@ class QuadraticForm(Primitive):
         return value.reshape(())[()], asked.result(gradients)
 
     def jacobian(self, x: npt.ArrayLike, A: npt.ArrayLike, /) -> tuple[Kronecker, Kronecker]:
-        """Return the Jacobians with respect to `x` and to `A`: one row each.
+        """Return the Jacobians with respect to `x` and to `A`: one row for each vector.
 
         Parameters
         ----------
-        x : array_like, shape (n,)
-            One vector.
+        x : array_like, shape (..., n)
+            Vectors.
         A : array_like, shape (n, n)
             Matrix.
 
         Returns
         -------
         tuple of two Kronecker
-            The row ((A + A^T) x)^T, and x^T (x) x^T.
+            The rows ((A + A^T) x)^T, and x^T (x) x^T.
 
         Raises
         ------
@@ -225,14 +225,14 @@ class QuadraticForm(Primitive):
         """
         op = "quadratic_form.jacobian"
         x, A = aligned(op, x, A, names=("x", "A"))
-        _check_quadratic(op, x, A)
-        _check_vectors(op, x=x, A=A)
+        batch = _check_quadratic(op, x, A)
+        rows = as_matrix(x)
         with np.errstate(all="ignore"):
-            (gx,) = self._cotangents(x[np.newaxis], A, np.ones(1, x.dtype), (0,), (None,))
-        return (
-            Kronecker(1, gx, input_shape=x.shape, output_shape=(), copy=False),
-            Kronecker(x[np.newaxis], x[np.newaxis], output_shape=()),
-        )
+            (gx,) = self._cotangents(rows, A, np.ones(len(rows), x.dtype), (0,), (None,))
+        gx = gx.reshape(*batch, 1, x.shape[-1])
+        by_x = Kronecker(1, gx, input_shape=x.shape, output_shape=batch, copy=False)
+        row = x[..., np.newaxis, :]
+        return by_x, Kronecker(row, row, input_batch=(), output_batch=batch, output_shape=batch)
 
     # --- what kernels may replace ---
 
@@ -488,13 +488,13 @@ class BilinearForm(Primitive):
     def jacobian(
         self, u: npt.ArrayLike, X: npt.ArrayLike, v: npt.ArrayLike, /
     ) -> tuple[Kronecker, Kronecker, Kronecker]:
-        """Return the Jacobians with respect to `u`, `X` and `v`: one row each.
+        """Return the Jacobians with respect to `u`, `X` and `v`: one row for each pair of vectors.
 
         Parameters
         ----------
-        u : array_like, shape (m,)
+        u : array_like, shape (..., m)
         X : array_like, shape (m, n)
-        v : array_like, shape (n,)
+        v : array_like, shape (..., n)
 
         Returns
         -------
@@ -510,16 +510,24 @@ class BilinearForm(Primitive):
         """
         op = "bilinear_form.jacobian"
         u, X, v = aligned(op, u, X, v, names=("u", "X", "v"))
-        _check_bilinear(op, u, X, v)
-        _check_vectors(op, u=u, X=X, v=v)
-        one = np.ones((), u.dtype)
+        batch = _check_bilinear(op, u, X, v)
         with np.errstate(all="ignore"):
-            gu, gv = self._cotangents(u, X, v, one, (0, 2), (None, None))
-        return (
-            Kronecker(1, gu[np.newaxis], input_shape=u.shape, output_shape=(), copy=False),
-            Kronecker(u[np.newaxis], v[np.newaxis], output_shape=()),
-            Kronecker(1, gv[np.newaxis], input_shape=v.shape, output_shape=(), copy=False),
-        )
+            Xv, uX = self._rows(v, X.mT), self._rows(u, X)
+
+        def by_vector(operand: Array, gradient: Array) -> Kronecker:
+            return Kronecker(
+                1,
+                gradient[..., np.newaxis, :],
+                input_batch=operand.shape[:-1],
+                output_batch=batch,
+                input_shape=operand.shape,
+                output_shape=batch,
+                copy=False,
+            )
+
+        rows = u[..., np.newaxis, :], v[..., np.newaxis, :]
+        by_X = Kronecker(*rows, input_batch=(), output_batch=batch, output_shape=batch)
+        return by_vector(u, Xv), by_X, by_vector(v, uX)
 
     # --- what kernels may replace ---
 

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.contraction import Product, numpy_product
+from pullback.jacobians import Diagonal, Identity, Jacobian, Kronecker
+from pullback.jacobians.moves import broadcasting
 from pullback.ops import OPS
 from pullback.reference.arguments import (
     Outputs,
@@ -29,7 +31,7 @@ _NAMES = ("X", "W", "b")
 
 
 class Linear(Primitive):
-    """A linear layer; see `__call__`, `vjp` and `jvp`.
+    """A linear layer; see `__call__`, `vjp`, `jvp` and `jacobian`.
 
     Parameters
     ----------
@@ -221,6 +223,60 @@ class Linear(Primitive):
         with np.errstate(all="ignore"):
             tangent = self._tangent(rows, weights, bias, t_rows, t_weights, t_bias, f, target)
             return outputs.deliver([tangent])[0]
+
+    def jacobian(
+        self,
+        X: npt.ArrayLike,
+        W: npt.ArrayLike,
+        b: npt.ArrayLike | None = None,
+        /,
+        *,
+        activation: Any = None,
+    ) -> tuple[Jacobian, Jacobian, Jacobian | None]:
+        """Return the Jacobians with respect to `X`, `W` and `b`.
+
+        Parameters
+        ----------
+        X : array_like, shape (k,) or (..., k)
+            Samples.
+        W : array_like, shape (k, n)
+            Weights.
+        b : array_like, shape (n,), optional
+            Bias.
+        activation : primitive, optional
+            As in the call.
+
+        Returns
+        -------
+        tuple of three Jacobian
+            I (x) W^T and X (x) I, each a `Kronecker` that holds a copy, and a `Broadcast`; with an
+            activation, a `Diagonal` of its derivative at X @ W + b in front of each. None stands
+            for that of an absent bias.
+
+        Raises
+        ------
+        TypeError
+            For a dtype other than bool, integers, float16, float32 and float64, or an activation
+            that is no unary elementwise primitive.
+        ValueError
+            If the shapes do not fit.
+        """
+        op = "linear.jacobian"
+        f = self._activation(op, activation)
+        samples, weights, bias = _arrays(op, X, W, b)
+        shape = _result_shape(op, samples, weights, bias)
+        rows = as_matrix(samples)
+        slopes: Diagonal | Identity = Identity(shape, samples.dtype)
+        if f is not None:
+            with np.errstate(all="ignore"):
+                Z = self._value(rows, weights, bias, None, None)
+                slopes = Diagonal(f.derivative(Z).reshape(shape), copy=False)
+        by_X = Kronecker(len(rows), weights.T, input_shape=samples.shape, output_shape=shape)
+        by_W = Kronecker(rows, shape[-1], output_shape=shape)
+        if bias is None:
+            return slopes @ by_X, slopes @ by_W, None
+        by_b = broadcasting(bias.shape, shape, samples.dtype)
+        return slopes @ by_X, slopes @ by_W, slopes @ by_b
 
     # --- what kernels may replace ---
 

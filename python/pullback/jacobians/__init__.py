@@ -1,0 +1,35 @@
+"""Jacobians whose structure is a type: what is structured is stored and multiplied that way."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pullback.jacobians import algebra as algebra
+from pullback.jacobians.base import Jacobian
+from pullback.jacobians.blocks import BlockDiagonal
+from pullback.jacobians.dense import Dense, Outer
+from pullback.jacobians.diagonal import Diagonal, Identity, Zero
+from pullback.jacobians.kronecker import Kronecker
+from pullback.jacobians.lazy import Product, Sum
+from pullback.jacobians.moves import Broadcast, Permutation, Reshape, SumTo
+
+__all__ = [
+    "DENSE_LIMIT_BYTES",
+    "BlockDiagonal",
+    "Broadcast",
+    "Dense",
+    "Diagonal",
+    "Identity",
+    "Jacobian",
+    "Kronecker",
+    "Outer",
+    "Permutation",
+    "Product",
+    "Reshape",
+    "Sum",
+    "SumTo",
+    "Zero",
+]
+
+# Above this a dense Jacobian is more likely a mistake than a wish.
+DENSE_LIMIT_BYTES: Final = 2**28

@@ -1,0 +1,328 @@
+"""What sums and products of structured Jacobians simplify to.
+
+One table for products and one for sums say, for a pair of types, which rule gives the result; the
+first entry that both types fit counts. A rule that finds no structure to keep returns None, as does
+the lack of one: the pair stays two parts of a lazy `Product` or `Sum`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+
+from pullback.contraction import numpy_product
+from pullback.jacobians.arguments import Array
+from pullback.jacobians.base import Jacobian
+from pullback.jacobians.blocks import BlockDiagonal
+from pullback.jacobians.dense import Dense, Outer
+from pullback.jacobians.diagonal import Diagonal, Identity, Zero
+from pullback.jacobians.kronecker import Kronecker, extents
+from pullback.jacobians.lazy import Product, Sum, check_product, check_sum
+from pullback.jacobians.moves import Broadcast, Permutation, Reshape, SumTo
+
+__all__ = ["PRODUCTS", "SUMS", "Rules", "product", "scaled", "total"]
+
+Rule: TypeAlias = Callable[[Any, Any], Jacobian | None]
+
+# How much more than its factors a product may take that is formed at once. A rank of one in the
+# middle of two matrices shows why there is a bound: their product would be dense.
+_GROWTH: Final = 2
+
+
+class Rules:
+    """A table of pairs of types and their rules, in the order in which they are tried.
+
+    Parameters
+    ----------
+    table : mapping of (type, type) to callable
+        A rule takes two Jacobians whose shapes fit, and returns one, or None.
+    """
+
+    def __init__(self, table: Mapping[tuple[type, type], Rule]) -> None:
+        self.table = MappingProxyType({**table})
+        self._found: dict[tuple[type, type], Rule | None] = {}
+
+    def apply(self, left: Jacobian, right: Jacobian) -> Jacobian | None:
+        """Return what the first rule that fits makes of two Jacobians, None where none does."""
+        pair = type(left), type(right)
+        if pair not in self._found:
+            fitting = (r for p, r in self.table.items() if all(map(issubclass, pair, p)))
+            self._found[pair] = next(fitting, None)
+        rule = self._found[pair]
+        if rule is None:
+            return None
+        with np.errstate(all="ignore"):
+            return rule(left, right)
+
+
+def product(*factors: Jacobian) -> Jacobian:
+    """Return the product of Jacobians, with neighbours merged where `PRODUCTS` has a rule."""
+    merged: list[Jacobian] = []
+    for factor in factors:
+        for part in factor.factors if isinstance(factor, Product) else (factor,):
+            if merged:
+                check_product(merged[-1], part)
+            merged.append(part)
+            while len(merged) > 1:
+                joined = PRODUCTS.apply(*merged[-2:])
+                if joined is None:
+                    break
+                merged[-2:] = [joined]
+    return merged[0] if len(merged) == 1 else Product(*merged)
+
+
+def total(*terms: Jacobian) -> Jacobian:
+    """Return the sum of Jacobians, with like terms merged where `SUMS` has a rule."""
+    merged: list[Jacobian] = []
+    for term in terms:
+        for part in term.terms if isinstance(term, Sum) else (term,):
+            if merged:
+                check_sum(merged[0], part)
+            _insert(merged, part)
+    return merged[0] if len(merged) == 1 else Sum(*merged)
+
+
+def _insert(merged: list[Jacobian], part: Jacobian) -> None:
+    for i, other in enumerate(merged):
+        joined = SUMS.apply(other, part)
+        if joined is None:
+            joined = SUMS.apply(part, other)  # addition commutes
+        if joined is not None:
+            del merged[i]
+            _insert(merged, joined)  # which may be like another one
+            return
+    merged.append(part)
+
+
+def scaled(c: Any, J: Jacobian) -> Jacobian:
+    """Return c J, for a NumPy scalar of J's dtype or a wider one."""
+    if c == 1 and c.dtype == J.dtype:
+        return J
+    with np.errstate(all="ignore"):
+        own = J._scaled(c)
+    if own is not None:
+        return own
+    # What cannot hold a number is given a diagonal, where there are the fewest elements.
+    factors = J.factors if isinstance(J, Product) else (J,)
+    shapes = [*(factor.output_shape for factor in factors), J.input_shape]
+    i = min(range(len(shapes)), key=lambda i: prod(shapes[i]))
+    return product(*factors[:i], Diagonal(np.full(shapes[i], c), copy=False), *factors[i:])
+
+
+def _promoted(J: Jacobian, other: Jacobian) -> Any:
+    """Return J in the dtype that both have together."""
+    return scaled(np.result_type(J.dtype, other.dtype).type(1), J)
+
+
+# --- products -------------------------------------------------------------------------------------
+
+
+def _zero(left: Jacobian, right: Jacobian) -> Zero:
+    return Zero(left.output_shape, right.input_shape, np.result_type(left.dtype, right.dtype))
+
+
+def _diagonals_multiplied(left: Diagonal, right: Diagonal) -> Diagonal:
+    elements = left.diagonal() * right.diagonal()
+    return Diagonal(elements.reshape(left.input_shape), copy=False)
+
+
+def _outer_first(left: Outer, right: Jacobian) -> Outer:
+    # u v^T J = u (J^T v)^T
+    return Outer(left.u, _applied(right.T, left.v), copy=False)
+
+
+def _outer_last(left: Jacobian, right: Outer) -> Outer:
+    return Outer(_applied(left, right.u), right.v, copy=False)
+
+
+def _applied(J: Jacobian, vector: Array) -> Array:
+    dtype = np.result_type(J.dtype, vector)
+    return J._applied(vector.reshape(1, -1).astype(dtype)).reshape(J.output_shape)
+
+
+def _rows_scaled(left: Diagonal, right: Dense) -> Dense:
+    matrix = left.diagonal()[:, np.newaxis] * right.matrix
+    return Dense(matrix, right.input_shape, right.output_shape, copy=False)
+
+
+def _columns_scaled(left: Dense, right: Diagonal) -> Dense:
+    return Dense(left.matrix * right.diagonal(), left.input_shape, left.output_shape, copy=False)
+
+
+def _block_rows_scaled(left: Diagonal, right: BlockDiagonal) -> BlockDiagonal:
+    blocks = left.diagonal().reshape(*right.blocks.shape[:-1], 1) * right.blocks
+    return BlockDiagonal(blocks, right.input_shape, right.output_shape, copy=False)
+
+
+def _block_columns_scaled(left: BlockDiagonal, right: Diagonal) -> BlockDiagonal:
+    *batch, _, q = left.blocks.shape
+    blocks = left.blocks * right.diagonal().reshape(*batch, 1, q)
+    return BlockDiagonal(blocks, left.input_shape, left.output_shape, copy=False)
+
+
+def _blocks_multiplied(left: BlockDiagonal, right: BlockDiagonal) -> BlockDiagonal | None:
+    (*batch, p, q), (*other, r, s) = left.blocks.shape, right.blocks.shape
+    if batch != other or q != r or p * s > _GROWTH * (p * q + r * s):
+        return None
+    blocks = numpy_product(left.blocks, right.blocks, None)
+    return BlockDiagonal(blocks, right.input_shape, left.output_shape, copy=False)
+
+
+def _kronecker(left: Kronecker, right: Kronecker) -> Kronecker | None:
+    batches = left.batches() | right.batches()
+    pairs = [(left.left, right.left), (left.right, right.right)]
+    if len(batches) > 1 or not all(_fit(*pair) for pair in pairs):
+        return None
+    (batch,) = batches
+    return Kronecker(
+        *(_multiplied(*pair) for pair in pairs),
+        input_batch=batch,
+        output_batch=batch,
+        input_shape=right.input_shape,
+        output_shape=left.output_shape,
+        copy=False,
+    )
+
+
+def _fit(left: Array | int, right: Array | int) -> bool:
+    """Tell whether factors of Kronecker products have a product, and no large one."""
+    (p, q), (r, s) = extents(left), extents(right)
+    identity = isinstance(left, int) or isinstance(right, int)
+    return q == r and (identity or p * s <= _GROWTH * (p * q + r * s))
+
+
+def _multiplied(left: Array | int, right: Array | int) -> Array | int:
+    if isinstance(left, int):
+        return right
+    if isinstance(right, int):
+        return left
+    return numpy_product(left, right, None)
+
+
+def _permuted(left: Permutation, right: Permutation) -> Jacobian:
+    axes = tuple(right.axes[axis] for axis in left.axes)
+    dtype = np.result_type(left.dtype, right.dtype)
+    if axes == tuple(range(len(axes))):
+        return Identity(right.input_shape, dtype)
+    return Permutation(right.input_shape, axes, dtype)
+
+
+def _reshaped(left: Reshape, right: Reshape) -> Jacobian:
+    dtype = np.result_type(left.dtype, right.dtype)
+    if left.output_shape == right.input_shape:
+        return Identity(right.input_shape, dtype)
+    return Reshape(right.input_shape, left.output_shape, dtype)
+
+
+def _broadcast(left: Broadcast, right: Broadcast) -> Jacobian:
+    dtype = np.result_type(left.dtype, right.dtype)
+    return Broadcast(right.input_shape, left.output_shape, dtype)
+
+
+def _summed(left: SumTo, right: SumTo) -> Jacobian:
+    dtype = np.result_type(left.dtype, right.dtype)
+    return SumTo(right.input_shape, left.output_shape, dtype)
+
+
+def _result_presented(left: Reshape, right: Any) -> Any:
+    return _promoted(right, left)._presented(right.input_shape, left.output_shape)
+
+
+def _operand_presented(left: Any, right: Reshape) -> Any:
+    return _promoted(left, right)._presented(right.input_shape, left.output_shape)
+
+
+PRODUCTS: Final = Rules(
+    {
+        (Zero, Jacobian): _zero,
+        (Jacobian, Zero): _zero,
+        (Identity, Jacobian): lambda left, right: _promoted(right, left),
+        (Jacobian, Identity): _promoted,
+        (Outer, Jacobian): _outer_first,
+        (Jacobian, Outer): _outer_last,
+        (Diagonal, Diagonal): _diagonals_multiplied,
+        (Diagonal, Dense): _rows_scaled,
+        (Dense, Diagonal): _columns_scaled,
+        (Diagonal, BlockDiagonal): _block_rows_scaled,
+        (BlockDiagonal, Diagonal): _block_columns_scaled,
+        (BlockDiagonal, BlockDiagonal): _blocks_multiplied,
+        (Kronecker, Kronecker): _kronecker,
+        (Permutation, Permutation): _permuted,
+        (Reshape, Reshape): _reshaped,
+        (Broadcast, Broadcast): _broadcast,
+        (SumTo, SumTo): _summed,
+        **{(Reshape, kind): _result_presented for kind in (Dense, BlockDiagonal, Kronecker)},
+        **{(kind, Reshape): _operand_presented for kind in (Dense, BlockDiagonal, Kronecker)},
+    }
+)
+
+
+# --- sums: both orders of a pair are tried --------------------------------------------------------
+
+
+def _diagonal_in_dense(left: Dense, right: Jacobian) -> Dense:
+    matrix = left.matrix.astype(np.result_type(left.dtype, right.dtype))
+    np.einsum("ii->i", matrix)[...] += right.diagonal()
+    return Dense(matrix, left.input_shape, left.output_shape, copy=False)
+
+
+def _diagonal_in_blocks(left: BlockDiagonal, right: Jacobian) -> BlockDiagonal | None:
+    *batch, p, q = left.blocks.shape
+    if p != q:
+        return None
+    blocks = left.blocks.astype(np.result_type(left.dtype, right.dtype))
+    np.einsum("...ii->...i", blocks)[...] += right.diagonal().reshape(*batch, p)
+    return BlockDiagonal(blocks, left.input_shape, left.output_shape, copy=False)
+
+
+def _dense_added(left: Dense, right: Dense | Outer) -> Dense:
+    matrix = left.matrix + right._dense()
+    return Dense(matrix, left.input_shape, left.output_shape, copy=False)
+
+
+def _blocks_added(left: BlockDiagonal, right: BlockDiagonal) -> BlockDiagonal | None:
+    if left.blocks.shape != right.blocks.shape:
+        return None
+    blocks = left.blocks + right.blocks
+    return BlockDiagonal(blocks, left.input_shape, left.output_shape, copy=False)
+
+
+def _kronecker_added(left: Kronecker, right: Kronecker) -> Kronecker | None:
+    """Return I (x) B + I (x) C = I (x) (B + C), and the like with the identity on the right."""
+    if len(left.batches() | right.batches()) > 1:
+        return None
+    pairs = [(left.left, right.left), (left.right, right.right)]
+    same = [isinstance(a, int) and isinstance(b, int) and a == b for a, b in pairs]
+    both = [not isinstance(a, int) and not isinstance(b, int) for a, b in pairs]
+    if same[0] and both[1]:
+        return left._with(left.left, left.right + right.right)
+    if same[1] and both[0]:
+        return left._with(left.left + right.left, left.right)
+    return None
+
+
+def _diagonals_added(left: Jacobian, right: Jacobian) -> Diagonal:
+    elements = left.diagonal() + right.diagonal()
+    return Diagonal(elements.reshape(left.input_shape), copy=False)
+
+
+SUMS: Final = Rules(
+    {
+        (Zero, Jacobian): lambda left, right: _promoted(right, left),
+        (Identity, Identity): _diagonals_added,
+        (Diagonal, Identity): _diagonals_added,
+        (Diagonal, Diagonal): _diagonals_added,
+        (Dense, Dense): _dense_added,
+        (Dense, Outer): _dense_added,
+        (Dense, Diagonal): _diagonal_in_dense,
+        (Dense, Identity): _diagonal_in_dense,
+        (BlockDiagonal, BlockDiagonal): _blocks_added,
+        (BlockDiagonal, Diagonal): _diagonal_in_blocks,
+        (BlockDiagonal, Identity): _diagonal_in_blocks,
+        (Kronecker, Kronecker): _kronecker_added,
+    }
+)

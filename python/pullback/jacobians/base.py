@@ -1,0 +1,449 @@
+"""What every structured Jacobian can do."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+# The module, of which only functions need more than its name: `algebra` builds on this one.
+from pullback import jacobians
+from pullback.jacobians.arguments import Array, as_shape
+from pullback.ops import as_arrays, kernel_dtype
+
+__all__ = ["Jacobian", "Shaped", "Unstored"]
+
+_BLOCK = 2**20  # elements of unit vectors at a time
+
+
+class Jacobian(ABC):
+    """What every structured Jacobian can do.
+
+    It stands for the matrix, in numerator layout, of the map between row-major flattened arrays.
+    It is immutable, and speaks the protocol of SciPy's ``LinearOperator``
+    (``scipy.sparse.linalg.aslinearoperator(J)``). ``@``, ``+``, ``-`` and multiplication by a
+    number keep what structure there is by the rules of `pullback.jacobians.algebra`, and give a
+    lazy `Product` or `Sum` where there is none to keep.
+    """
+
+    __slots__ = ()
+    __module__ = "pullback.jacobians"
+
+    # NumPy must leave `g @ J` to us, and must never expand J behind the caller's back.
+    __array_ufunc__ = None
+
+    # --- description ---
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the operand, and so of a tangent."""
+
+    @property
+    @abstractmethod
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the result, and so of a cotangent."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the elements, float32 or float64."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes stored."""
+
+    @property
+    @abstractmethod
+    def T(self) -> Jacobian:
+        """The transposed Jacobian."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the matrix: elements of the result, elements of the operand."""
+        return math.prod(self.output_shape), math.prod(self.input_shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes of the matrix, 2."""
+        return 2
+
+    @abstractmethod
+    def flops(self, k: int = 1) -> int:
+        """Return the additions and multiplications that ``J @ V`` takes for k columns V."""
+
+    def _structure(self) -> str:
+        """Return what a repr tells beyond shapes and dtype."""
+        return ""
+
+    def __repr__(self) -> str:
+        rows, columns = self.shape
+        result = self.output_shape
+        return (
+            f"<{type(self).__name__} {rows}x{columns} {self.dtype}{self._structure()}, "
+            f"operand shape {self.input_shape}"
+            + (f", result shape {result}" if result != self.input_shape else "")
+            + ">"
+        )
+
+    # --- products ---
+
+    @abstractmethod
+    def _times(self, tangents: Array) -> Array:
+        """Return J @ t for each row t of ``tangents`` (k, columns), as rows (k, rows).
+
+        Their dtype is that of J or wider. The result may be a view of them, or read-only.
+        """
+
+    def _applied(self, tangents: Array) -> Array:
+        """Return `_times` as an array that belongs to the caller."""
+        with np.errstate(all="ignore"):
+            products = self._times(tangents)
+        if not products.flags.writeable or np.may_share_memory(products, tangents):
+            return products.copy()
+        return products
+
+    def __matmul__(self, other: Any) -> Any:
+        """Return J @ other.
+
+        Parameters
+        ----------
+        other : array_like or Jacobian
+            A tangent in the operand's shape, or a flat one, or columns (columns of J, k); or the
+            Jacobian of the map whose result is the operand.
+
+        Returns
+        -------
+        ndarray or Jacobian
+            In the result's shape, or flat, or columns; of two Jacobians, the Jacobian of the
+            composed map.
+
+        Raises
+        ------
+        ValueError
+            If the shape is none of these.
+        """
+        if isinstance(other, Jacobian):
+            return jacobians.algebra.product(self, other)
+        if _is_foreign(other):
+            return NotImplemented
+        _, tangent = as_arrays("J @ t", np.empty(0, self.dtype), other, names=("J", "t"))
+        rows, n = self.shape
+        if tangent.shape == self.input_shape:
+            return self._applied(tangent.reshape(1, n)).reshape(self.output_shape)[()]
+        if tangent.ndim not in (1, 2) or tangent.shape[0] != n:
+            raise ValueError(
+                f"J @ t: t has shape {tangent.shape}, J needs {self.input_shape}, "
+                f"({n},) or ({n}, k)"
+            )
+        if tangent.ndim == 1:
+            return self._applied(tangent[np.newaxis]).reshape(rows)
+        return self._applied(tangent.T).T
+
+    def __rmatmul__(self, other: Any) -> Any:
+        """Return other @ J.
+
+        Parameters
+        ----------
+        other : array_like
+            A cotangent in the result's shape, or a flat one, or rows (k, rows of J).
+
+        Returns
+        -------
+        ndarray
+            In the operand's shape, or flat, or rows.
+
+        Raises
+        ------
+        ValueError
+            If the shape is none of these.
+        """
+        if _is_foreign(other):
+            return NotImplemented
+        cotangent, _ = as_arrays("g @ J", other, np.empty(0, self.dtype), names=("g", "J"))
+        n, columns = self.shape
+        if cotangent.shape == self.output_shape:
+            return self.T._applied(cotangent.reshape(1, n)).reshape(self.input_shape)[()]
+        if cotangent.ndim not in (1, 2) or cotangent.shape[-1] != n:
+            raise ValueError(
+                f"g @ J: g has shape {cotangent.shape}, J needs {self.output_shape}, "
+                f"({n},) or (k, {n})"
+            )
+        if cotangent.ndim == 1:
+            return self.T._applied(cotangent[np.newaxis]).reshape(columns)
+        return self.T._applied(cotangent)
+
+    def jvp(self, t: npt.ArrayLike) -> Any:
+        """Return the tangents of the result, for a whole stack of tangents at once.
+
+        Parameters
+        ----------
+        t : array_like, shape ``(*stack, *J.input_shape)``
+            Tangents of the operand.
+
+        Returns
+        -------
+        ndarray or scalar, shape ``(*stack, *J.output_shape)``
+
+        Raises
+        ------
+        ValueError
+            If the shape of `t` does not end in the operand's.
+        """
+        return self._stacked("jvp", "t", t, self.input_shape, self.output_shape)
+
+    def vjp(self, g: npt.ArrayLike) -> Any:
+        """Return the cotangents of the operand, for a whole stack of cotangents at once.
+
+        Parameters
+        ----------
+        g : array_like, shape ``(*stack, *J.output_shape)``
+            Cotangents of the result.
+
+        Returns
+        -------
+        ndarray or scalar, shape ``(*stack, *J.input_shape)``
+
+        Raises
+        ------
+        ValueError
+            If the shape of `g` does not end in the result's.
+        """
+        return self.T._stacked("vjp", "g", g, self.output_shape, self.input_shape)
+
+    def _stacked(
+        self,
+        method: str,
+        name: str,
+        vectors: npt.ArrayLike,
+        given: tuple[int, ...],
+        wanted: tuple[int, ...],
+    ) -> Any:
+        op = f"{type(self).__name__}.{method}"
+        _, array = as_arrays(op, np.empty(0, self.dtype), vectors, names=("J", name))
+        n_stack = array.ndim - len(given)
+        if n_stack < 0 or array.shape[n_stack:] != given:
+            raise ValueError(f"{op}: {name} has shape {array.shape}, which must end in {given}")
+        stack = array.shape[:n_stack]
+        rows = array.reshape(math.prod(stack), math.prod(given))
+        return self._applied(rows).reshape(stack + wanted)[()]
+
+    def matvec(self, v: npt.ArrayLike) -> Array:
+        """Return J @ v for a flat vector of shape (n,) or (n, 1)."""
+        return self._flat_product("matvec", v, (1, 2), columns=1)
+
+    def matmat(self, V: npt.ArrayLike) -> Array:
+        """Return J @ V for columns of shape (n, k)."""
+        return self._flat_product("matmat", V, (2,))
+
+    def rmatvec(self, v: npt.ArrayLike) -> Array:
+        """Return J.T @ v for a flat vector of shape (m,) or (m, 1)."""
+        return self._flat_product("rmatvec", v, (1, 2), columns=1)
+
+    def rmatmat(self, V: npt.ArrayLike) -> Array:
+        """Return J.T @ V for columns of shape (m, k)."""
+        return self._flat_product("rmatmat", V, (2,))
+
+    def _flat_product(
+        self, method: str, v: npt.ArrayLike, ndims: tuple[int, ...], columns: int | None = None
+    ) -> Array:
+        op = f"{type(self).__name__}.{method}"
+        _, vector = as_arrays(op, np.empty(0, self.dtype), v, names=("J", "v"))
+        J = self.T if method.startswith("r") else self
+        rows, n = J.shape
+        fits = vector.ndim in ndims and vector.shape[0] == n
+        if not fits or (columns is not None and vector.shape[1:] not in ((), (columns,))):
+            wanted = f"({n},) or ({n}, 1)" if columns else f"({n}, k)"
+            raise ValueError(f"{op}: argument has shape {vector.shape}, not {wanted}")
+        return J._applied(np.atleast_2d(vector.T)).T.reshape(rows, *vector.shape[1:])
+
+    # --- algebra ---
+
+    @abstractmethod
+    def _scaled(self, c: Any) -> Jacobian | None:
+        """Return c J for a NumPy scalar of J's dtype or a wider one, which the result gets.
+
+        None where the structure cannot hold a factor other than 1.
+        """
+
+    def __add__(self, other: Any) -> Any:
+        """Return the sum of two Jacobians of one shape."""
+        if not isinstance(other, Jacobian):
+            return NotImplemented
+        return jacobians.algebra.total(self, other)
+
+    def __sub__(self, other: Any) -> Any:
+        """Return the difference of two Jacobians of one shape."""
+        if not isinstance(other, Jacobian):
+            return NotImplemented
+        return jacobians.algebra.total(self, -other)
+
+    def __neg__(self) -> Jacobian:
+        """Return -J."""
+        return jacobians.algebra.scaled(self.dtype.type(-1), self)
+
+    def __mul__(self, c: Any) -> Any:
+        """Return the product with a number."""
+        if isinstance(c, Jacobian) or np.ndim(c) != 0:
+            return NotImplemented
+        _, number = as_arrays("c * J", np.empty(0, self.dtype), c, names=("J", "c"))
+        return jacobians.algebra.scaled(number[()], self)
+
+    __rmul__ = __mul__
+
+    # --- elements ---
+
+    def diagonal(self) -> Array:
+        """Return the diagonal elements, as ``todense().diagonal()`` would."""
+        with np.errstate(all="ignore"):
+            return self._diagonal_elements()
+
+    def _diagonal_elements(self) -> Array:
+        # By products with unit vectors, a block of them at a time.
+        rows, columns = self.shape
+        n = min(rows, columns)
+        elements = np.empty(n, self.dtype)
+        step = max(1, _BLOCK // max(rows, columns, 1))
+        for start in range(0, n, step):
+            i = np.arange(min(step, n - start))
+            units = np.zeros((i.size, columns), self.dtype)
+            units[i, start + i] = 1
+            elements[start + i] = self._times(units)[i, start + i]
+        return elements
+
+    def _dense(self) -> Array:
+        """Return the matrix, of any size."""
+        rows, columns = self.shape
+        if rows < columns:
+            return self.T._times(np.eye(rows, dtype=self.dtype))
+        return self._times(np.eye(columns, dtype=self.dtype)).T
+
+    def todense(self, force: bool = False) -> Array:
+        """Return the matrix as an array.
+
+        Parameters
+        ----------
+        force : bool, default False
+            Build it even above `DENSE_LIMIT_BYTES`.
+
+        Returns
+        -------
+        ndarray, shape ``J.shape``
+
+        Raises
+        ------
+        MemoryError
+            If the array would exceed `DENSE_LIMIT_BYTES` and `force` is false.
+        """
+        rows, columns = self.shape
+        nbytes = rows * columns * self.dtype.itemsize
+        if nbytes > jacobians.DENSE_LIMIT_BYTES and not force:
+            raise MemoryError(
+                f"a dense {rows} x {columns} {self.dtype} Jacobian takes {nbytes / 1e9:.3g} GB, "
+                f"the {type(self).__name__} {self.nbytes / 1e9:.3g} GB; force=True builds it all "
+                "the same"
+            )
+        with np.errstate(all="ignore"):
+            dense = self._dense()
+        return dense if dense.flags.writeable else dense.copy()
+
+    def tensor(
+        self, layout: Literal["numerator", "denominator"] = "numerator", *, force: bool = False
+    ) -> Array:
+        """Return the array of all partial derivatives.
+
+        Parameters
+        ----------
+        layout : {"numerator", "denominator"}
+            Whether the axes of the result or those of the operand come first.
+        force : bool, default False
+            As for `todense`.
+
+        Returns
+        -------
+        ndarray, shape ``J.output_shape + J.input_shape``, or ``J.input_shape + J.output_shape``
+
+        Raises
+        ------
+        MemoryError
+            As for `todense`.
+        ValueError
+            For any other layout.
+        """
+        if layout not in ("numerator", "denominator"):
+            raise ValueError(f"tensor: layout is {layout!r}, neither 'numerator' nor 'denominator'")
+        J = self if layout == "numerator" else self.T
+        return J.todense(force).reshape(J.output_shape + J.input_shape)
+
+
+class Shaped(Jacobian):
+    """A Jacobian that stores the shapes of its operand and of its result."""
+
+    __slots__ = ("_input_shape", "_output_shape")
+    __module__ = "pullback.jacobians"
+
+    _input_shape: tuple[int, ...]
+    _output_shape: tuple[int, ...]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the operand, and so of a tangent."""
+        return self._input_shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the result, and so of a cotangent."""
+        return self._output_shape
+
+
+class Unstored(Shaped):
+    """A Jacobian of zeros and ones that follow from its shapes."""
+
+    __slots__ = ("_dtype",)
+    __module__ = "pullback.jacobians"
+
+    def __init__(
+        self, input_shape: tuple[int, ...], output_shape: tuple[int, ...], dtype: npt.DTypeLike
+    ) -> None:
+        op = type(self).__name__
+        self._input_shape = as_shape(op, "input_shape", input_shape)
+        self._output_shape = as_shape(op, "output_shape", output_shape)
+        self._dtype = kernel_dtype(op, "dtype", np.dtype(dtype))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the elements, float32 or float64."""
+        return self._dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored: none."""
+        return 0
+
+    def flops(self, k: int = 1) -> int:
+        """Return 0: elements are only moved."""
+        del k
+        return 0
+
+    @abstractmethod
+    def _arguments(self) -> tuple[Any, ...]:
+        """Return the constructor's arguments in front of the dtype."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self._arguments(), self._dtype)
+
+    def _scaled(self, c: Any) -> Jacobian | None:
+        if c != 1:
+            return None
+        kind: Any = type(self)
+        promoted: Jacobian = kind(*self._arguments(), c.dtype)
+        return promoted
+
+
+def _is_foreign(other: object) -> bool:
+    """Tell whether `other` is another library's operator, and no array: let it multiply us."""
+    return hasattr(other, "__rmatmul__") and not hasattr(other, "__array__")

@@ -1,0 +1,187 @@
+"""Jacobians of which nothing is known but their elements, or their rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pullback.contraction import numpy_product
+from pullback.jacobians.arguments import Array, own, presented
+from pullback.jacobians.base import Jacobian, Shaped
+
+__all__ = ["Dense", "Outer"]
+
+
+class Dense(Shaped):
+    """A Jacobian that is stored whole.
+
+    Parameters
+    ----------
+    matrix : array_like, shape (m, n)
+        Row i is the gradient of the result's element i.
+    input_shape : tuple of int, default (n,)
+        Shape of the operand.
+    output_shape : tuple of int, default (m,)
+        Shape of the result.
+    copy : bool, default True
+        False takes over an array that nobody else writes to.
+
+    Raises
+    ------
+    TypeError
+        For a dtype that has no kernel.
+    ValueError
+        If `matrix` is none, or the shapes do not fit.
+    """
+
+    __slots__ = ("_matrix",)
+    __module__ = "pullback.jacobians"
+
+    def __init__(
+        self,
+        matrix: npt.ArrayLike,
+        input_shape: tuple[int, ...] | None = None,
+        output_shape: tuple[int, ...] | None = None,
+        *,
+        copy: bool = True,
+    ) -> None:
+        self._matrix = own("Dense", "matrix", matrix, copy=copy)
+        if self._matrix.ndim != 2:
+            raise ValueError(f"Dense: matrix has shape {self._matrix.shape}, needs two axes")
+        m, n = self._matrix.shape
+        self._input_shape = presented("Dense", "input", input_shape, (n,))
+        self._output_shape = presented("Dense", "output", output_shape, (m,))
+
+    @property
+    def matrix(self) -> Array:
+        """The matrix, read-only."""
+        return self._matrix
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the elements, float32 or float64."""
+        return self._matrix.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored: m n elements."""
+        return self._matrix.nbytes
+
+    @property
+    def T(self) -> Dense:
+        """The transposed Jacobian, a view of this one."""
+        return self._like(self._matrix.T, self._output_shape, self._input_shape)
+
+    def flops(self, k: int = 1) -> int:
+        """Return 2 k m n: a multiplication and an addition an element."""
+        return 2 * k * self._matrix.size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Dense, (self._matrix, self._input_shape, self._output_shape)
+
+    def _like(
+        self, matrix: Array, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+    ) -> Dense:
+        return Dense(matrix, input_shape, output_shape, copy=False)
+
+    def _times(self, tangents: Array) -> Array:
+        return numpy_product(tangents, self._matrix.T, None)
+
+    def _scaled(self, c: Any) -> Dense:
+        return self._like(c * self._matrix, self._input_shape, self._output_shape)
+
+    def _presented(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Dense:
+        return self._like(self._matrix, input_shape, output_shape)
+
+    def _diagonal_elements(self) -> Array:
+        return self._matrix.diagonal().copy()
+
+    def _dense(self) -> Array:
+        return self._matrix
+
+
+class Outer(Jacobian):
+    """A Jacobian of rank one: its element (i, j) is u_i v_j.
+
+    Parameters
+    ----------
+    u : array_like
+        In the shape of the result.
+    v : array_like
+        In the shape of the operand.
+    copy : bool, default True
+        False takes over arrays that nobody else writes to.
+
+    Raises
+    ------
+    TypeError
+        For a dtype that has no kernel.
+    """
+
+    __slots__ = ("_u", "_v")
+    __module__ = "pullback.jacobians"
+
+    def __init__(self, u: npt.ArrayLike, v: npt.ArrayLike, *, copy: bool = True) -> None:
+        self._u = own("Outer", "u", u, copy=copy)
+        self._v = own("Outer", "v", v, copy=copy)
+
+    @property
+    def u(self) -> Array:
+        """The factor in the shape of the result, read-only."""
+        return self._u
+
+    @property
+    def v(self) -> Array:
+        """The factor in the shape of the operand, read-only."""
+        return self._v
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the operand, and so of a tangent."""
+        return self._v.shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the result, and so of a cotangent."""
+        return self._u.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the elements, float32 or float64."""
+        return np.result_type(self._u, self._v)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored: m + n elements."""
+        return self._u.nbytes + self._v.nbytes
+
+    @property
+    def T(self) -> Outer:
+        """The transposed Jacobian, a view of this one."""
+        return Outer(self._v, self._u, copy=False)
+
+    def flops(self, k: int = 1) -> int:
+        """Return k (2 n + m): a scalar product and a multiple."""
+        return k * (2 * self._v.size + self._u.size)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Outer, (self._u, self._v)
+
+    def _times(self, tangents: Array) -> Array:
+        products: Array = numpy_product(tangents, self._v.reshape(-1, 1), None)
+        return products * self._u.reshape(-1)
+
+    def _scaled(self, c: Any) -> Outer:
+        if self._u.size <= self._v.size:
+            return Outer(c * self._u, self._v, copy=False)
+        return Outer(self._u, c * self._v, copy=False)
+
+    def _diagonal_elements(self) -> Array:
+        n = min(self.shape)
+        elements: Array = self._u.reshape(-1)[:n] * self._v.reshape(-1)[:n]
+        return elements
+
+    def _dense(self) -> Array:
+        return np.multiply.outer(self._u.reshape(-1), self._v.reshape(-1))

@@ -1,0 +1,174 @@
+"""Jacobians of maps that act on each element by itself, or on none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pullback.jacobians.arguments import Array, own
+from pullback.jacobians.base import Jacobian, Unstored
+
+__all__ = ["Diagonal", "Identity", "Zero"]
+
+
+class Identity(Unstored):
+    """The Jacobian of the identity.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of the operand and of the result.
+    dtype : dtype, default float64
+        float32 or float64.
+    """
+
+    __slots__ = ()
+    __module__ = "pullback.jacobians"
+
+    def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float64) -> None:
+        super().__init__(shape, shape, dtype)
+
+    @property
+    def T(self) -> Identity:
+        """The transposed Jacobian, which is the same one."""
+        return self
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return (self._input_shape,)
+
+    def _times(self, tangents: Array) -> Array:
+        return tangents
+
+    def _diagonal_elements(self) -> Array:
+        return np.ones(self.shape[0], self._dtype)
+
+
+class Zero(Unstored):
+    """The Jacobian of a constant.
+
+    Its zeros are structure: they hide even an infinity that they multiply.
+
+    Parameters
+    ----------
+    output_shape, input_shape : tuple of int
+        Shapes of the result and of the operand.
+    dtype : dtype, default float64
+        float32 or float64.
+    """
+
+    __slots__ = ()
+    __module__ = "pullback.jacobians"
+
+    def __init__(
+        self,
+        output_shape: tuple[int, ...],
+        input_shape: tuple[int, ...],
+        dtype: npt.DTypeLike = np.float64,
+    ) -> None:
+        super().__init__(input_shape, output_shape, dtype)
+
+    @property
+    def T(self) -> Zero:
+        """The transposed Jacobian."""
+        return Zero(self._input_shape, self._output_shape, self._dtype)
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return self._output_shape, self._input_shape
+
+    def _times(self, tangents: Array) -> Array:
+        return np.zeros((len(tangents), self.shape[0]), tangents.dtype)
+
+    def _scaled(self, c: Any) -> Zero:
+        return Zero(self._output_shape, self._input_shape, c.dtype)
+
+    def _diagonal_elements(self) -> Array:
+        return np.zeros(min(self.shape), self._dtype)
+
+    def _dense(self) -> Array:
+        return np.zeros(self.shape, self._dtype)
+
+
+class Diagonal(Jacobian):
+    """The Jacobian of a map that acts on each element by itself.
+
+    It stands for the n x n matrix, in numerator layout, of the flattened map, and stores its n
+    diagonal elements in the operand's own shape. It is immutable, and speaks the protocol of
+    SciPy's ``LinearOperator`` (``scipy.sparse.linalg.aslinearoperator(J)``).
+
+    Parameters
+    ----------
+    diagonal : array_like, any shape
+        The derivative at each element. Computed in float32 or float64 as everywhere.
+    copy : bool, default True
+        False takes over an array that nobody else writes to.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> J = Diagonal([[1.0, 2.0], [3.0, 4.0]])
+    >>> J
+    <Diagonal 4x4 float64, operand shape (2, 2)>
+    >>> J @ np.ones((2, 2))
+    array([[1., 2.],
+           [3., 4.]])
+    >>> (J @ J).diagonal()
+    array([ 1.,  4.,  9., 16.])
+    """
+
+    __slots__ = ("_diagonal",)
+    __module__ = "pullback.jacobians"
+
+    def __init__(self, diagonal: npt.ArrayLike, *, copy: bool = True) -> None:
+        self._diagonal = own("Diagonal", "diagonal", diagonal, copy=copy)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the operand, and so of a tangent."""
+        return self._diagonal.shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the result, and so of a cotangent."""
+        return self._diagonal.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the elements, float32 or float64."""
+        return self._diagonal.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored: n elements."""
+        return self._diagonal.nbytes
+
+    @property
+    def T(self) -> Diagonal:
+        """The transposed Jacobian, which is the same one."""
+        return self
+
+    def flops(self, k: int = 1) -> int:
+        """Return k n: one multiplication an element."""
+        return k * self._diagonal.size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Through the constructor, since a pickled array forgets that it is read-only.
+        return Diagonal, (self._diagonal,)
+
+    def _times(self, tangents: Array) -> Array:
+        products: Array = self._diagonal.reshape(-1) * tangents
+        return products
+
+    def _scaled(self, c: Any) -> Diagonal:
+        return Diagonal(c * self._diagonal, copy=False)
+
+    def diagonal(self) -> Array:
+        """Return the n diagonal elements, flat and read-only, as ``todense().diagonal()`` would."""
+        return self._diagonal.reshape(-1)
+
+    def _diagonal_elements(self) -> Array:
+        return self.diagonal()
+
+    def _dense(self) -> Array:
+        return np.diag(self.diagonal())

@@ -1,0 +1,336 @@
+"""Jacobians of products of matrices."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pullback.contraction import numpy_product, summed_product
+from pullback.jacobians.arguments import Array, own, presented
+from pullback.jacobians.base import Shaped
+
+__all__ = ["Kronecker", "extents"]
+
+
+class Kronecker(Shaped):
+    """The Jacobian of ``T -> L T R^T``, the Kronecker product of L and R.
+
+    It stands for the matrix, in numerator layout, of the map between row-major flattened arrays,
+    and stores the factors. With batches of factors, operands or results, the map is applied to
+    each item of what they broadcast to, and summed over the axes that the results' batch lacks or
+    has as 1. It is immutable, and speaks the protocol of SciPy's ``LinearOperator``.
+
+    Parameters
+    ----------
+    left : array_like, shape (..., p, q), or int
+        L; an integer stands for the identity of that size.
+    right : array_like, shape (..., r, s), or int
+        R, alike.
+    input_batch, output_batch : tuple of int, optional
+        Batches of the operand and of the result; by default that of the factors.
+    input_shape : tuple of int, optional
+        Shape of the operand where it is not ``(*input_batch, q, s)`` but as many elements.
+    output_shape : tuple of int, optional
+        Shape of the result where it is not ``(*output_batch, p, r)`` but as many elements.
+    copy : bool, default True
+        False takes over factors that nobody else writes to.
+
+    Raises
+    ------
+    TypeError
+        For a dtype that has no kernel.
+    ValueError
+        If a factor is no matrix, or the shapes do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> J = Kronecker(2, [[1.0, 10.0, 100.0]])  # of A @ B by A, B being a column
+    >>> J
+    <Kronecker 2x6 float64, identity 2 by 1x3, operand shape (2, 3), result shape (2, 1)>
+    >>> J @ np.ones((2, 3))
+    array([[111.],
+           [111.]])
+    >>> np.array([[1.0], [2.0]]) @ J
+    array([[  1.,  10., 100.],
+           [  2.,  20., 200.]])
+    """
+
+    __slots__ = (
+        "_input_batch",
+        "_left",
+        "_output_batch",
+        "_right",
+    )
+    __module__ = "pullback.jacobians"
+
+    _left: Array | int
+    _right: Array | int
+
+    def __init__(
+        self,
+        left: npt.ArrayLike | int,
+        right: npt.ArrayLike | int,
+        *,
+        input_batch: tuple[int, ...] | None = None,
+        output_batch: tuple[int, ...] | None = None,
+        input_shape: tuple[int, ...] | None = None,
+        output_shape: tuple[int, ...] | None = None,
+        copy: bool = True,
+    ) -> None:
+        self._left = _factor("left", left, copy=copy)
+        self._right = _factor("right", right, copy=copy)
+        batches = _batch(self._left), _batch(self._right)
+        given = [batch for batch in (input_batch, output_batch) if batch is not None]
+        try:
+            own = np.broadcast_shapes(*batches)
+            np.broadcast_shapes(*batches, *given)
+        except ValueError:
+            raise ValueError(
+                f"Kronecker: batches {', '.join(map(str, (*batches, *given)))} of factors, operand "
+                "and result do not broadcast"
+            ) from None
+        self._input_batch = own if input_batch is None else tuple(input_batch)
+        self._output_batch = own if output_batch is None else tuple(output_batch)
+        (p, q), (r, s) = extents(self._left), extents(self._right)
+        self._input_shape = presented("Kronecker", "input", input_shape, (*self._input_batch, q, s))
+        self._output_shape = presented(
+            "Kronecker", "output", output_shape, (*self._output_batch, p, r)
+        )
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the elements, float32 or float64; float64 of two identities."""
+        dense = [factor.dtype for factor in self._factors() if not isinstance(factor, int)]
+        return np.result_type(*dense) if dense else np.dtype(np.float64)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored: those of the factors, of which identities have none."""
+        return sum(0 if isinstance(factor, int) else factor.nbytes for factor in self._factors())
+
+    @property
+    def T(self) -> Kronecker:
+        """The transposed Jacobian, a view of this one."""
+        left, right = (f if isinstance(f, int) else f.mT for f in self._factors())
+        return Kronecker(
+            left,
+            right,
+            input_batch=self._output_batch,
+            output_batch=self._input_batch,
+            input_shape=self._output_shape,
+            output_shape=self._input_shape,
+            copy=False,
+        )
+
+    def _structure(self) -> str:
+        def shown(factor: Array | int) -> str:
+            if isinstance(factor, int):
+                return f"identity {factor}"
+            *batch, rows, columns = factor.shape
+            return f"{rows}x{columns}" + (f" (batch {tuple(batch)})" if batch else "")
+
+        left, right = map(shown, self._factors())
+        return f", {left} by {right}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (
+            *self._factors(),
+            self._input_batch,
+            self._output_batch,
+            self._input_shape,
+            self._output_shape,
+        )
+
+    @property
+    def left(self) -> Array | int:
+        """L, read-only, or the size of an identity."""
+        return self._left
+
+    @property
+    def right(self) -> Array | int:
+        """R, read-only, or the size of an identity."""
+        return self._right
+
+    def _factors(self) -> tuple[Array | int, Array | int]:
+        return self._left, self._right
+
+    def _times(self, tangents: Array) -> Array:
+        (p, q), (r, s) = extents(self._left), extents(self._right)
+        k = len(tangents)
+        stack = tangents.reshape(k, *self._input_batch, q, s)
+        # The tangents' axis stands in front of all batches.
+        ndim = max(map(len, (self._input_batch, self._output_batch, *map(_batch, self._factors()))))
+        stack = _with_ndim(stack, ndim)
+        shape = (k, *(1,) * (ndim - len(self._output_batch)), *self._output_batch, p, r)
+        left, right = self._left, self._right
+        if not isinstance(left, int) and not isinstance(right, int):
+            # The cheaper product first.
+            if p * s * (q + r) <= q * r * (s + p):
+                stack, left = numpy_product(left, stack, None), p
+            else:
+                stack, right = numpy_product(stack, right.mT, None), r
+        if not isinstance(left, int):
+            result = _summed(left, stack, shape)
+        elif not isinstance(right, int):
+            result = _summed(stack, right.mT, shape)
+        else:
+            result = _sum_to(stack, shape)
+        return result.reshape(k, self.shape[0])
+
+    def flops(self, k: int = 1) -> int:
+        """Return what the cheaper order takes of the products with the factors, k times."""
+        (p, q), (r, s) = extents(self._left), extents(self._right)
+        left, right = (not isinstance(factor, int) for factor in self._factors())
+        batches = [self._input_batch, *map(_batch, self._factors())]
+        one = [math.prod(np.broadcast_shapes(batches[0], batch)) for batch in batches[1:]]
+        both = math.prod(np.broadcast_shapes(*batches))
+        if left and right:
+            left_first = one[0] * p * q * s + both * p * r * s
+            return 2 * k * min(left_first, one[1] * q * r * s + both * p * q * r)
+        return 2 * k * both * p * s * (q * left + r * right)
+
+    def _scaled(self, c: Any) -> Kronecker | None:
+        left, right = self._left, self._right
+        if isinstance(left, int) and isinstance(right, int):
+            return None
+        if isinstance(right, int) or (not isinstance(left, int) and left.size <= right.size):
+            return self._with(c * left, right)
+        return self._with(left, c * right)
+
+    def _presented(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Kronecker:
+        return self._with(*self._factors(), input_shape=input_shape, output_shape=output_shape)
+
+    def _with(self, left: Array | int, right: Array | int, **changed: Any) -> Kronecker:
+        """Return the Jacobian with other factors of the same shapes, and what else is changed."""
+        own = {
+            "input_batch": self._input_batch,
+            "output_batch": self._output_batch,
+            "input_shape": self._input_shape,
+            "output_shape": self._output_shape,
+        }
+        return Kronecker(left, right, **(own | changed), copy=False)
+
+    def batches(self) -> set[tuple[int, ...]]:
+        """Return the batches of the operand and of the result, and those that factors have."""
+        dense = (factor.shape[:-2] for factor in self._factors() if not isinstance(factor, int))
+        return {self._input_batch, self._output_batch, *filter(None, dense)}
+
+    def diagonal(self) -> Array:
+        """Return the diagonal elements, as ``todense().diagonal()`` would.
+
+        Raises
+        ------
+        ValueError
+            If the factors are not square, or there are batches.
+        """
+        if self.batches() != {()} or any(n != m for n, m in map(extents, self._factors())):
+            raise ValueError(f"{self} has a diagonal only if its factors are square, unbatched")
+        with np.errstate(all="ignore"):
+            return self._diagonal_elements()
+
+    def _diagonal_elements(self) -> Array:
+        if self.batches() != {()} or any(n != m for n, m in map(extents, self._factors())):
+            return super()._diagonal_elements()
+        ones = (
+            np.ones(f, self.dtype) if isinstance(f, int) else np.diagonal(f)
+            for f in self._factors()
+        )
+        return np.outer(*ones).reshape(-1)
+
+    def _dense(self) -> Array:
+        (p, q), (r, s) = extents(self._left), extents(self._right)
+        batches = (*map(_batch, self._factors()), self._input_batch, self._output_batch)
+        batch = np.broadcast_shapes(*batches)
+        left, right = self._left, self._right
+        blocks = np.zeros((*batch, p, r, q, s), self.dtype)
+        # Zeros of an identity are structure: they hide even an infinity, as in the products.
+        with np.errstate(all="ignore"):
+            if isinstance(left, int):
+                for i in range(left):
+                    blocks[..., i, :, i, :] = np.eye(right) if isinstance(right, int) else right
+            elif isinstance(right, int):
+                for j in range(right):
+                    blocks[..., j, :, j] = left
+            else:
+                blocks[...] = left[..., :, None, :, None] * right[..., None, :, None, :]
+            n_out, n_in = math.prod(self._output_batch), math.prod(self._input_batch)
+            dense = np.zeros((n_out, n_in, p, r, q, s), self.dtype)
+            rows, columns = (
+                np.broadcast_to(np.arange(n).reshape(shape), batch)
+                for n, shape in ((n_out, self._output_batch), (n_in, self._input_batch))
+            )
+            np.add.at(dense, (rows, columns), blocks)
+        return dense.transpose(0, 2, 3, 1, 4, 5).reshape(self.shape)
+
+
+# --- factors of a Kronecker product ---------------------------------------------------------------
+
+
+def _factor(name: str, factor: Any, *, copy: bool) -> Array | int:
+    if hasattr(factor, "__index__") and not isinstance(factor, bool | np.bool_ | np.ndarray):
+        size = int(factor.__index__())
+        if size < 0:
+            raise ValueError(f"Kronecker: {name} is an identity of size {size}")
+        return size
+    array = own("Kronecker", name, factor, copy=copy)
+    if array.ndim < 2:
+        raise ValueError(f"Kronecker: {name} has shape {array.shape}, needs two axes, or an int")
+    return array
+
+
+def _batch(factor: Array | int) -> tuple[int, ...]:
+    return () if isinstance(factor, int) else factor.shape[:-2]
+
+
+def extents(factor: Array | int) -> tuple[int, int]:
+    """Return the rows and columns of a factor."""
+    return (factor, factor) if isinstance(factor, int) else factor.shape[-2:]
+
+
+def _restore(
+    left: Any,
+    right: Any,
+    input_batch: tuple[int, ...],
+    output_batch: tuple[int, ...],
+    input_shape: tuple[int, ...],
+    output_shape: tuple[int, ...],
+) -> Kronecker:
+    """Return the Jacobian of a pickle, through the constructor, which makes factors read-only."""
+    return Kronecker(
+        left,
+        right,
+        input_batch=input_batch,
+        output_batch=output_batch,
+        input_shape=input_shape,
+        output_shape=output_shape,
+    )
+
+
+def _with_ndim(stack: Array, ndim: int) -> Array:
+    """Insert axes of extent 1 behind the first, so that there are `ndim` batch axes after it."""
+    k, *shape = stack.shape
+    return stack.reshape(k, *(1,) * (ndim - (stack.ndim - 3)), *shape)
+
+
+def _summed(left: Array, right: Array, shape: tuple[int, ...]) -> Array:
+    """Return left @ right, summed over batch axes to `shape`, and repeated to it."""
+    batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    batch = (1,) * (len(shape) - 2 - len(batch)) + batch
+    own = tuple(n if n == m else 1 for n, m in zip(shape[:-2], batch, strict=True))
+    return _repeat_to(summed_product(numpy_product, left, right, own + shape[-2:]), shape)
+
+
+def _sum_to(stack: Array, shape: tuple[int, ...]) -> Array:
+    """Return `stack`, summed over batch axes to `shape`, and repeated to it; always a new array."""
+    both = enumerate(zip(stack.shape, shape, strict=True))
+    axes = tuple(i for i, (n, own) in both if own == 1 != n)
+    total: Array = np.sum(stack, axis=axes, keepdims=True) if axes else stack.copy()
+    return _repeat_to(total, shape)
+
+
+def _repeat_to(total: Array, shape: tuple[int, ...]) -> Array:
+    return total if total.shape == shape else np.broadcast_to(total, shape).copy()

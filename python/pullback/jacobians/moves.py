@@ -1,0 +1,269 @@
+"""Jacobians of maps that move, repeat or sum elements: all their elements are zeros and ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pullback.jacobians.arguments import Array, as_shape
+from pullback.jacobians.base import Unstored
+from pullback.jacobians.diagonal import Identity
+
+__all__ = ["Broadcast", "Permutation", "Reshape", "SumTo", "broadcasting"]
+
+
+class _Move(Unstored):
+    """What the moves share."""
+
+    __slots__ = ()
+    __module__ = "pullback.jacobians"
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return self._input_shape, self._output_shape
+
+    def _diagonal_elements(self) -> Array:
+        # Where each element of the result comes from; whole numbers below 2**53.
+        rows, columns = self.shape
+        sources = self._times(np.arange(columns, dtype=np.float64)[np.newaxis])[0]
+        n = min(rows, columns)
+        own: Array = sources[:n] == np.arange(n)
+        return own.astype(self._dtype)
+
+
+class Permutation(_Move):
+    """The Jacobian of ``numpy.transpose``.
+
+    Parameters
+    ----------
+    input_shape : tuple of int
+        Shape of the operand.
+    axes : sequence of int
+        The operand's axes in the order in which the result has them.
+    dtype : dtype, default float32
+        float32 or float64. Zeros and ones are the same in both; the default takes on the dtype
+        of whatever it meets.
+
+    Raises
+    ------
+    ValueError
+        If `axes` are no permutation of the operand's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> J = Permutation((2, 3), (1, 0))
+    >>> J
+    <Permutation 6x6 float32, axes (1, 0), operand shape (2, 3), result shape (3, 2)>
+    >>> J @ np.arange(6.0).reshape(2, 3)
+    array([[0., 3.],
+           [1., 4.],
+           [2., 5.]])
+    """
+
+    __slots__ = ("_axes",)
+    __module__ = "pullback.jacobians"
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        axes: Sequence[int],
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        shape = as_shape("Permutation", "input_shape", input_shape)
+        ndim = len(shape)
+        if sorted(axis % ndim if -ndim <= axis < ndim else -1 for axis in axes) != [*range(ndim)]:
+            raise ValueError(
+                f"Permutation: axes {tuple(axes)} are no permutation of those of shape {shape}"
+            )
+        self._axes = tuple(int(axis) % ndim for axis in axes)
+        super().__init__(shape, tuple(shape[axis] for axis in self._axes), dtype)
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The operand's axes in the order in which the result has them."""
+        return self._axes
+
+    @property
+    def T(self) -> Permutation:
+        """The transposed Jacobian, that of the inverse permutation."""
+        inverse = tuple(int(i) for i in np.argsort(self._axes))
+        return Permutation(self._output_shape, inverse, self._dtype)
+
+    def _structure(self) -> str:
+        return f", axes {self._axes}"
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return self._input_shape, self._axes
+
+    def _times(self, tangents: Array) -> Array:
+        stack = tangents.reshape(len(tangents), *self._input_shape)
+        moved = stack.transpose(0, *(1 + axis for axis in self._axes))
+        return moved.reshape(len(tangents), self.shape[0])
+
+
+class Reshape(_Move):
+    """The Jacobian of ``numpy.reshape``, in row-major order.
+
+    Parameters
+    ----------
+    input_shape, output_shape : tuple of int
+        Shapes of the operand and of the result, of as many elements.
+    dtype : dtype, default float32
+        As for `Permutation`.
+
+    Raises
+    ------
+    ValueError
+        If the shapes hold different numbers of elements.
+    """
+
+    __slots__ = ()
+    __module__ = "pullback.jacobians"
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        output_shape: tuple[int, ...],
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        super().__init__(input_shape, output_shape, dtype)
+        rows, columns = self.shape
+        if rows != columns:
+            raise ValueError(
+                f"Reshape: input_shape {self._input_shape} has {columns} elements, "
+                f"output_shape {self._output_shape} has {rows}"
+            )
+
+    @property
+    def T(self) -> Reshape:
+        """The transposed Jacobian, that of the way back."""
+        return Reshape(self._output_shape, self._input_shape, self._dtype)
+
+    def _times(self, tangents: Array) -> Array:
+        return tangents
+
+
+class Broadcast(_Move):
+    """The Jacobian of ``numpy.broadcast_to``.
+
+    Parameters
+    ----------
+    input_shape, output_shape : tuple of int
+        Shapes of the operand and of the result, to which the former broadcasts.
+    dtype : dtype, default float32
+        As for `Permutation`.
+
+    Raises
+    ------
+    ValueError
+        If `input_shape` does not broadcast to `output_shape`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> J = Broadcast((2, 1), (2, 3))
+    >>> J @ np.array([[1.0], [2.0]])
+    array([[1., 1., 1.],
+           [2., 2., 2.]])
+    >>> J.T
+    <SumTo 2x6 float32, operand shape (2, 3), result shape (2, 1)>
+    """
+
+    __slots__ = ()
+    __module__ = "pullback.jacobians"
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        output_shape: tuple[int, ...],
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        super().__init__(input_shape, output_shape, dtype)
+        _check_broadcast("Broadcast", "input", self._input_shape, "output", self._output_shape)
+
+    @property
+    def T(self) -> SumTo:
+        """The transposed Jacobian, a sum over the repetitions."""
+        return SumTo(self._output_shape, self._input_shape, self._dtype)
+
+    def _times(self, tangents: Array) -> Array:
+        k, ndim = len(tangents), len(self._output_shape)
+        ones = (1,) * (ndim - len(self._input_shape))
+        stack = tangents.reshape(k, *ones, *self._input_shape)
+        repeated = np.broadcast_to(stack, (k, *self._output_shape))
+        return repeated.reshape(k, self.shape[0])
+
+
+class SumTo(_Move):
+    """The Jacobian of the sum to a shape that broadcasts to the operand's.
+
+    Parameters
+    ----------
+    input_shape, output_shape : tuple of int
+        Shapes of the operand and of the result, which broadcasts to the former. Axes that the
+        result lacks, or has as 1, are summed over; in float64.
+    dtype : dtype, default float32
+        As for `Permutation`.
+
+    Raises
+    ------
+    ValueError
+        If `output_shape` does not broadcast to `input_shape`.
+    """
+
+    __slots__ = ()
+    __module__ = "pullback.jacobians"
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        output_shape: tuple[int, ...],
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        super().__init__(input_shape, output_shape, dtype)
+        _check_broadcast("SumTo", "output", self._output_shape, "input", self._input_shape)
+
+    @property
+    def T(self) -> Broadcast:
+        """The transposed Jacobian, which repeats what was summed."""
+        return Broadcast(self._output_shape, self._input_shape, self._dtype)
+
+    def flops(self, k: int = 1) -> int:
+        """Return k (n - m) additions."""
+        rows, columns = self.shape
+        return k * max(columns - rows, 0)
+
+    def _times(self, tangents: Array) -> Array:
+        k = len(tangents)
+        lacking = len(self._input_shape) - len(self._output_shape)
+        own = (1,) * lacking + self._output_shape
+        axes = tuple(1 + i for i, n in enumerate(self._input_shape) if own[i] != n)
+        stack = tangents.reshape(k, *self._input_shape)
+        if axes:
+            stack = np.sum(stack, axis=axes, dtype=np.float64).astype(tangents.dtype)
+        return stack.reshape(k, self.shape[0])
+
+    def _diagonal_elements(self) -> Array:
+        return self.T._diagonal_elements()
+
+
+def _check_broadcast(
+    op: str, which: str, shape: tuple[int, ...], whole_name: str, whole: tuple[int, ...]
+) -> None:
+    lacking = len(whole) - len(shape)
+    if lacking < 0 or any(n not in (1, m) for n, m in zip(shape, whole[lacking:], strict=True)):
+        raise ValueError(
+            f"{op}: {which}_shape {shape} does not broadcast to {whole_name}_shape {whole}"
+        )
+
+
+def broadcasting(
+    input_shape: tuple[int, ...], output_shape: tuple[int, ...], dtype: npt.DTypeLike
+) -> Identity | Broadcast:
+    """Return the Jacobian of a broadcast that may be none."""
+    if input_shape == output_shape:
+        return Identity(input_shape, dtype)
+    return Broadcast(input_shape, output_shape, dtype)

@@ -1,0 +1,153 @@
+"""What every primitive's `jacobian` gives: its structure, and the matrix that its vjp has."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pullback as pb
+import pytest
+from matrices import DTYPES, integers
+from pullback.jacobians import Broadcast, Diagonal, Identity, Kronecker, Product
+from pullback.ops import OPS
+
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+primitives = pytest.mark.parametrize("of", [pb, pb.reference], ids=["pullback", "reference"])
+
+BROADCAST = [
+    ((2, 3), (3,)),
+    ((2, 1), (1, 3)),
+    ((), (2, 3)),
+    ((2, 1, 3), (4, 1)),
+    ((1,), (0,)),
+    ((2, 3), (2, 3)),
+    ((3,), (1, 3)),
+]
+
+
+def by_unit_cotangents(vjp: Any, shape: tuple[int, ...], dtype: Any) -> list[Any]:
+    """Return, for each operand, all partial derivatives: the result's axes, then the operand's."""
+    units = np.eye(math.prod(shape), dtype=dtype).reshape(-1, *shape)
+    rows = [vjp(unit) for unit in units]
+    return [np.stack(column) for column in zip(*rows, strict=True)]
+
+
+@primitives
+@dtypes
+@pytest.mark.parametrize(("a", "b"), BROADCAST, ids=str)
+@pytest.mark.parametrize("op", ["multiply", "subtract", "maximum", "squared_difference", "less"])
+def test_broadcast_operands(op: str, a: Any, b: Any, dtype: np.dtype, of: Any) -> None:
+    f, rng = getattr(of, op), np.random.default_rng(0)
+    w, x = integers(rng, a, dtype), integers(rng, b, dtype)
+    shape = np.broadcast_shapes(a, b)
+    for J, operand in zip(f.jacobian(w, x), (w, x), strict=True):
+        if operand.shape == shape:
+            assert type(J) is Diagonal
+        else:
+            assert isinstance(J, Product)
+            assert [type(factor) for factor in J.factors] == [Diagonal, Broadcast]
+        assert (J.input_shape, J.output_shape) == (operand.shape, shape)
+        assert J.dtype == dtype
+        assert J.nbytes == math.prod(shape) * dtype.itemsize
+    g, tw, tx = (integers(rng, s, dtype) for s in (shape, a, b))
+    by_w, by_x = f.jacobian(w, x)
+    for J, cotangent in zip((by_w, by_x), f.vjp(w, x, g), strict=True):
+        np.testing.assert_array_equal(g @ J, cotangent)
+        stack = np.stack([g, 2 * g])
+        np.testing.assert_array_equal(J.vjp(stack)[1], 2 * cotangent)
+    moved = f.jvp(w, x, np.broadcast_to(tw, shape), np.broadcast_to(tx, shape))
+    np.testing.assert_array_equal(by_w @ tw + by_x @ tx, moved)
+    if math.prod(shape):
+        partials = by_unit_cotangents(lambda unit: f.vjp(w, x, unit), shape, dtype)
+        for J, rows in zip((by_w, by_x), partials, strict=True):
+            np.testing.assert_array_equal(J.tensor(), rows.reshape(J.output_shape + J.input_shape))
+
+
+@primitives
+@pytest.mark.parametrize("op", [row.name for row in OPS.values() if row.nin == 2])
+def test_every_binary_operation_broadcasts(op: str, of: Any) -> None:
+    f = getattr(of, op)
+    w, x = np.array([[0.5], [1.25]]), np.array([0.75, 1.25, 2.0])
+    slopes = f.derivative(w, x)
+    for J, slope, repeated in zip(f.jacobian(w, x), slopes, ("i", "j"), strict=True):
+        tensor = np.einsum(f"ij,{repeated}k->ijk", slope, np.eye(2 if repeated == "i" else 3))
+        np.testing.assert_array_equal(J.tensor().reshape(tensor.shape), tensor)
+    by_w, by_2 = f.jacobian(w, 2.0)
+    assert type(by_w) is Diagonal
+    assert by_2.input_shape == ()
+
+
+@primitives
+@dtypes
+@pytest.mark.parametrize("samples", [(3,), (4, 3), (2, 1, 3), (0, 3)], ids=str)
+@pytest.mark.parametrize("activation", [None, "square", "relu"])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_layers(samples: Any, activation: Any, has_bias: bool, dtype: np.dtype, of: Any) -> None:
+    rng = np.random.default_rng(1)
+    X, W, b = (integers(rng, shape, dtype, 3) for shape in (samples, (3, 2), (2,)))
+    b = b if has_bias else None
+    f = None if activation is None else getattr(pb, activation)
+    operands = [a for a in (X, W, b) if a is not None]
+    shape = (*samples[:-1], 2)
+    jacobians = of.linear.jacobian(X, W, b, activation=f)
+    assert len(jacobians) == 3
+    if b is None:
+        assert jacobians[2] is None
+        assert of.linear.jacobian(X, W, activation=f)[2] is None
+    core = [Kronecker, Kronecker, Broadcast][: len(operands)]
+    for J, operand, kind in zip(jacobians, operands, core, strict=False):
+        assert (J.input_shape, J.output_shape) == (operand.shape, shape)
+        assert J.dtype == dtype
+        if len(samples) == 1 and kind is Broadcast:
+            assert type(J) is (Identity if f is None else Diagonal)
+        elif f is None:
+            assert type(J) is kind
+        else:
+            assert [type(factor) for factor in J.factors] == [Diagonal, kind]
+        sizes = (math.prod(s) for s in (shape, samples, (3, 2)))
+        assert J.nbytes <= sum(sizes) * dtype.itemsize
+
+    def vjp(G: Any) -> Any:
+        cotangents = of.linear.vjp(X, W, b, G, activation=f)
+        return cotangents if has_bias else cotangents[:2]
+
+    G = integers(rng, shape, dtype, 3)
+    for J, cotangent in zip(jacobians, vjp(G), strict=False):
+        np.testing.assert_array_equal(G @ J, cotangent)
+    if math.prod(shape):
+        partials = by_unit_cotangents(vjp, shape, dtype)
+        for J, rows in zip(jacobians, partials, strict=False):
+            np.testing.assert_array_equal(J.tensor(), rows.reshape(J.output_shape + J.input_shape))
+    kept = [J.todense() for J in jacobians[: len(operands)]]
+    for operand in operands:
+        operand[...] = 9
+    for J, before in zip(jacobians, kept, strict=False):
+        np.testing.assert_array_equal(J.todense(), before)
+
+
+@primitives
+def test_layers_refuse_what_the_call_refuses(of: Any) -> None:
+    X, W = np.ones((4, 3)), np.ones((2, 3))
+    with pytest.raises(ValueError, match=r"^linear.jacobian: X has shape \(4, 3\), W .* \(2, 3\)"):
+        of.linear.jacobian(X, W)
+    with pytest.raises(TypeError, match=r"^linear.jacobian: activation must be None or a unary"):
+        of.linear.jacobian(X, W.T, activation=np.tanh)
+    with pytest.raises(TypeError, match=r"^linear.jacobian: argument b has dtype complex128"):
+        of.linear.jacobian(X, W.T, [1j, 0])
+
+
+def test_the_chain_rule_of_a_network() -> None:
+    """One hidden layer: B^T diag(sigma') A^T by x, and the rank-three tensor by the weights."""
+    rng = np.random.default_rng(0)
+    x, A, B = (integers(rng, shape, float, 3) for shape in ((4,), (4, 5), (5, 2)))
+    z = x @ A
+    by_x, by_A, _ = pb.linear.jacobian(x, A, activation=pb.square)
+    top = pb.linear.jacobian(z * z, B)[0]
+    np.testing.assert_array_equal((top @ by_x).todense(), B.T @ np.diag(2 * z) @ A.T)
+    tensor = (top @ by_A).tensor()
+    np.testing.assert_array_equal(tensor, np.einsum("jk,j,i->kij", B, 2 * z, x))
+    other = (top @ by_A).tensor("denominator")
+    np.testing.assert_array_equal(other, tensor.transpose(1, 2, 0))
+    residual = np.array([2.0, -1.0])
+    np.testing.assert_array_equal(residual @ top @ by_A, np.outer(x, 2 * z * (B @ residual)))
