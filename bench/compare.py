@@ -1,7 +1,7 @@
 """Compare pullback with other libraries: all contenders in one run, checked, then interleaved.
 
-    python bench/compare.py [losses|elementwise|matmul|reductions|all] [--quick] [--only REGEX]
-                            [--json FILE] [--threads N]
+    python bench/compare.py [losses|elementwise|matmul|reductions|chain|all] [--quick]
+                            [--only REGEX] [--json FILE] [--threads N]
 
 Every contender's result is checked before it is timed. Rounds go through all contenders in turn,
 so that what disturbs the machine disturbs them alike; the median over the rounds counts. A library
@@ -39,6 +39,7 @@ OUTPUT_SHAPES = ((100, 10), (10_000, 100), (1_000_000, 10), (1_000_000, 100), (1
 OUTPUTS = 10
 FIT_SHAPES = ((1_000_000, 50),)
 ELEMENTWISE_SIZES = (16, 1000, 100_000, 5_000_000)
+CHAIN_SIZES = (16, 1000, 100_000, 1_000_000)
 MATMUL_SHAPES = (  # stack, m, k, n
     ((), 4, 4, 4),
     ((), 16, 16, 16),
@@ -111,6 +112,7 @@ WANTS = (
     (r" hvp \d+x\d{3}", Want(limit=1.15)),
     (r" K=", Want(libraries=1.5)),
     (r"^(squared_norm2|logsumexp|softmax)\.", Want(libraries=1.5)),
+    (r"^chain 1000000 ", Want(libraries=1.5)),
 )
 
 PAUSE = 0.03
@@ -453,12 +455,31 @@ def _several(result: Any) -> tuple[Any, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
+def chain(*, quick: bool, effort: Effort, wanted: Wanted) -> Iterator[dict[str, Any]]:
+    """Yield records of the value and the vjp of tanh(exp(-x*x))."""
+    import numpy as np
+    import peers
+
+    for n in CHAIN_SIZES[:2] if quick else CHAIN_SIZES:
+        for label, dtype in _dtypes(f"chain {n} {{}}", wanted):
+            x, g = np.random.default_rng(0).normal(size=(2, n)).astype(dtype)
+            e = np.exp(-np.square(x.astype(float)))
+            yield compare(
+                label,
+                list(peers.gaussian_in_tanh(x, g)),
+                (np.tanh(e), -2 * x * e / np.cosh(e) ** 2 * g),
+                2e-5 if dtype is np.float32 else 1e-11,
+                effort,
+            )
+
+
 # What yields the records, and the libraries that compete.
 SUITES: dict[str, tuple[Callable[..., Iterator[dict[str, Any]]], tuple[str, ...]]] = {
     "losses": (losses, ("NumPy", "SciPy", "PyTorch", "JAX", "scikit-learn", "Numba")),
     "elementwise": (elementwise, ("NumPy", "PyTorch", "JAX", "Numba", "numexpr")),
     "matmul": (matmul, ("NumPy", "PyTorch", "JAX")),
     "reductions": (reductions, ("NumPy", "PyTorch", "JAX")),
+    "chain": (chain, ("NumPy", "PyTorch", "autograd")),
 }
 
 

@@ -440,3 +440,43 @@ def matmul_vjp(A: Any, B: Any, G: Any) -> Iterator[Contender]:
         arrays = tuple(map(jax.numpy.asarray, (A, B, G)))
         ready = jax.block_until_ready
         yield Contender("JAX", "by hand", lambda: ready(by_hand(*arrays)), _several)
+
+
+# --- a chain of elementwise operations ------------------------------------------------------------
+
+
+def gaussian_in_tanh(x: Any, g: Any) -> Iterator[Contender]:
+    """Yield every way to compute ``tanh(exp(-x*x))`` and its cotangent for `g`."""
+    chain = pb.chain(pb.square, pb.negative, pb.exp, pb.tanh)
+    yield Contender("pullback", "", lambda: chain.value_and_vjp(x, g), _several)
+
+    def by_numpy() -> Any:
+        e = np.square(x)
+        np.negative(e, out=e)
+        np.exp(e, out=e)
+        y = np.tanh(e)
+        slope = np.square(y)
+        np.subtract(1, slope, out=slope)
+        slope *= e
+        slope *= x
+        slope *= -2
+        slope *= g
+        return y, slope
+
+    yield Contender("NumPy", "", by_numpy, _several)
+    if torch := optional("torch"):
+        leaf = torch.from_numpy(x).clone().requires_grad_()
+        cotangent = torch.from_numpy(g)
+
+        def by_torch() -> Any:
+            y = torch.tanh(torch.exp(-leaf * leaf))
+            return y.detach(), torch.autograd.grad(y, leaf, cotangent)[0]
+
+        yield Contender("PyTorch", "eager", by_torch, _several)
+    if (autograd := optional("autograd")) and (anp := optional("autograd.numpy")):
+
+        def by_autograd() -> Any:
+            pull, y = autograd.make_vjp(lambda x: anp.tanh(anp.exp(-x * x)))(x)
+            return y, pull(g)
+
+        yield Contender("autograd", "", by_autograd, _several)

@@ -42,6 +42,11 @@ from pullback import losses as losses
 from pullback import ops as ops
 from pullback import reductions as reductions
 from pullback import reference as reference
+from pullback.chain import Chain as Chain
+from pullback.chain import arg as arg
+from pullback.chain import chain as chain
+from pullback.check import GradCheck as GradCheck
+from pullback.check import check_grad as check_grad
 from pullback.jacobians import Diagonal as Diagonal
 from pullback.jacobians import Jacobian
 from pullback.jacobians import Kronecker as Kronecker
@@ -167,12 +172,17 @@ __all__ = [  # noqa: RUF022
 """
 
 FUNCTIONS = (
+    "Chain",
     "Diagonal",
+    "GradCheck",
     "Kronecker",
     "LinearObjective",
     "PartialSums",
     "__version__",
+    "arg",
     "backend",
+    "chain",
+    "check_grad",
     "elementwise",
     "get_num_threads",
     "jacobians",

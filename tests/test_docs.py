@@ -7,13 +7,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pullback as pb
 import pytest
-from pullback import config, jacobians, objective, partial
+from pullback import check, config, jacobians, objective, partial
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
@@ -66,13 +67,24 @@ def test_the_readme_names_every_primitive_and_variable() -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
+    fenced = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+    text = fenced.sub("", path.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         if "://" not in target:
             assert (path.parent / target).exists(), target
 
 
 @pytest.mark.parametrize(
-    "module", [config, jacobians, objective, partial], ids=lambda module: module.__name__
+    "module",
+    [
+        import_module("pullback.chain"),  # pb.chain is the function
+        check,
+        config,
+        jacobians,
+        objective,
+        partial,
+    ],
+    ids=lambda module: module.__name__,
 )
 def test_docstring_examples(module: ModuleType) -> None:
     failed, attempted = doctest.testmod(module)

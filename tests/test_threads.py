@@ -348,7 +348,7 @@ def make(n, d=10_000):
     "few wide rows": (
         16,
         """
-def make(n, d=2_500_000):
+def make(n, d=5_000_000):
     X, y, w = np.broadcast_to(np.ones(d), (n, d)), np.ones(n), np.ones(d)
     return lambda: pb.relu_mse.value_and_grad(X, y, w, 0.0)
 """,
@@ -431,6 +431,14 @@ def make(n, d=10_000):
 def make(n):
     x = np.linspace(-1e5, 1e5, n, dtype=np.float32)
     return lambda: pb.sin.vjp(x, x, out=x)
+""",
+    ),
+    "chain": (
+        1_000_000,
+        """
+def make(n):
+    x, f = np.linspace(-3, 3, n), pb.chain(pb.square, pb.negative, pb.exp, pb.tanh)
+    return lambda: f.vjp(x, x)
 """,
     ),
     "several outputs": (

@@ -7,6 +7,7 @@
 
 #include <hwy/highway.h>  // HWY_MAJOR
 
+#include "bindings/chain.h"
 #include "bindings/elementwise.h"
 #include "bindings/losses.h"
 #include "bindings/matmul.h"
@@ -180,8 +181,8 @@ __attribute__((visibility("default"))) const char* pullback_get_version() {
 
 PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   if (PyArray_ImportNumPyAPI() < 0 || PyUFunc_ImportUFuncAPI() < 0 ||
-      !pullback::RegisterMethodType(m.ptr()) || !pullback::RegisterLossEngine(m.ptr()) ||
-      !pullback::RegisterReductionEngine(m.ptr())) {
+      !pullback::RegisterMethodType(m.ptr()) || !pullback::RegisterRunType(m.ptr()) ||
+      !pullback::RegisterLossEngine(m.ptr()) || !pullback::RegisterReductionEngine(m.ptr())) {
     throw py::error_already_set();
   }
   pullback::RegisterPrimitives(m);

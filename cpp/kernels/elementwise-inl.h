@@ -175,7 +175,7 @@ constexpr void SetKernels(OpKernels& op) {
 
 template <class Row, size_t... kMethodIndex>
 constexpr OpKernels KernelsOf(std::index_sequence<kMethodIndex...>) {
-  OpKernels op{Row::kName, Row::kArity, {}};
+  OpKernels op{Row::kName, Row::kArity, Row::kMasked, {}};
   (SetKernels<Row, static_cast<Method>(kMethodIndex)>(op), ...);
   return op;
 }

@@ -99,13 +99,19 @@ std::span<const OpKernels> Ops(size_t shard) {
   (std::make_index_sequence<kOpShards>());
 }
 
-const OpKernels* FindOp(std::string_view name) {
+std::optional<OpPlace> PlaceOfOp(std::string_view name) {
   for (size_t shard = 0; shard < kOpShards; ++shard) {
-    for (const OpKernels& op : Ops(shard)) {
-      if (op.name == name) return &op;
+    const std::span<const OpKernels> ops = Ops(shard);
+    for (size_t row = 0; row < ops.size(); ++row) {
+      if (ops[row].name == name) return OpPlace{shard, row};
     }
   }
-  return nullptr;
+  return std::nullopt;
+}
+
+const OpKernels* FindOp(std::string_view name) {
+  const std::optional<OpPlace> place = PlaceOfOp(name);
+  return place ? &Ops(place->shard)[place->row] : nullptr;
 }
 
 bool RunElementwise(ElementwiseKernel kernel, MethodShape shape, DType dtype,

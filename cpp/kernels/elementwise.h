@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 
@@ -50,6 +51,7 @@ inline constexpr size_t kStreamAlignment = 64;  // as long as the longest vector
 struct OpKernels {
   const char* name;
   int arity;
+  bool masked;
   ElementwiseKernel kernel[kMethods][kDTypes];
 };
 
@@ -62,6 +64,12 @@ std::span<const OpKernels> OpsOfShard();
 
 // The row of that name, or null.
 const OpKernels* FindOp(std::string_view name);
+
+// Where the row of that name is, for those who look it up anew at each call.
+struct OpPlace {
+  size_t shard, row;
+};
+std::optional<OpPlace> PlaceOfOp(std::string_view name);
 
 // Where element i of an operand lies: data + i * stride (in bytes; 0 and negative are fine). An
 // output without data is computed and dropped.

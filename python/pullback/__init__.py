@@ -27,6 +27,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from pullback import elementwise, jacobians, losses, ops, reductions, reference
+from pullback.chain import Chain, arg, chain
+from pullback.check import GradCheck, check_grad
 from pullback.config import (
     backend,
     get_num_threads,
@@ -57,12 +59,17 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "Chain",
     "Diagonal",
+    "GradCheck",
     "Kronecker",
     "LinearObjective",
     "PartialSums",
     "__version__",
+    "arg",
     "backend",
+    "chain",
+    "check_grad",
     "elementwise",
     "get_num_threads",
     "jacobians",

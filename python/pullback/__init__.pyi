@@ -11,6 +11,11 @@ from pullback import losses as losses
 from pullback import ops as ops
 from pullback import reductions as reductions
 from pullback import reference as reference
+from pullback.chain import Chain as Chain
+from pullback.chain import arg as arg
+from pullback.chain import chain as chain
+from pullback.check import GradCheck as GradCheck
+from pullback.check import check_grad as check_grad
 from pullback.jacobians import Diagonal as Diagonal
 from pullback.jacobians import Jacobian
 from pullback.jacobians import Kronecker as Kronecker
@@ -25,7 +30,9 @@ from pullback.reference.reductions import Dot, Norm, Variance
 from pullback.reference.row_maps import LayerNorm, RowMap
 
 __all__ = [  # noqa: RUF022
+    "Chain",
     "Diagonal",
+    "GradCheck",
     "Kronecker",
     "LinearObjective",
     "PartialSums",
@@ -39,9 +46,12 @@ __all__ = [  # noqa: RUF022
     "arctan",
     "arctan2",
     "arctanh",
+    "arg",
     "backend",
     "bilinear_form",
     "cbrt",
+    "chain",
+    "check_grad",
     "cos",
     "cosh",
     "divide",

@@ -1,0 +1,231 @@
+"""The chain rule: primitives composed into one function that knows its derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pullback.steps import Cotangents, arg, in_sequence, make_step
+
+__all__ = ["Chain", "arg", "chain"]
+
+
+# --- the chain ------------------------------------------------------------------------------------
+
+
+class Chain:
+    """Primitives applied one after the other; see `chain`.
+
+    Parameters
+    ----------
+    *steps : primitive, tuple or Chain
+        As for `chain`.
+    """
+
+    def __init__(self, *steps: Any) -> None:
+        if not steps:
+            raise ValueError("chain: there are no steps")
+        self._given = tuple(_flattened(steps))
+        self._steps = [
+            make_step(f"chain: step {number}", op, operands, options)
+            for number, (op, operands, options) in enumerate(self._given, 1)
+        ]
+        self._whole = in_sequence(self._steps)
+
+    def __repr__(self) -> str:
+        return f"chain({', '.join(map(repr, self._steps))})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Chain, tuple((op, *operands, options) for op, operands, options in self._given)
+
+    def __call__(self, x: Any, /) -> Any:
+        """Return the value at `x`.
+
+        Parameters
+        ----------
+        x : array_like
+            What the first step takes.
+
+        Returns
+        -------
+        ndarray or scalar
+            What the last step returns.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the steps do.
+        """
+        return self._whole.value(x)
+
+    value = __call__
+
+    def jvp(self, x: Any, t: Any, /) -> Any:
+        """Return the tangent of the value; bound operands have none.
+
+        Parameters
+        ----------
+        x : array_like
+            Primal.
+        t : array_like, shape of `x`
+            Its tangent.
+
+        Returns
+        -------
+        ndarray or scalar, shape of the value
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the steps do.
+        """
+        return self._whole.jvp(x, t)
+
+    def vjp(self, x: Any, g: Any, /, *, wrt: str | None = None) -> Any:
+        """Return the cotangent of `x`, or of everything.
+
+        Parameters
+        ----------
+        x : array_like
+            Primal.
+        g : array_like, shape of the value
+            Cotangent of the value.
+        wrt : None or "all"
+            Whether to return the cotangents of the bound operands as well.
+
+        Returns
+        -------
+        ndarray or scalar, shape of `x`; for "all" a tuple
+            In front the cotangent of `x`, then those of the bound operands, in the order in which
+            they stand in the steps, each in the operand's shape. An operand that is None has none.
+
+        Raises
+        ------
+        TypeError
+            As the steps do.
+        ValueError
+            As the steps do; if `g` has not the value's shape, or `wrt` is something else.
+        """
+        if wrt is None:
+            return self._whole.pull(x, g, False)[0]
+        everything = _check_wrt("vjp", wrt)
+        return _result(self._whole.pull(x, g, everything), everything)
+
+    def value_and_vjp(self, x: Any, g: Any, /, *, wrt: str | None = None) -> tuple[Any, Any]:
+        """Return the value and what `vjp` returns; arguments and errors are those of `vjp`."""
+        everything = _check_wrt("value_and_vjp", wrt)
+        value, cotangents = self._whole.value_and_pull(x, g, everything)
+        return value, _result(cotangents, everything)
+
+    def value_and_grad(self, x: Any, /, *, wrt: str | None = None) -> tuple[Any, Any]:
+        """Return the value, which has one element, and its gradient.
+
+        Parameters
+        ----------
+        x : array_like
+            Primal.
+        wrt : None or "all"
+            As for `vjp`.
+
+        Returns
+        -------
+        value : ndarray or scalar
+        gradient : ndarray or scalar, shape of `x`; for "all" a tuple
+            What `vjp` returns for a cotangent of one.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the steps do; ValueError if the value has several elements.
+        """
+        everything = _check_wrt("value_and_grad", wrt)
+        value, cotangents = self._whole.value_and_grad(x, everything)
+        return value, _result(cotangents, everything)
+
+    def jacobian(self, x: Any, /) -> Any:
+        """Return the Jacobian at `x`, the product of the steps' Jacobians.
+
+        Parameters
+        ----------
+        x : array_like
+            Primal.
+
+        Returns
+        -------
+        pullback.jacobians.Jacobian
+            A `Diagonal` where every step is elementwise and enlarges nothing.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the steps do.
+        """
+        return self._whole.jacobian(x)
+
+
+def chain(*steps: Any) -> Chain:
+    """Compose primitives into one function that knows its derivatives.
+
+    Consecutive elementwise steps go over the data together, in blocks that stay in cache, with the
+    bits that one call after the other would give.
+
+    Parameters
+    ----------
+    *steps : primitive, tuple or Chain
+        The first is applied first. A step is a primitive of one operand; a tuple of a primitive
+        and its operands, `arg` standing for the running value (several times, if it must), the
+        others bound: held, not copied; a tuple whose last entry is a dict of keywords, such as
+        ``(pb.sum, pb.arg, {"axis": 0})``; or another chain, whose steps are taken over.
+        Anything with a value (by call), ``vjp(*operands, g)`` and ``jvp(*operands, *tangents)``
+        counts as a primitive: of several operands it returns a tuple of cotangents, and takes None
+        for the tangent of a bound one.
+
+    Returns
+    -------
+    Chain
+        With ``value`` (or a call), ``jvp``, ``vjp``, ``value_and_vjp``, ``value_and_grad`` and
+        ``jacobian``.
+
+    Raises
+    ------
+    TypeError
+        If a step is none of these.
+    ValueError
+        If there are no steps, a tuple has no `arg`, or the number of operands is not the
+        primitive's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pullback as pb
+    >>> f = pb.chain(pb.square, (pb.multiply, pb.arg, -0.5), pb.exp)
+    >>> f
+    chain(square, multiply(arg, -0.5), exp)
+    >>> x = np.array([0.0, 2.0])
+    >>> f(x)
+    array([1.        , 0.13533528])
+    >>> f.vjp(x, np.ones(2))
+    array([-0.        , -0.27067057])
+    """
+    return Chain(*steps)
+
+
+def _flattened(steps: Iterable[Any]) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """Yield primitive, operands and options of each step; those of chains among them in place."""
+    for step in steps:
+        op, *operands = step if isinstance(step, tuple) and step else (step, arg)
+        options = operands.pop() if operands and isinstance(operands[-1], dict) else {}
+        if isinstance(op, Chain) and [o is arg for o in operands] == [True] and not options:
+            yield from op._given
+        else:
+            yield op, tuple(operands), options
+
+
+def _check_wrt(method: str, wrt: str | None) -> bool:
+    if wrt not in (None, "all"):
+        raise ValueError(f"chain.{method}: wrt must be None or 'all', not {wrt!r}")
+    return wrt == "all"
+
+
+def _result(cotangents: Cotangents, everything: bool) -> Any:
+    return (cotangents[0], *cotangents[1]) if everything else cotangents[0]

@@ -1,0 +1,153 @@
+"""What a check of derivatives has found."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Discrepancy", "GradCheck", "Index", "Kink"]
+
+Array: TypeAlias = npt.NDArray[Any]
+Index: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Discrepancy:
+    """One comparison of a given derivative with a measured one.
+
+    Parameters
+    ----------
+    what : str
+        What was given: ``"grad"``, ``"vjp"`` or ``"jvp"``.
+    index : tuple of int or None
+        The coordinate; None along a direction.
+    direction : ndarray or None
+        The direction, in the shape of x; None at a coordinate.
+    given, measured : float
+        The derivative along it; of an interval the point nearest to what was given.
+    error : float
+        Their distance.
+    tolerance : float
+        What it may be: relative, plus the estimated error of the measurement.
+    """
+
+    what: str
+    index: Index | None
+    direction: Array | None
+    given: float
+    measured: float
+    error: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within the tolerance."""
+        return self.error <= self.tolerance
+
+    @property
+    def excess(self) -> float:
+        """The error in terms of the tolerance."""
+        if self.error <= 0:
+            return 0.0
+        return self.error / self.tolerance if self.tolerance > 0 else math.inf
+
+    def __str__(self) -> str:
+        if self.index is not None:
+            where = f"x[{', '.join(map(str, self.index))}]" if self.index else "x"
+        else:
+            where = f"direction {np.array2string(np.asarray(self.direction), threshold=6)}"
+        return (
+            f"{self.what} at {where}: given {self.given:.10g}, measured {self.measured:.10g}, "
+            f"error {self.error:.2g}, tolerance {self.tolerance:.2g}"
+        )
+
+
+@dataclass(frozen=True)
+class Kink:
+    """A coordinate whose one-sided derivatives differ.
+
+    Parameters
+    ----------
+    index : tuple of int
+        The coordinate.
+    interval : tuple of float
+        The one-sided derivatives, the smaller first.
+    given : float
+        What was given; accepted if it lies in the interval.
+    """
+
+    index: Index
+    interval: tuple[float, float]
+    given: float
+
+    def __str__(self) -> str:
+        where = ", ".join(map(str, self.index))
+        low, high = self.interval
+        return f"x[{where}] from {low:.6g} to {high:.6g}, given {self.given:.6g}"
+
+
+@dataclass(frozen=True, eq=False)
+class GradCheck:
+    """What `check_grad` found; true if it is `ok`.
+
+    Parameters
+    ----------
+    ok : bool
+        Whether everything that was compared agrees.
+    worst : Discrepancy
+        The largest error in terms of its tolerance; a coordinate, if one disagrees.
+    kinks : tuple of Kink
+        The coordinates on a kink.
+    is_linear : bool
+        Whether the function's directional derivatives are linear in the direction where partial
+        derivatives exist; if not, it has no gradient, whatever these are.
+    unresolved : tuple of tuple of int
+        Coordinates where no difference says anything: noise, a pole, a step. They do not pass.
+    failures : tuple of Discrepancy
+        All that disagree.
+    coordinates, directions : int
+        How many were looked at.
+    method : str
+        ``"complex step"`` or ``"differences"``.
+    dtype : dtype
+        What the function was evaluated in.
+    """
+
+    ok: bool
+    worst: Discrepancy
+    kinks: tuple[Kink, ...]
+    is_linear: bool
+    unresolved: tuple[Index, ...]
+    failures: tuple[Discrepancy, ...]
+    coordinates: int
+    directions: int
+    method: str
+    dtype: np.dtype[Any]
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        lines = [
+            f"check_grad: {'ok' if self.ok else 'FAILED'}; {self.coordinates} coordinates, "
+            f"{self.directions} directions, {self.dtype}, {self.method}",
+            f"  worst: {self.worst}",
+        ]
+        if not self.is_linear:
+            lines.append("  directional derivatives are not linear: there is no gradient at x")
+        if self.unresolved:
+            lines.append(f"  not resolved by any step: x at {_listed(self.unresolved)}")
+        if len(self.failures) > 1:
+            lines.append(f"  {len(self.failures)} comparisons fail")
+        if self.kinks:
+            lines.append(f"  kinks, one-sided derivatives: {_listed(self.kinks, '; ')}")
+        return "\n".join(lines)
+
+
+def _listed(items: tuple[Any, ...], separator: str = ", ", most: int = 8) -> str:
+    more = f"{separator}and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(map(str, items[:most])) + more
