@@ -394,12 +394,14 @@ HWY_INLINE void MultiplyUnpacked(const BlockSize& size, const T* a, ptrdiff_t a_
   if (n == 0) return;
   const size_t panels = (n + kColumns - 1) / kColumns;
   MicroBlock<T> block{k, a, a_row, a_col, b, b_row, c, c_row, 0, add};
-  for (size_t i = 0; i < m; i += kRows) {
-    const size_t rows = std::min(kRows, m - i);
+  // Blocks differ by a row at most: one of two rows would wait for the latency of its few chains.
+  const size_t blocks = (m + kRows - 1) / kRows;
+  for (size_t i = 0, rows = 0, left = blocks; left != 0; i += rows, --left) {
+    rows = (m - i + left - 1) / left;
     block.a = a + static_cast<ptrdiff_t>(i) * a_row;
     // The next rows are fetched meanwhile, some with each panel.
-    const T* next = block.a + static_cast<ptrdiff_t>(kRows) * a_row;
-    const size_t next_rows = std::min(kRows, m - i - rows);
+    const T* next = block.a + static_cast<ptrdiff_t>(rows) * a_row;
+    const size_t next_rows = std::min(rows, m - i - rows);
     const size_t ahead = a_col == 1 ? (next_rows + panels - 1) / panels : 0;
     block.b = b;
     for (size_t j = 0; j < n; j += kColumns, block.b += b_panel) {
@@ -439,6 +441,12 @@ void MultiplySmall(const SmallProducts& products) {
   HWY_ALIGN T right[kSmallRight];
   const ptrdiff_t b_row = in_place ? products.b_row : static_cast<ptrdiff_t>(kColumns);
   const size_t b_panel = in_place ? kColumns : kColumns * k;
+  // One block of registers needs no loops around it.
+  const bool single = m <= kRows && n <= kColumns && products.c_col == 1;
+  const Panel<T> panel(n, 0);
+  const MicroKernel<T> kernel = MicroKernels<T, false>::Get(single ? m : 1, panel.vectors);
+  MicroBlock<T> block{k,     a, products.a_row, products.a_col, right,
+                      b_row, c, products.c_row, panel.last,     products.add};
   for (size_t index = 0; index < products.count; ++index) {
     if (!in_place) {
       T* to = right;
@@ -448,8 +456,15 @@ void MultiplySmall(const SmallProducts& products) {
                   products.b_row, columns, RoundUp(columns, kLanes), k, to);
       }
     }
-    MultiplyUnpacked<T>(products.size, a, products.a_row, products.a_col, in_place ? b : right,
-                        b_row, b_panel, c, products.c_row, products.c_col, products.add);
+    if (single) {
+      block.a = a;
+      block.b = in_place ? b : right;
+      block.c = c;
+      kernel(block);
+    } else {
+      MultiplyUnpacked<T>(products.size, a, products.a_row, products.a_col, in_place ? b : right,
+                          b_row, b_panel, c, products.c_row, products.c_col, products.add);
+    }
     a += products.a_next;
     b += products.b_next;
     c += products.c_next;
