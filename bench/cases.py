@@ -13,6 +13,7 @@ import numpy as np
 import pullback as pb
 from pullback.loss_table import LOSSES, LossRow
 from pullback.ops import OPS, OpRow
+from pullback.reduction_table import REDUCTIONS, ReductionRow
 
 SIZES = (16, 1000, 100_000)
 DTYPES = ("float32", "float64")
@@ -48,6 +49,7 @@ LOSS_METHODS = (
     "pointwise.second_derivative",
     "pointwise.vjp",
 )
+REDUCTION_SHAPES = ((16,), (200, 300), (100_000,))
 LOSS_SHAPES = ((100, 10), (1000, 20), (10_000, 100))
 
 
@@ -122,6 +124,33 @@ def loss_arguments(row: LossRow, method: str, n: int, d: int, dtype: str) -> tup
     return (z, y, np.ones(n, dtype)) if method == "pointwise.vjp" else (z, y)
 
 
+def reduction_arguments(
+    row: ReductionRow, method: str, shape: tuple[int, ...], dtype: str
+) -> tuple[Any, ...]:
+    """Return operands, the exponent of a norm, and the cotangent or the tangents."""
+    rng = np.random.default_rng(0)
+    operands = tuple(rng.uniform(0.5, 1.5, shape).astype(dtype) for _ in row.operands)
+    bound = (3.0,) if row.parameter is not None and row.parameter.default is None else ()
+    if method == "vjp":
+        g = operands[0] if row.is_map else np.ones((), dtype)
+        return (*operands, *bound, g)
+    return (*operands, *bound, *operands) if method == "jvp" else (*operands, *bound)
+
+
+def _reduction_cases() -> Iterator[Case]:
+    for name, row in REDUCTIONS.items():
+        methods = ("value", "vjp", "jvp", "jacobian")
+        for method in methods if row.is_map else (*methods, "grad", "value_and_grad"):
+            for shape in REDUCTION_SHAPES:
+                for dtype in DTYPES:
+                    yield Case(
+                        name,
+                        method,
+                        f"{dtype}-{'x'.join(map(str, shape))}",
+                        lambda r=row, m=method, s=shape, d=dtype: reduction_arguments(r, m, s, d),
+                    )
+
+
 def _cases() -> Iterator[Case]:
     for op, row in OPS.items():
         for method, extra in ELEMENTWISE_METHODS.items():
@@ -135,6 +164,7 @@ def _cases() -> Iterator[Case]:
                         lambda r=row, c=count, d=dtype, n=n: elementwise_arguments(r, c, d, n),
                     )
     yield from _product_cases()
+    yield from _reduction_cases()
     for loss, row in LOSSES.items():
         for method in LOSS_METHODS:
             for n, d in LOSS_SHAPES:

@@ -1,7 +1,7 @@
 """Compare pullback with other libraries: all contenders in one run, checked, then interleaved.
 
-    python bench/compare.py [losses|elementwise|matmul|chain|all] [--quick] [--only REGEX]
-                            [--json FILE] [--threads N]
+    python bench/compare.py [losses|elementwise|matmul|reductions|chain|all] [--quick]
+                            [--only REGEX] [--json FILE] [--threads N]
 
 Every contender's result is checked before it is timed. Rounds go through all contenders in turn,
 so that what disturbs the machine disturbs them alike; the median over the rounds counts. A library
@@ -55,6 +55,7 @@ MATMUL_SHAPES = (  # stack, m, k, n
     ((500,), 64, 64, 64),
     ((), 64, 2048, 2048),
 )
+REDUCTION_SHAPES = ((1000, 1000), (10_000_000,))
 NUMBA_FROM = 1000  # below, a loop that is given its output is a different task
 OUT_GIVEN = 5_000_000  # from here on, results go into an array that is there already
 LARGE_BYTES = 1 << 26  # from here on, a plain read of X is timed as well, the limit
@@ -63,6 +64,7 @@ QUICK_LOSS_SHAPES = LOSS_SHAPES[:2]
 QUICK_FIT_SHAPES = ((1000, 20),)
 QUICK_SIZES = ELEMENTWISE_SIZES[:2]
 QUICK_MATMUL_SHAPES = MATMUL_SHAPES[:3]
+QUICK_REDUCTION_SHAPES = ((100, 10), (1000,))
 
 
 class Effort(NamedTuple):
@@ -109,6 +111,7 @@ WANTS = (
     (r" csr$", Want(libraries=1.5)),
     (r" hvp \d+x\d{3}", Want(limit=1.15)),
     (r" K=", Want(libraries=1.5)),
+    (r"^(squared_norm2|logsumexp|softmax)\.", Want(libraries=1.5)),
     (r"^chain 1000000 ", Want(libraries=1.5)),
 )
 
@@ -423,6 +426,35 @@ def matmul(*, quick: bool, effort: Effort, wanted: Wanted) -> Iterator[dict[str,
             )
 
 
+def reductions(*, quick: bool, effort: Effort, wanted: Wanted) -> Iterator[dict[str, Any]]:
+    """Yield records of reductions with their gradients, and of softmax's vjp."""
+    import numpy as np
+    import pullback as pb
+    import reduction_peers
+
+    for name in ("squared_norm2.value_and_grad", "logsumexp.value_and_grad", "softmax.vjp"):
+        for shape in QUICK_REDUCTION_SHAPES if quick else REDUCTION_SHAPES:
+            for label, dtype in _dtypes(f"{name} {'x'.join(map(str, shape))} {{}}", wanted):
+                rng = np.random.default_rng(0)
+                x, g = rng.normal(size=(2, *shape)).astype(dtype)
+                op, _, method = name.partition(".")
+                twin = getattr(getattr(pb.reference, op), method)
+                axis = {} if op == "squared_norm2" else {"axis": -1}
+                expected = twin(x, g, **axis) if method == "vjp" else twin(x, **axis)
+                yield compare(
+                    label,
+                    list(reduction_peers.contenders(name, x, g)),
+                    tuple(np.asarray(part, float) for part in _several(expected)),
+                    _rtol(dtype),
+                    effort,
+                    nbytes=(2 + (method == "vjp")) * x.nbytes,
+                )
+
+
+def _several(result: Any) -> tuple[Any, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
 def chain(*, quick: bool, effort: Effort, wanted: Wanted) -> Iterator[dict[str, Any]]:
     """Yield records of the value and the vjp of tanh(exp(-x*x))."""
     import numpy as np
@@ -446,6 +478,7 @@ SUITES: dict[str, tuple[Callable[..., Iterator[dict[str, Any]]], tuple[str, ...]
     "losses": (losses, ("NumPy", "SciPy", "PyTorch", "JAX", "scikit-learn", "Numba")),
     "elementwise": (elementwise, ("NumPy", "PyTorch", "JAX", "Numba", "numexpr")),
     "matmul": (matmul, ("NumPy", "PyTorch", "JAX")),
+    "reductions": (reductions, ("NumPy", "PyTorch", "JAX")),
     "chain": (chain, ("NumPy", "PyTorch", "autograd")),
 }
 

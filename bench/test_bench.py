@@ -13,7 +13,8 @@ import compare
 import numpy as np
 import pytest
 from cases import CASES, Case
-from pullback import Diagonal, Kronecker, PartialSums
+from pullback import Diagonal, PartialSums
+from pullback.jacobians import Jacobian
 
 
 def leaves(tree: Any) -> Iterator[np.ndarray]:
@@ -23,10 +24,12 @@ def leaves(tree: Any) -> Iterator[np.ndarray]:
             yield from leaves(branch)
     elif isinstance(tree, PartialSums):
         yield from leaves(tree.finish())
-    elif isinstance(tree, Kronecker):
-        yield tree @ np.ones(tree.input_shape, tree.dtype)
+    elif isinstance(tree, Diagonal):
+        yield tree.diagonal()
+    elif isinstance(tree, Jacobian):
+        yield tree @ np.arange(1, 1 + tree.shape[1], dtype=tree.dtype)
     else:
-        yield tree.diagonal() if isinstance(tree, Diagonal) else np.asarray(tree)
+        yield np.asarray(tree)
 
 
 def check(actual: Any, expected: Any) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from pullback import reference
 from pullback.loss_table import LOSSES, LossRow
 from pullback.ops import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPoint
+from pullback.reduction_table import REDUCTIONS, RUN, ReductionRow
 from pullback.reference.arguments import Primitive
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +40,7 @@ from pullback import elementwise as elementwise
 from pullback import jacobians as jacobians
 from pullback import losses as losses
 from pullback import ops as ops
+from pullback import reductions as reductions
 from pullback import reference as reference
 from pullback.chain import Chain as Chain
 from pullback.chain import arg as arg
@@ -54,6 +56,9 @@ from pullback.reference.forms import BilinearForm, QuadraticForm
 from pullback.reference.linear import Linear
 from pullback.reference.losses import Loss, ParametricLoss
 from pullback.reference.matmul import Matmul
+from pullback.reference.reduction import Reduction
+from pullback.reference.reductions import Dot, Norm, Variance
+from pullback.reference.row_maps import LayerNorm, RowMap
 
 __all__ = [  # noqa: RUF022
 {names}
@@ -155,6 +160,9 @@ from pullback.reference.forms import BilinearForm, QuadraticForm
 from pullback.reference.linear import Linear
 from pullback.reference.losses import Loss, ParametricLoss
 from pullback.reference.matmul import Matmul
+from pullback.reference.reduction import Reduction
+from pullback.reference.reductions import Dot, Norm, Variance
+from pullback.reference.row_maps import LayerNorm, RowMap
 
 __all__ = [  # noqa: RUF022
 {names}
@@ -181,6 +189,7 @@ FUNCTIONS = (
     "losses",
     "ops",
     "primitives",
+    "reductions",
     "reference",
     "set_num_threads",
     "show_config",
@@ -199,13 +208,14 @@ def reference_stub() -> str:
 
 
 def _names(*more: str) -> str:
-    names = [*OPS, *LOSSES, *(f.__name__ for f in PRODUCTS), *more]
+    names = [*OPS, *LOSSES, *REDUCTIONS, *(f.__name__ for f in PRODUCTS), *more]
     return "\n".join(f'    "{name}",' for name in sorted(names))
 
 
 def _primitives(unary: str, binary: str) -> str:
     entries = [_stub_entry(row, unary if row.nin == 1 else binary) for row in OPS.values()]
     entries += [f'{f.__name__}: Final[{type(f).__name__}]\n"""{_summary(f)}"""' for f in PRODUCTS]
+    entries += [_reduction_entry(row) for row in REDUCTIONS.values()]
     entries += [_loss_entry(row) for row in LOSSES.values()]
     return "\n".join(entries)
 
@@ -225,6 +235,18 @@ def _stub_entry(row: OpRow, protocol: str) -> str:
         _filled(f'"""{row.summary}, ``{row.formula}``.'),
         "",
         _filled(f"Derivative {slopes}; domain: {row.domain_text}."),
+        '"""',
+    ]
+    return "\n".join(lines)
+
+
+def _reduction_entry(row: ReductionRow) -> str:
+    slopes = ", ".join(f"``{formula}``" for formula in row.derivative_formula)
+    lines = [
+        f"{row.name}: Final[{type(getattr(reference, row.name)).__name__}]",
+        _filled(f'"""{row.summary}, ``{row.formula}``.'),
+        "",
+        _filled(f"Derivative {slopes}; {row.conventions}."),
         '"""',
     ]
     return "\n".join(lines)
@@ -270,6 +292,33 @@ value's error of one marked *of operands* is in units of the largest of the valu
 Conventions at kinks, and IEEE limits, to the sign of zero.
 
 {special_points}
+
+## Reductions
+
+`f(x, axis=None, keepdims=False)` for an axis, several, or all. The gradient of each result by its
+own slice has the operand's shape. Sums accumulate in float64 over runs of at most {run} elements
+that merge as a tree, so a sum of n terms is within S(n) = (r + ceil(log2(n/r)) + 8) 2^-53 of the
+terms' magnitudes, r = {run}, and has the same bits for any number of threads.
+
+| method | result |
+| --- | --- |
+| `value(x)`, or the call itself | the value of each slice |
+| `grad(x)`, `value_and_grad(x)` | the gradient, in the shape of `x` |
+| `vjp(x, g)` | the gradient times `g`, of the result's shape |
+| `jvp(x, t)` | the sum of derivatives times `t`, of the shape of `x` |
+| `jacobian(x)` | dense where all is reduced to one value, else a sum of a `Diagonal` |
+
+`dot(x, y)` takes two operands of one shape and gives a pair; `norm(x, p)` takes its exponent
+behind `x`; `variance` takes `ddof`. The maps of rows have a `value`, `vjp(x, g)`, `jvp(x, t)` and
+`jacobian` along `axis=-1`. In formulas x is a slice of n elements, i and j are indices into it, p
+is softmax(x), y the map's value and r that of its scale.
+
+{reductions}
+
+An error is at most the bound in units in the last place of the result, plus S(n) times what stands
+beside it; of the products of maps, where results cancel, in units of the larger of both.
+
+{reduction_errors}
 
 ## Matrix products
 
@@ -338,6 +387,15 @@ def catalogue() -> str:
             ("op", "at", "value", "derivative"),
             (cells for row in OPS.values() for cells in _special_points(row)),
         ),
+        run=RUN,
+        reductions=_markdown(
+            ("reduction", "value", "derivative", "empty", "at the edges", "source"),
+            map(_reduction, REDUCTIONS.values()),
+        ),
+        reduction_errors=_markdown(
+            ("reduction", "value: max ULP", "S(n) by", "derivative or vjp: max ULP", "S(n) by"),
+            map(_reduction_errors, REDUCTIONS.values()),
+        ),
         losses=_markdown(
             ("loss", "`l(z, y)`", "derivative", "second derivative", "targets"),
             map(_loss, LOSSES.values()),
@@ -381,6 +439,22 @@ def _point(point: SpecialPoint) -> tuple[str, ...]:
         for numbers in (point.at, (point.value,), point.derivative)
     )
     return at, value, derivative
+
+
+def _reduction(row: ReductionRow) -> tuple[str, ...]:
+    return (
+        f"`{row.name}`",
+        f"`{row.formula}`",
+        ", ".join(f"`{formula}`" for formula in row.derivative_formula),
+        "" if row.is_map else "an error" if row.empty is None else f"{row.empty:g}",
+        row.conventions,
+        row.source,
+    )
+
+
+def _reduction_errors(row: ReductionRow) -> tuple[str, ...]:
+    value, slope = (f"{bound:g}" for bound in row.max_ulp)
+    return f"`{row.name}`", value, f"`{row.terms}`", slope, f"`{row.slope_terms}`"
 
 
 def _loss(row: LossRow) -> tuple[str, ...]:
@@ -489,6 +563,8 @@ def readme() -> str:
     kinds = {
         "Unary": [name for name, row in OPS.items() if row.nin == 1],
         "Binary": [name for name, row in OPS.items() if row.nin == 2],
+        "Reductions": [name for name, row in REDUCTIONS.items() if not row.is_map],
+        "Maps of rows": [name for name, row in REDUCTIONS.items() if row.is_map],
         "Losses": list(LOSSES),
     }
     lists = (

@@ -17,6 +17,7 @@ import pytest
 from protocol import CALLS, METHODS, TARGETS, UFUNC_CALLS, Call, by_name, native
 from pullback.loss_table import LOSSES
 from pullback.ops import OPERANDS, OPS, OpRow
+from pullback.reduction_table import REDUCTIONS
 
 rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
 
@@ -28,7 +29,12 @@ PRODUCT_METHODS = {
     "quadratic_form": ("vjp", "jvp", "value_and_grad", "jacobian"),
     "bilinear_form": ("vjp", "jvp", "value_and_grad", "jacobian"),
 }
-PRIMITIVES = (*OPS, *PRODUCT_METHODS, *LOSSES)
+MAP_METHODS = ("value", "vjp", "jvp", "jacobian")
+REDUCTION_METHODS = {
+    name: MAP_METHODS if row.is_map else (*MAP_METHODS, "grad", "value_and_grad")
+    for name, row in REDUCTIONS.items()
+}
+PRIMITIVES = (*OPS, *PRODUCT_METHODS, *REDUCTIONS, *LOSSES)
 
 
 def callables() -> Iterator[tuple[str, Any, Any]]:
@@ -37,7 +43,7 @@ def callables() -> Iterator[tuple[str, Any, Any]]:
         yield call.name, call.of(pb), call.of(pb.reference)
     for op in OPS:
         yield f"{op}.jacobian", getattr(pb, op).jacobian, getattr(pb.reference, op).jacobian
-    for name, methods in PRODUCT_METHODS.items():
+    for name, methods in (PRODUCT_METHODS | REDUCTION_METHODS).items():
         ours, twin = getattr(pb, name), getattr(pb.reference, name)
         yield name, ours, twin
         for method in methods:
@@ -62,6 +68,10 @@ everything = pytest.mark.parametrize(
 def test_both_tables_hold_the_same_operations() -> None:
     assert native.elementwise_ops() == {name: row.nin for name, row in OPS.items()}
     assert sorted(native.loss_ops()) == sorted(pb.losses.losses)
+    # Softmax is logsumexp's gradient; norm(x, inf) has kernels of its own.
+    own = {name for name, _ in native.reduction_ops()} - {"norm_inf"}
+    assert own == set(REDUCTIONS)
+    assert len(native.reduction_ops()) == len(set(native.reduction_ops()))
 
 
 @pytest.mark.native
@@ -92,6 +102,9 @@ def test_unknown_operations_and_methods() -> None:
     for loss, method in (("nonsense", "value"), ("relu_mse", "nonsense")):
         with pytest.raises(KeyError):
             native.loss_method(loss, 0.0, method, print)
+    for name, method in (("nonsense", "value"), ("sum", "nonsense"), ("softmax", "grad")):
+        with pytest.raises(KeyError):
+            native.reduction_method(name, method, 0.0, print)
 
 
 # --- the registry ---------------------------------------------------------------------------------
@@ -105,6 +118,8 @@ def test_registry_holds_every_primitive() -> None:
     for name in OPS:
         assert pb.elementwise.primitives[name] is pb.primitives[name]
         assert getattr(pb.elementwise, name) is pb.primitives[name]
+    for name in REDUCTIONS:
+        assert getattr(pb.reductions, name) is pb.primitives[name]
     for name in pb.losses.losses:
         assert getattr(pb.losses, name) is pb.primitives[name]
     with pytest.raises(TypeError):
@@ -130,6 +145,8 @@ def test_reference_mirrors_every_method(name: str) -> None:
         assert public_methods(ours) == protocol
     if name in PRODUCT_METHODS:
         assert public_methods(ours) == set(PRODUCT_METHODS[name])
+    if name in REDUCTIONS:
+        assert public_methods(ours) == set(REDUCTION_METHODS[name])
     if name in LOSSES:
         assert public_methods(ours) == set(LOSS_METHODS)
         assert public_methods(ours.pointwise) == set(POINTWISE_METHODS)
@@ -156,7 +173,9 @@ def _is_import(name: str, value: Any) -> bool:
     return submodule or name == "annotations" or not module.startswith("pullback")
 
 
-@pytest.mark.parametrize("module", ["elementwise", "losses", "reference", "ops", "jacobians"])
+@pytest.mark.parametrize(
+    "module", ["elementwise", "reductions", "losses", "reference", "ops", "jacobians"]
+)
 def test_all_of_submodules(module: str) -> None:
     submodule = getattr(pb, module)
     for name in submodule.__all__:
@@ -264,7 +283,15 @@ def test_docstring(name: str, ours: Any, twin: Any) -> None:
     if op in LOSSES and not method:
         for formula in (LOSSES[op].formula, LOSSES[op].derivative_formula, LOSSES[op].source):
             assert formula in doc
-    if op in PRODUCT_METHODS or (op in LOSSES and method not in ("", "pointwise")):
+    if op in REDUCTIONS and not method:
+        row = REDUCTIONS[op]
+        for text in (row.formula, *row.derivative_formula, row.source):
+            assert text in doc
+    if (
+        op in PRODUCT_METHODS
+        or (op in REDUCTIONS and method)
+        or (op in LOSSES and method not in ("", "pointwise"))
+    ):
         assert {"Parameters", "Returns", "Raises"} <= sections(doc)
         assert "shape" in doc
 

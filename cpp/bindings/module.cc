@@ -12,8 +12,10 @@
 #include "bindings/losses.h"
 #include "bindings/matmul.h"
 #include "bindings/method.h"
+#include "bindings/reductions.h"
 #include "kernels/elementwise.h"
 #include "kernels/losses.h"
+#include "kernels/reductions.h"
 #include "runtime/limits.h"
 #include "runtime/targets.h"
 #include "runtime/threads.h"
@@ -41,6 +43,12 @@ void RegisterPrimitives(py::module_& m) {
     for (const LossKernels& loss : LossOps()) names.append(loss.name);
     return names;
   });
+  m.def("reduction_ops", [] {
+    py::list names;
+    for (const ReductionKernels& op : ReductionOps())
+      names.append(py::make_tuple(op.name, op.method));
+    return names;
+  });
   m.def(
       "elementwise_ufunc",
       [](const std::string& op, const std::string& method, const std::string& name,
@@ -61,6 +69,13 @@ void RegisterPrimitives(py::module_& m) {
         return Steal(NewLossMethod(name.c_str(), parameter, method.c_str(), fallback.ptr()));
       },
       py::arg("name"), py::arg("parameter"), py::arg("method"), py::arg("fallback"));
+  m.def(
+      "reduction_method",
+      [](const std::string& name, const std::string& method, double parameter,
+         const py::function& fallback) {
+        return Steal(NewReductionMethod(name.c_str(), method.c_str(), parameter, fallback.ptr()));
+      },
+      py::arg("name"), py::arg("method"), py::arg("parameter"), py::arg("fallback"));
   m.def(
       "matmul_method",
       [](const std::string& name, const py::function& fallback) {
@@ -90,6 +105,7 @@ void RegisterRuntime(py::module_& m) {
         if (!SetTarget(name, &error)) throw py::value_error(error);
         RefreshElementwiseKernels();
         RefreshLossKernels();
+        RefreshReductionKernels();
       },
       py::arg("name"));
 
@@ -166,7 +182,7 @@ __attribute__((visibility("default"))) const char* pullback_get_version() {
 PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   if (PyArray_ImportNumPyAPI() < 0 || PyUFunc_ImportUFuncAPI() < 0 ||
       !pullback::RegisterMethodType(m.ptr()) || !pullback::RegisterRunType(m.ptr()) ||
-      !pullback::RegisterLossEngine(m.ptr())) {
+      !pullback::RegisterLossEngine(m.ptr()) || !pullback::RegisterReductionEngine(m.ptr())) {
     throw py::error_already_set();
   }
   pullback::RegisterPrimitives(m);

@@ -442,7 +442,7 @@ void MultiplySmall(const SmallProducts& products) {
   const ptrdiff_t b_row = in_place ? products.b_row : static_cast<ptrdiff_t>(kColumns);
   const size_t b_panel = in_place ? kColumns : kColumns * k;
   // One block of registers needs no loops around it.
-  const bool single = m <= kRows && n <= kColumns && products.c_col == 1;
+  const bool single = 0 < m && m <= kRows && 0 < n && n <= kColumns && products.c_col == 1;
   const Panel<T> panel(n, 0);
   const MicroKernel<T> kernel = MicroKernels<T, false>::Get(single ? m : 1, panel.vectors);
   MicroBlock<T> block{k,     a, products.a_row, products.a_col, right,

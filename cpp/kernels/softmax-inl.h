@@ -36,17 +36,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 using SoftmaxTag = hn::CappedTag<double, 4>;
 constexpr size_t kSoftmaxLanes = hn::MaxLanes(SoftmaxTag());
 
-// exp(z - largest) to full relative accuracy, for z <= largest; NaN for a difference of infinities.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V ExpBelow(D d, V z, V largest) {
-  V t, t_lo, p_hi, p_lo, k;
-  TwoDiff(z, largest, t, t_lo);
-  // Elsewhere t_lo may be NaN, and exp(t) is 0 or NaN.
-  t_lo = hn::IfThenElseZero(hn::Gt(t, hn::Set(d, ExpConstants<double>::kMin)), t_lo);
-  ExpCore(d, AtLeast(d, ExpConstants<double>::kMin, t), t_lo, p_hi, p_lo, k);
-  return Ldexp(d, hn::Add(p_hi, p_lo), k);
-}
-
 // One group of rows: as many as a vector has lanes, or the last ones. Arrays are (rows, classes).
 class SoftmaxGroup {
  public:

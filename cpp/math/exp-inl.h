@@ -125,6 +125,18 @@ HWY_INLINE V Exp(D d, V x) {
   return Ldexp(d, hn::Add(p_hi, p_lo), k);
 }
 
+// exp(z - largest) to full relative accuracy, for z <= largest; NaN for a difference of infinities.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V ExpBelow(D d, V z, V largest) {
+  constexpr auto kMin = ExpConstants<hn::TFromD<D>>::kMin;
+  V t, t_lo, p_hi, p_lo, k;
+  TwoDiff(z, largest, t, t_lo);
+  // Elsewhere t_lo may be NaN, and exp(t) is 0 or NaN.
+  t_lo = hn::IfThenElseZero(hn::Gt(t, hn::Set(d, kMin)), t_lo);
+  ExpCore(d, AtLeast(d, kMin, t), t_lo, p_hi, p_lo, k);
+  return Ldexp(d, hn::Add(p_hi, p_lo), k);
+}
+
 // expm1(x) = hi + lo, for x below ExpConstants::kMinusOne.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void Expm1Core(D d, V p_hi, V p_lo, V k, V& hi, V& lo) {

@@ -1,8 +1,8 @@
 """Derivatives at the machine's limit, on NumPy alone.
 
 pullback computes values, Jacobians, vector-Jacobian products (pullbacks) and Jacobian-vector
-products of elementwise operations and matrix products, and losses of linear models with their
-gradients in one pass over the data. Every primitive is an object that follows one protocol::
+products of elementwise operations, reductions and matrix products, and losses of linear models with
+their gradients in one pass over the data. Every primitive is an object that follows one protocol::
 
     import pullback as pb
 
@@ -10,6 +10,8 @@ gradients in one pass over the data. Every primitive is an object that follows o
     pb.tanh.derivative(x)       # the diagonal of the Jacobian
     pb.tanh.vjp(x, g)           # g * tanh'(x), one pass
     pb.multiply.vjp(w, x, g)    # a cotangent for each operand, in the operand's shape
+    pb.logsumexp.value_and_grad(x, axis=-1)
+    pb.softmax.vjp(x, g)
     pb.matmul.vjp(A, B, G)
     loss, (gw, gb) = pb.relu_mse.value_and_grad(X, y, w, b)
 
@@ -24,7 +26,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from pullback import elementwise, jacobians, losses, ops, reference
+from pullback import elementwise, jacobians, losses, ops, reductions, reference
 from pullback.chain import Chain, arg, chain
 from pullback.check import GradCheck, check_grad
 from pullback.config import (
@@ -44,7 +46,7 @@ from pullback.objective import LinearObjective
 from pullback.partial import PartialSums
 
 primitives: Final[Mapping[str, Any]] = MappingProxyType(
-    {**elementwise.primitives, **_products, **losses.losses}
+    {**elementwise.primitives, **_products, **reductions.reductions, **losses.losses}
 )
 globals().update(primitives)
 _threadpoolctl.register()
@@ -74,6 +76,7 @@ __all__ = [
     "losses",
     "ops",
     "primitives",
+    "reductions",
     "reference",
     "set_num_threads",
     "show_config",

@@ -9,10 +9,12 @@ from pullback.reference.forms import bilinear_form, quadratic_form
 from pullback.reference.linear import linear
 from pullback.reference.losses import losses as _losses
 from pullback.reference.matmul import matmul
+from pullback.reference.reductions import reductions as _reductions
 
 __all__ = [
     *elementwise,
     *_losses,
+    *_reductions,
     "bilinear_form",
     "linear",
     "matmul",
@@ -21,6 +23,7 @@ __all__ = [
 
 globals().update(elementwise)
 globals().update(_losses)
+globals().update(_reductions)
 
 if TYPE_CHECKING:
 

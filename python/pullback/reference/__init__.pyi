@@ -6,6 +6,9 @@ from pullback.reference.forms import BilinearForm, QuadraticForm
 from pullback.reference.linear import Linear
 from pullback.reference.losses import Loss, ParametricLoss
 from pullback.reference.matmul import Matmul
+from pullback.reference.reduction import Reduction
+from pullback.reference.reductions import Dot, Norm, Variance
+from pullback.reference.row_maps import LayerNorm, RowMap
 
 __all__ = [  # noqa: RUF022
     "abs",
@@ -22,6 +25,7 @@ __all__ = [  # noqa: RUF022
     "cos",
     "cosh",
     "divide",
+    "dot",
     "elu",
     "equal",
     "erf",
@@ -41,6 +45,7 @@ __all__ = [  # noqa: RUF022
     "huber",
     "hypot",
     "identity",
+    "layer_norm",
     "leaky_relu",
     "less",
     "less_equal",
@@ -51,17 +56,26 @@ __all__ = [  # noqa: RUF022
     "log2",
     "log_cosh",
     "log_sigmoid",
+    "log_softmax",
     "logaddexp",
     "logistic",
+    "logsumexp",
     "matmul",
+    "max",
     "maximum",
+    "mean",
+    "min",
     "minimum",
     "mish",
     "multiply",
     "negative",
+    "norm",
+    "norm1",
+    "norm2",
     "not_equal",
     "poisson",
     "power",
+    "prod",
     "quadratic_form",
     "quantile",
     "reciprocal",
@@ -74,6 +88,7 @@ __all__ = [  # noqa: RUF022
     "silu",
     "sin",
     "sinh",
+    "softmax",
     "softmax_cross_entropy",
     "softplus",
     "softsign",
@@ -82,10 +97,13 @@ __all__ = [  # noqa: RUF022
     "squared_difference",
     "squared_error",
     "squared_hinge",
+    "squared_norm2",
     "step",
     "subtract",
+    "sum",
     "tan",
     "tanh",
+    "variance",
     "xlogy",
 ]
 
@@ -417,6 +435,87 @@ linear: Final[Linear]
 """Return activation(X @ W + b)."""
 matmul: Final[Matmul]
 """Return the matrix product A @ B."""
+sum: Final[Reduction]
+"""Sum, ``sum(x)``.
+
+Derivative ``1``; the derivative is 1 whatever x is.
+"""
+mean: Final[Reduction]
+"""Arithmetic mean, ``sum(x)/n``.
+
+Derivative ``1/n``; the derivative is 1/n whatever x is.
+"""
+prod: Final[Reduction]
+"""Product, ``prod(x)``.
+
+Derivative ``prod(x[j] for j != i)``; the derivative is the product of the others, whatever x[i] is.
+"""
+dot: Final[Dot]
+"""Inner product, ``sum(x*y)``.
+
+Derivative ``y[i]``, ``x[i]``; the derivative by one operand is the other.
+"""
+norm1: Final[Reduction]
+"""Sum of magnitudes, ``sum(abs(x))``.
+
+Derivative ``sign(x[i])``; 0 at x[i] = 0.
+"""
+norm2: Final[Reduction]
+"""Euclidean norm, ``sqrt(sum(x**2))``.
+
+Derivative ``x[i]/norm2(x)``; 0 at x = 0; beside an infinity 0, and NaN at it.
+"""
+squared_norm2: Final[Reduction]
+"""Sum of squares, ``sum(x**2)``.
+
+Derivative ``2*x[i]``; none are needed.
+"""
+norm: Final[Norm]
+"""p-norm, ``sum(abs(x)**p)**(1/p)``.
+
+Derivative ``sign(x[i])*(abs(x[i])/norm(x, p))**(p - 1)``; 0 at x[i] = 0; norm(x, 1) is norm1,
+norm(x, 2) norm2, and norm(x, inf) the largest magnitude, which ties share; beside an infinity 0,
+and NaN at it.
+"""
+max: Final[Reduction]
+"""Largest element, ``max(x)``.
+
+Derivative ``1/k if x[i] = max(x) else 0``; k ties share; a NaN makes value and derivative NaN.
+"""
+min: Final[Reduction]
+"""Smallest element, ``min(x)``.
+
+Derivative ``1/k if x[i] = min(x) else 0``; k ties share; a NaN makes value and derivative NaN.
+"""
+logsumexp: Final[Reduction]
+"""Logarithm of the sum of exponentials, ``log(sum(exp(x)))``.
+
+Derivative ``exp(x[i] - logsumexp(x))``; +inf takes the derivative, and ties share it; NaN where all
+are -inf; the value's error is in ULP of the largest of it and the operands.
+"""
+variance: Final[Variance]
+"""Variance, ``sum((x - mean(x))**2)/(n - ddof)``.
+
+Derivative ``2*(x[i] - mean(x))/(n - ddof)``; NaN where an element is infinite, as the mean then is.
+"""
+softmax: Final[RowMap]
+"""Exponentials by their sum, along an axis, ``exp(x)/sum(exp(x))``.
+
+Derivative ``p[i]*((i = j) - p[j])``; +inf takes all, and ties share it; NaN where all are -inf.
+"""
+log_softmax: Final[RowMap]
+"""Logarithm of softmax, along an axis, ``x - log(sum(exp(x)))``.
+
+Derivative ``(i = j) - p[j]``; +inf takes all, and ties share it; NaN where all are -inf; the
+value's error is in ULP of the largest of it and 1.
+"""
+layer_norm: Final[LayerNorm]
+"""Elements less their mean, by their deviation, along an axis, ``(x - mean(x))/sqrt(var(x) +
+eps)``.
+
+Derivative ``((i = j) - 1/n - y[i]*y[j]/n)/sqrt(var(x) + eps)``; r is 1/sqrt(var(x) + eps), var(x)
+the variance with ddof = 0.
+"""
 squared_error: Final[Loss]
 """Squared error of a linear model.
 

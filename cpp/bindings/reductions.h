@@ -1,0 +1,22 @@
+#ifndef PULLBACK_CPP_BINDINGS_REDUCTIONS_H_
+#define PULLBACK_CPP_BINDINGS_REDUCTIONS_H_
+
+#include "bindings/numpy_api.h"
+
+namespace pullback {
+
+// `method` of a reduction or a map of rows at its parameter's default, f(operands, axis), which
+// calls `fallback` for all but C-contiguous arrays of one dtype. New reference; null with an
+// exception set.
+PyObject* NewReductionMethod(const char* reduction, const char* method, double parameter,
+                             PyObject* fallback);
+
+// Adds reduce_slices, reduce_tangents and transform_slices, the engine behind the Python layer.
+bool RegisterReductionEngine(PyObject* module);
+
+// After a change of target.
+void RefreshReductionKernels();
+
+}  // namespace pullback
+
+#endif  // PULLBACK_CPP_BINDINGS_REDUCTIONS_H_

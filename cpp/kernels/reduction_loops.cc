@@ -1,0 +1,52 @@
+// The table of reductions, compiled once per instruction set.
+#include "runtime/hwy_config.h"  // before any Highway header
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/reduction_loops.cc"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include <array>
+#include <cstddef>
+#include <span>
+#include <tuple>
+#include <utility>
+
+#include "kernels/reductions-inl.h"
+#include "kernels/reductions.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace pullback {
+namespace HWY_NAMESPACE {
+
+template <size_t... kRow>
+constexpr auto ReductionTableOf(std::index_sequence<kRow...>) {
+  return std::array{kReduction<std::tuple_element_t<kRow, ReductionRows>>...};
+}
+
+std::span<const ReductionKernels> ReductionTable() {
+  static constexpr auto kTable =
+      ReductionTableOf(std::make_index_sequence<std::tuple_size_v<ReductionRows>>());
+  return kTable;
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace pullback
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace pullback {
+HWY_EXPORT(ReductionTable);
+
+std::span<const ReductionKernels> ReductionOps() { return HWY_DYNAMIC_DISPATCH(ReductionTable)(); }
+
+const ReductionKernels* FindReduction(std::string_view name, std::string_view method) {
+  for (const ReductionKernels& op : ReductionOps()) {
+    if (op.name == name && op.method == method) return &op;
+  }
+  return nullptr;
+}
+
+}  // namespace pullback
+#endif  // HWY_ONCE

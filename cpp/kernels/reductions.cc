@@ -1,0 +1,452 @@
+// The driver of the reductions: fixed tiles and segments, trees of states, two passes or one.
+#include "kernels/reductions.h"
+
+#include "runtime/hwy_config.h"  // before any Highway header
+
+#include <hwy/base.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+#include "kernels/blocks.h"
+#include "runtime/fp_env.h"
+#include "runtime/partition.h"
+#include "runtime/threads.h"
+
+namespace pullback {
+namespace {
+
+// Rows of up to so many elements are turned into columns: a vector along them would be mostly
+// empty, and what is done once for each row would cost more than its elements.
+constexpr size_t kShortRow = 16;
+constexpr size_t kTurnedElements = 2048;
+
+// Of a tile of columns; with few rows it is wide.
+constexpr size_t kTileElements = 16384;
+constexpr size_t kTileColumns = 128;
+constexpr size_t kTileRows = 256;
+
+// Slices up to here are finished by one task, their second pass reads them from a cache.
+constexpr size_t kLocalElements = 65536;
+
+// A task's elements.
+constexpr size_t kTaskElements = 32768;
+
+// Results from here on are written past the caches.
+constexpr size_t kStreamBytes = size_t{8} << 20;
+
+// How the slices are cut.
+struct Layout {
+  explicit Layout(const ReductionCall& call)
+      : turned(call.inner == 1 && call.n <= kShortRow && call.outer > 1),
+        along(call.inner == 1 && !turned),
+        groups(turned ? 1 : call.outer),
+        columns(turned ? call.outer : call.inner),
+        stride(along ? 1 : static_cast<ptrdiff_t>(call.inner)) {
+    if (along) {
+      tile = 1;
+      segment = kMaxSegment;
+    } else if (turned) {
+      tile = std::min({columns, kTurnedElements / call.n, kMaxColumns});
+      segment = call.n;
+    } else {
+      tile = std::min(columns, std::clamp(kTileElements / call.n, kTileColumns, kMaxColumns));
+      segment = std::clamp<size_t>(kTileElements / tile, 1, kTileRows);
+    }
+    segment = std::min(segment, call.n);
+    segments = CeilDiv(call.n, segment);
+    tiles = CeilDiv(columns, tile);
+    width = along ? 1 : RoundUp(tile, kColumnPadding);
+  }
+
+  size_t Units() const { return groups * tiles; }
+
+  bool turned, along;
+  size_t groups, columns;
+  ptrdiff_t stride;
+  size_t tile, segment, segments, tiles;
+  size_t width;  // of a tile's fields
+};
+
+// Room that a task has to itself: on the stack where little is needed.
+class Scratch {
+ public:
+  explicit Scratch(size_t bytes) {
+    if (bytes > sizeof(stack_)) heap_.reset(new (std::nothrow) char[bytes + kAlignment]);
+    next_ = bytes > sizeof(stack_) ? heap_.get() : stack_;
+    if (next_ != nullptr) {
+      next_ += (kAlignment - reinterpret_cast<uintptr_t>(next_) % kAlignment) % kAlignment;
+    }
+  }
+  bool Failed() const { return next_ == nullptr; }
+  char* Take(size_t bytes) {
+    char* const taken = next_;
+    next_ += RoundUp(bytes, kAlignment);
+    return taken;
+  }
+  static constexpr size_t kAlignment = 64;
+
+ private:
+  alignas(kAlignment) char stack_[size_t{24} << 10];
+  std::unique_ptr<char[]> heap_;
+  char* next_;
+};
+
+class Reducer {
+ public:
+  Reducer(const ReductionCall& call, const Layout& layout)
+      : call_(call),
+        layout_(layout),
+        op_(*call.op),
+        loops_((layout.along ? op_.along : op_.across)[static_cast<size_t>(call.dtype)]),
+        item_(ItemSize(call.dtype)),
+        slopes_(call.out[0] != nullptr),
+        // A stateless row's slopes and tangents need no state, its values do.
+        sums_(call.values != nullptr && !call.tangents),
+        states_(sums_ || !op_.stateless),
+        fields_(op_.state * layout.width),
+        local_(layout.segments == 1 || call.n * layout.tile <= kLocalElements),
+        keeps_(op_.keeps && slopes_ && layout.segments == 1),
+        streamed_(Streams()) {}
+
+  HWY_NOINLINE Outcome Run(Poll* poll) {
+    const size_t units = layout_.Units(), segments = layout_.segments;
+    const size_t unit = call_.n * layout_.tile;
+    if (local_) {
+      return For(PartitionBy(units, std::max<size_t>(kTaskElements / unit, 1)), unit, poll,
+                 [&](Range range) { return Local(range); });
+    }
+    const size_t all = units * segments;
+    const size_t doubles = (states_ ? all * fields_ : 0) +
+                           (call_.tangents ? all * layout_.width : 0) +
+                           units * op_.coefs * layout_.width;
+    const std::unique_ptr<double[]> memory(new (std::nothrow) double[doubles]);
+    if (!memory) return Outcome::kOutOfMemory;
+    double* const states = memory.get();
+    double* const tangents = states + (states_ ? all * fields_ : 0);
+    double* const coefs = tangents + (call_.tangents ? all * layout_.width : 0);
+    const size_t piece = layout_.segment * layout_.tile;
+    const Partition pieces = PartitionBy(all, std::max<size_t>(kTaskElements / piece, 1));
+    const size_t per_unit = op_.coefs * layout_.width;
+    if (op_.stateless) {
+      for (size_t u = 0; u < units; ++u) Coefficients(u, nullptr, coefs + u * per_unit);
+    }
+    const bool at_once = op_.stateless && slopes_;
+    Outcome outcome = Outcome::kDone;
+    if (states_ || at_once) {
+      outcome = For(pieces, piece, poll, [&](Range range) {
+        for (size_t i = range.begin; i < range.end; ++i) {
+          const size_t u = i / segments;
+          const Segment segment = SegmentOf(u, i % segments);
+          if (states_) Accumulate(segment, states + i * fields_, nullptr);
+          if (at_once) Slopes(u, i % segments, segment, coefs + u * per_unit, nullptr);
+        }
+        return true;
+      });
+      if (outcome != Outcome::kDone) return outcome;
+    }
+    if (states_) {
+      outcome = For(PartitionBy(units, 1), segments * layout_.tile, poll, [&](Range range) {
+        for (size_t u = range.begin; u < range.end; ++u) {
+          double* const state = states + u * segments * fields_;
+          Merge(u, state);
+          if (sums_) Finish(u, state);
+          if (!op_.stateless) Coefficients(u, state, coefs + u * per_unit);
+        }
+        return true;
+      });
+    }
+    if (outcome != Outcome::kDone || (!call_.tangents && (!slopes_ || at_once))) return outcome;
+    outcome = For(pieces, piece, poll, [&](Range range) {
+      for (size_t i = range.begin; i < range.end; ++i) {
+        const size_t u = i / segments;
+        const Segment segment = SegmentOf(u, i % segments);
+        const double* const c = coefs + u * per_unit;
+        if (call_.tangents) {
+          Tangents(u, i % segments, segment, c, tangents + i * layout_.width);
+        } else {
+          Slopes(u, i % segments, segment, c, nullptr);
+        }
+      }
+      return true;
+    });
+    if (outcome == Outcome::kDone && call_.tangents) {
+      for (size_t u = 0; u < units; ++u) {
+        WriteTangents(u, tangents + u * segments * layout_.width);
+      }
+    }
+    return outcome;
+  }
+
+ private:
+  // --- where things are ---
+
+  size_t Group(size_t unit) const { return unit / layout_.tiles; }
+  size_t FirstColumn(size_t unit) const { return unit % layout_.tiles * layout_.tile; }
+  size_t Columns(size_t unit) const {
+    return std::min(layout_.tile, layout_.columns - FirstColumn(unit));
+  }
+  // The index of a unit's first slice among all.
+  size_t FirstSlice(size_t unit) const { return Group(unit) * layout_.columns + FirstColumn(unit); }
+  // The index of the first element of a segment.
+  size_t FirstElement(size_t unit, size_t segment) const {
+    if (layout_.turned) return FirstColumn(unit) * call_.n;
+    return (Group(unit) * call_.n + segment * layout_.segment) * call_.inner + FirstColumn(unit);
+  }
+
+  Segment SegmentOf(size_t unit, size_t segment) const {
+    const size_t first = FirstElement(unit, segment) * item_;
+    const size_t begin = segment * layout_.segment;
+    return {static_cast<const char*>(call_.x) + first,
+            call_.v == nullptr ? nullptr : static_cast<const char*>(call_.v) + first,
+            std::min(layout_.segment, call_.n - begin),
+            Columns(unit),
+            layout_.stride,
+            layout_.width};
+  }
+
+  bool Streams() const {
+    if (!slopes_ || !layout_.along || keeps_) return false;
+    const size_t bytes = call_.outer * call_.n * item_;
+    if (bytes * op_.outs < kStreamBytes) return false;
+    for (size_t o = 0; o < op_.outs; ++o) {
+      if ((reinterpret_cast<uintptr_t>(call_.out[o]) - reinterpret_cast<uintptr_t>(call_.out[0])) %
+              kStreamAlignment !=
+          0) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  // --- what is done ---
+
+  // `body(range)`: false if out of memory.
+  Outcome For(const Partition& tasks, size_t elements, Poll* poll, FunctionRef<bool(Range)> body) {
+    std::atomic<bool> failed = false;
+    const auto task = [&](size_t i) {
+      if (!body(tasks(i))) failed.store(true, std::memory_order_relaxed);
+      if (streamed_) FlushStreams();
+    };
+    if (tasks.n * elements < kParallelElements) {
+      for (size_t i = 0; i < tasks.tasks; ++i) task(i);
+    } else if (!ParallelFor(tasks.tasks, task, poll)) {
+      return Outcome::kInterrupted;
+    }
+    return failed ? Outcome::kOutOfMemory : Outcome::kDone;
+  }
+
+  void Accumulate(const Segment& segment, double* state, void* kept) const {
+    loops_.accumulate(segment, call_.parameter, !slopes_ && !call_.tangents, state, kept);
+  }
+
+  void Slopes(size_t unit, size_t index, const Segment& segment, const double* coefs,
+              const void* kept) const {
+    void* out[kMaxOuts];
+    for (size_t o = 0; o < op_.outs; ++o) {
+      out[o] = static_cast<char*>(call_.out[o]) + FirstElement(unit, index) * item_;
+    }
+    loops_.slopes(segment, coefs, kept, out, streamed_);
+  }
+
+  void Tangents(size_t unit, size_t index, const Segment& segment, const double* coefs,
+                double* sums) const {
+    const void* t[kMaxOuts] = {};
+    for (size_t o = 0; o < op_.outs; ++o) {
+      if (call_.t[o] == nullptr) continue;
+      t[o] = static_cast<const char*>(call_.t[o]) + FirstElement(unit, index) * item_;
+    }
+    loops_.tangents(segment, coefs, t, sums);
+  }
+
+  // Field by field of one column.
+  void Take(const double* fields, size_t column, double* one) const {
+    for (size_t k = 0; k < op_.state; ++k) one[k] = fields[k * layout_.width + column];
+  }
+
+  // The state of all of a unit's segments ends in the first.
+  void Merge(size_t unit, double* states) const {
+    if (layout_.segments == 1) return;
+    for (size_t c = 0; c < Columns(unit); ++c) {
+      MergeTree(layout_.segments, [&](size_t to, size_t from) {
+        double* const into = states + to * fields_;
+        double a[kMaxState], b[kMaxState];
+        Take(into, c, a);
+        Take(states + from * fields_, c, b);
+        op_.merge(a, b, call_.parameter);
+        for (size_t k = 0; k < op_.state; ++k) into[k * layout_.width + c] = a[k];
+      });
+    }
+  }
+
+  void Finish(size_t unit, const double* state) const {
+    for (size_t c = 0; c < Columns(unit); ++c) {
+      double one[kMaxState];
+      Take(state, c, one);
+      Write(op_.finish(one, call_.parameter), call_.dtype, call_.values, FirstSlice(unit) + c);
+    }
+  }
+
+  void Coefficients(size_t unit, const double* state, double* coefs) const {
+    for (size_t c = 0; c < Columns(unit); ++c) {
+      double one[kMaxState] = {}, own[kMaxState];
+      if (state != nullptr) Take(state, c, one);
+      op_.coefficients(one, static_cast<double>(call_.n), call_.parameter,
+                       Cotangent(FirstSlice(unit) + c), own);
+      for (size_t k = 0; k < op_.coefs; ++k) coefs[k * layout_.width + c] = own[k];
+    }
+  }
+
+  double Cotangent(size_t slice) const {
+    if (call_.g == nullptr) return 1;
+    return call_.dtype == DType::kFloat64
+               ? static_cast<const double*>(call_.g)[slice]
+               : static_cast<double>(static_cast<const float*>(call_.g)[slice]);
+  }
+
+  void WriteTangents(size_t unit, double* sums) const {
+    const size_t width = layout_.width;
+    MergeTree(layout_.segments, [&](size_t to, size_t from) {
+      for (size_t c = 0; c < Columns(unit); ++c) sums[to * width + c] += sums[from * width + c];
+    });
+    for (size_t c = 0; c < Columns(unit); ++c) {
+      Write(sums[c], call_.dtype, call_.values, FirstSlice(unit) + c);
+    }
+  }
+
+  // --- whole slices at once ---
+
+  bool Local(Range units) const {
+    const size_t segments = layout_.segments, width = layout_.width;
+    const size_t block = layout_.segment * layout_.tile * item_;
+    const size_t blocks = layout_.turned ? 2 + 2 * op_.outs : 0;  // x, v, and t or out
+    constexpr size_t kSlack = 8 * Scratch::kAlignment;
+    Scratch scratch((segments * (fields_ + width) + op_.coefs * width) * sizeof(double) +
+                    (blocks + keeps_) * block + kSlack);
+    if (scratch.Failed()) return false;
+    auto* const states =
+        reinterpret_cast<double*>(scratch.Take(segments * fields_ * sizeof(double)));
+    auto* const sums = reinterpret_cast<double*>(scratch.Take(segments * width * sizeof(double)));
+    auto* const coefs = reinterpret_cast<double*>(scratch.Take(op_.coefs * width * sizeof(double)));
+    void* const kept = keeps_ ? scratch.Take(block) : nullptr;
+    Turned turned = {};
+    if (layout_.turned) {
+      for (char*& part : turned.parts) part = scratch.Take(block);
+    }
+    for (size_t unit = units.begin; unit < units.end; ++unit) {
+      if (layout_.turned) {
+        LocalTurned(unit, turned, states, sums, coefs, kept);
+      } else {
+        LocalUnit(unit, states, sums, coefs, kept);
+      }
+    }
+    return true;
+  }
+
+  void LocalUnit(size_t unit, double* states, double* sums, double* coefs, void* kept) const {
+    const size_t segments = layout_.segments;
+    if (states_) {
+      for (size_t i = 0; i < segments; ++i) {
+        Accumulate(SegmentOf(unit, i), states + i * fields_, kept);
+      }
+      Merge(unit, states);
+      if (sums_) Finish(unit, states);
+    }
+    if (!slopes_ && !call_.tangents) return;
+    Coefficients(unit, states_ ? states : nullptr, coefs);
+    for (size_t i = 0; i < segments; ++i) {
+      const Segment segment = SegmentOf(unit, i);
+      if (call_.tangents) {
+        Tangents(unit, i, segment, coefs, sums + i * layout_.width);
+      } else {
+        Slopes(unit, i, segment, coefs, kept);
+      }
+    }
+    if (call_.tangents) WriteTangents(unit, sums);
+  }
+
+  // --- short rows ---
+
+  struct Turned {
+    std::array<char*, 2 + kMaxOuts> parts;
+  };
+
+  template <typename T>
+  static void Turn(const void* from, size_t rows, size_t columns, void* to) {
+    for (size_t r = 0; r < rows; ++r) {
+      for (size_t c = 0; c < columns; ++c) {
+        static_cast<T*>(to)[c * rows + r] = static_cast<const T*>(from)[r * columns + c];
+      }
+    }
+  }
+
+  // (rows, columns) -> (columns, rows)
+  void Turn(const void* from, size_t rows, size_t columns, void* to) const {
+    if (call_.dtype == DType::kFloat64) {
+      Turn<double>(from, rows, columns, to);
+    } else {
+      Turn<float>(from, rows, columns, to);
+    }
+  }
+
+  void LocalTurned(size_t unit, const Turned& turned, double* states, double* sums, double* coefs,
+                   void* kept) const {
+    const size_t columns = Columns(unit);
+    const size_t first = FirstElement(unit, 0) * item_;
+    const auto in = [&](const void* array, char* part) -> const void* {
+      if (array == nullptr) return nullptr;
+      Turn(static_cast<const char*>(array) + first, columns, call_.n, part);
+      return part;
+    };
+    const Segment segment{in(call_.x, turned.parts[0]),
+                          in(call_.v, turned.parts[1]),
+                          call_.n,
+                          columns,
+                          static_cast<ptrdiff_t>(columns),
+                          layout_.width};
+    if (states_) {
+      Accumulate(segment, states, kept);
+      if (sums_) Finish(unit, states);
+    }
+    if (!slopes_ && !call_.tangents) return;
+    Coefficients(unit, states_ ? states : nullptr, coefs);
+    if (call_.tangents) {
+      const void* t[kMaxOuts] = {};
+      for (size_t o = 0; o < op_.outs; ++o) t[o] = in(call_.t[o], turned.parts[2 + o]);
+      loops_.tangents(segment, coefs, t, sums);
+      WriteTangents(unit, sums);
+      return;
+    }
+    void* out[kMaxOuts];
+    for (size_t o = 0; o < op_.outs; ++o) out[o] = turned.parts[2 + o];
+    loops_.slopes(segment, coefs, kept, out, false);
+    for (size_t o = 0; o < op_.outs; ++o) {
+      Turn(out[o], call_.n, columns, static_cast<char*>(call_.out[o]) + first);
+    }
+  }
+
+  const ReductionCall& call_;
+  const Layout& layout_;
+  const ReductionKernels& op_;
+  const ReductionLoops& loops_;
+  const size_t item_;
+  const bool slopes_, sums_, states_;
+  const size_t fields_;
+  const bool local_, keeps_, streamed_;
+};
+
+}  // namespace
+
+Outcome Reduce(const ReductionCall& call, Poll* poll) {
+  if (call.outer == 0 || call.inner == 0) return Outcome::kDone;
+  const Layout layout(call);
+  Reducer reducer(call, layout);
+  const ScopedDefaultFpEnv fp_env;
+  return reducer.Run(poll);
+}
+
+}  // namespace pullback

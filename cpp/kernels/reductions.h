@@ -1,0 +1,91 @@
+// Reductions of the middle axis of (outer, n, inner) blocks: values, gradients, vjps and jvps.
+//
+// A slice is cut into segments that stay in cache. Each has a state; the states of a slice merge as
+// a tree and finish; then slopes are written, from the cache where a slice is short. With inner = 1
+// lanes run along the slice, else across slices, a tile of columns at a time; rows so short that
+// they would not fill a vector are turned into columns on their way through the cache.
+#ifndef PULLBACK_CPP_KERNELS_REDUCTIONS_H_
+#define PULLBACK_CPP_KERNELS_REDUCTIONS_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "kernels/elementwise.h"  // DType
+#include "kernels/outcome.h"
+
+namespace pullback {
+
+struct Poll;
+
+// --- a row of the table, compiled ----------------------------------------------------------------
+
+// A segment: `length` elements of each of `columns` slices; element i of slice c is
+// x[i * stride + c]. Along slices there is one column, and the stride is 1. States, coefficients
+// and sums are kept field by field: field k of column c is at [k * width + c].
+struct Segment {
+  const void* x;
+  const void* v;  // a second operand, or null
+  size_t length, columns;
+  ptrdiff_t stride;
+  size_t width;  // 1 along slices, else a multiple of kColumnPadding
+};
+
+inline constexpr size_t kColumnPadding = 16;
+inline constexpr size_t kMaxColumns = 1024;
+inline constexpr size_t kMaxSegment = 8192;  // along slices
+inline constexpr size_t kMaxState = 8;       // fields of states, and of coefficients
+inline constexpr size_t kMaxOuts = 2;
+
+struct ReductionLoops {
+  // `kept`, if not null: room for a segment, in x's type, for the slopes of the same segment.
+  void (*accumulate)(const Segment& segment, double parameter, bool value_only, double* state,
+                     void* kept);
+  // Element i of slice c goes to out[i * stride + c]. Streamed: past the caches.
+  void (*slopes)(const Segment& segment, const double* coefs, const void* kept, void* const* out,
+                 bool streamed);
+  // The sums of slopes times tangents; null is a tangent of zeros.
+  void (*tangents)(const Segment& segment, const double* coefs, const void* const* t, double* sums);
+};
+
+struct ReductionKernels {
+  const char* name;
+  const char* method;  // of a map of rows; else empty
+  size_t arrays, outs, state, coefs;
+  bool stateless, keeps;
+  // Of one slice.
+  void (*merge)(double* into, const double* from, double parameter);
+  double (*finish)(const double* state, double parameter);
+  void (*coefficients)(const double* state, double n, double parameter, double g, double* coefs);
+  ReductionLoops along[kDTypes], across[kDTypes];
+};
+
+std::span<const ReductionKernels> ReductionOps();
+const ReductionKernels* FindReduction(std::string_view name, std::string_view method = "");
+
+// --- calls ---------------------------------------------------------------------------------------
+
+// All arrays are C-contiguous and of one dtype.
+struct ReductionCall {
+  const ReductionKernels* op;
+  DType dtype;
+  double parameter;
+  size_t outer, n, inner;  // n > 0
+  const void* x;           // (outer, n, inner)
+  const void* v;
+  const void* g;  // (outer, inner), or null for ones
+  void* values;   // (outer, inner), or null
+  // (outer, n, inner), as many as the row has, or null.
+  void* out[kMaxOuts];
+  // Instead: values are the sums of slopes times these; a null is a tangent of zeros.
+  bool tangents;
+  const void* t[kMaxOuts];
+};
+
+// The bits depend on the shape and the target, never on the thread count.
+Outcome Reduce(const ReductionCall& call, Poll* poll);
+
+}  // namespace pullback
+
+#endif  // PULLBACK_CPP_KERNELS_REDUCTIONS_H_

@@ -1,0 +1,249 @@
+"""The formulas of the reduction table, over the rows (S, n) of a float64 array, n > 0.
+
+``values`` gives a number for each row, ``slopes`` its derivative by each element; `x` holds the
+operands, all of one shape. Warnings are off where they are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+Values: TypeAlias = Callable[[tuple[Array, ...], float], Array]
+Slopes: TypeAlias = Callable[[tuple[Array, ...], float], tuple[Array, ...]]
+
+_RUN: Final = 512  # mantissas of which the product does not underflow
+
+
+def column(values: Array) -> Array:
+    """Return one number for each row as what broadcasts along it."""
+    return values[:, np.newaxis]
+
+
+def constant(value: float, x: Array) -> Array:
+    """Return an array of a constant, in the shape of `x`."""
+    return np.full_like(x, value)
+
+
+# --- norms ----------------------------------------------------------------------------------------
+
+
+def _scaled(x: Array) -> tuple[Array, Array]:
+    """Return x * 2**-k with its largest element of each row in [1/2, 1), and k."""
+    largest = np.max(np.abs(x), axis=1)
+    k = np.where(np.isfinite(largest), np.frexp(largest)[1], 0)
+    return np.ldexp(x, -column(k)), k
+
+
+def norm2(x: Array) -> Array:
+    """Return the Euclidean norm, whatever the magnitude."""
+    scaled, k = _scaled(x)
+    return np.asarray(np.ldexp(np.sqrt(np.sum(np.square(scaled), axis=1)), k))
+
+
+def norm2_slopes(x: Array) -> Array:
+    """Return x / norm2(x), 0 where that is 0."""
+    scaled, _ = _scaled(x)
+    size = np.sqrt(np.sum(np.square(scaled), axis=1))
+    return scaled / column(np.where(size == 0, 1, size))
+
+
+def _shares(x: Array, p: float) -> tuple[Array, Array, Array]:
+    """Return |x| by its largest element m of each row, the norm by m, and m."""
+    size = np.abs(x)
+    largest = np.max(size, axis=1)
+    share = size / column(np.where(largest == 0, 1, largest))
+    share = np.where((largest == np.inf)[:, np.newaxis] & (size < np.inf), 0, share)
+    ones = np.where(size == column(largest), 1.0, share)  # inf / inf
+    return share, np.sum(ones**p, axis=1) ** (1 / p), largest
+
+
+def norm_p(x: Array, p: float) -> Array:
+    """Return the p-norm."""
+    if p == 1:
+        return np.asarray(np.sum(np.abs(x), axis=1))
+    if p == 2:
+        return norm2(x)
+    if p == np.inf:
+        return np.asarray(np.max(np.abs(x), axis=1))
+    _, size, largest = _shares(x, p)
+    return size * largest
+
+
+def norm_p_slopes(x: Array, p: float) -> Array:
+    """Return sign(x) (|x| / norm)**(p - 1); for p = inf sign(x) / k at each of k ties, else 0."""
+    if p == 1:
+        return np.sign(x)
+    if p == 2:
+        return norm2_slopes(x)
+    if p == np.inf:
+        return np.sign(x) * tie_shares(np.abs(x))
+    share, size, largest = _shares(x, p)
+    slopes = (share / column(np.where(size == 0, 1, size))) ** (p - 1)
+    # A share of less than 2**-900 may be none, and its small power may be much.
+    far = (share < 2.0**-900) & (x != 0)
+    if p < 2.5 and far.any():
+        norm = np.broadcast_to(column(size * largest), x.shape)[far]
+        raised = (np.abs(x[far]) * 2.0**800) / (norm * 2.0**-800)
+        half = 2.0 ** (-800 * (p - 1))
+        slopes[far] = raised ** (p - 1) * half * half
+    return np.sign(x) * slopes
+
+
+def tie_shares(x: Array) -> Array:
+    """Return 1/k at each of the k largest elements of a row, else 0; NaN if one is NaN."""
+    largest = np.max(x, axis=1)
+    ties = x == column(largest)
+    share = 1 / column(np.count_nonzero(ties, axis=1))
+    return np.where(np.isnan(column(largest)), np.nan, np.where(ties, share, 0.0))
+
+
+# --- products -------------------------------------------------------------------------------------
+
+
+def _factors(x: Array) -> tuple[Array, Array, Array]:
+    """Return the sign and mantissa, and the exponent, of each finite factor; else sign and 0."""
+    plain = np.isfinite(x) & (x != 0)
+    mantissa, exponent = np.frexp(np.where(plain, x, np.copysign(0.5, x)))
+    return np.where(plain, mantissa, 2 * mantissa), np.where(plain, exponent, 0), plain
+
+
+def _product(mantissas: Array) -> tuple[Array, Array]:
+    """Return the product of each row, apart from a power of two."""
+    product, exponent = np.ones(len(mantissas)), np.zeros(len(mantissas), np.int64)
+    for begin in range(0, mantissas.shape[1], _RUN):
+        run = product * np.prod(mantissas[:, begin : begin + _RUN], axis=1)
+        product, shift = np.frexp(run)
+        exponent += shift
+    return product, exponent
+
+
+def _composed(mantissa: Array, exponent: Array, zeros: Array, infs: Array, nans: Array) -> Array:
+    """Return a product from what is known of it."""
+    # In two steps, both exact but the last: half the exponent fits, whatever it is.
+    k = np.clip(exponent, -4000, 4000)
+    product = np.ldexp(np.ldexp(mantissa, k // 2), k - k // 2)
+    product = np.where(infs > 0, np.copysign(np.inf, mantissa), product)
+    product = np.where(zeros > 0, np.copysign(0.0, mantissa), product)
+    return np.where((nans > 0) | ((zeros > 0) & (infs > 0)), np.nan, product)
+
+
+def _counts(x: Array) -> tuple[Array, Array, Array]:
+    """Return which factors are 0, infinite and NaN."""
+    return x == 0, np.isinf(x), np.isnan(x)
+
+
+def prod(x: Array) -> Array:
+    """Return the product; neither over- nor underflows on the way."""
+    mantissas, exponents, _ = _factors(x)
+    product, exponent = _product(mantissas)
+    kinds = (np.count_nonzero(kind, axis=1) for kind in _counts(x))
+    return _composed(product, exponent + np.sum(exponents, axis=1), *kinds)
+
+
+def prod_slopes(x: Array) -> Array:
+    """Return the product of the others for each factor."""
+    mantissas, exponents, _ = _factors(x)
+    product, exponent = _product(mantissas)
+    others = column(product) / mantissas
+    exponent = column(exponent + np.sum(exponents, axis=1)) - exponents
+    kinds = (np.count_nonzero(kind, axis=1)[:, np.newaxis] - kind for kind in _counts(x))
+    return _composed(others, exponent, *kinds)
+
+
+# --- exponentials ---------------------------------------------------------------------------------
+
+
+def _exponentials(x: Array) -> tuple[Array, Array, Array]:
+    """Return exp(x - m) with m the largest of each row, their sum, and m; equals to inf share."""
+    largest = np.max(x, axis=1)
+    infinite = column(largest == np.inf)
+    distance = x - column(largest)
+    # What the difference has lost.
+    taken = distance - x
+    lost = (x - (distance - taken)) - (column(largest) + taken)
+    e = np.exp(distance)
+    e += np.where(np.isfinite(lost), e * lost, 0.0)
+    e = np.where(infinite & ~np.isnan(x), np.where(x == np.inf, 1.0, 0.0), e)
+    return e, np.sum(e, axis=1), largest
+
+
+def logsumexp(x: Array) -> Array:
+    """Return log(sum(exp(x))), without over- or underflow."""
+    _, total, largest = _exponentials(x)
+    return np.where(np.isinf(largest), largest, largest + np.log(total))
+
+
+def softmax(x: Array) -> Array:
+    """Return exp(x) / sum(exp(x))."""
+    e, total, _ = _exponentials(x)
+    return e / column(total)
+
+
+def softmax_product(x: Array, v: Array) -> Array:
+    """Return p (v - <p, v>), the product of softmax's symmetric Jacobian with `v`."""
+    p = softmax(x)
+    return np.asarray(p * (v - column(np.sum(p * v, axis=1))))
+
+
+def log_softmax(x: Array) -> Array:
+    """Return x - log(sum(exp(x)))."""
+    _, total, largest = _exponentials(x)
+    distance = np.where(x == column(largest), 0.0, x - column(largest))
+    undefined = column(largest == -np.inf)
+    return np.where(undefined, np.nan, distance - column(np.log(total)))
+
+
+def log_softmax_vjp(x: Array, g: Array) -> Array:
+    """Return g - p sum(g)."""
+    return np.asarray(g - softmax(x) * column(np.sum(g, axis=1)))
+
+
+def log_softmax_jvp(x: Array, t: Array) -> Array:
+    """Return t - <p, t>."""
+    return t - column(np.sum(softmax(x) * t, axis=1))
+
+
+# --- moments --------------------------------------------------------------------------------------
+
+
+def _centred(x: Array) -> Array:
+    """Return x less its mean, of which the rounding error is taken out."""
+    centred = x - column(np.mean(x, axis=1))
+    return centred - column(np.mean(centred, axis=1))
+
+
+def variance(x: Array, ddof: float) -> Array:
+    """Return sum((x - mean(x))**2) / (n - ddof)."""
+    return np.asarray(np.sum(np.square(_centred(x)), axis=1) / np.maximum(x.shape[1] - ddof, 0))
+
+
+def variance_slopes(x: Array, ddof: float) -> Array:
+    """Return 2 (x - mean(x)) / (n - ddof)."""
+    return np.asarray(2 * _centred(x) / np.maximum(x.shape[1] - ddof, 0))
+
+
+def _normalised(x: Array, eps: float) -> tuple[Array, Array]:
+    centred = _centred(x)
+    rate = 1 / np.sqrt(np.mean(np.square(centred), axis=1) + eps)
+    return centred * column(rate), rate
+
+
+def layer_norm(x: Array, eps: float) -> Array:
+    """Return (x - mean(x)) / sqrt(var(x) + eps)."""
+    return _normalised(x, eps)[0]
+
+
+def layer_norm_product(x: Array, v: Array, eps: float) -> Array:
+    """Return r (v - mean(v) - y mean(y v)), the symmetric Jacobian's product with `v`."""
+    y, rate = _normalised(x, eps)
+    return np.asarray(column(rate) * (_centred(v) - y * column(np.mean(y * v, axis=1))))
+
+
+def layer_norm_rate(x: Array, eps: float) -> Array:
+    """Return 1 / sqrt(var(x) + eps)."""
+    return _normalised(x, eps)[1]

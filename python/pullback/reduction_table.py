@@ -1,0 +1,315 @@
+"""The table of reductions, and of the maps of rows that are made of them.
+
+One row says everything the Python side knows: formulas, conventions, error bounds. The NumPy
+engine, the public objects and their docstrings, the tests, the benches and the catalogue iterate
+over `REDUCTIONS`, so a new reduction is one row here and one in ``cpp/ops``.
+
+Sums run over at most `RUN` elements in a row and merge as a tree, so that a sum of n terms is
+within `sum_error(n)` times the sum of the terms' magnitudes. A bound is that, times `terms`, plus
+`max_ulp` units in the last place of the result; of a map's products, where results cancel, of the
+larger of the result and `slope_terms`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pullback import reduction_formulas as rf
+
+__all__ = ["REDUCTIONS", "RUN", "Parameter", "ReductionRow", "sum_error"]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+RUN: Final = 512
+
+
+def sum_error(n: int) -> float:
+    """Return the bound of a float64 sum of n terms, by the sum of their magnitudes."""
+    levels = math.ceil(math.log2(n / RUN)) if n > RUN else 0
+    return (min(n, RUN) + levels + 8) * 2.0**-53
+
+
+# --- what a row is made of ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A number that a reduction depends on, of which there is no derivative."""
+
+    name: str
+    default: float | None  # None: it is an operand, and has to be given
+    text: str  # what it needs
+    test: Callable[[float], bool]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ReductionRow:
+    """Everything there is to say about one reduction, or one map of rows.
+
+    The functions take the rows (S, n) of float64 arrays and the parameter, or 0 where there is
+    none. A reduction has `values` and `slopes`, a map `value`, `vjp` and `jvp`.
+    """
+
+    name: str
+    summary: str
+    formula: str  # of a row x of n elements, or of x and y
+    derivative_formula: tuple[str, ...]  # one per operand, by its i-th element
+    operands: tuple[str, ...]
+    parameter: Parameter | None
+    conventions: str
+    empty: float | None  # the value of no elements; None: there is none
+    max_ulp: tuple[float, float]  # value, derivative or vjp; native kernels, both dtypes
+    # What the `sum_error` of the value and of the i-th derivative are by, in mpmath's words: of
+    # lists x and y, n, value, slope, mean, the parameter, and a map's p, g and rate r.
+    terms: str
+    slope_terms: str
+    source: str
+    values: rf.Values | None = None
+    slopes: rf.Slopes | None = None
+    value: Callable[[Array, float], Array] | None = None
+    vjp: Callable[[Array, Array, float], Array] | None = None
+    jvp: Callable[[Array, Array, float], Array] | None = None
+
+    @property
+    def is_map(self) -> bool:
+        """Whether the result has the operand's shape."""
+        return self.value is not None
+
+
+def _reduction(
+    name: str,
+    summary: str,
+    *,
+    f: str,
+    df: tuple[str, ...],
+    values: Callable[..., Array],
+    slopes: Callable[..., Any],
+    empty: float | None,
+    max_ulp: tuple[float, float],
+    terms: str,
+    slope_terms: str,
+    conventions: str,
+    source: str,
+    parameter: Parameter | None = None,
+) -> ReductionRow:
+    operands = ("x", "y")[: len(df)]
+    # A row's functions take their operands, and the parameter where there is one.
+    extra = parameter is not None
+
+    def all_values(x: tuple[Array, ...], p: float) -> Array:
+        return values(*x, p) if extra else values(*x)
+
+    def all_slopes(x: tuple[Array, ...], p: float) -> tuple[Array, ...]:
+        result = slopes(*x, p) if extra else slopes(*x)
+        return result if isinstance(result, tuple) else (result,)
+
+    return ReductionRow(
+        name=name,
+        summary=summary,
+        formula=f,
+        derivative_formula=df,
+        operands=operands,
+        parameter=parameter,
+        conventions=conventions,
+        empty=empty,
+        max_ulp=max_ulp,
+        terms=terms,
+        slope_terms=slope_terms,
+        source=source,
+        values=all_values,
+        slopes=all_slopes,
+    )
+
+
+def _map(
+    name: str,
+    summary: str,
+    *,
+    f: str,
+    df: str,
+    value: Callable[[Array, float], Array],
+    vjp: Callable[[Array, Array, float], Array],
+    jvp: Callable[[Array, Array, float], Array],
+    max_ulp: tuple[float, float],
+    terms: str,
+    slope_terms: str,
+    conventions: str,
+    source: str,
+    parameter: Parameter | None = None,
+) -> ReductionRow:
+    return ReductionRow(
+        name=name,
+        summary=summary,
+        formula=f,
+        derivative_formula=(df,),
+        operands=("x",),
+        parameter=parameter,
+        conventions=conventions,
+        empty=None,
+        max_ulp=max_ulp,
+        terms=terms,
+        slope_terms=slope_terms,
+        source=source,
+        value=value,
+        vjp=vjp,
+        jvp=jvp,
+    )
+
+
+_ARTICLE: Final = "Finding the Gradient of a Vector Function, sum reduction"
+_SHEET: Final = "matrix-calculus discussion sheet, gradients of norms"
+_EXPONENT: Final = Parameter("p", None, "a number >= 1, or inf", lambda p: p >= 1)
+_DDOF: Final = Parameter("ddof", 0.0, "a finite number", math.isfinite)
+_EPS: Final = Parameter("eps", 1e-5, "finite and not negative", lambda eps: 0 <= eps < math.inf)
+
+# --- the table ------------------------------------------------------------------------------------
+
+# fmt: off
+_ROWS: Final = (
+    _reduction("sum", "Sum",
+        f="sum(x)",                           df=("1",),
+        values=lambda x: np.sum(x, axis=1),   slopes=lambda x: rf.constant(1.0, x),
+        empty=0.0,                            max_ulp=(0.5, 0.0),
+        terms="fsum(abs(v) for v in x)",      slope_terms="0",
+        conventions="the derivative is 1 whatever x is",
+        source=_ARTICLE),
+
+    _reduction("mean", "Arithmetic mean",
+        f="sum(x)/n",                         df=("1/n",),
+        values=lambda x: np.sum(x, axis=1) / x.shape[1],
+        slopes=lambda x: rf.constant(1 / x.shape[1], x),
+        empty=math.nan,                       max_ulp=(1.5, 1.0),
+        terms="fsum(abs(v) for v in x)/n",    slope_terms="0",
+        conventions="the derivative is 1/n whatever x is",
+        source=_ARTICLE),
+
+    _reduction("prod", "Product",
+        f="prod(x)",                          df=("prod(x[j] for j != i)",),
+        values=rf.prod,                       slopes=rf.prod_slopes,
+        empty=1.0,                            max_ulp=(1.0, 1.5),
+        terms="n*abs(value)",                 slope_terms="n*abs(slope)",
+        conventions="the derivative is the product of the others, whatever x[i] is",
+        source="product rule"),
+
+    _reduction("dot", "Inner product",
+        f="sum(x*y)",                         df=("y[i]", "x[i]"),
+        values=lambda x, y: np.sum(x * y, axis=1),
+        slopes=lambda x, y: (y, x),
+        empty=0.0,                            max_ulp=(0.5, 0.0),
+        terms="fsum(abs(v*w) for v, w in zip(x, y))", slope_terms="0",
+        conventions="the derivative by one operand is the other",
+        source=_ARTICLE),
+
+    _reduction("norm1", "Sum of magnitudes",
+        f="sum(abs(x))",                      df=("sign(x[i])",),
+        values=lambda x: np.sum(np.abs(x), axis=1),
+        slopes=np.sign,
+        empty=0.0,                            max_ulp=(0.5, 0.0),
+        terms="value",                        slope_terms="0",
+        conventions="0 at x[i] = 0",
+        source=_SHEET),
+
+    _reduction("norm2", "Euclidean norm",
+        f="sqrt(sum(x**2))",                  df=("x[i]/norm2(x)",),
+        values=rf.norm2,                      slopes=rf.norm2_slopes,
+        empty=0.0,                            max_ulp=(2.0, 2.0),
+        terms="value",                        slope_terms="abs(slope)",
+        conventions="0 at x = 0; beside an infinity 0, and NaN at it",
+        source=_SHEET),
+
+    _reduction("squared_norm2", "Sum of squares",
+        f="sum(x**2)",                        df=("2*x[i]",),
+        values=lambda x: np.sum(np.square(x), axis=1),
+        slopes=lambda x: 2 * x,
+        empty=0.0,                            max_ulp=(1.0, 0.0),
+        terms="value",                        slope_terms="0",
+        conventions="none are needed",
+        source=_SHEET),
+
+    _reduction("norm", "p-norm",
+        f="sum(abs(x)**p)**(1/p)",            df=("sign(x[i])*(abs(x[i])/norm(x, p))**(p - 1)",),
+        values=rf.norm_p,                     slopes=rf.norm_p_slopes,
+        empty=0.0,                            max_ulp=(4.0, 4.0),
+        terms="(1 + abs(log(n)))*value",      slope_terms="p*abs(slope) if p < inf else 0",
+        conventions="0 at x[i] = 0; norm(x, 1) is norm1, norm(x, 2) norm2, and norm(x, inf) the "
+                    "largest magnitude, which ties share; beside an infinity 0, and NaN at it",
+        parameter=_EXPONENT,
+        source=_SHEET),
+
+    _reduction("max", "Largest element",
+        f="max(x)",                           df=("1/k if x[i] = max(x) else 0",),
+        values=lambda x: np.max(x, axis=1),   slopes=rf.tie_shares,
+        empty=None,                           max_ulp=(0.0, 0.5),
+        terms="0",                            slope_terms="0",
+        conventions="k ties share; a NaN makes value and derivative NaN",
+        source="definition; a tie is shared, as by maximum"),
+
+    _reduction("min", "Smallest element",
+        f="min(x)",                           df=("1/k if x[i] = min(x) else 0",),
+        values=lambda x: np.min(x, axis=1),   slopes=lambda x: rf.tie_shares(-x),
+        empty=None,                           max_ulp=(0.0, 0.5),
+        terms="0",                            slope_terms="0",
+        conventions="k ties share; a NaN makes value and derivative NaN",
+        source="definition; a tie is shared, as by minimum"),
+
+    _reduction("logsumexp", "Logarithm of the sum of exponentials",
+        f="log(sum(exp(x)))",                 df=("exp(x[i] - logsumexp(x))",),
+        values=rf.logsumexp,                  slopes=rf.softmax,
+        empty=-math.inf,                      max_ulp=(3.0, 4.0),
+        terms="1",                            slope_terms="abs(slope)",
+        conventions="+inf takes the derivative, and ties share it; NaN where all are -inf; the "
+                    "value's error is in ULP of the largest of it and the operands",
+        source="softmax; as logaddexp"),
+
+    _reduction("variance", "Variance",
+        f="sum((x - mean(x))**2)/(n - ddof)", df=("2*(x[i] - mean(x))/(n - ddof)",),
+        values=rf.variance,                   slopes=rf.variance_slopes,
+        empty=math.nan,                       max_ulp=(2.0, 2.0),
+        terms="4*value",
+        slope_terms="fsum(abs(v - mean) for v in x)/n*2/(n - ddof)",
+        conventions="NaN where an element is infinite, as the mean then is",
+        parameter=_DDOF,
+        source="Chan, Golub and LeVeque 1983"),
+
+    _map("softmax", "Exponentials by their sum, along an axis",
+        f="exp(x)/sum(exp(x))",               df="p[i]*((i = j) - p[j])",
+        value=lambda x, _: rf.softmax(x),
+        vjp=lambda x, g, _: rf.softmax_product(x, g),
+        jvp=lambda x, t, _: rf.softmax_product(x, t),
+        max_ulp=(4.0, 6.0),
+        terms="value",                        slope_terms="p[i]*(abs(g[i]) + fdot(p, map(abs, g)))",
+        conventions="+inf takes all, and ties share it; NaN where all are -inf",
+        source="quotient rule"),
+
+    _map("log_softmax", "Logarithm of softmax, along an axis",
+        f="x - log(sum(exp(x)))",             df="(i = j) - p[j]",
+        value=lambda x, _: rf.log_softmax(x),
+        vjp=lambda x, g, _: rf.log_softmax_vjp(x, g),
+        jvp=lambda x, t, _: rf.log_softmax_jvp(x, t),
+        max_ulp=(3.0, 6.0),
+        terms="1",                            slope_terms="abs(g[i]) + p[i]*fsum(map(abs, g))",
+        conventions="+inf takes all, and ties share it; NaN where all are -inf; the value's error "
+                    "is in ULP of the largest of it and 1",
+        source="softmax"),
+
+    _map("layer_norm", "Elements less their mean, by their deviation, along an axis",
+        f="(x - mean(x))/sqrt(var(x) + eps)", df="((i = j) - 1/n - y[i]*y[j]/n)/sqrt(var(x) + eps)",
+        value=rf.layer_norm,
+        vjp=rf.layer_norm_product,            jvp=rf.layer_norm_product,
+        max_ulp=(3.0, 6.0),
+        terms="abs(value) + fsum(abs(v - mean) for v in x)/n*r",
+        slope_terms="r*(abs(g[i]) + 2*fsum(map(abs, g)))",
+        conventions="r is 1/sqrt(var(x) + eps), var(x) the variance with ddof = 0",
+        parameter=_EPS,
+        source="Ba, Kiros and Hinton 2016"),
+)
+# fmt: on
+
+REDUCTIONS: Final[Mapping[str, ReductionRow]] = MappingProxyType({row.name: row for row in _ROWS})

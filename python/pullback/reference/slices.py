@@ -1,0 +1,110 @@
+"""Which elements are reduced together: axes, the order of memory, and the shapes of results."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.array_utils import normalize_axis_tuple
+
+from pullback.reference.arguments import Outputs
+
+__all__ = ["Axis", "Slices"]
+
+Array: TypeAlias = npt.NDArray[Any]
+Axis: TypeAlias = int | tuple[int, ...] | None
+
+
+class Slices(NamedTuple):
+    """An array seen as (outer, n, inner), of which the middle axis is reduced.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        The array's.
+    axes : tuple of int
+        Those that are reduced.
+    order : tuple of int
+        All axes, as they stand in the blocks.
+    blocks : (int, int, int)
+        The shape of the blocks.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    order: tuple[int, ...]
+    blocks: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, x: Array, axis: Axis) -> Slices:
+        """Return the slices of an array along an axis, several, or all.
+
+        The order is that of memory, if then nothing has to be moved.
+
+        Raises
+        ------
+        numpy.exceptions.AxisError
+            If there is no such axis.
+        ValueError
+            If an axis stands twice.
+        """
+        everything = range(x.ndim)
+        axes = tuple(everything) if axis is None else tuple(normalize_axis_tuple(axis, x.ndim))
+        order = tuple(sorted(everything, key=lambda a: (-abs(x.strides[a]), a)))
+        long = [a for a in order if x.shape[a] != 1]
+        reduced = [i for i, a in enumerate(long) if a in axes]
+        together = not reduced or reduced[-1] - reduced[0] + 1 == len(reduced)
+        if not together or not x.transpose(order).flags.c_contiguous:
+            order = tuple(a for a in everything if a not in axes) + tuple(sorted(axes))
+            long = [a for a in order if x.shape[a] != 1]
+            reduced = [i for i, a in enumerate(long) if a in axes]
+        begin, end = (reduced[0], reduced[-1] + 1) if reduced else (len(long), len(long))
+        parts = long[:begin], long[begin:end], long[end:]
+        outer, n, inner = (math.prod(x.shape[a] for a in part) for part in parts)
+        return cls(x.shape, axes, order, (outer, n, inner))
+
+    @property
+    def n(self) -> int:
+        """How many elements are reduced to one."""
+        return self.blocks[1]
+
+    def result_shape(self, keepdims: bool) -> tuple[int, ...]:
+        """Return the shape of the results."""
+        if keepdims:
+            return tuple(1 if a in self.axes else n for a, n in enumerate(self.shape))
+        return tuple(n for a, n in enumerate(self.shape) if a not in self.axes)
+
+    # --- there ---
+
+    def take(self, x: Array) -> Array:
+        """Return an array of the operand's shape as blocks, copied only where needed."""
+        return np.ascontiguousarray(x.transpose(self.order)).reshape(self.blocks)
+
+    def take_results(self, g: Array) -> Array:
+        """Return an array of a result's shape as (outer, inner)."""
+        g = g.reshape([1 if a in self.axes else n for a, n in enumerate(self.shape)])
+        outer, _, inner = self.blocks
+        return np.ascontiguousarray(g.transpose(self.order)).reshape(outer, inner)
+
+    # --- and back ---
+
+    def give(self, blocks: Array) -> Array:
+        """Return blocks in the operand's shape."""
+        return self._ordered(blocks, self.shape)
+
+    def give_results(self, values: Array, keepdims: bool) -> Array:
+        """Return (outer, inner) in the results' shape."""
+        kept = tuple(1 if a in self.axes else n for a, n in enumerate(self.shape))
+        return self._ordered(values, kept).reshape(self.result_shape(keepdims))
+
+    def _ordered(self, array: Array, shape: tuple[int, ...]) -> Array:
+        moved = array.reshape([shape[a] for a in self.order])
+        return moved.transpose(np.argsort(self.order))
+
+    def targets(self, outputs: Outputs, *blocks: tuple[int, ...]) -> tuple[Array | None, ...]:
+        """Return where results may be written at once, in the shapes of the engine's arrays."""
+        if self.order != tuple(range(len(self.shape))):
+            return (None,) * len(blocks)
+        return outputs.targets(*blocks)
