@@ -456,6 +456,27 @@ def test_value_and_grad() -> None:
     assert pb.check_grad(form, gx, x[0]).ok
 
 
+def test_reductions_at_the_end() -> None:
+    x = np.random.default_rng(4).normal(size=(3, 5))
+    y = np.random.default_rng(5).normal(size=(3, 5))
+    for steps in (
+        (pb.tanh, pb.square, pb.sum),
+        (pb.tanh, (pb.dot, pb.arg, y)),
+        (pb.tanh, (pb.dot, pb.arg, pb.arg)),
+        (pb.softmax, (pb.multiply, pb.arg, y), (pb.logsumexp, pb.arg, {"axis": 0}), pb.norm2),
+        (pb.layer_norm, pb.exp, (pb.max, pb.arg, {"axis": 1, "keepdims": True}), pb.mean),
+    ):
+        f = pb.chain(*steps)
+        value, gradient = f.value_and_grad(x)
+        assert value == f(x)
+        assert_same_bits(gradient, f.vjp(x, 1.0))
+        assert pb.check_grad(f, gradient, x).ok, f
+        np.testing.assert_allclose((np.ones(()) @ f.jacobian(x)), gradient, rtol=1e-12, atol=1e-15)
+    f = pb.chain(pb.exp, (pb.sum, pb.arg, {"axis": 0}), pb.log)
+    assert pb.check_grad(f, None, x, vjp=f.vjp, jvp=f.jvp).ok
+    assert f.jacobian(x).shape == (5, 15)
+
+
 def test_pairing() -> None:
     """<J t, g> = <t, J^T g>."""
     f, _ = layers()
@@ -544,5 +565,5 @@ def test_errors() -> None:
         f.value_and_grad(x)
     with pytest.raises(TypeError, match="complex128"):
         f(x + 1j)
-    with pytest.raises(ValueError, match="do not broadcast"):
+    with pytest.raises(ValueError, match="broadcast"):
         pb.chain(pb.exp, (pb.multiply, pb.arg, np.ones(4)))(x)
