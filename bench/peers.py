@@ -476,7 +476,7 @@ def gaussian_in_tanh(x: Any, g: Any) -> Iterator[Contender]:
     if (autograd := optional("autograd")) and (anp := optional("autograd.numpy")):
 
         def by_autograd() -> Any:
-            pull, y = autograd.make_vjp(lambda x: anp.tanh(anp.exp(-x * x)), x)
+            pull, y = autograd.make_vjp(lambda x: anp.tanh(anp.exp(-x * x)))(x)
             return y, pull(g)
 
         yield Contender("autograd", "", by_autograd, _several)

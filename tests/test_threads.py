@@ -348,7 +348,7 @@ def make(n, d=10_000):
     "few wide rows": (
         16,
         """
-def make(n, d=2_500_000):
+def make(n, d=5_000_000):
     X, y, w = np.broadcast_to(np.ones(d), (n, d)), np.ones(n), np.ones(d)
     return lambda: pb.relu_mse.value_and_grad(X, y, w, 0.0)
 """,

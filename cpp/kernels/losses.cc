@@ -12,6 +12,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <thread>
 
 #include "kernels/blocks.h"
 #include "runtime/fp_env.h"
@@ -110,6 +111,9 @@ constexpr Partition SlabsOf(size_t rows, size_t row_bytes, size_t spread) {
 // of kLossBlock would cost a tenth of the time, with many more all of it.
 constexpr size_t kSpreadBlock = 16;
 
+// A chunk of so many bytes takes a millisecond or more: the poll is looked at after each of them.
+constexpr size_t kPolledBytes = size_t{4} << 20;
+
 // Of a chunk's, at most; with many outputs its rows are few.
 constexpr size_t kChunkPredictions = 8192;
 
@@ -130,6 +134,7 @@ struct Plan {
                              std::max<size_t>(kChunkPredictions / p.outputs, 1)})),
         state(layout.state_doubles == nullptr ? 0
                                               : RoundUp(layout.state_doubles(p.X), kDoublePadding)),
+        polled(chunk_rows * row_bytes * p.outputs >= kPolledBytes),
         chunk(PadDoubles(chunk_rows * p.outputs)),
         // Predictions or slopes; beside them an hvp's curvature, and expanded weights.
         chunks(size_t{1} + (job == Job::kHvp) + (p.outputs > 1 && p.weight != nullptr)),
@@ -140,7 +145,9 @@ struct Plan {
   size_t parameters, sum_w, width, row_bytes;
   size_t spread;  // so many rows have an entry in a column, on average
   Partition slabs;
-  size_t block, levels, chunk_rows, state, chunk, chunks, slab_doubles, doubles;
+  size_t block, levels, chunk_rows, state;
+  bool polled;
+  size_t chunk, chunks, slab_doubles, doubles;
 };
 
 class Sum {
@@ -160,6 +167,7 @@ class Sum {
   HWY_NOINLINE bool Run(LossResult& result, Poll* poll) {
     w_ = TakeParameters(p_.w, p_.w_dtype);
     if (p_.vw != nullptr) vw_ = TakeParameters(p_.vw, DType::kFloat64);
+    poll_ = poll;
     const size_t tasks = plan_.slabs.tasks;
     if (p_.X.rows * plan_.row_bytes * p_.outputs < kParallelBytes) {
       for (size_t slab = 0; slab < tasks; ++slab) SumSlab(slab);
@@ -167,6 +175,7 @@ class Sum {
                    tasks, [&](size_t slab) { SumSlab(slab); }, poll)) {
       return false;
     }
+    if (stopped_.load(std::memory_order_relaxed)) return false;
     result.bad = Bad();
     if (!result.bad) Finish(result);
     return true;
@@ -208,11 +217,20 @@ class Sum {
         std::fill(block, block + plan_.width, 0.0);
         const size_t end = std::min(row + plan_.block, rows.end);
         for (size_t first = row; first < end; first += plan_.chunk_rows) {
+          if (plan_.polled && Stopped()) return;
           SumChunk({first, std::min(first + plan_.chunk_rows, end)}, state, block);
         }
       });
     }
     tree.Finish();
+  }
+
+  // Whether the poll, which the calling thread alone may look at, has asked to stop.
+  bool Stopped() {
+    if (std::this_thread::get_id() == caller_ && Interrupted(poll_)) {
+      stopped_.store(true, std::memory_order_relaxed);
+    }
+    return stopped_.load(std::memory_order_relaxed);
   }
 
   void SumChunk(Range rows, void* state, double* sums) {
@@ -319,6 +337,9 @@ class Sum {
   const double* w_ = nullptr;
   const double* vw_ = nullptr;
   std::atomic<size_t> bad_x_ = kNoRow, bad_y_ = kNoRow, bad_weight_ = kNoRow;
+  Poll* poll_ = nullptr;
+  const std::thread::id caller_ = std::this_thread::get_id();
+  std::atomic<bool> stopped_ = false;
 };
 
 // Not inlined: the caller guards the floating-point environment.
