@@ -146,13 +146,15 @@ def chains(draw: Any) -> tuple[list[Link], np.ndarray, np.ndarray]:
 @settings(max_examples=150, deadline=None)
 @given(chains())
 def test_bits_of_random_chains(case: Any) -> None:
-    assert_same(*case)
+    with np.errstate(over="ignore"):  # NumPy's own, of 1e300 in float32
+        assert_same(*case)
 
 
 @settings(max_examples=40, deadline=None)
 @given(chains())
 def test_bits_of_the_twins(case: Any) -> None:
-    assert_same(*case, pb.reference)
+    with np.errstate(over="ignore"):
+        assert_same(*case, pb.reference)
 
 
 @dtypes
