@@ -553,6 +553,8 @@ def test_errors() -> None:
         (((pb.exp, pb.arg, x),), ValueError, "step 1: exp takes 1 operands, not 2"),
         (((pb.exp, pb.arg, {"out": x}),), TypeError, "exp takes no out in a chain"),
         (((),), TypeError, r"step 1 is \(\)"),
+        (((pb.norm, x, pb.arg),), ValueError, "norm has no derivative by operand 2"),
+        (((pb.sum, pb.arg, 0),), ValueError, "step 1: sum takes 1 operands, not 2"),
     ):
         with pytest.raises(error, match=message):
             pb.chain(*steps)

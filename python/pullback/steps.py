@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, Final, TypeAlias
@@ -17,6 +18,7 @@ from pullback.reference.arguments import Primitive
 from pullback.reference.chain import BlockRun, Link
 from pullback.reference.elementwise import Elementwise, broadcast_shape
 from pullback.reference.linear import Linear
+from pullback.reference.reduction import Reduction
 
 __all__ = ["Cotangents", "Part", "arg", "in_sequence", "make_step"]
 
@@ -83,10 +85,16 @@ class _Step(Part):
         self.op: Any = op
         self.operands = operands
         self.options = options
-        self.places = tuple(k for k, operand in enumerate(operands) if operand is arg)
-        self.bound = tuple(k for k, o in enumerate(operands) if o is not arg and o is not None)
-        if isinstance(op, Linear) and len(operands) == 2:
+        # Behind the operands stands a parameter, such as a norm's p: it has no derivative.
+        n = len(op.row.operands) if isinstance(op, Reduction) else len(operands)
+        if isinstance(op, Linear) and n == 2:
             self.operands += (None,)  # its derivatives want a bias, or None
+            n += 1
+        self.differentiable = n
+        self.places = tuple(k for k, operand in enumerate(operands) if operand is arg)
+        if self.places and self.places[-1] >= n:
+            raise ValueError(f"{op.__name__} has no derivative by operand {self.places[-1] + 1}")
+        self.bound = tuple(k for k, o in enumerate(operands[:n]) if o is not arg and o is not None)
         self.takes_wrt = isinstance(op, Primitive)
         self.add: Callable[..., Any] = elementwise.primitives["add"]
 
@@ -103,13 +111,14 @@ class _Step(Part):
         return self.op(*self.at(x), **self.options)
 
     def jvp(self, x: Any, t: Any) -> Any:
-        tangents = (t if operand is arg else None for operand in self.operands)
+        operands = self.operands[: self.differentiable]
+        tangents = (t if operand is arg else None for operand in operands)
         return self.op.jvp(*self.at(x), *tangents, **self.options)
 
     def pull(self, x: Any, g: Any, everything: bool) -> Cotangents:
         wanted = tuple(sorted((*self.places, *self.bound))) if everything else self.places
-        if len(self.operands) == 1:
-            cotangents = (self.op.vjp(x, g, **self.options),)
+        if self.differentiable == 1:
+            cotangents = (self.op.vjp(*self.at(x), g, **self.options),)
         elif self.takes_wrt:  # computes no others
             cotangents = self.op.vjp(*self.at(x), g, wrt=wanted, **self.options)
         else:
@@ -119,15 +128,15 @@ class _Step(Part):
 
     def value_and_grad(self, x: Any, everything: bool) -> tuple[Any, Cotangents]:
         function = getattr(self.op, "value_and_grad", None)
-        if function is None or len(self.operands) > 1:
+        if function is None or self.differentiable > 1:
             return super().value_and_grad(x, everything)
-        value, gradient = function(x, **self.options)  # a reduction's, in one pass
+        value, gradient = function(*self.at(x), **self.options)  # a reduction's, in one pass
         _check_single(value)
         return value, (gradient, [])
 
     def jacobian(self, x: Any) -> Any:
         jacobians = self.op.jacobian(*self.at(x), **self.options)
-        if len(self.operands) == 1:
+        if self.differentiable == 1:
             return jacobians
         first, *more = (jacobians[k] for k in self.places)
         for jacobian in more:
@@ -317,6 +326,10 @@ def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
     if not any(operand is arg for operand in operands):
         raise ValueError(f"{where}, {_name(op)}, has no pb.arg among its operands")
     row = _row(op)
+    if isinstance(op, Reduction):
+        taken = list(inspect.signature(op.vjp).parameters).index("g")
+        if len(operands) != taken:
+            raise ValueError(f"{where}: {op.__name__} takes {taken} operands, not {len(operands)}")
     if row is None:
         return _Step(op, operands, options)
     if len(operands) != row.nin:

@@ -219,19 +219,6 @@ class Kronecker(Shaped):
         dense = (factor.shape[:-2] for factor in self._factors() if not isinstance(factor, int))
         return {self._input_batch, self._output_batch, *filter(None, dense)}
 
-    def diagonal(self) -> Array:
-        """Return the diagonal elements, as ``todense().diagonal()`` would.
-
-        Raises
-        ------
-        ValueError
-            If the factors are not square, or there are batches.
-        """
-        if self.batches() != {()} or any(n != m for n, m in map(extents, self._factors())):
-            raise ValueError(f"{self} has a diagonal only if its factors are square, unbatched")
-        with np.errstate(all="ignore"):
-            return self._diagonal_elements()
-
     def _diagonal_elements(self) -> Array:
         if self.batches() != {()} or any(n != m for n, m in map(extents, self._factors())):
             return super()._diagonal_elements()

@@ -305,7 +305,7 @@ class Reduction(Primitive):
         for array, name in zip(arrays, self.row.operands, strict=True):
             if array.shape != shape:
                 raise ValueError(f"{op}: x has shape {shape}, {name} has {array.shape}")
-        slices = Slices.of(arrays[0], axis)
+        slices = Slices.of(op, arrays[0], axis)
         if slices.n == 0 and self.row.empty is None:
             axes = "all axes" if axis is None else f"axis {axis}"
             raise ValueError(f"{op}: x has shape {shape}, no elements along {axes}")

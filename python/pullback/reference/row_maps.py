@@ -135,7 +135,7 @@ class RowMap(Primitive):
                 raise ValueError(f"{op}: {name} has shape {v.shape}, x has {x.shape}")
         else:
             (x,) = aligned(op, x, names=("x",))
-        slices = Slices.of(x, axis)
+        slices = Slices.of(op, x, axis)
         outputs = Outputs(op, out, (x.shape,), x.dtype, (x, v), single=True)
         (target,) = slices.targets(outputs, slices.blocks)
         result = np.empty(slices.blocks, x.dtype) if target is None else target
@@ -149,7 +149,7 @@ class RowMap(Primitive):
         op = self._op("jacobian")
         parameter = self._parameter(op, p)
         (x,) = aligned(op, x, names=("x",))
-        slices = Slices.of(x, axis)
+        slices = Slices.of(op, x, axis)
         return structure.of_map(self.row.name, x, slices, parameter)
 
 

@@ -38,20 +38,27 @@ class Slices(NamedTuple):
     blocks: tuple[int, int, int]
 
     @classmethod
-    def of(cls, x: Array, axis: Axis) -> Slices:
-        """Return the slices of an array along an axis, several, or all.
+    def of(cls, op: str, x: Array, axis: Axis) -> Slices:
+        """Return the slices of an operation's array along an axis, several, or all.
 
         The order is that of memory, if then nothing has to be moved.
 
         Raises
         ------
+        TypeError
+            If an axis is no integer.
         numpy.exceptions.AxisError
             If there is no such axis.
         ValueError
             If an axis stands twice.
         """
         everything = range(x.ndim)
-        axes = tuple(everything) if axis is None else tuple(normalize_axis_tuple(axis, x.ndim))
+        try:
+            axes = tuple(everything) if axis is None else tuple(normalize_axis_tuple(axis, x.ndim))
+        except TypeError:
+            raise TypeError(
+                f"{op}: axis must be an integer, a tuple of them or None, not {axis!r}"
+            ) from None
         order = tuple(sorted(everything, key=lambda a: (-abs(x.strides[a]), a)))
         long = [a for a in order if x.shape[a] != 1]
         reduced = [i for i, a in enumerate(long) if a in axes]
