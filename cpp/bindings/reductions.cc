@@ -394,14 +394,13 @@ PyMethodDef kEngine[] = {
 PyObject* NewReductionMethod(const char* reduction, const char* method, double parameter,
                              PyObject* fallback) {
   constexpr std::string_view kKinds[] = {"value", "grad", "value_and_grad", "vjp", "jvp"};
-  const auto* const kind = std::find(std::begin(kKinds), std::end(kKinds), method);
+  const auto* const found = std::find(std::begin(kKinds), std::end(kKinds), method);
+  const auto kind = static_cast<Kind>(found - kKinds);
   const bool is_map = FindMap(reduction, "vjp") != nullptr;
-  if (kind == std::end(kKinds) || (!is_map && FindReduction(reduction) == nullptr)) {
-    PyErr_Format(PyExc_KeyError, "no native method '%s' of a reduction '%s'", method, reduction);
-    return nullptr;
-  }
-  Entry entry{reduction, static_cast<Kind>(kind - kKinds), is_map, 1, parameter, nullptr};
-  entry.op = FindOf(entry);
+  Entry entry{reduction, kind, is_map, 1, parameter, nullptr};
+  const bool known = found != std::end(kKinds) &&
+                     !(is_map && (kind == Kind::kGrad || kind == Kind::kValueAndGrad));
+  if (known) entry.op = FindOf(entry);
   if (entry.op == nullptr) {
     PyErr_Format(PyExc_KeyError, "no native method '%s' of a reduction '%s'", method, reduction);
     return nullptr;

@@ -185,15 +185,19 @@ class Outputs:
             for target in self._outs
         )
 
-    def targets(self, *views: tuple[int, ...] | None) -> tuple[Array | None, ...]:
+    def targets(
+        self, *views: tuple[int, ...] | None, contiguous: bool = False
+    ) -> tuple[Array | None, ...]:
         """Return what kernels may write to at once, each as an array of the given shape.
 
         None where there is no output, or one that overlaps an input or itself, lies misaligned or
-        cannot be seen in that shape.
+        cannot be seen in that shape, or in C order where it has to be `contiguous`.
         """
         for i, shape in enumerate(views):
             if self._free[i] and shape is not None:
-                self._targets[i] = _view(self._outs[i], shape)
+                view = _view(self._outs[i], shape)
+                if view is None or view.flags.c_contiguous or not contiguous:
+                    self._targets[i] = view
         return tuple(self._targets)
 
     def deliver(self, results: Sequence[Array | None]) -> tuple[Any, ...]:

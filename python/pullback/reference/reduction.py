@@ -308,7 +308,7 @@ class Reduction(Primitive):
         slices = Slices.of(arrays[0], axis)
         if slices.n == 0 and self.row.empty is None:
             axes = "all axes" if axis is None else f"axis {axis}"
-            raise ValueError(f"{op}: no elements along {axes} of shape {shape} have no {op}")
+            raise ValueError(f"{op}: x has shape {shape}, no elements along {axes}")
         return slices
 
     def _reduce(
@@ -403,6 +403,8 @@ class Reduction(Primitive):
         keepdims: bool,
         out: Any,
     ) -> Any:
+        if g is None:
+            raise TypeError(f"{self._op(method)}: g is None, which is no cotangent")
         return self._gradients(method, operands, p, axis, keepdims, out, with_value=False, g=g)
 
     def _push(

@@ -107,4 +107,4 @@ class Slices(NamedTuple):
         """Return where results may be written at once, in the shapes of the engine's arrays."""
         if self.order != tuple(range(len(self.shape))):
             return (None,) * len(blocks)
-        return outputs.targets(*blocks)
+        return outputs.targets(*blocks, contiguous=True)
