@@ -323,7 +323,7 @@ class Walk {
         break;
       }
       // What the next stage keeps must outlast it.
-      T* const y = plan_.stage[i + 1].keeps_input || i + 1 == last ? kept_[i + 1] : running_;
+      T* const y = plan_.stage[i + 1].keeps_input ? kept_[i + 1] : running_;
       if (keeps_input) {
         Value(i, v, y, n, 0);
       } else {
