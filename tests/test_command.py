@@ -119,15 +119,19 @@ def test_a_wrong_rule_fails_against_differences() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["matmul", "linear", "quadratic_form", "bilinear_form", "relu_mse"]
+    ("name", "check"),
+    [
+        *((f, f"check_{f}") for f in ("matmul", "linear", "quadratic_form", "bilinear_form")),
+        *((name, "check_reduction") for name in ("logsumexp", "softmax")),
+        ("relu_mse", "check_loss"),
+    ],
 )
-def test_a_wrong_gradient_fails(name: str) -> None:
-    check = getattr(selfcheck, "check_loss" if name == "relu_mse" else f"check_{name}")
+def test_a_wrong_gradient_fails(name: str, check: str) -> None:
     method = "value_and_grad" if name == "relu_mse" else "vjp"
     wrong = Wrong(pb.primitives[name], method, slightly)
     wrong.__dict__["__name__"] = name
     for dtype in DTYPES:
-        assert not check(wrong, dtype).ok
+        assert not getattr(selfcheck, check)(wrong, dtype).ok
 
 
 def test_a_failed_check_gives_exit_code_1(

@@ -21,6 +21,8 @@ from pullback.elementwise import primitives as elementwise
 from pullback.loss_table import LOSSES
 from pullback.matmul import products
 from pullback.ops import OPS, REFERENCE_MAX_ULP, OpRow
+from pullback.reduction_table import REDUCTIONS
+from pullback.reductions import reductions
 
 __all__ = ["DTYPES", "Finding", "Measured", "checks"]
 
@@ -90,6 +92,7 @@ def checks(dtypes: Sequence[np.dtype[Any]] = DTYPES) -> list[Callable[[], Findin
             for d in dtypes
         ),
         *(bind(_PRODUCT_CHECKS[name], f, dtype=d) for name, f in products.items() for d in dtypes),
+        *(bind(check_reduction, f, dtype=d) for f in reductions.values() for d in dtypes),
         *(bind(check_loss, loss, dtype=d) for loss in losses.losses.values() for d in dtypes),
     ]
 
@@ -385,6 +388,50 @@ _PRODUCT_CHECKS: Final[Mapping[str, Callable[..., Finding]]] = {
     "quadratic_form": check_quadratic_form,
     "bilinear_form": check_bilinear_form,
 }
+
+
+def check_reduction(primitive: Any, dtype: np.dtype[Any]) -> Finding:
+    """Check a reduction of rows, or a map of them, and its pullback."""
+    rng = np.random.default_rng(11)
+    shape, n = (60, 40), 40
+    row = REDUCTIONS[primitive.__name__]
+    # Of one sign, so that sums do not cancel.
+    x = tuple(rng.uniform(0.5, 1.5, shape).astype(dtype) for _ in row.operands)
+    g = rng.uniform(0.5, 1.5, shape if row.is_map else shape[:1]).astype(dtype)
+    p = 3.0 if row.parameter is not None and row.parameter.default is None else None
+    x_, g_ = tuple(a.astype(np.longdouble) for a in x), g.astype(np.longdouble)
+    parameter = p or (row.parameter.default if row.parameter is not None else 0.0) or 0.0
+
+    def values(*at: Array) -> Array:
+        return row.value(at[0], parameter) if row.value else row.values(at, parameter)  # type: ignore[misc]
+
+    def cotangents() -> tuple[Array, ...]:
+        if row.vjp is not None:
+            return (row.vjp(x_[0], g_, parameter),)
+        return tuple(g_[:, None] * slope for slope in row.slopes(x_, parameter))  # type: ignore[misc]
+
+    with np.errstate(all="ignore"):
+        exact, slopes = values(*x_), cotangents()
+        along = [rng.standard_normal(shape) for _ in x]
+        above, below = (
+            values(*(a + step * t for a, t in zip(x_, along, strict=True)))
+            for step in (1e-6, -1e-6)
+        )
+        rate = np.sum(g_ * (above - below)) / 2e-6
+        slope = sum(np.vdot(cotangent, t) for cotangent, t in zip(slopes, along, strict=True))
+    bound = () if p is None else (p,)
+    value = primitive(*x, *bound, axis=1)
+    pulled = _tuple(primitive.vjp(*x, *bound, g, axis=1))
+    scales = [np.maximum(np.abs(c), np.max(np.abs(c), axis=1, keepdims=True)) for c in slopes]
+    errors = map(_worst_sum, pulled, slopes, scales)
+    return Finding(
+        name=primitive.__name__,
+        dtype=dtype.name,
+        samples=x[0].size * len(x),
+        value=Measured(_worst_sum(value, exact, np.max(np.abs(exact))), n + 8.0),
+        derivative=Measured(max(errors), n + 8.0),
+        difference=Measured(float(abs(rate - slope) / abs(slope)), _DIFFERENCE_BOUND),
+    )
 
 
 def check_loss(loss: Any, dtype: np.dtype[Any]) -> Finding:
