@@ -131,10 +131,10 @@ def reduction_arguments(
     rng = np.random.default_rng(0)
     operands = tuple(rng.uniform(0.5, 1.5, shape).astype(dtype) for _ in row.operands)
     bound = (3.0,) if row.parameter is not None and row.parameter.default is None else ()
+    other = tuple(rng.uniform(0.5, 1.5, shape).astype(dtype) for _ in row.operands)
     if method == "vjp":
-        g = operands[0] if row.is_map else np.ones((), dtype)
-        return (*operands, *bound, g)
-    return (*operands, *bound, *operands) if method == "jvp" else (*operands, *bound)
+        return (*operands, *bound, *(other if row.is_map else (np.ones((), dtype),)))
+    return (*operands, *bound, *other) if method == "jvp" else (*operands, *bound)
 
 
 def _reduction_cases() -> Iterator[Case]:
