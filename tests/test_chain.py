@@ -143,7 +143,7 @@ def chains(draw: Any) -> tuple[list[Link], np.ndarray, np.ndarray]:
     return links, x, t
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(chains())
 def test_bits_of_random_chains(case: Any) -> None:
     with np.errstate(over="ignore"):  # NumPy's own, of 1e300 in float32

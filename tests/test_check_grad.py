@@ -16,7 +16,6 @@ RNG = np.random.default_rng(0)
 WEIGHTS = np.array([0.7, -1.3, 0.4, 2.1])
 
 rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
-SMOOTH = [row for row in OPS.values() if not row.masked and row.name != "equal"]
 
 
 def ordinary(row: OpRow) -> np.ndarray:
@@ -43,7 +42,7 @@ def gradient(row: OpRow, x: np.ndarray) -> np.ndarray:
 @rows
 def test_accepts_every_derivative(row: OpRow) -> None:
     x = ordinary(row)
-    report = pb.check_grad(function(row), gradient(row, x), x)
+    report = pb.check_grad(function(row), gradient(row, x), x, directions=3)
     assert report.ok, report
     assert report.is_linear
     assert not report.kinks
@@ -60,7 +59,7 @@ def test_rejects_a_derivative_wrong_by_a_thousandth(row: OpRow) -> None:
         at = np.unravel_index(np.argmax(np.abs(right)), right.shape)
         wrong = right.copy()
         wrong[at] *= 1.001
-    report = pb.check_grad(function(row), wrong, x)
+    report = pb.check_grad(function(row), wrong, x, directions=0)
     assert not report
     assert report.worst.index is not None
     if right.any():
@@ -76,7 +75,7 @@ def test_float32(row: OpRow) -> None:
     right = gradient(row, x)
     assert pb.check_grad(function(row), right, x), row.name
     wrong = right * np.float32(1.02) + (np.float32(0.05) if not right.any() else 0)
-    assert not pb.check_grad(function(row), wrong, x)
+    assert not pb.check_grad(function(row), wrong, x, directions=0)
 
 
 def kinks_of(row: OpRow) -> np.ndarray | None:
