@@ -307,9 +307,9 @@ def seconds(call):
     return time.perf_counter() - begin
 few = {few}
 make(few)()
-n = int(few * 0.5 / min(seconds(make(few)) for _ in range(3)))
+n = int(few * 0.4 / min(seconds(make(few)) for _ in range(3)))
 call = make(n)
-while seconds(call) < 0.4:  # the few were slow, being the first
+while seconds(call) < 0.3:  # the few were slow, being the first
     n *= 2
     call = make(n)
 sent = []
