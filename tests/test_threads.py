@@ -537,7 +537,7 @@ def make(n):
     ("name", "threads"),
     [
         *((name, 1) for name in LONG_CALLS),
-        *((f, 2) for f in ("relu_mse", "Fortran order", "sparse rows", "elementwise", "matmul")),
+        *((f, 2) for f in ("relu_mse", "elementwise", "matmul")),
     ],
 )
 def test_interrupt(run_python: Callable[..., Any], name: str, threads: int) -> None:
