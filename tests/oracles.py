@@ -177,7 +177,7 @@ def _pairs(
     left: np.ndarray[Any, Any], right: np.ndarray[Any, Any], rng: np.random.Generator
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return pairs: near each other, of like magnitude, not far from 1, independent, edges."""
-    n, n_edges = 600, 60
+    n, n_edges = 1000, 60
     w, x = rng.choice(left, n), rng.choice(right, n)
     near = rng.choice(left, n)
     neighbour = near + rng.integers(-3, 4, n).astype(near.dtype) * np.spacing(near)

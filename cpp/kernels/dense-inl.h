@@ -2,7 +2,7 @@
 //
 // An element is needed twice, for its row's prediction and, scaled by the loss's slope, for the
 // gradient. It is read from memory once and taken from cache the second time; so that memory does
-// not idle then, each pass asks for half of the next chunk.
+// not idle then, what comes next is asked for meanwhile.
 #if defined(PULLBACK_CPP_KERNELS_DENSE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef PULLBACK_CPP_KERNELS_DENSE_INL_H_
 #undef PULLBACK_CPP_KERNELS_DENSE_INL_H_

@@ -106,8 +106,8 @@ HWY_INLINE hn::Vec<D> LoadEach(D d, const double* from, const Index* indices) {
 #endif
 }
 
-// The same for one output. Spans are short: the rest of the last vector is masked, as a loop over
-// it would end in a misprediction, and their sums are completed side by side.
+// GatherPanel for one output. Spans are short: the rest of the last vector is masked, as a loop
+// over it would end in a misprediction, and their sums are completed side by side.
 template <class S>
 HWY_INLINE void GatherOne(const S& spans, const double* from, double* to) {
   const hn::CappedTag<double, 4> d;

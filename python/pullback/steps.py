@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, Final, TypeAlias
@@ -45,23 +46,23 @@ arg: Final = _Argument()
 # --- what a chain is made of ----------------------------------------------------------------------
 
 
-class Part:
+class Part(ABC):
     """A differentiable function of the running value.
 
     Cotangents of bound operands are returned if `everything` is wanted, and are none otherwise.
     """
 
+    @abstractmethod
     def value(self, x: Any) -> Any:
         """Return the value."""
-        raise NotImplementedError
 
+    @abstractmethod
     def jvp(self, x: Any, t: Any) -> Any:
         """Return the value's tangent."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pull(self, x: Any, g: Any, everything: bool) -> Cotangents:
         """Return the cotangents."""
-        raise NotImplementedError
 
     def value_and_pull(self, x: Any, g: Any, everything: bool) -> tuple[Any, Cotangents]:
         """Return the value and the cotangents."""
@@ -73,9 +74,9 @@ class Part:
         _check_single(value)
         return value, self.pull(x, np.ones_like(value)[()], everything)
 
+    @abstractmethod
     def jacobian(self, x: Any) -> Any:
         """Return the Jacobian."""
-        raise NotImplementedError
 
 
 class _Step(Part):
