@@ -24,8 +24,6 @@ struct RunObject {
   Link links[kMaxChainSteps];
 };
 
-PyArrayObject* AsArray(PyObject* object) { return reinterpret_cast<PyArrayObject*>(object); }
-
 // A bound number in the call's dtype, where it has to stay until the call ends.
 union Number {
   float single;

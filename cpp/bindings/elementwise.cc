@@ -257,8 +257,6 @@ PyObject* Pack(std::array<Ref, 3>& outputs, size_t count, bool given = false) {
   return Py_BuildValue("(N(NN))", result[0], result[1], result[2]);
 }
 
-PyArrayObject* AsArray(PyObject* object) { return reinterpret_cast<PyArrayObject*>(object); }
-
 // Arrays of one dtype and one shape, all C-contiguous: that is, no conversion and no broadcasting.
 PyObject* RunPlain(const Entry& entry, PyObject* const* args) {
   const auto nin = static_cast<size_t>(entry.shape.nin);

@@ -37,9 +37,6 @@ const LossKernels* FindLoss(std::string_view name) {
   return nullptr;
 }
 
-PyArrayObject* AsArray(PyObject* object) { return reinterpret_cast<PyArrayObject*>(object); }
-void* DataOf(PyObject* array) { return PyArray_DATA(AsArray(array)); }
-
 // --- X -------------------------------------------------------------------------------------------
 
 // `object` as dense X, if it is an array of rows or columns that kernels can read where it lies.

@@ -51,11 +51,14 @@ class Ref {
   PyObject* object_;
 };
 
+inline PyArrayObject* AsArray(PyObject* object) { return reinterpret_cast<PyArrayObject*>(object); }
+inline void* DataOf(PyObject* array) { return PyArray_DATA(AsArray(array)); }
+
 // The dtype of an array that kernels can read where it lies: an exact ndarray (no subclass, whose
 // meaning we would lose), float32 or float64, aligned, in native byte order. Else nothing.
 inline std::optional<DType> KernelArray(PyObject* object) {
   if (!PyArray_CheckExact(object)) return std::nullopt;
-  auto* const array = reinterpret_cast<PyArrayObject*>(object);
+  PyArrayObject* const array = AsArray(object);
   const int type = PyArray_TYPE(array);
   if (type != NPY_FLOAT && type != NPY_DOUBLE) return std::nullopt;
   if (!PyArray_ISALIGNED(array) || !PyArray_ISNOTSWAPPED(array)) return std::nullopt;

@@ -19,9 +19,6 @@ namespace {
 // Larger arrays are reduced without the GIL.
 constexpr size_t kReleaseGil = 16384;
 
-PyArrayObject* AsArray(PyObject* object) { return reinterpret_cast<PyArrayObject*>(object); }
-void* DataOf(PyObject* array) { return PyArray_DATA(AsArray(array)); }
-
 // Exponents with a row of their own.
 std::string_view RowOfNorm(double p) {
   return p == 1 ? "norm1" : p == 2 ? "norm2" : std::isinf(p) ? "norm_inf" : "norm";
