@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "bindings/interrupt.h"
+#include "bindings/results.h"
 #include "kernels/chain.h"
 
 namespace pullback {
@@ -113,9 +114,7 @@ PyObject* RunPlain(const RunObject& run, PyObject* const* args, Other other, boo
   }
 
   Ref value, image;
-  const auto new_array = [&] {
-    return Ref(PyArray_SimpleNew(ndim, PyArray_DIMS(x), TypeNumber(*dtype)));
-  };
+  const auto new_array = [&] { return Ref(NewArray(ndim, PyArray_DIMS(x), *dtype)); };
   if (want_value && !(value = new_array())) return nullptr;
   if (other != Other::kNone && !(image = new_array())) return nullptr;
   ChainCall call{.steps = {steps.data(), run.count},

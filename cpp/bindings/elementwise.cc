@@ -11,6 +11,7 @@
 
 #include "bindings/interrupt.h"
 #include "bindings/method.h"
+#include "bindings/results.h"
 #include "kernels/broadcast.h"
 #include "kernels/elementwise.h"
 #include "kernels/storage.h"
@@ -278,7 +279,7 @@ PyObject* RunPlain(const Entry& entry, PyObject* const* args) {
   }
   std::array<Ref, 3> outputs;
   for (size_t k = 0; k < nout; ++k) {
-    outputs[k] = Ref(PyArray_SimpleNew(ndim, PyArray_DIMS(first), TypeNumber(*dtype)));
+    outputs[k] = Ref(NewArray(ndim, PyArray_DIMS(first), *dtype));
     if (!outputs[k]) return nullptr;
     operands.data[nin + k] = PyArray_BYTES(AsArray(outputs[k].get()));
   }
@@ -426,7 +427,8 @@ bool TakesResults(PyObject* object, DType dtype, const Shape& shape) {
 }
 
 // In the memory order that NumPy would choose for these inputs.
-Ref NewLikeInputs(PyObject* const* args, size_t nin, DType dtype) {
+Ref NewLikeInputs(PyObject* const* args, size_t nin, npy_intp size, DType dtype) {
+  const KeptMemoryScope scope(size, dtype);
   std::array<PyArrayObject*, kMaxOperands> arrays{};
   std::array<npy_uint32, kMaxOperands> flags{};
   std::array<PyArray_Descr*, kMaxOperands> descrs{};
@@ -527,7 +529,7 @@ PyObject* RunLong(const Entry& entry, PyObject* const* args, PyObject* const* ke
     outputs[0] = Ref(Py_NewRef(out));
   } else {
     for (size_t k = 0; k < nout; ++k) {
-      outputs[k] = NewLikeInputs(args, nin, in.dtype);
+      outputs[k] = NewLikeInputs(args, nin, in.shape.Size(), in.dtype);
       if (!outputs[k]) return nullptr;
     }
   }
@@ -587,12 +589,11 @@ PyObject* BinaryVjp(const void* context, PyObject* const* args, size_t nargs, Py
       }
       outputs[k] = Ref(Py_NewRef(given));
     } else if (shape == in.shape && in.shape.Size() != 0) {
-      outputs[k] = NewLikeInputs(args, 3, in.dtype);
+      outputs[k] = NewLikeInputs(args, 3, in.shape.Size(), in.dtype);
     } else {
-      outputs[k] =
-          Ref(in.shape.Size() == 0
-                  ? PyArray_ZEROS(shape.ndim, shape.extent.data(), TypeNumber(in.dtype), 0)
-                  : PyArray_SimpleNew(shape.ndim, shape.extent.data(), TypeNumber(in.dtype)));
+      outputs[k] = Ref(in.shape.Size() == 0
+                           ? PyArray_ZEROS(shape.ndim, shape.extent.data(), TypeNumber(in.dtype), 0)
+                           : NewArray(shape.ndim, shape.extent.data(), in.dtype));
     }
     if (!outputs[k]) return nullptr;
   }

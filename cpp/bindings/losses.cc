@@ -10,6 +10,7 @@
 
 #include "bindings/interrupt.h"
 #include "bindings/method.h"
+#include "bindings/results.h"
 #include "kernels/losses.h"
 
 namespace pullback {
@@ -167,8 +168,8 @@ PyObject* LossCall(const void* context, PyObject* const* args, size_t nargs, PyO
   const std::optional<Intercept> b = Intercept::From(bound[kB]);
   if (!b) return nullptr;
 
-  npy_intp gw_shape[] = {cols};
-  Ref gw(entry.with_gradient ? PyArray_SimpleNew(1, gw_shape, TypeNumber(*w)) : nullptr);
+  const npy_intp gw_shape[] = {cols};
+  Ref gw(entry.with_gradient ? NewArray(1, gw_shape, *w) : nullptr);
   if (entry.with_gradient && !gw) return nullptr;
   const double bias = b->value();
   LinearProblem problem = {};
@@ -425,8 +426,7 @@ PyObject* LossPointwise(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   problem.dtype = *dtype;
   problem.y = DataOf(args[kTargets]);
   problem.y_type = *y_type;
-  Ref out(PyArray_SimpleNew(coupled && order == 0 ? 1 : PyArray_NDIM(z), PyArray_DIMS(z),
-                            TypeNumber(*dtype)));
+  Ref out(NewArray(coupled && order == 0 ? 1 : PyArray_NDIM(z), PyArray_DIMS(z), *dtype));
   if (!out) return nullptr;
   Outcome outcome;
   {

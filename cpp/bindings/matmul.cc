@@ -8,6 +8,7 @@
 
 #include "bindings/interrupt.h"
 #include "bindings/method.h"
+#include "bindings/results.h"
 #include "kernels/forms.h"
 #include "kernels/linear.h"
 #include "kernels/matmul.h"
@@ -199,7 +200,7 @@ class Job {
 // `given`, if it fits, or a new array of that shape.
 Ref Output(PyObject* given, int ndim, const npy_intp* shape, DType dtype) {
   if (given == nullptr || given == Py_None) {
-    return Ref(PyArray_SimpleNew(ndim, const_cast<npy_intp*>(shape), TypeNumber(dtype)));
+    return Ref(NewArray(ndim, shape, dtype));
   }
   return Ref(Py_NewRef(given));
 }
@@ -448,6 +449,18 @@ PyObject* FormCall(PyObject* const* args) {
   return done ? PyFloat_FromDouble(value) : nullptr;
 }
 
+PyObject* NewArrayCall(PyObject* like, PyObject* shape) {
+  const std::optional<DType> dtype = KernelArray(like);
+  if (!dtype || !PyTuple_Check(shape) || PyTuple_GET_SIZE(shape) > NPY_MAXDIMS) return nullptr;
+  const auto ndim = static_cast<int>(PyTuple_GET_SIZE(shape));
+  npy_intp dims[NPY_MAXDIMS];
+  for (int i = 0; i < ndim; ++i) {
+    dims[i] = PyLong_AsSsize_t(PyTuple_GET_ITEM(shape, i));
+    if (dims[i] < 0) return nullptr;
+  }
+  return NewArray(ndim, dims, *dtype);
+}
+
 struct Entry {
   const char* name;
   size_t nargs;
@@ -466,6 +479,7 @@ constexpr Entry kEntries[] = {
     {"bilinear_form", 5, FormCall},
     {"linear", 5, LinearCall},
     {"linear_cotangents", 8, LinearCotangentsCall},
+    {"new_array", 2, [](PyObject* const* x) { return NewArrayCall(x[0], x[1]); }},
 };
 
 PyObject* MatmulCall(const void* context, PyObject* const* args, size_t nargs, PyObject* kwnames) {

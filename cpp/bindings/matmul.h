@@ -27,6 +27,8 @@ namespace pullback {
 //   "bilinear_form"     (u, X, v, Xv, uX)  -> u^T X v, a float
 //
 // X (m, n) with contiguous rows; the vectors are contiguous and float64, the last two overwritten.
+//
+//   "new_array"         (like, shape)      -> an uninitialised array of like's dtype, for results
 PyObject* NewMatmulMethod(const char* name, PyObject* fallback);
 
 }  // namespace pullback

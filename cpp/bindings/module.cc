@@ -13,9 +13,11 @@
 #include "bindings/matmul.h"
 #include "bindings/method.h"
 #include "bindings/reductions.h"
+#include "bindings/results.h"
 #include "kernels/elementwise.h"
 #include "kernels/losses.h"
 #include "kernels/reductions.h"
+#include "runtime/kept_memory.h"
 #include "runtime/limits.h"
 #include "runtime/targets.h"
 #include "runtime/threads.h"
@@ -95,6 +97,9 @@ void RegisterRuntime(py::module_& m) {
     return threads;
   });
   m.attr("max_threads") = kMaxThreads;
+  m.def("kept_bytes", &KeptBytes);
+  m.def("kept_limit", &KeptLimit);
+  m.def("set_kept_limit", &SetKeptLimit, py::arg("n_bytes"));
 
   m.def("supported_targets", &SupportedTargetNames);
   m.def("active_target", &ActiveTarget);
@@ -182,7 +187,8 @@ __attribute__((visibility("default"))) const char* pullback_get_version() {
 PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   if (PyArray_ImportNumPyAPI() < 0 || PyUFunc_ImportUFuncAPI() < 0 ||
       !pullback::RegisterMethodType(m.ptr()) || !pullback::RegisterRunType(m.ptr()) ||
-      !pullback::RegisterLossEngine(m.ptr()) || !pullback::RegisterReductionEngine(m.ptr())) {
+      !pullback::RegisterLossEngine(m.ptr()) || !pullback::RegisterReductionEngine(m.ptr()) ||
+      !pullback::RegisterResults()) {
     throw py::error_already_set();
   }
   pullback::RegisterPrimitives(m);

@@ -11,6 +11,7 @@
 
 #include "bindings/interrupt.h"
 #include "bindings/method.h"
+#include "bindings/results.h"
 #include "kernels/reductions.h"
 
 namespace pullback {
@@ -121,10 +122,6 @@ bool IsPlain(PyObject* object, DType dtype) {
   return KernelArray(object) == dtype && PyArray_IS_C_CONTIGUOUS(AsArray(object));
 }
 
-PyObject* LikeArray(PyArrayObject* x) {
-  return PyArray_SimpleNew(PyArray_NDIM(x), PyArray_DIMS(x), PyArray_TYPE(x));
-}
-
 PyObject* ReductionCallMethod(const void* context, PyObject* const* args, size_t nargs,
                               PyObject* kwnames) {
   static PyObject* const kAxis = PyUnicode_InternFromString("axis");
@@ -183,16 +180,14 @@ PyObject* ReductionCallMethod(const void* context, PyObject* const* args, size_t
 
   Ref values, slopes[kMaxOuts];
   if (!entry.is_map && entry.kind != Kind::kGrad && entry.kind != Kind::kVjp) {
-    npy_intp dims[NPY_MAXDIMS];
-    std::copy_n(shape.dims, shape.ndim, dims);
-    values = Ref(PyArray_SimpleNew(shape.ndim, dims, TypeNumber(*dtype)));
+    values = Ref(NewArray(shape.ndim, shape.dims, *dtype));
     if (!values) return nullptr;
     call.values = DataOf(values.get());
   }
   if (entry.is_map || entry.kind == Kind::kGrad || entry.kind == Kind::kVjp ||
       entry.kind == Kind::kValueAndGrad) {
     for (size_t o = 0; o < entry.op->outs; ++o) {
-      slopes[o] = Ref(LikeArray(x));
+      slopes[o] = Ref(NewArray(PyArray_NDIM(x), PyArray_DIMS(x), *dtype));
       if (!slopes[o]) return nullptr;
       call.out[o] = DataOf(slopes[o].get());
     }

@@ -32,6 +32,7 @@ from pullback.check import GradCheck, check_grad
 from pullback.config import (
     backend,
     get_num_threads,
+    set_kept_memory,
     set_num_threads,
     show_config,
     threads,
@@ -78,6 +79,7 @@ __all__ = [
     "primitives",
     "reductions",
     "reference",
+    "set_kept_memory",
     "set_num_threads",
     "show_config",
     "threads",

@@ -17,6 +17,7 @@ __all__ = [
     "backend",
     "get_num_threads",
     "native",
+    "set_kept_memory",
     "set_num_threads",
     "show_config",
     "threads",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 _BACKENDS: Final = ("native", "numpy")
+_MOST_DIGITS: Final = 18  # of a number of bytes
 
 
 def _load_native() -> ModuleType | None:
@@ -32,8 +34,8 @@ def _load_native() -> ModuleType | None:
     Raises
     ------
     ValueError
-        For a value of PULLBACK_BACKEND, PULLBACK_TARGET or PULLBACK_NUM_THREADS that names nothing
-        there is.
+        For a value of PULLBACK_BACKEND, PULLBACK_TARGET, PULLBACK_NUM_THREADS or
+        PULLBACK_KEPT_MEMORY that names nothing there is.
     ImportError
         If PULLBACK_BACKEND asks for native kernels that are not installed.
     """
@@ -64,6 +66,11 @@ def _load_native() -> ModuleType | None:
     except ValueError as error:
         raise ValueError(f"PULLBACK_TARGET={target!r}: {error}") from None
     module.threads_from_env()  # raises for a malformed variable; a valid one is already in force
+    kept = os.environ.get("PULLBACK_KEPT_MEMORY", "")
+    if kept:
+        if not (kept.isascii() and kept.isdigit() and len(kept) <= _MOST_DIGITS):
+            raise ValueError(f"PULLBACK_KEPT_MEMORY={kept!r} is not a number of bytes")
+        module.set_kept_limit(int(kept))
     return module
 
 
@@ -149,6 +156,41 @@ def threads(n: int) -> Iterator[None]:
         set_num_threads(before)
 
 
+def _kept(kernels: ModuleType) -> str:
+    used, most = kernels.kept_bytes() / 2**20, kernels.kept_limit() / 2**20
+    return f"{used:.1f} of {most:.1f} MiB"
+
+
+def set_kept_memory(n_bytes: int) -> None:
+    """Set how much memory of freed results stays with the process, for the next results.
+
+    Results of 256 KiB and more lie in memory that earlier ones have left, since the system takes
+    longer to clear a new page than most kernels to fill it. Of blocks of 32 MiB and more that are
+    kept, the system may take the pages when it is short of memory.
+
+    Parameters
+    ----------
+    n_bytes : int
+        How many bytes are kept at most; what is above is given back at once. 0 keeps nothing. At
+        first it is ``PULLBACK_KEPT_MEMORY``, else a 64th of the machine's memory, no more than
+        256 MiB. The NumPy backend keeps nothing and ignores it.
+
+    Raises
+    ------
+    TypeError
+        If `n_bytes` is not an integer.
+    ValueError
+        If `n_bytes` is negative, or has more than 18 digits.
+    """
+    if isinstance(n_bytes, bool) or not hasattr(n_bytes, "__index__"):
+        raise TypeError(f"set_kept_memory: n_bytes must be an integer, not {n_bytes!r}")
+    n_bytes = n_bytes.__index__()
+    if not 0 <= n_bytes < 10**_MOST_DIGITS:
+        raise ValueError(f"set_kept_memory: n_bytes must be a number of bytes, not {n_bytes}")
+    if native is not None:
+        native.set_kept_limit(n_bytes)
+
+
 @overload
 def show_config(mode: Literal["print"] = "print") -> None: ...
 @overload
@@ -176,6 +218,7 @@ def show_config(mode: Literal["print", "dict"] = "print") -> dict[str, Any] | No
         "target": None if native is None else native.active_target(),
         "targets": None if native is None else native.supported_targets(),
         "threads": get_num_threads(),
+        "kept memory": None if native is None else _kept(native),
         "cpus": os.cpu_count() if native is None else native.available_cpus(),
         "compiler": build.get("compiler"),
         "build type": build.get("build_type"),

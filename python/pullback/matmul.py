@@ -30,6 +30,7 @@ class NativeMatmul(Matmul):
     def __init__(self, kernels: ModuleType, product: Product) -> None:
         super().__init__(product, __name__)
         self._cotangents_into = _strict(kernels, "cotangents_into")
+        self._new = _strict(kernels, "new_array")
         self._tangent_into = _strict(kernels, "tangent_into")
         for name, method in (("product", "__call__"), ("cotangents", "vjp")):
             twin = getattr(Matmul, method)
@@ -50,7 +51,7 @@ class NativeMatmul(Matmul):
         out: tuple[Array | None, ...],
     ) -> tuple[Array, ...]:
         A, B, G = map(_whole_strides, (A, B, G))
-        targets = [np.empty_like(x, order="C") if i in wrt else None for i, x in enumerate((A, B))]
+        targets = [self._new(x, x.shape) if i in wrt else None for i, x in enumerate((A, B))]
         for i, target in zip(wrt, out, strict=True):
             if target is not None:
                 targets[i] = target
@@ -72,6 +73,7 @@ class NativeLinear(Linear):
     def __init__(self, kernels: ModuleType, product: Product) -> None:
         super().__init__(product, __name__, elementwise.primitives)
         self._into = _strict(kernels, "linear")
+        self._new = _strict(kernels, "new_array")
         self._cotangents_into = _strict(kernels, "linear_cotangents")
 
     def __call__(
@@ -86,7 +88,7 @@ class NativeLinear(Linear):
     ) -> Any:
         if out is None and _is_plain_layer(X, W, b):
             name = _name_of(self._activation("linear", activation))
-            result = np.empty((len(X), W.shape[1]), X.dtype)
+            result = self._new(X, (len(X), W.shape[1]))
             return self._into(X, W, b, name, result)
         return super().__call__(X, W, b, activation=activation, out=out)
 
@@ -104,9 +106,8 @@ class NativeLinear(Linear):
     ) -> Any:
         if out is None and wrt == (0, 1, 2) and _is_plain_layer(X, W, b, G):
             name = _name_of(self._activation("linear.vjp", activation))
-            dtype = X.dtype
-            dX, dW = np.empty(X.shape, dtype), np.empty(W.shape, dtype)
-            db = None if b is None else np.empty(b.shape, dtype)
+            dX, dW = self._new(X, X.shape), self._new(X, W.shape)
+            db = None if b is None else self._new(X, b.shape)
             self._cotangents_into(X, W, b, G, name, dX, dW, db)
             return dX, dW, db
         return super().vjp(X, W, b, G, activation=activation, wrt=wrt, out=out)
@@ -114,12 +115,13 @@ class NativeLinear(Linear):
     __call__.__doc__, vjp.__doc__ = Linear.__call__.__doc__, Linear.vjp.__doc__
 
     def _value(self, X: Array, W: Array, b: Array | None, activation: Any, out: Any) -> Array:
+        X, W = _whole_strides(X), _whole_strides(W)
         if out is None or not _has_plain_rows(out):
-            result: Array = np.empty((len(X), W.shape[1]), X.dtype)
+            result: Array = self._new(X, (len(X), W.shape[1]))
         else:
             result = out
         bias = None if b is None else np.ascontiguousarray(b)
-        self._into(_whole_strides(X), _whole_strides(W), bias, _name_of(activation), result)
+        self._into(X, W, bias, _name_of(activation), result)
         if out is None or out is result:
             return result
         out[...] = result
@@ -135,6 +137,7 @@ class NativeLinear(Linear):
         wrt: tuple[int, ...],
         out: tuple[Array | None, ...],
     ) -> tuple[Array | None, ...]:
+        X, W = _whole_strides(X), _whole_strides(W)
         results: list[Any] = [None, None, None]
         for i, target in zip(wrt, out, strict=True):
             shape = (X.shape, W.shape, None if b is None else b.shape)[i]
@@ -143,11 +146,11 @@ class NativeLinear(Linear):
             usable = target is not None and (
                 target.flags.c_contiguous if i == 2 else _whole_strides(target) is target
             )
-            results[i] = target if usable else np.empty(shape, X.dtype)
+            results[i] = target if usable else self._new(X, shape)
         bias = None if b is None else np.ascontiguousarray(b)
         G = G if _has_plain_rows(G) else np.ascontiguousarray(G)
         name = _name_of(activation)
-        self._cotangents_into(_whole_strides(X), _whole_strides(W), bias, G, name, *results)
+        self._cotangents_into(X, W, bias, G, name, *results)
         for i, target in zip(wrt, out, strict=True):
             if target is not None and target is not results[i]:
                 target[...] = results[i]

@@ -1,0 +1,193 @@
+#include "runtime/kept_memory.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+#include "runtime/partition.h"
+
+namespace pullback {
+namespace {
+
+constexpr size_t kPage = 4096;
+
+// In the page before the memory.
+struct Block {
+  size_t capacity;
+};
+
+Block* BlockOf(const void* memory) {
+  return reinterpret_cast<Block*>(reinterpret_cast<uintptr_t>(memory) - kPage);
+}
+
+#ifdef __linux__
+constexpr size_t kHugePage = size_t{1} << 21;
+// From here on huge pages are asked for, as NumPy does for its arrays.
+constexpr size_t kLeastHuge = size_t{1} << 22;
+
+void* MapPages(size_t bytes) {
+  void* const pages =
+      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return pages == MAP_FAILED ? nullptr : pages;
+}
+
+void* NewMemory(size_t capacity) {
+  if (capacity < kLeastHuge) {
+    char* const pages = static_cast<char*>(MapPages(kPage + capacity));
+    return pages == nullptr ? nullptr : pages + kPage;
+  }
+  // Room to begin where a huge page does; what is too much goes back.
+  const size_t room = kHugePage + capacity;
+  char* const pages = static_cast<char*>(MapPages(room));
+  if (pages == nullptr) return nullptr;
+  const auto first = reinterpret_cast<uintptr_t>(pages) + kPage;
+  const size_t before = RoundUp(first, kHugePage) - first;
+  char* const memory = pages + before + kPage;
+  if (before > 0) munmap(pages, before);
+  const size_t after = room - before - kPage - capacity;
+  if (after > 0) munmap(memory + capacity, after);
+#ifdef MADV_HUGEPAGE
+  madvise(memory, capacity, MADV_HUGEPAGE);
+#endif
+  return memory;
+}
+
+void DeleteMemory(void* memory) {
+  Block* const block = BlockOf(memory);
+  munmap(block, kPage + block->capacity);
+}
+
+// The system may take the pages of what is kept while it is short of memory. Below that size it
+// would cost a tenth of what the next result takes, and the C library keeps such blocks, too.
+constexpr size_t kLeastLent = size_t{1} << 25;
+
+void Lend([[maybe_unused]] void* memory) {
+#ifdef MADV_FREE
+  if (CapacityOf(memory) >= kLeastLent) madvise(memory, CapacityOf(memory), MADV_FREE);
+#endif
+}
+
+size_t DefaultLimit() {
+  const auto pages = static_cast<size_t>(std::max(0L, sysconf(_SC_PHYS_PAGES)));
+  const auto page = static_cast<size_t>(std::max(0L, sysconf(_SC_PAGESIZE)));
+  return std::min(pages * page / 64, size_t{256} << 20);
+}
+#else
+void* NewMemory(size_t capacity) {
+  void* const pages = operator new (kPage + capacity, std::align_val_t{kPage}, std::nothrow);
+  return pages == nullptr ? nullptr : static_cast<char*>(pages) + kPage;
+}
+
+void DeleteMemory(void* memory) { operator delete (BlockOf(memory), std::align_val_t{kPage}); }
+
+void Lend(void*) {}
+
+size_t DefaultLimit() { return size_t{64} << 20; }
+#endif
+
+class Keeper {
+ public:
+  void* Take(size_t bytes) {
+    {
+      const std::lock_guard lock(mutex_);
+      auto best = kept_.end();
+      for (auto it = kept_.begin(); it != kept_.end(); ++it) {
+        const size_t capacity = CapacityOf(*it);
+        if (capacity < bytes || capacity - bytes > bytes / 8) continue;
+        // Of equals the newest, which may still be in the caches.
+        if (best == kept_.end() || capacity <= CapacityOf(*best)) best = it;
+      }
+      if (best != kept_.end()) {
+        void* const memory = *best;
+        kept_.erase(best);
+        bytes_ -= CapacityOf(memory);
+        return memory;
+      }
+    }
+    const size_t capacity = RoundUp(bytes, kPage);
+    if (capacity < bytes) return nullptr;
+    void* memory = NewMemory(capacity);
+    if (memory == nullptr && Release()) memory = NewMemory(capacity);
+    if (memory != nullptr) BlockOf(memory)->capacity = capacity;
+    return memory;
+  }
+
+  void Give(void* memory) {
+    Lend(memory);
+    std::vector<void*> surplus;
+    {
+      const std::lock_guard lock(mutex_);
+      kept_.push_back(memory);
+      bytes_ += CapacityOf(memory);
+      surplus = RemoveAbove(limit_);
+    }
+    for (void* old : surplus) DeleteMemory(old);
+  }
+
+  size_t Bytes() {
+    const std::lock_guard lock(mutex_);
+    return bytes_;
+  }
+  size_t Limit() {
+    const std::lock_guard lock(mutex_);
+    return limit_;
+  }
+  void SetLimit(size_t limit) {
+    std::vector<void*> surplus;
+    {
+      const std::lock_guard lock(mutex_);
+      limit_ = limit;
+      surplus = RemoveAbove(limit_);
+    }
+    for (void* old : surplus) DeleteMemory(old);
+  }
+
+ private:
+  // Whether there was anything to give back to the system.
+  bool Release() {
+    std::vector<void*> all;
+    {
+      const std::lock_guard lock(mutex_);
+      all = RemoveAbove(0);
+    }
+    for (void* old : all) DeleteMemory(old);
+    return !all.empty();
+  }
+
+  std::vector<void*> RemoveAbove(size_t limit) {
+    auto end = kept_.begin();
+    for (; bytes_ > limit; ++end) bytes_ -= CapacityOf(*end);
+    std::vector<void*> surplus(kept_.begin(), end);
+    kept_.erase(kept_.begin(), end);
+    return surplus;
+  }
+
+  std::mutex mutex_;
+  std::vector<void*> kept_;  // the oldest first
+  size_t bytes_ = 0;
+  size_t limit_ = DefaultLimit();
+};
+
+// Never destroyed: results may outlive everything.
+Keeper& TheKeeper() {
+  static Keeper* const keeper = new Keeper;
+  return *keeper;
+}
+
+}  // namespace
+
+void* TakeMemory(size_t bytes) { return TheKeeper().Take(bytes); }
+void GiveMemory(void* memory) { TheKeeper().Give(memory); }
+size_t CapacityOf(const void* memory) { return BlockOf(memory)->capacity; }
+size_t KeptBytes() { return TheKeeper().Bytes(); }
+size_t KeptLimit() { return TheKeeper().Limit(); }
+void SetKeptLimit(size_t bytes) { TheKeeper().SetLimit(bytes); }
+
+}  // namespace pullback
