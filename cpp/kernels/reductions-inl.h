@@ -19,6 +19,7 @@
 #include "kernels/load-inl.h"
 #include "kernels/reductions.h"
 #include "ops/reductions-inl.h"
+#include "runtime/prefetch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace pullback {
@@ -103,21 +104,42 @@ struct Fold {
 };
 
 // The fold of all lanes; a NaN among them is the result where the kind keeps it.
-template <Pivot kKind, typename T, size_t kLanes>
-HWY_INLINE T FoldLanes(const T (&lanes)[kLanes]) {
-  T fold = lanes[0];
-  for (size_t i = 1; i < kLanes; ++i) {
-    const bool further = kKind == Pivot::kSmallest ? lanes[i] < fold : lanes[i] > fold;
-    if (further || lanes[i] != lanes[i]) fold = lanes[i];
-    if (fold != fold) break;
+template <Pivot kKind, class D, class V>
+HWY_INLINE hn::TFromD<D> FoldLanes(D d, V folds) {
+  using T = hn::TFromD<D>;
+  if constexpr (kKind == Pivot::kMax || kKind == Pivot::kMaxAbs) {
+    return hn::GetLane(hn::MaxOfLanes(d, folds));
+  } else {
+    HWY_ALIGN T lanes[hn::MaxLanes(D())];
+    hn::Store(folds, d, lanes);
+    T fold = lanes[0];
+    for (const T lane : lanes) {
+      const bool further = kKind == Pivot::kSmallest ? lane < fold : lane > fold;
+      if (further || lane != lane) fold = lane;
+      if (fold != fold) break;
+    }
+    return fold;
   }
-  return fold;
 }
 
 // --- along slices --------------------------------------------------------------------------------
 
 // Elements that are summed in registers; each of four or more sums then has at most a quarter.
 constexpr size_t kLeaf = 1024;
+
+// What the sums of one segment fetch for what comes next, while they keep the core busy: the next
+// segment of x and v, in which its pivot is then folded, and where this segment's slopes will go.
+template <typename T, size_t kElements>
+struct Fetcher {
+  HWY_INLINE void operator()(const T* x, const T* v, const T* out) const {
+    for (size_t i = 0; i < kElements; i += 64 / sizeof(T)) {
+      PrefetchIntoL2(x + ahead + i);
+      if (v != nullptr) PrefetchIntoL2(v + ahead + i);
+      if (out != nullptr) PrefetchToWrite(out + i);
+    }
+  }
+  size_t ahead;
+};
 
 template <class Row, typename T>
 class Along {
@@ -132,6 +154,7 @@ class Along {
   static constexpr size_t kChains = kSide * kParts;
   static constexpr Pivot kPivotKind = Row::template kPivotOf<T>;
   static constexpr bool kTwo = Row::kArrays == 2;
+  static constexpr size_t kLeastAhead = 4096;  // bytes
 
  public:
   static void Accumulate(const Segment& s, double parameter, bool value_only, double* state,
@@ -147,11 +170,15 @@ class Along {
     double* const sums = state + kSums;
     std::fill_n(sums, Row::kTerms, 0.0);
     if (Row::kPivotIsAll && value_only) return;
+    const T* const out = static_cast<const T*>(s.out);
+    const Fetcher<T, kSide * kLanes> fetch{
+        std::max(kPivotKind == Pivot::kNone ? 0 : s.length, kLeastAhead / sizeof(T))};
     for (size_t begin = 0; begin < s.length; begin += kLeaf) {
       const size_t n = std::min(kLeaf, s.length - begin);
       std::array<double, Row::kTerms> leaf;
       SumLeaf(x + begin, kTwo ? v + begin : nullptr, n, state[kPivot], parameter,
-              keep == nullptr ? nullptr : keep + begin, leaf);
+              keep == nullptr ? nullptr : keep + begin, out == nullptr ? nullptr : out + begin,
+              fetch, leaf);
       for (size_t k = 0; k < Row::kTerms; ++k) {
         if (begin == 0) {
           sums[k] = leaf[k];
@@ -168,44 +195,28 @@ class Along {
 
   static void Slopes(const Segment& s, const double* coefs, const void* kept, void* const* out,
                      bool streamed) {
-    const std::array<W, Row::kCoefs> c = Broadcast(coefs);
     const T* const x = static_cast<const T*>(s.x);
     const T* const v = static_cast<const T*>(s.v);
     const T* const keep = static_cast<const T*>(kept);
-    const V pivot = hn::Set(D(), static_cast<T>(coefs[Row::kCoefs]));
-    T* to[Row::kOuts];
-    for (size_t o = 0; o < Row::kOuts; ++o) to[o] = static_cast<T*>(out[o]);
-    const auto some = [&](size_t i, size_t count) HWY_ATTR {
-      std::array<V, Row::kOuts> y;
-      Slope(x + i, kTwo ? v + i : nullptr, keep == nullptr ? nullptr : keep + i, count, pivot, c,
-            y);
-      PB_UNROLL
-      for (size_t o = 0; o < Row::kOuts; ++o) L::Store(y[o], to[o] + i, count);
-    };
-    size_t i = 0;
-    if (streamed) {
-      // All outputs lie alike, see the driver.
-      const size_t beyond = reinterpret_cast<uintptr_t>(to[0]) % kStreamAlignment;
-      const size_t head =
-          std::min(beyond == 0 ? 0 : (kStreamAlignment - beyond) / sizeof(T), s.length);
-      while (i < head) {
-        const size_t count = std::min(kLanes, head - i);
-        some(i, count);
-        i += count;
-      }
-      constexpr size_t kLine = std::max(kStreamAlignment / sizeof(T), kLanes);
-      for (; i + kLine <= s.length; i += kLine) {
-        for (size_t j = i; j < i + kLine; j += kLanes) {
-          std::array<V, Row::kOuts> y;
-          Slope(x + j, kTwo ? v + j : nullptr, keep == nullptr ? nullptr : keep + j, kLanes, pivot,
-                c, y);
-          PB_UNROLL
-          for (size_t o = 0; o < Row::kOuts; ++o) hn::Stream(y[o], D(), to[o] + j);
-        }
+    using Results = std::array<V, Row::kOuts>;
+    if constexpr (Row::kOneProduct && kParts > 1) {
+      // One product of factors that fit is rounded to the same bits on narrow lanes.
+      const T factor = static_cast<T>(coefs[0]);
+      if (static_cast<double>(factor) == coefs[0]) {
+        const std::array<V, 1> c = {hn::Set(D(), factor)};
+        WriteSlopes(s.length, out, streamed, [=](size_t i, size_t count, Results& y) HWY_ATTR {
+          const V own = L::Load(x + i, count);
+          Row::Slope(D(), own, kTwo ? L::Load(v + i, count) : own, own, c, y);
+        });
+        return;
       }
     }
-    for (; i + kLanes <= s.length; i += kLanes) some(i, kLanes);
-    if (i < s.length) some(i, s.length - i);
+    const std::array<W, Row::kCoefs> c = Broadcast(coefs);
+    const V pivot = hn::Set(D(), static_cast<T>(coefs[Row::kCoefs]));
+    WriteSlopes(s.length, out, streamed, [=](size_t i, size_t count, Results& y) HWY_ATTR {
+      Slope(x + i, kTwo ? v + i : nullptr, keep == nullptr ? nullptr : keep + i, count, pivot, c,
+            y);
+    });
   }
 
   static void Tangents(const Segment& s, const double* coefs, const void* const* t, double* sums) {
@@ -243,6 +254,41 @@ class Along {
   }
 
  private:
+  // slope(i, count, y): the results from element i on.
+  template <class F>
+  static HWY_INLINE void WriteSlopes(size_t n, void* const* out, bool streamed, const F& slope) {
+    T* to[Row::kOuts];
+    for (size_t o = 0; o < Row::kOuts; ++o) to[o] = static_cast<T*>(out[o]);
+    const auto some = [&](size_t i, size_t count) HWY_ATTR {
+      std::array<V, Row::kOuts> y;
+      slope(i, count, y);
+      PB_UNROLL
+      for (size_t o = 0; o < Row::kOuts; ++o) L::Store(y[o], to[o] + i, count);
+    };
+    size_t i = 0;
+    if (streamed) {
+      // All outputs lie alike, see the driver.
+      const size_t beyond = reinterpret_cast<uintptr_t>(to[0]) % kStreamAlignment;
+      const size_t head = std::min(beyond == 0 ? 0 : (kStreamAlignment - beyond) / sizeof(T), n);
+      while (i < head) {
+        const size_t count = std::min(kLanes, head - i);
+        some(i, count);
+        i += count;
+      }
+      constexpr size_t kLine = std::max(kStreamAlignment / sizeof(T), kLanes);
+      for (; i + kLine <= n; i += kLine) {
+        for (size_t j = i; j < i + kLine; j += kLanes) {
+          std::array<V, Row::kOuts> y;
+          slope(j, kLanes, y);
+          PB_UNROLL
+          for (size_t o = 0; o < Row::kOuts; ++o) hn::Stream(y[o], D(), to[o] + j);
+        }
+      }
+    }
+    for (; i + kLanes <= n; i += kLanes) some(i, kLanes);
+    if (i < n) some(i, n - i);
+  }
+
   static HWY_INLINE std::array<W, Row::kCoefs> Broadcast(const double* coefs) {
     std::array<W, Row::kCoefs> c;
     PB_UNROLL
@@ -296,10 +342,8 @@ class Along {
         const V last = LoadTail(d, x + i, n - i);
         fold[0] = F::Add(d, fold[0], hn::IfThenElse(hn::FirstN(d, n - i), last, start));
       }
-      HWY_ALIGN T lanes[4 * kLanes];
-      PB_UNROLL
-      for (size_t side = 0; side < 4; ++side) hn::Store(fold[side], d, lanes + side * kLanes);
-      return static_cast<double>(FoldLanes<kPivotKind>(lanes));
+      const V folds = F::Add(d, F::Add(d, fold[0], fold[1]), F::Add(d, fold[2], fold[3]));
+      return static_cast<double>(FoldLanes<kPivotKind>(d, folds));
     }
   }
 
@@ -324,6 +368,7 @@ class Along {
   }
 
   static void SumLeaf(const T* x, const T* v, size_t n, double pivot, double parameter, T* kept,
+                      const T* out, const Fetcher<T, kSide * kLanes>& fetch,
                       std::array<double, Row::kTerms>& leaf) {
     const Wide wide;
     const W wide_pivot = hn::Set(wide, pivot);
@@ -357,6 +402,7 @@ class Along {
     };
     size_t i = 0;
     for (; i + kSide * kLanes <= n; i += kSide * kLanes) {
+      fetch(x + i, kTwo ? v + i : nullptr, out == nullptr ? nullptr : out + i);
       PB_UNROLL
       for (size_t side = 0; side < kSide; ++side) add(i + side * kLanes, side, kLanes);
     }

@@ -206,7 +206,8 @@ class Reducer {
             std::min(layout_.segment, call_.n - begin),
             Columns(unit),
             layout_.stride,
-            layout_.width};
+            layout_.width,
+            !slopes_ || streamed_ ? nullptr : static_cast<const char*>(call_.out[0]) + first};
   }
 
   bool Streams() const {

@@ -29,7 +29,8 @@ struct Segment {
   const void* v;  // a second operand, or null
   size_t length, columns;
   ptrdiff_t stride;
-  size_t width;  // 1 along slices, else a multiple of kColumnPadding
+  size_t width;               // 1 along slices, else a multiple of kColumnPadding
+  const void* out = nullptr;  // if not null: where slopes will be written soon, through the caches
 };
 
 inline constexpr size_t kColumnPadding = 16;

@@ -125,16 +125,32 @@ HWY_INLINE V Exp(D d, V x) {
   return Ldexp(d, hn::Add(p_hi, p_lo), k);
 }
 
-// exp(z - largest) to full relative accuracy, for z <= largest; NaN for a difference of infinities.
+// exp(z - largest) within an ULP, also among the subnormals, for z <= largest; NaN for a difference
+// of infinities.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V ExpBelow(D d, V z, V largest) {
-  constexpr auto kMin = ExpConstants<hn::TFromD<D>>::kMin;
-  V t, t_lo, p_hi, p_lo, k;
+  using T = hn::TFromD<D>;
+  using C = ExpConstants<T>;
+  using Format = FormatOf<D>;
+  V t, t_lo;
   TwoDiff(z, largest, t, t_lo);
   // Elsewhere t_lo may be NaN, and exp(t) is 0 or NaN.
-  t_lo = hn::IfThenElseZero(hn::Gt(t, hn::Set(d, kMin)), t_lo);
-  ExpCore(d, AtLeast(d, kMin, t), t_lo, p_hi, p_lo, k);
-  return Ldexp(d, hn::Add(p_hi, p_lo), k);
+  t_lo = hn::IfThenElseZero(hn::Gt(t, hn::Set(d, C::kMin)), t_lo);
+  t = AtLeast(d, C::kMin, t);
+  // The last bits of this are the exponent of 2^k, moved up so far that it is normal.
+  const V rounder =
+      hn::Set(d, Format::kRounder + static_cast<T>(Format::kExponentBias) + Format::kGap);
+  const V rounded = hn::MulAdd(t, hn::Set(d, C::kLog2E), rounder);
+  const hn::RebindToUnsigned<D> du;
+  const V up = hn::BitCast(d, hn::ShiftLeft<Format::kMantissaBits>(hn::BitCast(du, rounded)));
+  const V k = hn::Sub(rounded, rounder);
+  const V r_hi = hn::NegMulAdd(k, hn::Set(d, C::kLn2Hi), t);  // exact
+  const V minus_r_lo = hn::MulSub(k, hn::Set(d, C::kLn2Lo), t_lo);
+  const V r = hn::Sub(r_hi, minus_r_lo);
+  const V r2 = hn::Mul(r, r);
+  const V tail = hn::MulSub(r2, Polynomial(d, C::kTail, r, r2), minus_r_lo);
+  const V p = hn::Add(hn::Set(d, 1), hn::Add(r_hi, tail));
+  return hn::Mul(hn::Mul(p, up), hn::Set(d, Format::kGapDown));
 }
 
 // expm1(x) = hi + lo, for x below ExpConstants::kMinusOne.

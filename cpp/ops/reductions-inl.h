@@ -53,6 +53,7 @@ struct Reduction {
   static constexpr bool kKeeps = false;       // Prepare is worth keeping
   static constexpr bool kPivotIsAll = false;  // the value needs no sums
   static constexpr bool kProduct = false;     // the first sum is a product
+  static constexpr bool kOneProduct = false;  // slopes are elements, or less, times coefficient 0
   template <typename T>
   static constexpr Pivot kPivotOf = Pivot::kNone;
 
@@ -77,6 +78,7 @@ using Terms = std::array<hn::Vec<D>, kTerms>;
 struct SumRow : Reduction<1, 1> {
   static constexpr const char* kName = "sum";
   static constexpr bool kStateless = true;
+  static constexpr bool kOneProduct = true;
   template <class D, class V>
   static HWY_INLINE void Sum(D, V x, V, V, double, Terms<D, 1>& t) {
     t[0] = x;
@@ -99,6 +101,7 @@ struct DotRow : Reduction<1, 1> {
   static constexpr const char* kName = "dot";
   static constexpr size_t kArrays = 2, kOuts = 2;
   static constexpr bool kStateless = true;
+  static constexpr bool kOneProduct = true;
   template <class D, class V>
   static HWY_INLINE void Sum(D, V x, V v, V, double, Terms<D, 1>& t) {
     t[0] = hn::Mul(x, v);
@@ -124,6 +127,7 @@ HWY_INLINE V SignOf(D d, V x) {
 struct Norm1Row : Reduction<1, 1> {
   static constexpr const char* kName = "norm1";
   static constexpr bool kStateless = true;
+  static constexpr bool kOneProduct = true;
   template <class D, class V>
   static HWY_INLINE void Sum(D, V x, V, V, double, Terms<D, 1>& t) {
     t[0] = hn::Abs(x);
@@ -139,15 +143,16 @@ struct Norm1Row : Reduction<1, 1> {
 struct SquaredNorm2Row : Reduction<1, 1> {
   static constexpr const char* kName = "squared_norm2";
   static constexpr bool kStateless = true;
+  static constexpr bool kOneProduct = true;
   template <class D, class V>
   static HWY_INLINE void Sum(D, V x, V, V, double, Terms<D, 1>& t) {
     t[0] = hn::Mul(x, x);
   }
   static double Finish(const double* s, double) { return s[kSums]; }
-  static void Coefs(const double*, double, double, double g, double* c) { c[0] = g; }
+  static void Coefs(const double*, double, double, double g, double* c) { c[0] = 2 * g; }
   template <class D, class V>
   static HWY_INLINE void Slope(D, V x, V, V, const std::array<V, 1>& c, std::array<V, 1>& out) {
-    out[0] = hn::Mul(hn::Add(x, x), c[0]);
+    out[0] = hn::Mul(x, c[0]);
   }
 };
 

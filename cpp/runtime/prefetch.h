@@ -1,4 +1,4 @@
-// A hint that memory will be read soon.
+// Hints that memory will be read or written soon.
 #ifndef PULLBACK_CPP_RUNTIME_PREFETCH_H_
 #define PULLBACK_CPP_RUNTIME_PREFETCH_H_
 
@@ -12,6 +12,15 @@ namespace pullback {
 HWY_INLINE void PrefetchIntoL2(const void* p) {
 #if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
   __builtin_prefetch(p, 0, 2);
+#else
+  hwy::Prefetch(static_cast<const char*>(p));
+#endif
+}
+
+// The same for memory that will be written soon.
+HWY_INLINE void PrefetchToWrite(const void* p) {
+#if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
+  __builtin_prefetch(p, 1, 2);
 #else
   hwy::Prefetch(static_cast<const char*>(p));
 #endif
