@@ -30,6 +30,9 @@ constexpr size_t kTileElements = 16384;
 constexpr size_t kTileColumns = 128;
 constexpr size_t kTileRows = 256;
 
+// Along slices, where slopes are written at once: a segment and its results fit in L1.
+constexpr size_t kPlainSegment = 2048;
+
 // Slices up to here are finished by one task, their second pass reads them from a cache.
 constexpr size_t kLocalElements = 65536;
 
@@ -49,7 +52,7 @@ struct Layout {
         stride(along ? 1 : static_cast<ptrdiff_t>(call.inner)) {
     if (along) {
       tile = 1;
-      segment = kMaxSegment;
+      segment = call.op->stateless ? kPlainSegment : kMaxSegment;
     } else if (turned) {
       tile = std::min({columns, kTurnedElements / call.n, kMaxColumns});
       segment = call.n;
