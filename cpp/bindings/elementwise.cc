@@ -375,21 +375,6 @@ void SetOperand(ArrayCall& call, size_t k, PyArrayObject* array, Storage storage
   }
 }
 
-bool Overlap(PyArrayObject* a, PyArrayObject* b) {
-  const auto reach = [](PyArrayObject* array) {
-    char* low = PyArray_BYTES(array);
-    char* high = low + PyArray_ITEMSIZE(array);
-    for (int a = 0; a < PyArray_NDIM(array); ++a) {
-      const npy_intp steps = (PyArray_DIM(array, a) - 1) * PyArray_STRIDE(array, a);
-      (steps < 0 ? low : high) += steps;
-    }
-    return std::pair(low, high);
-  };
-  const auto [a_low, a_high] = reach(a);
-  const auto [b_low, b_high] = reach(b);
-  return a_low < b_high && b_low < a_high;
-}
-
 // Whether writing `out` may change what is yet to be read of `in`.
 bool Disturbs(PyArrayObject* out, PyArrayObject* in) {
   if (!Overlap(out, in)) return false;
@@ -397,25 +382,6 @@ bool Disturbs(PyArrayObject* out, PyArrayObject* in) {
          !PyArray_ISNOTSWAPPED(in) || !PyArray_SAMESHAPE(out, in) ||
          !std::equal(PyArray_STRIDES(out), PyArray_STRIDES(out) + PyArray_NDIM(out),
                      PyArray_STRIDES(in));
-}
-
-// Whether no two elements lie in the same memory. False also where axes merely interlock.
-bool ElementsApart(PyArrayObject* array) {
-  if (PyArray_IS_C_CONTIGUOUS(array) || PyArray_IS_F_CONTIGUOUS(array)) return true;
-  std::array<std::pair<npy_intp, npy_intp>, kMaxAxes> axes;  // stride, extent
-  size_t count = 0;
-  for (int a = 0; a < PyArray_NDIM(array); ++a) {
-    if (PyArray_DIM(array, a) == 1) continue;
-    axes[count++] = {std::abs(PyArray_STRIDE(array, a)), PyArray_DIM(array, a)};
-  }
-  std::sort(axes.begin(), axes.begin() + count);
-  npy_intp reach = PyArray_ITEMSIZE(array);
-  for (size_t a = 0; a < count; ++a) {
-    const auto [stride, extent] = axes[a];
-    if (stride < reach) return false;
-    reach += (extent - 1) * stride;
-  }
-  return true;
 }
 
 // A given output that can take the results where it lies.
@@ -496,18 +462,6 @@ bool Run(const Entry& entry, const Arguments& in, PyObject* const* args,
   if (outcome == Outcome::kOutOfMemory) PyErr_NoMemory();
   if (outcome == Outcome::kInterrupted) SetStopped(entry);  // outputs may have been inputs
   return outcome == Outcome::kDone;
-}
-
-// out=array, or out=(array, array): what was given, else nothing; false for any other keyword.
-bool OnlyOut(PyObject* kwnames, PyObject* const* keywords, PyObject** out) {
-  *out = nullptr;
-  if (kwnames == nullptr || PyTuple_GET_SIZE(kwnames) == 0) return true;
-  if (PyTuple_GET_SIZE(kwnames) != 1 ||
-      PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(kwnames, 0), "out") != 0) {
-    return false;
-  }
-  if (keywords[0] != Py_None) *out = keywords[0];
-  return true;
 }
 
 // Long calls that NumPy would hand over in pieces: conversions, broadcasting, odd layouts.

@@ -221,6 +221,13 @@ const npy_intp* Shape(PyObject* array) {
   return PyArray_DIMS(reinterpret_cast<PyArrayObject*>(array));
 }
 
+// Whether an output that nobody has looked at may be written while `args` are read.
+bool IsFree(PyObject* given, PyObject* const* args, size_t nargs) {
+  return PyArray_CheckExact(given) && ElementsApart(AsArray(given)) &&
+         std::none_of(args, args + nargs,
+                      [&](PyObject* arg) { return Overlap(AsArray(given), AsArray(arg)); });
+}
+
 // What every call begins with: two operands whose shapes fit, and the shape of their product.
 struct Call {
   DType dtype;
@@ -467,11 +474,43 @@ struct Entry {
   PyObject* (*call)(PyObject* const* args);
 };
 
+// Calls as a user makes them, whose outputs are yet to be checked.
+PyObject* UsersProduct(PyObject* const* x, PyObject* out) {
+  if (out == nullptr) return ProductCall(x[0], x[1], nullptr);
+  if (!KernelArray(x[0]) || !KernelArray(x[1]) || !IsFree(out, x, 2)) return nullptr;
+  return ProductCall(x[0], x[1], out);
+}
+
+PyObject* UsersCotangents(PyObject* const* x, PyObject* out) {
+  if (out == nullptr) return CotangentsCall(x[0], x[1], x[2], nullptr, nullptr);
+  if (!PyTuple_Check(out) || PyTuple_GET_SIZE(out) != 2) return nullptr;
+  PyObject* const dA = PyTuple_GET_ITEM(out, 0);
+  PyObject* const dB = PyTuple_GET_ITEM(out, 1);
+  if (!KernelArray(x[0]) || !KernelArray(x[1]) || !KernelArray(x[2]) || !IsFree(dA, x, 3) ||
+      !IsFree(dB, x, 3) || Overlap(AsArray(dA), AsArray(dB))) {
+    return nullptr;
+  }
+  return CotangentsCall(x[0], x[1], x[2], dA, dB);
+}
+
+struct UsersEntry {
+  const char* name;
+  size_t nargs;
+  PyObject* (*call)(PyObject* const* args, PyObject* out);
+};
+
+constexpr UsersEntry kUsersEntries[] = {{"product", 2, UsersProduct},
+                                        {"cotangents", 3, UsersCotangents}};
+
+PyObject* UsersCall(const void* context, PyObject* const* args, size_t nargs, PyObject* kwnames) {
+  const auto& entry = *static_cast<const UsersEntry*>(context);
+  PyObject* out;
+  if (nargs != entry.nargs || !OnlyOut(kwnames, args + nargs, &out)) return nullptr;
+  return entry.call(args, out);
+}
+
 constexpr Entry kEntries[] = {
-    {"product", 2, [](PyObject* const* x) { return ProductCall(x[0], x[1], nullptr); }},
     {"product_into", 3, [](PyObject* const* x) { return ProductCall(x[0], x[1], x[2]); }},
-    {"cotangents", 3,
-     [](PyObject* const* x) { return CotangentsCall(x[0], x[1], x[2], nullptr, nullptr); }},
     {"cotangents_into", 5,
      [](PyObject* const* x) { return CotangentsCall(x[0], x[1], x[2], x[3], x[4]); }},
     {"tangent_into", 5,
@@ -491,6 +530,9 @@ PyObject* MatmulCall(const void* context, PyObject* const* args, size_t nargs, P
 }  // namespace
 
 PyObject* NewMatmulMethod(const char* name, PyObject* fallback) {
+  for (const UsersEntry& entry : kUsersEntries) {
+    if (std::string_view(entry.name) == name) return NewMethod(UsersCall, &entry, fallback);
+  }
   for (const Entry& entry : kEntries) {
     if (std::string_view(entry.name) == name) return NewMethod(MatmulCall, &entry, fallback);
   }

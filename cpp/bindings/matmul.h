@@ -9,13 +9,13 @@ namespace pullback {
 // The callable `name`, or null with a KeyError set. All take exact, aligned, native arrays of one
 // dtype, float32 or float64, whose shapes fit; any other call goes to `fallback`.
 //
-//   "product"    (A, B)            -> A @ B
-//   "cotangents" (A, B, G)         -> (dA, dB)
+//   "product"    (A, B, out=None)               -> A @ B
+//   "cotangents" (A, B, G, out=None or a pair)  -> (dA, dB)
 //   "product_into"    (A, B, out)          out may be None
 //   "cotangents_into" (A, B, G, dA, dB)    None computes and returns None
 //   "tangent_into"    (A, B, tA, tB, out)  out may be None
 //
-// Given outputs must not overlap what is read, nor each other.
+// To the latter three, given outputs must not overlap what is read, nor each other.
 //
 //   "linear"            (X, W, b, activation, out)                  -> out
 //   "linear_cotangents" (X, W, b, G, activation, dX, dW, db)        -> None

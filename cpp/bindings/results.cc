@@ -1,7 +1,10 @@
 #include "bindings/results.h"
 
 #include <algorithm>
+#include <array>
+#include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "runtime/kept_memory.h"
 
@@ -64,6 +67,50 @@ PyObject* NewArray(int ndim, const npy_intp* shape, DType dtype) {
   // -1 where there are too many, which NumPy says.
   const KeptMemoryScope scope(PyArray_OverflowMultiplyList(dims, ndim), dtype);
   return PyArray_SimpleNew(ndim, dims, TypeNumber(dtype));
+}
+
+bool OnlyOut(PyObject* kwnames, PyObject* const* keywords, PyObject** out) {
+  *out = nullptr;
+  if (kwnames == nullptr || PyTuple_GET_SIZE(kwnames) == 0) return true;
+  if (PyTuple_GET_SIZE(kwnames) != 1 ||
+      PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(kwnames, 0), "out") != 0) {
+    return false;
+  }
+  if (keywords[0] != Py_None) *out = keywords[0];
+  return true;
+}
+
+bool Overlap(PyArrayObject* a, PyArrayObject* b) {
+  const auto reach = [](PyArrayObject* array) {
+    char* low = PyArray_BYTES(array);
+    char* high = low + PyArray_ITEMSIZE(array);
+    for (int a = 0; a < PyArray_NDIM(array); ++a) {
+      const npy_intp steps = (PyArray_DIM(array, a) - 1) * PyArray_STRIDE(array, a);
+      (steps < 0 ? low : high) += steps;
+    }
+    return std::pair(low, high);
+  };
+  const auto [a_low, a_high] = reach(a);
+  const auto [b_low, b_high] = reach(b);
+  return a_low < b_high && b_low < a_high;
+}
+
+bool ElementsApart(PyArrayObject* array) {
+  if (PyArray_IS_C_CONTIGUOUS(array) || PyArray_IS_F_CONTIGUOUS(array)) return true;
+  std::array<std::pair<npy_intp, npy_intp>, NPY_MAXDIMS> axes;  // stride, extent
+  size_t count = 0;
+  for (int a = 0; a < PyArray_NDIM(array); ++a) {
+    if (PyArray_DIM(array, a) == 1) continue;
+    axes[count++] = {std::abs(PyArray_STRIDE(array, a)), PyArray_DIM(array, a)};
+  }
+  std::sort(axes.begin(), axes.begin() + count);
+  npy_intp reach = PyArray_ITEMSIZE(array);
+  for (size_t a = 0; a < count; ++a) {
+    const auto [stride, extent] = axes[a];
+    if (stride < reach) return false;
+    reach += (extent - 1) * stride;
+  }
+  return true;
 }
 
 bool RegisterResults() {

@@ -1,4 +1,5 @@
-// New arrays for results; large ones lie in memory kept from earlier ones.
+// Arrays for results: new ones, of which large ones lie in memory kept from earlier ones, and given
+// ones.
 #ifndef PULLBACK_CPP_BINDINGS_RESULTS_H_
 #define PULLBACK_CPP_BINDINGS_RESULTS_H_
 
@@ -21,6 +22,15 @@ class KeptMemoryScope {
 
 // An uninitialised array in C order; nullptr with an exception set.
 PyObject* NewArray(int ndim, const npy_intp* shape, DType dtype);
+
+// out=array, or out=(array, array): what was given, else nothing; false for any other keyword.
+bool OnlyOut(PyObject* kwnames, PyObject* const* keywords, PyObject** out);
+
+// Whether the memory from the first to the last element of one meets the other's.
+bool Overlap(PyArrayObject* a, PyArrayObject* b);
+
+// Whether no two elements lie in the same memory. False also where axes merely interlock.
+bool ElementsApart(PyArrayObject* array);
 
 bool RegisterResults();
 

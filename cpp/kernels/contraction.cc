@@ -140,6 +140,23 @@ void Contraction::PackRange(const Operand& operand, size_t width, Range across, 
   }
 }
 
+// Copies the first m rows and n columns of one C to the other.
+void Contraction::Move(const Item& from, const Item& to, size_t m, size_t n) const {
+  const auto move = [&](auto* source, auto* target) {
+    for (size_t j = 0; j < n; ++j) {
+      for (size_t i = 0; i < m; ++i) {
+        const auto row = static_cast<ptrdiff_t>(i), col = static_cast<ptrdiff_t>(j);
+        target[row * to.c_row + col * to.c_col] = source[row * from.c_row + col * from.c_col];
+      }
+    }
+  };
+  if (size_ == sizeof(float)) {
+    move(reinterpret_cast<const float*>(from.c), reinterpret_cast<float*>(to.c));
+  } else {
+    move(reinterpret_cast<const double*>(from.c), reinterpret_cast<double*>(to.c));
+  }
+}
+
 bool Contraction::Tile(const Item& item, Range rows, Range columns, Range depth,
                        const Shared& shared) const {
   const size_t deepest = std::min(depth.size(), kernels_.depth);
@@ -151,21 +168,35 @@ bool Contraction::Tile(const Item& item, Range rows, Range columns, Range depth,
   const size_t b_bytes =
       shared.b != nullptr ? 0
                           : RoundUp(column_blocks.Longest() * deepest * size_, Memory::kAlignment);
-  const size_t a_bytes = pack_a ? row_blocks.Longest() * deepest * size_ : 0;
+  const size_t a_bytes =
+      pack_a ? RoundUp(row_blocks.Longest() * deepest * size_, Memory::kAlignment) : 0;
+  // Sums that cannot be stored as rows are moved when they are complete.
+  const bool aside = item.c_col != 1 && depth.size() > kernels_.depth;
+  const size_t c_bytes = aside ? rows.size() * columns.size() * size_ : 0;
   alignas(Memory::kAlignment) char stack[kStackBytes];
   char* scratch = stack;
-  if (a_bytes + b_bytes > kStackBytes) {
-    scratch = ThreadScratch::Get(a_bytes + b_bytes);
+  if (a_bytes + b_bytes + c_bytes > kStackBytes) {
+    scratch = ThreadScratch::Get(a_bytes + b_bytes + c_bytes);
     if (scratch == nullptr) return false;
   }
   char* const packed_a = scratch + b_bytes;
+  Item target = item;
+  target.c += Bytes(static_cast<ptrdiff_t>(rows.begin) * item.c_row +
+                    static_cast<ptrdiff_t>(columns.begin) * item.c_col);
+  const Item there = target;
+  if (aside) {
+    target.c = packed_a + a_bytes;
+    target.c_row = static_cast<ptrdiff_t>(columns.size());
+    target.c_col = 1;
+    if (item.add) Move(there, target, rows.size(), columns.size());
+  }
 
   BlockProduct block;
   block.a_row = item.a.across;
   block.a_col = item.a.along;
   block.a_packed = pack_a || shared.a != nullptr;
-  block.c_row = item.c_row;
-  block.c_col = item.c_col;
+  block.c_row = target.c_row;
+  block.c_col = target.c_col;
   for (size_t right_block = 0; right_block < column_blocks.tasks; ++right_block) {
     const Range right = column_blocks(right_block);
     const size_t j = right.begin;
@@ -193,12 +224,13 @@ bool Contraction::Tile(const Item& item, Range rows, Range columns, Range depth,
                                         static_cast<ptrdiff_t>(p) * item.a.along);
         }
         block.size = {left.size(), right.size(), along.size()};
-        block.c = item.c + Bytes(static_cast<ptrdiff_t>(i) * item.c_row +
-                                 static_cast<ptrdiff_t>(j) * item.c_col);
+        block.c = target.c + Bytes(static_cast<ptrdiff_t>(i - rows.begin) * target.c_row +
+                                   static_cast<ptrdiff_t>(j - columns.begin) * target.c_col);
         kernels_.multiply(block);
       }
     }
   }
+  if (aside) Move(target, there, rows.size(), columns.size());
   return true;
 }
 

@@ -118,6 +118,7 @@ class Contraction {
   // The part of C in `rows` and `columns`, the sum over `depth`; false when there is no memory.
   // Shared operands are packed for the whole of `depth`; rows and columns begin at whole panels.
   bool Tile(const Item& item, Range rows, Range columns, Range depth, const Shared& shared) const;
+  void Move(const Item& from, const Item& to, size_t m, size_t n) const;
 
   // On this thread, without a look at the poll, or on all of them; false when interrupted.
   bool For(size_t tasks, bool parallel, FunctionRef<void(size_t)> body);

@@ -19,6 +19,8 @@ namespace {
 
 // A single item with less is left to one thread when there are many items.
 constexpr double kSerialItemFlops = 4e6;
+// Elements of a right operand from which on packing it, transposed, for few rows is not worth it.
+constexpr size_t kLeastInPlace = size_t{1} << 16;
 // Tasks of a batch: some 50 us.
 constexpr double kBatchTaskFlops = 2e6;
 // Small items in a row: few enough that what two products share stays in the cache.
@@ -94,8 +96,13 @@ Item ItemOf(const Product& product, bool& swapped) {
             product.c.col,
             product.add};
   // Rows of C are stored as vectors: where its columns are the contiguous ones, C^T = B^T A^T. Of a
-  // product with a vector, the vector is what is packed.
-  swapped = item.n != 1 && (item.m == 1 || (item.c_col != 1 && item.c_row == 1));
+  // product with a vector, the vector is what is packed; and with few rows, which are read where
+  // they lie as the other operand's could be, those are.
+  const bool transposed_in_place = item.m <= kUnpackedColumns && item.n > 4 * item.m &&
+                                   item.n * item.k >= kLeastInPlace && item.b.along == 1 &&
+                                   item.b.across != 1 && folds.empty();
+  swapped =
+      item.n != 1 && (item.m == 1 || (item.c_col != 1 && item.c_row == 1) || transposed_in_place);
   if (swapped) {
     std::swap(item.m, item.n);
     std::swap(item.a, item.b);
