@@ -666,6 +666,7 @@ def test_sums_over_axes_that_are_no_single_one() -> None:
     assert not matmul.vjp(np.ones((1, 1, 4, 5)), B, G, wrt=0).any()
 
 
+@pytest.mark.native
 def test_an_interrupt_amid_a_batch_of_long_sums() -> None:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
