@@ -104,7 +104,8 @@ def test_large_and_slender(m: int, k: int, n: int, dtype: np.dtype) -> None:
 @dtypes
 @pytest.mark.parametrize("layout", OUT_LAYOUTS)
 @pytest.mark.parametrize(
-    ("m", "k", "n"), [(2, 300, 300), (7, 1100, 70), (63, 257, 300), (64, 600, 259), (65, 400, 300)]
+    ("m", "k", "n"),
+    [(2, 300, 300), (8, 256, 400), (7, 1100, 70), (63, 257, 300), (64, 600, 259), (65, 400, 300)],
 )
 def test_few_rows_against_a_transposed_matrix(
     m: int, k: int, n: int, layout: str, dtype: np.dtype

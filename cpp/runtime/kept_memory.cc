@@ -1,10 +1,10 @@
 #include "runtime/kept_memory.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <mutex>
 #include <new>
-#include <vector>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -95,40 +95,26 @@ size_t DefaultLimit() { return size_t{64} << 20; }
 class Keeper {
  public:
   void* Take(size_t bytes) {
-    {
-      const std::lock_guard lock(mutex_);
-      auto best = kept_.end();
-      for (auto it = kept_.begin(); it != kept_.end(); ++it) {
-        const size_t capacity = CapacityOf(*it);
-        if (capacity < bytes || capacity - bytes > bytes / 8) continue;
-        // Of equals the newest, which may still be in the caches.
-        if (best == kept_.end() || capacity <= CapacityOf(*best)) best = it;
-      }
-      if (best != kept_.end()) {
-        void* const memory = *best;
-        kept_.erase(best);
-        bytes_ -= CapacityOf(memory);
-        return memory;
-      }
-    }
+    if (void* const kept = BestFit(bytes)) return kept;
     const size_t capacity = RoundUp(bytes, kPage);
     if (capacity < bytes) return nullptr;
     void* memory = NewMemory(capacity);
-    if (memory == nullptr && Release()) memory = NewMemory(capacity);
+    if (memory == nullptr) {
+      RemoveAbove(0);
+      memory = NewMemory(capacity);
+    }
     if (memory != nullptr) BlockOf(memory)->capacity = capacity;
     return memory;
   }
 
   void Give(void* memory) {
     Lend(memory);
-    std::vector<void*> surplus;
-    {
-      const std::lock_guard lock(mutex_);
-      kept_.push_back(memory);
-      bytes_ += CapacityOf(memory);
-      surplus = RemoveAbove(limit_);
-    }
-    for (void* old : surplus) DeleteMemory(old);
+    Surplus surplus;  // goes when the lock has gone
+    const std::lock_guard lock(mutex_);
+    if (count_ == kMost) surplus.Add(RemoveOldest());
+    kept_[count_++] = {memory, CapacityOf(memory)};
+    bytes_ += CapacityOf(memory);
+    while (bytes_ > limit_) surplus.Add(RemoveOldest());
   }
 
   size_t Bytes() {
@@ -140,37 +126,64 @@ class Keeper {
     return limit_;
   }
   void SetLimit(size_t limit) {
-    std::vector<void*> surplus;
     {
       const std::lock_guard lock(mutex_);
       limit_ = limit;
-      surplus = RemoveAbove(limit_);
     }
-    for (void* old : surplus) DeleteMemory(old);
+    RemoveAbove(limit);
   }
 
  private:
-  // Whether there was anything to give back to the system.
-  bool Release() {
-    std::vector<void*> all;
-    {
-      const std::lock_guard lock(mutex_);
-      all = RemoveAbove(0);
+  static constexpr size_t kMost = 256;  // blocks
+
+  struct Entry {
+    void* memory;
+    size_t capacity;
+  };
+
+  class Surplus {
+   public:
+    ~Surplus() {
+      for (size_t i = 0; i < count_; ++i) DeleteMemory(blocks_[i]);
     }
-    for (void* old : all) DeleteMemory(old);
-    return !all.empty();
+    void Add(void* memory) { blocks_[count_++] = memory; }
+
+   private:
+    std::array<void*, kMost + 1> blocks_;
+    size_t count_ = 0;
+  };
+
+  void* BestFit(size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    size_t best = count_;
+    for (size_t i = 0; i < count_; ++i) {
+      const size_t capacity = kept_[i].capacity;
+      if (capacity < bytes || capacity - bytes > bytes / 8) continue;
+      // Of equals the newest, which may still be in the caches.
+      if (best == count_ || capacity <= kept_[best].capacity) best = i;
+    }
+    return best == count_ ? nullptr : Remove(best);
   }
 
-  std::vector<void*> RemoveAbove(size_t limit) {
-    auto end = kept_.begin();
-    for (; bytes_ > limit; ++end) bytes_ -= CapacityOf(*end);
-    std::vector<void*> surplus(kept_.begin(), end);
-    kept_.erase(kept_.begin(), end);
-    return surplus;
+  void RemoveAbove(size_t limit) {
+    Surplus surplus;
+    const std::lock_guard lock(mutex_);
+    while (bytes_ > limit) surplus.Add(RemoveOldest());
+  }
+
+  void* RemoveOldest() { return Remove(0); }
+
+  void* Remove(size_t index) {
+    const Entry entry = kept_[index];
+    std::copy(kept_.begin() + index + 1, kept_.begin() + count_, kept_.begin() + index);
+    --count_;
+    bytes_ -= entry.capacity;
+    return entry.memory;
   }
 
   std::mutex mutex_;
-  std::vector<void*> kept_;  // the oldest first
+  std::array<Entry, kMost> kept_;  // the oldest first
+  size_t count_ = 0;
   size_t bytes_ = 0;
   size_t limit_ = DefaultLimit();
 };
