@@ -199,6 +199,7 @@ def test_an_allocator_of_the_users_own_comes_first() -> None:
     functions = [ctypes.cast(f, ctypes.c_void_p).value for f in (malloc, free)]
     handler = _Handler(b"theirs", 1, _Allocator(None, functions[0], None, None, functions[1]))
     table = ctypes.cast(api.PyCapsule_GetPointer(_ARRAY_API, None), ctypes.POINTER(ctypes.c_void_p))
+    # The place of PyDataMem_SetHandler, which is part of NumPy's ABI.
     set_handler = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object)(table[304])
     x = np.ones(N)
     before = set_handler(api.PyCapsule_New(ctypes.addressof(handler), b"mem_handler", None))

@@ -206,8 +206,9 @@ def show_config(mode: Literal["print", "dict"] = "print") -> dict[str, Any] | No
     Returns
     -------
     dict or None
-        Version, backend, instruction set in use and those available, threads, compiler and
-        library versions; an entry without meaning for the NumPy backend is None.
+        Version, backend, instruction set in use and those available, threads, memory kept and its
+        limit, compiler and library versions; an entry without meaning for the NumPy backend is
+        None.
     """
     if mode not in ("print", "dict"):
         raise ValueError(f"show_config: mode must be 'print' or 'dict', not {mode!r}")
