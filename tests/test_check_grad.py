@@ -226,6 +226,15 @@ def test_row_19_directional_derivatives_that_are_not_linear() -> None:
     assert [kink.index for kink in report.kinks] == [(2,)]
 
 
+def test_row_19_with_its_own_directional_derivatives_as_jvp() -> None:
+    """Each of them is right, and all together they are no derivative."""
+    report = pb.check_grad(row_19, None, [0.0, 0.0], jvp=lambda _, v: row_19(v))
+    assert not report.failures
+    assert not report.is_linear
+    assert not report.ok
+    assert "not linear" in str(report)
+
+
 def test_noise_and_poles_do_not_pass() -> None:
     rng = np.random.default_rng(0)
     report = pb.check_grad(lambda x: float(rng.normal()), np.zeros(2), np.ones(2))
