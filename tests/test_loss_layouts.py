@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -503,6 +504,68 @@ def test_stored_zeros_and_special_values(form: str) -> None:
     stored.data[0] = 0.0
     dense = stored.toarray()
     judge(LOGISTIC, stored, y, np.ones(3), 0.5, dense=dense)
+
+
+# --- blocks of rows -------------------------------------------------------------------------------
+
+
+def counting(form: str, rows: int, columns: int, dtype: np.dtype) -> Any:
+    """Return X whose first column is 1 and whose others are 0, of sparse forms one stored a row."""
+    if form in ("C", "F"):
+        X = np.zeros((rows, columns), dtype, order=form)  # type: ignore[call-overload]
+        X[:, 0] = 1
+        return X
+    others = np.random.default_rng(6).integers(1, columns, rows)
+    indices = np.stack([np.zeros(rows, int), others], axis=1).ravel().astype(np.int32)
+    data = np.tile(np.array([1, 0], dtype), rows)
+    pointers = np.arange(0, 2 * rows + 1, 2, dtype=np.int32)
+    return scipy.sparse.csr_array((data, indices, pointers), (rows, columns)).asformat(form)
+
+
+@backends
+@dtypes
+@pytest.mark.parametrize("outputs", [None, 2])
+@pytest.mark.parametrize(
+    ("form", "columns"),
+    [
+        *[("C", n) for n in (1, 3, 20, 40)],
+        *[("F", n) for n in (2, 9)],
+        *[("csr", n) for n in (20, 400, 3000)],
+        *[("csc", n) for n in (20, 400, 3000)],
+    ],
+)
+def test_few_rows_are_summed_in_order(
+    form: str, columns: int, outputs: int | None, dtype: np.dtype, primitives: Any
+) -> None:
+    """The first weight is 1, and each other one just too small to change a sum of 1.
+
+    Summed row by row all of them are lost, in blocks of R rows those of the first block. With w = 0
+    and y = -1/2 every slope is the weight, and so are the direction's: all sums are the weights'.
+    """
+    rows, block, u = 40_000, 512, 2.0**-53
+    weights = np.full(rows, u * (1 - 2.0**-10))
+    weights[0] = 1
+    wanted = math.fsum(weights)
+    bound = (block + math.ceil(math.log2(rows / block)) + 8) * u * wanted
+    X, shape = counting(form, rows, columns, dtype), () if outputs is None else (outputs,)
+    y, w, b = np.full((rows, *shape), -0.5), np.zeros((columns, *shape)), np.zeros(shape or 1)
+    options = {"sample_weight": weights, "reduction": "sum"}
+    loss = primitives.squared_error
+    value, (gw, gb) = loss.value_and_grad(X, y, w, b, **options)
+    half = np.zeros_like(w), np.full_like(b, 0.5)
+    hw, hb = loss.hvp(X, y, w, b, half, **options)
+    one = 1 if outputs is None else outputs
+    sums = {
+        "value": np.asarray(value) * 4 / one,
+        "gw": gw[0],
+        "gb": gb,
+        "hw": hw[0],
+        "hb": hb,
+    }
+    for name, found in sums.items():
+        assert np.size(found) == (1 if name == "value" else one), name
+        assert np.all(np.abs(found - wanted) <= bound), (name, (found - wanted) / (u * wanted))
+    assert not gw[1:].any()
 
 
 # --- memory ---------------------------------------------------------------------------------------

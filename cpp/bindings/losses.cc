@@ -16,8 +16,12 @@
 namespace pullback {
 namespace {
 
-// Larger X than this is read without the GIL.
-constexpr npy_intp kReleaseGil = 16384;
+// X of more elements than this is read without the GIL.
+constexpr size_t kReleaseGil = 16384;
+
+bool IsLarge(const Design& X) {
+  return X.entries > kReleaseGil || (X.indptr == nullptr && X.rows * X.cols > kReleaseGil);
+}
 
 struct LossEntry {
   std::string name;
@@ -63,6 +67,93 @@ std::optional<Design> DenseDesign(PyObject* object) {
                 nullptr,
                 nullptr};
 }
+
+// C-contiguous, of `type`, that many elements.
+bool IsBlock(PyObject* object, int type, size_t size) {
+  if (!PyArray_CheckExact(object)) return false;
+  PyArrayObject* const array = AsArray(object);
+  return PyArray_TYPE(array) == type && PyArray_ISCARRAY_RO(array) &&
+         static_cast<size_t>(PyArray_SIZE(array)) == size;
+}
+
+// A matrix in compressed rows or columns, as in scipy.sparse, of arrays that kernels can read where
+// they lie. The kernels check indices and indptr on their way, but for where indptr begins.
+std::optional<Design> SparseDesign(std::string_view format, PyObject* data, PyObject* indices,
+                                   PyObject* indptr, Py_ssize_t rows, Py_ssize_t cols) {
+  const bool by_rows = format == "csr";
+  const std::optional<DType> dtype = KernelArray(data);
+  if ((!by_rows && format != "csc") || !dtype || !PyArray_CheckExact(indices) || rows < 0 ||
+      cols < 0) {
+    return std::nullopt;
+  }
+  const bool wide = PyArray_ITEMSIZE(AsArray(indices)) == 8;
+  const int index = wide ? NPY_INT64 : NPY_INT32;
+  const auto entries = static_cast<size_t>(PyArray_SIZE(AsArray(data)));
+  if (!IsBlock(data, TypeNumber(*dtype), entries) || !IsBlock(indices, index, entries) ||
+      !IsBlock(indptr, index, static_cast<size_t>(by_rows ? rows : cols) + 1)) {
+    return std::nullopt;
+  }
+  return Design{by_rows ? Layout::kCsr : Layout::kCsc,
+                *dtype,
+                wide,
+                static_cast<size_t>(rows),
+                static_cast<size_t>(cols),
+                DataOf(data),
+                0,
+                DataOf(indices),
+                DataOf(indptr),
+                entries};
+}
+
+// The arrays of a user's sparse matrix, alive for as long as its kernels run.
+class SparseMatrix {
+ public:
+  // Nothing, perhaps with an exception set, unless kernels can read `object` where it lies.
+  std::optional<Design> From(PyObject* object) {
+    if (PyArray_Check(object)) return std::nullopt;
+    static PyObject* const kFormat = PyUnicode_InternFromString("format");
+    static PyObject* const kShape = PyUnicode_InternFromString("shape");
+    static PyObject* const kSorted = PyUnicode_InternFromString("has_sorted_indices");
+    static PyObject* const kParts[] = {PyUnicode_InternFromString("data"),
+                                       PyUnicode_InternFromString("indices"),
+                                       PyUnicode_InternFromString("indptr")};
+    const Ref format = Attribute(object, kFormat);
+    if (!format || !PyUnicode_CheckExact(format.get())) return std::nullopt;
+    for (size_t i = 0; i < parts_.size(); ++i) {
+      parts_[i] = Attribute(object, kParts[i]);
+      if (!parts_[i]) return std::nullopt;
+    }
+    const Ref shape = Attribute(object, kShape);
+    Py_ssize_t rows, cols;
+    if (!shape || !PyTuple_CheckExact(shape.get()) ||
+        !PyArg_ParseTuple(shape.get(), "nn", &rows, &cols)) {
+      PyErr_Clear();
+      return std::nullopt;
+    }
+    const char* const name = PyUnicode_AsUTF8(format.get());
+    if (name == nullptr) return std::nullopt;
+    const std::optional<Design> X =
+        SparseDesign(name, parts_[0].get(), parts_[1].get(), parts_[2].get(), rows, cols);
+    if (!X) return std::nullopt;
+    const bool at_zero = X->wide ? *static_cast<const int64_t*>(X->indptr) == 0
+                                 : *static_cast<const int32_t*>(X->indptr) == 0;
+    if (!at_zero) return std::nullopt;
+    if (X->layout == Layout::kCsc) {
+      const Ref sorted = Attribute(object, kSorted);
+      if (!sorted || sorted.get() != Py_True) return std::nullopt;
+    }
+    return X;
+  }
+
+ private:
+  static Ref Attribute(PyObject* object, PyObject* name) {
+    Ref value(PyObject_GetAttr(object, name));
+    if (!value && PyErr_ExceptionMatches(PyExc_AttributeError)) PyErr_Clear();
+    return value;
+  }
+
+  std::array<Ref, 3> parts_;
+};
 
 // --- the fast way in -----------------------------------------------------------------------------
 
@@ -155,7 +246,9 @@ PyObject* LossCall(const void* context, PyObject* const* args, size_t nargs, PyO
   const auto& entry = *static_cast<const LossEntry*>(context);
   std::array<PyObject*, kArguments> bound;
   if (!Bind(args, nargs, kwnames, bound)) return nullptr;
-  const std::optional<Design> X = DenseDesign(bound[kX]);
+  SparseMatrix sparse;
+  std::optional<Design> X = DenseDesign(bound[kX]);
+  if (!X) X = sparse.From(bound[kX]);
   const std::optional<DType> y = KernelArray(bound[kY]), w = KernelArray(bound[kW]);
   if (!X || X->rows == 0 || !y || !w) return nullptr;
   const auto rows = static_cast<npy_intp>(X->rows), cols = static_cast<npy_intp>(X->cols);
@@ -191,7 +284,7 @@ PyObject* LossCall(const void* context, PyObject* const* args, size_t nargs, PyO
   result.gb_dtype = b->dtype();
   Outcome outcome;
   {
-    const ScopedGilRelease unlocked(rows * cols > kReleaseGil);
+    const ScopedGilRelease unlocked(IsLarge(*X));
     Poll poll = SignalPoll();
     outcome = SumLoss(entry.with_gradient ? Job::kGradient : Job::kValue, problem, result, &poll);
   }
@@ -212,14 +305,6 @@ PyObject* Refuse(const char* function, const char* argument) {
   return PyErr_Format(PyExc_TypeError, "%s: %s is not what the engine takes", function, argument);
 }
 
-// C-contiguous, of `type`, that many elements.
-bool IsBlock(PyObject* object, int type, size_t size) {
-  if (!PyArray_CheckExact(object)) return false;
-  PyArrayObject* const array = AsArray(object);
-  return PyArray_TYPE(array) == type && PyArray_ISCARRAY_RO(array) &&
-         static_cast<size_t>(PyArray_SIZE(array)) == size;
-}
-
 bool IsWritableBlock(PyObject* object, int type, size_t size) {
   return IsBlock(object, type, size) && PyArray_ISWRITEABLE(AsArray(object));
 }
@@ -231,8 +316,8 @@ std::optional<TargetType> TargetsOf(PyObject* y, size_t rows, size_t outputs, bo
   return std::nullopt;
 }
 
-// (format, data, indices, indptr, shape). The kernels check indices and indptr on their way.
-std::optional<Design> SparseDesign(PyObject* object) {
+// (format, data, indices, indptr, shape).
+std::optional<Design> EngineSparse(PyObject* object) {
   const char* format;
   PyObject *data, *indices, *indptr;
   Py_ssize_t rows, cols;
@@ -241,29 +326,7 @@ std::optional<Design> SparseDesign(PyObject* object) {
     PyErr_Clear();
     return std::nullopt;
   }
-  const bool by_rows = std::string_view(format) == "csr";
-  const std::optional<DType> dtype = KernelArray(data);
-  if ((!by_rows && std::string_view(format) != "csc") || !dtype || !PyArray_CheckExact(indices) ||
-      rows < 0 || cols < 0) {
-    return std::nullopt;
-  }
-  const bool wide = PyArray_ITEMSIZE(AsArray(indices)) == 8;
-  const int index = wide ? NPY_INT64 : NPY_INT32;
-  const auto entries = static_cast<size_t>(PyArray_SIZE(AsArray(data)));
-  if (!IsBlock(data, TypeNumber(*dtype), entries) || !IsBlock(indices, index, entries) ||
-      !IsBlock(indptr, index, static_cast<size_t>(by_rows ? rows : cols) + 1)) {
-    return std::nullopt;
-  }
-  return Design{by_rows ? Layout::kCsr : Layout::kCsc,
-                *dtype,
-                wide,
-                static_cast<size_t>(rows),
-                static_cast<size_t>(cols),
-                DataOf(data),
-                0,
-                DataOf(indices),
-                DataOf(indptr),
-                entries};
+  return SparseDesign(format, data, indices, indptr, rows, cols);
 }
 
 struct NamedJob {
@@ -319,7 +382,7 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   if (job == std::end(kJobs)) return Refuse(kName, "job");
 
   const std::optional<Design> X =
-      PyTuple_Check(args[kDesign]) ? SparseDesign(args[kDesign]) : DenseDesign(args[kDesign]);
+      PyTuple_Check(args[kDesign]) ? EngineSparse(args[kDesign]) : DenseDesign(args[kDesign]);
   if (!X) return Refuse(kName, "X");
   problem.X = *X;
   if (!PyArray_CheckExact(args[kBias])) return Refuse(kName, "b");
@@ -383,7 +446,7 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   if (X->rows > 0) {
     Outcome outcome;
     {
-      const ScopedGilRelease unlocked(static_cast<npy_intp>(X->rows * X->cols) > kReleaseGil);
+      const ScopedGilRelease unlocked(IsLarge(*X));
       Poll poll = SignalPoll();
       outcome = SumLoss(job->job, problem, result, &poll);
     }
@@ -430,7 +493,7 @@ PyObject* LossPointwise(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   if (!out) return nullptr;
   Outcome outcome;
   {
-    const ScopedGilRelease unlocked(PyArray_SIZE(z) > kReleaseGil);
+    const ScopedGilRelease unlocked(static_cast<size_t>(PyArray_SIZE(z)) > kReleaseGil);
     Poll poll = SignalPoll();
     outcome = MapLoss(kOrders[order], problem, DataOf(out.get()), &poll);
   }

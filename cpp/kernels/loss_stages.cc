@@ -15,13 +15,14 @@ HWY_BEFORE_NAMESPACE();
 namespace pullback {
 namespace HWY_NAMESPACE {
 
-// In the order of Layout.
+// In the order of Layout, and rows of CSR that are thin.
 const LayoutKernels* LayoutTable() {
   static constexpr LayoutKernels kTable[] = {
       {{{ForwardRows<float>, BackwardRows<float>}, {ForwardRows<double>, BackwardRows<double>}},
        {kOutputs<RowsOfX<float>>, kOutputs<RowsOfX<double>>},
        ChunkOfRows,
        DenseRowBytes,
+       nullptr,
        nullptr,
        nullptr,
        nullptr},
@@ -32,21 +33,32 @@ const LayoutKernels* LayoutTable() {
        DenseRowBytes,
        nullptr,
        nullptr,
+       nullptr,
        nullptr},
-      {{kCsrStages<float, true>, kCsrStages<double, true>},
-       {kCsrStages<float, false>, kCsrStages<double, false>},
+      {{kCsrStages<float, true, false>, kCsrStages<double, true, false>},
+       {kCsrStages<float, false, false>, kCsrStages<double, false, false>},
        CsrChunkRows,
        SparseRowBytes,
        nullptr,
        nullptr,
-       AdvanceCsr},
+       AdvanceCsr,
+       nullptr},
       {{kCscStages<float, true>, kCscStages<double, true>},
        {kCscStages<float, false>, kCscStages<double, false>},
        CscChunkRows,
        SparseRowBytes,
        CscStateDoubles,
        SeekCsc,
-       AdvanceCsc},
+       AdvanceCsc,
+       nullptr},
+      {{kCsrStages<float, true, true>, kCsrStages<double, true, true>},
+       {kCsrStages<float, false, true>, kCsrStages<double, false, true>},
+       CsrChunkRows,
+       SparseRowBytes,
+       ThinStateDoubles,
+       SeekThin,
+       AdvanceCsr,
+       FinishThin},
   };
   return kTable;
 }
@@ -60,8 +72,14 @@ HWY_AFTER_NAMESPACE();
 namespace pullback {
 HWY_EXPORT(LayoutTable);
 
-const LayoutKernels& KernelsOf(Layout layout) {
-  return HWY_DYNAMIC_DISPATCH(LayoutTable)()[static_cast<size_t>(layout)];
+// Of rows with less than an entry to so many columns, merging a block of kLossBlock costs more than
+// summing its entries to the last digit, which needs no blocks.
+constexpr size_t kThinSpread = 1024;
+
+const LayoutKernels& KernelsOf(const Design& X) {
+  const LayoutKernels* const table = HWY_DYNAMIC_DISPATCH(LayoutTable)();
+  const bool thin = X.layout == Layout::kCsr && X.spread() > kThinSpread;
+  return table[thin ? kLayouts : static_cast<size_t>(X.layout)];
 }
 
 }  // namespace pullback

@@ -26,7 +26,7 @@ namespace {
 constexpr size_t kParallelBytes = size_t{512} << 10;
 
 void Accumulate(double* into, const double* from, size_t n) {
-  for (size_t i = 0; i < n; ++i) into[i] += from[i];
+  Blocks().add[static_cast<size_t>(DType::kFloat64)](from, into, n);
 }
 
 // Sums of consecutive blocks, merged like the carries of a binary counter: rounding errors grow
@@ -58,6 +58,8 @@ class BlockTree {
     }
   }
 
+  const double* total() const { return storage_; }
+
  private:
   // Complete subtrees stand side by side, the largest first: one per set bit of the count.
   size_t Occupied() const { return static_cast<size_t>(std::popcount(count_)); }
@@ -69,6 +71,8 @@ class BlockTree {
 
 // Where a block's sums lie: those of loss and weight, and from kSumB those of the gradients.
 constexpr size_t kSumLoss = 0, kSumWeight = 1, kSumB = 2;
+// So many times a piece of a chunk is summed: its weights, its losses, its slopes.
+constexpr size_t kSumsOfPiece = 3;
 
 // What a job does to each chunk.
 struct Steps {
@@ -107,10 +111,6 @@ constexpr Partition SlabsOf(size_t rows, size_t row_bytes, size_t spread) {
   return RowPartition(rows, row_bytes, spread);
 }
 
-// Of sparse rows a block of the tree is longer: with a hundred columns to an entry, merging blocks
-// of kLossBlock would cost a tenth of the time, with many more all of it.
-constexpr size_t kSpreadBlock = 16;
-
 // A chunk of so many bytes takes a millisecond or more: the poll is looked at after each of them.
 constexpr size_t kPolledBytes = size_t{4} << 20;
 
@@ -126,28 +126,68 @@ struct Plan {
         sum_w(RoundUp(kSumB + p.outputs, kDoublePadding)),
         width(steps.backward ? sum_w + parameters : sum_w),
         row_bytes(layout.row_bytes(p.X)),
-        spread(p.X.entries == 0 ? 1 : std::max<size_t>(p.X.rows * p.X.cols / p.X.entries, 1)),
-        slabs(SlabsOf(p.X.rows, row_bytes, spread)),
-        block(RoundUp(std::max(kLossBlock, kSpreadBlock * spread), kLossBlock)),
+        slabs(SlabsOf(p.X.rows, row_bytes, p.X.spread())),
+        block(layout.finish != nullptr ? std::max<size_t>(slabs(0).size(), 1)
+                                       : std::max(kLossBlock, layout.chunk_rows(p.X, p.outputs))),
         levels(BlockTree::Levels(CeilDiv(slabs(0).size(), block))),
         chunk_rows(std::min({layout.chunk_rows(p.X, p.outputs), slabs(0).size(),
                              std::max<size_t>(kChunkPredictions / p.outputs, 1)})),
-        state(layout.state_doubles == nullptr ? 0
-                                              : RoundUp(layout.state_doubles(p.X), kDoublePadding)),
+        piece_rows(std::max(kLossBlock / p.outputs / kDoublePadding, size_t{1}) * kDoublePadding),
+        heads(block > kLossBlock ? BlockTree::Levels(kSumsOfPiece * CeilDiv(block, chunk_rows) *
+                                                     CeilDiv(chunk_rows, piece_rows))
+                                 : 0),
+        state(layout.state_doubles == nullptr
+                  ? 0
+                  : RoundUp(layout.state_doubles(p.X, p.outputs), kDoublePadding)),
         polled(chunk_rows * row_bytes * p.outputs >= kPolledBytes),
         chunk(PadDoubles(chunk_rows * p.outputs)),
         // Predictions or slopes; beside them an hvp's curvature, and expanded weights.
         chunks(size_t{1} + (job == Job::kHvp) + (p.outputs > 1 && p.weight != nullptr)),
-        slab_doubles(levels * width + state + chunks * chunk),
+        slab_doubles(levels * width + heads * sum_w + state + chunks * chunk),
         doubles(parameters * (1 + (p.vw != nullptr)) + slabs.tasks * slab_doubles) {}
 
   Steps steps;
   size_t parameters, sum_w, width, row_bytes;
-  size_t spread;  // so many rows have an entry in a column, on average
   Partition slabs;
-  size_t block, levels, chunk_rows, state;
+  size_t block, levels, chunk_rows;
+  // So many rows' losses and slopes are summed at once: whole vectors, since scores write such.
+  size_t piece_rows;
+  size_t heads;  // levels of the tree of these sums in a block of more rows, else 0
+  size_t state;
   bool polled;
   size_t chunk, chunks, slab_doubles, doubles;
+};
+
+// Sums over a block's rows but for the gradient by w. A block of more than kLossBlock rows has a
+// tree of its own for them.
+class Head {
+ public:
+  Head(double* block, const Plan& plan, double* storage)
+      : block_(block), levels_(plan.heads), width_(plan.sum_w), tree_(storage, plan.sum_w) {}
+
+  // `add` adds to a row of sums.
+  template <class F>
+  void Add(const F& add) {
+    if (levels_ == 0) {
+      add(block_);
+      return;
+    }
+    tree_.Add([&](double* sums) {
+      std::fill_n(sums, width_, 0.0);
+      add(sums);
+    });
+  }
+
+  void Finish() {
+    if (levels_ == 0) return;
+    tree_.Finish();
+    std::copy_n(tree_.total(), width_, block_);
+  }
+
+ private:
+  double* block_;
+  size_t levels_, width_;
+  BlockTree tree_;
 };
 
 class Sum {
@@ -206,8 +246,9 @@ class Sum {
       return;
     }
     double* const sums = SumsOf(slab);
-    void* const state = sums + plan_.levels * plan_.width;
-    if (layout_.seek != nullptr && !layout_.seek(p_.X, rows.begin, state)) {
+    double* const heads = sums + plan_.levels * plan_.width;
+    void* const state = heads + plan_.heads * plan_.sum_w;
+    if (layout_.seek != nullptr && !layout_.seek(p_.X, p_.outputs, rows.begin, state)) {
       KeepLowest(bad_x_, rows.begin);
       return;
     }
@@ -216,9 +257,15 @@ class Sum {
       tree.Add([&](double* block) {
         std::fill(block, block + plan_.width, 0.0);
         const size_t end = std::min(row + plan_.block, rows.end);
+        Head head(block, plan_, heads);
         for (size_t first = row; first < end; first += plan_.chunk_rows) {
           if (plan_.polled && Stopped()) return;
-          SumChunk({first, std::min(first + plan_.chunk_rows, end)}, state, block);
+          SumChunk({first, std::min(first + plan_.chunk_rows, end)}, state, head,
+                   block + plan_.sum_w);
+        }
+        head.Finish();
+        if (layout_.finish != nullptr && plan_.steps.backward) {
+          layout_.finish(p_.X, p_.outputs, state, block + plan_.sum_w);
         }
       });
     }
@@ -233,7 +280,7 @@ class Sum {
     return stopped_.load(std::memory_order_relaxed);
   }
 
-  void SumChunk(Range rows, void* state, double* sums) {
+  void SumChunk(Range rows, void* state, Head& head, double* gw) {
     const size_t outputs = p_.outputs;
     const size_t first = rows.begin * outputs;
     double* const z = static_cast<double*>(state) + plan_.state;
@@ -241,13 +288,12 @@ class Sum {
     double* const curvature = job_ == Job::kHvp    ? own_curvature
                               : p_.kept == nullptr ? nullptr
                                                    : p_.kept + first;
-    const size_t y_item = ItemSize(p_.y_type);
     const size_t y_first = p_.y_type == TargetType::kLabel ? rows.begin : first;
     ScoreChunk chunk{p_.parameter,
                      rows.size(),
                      outputs,
                      p_.y_type,
-                     static_cast<const char*>(p_.y) + y_first * y_item,
+                     static_cast<const char*>(p_.y) + y_first * ItemSize(p_.y_type),
                      p_.weight == nullptr ? nullptr : p_.weight + rows.begin,
                      z,
                      nullptr,
@@ -256,9 +302,11 @@ class Sum {
                      0.0,
                      kNoRow};
     if (chunk.weight != nullptr) {
-      size_t bad;
-      sums[kSumWeight] += others_.sum_weights(chunk.weight, chunk.rows, &bad);
-      if (HWY_UNLIKELY(bad != kNoRow)) KeepLowest(bad_weight_, rows.begin + bad);
+      SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
+        size_t bad;
+        sums[kSumWeight] += others_.sum_weights(chunk.weight + piece.begin, piece.size(), &bad);
+        if (HWY_UNLIKELY(bad != kNoRow)) KeepLowest(bad_weight_, rows.begin + piece.begin + bad);
+      });
       if (outputs > 1) {
         double* const repeated = z + (plan_.chunks - 1) * plan_.chunk;
         for (size_t r = 0; r < chunk.rows; ++r) {
@@ -274,9 +322,15 @@ class Sum {
     }
     if (plan_.steps.predict) stages_.forward(p_.X, outputs, rows, w_, p_.b, z, state);
     if (plan_.steps.score) {
-      score_(chunk);
-      sums[kSumLoss] += chunk.loss_sum;
-      if (HWY_UNLIKELY(chunk.bad_row != kNoRow)) KeepLowest(bad_y_, rows.begin + chunk.bad_row);
+      SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
+        ScoreChunk part = chunk;
+        TakePart(part, piece);
+        score_(part);
+        sums[kSumLoss] += part.loss_sum;
+        if (HWY_UNLIKELY(part.bad_row != kNoRow)) {
+          KeepLowest(bad_y_, rows.begin + piece.begin + part.bad_row);
+        }
+      });
     }
     if (plan_.steps.curve) {
       stages_.forward(p_.X, outputs, rows, vw_, p_.vb, z, state);
@@ -290,8 +344,30 @@ class Sum {
       others_.write_gx[static_cast<size_t>(p_.gX_dtype)](z, chunk.rows, outputs, w_, p_.X.cols,
                                                          p_.scale, gX, p_.gX_stride);
     }
-    others_.sum_outputs(z, chunk.rows, outputs, sums + kSumB);
-    stages_.backward(p_.X, outputs, rows, z, sums + plan_.sum_w, state);
+    SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
+      others_.sum_outputs(z + piece.begin * outputs, piece.size(), outputs, sums + kSumB);
+    });
+    stages_.backward(p_.X, outputs, rows, z, gw, state);
+  }
+
+  // Calls sum(piece, sums) for few rows of a chunk at a time, counted from its first.
+  template <class F>
+  void SumPieces(size_t rows, Head& head, const F& sum) {
+    for (size_t begin = 0; begin < rows; begin += plan_.piece_rows) {
+      const Range piece = {begin, std::min(begin + plan_.piece_rows, rows)};
+      head.Add([&](double* sums) { sum(piece, sums); });
+    }
+  }
+
+  static void TakePart(ScoreChunk& chunk, Range rows) {
+    const size_t first = rows.begin * chunk.outputs;
+    chunk.rows = rows.size();
+    chunk.y = static_cast<const char*>(chunk.y) +
+              (chunk.y_type == TargetType::kLabel ? rows.begin : first) * ItemSize(chunk.y_type);
+    if (chunk.weight != nullptr) chunk.weight += first;
+    chunk.z += first;
+    chunk.slope += first;
+    if (chunk.curvature != nullptr) chunk.curvature += first;
   }
 
   static void KeepLowest(std::atomic<size_t>& lowest, size_t row) {
@@ -350,7 +426,7 @@ HWY_NOINLINE bool MapTasks(size_t tasks, FunctionRef<void(size_t)> map, Poll* po
 }  // namespace
 
 Outcome SumLoss(Job job, const LinearProblem& problem, LossResult& result, Poll* poll) {
-  const LayoutKernels& layout = KernelsOf(problem.X.layout);
+  const LayoutKernels& layout = KernelsOf(problem.X);
   const Plan plan(job, problem, layout);
   constexpr size_t kAlignment = kDoublePadding * sizeof(double);
   constexpr size_t kStackDoubles = 1024;

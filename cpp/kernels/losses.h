@@ -7,6 +7,7 @@
 #ifndef PULLBACK_CPP_KERNELS_LOSSES_H_
 #define PULLBACK_CPP_KERNELS_LOSSES_H_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -23,6 +24,7 @@ struct Poll;
 // --- X and the stages that read it ---------------------------------------------------------------
 
 enum class Layout : uint8_t { kRows, kColumns, kCsr, kCsc };
+inline constexpr size_t kLayouts = 4;
 
 struct Design {
   Layout layout;
@@ -34,6 +36,9 @@ struct Design {
   const void* indices;  // sparse: as in scipy.sparse; within a column of kCsc they ascend
   const void* indptr;
   size_t entries = 0;  // sparse: so many in data and indices
+
+  // So many rows have an entry in a column, on average.
+  size_t spread() const { return entries == 0 ? 1 : std::max<size_t>(rows * cols / entries, 1); }
 };
 
 // Both take `outputs` predictions a row, k = 0 ... outputs - 1:
@@ -64,14 +69,18 @@ struct LayoutKernels {
   // `state_doubles` doubles. `seek` is called before its first chunk, then `advance` before each,
   // in order; forward and backward are called any number of times, or never, for the chunk last
   // advanced to. False: an index is out of range, and the chunk must not be walked.
-  size_t (*state_doubles)(const Design& X);
-  bool (*seek)(const Design& X, size_t row, void* state);
+  size_t (*state_doubles)(const Design& X, size_t outputs);
+  bool (*seek)(const Design& X, size_t outputs, size_t row, void* state);
   bool (*advance)(const Design& X, Range rows, void* state);
+
+  // For a layout that sums a slab's gradient in `state` to the last digit (else null): adds it to
+  // gw. A slab is then one block of the tree.
+  void (*finish)(const Design& X, size_t outputs, const void* state, double* gw);
 };
 
 inline constexpr size_t kLossBlock = 512;
 
-const LayoutKernels& KernelsOf(Layout layout);
+const LayoutKernels& KernelsOf(const Design& X);
 
 // --- losses --------------------------------------------------------------------------------------
 

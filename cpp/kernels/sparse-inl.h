@@ -14,10 +14,12 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
+#include "kernels/blocks.h"
 #include "kernels/load-inl.h"
 #include "kernels/losses.h"
 #include "runtime/partition.h"
@@ -37,7 +39,12 @@ struct Spans {
   Bounds bounds;  // span -> Range of entries
   size_t count, first;
   size_t known;  // entries before this one are of these spans, or of such whose indices fit too
+
+  // Whether each span begins where the one before it ends, and is the entries of a row.
+  static constexpr bool kRows = Bounds::kRows;
 };
+
+// Of columns at most kLossBlock entries are summed at once: a chunk may have more rows.
 
 // to[s * outputs + k] += sum over span s of data * from[index * outputs + k] for the `last` outputs
 // of the panel's last vector and all of those before.
@@ -52,11 +59,6 @@ HWY_INLINE void GatherPanel(const S& spans, size_t outputs, const double* from, 
   for (size_t s = 0; s < spans.count; ++s) {
     const Range entries = spans.bounds(s);
     std::array<std::array<V, kVectors>, kChains> sum;
-    PB_UNROLL
-    for (size_t c = 0; c < kChains; ++c) {
-      PB_UNROLL
-      for (size_t v = 0; v < kVectors; ++v) sum[c][v] = hn::Zero(d);
-    }
     const auto add = [&](size_t i, std::array<V, kVectors>& chain) HWY_ATTR {
       const double* const row =
           from + (static_cast<size_t>(spans.indices[i]) - spans.first) * outputs;
@@ -66,24 +68,32 @@ HWY_INLINE void GatherPanel(const S& spans, size_t outputs, const double* from, 
         chain[v] = hn::MulAdd(x, hn::LoadU(d, row + v * kLanes), chain[v]);
       }
     };
-    size_t i = entries.begin;
-    for (; i + kChains <= entries.end; i += kChains) {
-      PB_UNROLL
-      for (size_t c = 0; c < kChains; ++c) add(i + c, sum[c]);
-    }
-    for (; i < entries.end; ++i) add(i, sum[0]);
     double* const row = to + s * outputs;
-    PB_UNROLL
-    for (size_t v = 0; v < kVectors; ++v) {
-      V total = hn::Add(sum[0][v], sum[1][v]);
-      if constexpr (kChains == 4) total = hn::Add(total, hn::Add(sum[2][v], sum[3][v]));
-      total = hn::Add(hn::LoadU(d, row + v * kLanes), total);
-      if (v + 1 < kVectors) {
-        hn::StoreU(total, d, row + v * kLanes);
-      } else {
-        StoreFirst(total, d, row + v * kLanes, last);
+    size_t i = entries.begin;
+    do {
+      const size_t stop = S::kRows ? entries.end : std::min(entries.end, i + kLossBlock);
+      PB_UNROLL
+      for (size_t c = 0; c < kChains; ++c) {
+        PB_UNROLL
+        for (size_t v = 0; v < kVectors; ++v) sum[c][v] = hn::Zero(d);
       }
-    }
+      for (; i + kChains <= stop; i += kChains) {
+        PB_UNROLL
+        for (size_t c = 0; c < kChains; ++c) add(i + c, sum[c]);
+      }
+      for (; i < stop; ++i) add(i, sum[0]);
+      PB_UNROLL
+      for (size_t v = 0; v < kVectors; ++v) {
+        V total = hn::Add(sum[0][v], sum[1][v]);
+        if constexpr (kChains == 4) total = hn::Add(total, hn::Add(sum[2][v], sum[3][v]));
+        total = hn::Add(hn::LoadU(d, row + v * kLanes), total);
+        if (v + 1 < kVectors) {
+          hn::StoreU(total, d, row + v * kLanes);
+        } else {
+          StoreFirst(total, d, row + v * kLanes, last);
+        }
+      }
+    } while (i < entries.end);
   }
 }
 
@@ -119,8 +129,14 @@ HWY_INLINE void GatherOne(const S& spans, const double* from, double* to) {
   const double* const base = from - static_cast<ptrdiff_t>(spans.first);
   const auto sum_of = [&](size_t s) HWY_ATTR {
     const Range entries = spans.bounds(s);
-    V sum = hn::Zero(d);
+    V sum = hn::Zero(d), whole = sum;
     for (size_t i = entries.begin; i < entries.end; i += kLanes) {
+      if constexpr (!S::kRows) {
+        if (HWY_UNLIKELY(i != entries.begin && (i - entries.begin) % kLossBlock == 0)) {
+          whole = hn::Add(whole, sum);
+          sum = hn::Zero(d);
+        }
+      }
       const size_t left = entries.end - i;
       V product;
       if (HWY_LIKELY(left >= kLanes || i + kLanes <= spans.known)) {
@@ -132,7 +148,7 @@ HWY_INLINE void GatherOne(const S& spans, const double* from, double* to) {
       }
       sum = hn::Add(sum, hn::IfThenElseZero(hn::FirstN(d, left), product));
     }
-    return sum;
+    return S::kRows ? sum : hn::Add(whole, sum);
   };
   std::array<V, kLanes> sums;
   for (size_t s = 0; s < spans.count; s += kLanes) {
@@ -147,8 +163,91 @@ HWY_INLINE void GatherOne(const S& spans, const double* from, double* to) {
   }
 }
 
-// to[index * outputs + k] += data * from[s * outputs + k] for the entries of each span s.
-template <class D, size_t kVectors, class S>
+// What entries are added to. Compensated sums are pairs of the sum and what it lost by rounding,
+// which is found without an error (Knuth's TwoSum): they are right to the last digit, however many
+// the entries, for the price of a second memory access to the same cache line and six additions.
+enum class Sums { kPlain, kCompensated };
+
+template <Sums kSums>
+inline constexpr size_t kParts = kSums == Sums::kPlain ? 1 : 2;
+
+template <Sums kSums>
+HWY_INLINE void AddTo(double* sum, double term) {
+  if constexpr (kSums == Sums::kPlain) {
+    *sum += term;
+  } else {
+    const double before = sum[0], after = before + term;
+    const double added = after - before;
+    sum[1] += (before - (after - added)) + (term - added);
+    sum[0] = after;
+  }
+}
+
+// Adds lane l to the sum of indices[l], one after the other: they may be equal.
+template <Sums kSums, class D, typename Index>
+HWY_INLINE void AddEach(D d, hn::Vec<D> terms, double* sums, const Index* indices) {
+  const auto add = [&](size_t l, double term) HWY_ATTR {
+    AddTo<kSums>(sums + static_cast<size_t>(indices[l]) * kParts<kSums>, term);
+  };
+#if HWY_TARGET == HWY_SCALAR
+  (void)d;
+  add(0, hn::GetLane(terms));
+#else
+  const hn::CappedTag<double, 2> pair;
+  const auto two = [&](size_t l, hn::Vec<decltype(pair)> v) HWY_ATTR {
+    add(l, hn::GetLane(v));
+    add(l + 1, hn::GetLane(hn::InterleaveUpper(pair, v, v)));
+  };
+  if constexpr (hn::MaxLanes(D()) == 2) {
+    two(0, terms);
+  } else {
+    two(0, hn::LowerHalf(pair, terms));
+    two(2, hn::UpperHalf(pair, terms));
+  }
+#endif
+}
+
+// ScatterPanel for one output and rows that follow each other. Each row's factor is repeated for
+// its entries, so that they are walked in whole vectors without a branch at the end of a row.
+template <Sums kSums, class S>
+HWY_INLINE void ScatterRows(const S& spans, const double* from, double* to) {
+  const hn::CappedTag<double, 4> d;
+  using Data = std::remove_cv_t<std::remove_reference_t<decltype(*spans.data)>>;
+  using Load = Loader<decltype(d), Data>;
+  constexpr size_t kLanes = hn::MaxLanes(decltype(d)());
+  // Most rows end within as many entries as are always written; the next row overwrites the rest.
+  constexpr size_t kBuffer = 2048, kWritten = 16;
+  double factors[kBuffer + kWritten];
+  const size_t end = spans.count == 0 ? 0 : spans.bounds(spans.count - 1).end;
+  size_t s = 0;
+  for (size_t begin = spans.count == 0 ? 0 : spans.bounds(0).begin; begin < end;) {
+    const size_t limit = std::min(end, begin + kBuffer);
+    for (size_t i = begin; i < limit;) {
+      const size_t row_end = spans.bounds(s).end, stop = std::min(row_end, limit);
+      const auto factor = hn::Set(d, from[s]);
+      double* const at = factors + (i - begin);
+      PB_UNROLL
+      for (size_t k = 0; k < kWritten; k += kLanes) hn::StoreU(factor, d, at + k);
+      for (size_t k = kWritten; k < stop - i; k += kLanes) hn::StoreU(factor, d, at + k);
+      i = stop;
+      s += stop == row_end;
+    }
+    size_t i = begin;
+    for (; i + kLanes <= limit; i += kLanes) {
+      AddEach<kSums>(d, hn::Mul(hn::LoadU(d, factors + (i - begin)), Load::Whole(spans.data + i)),
+                     to, spans.indices + i);
+    }
+    for (; i < limit; ++i) {
+      AddTo<kSums>(to + static_cast<size_t>(spans.indices[i]) * kParts<kSums>,
+                   factors[i - begin] * double{spans.data[i]});
+    }
+    begin = limit;
+  }
+}
+
+// to[index * outputs + k] += data * from[s * outputs + k] for the entries of each span s. Of
+// compensated sums each index has a row of `outputs` sums, then one of what they lost.
+template <Sums kSums, class D, size_t kVectors, class S>
 HWY_INLINE void ScatterPanel(const S& spans, size_t outputs, const double* from, double* to,
                              size_t last) {
   const D d;
@@ -162,29 +261,47 @@ HWY_INLINE void ScatterPanel(const S& spans, size_t outputs, const double* from,
       factor[v] = hn::LoadU(d, from + s * outputs + v * kLanes);
     }
     for (size_t i = entries.begin; i < entries.end; ++i) {
-      double* const row = to + (static_cast<size_t>(spans.indices[i]) - spans.first) * outputs;
+      double* const row =
+          to + (static_cast<size_t>(spans.indices[i]) - spans.first) * outputs * kParts<kSums>;
       const V x = hn::Set(d, double{spans.data[i]});
+      const auto store = [&](V v, double* at, bool is_last) HWY_ATTR {
+        if (is_last) {
+          StoreFirst(v, d, at, last);
+        } else {
+          hn::StoreU(v, d, at);
+        }
+      };
       PB_UNROLL
       for (size_t v = 0; v < kVectors; ++v) {
-        const V sum = hn::MulAdd(x, factor[v], hn::LoadU(d, row + v * kLanes));
-        if (v + 1 < kVectors) {
-          hn::StoreU(sum, d, row + v * kLanes);
+        double* const sum = row + v * kLanes;
+        const bool is_last = v + 1 == kVectors;
+        if constexpr (kSums == Sums::kPlain) {
+          store(hn::MulAdd(x, factor[v], hn::LoadU(d, sum)), sum, is_last);
         } else {
-          StoreFirst(sum, d, row + v * kLanes, last);
+          const V term = hn::Mul(x, factor[v]), before = hn::LoadU(d, sum);
+          const V after = hn::Add(before, term), added = hn::Sub(after, before);
+          const V lost = hn::Add(hn::Sub(before, hn::Sub(after, added)), hn::Sub(term, added));
+          const V rest = hn::Add(hn::LoadU(d, sum + outputs), lost);
+          store(after, sum, is_last);
+          store(rest, sum + outputs, is_last);
         }
       }
     }
   }
 }
 
-enum class Walk { kGather, kScatter };
+enum class Walk { kGather, kScatter, kScatterCompensated };
+
+template <Walk kWalk>
+inline constexpr Sums kSumsOf =
+    kWalk == Walk::kScatterCompensated ? Sums::kCompensated : Sums::kPlain;
 
 template <Walk kWalk, class D, size_t kVectors, class S>
 void WalkPanel(const S& spans, size_t outputs, const double* from, double* to, size_t last) {
   if constexpr (kWalk == Walk::kGather) {
     GatherPanel<D, kVectors>(spans, outputs, from, to, last);
   } else {
-    ScatterPanel<D, kVectors>(spans, outputs, from, to, last);
+    ScatterPanel<kSumsOf<kWalk>, D, kVectors>(spans, outputs, from, to, last);
   }
 }
 
@@ -193,8 +310,10 @@ void WalkSpans(const S& spans, size_t outputs, const double* from, double* to) {
   if constexpr (kOneOutput) {
     if constexpr (kWalk == Walk::kGather) {
       GatherOne(spans, from, to);
+    } else if constexpr (S::kRows) {
+      ScatterRows<kSumsOf<kWalk>>(spans, from, to);
     } else {
-      ScatterPanel<hn::CappedTag<double, 1>, 1>(spans, 1, from, to, 1);
+      ScatterPanel<kSumsOf<kWalk>, hn::CappedTag<double, 1>, 1>(spans, 1, from, to, 1);
     }
     return;
   }
@@ -257,6 +376,7 @@ inline size_t CsrChunkRows(const Design& X, size_t) {
 
 template <typename Index>
 struct RowBounds {
+  static constexpr bool kRows = true;
   const Index* indptr;
   HWY_INLINE Range operator()(size_t row) const {
     return {static_cast<size_t>(indptr[row]), static_cast<size_t>(indptr[row + 1])};
@@ -284,16 +404,49 @@ void ForwardCsr(const Design& X, size_t outputs, Range rows, const double* w, co
   walk(X, outputs, rows, w, z);
 }
 
-template <typename T, bool kOneOutput>
-void BackwardCsr(const Design& X, size_t outputs, Range rows, const double* slopes, double* gw,
-                 void*) {
-  auto* const walk = X.wide ? WalkRows<Walk::kScatter, kOneOutput, T, int64_t>
-                            : WalkRows<Walk::kScatter, kOneOutput, T, int32_t>;
+template <Walk kWalk, typename T, bool kOneOutput>
+void BackwardCsr(const Design& X, size_t outputs, Range rows, const double* slopes, double* gw) {
+  auto* const walk =
+      X.wide ? WalkRows<kWalk, kOneOutput, T, int64_t> : WalkRows<kWalk, kOneOutput, T, int32_t>;
   walk(X, outputs, rows, slopes, gw);
 }
 
 template <typename T, bool kOneOutput>
-inline constexpr Stages kCsrStages = {ForwardCsr<T, kOneOutput>, BackwardCsr<T, kOneOutput>};
+void BackwardFull(const Design& X, size_t outputs, Range rows, const double* slopes, double* gw,
+                  void*) {
+  BackwardCsr<Walk::kScatter, T, kOneOutput>(X, outputs, rows, slopes, gw);
+}
+
+template <typename T, bool kOneOutput>
+void BackwardThin(const Design& X, size_t outputs, Range rows, const double* slopes, double*,
+                  void* state) {
+  BackwardCsr<Walk::kScatterCompensated, T, kOneOutput>(X, outputs, rows, slopes,
+                                                        static_cast<double*>(state));
+}
+
+template <typename T, bool kOneOutput, bool kThin>
+inline constexpr Stages kCsrStages = {
+    ForwardCsr<T, kOneOutput>, kThin ? BackwardThin<T, kOneOutput> : BackwardFull<T, kOneOutput>};
+
+// Thin rows: the gradient's compensated sums, (cols, 2, outputs).
+inline size_t ThinStateDoubles(const Design& X, size_t outputs) {
+  return PadDoubles(2 * X.cols * outputs);
+}
+
+inline bool SeekThin(const Design& X, size_t outputs, size_t, void* state) {
+  std::fill_n(static_cast<double*>(state), ThinStateDoubles(X, outputs), 0.0);
+  return true;
+}
+
+inline void FinishThin(const Design& X, size_t outputs, const void* state, double* gw) {
+  const auto* sums = static_cast<const double*>(state);
+  for (size_t col = 0; col < X.cols; ++col, sums += 2 * outputs, gw += outputs) {
+    for (size_t k = 0; k < outputs; ++k) {
+      // What inf and NaN lost is a NaN.
+      gw[k] += std::isfinite(sums[k]) ? sums[k] + sums[outputs + k] : sums[k];
+    }
+  }
+}
 
 // Whether indices[begin, end) are all below `limit`.
 template <typename Index>
@@ -336,6 +489,7 @@ inline bool AdvanceCsr(const Design& X, Range rows, void*) {
 
 // Where each column's entries of the current chunk lie.
 struct ColumnBounds {
+  static constexpr bool kRows = false;
   const Range* cursors;
   HWY_INLINE Range operator()(size_t col) const { return cursors[col]; }
 };
@@ -348,7 +502,9 @@ inline size_t CscChunkRows(const Design& X, size_t) {
   return std::clamp(rows, kLossBlock, 8 * kLossBlock);
 }
 
-inline size_t CscStateDoubles(const Design& X) { return X.cols * (sizeof(Range) / sizeof(double)); }
+inline size_t CscStateDoubles(const Design& X, size_t) {
+  return X.cols * (sizeof(Range) / sizeof(double));
+}
 
 template <Walk kWalk, bool kOneOutput, typename T, typename Index>
 void WalkColumns(const Design& X, size_t outputs, Range rows, const double* from, double* to,
@@ -415,7 +571,7 @@ bool SeekColumns(const Design& X, size_t row, Range* cursors) {
   return true;
 }
 
-inline bool SeekCsc(const Design& X, size_t row, void* state) {
+inline bool SeekCsc(const Design& X, size_t, size_t row, void* state) {
   auto* const cursors = static_cast<Range*>(state);
   return X.wide ? SeekColumns<int64_t>(X, row, cursors) : SeekColumns<int32_t>(X, row, cursors);
 }

@@ -20,6 +20,7 @@ Array: TypeAlias = npt.NDArray[Any]
 Job: TypeAlias = Literal["value", "gradient", "hvp", "curvature", "curved"]
 
 _BLOCK: Final = 1 << 17  # entries, converted to float64 where they are not
+_ROWS: Final = 512  # whose slopes may be summed in any order; the sums of more are merged as a tree
 
 
 def loss_sums(
@@ -105,7 +106,7 @@ def loss_sums(
         slopes = _weighted(slopes, of_rows)
         if gX is not None:
             gX[rows] = (scale * slopes) @ w.T
-        return np.concatenate([[total], slopes.sum(axis=0), block.backward(slopes).ravel()])
+        return np.concatenate([[total], _sum_rows(slopes), block.backward(slopes).ravel()])
 
     with np.errstate(all="ignore"):
         sums = tree_sum(part(rows, block) for rows, block in _blocks(X))
@@ -187,6 +188,10 @@ def _curved(row: LossRow, second: Array, y: Array, u: Array) -> Any:
     return second * u
 
 
+def _sum_rows(values: Array) -> Array:
+    return tree_sum(values[rows].sum(axis=0) for rows in _pieces(0, len(values)))
+
+
 # --- blocks of rows -------------------------------------------------------------------------------
 
 
@@ -202,17 +207,22 @@ class _Rows:
 
     def backward(self, slopes: Array) -> Array:
         """Return X^T slopes."""
-        return self._X.T @ slopes
+        return tree_sum(self._X[rows].T @ slopes[rows] for rows in _pieces(0, len(slopes)))
 
 
 class _Entries:
     """Entries of a sparse matrix, as many at once as fit a block; duplicates add up."""
 
     def __init__(
-        self, shape: tuple[int, int], entries: Callable[[], Iterator[tuple[Array, Array, Array]]]
+        self,
+        shape: tuple[int, int],
+        entries: Callable[[], Iterator[tuple[Array, Array, Array]]],
+        *,
+        by_columns: bool,
     ) -> None:
         self._shape = shape
-        self._entries = entries  # rows, columns, data
+        self._entries = entries  # rows, columns, data; of few rows, or of whole columns
+        self._by_columns = by_columns
 
     def forward(self, w: Array) -> Array:
         """Return X w."""
@@ -224,14 +234,26 @@ class _Entries:
 
     def backward(self, slopes: Array) -> Array:
         """Return X^T slopes."""
-        gw = np.zeros((self._shape[1], slopes.shape[1]))
-        for rows, columns, data in self._entries():
+
+        def part(rows: Array, columns: Array, data: Array) -> Array:
+            gw = np.zeros((self._shape[1], slopes.shape[1]))
             for k in range(slopes.shape[1]):
-                gw[:, k] += np.bincount(columns, data * slopes[rows, k], self._shape[1])
-        return gw
+                terms = data * slopes[rows, k]
+                if not self._by_columns:
+                    gw[:, k] = np.bincount(columns, terms, self._shape[1])
+                elif len(columns):
+                    starts = np.flatnonzero(np.diff(columns, prepend=-1))
+                    gw[columns[starts], k] = np.add.reduceat(terms, starts)  # pairwise
+            return gw
+
+        return tree_sum(part(*entries) for entries in self._entries())
 
 
 _Block: TypeAlias = _Rows | _Entries
+
+
+def _pieces(begin: int, end: int) -> Iterator[slice]:
+    return (slice(i, min(i + _ROWS, end)) for i in range(begin, end, _ROWS))
 
 
 def _blocks(X: KernelData) -> Iterator[tuple[slice, _Block]]:
@@ -246,9 +268,10 @@ def _blocks(X: KernelData) -> Iterator[tuple[slice, _Block]]:
     layout, data, indices, indptr, shape = X
     for begin, end in spans(indptr, _BLOCK) if layout == "csr" else [(0, shape[0])]:
         if layout == "csr":
-            extent, first, pointers = (end - begin, shape[1]), begin, [(begin, end)]
+            extent, first = (end - begin, shape[1]), begin
+            pointers = [(rows.start, rows.stop) for rows in _pieces(begin, end)]
         else:
-            extent, first, pointers = shape, 0, list(spans(indptr, _BLOCK))
+            extent, first, pointers = shape, 0, list(spans(indptr, _BLOCK)) or [(0, 0)]
 
         def entries(
             pointers: list[tuple[int, int]] = pointers, first: int = first
@@ -264,4 +287,4 @@ def _blocks(X: KernelData) -> Iterator[tuple[slice, _Block]]:
                 rows, columns = (major, minor) if layout == "csr" else (minor, major)
                 yield rows, columns, data[inside].astype(np.float64, copy=False)
 
-        yield slice(begin, end), _Entries(extent, entries)
+        yield slice(begin, end), _Entries(extent, entries, by_columns=layout == "csc")
