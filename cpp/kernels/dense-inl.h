@@ -389,9 +389,23 @@ inline size_t ChunkOfColumns(const Design& X, size_t outputs) {
   return std::clamp(std::bit_floor(std::max<size_t>(fitting, 1)), least, kLossBlock);
 }
 
+// At least a piece of each column, and where there are enough for eight threads, many: what is in
+// cache at a slab's beginning is another's.
+inline size_t SlabOfColumns(const Design& X) {
+  return std::clamp(X.rows / 8, kColumnPieceBytes / ItemSize(X.dtype), size_t{1024});
+}
+
+// How many rows ahead of the second pass some of the next chunk is fetched; 0 if L2 has no room for
+// it.
+inline size_t ColumnsAhead(const Design& X) {
+  const size_t chunk = ChunkOfColumns(X, 1), row_bytes = DenseRowBytes(X);
+  if (X.rows * row_bytes <= kCachedBytes || chunk * row_bytes > kColumnsChunkBytes) return 0;
+  return chunk;
+}
+
 // kGroup columns of some rows, one pass over the predictions or slopes. The next columns' lines are
 // asked for meanwhile, as the hardware cannot guess where they begin.
-template <typename T, size_t kGroup>
+template <typename T, size_t kGroup, int kWay = 1>
 class Columns {
  public:
   static HWY_INLINE void Forward(const Design& X, size_t column, Range rows, const double* w,
@@ -410,9 +424,9 @@ class Columns {
   }
 
   static HWY_INLINE void Backward(const Design& X, size_t column, Range rows, const double* slopes,
-                                  double* gw) {
+                                  double* gw, size_t ahead) {
     const D d;
-    const Columns columns(X, column, rows.begin);
+    const Columns columns(X, column, rows.begin, ahead);
     V dots[kGroup];
     PB_UNROLL
     for (V& dot : dots) dot = hn::Zero(d);
@@ -442,8 +456,11 @@ class Columns {
   static constexpr size_t kLanes = hn::MaxLanes(D());
   static constexpr size_t kLine = 64 / sizeof(T);
 
-  HWY_INLINE Columns(const Design& X, size_t column, size_t row)
-      : next_(column + 2 * kGroup <= X.cols ? static_cast<ptrdiff_t>(kGroup) * X.stride : 0) {
+  HWY_INLINE Columns(const Design& X, size_t column, size_t row, size_t ahead = 0)
+      : ahead_(ahead),
+        next_((kWay > 0 ? column + 2 * kGroup <= X.cols : column >= kGroup)
+                  ? kWay * static_cast<ptrdiff_t>(kGroup) * X.stride
+                  : 0) {
     for (size_t c = 0; c < kGroup; ++c) x_[c] = LineOf<T>(X, column + c) + row;
   }
 
@@ -461,6 +478,9 @@ class Columns {
           hwy::Prefetch(x_[c] + static_cast<ptrdiff_t>(r) + next_);
         }
       }
+      if (ahead_ != 0) {
+        for (size_t c = 0; c < kGroup / 4; ++c) PrefetchIntoL2(x_[c] + r + ahead_);
+      }
       for (size_t i = 0; i < kLine; i += kLanes) at(r + i);
     }
     for (; r < whole; r += kLanes) at(r);
@@ -470,6 +490,7 @@ class Columns {
   }
 
   const T* x_[kGroup];
+  size_t ahead_;    // rows to the next chunk's, of which a quarter is fetched
   ptrdiff_t next_;  // elements to the next columns, 0 if there are none
 };
 
@@ -486,11 +507,13 @@ void ForwardColumns(const Design& X, size_t, Range rows, const double* w, const 
 
 template <typename T>
 void BackwardColumns(const Design& X, size_t, Range rows, const double* slopes, double* gw, void*) {
-  size_t j = 0;
-  for (; j + kColumnsAtOnce <= X.cols; j += kColumnsAtOnce) {
-    Columns<T, kColumnsAtOnce>::Backward(X, j, rows, slopes, gw);
+  // The other way round: what Forward saw last is still near.
+  const size_t ahead = ColumnsAhead(X);
+  size_t j = X.cols;
+  for (; j % kColumnsAtOnce != 0; --j) Columns<T, 1>::Backward(X, j - 1, rows, slopes, gw, 0);
+  for (; j > 0; j -= kColumnsAtOnce) {
+    Columns<T, kColumnsAtOnce, -1>::Backward(X, j - kColumnsAtOnce, rows, slopes, gw, ahead);
   }
-  for (; j < X.cols; ++j) Columns<T, 1>::Backward(X, j, rows, slopes, gw);
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

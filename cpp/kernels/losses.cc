@@ -106,9 +106,10 @@ constexpr Wanted WantedOf(Job job, bool keeps) {
 }
 
 // RowPartition, without its divisions where it says the same: they are 10 ns of a small call.
-constexpr Partition SlabsOf(size_t rows, size_t row_bytes, size_t spread) {
-  if (rows * row_bytes <= kMinSlabBytes) return {rows, rows, 1};
-  return RowPartition(rows, row_bytes, spread);
+Partition SlabsOf(const Design& X, const LayoutKernels& layout, size_t row_bytes) {
+  if (X.rows * row_bytes <= kMinSlabBytes) return {X.rows, X.rows, 1};
+  const size_t fewest = layout.slab_rows == nullptr ? kMinSlabRows : layout.slab_rows(X);
+  return RowPartition(X.rows, row_bytes, fewest);
 }
 
 // A chunk of so many bytes takes a millisecond or more: the poll is looked at after each of them.
@@ -126,7 +127,7 @@ struct Plan {
         sum_w(RoundUp(kSumB + p.outputs, kDoublePadding)),
         width(steps.backward ? sum_w + parameters : sum_w),
         row_bytes(layout.row_bytes(p.X)),
-        slabs(SlabsOf(p.X.rows, row_bytes, p.X.spread())),
+        slabs(SlabsOf(p.X, layout, row_bytes)),
         block(layout.finish != nullptr ? std::max<size_t>(slabs(0).size(), 1)
                                        : std::max(kLossBlock, layout.chunk_rows(p.X, p.outputs))),
         levels(BlockTree::Levels(CeilDiv(slabs(0).size(), block))),

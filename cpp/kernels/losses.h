@@ -62,6 +62,8 @@ struct LayoutKernels {
 
   // Rows that pass all stages while they are in cache.
   size_t (*chunk_rows)(const Design& X, size_t outputs);
+  // The fewest rows that a thread takes, or null.
+  size_t (*slab_rows)(const Design& X);
   // Bytes of X in a row, on average.
   size_t (*row_bytes)(const Design& X);
 

@@ -358,6 +358,12 @@ inline size_t SparseRowBytes(const Design& X) {
   return CeilDiv(X.entries * (ItemSize(X.dtype) + index), std::max(X.rows, size_t{1}));
 }
 
+// A slab's sums are as wide as a row: so many rows for each that has an entry in a column.
+inline size_t SparseSlabRows(const Design& X) {
+  constexpr size_t kRows = 8;
+  return kRows * X.spread();
+}
+
 // 0 <= begin <= end <= entries; as unsigned numbers the first follows.
 template <typename Index>
 HWY_INLINE bool IsSpan(Index begin, Index end, size_t entries) {

@@ -57,15 +57,12 @@ inline constexpr size_t kRowBlock = 64;
 // A partial result is as wide as a row: of fewer rows a slab would cost more than it computes.
 inline constexpr size_t kMinSlabRows = 16;
 
-// Of sparse rows, with one entry to `spread` columns: so many rows for each of those.
-inline constexpr size_t kMinSlabSpread = 8;
-
 // Slabs hold a multiple of kRowBlock rows, or, when that many rows would leave too few slabs, a
-// power of two below it.
-constexpr Partition RowPartition(size_t rows, size_t row_bytes, size_t spread = 1) {
+// power of two below it; never less than `fewest`.
+constexpr Partition RowPartition(size_t rows, size_t row_bytes, size_t fewest = kMinSlabRows) {
   const size_t least =
       std::max({CeilDiv(rows, kMaxSlabs), CeilDiv(kMinSlabBytes, std::max<size_t>(row_bytes, 1)),
-                kMinSlabRows, kMinSlabSpread * spread});
+                kMinSlabRows, fewest});
   size_t block = 1;
   while (block < least && block < kRowBlock) block *= 2;
   if (least > kRowBlock) block = CeilDiv(least, kRowBlock) * kRowBlock;
