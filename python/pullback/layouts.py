@@ -38,20 +38,16 @@ class Dense:
             raise ValueError(f"{op}: X has shape {array.shape}, needs two axes (samples, features)")
         self.shape: tuple[int, int] = array.shape
         self._array = array
-        self._in_place = (
+        self.in_place = (
             array.dtype == self.dtype  # which a swapped byte order is not
             and array.flags.aligned
             and _has_unit_stride(array)
         )
 
-    def in_place(self) -> Array | None:
-        """Return the array itself if kernels take it as it is."""
-        return self._array if self._in_place else None
-
     def blocks(self) -> Iterator[tuple[slice, KernelData]]:
         """Yield all rows, in order, as kernels take them: in place, or converted by the block."""
         rows, columns = self.shape
-        if self._in_place:
+        if self.in_place:
             yield slice(0, rows), self._array
             return
         # A multiple of the kernels' own blocks, unless rows are very long.
@@ -94,16 +90,16 @@ class Sparse:
         ):
             data = self._sort_columns(data)
         # Rows of CSC do not lie together: its data alone are converted at once.
-        self._in_place = data.dtype == self.dtype and data.flags.aligned and data.flags.c_contiguous
-        if not self._in_place and self.format == "csc":
+        self.in_place = data.dtype == self.dtype and data.flags.aligned and data.flags.c_contiguous
+        if not self.in_place and self.format == "csc":
             data = np.require(data, self.dtype, ["C", "A"])
-            self._in_place = True
+            self.in_place = True
         self._data = data
 
     def blocks(self) -> Iterator[tuple[slice, KernelData]]:
         """Yield all rows, in order, as kernels take them: in place, or converted by the block."""
         rows, columns = self.shape
-        if self._in_place:
+        if self.in_place:
             yield (
                 slice(0, rows),
                 (self.format, self._data, self._indices, self._indptr, self.shape),

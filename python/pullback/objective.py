@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pullback.layouts import Dense, Sparse, as_data
+from pullback.layouts import KernelData, Sparse, as_data
 from pullback.loss_table import LossRow
 from pullback.losses import losses
 from pullback.ops import kernel_dtype
@@ -120,12 +120,12 @@ class LinearObjective:
         self._w_shape = w_shape = (self._n_features, *shape)
         like = (np.zeros(shape) if shape else 0.0) if fit_intercept else None
         self._kinds = Kinds(w_shape, np.dtype(np.float64), like)
-        # What the loss itself takes, if it is all of the data: calls then go by its short way.
-        self._plain = _plain_arguments(first) if y is not None and not shape else None
+        # What the engine takes, if it is all of the data: calls then go to it directly.
+        self._whole = _whole(first) if y is not None and self._bar is None else None
         # Second derivatives, a chunk each, and the theta that they are for, once they are wanted.
         self._wants_curvature = False
         self._kept: list[Array] = []
-        self._kept_for: Array | None = None
+        self._kept_for: bytes | None = None
 
     def __repr__(self) -> str:
         return f"<LinearObjective of {self._loss!r}, {self.n_parameters} parameters>"
@@ -234,9 +234,17 @@ class LinearObjective:
         """
         op = f"{_OP}.hvp"
         theta = self._vector(op, theta)
-        model, direction = self._model(theta), self._model(self._vector(op, v, "v"))
+        direction = self._model(self._vector(op, v, "v"))
         along = direction.w, direction.b
-        known = self._kept_for is not None and np.array_equal(self._kept_for, theta)
+        known = self._kept_for == theta.tobytes()
+        if known and self._whole is not None:
+            block, y, sample_weight, weight = self._whole
+            _, gb, gw = self._loss._add_up(
+                "curved", block, y, direction, sample_weight, along, self._kept[0]
+            )
+            with np.errstate(all="ignore"):
+                return self._penalised(gw / weight, gb / weight, direction.w)
+        model = self._model(theta)
 
         def part(i: int, where: str, samples: Samples) -> PartialSums:
             kept = self._buffer(i, samples)
@@ -244,9 +252,9 @@ class LinearObjective:
                 self._loss._sums(where, samples, model, "curvature", kept=kept)
             return self._loss._sums(where, samples, model, "curved", v=along, kept=kept)
 
-        self._wants_curvature, self._kept_for = True, None
+        self._kept_for = None
         sums = tree_sum(part(i, *chunk) for i, chunk in enumerate(self._chunks(op)))
-        self._kept_for = theta
+        self._wants_curvature, self._kept_for = True, theta.tobytes()
         return self._gradient(op, sums, direction)
 
     def predict(self, X: Any, theta: npt.ArrayLike) -> Array:
@@ -291,30 +299,34 @@ class LinearObjective:
 
     def _value_and_grad(self, op: str, theta: npt.ArrayLike) -> tuple[float, Array]:
         theta = self._vector(op, theta)
-        if self._plain is not None and not self._wants_curvature and self._bar is None:
-            try:
-                return self._short_value_and_grad(theta, *self._plain)
-            except ValueError:
-                pass  # about a target or a weight: said below, with our name on it
         model = self._model(theta)
+        self._kept_for = None
+        value, gradient = self._at_once(model) or self._by_chunks(op, model)
+        if self._wants_curvature:
+            self._kept_for = theta.tobytes()
+        return value, gradient
 
+    def _at_once(self, model: Model) -> tuple[float, Array] | None:
+        """Return value and gradient of data that is there as a whole, nothing for other data."""
+        if self._whole is None:
+            return None
+        block, y, sample_weight, weight = self._whole
+        kept = self._kept[0] if self._wants_curvature else None
+        try:
+            loss, gb, gw = self._loss._add_up("gradient", block, y, model, sample_weight, kept=kept)
+        except ValueError:  # about a target or a weight: the long way tells which
+            return None
+        with np.errstate(all="ignore"):
+            value = float(np.float64(loss) / weight) + self._penalty(model.w)
+            return value, self._penalised(gw / weight, gb / weight, model.w)
+
+    def _by_chunks(self, op: str, model: Model) -> tuple[float, Array]:
         def part(i: int, where: str, samples: Samples) -> PartialSums:
             kept = self._buffer(i, samples) if self._wants_curvature else None
             return self._loss._sums(where, samples, model, "gradient", kept=kept)
 
-        self._kept_for = None
         sums = tree_sum(part(i, *chunk) for i, chunk in enumerate(self._chunks(op)))
-        if self._wants_curvature:
-            self._kept_for = theta
         return self._finished(op, sums, model), self._gradient(op, sums, model)
-
-    def _short_value_and_grad(
-        self, theta: Array, X: Array, y: Array, sample_weight: Array | None
-    ) -> tuple[float, Array]:
-        w, b = theta[: self._n_coefficients], theta[self._n_coefficients :]
-        value, (gw, gb) = self._loss.value_and_grad(X, y, w, b if len(b) else None, sample_weight)
-        with np.errstate(all="ignore"):
-            return value + self._penalty(w), self._penalised(gw, gb, w)
 
     def _finished(self, op: str, sums: PartialSums, model: Model) -> float:
         by = divisor(op, "mean", sums.weight)
@@ -448,11 +460,21 @@ def _chunk_source(row: LossRow, chunks: Any) -> Source:
     return source
 
 
-def _plain_arguments(samples: Samples) -> tuple[Array, Array, Array | None] | None:
-    """Return X, y and the weights if X is an array that kernels read in place."""
-    data = samples.data
-    X = data.in_place() if isinstance(data, Dense) else None
-    return None if X is None else (X, samples.y, samples.sample_weight)
+class _Whole(NamedTuple):
+    """All of the data, as an engine takes it."""
+
+    block: KernelData
+    y: Array
+    sample_weight: Array | None
+    weight: float
+
+
+def _whole(samples: Samples) -> _Whole | None:
+    """Return the data, if nothing of it has to be converted in each pass."""
+    if not samples.data.in_place:
+        return None
+    ((_, block),) = samples.data.blocks()
+    return _Whole(block, samples.y, samples.sample_weight, samples.weight)
 
 
 def _check_l2(l2: Any) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback import formulas as nf
-from pullback.layouts import Sparse
+from pullback.layouts import KernelData, Sparse
 from pullback.loss_table import LOSSES, LossRow
 from pullback.ops import kernel_dtype
 from pullback.partial import PartialSums, Reduction, divisor, tree_sum
@@ -434,15 +434,12 @@ class Loss:
         def part(rows: slice, X: Any) -> PartialSums:
             weights = None if samples.sample_weight is None else samples.sample_weight[rows]
             try:
-                loss, gb, gw = self._engine.loss_sums(
-                    self.__name__,
-                    self._parameter or 0.0,
+                loss, gb, gw = self._add_up(
+                    job,
                     X,
                     samples.y[rows],
-                    model.w,
-                    model.b,
+                    model,
                     weights,
-                    job,
                     v,
                     None if kept is None else kept[rows],
                     None if gX is None else gX[rows],
@@ -465,6 +462,35 @@ class Loss:
             )
 
         return tree_sum(part(rows, X) for rows, X in samples.data.blocks())
+
+    def _add_up(
+        self,
+        job: Job,
+        X: KernelData,
+        y: Array,
+        model: Model,
+        sample_weight: Array | None,
+        v: tuple[Array, Array] | None = None,
+        kept: Array | None = None,
+        gX: Array | None = None,
+        scale: float = 1.0,
+    ) -> Any:
+        """Call the engine for (loss, gb, gw), sums over all rows; see its `loss_sums`."""
+        parameter = self._parameter or 0.0
+        return self._engine.loss_sums(
+            self.__name__,
+            parameter,
+            X,
+            y,
+            model.w,
+            model.b,
+            sample_weight,
+            job,
+            v,
+            kept,
+            gX,
+            scale,
+        )
 
     def _check_rows(self, op: str, samples: Samples, n_outputs: int) -> None:
         """Raise the errors that a pass over these samples would raise for their values."""
