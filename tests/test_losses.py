@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pullback as pb
 import pytest
+import scipy.sparse
 from conftest import FloatEnvironment
 from linear_models import (
     CASES,
@@ -625,6 +626,44 @@ def test_forms_of_a_call(method: str) -> None:
     ):
         for one, other in zip(leaves(numbers(form())), leaves(without), strict=True):
             assert one is other is None or assert_same_bits(one, other) is None
+
+
+WHOLE = ("i8", "i4", "i1", ">i2", "f4")
+
+
+@pytest.mark.parametrize("k", [None, 1, 2, 65])
+@cases
+def test_short_and_long_ways_have_the_same_bits(case: Case, k: int | None) -> None:
+    """With `wrt` a call takes the long way, whatever it asks for."""
+    k = max(k or 1, 2) if case.coupled else k
+    m = model(case, 60, 7, np.float64, k)
+    kinds = ("uint8", "int32", "uint64") if case.labels else ("f4",) if case.coupled else WHOLE
+    whole = m.y if case.coupled else np.ceil(m.y)
+    targets = [m.y, *(whole.astype(kind) for kind in kinds)]
+    eighths = np.rint(8 * m.sample_weight) / 8  # whose sum is exact in any order
+    weights = [None, eighths, eighths.astype("f4"), np.arange(60, dtype=np.uint8)]
+    biases = [None, m.b, np.ones(k or 1, "f4"), np.array([0.25]), 1, 0.5]
+    X = [m.X, np.asfortranarray(m.X).astype("f4"), scipy.sparse.csr_array(m.X)]
+    X += [scipy.sparse.csc_array(m.X)]
+    rng = np.random.default_rng(8)
+    for _ in range(60):
+        given = [
+            rng.choice(np.array([*range(len(some))])) for some in (X, targets, weights, biases)
+        ]
+        arguments = X[given[0]], targets[given[1]], m.w.astype(("f4", "f8")[given[0] % 2])
+        options = {
+            "b": biases[given[3]],
+            "sample_weight": weights[given[2]],
+            "reduction": ("mean", "sum")[rng.integers(2)],
+        }
+        short = case.of().value_and_grad(*arguments, **options)
+        value, grads = long = case.of().value_and_grad(*arguments, **options, wrt=("w", "b"))
+        if options["b"] is None:
+            assert short[1][1] is grads[1] is None
+            short, long = (short[0], short[1][0]), (value, grads[0])
+        assert list(map(type, leaves(short))) == list(map(type, leaves(long)))
+        assert_same_leaves(short, long)
+        assert_same_bits(case.of().value(*arguments, **options), value)
 
 
 class Level(float):

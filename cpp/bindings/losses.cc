@@ -157,19 +157,22 @@ class SparseMatrix {
 
 // --- the fast way in -----------------------------------------------------------------------------
 
-enum Argument { kX, kY, kW, kB, kWeight, kArguments };
+enum Argument { kX, kY, kW, kB, kWeight, kPositional, kReduction = kPositional, kArguments };
 
-// Positional and keyword arguments in the order above, b and sample_weight None where they are
-// missing; false for any other call.
+// Positional and keyword arguments in the order above, b and sample_weight None and the reduction
+// null where they are missing; false for any other call.
 bool Bind(PyObject* const* args, size_t nargs, PyObject* kwnames,
           std::array<PyObject*, kArguments>& bound) {
   static const std::array<PyObject*, kArguments> kNames = {
-      PyUnicode_InternFromString("X"), PyUnicode_InternFromString("y"),
-      PyUnicode_InternFromString("w"), PyUnicode_InternFromString("b"),
-      PyUnicode_InternFromString("sample_weight")};
+      PyUnicode_InternFromString("X"),
+      PyUnicode_InternFromString("y"),
+      PyUnicode_InternFromString("w"),
+      PyUnicode_InternFromString("b"),
+      PyUnicode_InternFromString("sample_weight"),
+      PyUnicode_InternFromString("reduction")};
   const auto nkw = kwnames == nullptr ? size_t{0} : static_cast<size_t>(PyTuple_GET_SIZE(kwnames));
-  if (nargs + nkw > kArguments) return false;
-  bound = {nullptr, nullptr, nullptr, Py_None, Py_None};
+  if (nargs > kPositional) return false;
+  bound = {nullptr, nullptr, nullptr, Py_None, Py_None, nullptr};
   std::copy_n(args, nargs, bound.begin());
   std::array<bool, kArguments> given = {};
   for (size_t i = 0; i < nkw; ++i) {
@@ -183,105 +186,175 @@ bool Bind(PyObject* const* args, size_t nargs, PyObject* kwnames,
   return bound[kX] != nullptr && bound[kY] != nullptr && bound[kW] != nullptr;
 }
 
-bool IsVector(PyObject* object, npy_intp n) {
-  auto* const array = reinterpret_cast<PyArrayObject*>(object);
-  return PyArray_NDIM(array) == 1 && PyArray_DIM(array, 0) == n && PyArray_IS_C_CONTIGUOUS(array);
+// Calls with more outputs take the long way.
+constexpr size_t kMaxOutputs = 64;
+
+// Whether a reduction is the mean; nothing if it is unknown.
+std::optional<bool> IsMean(PyObject* reduction) {
+  if (reduction == nullptr) return true;
+  if (!PyUnicode_CheckExact(reduction)) return std::nullopt;
+  if (PyUnicode_CompareWithASCIIString(reduction, "mean") == 0) return true;
+  if (PyUnicode_CompareWithASCIIString(reduction, "sum") == 0) return false;
+  return std::nullopt;
+}
+
+// Whether an array is (rows,), or (rows, outputs) where the outputs have an axis.
+bool HasShape(PyObject* object, npy_intp rows, std::optional<npy_intp> outputs) {
+  PyArrayObject* const array = AsArray(object);
+  return PyArray_NDIM(array) == 1 + outputs.has_value() && PyArray_DIM(array, 0) == rows &&
+         (!outputs || PyArray_DIM(array, 1) == *outputs);
+}
+
+bool HasIntegers(PyObject* array) {
+  const int type = PyArray_TYPE(AsArray(array));
+  return PyTypeNum_ISINTEGER(type) || PyTypeNum_ISBOOL(type);
 }
 
 constexpr TargetType TargetOf(DType dtype) {
   return dtype == DType::kFloat32 ? TargetType::kFloat32 : TargetType::kFloat64;
 }
 
-// The intercept's value, and its gradient in its own kind: None, a Python float, a NumPy scalar or
-// an array of one element.
-class Intercept {
- public:
-  static std::optional<Intercept> From(PyObject* b) {
-    if (b == Py_None) return Intercept(b, DType::kFloat64, 0.0);
-    if (PyFloat_CheckExact(b) || PyArray_IsScalar(b, Double)) {
-      return Intercept(b, DType::kFloat64, PyFloat_AS_DOUBLE(b));
+// Targets as they are given, or a copy of integers in the type that kernels read.
+struct Targets {
+  Ref block;
+  TargetType type;
+
+  // Nothing, perhaps with an exception set, for others.
+  static std::optional<Targets> From(PyObject* y, npy_intp rows, std::optional<npy_intp> outputs,
+                                     bool coupled) {
+    if (!PyArray_CheckExact(y)) return std::nullopt;
+    const bool labels = coupled && PyArray_NDIM(AsArray(y)) == 1;
+    if (!HasShape(y, rows, labels ? std::nullopt : outputs)) return std::nullopt;
+    const std::optional<DType> dtype = KernelArray(y);
+    if (dtype && !labels && PyArray_IS_C_CONTIGUOUS(AsArray(y))) {
+      return Targets{Ref(Py_NewRef(y)), TargetOf(*dtype)};
     }
-    if (PyArray_IsScalar(b, Float)) {
-      return Intercept(b, DType::kFloat32, double{PyArrayScalar_VAL(b, Float)});
+    // The largest of uint64 are no int64.
+    if (!HasIntegers(y) || (labels && PyTypeNum_ISUNSIGNED(PyArray_TYPE(AsArray(y))))) {
+      return std::nullopt;
+    }
+    Ref block(PyArray_FROM_OTF(y, labels ? NPY_INT64 : NPY_DOUBLE, NPY_ARRAY_CARRAY_RO));
+    if (!block) return std::nullopt;
+    return Targets{std::move(block), labels ? TargetType::kLabel : TargetType::kFloat64};
+  }
+};
+
+// The intercepts' values, and their gradient in their own kind: None, an array with one for each
+// output, or for a single output a Python number or a NumPy scalar.
+class Intercepts {
+ public:
+  // False for any other kind.
+  bool Take(PyObject* b, size_t outputs) {
+    b_ = b;
+    outputs_ = outputs;
+    if (b == Py_None) {
+      std::fill_n(values_.begin(), outputs, 0.0);
+      return true;
+    }
+    if (outputs == 1 && (PyFloat_CheckExact(b) || PyArray_IsScalar(b, Double))) {
+      values_[0] = PyFloat_AS_DOUBLE(b);
+      return true;
+    }
+    if (outputs == 1 && PyLong_CheckExact(b)) {
+      values_[0] = PyLong_AsDouble(b);
+      const bool fits = PyErr_Occurred() == nullptr;
+      PyErr_Clear();
+      return fits;
+    }
+    if (outputs == 1 && PyArray_IsScalar(b, Float)) {
+      dtype_ = DType::kFloat32;
+      values_[0] = double{PyArrayScalar_VAL(b, Float)};
+      return true;
     }
     const std::optional<DType> dtype = KernelArray(b);
-    if (!dtype) return std::nullopt;
-    auto* const array = reinterpret_cast<PyArrayObject*>(b);
-    if (PyArray_SIZE(array) != 1 || PyArray_NDIM(array) > 1) return std::nullopt;
-    const void* const value = PyArray_DATA(array);
-    return Intercept(b, *dtype,
-                     *dtype == DType::kFloat32 ? double{*static_cast<const float*>(value)}
-                                               : *static_cast<const double*>(value));
+    if (!dtype || PyArray_NDIM(AsArray(b)) > 1 || !PyArray_IS_C_CONTIGUOUS(AsArray(b)) ||
+        static_cast<size_t>(PyArray_SIZE(AsArray(b))) != outputs) {
+      return false;
+    }
+    dtype_ = *dtype;
+    if (dtype_ == DType::kFloat32) {
+      std::copy_n(static_cast<const float*>(DataOf(b)), outputs, values_.begin());
+    } else {
+      std::copy_n(static_cast<const double*>(DataOf(b)), outputs, values_.begin());
+    }
+    return true;
   }
 
-  double value() const { return value_; }
+  const double* values() const { return values_.data(); }
   DType dtype() const { return dtype_; }
+  void* gradient() { return gradient_.data(); }  // room for one of dtype() for each output
 
-  // `gradient`: one element of dtype().
-  PyObject* Gradient(const void* gradient) const {
+  PyObject* Gradient() const {
     if (b_ == Py_None) return Py_NewRef(Py_None);
-    if (PyFloat_CheckExact(b_)) {
-      return PyFloat_FromDouble(*static_cast<const double*>(gradient));
-    }
+    if (PyFloat_CheckExact(b_) || PyLong_CheckExact(b_)) return PyFloat_FromDouble(gradient_[0]);
     const bool is_array = PyArray_CheckExact(b_);
-    npy_intp one = 1;
+    auto size = static_cast<npy_intp>(outputs_);
     PyObject* const result =
-        PyArray_SimpleNew(is_array ? PyArray_NDIM(reinterpret_cast<PyArrayObject*>(b_)) : 0, &one,
-                          TypeNumber(dtype_));
+        PyArray_SimpleNew(is_array ? PyArray_NDIM(AsArray(b_)) : 0, &size, TypeNumber(dtype_));
     if (result == nullptr) return nullptr;
-    auto* const array = reinterpret_cast<PyArrayObject*>(result);
-    std::memcpy(PyArray_DATA(array), gradient, ItemSize(dtype_));
-    return is_array ? result : PyArray_Return(array);
+    std::memcpy(DataOf(result), gradient_.data(), outputs_ * ItemSize(dtype_));
+    return is_array ? result : PyArray_Return(AsArray(result));
   }
 
  private:
-  Intercept(PyObject* b, DType dtype, double value) : b_(b), dtype_(dtype), value_(value) {}
-
-  PyObject* b_;
-  DType dtype_;
-  double value_;
+  PyObject* b_ = nullptr;
+  size_t outputs_ = 1;
+  DType dtype_ = DType::kFloat64;
+  std::array<double, kMaxOutputs> values_, gradient_;
 };
 
 PyObject* LossCall(const void* context, PyObject* const* args, size_t nargs, PyObject* kwnames) {
   const auto& entry = *static_cast<const LossEntry*>(context);
+  const bool coupled = entry.kernels->coupled;
   std::array<PyObject*, kArguments> bound;
   if (!Bind(args, nargs, kwnames, bound)) return nullptr;
   SparseMatrix sparse;
   std::optional<Design> X = DenseDesign(bound[kX]);
   if (!X) X = sparse.From(bound[kX]);
-  const std::optional<DType> y = KernelArray(bound[kY]), w = KernelArray(bound[kW]);
-  if (!X || X->rows == 0 || !y || !w) return nullptr;
+  const std::optional<DType> w = KernelArray(bound[kW]);
+  if (!X || X->rows == 0 || !w || !PyArray_IS_C_CONTIGUOUS(AsArray(bound[kW]))) return nullptr;
   const auto rows = static_cast<npy_intp>(X->rows), cols = static_cast<npy_intp>(X->cols);
-  if (!IsVector(bound[kY], rows) || !IsVector(bound[kW], cols)) return nullptr;
-  const bool weighted = bound[kWeight] != Py_None;
-  if (weighted &&
-      (KernelArray(bound[kWeight]) != DType::kFloat64 || !IsVector(bound[kWeight], rows))) {
+  std::optional<npy_intp> axis;
+  if (PyArray_NDIM(AsArray(bound[kW])) == 2) axis = PyArray_DIM(AsArray(bound[kW]), 1);
+  const auto outputs = static_cast<size_t>(axis.value_or(1));
+  if (!HasShape(bound[kW], cols, axis) || outputs < (coupled ? 2U : 1U) || outputs > kMaxOutputs) {
     return nullptr;
   }
-  const std::optional<Intercept> b = Intercept::From(bound[kB]);
-  if (!b) return nullptr;
+  const std::optional<Targets> y = Targets::From(bound[kY], rows, axis, coupled);
+  if (!y) return nullptr;
+  Ref weight;
+  if (PyObject* const given = bound[kWeight]; given != Py_None) {
+    if (!PyArray_CheckExact(given) || !HasShape(given, rows, std::nullopt) ||
+        (!KernelArray(given) && !HasIntegers(given))) {
+      return nullptr;
+    }
+    weight = Ref(PyArray_FROM_OTF(given, NPY_DOUBLE, NPY_ARRAY_CARRAY_RO));
+    if (!weight) return nullptr;
+  }
+  Intercepts b;
+  if (!b.Take(bound[kB], outputs)) return nullptr;
 
-  const npy_intp gw_shape[] = {cols};
-  Ref gw(entry.with_gradient ? NewArray(1, gw_shape, *w) : nullptr);
+  const npy_intp gw_shape[] = {cols, static_cast<npy_intp>(outputs)};
+  Ref gw(entry.with_gradient ? NewArray(1 + axis.has_value(), gw_shape, *w) : nullptr);
   if (entry.with_gradient && !gw) return nullptr;
-  const double bias = b->value();
   LinearProblem problem = {};
   problem.X = *X;
   problem.loss = entry.kernels;
   problem.parameter = entry.parameter;
-  problem.outputs = 1;
-  problem.y = DataOf(bound[kY]);
-  problem.y_type = TargetOf(*y);
+  problem.outputs = outputs;
+  problem.y = DataOf(y->block.get());
+  problem.y_type = y->type;
   problem.w = DataOf(bound[kW]);
   problem.w_dtype = *w;
-  problem.b = &bias;
-  problem.weight = weighted ? static_cast<const double*>(DataOf(bound[kWeight])) : nullptr;
-  alignas(double) char gb[sizeof(double)];
+  problem.b = b.values();
+  problem.weight = weight ? static_cast<const double*>(DataOf(weight.get())) : nullptr;
   LossResult result = {};
-  result.mean = true;
+  const std::optional<bool> mean = IsMean(bound[kReduction]);
+  if (!mean) return nullptr;
+  result.mean = *mean;
   result.gw = gw ? DataOf(gw.get()) : nullptr;
-  result.gb = gb;
-  result.gb_dtype = b->dtype();
+  result.gb = b.gradient();
+  result.gb_dtype = b.dtype();
   Outcome outcome;
   {
     const ScopedGilRelease unlocked(IsLarge(*X));
@@ -289,12 +362,14 @@ PyObject* LossCall(const void* context, PyObject* const* args, size_t nargs, PyO
     outcome = SumLoss(entry.with_gradient ? Job::kGradient : Job::kValue, problem, result, &poll);
   }
   if (outcome == Outcome::kOutOfMemory) return PyErr_NoMemory();
-  if (outcome == Outcome::kInterrupted || result.bad || result.weight == 0) return nullptr;
+  if (outcome == Outcome::kInterrupted || result.bad || (result.mean && result.weight == 0)) {
+    return nullptr;
+  }
   Ref loss(PyFloat_FromDouble(result.loss));
   if (!entry.with_gradient || !loss) return loss.release();
-  const Ref intercept(b->Gradient(gb));
-  if (!intercept) return nullptr;
-  const Ref gradients(PyTuple_Pack(2, gw.get(), intercept.get()));
+  const Ref intercepts(b.Gradient());
+  if (!intercepts) return nullptr;
+  const Ref gradients(PyTuple_Pack(2, gw.get(), intercepts.get()));
   return gradients ? PyTuple_Pack(2, loss.get(), gradients.get()) : nullptr;
 }
 
@@ -515,8 +590,7 @@ PyObject* NewLossMethod(const char* loss, double parameter, const char* method,
                         PyObject* fallback) {
   const bool with_gradient = std::string_view(method) == "value_and_grad";
   const LossKernels* const kernels = FindLoss(loss);
-  if (kernels == nullptr || kernels->coupled ||
-      (!with_gradient && std::string_view(method) != "value")) {
+  if (kernels == nullptr || (!with_gradient && std::string_view(method) != "value")) {
     PyErr_Format(PyExc_KeyError, "no native method '%s' of a loss '%s'", method, loss);
     return nullptr;
   }

@@ -93,7 +93,7 @@ class Loss:
         self.__doc__ = _docstring(row)
         self.pointwise = Pointwise(self, row, self._score)
         self._plain_gradients: Callable[..., Any] = partial(self._gradients, f"{row.name}.grad")
-        if engine.loss_method is not None and not row.of_classes:  # it takes one output alone
+        if engine.loss_method is not None:
             for method in ("value", "value_and_grad"):
                 setattr(self, method, self._direct(engine.loss_method, method))
             self._plain_gradients = engine.loss_method(
@@ -384,18 +384,15 @@ class Loss:
         by = divisor(op, reduction, samples.weight)
         kinds = model.kinds
         X_dtype = parameter_dtype(op, "X", samples.data.given_dtype)
-        b_shape, b_dtype = (
-            (None, kinds.w_dtype)
-            if kinds.b is None
-            else (np.shape(kinds.b), np.asarray(kinds.b).dtype)
-        )
-        like = {
-            "X": (samples.data.shape, X_dtype),
-            "w": (kinds.w_shape, kinds.w_dtype),
-            "b": (b_shape, b_dtype),
-        }
         outs: Sequence[Any] = [None] * len(names)
         if out is not None:
+            like = {
+                "X": (samples.data.shape, X_dtype),
+                "w": (kinds.w_shape, kinds.w_dtype),
+                "b": (None, kinds.w_dtype)
+                if kinds.b is None
+                else (np.shape(kinds.b), np.asarray(kinds.b).dtype),
+            }
             shapes, dtypes = zip(*(like[name] for name in names), strict=True)
             outs = check_outs(op, out, shapes, dtypes, single=single)
         gX = np.empty(samples.data.shape, X_dtype) if "X" in names else None
