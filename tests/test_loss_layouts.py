@@ -506,6 +506,39 @@ def test_stored_zeros_and_special_values(form: str) -> None:
     judge(LOGISTIC, stored, y, np.ones(3), 0.5, dense=dense)
 
 
+@on_any_target
+@dtypes
+@forms
+def test_thin_rows(form: str, dtype: np.dtype) -> None:
+    """Of less than an entry to a thousand columns."""
+    for case, n, d, k in ((LOGISTIC, 150, 2500, None), (SOFTMAX[0], 90, 1300, 3)):
+        m = model(case, n, d, dtype, k)
+        X = thinned(m.X, 1 / 1400)
+        X[5, :2] = 1
+        given = sparse(X, form)
+        assert 0 < 1024 * given.nnz < n * d
+        judge(case, given, *m.operands[1:], m.sample_weight, dense=X)
+
+
+@forms
+@backends
+def test_special_values_in_thin_rows(form: str, primitives: Any) -> None:
+    """What a sum lost by rounding is NaN where the sum is inf, and must not count."""
+    columns = ([np.inf, 1], [np.inf, -np.inf], [np.nan, 1], [1.7e308] * 3, [-np.inf, 2], [3, 4])
+    X = np.zeros((40, 3000))
+    for j, entries in enumerate(columns):
+        X[5 * j : 5 * j + len(entries), j] = entries
+    given = sparse(X, form)
+    assert given.nnz * 1024 < X.size
+    # Slopes are 1/2 above the target, -1/2 below.
+    y, w = np.full(40, -0.5), np.ones(3000)
+    _, (gw, gb) = primitives.quantile.value_and_grad(given, y, w, 1.0, reduction="sum")
+    wanted = np.zeros(3000)
+    wanted[: len(columns)] = np.inf, np.inf, np.nan, np.inf, np.inf, 3.5
+    np.testing.assert_array_equal(gw, wanted)
+    assert np.isnan(gb)
+
+
 # --- blocks of rows -------------------------------------------------------------------------------
 
 

@@ -49,7 +49,7 @@ const LayoutKernels* LayoutTable() {
       {{kCscStages<float, true>, kCscStages<double, true>},
        {kCscStages<float, false>, kCscStages<double, false>},
        CscChunkRows,
-       SparseSlabRows,
+       CscSlabRows,
        SparseRowBytes,
        CscStateDoubles,
        SeekCsc,

@@ -500,12 +500,20 @@ struct ColumnBounds {
   HWY_INLINE Range operator()(size_t col) const { return cursors[col]; }
 };
 
+// Their predictions are a quarter of L2's.
+constexpr size_t kCscChunkRows = 8192;
+
 // A column's visit begins with a miss and ends with a misprediction: enough entries to pay for
 // them.
 inline size_t CscChunkRows(const Design& X, size_t) {
-  constexpr size_t kVisit = 16;
-  const size_t rows = kVisit * X.rows * X.cols / std::max(X.entries, size_t{1});
-  return std::clamp(rows, kLossBlock, 8 * kLossBlock);
+  constexpr size_t kVisit = 128;
+  return std::clamp(kVisit * X.spread(), kLossBlock, kCscChunkRows);
+}
+
+// Each slab seeks its place in every column, which is a miss again: few slabs, of two chunks where
+// that leaves several.
+inline size_t CscSlabRows(const Design& X) {
+  return std::max(std::min(X.rows / 4, 2 * kCscChunkRows), SparseSlabRows(X));
 }
 
 inline size_t CscStateDoubles(const Design& X, size_t) {
