@@ -20,7 +20,8 @@ namespace {
 constexpr size_t kReleaseGil = 16384;
 
 bool IsLarge(const Design& X) {
-  return X.entries > kReleaseGil || (X.indptr == nullptr && X.rows * X.cols > kReleaseGil);
+  const bool dense = X.indptr == nullptr;
+  return (dense ? X.rows * X.cols : X.entries + X.rows + X.cols) > kReleaseGil;
 }
 
 struct LossEntry {

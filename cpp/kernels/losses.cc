@@ -109,7 +109,7 @@ constexpr Wanted WantedOf(Job job, bool keeps) {
 Partition SlabsOf(const Design& X, const LayoutKernels& layout, size_t row_bytes) {
   if (X.rows * row_bytes <= kMinSlabBytes) return {X.rows, X.rows, 1};
   const size_t fewest = layout.slab_rows == nullptr ? kMinSlabRows : layout.slab_rows(X);
-  return RowPartition(X.rows, row_bytes, fewest);
+  return RowPartition(X.rows, row_bytes, std::min(fewest, X.rows));
 }
 
 // A chunk of so many bytes takes a millisecond or more: the poll is looked at after each of them.
@@ -137,7 +137,8 @@ struct Plan {
         heads(block > kLossBlock ? BlockTree::Levels(kSumsOfPiece * CeilDiv(block, chunk_rows) *
                                                      CeilDiv(chunk_rows, piece_rows))
                                  : 0),
-        state(layout.state_doubles == nullptr
+        exact(layout.finish != nullptr && steps.backward),
+        state(layout.state_doubles == nullptr || (layout.finish != nullptr && !exact)
                   ? 0
                   : RoundUp(layout.state_doubles(p.X, p.outputs), kDoublePadding)),
         polled(chunk_rows * row_bytes * p.outputs >= kPolledBytes),
@@ -154,6 +155,7 @@ struct Plan {
   // So many rows' losses and slopes are summed at once: whole vectors, since scores write such.
   size_t piece_rows;
   size_t heads;  // levels of the tree of these sums in a block of more rows, else 0
+  bool exact;    // the gradient is summed in the layout's state
   size_t state;
   bool polled;
   size_t chunk, chunks, slab_doubles, doubles;
@@ -249,10 +251,11 @@ class Sum {
     double* const sums = SumsOf(slab);
     double* const heads = sums + plan_.levels * plan_.width;
     void* const state = heads + plan_.heads * plan_.sum_w;
-    if (layout_.seek != nullptr && !layout_.seek(p_.X, p_.outputs, rows.begin, state)) {
+    if (layout_.seek != nullptr && !layout_.seek(p_.X, rows.begin, state)) {
       KeepLowest(bad_x_, rows.begin);
       return;
     }
+    if (plan_.exact) std::fill_n(static_cast<double*>(state), plan_.state, 0.0);
     BlockTree tree(sums, plan_.width);
     for (size_t row = rows.begin; row < rows.end; row += plan_.block) {
       tree.Add([&](double* block) {
@@ -265,9 +268,7 @@ class Sum {
                    block + plan_.sum_w);
         }
         head.Finish();
-        if (layout_.finish != nullptr && plan_.steps.backward) {
-          layout_.finish(p_.X, p_.outputs, state, block + plan_.sum_w);
-        }
+        if (plan_.exact) layout_.finish(p_.X, p_.outputs, state, block + plan_.sum_w);
       });
     }
     tree.Finish();

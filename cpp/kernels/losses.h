@@ -63,21 +63,22 @@ struct LayoutKernels {
   // Rows that pass all stages while they are in cache.
   size_t (*chunk_rows)(const Design& X, size_t outputs);
   // The fewest rows that a thread takes, or null.
-  size_t (*slab_rows)(const Design& X);
+  size_t (*slab_rows)(const Design& X) = nullptr;
   // Bytes of X in a row, on average.
   size_t (*row_bytes)(const Design& X);
 
   // For a layout that has to find or to check its rows (else null): a slab's walk owns
-  // `state_doubles` doubles. `seek` is called before its first chunk, then `advance` before each,
-  // in order; forward and backward are called any number of times, or never, for the chunk last
-  // advanced to. False: an index is out of range, and the chunk must not be walked.
-  size_t (*state_doubles)(const Design& X, size_t outputs);
-  bool (*seek)(const Design& X, size_t outputs, size_t row, void* state);
-  bool (*advance)(const Design& X, Range rows, void* state);
+  // `state_doubles` of `state`. `seek` is called before its first chunk, then `advance` before
+  // each, in order; forward and backward are called any number of times, or never, for the chunk
+  // last advanced to. False: an index is out of range, and the chunk must not be walked.
+  size_t (*state_doubles)(const Design& X, size_t outputs) = nullptr;
+  bool (*seek)(const Design& X, size_t row, void* state) = nullptr;
+  bool (*advance)(const Design& X, Range rows, void* state) = nullptr;
 
-  // For a layout that sums a slab's gradient in `state` to the last digit (else null): adds it to
-  // gw. A slab is then one block of the tree.
-  void (*finish)(const Design& X, size_t outputs, const void* state, double* gw);
+  // For a layout that sums a slab's gradient in `state`, zeros at first, to the last digit (else
+  // null): adds it to gw. A slab is then one block of the tree. Without a gradient there is no
+  // state.
+  void (*finish)(const Design& X, size_t outputs, const void* state, double* gw) = nullptr;
 };
 
 inline constexpr size_t kLossBlock = 512;

@@ -439,11 +439,6 @@ inline size_t ThinStateDoubles(const Design& X, size_t outputs) {
   return PadDoubles(2 * X.cols * outputs);
 }
 
-inline bool SeekThin(const Design& X, size_t outputs, size_t, void* state) {
-  std::fill_n(static_cast<double*>(state), ThinStateDoubles(X, outputs), 0.0);
-  return true;
-}
-
 inline void FinishThin(const Design& X, size_t outputs, const void* state, double* gw) {
   const auto* sums = static_cast<const double*>(state);
   for (size_t col = 0; col < X.cols; ++col, sums += 2 * outputs, gw += outputs) {
@@ -585,7 +580,7 @@ bool SeekColumns(const Design& X, size_t row, Range* cursors) {
   return true;
 }
 
-inline bool SeekCsc(const Design& X, size_t, size_t row, void* state) {
+inline bool SeekCsc(const Design& X, size_t row, void* state) {
   auto* const cursors = static_cast<Range*>(state);
   return X.wide ? SeekColumns<int64_t>(X, row, cursors) : SeekColumns<int32_t>(X, row, cursors);
 }
