@@ -56,11 +56,11 @@ HWY_AFTER_NAMESPACE();
 namespace pullback {
 namespace PB_SHARD {
 HWY_EXPORT(Table);
+std::span<const OpKernels> Ops() { return HWY_DYNAMIC_DISPATCH(Table)(); }
 }  // namespace PB_SHARD
 template <>
 std::span<const OpKernels> OpsOfShard<PULLBACK_SHARD>() {
-  using namespace PB_SHARD;
-  return HWY_DYNAMIC_DISPATCH(Table)();
+  return PB_SHARD::Ops();
 }
 }  // namespace pullback
 #endif
