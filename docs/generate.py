@@ -354,10 +354,10 @@ operand alone, or a tuple of them; what is not asked for is not computed. A tang
 
 The mean over the samples, weighted or not, of `l(z, y)` at the predictions `z = X @ w + b`. `X` is
 read once, where it lies: rows or columns of float32 or float64, CSR or CSC. Sums accumulate in
-float64, over at most 512 samples in order, and those of more are merged as a tree: given the slopes,
-a gradient's error is at most (512 + ceil(log2(N / 512)) + 8) * 2**-53 times the sum of its terms'
-magnitudes. The order depends on shape and layout alone, so the bits are the same for any number of
-threads. `w` has shape `(D,)`, or `(D, K)` for `K` outputs; `b` may be omitted.
+float64, over at most 512 samples in order, and those of more are merged as a tree: given the
+slopes, a gradient's error is at most (512 + ceil(log2(N / 512)) + 8) * 2**-53 times the sum of its
+terms' magnitudes. The order depends on shape and layout alone, so the bits are the same for any
+number of threads. `w` has shape `(D,)`, or `(D, K)` for `K` outputs; `b` may be omitted.
 
 | method | result |
 | --- | --- |

@@ -575,7 +575,7 @@ def test_few_rows_are_summed_in_order(
     Summed row by row all of them are lost, in blocks of R rows those of the first block. With w = 0
     and y = -1/2 every slope is the weight, and so are the direction's: all sums are the weights'.
     """
-    rows, block, u = 40_000, 512, 2.0**-53
+    rows, block, u = 20_000, 512, 2.0**-53
     weights = np.full(rows, u * (1 - 2.0**-10))
     weights[0] = 1
     wanted = math.fsum(weights)

@@ -646,7 +646,7 @@ def test_short_and_long_ways_have_the_same_bits(case: Case, k: int | None) -> No
     X = [m.X, np.asfortranarray(m.X).astype("f4"), scipy.sparse.csr_array(m.X)]
     X += [scipy.sparse.csc_array(m.X)]
     rng = np.random.default_rng(8)
-    for _ in range(60):
+    for _ in range(25):
         given = [
             rng.choice(np.array([*range(len(some))])) for some in (X, targets, weights, biases)
         ]
