@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pullback import reference
-from pullback.loss_table import LOSSES, LossRow
+from pullback.loss_table import LOSSES, ROWS, LossRow
 from pullback.ops import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPoint
 from pullback.reduction_table import REDUCTIONS, RUN, ReductionRow
 from pullback.reference.arguments import Primitive
@@ -354,8 +354,8 @@ operand alone, or a tuple of them; what is not asked for is not computed. A tang
 
 The mean over the samples, weighted or not, of `l(z, y)` at the predictions `z = X @ w + b`. `X` is
 read once, where it lies: rows or columns of float32 or float64, CSR or CSC. Sums accumulate in
-float64, over at most 512 samples in order, and those of more are merged as a tree: given the
-slopes, a gradient's error is at most (512 + ceil(log2(N / 512)) + 8) * 2**-53 times the sum of its
+float64, over at most r = {rows} samples in order, and those of more are merged as a tree: given
+the slopes, a gradient's error is at most (r + ceil(log2(N / r)) + 8) * 2**-53 times the sum of its
 terms' magnitudes. The order depends on shape and layout alone, so the bits are the same for any
 number of threads. `w` has shape `(D,)`, or `(D, K)` for `K` outputs; `b` may be omitted.
 
@@ -392,6 +392,7 @@ def catalogue() -> str:
             (cells for row in OPS.values() for cells in _special_points(row)),
         ),
         run=RUN,
+        rows=ROWS,
         reductions=_markdown(
             ("reduction", "value", "derivative", "empty", "at the edges", "source"),
             map(_reduction, REDUCTIONS.values()),

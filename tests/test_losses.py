@@ -647,9 +647,7 @@ def test_short_and_long_ways_have_the_same_bits(case: Case, k: int | None) -> No
     X += [scipy.sparse.csc_array(m.X)]
     rng = np.random.default_rng(8)
     for _ in range(25):
-        given = [
-            rng.choice(np.array([*range(len(some))])) for some in (X, targets, weights, biases)
-        ]
+        given = [int(rng.integers(len(some))) for some in (X, targets, weights, biases)]
         arguments = X[given[0]], targets[given[1]], m.w.astype(("f4", "f8")[given[0] % 2])
         options = {
             "b": biases[given[3]],

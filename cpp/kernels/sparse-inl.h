@@ -22,6 +22,7 @@
 #include "kernels/blocks.h"
 #include "kernels/load-inl.h"
 #include "kernels/losses.h"
+#include "math/error_free-inl.h"
 #include "runtime/partition.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -176,10 +177,11 @@ HWY_INLINE void AddTo(double* sum, double term) {
   if constexpr (kSums == Sums::kPlain) {
     *sum += term;
   } else {
-    const double before = sum[0], after = before + term;
-    const double added = after - before;
-    sum[1] += (before - (after - added)) + (term - added);
-    sum[0] = after;
+    const hn::CappedTag<double, 1> d;
+    auto after = hn::Zero(d), lost = after;
+    TwoSum(hn::LoadU(d, sum), hn::Set(d, term), after, lost);
+    hn::StoreU(after, d, sum);
+    hn::StoreU(hn::Add(hn::LoadU(d, sum + 1), lost), d, sum + 1);
   }
 }
 
@@ -278,9 +280,8 @@ HWY_INLINE void ScatterPanel(const S& spans, size_t outputs, const double* from,
         if constexpr (kSums == Sums::kPlain) {
           store(hn::MulAdd(x, factor[v], hn::LoadU(d, sum)), sum, is_last);
         } else {
-          const V term = hn::Mul(x, factor[v]), before = hn::LoadU(d, sum);
-          const V after = hn::Add(before, term), added = hn::Sub(after, before);
-          const V lost = hn::Add(hn::Sub(before, hn::Sub(after, added)), hn::Sub(term, added));
+          V after, lost;
+          TwoSum(hn::LoadU(d, sum), hn::Mul(x, factor[v]), after, lost);
           const V rest = hn::Add(hn::LoadU(d, sum + outputs), lost);
           store(after, sum, is_last);
           store(rest, sum + outputs, is_last);

@@ -18,9 +18,12 @@ import numpy.typing as npt
 
 from pullback import formulas as nf
 
-__all__ = ["LOSSES", "ClassTargets", "LossRow", "Parameter", "Targets"]
+__all__ = ["LOSSES", "ROWS", "ClassTargets", "LossRow", "Parameter", "Targets"]
 
 Array: TypeAlias = npt.NDArray[Any]
+
+# No more rows are summed in order; the sums of so many are merged as a tree.
+ROWS: Final = 512
 
 
 # --- what a row is made of ------------------------------------------------------------------------

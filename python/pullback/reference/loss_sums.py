@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pullback import formulas as nf
 from pullback.layouts import KernelData, spans
-from pullback.loss_table import LOSSES, LossRow
+from pullback.loss_table import LOSSES, ROWS, LossRow
 from pullback.partial import tree_sum
 from pullback.reference.loss_arguments import sums_of_targets
 
@@ -20,7 +20,6 @@ Array: TypeAlias = npt.NDArray[Any]
 Job: TypeAlias = Literal["value", "gradient", "hvp", "curvature", "curved"]
 
 _BLOCK: Final = 1 << 17  # entries, converted to float64 where they are not
-_ROWS: Final = 512  # whose slopes may be summed in any order; the sums of more are merged as a tree
 
 
 def loss_sums(
@@ -253,7 +252,7 @@ _Block: TypeAlias = _Rows | _Entries
 
 
 def _pieces(begin: int, end: int) -> Iterator[slice]:
-    return (slice(i, min(i + _ROWS, end)) for i in range(begin, end, _ROWS))
+    return (slice(i, min(i + ROWS, end)) for i in range(begin, end, ROWS))
 
 
 def _blocks(X: KernelData) -> Iterator[tuple[slice, _Block]]:
