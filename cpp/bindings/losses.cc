@@ -77,21 +77,26 @@ bool IsBlock(PyObject* object, int type, size_t size) {
          static_cast<size_t>(PyArray_SIZE(array)) == size;
 }
 
-// A matrix in compressed rows or columns, as in scipy.sparse, of arrays that kernels can read where
+bool IsVector(PyObject* object, int type, size_t size) {
+  return IsBlock(object, type, size) && PyArray_NDIM(AsArray(object)) == 1;
+}
+
+// A matrix in compressed rows or columns, as in scipy.sparse, of vectors that kernels can read where
 // they lie. The kernels check indices and indptr on their way, but for where indptr begins.
 std::optional<Design> SparseDesign(std::string_view format, PyObject* data, PyObject* indices,
                                    PyObject* indptr, Py_ssize_t rows, Py_ssize_t cols) {
   const bool by_rows = format == "csr";
   const std::optional<DType> dtype = KernelArray(data);
+  constexpr Py_ssize_t kMostCols = Py_ssize_t{1} << 32;  // kernels hold an index in 32 bits
   if ((!by_rows && format != "csc") || !dtype || !PyArray_CheckExact(indices) || rows < 0 ||
-      cols < 0) {
+      cols < 0 || cols > kMostCols) {
     return std::nullopt;
   }
   const bool wide = PyArray_ITEMSIZE(AsArray(indices)) == 8;
   const int index = wide ? NPY_INT64 : NPY_INT32;
   const auto entries = static_cast<size_t>(PyArray_SIZE(AsArray(data)));
-  if (!IsBlock(data, TypeNumber(*dtype), entries) || !IsBlock(indices, index, entries) ||
-      !IsBlock(indptr, index, static_cast<size_t>(by_rows ? rows : cols) + 1)) {
+  if (!IsVector(data, TypeNumber(*dtype), entries) || !IsVector(indices, index, entries) ||
+      !IsVector(indptr, index, static_cast<size_t>(by_rows ? rows : cols) + 1)) {
     return std::nullopt;
   }
   return Design{by_rows ? Layout::kCsr : Layout::kCsc,
@@ -109,7 +114,9 @@ std::optional<Design> SparseDesign(std::string_view format, PyObject* data, PyOb
 // The arrays of a user's sparse matrix, alive for as long as its kernels run.
 class SparseMatrix {
  public:
-  // Nothing, perhaps with an exception set, unless kernels can read `object` where it lies.
+  // Nothing, perhaps with an exception set, unless kernels can read `object` where it lies. Each
+  // attribute may be a property, which may change what the others have returned: all of them come
+  // before the first look into an array.
   std::optional<Design> From(PyObject* object) {
     if (PyArray_Check(object)) return std::nullopt;
     static PyObject* const kFormat = PyUnicode_InternFromString("format");
@@ -120,10 +127,8 @@ class SparseMatrix {
                                        PyUnicode_InternFromString("indptr")};
     const Ref format = Attribute(object, kFormat);
     if (!format || !PyUnicode_CheckExact(format.get())) return std::nullopt;
-    for (size_t i = 0; i < parts_.size(); ++i) {
-      parts_[i] = Attribute(object, kParts[i]);
-      if (!parts_[i]) return std::nullopt;
-    }
+    const char* const name = PyUnicode_AsUTF8(format.get());
+    if (name == nullptr) return std::nullopt;
     const Ref shape = Attribute(object, kShape);
     Py_ssize_t rows, cols;
     if (!shape || !PyTuple_CheckExact(shape.get()) ||
@@ -131,19 +136,20 @@ class SparseMatrix {
       PyErr_Clear();
       return std::nullopt;
     }
-    const char* const name = PyUnicode_AsUTF8(format.get());
-    if (name == nullptr) return std::nullopt;
+    if (std::string_view(name) == "csc") {
+      const Ref sorted = Attribute(object, kSorted);
+      if (!sorted || sorted.get() != Py_True) return std::nullopt;
+    }
+    for (size_t i = 0; i < parts_.size(); ++i) {
+      parts_[i] = Attribute(object, kParts[i]);
+      if (!parts_[i]) return std::nullopt;
+    }
     const std::optional<Design> X =
         SparseDesign(name, parts_[0].get(), parts_[1].get(), parts_[2].get(), rows, cols);
     if (!X) return std::nullopt;
     const bool at_zero = X->wide ? *static_cast<const int64_t*>(X->indptr) == 0
                                  : *static_cast<const int32_t*>(X->indptr) == 0;
-    if (!at_zero) return std::nullopt;
-    if (X->layout == Layout::kCsc) {
-      const Ref sorted = Attribute(object, kSorted);
-      if (!sorted || sorted.get() != Py_True) return std::nullopt;
-    }
-    return X;
+    return at_zero ? X : std::nullopt;
   }
 
  private:

@@ -137,15 +137,17 @@ struct Plan {
         heads(block > kLossBlock ? BlockTree::Levels(kSumsOfPiece * CeilDiv(block, chunk_rows) *
                                                      CeilDiv(chunk_rows, piece_rows))
                                  : 0),
-        exact(layout.finish != nullptr && steps.backward),
-        state(layout.state_doubles == nullptr || (layout.finish != nullptr && !exact)
+        exact(layout.finish != nullptr && steps.backward
+                  ? RoundUp(layout.sum_doubles(p.X, p.outputs), kDoublePadding)
+                  : 0),
+        state(layout.state_doubles == nullptr
                   ? 0
-                  : RoundUp(layout.state_doubles(p.X, p.outputs), kDoublePadding)),
+                  : RoundUp(layout.state_doubles(p.X), kDoublePadding)),
         polled(chunk_rows * row_bytes * p.outputs >= kPolledBytes),
         chunk(PadDoubles(chunk_rows * p.outputs)),
         // Predictions or slopes; beside them an hvp's curvature, and expanded weights.
         chunks(size_t{1} + (job == Job::kHvp) + (p.outputs > 1 && p.weight != nullptr)),
-        slab_doubles(levels * width + heads * sum_w + state + chunks * chunk),
+        slab_doubles(levels * width + heads * sum_w + exact + state + chunks * chunk),
         doubles(parameters * (1 + (p.vw != nullptr)) + slabs.tasks * slab_doubles) {}
 
   Steps steps;
@@ -155,7 +157,7 @@ struct Plan {
   // So many rows' losses and slopes are summed at once: whole vectors, since scores write such.
   size_t piece_rows;
   size_t heads;  // levels of the tree of these sums in a block of more rows, else 0
-  bool exact;    // the gradient is summed in the layout's state
+  size_t exact;  // of the layout's own sums of the gradient, or 0
   size_t state;
   bool polled;
   size_t chunk, chunks, slab_doubles, doubles;
@@ -220,6 +222,10 @@ class Sum {
     }
     if (stopped_.load(std::memory_order_relaxed)) return false;
     result.bad = Bad();
+    if (!result.bad && layout_.walked != nullptr &&
+        walked_.load(std::memory_order_relaxed) != p_.X.listed()) {
+      result.bad = BadRow{BadRow::Argument::kX, 0};
+    }
     if (!result.bad) Finish(result);
     return true;
   }
@@ -250,12 +256,13 @@ class Sum {
     }
     double* const sums = SumsOf(slab);
     double* const heads = sums + plan_.levels * plan_.width;
-    void* const state = heads + plan_.heads * plan_.sum_w;
+    double* const exact = heads + plan_.heads * plan_.sum_w;
+    void* const state = exact + plan_.exact;
     if (layout_.seek != nullptr && !layout_.seek(p_.X, rows.begin, state)) {
       KeepLowest(bad_x_, rows.begin);
       return;
     }
-    if (plan_.exact) std::fill_n(static_cast<double*>(state), plan_.state, 0.0);
+    std::fill_n(exact, plan_.exact, 0.0);
     BlockTree tree(sums, plan_.width);
     for (size_t row = rows.begin; row < rows.end; row += plan_.block) {
       tree.Add([&](double* block) {
@@ -265,13 +272,17 @@ class Sum {
         for (size_t first = row; first < end; first += plan_.chunk_rows) {
           if (plan_.polled && Stopped()) return;
           SumChunk({first, std::min(first + plan_.chunk_rows, end)}, state, head,
-                   block + plan_.sum_w);
+                   plan_.exact == 0 ? block + plan_.sum_w : exact);
         }
         head.Finish();
-        if (plan_.exact) layout_.finish(p_.X, p_.outputs, state, block + plan_.sum_w);
+        if (plan_.exact != 0) layout_.finish(p_.X, p_.outputs, exact, block + plan_.sum_w);
       });
     }
     tree.Finish();
+    if (layout_.walked == nullptr) return;
+    const std::optional<size_t> walked = layout_.walked(p_.X, state);
+    if (!walked) KeepLowest(bad_x_, rows.begin);
+    walked_.fetch_add(walked.value_or(0), std::memory_order_relaxed);
   }
 
   // Whether the poll, which the calling thread alone may look at, has asked to stop.
@@ -415,6 +426,7 @@ class Sum {
   const double* w_ = nullptr;
   const double* vw_ = nullptr;
   std::atomic<size_t> bad_x_ = kNoRow, bad_y_ = kNoRow, bad_weight_ = kNoRow;
+  std::atomic<size_t> walked_ = 0;  // entries of sparse X
   Poll* poll_ = nullptr;
   const std::thread::id caller_ = std::this_thread::get_id();
   std::atomic<bool> stopped_ = false;

@@ -33,9 +33,18 @@ struct Design {
   size_t rows, cols;
   const void* data;
   ptrdiff_t stride;     // dense: elements from one row (kRows) or column (kColumns) to the next
-  const void* indices;  // sparse: as in scipy.sparse; within a column of kCsc they ascend
+  // sparse: as in scipy.sparse; within a column of kCsc they ascend. Nothing of this is relied on:
+  // what is not so is found on the way, also if it changes meanwhile.
+  const void* indices;
   const void* indptr;
   size_t entries = 0;  // sparse: so many in data and indices
+
+  // sparse: so many of the entries indptr lists.
+  size_t listed() const {
+    const size_t spans = layout == Layout::kCsr ? rows : cols;
+    return wide ? static_cast<size_t>(static_cast<const int64_t*>(indptr)[spans])
+                : static_cast<size_t>(static_cast<const int32_t*>(indptr)[spans]);
+  }
 
   // So many rows have an entry in a column, on average.
   size_t spread() const { return entries == 0 ? 1 : std::max<size_t>(rows * cols / entries, 1); }
@@ -67,18 +76,20 @@ struct LayoutKernels {
   // Bytes of X in a row, on average.
   size_t (*row_bytes)(const Design& X);
 
-  // For a layout that has to find or to check its rows (else null): a slab's walk owns
-  // `state_doubles` of `state`. `seek` is called before its first chunk, then `advance` before
-  // each, in order; forward and backward are called any number of times, or never, for the chunk
-  // last advanced to. False: an index is out of range, and the chunk must not be walked.
-  size_t (*state_doubles)(const Design& X, size_t outputs) = nullptr;
+  // For a layout that has to find its rows, in what the caller says of them (else null): a slab's
+  // walk owns `state_doubles` of `state`. `seek` is called before its first chunk, then `advance`
+  // before each, in order; forward at least once for the chunk last advanced to. False: something
+  // is out of range, and the chunk must not be walked. In the end `walked` tells how many entries
+  // the slab has had, nothing if an index was out of range; all slabs together have Design::listed.
+  size_t (*state_doubles)(const Design& X) = nullptr;
   bool (*seek)(const Design& X, size_t row, void* state) = nullptr;
   bool (*advance)(const Design& X, Range rows, void* state) = nullptr;
+  std::optional<size_t> (*walked)(const Design& X, const void* state) = nullptr;
 
-  // For a layout that sums a slab's gradient in `state`, zeros at first, to the last digit (else
-  // null): adds it to gw. A slab is then one block of the tree. Without a gradient there is no
-  // state.
-  void (*finish)(const Design& X, size_t outputs, const void* state, double* gw) = nullptr;
+  // For a layout whose backward sums a slab's gradient to the last digit (else null): in so many
+  // doubles, zeros at first, which `finish` adds to gw. A slab is then one block of the tree.
+  size_t (*sum_doubles)(const Design& X, size_t outputs) = nullptr;
+  void (*finish)(const Design& X, size_t outputs, const double* sums, double* gw) = nullptr;
 };
 
 inline constexpr size_t kLossBlock = 512;

@@ -10,6 +10,7 @@
 #define PULLBACK_CPP_KERNELS_SPARSE_INL_H_
 #endif
 
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include <algorithm>
@@ -17,7 +18,10 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
+#include <optional>
 #include <type_traits>
+#include <utility>
 
 #include "kernels/blocks.h"
 #include "kernels/load-inl.h"
@@ -30,27 +34,124 @@ namespace pullback {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// --- indices, checked on their way ---------------------------------------------------------------
+
+// What the caller's indices and indptr say may be wrong, and may change while it is read. So every
+// element is read once, into memory of our own; it is checked there, and the walks see nothing else.
+
+// Not read again, whatever the compiler thinks of it.
+template <typename Index>
+HWY_INLINE Index ReadOnce(const Index* p) {
+  return *static_cast<const volatile Index*>(p);
+}
+
+// 0 <= begin <= end <= entries; as unsigned numbers the first follows.
+template <typename Index>
+HWY_INLINE bool IsSpan(Index begin, Index end, size_t entries) {
+  return static_cast<size_t>(begin) <= static_cast<size_t>(end) &&
+         static_cast<size_t>(end) <= entries;
+}
+
+// Whole vectors of them are read; behind those that are wanted are zeros, or others that fit.
+inline constexpr size_t kIndexPadding = 32;
+
+#if HWY_TARGET != HWY_SCALAR
+// The lower halves of as many indices as D has lanes; adds to `bits` those of wide indices.
+template <class D>
+HWY_INLINE hn::Vec<D> LoadLow(D d, const int32_t* from, hn::Vec<hn::Repartition<uint64_t, D>>&) {
+  return hn::LoadU(d, reinterpret_cast<const uint32_t*>(from));
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> LoadLow(D d, const int64_t* from,
+                              hn::Vec<hn::Repartition<uint64_t, D>>& bits) {
+  const hn::Repartition<uint64_t, D> d_wide;
+  const auto* const p = reinterpret_cast<const uint64_t*>(from);
+  const auto low = hn::LoadU(d_wide, p), high = hn::LoadU(d_wide, p + hn::Lanes(d_wide));
+  bits = hn::Or(bits, hn::Or(low, high));
+  return hn::ConcatEven(d, hn::BitCast(d, high), hn::BitCast(d, low));
+}
+#endif
+
+// Copies n indices; whether all of them are in [0, limit).
+template <typename Index>
+bool CopyBelow(const Index* from, size_t n, size_t limit, uint32_t* to) {
+  const hn::ScalableTag<uint32_t> d;
+  // Of all indices: the largest of their lower halves, and what bits are set in the upper ones.
+  auto most = hn::Zero(d);
+  uint64_t upper = 0;
+  size_t i = 0;
+#if HWY_TARGET != HWY_SCALAR
+  const hn::Repartition<uint64_t, decltype(d)> d_wide;
+  auto bits = hn::Zero(d_wide);
+  for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
+    const auto indices = LoadLow(d, from + i, bits);
+    most = hn::Max(most, indices);
+    hn::StoreU(indices, d, to + i);
+  }
+  uint64_t lanes[hn::MaxLanes(decltype(d_wide)())];
+  hn::StoreU(bits, d_wide, lanes);
+  for (const uint64_t lane : lanes) upper |= lane;
+#endif
+  uint32_t largest = hn::GetLane(hn::MaxOfLanes(d, most));
+  for (; i < n; ++i) {
+    const Index index = ReadOnce(from + i);
+    to[i] = static_cast<uint32_t>(index);
+    largest = std::max(largest, to[i]);
+    if constexpr (sizeof(Index) == sizeof(uint64_t)) upper |= static_cast<uint64_t>(index);
+  }
+  std::fill_n(to + n, kIndexPadding, 0U);
+  return n == 0 || (upper >> 32 == 0 && largest < limit);
+}
+
+// Copies what n indices are above `first`. They have been found in [0, count); one that has changed
+// since becomes any of these. As many as `readable` may be read. A few are copied without a loop,
+// whose last branch would be mispredicted.
+inline constexpr size_t kFewIndices = 32;
+
+template <typename Index>
+HWY_INLINE void CopyClamped(const Index* from, size_t n, [[maybe_unused]] size_t readable,
+                            size_t first, size_t count, uint32_t* to) {
+  const auto last = static_cast<uint32_t>(count - 1), zeroth = static_cast<uint32_t>(first);
+  size_t i = 0;
+#if HWY_TARGET != HWY_SCALAR
+  const hn::ScalableTag<uint32_t> d;
+  auto bits = hn::Zero(hn::Repartition<uint64_t, decltype(d)>());  // wide ones lose them
+  const auto copy = [&] HWY_ATTR {
+    const auto index = hn::Sub(LoadLow(d, from + i, bits), hn::Set(d, zeroth));
+    hn::StoreU(hn::Min(index, hn::Set(d, last)), d, to + i);
+  };
+  if (HWY_LIKELY(n <= kFewIndices && kFewIndices <= readable)) {
+    PB_UNROLL
+    for (; i < kFewIndices; i += hn::Lanes(d)) copy();
+    return;
+  }
+  for (; i + hn::Lanes(d) <= std::min(RoundUp(n, hn::Lanes(d)), readable); i += hn::Lanes(d)) {
+    copy();
+  }
+#endif
+  if (HWY_LIKELY(i >= n)) return;
+  for (; i < n; ++i) to[i] = std::min(static_cast<uint32_t>(ReadOnce(from + i)) - zeroth, last);
+  std::fill_n(to + n, kIndexPadding, 0U);
+}
+
 // --- the two loops -------------------------------------------------------------------------------
 
-// Spans 0 ... count - 1 of entries; `first` is what the lowest index counts from.
-template <typename T, typename Index, class Bounds>
-struct Spans {
-  const T* data;
-  const Index* indices;
-  Bounds bounds;  // span -> Range of entries
-  size_t count, first;
-  size_t known;  // entries before this one are of these spans, or of such whose indices fit too
-
-  // Whether each span begins where the one before it ends, and is the entries of a row.
-  static constexpr bool kRows = Bounds::kRows;
-};
-
-// Of columns at most kLossBlock entries are summed at once: a chunk may have more rows.
+// Both take spans 0 ... count - 1 of entries, each in pieces:
+//   size_t i = spans.Begin(s), stop;
+//   do {
+//     stop = spans.Check(s, i);  // spans.indices[i ... stop) are checked
+//     ...
+//     i = stop;
+//   } while (spans.More(s, stop));
+// A piece that is not a span's last is a multiple of kPieceMultiple long. Where spans are columns
+// (kRows is false), each piece is summed by itself: it has at most kLossBlock entries.
+inline constexpr size_t kPieceMultiple = 8;
 
 // to[s * outputs + k] += sum over span s of data * from[index * outputs + k] for the `last` outputs
 // of the panel's last vector and all of those before.
 template <class D, size_t kVectors, class S>
-HWY_INLINE void GatherPanel(const S& spans, size_t outputs, const double* from, double* to,
+HWY_INLINE void GatherPanel(S& spans, size_t outputs, const double* from, double* to,
                             size_t last) {
   const D d;
   using V = hn::Vec<D>;
@@ -58,11 +159,9 @@ HWY_INLINE void GatherPanel(const S& spans, size_t outputs, const double* from, 
   // Chains of additions, so that none waits for its latency.
   constexpr size_t kChains = kVectors == 1 ? 4 : 2;
   for (size_t s = 0; s < spans.count; ++s) {
-    const Range entries = spans.bounds(s);
     std::array<std::array<V, kVectors>, kChains> sum;
     const auto add = [&](size_t i, std::array<V, kVectors>& chain) HWY_ATTR {
-      const double* const row =
-          from + (static_cast<size_t>(spans.indices[i]) - spans.first) * outputs;
+      const double* const row = from + size_t{spans.indices[i]} * outputs;
       const V x = hn::Set(d, double{spans.data[i]});
       PB_UNROLL
       for (size_t v = 0; v < kVectors; ++v) {
@@ -70,19 +169,21 @@ HWY_INLINE void GatherPanel(const S& spans, size_t outputs, const double* from, 
       }
     };
     double* const row = to + s * outputs;
-    size_t i = entries.begin;
+    size_t i = spans.Begin(s), stop;
     do {
-      const size_t stop = S::kRows ? entries.end : std::min(entries.end, i + kLossBlock);
       PB_UNROLL
       for (size_t c = 0; c < kChains; ++c) {
         PB_UNROLL
         for (size_t v = 0; v < kVectors; ++v) sum[c][v] = hn::Zero(d);
       }
-      for (; i + kChains <= stop; i += kChains) {
-        PB_UNROLL
-        for (size_t c = 0; c < kChains; ++c) add(i + c, sum[c]);
-      }
-      for (; i < stop; ++i) add(i, sum[0]);
+      do {
+        stop = spans.Check(s, i);
+        for (; i + kChains <= stop; i += kChains) {
+          PB_UNROLL
+          for (size_t c = 0; c < kChains; ++c) add(i + c, sum[c]);
+        }
+        for (; i < stop; ++i) add(i, sum[0]);
+      } while (S::kRows && spans.More(s, stop));
       PB_UNROLL
       for (size_t v = 0; v < kVectors; ++v) {
         V total = hn::Add(sum[0][v], sum[1][v]);
@@ -94,14 +195,14 @@ HWY_INLINE void GatherPanel(const S& spans, size_t outputs, const double* from, 
           StoreFirst(total, d, row + v * kLanes, last);
         }
       }
-    } while (i < entries.end);
+    } while (!S::kRows && spans.More(s, stop));
   }
 }
 
 // Lane l is from[indices[l]]: by as many loads, since an instruction that gathers is slower.
-template <class D, typename Index>
-HWY_INLINE hn::Vec<D> LoadEach(D d, const double* from, const Index* indices) {
-  const auto at = [&](size_t l) { return from[static_cast<size_t>(indices[l])]; };
+template <class D>
+HWY_INLINE hn::Vec<D> LoadEach(D d, const double* from, const uint32_t* indices) {
+  const auto at = [&](size_t l) { return from[indices[l]]; };
 #if HWY_TARGET == HWY_SCALAR
   return hn::Set(d, at(0));
 #else
@@ -117,43 +218,70 @@ HWY_INLINE hn::Vec<D> LoadEach(D d, const double* from, const Index* indices) {
 #endif
 }
 
-// GatherPanel for one output. Spans are short: the rest of the last vector is masked, as a loop
-// over it would end in a misprediction, and their sums are completed side by side.
+// The sum over checked entries [i, stop), a lane for every kLanes-th. There are few of them: the rest
+// of the last vector is masked, as a loop over it would end in a misprediction.
+template <class D, class S>
+HWY_INLINE hn::Vec<D> GatherPiece(D d, const S& spans, size_t i, size_t stop, const double* from,
+                                  hn::Vec<D> sum) {
+  using Load = Loader<D, typename S::Data>;
+  constexpr size_t kLanes = hn::MaxLanes(D());
+  static_assert(kPieceMultiple % kLanes == 0);
+  const auto* const data = spans.data;
+  const uint32_t* const indices = spans.indices;
+  const size_t entries = spans.entries;
+  for (; i < stop; i += kLanes) {
+    const size_t left = stop - i;
+    const auto x = HWY_LIKELY(i + kLanes <= entries) ? Load::Whole(data + i)
+                                                     : Load::Part(data + i, left);
+    const auto product = hn::Mul(x, LoadEach(d, from, indices + i));
+    sum = hn::Add(sum, hn::IfThenElseZero(hn::FirstN(d, left), product));
+  }
+  return sum;
+}
+
+template <class D, class S>
+HWY_INLINE hn::Vec<D> GatherPieces(D d, S& spans, size_t s, const double* from) {
+  auto whole = hn::Zero(d);
+  size_t i = spans.Begin(s), stop;
+  do {
+    stop = spans.Check(s, i);
+    if constexpr (S::kRows) {
+      whole = GatherPiece(d, spans, i, stop, from, whole);
+    } else {
+      whole = hn::Add(whole, GatherPiece(d, spans, i, stop, from, hn::Zero(d)));
+    }
+    i = stop;
+  } while (spans.More(s, stop));
+  return whole;
+}
+
+template <class D, class S>
+HWY_NOINLINE hn::Vec<D> GatherUnchecked(D d, S& spans, size_t s, const double* from) {
+  return GatherPieces(d, spans, s, from);
+}
+
+template <class D, class S>
+HWY_INLINE hn::Vec<D> GatherSpan(D d, S& spans, size_t s, const double* from) {
+  if constexpr (S::kRows) {
+    const size_t end = spans.bounds[s + 1];
+    if (HWY_UNLIKELY(!spans.IsChecked(end))) return GatherUnchecked(d, spans, s, from);
+    return GatherPiece(d, spans, spans.bounds[s], end, from, hn::Zero(d));
+  } else {
+    return GatherPieces(d, spans, s, from);
+  }
+}
+
+// GatherPanel for one output. The sums of spans are completed side by side.
 template <class S>
-HWY_INLINE void GatherOne(const S& spans, const double* from, double* to) {
+HWY_INLINE void GatherOne(S& spans, const double* from, double* to) {
   const hn::CappedTag<double, 4> d;
   using V = hn::Vec<decltype(d)>;
-  using Data = std::remove_cv_t<std::remove_reference_t<decltype(*spans.data)>>;
-  using Index = std::remove_cv_t<std::remove_reference_t<decltype(*spans.indices)>>;
-  using Load = Loader<decltype(d), Data>;
   constexpr size_t kLanes = hn::MaxLanes(decltype(d)());
-  const double* const base = from - static_cast<ptrdiff_t>(spans.first);
-  const auto sum_of = [&](size_t s) HWY_ATTR {
-    const Range entries = spans.bounds(s);
-    V sum = hn::Zero(d), whole = sum;
-    for (size_t i = entries.begin; i < entries.end; i += kLanes) {
-      if constexpr (!S::kRows) {
-        if (HWY_UNLIKELY(i != entries.begin && (i - entries.begin) % kLossBlock == 0)) {
-          whole = hn::Add(whole, sum);
-          sum = hn::Zero(d);
-        }
-      }
-      const size_t left = entries.end - i;
-      V product;
-      if (HWY_LIKELY(left >= kLanes || i + kLanes <= spans.known)) {
-        product = hn::Mul(Load::Whole(spans.data + i), LoadEach(d, base, spans.indices + i));
-      } else {
-        Index indices[kLanes];
-        for (size_t l = 0; l < kLanes; ++l) indices[l] = spans.indices[i + std::min(l, left - 1)];
-        product = hn::Mul(Load::Part(spans.data + i, left), LoadEach(d, base, indices));
-      }
-      sum = hn::Add(sum, hn::IfThenElseZero(hn::FirstN(d, left), product));
-    }
-    return S::kRows ? sum : hn::Add(whole, sum);
-  };
   std::array<V, kLanes> sums;
   for (size_t s = 0; s < spans.count; s += kLanes) {
-    for (size_t l = 0; l < kLanes; ++l) sums[l] = s + l < spans.count ? sum_of(s + l) : hn::Zero(d);
+    for (size_t l = 0; l < kLanes; ++l) {
+      sums[l] = s + l < spans.count ? GatherSpan(d, spans, s + l, from) : hn::Zero(d);
+    }
     const V total = SumEachRow(d, sums);
     const size_t count = std::min(kLanes, spans.count - s);
     if (HWY_LIKELY(count == kLanes)) {
@@ -186,10 +314,10 @@ HWY_INLINE void AddTo(double* sum, double term) {
 }
 
 // Adds lane l to the sum of indices[l], one after the other: they may be equal.
-template <Sums kSums, class D, typename Index>
-HWY_INLINE void AddEach(D d, hn::Vec<D> terms, double* sums, const Index* indices) {
+template <Sums kSums, class D>
+HWY_INLINE void AddEach(D d, hn::Vec<D> terms, double* sums, const uint32_t* indices) {
   const auto add = [&](size_t l, double term) HWY_ATTR {
-    AddTo<kSums>(sums + static_cast<size_t>(indices[l]) * kParts<kSums>, term);
+    AddTo<kSums>(sums + size_t{indices[l]} * kParts<kSums>, term);
   };
 #if HWY_TARGET == HWY_SCALAR
   (void)d;
@@ -212,20 +340,19 @@ HWY_INLINE void AddEach(D d, hn::Vec<D> terms, double* sums, const Index* indice
 // ScatterPanel for one output and rows that follow each other. Each row's factor is repeated for
 // its entries, so that they are walked in whole vectors without a branch at the end of a row.
 template <Sums kSums, class S>
-HWY_INLINE void ScatterRows(const S& spans, const double* from, double* to) {
+HWY_INLINE void ScatterRows(S& spans, const double* from, double* to) {
   const hn::CappedTag<double, 4> d;
-  using Data = std::remove_cv_t<std::remove_reference_t<decltype(*spans.data)>>;
-  using Load = Loader<decltype(d), Data>;
+  using Load = Loader<decltype(d), typename S::Data>;
   constexpr size_t kLanes = hn::MaxLanes(decltype(d)());
   // Most rows end within as many entries as are always written; the next row overwrites the rest.
-  constexpr size_t kBuffer = 2048, kWritten = 16;
+  constexpr size_t kBuffer = S::kWindow, kWritten = 16;
   double factors[kBuffer + kWritten];
-  const size_t end = spans.count == 0 ? 0 : spans.bounds(spans.count - 1).end;
+  const size_t end = spans.bounds[spans.count];
   size_t s = 0;
-  for (size_t begin = spans.count == 0 ? 0 : spans.bounds(0).begin; begin < end;) {
+  for (size_t begin = spans.bounds[0]; begin < end;) {
     const size_t limit = std::min(end, begin + kBuffer);
     for (size_t i = begin; i < limit;) {
-      const size_t row_end = spans.bounds(s).end, stop = std::min(row_end, limit);
+      const size_t row_end = spans.bounds[s + 1], stop = std::min(row_end, limit);
       const auto factor = hn::Set(d, from[s]);
       double* const at = factors + (i - begin);
       PB_UNROLL
@@ -234,13 +361,14 @@ HWY_INLINE void ScatterRows(const S& spans, const double* from, double* to) {
       i = stop;
       s += stop == row_end;
     }
+    spans.CheckFrom(begin);
     size_t i = begin;
     for (; i + kLanes <= limit; i += kLanes) {
       AddEach<kSums>(d, hn::Mul(hn::LoadU(d, factors + (i - begin)), Load::Whole(spans.data + i)),
                      to, spans.indices + i);
     }
     for (; i < limit; ++i) {
-      AddTo<kSums>(to + static_cast<size_t>(spans.indices[i]) * kParts<kSums>,
+      AddTo<kSums>(to + size_t{spans.indices[i]} * kParts<kSums>,
                    factors[i - begin] * double{spans.data[i]});
     }
     begin = limit;
@@ -250,43 +378,50 @@ HWY_INLINE void ScatterRows(const S& spans, const double* from, double* to) {
 // to[index * outputs + k] += data * from[s * outputs + k] for the entries of each span s. Of
 // compensated sums each index has a row of `outputs` sums, then one of what they lost.
 template <Sums kSums, class D, size_t kVectors, class S>
-HWY_INLINE void ScatterPanel(const S& spans, size_t outputs, const double* from, double* to,
+HWY_INLINE void ScatterPanel(S& spans, size_t outputs, const double* from, double* to,
                              size_t last) {
   const D d;
   using V = hn::Vec<D>;
   constexpr size_t kLanes = hn::MaxLanes(D());
+  std::array<V, kVectors> factor;
+  const auto add = [&](size_t i, size_t index) HWY_ATTR {
+    double* const row = to + index * outputs * kParts<kSums>;
+    const V x = hn::Set(d, double{spans.data[i]});
+    const auto store = [&](V v, double* at, bool is_last) HWY_ATTR {
+      if (is_last) {
+        StoreFirst(v, d, at, last);
+      } else {
+        hn::StoreU(v, d, at);
+      }
+    };
+    PB_UNROLL
+    for (size_t v = 0; v < kVectors; ++v) {
+      double* const sum = row + v * kLanes;
+      const bool is_last = v + 1 == kVectors;
+      if constexpr (kSums == Sums::kPlain) {
+        store(hn::MulAdd(x, factor[v], hn::LoadU(d, sum)), sum, is_last);
+      } else {
+        V after, lost;
+        TwoSum(hn::LoadU(d, sum), hn::Mul(x, factor[v]), after, lost);
+        const V rounded = hn::Add(hn::LoadU(d, sum + outputs), lost);
+        store(after, sum, is_last);
+        store(rounded, sum + outputs, is_last);
+      }
+    }
+  };
   for (size_t s = 0; s < spans.count; ++s) {
-    const Range entries = spans.bounds(s);
-    std::array<V, kVectors> factor;
     PB_UNROLL
     for (size_t v = 0; v < kVectors; ++v) {
       factor[v] = hn::LoadU(d, from + s * outputs + v * kLanes);
     }
-    for (size_t i = entries.begin; i < entries.end; ++i) {
-      double* const row =
-          to + (static_cast<size_t>(spans.indices[i]) - spans.first) * outputs * kParts<kSums>;
-      const V x = hn::Set(d, double{spans.data[i]});
-      const auto store = [&](V v, double* at, bool is_last) HWY_ATTR {
-        if (is_last) {
-          StoreFirst(v, d, at, last);
-        } else {
-          hn::StoreU(v, d, at);
-        }
-      };
-      PB_UNROLL
-      for (size_t v = 0; v < kVectors; ++v) {
-        double* const sum = row + v * kLanes;
-        const bool is_last = v + 1 == kVectors;
-        if constexpr (kSums == Sums::kPlain) {
-          store(hn::MulAdd(x, factor[v], hn::LoadU(d, sum)), sum, is_last);
-        } else {
-          V after, lost;
-          TwoSum(hn::LoadU(d, sum), hn::Mul(x, factor[v]), after, lost);
-          const V rest = hn::Add(hn::LoadU(d, sum + outputs), lost);
-          store(after, sum, is_last);
-          store(rest, sum + outputs, is_last);
-        }
-      }
+    if constexpr (S::kRows) {
+      size_t i = spans.Begin(s), stop;
+      do {
+        stop = spans.Check(s, i);
+        for (; i < stop; ++i) add(i, spans.indices[i]);
+      } while (spans.More(s, stop));
+    } else {
+      spans.ForEach(s, add);
     }
   }
 }
@@ -298,7 +433,7 @@ inline constexpr Sums kSumsOf =
     kWalk == Walk::kScatterCompensated ? Sums::kCompensated : Sums::kPlain;
 
 template <Walk kWalk, class D, size_t kVectors, class S>
-void WalkPanel(const S& spans, size_t outputs, const double* from, double* to, size_t last) {
+void WalkPanel(S& spans, size_t outputs, const double* from, double* to, size_t last) {
   if constexpr (kWalk == Walk::kGather) {
     GatherPanel<D, kVectors>(spans, outputs, from, to, last);
   } else {
@@ -307,7 +442,7 @@ void WalkPanel(const S& spans, size_t outputs, const double* from, double* to, s
 }
 
 template <Walk kWalk, bool kOneOutput, class S>
-void WalkSpans(const S& spans, size_t outputs, const double* from, double* to) {
+void WalkSpans(S& spans, size_t outputs, const double* from, double* to) {
   if constexpr (kOneOutput) {
     if constexpr (kWalk == Walk::kGather) {
       GatherOne(spans, from, to);
@@ -325,6 +460,7 @@ void WalkSpans(const S& spans, size_t outputs, const double* from, double* to) {
     const size_t wide = CeilDiv(vectors, panels);
     const size_t width = std::min(wide * kLanes, left);
     const size_t last = width - (wide - 1) * kLanes;
+    spans.Restart();
     static_assert(kMost == 4);
     switch (wide) {
       case 1:
@@ -365,13 +501,6 @@ inline size_t SparseSlabRows(const Design& X) {
   return kRows * X.spread();
 }
 
-// 0 <= begin <= end <= entries; as unsigned numbers the first follows.
-template <typename Index>
-HWY_INLINE bool IsSpan(Index begin, Index end, size_t entries) {
-  return static_cast<size_t>(begin) <= static_cast<size_t>(end) &&
-         static_cast<size_t>(end) <= entries;
-}
-
 // --- CSR -----------------------------------------------------------------------------------------
 
 // A quarter of L2: the second walk finds its entries there, beside the gradient.
@@ -381,67 +510,111 @@ inline size_t CsrChunkRows(const Design& X, size_t) {
   return std::clamp(kCsrChunkBytes / std::max(SparseRowBytes(X), size_t{1}), size_t{8}, kLossBlock);
 }
 
-template <typename Index>
-struct RowBounds {
+// The rows of a slab's current chunk, as they were read and checked.
+struct RowsState {
+  size_t listed;  // entries of the slab's chunks so far
+  bool outside;   // the index of one of them is out of range
+  size_t bounds[kLossBlock + 1];
+};
+
+inline size_t CsrStateDoubles(const Design& X) {
+  const size_t rows = std::min(X.rows, kLossBlock);
+  return CeilDiv(offsetof(RowsState, bounds), sizeof(double)) + rows + 1;
+}
+
+// The rows of a chunk.
+template <typename T, typename Index>
+class RowSpans {
+ public:
+  using Data = T;
   static constexpr bool kRows = true;
-  const Index* indptr;
-  HWY_INLINE Range operator()(size_t row) const {
-    return {static_cast<size_t>(indptr[row]), static_cast<size_t>(indptr[row + 1])};
+  // Indices that are checked at once: so many stay in L1.
+  static constexpr size_t kWindow = 1024;
+  static_assert(kWindow % kPieceMultiple == 0);
+
+  RowSpans(const Design& X, size_t n_rows, RowsState& own)
+      : data(static_cast<const T*>(X.data)),
+        entries(X.entries),
+        count(n_rows),
+        bounds(own.bounds),
+        given_(static_cast<const Index*>(X.indices)),
+        cols_(X.cols),
+        outside_(own.outside) {}
+
+  HWY_INLINE size_t Begin(size_t row) const { return bounds[row]; }
+
+  // Before a walk begins.
+  void Restart() { held_ = {0, 0}; }
+
+  // Whether the indices of entries up to this one are checked, from the current row on.
+  HWY_INLINE bool IsChecked(size_t end) const { return end <= held_.end; }
+
+  HWY_INLINE size_t Check(size_t row, size_t i) {
+    const size_t end = bounds[row + 1];
+    if (HWY_LIKELY(IsChecked(end))) return end;
+    CheckFrom(i);
+    return std::min(end, held_.end);
   }
+
+  HWY_INLINE bool More(size_t row, size_t stop) const { return stop < bounds[row + 1]; }
+
+  // Checks indices of the next kWindow entries.
+  HWY_NOINLINE void CheckFrom(size_t begin) {
+    held_ = {begin, std::min(bounds[count], begin + kWindow)};
+    indices = window_ - begin;
+    if (HWY_UNLIKELY(!CopyBelow(given_ + begin, held_.size(), cols_, window_))) {
+      outside_ = true;
+      std::fill_n(window_, held_.size(), 0U);
+    }
+  }
+
+  const T* const data;
+  const size_t entries, count;
+  const size_t* const bounds;
+  const uint32_t* indices = nullptr;
+
+ private:
+  const Index* const given_;
+  const size_t cols_;
+  bool& outside_;
+  Range held_ = {0, 0};
+  alignas(64) uint32_t window_[kWindow + kIndexPadding];
 };
 
 template <Walk kWalk, bool kOneOutput, typename T, typename Index>
-void WalkRows(const Design& X, size_t outputs, Range rows, const double* from, double* to) {
-  const RowBounds<Index> bounds{static_cast<const Index*>(X.indptr) + rows.begin};
-  const Spans<T, Index, RowBounds<Index>> spans{static_cast<const T*>(X.data),
-                                                static_cast<const Index*>(X.indices),
-                                                bounds,
-                                                rows.size(),
-                                                0,
-                                                static_cast<size_t>(bounds.indptr[rows.size()])};
+void WalkRows(const Design& X, size_t outputs, Range rows, const double* from, double* to,
+              RowsState& state) {
+  RowSpans<T, Index> spans(X, rows.size(), state);
   WalkSpans<kWalk, kOneOutput>(spans, outputs, from, to);
 }
 
 template <typename T, bool kOneOutput>
 void ForwardCsr(const Design& X, size_t outputs, Range rows, const double* w, const double* b,
-                double* z, void*) {
+                double* z, void* state) {
   FillRows(rows.size(), outputs, b, z);
   auto* const walk = X.wide ? WalkRows<Walk::kGather, kOneOutput, T, int64_t>
                             : WalkRows<Walk::kGather, kOneOutput, T, int32_t>;
-  walk(X, outputs, rows, w, z);
+  walk(X, outputs, rows, w, z, *static_cast<RowsState*>(state));
 }
 
 template <Walk kWalk, typename T, bool kOneOutput>
-void BackwardCsr(const Design& X, size_t outputs, Range rows, const double* slopes, double* gw) {
+void BackwardCsr(const Design& X, size_t outputs, Range rows, const double* slopes, double* gw,
+                 void* state) {
   auto* const walk =
       X.wide ? WalkRows<kWalk, kOneOutput, T, int64_t> : WalkRows<kWalk, kOneOutput, T, int32_t>;
-  walk(X, outputs, rows, slopes, gw);
+  walk(X, outputs, rows, slopes, gw, *static_cast<RowsState*>(state));
 }
 
-template <typename T, bool kOneOutput>
-void BackwardFull(const Design& X, size_t outputs, Range rows, const double* slopes, double* gw,
-                  void*) {
-  BackwardCsr<Walk::kScatter, T, kOneOutput>(X, outputs, rows, slopes, gw);
-}
-
-template <typename T, bool kOneOutput>
-void BackwardThin(const Design& X, size_t outputs, Range rows, const double* slopes, double*,
-                  void* state) {
-  BackwardCsr<Walk::kScatterCompensated, T, kOneOutput>(X, outputs, rows, slopes,
-                                                        static_cast<double*>(state));
-}
-
-template <typename T, bool kOneOutput, bool kThin>
-inline constexpr Stages kCsrStages = {
-    ForwardCsr<T, kOneOutput>, kThin ? BackwardThin<T, kOneOutput> : BackwardFull<T, kOneOutput>};
+template <typename T, bool kOneOutput, Walk kScatter>
+inline constexpr Stages kCsrStages = {ForwardCsr<T, kOneOutput>,
+                                      BackwardCsr<kScatter, T, kOneOutput>};
 
 // Thin rows: the gradient's compensated sums, (cols, 2, outputs).
-inline size_t ThinStateDoubles(const Design& X, size_t outputs) {
+inline size_t ThinSumDoubles(const Design& X, size_t outputs) {
   return PadDoubles(2 * X.cols * outputs);
 }
 
-inline void FinishThin(const Design& X, size_t outputs, const void* state, double* gw) {
-  const auto* sums = static_cast<const double*>(state);
+inline void FinishThin(const Design& X, size_t outputs, const double* sums, double* gw) {
   for (size_t col = 0; col < X.cols; ++col, sums += 2 * outputs, gw += outputs) {
     for (size_t k = 0; k < outputs; ++k) {
       // What inf and NaN lost is a NaN.
@@ -450,51 +623,35 @@ inline void FinishThin(const Design& X, size_t outputs, const void* state, doubl
   }
 }
 
-// Whether indices[begin, end) are all below `limit`.
-template <typename Index>
-bool AllBelow(const Index* indices, size_t begin, size_t end, size_t limit) {
-  const hn::ScalableTag<Index> d;
-  using Unsigned = std::make_unsigned_t<Index>;
-  constexpr auto kMost = static_cast<size_t>(hwy::LimitsMax<Index>());
-  const auto last = static_cast<Index>(static_cast<ptrdiff_t>(std::min(limit, kMost)) - 1);
-  // Negative where `i` or `last - i` is.
-  auto outside = hn::Zero(d);
-  const auto most = hn::Set(d, last);
-  size_t i = begin;
-  for (; i + hn::Lanes(d) <= end; i += hn::Lanes(d)) {
-    const auto index = hn::LoadU(d, indices + i);
-    outside = hn::Or(outside, hn::Or(index, hn::Sub(most, index)));
-  }
-  bool inside = hn::AllFalse(d, hn::Lt(outside, hn::Zero(d)));
-  for (; i < end; ++i) {
-    inside = inside && static_cast<Unsigned>(indices[i]) < static_cast<Unsigned>(limit);
-  }
-  return inside;
+inline bool SeekCsr(const Design&, size_t, void* state) {
+  auto& rows = *static_cast<RowsState*>(state);
+  rows.listed = 0;
+  rows.outside = false;
+  return true;
 }
 
 template <typename Index>
-bool CsrInRange(const Design& X, Range rows) {
-  const auto* const indptr = static_cast<const Index*>(X.indptr);
-  for (size_t row = rows.begin; row < rows.end; ++row) {
-    if (!IsSpan(indptr[row], indptr[row + 1], X.entries)) return false;
-  }
-  return AllBelow(static_cast<const Index*>(X.indices), static_cast<size_t>(indptr[rows.begin]),
-                  static_cast<size_t>(indptr[rows.end]), X.cols);
+bool AdvanceRows(const Design& X, Range rows, RowsState& state) {
+  std::copy_n(static_cast<const Index*>(X.indptr) + rows.begin, rows.size() + 1, state.bounds);
+  const auto* const bounds = reinterpret_cast<const ptrdiff_t*>(state.bounds);
+  ptrdiff_t falls = bounds[0];
+  for (size_t r = 0; r < rows.size(); ++r) falls |= bounds[r + 1] - bounds[r];
+  const size_t end = state.bounds[rows.size()], listed = end - state.bounds[0];
+  state.listed += listed;
+  return falls >= 0 && end <= X.entries && (X.cols > 0 || listed == 0);
 }
 
-// Checks the indices on their way into the cache.
-inline bool AdvanceCsr(const Design& X, Range rows, void*) {
-  return X.wide ? CsrInRange<int64_t>(X, rows) : CsrInRange<int32_t>(X, rows);
+inline bool AdvanceCsr(const Design& X, Range rows, void* state) {
+  auto& own = *static_cast<RowsState*>(state);
+  return X.wide ? AdvanceRows<int64_t>(X, rows, own) : AdvanceRows<int32_t>(X, rows, own);
+}
+
+inline std::optional<size_t> WalkedCsr(const Design&, const void* state) {
+  const auto& rows = *static_cast<const RowsState*>(state);
+  return rows.outside ? std::nullopt : std::optional(rows.listed);
 }
 
 // --- CSC -----------------------------------------------------------------------------------------
-
-// Where each column's entries of the current chunk lie.
-struct ColumnBounds {
-  static constexpr bool kRows = false;
-  const Range* cursors;
-  HWY_INLINE Range operator()(size_t col) const { return cursors[col]; }
-};
 
 // Their predictions are a quarter of L2's.
 constexpr size_t kCscChunkRows = 8192;
@@ -512,19 +669,90 @@ inline size_t CscSlabRows(const Design& X) {
   return std::max(std::min(X.rows / 4, 2 * kCscChunkRows), SparseSlabRows(X));
 }
 
-inline size_t CscStateDoubles(const Design& X, size_t) {
-  return X.cols * (sizeof(Range) / sizeof(double));
+// A slab's walk. Of each column, the entries of the current chunk are between begin and end: forward
+// finds where they end, and the next chunk begins there.
+struct ColumnsState {
+  size_t sought;  // the sum of where the slab begins
+  size_t* begin;
+  size_t* end;
+};
+
+// Each column's visit begins with a miss: so many columns ahead it is asked for. Behind the last
+// column, whatever is there is asked for.
+inline constexpr size_t kColumnsAhead = 8;
+
+inline size_t CscStateDoubles(const Design& X) {
+  return CeilDiv(sizeof(ColumnsState), sizeof(double)) + 2 * (X.cols + kColumnsAhead);
 }
+
+// Each column's entries in a chunk's rows. They ascend, or they are not all found.
+template <typename T, typename Index>
+class ColumnSpans {
+ public:
+  using Data = T;
+  static constexpr bool kRows = false;
+  static_assert(kLossBlock % kPieceMultiple == 0);
+
+  ColumnSpans(const Design& X, Range rows, const ColumnsState& columns)
+      : data(static_cast<const T*>(X.data)),
+        entries(X.entries),
+        count(X.cols),
+        given_(static_cast<const Index*>(X.indices)),
+        indptr_(static_cast<const Index*>(X.indptr)),
+        first_(rows.begin),
+        rows_(rows.size()),
+        columns_(columns) {}
+
+  void Restart() {}
+
+  // Forward: calls visit(entry, row of the chunk), and finds where the column's entries end.
+  template <class F>
+  HWY_INLINE void ForEach(size_t col, const F& visit) {
+    using Unsigned = std::make_unsigned_t<Index>;
+    size_t i = Begin(col);
+    // Negative ones are beyond, too.
+    const size_t stop = std::min(static_cast<size_t>(ReadOnce(indptr_ + col + 1)), entries);
+    for (; i < stop; ++i) {
+      const auto row = static_cast<Unsigned>(static_cast<Unsigned>(ReadOnce(given_ + i)) -
+                                             static_cast<Unsigned>(first_));
+      if (row >= rows_) break;
+      visit(i, size_t{row});
+    }
+    columns_.end[col] = i;
+  }
+
+  HWY_INLINE size_t Begin(size_t col) {
+    const size_t ahead = columns_.begin[col + kColumnsAhead];
+    hwy::Prefetch(given_ + ahead);
+    hwy::Prefetch(data + ahead);
+    return columns_.begin[col];
+  }
+
+  HWY_INLINE size_t Check(size_t col, size_t i) {
+    indices = block_ - i;
+    const size_t size = std::min(columns_.end[col] - i, kLossBlock);
+    CopyClamped(given_ + i, size, entries - i, first_, rows_, block_);
+    return i + size;
+  }
+
+  HWY_INLINE bool More(size_t col, size_t stop) const { return stop < columns_.end[col]; }
+
+  const T* const data;
+  const size_t entries, count;
+  const uint32_t* indices = nullptr;
+
+ private:
+  const Index* const given_;
+  const Index* const indptr_;
+  const size_t first_, rows_;
+  const ColumnsState& columns_;
+  alignas(64) uint32_t block_[kLossBlock + kIndexPadding];
+};
 
 template <Walk kWalk, bool kOneOutput, typename T, typename Index>
 void WalkColumns(const Design& X, size_t outputs, Range rows, const double* from, double* to,
                  const void* state) {
-  const Spans<T, Index, ColumnBounds> spans{static_cast<const T*>(X.data),
-                                            static_cast<const Index*>(X.indices),
-                                            {static_cast<const Range*>(state)},
-                                            X.cols,
-                                            rows.begin,
-                                            0};
+  ColumnSpans<T, Index> spans(X, rows, *static_cast<const ColumnsState*>(state));
   WalkSpans<kWalk, kOneOutput>(spans, outputs, from, to);
 }
 
@@ -567,59 +795,39 @@ const Index* FirstFrom(const Index* begin, const Index* end, size_t row, size_t 
 }
 
 template <typename Index>
-bool SeekColumns(const Design& X, size_t row, Range* cursors) {
+bool SeekColumns(const Design& X, size_t row, ColumnsState& columns) {
   const auto* const indices = static_cast<const Index*>(X.indices);
   const auto* const indptr = static_cast<const Index*>(X.indptr);
+  columns.sought = 0;
+  Index begin = ReadOnce(indptr);
   for (size_t col = 0; col < X.cols; ++col) {
-    if (!IsSpan(indptr[col], indptr[col + 1], X.entries)) return false;
-    const Index* const begin = indices + indptr[col];
-    const Index* const end = indices + indptr[col + 1];
-    // From the top, negative ones stay in sight of Advance.
-    const Index* const at = row == 0 ? begin : FirstFrom(begin, end, row, X.rows);
-    cursors[col].end = static_cast<size_t>(at - indices);
+    const Index end = ReadOnce(indptr + col + 1);
+    if (!IsSpan(begin, end, X.entries)) return false;
+    const Index* const at =
+        row == 0 ? indices + begin : FirstFrom(indices + begin, indices + end, row, X.rows);
+    columns.end[col] = static_cast<size_t>(at - indices);
+    columns.sought += columns.end[col];
+    begin = end;
   }
   return true;
 }
 
 inline bool SeekCsc(const Design& X, size_t row, void* state) {
-  auto* const cursors = static_cast<Range*>(state);
-  return X.wide ? SeekColumns<int64_t>(X, row, cursors) : SeekColumns<int32_t>(X, row, cursors);
+  auto& columns = *static_cast<ColumnsState*>(state);
+  columns.begin = reinterpret_cast<size_t*>(&columns + 1);
+  columns.end = columns.begin + X.cols + kColumnsAhead;
+  return X.wide ? SeekColumns<int64_t>(X, row, columns) : SeekColumns<int32_t>(X, row, columns);
 }
 
-// Each column's entries up to the chunk's end. They ascend, so that only those of the first and the
-// last chunk can be out of range.
-template <typename Index>
-bool AdvanceColumns(const Design& X, Range rows, Range* cursors) {
-  const hn::ScalableTag<Index> d;
-  const auto* const indices = static_cast<const Index*>(X.indices);
-  const auto* const indptr = static_cast<const Index*>(X.indptr);
-  const auto limit = static_cast<Index>(rows.end);
-  const auto limits = hn::Set(d, limit);
-  bool inside = true;
-  for (size_t col = 0; col < X.cols; ++col) {
-    const auto stop = static_cast<size_t>(indptr[col + 1]);
-    const size_t begin = cursors[col].end;
-    size_t i = begin;
-    // Counted by whole vectors: the branch of a loop over so few entries would be mispredicted.
-    size_t below = hn::Lanes(d);
-    while (below == hn::Lanes(d) && i + hn::Lanes(d) <= stop) {
-      below = hn::CountTrue(d, hn::Lt(hn::LoadU(d, indices + i), limits));
-      i += below;
-    }
-    if (below == hn::Lanes(d)) {
-      while (i < stop && indices[i] < limit) ++i;
-    }
-    if (rows.begin == 0 && begin < i) inside = inside && indices[begin] >= 0;
-    if (rows.end == X.rows) inside = inside && i == stop;
-    cursors[col] = {begin, i};
-  }
-  return inside;
+inline bool AdvanceCsc(const Design&, Range, void* state) {
+  auto& columns = *static_cast<ColumnsState*>(state);
+  std::swap(columns.begin, columns.end);
+  return true;
 }
 
-inline bool AdvanceCsc(const Design& X, Range rows, void* state) {
-  auto* const cursors = static_cast<Range*>(state);
-  return X.wide ? AdvanceColumns<int64_t>(X, rows, cursors)
-                : AdvanceColumns<int32_t>(X, rows, cursors);
+inline std::optional<size_t> WalkedCsc(const Design& X, const void* state) {
+  const auto& columns = *static_cast<const ColumnsState*>(state);
+  return std::accumulate(columns.end, columns.end + X.cols, size_t{0}) - columns.sought;
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
