@@ -81,8 +81,8 @@ bool IsVector(PyObject* object, int type, size_t size) {
   return IsBlock(object, type, size) && PyArray_NDIM(AsArray(object)) == 1;
 }
 
-// A matrix in compressed rows or columns, as in scipy.sparse, of vectors that kernels can read where
-// they lie. The kernels check indices and indptr on their way, but for where indptr begins.
+// A matrix in compressed rows or columns, as in scipy.sparse, of vectors that kernels can read
+// where they lie. The kernels check indices and indptr on their way, but for where indptr begins.
 std::optional<Design> SparseDesign(std::string_view format, PyObject* data, PyObject* indices,
                                    PyObject* indptr, Py_ssize_t rows, Py_ssize_t cols) {
   const bool by_rows = format == "csr";

@@ -140,9 +140,8 @@ struct Plan {
         exact(layout.finish != nullptr && steps.backward
                   ? RoundUp(layout.sum_doubles(p.X, p.outputs), kDoublePadding)
                   : 0),
-        state(layout.state_doubles == nullptr
-                  ? 0
-                  : RoundUp(layout.state_doubles(p.X), kDoublePadding)),
+        state(layout.state_doubles == nullptr ? 0
+                                              : RoundUp(layout.state_doubles(p.X), kDoublePadding)),
         polled(chunk_rows * row_bytes * p.outputs >= kPolledBytes),
         chunk(PadDoubles(chunk_rows * p.outputs)),
         // Predictions or slopes; beside them an hvp's curvature, and expanded weights.

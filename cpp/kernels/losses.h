@@ -32,7 +32,7 @@ struct Design {
   bool wide;  // sparse: indices and indptr are int64_t, else int32_t
   size_t rows, cols;
   const void* data;
-  ptrdiff_t stride;     // dense: elements from one row (kRows) or column (kColumns) to the next
+  ptrdiff_t stride;  // dense: elements from one row (kRows) or column (kColumns) to the next
   // sparse: as in scipy.sparse; within a column of kCsc they ascend. Nothing of this is relied on:
   // what is not so is found on the way, also if it changes meanwhile.
   const void* indices;

@@ -37,7 +37,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 // --- indices, checked on their way ---------------------------------------------------------------
 
 // What the caller's indices and indptr say may be wrong, and may change while it is read. So every
-// element is read once, into memory of our own; it is checked there, and the walks see nothing else.
+// element is read once, into memory of our own; it is checked there, and the walks see nothing
+// else.
 
 // Not read again, whatever the compiler thinks of it.
 template <typename Index>
@@ -151,8 +152,7 @@ inline constexpr size_t kPieceMultiple = 8;
 // to[s * outputs + k] += sum over span s of data * from[index * outputs + k] for the `last` outputs
 // of the panel's last vector and all of those before.
 template <class D, size_t kVectors, class S>
-HWY_INLINE void GatherPanel(S& spans, size_t outputs, const double* from, double* to,
-                            size_t last) {
+HWY_INLINE void GatherPanel(S& spans, size_t outputs, const double* from, double* to, size_t last) {
   const D d;
   using V = hn::Vec<D>;
   constexpr size_t kLanes = hn::MaxLanes(D());
@@ -218,8 +218,8 @@ HWY_INLINE hn::Vec<D> LoadEach(D d, const double* from, const uint32_t* indices)
 #endif
 }
 
-// The sum over checked entries [i, stop), a lane for every kLanes-th. There are few of them: the rest
-// of the last vector is masked, as a loop over it would end in a misprediction.
+// The sum over checked entries [i, stop), a lane for every kLanes-th. There are few of them: the
+// rest of the last vector is masked, as a loop over it would end in a misprediction.
 template <class D, class S>
 HWY_INLINE hn::Vec<D> GatherPiece(D d, const S& spans, size_t i, size_t stop, const double* from,
                                   hn::Vec<D> sum) {
@@ -231,8 +231,8 @@ HWY_INLINE hn::Vec<D> GatherPiece(D d, const S& spans, size_t i, size_t stop, co
   const size_t entries = spans.entries;
   for (; i < stop; i += kLanes) {
     const size_t left = stop - i;
-    const auto x = HWY_LIKELY(i + kLanes <= entries) ? Load::Whole(data + i)
-                                                     : Load::Part(data + i, left);
+    const auto x =
+        HWY_LIKELY(i + kLanes <= entries) ? Load::Whole(data + i) : Load::Part(data + i, left);
     const auto product = hn::Mul(x, LoadEach(d, from, indices + i));
     sum = hn::Add(sum, hn::IfThenElseZero(hn::FirstN(d, left), product));
   }
@@ -316,9 +316,8 @@ HWY_INLINE void AddTo(double* sum, double term) {
 // Adds lane l to the sum of indices[l], one after the other: they may be equal.
 template <Sums kSums, class D>
 HWY_INLINE void AddEach(D d, hn::Vec<D> terms, double* sums, const uint32_t* indices) {
-  const auto add = [&](size_t l, double term) HWY_ATTR {
-    AddTo<kSums>(sums + size_t{indices[l]} * kParts<kSums>, term);
-  };
+  const auto add = [&](size_t l, double term)
+                       HWY_ATTR { AddTo<kSums>(sums + size_t{indices[l]} * kParts<kSums>, term); };
 #if HWY_TARGET == HWY_SCALAR
   (void)d;
   add(0, hn::GetLane(terms));
@@ -421,7 +420,8 @@ HWY_INLINE void ScatterPanel(S& spans, size_t outputs, const double* from, doubl
         for (; i < stop; ++i) add(i, spans.indices[i]);
       } while (spans.More(s, stop));
     } else {
-      spans.ForEach(s, add);
+      // Several rows of outputs at once are too many instructions.
+      spans.template ForEach<kVectors * kLanes == 1 ? 4 : 1>(s, add);
     }
   }
 }
@@ -669,8 +669,8 @@ inline size_t CscSlabRows(const Design& X) {
   return std::max(std::min(X.rows / 4, 2 * kCscChunkRows), SparseSlabRows(X));
 }
 
-// A slab's walk. Of each column, the entries of the current chunk are between begin and end: forward
-// finds where they end, and the next chunk begins there.
+// A slab's walk. Of each column, the entries of the current chunk are between begin and end:
+// forward finds where they end, and the next chunk begins there.
 struct ColumnsState {
   size_t sought;  // the sum of where the slab begins
   size_t* begin;
@@ -705,18 +705,30 @@ class ColumnSpans {
 
   void Restart() {}
 
-  // Forward: calls visit(entry, row of the chunk), and finds where the column's entries end.
-  template <class F>
+  // Forward: calls visit(entry, row of the chunk), and finds where the column's entries end; looks
+  // at kAtOnce of them before it visits any.
+  template <size_t kAtOnce, class F>
   HWY_INLINE void ForEach(size_t col, const F& visit) {
     using Unsigned = std::make_unsigned_t<Index>;
+    const auto row_of = [&](size_t i) -> size_t {
+      return static_cast<Unsigned>(static_cast<Unsigned>(ReadOnce(given_ + i)) -
+                                   static_cast<Unsigned>(first_));
+    };
     size_t i = Begin(col);
     // Negative ones are beyond, too.
     const size_t stop = std::min(static_cast<size_t>(ReadOnce(indptr_ + col + 1)), entries);
+    for (; kAtOnce > 1 && i + kAtOnce <= stop; i += kAtOnce) {
+      std::array<size_t, kAtOnce> rows;
+      PB_UNROLL
+      for (size_t k = 0; k < kAtOnce; ++k) rows[k] = row_of(i + k);
+      if (*std::max_element(rows.begin(), rows.end()) >= rows_) break;
+      PB_UNROLL
+      for (size_t k = 0; k < kAtOnce; ++k) visit(i + k, rows[k]);
+    }
     for (; i < stop; ++i) {
-      const auto row = static_cast<Unsigned>(static_cast<Unsigned>(ReadOnce(given_ + i)) -
-                                             static_cast<Unsigned>(first_));
+      const size_t row = row_of(i);
       if (row >= rows_) break;
-      visit(i, size_t{row});
+      visit(i, row);
     }
     columns_.end[col] = i;
   }
