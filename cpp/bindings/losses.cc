@@ -77,6 +77,10 @@ bool IsBlock(PyObject* object, int type, size_t size) {
          static_cast<size_t>(PyArray_SIZE(array)) == size;
 }
 
+bool IsVector(PyObject* object, int type, size_t size) {
+  return IsBlock(object, type, size) && PyArray_NDIM(AsArray(object)) == 1;
+}
+
 // A matrix in compressed rows or columns, as in scipy.sparse, of arrays that kernels can read where
 // they lie. The kernels check indices and indptr on their way, but for where indptr begins.
 std::optional<Design> SparseDesign(std::string_view format, PyObject* data, PyObject* indices,
@@ -90,8 +94,8 @@ std::optional<Design> SparseDesign(std::string_view format, PyObject* data, PyOb
   const bool wide = PyArray_ITEMSIZE(AsArray(indices)) == 8;
   const int index = wide ? NPY_INT64 : NPY_INT32;
   const auto entries = static_cast<size_t>(PyArray_SIZE(AsArray(data)));
-  if (!IsBlock(data, TypeNumber(*dtype), entries) || !IsBlock(indices, index, entries) ||
-      !IsBlock(indptr, index, static_cast<size_t>(by_rows ? rows : cols) + 1)) {
+  if (!IsVector(data, TypeNumber(*dtype), entries) || !IsVector(indices, index, entries) ||
+      !IsVector(indptr, index, static_cast<size_t>(by_rows ? rows : cols) + 1)) {
     return std::nullopt;
   }
   return Design{by_rows ? Layout::kCsr : Layout::kCsc,
