@@ -564,6 +564,28 @@ for _ in range(4):
     threading.Thread(target=work, daemon=True).start()
 time.sleep(0.05)
 """,
+    "with daemon threads in Python below a call": """
+class Sparse:
+    def __getattr__(self, name):  # new objects, so that theirs are the last references
+        if name == "shape":
+            while True:
+                time.sleep(0.001)
+        return "".join(["c", "sr"]) if name == "format" else np.ones(100_000)
+for _ in range(4):
+    threading.Thread(
+        target=lambda: pb.logistic.value(Sparse(), np.ones(5), np.ones(5)), daemon=True
+    ).start()
+time.sleep(0.05)
+""",
+    "with daemon threads measuring": """
+def work():
+    while True:
+        native.measure_read_bandwidth(1 << 24)
+from pullback import _native as native
+for _ in range(4):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.05)
+""",
     "with a thread that ends last": """
 def work():
     time.sleep(0.2)
