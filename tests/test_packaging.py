@@ -27,7 +27,7 @@ def test_version_is_stated_once() -> None:
 
 
 def test_pythons_are_named_alike() -> None:
-    """The classifiers' versions are the README's, and the oldest is what tools and build ask for."""
+    """The README has the classifiers' versions; tools and build ask for the oldest."""
     prefix = "Programming Language :: Python :: "
     named = [c.removeprefix(prefix) for c in PROJECT["classifiers"] if c.startswith(prefix + "3.")]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -293,6 +293,33 @@ def test_fork(run_python: Callable[..., Any], script: str) -> None:
     assert run_python(script, timeout=90).stdout.split() == ["fine"]
 
 
+@pytest.mark.native
+def test_idle_workers_have_left_before_a_fork(run_python: Callable[..., Any]) -> None:
+    """So the process has no thread but Python's own, and the next call starts them anew."""
+    script = """
+import os, sys, time
+import numpy as np, pullback as pb
+pb.set_num_threads(4)
+x = np.linspace(-5, 5, 400_000)
+def threads():
+    return len(os.listdir("/proc/self/task"))
+assert threads() == 1
+wanted = pb.tanh(x)
+assert threads() == 4
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        os._exit(not (pb.tanh(x) == wanted).all())
+    assert os.waitpid(child, 0)[1] == 0
+    deadline = time.monotonic() + 20  # the system may be slow to forget a thread that ended
+    while threads() > 1:
+        assert time.monotonic() < deadline
+    assert (pb.tanh(x) == wanted).all()
+    assert threads() == 4
+"""
+    run_python(script, OPENBLAS_NUM_THREADS=1)
+
+
 # --- Ctrl-C ---------------------------------------------------------------------------------------
 
 INTERRUPT = """
