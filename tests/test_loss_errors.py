@@ -6,6 +6,8 @@ A refused call writes nothing and computes right afterwards.
 from __future__ import annotations
 
 import math
+import re
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,7 +30,11 @@ LOGISTIC = Case("logistic")
 
 
 def call(loss: Any, method: str, given: dict[str, Any]) -> Any:
-    """Call a method with arguments by name; a Hessian product gets a tangent that fits."""
+    """Call a method with arguments by name; a Hessian product gets a tangent that fits.
+
+    Names are interned, as those in source text are: others would not enter by the fast path.
+    """
+    given = {sys.intern(name): value for name, value in given.items()}
     if method == "hvp":
         b = given.get("b")
         tangent = np.ones(np.shape(given["w"])), None if b is None else np.ones(np.shape(b))
@@ -383,6 +389,26 @@ def test_other_sparse_formats(form: str, method: str, primitives: Any) -> None:
 @pytest.mark.parametrize("method", ["value", "value_and_grad", "hvp"])
 @pytest.mark.parametrize("form", ["csr", "csc"])
 @pytest.mark.parametrize("index", [np.int32, np.int64])
+@pytest.mark.parametrize("part", ["data", "indices", "indptr"])
+def test_sparse_arrays_are_vectors(
+    form: str, method: str, index: Any, part: str, primitives: Any
+) -> None:
+    arguments = given(LOGISTIC)
+    X = scipy.sparse.csr_array(arguments["X"]).asformat(form)
+    good = Parts(form, X.data, X.indices.astype(index), X.indptr.astype(index), X.shape)
+    n = len(getattr(good, part))
+    for shape in ((1, n), (n, 1), (1, n, 1), ()):
+        wrong = np.resize(getattr(good, part), shape)
+        with pytest.raises(
+            ValueError, match=rf"logistic.{method}: X.{part} has shape {re.escape(str(shape))}"
+        ):
+            call(primitives.logistic, method, arguments | {"X": good._replace(**{part: wrong})})
+
+
+@backends
+@pytest.mark.parametrize("method", ["value", "value_and_grad", "hvp"])
+@pytest.mark.parametrize("form", ["csr", "csc"])
+@pytest.mark.parametrize("index", [np.int32, np.int64])
 def test_broken_sparse_arrays(form: str, method: str, index: Any, primitives: Any) -> None:
     """Indices out of range and pointers that do not fit are refused before memory is touched."""
     arguments = given(LOGISTIC)
@@ -409,14 +435,9 @@ def test_broken_sparse_arrays(form: str, method: str, index: Any, primitives: An
         (data, indices, indptr[:0]),
         (data[:-1], indices, indptr),
         (data, indices[:-1], indptr),
-        (data.reshape(1, -1), indices, indptr),
-        (data, indices.reshape(-1, 1), indptr),
     ):
         X = Parts(form, *parts, dense.shape)
-        with pytest.raises(
-            (ValueError, TypeError) if parts[1].ndim > 1 else ValueError,
-            match=rf"logistic.{method}: .*X",
-        ):
+        with pytest.raises(ValueError, match=rf"logistic.{method}: .*X"):
             call(primitives.logistic, method, arguments | {"X": X})
     for parts in ((data, indices * 1.0, indptr), (data, indices, indptr * 1.0)):
         with pytest.raises(TypeError, match=rf"logistic.{method}: .*X"):

@@ -15,7 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CONFIGURATION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, TOOLS = CONFIGURATION["project"], CONFIGURATION["tool"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -23,6 +24,20 @@ def test_version_is_stated_once() -> None:
     assert metadata.version("pullback") == PROJECT["version"] == pb.__version__
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## [{PROJECT['version']}]" in changelog
+
+
+def test_pythons_are_named_alike() -> None:
+    """The README has the classifiers' versions; tools and build ask for the oldest."""
+    prefix = "Programming Language :: Python :: "
+    named = [c.removeprefix(prefix) for c in PROJECT["classifiers"] if c.startswith(prefix + "3.")]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (sentence,) = re.findall(r"^Python (3\.\d+.*), NumPy", readme, re.MULTILINE)
+    assert re.findall(r"3\.\d+", sentence) == named
+    oldest = named[0]
+    assert PROJECT["requires-python"] == f">={oldest}"
+    assert TOOLS["mypy"]["python_version"] == oldest
+    assert TOOLS["ruff"]["target-version"] == "py" + oldest.replace(".", "")
+    assert f"find_package(Python {oldest} " in (ROOT / "CMakeLists.txt").read_text()
 
 
 @pytest.mark.native

@@ -120,6 +120,28 @@ def test_power_of_a_negative_base(dtype: np.dtype) -> None:
         assert all(np.isnan(slope).all() for slope in reference.power.derivative(-w, fractional))
 
 
+@pytest.fixture
+def powers_off_by_4_ulp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make NumPy's own powers as wrong as with AVX-512, one element otherwise than the next."""
+    exact = np.power
+
+    def off(*args: Any, **kwargs: Any) -> Any:
+        result = np.asarray(exact(*args, **kwargs))
+        steps = np.resize([4, -4, 3, 0, -4], result.shape)
+        with np.errstate(all="ignore"):
+            return np.where(np.isfinite(result), result + steps * np.spacing(result), result)
+
+    monkeypatch.setattr(np, "power", off)
+
+
+@dtypes
+@pytest.mark.usefixtures("powers_off_by_4_ulp")
+def test_power_does_not_lean_on_numpys(dtype: np.dtype) -> None:
+    test_accuracy(OPS["power"], dtype)
+    test_power_of_a_negative_base(dtype)
+    test_golden_points(OPS["power"], dtype, 37)
+
+
 # Arguments around which a derivative vanishes or a formula hands over to another.
 SEAMS = {
     "erf": (0.5, 0.8),

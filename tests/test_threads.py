@@ -293,6 +293,33 @@ def test_fork(run_python: Callable[..., Any], script: str) -> None:
     assert run_python(script, timeout=90).stdout.split() == ["fine"]
 
 
+@pytest.mark.native
+def test_idle_workers_have_left_before_a_fork(run_python: Callable[..., Any]) -> None:
+    """So the process has no thread but Python's own, and the next call starts them anew."""
+    script = """
+import os, sys, time
+import numpy as np, pullback as pb
+pb.set_num_threads(4)
+x = np.linspace(-5, 5, 400_000)
+def threads():
+    return len(os.listdir("/proc/self/task"))
+assert threads() == 1
+wanted = pb.tanh(x)
+assert threads() == 4
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        os._exit(not (pb.tanh(x) == wanted).all())
+    assert os.waitpid(child, 0)[1] == 0
+    deadline = time.monotonic() + 20  # the system may be slow to forget a thread that ended
+    while threads() > 1:
+        assert time.monotonic() < deadline
+    assert (pb.tanh(x) == wanted).all()
+    assert threads() == 4
+"""
+    run_python(script, OPENBLAS_NUM_THREADS=1)
+
+
 # --- Ctrl-C ---------------------------------------------------------------------------------------
 
 INTERRUPT = """
@@ -560,6 +587,28 @@ def work():
     while True:
         pb.tanh(x)
         pb.relu_mse.value_and_grad(X, y, w, 0.0)
+for _ in range(4):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.05)
+""",
+    "with daemon threads in Python below a call": """
+class Sparse:
+    def __getattr__(self, name):  # new objects, so that theirs are the last references
+        if name == "shape":
+            while True:
+                time.sleep(0.001)
+        return "".join(["c", "sr"]) if name == "format" else np.ones(100_000)
+for _ in range(4):
+    threading.Thread(
+        target=lambda: pb.logistic.value(Sparse(), np.ones(5), np.ones(5)), daemon=True
+    ).start()
+time.sleep(0.05)
+""",
+    "with daemon threads measuring": """
+def work():
+    while True:
+        native.measure_read_bandwidth(1 << 24)
+from pullback import _native as native
 for _ in range(4):
     threading.Thread(target=work, daemon=True).start()
 time.sleep(0.05)

@@ -140,9 +140,8 @@ int StridedLoop(PyArrayMethod_Context* context, char* const* data, const npy_int
                               operands, n, nullptr);
   }
   if (finished) return 0;
-  const PyGILState_STATE state = PyGILState_Ensure();
+  const ScopedGil locked;
   SetStopped(*entry);
-  PyGILState_Release(state);
   return -1;
 }
 

@@ -2,35 +2,42 @@
 #ifndef PULLBACK_CPP_BINDINGS_INTERRUPT_H_
 #define PULLBACK_CPP_BINDINGS_INTERRUPT_H_
 
-#include "bindings/numpy_api.h"
+#include "bindings/finalizing.h"
 #include "runtime/threads.h"
 
 namespace pullback {
 
+// The GIL for its scope, in a thread that may lack it.
+class ScopedGil {
+ public:
+  ScopedGil() : state_(AwaitGil(PyGILState_Ensure)) {}
+  ~ScopedGil() { PyGILState_Release(state_); }
+  ScopedGil(const ScopedGil&) = delete;
+  ScopedGil& operator=(const ScopedGil&) = delete;
+
+ private:
+  PyGILState_STATE state_;
+};
+
 // Runs pending signal handlers; a handler that raised (KeyboardInterrupt) leaves its exception set.
 inline Poll SignalPoll() {
   return {[](void*) {
-  // Asking a dying interpreter for the GIL would end this thread amid a job.
-#if PY_VERSION_HEX >= 0x030D0000
-            if (Py_IsFinalizing()) return false;
-#else
-            if (_Py_IsFinalizing()) return false;
-#endif
-            const PyGILState_STATE state = PyGILState_Ensure();
-            const bool raised = PyErr_CheckSignals() != 0;
-            PyGILState_Release(state);
-            return raised;
+            // A thread that sleeps for ever amid a job keeps the workers from all others.
+            if (IsFinalizing()) return false;
+            const ScopedGil locked;
+            return PyErr_CheckSignals() != 0;
           },
           nullptr};
 }
 
-// Gives the GIL up for its scope, but only where the work is long enough to be worth it.
+// Gives the GIL up for its scope, but only where the work is long enough to be worth it. Declare it
+// before what the work holds: that is to be let go before the GIL is asked for.
 class ScopedGilRelease {
  public:
-  explicit ScopedGilRelease(bool worth_it) : state_(worth_it ? PyEval_SaveThread() : nullptr) {}
-  // When the interpreter is gone, taking the GIL back ends the thread by unwinding its stack.
-  ~ScopedGilRelease() noexcept(false) {
-    if (state_ != nullptr) PyEval_RestoreThread(state_);
+  explicit ScopedGilRelease(bool worth_it = true)
+      : state_(worth_it ? PyEval_SaveThread() : nullptr) {}
+  ~ScopedGilRelease() {
+    if (state_ != nullptr) AwaitGil([this] { PyEval_RestoreThread(state_); });
   }
   ScopedGilRelease(const ScopedGilRelease&) = delete;
   ScopedGilRelease& operator=(const ScopedGilRelease&) = delete;

@@ -9,6 +9,7 @@
 
 #include "bindings/chain.h"
 #include "bindings/elementwise.h"
+#include "bindings/interrupt.h"
 #include "bindings/losses.h"
 #include "bindings/matmul.h"
 #include "bindings/method.h"
@@ -124,7 +125,7 @@ void RegisterRuntime(py::module_& m) {
         }
         const auto bytes = static_cast<size_t>(view->len);
         uint64_t sum = 0;
-        const py::gil_scoped_release unlocked;
+        const ScopedGilRelease unlocked;
         return ReadSeconds(view->buf, bytes, &sum);
       },
       py::arg("buffer"));
@@ -140,21 +141,21 @@ void RegisterRuntime(py::module_& m) {
         if (!plain(source) || !plain(target) || source.size != target.size) {
           throw py::value_error("copy_seconds: wants contiguous float64 buffers of one size");
         }
-        const py::gil_scoped_release unlocked;
+        const ScopedGilRelease unlocked;
         return CopySeconds(static_cast<const double*>(source.ptr), static_cast<double*>(target.ptr),
                            static_cast<size_t>(source.size));
       },
       py::arg("source"), py::arg("target"));
   m.def("measure_read_bandwidth", &MeasureReadBandwidth, py::arg("bytes"),
-        py::call_guard<py::gil_scoped_release>());
+        py::call_guard<ScopedGilRelease>());
   m.def("measure_copy_bandwidth", &MeasureCopyBandwidth, py::arg("bytes"),
-        py::call_guard<py::gil_scoped_release>());
+        py::call_guard<ScopedGilRelease>());
   m.def(
       "measure_fma_peak",
       [](bool float64) {
         return MeasureFmaPeak(float64 ? FloatType::kFloat64 : FloatType::kFloat32);
       },
-      py::arg("float64"), py::call_guard<py::gil_scoped_release>());
+      py::arg("float64"), py::call_guard<ScopedGilRelease>());
   m.def("last_level_cache_bytes", &LastLevelCacheBytes);
 
   py::dict build;

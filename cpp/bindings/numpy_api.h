@@ -29,6 +29,7 @@
 #include <optional>
 #include <utility>
 
+#include "bindings/finalizing.h"
 #include "kernels/elementwise.h"
 
 namespace pullback {
@@ -42,7 +43,9 @@ class Ref {
     std::swap(object_, other.object_);
     return *this;
   }
-  ~Ref() { Py_XDECREF(object_); }
+  ~Ref() {
+    if (object_ != nullptr) DropReference(object_);
+  }
   PyObject* get() const { return object_; }
   PyObject* release() { return std::exchange(object_, nullptr); }
   explicit operator bool() const { return object_ != nullptr; }

@@ -578,7 +578,8 @@ class Across {
     } else {
       using F = Fold<kPivotKind>;
       const D d;
-      std::fill_n(pivots, s.width, F::template kStart<T>);
+      const V start = hn::Set(d, F::template kStart<T>);
+      for (size_t c = 0; c < s.columns; c += kLanes) hn::Store(start, d, pivots + c);
       for (size_t i = 0; i < s.length; ++i) {
         const T* const x = static_cast<const T*>(s.x) + static_cast<ptrdiff_t>(i) * s.stride;
         for (size_t c = 0; c < s.columns; c += kLanes) {

@@ -358,6 +358,19 @@ void ShrinkIfIdle(Pool* pool) {
   }
 }
 
+#if PULLBACK_POSIX
+// Idle workers leave before a fork, and the next job starts new ones. A process that forks without
+// other threads loses none in the child, and Python, which warns of those from 3.12 on, need not.
+void RetireIdleWorkers() {
+  Pool* const pool = g_pool.load();
+  if (pool == nullptr || !pool->TryAcquire()) return;
+  pool->Resize(1);
+  pool->Release();
+}
+
+[[maybe_unused]] const int retires = pthread_atfork(RetireIdleWorkers, nullptr, nullptr);
+#endif
+
 // "4" or "4,2" (the outermost level counts): digits only, blanks around them allowed.
 std::optional<int> ParseThreads(const std::string& text) {
   const char* blanks = " \t";

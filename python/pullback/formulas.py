@@ -336,6 +336,11 @@ def selu_slope(x: Array) -> Array:
 
 
 _LOG_2: Final = 0.6931471805599453
+_LOG_2_HIGH: Final = 0.6931471803691238  # its first 32 bits
+_LOG_2_LOW: Final = 1.9082149292705877e-10  # the others
+_THIRD: Final = 0.3333333333333333
+_THIRD_REST: Final = 1.850371707708594e-17
+_ATANH: Final = tuple(1 / k for k in range(5, 29, 2))
 _SELU_SCALE: Final = 1.0507009873554805
 _SELU_SCALE_ALPHA: Final = 1.7580993408473768
 _LINEAR: Final = 1.5957691216057308
@@ -497,49 +502,87 @@ def maximum_slopes(w: Array, x: Array) -> tuple[Array, Array]:
     return left, 1 - left
 
 
+# Powers are made of logarithms to twice the precision: NumPy's own are 4 ULP off with AVX-512, and
+# what an error of the logarithm does to them grows with the exponent.
+
+
+def _log(x: Array) -> tuple[Any, Any]:
+    """Return log(x) for x >= 0 as an unevaluated sum, with an error below 2**-64 of itself."""
+    part, exponent = np.frexp(x)
+    low = part < _ROOT_HALF
+    part, exponent = np.where(low, 2 * part, part), exponent - low
+    # part = (1 + s)/(1 - s), and log(part) = 2s (1 + square/3 + square**2/5 + ...).
+    below, above = part - 1, part + 1
+    s = below / above
+    product, rest = _times(s, above)
+    s_rest = ((below - product) - rest - s * _sum_error(part, 1.0, above)) / above
+    square, square_rest = _times(s, s)
+    square_rest = square_rest + 2 * s * s_rest
+    tail = square * _horner(_ATANH, square)
+    factor = _THIRD + tail
+    factor_rest = _sum_error(_THIRD, tail, factor) + _THIRD_REST
+    more, more_rest = _times(square, factor)
+    more_rest = more_rest + square * factor_rest + square_rest * factor
+    curved, curved_rest = _times(2 * s, more)
+    curved_rest = curved_rest + 2 * (s * more_rest + s_rest * more)
+    binades = exponent * _LOG_2_HIGH  # exact
+    first = binades + 2 * s
+    total = first + curved
+    rest = _sum_error(binades, 2 * s, first) + _sum_error(first, curved, total)
+    rest = rest + (exponent * _LOG_2_LOW + 2 * s_rest + curved_rest)
+    log = total + rest
+    finite = (x > 0) & np.isfinite(x)
+    return np.where(finite, log, np.log(x)), np.where(finite, rest - (log - total), 0)
+
+
+def _raised(x: Array, x_rest: Any, log: Any, log_rest: Any) -> tuple[Any, Any]:
+    """Return exp((x + x_rest)(log + log_rest)) for finite x as (s, n), which stand for s * 2**n."""
+    product, rest = _times(x, log)
+    product = np.where(x == 0, 0, np.clip(product, -1e5, 1e5))
+    binades = np.where(np.isnan(product), 0, np.rint(product / _LOG_2))
+    remainder = (product - binades * _LOG_2_HIGH) - binades * _LOG_2_LOW
+    rest = np.where(np.abs(product) < 1e5, rest + (x * log_rest + x_rest * log), 0)
+    return np.exp(remainder + np.where(x == 0, 0, rest)), binades.astype(np.int64)
+
+
+def _times_power(x: Array, power: tuple[Any, Any]) -> Any:
+    """Return x * s * 2**n, rounded into the subnormals once; beyond 2**10000 it beats infinity."""
+    significand, exponent = power
+    infinite = np.isinf(x)
+    part, x_exponent = np.frexp(np.where(infinite, np.sign(x), x))
+    return np.ldexp(significand * part, exponent + np.where(infinite, 10_000, x_exponent))
+
+
+def _bounded(x: Array) -> Any:
+    """Return an exponent, infinite ones as one that has the same powers of all but infinities."""
+    return np.clip(x, -1e25, 1e25)
+
+
 @in_float64
 def power(w: Array, x: Array) -> Array:
-    # NumPy takes the square root for an exponent of 1/2, of -0 and -inf too.
-    return np.power(np.where((x == 0.5) & ((w == 0) | np.isinf(w)), np.abs(w), w), x)
+    base = np.abs(w)
+    size = np.ldexp(*_raised(_bounded(x), 0, *_log(base)))
+    value = np.where(np.signbit(w) & (np.mod(x, 2) == 1), -size, size)
+    fractional = np.isfinite(x) & (np.floor(x) != x)
+    value = np.where((w < 0) & np.isfinite(w) & fractional, np.nan, value)
+    return np.where(w == 1, 1, value)
 
 
 @in_float64
 def power_slopes(w: Array, x: Array) -> tuple[Array, Array]:
-    base = np.abs(w)
-    root = np.power(base, 0.5 * x)  # keeps in range what either derivative is made of
-    rest = np.power(base, x - 1)
-    exact = (_sum_error(x, -1.0, x - 1) == 0) & (rest > 1e-300) & (rest < 1e300)
-    by_base = np.where(exact | (x >= 0.5) & (x <= 2), x * rest, _product(root, root, x, over=base))
-    by_exponent = _product(root, root, np.log(base), over=np.ones_like(base))
-
-    # At the ends of the range, the limits; an exponent's rounding does not matter there.
-    whole = np.power(base, x)
-    log = np.log(base)
-    edge = (base == 0) | np.isinf(base) | np.isinf(x) | (x == 0)
-    by_base = np.where(edge, np.where((rest == 0) | (x == 0), 0 * np.sign(x), x * rest), by_base)
-    by_base = np.where((x == 0) & (base != 0), x, by_base)
-    by_exponent = np.where(
-        edge,
-        np.where((base == 0) & (x >= 0) | np.isinf(log) & (whole == 0), 0, whole * log),
-        by_exponent,
-    )
+    base, exponent = np.abs(w), _bounded(x)
+    log = _log(base)
+    less = exponent - 1
+    by_base = _times_power(x, _raised(less, _sum_error(exponent, -1.0, less), *log))
+    by_base = np.where(x == 0, np.where(base == 0, 0, x), by_base)
+    by_exponent = _times_power(log[0], _raised(exponent, 0, *log))
+    by_exponent = np.where((base == 0) & (x >= 0), 0, by_exponent)
     even = np.isfinite(x) & (np.mod(x, 2) == 0)
     flip = np.signbit(w) & even & ~((x == 0) & (base == 0))
     by_base = np.where(flip, -by_base, by_base)
     undefined = np.isnan(w) | np.isnan(x) | (w < 0) & (np.isinf(x) | (np.floor(x) != x))
     nan = np.nan
     return np.where(undefined, nan, by_base), np.where(undefined | (w < 0), nan, by_exponent)
-
-
-def _product(*factors: Array, over: Array) -> Array:
-    """Return the product of all factors divided by `over`, rounded into the subnormals once."""
-    divisor, exponent = np.frexp(over)
-    part, exponent = 1 / divisor, -exponent
-    for factor in factors:
-        factor_part, factor_exponent = np.frexp(factor)
-        part = part * factor_part
-        exponent = exponent + factor_exponent
-    return np.ldexp(part, exponent)
 
 
 @in_float64

@@ -76,6 +76,9 @@ class Sparse:
                 "give it as CSR or CSC, such as X.tocsr()"
             )
         data, indices, indptr = map(np.asarray, (matrix.data, matrix.indices, matrix.indptr))
+        for name, array in (("data", data), ("indices", indices), ("indptr", indptr)):
+            if array.ndim != 1:
+                raise ValueError(f"{op}: X.{name} has shape {array.shape}, needs to be a vector")
         self.format: str = matrix.format
         self.shape: tuple[int, int] = tuple(map(int, matrix.shape))  # type: ignore[assignment]
         self.dtype = kernel_dtype(op, "X", data.dtype)
@@ -192,11 +195,8 @@ def _has_unit_stride(array: Array) -> bool:
 
 def _index_dtype(op: str, indices: Array, indptr: Array) -> np.dtype[Any]:
     for name, array in (("indices", indices), ("indptr", indptr)):
-        if array.dtype.kind not in "iu" or array.ndim != 1:
-            raise TypeError(
-                f"{op}: X.{name} has dtype {array.dtype} and shape {array.shape}, "
-                "needs a vector of integers"
-            )
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"{op}: X.{name} has dtype {array.dtype}, needs integers")
     small = indices.dtype.itemsize <= 4 and indices.dtype != np.uint32
     fits = small and (len(indptr) == 0 or indptr[-1] <= np.iinfo(np.int32).max)
     return np.dtype(np.int32 if fits else np.int64)

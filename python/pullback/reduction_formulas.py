@@ -12,6 +12,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pullback.formulas import power
+
 Array: TypeAlias = npt.NDArray[Any]
 Values: TypeAlias = Callable[[tuple[Array, ...], float], Array]
 Slopes: TypeAlias = Callable[[tuple[Array, ...], float], tuple[Array, ...]]
@@ -52,6 +54,11 @@ def norm2_slopes(x: Array) -> Array:
     return scaled / column(np.where(size == 0, 1, size))
 
 
+def _to_the(p: float, x: Array) -> Array:
+    """Return x**p."""
+    return np.asarray(power(x, np.asarray(p)))
+
+
 def _shares(x: Array, p: float) -> tuple[Array, Array, Array]:
     """Return |x| by its largest element m of each row, the norm by m, and m."""
     size = np.abs(x)
@@ -59,7 +66,7 @@ def _shares(x: Array, p: float) -> tuple[Array, Array, Array]:
     share = size / column(np.where(largest == 0, 1, largest))
     share = np.where((largest == np.inf)[:, np.newaxis] & (size < np.inf), 0, share)
     ones = np.where(size == column(largest), 1.0, share)  # inf / inf
-    return share, np.sum(ones**p, axis=1) ** (1 / p), largest
+    return share, _to_the(1 / p, np.sum(_to_the(p, ones), axis=1)), largest
 
 
 def norm_p(x: Array, p: float) -> Array:
@@ -83,14 +90,14 @@ def norm_p_slopes(x: Array, p: float) -> Array:
     if p == np.inf:
         return np.sign(x) * tie_shares(np.abs(x))
     share, size, largest = _shares(x, p)
-    slopes = (share / column(np.where(size == 0, 1, size))) ** (p - 1)
+    slopes = _to_the(p - 1, share / column(np.where(size == 0, 1, size)))
     # A share of less than 2**-900 may be none, and its small power may be much.
     far = (share < 2.0**-900) & (x != 0)
     if p < 2.5 and far.any():
         norm = np.broadcast_to(column(size * largest), x.shape)[far]
         raised = (np.abs(x[far]) * 2.0**800) / (norm * 2.0**-800)
         half = 2.0 ** (-800 * (p - 1))
-        slopes[far] = raised ** (p - 1) * half * half
+        slopes[far] = _to_the(p - 1, raised) * half * half
     return np.sign(x) * slopes
 
 
