@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from pullback.arguments import as_array
 from pullback.check_report import Discrepancy, GradCheck, Index, Kink
 from pullback.differences import SAFETY, Function, Slope
 from pullback.ops import kernel_dtype
@@ -64,7 +65,7 @@ class _Checker:
         for i in map(int, chosen):
             slope = self._f.partial(i)
             v = np.zeros(self._f.x.shape)
-            v.flat[i] = 1
+            v.reshape(-1)[i] = 1
             given = self._given(v)
             self._slopes[i], self._partials[i] = slope, given
             index = tuple(map(int, np.unravel_index(i, self._f.x.shape)))
@@ -115,7 +116,7 @@ class _Checker:
     def _smooth_direction(self, v: Array) -> None:
         """Compare along coordinates that have partial derivatives: they must add up."""
         slope = self._f.slope(v)
-        terms = [(self._slopes[int(i)], float(v.flat[i])) for i in np.flatnonzero(v)]
+        terms = [(self._slopes[i], t) for i, t in _moves(v)]
         sum_of_partials = math.fsum(s.both.value * t for s, t in terms)
         size = math.hypot(*(s.both.value * t for s, t in terms))
         error = slope.error + math.fsum(s.error * abs(t) for s, t in terms)
@@ -132,7 +133,8 @@ class _Checker:
         both kinds may have more: coordinate by coordinate, or what points nearby have.
         """
         slope, given = self._f.slope(v), self._given(v)
-        size = math.hypot(*(p * float(v.flat[i]) for i, p in self._partials.items()))
+        flat = np.ravel(v)
+        size = math.hypot(*(p * float(flat[i]) for i, p in self._partials.items()))
         if not self.is_complete:
             size *= math.sqrt(v.size / len(self._partials))
         low, high = slope.interval
@@ -151,8 +153,7 @@ class _Checker:
             return False
         for end, sign in ((slope.right, 1), (slope.left, -1)):
             total = error = 0.0
-            for i in map(int, np.flatnonzero(v)):
-                t = float(v.flat[i])
+            for i, t in _moves(v):
                 one = self._slopes[i].right if t * sign > 0 else self._slopes[i].left
                 if not self._slopes[i].is_kink:
                     one = self._slopes[i].both
@@ -375,14 +376,14 @@ class _Comparison:
 
 
 def _point(x: npt.ArrayLike) -> Array:
-    array = np.asarray(x)
+    array = as_array("check_grad", "x", x)
     if array.dtype.kind in "biu":
         return array.astype(np.float64)
     return array.astype(kernel_dtype("check_grad", "x", array.dtype))
 
 
 def _real(name: str, value: Any) -> Array:
-    array = np.asarray(value)
+    array = as_array("check_grad", name, value)
     if array.dtype.kind in "biu":
         return array.astype(np.float64)
     if array.dtype.kind != "f":
@@ -400,9 +401,16 @@ def _shaped(name: str, given: Any, x: Array) -> Array:
 def _inner(gradient: Array) -> Callable[[Array], float]:
     def inner(v: Array) -> float:
         at = np.flatnonzero(v)  # what is not finite elsewhere does not matter
-        return float(np.sum(gradient.flat[at] * v.flat[at]))
+        return float(np.sum(np.ravel(gradient)[at] * np.ravel(v)[at]))
 
     return inner
+
+
+def _moves(v: Array) -> Iterator[tuple[int, float]]:
+    """Yield the flat coordinates along which a direction moves, and how far."""
+    flat = np.ravel(v)
+    for i in map(int, np.flatnonzero(flat)):
+        yield i, float(flat[i])
 
 
 def _adjoint(pushed: Callable[[Array], float], pulled: Array, t: Array, eps: float) -> Discrepancy:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from pullback.arguments import as_array, as_index, shown
 from pullback.ops import kernel_dtype
 
 __all__ = ["BLOCK_BYTES", "Data", "Dense", "KernelData", "Sparse", "as_data", "spans"]
@@ -72,21 +74,26 @@ class Sparse:
     def __init__(self, op: str, matrix: Any) -> None:
         if matrix.format not in ("csr", "csc"):
             raise TypeError(
-                f"{op}: X is in the sparse format {matrix.format!r}; "
+                f"{op}: X is in the sparse format {shown(matrix.format)}; "
                 "give it as CSR or CSC, such as X.tocsr()"
             )
-        data, indices, indptr = map(np.asarray, (matrix.data, matrix.indices, matrix.indptr))
+        data, indices, indptr = (
+            as_array(op, f"X.{name}", _attribute(op, matrix, name))
+            for name in ("data", "indices", "indptr")
+        )
         self.format: str = matrix.format
-        self.shape: tuple[int, int] = tuple(map(int, matrix.shape))  # type: ignore[assignment]
+        self.shape = _extents(op, _attribute(op, matrix, "shape"))
         self.dtype = kernel_dtype(op, "X", data.dtype)
         self.given_dtype = data.dtype
         index_dtype = _index_dtype(op, indices, indptr)
         self._indices = self._given_indices = np.require(indices, index_dtype, ["C", "A"])
         self._indptr = np.require(indptr, index_dtype, ["C", "A"])
+        if data.ndim != 1:
+            raise ValueError(f"{op}: X.data has shape {data.shape}, needs one axis")
         self._check(op, len(data))
         # SciPy knows whether they are sorted, and looks once.
         if self.format == "csc" and not (
-            getattr(matrix, "has_sorted_indices", False) or self._is_sorted()
+            getattr(matrix, "has_sorted_indices", False) is True or self._is_sorted()
         ):
             data = self._sort_columns(data)
         # Rows of CSC do not lie together: its data alone are converted at once.
@@ -179,7 +186,7 @@ def as_data(op: str, X: Any) -> Data:
     sparse = isinstance(getattr(X, "format", None), str) and not isinstance(X, np.ndarray)
     if sparse and (hasattr(X, "indptr") or hasattr(X, "tocsr")):
         return Sparse(op, X)
-    return Dense(op, np.asarray(X))
+    return Dense(op, as_array(op, "X", X))
 
 
 def _has_unit_stride(array: Array) -> bool:
@@ -188,6 +195,25 @@ def _has_unit_stride(array: Array) -> bool:
     # An axis of length 1 may have any stride.
     strides = [s if n > 1 else item for s, n in zip(array.strides, array.shape, strict=True)]
     return item in strides and not any(stride % item for stride in strides)
+
+
+def _attribute(op: str, matrix: Any, name: str) -> Any:
+    try:
+        return getattr(matrix, name)
+    except AttributeError as error:
+        raise TypeError(
+            f"{op}: X is in the sparse format {shown(matrix.format)}, but has no {name}"
+        ) from error
+
+
+def _extents(op: str, shape: Any) -> tuple[int, int]:
+    """Return the shape of a sparse matrix as it has to be: two extents."""
+    if not isinstance(shape, tuple | list):
+        raise TypeError(f"{op}: X.shape must be a tuple, not {shown(shape)}")
+    extents = tuple(as_index(op, "X.shape", n, "a tuple of integers", shape) for n in shape)
+    if len(extents) != 2 or not all(0 <= n <= sys.maxsize for n in extents):
+        raise ValueError(f"{op}: X has shape {shown(extents)}, needs two axes (samples, features)")
+    return extents
 
 
 def _index_dtype(op: str, indices: Array, indptr: Array) -> np.dtype[Any]:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pullback.arguments import as_array
 from pullback.ops import kernel_dtype
 
 __all__ = ["Array", "as_shape", "own", "presented"]
@@ -27,7 +28,7 @@ def as_shape(op: str, name: str, shape: int | Iterable[int]) -> tuple[int, ...]:
 
 def own(op: str, name: str, values: npt.ArrayLike, *, copy: bool) -> Array:
     """Return a read-only array in the dtype of its kernels."""
-    array = np.asarray(values)
+    array = as_array(op, name, values)
     dtype = kernel_dtype(op, name, array.dtype)
     owned = np.array(array, dtype=dtype) if copy else np.asarray(array, dtype=dtype).view()
     owned.flags.writeable = False

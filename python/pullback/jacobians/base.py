@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 # The module, of which only functions need more than its name: `algebra` builds on this one.
 from pullback import jacobians
+from pullback.arguments import shown
 from pullback.jacobians.arguments import Array, as_shape
 from pullback.ops import as_arrays, kernel_dtype
+from pullback.shapes import check_axes
 
 __all__ = ["Jacobian", "Shaped", "Unstored"]
 
@@ -229,6 +231,7 @@ class Jacobian(ABC):
         if n_stack < 0 or array.shape[n_stack:] != given:
             raise ValueError(f"{op}: {name} has shape {array.shape}, which must end in {given}")
         stack = array.shape[:n_stack]
+        check_axes(op, stack + wanted)
         rows = array.reshape(math.prod(stack), math.prod(given))
         return self._applied(rows).reshape(stack + wanted)[()]
 
@@ -374,9 +377,12 @@ class Jacobian(ABC):
         ValueError
             For any other layout.
         """
-        if layout not in ("numerator", "denominator"):
-            raise ValueError(f"tensor: layout is {layout!r}, neither 'numerator' nor 'denominator'")
+        if not isinstance(layout, str) or layout not in ("numerator", "denominator"):
+            raise ValueError(
+                f"tensor: layout is {shown(layout)}, neither 'numerator' nor 'denominator'"
+            )
         J = self if layout == "numerator" else self.T
+        check_axes("tensor", J.output_shape + J.input_shape)
         return J.todense(force).reshape(J.output_shape + J.input_shape)
 
 

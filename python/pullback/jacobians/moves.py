@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pullback.jacobians.arguments import Array, as_shape
 from pullback.jacobians.base import Unstored
 from pullback.jacobians.diagonal import Identity
+from pullback.shapes import with_room
 
 __all__ = ["Broadcast", "Permutation", "Reshape", "SumTo", "broadcasting"]
 
@@ -99,8 +100,12 @@ class Permutation(_Move):
         return self._input_shape, self._axes
 
     def _times(self, tangents: Array) -> Array:
-        stack = tangents.reshape(len(tangents), *self._input_shape)
-        moved = stack.transpose(0, *(1 + axis for axis in self._axes))
+        shape = self._input_shape
+        # Axes of extent 1 move nothing, and one more may be too many.
+        long = [axis for axis, n in enumerate(shape) if n != 1]
+        place = {axis: 1 + i for i, axis in enumerate(long)}
+        stack = tangents.reshape(len(tangents), *(shape[axis] for axis in long))
+        moved = stack.transpose(0, *(place[axis] for axis in self._axes if axis in place))
         return moved.reshape(len(tangents), self.shape[0])
 
 
@@ -190,10 +195,10 @@ class Broadcast(_Move):
         return SumTo(self._output_shape, self._input_shape, self._dtype)
 
     def _times(self, tangents: Array) -> Array:
-        k, ndim = len(tangents), len(self._output_shape)
-        ones = (1,) * (ndim - len(self._input_shape))
-        stack = tangents.reshape(k, *ones, *self._input_shape)
-        repeated = np.broadcast_to(stack, (k, *self._output_shape))
+        k = len(tangents)
+        own, whole = with_room(1, self._input_shape, self._output_shape)
+        ones = (1,) * (len(whole) - len(own))
+        repeated = np.broadcast_to(tangents.reshape(k, *ones, *own), (k, *whole))
         return repeated.reshape(k, self.shape[0])
 
 
@@ -238,10 +243,10 @@ class SumTo(_Move):
 
     def _times(self, tangents: Array) -> Array:
         k = len(tangents)
-        lacking = len(self._input_shape) - len(self._output_shape)
-        own = (1,) * lacking + self._output_shape
-        axes = tuple(1 + i for i, n in enumerate(self._input_shape) if own[i] != n)
-        stack = tangents.reshape(k, *self._input_shape)
+        own, whole = with_room(1, self._output_shape, self._input_shape)
+        own = (1,) * (len(whole) - len(own)) + own
+        axes = tuple(1 + i for i, n in enumerate(whole) if own[i] != n)
+        stack = tangents.reshape(k, *whole)
         if axes:
             stack = np.sum(stack, axis=axes, dtype=np.float64).astype(tangents.dtype)
         return stack.reshape(k, self.shape[0])
