@@ -164,7 +164,8 @@ bool ReadLink(PyObject* object, Link* link) {
     PyErr_Format(PyExc_TypeError, "ElementwiseRun: a link must be a tuple, not %R", object);
     return false;
   }
-  if (!PyArg_ParseTuple(object, "sO!O:ElementwiseRun", &name, &PyTuple_Type, &places, &bound)) return false;
+  if (!PyArg_ParseTuple(object, "sO!O:ElementwiseRun", &name, &PyTuple_Type, &places, &bound))
+    return false;
   const std::optional<OpPlace> op = PlaceOfOp(name);
   const Py_ssize_t count = PyTuple_GET_SIZE(places);
   const int arity = op ? Ops(op->shard)[op->row].arity : 0;

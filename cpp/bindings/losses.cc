@@ -83,8 +83,11 @@ std::optional<Design> SparseDesign(std::string_view format, PyObject* data, PyOb
                                    PyObject* indptr, Py_ssize_t rows, Py_ssize_t cols) {
   const bool by_rows = format == "csr";
   const std::optional<DType> dtype = KernelArray(data);
-  if ((!by_rows && format != "csc") || !dtype || !PyArray_CheckExact(indices) || rows < 0 ||
-      cols < 0) {
+  const auto is_vector = [](PyObject* part) {
+    return PyArray_CheckExact(part) && PyArray_NDIM(AsArray(part)) == 1;
+  };
+  if ((!by_rows && format != "csc") || !dtype || !is_vector(data) || !is_vector(indices) ||
+      !is_vector(indptr) || rows < 0 || cols < 0) {
     return std::nullopt;
   }
   const bool wide = PyArray_ITEMSIZE(AsArray(indices)) == 8;
@@ -448,9 +451,10 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   LinearProblem problem = {};
   problem.loss = LossNamed(args[kLoss]);
   if (problem.loss == nullptr) return nullptr;
-  problem.parameter = PyFloat_AsDouble(args[kParameter]);
-  problem.scale = PyFloat_AsDouble(args[kScale]);
-  if (PyErr_Occurred() != nullptr) return nullptr;
+  if (!ReadDouble(args[kParameter], &problem.parameter) ||
+      !ReadDouble(args[kScale], &problem.scale)) {
+    return nullptr;
+  }
   const char* const job_name = PyUnicode_AsUTF8(args[kJob]);
   if (job_name == nullptr) return nullptr;
   const auto* const job = std::find_if(std::begin(kJobs), std::end(kJobs),
@@ -546,7 +550,7 @@ PyObject* LossPointwise(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   PointwiseProblem problem = {};
   problem.loss = LossNamed(args[kLoss]);
   if (problem.loss == nullptr) return nullptr;
-  problem.parameter = PyFloat_AsDouble(args[kParameter]);
+  if (!ReadDouble(args[kParameter], &problem.parameter)) return nullptr;
   const long order = PyLong_AsLong(args[kOrder]);
   if (PyErr_Occurred() != nullptr) return nullptr;
   constexpr Wanted kOrders[] = {Wanted::kLoss, Wanted::kSlope, Wanted::kCurvature};

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pullback.arguments import as_array
+from pullback.arguments import as_array, as_index, shown
 from pullback.check_report import Discrepancy, GradCheck, Index, Kink
 from pullback.differences import SAFETY, Function, Slope
-from pullback.ops import kernel_dtype
+from pullback.ops import as_number, kernel_dtype
 
 __all__ = ["Discrepancy", "GradCheck", "Kink", "check_grad"]
 
@@ -235,9 +236,11 @@ def check_grad(
     Raises
     ------
     TypeError
-        If `x` or what `f` and the derivatives return has no real floating-point dtype.
+        If `x` or what `f` and the derivatives return has no real floating-point dtype, or an
+        argument has the wrong kind.
     ValueError
-        If f(x) is not finite, shapes do not fit, or there is nothing to check.
+        If f(x) is not finite, shapes do not fit, there is nothing to check, or a number is out of
+        range.
 
     Notes
     -----
@@ -267,6 +270,15 @@ def check_grad(
     """
     if grad is None and vjp is None and jvp is None:
         raise ValueError("check_grad: grad, vjp and jvp are all None: there is nothing to check")
+    for name, function in (("f", f), ("vjp", vjp), ("jvp", jvp)):
+        if not callable(function) and (function is not None or name == "f"):
+            raise TypeError(f"check_grad: {name} must be a function, not {shown(function)}")
+    if rtol is not None:
+        rtol = as_number("check_grad", "rtol", rtol)
+        if not 0 <= rtol < math.inf:
+            raise ValueError(f"check_grad: rtol is {rtol}, needs to be finite and not negative")
+    max_coordinates = _count("max_coordinates", max_coordinates, 1)
+    directions = _count("directions", directions, 0)
     comparison = _Comparison(f, _point(x), rtol)
     if grad is not None:
         comparison.add_gradient(grad)
@@ -287,7 +299,7 @@ class _Comparison:
             shown = np.array2string(value, threshold=6)
             raise ValueError(f"check_grad: f(x) is not finite: {shown}")
         self._eps = float(max(np.finfo(x.dtype).eps, np.finfo(value.dtype).eps))
-        self._rtol = (1e-6 if self._eps < 1e-10 else 5e-4) if rtol is None else float(rtol)
+        self._rtol = (1e-6 if self._eps < 1e-10 else 5e-4) if rtol is None else rtol
         self._rng = np.random.default_rng(0)
         self._functions: list[Function] = []
         self._checkers: list[_Checker] = []
@@ -373,6 +385,13 @@ class _Comparison:
 
     def _check(self, what: str, function: Function, given: Callable[[Array], float]) -> None:
         self._checkers.append(_Checker(what, function, given, self._rtol, self._rng))
+
+
+def _count(name: str, given: Any, least: int) -> int:
+    n = as_index("check_grad", name, given)
+    if not least <= n <= sys.maxsize:
+        raise ValueError(f"check_grad: {name} is {shown(n)}, needs at least {least}, and an end")
+    return n
 
 
 def _point(x: npt.ArrayLike) -> Array:

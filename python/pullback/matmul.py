@@ -105,7 +105,7 @@ class NativeLinear(Linear):
         out: Any = None,
     ) -> Any:
         try:
-            plain = out is None and wrt == (0, 1, 2)
+            plain = wrt == (0, 1, 2) and out is None
         except ValueError:  # an array, which is refused below
             plain = False
         if plain and _is_plain_layer(X, W, b, G):

@@ -421,7 +421,7 @@ class LinearObjective:
             shape = (max(2, labels) if n_outputs is None else int(n_outputs),)
             n_outputs = None
         if n_outputs is not None and n_outputs != (shape[0] if shape else 1):
-            raise ValueError(f"{_OP}: n_outputs is {n_outputs}, y has shape {first.y.shape}")
+            raise ValueError(f"{_OP}: n_outputs is {shown(n_outputs)}, y has shape {first.y.shape}")
         least = 1 + self._loss.row.of_classes
         if shape and shape[0] < least:
             raise ValueError(f"{_OP}: {self._loss.__name__} needs {least} outputs, not {shape[0]}")
@@ -438,14 +438,14 @@ def _array_source(row: LossRow, X: Any, y: Any, sample_weight: Any) -> Source:
 
 def _chunk_source(row: LossRow, chunks: Any) -> Source:
     """Return a source of chunks, which are checked in each pass since they may come from a file."""
+    if hasattr(chunks, "shape") or not (isinstance(chunks, Iterable) or callable(chunks)):
+        raise TypeError(
+            f"{_OP}: y is missing; without it, X must be chunks (X, y), not {type(chunks).__name__}"
+        )
     if isinstance(chunks, Iterable) and iter(chunks) is chunks:
         raise TypeError(
             f"{_OP}: X is an iterator, which one pass exhausts; give a list of chunks, or a "
             "function that returns a new iterator each time"
-        )
-    if hasattr(chunks, "shape") or not (isinstance(chunks, Iterable) or callable(chunks)):
-        raise TypeError(
-            f"{_OP}: y is missing; without it, X must be chunks (X, y), not {type(chunks).__name__}"
         )
     if callable(chunks) and chunks() is chunks():
         raise TypeError(f"{_OP}: X() returned the same iterator twice; it must return a new one")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -115,9 +116,9 @@ def result_dtype(op: str, *operands: object, names: Sequence[str] = ()) -> np.dt
         If an operand's dtype has no kernel.
     """
     kernels = {
-        kernel_dtype(op, name, as_array(op, name, operand).dtype)
-        for name, operand in zip(names or OPERANDS[len(operands)], operands, strict=True)
-        if not _is_weak(operand)
+        kernel_dtype(op, name, (o if type(o) is np.ndarray else as_array(op, name, o)).dtype)
+        for name, o in zip(names or OPERANDS[len(operands)], operands, strict=True)
+        if not _is_weak(o)
     }
     return _FLOAT32 if kernels == {_FLOAT32} else _FLOAT64
 
@@ -125,13 +126,16 @@ def result_dtype(op: str, *operands: object, names: Sequence[str] = ()) -> np.dt
 def as_arrays(op: str, *operands: object, names: Sequence[str] = ()) -> tuple[Array, ...]:
     """Convert `operands` to arrays of their common `result_dtype`, copying only where needed."""
     names = names or OPERANDS[len(operands)]
-    given = [
-        (name, o if _is_weak(o) else as_array(op, name, o))
-        for name, o in zip(names, operands, strict=True)
+    strong = [
+        o if type(o) is np.ndarray or _is_weak(o) else as_array(op, names[i], o)
+        for i, o in enumerate(operands)
     ]
-    dtype = result_dtype(op, *(o for _, o in given), names=names)
+    dtype = result_dtype(op, *strong, names=names)
     with np.errstate(all="ignore"):  # a weak 1e300 overflows to inf in float32
-        return tuple(converted(op, name, o, dtype) for name, o in given)
+        try:
+            return tuple(np.asarray(o, dtype) for o in strong)
+        except OverflowError:  # of one of them, which is told
+            return tuple(map(converted, repeat(op), names, strong, repeat(dtype)))
 
 
 def converted(op: str, name: str, operand: Any, dtype: np.dtype[Any]) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback import elementwise, reference
-from pullback.arguments import shape_of
+from pullback.arguments import shape_of, shown
 from pullback.config import native
 from pullback.jacobians import Diagonal
 from pullback.ops import OPS, OpRow, converted, result_dtype
@@ -394,7 +394,7 @@ def _shown(operand: Any) -> str:
         return _name(operand)
     if hasattr(operand, "shape") and np.shape(operand):
         return f"<{operand.dtype} {operand.shape}>"
-    return repr(operand)
+    return shown(operand)
 
 
 def _check_single(value: Any) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 # The module, of which only functions need more than its name: `algebra` builds on this one.
 from pullback import jacobians
-from pullback.arguments import shown
+from pullback.arguments import shape_of, shown
 from pullback.jacobians.arguments import Array, as_shape
 from pullback.ops import as_arrays, kernel_dtype
 from pullback.shapes import check_axes
@@ -254,14 +254,14 @@ class Jacobian(ABC):
     def _flat_product(
         self, method: str, v: npt.ArrayLike, ndims: tuple[int, ...], columns: int | None = None
     ) -> Array:
-        op = f"{type(self).__name__}.{method}"
-        _, vector = as_arrays(op, np.empty(0, self.dtype), v, names=("J", "v"))
+        op, name = f"{type(self).__name__}.{method}", "v" if columns else "V"
+        _, vector = as_arrays(op, np.empty(0, self.dtype), v, names=("J", name))
         J = self.T if method.startswith("r") else self
         rows, n = J.shape
         fits = vector.ndim in ndims and vector.shape[0] == n
         if not fits or (columns is not None and vector.shape[1:] not in ((), (columns,))):
             wanted = f"({n},) or ({n}, 1)" if columns else f"({n}, k)"
-            raise ValueError(f"{op}: argument has shape {vector.shape}, not {wanted}")
+            raise ValueError(f"{op}: {name} has shape {vector.shape}, not {wanted}")
         return J._applied(np.atleast_2d(vector.T)).T.reshape(rows, *vector.shape[1:])
 
     # --- algebra ---
@@ -291,7 +291,7 @@ class Jacobian(ABC):
 
     def __mul__(self, c: Any) -> Any:
         """Return the product with a number."""
-        if isinstance(c, Jacobian) or np.ndim(c) != 0:
+        if isinstance(c, Jacobian) or shape_of("c * J", "c", c):
             return NotImplemented
         _, number = as_arrays("c * J", np.empty(0, self.dtype), c, names=("J", "c"))
         return jacobians.algebra.scaled(number[()], self)
@@ -418,7 +418,11 @@ class Unstored(Shaped):
         op = type(self).__name__
         self._input_shape = as_shape(op, "input_shape", input_shape)
         self._output_shape = as_shape(op, "output_shape", output_shape)
-        self._dtype = kernel_dtype(op, "dtype", np.dtype(dtype))
+        try:
+            given = np.dtype(dtype)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{op}: argument dtype is {shown(dtype)}, which is none") from error
+        self._dtype = kernel_dtype(op, "dtype", given)
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pullback.arguments import as_index, shown
 from pullback.contraction import numpy_product, summed_product
-from pullback.jacobians.arguments import Array, own, presented
+from pullback.jacobians.arguments import Array, as_shape, own, presented
 from pullback.jacobians.base import Shaped
 from pullback.shapes import broadcast_shapes, with_room
 
@@ -85,6 +87,10 @@ class Kronecker(Shaped):
         self._left = _factor("left", left, copy=copy)
         self._right = _factor("right", right, copy=copy)
         batches = _batch(self._left), _batch(self._right)
+        if input_batch is not None:
+            input_batch = as_shape("Kronecker", "input_batch", input_batch)
+        if output_batch is not None:
+            output_batch = as_shape("Kronecker", "output_batch", output_batch)
         given = [batch for batch in (input_batch, output_batch) if batch is not None]
         try:
             own = broadcast_shapes(*batches)
@@ -94,8 +100,8 @@ class Kronecker(Shaped):
                 f"Kronecker: batches {', '.join(map(str, (*batches, *given)))} of factors, operand "
                 "and result do not broadcast"
             ) from None
-        self._input_batch = own if input_batch is None else tuple(input_batch)
-        self._output_batch = own if output_batch is None else tuple(output_batch)
+        self._input_batch = own if input_batch is None else input_batch
+        self._output_batch = own if output_batch is None else output_batch
         (p, q), (r, s) = extents(self._left), extents(self._right)
         self._input_shape = presented("Kronecker", "input", input_shape, (*self._input_batch, q, s))
         self._output_shape = presented(
@@ -273,9 +279,9 @@ class Kronecker(Shaped):
 
 def _factor(name: str, factor: Any, *, copy: bool) -> Array | int:
     if hasattr(factor, "__index__") and not isinstance(factor, bool | np.bool_ | np.ndarray):
-        size = int(factor.__index__())
-        if size < 0:
-            raise ValueError(f"Kronecker: {name} is an identity of size {size}")
+        size = as_index("Kronecker", name, factor)
+        if not 0 <= size <= sys.maxsize:
+            raise ValueError(f"Kronecker: {name} is an identity of size {shown(size)}")
         return size
     array = own("Kronecker", name, factor, copy=copy)
     if array.ndim < 2:

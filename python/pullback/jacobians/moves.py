@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pullback.jacobians.arguments import Array, as_shape
+from pullback.arguments import shown
+from pullback.jacobians.arguments import Array, as_ints, as_shape
 from pullback.jacobians.base import Unstored
 from pullback.jacobians.diagonal import Identity
 from pullback.shapes import with_room
@@ -74,12 +75,12 @@ class Permutation(_Move):
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
         shape = as_shape("Permutation", "input_shape", input_shape)
-        ndim = len(shape)
+        ndim, axes = len(shape), as_ints("Permutation", "axes", axes)
         if sorted(axis % ndim if -ndim <= axis < ndim else -1 for axis in axes) != [*range(ndim)]:
             raise ValueError(
-                f"Permutation: axes {tuple(axes)} are no permutation of those of shape {shape}"
+                f"Permutation: axes {shown(axes)} are no permutation of input_shape {shape}"
             )
-        self._axes = tuple(int(axis) % ndim for axis in axes)
+        self._axes = tuple(axis % ndim for axis in axes)
         super().__init__(shape, tuple(shape[axis] for axis in self._axes), dtype)
 
     @property

@@ -182,7 +182,7 @@ class Loss:
             As `value_and_grad` does.
         """
         try:
-            plain = out is None and reduction == "mean" and wrt == ("w", "b")
+            plain = reduction == "mean" and wrt == ("w", "b") and out is None
         except ValueError:  # arrays, which are refused below
             plain = False
         if plain:
