@@ -96,7 +96,7 @@ def test_products_promote_and_stay_silent() -> None:
         ),
         (lambda J: np.ones((6, 2)) @ J, r"g has shape \(6, 2\)"),
         (lambda J: J @ Diagonal(np.ones(6)), r"shape \(2, 3\) and result shape \(6,\) differ"),
-        (lambda J: J.matvec(np.ones((2, 3))), r"matvec: argument has shape \(2, 3\)"),
+        (lambda J: J.matvec(np.ones((2, 3))), r"matvec: v has shape \(2, 3\)"),
         (lambda J: J.rmatvec(np.ones((6, 2))), r"rmatvec: .* not \(6,\) or \(6, 1\)"),
         (lambda J: J.matmat(np.ones(6)), r"matmat: .* not \(6, k\)"),
     ],

@@ -151,7 +151,7 @@ template <Other kOther, bool kValue>
 PyObject* Method(PyObject* self, PyObject* const* args, Py_ssize_t nargs) {
   constexpr Py_ssize_t kWanted = kOther == Other::kNone ? 1 : 2;
   if (nargs != kWanted) {
-    PyErr_Format(PyExc_TypeError, "takes %zd arguments, not %zd", kWanted, nargs);
+    PyErr_Format(PyExc_TypeError, "ElementwiseRun: takes %zd arguments, not %zd", kWanted, nargs);
     return nullptr;
   }
   return RunPlain(*reinterpret_cast<RunObject*>(self), args, kOther, kValue);
@@ -160,7 +160,12 @@ PyObject* Method(PyObject* self, PyObject* const* args, Py_ssize_t nargs) {
 bool ReadLink(PyObject* object, Link* link) {
   const char* name;
   PyObject *places, *bound;
-  if (!PyArg_ParseTuple(object, "sO!O", &name, &PyTuple_Type, &places, &bound)) return false;
+  if (!PyTuple_Check(object)) {
+    PyErr_Format(PyExc_TypeError, "ElementwiseRun: a link must be a tuple, not %R", object);
+    return false;
+  }
+  if (!PyArg_ParseTuple(object, "sO!O:ElementwiseRun", &name, &PyTuple_Type, &places, &bound))
+    return false;
   const std::optional<OpPlace> op = PlaceOfOp(name);
   const Py_ssize_t count = PyTuple_GET_SIZE(places);
   const int arity = op ? Ops(op->shard)[op->row].arity : 0;

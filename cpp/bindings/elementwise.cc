@@ -560,12 +560,55 @@ PyObject* BinaryVjp(const void* context, PyObject* const* args, size_t nargs, Py
 // What NumPy would have done with a ufunc's call.
 vectorcallfunc numpy_call = nullptr;
 
+// NumPy's messages about shapes and outputs do not name the operation. An exception that has a
+// traceback is not NumPy's: it comes from Python code, such as an operand's __array__.
+void NameOperation(const Entry& entry, PyObject* const* args, size_t nargs) {
+  PyObject *type, *value, *traceback;
+  PyErr_Fetch(&type, &value, &traceback);
+  const bool overflow = type == PyExc_OverflowError;
+  if (traceback != nullptr || (!overflow && type != PyExc_TypeError && type != PyExc_ValueError)) {
+    PyErr_Restore(type, value, traceback);
+    return;
+  }
+  for (size_t i = 0; overflow && i < std::min(nargs, static_cast<size_t>(entry.shape.nin)); ++i) {
+    if (!PyLong_Check(args[i])) continue;
+    PyLong_AsDouble(args[i]);
+    if (PyErr_Occurred() == nullptr) continue;
+    PyErr_Format(PyExc_TypeError, "%s: argument %s is an integer too large for float64",
+                 entry.label.c_str(), entry.ArgumentName(static_cast<int>(i)).c_str());
+    Py_DECREF(type);
+    Py_XDECREF(value);
+    return;
+  }
+  const Ref text(value == nullptr || overflow ? nullptr : PyObject_Str(value));
+  PyErr_Clear();
+  const char* const said = text ? PyUnicode_AsUTF8(text.get()) : nullptr;
+  if (said == nullptr || std::string_view(said).starts_with(entry.label) ||
+      std::string_view(said).find(entry.name) != std::string_view::npos) {
+    PyErr_Restore(type, value, traceback);
+    return;
+  }
+  PyErr_Format(type, "%s: %s", entry.label.c_str(), said);
+  Py_DECREF(type);
+  Py_XDECREF(value);
+}
+
+PyObject* NumpyCall(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
+  PyObject* const result = numpy_call(self, args, nargsf, kwnames);
+  if (result == nullptr) {
+    const auto* const ufunc = reinterpret_cast<PyUFuncObject*>(self);
+    NameOperation(*static_cast<const Entry*>(ufunc->data[0]), args,
+                  static_cast<size_t>(PyVectorcall_NARGS(nargsf)));
+  }
+  return result;
+}
+
 PyObject* UfuncCall(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
   const auto* const ufunc = reinterpret_cast<PyUFuncObject*>(self);
   PyObject* const result =
       MultiOutput(ufunc->data[0], args, static_cast<size_t>(PyVectorcall_NARGS(nargsf)), kwnames);
   if (result != nullptr || PyErr_Occurred() != nullptr) return result;
-  return numpy_call(self, args, nargsf, kwnames);
+  return NumpyCall(self, args, nargsf, kwnames);
 }
 
 }  // namespace
@@ -581,11 +624,9 @@ PyObject* NewUfunc(const char* op, const char* method, const char* name, const c
     return nullptr;
   }
   // Parts serve operands that no kernel knows; results of several outputs nest in a Method only.
-  if (entry->part < 0 && entry->shape.nout == 1) {
-    auto* const object = reinterpret_cast<PyUFuncObject*>(ufunc.get());
-    numpy_call = object->vectorcall;
-    object->vectorcall = UfuncCall;
-  }
+  auto* const object = reinterpret_cast<PyUFuncObject*>(ufunc.get());
+  numpy_call = object->vectorcall;
+  object->vectorcall = entry->part < 0 && entry->shape.nout == 1 ? UfuncCall : NumpyCall;
   return ufunc.release();
 }
 

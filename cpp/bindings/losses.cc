@@ -454,9 +454,10 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   LinearProblem problem = {};
   problem.loss = LossNamed(args[kLoss]);
   if (problem.loss == nullptr) return nullptr;
-  problem.parameter = PyFloat_AsDouble(args[kParameter]);
-  problem.scale = PyFloat_AsDouble(args[kScale]);
-  if (PyErr_Occurred() != nullptr) return nullptr;
+  if (!ReadDouble(args[kParameter], &problem.parameter) ||
+      !ReadDouble(args[kScale], &problem.scale)) {
+    return nullptr;
+  }
   const char* const job_name = PyUnicode_AsUTF8(args[kJob]);
   if (job_name == nullptr) return nullptr;
   const auto* const job = std::find_if(std::begin(kJobs), std::end(kJobs),
@@ -552,7 +553,7 @@ PyObject* LossPointwise(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   PointwiseProblem problem = {};
   problem.loss = LossNamed(args[kLoss]);
   if (problem.loss == nullptr) return nullptr;
-  problem.parameter = PyFloat_AsDouble(args[kParameter]);
+  if (!ReadDouble(args[kParameter], &problem.parameter)) return nullptr;
   const long order = PyLong_AsLong(args[kOrder]);
   if (PyErr_Occurred() != nullptr) return nullptr;
   constexpr Wanted kOrders[] = {Wanted::kLoss, Wanted::kSlope, Wanted::kCurvature};

@@ -68,6 +68,12 @@ inline std::optional<DType> KernelArray(PyObject* object) {
   return type == NPY_FLOAT ? DType::kFloat32 : DType::kFloat64;
 }
 
+// False with an exception set, under which nothing else may be asked of Python.
+inline bool ReadDouble(PyObject* object, double* value) {
+  *value = PyFloat_AsDouble(object);
+  return *value != -1.0 || PyErr_Occurred() == nullptr;
+}
+
 inline int TypeNumber(DType dtype) { return dtype == DType::kFloat32 ? NPY_FLOAT : NPY_DOUBLE; }
 
 }  // namespace pullback

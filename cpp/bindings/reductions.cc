@@ -255,9 +255,9 @@ class Reader {
 
   // Sets op, x and v.
   bool Operands(PyObject* name, PyObject* parameter, PyObject* x, ReductionCall& call) {
-    call.parameter = PyFloat_AsDouble(parameter);
+    if (!ReadDouble(parameter, &call.parameter)) return false;
     const char* const row = PyUnicode_AsUTF8(name);
-    if (PyErr_Occurred() != nullptr || row == nullptr) return false;
+    if (row == nullptr) return false;
     const bool is_norm = std::string_view(row) == "norm";
     call.op = FindReduction(is_norm ? RowOfNorm(call.parameter) : row);
     if (call.op == nullptr) {
@@ -347,10 +347,10 @@ PyObject* TransformSlices(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   if (nargs != 6) return WrongCount("transform_slices");
   Reader reader("transform_slices");
   ReductionCall call = {};
-  call.parameter = PyFloat_AsDouble(args[1]);
+  if (!ReadDouble(args[1], &call.parameter)) return nullptr;
   const char* const name = PyUnicode_AsUTF8(args[0]);
   const char* const method = name == nullptr ? nullptr : PyUnicode_AsUTF8(args[2]);
-  if (PyErr_Occurred() != nullptr || method == nullptr) return nullptr;
+  if (method == nullptr) return nullptr;
   call.op = FindMap(name, method);
   if (call.op == nullptr) {
     return PyErr_Format(PyExc_KeyError, "no map of rows '%s' with a method '%s'", name, method);

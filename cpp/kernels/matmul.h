@@ -68,7 +68,7 @@ struct Matrix {
   ptrdiff_t row, col;
 };
 
-inline constexpr size_t kMaxBatchAxes = 32;
+inline constexpr size_t kMaxBatchAxes = 62;  // an array of 64 axes has no more
 
 struct BatchAxis {
   size_t n;

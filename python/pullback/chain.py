@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from pullback.arguments import shown
 from pullback.steps import Cotangents, arg, in_sequence, make_step
 
 __all__ = ["Chain", "arg", "chain"]
@@ -222,8 +223,8 @@ def _flattened(steps: Iterable[Any]) -> Iterator[tuple[Any, tuple[Any, ...], dic
 
 
 def _check_wrt(method: str, wrt: str | None) -> bool:
-    if wrt not in (None, "all"):
-        raise ValueError(f"chain.{method}: wrt must be None or 'all', not {wrt!r}")
+    if wrt is not None and not (isinstance(wrt, str) and wrt == "all"):
+        raise ValueError(f"chain.{method}: wrt must be None or 'all', not {shown(wrt)}")
     return wrt == "all"
 
 

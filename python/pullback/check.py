@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from pullback.arguments import as_array, as_index, shown
 from pullback.check_report import Discrepancy, GradCheck, Index, Kink
 from pullback.differences import SAFETY, Function, Slope
-from pullback.ops import kernel_dtype
+from pullback.ops import as_number, kernel_dtype
 
 __all__ = ["Discrepancy", "GradCheck", "Kink", "check_grad"]
 
@@ -64,7 +66,7 @@ class _Checker:
         for i in map(int, chosen):
             slope = self._f.partial(i)
             v = np.zeros(self._f.x.shape)
-            v.flat[i] = 1
+            v.reshape(-1)[i] = 1
             given = self._given(v)
             self._slopes[i], self._partials[i] = slope, given
             index = tuple(map(int, np.unravel_index(i, self._f.x.shape)))
@@ -115,7 +117,7 @@ class _Checker:
     def _smooth_direction(self, v: Array) -> None:
         """Compare along coordinates that have partial derivatives: they must add up."""
         slope = self._f.slope(v)
-        terms = [(self._slopes[int(i)], float(v.flat[i])) for i in np.flatnonzero(v)]
+        terms = [(self._slopes[i], t) for i, t in _moves(v)]
         sum_of_partials = math.fsum(s.both.value * t for s, t in terms)
         size = math.hypot(*(s.both.value * t for s, t in terms))
         error = slope.error + math.fsum(s.error * abs(t) for s, t in terms)
@@ -132,7 +134,8 @@ class _Checker:
         both kinds may have more: coordinate by coordinate, or what points nearby have.
         """
         slope, given = self._f.slope(v), self._given(v)
-        size = math.hypot(*(p * float(v.flat[i]) for i, p in self._partials.items()))
+        flat = np.ravel(v)
+        size = math.hypot(*(p * float(flat[i]) for i, p in self._partials.items()))
         if not self.is_complete:
             size *= math.sqrt(v.size / len(self._partials))
         low, high = slope.interval
@@ -151,8 +154,7 @@ class _Checker:
             return False
         for end, sign in ((slope.right, 1), (slope.left, -1)):
             total = error = 0.0
-            for i in map(int, np.flatnonzero(v)):
-                t = float(v.flat[i])
+            for i, t in _moves(v):
                 one = self._slopes[i].right if t * sign > 0 else self._slopes[i].left
                 if not self._slopes[i].is_kink:
                     one = self._slopes[i].both
@@ -234,9 +236,11 @@ def check_grad(
     Raises
     ------
     TypeError
-        If `x` or what `f` and the derivatives return has no real floating-point dtype.
+        If `x` or what `f` and the derivatives return has no real floating-point dtype, or an
+        argument has the wrong kind.
     ValueError
-        If f(x) is not finite, shapes do not fit, or there is nothing to check.
+        If f(x) is not finite, shapes do not fit, there is nothing to check, or a number is out of
+        range.
 
     Notes
     -----
@@ -266,6 +270,15 @@ def check_grad(
     """
     if grad is None and vjp is None and jvp is None:
         raise ValueError("check_grad: grad, vjp and jvp are all None: there is nothing to check")
+    for name, function in (("f", f), ("vjp", vjp), ("jvp", jvp)):
+        if not callable(function) and (function is not None or name == "f"):
+            raise TypeError(f"check_grad: {name} must be a function, not {shown(function)}")
+    if rtol is not None:
+        rtol = as_number("check_grad", "rtol", rtol)
+        if not 0 <= rtol < math.inf:
+            raise ValueError(f"check_grad: rtol is {rtol}, needs to be finite and not negative")
+    max_coordinates = _count("max_coordinates", max_coordinates, 1)
+    directions = _count("directions", directions, 0)
     comparison = _Comparison(f, _point(x), rtol)
     if grad is not None:
         comparison.add_gradient(grad)
@@ -286,7 +299,7 @@ class _Comparison:
             shown = np.array2string(value, threshold=6)
             raise ValueError(f"check_grad: f(x) is not finite: {shown}")
         self._eps = float(max(np.finfo(x.dtype).eps, np.finfo(value.dtype).eps))
-        self._rtol = (1e-6 if self._eps < 1e-10 else 5e-4) if rtol is None else float(rtol)
+        self._rtol = (1e-6 if self._eps < 1e-10 else 5e-4) if rtol is None else rtol
         self._rng = np.random.default_rng(0)
         self._functions: list[Function] = []
         self._checkers: list[_Checker] = []
@@ -374,15 +387,22 @@ class _Comparison:
         self._checkers.append(_Checker(what, function, given, self._rtol, self._rng))
 
 
+def _count(name: str, given: Any, least: int) -> int:
+    n = as_index("check_grad", name, given)
+    if not least <= n <= sys.maxsize:
+        raise ValueError(f"check_grad: {name} is {shown(n)}, needs at least {least}, and an end")
+    return n
+
+
 def _point(x: npt.ArrayLike) -> Array:
-    array = np.asarray(x)
+    array = as_array("check_grad", "x", x)
     if array.dtype.kind in "biu":
         return array.astype(np.float64)
     return array.astype(kernel_dtype("check_grad", "x", array.dtype))
 
 
 def _real(name: str, value: Any) -> Array:
-    array = np.asarray(value)
+    array = as_array("check_grad", name, value)
     if array.dtype.kind in "biu":
         return array.astype(np.float64)
     if array.dtype.kind != "f":
@@ -400,9 +420,16 @@ def _shaped(name: str, given: Any, x: Array) -> Array:
 def _inner(gradient: Array) -> Callable[[Array], float]:
     def inner(v: Array) -> float:
         at = np.flatnonzero(v)  # what is not finite elsewhere does not matter
-        return float(np.sum(gradient.flat[at] * v.flat[at]))
+        return float(np.sum(np.ravel(gradient)[at] * np.ravel(v)[at]))
 
     return inner
+
+
+def _moves(v: Array) -> Iterator[tuple[int, float]]:
+    """Yield the flat coordinates along which a direction moves, and how far."""
+    flat = np.ravel(v)
+    for i in map(int, np.flatnonzero(flat)):
+        yield i, float(flat[i])
 
 
 def _adjoint(pushed: Callable[[Array], float], pulled: Array, t: Array, eps: float) -> Discrepancy:

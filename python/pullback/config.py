@@ -13,6 +13,8 @@ from typing import Any, Final, Literal, overload
 
 import numpy as np
 
+from pullback.arguments import as_index, shown
+
 __all__ = [
     "backend",
     "get_num_threads",
@@ -120,12 +122,10 @@ def set_num_threads(n: int) -> None:
         If `n` is out of range.
     """
     global _serial_threads  # noqa: PLW0603  what the native backend keeps in C++
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"set_num_threads: n must be an integer, not {n!r}")
-    n = n.__index__()
+    n = as_index("set_num_threads", "n", n)
     most = 1024 if native is None else native.max_threads
     if not 1 <= n <= most:
-        raise ValueError(f"set_num_threads: n must be from 1 to {most}, not {n}")
+        raise ValueError(f"set_num_threads: n must be from 1 to {most}, not {shown(n)}")
     if native is None:
         _serial_threads = n
     else:
@@ -182,11 +182,11 @@ def set_kept_memory(n_bytes: int) -> None:
     ValueError
         If `n_bytes` is negative, or has more than 18 digits.
     """
-    if isinstance(n_bytes, bool) or not hasattr(n_bytes, "__index__"):
-        raise TypeError(f"set_kept_memory: n_bytes must be an integer, not {n_bytes!r}")
-    n_bytes = n_bytes.__index__()
+    n_bytes = as_index("set_kept_memory", "n_bytes", n_bytes)
     if not 0 <= n_bytes < 10**_MOST_DIGITS:
-        raise ValueError(f"set_kept_memory: n_bytes must be a number of bytes, not {n_bytes}")
+        raise ValueError(
+            f"set_kept_memory: n_bytes must be a number of bytes, not {shown(n_bytes)}"
+        )
     if native is not None:
         native.set_kept_limit(n_bytes)
 
@@ -210,8 +210,8 @@ def show_config(mode: Literal["print", "dict"] = "print") -> dict[str, Any] | No
         limit, compiler and library versions; an entry without meaning for the NumPy backend is
         None.
     """
-    if mode not in ("print", "dict"):
-        raise ValueError(f"show_config: mode must be 'print' or 'dict', not {mode!r}")
+    if not isinstance(mode, str) or mode not in ("print", "dict"):
+        raise ValueError(f"show_config: mode must be 'print' or 'dict', not {shown(mode)}")
     build: dict[str, str] = {} if native is None else native.build
     config = {
         "version": version(),

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pullback.shapes import broadcast_shapes
+
 __all__ = ["Product", "numpy_product", "summed_product"]
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -49,7 +51,7 @@ def summed_product(
     -------
     ndarray, shape `shape`
     """
-    batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    batch = broadcast_shapes(left.shape[:-2], right.shape[:-2])
     missing = len(batch) - len(shape[:-2])
     own = (1,) * missing + shape[:-2]
     summed = [i for i, full in enumerate(batch) if i < missing or own[i] != full]

@@ -144,8 +144,9 @@ class Function:
         """Return the derivative by the flat coordinate i; measured once."""
         if i not in self._partials:
             v = np.zeros(self.x.shape)
-            v.flat[i] = self.scale.flat[i]
-            self._partials[i] = self.slope(v).scaled(1 / float(self.scale.flat[i]))
+            scale = np.ravel(self.scale)[i]
+            v.reshape(-1)[i] = scale
+            self._partials[i] = self.slope(v).scaled(1 / float(scale))
         return self._partials[i]
 
     def slope(self, v: Array) -> Slope:

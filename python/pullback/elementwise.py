@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from pullback import reference
+from pullback.arguments import shape_of
 from pullback.config import native
 from pullback.jacobians import Diagonal, Jacobian
 from pullback.ops import OPS, OpRow, as_arrays
@@ -107,8 +108,8 @@ def _binary(
         own_rules = _own_rules(w, x, g)
         if not own_rules:
             w, x, g = as_arrays(op, w, x, g, names=("w", "x", "g"))
-        shapes = {"w": np.shape(w), "x": np.shape(x)}
-        batch = check_cotangent(op, np.shape(g), broadcast_shape(op, **shapes), **shapes)
+        shapes = {"w": shape_of(op, "w", w), "x": shape_of(op, "x", x)}
+        batch = check_cotangent(op, shape_of(op, "g", g), broadcast_shape(op, **shapes), **shapes)
         if own_rules:
             terms = tuple(partial(w, x, g) for partial in one_of["vjp"])
             gradients = tuple(map(sum_repeated, terms, (batch, batch), shapes.values()))
@@ -117,8 +118,9 @@ def _binary(
         return gradients if out is None else deliver(op, gradients, out)
 
     def jacobian(w: Any, x: Any, /) -> tuple[Jacobian, Jacobian]:
-        shapes = {"w": np.shape(w), "x": np.shape(x)}
-        broadcast_shape(f"{name}.jacobian", **shapes)
+        op = f"{name}.jacobian"
+        shapes = {"w": shape_of(op, "w", w), "x": shape_of(op, "x", x)}
+        broadcast_shape(op, **shapes)
         slopes = primitive.derivative(w, x)
         of_w, of_x = map(partial_jacobian, slopes, shapes.values())
         return of_w, of_x

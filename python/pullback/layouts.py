@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from pullback.arguments import as_array, as_index, shown
 from pullback.ops import kernel_dtype
 
 __all__ = ["BLOCK_BYTES", "Data", "Dense", "KernelData", "Sparse", "as_data", "spans"]
@@ -16,6 +18,9 @@ Array: TypeAlias = npt.NDArray[Any]
 
 # An array with C rows or F columns, or (format, data, indices, indptr, shape).
 KernelData: TypeAlias = Array | tuple[str, Array, Array, Array, tuple[int, int]]
+
+# Kernels hold the index of an entry in 32 bits.
+MOST_SPARSE_COLUMNS: Final = 1 << 32
 
 # Of a converted block: it stays in cache, and the call that reads it is long.
 BLOCK_BYTES: Final = 1 << 18
@@ -72,25 +77,29 @@ class Sparse:
     def __init__(self, op: str, matrix: Any) -> None:
         if matrix.format not in ("csr", "csc"):
             raise TypeError(
-                f"{op}: X is in the sparse format {matrix.format!r}; "
+                f"{op}: X is in the sparse format {shown(matrix.format)}; "
                 "give it as CSR or CSC, such as X.tocsr()"
             )
-        data, indices, indptr = map(np.asarray, (matrix.data, matrix.indices, matrix.indptr))
+        # Each attribute may be a property, which may change what the others have returned: all of
+        # them come before the first look into an array.
+        self.format: str = matrix.format
+        self.shape = _extents(op, _attribute(op, matrix, "shape"))
+        is_sorted = getattr(matrix, "has_sorted_indices", False) is True
+        data, indices, indptr = (
+            as_array(op, f"X.{name}", _attribute(op, matrix, name))
+            for name in ("data", "indices", "indptr")
+        )
         for name, array in (("data", data), ("indices", indices), ("indptr", indptr)):
             if array.ndim != 1:
                 raise ValueError(f"{op}: X.{name} has shape {array.shape}, needs to be a vector")
-        self.format: str = matrix.format
-        self.shape: tuple[int, int] = tuple(map(int, matrix.shape))  # type: ignore[assignment]
         self.dtype = kernel_dtype(op, "X", data.dtype)
         self.given_dtype = data.dtype
         index_dtype = _index_dtype(op, indices, indptr)
         self._indices = self._given_indices = np.require(indices, index_dtype, ["C", "A"])
         self._indptr = np.require(indptr, index_dtype, ["C", "A"])
         self._check(op, len(data))
-        # SciPy knows whether they are sorted, and looks once.
-        if self.format == "csc" and not (
-            getattr(matrix, "has_sorted_indices", False) or self._is_sorted()
-        ):
+        # SciPy knows whether they are sorted, and looks once. Where it is mistaken, kernels find out.
+        if self.format == "csc" and not (is_sorted or self._first_fall() is None):
             data = self._sort_columns(data)
         # Rows of CSC do not lie together: its data alone are converted at once.
         self.in_place = data.dtype == self.dtype and data.flags.aligned and data.flags.c_contiguous
@@ -118,6 +127,8 @@ class Sparse:
 
     def _check(self, op: str, n_data: int) -> None:
         """Raise ValueError unless the arrays fit each other; kernels look at the indices alone."""
+        if self.shape[1] > MOST_SPARSE_COLUMNS:
+            raise ValueError(f"{op}: X has shape {self.shape}, needs at most 2**32 columns")
         major = self.shape[0 if self.format == "csr" else 1]
         indptr = self._indptr
         if indptr.shape != (major + 1,):
@@ -131,14 +142,22 @@ class Sparse:
             )
 
     def complaint(self) -> str:
-        """Return which index is out of range, once a kernel has found that one is."""
+        """Return what is wrong with the indices, once a kernel has found that something is."""
         minor = self.shape[1 if self.format == "csr" else 0]
-        indices = self._given_indices[: int(self._indptr[-1])]
-        i = int(np.argmax((indices < 0) | (indices >= minor)))
-        return (
-            f"X.indices[{i}] is {indices[i]}, X of shape {self.shape} needs indices from 0 to "
-            f"{minor - 1}"
-        )
+        indices = self._given_indices[: max(0, int(self._indptr[-1]))]
+        outside = np.flatnonzero((indices < 0) | (indices >= minor))
+        if len(outside) > 0:
+            return (
+                f"X.indices[{outside[0]}] is {indices[outside[0]]}, X of shape {self.shape} needs "
+                f"indices from 0 to {minor - 1}"
+            )
+        fall = self._first_fall() if self.format == "csc" else None
+        if fall is not None:
+            return (
+                f"X.indices[{fall + 1}] is less than the index before it in its column, but "
+                "X.has_sorted_indices is True; set it to False, then X.sort_indices() sorts them"
+            )
+        return "X.indices or X.indptr have changed during the call"
 
     def _sort_columns(self, data: Array) -> Array:
         """Sort the entries of each column by row; return the data in that order."""
@@ -148,12 +167,13 @@ class Sparse:
         self._indices = self._indices[entries][order]
         return np.asarray(data[entries][order])
 
-    def _is_sorted(self) -> bool:
-        indices = self._indices[: int(self._indptr[-1])]
+    def _first_fall(self) -> int | None:
+        """Return the first entry whose successor in its column has a lower row."""
+        indices = self._indices[: max(0, int(self._indptr[-1]))]
         falls = indices[1:] < indices[:-1]
         starts = self._indptr[1:-1]
         falls[starts[(starts > 0) & (starts < len(indices))] - 1] = False
-        return not falls.any()
+        return int(np.argmax(falls)) if falls.any() else None
 
 
 def spans(indptr: Array, entries: int) -> Iterator[tuple[int, int]]:
@@ -182,7 +202,7 @@ def as_data(op: str, X: Any) -> Data:
     sparse = isinstance(getattr(X, "format", None), str) and not isinstance(X, np.ndarray)
     if sparse and (hasattr(X, "indptr") or hasattr(X, "tocsr")):
         return Sparse(op, X)
-    return Dense(op, np.asarray(X))
+    return Dense(op, as_array(op, "X", X))
 
 
 def _has_unit_stride(array: Array) -> bool:
@@ -191,6 +211,25 @@ def _has_unit_stride(array: Array) -> bool:
     # An axis of length 1 may have any stride.
     strides = [s if n > 1 else item for s, n in zip(array.strides, array.shape, strict=True)]
     return item in strides and not any(stride % item for stride in strides)
+
+
+def _attribute(op: str, matrix: Any, name: str) -> Any:
+    try:
+        return getattr(matrix, name)
+    except AttributeError as error:
+        raise TypeError(
+            f"{op}: X is in the sparse format {shown(matrix.format)}, but has no {name}"
+        ) from error
+
+
+def _extents(op: str, shape: Any) -> tuple[int, int]:
+    """Return the shape of a sparse matrix as it has to be: two extents."""
+    if not isinstance(shape, tuple | list):
+        raise TypeError(f"{op}: X.shape must be a tuple, not {shown(shape)}")
+    extents = tuple(as_index(op, "X.shape", n, "a tuple of integers", shape) for n in shape)
+    if len(extents) != 2 or not all(0 <= n <= sys.maxsize for n in extents):
+        raise ValueError(f"{op}: X has shape {shown(extents)}, needs two axes (samples, features)")
+    return extents
 
 
 def _index_dtype(op: str, indices: Array, indptr: Array) -> np.dtype[Any]:

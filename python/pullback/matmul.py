@@ -33,14 +33,14 @@ class NativeMatmul(Matmul):
         self._new = _strict(kernels, "new_array")
         self._tangent_into = _strict(kernels, "tangent_into")
         for name, method in (("product", "__call__"), ("cotangents", "vjp")):
-            twin = getattr(Matmul, method)
+            twin = getattr(type(self), method)
             call = kernels.matmul_method(name, twin.__get__(self))
             call.__name__ = method
             call.__qualname__ = f"matmul.{method}"
             call.__module__ = __name__
             call.__doc__ = twin.__doc__
             # On the class, since calls look there.
-            setattr(NativeMatmul, method, call)
+            setattr(type(self), method, call)
 
     def _cotangents(
         self,
@@ -104,7 +104,11 @@ class NativeLinear(Linear):
         wrt: int | tuple[int, ...] = (0, 1, 2),
         out: Any = None,
     ) -> Any:
-        if out is None and wrt == (0, 1, 2) and _is_plain_layer(X, W, b, G):
+        try:
+            plain = wrt == (0, 1, 2) and out is None
+        except ValueError:  # an array, which is refused below
+            plain = False
+        if plain and _is_plain_layer(X, W, b, G):
             name = _name_of(self._activation("linear.vjp", activation))
             dX, dW = self._new(X, X.shape), self._new(X, W.shape)
             db = None if b is None else self._new(X, b.shape)

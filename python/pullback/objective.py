@@ -8,10 +8,11 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pullback.arguments import as_array, shown
 from pullback.layouts import KernelData, Sparse, as_data
 from pullback.loss_table import LossRow
 from pullback.losses import losses
-from pullback.ops import kernel_dtype
+from pullback.ops import as_number, kernel_dtype
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
 from pullback.reference.loss_arguments import Model, Samples, check_outputs, check_samples
 from pullback.reference.loss_sums import predict
@@ -97,7 +98,7 @@ class LinearObjective:
         progress: bool = False,
     ) -> None:
         if not isinstance(loss, Loss):
-            raise TypeError(f"{_OP}: loss must be a loss such as pb.logistic, not {loss!r}")
+            raise TypeError(f"{_OP}: loss must be a loss such as pb.logistic, not {shown(loss)}")
         self._loss = loss
         self._l2 = _check_l2(l2)
         self._n_samples: int | None = None  # of a whole pass
@@ -358,7 +359,7 @@ class LinearObjective:
 
     def _vector(self, op: str, theta: npt.ArrayLike, name: str = "theta") -> Array:
         """Return a private copy of all parameters, or of a direction."""
-        given = np.asarray(theta)
+        given = as_array(op, name, theta)
         kernel_dtype(op, name, given.dtype)
         if given.shape != (self.n_parameters,):
             raise ValueError(f"{op}: {name} has shape {given.shape}, needs ({self.n_parameters},)")
@@ -411,7 +412,7 @@ class LinearObjective:
             and n_outputs > 0
         )
         if not valid:
-            raise ValueError(f"{_OP}: n_outputs must be a positive integer, not {n_outputs!r}")
+            raise ValueError(f"{_OP}: n_outputs must be a positive integer, not {shown(n_outputs)}")
         shape = first.y.shape[1:]
         if self._loss.row.of_classes and not shape:
             labels = n_outputs is None and (
@@ -420,7 +421,7 @@ class LinearObjective:
             shape = (max(2, labels) if n_outputs is None else int(n_outputs),)
             n_outputs = None
         if n_outputs is not None and n_outputs != (shape[0] if shape else 1):
-            raise ValueError(f"{_OP}: n_outputs is {n_outputs}, y has shape {first.y.shape}")
+            raise ValueError(f"{_OP}: n_outputs is {shown(n_outputs)}, y has shape {first.y.shape}")
         least = 1 + self._loss.row.of_classes
         if shape and shape[0] < least:
             raise ValueError(f"{_OP}: {self._loss.__name__} needs {least} outputs, not {shape[0]}")
@@ -437,14 +438,14 @@ def _array_source(row: LossRow, X: Any, y: Any, sample_weight: Any) -> Source:
 
 def _chunk_source(row: LossRow, chunks: Any) -> Source:
     """Return a source of chunks, which are checked in each pass since they may come from a file."""
+    if hasattr(chunks, "shape") or not (isinstance(chunks, Iterable) or callable(chunks)):
+        raise TypeError(
+            f"{_OP}: y is missing; without it, X must be chunks (X, y), not {type(chunks).__name__}"
+        )
     if isinstance(chunks, Iterable) and iter(chunks) is chunks:
         raise TypeError(
             f"{_OP}: X is an iterator, which one pass exhausts; give a list of chunks, or a "
             "function that returns a new iterator each time"
-        )
-    if hasattr(chunks, "shape") or not (isinstance(chunks, Iterable) or callable(chunks)):
-        raise TypeError(
-            f"{_OP}: y is missing; without it, X must be chunks (X, y), not {type(chunks).__name__}"
         )
     if callable(chunks) and chunks() is chunks():
         raise TypeError(f"{_OP}: X() returned the same iterator twice; it must return a new one")
@@ -478,11 +479,10 @@ def _whole(samples: Samples) -> _Whole | None:
 
 
 def _check_l2(l2: Any) -> float:
-    value = np.asarray(l2)
-    kernel_dtype(_OP, "l2", value.dtype)
-    if value.ndim != 0 or not 0 <= value < np.inf:
-        raise ValueError(f"{_OP}: l2 is {l2!r}, needs to be finite and not negative")
-    return float(value)
+    value = as_number(_OP, "l2", l2)
+    if not 0 <= value < np.inf:
+        raise ValueError(f"{_OP}: l2 is {value}, needs to be finite and not negative")
+    return value
 
 
 def _progress_bar(label: str) -> Any:

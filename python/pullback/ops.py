@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback import formulas as nf
+from pullback.arguments import as_array, shown
 from pullback.formulas import in_float64
 
 __all__ = [
@@ -27,6 +29,8 @@ __all__ = [
     "OpRow",
     "SpecialPoint",
     "as_arrays",
+    "as_number",
+    "converted",
     "kernel_dtype",
     "result_dtype",
 ]
@@ -112,19 +116,55 @@ def result_dtype(op: str, *operands: object, names: Sequence[str] = ()) -> np.dt
         If an operand's dtype has no kernel.
     """
     kernels = {
-        kernel_dtype(op, name, np.asarray(operand).dtype)
-        for name, operand in zip(names or OPERANDS[len(operands)], operands, strict=True)
-        if not _is_weak(operand)
+        kernel_dtype(op, name, (o if type(o) is np.ndarray else as_array(op, name, o)).dtype)
+        for name, o in zip(names or OPERANDS[len(operands)], operands, strict=True)
+        if not _is_weak(o)
     }
     return _FLOAT32 if kernels == {_FLOAT32} else _FLOAT64
 
 
 def as_arrays(op: str, *operands: object, names: Sequence[str] = ()) -> tuple[Array, ...]:
     """Convert `operands` to arrays of their common `result_dtype`, copying only where needed."""
-    strong = [o if _is_weak(o) else np.asarray(o) for o in operands]
+    names = names or OPERANDS[len(operands)]
+    strong = [
+        o if type(o) is np.ndarray or _is_weak(o) else as_array(op, names[i], o)
+        for i, o in enumerate(operands)
+    ]
     dtype = result_dtype(op, *strong, names=names)
     with np.errstate(all="ignore"):  # a weak 1e300 overflows to inf in float32
-        return tuple(np.asarray(o, dtype=dtype) for o in strong)
+        try:
+            return tuple(np.asarray(o, dtype) for o in strong)
+        except OverflowError:  # of one of them, which is told
+            return tuple(map(converted, repeat(op), names, strong, repeat(dtype)))
+
+
+def converted(op: str, name: str, operand: Any, dtype: np.dtype[Any]) -> Array:
+    """Return an array or a Python number in the dtype that it computes in.
+
+    Raises
+    ------
+    TypeError
+        If it is an integer that float64 does not hold.
+    """
+    try:
+        return np.asarray(operand, dtype)
+    except OverflowError:
+        raise TypeError(f"{op}: argument {name} is an integer too large for float64") from None
+
+
+def as_number(op: str, name: str, given: Any) -> float:
+    """Return a parameter as a float.
+
+    Raises
+    ------
+    TypeError
+        If it is no real number, or an integer that float64 does not hold.
+    """
+    array = converted(op, name, given, _FLOAT64) if _is_weak(given) else as_array(op, name, given)
+    kernel_dtype(op, name, array.dtype)
+    if array.ndim != 0:
+        raise TypeError(f"{op}: {name} must be a number, not {shown(given)}")
+    return float(array)
 
 
 # --- what a row is made of ------------------------------------------------------------------------

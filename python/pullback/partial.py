@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pullback.arguments import shown
+
 __all__ = ["Kinds", "PartialSums", "Reduction", "divisor", "tree_sum"]
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -24,10 +26,10 @@ def divisor(op: str, reduction: str, weight: float) -> float:
     ValueError
         If the reduction is unknown, or a mean over samples without weight.
     """
+    if not isinstance(reduction, str) or reduction not in ("mean", "sum"):
+        raise ValueError(f"{op}: reduction must be 'mean' or 'sum', not {shown(reduction)}")
     if reduction == "sum":
         return 1.0
-    if reduction != "mean":
-        raise ValueError(f"{op}: reduction must be 'mean' or 'sum', not {reduction!r}")
     if weight == 0:
         raise ValueError(f"{op}: sample_weight sums to 0: a mean over samples without weight")
     return weight

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback import elementwise, reference
+from pullback.arguments import shape_of, shown
 from pullback.config import native
 from pullback.jacobians import Diagonal
-from pullback.ops import OPS, OpRow, result_dtype
+from pullback.ops import OPS, OpRow, converted, result_dtype
 from pullback.reference.arguments import Primitive
 from pullback.reference.chain import BlockRun, Link
 from pullback.reference.elementwise import Elementwise, broadcast_shape
@@ -172,7 +173,7 @@ class _ElementwiseStep(_Step):
             return getattr(self.op, f"_vjp{place}")(*self.at(x), t)
         shape = self.shape("jvp", x)
         operands = (np.broadcast_to(operand, shape) for operand in self._strong(x))
-        return self.op.vjp(*operands, np.broadcast_to(t, shape))[place]
+        return self.op.vjp(*operands, self._repeated("jvp", "t", t, shape))[place]
 
     def pull(self, x: Any, g: Any, everything: bool) -> Cotangents:
         g = self._fitting(x, g)
@@ -187,28 +188,40 @@ class _ElementwiseStep(_Step):
 
     def shape(self, method: str, x: Any) -> tuple[int, ...]:
         """Return the value's shape."""
-        names = dict(zip(self.row.operands, map(np.shape, self.at(x)), strict=True))
-        return broadcast_shape(f"{self.row.name}.{method}", **names)
+        op = f"{self.row.name}.{method}"
+        named = zip(self.row.operands, self.at(x), strict=True)
+        return broadcast_shape(op, **{name: shape_of(op, name, given) for name, given in named})
 
     def _strong(self, x: Any) -> Iterator[Any]:
         """Yield the operands, Python's numbers in the dtype that they adapt to."""
-        dtype = result_dtype(self.row.name, *self.at(x))
-        for operand in self.at(x):
-            yield np.asarray(operand, dtype) if isinstance(operand, int | float) else operand
+        op = f"{self.row.name}.jvp"
+        dtype = result_dtype(op, *self.at(x))
+        for name, given in zip(self.row.operands, self.at(x), strict=True):
+            if isinstance(given, int | float):
+                with np.errstate(all="ignore"):
+                    given = converted(op, name, given, dtype)
+            yield given
 
     def _fitting(self, x: Any, g: Any) -> Any:
         """Return a cotangent in the value's shape; it may be repeated, but no stack."""
-        shape = self.shape("vjp", x) if self.bound else np.shape(x)
-        if np.shape(g) == shape:
-            return g
+        op = f"{self.row.name}.vjp"
+        shape = self.shape("vjp", x) if self.bound else shape_of(op, "x", x)
         if isinstance(g, int | float) and not isinstance(g, np.generic):
-            return np.full(shape, g, result_dtype(f"{self.row.name}.vjp", *self.at(x)))
+            dtype = result_dtype(op, *self.at(x))
+            with np.errstate(all="ignore"):  # a weak 1e300 overflows to inf in float32
+                g = converted(op, "g", g, dtype)
+        return self._repeated("vjp", "g", g, shape)
+
+    def _repeated(self, method: str, name: str, given: Any, shape: tuple[int, ...]) -> Any:
+        """Return a cotangent or a tangent in the value's shape."""
+        op = f"{self.row.name}.{method}"
+        own = shape_of(op, name, given)
+        if own == shape:
+            return given
         try:
-            return np.broadcast_to(g, shape)
+            return np.broadcast_to(given, shape)
         except ValueError:
-            raise ValueError(
-                f"{self.row.name}.vjp: g has shape {np.shape(g)}, the value {shape}"
-            ) from None
+            raise ValueError(f"{op}: {name} has shape {own}, the value {shape}") from None
 
 
 class _Sequential(Part):
@@ -381,7 +394,7 @@ def _shown(operand: Any) -> str:
         return _name(operand)
     if hasattr(operand, "shape") and np.shape(operand):
         return f"<{operand.dtype} {operand.shape}>"
-    return repr(operand)
+    return shown(operand)
 
 
 def _check_single(value: Any) -> None:

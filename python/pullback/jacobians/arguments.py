@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from operator import index
+import sys
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from pullback.arguments import as_array, as_index, shown
 from pullback.ops import kernel_dtype
 
-__all__ = ["Array", "as_shape", "own", "presented"]
+__all__ = ["Array", "as_ints", "as_shape", "own", "presented"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
 
-def as_shape(op: str, name: str, shape: int | Iterable[int]) -> tuple[int, ...]:
+def as_ints(op: str, name: str, given: Any) -> tuple[int, ...]:
+    """Return an int, or several of them, as a tuple."""
+    if type(given) is tuple and all(type(entry) is int for entry in given):
+        return given
+    entries = given.tolist() if isinstance(given, np.ndarray) else given
+    return tuple(
+        as_index(op, name, entry, "an integer or a tuple of them", given)
+        for entry in (entries if isinstance(entries, tuple | list) else (entries,))
+    )
+
+
+def as_shape(op: str, name: str, shape: Any) -> tuple[int, ...]:
     """Return a shape as a tuple of ints."""
-    sizes = tuple(map(index, shape if isinstance(shape, Iterable) else (shape,)))
+    sizes = as_ints(op, name, shape)
     if any(n < 0 for n in sizes):
-        raise ValueError(f"{op}: {name} {sizes} has a negative extent")
+        raise ValueError(f"{op}: {name} {shown(sizes)} has a negative extent")
+    if any(n > sys.maxsize for n in sizes):
+        raise ValueError(f"{op}: {name} {shown(sizes)} is larger than any array")
     return sizes
 
 
 def own(op: str, name: str, values: npt.ArrayLike, *, copy: bool) -> Array:
     """Return a read-only array in the dtype of its kernels."""
-    array = np.asarray(values)
+    array = as_array(op, name, values)
     dtype = kernel_dtype(op, name, array.dtype)
     owned = np.array(array, dtype=dtype) if copy else np.asarray(array, dtype=dtype).view()
     owned.flags.writeable = False

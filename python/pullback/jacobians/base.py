@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 # The module, of which only functions need more than its name: `algebra` builds on this one.
 from pullback import jacobians
+from pullback.arguments import shape_of, shown
 from pullback.jacobians.arguments import Array, as_shape
 from pullback.ops import as_arrays, kernel_dtype
+from pullback.shapes import check_axes
 
 __all__ = ["Jacobian", "Shaped", "Unstored"]
 
@@ -229,6 +231,7 @@ class Jacobian(ABC):
         if n_stack < 0 or array.shape[n_stack:] != given:
             raise ValueError(f"{op}: {name} has shape {array.shape}, which must end in {given}")
         stack = array.shape[:n_stack]
+        check_axes(op, stack + wanted)
         rows = array.reshape(math.prod(stack), math.prod(given))
         return self._applied(rows).reshape(stack + wanted)[()]
 
@@ -251,14 +254,14 @@ class Jacobian(ABC):
     def _flat_product(
         self, method: str, v: npt.ArrayLike, ndims: tuple[int, ...], columns: int | None = None
     ) -> Array:
-        op = f"{type(self).__name__}.{method}"
-        _, vector = as_arrays(op, np.empty(0, self.dtype), v, names=("J", "v"))
+        op, name = f"{type(self).__name__}.{method}", "v" if columns else "V"
+        _, vector = as_arrays(op, np.empty(0, self.dtype), v, names=("J", name))
         J = self.T if method.startswith("r") else self
         rows, n = J.shape
         fits = vector.ndim in ndims and vector.shape[0] == n
         if not fits or (columns is not None and vector.shape[1:] not in ((), (columns,))):
             wanted = f"({n},) or ({n}, 1)" if columns else f"({n}, k)"
-            raise ValueError(f"{op}: argument has shape {vector.shape}, not {wanted}")
+            raise ValueError(f"{op}: {name} has shape {vector.shape}, not {wanted}")
         return J._applied(np.atleast_2d(vector.T)).T.reshape(rows, *vector.shape[1:])
 
     # --- algebra ---
@@ -288,7 +291,7 @@ class Jacobian(ABC):
 
     def __mul__(self, c: Any) -> Any:
         """Return the product with a number."""
-        if isinstance(c, Jacobian) or np.ndim(c) != 0:
+        if isinstance(c, Jacobian) or shape_of("c * J", "c", c):
             return NotImplemented
         _, number = as_arrays("c * J", np.empty(0, self.dtype), c, names=("J", "c"))
         return jacobians.algebra.scaled(number[()], self)
@@ -374,9 +377,12 @@ class Jacobian(ABC):
         ValueError
             For any other layout.
         """
-        if layout not in ("numerator", "denominator"):
-            raise ValueError(f"tensor: layout is {layout!r}, neither 'numerator' nor 'denominator'")
+        if not isinstance(layout, str) or layout not in ("numerator", "denominator"):
+            raise ValueError(
+                f"tensor: layout is {shown(layout)}, neither 'numerator' nor 'denominator'"
+            )
         J = self if layout == "numerator" else self.T
+        check_axes("tensor", J.output_shape + J.input_shape)
         return J.todense(force).reshape(J.output_shape + J.input_shape)
 
 
@@ -412,7 +418,11 @@ class Unstored(Shaped):
         op = type(self).__name__
         self._input_shape = as_shape(op, "input_shape", input_shape)
         self._output_shape = as_shape(op, "output_shape", output_shape)
-        self._dtype = kernel_dtype(op, "dtype", np.dtype(dtype))
+        try:
+            given = np.dtype(dtype)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{op}: argument dtype is {shown(dtype)}, which is none") from error
+        self._dtype = kernel_dtype(op, "dtype", given)
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pullback.arguments import as_index, shown
 from pullback.contraction import numpy_product, summed_product
-from pullback.jacobians.arguments import Array, own, presented
+from pullback.jacobians.arguments import Array, as_shape, own, presented
 from pullback.jacobians.base import Shaped
+from pullback.shapes import broadcast_shapes, with_room
 
 __all__ = ["Kronecker", "extents"]
 
@@ -84,22 +87,38 @@ class Kronecker(Shaped):
         self._left = _factor("left", left, copy=copy)
         self._right = _factor("right", right, copy=copy)
         batches = _batch(self._left), _batch(self._right)
+        if input_batch is not None:
+            input_batch = as_shape("Kronecker", "input_batch", input_batch)
+        if output_batch is not None:
+            output_batch = as_shape("Kronecker", "output_batch", output_batch)
         given = [batch for batch in (input_batch, output_batch) if batch is not None]
         try:
-            own = np.broadcast_shapes(*batches)
-            np.broadcast_shapes(*batches, *given)
+            own = broadcast_shapes(*batches)
+            broadcast_shapes(*batches, *given)
         except ValueError:
             raise ValueError(
                 f"Kronecker: batches {', '.join(map(str, (*batches, *given)))} of factors, operand "
                 "and result do not broadcast"
             ) from None
-        self._input_batch = own if input_batch is None else tuple(input_batch)
-        self._output_batch = own if output_batch is None else tuple(output_batch)
+        self._input_batch = own if input_batch is None else input_batch
+        self._output_batch = own if output_batch is None else output_batch
         (p, q), (r, s) = extents(self._left), extents(self._right)
         self._input_shape = presented("Kronecker", "input", input_shape, (*self._input_batch, q, s))
         self._output_shape = presented(
             "Kronecker", "output", output_shape, (*self._output_batch, p, r)
         )
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Merge axes of batches that have too many for the arrays of products and elements."""
+        batches = *map(_batch, self._factors()), self._input_batch, self._output_batch
+        few = with_room(4, *batches)
+        if few is not batches:
+            self._left, self._right = (
+                factor if isinstance(factor, int) else _with_batch(factor, batch)
+                for factor, batch in zip(self._factors(), few[:2], strict=True)
+            )
+            self._input_batch, self._output_batch = few[2:]
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -186,8 +205,8 @@ class Kronecker(Shaped):
         (p, q), (r, s) = extents(self._left), extents(self._right)
         left, right = (not isinstance(factor, int) for factor in self._factors())
         batches = [self._input_batch, *map(_batch, self._factors())]
-        one = [math.prod(np.broadcast_shapes(batches[0], batch)) for batch in batches[1:]]
-        both = math.prod(np.broadcast_shapes(*batches))
+        one = [math.prod(broadcast_shapes(batches[0], batch)) for batch in batches[1:]]
+        both = math.prod(broadcast_shapes(*batches))
         if left and right:
             left_first = one[0] * p * q * s + both * p * r * s
             return 2 * k * min(left_first, one[1] * q * r * s + both * p * q * r)
@@ -231,7 +250,7 @@ class Kronecker(Shaped):
     def _dense(self) -> Array:
         (p, q), (r, s) = extents(self._left), extents(self._right)
         batches = (*map(_batch, self._factors()), self._input_batch, self._output_batch)
-        batch = np.broadcast_shapes(*batches)
+        batch = broadcast_shapes(*batches)
         left, right = self._left, self._right
         blocks = np.zeros((*batch, p, r, q, s), self.dtype)
         # Zeros of an identity are structure: they hide even an infinity, as in the products.
@@ -247,10 +266,11 @@ class Kronecker(Shaped):
             n_out, n_in = math.prod(self._output_batch), math.prod(self._input_batch)
             dense = np.zeros((n_out, n_in, p, r, q, s), self.dtype)
             rows, columns = (
-                np.broadcast_to(np.arange(n).reshape(shape), batch)
+                np.broadcast_to(np.arange(n).reshape(shape), batch).reshape(-1)
                 for n, shape in ((n_out, self._output_batch), (n_in, self._input_batch))
             )
-            np.add.at(dense, (rows, columns), blocks)
+            # Of batches of more than 32 axes, add.at makes a segmentation fault.
+            np.add.at(dense, (rows, columns), blocks.reshape(rows.size, p, r, q, s))
         return dense.transpose(0, 2, 3, 1, 4, 5).reshape(self.shape)
 
 
@@ -259,9 +279,9 @@ class Kronecker(Shaped):
 
 def _factor(name: str, factor: Any, *, copy: bool) -> Array | int:
     if hasattr(factor, "__index__") and not isinstance(factor, bool | np.bool_ | np.ndarray):
-        size = int(factor.__index__())
-        if size < 0:
-            raise ValueError(f"Kronecker: {name} is an identity of size {size}")
+        size = as_index("Kronecker", name, factor)
+        if not 0 <= size <= sys.maxsize:
+            raise ValueError(f"Kronecker: {name} is an identity of size {shown(size)}")
         return size
     array = own("Kronecker", name, factor, copy=copy)
     if array.ndim < 2:
@@ -271,6 +291,13 @@ def _factor(name: str, factor: Any, *, copy: bool) -> Array | int:
 
 def _batch(factor: Array | int) -> tuple[int, ...]:
     return () if isinstance(factor, int) else factor.shape[:-2]
+
+
+def _with_batch(factor: Array, batch: tuple[int, ...]) -> Array:
+    """Return a factor with another batch of as many items, read-only."""
+    array = factor.reshape(*batch, *factor.shape[-2:])
+    array.flags.writeable = False
+    return array
 
 
 def extents(factor: Array | int) -> tuple[int, int]:
@@ -305,7 +332,7 @@ def _with_ndim(stack: Array, ndim: int) -> Array:
 
 def _summed(left: Array, right: Array, shape: tuple[int, ...]) -> Array:
     """Return left @ right, summed over batch axes to `shape`, and repeated to it."""
-    batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    batch = broadcast_shapes(left.shape[:-2], right.shape[:-2])
     batch = (1,) * (len(shape) - 2 - len(batch)) + batch
     own = tuple(n if n == m else 1 for n, m in zip(shape[:-2], batch, strict=True))
     return _repeat_to(summed_product(numpy_product, left, right, own + shape[-2:]), shape)

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pullback.jacobians.arguments import Array, as_shape
+from pullback.arguments import shown
+from pullback.jacobians.arguments import Array, as_ints, as_shape
 from pullback.jacobians.base import Unstored
 from pullback.jacobians.diagonal import Identity
+from pullback.shapes import with_room
 
 __all__ = ["Broadcast", "Permutation", "Reshape", "SumTo", "broadcasting"]
 
@@ -73,12 +75,12 @@ class Permutation(_Move):
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
         shape = as_shape("Permutation", "input_shape", input_shape)
-        ndim = len(shape)
+        ndim, axes = len(shape), as_ints("Permutation", "axes", axes)
         if sorted(axis % ndim if -ndim <= axis < ndim else -1 for axis in axes) != [*range(ndim)]:
             raise ValueError(
-                f"Permutation: axes {tuple(axes)} are no permutation of those of shape {shape}"
+                f"Permutation: axes {shown(axes)} are no permutation of input_shape {shape}"
             )
-        self._axes = tuple(int(axis) % ndim for axis in axes)
+        self._axes = tuple(axis % ndim for axis in axes)
         super().__init__(shape, tuple(shape[axis] for axis in self._axes), dtype)
 
     @property
@@ -99,8 +101,12 @@ class Permutation(_Move):
         return self._input_shape, self._axes
 
     def _times(self, tangents: Array) -> Array:
-        stack = tangents.reshape(len(tangents), *self._input_shape)
-        moved = stack.transpose(0, *(1 + axis for axis in self._axes))
+        shape = self._input_shape
+        # Axes of extent 1 move nothing, and one more may be too many.
+        long = [axis for axis, n in enumerate(shape) if n != 1]
+        place = {axis: 1 + i for i, axis in enumerate(long)}
+        stack = tangents.reshape(len(tangents), *(shape[axis] for axis in long))
+        moved = stack.transpose(0, *(place[axis] for axis in self._axes if axis in place))
         return moved.reshape(len(tangents), self.shape[0])
 
 
@@ -190,10 +196,10 @@ class Broadcast(_Move):
         return SumTo(self._output_shape, self._input_shape, self._dtype)
 
     def _times(self, tangents: Array) -> Array:
-        k, ndim = len(tangents), len(self._output_shape)
-        ones = (1,) * (ndim - len(self._input_shape))
-        stack = tangents.reshape(k, *ones, *self._input_shape)
-        repeated = np.broadcast_to(stack, (k, *self._output_shape))
+        k = len(tangents)
+        own, whole = with_room(1, self._input_shape, self._output_shape)
+        ones = (1,) * (len(whole) - len(own))
+        repeated = np.broadcast_to(tangents.reshape(k, *ones, *own), (k, *whole))
         return repeated.reshape(k, self.shape[0])
 
 
@@ -238,10 +244,10 @@ class SumTo(_Move):
 
     def _times(self, tangents: Array) -> Array:
         k = len(tangents)
-        lacking = len(self._input_shape) - len(self._output_shape)
-        own = (1,) * lacking + self._output_shape
-        axes = tuple(1 + i for i, n in enumerate(self._input_shape) if own[i] != n)
-        stack = tangents.reshape(k, *self._input_shape)
+        own, whole = with_room(1, self._output_shape, self._input_shape)
+        own = (1,) * (len(whole) - len(own)) + own
+        axes = tuple(1 + i for i, n in enumerate(whole) if own[i] != n)
+        stack = tangents.reshape(k, *whole)
         if axes:
             stack = np.sum(stack, axis=axes, dtype=np.float64).astype(tangents.dtype)
         return stack.reshape(k, self.shape[0])

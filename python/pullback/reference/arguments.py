@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from pullback.arguments import as_index, named_after, shown
 from pullback.contraction import Product
 from pullback.ops import as_arrays
 
@@ -43,6 +44,11 @@ class Primitive:
     """
 
     _name: str
+
+    def __new__(cls, *arguments: Any) -> Self:
+        """Return an instance of a class named after the operation."""
+        del arguments
+        return super().__new__(named_after(cls, cls._name))
 
     def __init__(self, product: Product, module: str) -> None:
         self._product = product
@@ -124,12 +130,9 @@ def check_wrt(op: str, wrt: Any, count: int) -> Wrt:
     """Return what `wrt` asks for: an int or a tuple of distinct ones, all below `count`."""
     entries = wrt if isinstance(wrt, tuple) else (wrt,)
     valid = f"an int below {count} or a tuple of distinct ones"
-    for entry in entries:
-        if isinstance(entry, bool | np.bool_) or not hasattr(entry, "__index__"):
-            raise TypeError(f"{op}: wrt must be {valid}, not {wrt!r}")
-    operands = tuple(entry.__index__() for entry in entries)
+    operands = tuple(as_index(op, "wrt", entry, valid, wrt) for entry in entries)
     if not operands or len(set(operands)) < len(operands) or not {*operands} <= {*range(count)}:
-        raise ValueError(f"{op}: wrt must be {valid}, not {wrt!r}")
+        raise ValueError(f"{op}: wrt must be {valid}, not {shown(wrt)}")
     return Wrt(operands, not isinstance(wrt, tuple))
 
 

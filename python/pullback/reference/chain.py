@@ -152,8 +152,11 @@ def _beside(bound: Any, x: Array) -> Any:
     if bound is None:
         return None
     if isinstance(bound, int | float) and not isinstance(bound, bool | np.generic):
-        with np.errstate(all="ignore"):
-            return np.asarray(bound, x.dtype)
+        try:
+            with np.errstate(all="ignore"):
+                return np.asarray(bound, x.dtype)
+        except OverflowError:  # an integer beyond float64, which the operation refuses
+            return NotImplemented
     if type(bound) is not np.ndarray and not isinstance(bound, np.generic):
         return NotImplemented
     array = np.asarray(bound)

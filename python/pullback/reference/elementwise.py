@@ -12,9 +12,11 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pullback.arguments import named_after
 from pullback.jacobians import Diagonal, Jacobian
 from pullback.jacobians.moves import broadcasting
 from pullback.ops import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPoint, as_arrays
+from pullback.shapes import broadcast_shapes
 
 __all__ = [
     "Binary",
@@ -217,8 +219,9 @@ class Binary(Elementwise):
         op = f"{self.__name__}.jvp"
         w, x, tw, tx = as_arrays(op, w, x, tw, tx, names=("w", "x", "tw", "tx"))
         broadcast_shape(op, w=w.shape, x=x.shape, tw=tw.shape, tx=tx.shape)
+        shape = broadcast_shape(op, w=w.shape, x=x.shape)
         with np.errstate(all="ignore"):
-            dw, dx = self.row.derivative(*np.broadcast_arrays(w, x))
+            dw, dx = self.row.derivative(np.broadcast_to(w, shape), np.broadcast_to(x, shape))
             return deliver(op, self._product(tw, dw) + self._product(tx, dx), out)
 
     def jacobian(self, w: npt.ArrayLike, x: npt.ArrayLike, /) -> tuple[Jacobian, Jacobian]:
@@ -241,7 +244,7 @@ class Binary(Elementwise):
 def broadcast_shape(op: str, **shapes: tuple[int, ...]) -> tuple[int, ...]:
     """Return what the named shapes broadcast to, or raise a ValueError that names them."""
     try:
-        return np.broadcast_shapes(*shapes.values())
+        return broadcast_shapes(*shapes.values())
     except ValueError:
         listed = ", ".join(f"{name} has shape {shape}" for name, shape in shapes.items())
         raise ValueError(f"{op}: {listed}: they do not broadcast") from None
@@ -440,7 +443,7 @@ def _describe(point: SpecialPoint) -> str:
 
 
 def _build(row: OpRow) -> Elementwise:
-    return Unary(row) if row.nin == 1 else Binary(row)
+    return named_after(Unary if row.nin == 1 else Binary, row.name)(row)
 
 
 elementwise: Final[Mapping[str, Elementwise]] = MappingProxyType(

@@ -19,6 +19,7 @@ from pullback.reference.arguments import (
     check_wrt,
     tangents_of,
 )
+from pullback.shapes import MOST_AXES, broadcast_shapes, with_room
 
 __all__ = ["BilinearForm", "QuadraticForm", "bilinear_form", "quadratic_form"]
 
@@ -229,10 +230,11 @@ class QuadraticForm(Primitive):
         rows = as_matrix(x)
         with np.errstate(all="ignore"):
             (gx,) = self._cotangents(rows, A, np.ones(len(rows), x.dtype), (0,), (None,))
-        gx = gx.reshape(*batch, 1, x.shape[-1])
+        (few,) = with_room(2, batch)
+        row_shape = (*few, 1, x.shape[-1])
+        gx, row = gx.reshape(row_shape), x.reshape(row_shape)
         by_x = Kronecker(1, gx, input_shape=x.shape, output_shape=batch, copy=False)
-        row = x[..., np.newaxis, :]
-        return by_x, Kronecker(row, row, input_batch=(), output_batch=batch, output_shape=batch)
+        return by_x, Kronecker(row, row, input_batch=(), output_batch=few, output_shape=batch)
 
     # --- what kernels may replace ---
 
@@ -339,6 +341,7 @@ class BilinearForm(Primitive):
         u, X, v = aligned(op, u, X, v, names=("u", "X", "v"))
         shape = _check_bilinear(op, u, X, v)
         outputs = Outputs(op, out, [shape], u.dtype, (u, X, v), single=True)
+        u, v, shape = _with_room(u, v, shape)
         (target,) = outputs.targets(shape)
         with np.errstate(all="ignore"):
             (result,) = outputs.deliver([self._value(u, X, v, target)])
@@ -393,8 +396,10 @@ class BilinearForm(Primitive):
             )
         shapes = [(u.shape, X.shape, v.shape)[i] for i in asked.operands]
         outputs = Outputs(op, out, shapes, u.dtype, (u, X, v, g), single=asked.single)
-        targets = outputs.targets(*shapes)
+        u, v, shape = _with_room(u, v, shape)
+        targets = outputs.targets(*((u.shape, X.shape, v.shape)[i] for i in asked.operands))
         with np.errstate(all="ignore"):
+            g = g.reshape(shape)
             cotangents = self._cotangents(u, X, v, g, asked.operands, targets)
             return asked.result(outputs.deliver(cotangents))
 
@@ -438,9 +443,15 @@ class BilinearForm(Primitive):
         check_tangents(op, primals, tangents, names)
         inputs = (*primals, *tangents)
         outputs = Outputs(op, out, [shape], primals[0].dtype, inputs, single=True)
+        u, v, shape = _with_room(primals[0], primals[2], shape)
         (target,) = outputs.targets(shape)
+        operands = (u, primals[1], v)
+        moved = (
+            None if t is None else t.reshape(operand.shape)
+            for t, operand in zip(tangents, operands, strict=True)
+        )
         with np.errstate(all="ignore"):
-            tangent = self._tangent(*primals, *tangents, target)  # type: ignore[call-arg]
+            tangent = self._tangent(*operands, *moved, target)  # type: ignore[call-arg]
             (result,) = outputs.deliver([tangent])
         return result[()] if out is None else result
 
@@ -510,24 +521,25 @@ class BilinearForm(Primitive):
         """
         op = "bilinear_form.jacobian"
         u, X, v = aligned(op, u, X, v, names=("u", "X", "v"))
-        batch = _check_bilinear(op, u, X, v)
+        shape, shapes = _check_bilinear(op, u, X, v), (u.shape, v.shape)
+        u, v, batch = _with_room(u, v, shape)
         with np.errstate(all="ignore"):
             Xv, uX = self._rows(v, X.mT), self._rows(u, X)
 
-        def by_vector(operand: Array, gradient: Array) -> Kronecker:
+        def by_vector(operand: Array, gradient: Array, input_shape: tuple[int, ...]) -> Kronecker:
             return Kronecker(
                 1,
                 gradient[..., np.newaxis, :],
                 input_batch=operand.shape[:-1],
                 output_batch=batch,
-                input_shape=operand.shape,
-                output_shape=batch,
+                input_shape=input_shape,
+                output_shape=shape,
                 copy=False,
             )
 
         rows = u[..., np.newaxis, :], v[..., np.newaxis, :]
-        by_X = Kronecker(*rows, input_batch=(), output_batch=batch, output_shape=batch)
-        return by_vector(u, Xv), by_X, by_vector(v, uX)
+        by_X = Kronecker(*rows, input_batch=(), output_batch=batch, output_shape=shape)
+        return by_vector(u, Xv, shapes[0]), by_X, by_vector(v, uX, shapes[1])
 
     # --- what kernels may replace ---
 
@@ -653,9 +665,18 @@ def _check_bilinear(op: str, u: Array, X: Array, v: Array) -> tuple[int, ...]:
     if u.ndim == 0 or v.ndim == 0 or X.shape != (u.shape[-1], v.shape[-1]):
         raise ValueError(f"{shapes}: they need (..., m), (m, n) and (..., n)")
     try:
-        return np.broadcast_shapes(u.shape[:-1], v.shape[:-1])
+        return broadcast_shapes(u.shape[:-1], v.shape[:-1])
     except ValueError:
         raise ValueError(f"{shapes}: the batches do not broadcast") from None
+
+
+def _with_room(u: Array, v: Array, shape: tuple[int, ...]) -> tuple[Array, Array, tuple[int, ...]]:
+    """Return rows (..., m), (..., n) and the form's shape, with room for one more axis."""
+    if max(u.ndim, v.ndim) < MOST_AXES:
+        return u, v, shape
+    few = with_room(2, u.shape[:-1], v.shape[:-1])
+    rows = u.reshape(*few[0], u.shape[-1]), v.reshape(*few[1], v.shape[-1])
+    return *rows, broadcast_shapes(*few)
 
 
 def _check_vectors(op: str, **operands: Array) -> None:

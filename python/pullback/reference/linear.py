@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pullback.arguments import shown
 from pullback.contraction import Product, numpy_product
 from pullback.jacobians import Diagonal, Identity, Jacobian, Kronecker
 from pullback.jacobians.moves import broadcasting
@@ -147,7 +148,7 @@ class Linear(Primitive):
         asked = check_wrt(op, wrt, 3)
         f = self._activation(op, activation)
         if b is None and asked.operands == (2,):
-            raise ValueError(f"{op}: wrt is {wrt!r}, but b is None")
+            raise ValueError(f"{op}: wrt is {shown(wrt)}, but b is None")
         arrays = _arrays(op, X, W, b, G)
         samples, weights, bias, cotangent = arrays
         shape = _result_shape(op, *arrays[:3])
@@ -377,7 +378,7 @@ class Linear(Primitive):
             return self._activations[name]
         raise TypeError(
             f"{op}: activation must be None or a unary elementwise primitive of pullback, "
-            f"not {activation!r}"
+            f"not {shown(activation)}"
         )
 
 

@@ -9,9 +9,10 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pullback.arguments import as_array, shown
 from pullback.layouts import Data, as_data
 from pullback.loss_table import LossRow
-from pullback.ops import kernel_dtype
+from pullback.ops import converted, kernel_dtype
 from pullback.partial import Kinds
 
 __all__ = [
@@ -73,7 +74,7 @@ def check_samples(op: str, row: LossRow, X: Any, y: Any, sample_weight: Any) -> 
         If a shape does not fit, or there are no samples.
     """
     data = as_data(op, X)
-    given_y = np.asarray(y)
+    given_y = as_array(op, "y", y)
     targets = _as_targets(op, row, given_y)
     n_samples = data.shape[0]
     if n_samples == 0:
@@ -117,7 +118,7 @@ def _as_targets(op: str, row: LossRow, y: Array) -> Array:
 
 def _vector(op: str, name: str, argument: Any) -> Array:
     """Return an argument as float64, contiguous."""
-    array = np.asarray(argument)
+    array = as_array(op, name, argument)
     kernel_dtype(op, name, array.dtype)
     return np.require(array, np.float64, ["C", "A", "E"])
 
@@ -132,7 +133,7 @@ def check_model(op: str, row: LossRow, samples: Samples, w: Any, b: Any) -> Mode
     ValueError
         If a shape does not fit the samples.
     """
-    w = np.asarray(w)
+    w = as_array(op, "w", w)
     w_dtype = parameter_dtype(op, "w", w.dtype)
     like = _intercept_kind(op, b)
     shape = samples.data.shape
@@ -156,7 +157,7 @@ def check_model(op: str, row: LossRow, samples: Samples, w: Any, b: Any) -> Mode
         coefficients = np.require(w, np.float64, ["C", "A", "E"]).reshape(shape[1], n_outputs)
         intercepts = np.zeros(n_outputs)
         if b is not None:
-            intercepts[...] = b
+            intercepts[...] = converted(op, "b", b, intercepts.dtype)
     return Model(coefficients, intercepts, Kinds(w.shape, w_dtype, like))
 
 
@@ -183,7 +184,7 @@ def _intercept_kind(op: str, b: Any) -> Any:
         return None
     if isinstance(b, int | float) and not isinstance(b, np.generic):
         return 0.0
-    array = np.asarray(b)
+    array = as_array(op, "b", b)
     like = np.zeros(array.shape, parameter_dtype(op, "b", array.dtype))
     return like[()] if isinstance(b, np.generic) else like
 
@@ -198,9 +199,9 @@ def check_wrt(op: str, wrt: Any) -> tuple[tuple[str, ...], bool]:
     names = (wrt,) if isinstance(wrt, str) else wrt
     valid = "'X', 'w' or 'b', or a tuple of distinct ones"
     if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{op}: wrt must be {valid}, not {wrt!r}")
+        raise TypeError(f"{op}: wrt must be {valid}, not {shown(wrt)}")
     if not names or len(set(names)) < len(names) or not set(names) <= set(GRADIENTS):
-        raise ValueError(f"{op}: wrt must be {valid}, not {wrt!r}")
+        raise ValueError(f"{op}: wrt must be {valid}, not {shown(wrt)}")
     return names, isinstance(wrt, str)
 
 
@@ -225,7 +226,7 @@ def check_direction(op: str, v: Any, model: Model) -> tuple[Array, Array]:
         raise ValueError(f"{op}: {given} is given, but {missing} is None")
     vb = np.zeros_like(model.b)
     if v[1] is not None:
-        given_vb = np.asarray(v[1])
+        given_vb = as_array(op, "vb", v[1])
         kernel_dtype(op, "vb", given_vb.dtype)
         if given_vb.shape != np.shape(like):
             raise ValueError(f"{op}: vb has shape {given_vb.shape}, b has {np.shape(like)}")

@@ -277,7 +277,7 @@ def _blocks(X: KernelData) -> Iterator[tuple[slice, _Block]]:
         ) -> Iterator[tuple[Array, Array, Array]]:
             for begin, end in pointers:
                 inside = slice(int(indptr[begin]), int(indptr[end]))
-                minor = indices[inside]
+                minor = indices[inside].copy()  # which nobody changes once it is checked
                 out = (minor < 0) | (minor >= shape[1 if layout == "csr" else 0])
                 if out.any():
                     raise ValueError("X", begin - first)

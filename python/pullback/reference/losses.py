@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 
@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback import formulas as nf
+from pullback.arguments import named_after
 from pullback.layouts import KernelData, Sparse
 from pullback.loss_table import LOSSES, LossRow
-from pullback.ops import kernel_dtype
+from pullback.ops import as_number
 from pullback.partial import PartialSums, Reduction, divisor, tree_sum
 from pullback.reference.arguments import check_outs
 from pullback.reference.loss_arguments import (
@@ -91,7 +92,7 @@ class Loss:
         self.__qualname__ = engine.path + row.name
         self.__module__ = engine.module
         self.__doc__ = _docstring(row)
-        self.pointwise = Pointwise(self, row, self._score)
+        self.pointwise = _pointwise_of(row.name)(self, row, self._score)
         self._plain_gradients: Callable[..., Any] = partial(self._gradients, f"{row.name}.grad")
         if engine.loss_method is not None:
             for method in ("value", "value_and_grad"):
@@ -180,7 +181,11 @@ class Loss:
         TypeError, ValueError
             As `value_and_grad` does.
         """
-        if out is None and reduction == "mean" and wrt == ("w", "b"):
+        try:
+            plain = reduction == "mean" and wrt == ("w", "b") and out is None
+        except ValueError:  # arrays, which are refused below
+            plain = False
+        if plain:
             return self._plain_gradients(X, y, w, b, sample_weight)[1]
         op = f"{self.__name__}.grad"
         return self._gradients(op, X, y, w, b, sample_weight, out, reduction, wrt)[1]
@@ -549,12 +554,11 @@ class ParametricLoss(Loss):
             If it is outside its domain.
         """
         name = self._about.name
-        (given,) = self.__signature__.bind(*arguments, **keywords).arguments.values()
-        value = np.asarray(given)
-        kernel_dtype(self.__name__, name, value.dtype)
-        if value.ndim != 0:
-            raise TypeError(f"{self.__name__}: {name} must be a number, not {given!r}")
-        parameter = float(value)
+        try:
+            bound = self.__signature__.bind(*arguments, **keywords)
+        except TypeError as error:
+            raise TypeError(f"{self.__name__}: {error}; it takes {name} alone") from None
+        parameter = as_number(self.__name__, name, bound.arguments[name])
         if not self._about.test(parameter):
             raise ValueError(f"{self.__name__}: {name} is {parameter}, needs {self._about.text}")
         return type(self)(self.row, self._engine, parameter, self._origin)
@@ -571,6 +575,11 @@ class ParametricLoss(Loss):
     @property
     def _identity(self) -> tuple[Any, ...]:
         return self.__module__, self.__qualname__, self._parameter
+
+
+@cache
+def _pointwise_of(name: str) -> type[Pointwise]:
+    return named_after(Pointwise, f"{name}.pointwise")
 
 
 def _divided(total: float, by: float) -> float:
@@ -604,7 +613,7 @@ def make_losses(engine: Engine) -> Mapping[str, Loss]:
     """Return the table's losses on an engine, by name."""
     return MappingProxyType(
         {
-            name: (Loss if row.parameter is None else ParametricLoss)(row, engine)
+            name: named_after(Loss if row.parameter is None else ParametricLoss, name)(row, engine)
             for name, row in LOSSES.items()
         }
     )

@@ -17,6 +17,7 @@ from pullback.reference.arguments import (
     check_wrt,
     tangents_of,
 )
+from pullback.shapes import broadcast_shapes
 
 __all__ = ["Matmul", "matmul"]
 
@@ -266,7 +267,7 @@ def _as_columns(B: Array) -> Array:
 
 
 def _product_shape(rows: Array, columns: Array) -> tuple[int, ...]:
-    batch = np.broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
+    batch = broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
     return (*batch, rows.shape[-2], columns.shape[-1])
 
 
@@ -280,7 +281,7 @@ def _result_shape(op: str, A: Array, B: Array) -> tuple[int, ...]:
     if k != k_B:
         raise ValueError(f"{shapes}: the contracted axes have lengths {k} and {k_B}")
     try:
-        batch = np.broadcast_shapes(A.shape[:-2], B.shape[:-2])
+        batch = broadcast_shapes(A.shape[:-2], B.shape[:-2])
     except ValueError:
         raise ValueError(f"{shapes}: the batches do not broadcast") from None
     return (*batch, *A.shape[-2:-1], *(B.shape[-1:] if B.ndim > 1 else ()))

@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback import formulas as nf
+from pullback.arguments import as_array
 from pullback.loss_table import LossRow
-from pullback.ops import kernel_dtype, result_dtype
+from pullback.ops import converted, kernel_dtype, result_dtype
 from pullback.reference.elementwise import broadcast_shape, check_cotangent, sum_repeated
 from pullback.reference.loss_arguments import sums_of_targets
+from pullback.shapes import check_axes, with_room
 
 __all__ = ["Pointwise"]
 
@@ -22,6 +24,7 @@ Array: TypeAlias = npt.NDArray[Any]
 class _Operands(NamedTuple):
     """Predictions and targets as an engine takes them, and the shapes of what it returns."""
 
+    op: str
     z: Array
     y: Array
     shape: tuple[int, ...]  # of the values
@@ -146,6 +149,7 @@ class Pointwise:
         second = self._evaluate(operands, 2)
         if not self._row.of_classes:
             return second[()]
+        check_axes(operands.op, (*second.shape, second.shape[-1]))
         p = second.astype(np.float64, copy=False)
         sums = sums_of_targets(operands.y).reshape(operands.shape)
         return nf.softmax_hessian(p, sums).astype(second.dtype, copy=False)
@@ -171,32 +175,35 @@ class Pointwise:
             As the call does, and if g's shape does not fit.
         """
         op = f"{self._row.name}.pointwise.vjp"
-        g = g if isinstance(g, int | float) else np.asarray(g)
+        g = g if isinstance(g, int | float) else as_array(op, "g", g)
         operands = self._operands(".vjp", z, y, g)
         derivative = self._evaluate(operands, 1)
-        g = np.asarray(g, derivative.dtype)
+        g = converted(op, "g", g, derivative.dtype)
         batch = check_cotangent(op, g.shape, operands.shape, z=np.shape(z), y=np.shape(y))
+        if self._row.of_classes:
+            check_axes(op, (*g.shape, 1))
+            g = g[..., np.newaxis]
         with np.errstate(all="ignore"):
-            terms = (g[..., None] if self._row.of_classes else g) * derivative
+            terms = g * derivative
         return sum_repeated(terms, batch, np.shape(z))[()]
 
     def _operands(self, method: str, z: Any, y: Any, g: Any = None) -> _Operands:
         """Broadcast predictions and targets, in the dtype that they and `g` compute in."""
         row = self._row
         op = f"{row.name}.pointwise{method}"
-        z = z if isinstance(z, int | float) else np.asarray(z)
-        y = y if isinstance(y, float) else np.asarray(y)
+        z = z if isinstance(z, int | float) else as_array(op, "z", z)
+        y = y if isinstance(y, float) else as_array(op, "y", y)
         integers = isinstance(y, np.ndarray) and y.dtype.kind in "biu"
         given = {"z": z} | ({} if integers else {"y": y}) | ({} if g is None else {"g": g})
         dtype = result_dtype(op, *given.values(), names=tuple(given))
         kernel_dtype(op, "y", np.asarray(y).dtype)
         with np.errstate(all="ignore"):
-            z = np.asarray(z, dtype)
+            z = converted(op, "z", z, dtype)
             y = np.asarray(y, np.int64 if integers and row.of_classes else dtype)
         if not row.of_classes:
             shape = broadcast_shape(op, z=z.shape, y=y.shape)
             z, y = (_plain(np.broadcast_to(a, shape)).reshape(-1) for a in (z, y))
-            return _Operands(z, y, shape, shape)
+            return _Operands(op, z, y, shape, shape)
         if z.ndim == 0 or z.shape[-1] < 2:
             raise ValueError(f"{op}: z has shape {z.shape}, needs two classes or more, last")
         n_classes = z.shape[-1]
@@ -211,12 +218,15 @@ class Pointwise:
                 )
             shape = broadcast_shape(op, z=z.shape, y=y.shape)[:-1]
             y = np.broadcast_to(y, (*shape, n_classes)).reshape(-1, n_classes)
-        z = np.broadcast_to(z, (*shape, n_classes)).reshape(-1, n_classes)
-        return _Operands(_plain(z), _plain(y), shape, (*shape, n_classes))
+        own, whole = with_room(1, z.shape[:-1], shape)
+        z = np.broadcast_to(z.reshape(*own, n_classes), (*whole, n_classes))
+        z = _plain(z.reshape(-1, n_classes))
+        return _Operands(op, z, _plain(y), shape, (*shape, n_classes))
 
     def _evaluate(self, operands: _Operands, order: int) -> Array:
-        scores = self._score(operands.z, operands.y, order)
-        return scores.reshape(operands.shape if order == 0 else operands.z_shape)
+        shape = operands.shape if order == 0 else operands.z_shape
+        check_axes(operands.op, shape)
+        return self._score(operands.z, operands.y, order).reshape(shape)
 
 
 def _plain(array: Array) -> Array:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pullback.ops import kernel_dtype
+from pullback.arguments import as_flag, shown
+from pullback.ops import as_number
 from pullback.reduction_table import ReductionRow
 from pullback.reference import reduction_jacobians as structure
 from pullback.reference.arguments import Outputs, aligned, check_tangents, tangents_of
@@ -59,12 +60,6 @@ class Primitive:
         What computes.
     """
 
-    def __new__(cls, row: ReductionRow, engine: Engine) -> Self:
-        """Return an instance of a class of its own: Python looks `__call__` up there."""
-        if not cls._is_direct(row, engine):
-            return super().__new__(cls)
-        return super().__new__(type(cls.__name__, (cls,), {"__module__": cls.__module__}))
-
     def __init__(self, row: ReductionRow, engine: Engine) -> None:
         self.row = row
         self._engine = engine
@@ -85,7 +80,7 @@ class Primitive:
             call.__module__ = self.__module__
             call.__doc__ = fallback.__doc__
             setattr(self, name, call)
-            if name == "value":
+            if name == "value":  # which Python looks up on the class, one of its own
                 type(self).__call__ = call  # type: ignore[method-assign]
 
     @staticmethod
@@ -113,11 +108,7 @@ class Primitive:
         about = self.row.parameter
         if about is None:
             return 0.0
-        value = np.asarray(given)
-        kernel_dtype(op, about.name, value.dtype)
-        if value.ndim != 0:
-            raise TypeError(f"{op}: {about.name} must be a number, not {given!r}")
-        if not about.test(parameter := float(value)):
+        if not about.test(parameter := as_number(op, about.name, given)):
             raise ValueError(f"{op}: {about.name} is {parameter}, needs {about.text}")
         return parameter
 
@@ -300,7 +291,8 @@ class Reduction(Primitive):
     def _arrays(self, op: str, operands: tuple[Any, ...]) -> tuple[Array, ...]:
         return aligned(op, *operands, names=self.row.operands)
 
-    def _slices(self, op: str, arrays: tuple[Array, ...], axis: Axis) -> Slices:
+    def _slices(self, op: str, arrays: tuple[Array, ...], axis: Axis, keepdims: bool) -> Slices:
+        as_flag(op, "keepdims", keepdims)
         shape = arrays[0].shape
         for array, name in zip(arrays, self.row.operands, strict=True):
             if array.shape != shape:
@@ -327,7 +319,7 @@ class Reduction(Primitive):
         op = self._op(method)
         parameter = self._parameter(op, p)
         arrays = self._arrays(op, operands)
-        slices = self._slices(op, arrays, axis)
+        slices = self._slices(op, arrays, axis, keepdims)
         outer, _, inner = slices.blocks
         dtype = arrays[0].dtype
         shape = slices.result_shape(keepdims)
@@ -359,7 +351,7 @@ class Reduction(Primitive):
         else:
             *arrays_, g = aligned(op, *operands, g, names=(*names, "g"))
             arrays = tuple(arrays_)
-        slices = self._slices(op, arrays, axis)
+        slices = self._slices(op, arrays, axis, keepdims)
         outer, n, inner = slices.blocks
         dtype, shape = arrays[0].dtype, slices.result_shape(keepdims)
         cotangents = None
@@ -371,8 +363,7 @@ class Reduction(Primitive):
         shapes = (*[shape] * with_value, *[slices.shape] * len(arrays))
         views = (*[(outer, inner)] * with_value, *[(outer, n, inner)] * len(arrays))
         if with_value and not single and out is not None:
-            value_out, gradient_outs = out
-            out = (value_out, *(gradient_outs or (None,) * len(arrays)))
+            out = _flat_outs(op, out, self.row.operands)
         outputs = Outputs(op, out, shapes, dtype, (*arrays, g), single=len(shapes) == 1)
         results = [
             np.empty(view, dtype) if target is None else target
@@ -428,7 +419,7 @@ class Reduction(Primitive):
         else:
             arrays, given = tangents_of(op, operands, tangents, names)
             check_tangents(op, arrays, given, names)
-        slices = self._slices(op, arrays, axis)
+        slices = self._slices(op, arrays, axis, keepdims)
         outer, n, inner = slices.blocks
         dtype, shape = arrays[0].dtype, slices.result_shape(keepdims)
         outputs = Outputs(op, out, (shape,), dtype, (*arrays, *given), single=True)
@@ -448,12 +439,21 @@ class Reduction(Primitive):
     ) -> tuple[Any, ...]:
         op = self._op("jacobian")
         arrays = self._arrays(op, operands)
-        slices = self._slices(op, arrays, axis)
+        slices = self._slices(op, arrays, axis, keepdims)
         slopes = self._gradients("jacobian", arrays, p, axis, keepdims, None, with_value=False)
         return tuple(
             structure.of_reduction(slope, slices, keepdims)
             for slope in (slopes if len(arrays) > 1 else (slopes,))
         )
+
+
+def _flat_outs(op: str, out: Any, operands: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return ``(value, (gx, gy))``, of which either may be None, as one tuple."""
+    if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[1], tuple | None):
+        listed = ", ".join(f"g{name}" for name in operands)
+        raise TypeError(f"{op}: out must be (value, ({listed})), not {shown(out)}")
+    value, gradients = out
+    return (value, *(gradients or (None,) * len(operands)))
 
 
 def _docstring(row: ReductionRow, kind: type) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy.typing as npt
 
+from pullback.arguments import named_after
 from pullback.reduction_table import REDUCTIONS
 from pullback.reference.reduction import Engine, Primitive, Reduction
 from pullback.reference.reduction_engine import reduce_slices, reduce_tangents, transform_slices
@@ -409,7 +410,10 @@ _KINDS: Final[Mapping[str, type[Primitive]]] = {
 def make_reductions(engine: Engine) -> Mapping[str, Any]:
     """Return the table's reductions and maps of rows on an engine, by name."""
     return MappingProxyType(
-        {name: _KINDS.get(name, Reduction)(row, engine) for name, row in REDUCTIONS.items()}
+        {
+            name: named_after(_KINDS.get(name, Reduction), name)(row, engine)
+            for name, row in REDUCTIONS.items()
+        }
     )
 
 

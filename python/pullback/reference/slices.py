@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.array_utils import normalize_axis_tuple
 
+from pullback.arguments import as_index, shown
 from pullback.reference.arguments import Outputs
 
 __all__ = ["Axis", "Slices"]
@@ -53,12 +54,7 @@ class Slices(NamedTuple):
             If an axis stands twice.
         """
         everything = range(x.ndim)
-        try:
-            axes = tuple(everything) if axis is None else tuple(normalize_axis_tuple(axis, x.ndim))
-        except TypeError:
-            raise TypeError(
-                f"{op}: axis must be an integer, a tuple of them or None, not {axis!r}"
-            ) from None
+        axes = tuple(everything) if axis is None else _axes(op, axis, x.ndim)
         order = tuple(sorted(everything, key=lambda a: (-abs(x.strides[a]), a)))
         long = [a for a in order if x.shape[a] != 1]
         reduced = [i for i, a in enumerate(long) if a in axes]
@@ -115,3 +111,17 @@ class Slices(NamedTuple):
         if self.order != tuple(range(len(self.shape))):
             return (None,) * len(blocks)
         return outputs.targets(*blocks, contiguous=True)
+
+
+def _axes(op: str, axis: Any, ndim: int) -> tuple[int, ...]:
+    """Return the axes that an argument names, counted from the first."""
+    given = axis.tolist() if isinstance(axis, np.ndarray) else axis
+    axes = []
+    for entry in given if isinstance(given, tuple | list) else (given,):
+        a = as_index(op, "axis", entry, "an integer, a tuple of them or None", axis)
+        if not -ndim <= a < ndim:
+            raise np.exceptions.AxisError(min(max(a, -sys.maxsize), sys.maxsize), ndim, op)
+        axes.append(a % ndim)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"{op}: axis {shown(axis)} names an axis twice")
+    return tuple(axes)

@@ -1,0 +1,198 @@
+"""The extension's own functions, which nobody calls but this package, given anything at all.
+
+They may refuse it with any error that says what is wrong. A SystemError says that the extension
+broke Python's rules; a crash ends the process, so that all runs in one of its own.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from protocol import native
+
+RNG = random.Random(0)
+DRAWN = 400  # calls with arguments drawn at random, of each function
+
+# Errors that refuse arguments; an AssertionError and a RuntimeError are no answer to a caller.
+REFUSALS = (TypeError, ValueError, KeyError, OverflowError, BufferError, MemoryError)
+
+
+class Angry:
+    """An object whose every method raises."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__call__":
+            return super().__getattribute__(name)
+        raise KeyError(name)
+
+    def _fail(self, *arguments: Any) -> Any:
+        raise KeyError("angry")
+
+    __index__ = __float__ = __array__ = __len__ = __iter__ = __call__ = __bool__ = _fail
+
+
+def refuse(*arguments: Any, **options: Any) -> Any:
+    raise TypeError("refused")
+
+
+F8 = np.ones((2, 3))
+ROWS, VALUES = np.ones((2, 3, 4)), np.ones((2, 4))
+VECTOR, SQUARE = np.ones(3), np.ones((2, 2))
+X, W, B, Y = np.ones((4, 3)), np.ones((3, 1)), np.ones(1), np.ones(4)
+I4 = np.array([0, 1, 2], np.int32)
+ANYTHING: list[Any] = [
+    *(None, True, 0, 1, -1, 2, 2**31, 2**63, 10**400, -(10**400), 1.5, np.nan, np.inf, 1j, ...),
+    *("", "tanh", "sum", "norm", "softmax", "huber", "relu_mse", "value", "gradient", "curved"),
+    *("hvp", "vjp", "AVX2", "\ud800", "a\0b", b"", b"tanh", bytearray(8), memoryview(b"abcd")),
+    *((), (1,), (1, 2), [], [1], {}, {1}, (F8,), (F8, F8), (VECTOR, VECTOR), (W, B), (ROWS,) * 2),
+    *(F8, F8.astype("f4"), F8.T, F8[:, ::2], F8[0], F8[0, 0], np.array(1.0), np.zeros((0, 3))),
+    *(np.zeros((3, 0)), ROWS, VECTOR, np.ones((3, 2)), np.ones(6, int), F8.astype(object)),
+    *(F8.astype(">f8"), F8 * 1j, np.ma.array(F8), np.ones((1,) * 64), np.float64(2), np.int64(3)),
+    *(Angry(), print, type, object(), slice(None), range(3), refuse),
+    ("csr", VECTOR, I4, np.array([0, 3], np.int32), (1, 3)),
+    ("csr", VECTOR, I4, np.array([0, 9], np.int32), (1, 3)),
+    ("csc", VECTOR, I4 + 77, np.array([0, 1, 2, 3], np.int32), (4, 3)),
+    ("csr", VECTOR, VECTOR, None, (1, 2, 3)),
+    ("tanh", (0,), None),
+    *([("tanh", (0,), None)], [("multiply", (0,), F8)], [("multiply", (0, 7), None)], ["tanh"]),
+    *([("multiply", (Angry(),), None)], [("tanh",)], [("a\0b", (0,), None)], [1]),
+    *([("tanh", [0], None)], [("tanh", (), None)], [("tanh", (0,), None)] * 17),
+]
+
+Function = Callable[..., Any]
+
+
+def functions() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
+    """Yield functions, and arguments that each of them takes."""
+    N, target = native, native.active_target()
+    sums = ("relu_mse", 0.0, X, Y, W, B, Y, "gradient", (W, B), np.ones((4, 1)), X.copy(), 1.0)
+    yield "loss_sums", N.loss_sums, sums
+    yield "loss_pointwise", N.loss_pointwise, ("huber", 1.0, Y, Y, 1)
+    yield "reduce_slices", N.reduce_slices, ("sum", 0.0, (ROWS,), VALUES, np.ones((2, 4)), None)
+    tangents = ("dot", 0.0, (ROWS, ROWS), (ROWS, None), np.ones((2, 4)))
+    yield "reduce_tangents", N.reduce_tangents, tangents
+    transformed = ("softmax", 0.0, "vjp", ROWS, ROWS, ROWS.copy())
+    yield "transform_slices", N.transform_slices, transformed
+    yield "read_seconds", N.read_seconds, (VECTOR,)
+    yield "copy_seconds", N.copy_seconds, (VECTOR, VECTOR.copy())
+    yield "set_target", N.set_target, (target,)
+    yield "set_num_threads", N.set_num_threads, (1,)
+    yield "set_kept_limit", N.set_kept_limit, (2**20,)
+    yield "ElementwiseRun", N.ElementwiseRun, ([("tanh", (0,), None), ("multiply", (0,), 2.0)],)
+    yield "elementwise_ufunc", N.elementwise_ufunc, ("tanh", "value", "name", "doc")
+    yield "elementwise_method", N.elementwise_method, ("tanh", "value_and_derivative", refuse)
+    yield "loss_method", N.loss_method, ("huber", 1.0, "value", refuse)
+    yield "reduction_method", N.reduction_method, ("sum", "value", 0.0, refuse)
+    yield "matmul_method", N.matmul_method, ("linear", refuse)
+    for name in ("elementwise_ops", "loss_ops", "reduction_ops", "get_num_threads", "kept_bytes"):
+        yield name, getattr(N, name), ()
+    for name in ("available_cpus", "threads_from_env", "kept_limit", "supported_targets"):
+        yield name, getattr(N, name), ()
+    yield from made()
+
+
+def made() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
+    """Yield what the extension's factories make."""
+    N = native
+    for op, method, nin in (
+        ("tanh", "value", 1),
+        ("tanh", "vjp", 2),
+        ("multiply", "jvp", 4),
+        ("multiply", "vjp0", 3),
+        ("multiply", "derivative1", 2),
+        ("multiply", "value_and_derivative", 2),
+    ):
+        ufunc = N.elementwise_ufunc(op, method, f"hostile.{op}.{method}", "doc")
+        yield f"ufunc {op}.{method}", ufunc, (F8,) * nin
+    for op, method, nin in (("tanh", "value_and_derivative", 1), ("multiply", "vjp", 3)):
+        yield f"{op}.{method}", N.elementwise_method(op, method, refuse), (F8,) * nin
+    for loss, y, w in (("relu_mse", Y, VECTOR), ("softmax_cross_entropy", Y.astype(int), X[:3])):
+        for method in ("value", "value_and_grad"):
+            yield f"{loss}.{method}", N.loss_method(loss, 0.0, method, refuse), (X, y, w, None)
+    for name, method, given in (
+        ("sum", "grad", (F8, 0)),
+        ("dot", "vjp", (F8, F8, np.ones(3), 0)),
+        ("dot", "jvp", (F8, F8, F8, F8)),
+        ("softmax", "vjp", (F8, F8)),
+        ("layer_norm", "value", (F8, -1)),
+    ):
+        yield f"{name}.{method}", N.reduction_method(name, method, 1.0, refuse), given
+    for name, given in {
+        "product": (F8, F8.T),
+        "cotangents": (F8, F8.T, SQUARE),
+        "product_into": (F8, F8.T, None),
+        "cotangents_into": (F8, F8.T, SQUARE, None, None),
+        "tangent_into": (F8, F8.T, F8, F8.T, None),
+        "bilinear_form": (np.ones(2), F8, VECTOR, np.ones(2), np.ones(3)),
+        "linear": (F8, np.ones((3, 2)), np.ones(2), "tanh", np.ones((2, 2))),
+        "linear_cotangents": (
+            *(F8, np.ones((3, 2)), np.ones(2), SQUARE, "tanh"),
+            *(np.ones((2, 3)), np.ones((3, 2)), np.ones(2)),
+        ),
+        "new_array": (F8, (2, 3)),
+    }.items():
+        yield f"matmul {name}", N.matmul_method(name, refuse), given
+    run = N.ElementwiseRun([("multiply", (0,), F8), ("multiply", (0, 1), None)])
+    yield "run.value", run.value, (F8,)
+    for method in ("vjp", "jvp", "value_and_vjp"):
+        yield f"run.{method}", getattr(run, method), (F8, F8)
+
+
+def hostile(given: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Yield wrong arguments: one of them, several, too few, too many, by an unknown name."""
+    for k in range(len(given)):
+        for value in ANYTHING:
+            yield (*given[:k], value, *given[k + 1 :]), {}
+    for _ in range(DRAWN if given else 0):
+        changed = list(given)
+        for k in RNG.sample(range(len(given)), min(len(given), RNG.randint(2, 3))):
+            changed[k] = RNG.choice(ANYTHING)
+        yield tuple(changed), {}
+    for count in range(len(given)):
+        yield given[:count], {}
+    for value in ANYTHING:
+        yield (*given, value), {}
+        yield (*given, value, None), {}
+        for name in ("nonsense", "axis", "out", "x"):
+            yield given, {name: value}
+
+
+def test_everything_is_refused_or_computed() -> None:
+    before = native.active_target(), native.get_num_threads(), native.kept_limit()
+    wrong, calls = [], 0
+    with np.errstate(all="ignore"):
+        for name, function, given in functions():
+            function(*given)
+            for arguments, options in hostile(given):
+                calls += 1
+                try:
+                    function(*arguments, **options)
+                except REFUSALS:
+                    pass
+                except BaseException as error:
+                    wrong.append(f"{name}: {type(error).__name__}: {error}")
+    native.set_target(before[0])
+    native.set_num_threads(before[1])
+    native.set_kept_limit(before[2])
+    assert not wrong, "\n".join(sorted(set(wrong)))
+    assert calls > 20_000
+
+
+def test_links_of_a_run() -> None:
+    for links in ([1], ["tanh"], [None], [["tanh", (0,), None]]):
+        with pytest.raises(TypeError, match=r"ElementwiseRun: a link must be a tuple"):
+            native.ElementwiseRun(links)
+    for links in ([()], [("tanh", (0,))], [(1, (0,), None)], [("tanh", 0, None)], 1, None):
+        with pytest.raises(TypeError, match="ElementwiseRun"):
+            native.ElementwiseRun(links)
+    run = native.ElementwiseRun([("tanh", (0,), None)])
+    for method, count in (("value", 1), ("vjp", 2), ("jvp", 2), ("value_and_vjp", 2)):
+        for wrong in {0, 1, 2, 3} - {count}:
+            with pytest.raises(
+                TypeError, match=f"ElementwiseRun: takes {count} arguments, not {wrong}"
+            ):
+                getattr(run, method)(*[F8] * wrong)
