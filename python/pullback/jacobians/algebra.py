@@ -7,7 +7,7 @@ the lack of one: the pair stays two parts of a lazy `Product` or `Sum`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from math import prod
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
@@ -23,14 +23,20 @@ from pullback.jacobians.diagonal import Diagonal, Identity, Zero
 from pullback.jacobians.kronecker import Kronecker, extents
 from pullback.jacobians.lazy import Product, Sum, check_product, check_sum
 from pullback.jacobians.moves import Broadcast, Permutation, Reshape, SumTo
+from pullback.jacobians.recursion import Steps, run
+from pullback.jacobians.terms import Terms
 
-__all__ = ["PRODUCTS", "SUMS", "Rules", "product", "scaled", "total"]
+__all__ = ["PRODUCTS", "SUMS", "Rules", "product", "scaled", "scaling", "total"]
 
 Rule: TypeAlias = Callable[[Any, Any], Jacobian | None]
 
 # How much more than its factors a product may take that is formed at once. A rank of one in the
 # middle of two matrices shows why there is a bound: their product would be dense.
 _GROWTH: Final = 2
+
+# Terms are added one by one to those on their left. Where there are more than this on the right, and
+# fewer on the left, those on the left are added to them: in another order where several are alike.
+_SHORT: Final = 32
 
 
 class Rules:
@@ -61,49 +67,114 @@ class Rules:
 
 def product(*factors: Jacobian) -> Jacobian:
     """Return the product of Jacobians, with neighbours merged where `PRODUCTS` has a rule."""
-    merged: list[Jacobian] = []
+    merged: Jacobian | None = None
     for factor in factors:
-        for part in factor.factors if isinstance(factor, Product) else (factor,):
-            if merged:
-                check_product(merged[-1], part)
-            merged.append(part)
-            while len(merged) > 1:
-                joined = PRODUCTS.apply(*merged[-2:])
-                if joined is None:
-                    break
-                merged[-2:] = [joined]
-    return merged[0] if len(merged) == 1 else Product(*merged)
+        parts: tuple[Jacobian, ...] = (factor,)
+        if isinstance(factor, Product) and not factor._is_merged:
+            parts = factor.factors
+        for part in parts:
+            merged = part if merged is None else _joined(merged, part)
+    assert merged is not None
+    return merged
+
+
+def _joined(left: Jacobian, right: Jacobian) -> Jacobian:
+    """Return the product of two that are merged themselves: only at the seam there is a rule."""
+    check_product(left, right)
+    before, after = _Peeled(left, -1), _Peeled(right, 0)
+    joined: Jacobian | None = PRODUCTS.apply(before.outermost(), after.outermost())
+    if joined is None:
+        return Product._merged(left, right)
+    before.pop()
+    after.pop()
+    while True:
+        # With what stands on the left as far as that goes, then with the next on the right.
+        if before and (more := PRODUCTS.apply(before.outermost(), joined)) is not None:
+            before.pop()
+        elif after and (more := PRODUCTS.apply(joined, after.outermost())) is not None:
+            after.pop()
+        else:
+            break
+        joined = more
+    parts = [*before.rest(), joined, *after.rest()]
+    return joined if len(parts) == 1 else Product._merged(*parts)
+
+
+class _Peeled:
+    """A Jacobian whose factors are taken away at one end, the first (0) or the last one (-1)."""
+
+    def __init__(self, J: Jacobian, end: int) -> None:
+        self.end = end
+        self.factors = [J]  # the outermost last; some may be products
+
+    def __bool__(self) -> bool:
+        return bool(self.factors)
+
+    def outermost(self) -> Jacobian:
+        while isinstance(J := self.factors[-1], Product):
+            self.factors.pop()
+            opened = J._opened()
+            self.factors += opened if self.end else reversed(opened)
+        return J
+
+    def pop(self) -> None:
+        self.factors.pop()
+
+    def rest(self) -> list[Jacobian]:
+        """Return what is left, if anything, as one Jacobian, in which no factor lies deep."""
+        rest = self.factors if self.end else self.factors[::-1]
+        while len(rest) > 1:
+            pairs = [Product._merged(*pair) for pair in zip(rest[::2], rest[1::2], strict=False)]
+            rest = pairs + rest[2 * len(pairs) :]
+        return rest
 
 
 def total(*terms: Jacobian) -> Jacobian:
     """Return the sum of Jacobians, with like terms merged where `SUMS` has a rule."""
-    merged: list[Jacobian] = []
+    for term in terms[1:]:
+        check_sum(terms[0], term)
+    if len(terms) == 2 and not any(isinstance(term, Sum) for term in terms):
+        like = _added(*terms)
+        if like is not None:  # two alone need no table of kinds
+            return like
+    merged = Terms(_added, _likeness)
     for term in terms:
-        for part in term.terms if isinstance(term, Sum) else (term,):
-            if merged:
-                check_sum(merged[0], part)
-            _insert(merged, part)
-    return merged[0] if len(merged) == 1 else Sum(*merged)
+        own = term._merged_terms if isinstance(term, Sum) else None
+        if own is not None and (not merged.count or own.count > max(merged.count, _SHORT)):
+            front, merged = merged, own.copy()
+            merged.prepend(front)
+        else:
+            for part in term.terms if isinstance(term, Sum) else (term,):
+                merged.append(part)
+    return next(iter(merged)) if merged.count == 1 else Sum._merged(merged, terms[0])
 
 
-def _insert(merged: list[Jacobian], part: Jacobian) -> None:
-    for i, other in enumerate(merged):
-        joined = SUMS.apply(other, part)
-        if joined is None:
-            joined = SUMS.apply(part, other)  # addition commutes
-        if joined is not None:
-            del merged[i]
-            _insert(merged, joined)  # which may be like another one
-            return
-    merged.append(part)
+def _added(left: Jacobian, right: Jacobian) -> Jacobian | None:
+    merged = SUMS.apply(left, right)
+    return SUMS.apply(right, left) if merged is None else merged  # addition commutes
+
+
+def _likeness(J: Jacobian) -> Hashable:
+    """Return what the rules of `SUMS` go by: what is equal here is merged with the same others."""
+    if isinstance(J, BlockDiagonal):
+        return type(J), J.blocks.shape
+    if isinstance(J, Kronecker):
+        identities = (factor if isinstance(factor, int) else None for factor in (J.left, J.right))
+        return type(J), *identities, frozenset(J.batches())
+    return type(J)
 
 
 def scaled(c: Any, J: Jacobian) -> Jacobian:
     """Return c J, for a NumPy scalar of J's dtype or a wider one."""
+    with np.errstate(all="ignore"):
+        return run(scaling(c, J))
+
+
+def scaling(c: Any, J: Jacobian) -> Steps[Jacobian]:
+    """Return what `scaled` does."""
     if c == 1 and c.dtype == J.dtype:
         return J
-    with np.errstate(all="ignore"):
-        own = J._scaled(c)
+    own: Jacobian | None = yield J._scaled_steps(c)
     if own is not None:
         return own
     # What cannot hold a number is given a diagonal, where there are the fewest elements.

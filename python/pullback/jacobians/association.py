@@ -1,16 +1,21 @@
-"""In which order a chain of structured matrices is multiplied with the fewest operations."""
+"""In which order a chain of structured matrices is multiplied with few operations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 from pullback.contraction import numpy_product
 from pullback.jacobians.arguments import Array
 from pullback.jacobians.base import Jacobian
+from pullback.jacobians.recursion import Steps
 
 __all__ = ["Plan", "evaluate", "plan"]
+
+# Up to so many operands every parenthesisation is considered, which takes their cube.
+_EXACT: Final = 32
+# Of a longer chain, products of so many neighbours.
+_WINDOW: Final = 4
 
 
 class Plan(NamedTuple):
@@ -21,65 +26,98 @@ class Plan(NamedTuple):
     parts: tuple[Plan, ...] = ()
 
 
-def plan(factors: Sequence[Jacobian], k: int | None = None) -> Plan:
-    """Return the cheapest way to multiply factors, and k columns on their right, into an array.
+def plan(factors: Sequence[Jacobian], k: int | None, known: dict[Any, int]) -> Steps[Plan]:
+    """Return a cheap way to multiply factors, and k columns on their right, into an array.
 
     Parameters
     ----------
     factors : sequence of Jacobian
         Each applied to the next one's result.
-    k : int, optional
-        Number of columns; without it there is nothing on the right.
+    k : int or None
+        Number of columns; None if there is nothing on the right.
+    known : dict
+        What lazy factors cost, of which that is filled in which had to be found out.
 
     Returns
     -------
     Plan
-        By dynamic programming over all parenthesisations, of which that from the right wins ties.
-        A factor costs its `Jacobian.flops` for as many columns, or rows, as it meets; what has
-        been multiplied out is dense. An array between two factors is made only where that saves
-        operations, so that its size stays below theirs.
+        By dynamic programming: the cheapest of all parenthesisations of up to 32 operands, in a
+        time that grows linearly from there on, the cheapest of those that `_spans` describes. That
+        from the right wins ties. A factor costs its `Jacobian.flops` for as many columns, or rows,
+        as it meets; what has been multiplied out is dense. An array between two factors is made
+        only where that saves operations, so that its size stays below theirs.
     """
     count = len(factors)
     extents = [factor.shape[0] for factor in factors] + [factors[-1].shape[1]]
     if k is not None:
         extents.append(k)
+    costs: dict[tuple[int, bool, int], int] = {}
+    best = {(i, i + 1): Plan(0) for i in range(len(extents) - 1)}
+    for i, j, splits in _spans(extents):
+        cheapest: tuple[int, int] | None = None
+        for split in splits:
+            # (i, ..., split - 1) times (split, ..., j - 1), both evaluated.
+            own = []
+            if split - i == 1:  # a factor, which the columns of the rest meet
+                key = i, False, extents[j]
+                if key not in costs:
+                    costs[key] = yield factors[i]._flops_steps(extents[j], known)
+                own.append(costs[key])
+            if j - split == 1 and split < count:
+                key = split, True, extents[i]
+                if key not in costs:
+                    costs[key] = yield factors[split].T._flops_steps(extents[i], known)
+                own.append(costs[key])
+            product = min(own) if own else 2 * extents[i] * extents[split] * extents[j]
+            flops = best[i, split].flops + best[split, j].flops + product
+            if cheapest is None or flops < cheapest[0]:
+                cheapest = flops, split
+        assert cheapest is not None
+        split = cheapest[1]
+        best[i, j] = Plan(*cheapest, (best[i, split], best[split, j]))
+    return best[0, len(extents) - 1]
 
-    @cache
-    def cost(i: int, from_right: bool, width: int) -> int:
-        return (factors[i] if not from_right else factors[i].T).flops(width)
 
-    def product(i: int, split: int, j: int) -> int:
-        """Return the cost of (i, ..., split - 1) times (split, ..., j - 1), both evaluated."""
-        rows, inner, columns = extents[i], extents[split], extents[j]
-        costs = []
-        if split - i == 1:  # a factor, which the columns of the rest meet
-            costs.append(cost(i, False, columns))
-        if j - split == 1 and split < count:
-            costs.append(cost(split, True, rows))
-        return min(costs) if costs else 2 * rows * inner * columns
+def _spans(extents: Sequence[int]) -> Iterator[tuple[int, int, Iterable[int]]]:
+    """Yield what to find the best split of, as begin, end and splits, after what it is made of.
 
+    Of a short chain that is everything. A long one is multiplied from its narrowest place
+    outwards, where every factor meets as few rows or columns as there are; its neighbours may be
+    multiplied with each other first, up to `_WINDOW` of them.
+    """
     operands = len(extents) - 1
-    best = {(i, i + 1): Plan(0) for i in range(operands)}
-    for length in range(2, operands + 1):
+    longest = operands if operands <= _EXACT else _WINDOW
+    for length in range(2, longest + 1):
         for i in range(operands - length + 1):
-            j = i + length
-            flops, split = min(
-                (best[i, s].flops + best[s, j].flops + product(i, s, j), s) for s in range(i + 1, j)
-            )
-            best[i, j] = Plan(flops, split, (best[i, split], best[split, j]))
-    return best[0, operands]
+            yield i, i + length, range(i + 1, i + length)
+    if longest == operands:
+        return
+    # An end needs no product of both sides; of two, the right one.
+    narrowest = min(
+        range(operands, -1, -1), key=lambda place: (extents[place], 0 < place < operands)
+    )
+    for i in range(narrowest - longest - 1, -1, -1):
+        yield i, narrowest, range(i + 1, i + longest + 1)
+    for j in range(narrowest + longest + 1, operands + 1):
+        yield narrowest, j, range(j - longest, j)
+    if 0 < narrowest < operands:
+        yield 0, operands, (narrowest,)
 
 
-def evaluate(plan: Plan, factors: Sequence[Jacobian], columns: Array | None = None) -> Array:
+def evaluate(
+    plan: Plan, factors: Sequence[Jacobian], columns: Array | None, known: dict[Any, int]
+) -> Steps[Array]:
     """Return the product that a plan is for, shape (rows, columns)."""
 
-    def value(plan: Plan, i: int) -> Array:
+    def value(plan: Plan, i: int) -> Steps[Array]:
         """Return the product of operands from `i` on."""
+        if not plan.parts and i == len(factors):
+            assert columns is not None
+            return columns
+        product: Array
         if not plan.parts:
-            if i == len(factors):
-                assert columns is not None
-                return columns
-            return factors[i]._dense()
+            product = yield factors[i]._dense_steps(known)
+            return product
         split = plan.split
         left, right = plan.parts
         structured_left = not left.parts
@@ -87,11 +125,18 @@ def evaluate(plan: Plan, factors: Sequence[Jacobian], columns: Array | None = No
         if structured_left and structured_right:
             # One of them becomes an array, whichever way is cheaper.
             one, other = factors[i], factors[split]
-            structured_left = one.flops(other.shape[1]) <= other.T.flops(one.shape[0])
+            from_right = yield one._flops_steps(other.shape[1], known)
+            from_left = yield other.T._flops_steps(one.shape[0], known)
+            structured_left = from_right <= from_left
         if structured_left:
-            return factors[i]._times(value(right, split).T).T
+            below = yield value(right, split)
+            product = yield factors[i]._times_steps(below.T, known)
+            return product.T
+        above = yield value(left, i)
         if structured_right:
-            return factors[split].T._times(value(left, i))
-        return numpy_product(value(left, i), value(right, split), None)
+            product = yield factors[split].T._times_steps(above, known)
+            return product
+        below = yield value(right, split)
+        return numpy_product(above, below, None)
 
     return value(plan, 0)

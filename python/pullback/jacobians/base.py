@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pullback import jacobians
 from pullback.arguments import shape_of, shown
 from pullback.jacobians.arguments import Array, as_shape
+from pullback.jacobians.recursion import Steps
 from pullback.ops import as_arrays, kernel_dtype
 from pullback.shapes import check_axes
 
@@ -100,6 +101,28 @@ class Jacobian(ABC):
 
         Their dtype is that of J or wider. The result may be a view of them, or read-only.
         """
+
+    # What sums and products ask of their parts, as a result or, since parts may be sums and
+    # products themselves, nested deeper than Python recurses, as steps for `recursion.run`. What
+    # such parts cost is found out once per run, and kept in `known`.
+
+    def _times_steps(self, tangents: Array, known: dict[Any, int]) -> Array | Steps[Array]:
+        del known
+        return self._times(tangents)
+
+    def _flops_steps(self, k: int, known: dict[Any, int]) -> int | Steps[int]:
+        del known
+        return self.flops(k)
+
+    def _dense_steps(self, known: dict[Any, int]) -> Array | Steps[Array]:
+        del known
+        return self._dense()
+
+    def _diagonal_steps(self) -> Array | Steps[Array]:
+        return self._diagonal_elements()
+
+    def _scaled_steps(self, c: Any) -> Jacobian | Steps[Jacobian | None] | None:
+        return self._scaled(c)
 
     def _applied(self, tangents: Array) -> Array:
         """Return `_times` as an array that belongs to the caller."""

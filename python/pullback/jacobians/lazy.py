@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any, Final
 
 import numpy as np
 
+from pullback import jacobians
 from pullback.jacobians.arguments import Array
-from pullback.jacobians.association import evaluate, plan
-from pullback.jacobians.base import Jacobian
+from pullback.jacobians.association import Plan, evaluate, plan
+from pullback.jacobians.base import Jacobian, Shaped
 from pullback.jacobians.diagonal import Diagonal
+from pullback.jacobians.recursion import Steps, run
+from pullback.jacobians.terms import Terms
 
-__all__ = ["Product", "Sum"]
+__all__ = ["Product", "Sum", "check_product", "check_sum"]
+
+_LONGEST_REPR: Final = 1000  # lines
 
 
-class _Lazy(Jacobian):
-    """What lazy Jacobians share: their parts."""
+class _Lazy(Shaped):
+    """What lazy Jacobians share: their parts.
 
-    __slots__ = ("_parts",)
+    A sum in a sum, or a product in a product, is kept as it is, and taken apart when the parts are
+    asked for: an operation takes the same time, and memory, however many parts there are. What is
+    transposed is the original, read in the other direction.
+    """
+
+    __slots__ = ("_dtype", "_entries", "_nbytes", "_source")
     __module__ = "pullback.jacobians"
 
-    _parts: tuple[Jacobian, ...]
+    _dtype: np.dtype[Any]
+    _entries: Iterable[Jacobian]  # the parts, among which there may be some of the same kind
+    _nbytes: int
+    _source: Any  # what this is the transposed one of, or None
 
     def __init__(self, *parts: Jacobian) -> None:
         name = type(self).__name__
@@ -29,39 +45,121 @@ class _Lazy(Jacobian):
         for part in parts:
             if not isinstance(part, Jacobian):
                 raise TypeError(f"{name}: takes Jacobians, not {type(part).__name__}")
-        # Associative: a Sum of Sums is one, and so is a Product of Products.
-        self._parts = tuple(
-            leaf
-            for part in parts
-            for leaf in (part._parts if isinstance(part, type(self)) else (part,))
-        )
+        self._entries, self._source = parts, None
+        self._input_shape, self._output_shape = parts[-1].input_shape, parts[0].output_shape
+        self._dtype = np.result_type(*{part.dtype for part in parts})
+        self._nbytes = sum(part.nbytes for part in parts)
+
+    @staticmethod
+    @abstractmethod
+    def _kind() -> type[_Lazy]:
+        """Return the type of which parts are taken apart."""
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of the operand, and so of a tangent."""
-        return self._parts[-1].input_shape
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Shape of the result, and so of a cotangent."""
-        return self._parts[0].output_shape
+    def _parts(self) -> tuple[Jacobian, ...]:
+        """The parts, of which none is of the same kind."""
+        kind = self._kind()
+        parts: list[Jacobian] = []
+        waiting: list[tuple[Jacobian, bool]] = [(self, False)]
+        while waiting:
+            J, transposed = waiting.pop()
+            if not isinstance(J, kind):
+                J, transposed = J.T if transposed else J, False
+            if not isinstance(J, kind):
+                parts.append(J)
+            elif J._source is not None:
+                waiting.append((J._source, not transposed))
+            else:
+                entries = [*J._entries]
+                if not (transposed and kind is Product):
+                    entries.reverse()  # for the first one to be popped
+                waiting.extend((entry, transposed) for entry in entries)
+        return tuple(parts)
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Dtype of the elements, float32 or float64."""
-        return np.result_type(*(part.dtype for part in self._parts))
+        return self._dtype
 
     @property
     def nbytes(self) -> int:
         """Bytes stored: those of the parts."""
-        return sum(part.nbytes for part in self._parts)
+        return self._nbytes
+
+    def _transposed(self) -> Any:
+        if self._source is not None:
+            return self._source
+        kind = self._kind()
+        J = kind.__new__(kind)
+        J._entries, J._source = (), self
+        J._input_shape, J._output_shape = self._output_shape, self._input_shape
+        J._dtype, J._nbytes = self._dtype, self._nbytes
+        return J
+
+    @property
+    def _identity(self) -> tuple[Jacobian, bool]:
+        """What tells a lazy Jacobian from others: an object, and whether this is its transpose."""
+        return (self, False) if self._source is None else (self._source, True)
 
     def __repr__(self) -> str:
-        lines = [line for part in self._parts for line in repr(part).splitlines()]
-        return "\n  ".join([super().__repr__()[:-1] + ":", *lines]) + ">"
+        lines: list[str] = []
+        waiting: list[tuple[Jacobian, int, str]] = [(self, 0, "")]
+        while waiting and len(lines) < _LONGEST_REPR:
+            J, depth, end = waiting.pop()
+            if isinstance(J, _Lazy):
+                own = [super(_Lazy, J).__repr__()[:-1] + ":"]
+                *others, last = J._parts
+                waiting.append((last, depth + 1, end + ">"))
+                waiting.extend((part, depth + 1, "") for part in reversed(others))
+            else:
+                own = (repr(J) + end).splitlines()
+            lines += ["  " * depth + line for line in own]
+        if waiting:
+            lines.append("  ...>")
+        return "\n".join(lines)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._parts
+        records: list[Any] = []
+        run(_record(self, records, {}))
+        return _restore, tuple(records)
+
+    def flops(self, k: int = 1) -> int:
+        """Return the additions and multiplications that ``J @ V`` takes for k columns V."""
+        return run(self._flops_steps(k, {}))
+
+    def _times(self, tangents: Array) -> Array:
+        return run(self._times_steps(tangents, {}))
+
+    def _scaled(self, c: Any) -> Jacobian | None:
+        return run(self._scaled_steps(c))
+
+    def _diagonal_elements(self) -> Array:
+        return run(self._diagonal_steps())
+
+    def _dense(self) -> Array:
+        return run(self._dense_steps({}))
+
+    def _flops_steps(self, k: int, known: dict[Any, int]) -> Steps[int]:
+        key = *self._identity, k
+        if key not in known:
+            known[key] = yield self._counted(k, known)
+        return known[key]
+
+    @abstractmethod
+    def _counted(self, k: int, known: dict[Any, int]) -> Steps[int]:
+        """Return what `flops` does."""
+
+    @abstractmethod
+    def _times_steps(self, tangents: Array, known: dict[Any, int]) -> Steps[Array]: ...
+
+    @abstractmethod
+    def _dense_steps(self, known: dict[Any, int]) -> Steps[Array]: ...
+
+    @abstractmethod
+    def _diagonal_steps(self) -> Steps[Array]: ...
+
+    @abstractmethod
+    def _scaled_steps(self, c: Any) -> Steps[Jacobian | None]: ...
 
 
 class Sum(_Lazy):
@@ -85,8 +183,26 @@ class Sum(_Lazy):
 
     def __init__(self, *terms: Jacobian) -> None:
         super().__init__(*terms)
-        for term in self._parts:
-            check_sum(self._parts[0], term)
+        for term in terms:
+            check_sum(terms[0], term)
+
+    @staticmethod
+    def _merged(terms: Terms, like: Jacobian) -> Sum:
+        """Return the sum of two terms or more, of the shapes of another Jacobian."""
+        J = Sum.__new__(Sum)
+        J._entries, J._source = terms, None
+        J._input_shape, J._output_shape = like.input_shape, like.output_shape
+        J._dtype, J._nbytes = terms.dtype, terms.nbytes
+        return J
+
+    @property
+    def _merged_terms(self) -> Terms | None:
+        """The terms if like ones are merged, not to be added to; else None."""
+        return self._entries if isinstance(self._entries, Terms) else None
+
+    @staticmethod
+    def _kind() -> type[Sum]:
+        return Sum
 
     @property
     def terms(self) -> tuple[Jacobian, ...]:
@@ -96,40 +212,53 @@ class Sum(_Lazy):
     @property
     def T(self) -> Sum:
         """The transposed Jacobian, the sum of the transposed terms."""
-        return Sum(*(term.T for term in self._parts))
+        transposed: Sum = self._transposed()
+        return transposed
 
-    def flops(self, k: int = 1) -> int:
-        """Return what the terms take, and the additions."""
-        additions = (len(self._parts) - 1) * self.shape[0] * k
-        return sum(term.flops(k) for term in self._parts) + additions
+    def _counted(self, k: int, known: dict[Any, int]) -> Steps[int]:
+        terms = self._parts
+        count = (len(terms) - 1) * self.shape[0] * k  # the additions
+        for term in terms:
+            count += yield term._flops_steps(k, known)
+        return count
 
-    def _times(self, tangents: Array) -> Array:
-        total = self._parts[0]._times(tangents)
-        for term in self._parts[1:]:
-            total = total + term._times(tangents)
+    def _times_steps(self, tangents: Array, known: dict[Any, int]) -> Steps[Array]:
+        first, *rest = self._parts
+        total: Array = yield first._times_steps(tangents, known)
+        for term in rest:
+            more = yield term._times_steps(tangents, known)
+            total = total + more
         return total
 
-    def _scaled(self, c: Any) -> Sum:
-        return Sum(*(c * term for term in self._parts))
+    def _scaled_steps(self, c: Any) -> Steps[Sum]:
+        terms = []
+        for term in self._parts:
+            scaled = yield jacobians.algebra.scaling(c, term)
+            terms.append(scaled)
+        return Sum(*terms)
 
-    def _diagonal_elements(self) -> Array:
-        elements: Array = sum(term._diagonal_elements() for term in self._parts)  # type: ignore[assignment]
-        return elements
+    def _diagonal_steps(self) -> Steps[Array]:
+        elements: Any = 0
+        for term in self._parts:
+            more = yield term._diagonal_steps()
+            elements = elements + more
+        return elements  # type: ignore[no-any-return]
 
-    def _dense(self) -> Array:
+    def _dense_steps(self, known: dict[Any, int]) -> Steps[Array]:
         first, *rest = self._parts
-        dense = first._dense().astype(self.dtype)
+        dense: Array = (yield first._dense_steps(known)).astype(self.dtype)
         for term in rest:
-            dense += term._dense()
+            more = yield term._dense_steps(known)
+            dense += more
         return dense
 
 
 class Product(_Lazy):
     """A product of Jacobians, the Jacobian of maps that are applied one after the other.
 
-    One vector meets the factors one by one, from its side. Several columns are multiplied in the
-    order that takes the fewest operations, in which factors may be multiplied with each other
-    first; see `pullback.jacobians.association`.
+    One vector meets the factors one by one, from its side. Several columns are multiplied in an
+    order that takes few operations, in which factors may be multiplied with each other first; see
+    `pullback.jacobians.association`.
 
     Parameters
     ----------
@@ -156,13 +285,33 @@ class Product(_Lazy):
     array([4., 6.])
     """
 
-    __slots__ = ()
+    __slots__ = ("_is_merged",)
     __module__ = "pullback.jacobians"
+
+    _is_merged: bool  # whether no two neighbours have a rule
 
     def __init__(self, *factors: Jacobian) -> None:
         super().__init__(*factors)
-        for left, right in zip(self._parts, self._parts[1:], strict=False):
+        self._is_merged = False
+        for left, right in pairwise(factors):
             check_product(left, right)
+
+    @staticmethod
+    def _merged(*factors: Jacobian) -> Product:
+        """Return the product of factors of which no two neighbours have a rule."""
+        J = Product(*factors)
+        J._is_merged = True
+        return J
+
+    def _opened(self) -> tuple[Jacobian, ...]:
+        """Return two factors or more, of which some may be products."""
+        if self._source is None:
+            return tuple(self._entries)
+        return tuple(entry.T for entry in reversed(self._source._opened()))
+
+    @staticmethod
+    def _kind() -> type[Product]:
+        return Product
 
     @property
     def factors(self) -> tuple[Jacobian, ...]:
@@ -172,50 +321,111 @@ class Product(_Lazy):
     @property
     def T(self) -> Product:
         """The transposed Jacobian, the product of the transposed factors in reverse order."""
-        return Product(*(factor.T for factor in reversed(self._parts)))
+        transposed: Product = self._transposed()
+        transposed._is_merged = self._is_merged  # what has a rule has one when it is transposed
+        return transposed
 
-    def flops(self, k: int = 1) -> int:
-        """Return what the order takes that is chosen for k columns."""
-        if k <= 1:
-            return sum(factor.flops(k) for factor in self._parts)
-        return plan(self._parts, k).flops
+    def _counted(self, k: int, known: dict[Any, int]) -> Steps[int]:
+        factors = self._parts
+        if k > 1:
+            order: Plan = yield plan(factors, k, known)
+            return order.flops
+        count = 0
+        for factor in factors:
+            count += yield factor._flops_steps(k, known)
+        return count
 
-    def _times(self, tangents: Array) -> Array:
+    def _times_steps(self, tangents: Array, known: dict[Any, int]) -> Steps[Array]:
+        factors = self._parts
         if len(tangents) > 1:
-            order = plan(self._parts, len(tangents))
-            return evaluate(order, self._parts, tangents.T).T
-        for factor in reversed(self._parts):
-            tangents = factor._times(tangents)
+            order = yield plan(factors, len(tangents), known)
+            product: Array = yield evaluate(order, factors, tangents.T, known)
+            return product.T
+        for factor in reversed(factors):
+            tangents = yield factor._times_steps(tangents, known)
         return tangents
 
-    def _scaled(self, c: Any) -> Product | None:
-        stored = [i for i, factor in enumerate(self._parts) if factor.nbytes]
-        i = min(stored, key=lambda i: self._parts[i].nbytes, default=0)
-        scaled = self._parts[i]._scaled(c)
+    def _scaled_steps(self, c: Any) -> Steps[Product | None]:
+        factors = self._parts
+        stored = [i for i, factor in enumerate(factors) if factor.nbytes]
+        i = min(stored, key=lambda i: factors[i].nbytes, default=0)
+        scaled = yield factors[i]._scaled_steps(c)
         if scaled is None:
             return None
-        return Product(*self._parts[:i], scaled, *self._parts[i + 1 :])
+        J = Product(*factors[:i], scaled, *factors[i + 1 :])
+        J._is_merged = self._is_merged and type(scaled) is type(factors[i])
+        return J
 
-    def _diagonal_elements(self) -> Array:
-        first, *rest = self._parts
-        if not rest:
-            return first._diagonal_elements()
-        if isinstance(first, Diagonal):
-            elements = Product(*rest)._diagonal_elements()
-            return first.diagonal()[: elements.size] * elements
-        if isinstance(self._parts[-1], Diagonal):
-            return self.T._diagonal_elements()
-        return super()._diagonal_elements()
+    def _diagonal_steps(self) -> Steps[Array]:
+        # Diagonal factors on either side scale the elements of what stands between them.
+        factors = self._parts
+        begin, end = 0, len(factors)
+        while begin < end - 1 and isinstance(factors[begin], Diagonal):
+            begin += 1
+        while begin < end - 1 and isinstance(factors[end - 1], Diagonal):
+            end -= 1
+        inner: Jacobian = factors[begin] if begin == end - 1 else Product(*factors[begin:end])
+        if end < len(factors):
+            inner = inner.T
+        if isinstance(inner, Product):
+            elements: Array = Jacobian._diagonal_elements(inner)
+        else:
+            elements = yield inner._diagonal_steps()
+        for factor in (*factors[end:], *reversed(factors[:begin])):
+            elements = factor.diagonal()[: elements.size] * elements
+        return elements
 
-    def _dense(self) -> Array:
-        return evaluate(plan(self._parts), self._parts)
+    def _dense_steps(self, known: dict[Any, int]) -> Steps[Array]:
+        factors = self._parts
+        order = yield plan(factors, None, known)
+        dense: Array = yield evaluate(order, factors, None, known)
+        return dense
+
+
+# --- pickles --------------------------------------------------------------------------------------
+
+
+def _record(
+    J: Jacobian, records: list[Any], numbers: dict[tuple[Jacobian, bool], int]
+) -> Steps[int]:
+    """Append what `_restore` makes a Jacobian of: what it is made of first; return its number.
+
+    A flat list, since pickles and copies recurse.
+    """
+    record: Any = J
+    if isinstance(J, _Lazy):
+        if J._identity in numbers:
+            return numbers[J._identity]
+        own = []
+        for part in J._parts:
+            number = yield _record(part, records, numbers)
+            own.append(number)
+        record = type(J), tuple(own)
+        numbers[J._identity] = len(records)
+    records.append(record)
+    return len(records) - 1
+
+
+def _restore(*records: Any) -> Jacobian:
+    made: list[Jacobian] = []
+    for record in records:
+        if isinstance(record, Jacobian):
+            made.append(record)
+        else:
+            kind, own = record
+            made.append(kind(*(made[number] for number in own)))
+    return made[-1]
+
+
+# --- shapes ---------------------------------------------------------------------------------------
 
 
 def check_product(left: Jacobian, right: Jacobian) -> None:
     """Raise ValueError unless the operand of `left` has the shape of the result of `right`."""
     if left.input_shape != right.output_shape:
+        one, other = _parts_of(left, Product)[-1], _parts_of(right, Product)[0]
         raise ValueError(
-            f"{type(left).__name__} @ {type(right).__name__}: operand shape {left.input_shape} "
+            f"{type(one).__name__} @ {type(other).__name__}: operand shape {left.input_shape} "
             f"and result shape {right.output_shape} differ"
         )
 
@@ -225,7 +435,12 @@ def check_sum(left: Jacobian, right: Jacobian) -> None:
     for which in ("input", "output"):
         one, other = (getattr(J, f"{which}_shape") for J in (left, right))
         if one != other:
+            left, right = (_parts_of(J, Sum)[0] for J in (left, right))
             raise ValueError(
                 f"{type(left).__name__} + {type(right).__name__}: "
                 f"{'operand' if which == 'input' else 'result'} shapes {one} and {other} differ"
             )
+
+
+def _parts_of(J: Jacobian, kind: type[_Lazy]) -> tuple[Jacobian, ...]:
+    return J._parts if isinstance(J, kind) else (J,)
