@@ -187,12 +187,12 @@ HWY_INLINE void AddTo(double* sum, double term) {
 
 // Adds lane l to the sum of indices[l], one after the other: they may be equal.
 template <Sums kSums, class D, typename Index>
-HWY_INLINE void AddEach(D d, hn::Vec<D> terms, double* sums, const Index* indices) {
+HWY_INLINE void AddEach([[maybe_unused]] D d, hn::Vec<D> terms, double* sums,
+                        const Index* indices) {
   const auto add = [&](size_t l, double term) HWY_ATTR {
     AddTo<kSums>(sums + static_cast<size_t>(indices[l]) * kParts<kSums>, term);
   };
 #if HWY_TARGET == HWY_SCALAR
-  (void)d;
   add(0, hn::GetLane(terms));
 #else
   const hn::CappedTag<double, 2> pair;
