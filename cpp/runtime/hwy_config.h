@@ -7,12 +7,12 @@
 #error "runtime/hwy_config.h must come before every hwy header"
 #endif
 
-// x86: AVX3, AVX2, SSE4 and the baseline (SSE2, or SCALAR where Highway has no SSE2 target). The
-// others add instructions no kernel here uses and would each add a copy of every kernel. Numeric
-// bits, because old releases lack some of the names; the same bits mean other ISAs elsewhere, so
-// other architectures keep Highway's defaults. A value given by the build wins.
-#if !defined(HWY_DISABLED_TARGETS) && \
-    (defined(__x86_64__) || defined(__i386__) || defined(_M_X64) || defined(_M_IX86))
+// Each target is a copy of every kernel, so those that add no instruction which a kernel uses are
+// left out. Where a name is not in every release, its bit stands for it; the same bits mean other
+// ISAs elsewhere. Other architectures keep Highway's defaults. A value given by the build wins.
+#ifndef HWY_DISABLED_TARGETS
+#if defined(__x86_64__) || defined(__i386__) || defined(_M_X64) || defined(_M_IX86)
+// AVX3, AVX2, SSE4 and the baseline (SSE2, or SCALAR where Highway has no SSE2 target).
 #define PULLBACK_HWY_AVX10_2 (1LL << 3)
 #define PULLBACK_HWY_AVX3_SPR (1LL << 4)
 #define PULLBACK_HWY_AVX3_ZEN4 (1LL << 6)
@@ -21,6 +21,14 @@
 #define HWY_DISABLED_TARGETS                                                                      \
   (PULLBACK_HWY_AVX10_2 | PULLBACK_HWY_AVX3_SPR | PULLBACK_HWY_AVX3_ZEN4 | PULLBACK_HWY_AVX3_DL | \
    PULLBACK_HWY_SSSE3)
+#elif defined(__aarch64__) || defined(_M_ARM64)
+// NEON. The vectors of SVE have no size that the compiler knows, and kernels keep vectors in
+// arrays. By Highway's names, which are read where the targets are chosen: SVE's bits moved in 1.2.
+// Bit 26 is NEON_BF16 since then and SVE2 before.
+#define PULLBACK_HWY_NEON_BF16 (1LL << 26)
+#define HWY_DISABLED_TARGETS \
+  (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | PULLBACK_HWY_NEON_BF16)
 #endif
+#endif  // HWY_DISABLED_TARGETS
 
 #endif  // PULLBACK_CPP_RUNTIME_HWY_CONFIG_H_

@@ -1,6 +1,7 @@
 #include "runtime/fp_env.h"
 
 #include <cfenv>
+#include <cstdint>
 #include <limits>
 
 #include "check.h"
@@ -80,6 +81,28 @@ void TestFlushToZero() {
   }
   CHECK(_mm_getcsr() == 0);
   _mm_setcsr(original);
+}
+#elif defined(__aarch64__) && defined(__GNUC__)
+uint64_t ControlRegister() {
+  uint64_t value;
+  asm volatile("mrs %0, fpcr" : "=r"(value));
+  return value;
+}
+
+void SetControlRegister(uint64_t value) { asm volatile("msr fpcr, %0" : : "r"(value)); }
+
+void TestFlushToZero() {
+  constexpr uint64_t kFlush = uint64_t{1} << 24;
+  const uint64_t original = ControlRegister();
+  const uint64_t mine = original | kFlush;
+  SetControlRegister(mine);
+  CHECK(!ArithmeticIsDefault());
+  {
+    const ScopedDefaultFpEnv env;
+    CHECK(ArithmeticIsDefault());
+  }
+  CHECK(ControlRegister() == mine);
+  SetControlRegister(original);
 }
 #else
 void TestFlushToZero() {}
