@@ -273,7 +273,7 @@ OTHERS: list[tuple[str, str, Callable[[Any], Any], list[Any]]] = [
     ("Identity", "dtype", lambda v: pj.Identity((2,), v), DTYPE),
     ("Zero", "output_shape", lambda v: pj.Zero(v, 2), [*SHAPE, None]),
     ("Zero", "input_shape", lambda v: pj.Zero(2, v), [*SHAPE, None]),
-    ("Permutation", "input_shape", lambda v: pj.Permutation(v, (1, 0)), [*SHAPE, None, 6]),
+    ("Permutation", "input_shape", lambda v: pj.Permutation(v, (1, 0)), [*SHAPE, None]),
     ("Permutation", "axes", lambda v: pj.Permutation((2, 3), v), [*INDICES, None, (0, 2), (1,)]),
     ("Reshape", "output_shape", lambda v: pj.Reshape((2, 3), v), [*SHAPE, None, 5]),
     ("Broadcast", "output_shape", lambda v: pj.Broadcast((2, 3), v), [*SHAPE, None, (3, 2)]),
