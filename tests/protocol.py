@@ -20,6 +20,8 @@ DTYPES = oracles.DTYPES
 
 native: Any = config.native  # None for the NumPy backend
 TARGETS: list[str] = [] if native is None else native.supported_targets()
+# What has every primitive: the backend's own, and where that is not it, the twins.
+TWINS: list[Any] = [pb] if native is None else [pb, pb.reference]
 
 # Per number of operands: arrays in, arrays out.
 METHODS = {

@@ -12,12 +12,11 @@ import numpy as np
 import pullback as pb
 import pytest
 from oracles import DTYPES, assert_same_bits
-from protocol import CALLS, Call, by_name, leaves, ordinary
+from protocol import CALLS, TWINS, Call, by_name, leaves, ordinary
 from pullback.jacobians import Broadcast, Permutation, SumTo
 from pullback.reduction_table import REDUCTIONS
 from pullback.shapes import broadcast_shapes, with_room
 
-TWINS = [pb] if pb.backend() == "numpy" else [pb, pb.reference]
 backends = pytest.mark.parametrize("primitives", TWINS, ids=lambda module: module.__name__)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 many = pytest.mark.parametrize("ndim", [33, 64])
@@ -297,6 +296,28 @@ def test_forms(dtype: Any, ndim: int, primitives: Any) -> None:
             )
 
         assert_same(of_pairs, ndim, ulp=ULP)
+
+
+@backends
+@many
+def test_outputs(ndim: int, primitives: Any) -> None:
+    P, enlarge = primitives, enlarged(ndim)
+    x, B = enlarge(draw((2, 3, 4), np.float64)), draw((4, 4), np.float64)
+    for f in (
+        lambda out: P.tanh(x, out=out),
+        lambda out: P.tanh.vjp(x, x, out=out),
+        lambda out: P.multiply(x, B[0], out=out),
+        lambda out: P.softmax(x, out=out),
+        lambda out: P.norm2.grad(x, axis=0, out=out),
+        lambda out: P.matmul(x, B, out=out),
+        lambda out: P.matmul.vjp(x, B, x, wrt=0, out=out),
+        lambda out: P.linear(x, B, out=out),
+    ):
+        desired = f(None)
+        out = np.full_like(desired, np.nan)
+        for target in (out, np.full((*x.shape, 2), np.nan)[..., 0] if ndim < 64 else out[:, ::-1]):
+            assert f(target) is target
+            assert_same_bits(target, desired)
 
 
 # --- losses, chains, jacobians, the checker -------------------------------------------------------

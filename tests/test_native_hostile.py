@@ -1,7 +1,7 @@
 """The extension's own functions, which nobody calls but this package, given anything at all.
 
 They may refuse it with any error that says what is wrong. A SystemError says that the extension
-broke Python's rules; a crash ends the process, so that all runs in one of its own.
+broke Python's rules, and a crash ends the tests.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from protocol import native
 RNG = random.Random(0)
 DRAWN = 400  # calls with arguments drawn at random, of each function
 
-# Errors that refuse arguments; an AssertionError and a RuntimeError are no answer to a caller.
 REFUSALS = (TypeError, ValueError, KeyError, OverflowError, BufferError, MemoryError)
 
 

@@ -98,7 +98,7 @@ class Sparse:
         self._indices = self._given_indices = np.require(indices, index_dtype, ["C", "A"])
         self._indptr = np.require(indptr, index_dtype, ["C", "A"])
         self._check(op, len(data))
-        # SciPy knows whether they are sorted, and looks once; kernels find out where it is mistaken.
+        # SciPy knows whether they are sorted, and looks once; kernels find out if it is mistaken.
         if self.format == "csc" and not (is_sorted or self._first_fall() is None):
             data = self._sort_columns(data)
         # Rows of CSC do not lie together: its data alone are converted at once.

@@ -78,7 +78,7 @@ class Permutation(_Move):
         ndim, axes = len(shape), as_ints("Permutation", "axes", axes)
         if sorted(axis % ndim if -ndim <= axis < ndim else -1 for axis in axes) != [*range(ndim)]:
             raise ValueError(
-                f"Permutation: axes {shown(axes)} are no permutation of input_shape {shape}"
+                f"Permutation: axes {shown(axes)} are no permutation of those of shape {shape}"
             )
         self._axes = tuple(axis % ndim for axis in axes)
         super().__init__(shape, tuple(shape[axis] for axis in self._axes), dtype)
