@@ -146,7 +146,7 @@ def change():
             part[::7] = good[::7]
 
 threading.Thread(target=change, daemon=True).start()
-refused, end = 0, time.monotonic() + 1.5
+refused, end = 0, time.monotonic() + 0.8
 calls = 0
 while time.monotonic() < end:
     calls += 1
