@@ -3,7 +3,7 @@
 #include <array>
 #include <string_view>
 
-#include "bindings/interrupt.h"
+#include "bindings/call.h"
 #include "bindings/results.h"
 #include "kernels/chain.h"
 
@@ -125,21 +125,9 @@ PyObject* RunPlain(const RunObject& run, PyObject* const* args, Other other, boo
   if (other == Other::kTangent) call.tangent = PyArray_BYTES(AsArray(args[1]));
   if (value) call.value = PyArray_BYTES(AsArray(value.get()));
   if (image) call.image = PyArray_BYTES(AsArray(image.get()));
-  Outcome outcome;
-  {
-    const ScopedGilRelease unlocked(PyArray_SIZE(x) > kReleaseGil);
-    Poll poll = SignalPoll();
-    outcome = RunChain(call, &poll);
-  }
-  if (outcome == Outcome::kOutOfMemory) return PyErr_NoMemory();
-  if (outcome == Outcome::kInterrupted) {
-    // A signal handler that did not raise has forked: the child lacks the threads that were to
-    // finish.
-    if (PyErr_Occurred() == nullptr) {
-      PyErr_SetString(PyExc_RuntimeError, "chain: stopped in a forked child");
-    }
-    return nullptr;
-  }
+  const bool done =
+      RunKernel(PyArray_SIZE(x) > kReleaseGil, [&](Poll* poll) { return RunChain(call, poll); });
+  if (!done) return nullptr;
   if (!value) return image.release();
   if (!image) return value.release();
   return Py_BuildValue("(NN)", value.release(), image.release());

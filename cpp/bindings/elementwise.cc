@@ -5,11 +5,11 @@
 #include <array>
 #include <atomic>
 #include <cstdlib>
-#include <deque>
+#include <memory>
 #include <string>
 #include <string_view>
 
-#include "bindings/interrupt.h"
+#include "bindings/call.h"
 #include "bindings/method.h"
 #include "bindings/results.h"
 #include "kernels/broadcast.h"
@@ -22,13 +22,19 @@ namespace {
 // More elements than this are computed without the GIL.
 constexpr npy_intp kReleaseGil = 4096;
 
-struct Entry {
-  std::string op, label, name, doc;  // label: for messages, such as "multiply.vjp"
+using Kernels = std::array<ElementwiseKernel, kDTypes>;
+
+struct Entry : MethodEntry {
+  std::string label, name, doc;  // label: for messages, such as "multiply.vjp"
   Method method;
   MethodShape shape;  // of the kernel
   int part;           // the one output that is wanted, or -1 for all of them
-  ElementwiseKernel kernel[kDTypes];
+  PerTarget<Kernels> kernels;
   void* self[1];  // what the ufunc carries as its user data
+
+  ElementwiseKernel Kernel(DType dtype) const {
+    return kernels.Active()[static_cast<size_t>(dtype)];
+  }
 
   // Primals x, or w and x; then the cotangent g, the tangent t, or the tangents tw and tx.
   std::string ArgumentName(int i) const {
@@ -43,12 +49,6 @@ struct Entry {
   int Outputs() const { return part < 0 ? shape.nout : 1; }
 };
 
-// Never shrinks: ufuncs and Methods point into it.
-std::deque<Entry>& Entries() {
-  static auto* const entries = new std::deque<Entry>;
-  return *entries;
-}
-
 constexpr std::pair<std::string_view, Method> kMethodNames[] = {
     {"value", Method::kValue},
     {"derivative", Method::kDerivative},
@@ -57,21 +57,16 @@ constexpr std::pair<std::string_view, Method> kMethodNames[] = {
     {"jvp", Method::kJvp},
 };
 
-void FetchKernels(Entry& entry) {
-  const OpKernels* const op = FindOp(entry.op);
-  for (size_t t = 0; t < kDTypes; ++t) {
-    entry.kernel[t] = op->kernel[static_cast<size_t>(entry.method)][t];
-  }
-}
-
 // A digit behind the method's name asks for that output alone: "vjp0", with respect to the first
 // operand. Null with an exception set when there is no such op or method.
-Entry* NewEntry(const char* op_name, const char* method_name, const char* name, const char* doc) {
-  const OpKernels* const op = FindOp(op_name);
-  if (op == nullptr) {
+std::unique_ptr<Entry> NewEntry(const char* op_name, const char* method_name, const char* name,
+                                const char* doc) {
+  const std::optional<OpPlace> place = PlaceOfOp(op_name);
+  if (!place) {
     PyErr_Format(PyExc_KeyError, "no native kernel for op '%s'", op_name);
     return nullptr;
   }
+  const PerTarget<const OpKernels*> op = RowOf(OpTables(place->shard), place->row);
   std::string_view wanted = method_name;
   int part = -1;
   if (!wanted.empty() && (wanted.back() == '0' || wanted.back() == '1')) {
@@ -80,24 +75,26 @@ Entry* NewEntry(const char* op_name, const char* method_name, const char* name, 
   }
   for (const auto& [candidate, method] : kMethodNames) {
     if (candidate != wanted) continue;
-    const MethodShape shape = ShapeOf(method, op->arity);
+    const MethodShape shape = ShapeOf(method, op.Active()->arity);
     if (part >= shape.nout) break;
-    std::string label = op_name;
-    if (method != Method::kValue) label.append(".").append(wanted);
-    Entry& entry =
-        Entries().emplace_back(Entry{op_name, label, name, doc, method, shape, part, {}, {}});
-    FetchKernels(entry);
-    entry.self[0] = &entry;
-    return &entry;
+    auto entry = std::make_unique<Entry>();
+    entry->label = op_name;
+    if (method != Method::kValue) entry->label.append(".").append(wanted);
+    entry->name = name;
+    entry->doc = doc;
+    entry->method = method;
+    entry->shape = shape;
+    entry->part = part;
+    entry->kernels = op.Map([which = static_cast<size_t>(method)](const OpKernels* row) {
+      Kernels kernels{};
+      if (row != nullptr) std::copy_n(row->kernel[which], kDTypes, kernels.begin());
+      return kernels;
+    });
+    entry->self[0] = entry.get();
+    return entry;
   }
   PyErr_Format(PyExc_KeyError, "op '%s' has no method '%s'", op_name, method_name);
   return nullptr;
-}
-
-// A signal handler that did not raise has forked: the child lacks the threads that were to finish.
-void SetStopped(const Entry& entry) {
-  if (PyErr_Occurred() != nullptr) return;
-  PyErr_Format(PyExc_RuntimeError, "%s: stopped in a forked child", entry.label.c_str());
 }
 
 // --- ufuncs --------------------------------------------------------------------------------------
@@ -129,20 +126,15 @@ int StridedLoop(PyArrayMethod_Context* context, char* const* data, const npy_int
   const size_t done = unpolled.load(std::memory_order_relaxed) + n;
   const bool poll_now = done >= kPollElements;
   unpolled.store(poll_now ? 0 : done, std::memory_order_relaxed);
-  bool finished;
+  Outcome outcome;
   if (poll_now) {
     thread_local Poll poll = SignalPoll();
-    finished = RunElementwise(entry->kernel[static_cast<size_t>(kDType)], entry->shape, kDType,
-                              operands, n, &poll) &&
-               !Interrupted(&poll);
+    outcome = RunElementwise(entry->Kernel(kDType), entry->shape, kDType, operands, n, &poll);
+    if (outcome == Outcome::kDone && Interrupted(&poll)) outcome = Outcome::kInterrupted;
   } else {
-    finished = RunElementwise(entry->kernel[static_cast<size_t>(kDType)], entry->shape, kDType,
-                              operands, n, nullptr);
+    outcome = RunElementwise(entry->Kernel(kDType), entry->shape, kDType, operands, n, nullptr);
   }
-  if (finished) return 0;
-  const ScopedGil locked;
-  SetStopped(*entry);
-  return -1;
+  return outcome == Outcome::kDone ? 0 : -1;
 }
 
 // The dtype rule: bool, 8- and 16-bit integers and float16 compute in float32, wider integers in
@@ -284,14 +276,11 @@ PyObject* RunPlain(const Entry& entry, PyObject* const* args) {
   }
   for (ptrdiff_t& stride : operands.stride) stride = static_cast<ptrdiff_t>(ItemSize(*dtype));
   const npy_intp n = PyArray_SIZE(first);
-  bool finished;
-  {
-    const ScopedGilRelease unlocked(n > kReleaseGil);
-    Poll poll = SignalPoll();
-    finished = RunElementwise(entry.kernel[static_cast<size_t>(*dtype)], entry.shape, *dtype,
-                              operands, static_cast<size_t>(n), &poll);
-  }
-  return finished ? Pack(outputs, nout) : nullptr;
+  const bool done = RunKernel(n > kReleaseGil, [&](Poll* poll) {
+    return RunElementwise(entry.Kernel(*dtype), entry.shape, *dtype, operands,
+                          static_cast<size_t>(n), poll);
+  });
+  return done ? Pack(outputs, nout) : nullptr;
 }
 
 std::optional<Storage> StorageOfArray(PyArrayObject* array) {
@@ -440,7 +429,7 @@ struct Arguments {
 bool Run(const Entry& entry, const Arguments& in, PyObject* const* args,
          const std::array<Ref, 3>& outputs, int batch = 0) {
   ArrayCall call;
-  call.kernel = entry.kernel[static_cast<size_t>(in.dtype)];
+  call.kernel = entry.Kernel(in.dtype);
   call.shape = entry.shape;
   call.dtype = in.dtype;
   call.axes = in.shape.ndim;
@@ -452,15 +441,8 @@ bool Run(const Entry& entry, const Arguments& in, PyObject* const* args,
   for (size_t k = 0; k < static_cast<size_t>(entry.shape.nout); ++k) {
     SetOperand(call, in.nin + k, AsArray(outputs[k].get()), StorageOf(in.dtype), batch);
   }
-  Outcome outcome;
-  {
-    const ScopedGilRelease unlocked(size > static_cast<size_t>(kReleaseGil));
-    Poll poll = SignalPoll();
-    outcome = RunArrays(call, &poll);
-  }
-  if (outcome == Outcome::kOutOfMemory) PyErr_NoMemory();
-  if (outcome == Outcome::kInterrupted) SetStopped(entry);  // outputs may have been inputs
-  return outcome == Outcome::kDone;
+  return RunKernel(size > static_cast<size_t>(kReleaseGil),
+                   [&](Poll* poll) { return RunArrays(call, poll); });
 }
 
 // Long calls that NumPy would hand over in pieces: conversions, broadcasting, odd layouts.
@@ -489,8 +471,9 @@ PyObject* RunLong(const Entry& entry, PyObject* const* args, PyObject* const* ke
   return Run(entry, in, args, outputs) ? Pack(outputs, nout) : nullptr;
 }
 
-PyObject* MultiOutput(const void* context, PyObject* const* args, size_t nargs, PyObject* kwnames) {
-  const auto& entry = *static_cast<const Entry*>(context);
+PyObject* MultiOutput(const MethodEntry& own, PyObject* const* args, size_t nargs,
+                      PyObject* kwnames) {
+  const auto& entry = static_cast<const Entry&>(own);
   if (nargs != static_cast<size_t>(entry.shape.nin)) return nullptr;
   if (kwnames == nullptr) {
     PyObject* const result = RunPlain(entry, args);
@@ -500,8 +483,9 @@ PyObject* MultiOutput(const void* context, PyObject* const* args, size_t nargs, 
 }
 
 // A binary op's cotangents, each summed back to its operand's shape behind the batch axes of g.
-PyObject* BinaryVjp(const void* context, PyObject* const* args, size_t nargs, PyObject* kwnames) {
-  const auto& entry = *static_cast<const Entry*>(context);
+PyObject* BinaryVjp(const MethodEntry& own, PyObject* const* args, size_t nargs,
+                    PyObject* kwnames) {
+  const auto& entry = static_cast<const Entry&>(own);
   if (nargs != 3) return nullptr;
   PyObject* out;
   if (!OnlyOut(kwnames, args + nargs, &out)) return nullptr;
@@ -605,8 +589,9 @@ PyObject* NumpyCall(PyObject* self, PyObject* const* args, size_t nargsf, PyObje
 
 PyObject* UfuncCall(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
   const auto* const ufunc = reinterpret_cast<PyUFuncObject*>(self);
+  const auto& entry = *static_cast<const Entry*>(ufunc->data[0]);
   PyObject* const result =
-      MultiOutput(ufunc->data[0], args, static_cast<size_t>(PyVectorcall_NARGS(nargsf)), kwnames);
+      MultiOutput(entry, args, static_cast<size_t>(PyVectorcall_NARGS(nargsf)), kwnames);
   if (result != nullptr || PyErr_Occurred() != nullptr) return result;
   return NumpyCall(self, args, nargsf, kwnames);
 }
@@ -614,8 +599,8 @@ PyObject* UfuncCall(PyObject* self, PyObject* const* args, size_t nargsf, PyObje
 }  // namespace
 
 PyObject* NewUfunc(const char* op, const char* method, const char* name, const char* doc) {
-  Entry* const entry = NewEntry(op, method, name, doc);
-  if (entry == nullptr) return nullptr;
+  std::unique_ptr<Entry> entry = NewEntry(op, method, name, doc);
+  if (!entry) return nullptr;
   Ref ufunc(PyUFunc_FromFuncAndData(nullptr, entry->self, nullptr, 0, entry->shape.nin,
                                     entry->Outputs(), PyUFunc_None, entry->name.c_str(),
                                     entry->doc.c_str(), 0));
@@ -623,21 +608,19 @@ PyObject* NewUfunc(const char* op, const char* method, const char* name, const c
       !AddLoop(ufunc.get(), *entry, DType::kFloat64) || !AddPromoter(ufunc.get(), *entry)) {
     return nullptr;
   }
-  // Parts serve operands that no kernel knows; results of several outputs nest in a Method only.
   auto* const object = reinterpret_cast<PyUFuncObject*>(ufunc.get());
+  // Parts serve operands that no kernel knows; results of several outputs nest in a Method only.
   numpy_call = object->vectorcall;
   object->vectorcall = entry->part < 0 && entry->shape.nout == 1 ? UfuncCall : NumpyCall;
-  return ufunc.release();
+  object->obj = OwnerOf(std::move(entry)).release();  // let go of when the ufunc is
+  return object->obj == nullptr ? nullptr : ufunc.release();
 }
 
 PyObject* NewMultiOutputMethod(const char* op, const char* method, PyObject* fallback) {
-  const Entry* const entry = NewEntry(op, method, method, "");
-  if (entry == nullptr) return nullptr;
-  return NewMethod(entry->method == Method::kVjp ? BinaryVjp : MultiOutput, entry, fallback);
-}
-
-void RefreshElementwiseKernels() {
-  for (Entry& entry : Entries()) FetchKernels(entry);
+  std::unique_ptr<Entry> entry = NewEntry(op, method, method, "");
+  if (!entry) return nullptr;
+  const FastPath path = entry->method == Method::kVjp ? BinaryVjp : MultiOutput;
+  return NewMethod(path, std::move(entry), fallback);
 }
 
 }  // namespace pullback

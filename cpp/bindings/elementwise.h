@@ -12,9 +12,6 @@ PyObject* NewUfunc(const char* op, const char* method, const char* name, const c
 // A multi-output method of an op that calls `fallback` for all but plain arrays of one shape.
 PyObject* NewMultiOutputMethod(const char* op, const char* method, PyObject* fallback);
 
-// After a change of target: ufuncs keep pointers to their kernels.
-void RefreshElementwiseKernels();
-
 }  // namespace pullback
 
 #endif  // PULLBACK_CPP_BINDINGS_ELEMENTWISE_H_

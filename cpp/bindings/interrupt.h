@@ -3,7 +3,7 @@
 #define PULLBACK_CPP_BINDINGS_INTERRUPT_H_
 
 #include "bindings/finalizing.h"
-#include "runtime/threads.h"
+#include "runtime/poll.h"
 
 namespace pullback {
 

@@ -4,11 +4,10 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <deque>
-#include <string>
+#include <memory>
 #include <string_view>
 
-#include "bindings/interrupt.h"
+#include "bindings/call.h"
 #include "bindings/method.h"
 #include "bindings/results.h"
 #include "kernels/losses.h"
@@ -24,24 +23,11 @@ bool IsLarge(const Design& X) {
   return (dense ? X.rows * X.cols : X.entries + X.rows + X.cols) > kReleaseGil;
 }
 
-struct LossEntry {
-  std::string name;
+struct LossEntry : MethodEntry {
   double parameter;
   bool with_gradient;
-  const LossKernels* kernels;
+  PerTarget<const LossKernels*> kernels;
 };
-
-std::deque<LossEntry>& Entries() {
-  static auto* const entries = new std::deque<LossEntry>;
-  return *entries;
-}
-
-const LossKernels* FindLoss(std::string_view name) {
-  for (const LossKernels& loss : LossOps()) {
-    if (loss.name == name) return &loss;
-  }
-  return nullptr;
-}
 
 // --- X -------------------------------------------------------------------------------------------
 
@@ -310,9 +296,10 @@ class Intercepts {
   std::array<double, kMaxOutputs> values_, gradient_;
 };
 
-PyObject* LossCall(const void* context, PyObject* const* args, size_t nargs, PyObject* kwnames) {
-  const auto& entry = *static_cast<const LossEntry*>(context);
-  const bool coupled = entry.kernels->coupled;
+PyObject* LossCall(const MethodEntry& own, PyObject* const* args, size_t nargs, PyObject* kwnames) {
+  const auto& entry = static_cast<const LossEntry&>(own);
+  const LossKernels& kernels = *entry.kernels.Active();
+  const bool coupled = kernels.coupled;
   std::array<PyObject*, kArguments> bound;
   if (!Bind(args, nargs, kwnames, bound)) return nullptr;
   SparseMatrix sparse;
@@ -346,7 +333,7 @@ PyObject* LossCall(const void* context, PyObject* const* args, size_t nargs, PyO
   if (entry.with_gradient && !gw) return nullptr;
   LinearProblem problem = {};
   problem.X = *X;
-  problem.loss = entry.kernels;
+  problem.loss = &kernels;
   problem.parameter = entry.parameter;
   problem.outputs = outputs;
   problem.y = DataOf(y->block.get());
@@ -362,16 +349,10 @@ PyObject* LossCall(const void* context, PyObject* const* args, size_t nargs, PyO
   result.gw = gw ? DataOf(gw.get()) : nullptr;
   result.gb = b.gradient();
   result.gb_dtype = b.dtype();
-  Outcome outcome;
-  {
-    const ScopedGilRelease unlocked(IsLarge(*X));
-    Poll poll = SignalPoll();
-    outcome = SumLoss(entry.with_gradient ? Job::kGradient : Job::kValue, problem, result, &poll);
-  }
-  if (outcome == Outcome::kOutOfMemory) return PyErr_NoMemory();
-  if (outcome == Outcome::kInterrupted || result.bad || (result.mean && result.weight == 0)) {
-    return nullptr;
-  }
+  const bool done = RunKernel(IsLarge(*X), [&](Poll* poll) {
+    return SumLoss(entry.with_gradient ? Job::kGradient : Job::kValue, problem, result, poll);
+  });
+  if (!done || result.bad || (result.mean && result.weight == 0)) return nullptr;
   Ref loss(PyFloat_FromDouble(result.loss));
   if (!entry.with_gradient || !loss) return loss.release();
   const Ref intercepts(b.Gradient());
@@ -425,9 +406,10 @@ constexpr NamedJob kJobs[] = {{"value", Job::kValue},
 const LossKernels* LossNamed(PyObject* name) {
   const char* const text = PyUnicode_AsUTF8(name);
   if (text == nullptr) return nullptr;
-  const LossKernels* const loss = FindLoss(text);
-  if (loss == nullptr) PyErr_Format(PyExc_KeyError, "no native loss '%s'", text);
-  return loss;
+  const std::optional<size_t> row = FindLoss(text);
+  if (row) return &LossOps()[*row];
+  PyErr_Format(PyExc_KeyError, "no native loss '%s'", text);
+  return nullptr;
 }
 
 const double* DoublesOf(PyObject* array) { return static_cast<const double*>(DataOf(array)); }
@@ -527,14 +509,9 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
     result.gb = DataOf(gb.get());
   }
   if (X->rows > 0) {
-    Outcome outcome;
-    {
-      const ScopedGilRelease unlocked(IsLarge(*X));
-      Poll poll = SignalPoll();
-      outcome = SumLoss(job->job, problem, result, &poll);
-    }
-    if (outcome == Outcome::kOutOfMemory) return PyErr_NoMemory();
-    if (outcome == Outcome::kInterrupted) return nullptr;
+    const bool done = RunKernel(
+        IsLarge(*X), [&](Poll* poll) { return SumLoss(job->job, problem, result, poll); });
+    if (!done) return nullptr;
   }
   if (result.bad) {
     constexpr const char* kArguments[] = {"X", "y", "sample_weight"};
@@ -574,14 +551,10 @@ PyObject* LossPointwise(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   problem.y_type = *y_type;
   Ref out(NewArray(coupled && order == 0 ? 1 : PyArray_NDIM(z), PyArray_DIMS(z), *dtype));
   if (!out) return nullptr;
-  Outcome outcome;
-  {
-    const ScopedGilRelease unlocked(static_cast<size_t>(PyArray_SIZE(z)) > kReleaseGil);
-    Poll poll = SignalPoll();
-    outcome = MapLoss(kOrders[order], problem, DataOf(out.get()), &poll);
-  }
-  if (outcome == Outcome::kOutOfMemory) return PyErr_NoMemory();
-  return outcome == Outcome::kInterrupted ? nullptr : out.release();
+  const bool done = RunKernel(static_cast<size_t>(PyArray_SIZE(z)) > kReleaseGil, [&](Poll* poll) {
+    return MapLoss(kOrders[order], problem, DataOf(out.get()), poll);
+  });
+  return done ? out.release() : nullptr;
 }
 
 PyMethodDef kEngine[] = {
@@ -597,19 +570,18 @@ PyMethodDef kEngine[] = {
 PyObject* NewLossMethod(const char* loss, double parameter, const char* method,
                         PyObject* fallback) {
   const bool with_gradient = std::string_view(method) == "value_and_grad";
-  const LossKernels* const kernels = FindLoss(loss);
-  if (kernels == nullptr || (!with_gradient && std::string_view(method) != "value")) {
+  const std::optional<size_t> row = FindLoss(loss);
+  if (!row || (!with_gradient && std::string_view(method) != "value")) {
     PyErr_Format(PyExc_KeyError, "no native method '%s' of a loss '%s'", method, loss);
     return nullptr;
   }
-  LossEntry& entry = Entries().emplace_back(LossEntry{loss, parameter, with_gradient, kernels});
-  return NewMethod(LossCall, &entry, fallback);
+  auto entry = std::make_unique<LossEntry>();
+  entry->parameter = parameter;
+  entry->with_gradient = with_gradient;
+  entry->kernels = RowOf(LossTables(), *row);
+  return NewMethod(LossCall, std::move(entry), fallback);
 }
 
 bool RegisterLossEngine(PyObject* module) { return PyModule_AddFunctions(module, kEngine) == 0; }
-
-void RefreshLossKernels() {
-  for (LossEntry& entry : Entries()) entry.kernels = FindLoss(entry.name);
-}
 
 }  // namespace pullback

@@ -13,9 +13,6 @@ PyObject* NewLossMethod(const char* loss, double parameter, const char* method, 
 // Adds loss_sums and loss_pointwise, the engine behind the losses' Python layer.
 bool RegisterLossEngine(PyObject* module);
 
-// After a change of target.
-void RefreshLossKernels();
-
 }  // namespace pullback
 
 #endif  // PULLBACK_CPP_BINDINGS_LOSSES_H_

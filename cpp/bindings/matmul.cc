@@ -6,7 +6,7 @@
 #include <span>
 #include <string_view>
 
-#include "bindings/interrupt.h"
+#include "bindings/call.h"
 #include "bindings/method.h"
 #include "bindings/results.h"
 #include "kernels/forms.h"
@@ -98,20 +98,6 @@ bool Broadcast(const Matrices& a, const Matrices& b, Batch& batch) {
   return true;
 }
 
-// False with an exception set unless it is done.
-template <class Kernel>
-bool Unlocked(double work, const Kernel& kernel) {
-  Outcome outcome;
-  do {
-    const ScopedGilRelease unlocked(work > kReleaseGil);
-    Poll poll = SignalPoll();
-    outcome = kernel(&poll);
-    // Without an exception a signal handler has forked, and the child begins anew.
-  } while (outcome == Outcome::kInterrupted && PyErr_Occurred() == nullptr);
-  if (outcome == Outcome::kOutOfMemory) PyErr_NoMemory();
-  return outcome == Outcome::kDone;
-}
-
 // A job under construction: one or two products.
 class Job {
  public:
@@ -153,7 +139,8 @@ class Job {
   // False with an exception set unless it is done.
   bool Run() {
     const std::span<const Product> products(products_.data(), count_);
-    return Unlocked(work_, [&](Poll* poll) { return Matmul(dtype_, products, poll); });
+    return RunKernel(work_ > kReleaseGil,
+                     [&](Poll* poll) { return Matmul(dtype_, products, poll); });
   }
 
  private:
@@ -401,8 +388,8 @@ PyObject* LinearCall(PyObject* const* args) {
       !ViewRows(args[4], layer.dtype, layer.rows, layer.n, out) || !IsWriteable(args[4])) {
     return nullptr;
   }
-  const bool done =
-      Unlocked(Multiplications(layer), [&](Poll* poll) { return LinearValue(layer, out, poll); });
+  const bool done = RunKernel(Multiplications(layer) > kReleaseGil,
+                              [&](Poll* poll) { return LinearValue(layer, out, poll); });
   return done ? Py_NewRef(args[4]) : nullptr;
 }
 
@@ -425,8 +412,8 @@ PyObject* LinearCotangentsCall(PyObject* const* args) {
     return nullptr;
   }
   if (db != Py_None) cotangents.dbias = Data(db);
-  const bool done = Unlocked(Multiplications(layer),
-                             [&](Poll* poll) { return LinearVjp(layer, cotangents, poll); });
+  const bool done = RunKernel(Multiplications(layer) > kReleaseGil,
+                              [&](Poll* poll) { return LinearVjp(layer, cotangents, poll); });
   return done ? Py_NewRef(Py_None) : nullptr;
 }
 
@@ -449,8 +436,8 @@ PyObject* FormCall(PyObject* const* args) {
   const auto doubles = [](PyObject* array) { return static_cast<double*>(Data(array)); };
   const BilinearForm form{*dtype, rows, cols, X.data, X.row, doubles(args[0]), doubles(args[2])};
   double value = 0;
-  const bool done =
-      Unlocked(static_cast<double>(rows) * static_cast<double>(cols), [&](Poll* poll) {
+  const bool done = RunKernel(
+      static_cast<double>(rows) * static_cast<double>(cols) > kReleaseGil, [&](Poll* poll) {
         return BilinearGradients(form, &value, doubles(args[3]), doubles(args[4]), poll);
       });
   return done ? PyFloat_FromDouble(value) : nullptr;
@@ -499,11 +486,19 @@ struct UsersEntry {
   PyObject* (*call)(PyObject* const* args, PyObject* out);
 };
 
+// A method's own copy of a row of a table.
+template <class Row>
+struct OwnEntry : MethodEntry {
+  explicit OwnEntry(const Row& from) : row(from) {}
+  const Row row;
+};
+
 constexpr UsersEntry kUsersEntries[] = {{"product", 2, UsersProduct},
                                         {"cotangents", 3, UsersCotangents}};
 
-PyObject* UsersCall(const void* context, PyObject* const* args, size_t nargs, PyObject* kwnames) {
-  const auto& entry = *static_cast<const UsersEntry*>(context);
+PyObject* UsersCall(const MethodEntry& own, PyObject* const* args, size_t nargs,
+                    PyObject* kwnames) {
+  const auto& entry = static_cast<const OwnEntry<UsersEntry>&>(own).row;
   PyObject* out;
   if (nargs != entry.nargs || !OnlyOut(kwnames, args + nargs, &out)) return nullptr;
   return entry.call(args, out);
@@ -521,8 +516,9 @@ constexpr Entry kEntries[] = {
     {"new_array", 2, [](PyObject* const* x) { return NewArrayCall(x[0], x[1]); }},
 };
 
-PyObject* MatmulCall(const void* context, PyObject* const* args, size_t nargs, PyObject* kwnames) {
-  const auto& entry = *static_cast<const Entry*>(context);
+PyObject* MatmulCall(const MethodEntry& own, PyObject* const* args, size_t nargs,
+                     PyObject* kwnames) {
+  const auto& entry = static_cast<const OwnEntry<Entry>&>(own).row;
   if (nargs != entry.nargs || kwnames != nullptr) return nullptr;
   return entry.call(args);
 }
@@ -530,14 +526,21 @@ PyObject* MatmulCall(const void* context, PyObject* const* args, size_t nargs, P
 }  // namespace
 
 PyObject* NewMatmulMethod(const char* name, PyObject* fallback) {
-  for (const UsersEntry& entry : kUsersEntries) {
-    if (std::string_view(entry.name) == name) return NewMethod(UsersCall, &entry, fallback);
+  const auto try_table = [&](FastPath path, const auto& table) -> PyObject* {
+    for (const auto& row : table) {
+      if (std::string_view(row.name) == name) {
+        using Own = OwnEntry<std::decay_t<decltype(row)>>;
+        return NewMethod(path, std::make_unique<Own>(row), fallback);
+      }
+    }
+    return nullptr;
+  };
+  PyObject* method = try_table(UsersCall, kUsersEntries);
+  if (method == nullptr) method = try_table(MatmulCall, kEntries);
+  if (method == nullptr && PyErr_Occurred() == nullptr) {
+    PyErr_Format(PyExc_KeyError, "no native method '%s' of the matrix product", name);
   }
-  for (const Entry& entry : kEntries) {
-    if (std::string_view(entry.name) == name) return NewMethod(MatmulCall, &entry, fallback);
-  }
-  PyErr_Format(PyExc_KeyError, "no native method '%s' of the matrix product", name);
-  return nullptr;
+  return method;
 }
 
 }  // namespace pullback

@@ -11,7 +11,7 @@ struct MethodObject {
   PyObject_HEAD
   vectorcallfunc vectorcall;
   FastPath fast_path;
-  const void* context;
+  const MethodEntry* entry;  // its own
   PyObject* fallback;
   PyObject* dict;
 };
@@ -19,7 +19,7 @@ struct MethodObject {
 PyObject* Call(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
   const auto* const method = reinterpret_cast<MethodObject*>(self);
   PyObject* const result = method->fast_path(
-      method->context, args, static_cast<size_t>(PyVectorcall_NARGS(nargsf)), kwnames);
+      *method->entry, args, static_cast<size_t>(PyVectorcall_NARGS(nargsf)), kwnames);
   if (result != nullptr || PyErr_Occurred() != nullptr) return result;
   return PyObject_Vectorcall(method->fallback, args, nargsf, kwnames);
 }
@@ -52,6 +52,7 @@ void Dealloc(PyObject* self) {
   PyTypeObject* const type = Py_TYPE(self);
   PyObject_GC_UnTrack(self);
   Clear(self);
+  delete reinterpret_cast<MethodObject*>(self)->entry;
   type->tp_free(self);
   Py_DECREF(type);
 }
@@ -96,16 +97,26 @@ bool RegisterMethodType(PyObject* module) {
   return method_type != nullptr && PyModule_AddType(module, method_type) == 0;
 }
 
-PyObject* NewMethod(FastPath fast_path, const void* context, PyObject* fallback) {
+PyObject* NewMethod(FastPath fast_path, std::unique_ptr<const MethodEntry> entry,
+                    PyObject* fallback) {
   auto* const method = PyObject_GC_New(MethodObject, method_type);
   if (method == nullptr) return nullptr;
   method->vectorcall = Call;
   method->fast_path = fast_path;
-  method->context = context;
+  method->entry = entry.release();
   method->fallback = Py_NewRef(fallback);
   method->dict = nullptr;
   PyObject_GC_Track(method);
   return reinterpret_cast<PyObject*>(method);
+}
+
+Ref OwnerOf(std::unique_ptr<const MethodEntry> entry) {
+  // A capsule's pointer is not const.
+  Ref owner(PyCapsule_New(const_cast<MethodEntry*>(entry.get()), nullptr, [](PyObject* capsule) {
+    delete static_cast<const MethodEntry*>(PyCapsule_GetPointer(capsule, nullptr));
+  }));
+  if (owner) entry.release();
+  return owner;
 }
 
 }  // namespace pullback

@@ -109,9 +109,6 @@ void RegisterRuntime(py::module_& m) {
       [](const std::string& name) {
         std::string error;
         if (!SetTarget(name, &error)) throw py::value_error(error);
-        RefreshElementwiseKernels();
-        RefreshLossKernels();
-        RefreshReductionKernels();
       },
       py::arg("name"));
 
@@ -185,7 +182,8 @@ __attribute__((visibility("default"))) const char* pullback_get_version() {
 }
 }
 
-PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
+// Not mod_gil_not_used: it was never run without the GIL.
+PYBIND11_MODULE(_native, m) {
   if (PyArray_ImportNumPyAPI() < 0 || PyUFunc_ImportUFuncAPI() < 0 ||
       !pullback::RegisterMethodType(m.ptr()) || !pullback::RegisterRunType(m.ptr()) ||
       !pullback::RegisterLossEngine(m.ptr()) || !pullback::RegisterReductionEngine(m.ptr()) ||

@@ -4,12 +4,11 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <deque>
+#include <memory>
 #include <optional>
-#include <string>
 #include <string_view>
 
-#include "bindings/interrupt.h"
+#include "bindings/call.h"
 #include "bindings/method.h"
 #include "bindings/results.h"
 #include "kernels/reductions.h"
@@ -27,49 +26,31 @@ std::string_view RowOfNorm(double p) {
 
 // The row that computes a map's method. Softmax is logsumexp's gradient; the Jacobians of softmax
 // and layer_norm are symmetric.
-const ReductionKernels* FindMap(std::string_view name, std::string_view method) {
+std::optional<size_t> FindMap(std::string_view name, std::string_view method) {
   if (method.empty()) method = "value";
   if (name == "softmax" && method == "value") return FindReduction("logsumexp");
-  const ReductionKernels* const op = FindReduction(name, method);
-  return op == nullptr && method == "jvp" ? FindReduction(name, "vjp") : op;
+  const std::optional<size_t> row = FindReduction(name, method);
+  return !row && method == "jvp" ? FindReduction(name, "vjp") : row;
 }
 
 // None on success.
 PyObject* Deliver(const ReductionCall& call) {
-  Outcome outcome;
-  {
-    const ScopedGilRelease unlocked(call.outer * call.n * call.inner > kReleaseGil);
-    Poll poll = SignalPoll();
-    outcome = Reduce(call, &poll);
-  }
-  if (outcome == Outcome::kOutOfMemory) return PyErr_NoMemory();
-  if (outcome == Outcome::kInterrupted) return nullptr;
-  return Py_NewRef(Py_None);
+  const bool done = RunKernel(call.outer * call.n * call.inner > kReleaseGil,
+                              [&](Poll* poll) { return Reduce(call, poll); });
+  return done ? Py_NewRef(Py_None) : nullptr;
 }
 
 // --- the fast way in -----------------------------------------------------------------------------
 
 enum class Kind : uint8_t { kValue, kGrad, kValueAndGrad, kVjp, kJvp };
 
-struct Entry {
-  std::string name;
+struct Entry : MethodEntry {
   Kind kind;
   bool is_map;
   size_t operands;
   double parameter;
-  const ReductionKernels* op;
+  PerTarget<const ReductionKernels*> ops;
 };
-
-std::deque<Entry>& Entries() {
-  static auto* const entries = new std::deque<Entry>;
-  return *entries;
-}
-
-const ReductionKernels* FindOf(const Entry& entry) {
-  constexpr const char* kMethods[] = {"value", "", "", "vjp", "jvp"};
-  return entry.is_map ? FindMap(entry.name, kMethods[static_cast<size_t>(entry.kind)])
-                      : FindReduction(entry.name);
-}
 
 // (outer, n, inner) of a C-contiguous array along an axis, or all of them.
 struct Blocks {
@@ -122,10 +103,11 @@ bool IsPlain(PyObject* object, DType dtype) {
   return KernelArray(object) == dtype && PyArray_IS_C_CONTIGUOUS(AsArray(object));
 }
 
-PyObject* ReductionCallMethod(const void* context, PyObject* const* args, size_t nargs,
+PyObject* ReductionCallMethod(const MethodEntry& own, PyObject* const* args, size_t nargs,
                               PyObject* kwnames) {
   static PyObject* const kAxis = PyUnicode_InternFromString("axis");
-  const Entry& entry = *static_cast<const Entry*>(context);
+  const auto& entry = static_cast<const Entry&>(own);
+  const ReductionKernels& op = *entry.ops.Active();
   // x, then the second operand, the cotangent or the tangents, then the axis.
   const size_t tangents = entry.kind == Kind::kJvp ? entry.operands : 0;
   const size_t given = entry.operands + (entry.kind == Kind::kVjp) + tangents;
@@ -152,7 +134,7 @@ PyObject* ReductionCallMethod(const void* context, PyObject* const* args, size_t
   const Shape shape(x, *blocks);
 
   ReductionCall call = {};
-  call.op = entry.op;
+  call.op = &op;
   call.dtype = *dtype;
   call.parameter = entry.parameter;
   call.outer = blocks->outer;
@@ -186,7 +168,7 @@ PyObject* ReductionCallMethod(const void* context, PyObject* const* args, size_t
   }
   if (entry.is_map || entry.kind == Kind::kGrad || entry.kind == Kind::kVjp ||
       entry.kind == Kind::kValueAndGrad) {
-    for (size_t o = 0; o < entry.op->outs; ++o) {
+    for (size_t o = 0; o < op.outs; ++o) {
       slopes[o] = Ref(NewArray(PyArray_NDIM(x), PyArray_DIMS(x), *dtype));
       if (!slopes[o]) return nullptr;
       call.out[o] = DataOf(slopes[o].get());
@@ -196,8 +178,8 @@ PyObject* ReductionCallMethod(const void* context, PyObject* const* args, size_t
   if (!done) return nullptr;
   Ref value(values ? PyArray_Return(AsArray(values.release())) : nullptr);
   if (call.out[0] == nullptr) return value.release();
-  Ref gradient(entry.op->outs == 1 ? slopes[0].release()
-                                   : PyTuple_Pack(2, slopes[0].get(), slopes[1].get()));
+  Ref gradient(op.outs == 1 ? slopes[0].release()
+                            : PyTuple_Pack(2, slopes[0].get(), slopes[1].get()));
   if (!value || !gradient) return gradient.release();
   return PyTuple_Pack(2, value.get(), gradient.get());
 }
@@ -259,11 +241,13 @@ class Reader {
     const char* const row = PyUnicode_AsUTF8(name);
     if (row == nullptr) return false;
     const bool is_norm = std::string_view(row) == "norm";
-    call.op = FindReduction(is_norm ? RowOfNorm(call.parameter) : row);
-    if (call.op == nullptr) {
+    const std::optional<size_t> found =
+        FindReduction(is_norm ? RowOfNorm(call.parameter) : std::string_view(row));
+    if (!found) {
       PyErr_Format(PyExc_KeyError, "no reduction '%s'", row);
       return false;
     }
+    call.op = &ReductionOps()[*found];
     if (!PyTuple_CheckExact(x) || static_cast<size_t>(PyTuple_GET_SIZE(x)) != call.op->arrays) {
       Refuse(function_, "x");
       return false;
@@ -351,10 +335,11 @@ PyObject* TransformSlices(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   const char* const name = PyUnicode_AsUTF8(args[0]);
   const char* const method = name == nullptr ? nullptr : PyUnicode_AsUTF8(args[2]);
   if (method == nullptr) return nullptr;
-  call.op = FindMap(name, method);
-  if (call.op == nullptr) {
+  const std::optional<size_t> row = FindMap(name, method);
+  if (!row) {
     return PyErr_Format(PyExc_KeyError, "no map of rows '%s' with a method '%s'", name, method);
   }
+  call.op = &ReductionOps()[*row];
   if (!reader.First(args[3], call)) return nullptr;
   call.x = DataOf(args[3]);
   bool good = true;
@@ -388,25 +373,26 @@ PyObject* NewReductionMethod(const char* reduction, const char* method, double p
   constexpr std::string_view kKinds[] = {"value", "grad", "value_and_grad", "vjp", "jvp"};
   const auto* const found = std::find(std::begin(kKinds), std::end(kKinds), method);
   const auto kind = static_cast<Kind>(found - kKinds);
-  const bool is_map = FindMap(reduction, "vjp") != nullptr;
-  Entry entry{reduction, kind, is_map, 1, parameter, nullptr};
-  const bool known = found != std::end(kKinds) &&
-                     !(is_map && (kind == Kind::kGrad || kind == Kind::kValueAndGrad));
-  if (known) entry.op = FindOf(entry);
-  if (entry.op == nullptr) {
+  const bool is_map = FindMap(reduction, "vjp").has_value();
+  std::optional<size_t> row;
+  if (!is_map && found != std::end(kKinds)) row = FindReduction(reduction);
+  if (is_map && kind != Kind::kGrad && kind != Kind::kValueAndGrad)
+    row = FindMap(reduction, method);
+  if (!row) {
     PyErr_Format(PyExc_KeyError, "no native method '%s' of a reduction '%s'", method, reduction);
     return nullptr;
   }
-  if (!is_map) entry.operands = entry.op->arrays;
-  return NewMethod(ReductionCallMethod, &Entries().emplace_back(std::move(entry)), fallback);
+  auto entry = std::make_unique<Entry>();
+  entry->kind = kind;
+  entry->is_map = is_map;
+  entry->parameter = parameter;
+  entry->ops = RowOf(ReductionTables(), *row);
+  entry->operands = is_map ? 1 : entry->ops.Active()->arrays;
+  return NewMethod(ReductionCallMethod, std::move(entry), fallback);
 }
 
 bool RegisterReductionEngine(PyObject* module) {
   return PyModule_AddFunctions(module, kEngine) == 0;
-}
-
-void RefreshReductionKernels() {
-  for (Entry& entry : Entries()) entry.op = FindOf(entry);
 }
 
 }  // namespace pullback

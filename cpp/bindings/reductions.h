@@ -14,9 +14,6 @@ PyObject* NewReductionMethod(const char* reduction, const char* method, double p
 // Adds reduce_slices, reduce_tangents and transform_slices, the engine behind the Python layer.
 bool RegisterReductionEngine(PyObject* module);
 
-// After a change of target.
-void RefreshReductionKernels();
-
 }  // namespace pullback
 
 #endif  // PULLBACK_CPP_BINDINGS_REDUCTIONS_H_

@@ -8,7 +8,6 @@
 #include <memory>
 
 #include "kernels/blocks.h"
-#include "runtime/fp_env.h"
 #include "runtime/partition.h"
 #include "runtime/threads.h"
 
@@ -429,7 +428,7 @@ void Deliver(const double* sums, size_t n, size_t copies, T* out) {
 }  // namespace
 
 Outcome RunArrays(const ArrayCall& call, Poll* poll) {
-  ScopedDefaultFpEnv fp_env;
+  const KernelFpEnv fp_env(poll);
   const Plan plan(call);
   const auto operands = static_cast<size_t>(plan.operands);
 
@@ -467,12 +466,10 @@ Outcome RunArrays(const ArrayCall& call, Poll* poll) {
   };
   if (plan.total < kParallelElements || call.in_order) {
     for (size_t task = 0; task < plan.slabs.tasks; ++task) {
-      for (size_t round = 0; round < plan.rounds; ++round) run(task, round);
-      if (poll == nullptr) continue;
-      fp_env.Leave();
-      const bool stop = Interrupted(poll);
-      fp_env.Enter();
-      if (stop) return Outcome::kInterrupted;
+      for (size_t round = 0; round < plan.rounds; ++round) {
+        run(task, round);
+        if (Interrupted(poll)) return Outcome::kInterrupted;
+      }
     }
   } else {
     for (size_t round = 0; round < plan.rounds; ++round) {

@@ -8,7 +8,6 @@
 #include <memory>
 
 #include "kernels/blocks.h"
-#include "runtime/fp_env.h"
 #include "runtime/partition.h"
 #include "runtime/threads.h"
 
@@ -373,7 +372,7 @@ class Walk {
 
 Outcome RunChain(const ChainCall& call, Poll* poll) {
   if (call.n == 0) return Outcome::kDone;
-  const ScopedDefaultFpEnv fp_env;
+  const KernelFpEnv fp_env(poll);
   Plan plan(call);
   if (!plan.Prepare()) return Outcome::kOutOfMemory;
   std::atomic<bool> out_of_memory{false};

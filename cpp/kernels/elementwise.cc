@@ -2,10 +2,11 @@
 #include "kernels/elementwise.h"
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include "kernels/broadcast.h"
-#include "runtime/fp_env.h"
+#include "runtime/poll.h"
 
 namespace pullback {
 namespace {
@@ -69,11 +70,15 @@ void RunContiguous(const Call& call, size_t n) {
   call.kernel(in, out, n, 0);
 }
 
-void RunOneByOne(const Call& call, size_t n) {
+// Between two looks at the clock.
+constexpr size_t kPolledElements = size_t{1} << 16;
+
+Outcome RunOneByOne(const Call& call, size_t n, Poll* poll) {
   const void* in[kMaxOperands];
   void* out[kMaxOperands];
   alignas(8) char dropped[8];
   for (size_t i = 0; i < n; ++i) {
+    if (i % kPolledElements == 0 && Interrupted(poll)) return Outcome::kInterrupted;
     for (int k = 0; k < call.Count(); ++k) {
       char* const data = call.operands.data[k];
       if (k < call.shape.nin) {
@@ -86,17 +91,18 @@ void RunOneByOne(const Call& call, size_t n) {
     }
     call.kernel(in, out, 1, 0);
   }
+  return Outcome::kDone;
 }
 
 }  // namespace
 
-std::span<const OpKernels> Ops(size_t shard) {
-  return [shard]<size_t... kShard>(std::index_sequence<kShard...>) {
-    std::span<const OpKernels> ops;
-    ((kShard == shard ? void(ops = OpsOfShard<kShard>()) : void()), ...);
-    return ops;
+const PerTarget<OpTable>& OpTables(size_t shard) {
+  static const std::array<PerTarget<OpTable>, kOpShards> tables =
+      []<size_t... kShard>(std::index_sequence<kShard...>) {
+    return std::array{GetPerTarget(OpsOfShard<kShard>)...};
   }
   (std::make_index_sequence<kOpShards>());
+  return tables[shard];
 }
 
 std::optional<OpPlace> PlaceOfOp(std::string_view name) {
@@ -114,19 +120,16 @@ const OpKernels* FindOp(std::string_view name) {
   return place ? &Ops(place->shard)[place->row] : nullptr;
 }
 
-bool RunElementwise(ElementwiseKernel kernel, MethodShape shape, DType dtype,
-                    const Operands& operands, size_t n, Poll* poll) {
+Outcome RunElementwise(ElementwiseKernel kernel, MethodShape shape, DType dtype,
+                       const Operands& operands, size_t n, Poll* poll) {
   const Call call{kernel, shape, ItemSize(dtype), operands};
-  if (n == 0) return true;
-  const ScopedDefaultFpEnv fp_env;
+  if (n == 0) return Outcome::kDone;
+  const KernelFpEnv fp_env(poll);
   const Order order = OrderOf(call, n);
-  if (order == Order::kOneByOne) {
-    RunOneByOne(call, n);
-    return true;
-  }
+  if (order == Order::kOneByOne) return RunOneByOne(call, n, poll);
   if (n < kParallelElements && Contiguous(call, n)) {
     RunContiguous(call, n);
-    return true;
+    return Outcome::kDone;
   }
   ArrayCall array_call;
   array_call.kernel = kernel;
@@ -140,7 +143,7 @@ bool RunElementwise(ElementwiseKernel kernel, MethodShape shape, DType dtype,
     array_call.operand[k].storage = StorageOf(dtype);
     array_call.operand[k].stride[0] = operands.stride[k];
   }
-  return RunArrays(array_call, poll) == Outcome::kDone;
+  return RunArrays(array_call, poll);
 }
 
 }  // namespace pullback

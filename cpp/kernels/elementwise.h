@@ -8,6 +8,9 @@
 #include <span>
 #include <string_view>
 
+#include "kernels/outcome.h"
+#include "runtime/targets.h"
+
 namespace pullback {
 
 enum class DType : uint8_t { kFloat32, kFloat64 };
@@ -55,21 +58,24 @@ struct OpKernels {
   ElementwiseKernel kernel[kMethods][kDTypes];
 };
 
-// The table's rows, compiled for the active target, are spread over shards; which row is where is
-// the same for every target.
+// The table's rows are spread over shards; which row is where is the same for every target.
 inline constexpr size_t kOpShards = 6;
-std::span<const OpKernels> Ops(size_t shard);
+using OpTable = std::span<const OpKernels>;
+const PerTarget<OpTable>& OpTables(size_t shard);
 template <size_t kShard>
-std::span<const OpKernels> OpsOfShard();
+OpTable OpsOfShard();  // by dispatch
 
-// The row of that name, or null.
-const OpKernels* FindOp(std::string_view name);
+// Those of the active target.
+inline OpTable Ops(size_t shard) { return OpTables(shard).Active(); }
 
-// Where the row of that name is, for those who look it up anew at each call.
+// Where the row of that name is.
 struct OpPlace {
   size_t shard, row;
 };
 std::optional<OpPlace> PlaceOfOp(std::string_view name);
+
+// The row of that name for the active target, or null.
+const OpKernels* FindOp(std::string_view name);
 
 // Where element i of an operand lies: data + i * stride (in bytes; 0 and negative are fine). An
 // output without data is computed and dropped.
@@ -86,9 +92,9 @@ struct Poll;
 // Runs `kernel` over n elements of `dtype`, whatever the strides: inputs first, then outputs. Above
 // a threshold on the thread pool in a partition fixed by n; on one thread if an output overlaps an
 // input ahead of it, element by element if outputs feed back into inputs (ufunc.reduce,
-// .accumulate). False when `poll` asked to stop.
-bool RunElementwise(ElementwiseKernel kernel, MethodShape shape, DType dtype,
-                    const Operands& operands, size_t n, Poll* poll);
+// .accumulate). Never out of memory.
+Outcome RunElementwise(ElementwiseKernel kernel, MethodShape shape, DType dtype,
+                       const Operands& operands, size_t n, Poll* poll);
 
 }  // namespace pullback
 

@@ -39,7 +39,7 @@ constexpr std::array<OpKernels, sizeof...(kTurn)> TableOf(std::index_sequence<kT
   return {KernelsOfRow<PULLBACK_SHARD + kTurn * kOpShards>()...};
 }
 
-std::span<const OpKernels> Table() {
+OpTable Table() {
   constexpr auto kRows = static_cast<size_t>(rows::kUnaryRows + rows::kBinaryRows);
   constexpr size_t kTurns = (kRows + kOpShards - 1 - PULLBACK_SHARD) / kOpShards;
   // Constant: nothing of it runs before the dispatcher has looked at the CPU.
@@ -56,10 +56,10 @@ HWY_AFTER_NAMESPACE();
 namespace pullback {
 namespace PB_SHARD {
 HWY_EXPORT(Table);
-std::span<const OpKernels> Ops() { return HWY_DYNAMIC_DISPATCH(Table)(); }
+OpTable Ops() { return HWY_DYNAMIC_DISPATCH(Table)(); }
 }  // namespace PB_SHARD
 template <>
-std::span<const OpKernels> OpsOfShard<PULLBACK_SHARD>() {
+OpTable OpsOfShard<PULLBACK_SHARD>() {
   return PB_SHARD::Ops();
 }
 }  // namespace pullback

@@ -15,7 +15,6 @@
 
 #include "kernels/blocks.h"
 #include "kernels/load-inl.h"
-#include "runtime/fp_env.h"
 #include "runtime/partition.h"
 #include "runtime/threads.h"
 
@@ -137,7 +136,7 @@ Outcome BilinearGradients(const BilinearForm& form, double* value, double* Xv, d
   const size_t width = PadDoubles(form.cols);
   const std::unique_ptr<double[]> sums(new (std::nothrow) double[slabs.tasks * width + 1]);
   if (!sums) return Outcome::kOutOfMemory;
-  const ScopedDefaultFpEnv fp_env;
+  const KernelFpEnv fp_env(poll);
   return Run(form, slabs, width, sums.get(), value, Xv, uX, poll) ? Outcome::kDone
                                                                   : Outcome::kInterrupted;
 }

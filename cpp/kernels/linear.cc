@@ -12,7 +12,7 @@
 
 #include "kernels/blocks.h"
 #include "kernels/contraction.h"
-#include "runtime/fp_env.h"
+#include "runtime/poll.h"
 
 namespace pullback {
 namespace {
@@ -227,12 +227,12 @@ HWY_NOINLINE Outcome RunVjp(const LinearLayer& layer, const LinearCotangents& co
 }  // namespace
 
 Outcome LinearValue(const LinearLayer& layer, const Matrix& out, Poll* poll) {
-  const ScopedDefaultFpEnv fp_env;
+  const KernelFpEnv fp_env(poll);
   return RunValue(layer, out, poll);
 }
 
 Outcome LinearVjp(const LinearLayer& layer, const LinearCotangents& cotangents, Poll* poll) {
-  const ScopedDefaultFpEnv fp_env;
+  const KernelFpEnv fp_env(poll);
   return RunVjp(layer, cotangents, poll);
 }
 

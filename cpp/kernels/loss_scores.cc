@@ -24,7 +24,7 @@ constexpr auto LossTableOf(std::index_sequence<kRow...>) {
   return std::array{kPointwiseLoss<LossRow<kRow>>..., kSoftmaxCrossEntropy};
 }
 
-std::span<const LossKernels> LossTable() {
+LossTable TableOfLosses() {
   static constexpr auto kTable = LossTableOf(std::make_index_sequence<size_t{kLossRows}>());
   return kTable;
 }
@@ -117,10 +117,22 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace pullback {
-HWY_EXPORT(LossTable);
+HWY_EXPORT(TableOfLosses);
 HWY_EXPORT(ChunkTable);
 
-std::span<const LossKernels> LossOps() { return HWY_DYNAMIC_DISPATCH(LossTable)(); }
+const PerTarget<LossTable>& LossTables() {
+  static const auto tables = GetPerTarget([] { return HWY_DYNAMIC_DISPATCH(TableOfLosses)(); });
+  return tables;
+}
+
+std::optional<size_t> FindLoss(std::string_view name) {
+  const LossTable rows = LossOps();
+  for (size_t row = 0; row < rows.size(); ++row) {
+    if (rows[row].name == name) return row;
+  }
+  return std::nullopt;
+}
+
 const ChunkKernels& KernelsOfChunks() { return *HWY_DYNAMIC_DISPATCH(ChunkTable)(); }
 
 }  // namespace pullback

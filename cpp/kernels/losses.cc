@@ -15,7 +15,6 @@
 #include <thread>
 
 #include "kernels/blocks.h"
-#include "runtime/fp_env.h"
 #include "runtime/partition.h"
 #include "runtime/threads.h"
 
@@ -454,7 +453,7 @@ Outcome SumLoss(Job job, const LinearProblem& problem, LossResult& result, Poll*
     std::align(kAlignment, plan.doubles * sizeof(double), scratch, bytes);
   }
   Sum sum(job, problem, plan, layout, static_cast<double*>(scratch));
-  const ScopedDefaultFpEnv fp_env;
+  const KernelFpEnv fp_env(poll);
   return sum.Run(result, poll) ? Outcome::kDone : Outcome::kInterrupted;
 }
 
@@ -492,7 +491,7 @@ Outcome MapLoss(Wanted wanted, const PointwiseProblem& p, void* out, Poll* poll)
       for (size_t i = 0; i < (a_row ? count : n); ++i) Write(result[i], p.dtype, out, to + i);
     }
   };
-  const ScopedDefaultFpEnv fp_env;
+  const KernelFpEnv fp_env(poll);
   return MapTasks(tasks.tasks, map, poll) ? Outcome::kDone : Outcome::kInterrupted;
 }
 

@@ -12,10 +12,12 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string_view>
 
 #include "kernels/elementwise.h"  // DType
 #include "kernels/outcome.h"
 #include "runtime/partition.h"  // Range
+#include "runtime/targets.h"
 
 namespace pullback {
 
@@ -135,7 +137,13 @@ struct LossKernels {
   Curve curve;
 };
 
-std::span<const LossKernels> LossOps();
+// The rows of the table, the same for every target.
+using LossTable = std::span<const LossKernels>;
+const PerTarget<LossTable>& LossTables();
+inline LossTable LossOps() { return LossTables().Active(); }
+
+// The place of a row; nothing where there is none.
+std::optional<size_t> FindLoss(std::string_view name);
 
 // --- what else happens to a chunk ----------------------------------------------------------------
 

@@ -12,7 +12,7 @@
 
 #include <hwy/base.h>
 
-#include "runtime/fp_env.h"
+#include "runtime/poll.h"
 
 namespace pullback {
 namespace {
@@ -203,7 +203,7 @@ HWY_NOINLINE Outcome All(Contraction& run, std::span<const Product> products) {
 }  // namespace
 
 Outcome Matmul(DType dtype, std::span<const Product> products, Poll* poll) {
-  const ScopedDefaultFpEnv fp_env;
+  const KernelFpEnv fp_env(poll);
   Contraction run(dtype, poll);
   return All(run, products);
 }

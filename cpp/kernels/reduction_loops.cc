@@ -24,7 +24,7 @@ constexpr auto ReductionTableOf(std::index_sequence<kRow...>) {
   return std::array{kReduction<std::tuple_element_t<kRow, ReductionRows>>...};
 }
 
-std::span<const ReductionKernels> ReductionTable() {
+ReductionTable TableOfReductions() {
   static constexpr auto kTable =
       ReductionTableOf(std::make_index_sequence<std::tuple_size_v<ReductionRows>>());
   return kTable;
@@ -37,15 +37,19 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace pullback {
-HWY_EXPORT(ReductionTable);
+HWY_EXPORT(TableOfReductions);
 
-std::span<const ReductionKernels> ReductionOps() { return HWY_DYNAMIC_DISPATCH(ReductionTable)(); }
+const PerTarget<ReductionTable>& ReductionTables() {
+  static const auto tables = GetPerTarget([] { return HWY_DYNAMIC_DISPATCH(TableOfReductions)(); });
+  return tables;
+}
 
-const ReductionKernels* FindReduction(std::string_view name, std::string_view method) {
-  for (const ReductionKernels& op : ReductionOps()) {
-    if (op.name == name && op.method == method) return &op;
+std::optional<size_t> FindReduction(std::string_view name, std::string_view method) {
+  const ReductionTable rows = ReductionOps();
+  for (size_t row = 0; row < rows.size(); ++row) {
+    if (rows[row].name == name && rows[row].method == method) return row;
   }
-  return nullptr;
+  return std::nullopt;
 }
 
 }  // namespace pullback

@@ -13,7 +13,6 @@
 #include <new>
 
 #include "kernels/blocks.h"
-#include "runtime/fp_env.h"
 #include "runtime/partition.h"
 #include "runtime/threads.h"
 
@@ -449,7 +448,7 @@ Outcome Reduce(const ReductionCall& call, Poll* poll) {
   if (call.outer == 0 || call.inner == 0) return Outcome::kDone;
   const Layout layout(call);
   Reducer reducer(call, layout);
-  const ScopedDefaultFpEnv fp_env;
+  const KernelFpEnv fp_env(poll);
   return reducer.Run(poll);
 }
 

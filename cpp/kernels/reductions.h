@@ -9,11 +9,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 
 #include "kernels/elementwise.h"  // DType
 #include "kernels/outcome.h"
+#include "runtime/targets.h"
 
 namespace pullback {
 
@@ -62,8 +64,13 @@ struct ReductionKernels {
   ReductionLoops along[kDTypes], across[kDTypes];
 };
 
-std::span<const ReductionKernels> ReductionOps();
-const ReductionKernels* FindReduction(std::string_view name, std::string_view method = "");
+// The rows of the table, the same for every target.
+using ReductionTable = std::span<const ReductionKernels>;
+const PerTarget<ReductionTable>& ReductionTables();
+inline ReductionTable ReductionOps() { return ReductionTables().Active(); }
+
+// The place of a row; nothing where there is none.
+std::optional<size_t> FindReduction(std::string_view name, std::string_view method = "");
 
 // --- calls ---------------------------------------------------------------------------------------
 

@@ -11,6 +11,11 @@
 #include <unistd.h>
 #endif
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+#include "runtime/cgroup.h"
 #include "runtime/partition.h"
 
 namespace pullback {
@@ -74,10 +79,9 @@ void Lend([[maybe_unused]] void* memory) {
 #endif
 }
 
-size_t DefaultLimit() {
-  const auto pages = static_cast<size_t>(std::max(0L, sysconf(_SC_PHYS_PAGES)));
-  const auto page = static_cast<size_t>(std::max(0L, sysconf(_SC_PAGESIZE)));
-  return std::min(pages * page / 64, size_t{256} << 20);
+double MachineMemory() {
+  return static_cast<double>(std::max(0L, sysconf(_SC_PHYS_PAGES))) *
+         static_cast<double>(std::max(0L, sysconf(_SC_PAGESIZE)));
 }
 #else
 void* NewMemory(size_t capacity) {
@@ -89,7 +93,7 @@ void DeleteMemory(void* memory) { operator delete (BlockOf(memory), std::align_v
 
 void Lend(void*) {}
 
-size_t DefaultLimit() { return size_t{64} << 20; }
+double MachineMemory() { return 4.0 * (1 << 30); }  // a guess
 #endif
 
 class Keeper {
@@ -116,6 +120,10 @@ class Keeper {
     bytes_ += CapacityOf(memory);
     while (bytes_ > limit_) surplus.Add(RemoveOldest());
   }
+
+  // A fork waits for whoever holds the lock, lest the child find it locked for ever.
+  void BeforeFork() { mutex_.lock(); }
+  void AfterFork() { mutex_.unlock(); }
 
   size_t Bytes() {
     const std::lock_guard lock(mutex_);
@@ -185,22 +193,30 @@ class Keeper {
   std::array<Entry, kMost> kept_;  // the oldest first
   size_t count_ = 0;
   size_t bytes_ = 0;
-  size_t limit_ = DefaultLimit();
+  size_t limit_ = DefaultKeptLimit();
 };
 
-// Never destroyed: results may outlive everything.
-Keeper& TheKeeper() {
-  static Keeper* const keeper = new Keeper;
-  return *keeper;
-}
+// Never destroyed: results may outlive everything. Made when the library is loaded: a lock around a
+// first use could be frozen in the child of a fork.
+Keeper& keeper = *new Keeper;
+
+#if defined(__unix__) || defined(__APPLE__)
+[[maybe_unused]] const int registered = pthread_atfork(
+    [] { keeper.BeforeFork(); }, [] { keeper.AfterFork(); }, [] { keeper.AfterFork(); });
+#endif
 
 }  // namespace
 
-void* TakeMemory(size_t bytes) { return TheKeeper().Take(bytes); }
-void GiveMemory(void* memory) { TheKeeper().Give(memory); }
+void* TakeMemory(size_t bytes) { return keeper.Take(bytes); }
+void GiveMemory(void* memory) { keeper.Give(memory); }
 size_t CapacityOf(const void* memory) { return BlockOf(memory)->capacity; }
-size_t KeptBytes() { return TheKeeper().Bytes(); }
-size_t KeptLimit() { return TheKeeper().Limit(); }
-void SetKeptLimit(size_t bytes) { TheKeeper().SetLimit(bytes); }
+size_t KeptBytes() { return keeper.Bytes(); }
+size_t KeptLimit() { return keeper.Limit(); }
+void SetKeptLimit(size_t bytes) { keeper.SetLimit(bytes); }
+
+size_t DefaultKeptLimit(const std::string& root) {
+  const double memory = std::min(MachineMemory(), CgroupMemory(root));
+  return std::min(static_cast<size_t>(memory / 64), size_t{256} << 20);
+}
 
 }  // namespace pullback

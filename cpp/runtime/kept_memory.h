@@ -4,6 +4,7 @@
 #define PULLBACK_CPP_RUNTIME_KEPT_MEMORY_H_
 
 #include <cstddef>
+#include <string>
 
 namespace pullback {
 
@@ -21,10 +22,14 @@ size_t CapacityOf(const void* memory);
 
 size_t KeptBytes();
 
-// How many bytes are kept at most. By default a 64th of the machine's memory, no more than 256 MiB.
+// How many bytes are kept at most; DefaultKeptLimit() until set.
 size_t KeptLimit();
 // What is above goes back to the system at once.
 void SetKeptLimit(size_t bytes);
+
+// A 64th of the memory that the machine has or the cgroup allows, no more than 256 MiB. `root` as
+// in runtime/cgroup.h.
+size_t DefaultKeptLimit(const std::string& root = "");
 
 }  // namespace pullback
 

@@ -1,5 +1,7 @@
 #include "runtime/targets.h"
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 
 #include "runtime/hwy_config.h"
@@ -38,10 +40,35 @@ int64_t Supported() {
   return supported;
 }
 
+static_assert(std::popcount(static_cast<uint64_t>(HWY_TARGETS)) <= int{kMaxTargets});
+
 // Lower bits are better targets.
 int64_t BestOf(int64_t targets) { return targets & -targets; }
 
+// Those from the index-th best on: what is chosen is the best of them.
+int64_t SupportedFrom(size_t index) {
+  int64_t rest = Supported();
+  for (; index > 0; --index) rest &= rest - 1;
+  return rest;
+}
+
+void Choose(size_t index) {
+  hwy::GetChosenTarget().Update(SupportedFrom(index));
+  internal::active_target.store(index);
+}
+
 }  // namespace
+
+std::atomic<size_t> internal::active_target{0};
+
+void internal::WithEachTarget(void (*visit)(void* ctx, size_t target), void* ctx) {
+  const size_t active = active_target.load();
+  for (size_t target = 0; SupportedFrom(target) != 0; ++target) {
+    hwy::GetChosenTarget().Update(SupportedFrom(target));
+    visit(ctx, target);
+  }
+  Choose(active);
+}
 
 std::vector<std::string> SupportedTargetNames() {
   std::vector<std::string> names;
@@ -58,19 +85,15 @@ std::string ActiveTarget() {
 
 bool SetTarget(const std::string& name, std::string* error) {
   error->clear();
-  const int64_t supported = Supported();
-  if (name.empty() || name == "auto") {
-    hwy::GetChosenTarget().Update(supported);
+  const std::vector<std::string> names = SupportedTargetNames();
+  const bool best = name.empty() || name == "auto";
+  const auto found = best ? names.begin() : std::find(names.begin(), names.end(), name);
+  if (found != names.end()) {
+    Choose(static_cast<size_t>(found - names.begin()));
     return true;
   }
-  for (int64_t rest = supported; rest != 0; rest &= rest - 1) {
-    if (name == hwy::TargetName(BestOf(rest))) {
-      hwy::GetChosenTarget().Update(rest);
-      return true;
-    }
-  }
   *error = "no target '" + name + "' on this machine; valid names: auto";
-  for (const std::string& valid : SupportedTargetNames()) *error += ", " + valid;
+  for (const std::string& valid : names) *error += ", " + valid;
   return false;
 }
 

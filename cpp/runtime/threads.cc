@@ -8,6 +8,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #ifdef __linux__
@@ -26,7 +27,6 @@
 namespace pullback {
 namespace {
 
-constexpr int64_t kPollNs = 50'000'000;
 // Longer than the gap between the kernels of one Python expression, short enough not to be seen in
 // a process's CPU time, and about what a wake-up costs: 5 us where the idle CPU polls, 26 us
 // measured in a virtual machine whose idle CPUs halt, against 0.3 us for a worker that still spins.
@@ -34,12 +34,6 @@ constexpr int64_t kPollNs = 50'000'000;
 constexpr int64_t kSpinNs = 20'000;
 
 using Body = FunctionRef<void(size_t)>;
-
-int64_t NowNs() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 void Pause() {
 #if PULLBACK_FP_ENV_MXCSR
@@ -90,25 +84,17 @@ int CurrentCpu() {
 #endif
 }
 
-// A scheduler likes to wake a worker where its waker runs, finds it still there at the next wake,
-// and so keeps both on one CPU while another idles: a busy caller never lets go of it (seen for
-// seconds on end, twice the time per call). So a worker that shares its caller's CPU is moved.
-void KeepAwayFrom([[maybe_unused]] int cpu,
-                  [[maybe_unused]] std::thread::native_handle_type thread) {
-#ifdef __linux__
-  if (cpu < 0 || cpu >= CPU_SETSIZE) return;
-  cpu_set_t allowed;
-  if (sched_getaffinity(getpid(), sizeof allowed, &allowed) != 0) return;
-  CPU_CLR(static_cast<size_t>(cpu), &allowed);
-  if (CPU_COUNT(&allowed) > 0) pthread_setaffinity_np(thread, sizeof allowed, &allowed);
-#endif
-}
-
 thread_local bool t_is_worker = false;
 
+// A number of its own for each thread that asks, never 0; the library's are soon used again.
+uint64_t ThreadNumber() {
+  static std::atomic<uint64_t> last{0};
+  thread_local uint64_t own = 0;
+  if (own == 0) own = last.fetch_add(1) + 1;
+  return own;
+}
+
 std::atomic<int> g_threads{0};  // 0: not yet asked for
-// Counts forks in the child, so that a caller whose poll forked notices.
-std::atomic<uint32_t> g_forks{0};
 
 // state_ in one word: the job's number (high half), how many workers are in the job (low 16 bits),
 // whether it takes no more of them, and whether its caller sleeps until the count is 0. A worker
@@ -134,6 +120,12 @@ class Pool {
   void Resize(int threads);
   bool Run(size_t tasks, Body body, Poll* poll);
 
+  // The caller of a job forks: what is handed out gets done and the workers leave. Then the parent
+  // starts new ones, and the child's caller does alone what is left.
+  void BeforeFork();
+  void AfterForkInParent();
+  void AfterForkInChild() { next_.store(left_); }
+
   // Any thread may ask.
   bool LargerThan(int threads) const { return sized_for_.load() > threads; }
 
@@ -142,7 +134,11 @@ class Pool {
  private:
   void Work(int index, uint32_t seen);
   bool AwaitJob(int index, uint32_t seen);
+  void Open(size_t first);
+  bool AwaitLast(Poll* poll);
   void WakeOne();
+  void FollowCaller(int64_t now);
+  void KeepAwayFrom(int cpu, std::thread::native_handle_type thread) const;
   bool IsNews(int index, uint32_t seen) const {
     const uint64_t state = state_.load();
     return ((state & kClosed) == 0 && JobOf(state) != seen) || index >= limit_.load();
@@ -153,6 +149,7 @@ class Pool {
   alignas(64) std::atomic<bool> busy_{false};
   size_t tasks_ = 0;
   const Body* body_ = nullptr;
+  size_t left_ = 0;  // during a fork: the first of the tasks that are yet to be handed out
 
   std::atomic<int> limit_{0};      // workers numbered from here on leave
   std::atomic<int> sized_for_{1};  // the thread count Resize() last saw
@@ -165,14 +162,40 @@ class Pool {
   std::condition_variable wake_;  // workers wait here for a job
   std::condition_variable done_;  // the caller waits here for its last workers
   std::vector<std::thread> workers_;
+  double quota_ = 1;  // in CPUs, as of the last Resize()
+
+  uint64_t caller_ = 0;      // the thread of the last job, or 0
+  int64_t followed_ns_ = 0;  // when it was asked last where it may run
+#ifdef __linux__
+  cpu_set_t allowed_{};  // there; none while it is not known
+#endif
 };
+
+// The pool in whose job this thread is, as its caller.
+thread_local Pool* t_pool = nullptr;
 
 std::atomic<Pool*> g_pool{nullptr};
 
-// Only the forking thread lives on in the child, and whatever locks and counts the pool held are
-// frozen: leave it alone and start afresh on next use.
-void AbandonPoolInChild() {
-  g_forks.fetch_add(1);
+#if PULLBACK_POSIX
+// A poll runs signal handlers, which may fork in mid-call. Idle workers leave, too, and the next
+// job starts new ones: a process that forks without other threads loses none in the child, and
+// Python, which warns of those from 3.12 on, need not.
+void BeforeFork() {
+  if (t_pool != nullptr) return t_pool->BeforeFork();
+  Pool* const pool = g_pool.load();
+  if (pool == nullptr || !pool->TryAcquire()) return;
+  pool->Resize(1);
+  pool->Release();
+}
+
+void AfterForkInParent() {
+  if (t_pool != nullptr) t_pool->AfterForkInParent();
+}
+
+// Only the forking thread lives on in the child. Whatever locks and counts others held of the pool
+// are frozen: leave it alone and start afresh on next use.
+void AfterForkInChild() {
+  if (t_pool != nullptr) return t_pool->AfterForkInChild();
   Pool* old = g_pool.load();
   if (old == nullptr) return;
   static Pool* abandoned = nullptr;
@@ -181,15 +204,16 @@ void AbandonPoolInChild() {
   g_pool.store(nullptr);
 }
 
+// When the library is loaded, so that nobody uses a pool before.
+[[maybe_unused]] const int registered =
+    pthread_atfork(BeforeFork, AfterForkInParent, AfterForkInChild);
+#endif
+
 // No function-local static and no mutex here: another thread could hold their lock while this one
 // forks, and the child would wait for ever.
 Pool* GetPool() {
   Pool* pool = g_pool.load(std::memory_order_acquire);
   if (pool != nullptr) return pool;
-#if PULLBACK_POSIX
-  static std::atomic<bool> registered{false};
-  if (!registered.exchange(true)) pthread_atfork(nullptr, nullptr, AbandonPoolInChild);
-#endif
   auto* fresh = new Pool;
   if (g_pool.compare_exchange_strong(pool, fresh)) return fresh;
   delete fresh;
@@ -208,8 +232,8 @@ void Pool::Resize(int threads) {
     for (size_t i = wanted; i < workers_.size(); ++i) workers_[i].join();
     workers_.resize(wanted);
   }
-  const int cpus = AvailableCpus();
-  may_spin_.store(cpus > 1 && threads <= cpus);
+  quota_ = CgroupCpuQuota();
+  caller_ = 0;  // who calls next is asked where it may run: new workers are where we are
   const uint32_t seen = JobOf(state_.load());
   try {
     const ScopedBlockSignals block;
@@ -222,6 +246,44 @@ void Pool::Resize(int threads) {
     // The system grants no more threads: go on with those there are.
   }
   sized_for_.store(threads);
+}
+
+// Workers act for their caller, so they run where it may, whichever thread had them started. Asking
+// takes 0.4 us, a hundredth of the smallest job, so the same thread is asked every 50 ms only.
+void Pool::FollowCaller(int64_t now) {
+  const uint64_t caller = ThreadNumber();
+  if (caller == caller_ && now - followed_ns_ < kPollNs) return;
+  const bool resized = caller_ == 0;
+  caller_ = caller;
+  followed_ns_ = now;
+#ifdef __linux__
+  cpu_set_t allowed;
+  // It fails on machines with more CPUs than the mask has: workers are then left alone.
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) CPU_ZERO(&allowed);
+  if (!resized && CPU_EQUAL(&allowed, &allowed_)) return;
+  allowed_ = allowed;
+  for (std::thread& worker : workers_) {
+    if (CPU_COUNT(&allowed_) == 0) break;
+    pthread_setaffinity_np(worker.native_handle(), sizeof allowed_, &allowed_);
+  }
+#else
+  if (!resized) return;
+#endif
+  const int cpus = AvailableCpus(quota_);
+  may_spin_.store(cpus > 1 && sized_for_.load() <= cpus);
+}
+
+// A scheduler likes to wake a worker where its waker runs, finds it still there at the next wake,
+// and so keeps both on one CPU while another idles: a busy caller never lets go of it (seen for
+// seconds on end, twice the time per call). So a worker that shares its caller's CPU is moved.
+void Pool::KeepAwayFrom([[maybe_unused]] int cpu,
+                        [[maybe_unused]] std::thread::native_handle_type thread) const {
+#ifdef __linux__
+  if (cpu < 0 || cpu >= CPU_SETSIZE) return;
+  cpu_set_t others = allowed_;
+  CPU_CLR(static_cast<size_t>(cpu), &others);
+  if (CPU_COUNT(&others) > 0) pthread_setaffinity_np(thread, sizeof others, &others);
+#endif
 }
 
 void Pool::WakeOne() {
@@ -250,14 +312,14 @@ bool Pool::AwaitJob(int index, uint32_t seen) {
 void Pool::Work(int index, uint32_t seen) {
   t_is_worker = true;
   while (AwaitJob(index, seen)) {
-    const int cpu = CurrentCpu();
-    if (may_spin_.load() && cpu >= 0 && cpu == caller_cpu_.load()) {
-      KeepAwayFrom(cpu, pthread_self());
-    }
     uint64_t state = state_.load();
     while ((state & kClosed) == 0 && JobOf(state) != seen) {
       if (!state_.compare_exchange_weak(state, state + 1)) continue;
       seen = JobOf(state);
+      const int cpu = CurrentCpu();
+      if (may_spin_.load() && cpu >= 0 && cpu == caller_cpu_.load()) {
+        KeepAwayFrom(cpu, pthread_self());
+      }
       {
         const ScopedDefaultFpEnv env;
         const Body& body = *body_;
@@ -274,32 +336,21 @@ void Pool::Work(int index, uint32_t seen) {
   }
 }
 
-// Polls in the caller's own floating-point environment.
-bool PollOutside(ScopedDefaultFpEnv& env, Poll* poll) {
-  env.Leave();
-  const bool stop = Interrupted(poll);
-  env.Enter();
-  return stop;
-}
-
 bool RunSerially(size_t tasks, Body body, Poll* poll) {
-  ScopedDefaultFpEnv env;
+  const KernelFpEnv env(poll);
   for (size_t t = 0; t < tasks; ++t) {
     body(t);
-    if (poll != nullptr && PollOutside(env, poll)) return false;
+    if (Interrupted(poll)) return false;
   }
   return true;
 }
 
-bool Pool::Run(size_t tasks, Body body, Poll* poll) {
+// Hands out the tasks from `first` on to whichever workers come.
+void Pool::Open(size_t first) {
   const int workers = static_cast<int>(workers_.size());
-  caller_cpu_.store(CurrentCpu());
-  ScopedDefaultFpEnv env;
-  tasks_ = tasks;
-  body_ = &body;
-  next_.store(0, std::memory_order_relaxed);
+  next_.store(first, std::memory_order_relaxed);
   state_.store(uint64_t{JobOf(state_.load()) + 1} << kJobShift);
-  const int helpers = static_cast<int>(std::min(tasks, size_t{kMaxThreads}) - 1);
+  const int helpers = static_cast<int>(std::min(tasks_ - first, size_t{kMaxThreads}) - 1);
   const int awake = workers - parked_.load();
   const int sleepers_needed = std::min(helpers, workers) - awake;
   if (sleepers_needed > 0) {
@@ -315,39 +366,64 @@ bool Pool::Run(size_t tasks, Body body, Poll* poll) {
     to_wake_.store(sleepers_needed - 1);
     WakeOne();
   }
+}
 
-  const uint32_t forks = g_forks.load();
-  bool stop = false;
-  for (size_t t; (t = next_.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-    body(t);
-    if (poll != nullptr && PollOutside(env, poll)) {
-      stop = true;
-      poll = nullptr;
-      next_.store(tasks, std::memory_order_relaxed);
-    }
-    if (g_forks.load(std::memory_order_relaxed) != forks) return false;
-  }
-
+// Closes the job and waits until no worker is in it. True: the poll, if any, asked to stop.
+bool Pool::AwaitLast(Poll* poll) {
   const auto all_left = [&] { return (state_.load() & kCount) == 0; };
   state_.fetch_or(kClosed);
-  if (all_left() || (may_spin_.load() && SpinUntil(all_left))) return !stop;
+  if (all_left() || (may_spin_.load() && SpinUntil(all_left))) return false;
   // Asleep rather than spinning: the CPU may be the one that the last worker needs.
   state_.fetch_or(kCallerParked);
+  bool stop = false;
   for (;;) {
     {
       std::unique_lock<std::mutex> lock(mutex_);
       if (poll == nullptr) {
         done_.wait(lock, all_left);
-        return !stop;
+        return stop;
       }
-      if (done_.wait_for(lock, std::chrono::nanoseconds(kPollNs), all_left)) return !stop;
+      if (done_.wait_for(lock, std::chrono::nanoseconds(kPollNs), all_left)) return stop;
     }
-    if (PollOutside(env, poll)) {
+    if (Interrupted(poll)) {
       stop = true;
       poll = nullptr;
     }
-    if (g_forks.load(std::memory_order_relaxed) != forks) return false;
   }
+}
+
+bool Pool::Run(size_t tasks, Body body, Poll* poll) {
+  FollowCaller(poll != nullptr ? poll->last_ns : NowNs());
+  caller_cpu_.store(CurrentCpu());
+  const KernelFpEnv env(poll);
+  tasks_ = tasks;
+  body_ = &body;
+  Open(0);
+  Pool* const outer = std::exchange(t_pool, this);
+  bool stop = false;
+  for (size_t t; (t = next_.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+    body(t);
+    if (Interrupted(poll)) {
+      stop = true;
+      poll = nullptr;
+      next_.store(tasks, std::memory_order_relaxed);
+    }
+  }
+  if (AwaitLast(poll)) stop = true;
+  t_pool = outer;
+  return !stop;
+}
+
+void Pool::BeforeFork() {
+  left_ = std::min(next_.exchange(tasks_), tasks_);
+  AwaitLast(nullptr);
+  Resize(1);
+}
+
+void Pool::AfterForkInParent() {
+  Resize(GetNumThreads());
+  next_.store(left_);
+  if (left_ < tasks_) Open(left_);
 }
 
 // Lets workers above the wanted number go as soon as the pool is idle.
@@ -357,19 +433,6 @@ void ShrinkIfIdle(Pool* pool) {
     pool->Release();
   }
 }
-
-#if PULLBACK_POSIX
-// Idle workers leave before a fork, and the next job starts new ones. A process that forks without
-// other threads loses none in the child, and Python, which warns of those from 3.12 on, need not.
-void RetireIdleWorkers() {
-  Pool* const pool = g_pool.load();
-  if (pool == nullptr || !pool->TryAcquire()) return;
-  pool->Resize(1);
-  pool->Release();
-}
-
-[[maybe_unused]] const int retires = pthread_atfork(RetireIdleWorkers, nullptr, nullptr);
-#endif
 
 // "4" or "4,2" (the outermost level counts): digits only, blanks around them allowed.
 std::optional<int> ParseThreads(const std::string& text) {
@@ -388,16 +451,6 @@ std::optional<int> ParseThreads(const std::string& text) {
 
 }  // namespace
 
-bool Interrupted(Poll* poll) {
-  if (poll == nullptr) return false;
-  const int64_t now = NowNs();
-  if (poll->last_ns == 0) poll->last_ns = now;
-  if (now - poll->last_ns < kPollNs) return false;
-  const bool stop = poll->fn(poll->ctx);
-  poll->last_ns = NowNs();
-  return stop;
-}
-
 bool ParallelFor(size_t tasks, FunctionRef<void(size_t)> body, Poll* poll) {
   if (t_is_worker) poll = nullptr;
   if (poll != nullptr && poll->last_ns == 0) poll->last_ns = NowNs();
@@ -405,10 +458,8 @@ bool ParallelFor(size_t tasks, FunctionRef<void(size_t)> body, Poll* poll) {
   if (tasks <= 1 || threads == 1 || t_is_worker) return RunSerially(tasks, body, poll);
   Pool* pool = GetPool();
   if (!pool->TryAcquire()) return RunSerially(tasks, body, poll);
-  const uint32_t forks = g_forks.load();
   pool->Resize(threads);
   const bool finished = pool->Run(tasks, body, poll);
-  if (g_forks.load() != forks) return false;  // this pool is an ancestor's
   pool->Release();
   ShrinkIfIdle(pool);
   return finished;

@@ -3,14 +3,13 @@
 #define PULLBACK_CPP_RUNTIME_THREADS_H_
 
 #include <cstddef>
-#include <cstdint>
 #include <optional>
 #include <string>
 #include <type_traits>
 #include <utility>
 
 #include "runtime/cpus.h"
-#include "runtime/fp_env.h"
+#include "runtime/poll.h"
 
 namespace pullback {
 
@@ -36,25 +35,14 @@ class FunctionRef<R(Args...)> {
   R (*call_)(void*, Args...);
 };
 
-// How a long call learns that it should stop (Ctrl-C). `fn` runs on the calling thread only, in the
-// caller's floating-point environment; true means stop. Keep one Poll for a whole operation, so
-// that many short ParallelFor in a row answer as fast as a long one.
-struct Poll {
-  bool (*fn)(void* ctx) = nullptr;
-  void* ctx = nullptr;
-  int64_t last_ns = 0;  // time of the last check; the first look at the clock only sets it
-};
-
-// Calls poll if 50 ms passed since its last check: true = stop. For kernels' own serial loops.
-bool Interrupted(Poll* poll);
-
 // Runs body(0) ... body(tasks - 1), each exactly once, on the caller and the workers, in no fixed
 // order; returns when all are done. Bodies must not throw, and run under the default floating-point
 // environment.
 //
 // With `poll`, the calling thread polls between tasks (at most every 50 ms); once it says stop, no
 // further task is begun, running ones finish, and the result is false: some bodies have not run.
-// false also means that poll forked the process: the child has no workers to finish the job.
+// Where poll forks, both processes go on: tasks that have begun finish first, and the child, which
+// has no workers, does the rest on its own.
 //
 // Serial when there is one thread or task, inside a body, or while another thread uses the pool:
 // nobody ever waits for somebody else's job.

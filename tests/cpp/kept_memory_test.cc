@@ -1,5 +1,6 @@
 #include "runtime/kept_memory.h"
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -7,6 +8,14 @@
 #include <vector>
 
 #include "check.h"
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <sys/wait.h>
+#include <unistd.h>
+#define PULLBACK_TEST_FORK 1
+#else
+#define PULLBACK_TEST_FORK 0
+#endif
 
 namespace pullback {
 namespace {
@@ -97,6 +106,43 @@ void TestThreads() {
   CHECK(KeptBytes() == 0);
 }
 
+#if PULLBACK_TEST_FORK
+// The child of a fork can allocate and free whatever the others were at.
+void TestForkMeanwhile() {
+  SetKeptLimit(64 * kMebi);
+  std::atomic<bool> end{false};
+  std::vector<std::thread> busy;
+  for (int i = 0; i < 3; ++i) {
+    busy.emplace_back([&] {
+      while (!end) {
+        void* const memory = TakeMemory(kLeastKept);
+        KeptBytes();
+        GiveMemory(memory);
+      }
+    });
+  }
+  for (int i = 0; i < 500; ++i) {
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(20);
+      auto* const memory = static_cast<char*>(TakeMemory(kLeastKept));
+      memory[0] = 1;
+      GiveMemory(memory);
+      SetKeptLimit(0);
+      _exit(KeptBytes() == 0 ? 0 : 1);
+    }
+    int status = -1;
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    if (!WIFEXITED(status)) break;  // one that hangs takes long
+  }
+  end = true;
+  for (std::thread& thread : busy) thread.join();
+}
+#else
+void TestForkMeanwhile() {}
+#endif
+
 }  // namespace
 }  // namespace pullback
 
@@ -107,5 +153,6 @@ int main() {
   pullback::TestLimit();
   pullback::TestWhatThereIsNot();
   pullback::TestThreads();
+  pullback::TestForkMeanwhile();
   return check::Report("kept_memory");
 }

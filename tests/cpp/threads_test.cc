@@ -12,6 +12,10 @@
 
 #include "check.h"
 
+#ifdef __linux__
+#include <sched.h>
+#endif
+
 // qemu hangs where a process with threads forks, whatever the program.
 #if (defined(__unix__) || defined(__APPLE__)) && !defined(PULLBACK_EMULATED)
 #include <sys/wait.h>
@@ -257,31 +261,52 @@ void TestPollStaysOnCaller() {
 #if PULLBACK_FP_ENV_MXCSR
 unsigned ControlBits() { return _mm_getcsr() & ~0x3Fu; }
 
-bool PollInMode(void* mode) {
-  CHECK(_mm_getcsr() == *static_cast<unsigned*>(mode));
-  return false;
-}
+// A handler finds what the caller has set, or an earlier handler, and may set something else.
+struct Mode {
+  unsigned now, next;
+  int polls = 0;
+  static bool Change(void* ctx) {
+    auto* const mode = static_cast<Mode*>(ctx);
+    CHECK(_mm_getcsr() == mode->now);
+    ++mode->polls;
+    _mm_setcsr(mode->next);
+    mode->now = mode->next;
+    return false;
+  }
+};
 
 void TestFpEnvironment() {
   constexpr unsigned kFlush = 0x8040, kUpward = 0x4000, kInexact = 0x20;
   const unsigned original = _mm_getcsr();
-  for (unsigned mine : {0x1F80u, 0x1F80 | kFlush, 0x1F80 | kUpward, 0x1F80 | kFlush | kInexact}) {
-    for (const int threads : {1, 4}) {
-      SetNumThreads(1);
-      SetNumThreads(threads);  // fresh workers inherit whatever their creator has set
-      _mm_setcsr(mine);
-      Poll poll{PollInMode, &mine};
-      ParallelFor(
-          60,
-          [&](size_t) {
-            CHECK(ControlBits() == 0x1F80);
-            volatile double zero = 0.0;
-            volatile double nan = zero / zero;  // raises a flag
-            (void)nan;
-            std::this_thread::sleep_for(milliseconds(4 / threads));
-          },
-          &poll);
-      CHECK(_mm_getcsr() == mine);
+  const std::initializer_list<unsigned> modes = {0x1F80u, 0x1F80 | kFlush, 0x1F80 | kUpward,
+                                                 0x1F80 | kFlush | kInexact};
+  for (const unsigned mine : modes) {
+    for (const unsigned handlers : modes) {
+      for (const int threads : {1, 4}) {
+        SetNumThreads(1);
+        SetNumThreads(threads);  // fresh workers inherit whatever their creator has set
+        _mm_setcsr(mine);
+        Mode mode{mine, handlers};
+        Poll poll{Mode::Change, &mode};
+        {
+          const KernelFpEnv kernel(&poll);  // as every kernel has around its loops
+          ParallelFor(
+              static_cast<size_t>(20 * threads),
+              [&](size_t) {
+                CHECK(ControlBits() == 0x1F80);
+                volatile double zero = 0.0;
+                volatile double nan = zero / zero;  // raises a flag
+                (void)nan;
+                std::this_thread::sleep_for(milliseconds(4));
+                const KernelFpEnv nested(nullptr);
+                CHECK(ControlBits() == 0x1F80);
+              },
+              &poll);
+          CHECK(ControlBits() == 0x1F80);
+        }
+        CHECK(mode.polls > 0);
+        CHECK(_mm_getcsr() == mode.now);
+      }
     }
   }
   _mm_setcsr(original);
@@ -325,6 +350,8 @@ void UsePool() {
 void TestForkIdle() {
   SetNumThreads(4);
   CheckOneJob(100);
+  if (!kMayAllocateDuringFork)
+    std::this_thread::sleep_for(milliseconds(50));  // as threads do first
   for (int i = 0; i < 5; ++i) {
     CheckInChild([] {
       UsePool();
@@ -357,35 +384,171 @@ void TestForkDuringJobs() {
   CheckOneJob(100);
 }
 
-// Ctrl-C handlers are Python code and may fork.
-bool ForkInPoll(void* ctx) {
-  auto* child = static_cast<std::atomic<pid_t>*>(ctx);
-  if (*child < 0) *child = fork();
-  if (*child == 0) alarm(static_cast<unsigned>(20 * kScale));
-  return false;
+// Ctrl-C handlers are Python code and may fork. This one does so twice, and so do its children.
+struct Forker {
+  int forks = 2;
+  std::vector<pid_t> children;
+  bool is_child = false;
+  static bool Fork(void* ctx) {
+    auto* const self = static_cast<Forker*>(ctx);
+    if (self->forks == 0) return false;
+    --self->forks;
+    const pid_t pid = fork();
+    if (pid == 0) {
+      alarm(static_cast<unsigned>(20 * kScale));
+      check::failures = 0;
+      self->children.clear();
+      self->is_child = true;
+    } else {
+      self->children.push_back(pid);
+    }
+    return false;
+  }
+};
+
+// The job of each process is done, and its threads are as good as before.
+void CheckForked(Forker& forker, bool finished, const std::vector<int>& runs) {
+  CHECK(forker.forks == 0);
+  CHECK(finished);
+  for (const int count : runs) CHECK(count == 1);
+  for (const pid_t child : forker.children) {
+    int status = -1;
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  }
+  if (!forker.is_child) return CheckOneJob(100);
+  UsePool();
+  _exit(check::failures == 0 ? 0 : 1);
 }
 
 void TestForkInsidePoll() {
-  SetNumThreads(4);
-  std::atomic<pid_t> child{-1};
-  Poll poll{ForkInPoll, &child};
-  const bool finished = ParallelFor(
-      400, [](size_t) { std::this_thread::sleep_for(milliseconds(1)); }, &poll);
-  if (child == 0) {
-    check::failures = 0;
-    CHECK(!finished);
-    UsePool();
-    _exit(check::failures == 0 ? 0 : 1);
+  for (const int threads : {1, 2, 4}) {
+    SetNumThreads(threads);
+    std::vector<int> runs(static_cast<size_t>(200 * threads), 0);
+    Forker forker;
+    Poll poll{Forker::Fork, &forker};
+    const bool finished = ParallelFor(
+        runs.size(),
+        [&](size_t task) {
+          std::this_thread::sleep_for(milliseconds(1));
+          ++runs[task];
+        },
+        &poll);
+    CheckForked(forker, finished, runs);
   }
-  CHECK(finished);
-  int status = -1;
-  CHECK(child > 0 && waitpid(child, &status, 0) == child);
-  CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+// The caller has no task left, a worker is amid its own.
+void TestForkWhileWaiting() {
+  SetNumThreads(2);
+  const std::thread::id self = std::this_thread::get_id();
+  std::vector<int> runs(2, 0);
+  Forker forker;
+  forker.forks = 1;
+  Poll poll{Forker::Fork, &forker};
+  std::atomic<bool> worker_came{false};
+  const bool finished = ParallelFor(
+      2,
+      [&](size_t task) {
+        if (std::this_thread::get_id() != self) {
+          worker_came = true;
+          std::this_thread::sleep_for(milliseconds(300));
+        } else {
+          while (!worker_came) std::this_thread::yield();
+        }
+        ++runs[task];
+      },
+      &poll);
+  CheckForked(forker, finished, runs);
+}
+
+// Long tasks poll on their way, if they are the caller's.
+void TestForkInsideTask() {
+  for (const int threads : {1, 2, 4}) {
+    SetNumThreads(threads);
+    const std::thread::id self = std::this_thread::get_id();
+    std::vector<int> runs(static_cast<size_t>(6 * threads), 0);
+    Forker forker;
+    Poll poll{Forker::Fork, &forker};
+    const bool finished = ParallelFor(
+        runs.size(),
+        [&](size_t task) {
+          for (int part = 0; part < 30; ++part) {
+            std::this_thread::sleep_for(milliseconds(1));
+            if (std::this_thread::get_id() == self) CHECK(!Interrupted(&poll));
+          }
+          ++runs[task];
+        },
+        &poll);
+    CheckForked(forker, finished, runs);
+  }
 }
 #else
 void TestForkIdle() {}
 void TestForkDuringJobs() {}
 void TestForkInsidePoll() {}
+void TestForkWhileWaiting() {}
+void TestForkInsideTask() {}
+#endif
+
+#ifdef __linux__
+cpu_set_t OnlyCpu(size_t cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  return set;
+}
+
+// Where the only worker of a job of two threads may run.
+cpu_set_t WorkersMask() {
+  const std::thread::id self = std::this_thread::get_id();
+  cpu_set_t mask;
+  std::atomic<bool> worker_came{false};
+  ParallelFor(2, [&](size_t) {
+    if (std::this_thread::get_id() != self) {
+      CHECK(sched_getaffinity(0, sizeof mask, &mask) == 0);
+      worker_came = true;
+    }
+    while (!worker_came) std::this_thread::yield();
+  });
+  return mask;
+}
+
+// Callers on CPUs of their own: the worker goes where its caller is, whoever called first.
+void TestWorkersRunWhereTheirCallerMay() {
+  cpu_set_t all;
+  CHECK(sched_getaffinity(0, sizeof all, &all) == 0);
+  std::vector<cpu_set_t> single;
+  for (size_t cpu = 0; cpu < CPU_SETSIZE && single.size() < 2; ++cpu) {
+    if (CPU_ISSET(cpu, &all)) single.push_back(OnlyCpu(cpu));
+  }
+  SetNumThreads(1);
+  SetNumThreads(2);
+  for (int i = 0; i < 3; ++i) {
+    for (const cpu_set_t& mine : single) {
+      std::thread([&] {
+        CHECK(sched_setaffinity(0, sizeof mine, &mine) == 0);
+        const cpu_set_t workers = WorkersMask();
+        CHECK(CPU_EQUAL(&workers, &mine));
+      }).join();
+    }
+  }
+  std::thread([&] {
+    for (const cpu_set_t& mine : single) {
+      CHECK(sched_setaffinity(0, sizeof mine, &mine) == 0);
+      std::this_thread::sleep_for(milliseconds(100));  // a thread is not asked at every call
+      const cpu_set_t workers = WorkersMask();
+      CHECK(CPU_EQUAL(&workers, &mine));
+    }
+  }).join();
+  const cpu_set_t workers = WorkersMask();
+  CHECK(CPU_COUNT(&workers) >= CPU_COUNT(&all) - 1);  // perhaps not on the caller's CPU
+  cpu_set_t both;
+  CPU_OR(&both, &workers, &all);
+  CHECK(CPU_EQUAL(&both, &all));
+}
+#else
+void TestWorkersRunWhereTheirCallerMay() {}
 #endif
 
 void TestEnvironment() {
@@ -443,8 +606,11 @@ int main() {
   pullback::TestPollSpansJobs();
   pullback::TestPollStaysOnCaller();
   pullback::TestFpEnvironment();
+  pullback::TestWorkersRunWhereTheirCallerMay();
   pullback::TestForkIdle();
   pullback::TestForkDuringJobs();
   pullback::TestForkInsidePoll();
+  pullback::TestForkWhileWaiting();
+  pullback::TestForkInsideTask();
   return check::Report("threads_test");
 }

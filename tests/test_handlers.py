@@ -1,0 +1,149 @@
+"""What signal handlers may do in mid-call: fork, and change the floating-point environment."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import FloatEnvironment
+from long_calls import LONG_CALLS
+from protocol import TARGETS
+
+pytestmark = pytest.mark.native
+
+# One call without a handler, then the same amid which `handle` is called once or more often.
+SCRIPT = """
+import os, signal, sys, time
+import numpy as np, pullback as pb
+pb.set_num_threads({threads})
+{make}
+def bits(result):
+    if isinstance(result, tuple):
+        return b"".join(map(bits, result))
+    return np.asarray(result).tobytes()
+def timed(n):
+    call = make(n)
+    begin = time.perf_counter()
+    result = call()
+    return time.perf_counter() - begin, bits(result)
+n = {few}
+timed(n)
+while (seconds := min(timed(n)[0] for _ in range(2))) < 0.03:
+    n *= 2
+n = int(n * max(1, 0.3 / seconds))
+wanted = timed(n)[1]
+handled = []
+over = False
+def soon():
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+def handler(*_):
+    if over:
+        return
+    handle()
+    handled.append(time.perf_counter())
+    soon()  # not before: a fork may take longer
+{body}
+signal.signal(signal.SIGALRM, handler)
+call = make(n)
+before()
+soon()
+result = call()
+end = time.perf_counter()
+over = True
+assert handled[0] < end - 0.001, (handled, end)  # else it was not amid the call
+assert bits(result) == wanted
+after()
+"""
+
+FORK = """
+children, parent = [], os.getpid()
+def handle():
+    if os.getpid() != parent or len(children) == 2:
+        return
+    pid = os.fork()
+    if pid:
+        children.append(pid)
+    else:
+        signal.alarm(60)
+def before():
+    pass
+def after():
+    if os.getpid() != parent:
+        # The child has what it needs to go on, too.
+        x = np.linspace(-5, 5, 400_000)
+        assert np.allclose(pb.tanh(x), np.tanh(x))
+        os._exit(0)
+    assert children
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0
+sys.excepthook = lambda *what: (sys.__excepthook__(*what), sys.stderr.flush(), os._exit(1))
+"""
+
+FLOATS = """
+import ctypes
+{environment}
+fenv = FloatEnvironment()
+modes = list(fenv.MODES.values())
+now = modes[-1]
+def handle():
+    global now
+    assert fenv.mode() == now
+    now = modes[len(handled) % len(modes)]
+    fenv.set_mode(now)
+def before():
+    fenv.set_mode(now)
+def after():
+    assert fenv.mode() == now
+    fenv.set_mode(0)
+""".format(environment=inspect.getsource(FloatEnvironment))
+
+
+def run(run_python: Callable[..., Any], name: str, threads: int, body: str) -> None:
+    few, make = LONG_CALLS[name]
+    script = SCRIPT.format(threads=threads, few=max(1, few // 8), make=make, body=body)
+    # The slowest target makes the calls long without making the arrays large.
+    run_python(script, timeout=120, PULLBACK_TARGET=TARGETS[-1])
+
+
+# Each has a loop of its own.
+SERIAL = ("relu_mse", "elementwise", "over what lies behind", "reduce", "matmul")
+
+
+@pytest.mark.parametrize(
+    ("name", "threads"), [*((name, 2) for name in LONG_CALLS), *((name, 1) for name in SERIAL)]
+)
+def test_both_processes_go_on(run_python: Callable[..., Any], name: str, threads: int) -> None:
+    """A handler that forks: parent and children get the same bits."""
+    run(run_python, name, threads, FORK)
+
+
+# Whose results the kernels alone compute.
+WHOLE = (
+    "relu_mse",
+    "few wide rows",
+    "sparse rows",
+    "elementwise",
+    "chain",
+    "over what lies behind",
+    "reduce",
+    "accumulate",
+    "integers",
+    "summed cotangents",
+    "matmul",
+    "linear",
+    "a reduction",
+    "softmax",
+    "pointwise",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "threads"), [*((name, 2) for name in WHOLE), *((name, 1) for name in SERIAL)]
+)
+def test_floating_point_environment(
+    run_python: Callable[..., Any], name: str, threads: int
+) -> None:
+    """A handler finds its caller's, may change it, and leaves the kernel's alone."""
+    run(run_python, name, threads, FLOATS)
