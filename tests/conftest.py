@@ -8,8 +8,11 @@ that matters. So native tests are deselected under ``PULLBACK_BACKEND=numpy``: f
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
+import operator
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -84,35 +87,48 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 class FloatEnvironment:
-    """The calling thread's floating-point environment, through the C library (x86 only)."""
+    """The calling thread's floating-point environment, through the C library (x86-64 and Arm)."""
 
-    INVALID, DIVIDE_BY_ZERO, OVERFLOW, UNDERFLOW, INEXACT = 0x01, 0x04, 0x08, 0x10, 0x20
+    # `fenv_t` is FPCR, FPSR on Arm, and x87's seven words, then MXCSR on x86.
+    if platform.machine() == "aarch64":
+        INVALID, DIVIDE_BY_ZERO, OVERFLOW, UNDERFLOW, INEXACT = 0x01, 0x02, 0x04, 0x08, 0x10
+        MODES = {
+            "nearest": 0,
+            "downward": 0x800000,
+            "upward": 0x400000,
+            "toward zero": 0xC00000,
+            "flush to zero": 0x1000000,
+        }
+        _MODE_WORD, _FLAG_WORDS = 0, (1,)
+    else:
+        INVALID, DIVIDE_BY_ZERO, OVERFLOW, UNDERFLOW, INEXACT = 0x01, 0x04, 0x08, 0x10, 0x20
+        MODES = {
+            "nearest": 0,
+            "downward": 0x2000,
+            "upward": 0x4000,
+            "toward zero": 0x6000,
+            "flush to zero": 0x8040,
+        }
+        _MODE_WORD, _FLAG_WORDS = 7, (1, 7)
     FLAGS = INVALID | DIVIDE_BY_ZERO | OVERFLOW | UNDERFLOW | INEXACT
-    MODES = {
-        "nearest": 0,
-        "downward": 0x2000,
-        "upward": 0x4000,
-        "toward zero": 0x6000,
-        "flush to zero": 0x8040,
-    }
-    _CONTROL = 0xFFC0  # rounding mode, exception masks, FTZ and DAZ
+    _MODE_BITS = functools.reduce(operator.or_, MODES.values())
 
     def __init__(self) -> None:
         self._libm = ctypes.CDLL("libm.so.6")
-        self._state = (ctypes.c_uint32 * 8)()  # x87's seven words, then MXCSR
+        self._state = (ctypes.c_uint32 * 8)()
 
-    def _mxcsr(self) -> int:
+    def _get(self) -> None:
         assert self._libm.fegetenv(self._state) == 0
-        return self._state[7]
 
     def mode(self) -> int:
-        """Return MXCSR's control bits but the exception masks."""
-        return self._mxcsr() & 0xE040
+        """Return the rounding mode and whether subnormals are flushed."""
+        self._get()
+        return self._state[self._MODE_WORD] & self._MODE_BITS
 
     def set_mode(self, mode: int) -> None:
-        """Set the rounding mode and FTZ/DAZ of SSE arithmetic."""
-        self._mxcsr()
-        self._state[7] = (self._state[7] & ~0xE040) | mode
+        """Set the rounding mode and whether subnormals are flushed."""
+        self._get()
+        self._state[self._MODE_WORD] = (self._state[self._MODE_WORD] & ~self._MODE_BITS) | mode
         assert self._libm.fesetenv(self._state) == 0
 
     def flags(self) -> int:
@@ -121,9 +137,9 @@ class FloatEnvironment:
 
     def set_flags(self, flags: int) -> None:
         """Put exactly `flags` up."""
-        self._mxcsr()
-        self._state[7] = (self._state[7] & ~self.FLAGS) | flags
-        self._state[1] = (self._state[1] & ~self.FLAGS) | flags
+        self._get()
+        for word in self._FLAG_WORDS:
+            self._state[word] = (self._state[word] & ~self.FLAGS) | flags
         assert self._libm.fesetenv(self._state) == 0
 
 

@@ -32,7 +32,7 @@ HWY_EXPORT(NameOfTarget);
 int64_t Supported() {
   static const int64_t supported = [] {
     int64_t targets = hwy::SupportedTargets() & HWY_TARGETS;
-    // Highway wants AES of a CPU for NEON, our kernels do not.
+    // Highway asks AES of a CPU for NEON, our kernels do not.
     if (targets == 0) targets = HWY_STATIC_TARGET;
     hwy::GetChosenTarget().Update(targets);
     return targets;
