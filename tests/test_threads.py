@@ -76,6 +76,24 @@ def test_what_is_no_number(bad: Any) -> None:
 
 
 @pytest.mark.native
+def test_the_default_is_not_that_of_the_first_caller(run_python: Callable[..., Any]) -> None:
+    """A thread with fewer CPUs calls first."""
+    script = """
+import os, threading
+import numpy as np, pullback as pb
+def first():
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    pb.tanh(np.ones(100_000))
+thread = threading.Thread(target=first)
+thread.start()
+thread.join()
+print(pb.get_num_threads(), pb._native.available_cpus())
+"""
+    threads, cpus = run_python(script).stdout.split()
+    assert threads == cpus
+
+
+@pytest.mark.native
 def test_threadpoolctl_sees_and_limits_it() -> None:
     threadpoolctl = pytest.importorskip("threadpoolctl")
 

@@ -7,15 +7,18 @@
 
 namespace pullback {
 
-// Runs kernel(poll), without the GIL where the work is long enough to be worth it. False with an
-// exception set unless it is done: what interrupts a kernel is a signal handler that raised.
+// Runs kernel(poll). Where the work is long enough to be worth it the GIL is given up, and signal
+// handlers run meanwhile; else the poll is null. False with an exception set unless it is done: what
+// interrupts a kernel is a handler that raised.
 template <class Kernel>
 bool RunKernel(bool long_enough, const Kernel& kernel) {
   Outcome outcome;
-  {
-    const ScopedGilRelease unlocked(long_enough);
+  if (long_enough) {
+    const ScopedGilRelease unlocked(true);
     Poll poll = SignalPoll();
     outcome = kernel(&poll);
+  } else {
+    outcome = kernel(nullptr);
   }
   if (outcome == Outcome::kOutOfMemory) PyErr_NoMemory();
   return outcome == Outcome::kDone;

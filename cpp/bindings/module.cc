@@ -90,7 +90,7 @@ void RegisterPrimitives(py::module_& m) {
 void RegisterRuntime(py::module_& m) {
   m.def("get_num_threads", &GetNumThreads);
   m.def("set_num_threads", &SetNumThreads, py::arg("n"));
-  m.def("available_cpus", &AvailableCpus);
+  m.def("available_cpus", [] { return AvailableCpus(); });
   m.def("threads_from_env", [] {
     std::string error;
     const std::optional<int> threads = ThreadsFromEnv(&error);
@@ -190,6 +190,7 @@ PYBIND11_MODULE(_native, m) {
       !pullback::RegisterResults()) {
     throw py::error_already_set();
   }
+  pullback::GetNumThreads();  // by the CPUs of who imports it, not of the thread that calls first
   pullback::RegisterPrimitives(m);
   pullback::RegisterRuntime(m);
 }

@@ -15,9 +15,10 @@ struct Call {
   ElementwiseKernel kernel;
   MethodShape shape;
   size_t item;
-  Operands operands;
+  const Operands& operands;
 
   int Count() const { return shape.nin + shape.nout; }
+  char* Data(int k) const { return static_cast<char*>(operands.data[k]); }
 };
 
 // How an output that shares memory with an input, other than element for element, binds the order.
@@ -34,14 +35,14 @@ Order OrderOf(const Call& call, size_t n) {
   const auto steps = static_cast<ptrdiff_t>(n - 1);
   for (int o = call.shape.nin; o < call.Count(); ++o) {
     const ptrdiff_t out_stride = call.operands.stride[o];
-    const char* const out = call.operands.data[o];
+    const char* const out = call.Data(o);
     if (out == nullptr) continue;
     if (out_stride == 0) return Order::kOneByOne;
     const char* const out_low = out + std::min<ptrdiff_t>(0, steps * out_stride);
     const char* const out_high = out + std::max<ptrdiff_t>(0, steps * out_stride) + item;
     for (int i = 0; i < call.shape.nin; ++i) {
       const ptrdiff_t in_stride = call.operands.stride[i];
-      const char* const in = call.operands.data[i];
+      const char* const in = call.Data(i);
       if (in == out && in_stride == out_stride) continue;
       const char* const in_low = in + std::min<ptrdiff_t>(0, steps * in_stride);
       const char* const in_high = in + std::max<ptrdiff_t>(0, steps * in_stride) + item;
@@ -63,11 +64,7 @@ bool Contiguous(const Call& call, size_t n) {
 }
 
 void RunContiguous(const Call& call, size_t n) {
-  const void* in[kMaxOperands];
-  void* out[kMaxOperands];
-  for (int k = 0; k < call.shape.nin; ++k) in[k] = call.operands.data[k];
-  for (int k = 0; k < call.shape.nout; ++k) out[k] = call.operands.data[call.shape.nin + k];
-  call.kernel(in, out, n, 0);
+  call.kernel(call.operands.data, call.operands.data + call.shape.nin, n, 0);
 }
 
 // Between two looks at the clock.
@@ -80,7 +77,7 @@ Outcome RunOneByOne(const Call& call, size_t n, Poll* poll) {
   for (size_t i = 0; i < n; ++i) {
     if (i % kPolledElements == 0 && Interrupted(poll)) return Outcome::kInterrupted;
     for (int k = 0; k < call.Count(); ++k) {
-      char* const data = call.operands.data[k];
+      char* const data = call.Data(k);
       if (k < call.shape.nin) {
         in[k] = data + static_cast<ptrdiff_t>(i) * call.operands.stride[k];
       } else if (data != nullptr) {
@@ -139,7 +136,7 @@ Outcome RunElementwise(ElementwiseKernel kernel, MethodShape shape, DType dtype,
   array_call.extent[0] = n;
   array_call.in_order = order == Order::kForward;
   for (int k = 0; k < call.Count(); ++k) {
-    array_call.operand[k].data = operands.data[k];
+    array_call.operand[k].data = call.Data(k);
     array_call.operand[k].storage = StorageOf(dtype);
     array_call.operand[k].stride[0] = operands.stride[k];
   }

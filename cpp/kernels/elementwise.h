@@ -80,7 +80,7 @@ const OpKernels* FindOp(std::string_view name);
 // Where element i of an operand lies: data + i * stride (in bytes; 0 and negative are fine). An
 // output without data is computed and dropped.
 struct Operands {
-  char* data[kMaxOperands];
+  void* data[kMaxOperands];
   ptrdiff_t stride[kMaxOperands];
 };
 

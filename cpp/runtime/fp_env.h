@@ -15,14 +15,11 @@ namespace pullback {
 
 // The guarded arithmetic must sit behind a call that is not inlined (a dispatched kernel is one):
 // compilers move arithmetic across writes of the control register.
-class ScopedDefaultFpEnv {
+//
+// Leave() ... Enter() lets foreign code (an interrupt check) run in the caller's environment, and
+// keeps what it has set there.
+class DefaultFpEnv {
  public:
-  ScopedDefaultFpEnv() { Enter(); }
-  ~ScopedDefaultFpEnv() { Leave(); }
-  ScopedDefaultFpEnv(const ScopedDefaultFpEnv&) = delete;
-  ScopedDefaultFpEnv& operator=(const ScopedDefaultFpEnv&) = delete;
-
-  // Leave() ... Enter() lets foreign code (an interrupt check) run in the caller's environment.
 #if PULLBACK_FP_ENV_MXCSR
   void Enter() {
     saved_ = _mm_getcsr();
@@ -45,6 +42,17 @@ class ScopedDefaultFpEnv {
  private:
   std::fenv_t saved_;
 #endif
+};
+
+class ScopedDefaultFpEnv {
+ public:
+  ScopedDefaultFpEnv() { env_.Enter(); }
+  ~ScopedDefaultFpEnv() { env_.Leave(); }
+  ScopedDefaultFpEnv(const ScopedDefaultFpEnv&) = delete;
+  ScopedDefaultFpEnv& operator=(const ScopedDefaultFpEnv&) = delete;
+
+ private:
+  DefaultFpEnv env_;
 };
 
 }  // namespace pullback

@@ -15,7 +15,7 @@ bool Interrupted(Poll* poll) {
   const int64_t now = NowNs();
   if (poll->last_ns == 0) poll->last_ns = now;
   if (now - poll->last_ns < kPollNs) return false;
-  ScopedDefaultFpEnv* const env = poll->kernel_env;
+  DefaultFpEnv* const env = poll->kernel_env;
   if (env != nullptr) env->Leave();
   const bool stop = poll->fn(poll->ctx);
   if (env != nullptr) env->Enter();

@@ -3,7 +3,6 @@
 #define PULLBACK_CPP_RUNTIME_POLL_H_
 
 #include <cstdint>
-#include <optional>
 
 #include "runtime/fp_env.h"
 
@@ -19,7 +18,7 @@ struct Poll {
   bool (*fn)(void* ctx) = nullptr;
   void* ctx = nullptr;
   int64_t last_ns = 0;  // time of the last check; the first look at the clock only sets it
-  ScopedDefaultFpEnv* kernel_env = nullptr;  // a KernelFpEnv sets it
+  DefaultFpEnv* kernel_env = nullptr;  // a KernelFpEnv sets it
 };
 
 // Calls poll if 50 ms passed since its last check: true = stop. For kernels' own serial loops.
@@ -31,20 +30,24 @@ int64_t NowNs();
 // is nested in it does nothing, so that polling gives back what the caller of the outermost had.
 class KernelFpEnv {
  public:
-  explicit KernelFpEnv(Poll* poll) : poll_(poll) {
-    if (poll_ != nullptr && poll_->kernel_env != nullptr) return;
-    env_.emplace();
-    if (poll_ != nullptr) poll_->kernel_env = &*env_;
+  explicit KernelFpEnv(Poll* poll)
+      : poll_(poll), outermost_(poll == nullptr || poll->kernel_env == nullptr) {
+    if (!outermost_) return;
+    env_.Enter();
+    if (poll_ != nullptr) poll_->kernel_env = &env_;
   }
   ~KernelFpEnv() {
-    if (env_ && poll_ != nullptr) poll_->kernel_env = nullptr;
+    if (!outermost_) return;
+    if (poll_ != nullptr) poll_->kernel_env = nullptr;
+    env_.Leave();
   }
   KernelFpEnv(const KernelFpEnv&) = delete;
   KernelFpEnv& operator=(const KernelFpEnv&) = delete;
 
  private:
   Poll* poll_;
-  std::optional<ScopedDefaultFpEnv> env_;
+  bool outermost_;
+  DefaultFpEnv env_;
 };
 
 }  // namespace pullback

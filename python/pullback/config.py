@@ -172,8 +172,8 @@ def set_kept_memory(n_bytes: int) -> None:
     ----------
     n_bytes : int
         How many bytes are kept at most; what is above is given back at once. 0 keeps nothing. At
-        first it is ``PULLBACK_KEPT_MEMORY``, else a 64th of the machine's memory, no more than
-        256 MiB. The NumPy backend keeps nothing and ignores it.
+        first it is ``PULLBACK_KEPT_MEMORY``, else a 64th of the memory that the machine has or
+        the cgroup allows, no more than 256 MiB. The NumPy backend keeps nothing and ignores it.
 
     Raises
     ------

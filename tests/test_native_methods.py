@@ -1,0 +1,92 @@
+"""The extension's callables own what they know: it dies with them, and calls never see it change."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pullback as pb
+import pytest
+from protocol import TARGETS, native
+
+
+def nothing(*_: Any) -> None:
+    """Take what a fast path leaves."""
+
+
+KINDS: dict[str, Callable[[], Any]] = {
+    "a method of several outputs": lambda: native.elementwise_method("multiply", "vjp", nothing),
+    "a ufunc": lambda: native.elementwise_ufunc("tanh", "vjp", "name", "doc"),
+    "a reduction": lambda: native.reduction_method("norm", "value_and_grad", 3.0, nothing),
+    "a map of rows": lambda: native.reduction_method("softmax", "vjp", 0.0, nothing),
+    "a loss": lambda: native.loss_method("huber", 1.5, "value", nothing),
+    "a product": lambda: native.matmul_method("product", nothing),
+    "a run of a chain": lambda: native.ElementwiseRun([("tanh", (0,), None)]),
+    "pb.huber(1.5)": lambda: pb.huber(1.5),
+    "pb.chain": lambda: pb.chain(pb.square, pb.exp),
+}
+
+
+def resident() -> int:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_stays_behind(kind: str) -> None:
+    make = KINDS[kind]
+    count = 20_000
+    for _ in range(2000):
+        make()
+    before = resident()
+    for _ in range(count):
+        make()
+    assert resident() - before < 50 * count
+
+
+def test_targets_change_while_calls_run() -> None:
+    """Each call is one target's, whichever it meets."""
+    rng = np.random.default_rng(0)
+    x, g = rng.normal(0, 2, 1000), rng.normal(size=1000)
+    X, y, w = rng.normal(size=(50, 20)), rng.normal(size=50), rng.normal(size=20)
+    calls: list[Callable[[], Any]] = [
+        lambda: pb.tanh(x).tobytes(),
+        lambda: pb.multiply.vjp(x, x, g)[0].tobytes(),
+        lambda: pb.logsumexp.grad(x).tobytes(),
+        lambda: pb.huber.value(X, y, w),
+    ]
+    before = native.active_target()
+    wanted: list[set[Any]] = [set() for _ in calls]
+    over = threading.Event()
+    wrong = []
+
+    def work() -> None:
+        while not over.is_set():
+            for call, results in zip(calls, wanted, strict=True):
+                if call() not in results:
+                    wrong.append(call)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    try:
+        for name in TARGETS:
+            native.set_target(name)
+            for call, results in zip(calls, wanted, strict=True):
+                results.add(call())
+        for thread in threads:
+            thread.start()
+        for _ in range(15):
+            for name in TARGETS:
+                native.set_target(name)
+                assert native.active_target() == name
+                assert pb.tanh(x).tobytes() in wanted[0]
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+        native.set_target(before)
+    assert not wrong
