@@ -18,10 +18,11 @@ struct Poll {
   bool (*fn)(void* ctx) = nullptr;
   void* ctx = nullptr;
   int64_t last_ns = 0;  // time of the last check; the first look at the clock only sets it
+  int64_t took_ns = 0;  // how long that took
   DefaultFpEnv* kernel_env = nullptr;  // a KernelFpEnv sets it
 };
 
-// Calls poll if 50 ms passed since its last check: true = stop. For kernels' own serial loops.
+// Calls poll if 50 ms passed since its last check, and a few times what that took: true = stop. For kernels' own serial loops.
 bool Interrupted(Poll* poll);
 
 int64_t NowNs();

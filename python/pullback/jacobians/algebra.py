@@ -35,8 +35,7 @@ Rule: TypeAlias = Callable[[Any, Any], Jacobian | None]
 _GROWTH: Final = 2
 
 # Terms are added one by one to those on their left. Where there are more than this on the right,
-# and fewer on the left, those on the left are added to them: in another order where several are
-# alike.
+# and fewer on the left, these are added to those: in another order where several are alike.
 _SHORT: Final = 32
 
 

@@ -86,7 +86,7 @@ class Terms:
         self._high += 1
 
     def prepend(self, terms: Terms) -> None:
-        """Add terms in front; one that is merged with others stands where the last of them was."""
+        """Add terms in front; one that is merged stands where the last that it met stood."""
         self._low -= terms.count
         for place, term in enumerate(terms, self._low):
             self._insert(term, place, takes_place=True)
