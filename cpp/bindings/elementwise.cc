@@ -381,8 +381,8 @@ bool TakesResults(PyObject* object, DType dtype, const Shape& shape) {
 }
 
 // In the memory order that NumPy would choose for these inputs.
-Ref NewLikeInputs(PyObject* const* args, size_t nin, npy_intp size, DType dtype) {
-  const KeptMemoryScope scope(size, dtype);
+Ref NewLikeInputs(PyObject* const* args, size_t nin, size_t size, DType dtype) {
+  const KeptMemoryScope scope(static_cast<npy_intp>(size), dtype);
   std::array<PyArrayObject*, kMaxOperands> arrays{};
   std::array<npy_uint32, kMaxOperands> flags{};
   std::array<PyArray_Descr*, kMaxOperands> descrs{};

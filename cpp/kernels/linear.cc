@@ -132,7 +132,8 @@ void Layer::MergeBias(double* sums, void* to) const {
 }
 
 Outcome Layer::Vjp(const LinearCotangents& cotangents) {
-  const auto [rows, k, n] = std::array{layer_.rows, layer_.k, layer_.n};
+  // No structured binding, which no lambda may capture up to clang 15.
+  const size_t rows = layer_.rows, k = layer_.k, n = layer_.n;
   const Memory h_memory(layer_.activation != nullptr ? rows * n * size_ : 0);
   const Memory sums_memory(cotangents.dbias != nullptr ? blocks_.tasks * n * sizeof(double) : 0);
   if (!h_memory || !sums_memory) return Outcome::kOutOfMemory;
