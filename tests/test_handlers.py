@@ -82,9 +82,9 @@ def after():
 sys.excepthook = lambda *what: (sys.__excepthook__(*what), sys.stderr.flush(), os._exit(1))
 """
 
-FLOATS = """
+FLOATS = f"""
 import ctypes
-{environment}
+{inspect.getsource(FloatEnvironment)}
 fenv = FloatEnvironment()
 modes = list(fenv.MODES.values())
 now = modes[-1]
@@ -98,7 +98,7 @@ def before():
 def after():
     assert fenv.mode() == now
     fenv.set_mode(0)
-""".format(environment=inspect.getsource(FloatEnvironment))
+"""
 
 
 def run(run_python: Callable[..., Any], name: str, threads: int, body: str) -> None:

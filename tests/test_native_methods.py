@@ -1,4 +1,4 @@
-"""The extension's callables own what they know: it dies with them, and calls never see it change."""
+"""The extension's callables own what they know: it dies with them, and no call sees it change."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@
 namespace pullback {
 
 // Runs kernel(poll). Where the work is long enough to be worth it the GIL is given up, and signal
-// handlers run meanwhile; else the poll is null. False with an exception set unless it is done: what
-// interrupts a kernel is a handler that raised.
+// handlers run meanwhile; else the poll is null. False with an exception set unless it is done:
+// what interrupts a kernel is a handler that raised.
 template <class Kernel>
 bool RunKernel(bool long_enough, const Kernel& kernel) {
   Outcome outcome;

@@ -7,8 +7,8 @@ namespace pullback {
 
 namespace {
 
-// What runs in a poll gets a fraction of the call's time. A handler that forks on a timer would else
-// start children faster than the call gets on beside them, and it would never end.
+// What runs in a poll gets a fraction of the call's time. A handler that forks on a timer would
+// else start children faster than the call gets on beside them, and it would never end.
 constexpr int64_t kPollShare = 8;
 
 }  // namespace

@@ -22,7 +22,8 @@ struct Poll {
   DefaultFpEnv* kernel_env = nullptr;  // a KernelFpEnv sets it
 };
 
-// Calls poll if 50 ms passed since its last check, and a few times what that took: true = stop. For kernels' own serial loops.
+// Calls poll if 50 ms passed since its last check, and some times what that took: true = stop. For
+// kernels' own serial loops.
 bool Interrupted(Poll* poll);
 
 int64_t NowNs();
