@@ -1,15 +1,26 @@
 #include "runtime/poll.h"
 
-#include <algorithm>
+#include <time.h>
+
 #include <chrono>
 
 namespace pullback {
 
 namespace {
 
-// What runs in a poll gets a fraction of the call's time. A handler that forks on a timer would
-// else start children faster than the call gets on beside them, and it would never end.
-constexpr int64_t kPollShare = 8;
+// A handler that forks on a timer would start children faster than a call gets on beside them, and
+// the call would never end, if the clock alone decided.
+constexpr int64_t kCpuNs = kPollNs / 2;
+
+int64_t ThreadCpuNs() {
+#ifdef CLOCK_THREAD_CPUTIME_ID
+  timespec time;
+  if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time) == 0) {
+    return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+  }
+#endif
+  return NowNs();
+}
 
 }  // namespace
 
@@ -19,17 +30,18 @@ int64_t NowNs() {
       .count();
 }
 
-bool Interrupted(Poll* poll) {
+bool Interrupted(Poll* poll, bool waits) {
   if (poll == nullptr) return false;
   const int64_t now = NowNs();
   if (poll->last_ns == 0) poll->last_ns = now;
-  if (now - poll->last_ns < std::max(kPollNs, kPollShare * poll->took_ns)) return false;
+  if (now - poll->last_ns < kPollNs) return false;
+  if (!waits && ThreadCpuNs() - poll->last_cpu_ns < kCpuNs) return false;
   DefaultFpEnv* const env = poll->kernel_env;
   if (env != nullptr) env->Leave();
   const bool stop = poll->fn(poll->ctx);
   if (env != nullptr) env->Enter();
   poll->last_ns = NowNs();
-  poll->took_ns = poll->last_ns - now;
+  poll->last_cpu_ns = ThreadCpuNs();
   return stop;
 }
 
