@@ -83,7 +83,7 @@ sys.excepthook = lambda *what: (sys.__excepthook__(*what), sys.stderr.flush(), o
 """
 
 FLOATS = f"""
-import ctypes
+import ctypes, functools, operator, platform
 {inspect.getsource(FloatEnvironment)}
 fenv = FloatEnvironment()
 modes = list(fenv.MODES.values())
