@@ -27,14 +27,17 @@ void TestRounding() {
     std::fesetround(mode);
     CHECK(ArithmeticIsDefault() == (mode == FE_TONEAREST));
     {
-      ScopedDefaultFpEnv env;
-      CHECK(ArithmeticIsDefault());
-      env.Leave();
-      CHECK(std::fegetround() == mode);
-      env.Enter();
+      const ScopedDefaultFpEnv env;
       CHECK(ArithmeticIsDefault());
     }
     CHECK(std::fegetround() == mode);
+    DefaultFpEnv env;
+    for (int i = 0; i < 2; ++i) {
+      env.Enter();
+      CHECK(ArithmeticIsDefault());
+      env.Leave();
+      CHECK(std::fegetround() == mode);
+    }
   }
   std::fesetround(FE_TONEAREST);
 }
