@@ -17,14 +17,12 @@ inline constexpr int64_t kPollNs = 50'000'000;
 struct Poll {
   bool (*fn)(void* ctx) = nullptr;
   void* ctx = nullptr;
-  int64_t last_ns = 0;      // time of the last check; the first look at the clock only sets it
-  int64_t last_cpu_ns = 0;  // the calling thread's own time then
+  int64_t last_ns = 0;  // time of the last check; the first look at the clock only sets it
   DefaultFpEnv* kernel_env = nullptr;  // a KernelFpEnv sets it
 };
 
-// Calls poll if 50 ms passed since its last check, half of them on a CPU unless the thread `waits`
-// for others: true = stop. For kernels' own serial loops.
-bool Interrupted(Poll* poll, bool waits = false);
+// Calls poll if 50 ms passed since its last check: true = stop. For kernels' own serial loops.
+bool Interrupted(Poll* poll);
 
 int64_t NowNs();
 

@@ -385,7 +385,7 @@ bool Pool::AwaitLast(Poll* poll) {
       }
       if (done_.wait_for(lock, std::chrono::nanoseconds(kPollNs), all_left)) return stop;
     }
-    if (Interrupted(poll, true)) {
+    if (Interrupted(poll)) {
       stop = true;
       poll = nullptr;
     }
