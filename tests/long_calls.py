@@ -59,6 +59,14 @@ def make(n, d=2000, k=10):
     return lambda: pb.softmax_cross_entropy.value_and_grad(X, y, w, np.zeros(k))
 """,
     ),
+    "a small X of many outputs": (
+        2000,
+        """
+def make(n):
+    X, y, w = np.ones((100, 100)), np.ones((100, n)), np.ones((100, n))
+    return lambda: pb.squared_error.value_and_grad(X, y, w, np.zeros(n))
+""",
+    ),
     "sparse rows": (
         100,
         """
@@ -314,7 +322,7 @@ def make(n):
         """
 def make(n, d=10_000):
     X, u, v = np.broadcast_to(np.linspace(-1, 1, d), (n, d)), np.linspace(-3, 3, n), np.ones(d)
-    return lambda: pb.bilinear_form.value_and_grad(u, X, v)
+    return lambda: pb.bilinear_form.value_and_grad(u, X, v, wrt=(0, 2))
 """,
     ),
     "pointwise": (

@@ -15,12 +15,12 @@
 namespace pullback {
 namespace {
 
-// X of more elements than this is read without the GIL.
+// X of more elements than this, times the outputs, is read without the GIL.
 constexpr size_t kReleaseGil = 16384;
 
-bool IsLarge(const Design& X) {
+bool IsLarge(const Design& X, size_t outputs) {
   const bool dense = X.indptr == nullptr;
-  return (dense ? X.rows * X.cols : X.entries + X.rows + X.cols) > kReleaseGil;
+  return (dense ? X.rows * X.cols : X.entries + X.rows + X.cols) * outputs > kReleaseGil;
 }
 
 struct LossEntry : MethodEntry {
@@ -349,7 +349,7 @@ PyObject* LossCall(const MethodEntry& own, PyObject* const* args, size_t nargs, 
   result.gw = gw ? DataOf(gw.get()) : nullptr;
   result.gb = b.gradient();
   result.gb_dtype = b.dtype();
-  const bool done = RunKernel(IsLarge(*X), [&](Poll* poll) {
+  const bool done = RunKernel(IsLarge(*X, outputs), [&](Poll* poll) {
     return SumLoss(entry.with_gradient ? Job::kGradient : Job::kValue, problem, result, poll);
   });
   if (!done || result.bad || (result.mean && result.weight == 0)) return nullptr;
@@ -510,7 +510,7 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   }
   if (X->rows > 0) {
     const bool done = RunKernel(
-        IsLarge(*X), [&](Poll* poll) { return SumLoss(job->job, problem, result, poll); });
+        IsLarge(*X, outputs), [&](Poll* poll) { return SumLoss(job->job, problem, result, poll); });
     if (!done) return nullptr;
   }
   if (result.bad) {
