@@ -347,11 +347,18 @@ void UsePool() {
   CheckOneJob(50);
 }
 
+// Without memory of its own or threads.
+void ComputeAlone() {
+  SetNumThreads(1);
+  static int runs[50];
+  CHECK(ParallelFor(50, [&](size_t task) { ++runs[task]; }));
+  for (const int count : runs) CHECK(count == 1);
+}
+
 void TestForkIdle() {
   SetNumThreads(4);
   CheckOneJob(100);
-  if (!kMayAllocateDuringFork)
-    std::this_thread::sleep_for(milliseconds(50));  // as threads do first
+  if (!kMayAllocateDuringFork) std::this_thread::sleep_for(milliseconds(50));  // new threads do
   for (int i = 0; i < 5; ++i) {
     CheckInChild([] {
       UsePool();
@@ -376,7 +383,10 @@ void TestForkDuringJobs() {
       std::this_thread::sleep_for(milliseconds(1));
     }
   });
-  for (int i = 0; i < 40 / kScale; ++i) CheckInChild(UsePool);
+  // After a fork the jobs start workers anew, which takes memory.
+  for (int i = 0; i < 40 / kScale; ++i) {
+    CheckInChild(kMayAllocateDuringFork ? UsePool : ComputeAlone);
+  }
   end = true;
   busy.join();
   tiny.join();
