@@ -36,8 +36,6 @@ def test_everything_in_one_run() -> None:
     assert finished.stderr == ""  # no progress bar where nobody watches
     for text in (*pb.primitives, pb.backend(), "checks passed", "All is well"):
         assert text in finished.stdout
-    seconds = float(finished.stdout.rsplit(";", 1)[1].split()[0])
-    assert seconds < 60
 
 
 def test_info_is_show_config(capsys: pytest.CaptureFixture[str]) -> None:

@@ -148,3 +148,36 @@ def test_floating_point_environment(
 ) -> None:
     """A handler finds its caller's, may change it, and leaves the kernel's alone."""
     run(run_python, name, threads, FLOATS)
+
+
+SLOW = """
+import signal, time
+import numpy as np, pullback as pb
+pb.set_num_threads({threads})
+x = np.ones(1_000_000)
+seconds = float("inf")
+for _ in range(3):
+    begin = time.perf_counter()
+    pb.tanh(x)
+    seconds = min(seconds, time.perf_counter() - begin)
+x = np.ones(int(1_000_000 * 0.5 / seconds))
+handled = 0
+def handler(*_):
+    global handled
+    time.sleep(0.1)
+    handled += 1
+    signal.setitimer(signal.ITIMER_REAL, 0.001)
+signal.signal(signal.SIGALRM, handler)
+begin = time.perf_counter()
+signal.setitimer(signal.ITIMER_REAL, 0.001)
+pb.tanh(x)
+elapsed = time.perf_counter() - begin
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert 1 <= handled <= 2 + elapsed, (handled, elapsed)  # of 100 ms each, a second apart
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_slow_handlers_leave_time_to_compute(run_python: Callable[..., Any], threads: int) -> None:
+    """A timer that is always due: its handler of 100 ms runs once a second, not 20 times."""
+    run_python(SLOW.format(threads=threads), PULLBACK_TARGET=TARGETS[-1])

@@ -146,15 +146,14 @@ def change():
             part[::7] = good[::7]
 
 threading.Thread(target=change, daemon=True).start()
-refused, end = 0, time.monotonic() + 0.8
-calls = 0
-while time.monotonic() < end:
+refused = calls = 0
+end = time.monotonic() + 0.8
+while calls < 4 or time.monotonic() < end:
     calls += 1
     try:
         pb.squared_error.value_and_grad(X, y, w, b)
     except ValueError:
         refused += 1
-assert calls > 3
 print("calls", calls, "refused", refused, flush=True)
 os._exit(0)
 """

@@ -416,6 +416,7 @@ bool Pool::Run(size_t tasks, Body body, Poll* poll) {
 
 void Pool::BeforeFork() {
   left_ = std::min(next_.exchange(tasks_), tasks_);
+  limit_.store(0);  // who leaves the job leaves altogether, with no second wake-up
   AwaitLast(nullptr);
   Resize(1);
 }
