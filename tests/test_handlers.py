@@ -33,7 +33,10 @@ timed(n)
 while (seconds := min(timed(n)[0] for _ in range(2))) < 0.03:
     n *= 2
 n = int(n * max(1, 0.3 / seconds))
-wanted = timed(n)[1]
+seconds, wanted = timed(n)
+while seconds < 0.25:  # it was slow when it was first timed
+    n *= 2
+    seconds, wanted = timed(n)
 handled = []
 over = False
 def soon():
@@ -173,7 +176,7 @@ signal.setitimer(signal.ITIMER_REAL, 0.001)
 pb.tanh(x)
 elapsed = time.perf_counter() - begin
 signal.setitimer(signal.ITIMER_REAL, 0)
-assert 1 <= handled <= 2 + elapsed, (handled, elapsed)  # of 100 ms each, a second apart
+assert 1 <= handled <= 3 + elapsed, (handled, elapsed)  # one before, one after, one a second
 """
 
 
