@@ -9,9 +9,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import bit_cases
+import bits
 import compare
 import numpy as np
+import pullback as pb
 import pytest
+import signatures
 from cases import CASES, Case
 from pullback import Diagonal, PartialSums
 from pullback.jacobians import Jacobian
@@ -77,3 +81,32 @@ def test_a_goal_that_is_missed() -> None:
     taken = compare.Want(libraries=2, loop=2, seconds=4, limit=1.25).taken(record)
     assert taken == {"2x": 2 / 3, "2x Numba": 4 / 3, "4 s": 0.5, "limit/1.25": 1.6}
     assert compare.Want(limit=1.25).taken({**record, "limit": None}) == {}
+
+
+def test_every_method_is_hashed() -> None:
+    assert signatures.unknown_methods(pb) == []
+
+
+def test_bits_are_those_of_the_inputs() -> None:
+    def lines() -> list[str]:
+        digests: dict[str, bits.Digest] = {}
+        for case in bit_cases.elementwise("tanh", pb.tanh):
+            if case.group.endswith(("sizes", "special", "refused")):
+                digests.setdefault(f"{case.method} {case.group}", bits.Digest()).record(case.call)
+        return [digest.line(name) for name, digest in digests.items()]
+
+    first = lines()
+    assert len(first) == 6 * 5
+    assert first == lines()
+    assert bit_cases.written() == []
+
+
+def test_bits_that_differ() -> None:
+    before = bits.parsed("# about\naa bb 3 0 AVX2 f.vjp x\naa bb 3 0 AVX2 f.jvp x\n")
+    after = bits.parsed("ab bb 3 0 AVX2 f.vjp x\naa bb 3 0 AVX2 f.jvp y\n")
+    assert list(bits.differences(before, after)) == [
+        ("bits", "AVX2 f.vjp x"),
+        ("added", "AVX2 f.jvp y"),
+        ("removed", "AVX2 f.jvp x"),
+    ]
+    assert list(bits.differences(before, before)) == []
