@@ -11,6 +11,8 @@ from typing import Any
 
 import bit_cases
 import bits
+import call_cases
+import calls
 import compare
 import numpy as np
 import pullback as pb
@@ -83,8 +85,30 @@ def test_a_goal_that_is_missed() -> None:
     assert compare.Want(limit=1.25).taken({**record, "limit": None}) == {}
 
 
-def test_every_method_is_hashed() -> None:
+def test_every_method_is_timed_and_hashed() -> None:
     assert signatures.unknown_methods(pb) == []
+    timed = {(call.primitive, call.method) for call in call_cases.all_calls()}
+    assert timed >= {
+        (name, method)
+        for name, f in pb.primitives.items()
+        for method in signatures.METHODS[signatures.family(name, f)]
+    }
+
+
+def test_calls_have_limits_and_run() -> None:
+    every = list(call_cases.all_calls())
+    assert {call.limit for call in every} == set(calls.LIMITS)
+    for call in every:
+        if call.limit == "plain":
+            call.function(*call.arguments, **call.keywords)
+
+
+def test_a_call_above_its_limit() -> None:
+    key = ("unary", "vjp", "", "plain")
+    row = calls.row_of(key, [(1.0, 2e-7, "exp"), (3.5, 7e-7, "tanh"), (1.5, 3e-7, "sin")])
+    assert row == ("unary", "vjp", "", 1.5, 3.5, 7e-7, "tanh", 3.0)
+    assert row.over
+    assert "over" in list(calls.table([row]))[-1]
 
 
 def test_bits_are_those_of_the_inputs() -> None:
