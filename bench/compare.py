@@ -7,13 +7,16 @@ Every contender's result is checked before it is timed. Rounds go through all co
 so that what disturbs the machine disturbs them alike; the median over the rounds counts. A library
 that appears in several ways counts with its best. What a case is wanted to reach stands in `WANTS`,
 and is shown beside what it reached.
+
+Contenders run at their best: OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE are unset before NumPy is
+imported, since they hold OpenBLAS to the code of another machine, and every library has the same
+number of threads.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import re
 import statistics
@@ -22,6 +25,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import environment
 
 LOSS_SHAPES = (
     (100, 10),
@@ -121,16 +126,6 @@ Wanted = Callable[[str], bool]  # tells by its label whether a case is to be run
 
 NORMAL = Effort(rounds=15, round_seconds=5e-3, case_seconds=8)
 QUICK = Effort(rounds=3, round_seconds=1e-3, case_seconds=2)
-
-
-def limit_threads(threads: int) -> None:
-    """Bind the process, and tell the libraries that read the environment when imported."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    for variable in ("OMP", "OPENBLAS", "MKL", "NUMBA", "NUMEXPR", "PULLBACK"):
-        os.environ[f"{variable}_NUM_THREADS"] = str(threads)
-    os.environ.setdefault("NUMEXPR_MAX_THREADS", str(threads))
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def calls_per_round(call: Callable[[], Any], effort: Effort) -> int:
@@ -529,7 +524,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="write the records there")
     parser.add_argument("--threads", type=int, default=2, help="for every library (default 2)")
     options = parser.parse_args(arguments)
-    limit_threads(options.threads)
+    environment.release()
+    environment.limit_threads(options.threads)
 
     import peers
     import pullback as pb

@@ -9,9 +9,15 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import bit_cases
+import bits
+import call_cases
+import calls
 import compare
 import numpy as np
+import pullback as pb
 import pytest
+import signatures
 from cases import CASES, Case
 from pullback import Diagonal, PartialSums
 from pullback.jacobians import Jacobian
@@ -77,3 +83,54 @@ def test_a_goal_that_is_missed() -> None:
     taken = compare.Want(libraries=2, loop=2, seconds=4, limit=1.25).taken(record)
     assert taken == {"2x": 2 / 3, "2x Numba": 4 / 3, "4 s": 0.5, "limit/1.25": 1.6}
     assert compare.Want(limit=1.25).taken({**record, "limit": None}) == {}
+
+
+def test_every_method_is_timed_and_hashed() -> None:
+    assert signatures.unknown_methods(pb) == []
+    timed = {(call.primitive, call.method) for call in call_cases.all_calls()}
+    assert timed >= {
+        (name, method)
+        for name, f in pb.primitives.items()
+        for method in signatures.METHODS[signatures.family(name, f)]
+    }
+
+
+def test_calls_have_limits_and_run() -> None:
+    every = list(call_cases.all_calls())
+    assert {call.limit for call in every} == set(calls.LIMITS)
+    for call in every:
+        if call.limit == "plain":
+            call.function(*call.arguments, **call.keywords)
+
+
+def test_a_call_above_its_limit() -> None:
+    key = ("unary", "vjp", "", "plain")
+    row = calls.row_of(key, [(1.0, 2e-7, "exp"), (3.5, 7e-7, "tanh"), (1.5, 3e-7, "sin")])
+    assert row == ("unary", "vjp", "", 1.5, 3.5, 7e-7, "tanh", 3.0)
+    assert row.over
+    assert "over" in list(calls.table([row]))[-1]
+
+
+def test_bits_are_those_of_the_inputs() -> None:
+    def lines() -> list[str]:
+        digests: dict[str, bits.Digest] = {}
+        for case in bit_cases.elementwise("tanh", pb.tanh):
+            if case.group.endswith(("sizes", "special", "refused")):
+                digests.setdefault(f"{case.method} {case.group}", bits.Digest()).record(case.call)
+        return [digest.line(name) for name, digest in digests.items()]
+
+    first = lines()
+    assert len(first) == 6 * 5
+    assert first == lines()
+    assert bit_cases.written() == []
+
+
+def test_bits_that_differ() -> None:
+    before = bits.parsed("# about\naa bb 3 0 AVX2 f.vjp x\naa bb 3 0 AVX2 f.jvp x\n")
+    after = bits.parsed("ab bb 3 0 AVX2 f.vjp x\naa bb 3 0 AVX2 f.jvp y\n")
+    assert list(bits.differences(before, after)) == [
+        ("bits", "AVX2 f.vjp x"),
+        ("added", "AVX2 f.jvp y"),
+        ("removed", "AVX2 f.jvp x"),
+    ]
+    assert list(bits.differences(before, before)) == []
