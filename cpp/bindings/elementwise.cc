@@ -11,6 +11,7 @@
 
 #include "bindings/call.h"
 #include "bindings/method.h"
+#include "bindings/operands.h"
 #include "bindings/results.h"
 #include "kernels/broadcast.h"
 #include "kernels/elementwise.h"
@@ -237,12 +238,12 @@ bool AddPromoter(PyObject* ufunc, const Entry& entry) {
 constexpr size_t kOwnElements = kParallelElements;
 
 // y; (y, dy) of a unary op, (y, (dw, dx)) of a binary one; (dw, dx) without the value. 0-d arrays
-// become scalars, as ufuncs have it, unless they were `given`.
-PyObject* Pack(std::array<Ref, 3>& outputs, size_t count, bool given = false) {
+// become scalars, as ufuncs have it, unless they were given.
+PyObject* Pack(std::array<Ref, 3>& outputs, const std::array<bool, 3>& given, size_t count) {
   std::array<PyObject*, 3> result{};
   for (size_t k = 0; k < count; ++k) {
     PyObject* const output = outputs[k].release();
-    result[k] = given ? output : PyArray_Return(reinterpret_cast<PyArrayObject*>(output));
+    result[k] = given[k] ? output : PyArray_Return(reinterpret_cast<PyArrayObject*>(output));
   }
   if (count == 1) return result[0];
   if (count == 2) return Py_BuildValue("(NN)", result[0], result[1]);
@@ -280,39 +281,7 @@ PyObject* RunPlain(const Entry& entry, PyObject* const* args) {
     return RunElementwise(entry.Kernel(*dtype), entry.shape, *dtype, operands,
                           static_cast<size_t>(n), poll);
   });
-  return done ? Pack(outputs, nout) : nullptr;
-}
-
-std::optional<Storage> StorageOfArray(PyArrayObject* array) {
-  const bool swapped = !PyArray_ISNOTSWAPPED(array);
-  switch (PyArray_TYPE(array)) {
-    case NPY_BOOL:
-      return Storage{Element::kBool, swapped};
-    case NPY_BYTE:
-      return Storage{Element::kInt8, swapped};
-    case NPY_UBYTE:
-      return Storage{Element::kUint8, swapped};
-    case NPY_SHORT:
-      return Storage{Element::kInt16, swapped};
-    case NPY_USHORT:
-      return Storage{Element::kUint16, swapped};
-    case NPY_HALF:
-      return Storage{Element::kFloat16, swapped};
-    case NPY_FLOAT:
-      return Storage{Element::kFloat32, swapped};
-    case NPY_DOUBLE:
-      return Storage{Element::kFloat64, swapped};
-    case NPY_INT:
-    case NPY_LONG:
-    case NPY_LONGLONG:
-      return Storage{PyArray_ITEMSIZE(array) == 4 ? Element::kInt32 : Element::kInt64, swapped};
-    case NPY_UINT:
-    case NPY_ULONG:
-    case NPY_ULONGLONG:
-      return Storage{PyArray_ITEMSIZE(array) == 4 ? Element::kUint32 : Element::kUint64, swapped};
-    default:
-      return std::nullopt;
-  }
+  return done ? Pack(outputs, {}, nout) : nullptr;
 }
 
 struct Shape {
@@ -402,8 +371,8 @@ Ref NewLikeInputs(PyObject* const* args, size_t nin, size_t size, DType dtype) {
   return array;
 }
 
-// What of a call stands in its way as it is: arrays of any number type and layout that broadcast.
-struct Arguments {
+// Arrays of any number type and layout that broadcast, as they lie in memory.
+struct Inputs {
   size_t nin;
   std::array<Storage, kMaxOperands> storage;
   DType dtype = DType::kFloat32;
@@ -426,7 +395,7 @@ struct Arguments {
   }
 };
 
-bool Run(const Entry& entry, const Arguments& in, PyObject* const* args,
+bool Run(const Entry& entry, const Inputs& in, PyObject* const* args,
          const std::array<Ref, 3>& outputs, int batch = 0) {
   ArrayCall call;
   call.kernel = entry.Kernel(in.dtype);
@@ -445,57 +414,94 @@ bool Run(const Entry& entry, const Arguments& in, PyObject* const* args,
                    [&](Poll* poll) { return RunArrays(call, poll); });
 }
 
-// Long calls that NumPy would hand over in pieces: conversions, broadcasting, odd layouts.
-PyObject* RunLong(const Entry& entry, PyObject* const* args, PyObject* const* keywords,
-                  PyObject* kwnames) {
-  const auto nin = static_cast<size_t>(entry.shape.nin);
-  const auto nout = static_cast<size_t>(entry.shape.nout);
-  PyObject* out;
-  if (!OnlyOut(kwnames, keywords, &out)) return nullptr;
-  if (out != nullptr && nout > 1) return nullptr;
-  Arguments in;
-  if (!in.Read(args, nin) || in.shape.Size() < kOwnElements) return nullptr;
-  std::array<Ref, 3> outputs;
-  if (out != nullptr) {
-    if (!TakesResults(out, in.dtype, in.shape)) return nullptr;
-    for (size_t k = 0; k < nin; ++k) {
-      if (Disturbs(AsArray(out), AsArray(args[k]))) return nullptr;
-    }
-    outputs[0] = Ref(Py_NewRef(out));
-  } else {
-    for (size_t k = 0; k < nout; ++k) {
-      outputs[k] = NewLikeInputs(args, nin, in.shape.Size(), in.dtype);
-      if (!outputs[k]) return nullptr;
-    }
+// The arrays that out= holds, nested as the results are or flat; none for null. False for anything
+// else.
+bool FlatOuts(PyObject* out, size_t nout, std::array<PyObject*, 3>& flat) {
+  flat.fill(nullptr);
+  if (out == nullptr) return true;
+  if (nout == 1) {
+    flat[0] = out;
+    return true;
   }
-  return Run(entry, in, args, outputs) ? Pack(outputs, nout) : nullptr;
+  size_t count = 0;
+  const auto add = [&](const auto& self, PyObject* tree) -> bool {
+    if (PyTuple_CheckExact(tree)) {
+      for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tree); ++i) {
+        if (!self(self, PyTuple_GET_ITEM(tree, i))) return false;
+      }
+      return true;
+    }
+    if (count == nout) return false;
+    flat[count++] = tree == Py_None ? nullptr : tree;
+    return true;
+  };
+  return PyTuple_CheckExact(out) && add(add, out) && count == nout;
 }
 
-PyObject* MultiOutput(const MethodEntry& own, PyObject* const* args, size_t nargs,
-                      PyObject* kwnames) {
+// Conversions, broadcasting, odd layouts: what NumPy would hand over in pieces.
+PyObject* RunLong(const Entry& entry, PyObject* const* args, PyObject* out) {
+  const auto nin = static_cast<size_t>(entry.shape.nin);
+  const auto nout = static_cast<size_t>(entry.shape.nout);
+  std::array<PyObject*, 3> given;
+  Inputs in;
+  if (!FlatOuts(out, nout, given) || !in.Read(args, nin) || in.shape.Size() == 0) return nullptr;
+  std::array<Ref, 3> outputs;
+  for (size_t o = 0; o < nout; ++o) {
+    if (given[o] == nullptr) continue;
+    if (!TakesResults(given[o], in.dtype, in.shape)) return nullptr;
+    for (size_t k = 0; k < nin; ++k) {
+      if (Disturbs(AsArray(given[o]), AsArray(args[k]))) return nullptr;
+    }
+    for (size_t k = 0; k < o; ++k) {
+      if (given[k] != nullptr && Overlap(AsArray(given[o]), AsArray(given[k]))) return nullptr;
+    }
+    outputs[o] = Ref(Py_NewRef(given[o]));
+  }
+  for (size_t o = 0; o < nout; ++o) {
+    if (outputs[o]) continue;
+    outputs[o] = NewLikeInputs(args, nin, in.shape.Size(), in.dtype);
+    if (!outputs[o]) return nullptr;
+  }
+  if (!Run(entry, in, args, outputs)) return nullptr;
+  return Pack(outputs, {given[0] != nullptr, given[1] != nullptr, given[2] != nullptr}, nout);
+}
+
+// What was given as out=, which stands behind the operands.
+PyObject* OutOf(const Entry& entry, const Arguments& args) {
+  PyObject* const out = args[static_cast<size_t>(entry.shape.nin)];
+  return out == Py_None ? nullptr : out;
+}
+
+// call(arrays) with numbers and lists made arrays.
+template <class Call>
+PyObject* WithArrays(PyObject* const* args, size_t count, const Call& call) {
+  if (std::all_of(args, args + count, [](PyObject* arg) { return PyArray_CheckExact(arg); })) {
+    return call(args);
+  }
+  PlainOperands x;
+  if (!x.Take(args, count, Strides::kAny)) return nullptr;
+  std::array<PyObject*, kMaxOperands> arrays;
+  for (size_t k = 0; k < count; ++k) {
+    if (x[k] == nullptr) return nullptr;
+    arrays[k] = reinterpret_cast<PyObject*>(x[k]);
+  }
+  return call(arrays.data());
+}
+
+PyObject* MultiOutput(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const Entry&>(own);
-  if (nargs != static_cast<size_t>(entry.shape.nin)) return nullptr;
-  if (kwnames == nullptr) {
-    PyObject* const result = RunPlain(entry, args);
+  PyObject* const out = OutOf(entry, args);
+  if (out == nullptr) {
+    PyObject* const result = RunPlain(entry, args.data());
     if (result != nullptr || PyErr_Occurred() != nullptr) return result;
   }
-  return RunLong(entry, args, args + nargs, kwnames);
+  return WithArrays(args.data(), static_cast<size_t>(entry.shape.nin),
+                    [&](PyObject* const* arrays) { return RunLong(entry, arrays, out); });
 }
 
 // A binary op's cotangents, each summed back to its operand's shape behind the batch axes of g.
-PyObject* BinaryVjp(const MethodEntry& own, PyObject* const* args, size_t nargs,
-                    PyObject* kwnames) {
-  const auto& entry = static_cast<const Entry&>(own);
-  if (nargs != 3) return nullptr;
-  PyObject* out;
-  if (!OnlyOut(kwnames, args + nargs, &out)) return nullptr;
-  if (out == nullptr) {
-    PyObject* const result = RunPlain(entry, args);
-    if (result != nullptr || PyErr_Occurred() != nullptr) return result;
-  } else if (!PyTuple_CheckExact(out) || PyTuple_GET_SIZE(out) != 2) {
-    return nullptr;
-  }
-  Arguments in;
+PyObject* PullBack(const Entry& entry, PyObject* const* args, PyObject* out) {
+  Inputs in;
   if (!in.Read(args, 3)) return nullptr;
   Shape value;
   if (!value.Broadcast(AsArray(args[0])) || !value.Broadcast(AsArray(args[1]))) return nullptr;
@@ -516,7 +522,7 @@ PyObject* BinaryVjp(const MethodEntry& own, PyObject* const* args, size_t nargs,
     const bool summed = shape.Size() != in.shape.Size();
     if (out != nullptr) {
       PyObject* const given = PyTuple_GET_ITEM(out, static_cast<Py_ssize_t>(k));
-      if (!TakesResults(given, in.dtype, shape)) return nullptr;
+      if (given == Py_None || !TakesResults(given, in.dtype, shape)) return nullptr;
       if (summed && !PyArray_IS_C_CONTIGUOUS(AsArray(given))) return nullptr;
       for (size_t i = 0; i < 3; ++i) {
         if (summed ? Overlap(AsArray(given), AsArray(args[i]))
@@ -534,11 +540,31 @@ PyObject* BinaryVjp(const MethodEntry& own, PyObject* const* args, size_t nargs,
     }
     if (!outputs[k]) return nullptr;
   }
-  if (in.shape.Size() == 0) return out == nullptr ? Pack(outputs, 2) : nullptr;
+  if (in.shape.Size() == 0) return out == nullptr ? Pack(outputs, {}, 2) : nullptr;
   if (out != nullptr && Overlap(AsArray(outputs[0].get()), AsArray(outputs[1].get()))) {
     return nullptr;
   }
-  return Run(entry, in, args, outputs, batch) ? Pack(outputs, 2, out != nullptr) : nullptr;
+  const bool given = out != nullptr;
+  return Run(entry, in, args, outputs, batch) ? Pack(outputs, {given, given, given}, 2) : nullptr;
+}
+
+PyObject* BinaryVjp(const MethodEntry& own, const Arguments& args) {
+  const auto& entry = static_cast<const Entry&>(own);
+  PyObject* const out = OutOf(entry, args);
+  if (out == nullptr) {
+    PyObject* const result = RunPlain(entry, args.data());
+    if (result != nullptr || PyErr_Occurred() != nullptr) return result;
+  } else if (!PyTuple_CheckExact(out) || PyTuple_GET_SIZE(out) != 2) {
+    return nullptr;
+  }
+  return WithArrays(args.data(), 3,
+                    [&](PyObject* const* arrays) { return PullBack(entry, arrays, out); });
+}
+
+// Whether NumPy would hand a call's elements over in pieces that cost more than our own walk.
+bool IsLong(const Entry& entry, PyObject* const* args) {
+  Inputs in;
+  return in.Read(args, static_cast<size_t>(entry.shape.nin)) && in.shape.Size() >= kOwnElements;
 }
 
 // What NumPy would have done with a ufunc's call.
@@ -590,8 +616,14 @@ PyObject* NumpyCall(PyObject* self, PyObject* const* args, size_t nargsf, PyObje
 PyObject* UfuncCall(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
   const auto* const ufunc = reinterpret_cast<PyUFuncObject*>(self);
   const auto& entry = *static_cast<const Entry*>(ufunc->data[0]);
-  PyObject* const result =
-      MultiOutput(entry, args, static_cast<size_t>(PyVectorcall_NARGS(nargsf)), kwnames);
+  PyObject* result = nullptr;
+  PyObject* out;
+  const auto nargs = static_cast<size_t>(PyVectorcall_NARGS(nargsf));
+  if (nargs == static_cast<size_t>(entry.shape.nin) && OnlyOut(kwnames, args + nargs, &out)) {
+    if (out == nullptr) result = RunPlain(entry, args);
+    const bool next = result == nullptr && PyErr_Occurred() == nullptr;
+    if (next && IsLong(entry, args)) result = RunLong(entry, args, out);
+  }
   if (result != nullptr || PyErr_Occurred() != nullptr) return result;
   return NumpyCall(self, args, nargsf, kwnames);
 }
@@ -616,9 +648,18 @@ PyObject* NewUfunc(const char* op, const char* method, const char* name, const c
   return object->obj == nullptr ? nullptr : ufunc.release();
 }
 
+const OpKernels* UnaryOpOf(PyObject* object) {
+  if (!PyObject_TypeCheck(object, &PyUFunc_Type)) return nullptr;
+  const auto* const ufunc = reinterpret_cast<PyUFuncObject*>(object);
+  if (ufunc->vectorcall != UfuncCall) return nullptr;
+  const auto& entry = *static_cast<const Entry*>(ufunc->data[0]);
+  return entry.method == Method::kValue && entry.shape.nin == 1 ? FindOp(entry.label) : nullptr;
+}
+
 PyObject* NewMultiOutputMethod(const char* op, const char* method, PyObject* fallback) {
   std::unique_ptr<Entry> entry = NewEntry(op, method, method, "");
   if (!entry) return nullptr;
+  if (!entry->signature.Read(fallback)) return nullptr;
   const FastPath path = entry->method == Method::kVjp ? BinaryVjp : MultiOutput;
   return NewMethod(path, std::move(entry), fallback);
 }

@@ -12,6 +12,9 @@ PyObject* NewUfunc(const char* op, const char* method, const char* name, const c
 // A multi-output method of an op that calls `fallback` for all but plain arrays of one shape.
 PyObject* NewMultiOutputMethod(const char* op, const char* method, PyObject* fallback);
 
+// The op whose value a unary ufunc of ours computes; null for anything else.
+const OpKernels* UnaryOpOf(PyObject* ufunc);
+
 }  // namespace pullback
 
 #endif  // PULLBACK_CPP_BINDINGS_ELEMENTWISE_H_

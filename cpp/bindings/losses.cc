@@ -8,176 +8,36 @@
 #include <string_view>
 
 #include "bindings/call.h"
+#include "bindings/design_matrix.h"
 #include "bindings/method.h"
+#include "bindings/operands.h"
 #include "bindings/results.h"
 #include "kernels/losses.h"
 
 namespace pullback {
 namespace {
 
-// X of more elements than this, times the outputs, is read without the GIL.
+// More predictions than this are scored without the GIL.
 constexpr size_t kReleaseGil = 16384;
 
-bool IsLarge(const Design& X, size_t outputs) {
-  const bool dense = X.indptr == nullptr;
-  return (dense ? X.rows * X.cols : X.entries + X.rows + X.cols) * outputs > kReleaseGil;
-}
+enum class Kind : uint8_t { kValue, kValueAndGrad, kGrad, kHvp };
 
 struct LossEntry : MethodEntry {
   double parameter;
-  bool with_gradient;
+  Kind kind;
   PerTarget<const LossKernels*> kernels;
-};
+  // Where arguments stand in the signature.
+  std::optional<size_t> sample_weight_at, out_at, reduction_at, wrt_at, v_at;
 
-// --- X -------------------------------------------------------------------------------------------
-
-// `object` as dense X, if it is an array of rows or columns that kernels can read where it lies.
-std::optional<Design> DenseDesign(PyObject* object) {
-  const std::optional<DType> dtype = KernelArray(object);
-  if (!dtype || PyArray_NDIM(AsArray(object)) != 2) return std::nullopt;
-  PyArrayObject* const X = AsArray(object);
-  const npy_intp rows = PyArray_DIM(X, 0), cols = PyArray_DIM(X, 1);
-  const auto item = static_cast<npy_intp>(ItemSize(*dtype));
-  // The stride of an axis of length 1 means nothing, and may be anything.
-  const npy_intp down = rows > 1 ? PyArray_STRIDE(X, 0) : item;
-  const npy_intp across = cols > 1 ? PyArray_STRIDE(X, 1) : item;
-  const bool by_rows = across == item;
-  const npy_intp stride = by_rows ? down : across;
-  if ((!by_rows && down != item) || stride % item != 0) return std::nullopt;
-  return Design{by_rows ? Layout::kRows : Layout::kColumns,
-                *dtype,
-                false,
-                static_cast<size_t>(rows),
-                static_cast<size_t>(cols),
-                PyArray_DATA(X),
-                stride / item,
-                nullptr,
-                nullptr};
-}
-
-// C-contiguous, of `type`, that many elements.
-bool IsBlock(PyObject* object, int type, size_t size) {
-  if (!PyArray_CheckExact(object)) return false;
-  PyArrayObject* const array = AsArray(object);
-  return PyArray_TYPE(array) == type && PyArray_ISCARRAY_RO(array) &&
-         static_cast<size_t>(PyArray_SIZE(array)) == size;
-}
-
-bool IsVector(PyObject* object, int type, size_t size) {
-  return IsBlock(object, type, size) && PyArray_NDIM(AsArray(object)) == 1;
-}
-
-// A matrix in compressed rows or columns, as in scipy.sparse, of vectors that kernels can read
-// where they lie. The kernels check indices and indptr on their way, but for where indptr begins.
-std::optional<Design> SparseDesign(std::string_view format, PyObject* data, PyObject* indices,
-                                   PyObject* indptr, Py_ssize_t rows, Py_ssize_t cols) {
-  const bool by_rows = format == "csr";
-  const std::optional<DType> dtype = KernelArray(data);
-  constexpr Py_ssize_t kMostCols = Py_ssize_t{1} << 32;  // kernels hold an index in 32 bits
-  if ((!by_rows && format != "csc") || !dtype || !PyArray_CheckExact(indices) || rows < 0 ||
-      cols < 0 || cols > kMostCols) {
-    return std::nullopt;
+  PyObject* Given(const Arguments& args, std::optional<size_t> place) const {
+    PyObject* const given = place ? args[*place] : nullptr;
+    return given == Py_None ? nullptr : given;
   }
-  const bool wide = PyArray_ITEMSIZE(AsArray(indices)) == 8;
-  const int index = wide ? NPY_INT64 : NPY_INT32;
-  const auto entries = static_cast<size_t>(PyArray_SIZE(AsArray(data)));
-  if (!IsVector(data, TypeNumber(*dtype), entries) || !IsVector(indices, index, entries) ||
-      !IsVector(indptr, index, static_cast<size_t>(by_rows ? rows : cols) + 1)) {
-    return std::nullopt;
-  }
-  return Design{by_rows ? Layout::kCsr : Layout::kCsc,
-                *dtype,
-                wide,
-                static_cast<size_t>(rows),
-                static_cast<size_t>(cols),
-                DataOf(data),
-                0,
-                DataOf(indices),
-                DataOf(indptr),
-                entries};
-}
-
-// The arrays of a user's sparse matrix, alive for as long as its kernels run.
-class SparseMatrix {
- public:
-  // Nothing, perhaps with an exception set, unless kernels can read `object` where it lies. Each
-  // attribute may be a property, which may change what the others have returned: all of them come
-  // before the first look into an array.
-  std::optional<Design> From(PyObject* object) {
-    if (PyArray_Check(object)) return std::nullopt;
-    static PyObject* const kFormat = PyUnicode_InternFromString("format");
-    static PyObject* const kShape = PyUnicode_InternFromString("shape");
-    static PyObject* const kSorted = PyUnicode_InternFromString("has_sorted_indices");
-    static PyObject* const kParts[] = {PyUnicode_InternFromString("data"),
-                                       PyUnicode_InternFromString("indices"),
-                                       PyUnicode_InternFromString("indptr")};
-    const Ref format = Attribute(object, kFormat);
-    if (!format || !PyUnicode_CheckExact(format.get())) return std::nullopt;
-    const char* const name = PyUnicode_AsUTF8(format.get());
-    if (name == nullptr) return std::nullopt;
-    const Ref shape = Attribute(object, kShape);
-    Py_ssize_t rows, cols;
-    if (!shape || !PyTuple_CheckExact(shape.get()) ||
-        !PyArg_ParseTuple(shape.get(), "nn", &rows, &cols)) {
-      PyErr_Clear();
-      return std::nullopt;
-    }
-    if (std::string_view(name) == "csc") {
-      const Ref sorted = Attribute(object, kSorted);
-      if (!sorted || sorted.get() != Py_True) return std::nullopt;
-    }
-    for (size_t i = 0; i < parts_.size(); ++i) {
-      parts_[i] = Attribute(object, kParts[i]);
-      if (!parts_[i]) return std::nullopt;
-    }
-    const std::optional<Design> X =
-        SparseDesign(name, parts_[0].get(), parts_[1].get(), parts_[2].get(), rows, cols);
-    if (!X) return std::nullopt;
-    const bool at_zero = X->wide ? *static_cast<const int64_t*>(X->indptr) == 0
-                                 : *static_cast<const int32_t*>(X->indptr) == 0;
-    return at_zero ? X : std::nullopt;
-  }
-
- private:
-  static Ref Attribute(PyObject* object, PyObject* name) {
-    Ref value(PyObject_GetAttr(object, name));
-    if (!value && PyErr_ExceptionMatches(PyExc_AttributeError)) PyErr_Clear();
-    return value;
-  }
-
-  std::array<Ref, 3> parts_;
 };
 
 // --- the fast way in -----------------------------------------------------------------------------
 
-enum Argument { kX, kY, kW, kB, kWeight, kPositional, kReduction = kPositional, kArguments };
-
-// Positional and keyword arguments in the order above, b and sample_weight None and the reduction
-// null where they are missing; false for any other call.
-bool Bind(PyObject* const* args, size_t nargs, PyObject* kwnames,
-          std::array<PyObject*, kArguments>& bound) {
-  static const std::array<PyObject*, kArguments> kNames = {
-      PyUnicode_InternFromString("X"),
-      PyUnicode_InternFromString("y"),
-      PyUnicode_InternFromString("w"),
-      PyUnicode_InternFromString("b"),
-      PyUnicode_InternFromString("sample_weight"),
-      PyUnicode_InternFromString("reduction")};
-  const auto nkw = kwnames == nullptr ? size_t{0} : static_cast<size_t>(PyTuple_GET_SIZE(kwnames));
-  if (nargs > kPositional) return false;
-  bound = {nullptr, nullptr, nullptr, Py_None, Py_None, nullptr};
-  std::copy_n(args, nargs, bound.begin());
-  std::array<bool, kArguments> given = {};
-  for (size_t i = 0; i < nkw; ++i) {
-    PyObject* const name = PyTuple_GET_ITEM(kwnames, static_cast<Py_ssize_t>(i));
-    size_t k = nargs;
-    while (k < kArguments && kNames[k] != name) ++k;
-    if (k == kArguments || given[k]) return false;
-    given[k] = true;
-    bound[k] = args[nargs + i];
-  }
-  return bound[kX] != nullptr && bound[kY] != nullptr && bound[kW] != nullptr;
-}
+enum Argument : size_t { kX, kY, kW, kB };
 
 // Calls with more outputs take the long way.
 constexpr size_t kMaxOutputs = 64;
@@ -296,28 +156,106 @@ class Intercepts {
   std::array<double, kMaxOutputs> values_, gradient_;
 };
 
-PyObject* LossCall(const MethodEntry& own, PyObject* const* args, size_t nargs, PyObject* kwnames) {
+// A direction in the shapes of w and b, as float64.
+struct Direction {
+  Ref w;
+  Intercepts b;
+
+  // False, perhaps with an exception set, for what Python has to look at.
+  bool Take(PyObject* v, PyObject* like_w, PyObject* like_b, size_t outputs) {
+    if (v == nullptr || !PyTuple_CheckExact(v) || PyTuple_GET_SIZE(v) != 2) return false;
+    PyObject* const given = PyTuple_GET_ITEM(v, 0);
+    PyObject* const intercepts = PyTuple_GET_ITEM(v, 1);
+    if (!KernelArray(given) || !SameShape(AsArray(given), AsArray(like_w)) ||
+        (like_b == Py_None) != (intercepts == Py_None) || Axes(intercepts) != Axes(like_b) ||
+        !b.Take(intercepts, outputs)) {
+      return false;
+    }
+    w = Ref(PyArray_FROM_OTF(given, NPY_DOUBLE, NPY_ARRAY_CARRAY_RO));
+    return static_cast<bool>(w);
+  }
+
+ private:
+  static int Axes(PyObject* object) {
+    return PyArray_CheckExact(object) ? PyArray_NDIM(AsArray(object)) : 0;
+  }
+};
+
+// What is asked for, and where it goes.
+struct Gradients {
+  Wrt wrt;
+  std::array<PyObject*, kB + 1> outs = {};  // by place in the signature; null for a new array
+
+  // False for what Python has to look at.
+  bool Ask(const LossEntry& entry, const Arguments& args) {
+    PyObject* const given = entry.Given(args, entry.wrt_at);
+    if (given == nullptr) {
+      wrt.operands = {kW, kB};
+      wrt.count = 2;
+    } else {
+      const std::optional<Wrt> asked = entry.signature.ReadWrt(given, kB + 1);
+      if (!asked || asked->Has(kY)) return false;
+      wrt = *asked;
+    }
+    PyObject* const out = entry.Given(args, entry.out_at);
+    if (out == nullptr) return true;
+    if (wrt.single) {
+      outs[wrt.operands[0]] = out;
+      return true;
+    }
+    if (!PyTuple_CheckExact(out) || static_cast<size_t>(PyTuple_GET_SIZE(out)) != wrt.count) {
+      return false;
+    }
+    for (size_t i = 0; i < wrt.count; ++i) {
+      PyObject* const item = PyTuple_GET_ITEM(out, static_cast<Py_ssize_t>(i));
+      outs[wrt.operands[i]] = item == Py_None ? nullptr : item;
+    }
+    return true;
+  }
+
+  // Whether a given output is as the result will be.
+  static bool Fits(PyObject* out, int ndim, const npy_intp* shape, DType dtype) {
+    return KernelArray(out) == dtype && PyArray_NDIM(AsArray(out)) == ndim &&
+           std::equal(shape, shape + ndim, PyArray_DIMS(AsArray(out))) &&
+           PyArray_ISWRITEABLE(AsArray(out));
+  }
+
+  // Whether no two of them meet.
+  bool Apart() const {
+    for (size_t i = 0; i < outs.size(); ++i) {
+      for (size_t k = 0; k < i; ++k) {
+        if (outs[i] && outs[k] && Overlap(AsArray(outs[i]), AsArray(outs[k]))) return false;
+      }
+    }
+    return true;
+  }
+};
+
+PyObject* LossCall(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const LossEntry&>(own);
   const LossKernels& kernels = *entry.kernels.Active();
   const bool coupled = kernels.coupled;
-  std::array<PyObject*, kArguments> bound;
-  if (!Bind(args, nargs, kwnames, bound)) return nullptr;
+  PyObject* const bias = args[kB] == nullptr ? Py_None : args[kB];
+  const bool has_gradient = entry.kind != Kind::kValue;
+  Gradients gradients;
+  if (has_gradient && !gradients.Ask(entry, args)) return nullptr;
   SparseMatrix sparse;
-  std::optional<Design> X = DenseDesign(bound[kX]);
-  if (!X) X = sparse.From(bound[kX]);
-  const std::optional<DType> w = KernelArray(bound[kW]);
-  if (!X || X->rows == 0 || !w || !PyArray_IS_C_CONTIGUOUS(AsArray(bound[kW]))) return nullptr;
+  std::optional<Design> X = DenseDesign(args[kX]);
+  const bool dense = X.has_value();
+  if (!X) X = sparse.From(args[kX]);
+  const std::optional<DType> w = KernelArray(args[kW]);
+  if (!X || X->rows == 0 || !w || !PyArray_IS_C_CONTIGUOUS(AsArray(args[kW]))) return nullptr;
   const auto rows = static_cast<npy_intp>(X->rows), cols = static_cast<npy_intp>(X->cols);
   std::optional<npy_intp> axis;
-  if (PyArray_NDIM(AsArray(bound[kW])) == 2) axis = PyArray_DIM(AsArray(bound[kW]), 1);
+  if (PyArray_NDIM(AsArray(args[kW])) == 2) axis = PyArray_DIM(AsArray(args[kW]), 1);
   const auto outputs = static_cast<size_t>(axis.value_or(1));
-  if (!HasShape(bound[kW], cols, axis) || outputs < (coupled ? 2U : 1U) || outputs > kMaxOutputs) {
+  if (!HasShape(args[kW], cols, axis) || outputs < (coupled ? 2U : 1U) || outputs > kMaxOutputs) {
     return nullptr;
   }
-  const std::optional<Targets> y = Targets::From(bound[kY], rows, axis, coupled);
+  const std::optional<Targets> y = Targets::From(args[kY], rows, axis, coupled);
   if (!y) return nullptr;
   Ref weight;
-  if (PyObject* const given = bound[kWeight]; given != Py_None) {
+  if (PyObject* const given = entry.Given(args, entry.sample_weight_at)) {
     if (!PyArray_CheckExact(given) || !HasShape(given, rows, std::nullopt) ||
         (!KernelArray(given) && !HasIntegers(given))) {
       return nullptr;
@@ -326,11 +264,34 @@ PyObject* LossCall(const MethodEntry& own, PyObject* const* args, size_t nargs, 
     if (!weight) return nullptr;
   }
   Intercepts b;
-  if (!b.Take(bound[kB], outputs)) return nullptr;
+  if (!b.Take(bias, outputs)) return nullptr;
+  PyObject* const reduction = entry.reduction_at ? args[*entry.reduction_at] : nullptr;
+  const std::optional<bool> mean = IsMean(reduction);
+  if (!mean) return nullptr;
+  Direction v;
+  if (entry.kind == Kind::kHvp && !v.Take(entry.Given(args, entry.v_at), args[kW], bias, outputs)) {
+    return nullptr;
+  }
 
   const npy_intp gw_shape[] = {cols, static_cast<npy_intp>(outputs)};
-  Ref gw(entry.with_gradient ? NewArray(1 + axis.has_value(), gw_shape, *w) : nullptr);
-  if (entry.with_gradient && !gw) return nullptr;
+  const npy_intp gX_shape[] = {rows, cols};
+  const int gw_ndim = 1 + axis.has_value();
+  const auto& outs = gradients.outs;
+  if ((outs[kX] && !(dense && Gradients::Fits(outs[kX], 2, gX_shape, X->dtype))) ||
+      (outs[kW] && !Gradients::Fits(outs[kW], gw_ndim, gw_shape, *w)) ||
+      (outs[kB] &&
+       !(PyArray_CheckExact(bias) && Gradients::Fits(outs[kB], PyArray_NDIM(AsArray(bias)),
+                                                     PyArray_DIMS(AsArray(bias)), b.dtype()))) ||
+      !gradients.Apart()) {
+    return nullptr;
+  }
+  const bool wants_gX = has_gradient && gradients.wrt.Has(kX);
+  // What each row's gradient is divided by has to be known before the pass.
+  if (wants_gX && (!dense || weight)) return nullptr;
+  Ref gw(has_gradient ? NewArray(gw_ndim, gw_shape, *w) : nullptr);
+  Ref gX(wants_gX ? NewArray(2, gX_shape, X->dtype) : nullptr);
+  if ((has_gradient && !gw) || (wants_gX && !gX)) return nullptr;
+
   LinearProblem problem = {};
   problem.X = *X;
   problem.loss = &kernels;
@@ -338,27 +299,111 @@ PyObject* LossCall(const MethodEntry& own, PyObject* const* args, size_t nargs, 
   problem.outputs = outputs;
   problem.y = DataOf(y->block.get());
   problem.y_type = y->type;
-  problem.w = DataOf(bound[kW]);
+  problem.w = DataOf(args[kW]);
   problem.w_dtype = *w;
   problem.b = b.values();
   problem.weight = weight ? static_cast<const double*>(DataOf(weight.get())) : nullptr;
+  if (entry.kind == Kind::kHvp) {
+    problem.vw = static_cast<const double*>(DataOf(v.w.get()));
+    problem.vb = v.b.values();
+  }
+  if (gX) {
+    problem.gX = DataOf(gX.get());
+    problem.gX_dtype = X->dtype;
+    problem.gX_stride = cols;
+    problem.scale = 1.0 / (*mean ? static_cast<double>(rows) : 1.0);
+  }
   LossResult result = {};
-  const std::optional<bool> mean = IsMean(bound[kReduction]);
-  if (!mean) return nullptr;
   result.mean = *mean;
   result.gw = gw ? DataOf(gw.get()) : nullptr;
   result.gb = b.gradient();
   result.gb_dtype = b.dtype();
-  const bool done = RunKernel(IsLarge(*X, outputs), [&](Poll* poll) {
-    return SumLoss(entry.with_gradient ? Job::kGradient : Job::kValue, problem, result, poll);
-  });
+  const Job job = entry.kind == Kind::kValue ? Job::kValue
+                  : entry.kind == Kind::kHvp ? Job::kHvp
+                                             : Job::kGradient;
+  const bool done = RunKernel(IsLarge(*X, outputs),
+                              [&](Poll* poll) { return SumLoss(job, problem, result, poll); });
   if (!done || result.bad || (result.mean && result.weight == 0)) return nullptr;
-  Ref loss(PyFloat_FromDouble(result.loss));
-  if (!entry.with_gradient || !loss) return loss.release();
-  const Ref intercepts(b.Gradient());
-  if (!intercepts) return nullptr;
-  const Ref gradients(PyTuple_Pack(2, gw.get(), intercepts.get()));
-  return gradients ? PyTuple_Pack(2, loss.get(), gradients.get()) : nullptr;
+  if (entry.kind == Kind::kValue) return PyFloat_FromDouble(result.loss);
+  const Ref gb(b.Gradient());
+  if (!gb) return nullptr;
+  std::array<PyObject*, kMaxArguments> all = {};
+  all[kX] = gX.get();
+  all[kW] = gw.get();
+  all[kB] = gb.get();
+  for (size_t k = 0; k < outs.size(); ++k) {
+    if (outs[k] == nullptr) continue;
+    if (PyArray_CopyInto(AsArray(outs[k]), AsArray(all[k])) != 0) return nullptr;
+    all[k] = outs[k];
+  }
+  Ref asked(gradients.wrt.Pack(all.data()));
+  if (entry.kind != Kind::kValueAndGrad || !asked) return asked.release();
+  const Ref loss(PyFloat_FromDouble(result.loss));
+  return loss ? PyTuple_Pack(2, loss.get(), asked.get()) : nullptr;
+}
+
+// --- losses of single predictions
+// ------------------------------------------------------------------
+
+struct PointwiseEntry : MethodEntry {
+  double parameter;
+  enum class Kind : uint8_t { kValue, kDerivative, kValueAndDerivative, kSecondDerivative, kVjp };
+  Kind kind;
+  PerTarget<const LossKernels*> kernels;
+};
+
+// Predictions and targets of one shape and dtype; of other arguments, and of classes, nothing.
+PyObject* PointwiseCall(const MethodEntry& own, const Arguments& args) {
+  using Kind = PointwiseEntry::Kind;
+  const auto& entry = static_cast<const PointwiseEntry&>(own);
+  const LossKernels& kernels = *entry.kernels.Active();
+  const bool pulls = entry.kind == Kind::kVjp;
+  PlainOperands x;
+  if (kernels.coupled || !x.Take(args.data(), pulls ? 3 : 2)) return nullptr;
+  for (size_t i = 0; i < x.count(); ++i) {
+    if (x[i] == nullptr || !SameShape(x[0], x[i])) return nullptr;
+  }
+  // Integer targets have no say in the dtype.
+  if (!KernelArray(args[kY]) && x.dtype() != KernelArray(args[kX])) return nullptr;
+  PointwiseProblem problem = {};
+  problem.loss = &kernels;
+  problem.parameter = entry.parameter;
+  problem.outputs = 1;
+  problem.rows = static_cast<size_t>(PyArray_SIZE(x[0]));
+  problem.z = x.data(0);
+  problem.dtype = x.dtype();
+  problem.y = x.data(1);
+  problem.y_type = TargetOf(x.dtype());
+  const auto map = [&](Wanted wanted) {
+    Ref out(NewArray(PyArray_NDIM(x[0]), PyArray_DIMS(x[0]), x.dtype()));
+    const bool done = out && RunKernel(problem.rows > kReleaseGil, [&](Poll* poll) {
+                        return MapLoss(wanted, problem, DataOf(out.get()), poll);
+                      });
+    return done ? std::move(out) : Ref();
+  };
+  const auto give = [](Ref array) {
+    return array ? PyArray_Return(AsArray(array.release())) : nullptr;
+  };
+  if (entry.kind == Kind::kValue) return give(map(Wanted::kLoss));
+  if (entry.kind == Kind::kSecondDerivative) return give(map(Wanted::kCurvature));
+  if (entry.kind == Kind::kValueAndDerivative) {
+    const Ref value(give(map(Wanted::kLoss)));
+    const Ref derivative(value ? give(map(Wanted::kSlope)) : nullptr);
+    return derivative ? PyTuple_Pack(2, value.get(), derivative.get()) : nullptr;
+  }
+  Ref derivative = map(Wanted::kSlope);
+  if (!derivative) return nullptr;
+  if (pulls) {
+    const auto scale = [&](auto* slopes, const auto* g) {
+      for (size_t i = 0; i < problem.rows; ++i) slopes[i] *= g[i];
+    };
+    if (x.dtype() == DType::kFloat32) {
+      scale(static_cast<float*>(DataOf(derivative.get())), static_cast<const float*>(x.data(2)));
+    } else {
+      scale(static_cast<double*>(DataOf(derivative.get())), static_cast<const double*>(x.data(2)));
+    }
+  }
+  return give(std::move(derivative));
 }
 
 // --- the engine ----------------------------------------------------------------------------------
@@ -366,30 +411,6 @@ PyObject* LossCall(const MethodEntry& own, PyObject* const* args, size_t nargs, 
 // All checks guard memory: the Python layer has told the caller what is wrong before.
 PyObject* Refuse(const char* function, const char* argument) {
   return PyErr_Format(PyExc_TypeError, "%s: %s is not what the engine takes", function, argument);
-}
-
-bool IsWritableBlock(PyObject* object, int type, size_t size) {
-  return IsBlock(object, type, size) && PyArray_ISWRITEABLE(AsArray(object));
-}
-
-std::optional<TargetType> TargetsOf(PyObject* y, size_t rows, size_t outputs, bool coupled) {
-  if (coupled && IsBlock(y, NPY_INT64, rows)) return TargetType::kLabel;
-  if (IsBlock(y, NPY_FLOAT, rows * outputs)) return TargetType::kFloat32;
-  if (IsBlock(y, NPY_DOUBLE, rows * outputs)) return TargetType::kFloat64;
-  return std::nullopt;
-}
-
-// (format, data, indices, indptr, shape).
-std::optional<Design> EngineSparse(PyObject* object) {
-  const char* format;
-  PyObject *data, *indices, *indptr;
-  Py_ssize_t rows, cols;
-  if (!PyTuple_CheckExact(object) ||
-      !PyArg_ParseTuple(object, "sOOO(nn)", &format, &data, &indices, &indptr, &rows, &cols)) {
-    PyErr_Clear();
-    return std::nullopt;
-  }
-  return SparseDesign(format, data, indices, indptr, rows, cols);
 }
 
 struct NamedJob {
@@ -446,8 +467,7 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
                                        [&](const NamedJob& j) { return j.name == job_name; });
   if (job == std::end(kJobs)) return Refuse(kName, "job");
 
-  const std::optional<Design> X =
-      PyTuple_Check(args[kDesign]) ? EngineSparse(args[kDesign]) : DenseDesign(args[kDesign]);
+  const std::optional<Design> X = EngineDesign(args[kDesign]);
   if (!X) return Refuse(kName, "X");
   problem.X = *X;
   if (!PyArray_CheckExact(args[kBias])) return Refuse(kName, "b");
@@ -569,17 +589,37 @@ PyMethodDef kEngine[] = {
 
 PyObject* NewLossMethod(const char* loss, double parameter, const char* method,
                         PyObject* fallback) {
-  const bool with_gradient = std::string_view(method) == "value_and_grad";
   const std::optional<size_t> row = FindLoss(loss);
-  if (!row || (!with_gradient && std::string_view(method) != "value")) {
-    PyErr_Format(PyExc_KeyError, "no native method '%s' of a loss '%s'", method, loss);
-    return nullptr;
+  const auto make = [&](auto entry, auto kind, FastPath path) -> PyObject* {
+    if (!entry->signature.Read(fallback)) return nullptr;
+    entry->parameter = parameter;
+    entry->kind = kind;
+    entry->kernels = RowOf(LossTables(), *row);
+    return NewMethod(path, std::move(entry), fallback);
+  };
+  constexpr std::string_view kKinds[] = {"value", "value_and_grad", "grad", "hvp"};
+  const auto* const kind = std::find(std::begin(kKinds), std::end(kKinds), method);
+  if (row && kind != std::end(kKinds)) {
+    auto entry = std::make_unique<LossEntry>();
+    Signature signature;
+    if (!signature.Read(fallback)) return nullptr;
+    entry->sample_weight_at = signature.Find("sample_weight");
+    entry->out_at = signature.Find("out");
+    entry->reduction_at = signature.Find("reduction");
+    entry->wrt_at = signature.Find("wrt");
+    entry->v_at = signature.Find("v");
+    return make(std::move(entry), static_cast<Kind>(kind - kKinds), LossCall);
   }
-  auto entry = std::make_unique<LossEntry>();
-  entry->parameter = parameter;
-  entry->with_gradient = with_gradient;
-  entry->kernels = RowOf(LossTables(), *row);
-  return NewMethod(LossCall, std::move(entry), fallback);
+  constexpr std::string_view kPointwise[] = {"pointwise", "pointwise.derivative",
+                                             "pointwise.value_and_derivative",
+                                             "pointwise.second_derivative", "pointwise.vjp"};
+  const auto* const single = std::find(std::begin(kPointwise), std::end(kPointwise), method);
+  if (row && single != std::end(kPointwise)) {
+    return make(std::make_unique<PointwiseEntry>(),
+                static_cast<PointwiseEntry::Kind>(single - kPointwise), PointwiseCall);
+  }
+  PyErr_Format(PyExc_KeyError, "no native method '%s' of a loss '%s'", method, loss);
+  return nullptr;
 }
 
 bool RegisterLossEngine(PyObject* module) { return PyModule_AddFunctions(module, kEngine) == 0; }

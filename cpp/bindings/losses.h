@@ -5,9 +5,9 @@
 
 namespace pullback {
 
-// `value` or `value_and_grad` of a loss, f(X, y, w, b=None, sample_weight=None), which calls
-// `fallback` for all but plain arrays that the kernel can read where they lie, and for bad rows.
-// New reference; null with an exception set.
+// `value`, `value_and_grad`, `grad`, `hvp`, `pointwise` or `pointwise.` and a method of its own,
+// with the signature of `fallback`, which is called for all but plain arrays that the kernel can
+// read where they lie, and for bad rows. New reference; null with an exception set.
 PyObject* NewLossMethod(const char* loss, double parameter, const char* method, PyObject* fallback);
 
 // Adds loss_sums and loss_pointwise, the engine behind the losses' Python layer.

@@ -7,7 +7,9 @@
 #include <string_view>
 
 #include "bindings/call.h"
+#include "bindings/elementwise.h"
 #include "bindings/method.h"
+#include "bindings/operands.h"
 #include "bindings/results.h"
 #include "kernels/forms.h"
 #include "kernels/linear.h"
@@ -208,13 +210,6 @@ const npy_intp* Shape(PyObject* array) {
   return PyArray_DIMS(reinterpret_cast<PyArrayObject*>(array));
 }
 
-// Whether an output that nobody has looked at may be written while `args` are read.
-bool IsFree(PyObject* given, PyObject* const* args, size_t nargs) {
-  return PyArray_CheckExact(given) && ElementsApart(AsArray(given)) &&
-         std::none_of(args, args + nargs,
-                      [&](PyObject* arg) { return Overlap(AsArray(given), AsArray(arg)); });
-}
-
 // What every call begins with: two operands whose shapes fit, and the shape of their product.
 struct Call {
   DType dtype;
@@ -278,28 +273,29 @@ PyObject* ProductCall(PyObject* A, PyObject* B, PyObject* out) {
   return PyArray_Return(reinterpret_cast<PyArrayObject*>(result.release()));
 }
 
-PyObject* CotangentsCall(PyObject* A, PyObject* B, PyObject* G, PyObject* dA, PyObject* dB) {
+// Both cotangents, in given outputs or, for None, in new arrays; None for one that is not wanted.
+PyObject* CotangentsCall(PyObject* A, PyObject* B, PyObject* G, PyObject* const* outs, bool want_a,
+                         bool want_b) {
   Call call;
   Matrices g;
   if (!call.Parse(A, B) || KernelArray(G) != call.dtype ||
       !HasShape(G, call.ndim, call.shape.data()) || !call.ViewProduct(G, A, B, g)) {
     return nullptr;
   }
-  const bool given = dA != nullptr;
-  if (given && (!IsOutput(dA, Ndim(A), Shape(A), call.dtype) ||
-                !IsOutput(dB, Ndim(B), Shape(B), call.dtype))) {
+  if (!IsOutput(outs[0], Ndim(A), Shape(A), call.dtype) ||
+      !IsOutput(outs[1], Ndim(B), Shape(B), call.dtype)) {
     return nullptr;
   }
   Job job(call.batch, call.dtype);
   Ref to_a, to_b;
   Matrices view;
-  if (!given || dA != Py_None) {
-    to_a = Output(dA, Ndim(A), Shape(A), call.dtype);
+  if (want_a) {
+    to_a = Output(outs[0], Ndim(A), Shape(A), call.dtype);
     if (!to_a || !View(to_a.get(), Vector::kRow, call.item, view)) return nullptr;
     job.Append(g, call.b.Transposed(), view, false);
   }
-  if (!given || dB != Py_None) {
-    to_b = Output(dB, Ndim(B), Shape(B), call.dtype);
+  if (want_b) {
+    to_b = Output(outs[1], Ndim(B), Shape(B), call.dtype);
     if (!to_b || !View(to_b.get(), Vector::kColumn, call.item, view)) return nullptr;
     job.Append(call.a.Transposed(), g, view, false);
   }
@@ -307,20 +303,25 @@ PyObject* CotangentsCall(PyObject* A, PyObject* B, PyObject* G, PyObject* dA, Py
   return PyTuple_Pack(2, to_a ? to_a.get() : Py_None, to_b ? to_b.get() : Py_None);
 }
 
+// Either of the tangents may be null, which is one of zeros.
 PyObject* TangentCall(PyObject* A, PyObject* B, PyObject* tA, PyObject* tB, PyObject* out) {
   Call call;
   Matrices ta, tb, c;
-  if (!call.Parse(A, B) || KernelArray(tA) != call.dtype || KernelArray(tB) != call.dtype ||
-      !HasShape(tA, Ndim(A), Shape(A)) || !HasShape(tB, Ndim(B), Shape(B)) ||
-      !View(tA, Vector::kRow, call.item, ta) || !View(tB, Vector::kColumn, call.item, tb) ||
+  if (!call.Parse(A, B)) return nullptr;
+  const auto fits = [&](PyObject* t, PyObject* primal, Vector vector, Matrices& view) {
+    return t == nullptr ||
+           (KernelArray(t) == call.dtype && HasShape(t, Ndim(primal), Shape(primal)) &&
+            View(t, vector, call.item, view));
+  };
+  if (!fits(tA, A, Vector::kRow, ta) || !fits(tB, B, Vector::kColumn, tb) ||
       !IsOutput(out, call.ndim, call.shape.data(), call.dtype)) {
     return nullptr;
   }
   Ref result = Output(out, call.ndim, call.shape.data(), call.dtype);
   if (!result || !call.ViewProduct(result.get(), A, B, c)) return nullptr;
   Job job(call.batch, call.dtype);
-  job.Append(ta, call.b, c, false);
-  job.Append(call.a, tb, c, true);
+  if (tA != nullptr) job.Append(ta, call.b, c, false);
+  if (tB != nullptr) job.Append(call.a, tb, c, tA != nullptr);
   return job.Run() ? result.release() : nullptr;
 }
 
@@ -358,7 +359,8 @@ bool IsWriteable(PyObject* object) {
 
 void* Data(PyObject* array) { return PyArray_DATA(reinterpret_cast<PyArrayObject*>(array)); }
 
-bool ParseLayer(PyObject* X, PyObject* W, PyObject* b, PyObject* activation, LinearLayer& layer) {
+// Everything but the activation.
+bool ParseLayer(PyObject* X, PyObject* W, PyObject* b, LinearLayer& layer) {
   const std::optional<DType> dtype = KernelArray(X);
   if (!dtype || KernelArray(W) != dtype || Ndim(X) != 2 || Ndim(W) != 2) return false;
   layer.dtype = *dtype;
@@ -371,6 +373,18 @@ bool ParseLayer(PyObject* X, PyObject* W, PyObject* b, PyObject* activation, Lin
     return false;
   }
   layer.bias = b == Py_None ? nullptr : Data(b);
+  return true;
+}
+
+bool ParseLayer(const PlainOperands& x, LinearLayer& layer) {
+  const auto object = [](PyArrayObject* array) {
+    return array == nullptr ? Py_None : reinterpret_cast<PyObject*>(array);
+  };
+  return ParseLayer(object(x[0]), object(x[1]), object(x[2]), layer);
+}
+
+bool ParseLayer(PyObject* X, PyObject* W, PyObject* b, PyObject* activation, LinearLayer& layer) {
+  if (!ParseLayer(X, W, b, layer)) return false;
   layer.activation = nullptr;
   if (activation == Py_None) return true;
   Py_ssize_t length = 0;
@@ -455,59 +469,189 @@ PyObject* NewArrayCall(PyObject* like, PyObject* shape) {
   return NewArray(ndim, dims, *dtype);
 }
 
-struct Entry {
+// --- calls as a user makes them ------------------------------------------------------------------
+
+struct UsersEntry : MethodEntry {
+  PyObject* (*call)(const UsersEntry& entry, const Arguments& args);
+  std::optional<size_t> out_at, wrt_at, activation_at;
+
+  PyObject* Given(const Arguments& args, std::optional<size_t> place) const {
+    PyObject* const given = place ? args[*place] : nullptr;
+    return given == Py_None ? nullptr : given;
+  }
+};
+
+// The converted arguments, for what takes objects.
+struct Taken : PlainOperands {
+  PyObject* object(size_t i) const { return reinterpret_cast<PyObject*>((*this)[i]); }
+  bool All() const {
+    for (size_t i = 0; i < count(); ++i) {
+      if ((*this)[i] == nullptr) return false;
+    }
+    return true;
+  }
+  // Whether an output that nobody has looked at may be written while these are read.
+  bool Frees(PyObject* given) const {
+    if (!PyArray_CheckExact(given) || !ElementsApart(AsArray(given))) return false;
+    for (size_t i = 0; i < count(); ++i) {
+      if ((*this)[i] != nullptr && Overlap(AsArray(given), (*this)[i])) return false;
+    }
+    return true;
+  }
+};
+
+PyObject* UsersProduct(const UsersEntry& entry, const Arguments& args) {
+  Taken x;
+  PyObject* const out = entry.Given(args, entry.out_at);
+  if (!x.Take(args.data(), 2, Strides::kAny) || !x.All() || (out != nullptr && !x.Frees(out))) {
+    return nullptr;
+  }
+  return ProductCall(x.object(0), x.object(1), out);
+}
+
+// The outputs of a call by operand: None for what is not asked for or not given. False where Python
+// has to look at them.
+bool SpreadOuts(PyObject* out, const Wrt& wrt, const Taken& x, PyObject** of_operands) {
+  if (out == nullptr) return true;
+  if (!wrt.single &&
+      (!PyTuple_CheckExact(out) || static_cast<size_t>(PyTuple_GET_SIZE(out)) != wrt.count)) {
+    return false;
+  }
+  for (size_t i = 0; i < wrt.count; ++i) {
+    PyObject* const given = wrt.single ? out : PyTuple_GET_ITEM(out, static_cast<Py_ssize_t>(i));
+    if (given == Py_None) continue;
+    if (!x.Frees(given)) return false;
+    for (size_t k = 0; k < i; ++k) {
+      PyObject* const other = of_operands[wrt.operands[k]];
+      if (other != Py_None && Overlap(AsArray(given), AsArray(other))) return false;
+    }
+    of_operands[wrt.operands[i]] = given;
+  }
+  return true;
+}
+
+PyObject* UsersCotangents(const UsersEntry& entry, const Arguments& args) {
+  const std::optional<Wrt> wrt =
+      entry.signature.ReadWrt(entry.wrt_at ? args[*entry.wrt_at] : nullptr, 2);
+  Taken x;
+  if (!wrt || !x.Take(args.data(), 3, Strides::kAny) || !x.All()) return nullptr;
+  PyObject* outs[] = {Py_None, Py_None};
+  if (!SpreadOuts(entry.Given(args, entry.out_at), *wrt, x, outs)) return nullptr;
+  const Ref both(
+      CotangentsCall(x.object(0), x.object(1), x.object(2), outs, wrt->Has(0), wrt->Has(1)));
+  return both ? wrt->Pack(&PyTuple_GET_ITEM(both.get(), 0)) : nullptr;
+}
+
+PyObject* UsersTangent(const UsersEntry& entry, const Arguments& args) {
+  Taken x;
+  PyObject* const out = entry.Given(args, entry.out_at);
+  if (!x.Take(args.data(), 4, Strides::kAny) || x[0] == nullptr || x[1] == nullptr ||
+      (x[2] == nullptr && x[3] == nullptr) || (out != nullptr && !x.Frees(out))) {
+    return nullptr;
+  }
+  Ref tangent(TangentCall(x.object(0), x.object(1), x.object(2), x.object(3),
+                          out == nullptr ? Py_None : out));
+  if (!tangent || out != nullptr) return tangent.release();
+  return PyArray_Return(AsArray(tangent.release()));
+}
+
+// Whether there is an activation that kernels know, or none; false for what Python has to look at.
+bool ReadActivation(PyObject* given, const OpKernels** activation) {
+  *activation = given == nullptr ? nullptr : UnaryOpOf(given);
+  return given == nullptr || *activation != nullptr;
+}
+
+PyObject* UsersLinear(const UsersEntry& entry, const Arguments& args) {
+  Taken x;
+  LinearLayer layer;
+  if (!x.Take(args.data(), 3, Strides::kAny) || x[0] == nullptr || x[1] == nullptr ||
+      !ReadActivation(entry.Given(args, entry.activation_at), &layer.activation) ||
+      !ParseLayer(x, layer)) {
+    return nullptr;
+  }
+  PyObject* const out = entry.Given(args, entry.out_at);
+  const npy_intp shape[] = {static_cast<npy_intp>(layer.rows), static_cast<npy_intp>(layer.n)};
+  if (out != nullptr && (!IsOutput(out, 2, shape, layer.dtype) || !x.Frees(out))) return nullptr;
+  Ref result = Output(out, 2, shape, layer.dtype);
+  Matrix to;
+  if (!result || !ViewRows(result.get(), layer.dtype, layer.rows, layer.n, to)) return nullptr;
+  const bool done = RunKernel(Multiplications(layer) > kReleaseGil,
+                              [&](Poll* poll) { return LinearValue(layer, to, poll); });
+  return done ? result.release() : nullptr;
+}
+
+PyObject* UsersLinearCotangents(const UsersEntry& entry, const Arguments& args) {
+  const std::optional<Wrt> wrt =
+      entry.signature.ReadWrt(entry.wrt_at ? args[*entry.wrt_at] : nullptr, 3);
+  Taken x;
+  LinearLayer layer;
+  LinearCotangents cotangents{};
+  if (!wrt || !x.Take(args.data(), 4, Strides::kAny) || x[0] == nullptr || x[1] == nullptr ||
+      x[3] == nullptr ||
+      !ReadActivation(entry.Given(args, entry.activation_at), &layer.activation) ||
+      !ParseLayer(x, layer) ||
+      !ViewRows(x.object(3), layer.dtype, layer.rows, layer.n, cotangents.g) ||
+      (wrt->count == 1 && wrt->Has(2) && x[2] == nullptr)) {
+    return nullptr;
+  }
+  std::array<PyObject*, 3> outs = {Py_None, Py_None, Py_None};
+  if (!SpreadOuts(entry.Given(args, entry.out_at), *wrt, x, outs.data())) return nullptr;
+  if (x[2] == nullptr && outs[2] != Py_None) return nullptr;
+  std::array<Ref, 3> results;
+  std::array<PyObject*, 3> of_operands = {Py_None, Py_None, Py_None};
+  for (size_t i = 0; i < 3; ++i) {
+    if (!wrt->Has(i) || x[i] == nullptr) continue;
+    if (!IsOutput(outs[i], PyArray_NDIM(x[i]), PyArray_DIMS(x[i]), layer.dtype)) return nullptr;
+    results[i] = Output(outs[i], PyArray_NDIM(x[i]), PyArray_DIMS(x[i]), layer.dtype);
+    if (!results[i]) return nullptr;
+    of_operands[i] = results[i].get();
+  }
+  if ((results[0] &&
+       !ViewMatrix(results[0].get(), layer.dtype, layer.rows, layer.k, cotangents.dx)) ||
+      (results[1] && !ViewMatrix(results[1].get(), layer.dtype, layer.k, layer.n, cotangents.dw)) ||
+      (results[2] && !IsVector(results[2].get(), layer.dtype, layer.n))) {
+    return nullptr;
+  }
+  if (results[2]) cotangents.dbias = DataOf(results[2].get());
+  const bool done = RunKernel(Multiplications(layer) > kReleaseGil,
+                              [&](Poll* poll) { return LinearVjp(layer, cotangents, poll); });
+  return done ? wrt->Pack(of_operands.data()) : nullptr;
+}
+
+struct UsersRow {
+  const char* name;
+  PyObject* (*call)(const UsersEntry& entry, const Arguments& args);
+};
+
+constexpr UsersRow kUsersRows[] = {{"product", UsersProduct},
+                                   {"cotangents", UsersCotangents},
+                                   {"tangent", UsersTangent},
+                                   {"layer", UsersLinear},
+                                   {"layer_cotangents", UsersLinearCotangents}};
+
+PyObject* UsersCall(const MethodEntry& own, const Arguments& args) {
+  const auto& entry = static_cast<const UsersEntry&>(own);
+  return entry.call(entry, args);
+}
+
+// --- the engine ----------------------------------------------------------------------------------
+
+struct Row {
   const char* name;
   size_t nargs;
   PyObject* (*call)(PyObject* const* args);
 };
 
-// Calls as a user makes them, whose outputs are yet to be checked.
-PyObject* UsersProduct(PyObject* const* x, PyObject* out) {
-  if (out == nullptr) return ProductCall(x[0], x[1], nullptr);
-  if (!KernelArray(x[0]) || !KernelArray(x[1]) || !IsFree(out, x, 2)) return nullptr;
-  return ProductCall(x[0], x[1], out);
-}
-
-PyObject* UsersCotangents(PyObject* const* x, PyObject* out) {
-  if (out == nullptr) return CotangentsCall(x[0], x[1], x[2], nullptr, nullptr);
-  if (!PyTuple_Check(out) || PyTuple_GET_SIZE(out) != 2) return nullptr;
-  PyObject* const dA = PyTuple_GET_ITEM(out, 0);
-  PyObject* const dB = PyTuple_GET_ITEM(out, 1);
-  if (!KernelArray(x[0]) || !KernelArray(x[1]) || !KernelArray(x[2]) || !IsFree(dA, x, 3) ||
-      !IsFree(dB, x, 3) || Overlap(AsArray(dA), AsArray(dB))) {
-    return nullptr;
-  }
-  return CotangentsCall(x[0], x[1], x[2], dA, dB);
-}
-
-struct UsersEntry {
-  const char* name;
-  size_t nargs;
-  PyObject* (*call)(PyObject* const* args, PyObject* out);
+struct StrictEntry : MethodEntry {
+  PyObject* (*call)(PyObject* const* args);
 };
 
-// A method's own copy of a row of a table.
-template <class Row>
-struct OwnEntry : MethodEntry {
-  explicit OwnEntry(const Row& from) : row(from) {}
-  const Row row;
-};
-
-constexpr UsersEntry kUsersEntries[] = {{"product", 2, UsersProduct},
-                                        {"cotangents", 3, UsersCotangents}};
-
-PyObject* UsersCall(const MethodEntry& own, PyObject* const* args, size_t nargs,
-                    PyObject* kwnames) {
-  const auto& entry = static_cast<const OwnEntry<UsersEntry>&>(own).row;
-  PyObject* out;
-  if (nargs != entry.nargs || !OnlyOut(kwnames, args + nargs, &out)) return nullptr;
-  return entry.call(args, out);
-}
-
-constexpr Entry kEntries[] = {
+constexpr Row kRows[] = {
     {"product_into", 3, [](PyObject* const* x) { return ProductCall(x[0], x[1], x[2]); }},
     {"cotangents_into", 5,
-     [](PyObject* const* x) { return CotangentsCall(x[0], x[1], x[2], x[3], x[4]); }},
+     [](PyObject* const* x) {
+       return CotangentsCall(x[0], x[1], x[2], x + 3, x[3] != Py_None, x[4] != Py_None);
+     }},
     {"tangent_into", 5,
      [](PyObject* const* x) { return TangentCall(x[0], x[1], x[2], x[3], x[4]); }},
     {"bilinear_form", 5, FormCall},
@@ -516,31 +660,32 @@ constexpr Entry kEntries[] = {
     {"new_array", 2, [](PyObject* const* x) { return NewArrayCall(x[0], x[1]); }},
 };
 
-PyObject* MatmulCall(const MethodEntry& own, PyObject* const* args, size_t nargs,
-                     PyObject* kwnames) {
-  const auto& entry = static_cast<const OwnEntry<Entry>&>(own).row;
-  if (nargs != entry.nargs || kwnames != nullptr) return nullptr;
-  return entry.call(args);
+PyObject* StrictCall(const MethodEntry& own, const Arguments& args) {
+  return static_cast<const StrictEntry&>(own).call(args.data());
 }
 
 }  // namespace
 
 PyObject* NewMatmulMethod(const char* name, PyObject* fallback) {
-  const auto try_table = [&](FastPath path, const auto& table) -> PyObject* {
-    for (const auto& row : table) {
-      if (std::string_view(row.name) == name) {
-        using Own = OwnEntry<std::decay_t<decltype(row)>>;
-        return NewMethod(path, std::make_unique<Own>(row), fallback);
-      }
-    }
-    return nullptr;
-  };
-  PyObject* method = try_table(UsersCall, kUsersEntries);
-  if (method == nullptr) method = try_table(MatmulCall, kEntries);
-  if (method == nullptr && PyErr_Occurred() == nullptr) {
-    PyErr_Format(PyExc_KeyError, "no native method '%s' of the matrix product", name);
+  for (const UsersRow& row : kUsersRows) {
+    if (std::string_view(row.name) != name) continue;
+    auto entry = std::make_unique<UsersEntry>();
+    if (!entry->signature.Read(fallback)) return nullptr;
+    entry->call = row.call;
+    entry->out_at = entry->signature.Find("out");
+    entry->wrt_at = entry->signature.Find("wrt");
+    entry->activation_at = entry->signature.Find("activation");
+    return NewMethod(UsersCall, std::move(entry), fallback);
   }
-  return method;
+  for (const Row& row : kRows) {
+    if (std::string_view(row.name) != name) continue;
+    auto entry = std::make_unique<StrictEntry>();
+    entry->signature = Signature::Positional(row.nargs);
+    entry->call = row.call;
+    return NewMethod(StrictCall, std::move(entry), fallback);
+  }
+  PyErr_Format(PyExc_KeyError, "no native method '%s' of the matrix product", name);
+  return nullptr;
 }
 
 }  // namespace pullback

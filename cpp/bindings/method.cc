@@ -2,9 +2,122 @@
 
 #include <structmember.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <new>
 
 namespace pullback {
+
+bool Signature::Read(PyObject* callable) {
+  const Ref inspect(PyImport_ImportModule("inspect"));
+  const Ref signature(inspect ? PyObject_CallMethod(inspect.get(), "signature", "O", callable)
+                              : nullptr);
+  const Ref parameters(signature ? PyObject_GetAttrString(signature.get(), "parameters") : nullptr);
+  const Ref values(parameters ? PyMapping_Values(parameters.get()) : nullptr);
+  if (!values) return false;
+  enum { kPositionalOnly, kPositionalOrKeyword, kVarPositional, kKeywordOnly };
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(values.get()); ++i) {
+    PyObject* const parameter = PyList_GET_ITEM(values.get(), i);
+    const Ref kind(PyObject_GetAttrString(parameter, "kind"));
+    const Ref initial(PyObject_GetAttrString(parameter, "default"));
+    const Ref empty(PyObject_GetAttrString(parameter, "empty"));
+    Ref name(PyObject_GetAttrString(parameter, "name"));
+    if (!kind || !initial || !empty || !name) return false;
+    const long which = PyLong_AsLong(kind.get());
+    if (which > kKeywordOnly || which == kVarPositional) return true;
+    if (count_ == kMaxArguments) {
+      PyErr_Format(PyExc_TypeError, "%R takes more than %zu arguments", callable, kMaxArguments);
+      return false;
+    }
+    PyObject* interned = name.release();
+    PyUnicode_InternInPlace(&interned);
+    names_[count_] = Ref(interned);
+    if (which != kKeywordOnly) ++positional_;
+    if (which == kPositionalOnly) ++positional_only_;
+    if (initial.get() == empty.get()) required_ = count_ + 1;
+    ++count_;
+  }
+  return true;
+}
+
+Signature Signature::Positional(size_t count) {
+  Signature signature;
+  signature.count_ = signature.positional_only_ = signature.positional_ = signature.required_ =
+      count;
+  return signature;
+}
+
+bool Signature::Bind(PyObject* const* args, size_t nargs, PyObject* kwnames,
+                     Arguments& bound) const {
+  if (nargs > positional_) return false;
+  std::copy_n(args, nargs, bound.begin());
+  std::fill(bound.begin() + static_cast<ptrdiff_t>(nargs), bound.end(), nullptr);
+  const Py_ssize_t keywords = kwnames == nullptr ? 0 : PyTuple_GET_SIZE(kwnames);
+  for (Py_ssize_t i = 0; i < keywords; ++i) {
+    PyObject* const name = PyTuple_GET_ITEM(kwnames, i);
+    size_t k = std::max(nargs, positional_only_);
+    while (k < count_ && names_[k].get() != name) ++k;
+    if (k == count_) return false;
+    bound[k] = args[nargs + static_cast<size_t>(i)];
+  }
+  const auto required = bound.begin() + static_cast<ptrdiff_t>(required_);
+  return std::find(bound.begin(), required, nullptr) == required;
+}
+
+std::optional<size_t> Signature::Find(std::string_view name) const {
+  for (size_t k = 0; k < count_; ++k) {
+    const char* const text = names_[k] ? PyUnicode_AsUTF8(names_[k].get()) : nullptr;
+    if (text != nullptr && text == name) return k;
+  }
+  return std::nullopt;
+}
+
+std::optional<Wrt> Signature::ReadWrt(PyObject* given, size_t operands) const {
+  Wrt wrt;
+  const auto add = [&](PyObject* entry) {
+    size_t k = operands;
+    if (PyLong_CheckExact(entry)) {
+      int overflow;
+      const long place = PyLong_AsLongAndOverflow(entry, &overflow);
+      if (overflow == 0 && place >= 0) k = static_cast<size_t>(place);
+    } else if (PyUnicode_CheckExact(entry)) {
+      for (k = 0; k < operands && PyUnicode_Compare(names_[k].get(), entry) != 0;) ++k;
+    }
+    if (k >= operands || wrt.Has(k)) return false;
+    wrt.operands[wrt.count++] = k;
+    return true;
+  };
+  const bool all = given == nullptr || (PyUnicode_CheckExact(given) &&
+                                        PyUnicode_CompareWithASCIIString(given, "all") == 0);
+  if (all) {
+    for (size_t k = 0; k < operands; ++k) wrt.operands[wrt.count++] = k;
+    return wrt;
+  }
+  if (!PyTuple_CheckExact(given)) {
+    wrt.single = true;
+    return add(given) ? std::optional(wrt) : std::nullopt;
+  }
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(given); ++i) {
+    if (!add(PyTuple_GET_ITEM(given, i))) return std::nullopt;
+  }
+  return wrt.count > 0 ? std::optional(wrt) : std::nullopt;
+}
+
+bool Wrt::Has(size_t operand) const {
+  const auto* const end = operands.begin() + count;
+  return std::find(operands.begin(), end, operand) != end;
+}
+
+PyObject* Wrt::Pack(PyObject* const* of_operands) const {
+  if (single) return Py_NewRef(of_operands[operands[0]]);
+  PyObject* const tuple = PyTuple_New(static_cast<Py_ssize_t>(count));
+  if (tuple == nullptr) return nullptr;
+  for (size_t i = 0; i < count; ++i) {
+    PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(i), Py_NewRef(of_operands[operands[i]]));
+  }
+  return tuple;
+}
+
 namespace {
 
 struct MethodObject {
@@ -18,9 +131,17 @@ struct MethodObject {
 
 PyObject* Call(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
   const auto* const method = reinterpret_cast<MethodObject*>(self);
-  PyObject* const result = method->fast_path(
-      *method->entry, args, static_cast<size_t>(PyVectorcall_NARGS(nargsf)), kwnames);
-  if (result != nullptr || PyErr_Occurred() != nullptr) return result;
+  Arguments bound;
+  if (method->entry->signature.Bind(args, static_cast<size_t>(PyVectorcall_NARGS(nargsf)), kwnames,
+                                    bound)) {
+    PyObject* result;
+    try {
+      result = method->fast_path(*method->entry, bound);
+    } catch (const std::bad_alloc&) {
+      return PyErr_NoMemory();
+    }
+    if (result != nullptr || PyErr_Occurred() != nullptr) return result;
+  }
   return PyObject_Vectorcall(method->fallback, args, nargsf, kwnames);
 }
 

@@ -1,16 +1,66 @@
 // Callables that enter a kernel straight from the vectorcall protocol.
 //
-// A Method tries its fast path; whatever the fast path does not recognise goes, arguments
-// untouched, to a Python callable. That keeps all leniency (conversion, broadcasting, error
-// messages) in Python, and a hot call at the cost of a few pointer comparisons.
+// A Method takes what its Python fallback takes: arguments are bound by that signature, once, here.
+// Then it tries its fast path; whatever the fast path does not recognise goes, as it was given, to
+// the fallback. That keeps all leniency (conversion, broadcasting, error messages) in Python, and a
+// hot call at the cost of a few pointer comparisons.
 #ifndef PULLBACK_CPP_BINDINGS_METHOD_H_
 #define PULLBACK_CPP_BINDINGS_METHOD_H_
 
+#include <array>
 #include <memory>
+#include <optional>
+#include <string_view>
 
 #include "bindings/numpy_api.h"
 
 namespace pullback {
+
+inline constexpr size_t kMaxArguments = 12;
+
+// The arguments of a call in the order of the signature: borrowed, null where not given.
+using Arguments = std::array<PyObject*, kMaxArguments>;
+
+struct Wrt;
+
+// The arguments that a callable takes.
+class Signature {
+ public:
+  // What a Python callable takes, up to its *args or **kwargs. False with an exception set.
+  bool Read(PyObject* callable);
+
+  // Nothing but that many arguments, by position.
+  static Signature Positional(size_t count);
+
+  // False where the call does not fit, or passes a name that is not interned.
+  bool Bind(PyObject* const* args, size_t nargs, PyObject* kwnames, Arguments& bound) const;
+
+  // The place of an argument; nothing where there is none of that name.
+  std::optional<size_t> Find(std::string_view name) const;
+
+  // What wrt= asks for among the first `operands` arguments: names or places, one or a tuple, or
+  // "all", which is what null means. Nothing for what Python has to look at.
+  std::optional<Wrt> ReadWrt(PyObject* given, size_t operands) const;
+
+ private:
+  std::array<Ref, kMaxArguments> names_;
+  size_t count_ = 0;
+  size_t positional_only_ = 0;
+  size_t positional_ = 0;
+  size_t required_ = 0;  // which come first
+};
+
+// The operands by which cotangents are asked for.
+struct Wrt {
+  std::array<size_t, kMaxArguments> operands;
+  size_t count = 0;
+  bool single = false;  // the bare cotangent, not a tuple
+
+  bool Has(size_t operand) const;
+
+  // The results as they were asked for; those of all operands are given, and references kept.
+  PyObject* Pack(PyObject* const* of_operands) const;
+};
 
 // What a method knows of itself. Its Method or ufunc owns it, and it dies with that. Nothing in it
 // changes, so calls read it without a lock: kernels are in it for every target.
@@ -19,11 +69,12 @@ struct MethodEntry {
   MethodEntry(const MethodEntry&) = delete;
   MethodEntry& operator=(const MethodEntry&) = delete;
   virtual ~MethodEntry() = default;
+
+  Signature signature;
 };
 
 // Null without an exception set: not a call for the fast path.
-using FastPath = PyObject* (*)(const MethodEntry& entry, PyObject* const* args, size_t nargs,
-                               PyObject* kwnames);
+using FastPath = PyObject* (*)(const MethodEntry& entry, const Arguments& args);
 
 // `fallback` is called with what the fast path leaves. New reference; null with an exception set.
 // __name__, __qualname__, __module__, __doc__ and the like are set on the result from Python; it

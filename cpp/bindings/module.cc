@@ -13,6 +13,7 @@
 #include "bindings/losses.h"
 #include "bindings/matmul.h"
 #include "bindings/method.h"
+#include "bindings/objective.h"
 #include "bindings/reductions.h"
 #include "bindings/results.h"
 #include "kernels/elementwise.h"
@@ -75,10 +76,22 @@ void RegisterPrimitives(py::module_& m) {
   m.def(
       "reduction_method",
       [](const std::string& name, const std::string& method, double parameter,
-         const py::function& fallback) {
-        return Steal(NewReductionMethod(name.c_str(), method.c_str(), parameter, fallback.ptr()));
+         const py::object& valid, const py::function& fallback) {
+        return Steal(NewReductionMethod(name.c_str(), method.c_str(), parameter, valid.ptr(),
+                                        fallback.ptr()));
       },
-      py::arg("name"), py::arg("method"), py::arg("parameter"), py::arg("fallback"));
+      py::arg("name"), py::arg("method"), py::arg("parameter"), py::arg("valid"),
+      py::arg("fallback"));
+  m.def("objective", [](const py::args& args) {
+    if (args.size() != kObjectiveArguments) throw py::type_error("objective: nine arguments");
+    return Steal(NewObjective(&PyTuple_GET_ITEM(args.ptr(), 0)));
+  });
+  m.def(
+      "objective_method",
+      [](const py::object& objective, const std::string& method, const py::function& fallback) {
+        return Steal(NewObjectiveMethod(objective.ptr(), method.c_str(), fallback.ptr()));
+      },
+      py::arg("objective"), py::arg("method"), py::arg("fallback"));
   m.def(
       "matmul_method",
       [](const std::string& name, const py::function& fallback) {

@@ -44,142 +44,210 @@ PyObject* Deliver(const ReductionCall& call) {
 
 enum class Kind : uint8_t { kValue, kGrad, kValueAndGrad, kVjp, kJvp };
 
+constexpr bool HasValue(Kind kind) { return kind == Kind::kValue || kind == Kind::kValueAndGrad; }
+
 struct Entry : MethodEntry {
+  using Kernels = PerTarget<const ReductionKernels*>;
+
   Kind kind;
   bool is_map;
-  size_t operands;
-  double parameter;
-  PerTarget<const ReductionKernels*> ops;
+  size_t operands;  // of the row
+  size_t arrays;    // among the arguments: the operands, then a cotangent or their tangents
+  // Where arguments stand in the signature.
+  std::array<size_t, 4> array_at;
+  std::optional<size_t> parameter_at, axis_at, keepdims_at, out_at;
+  double parameter;  // where none is given
+  Ref valid;         // tells of a given one whether it is
+  Kernels kernels;
+  std::optional<std::array<Kernels, 3>> norms;  // of exponents with a row of their own
+
+  const ReductionKernels& Row(double p) const {
+    const Kernels& own = !norms || RowOfNorm(p) == "norm" ? kernels
+                         : p == 1                         ? (*norms)[0]
+                         : p == 2                         ? (*norms)[1]
+                                                          : (*norms)[2];
+    return *own.Active();
+  }
 };
 
-// (outer, n, inner) of a C-contiguous array along an axis, or all of them.
-struct Blocks {
-  size_t outer = 1, n = 1, inner = 1;
-  int axis = -1;  // that which is reduced; -1 for all
+PyObject* At(const Arguments& args, std::optional<size_t> place) {
+  PyObject* const given = place ? args[*place] : nullptr;
+  return given == Py_None ? nullptr : given;
+}
 
-  static std::optional<Blocks> Of(PyArrayObject* x, PyObject* axis) {
-    Blocks blocks;
-    const int ndim = PyArray_NDIM(x);
-    const npy_intp* const shape = PyArray_DIMS(x);
-    if (axis == Py_None) {
-      blocks.n = static_cast<size_t>(PyArray_SIZE(x));
-      return blocks;
-    }
-    if (!PyLong_CheckExact(axis)) return std::nullopt;
+// Which axes are reduced, in bits; nothing where Python has to look at the argument.
+std::optional<uint64_t> AxesOf(PyObject* axis, int ndim) {
+  static_assert(NPY_MAXDIMS <= 64);
+  const auto one = [&](PyObject* entry) -> std::optional<uint64_t> {
+    if (!PyLong_CheckExact(entry)) return std::nullopt;
     int overflow;
-    long which = PyLong_AsLongAndOverflow(axis, &overflow);
+    long which = PyLong_AsLongAndOverflow(entry, &overflow);
     if (which < 0) which += ndim;
     if (overflow != 0 || which < 0 || which >= ndim) return std::nullopt;
-    blocks.axis = static_cast<int>(which);
-    for (int a = 0; a < ndim; ++a) {
-      size_t& part = a < which ? blocks.outer : a == which ? blocks.n : blocks.inner;
-      part *= static_cast<size_t>(shape[a]);
-    }
-    return blocks;
+    return uint64_t{1} << which;
+  };
+  if (!PyTuple_CheckExact(axis)) return one(axis);
+  uint64_t axes = 0;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(axis); ++i) {
+    const std::optional<uint64_t> bit = one(PyTuple_GET_ITEM(axis, i));
+    if (!bit || (axes & *bit) != 0) return std::nullopt;
+    axes |= *bit;
   }
-};
-
-// The shape of the results.
-struct Shape {
-  Shape(PyArrayObject* x, const Blocks& blocks) {
-    if (blocks.axis < 0) return;
-    for (int a = 0; a < PyArray_NDIM(x); ++a) {
-      if (a != blocks.axis) dims[ndim++] = PyArray_DIM(x, a);
-    }
-  }
-  bool Is(PyArrayObject* g) const {
-    return PyArray_NDIM(g) == ndim && std::equal(dims, dims + ndim, PyArray_DIMS(g));
-  }
-  int ndim = 0;
-  npy_intp dims[NPY_MAXDIMS];
-};
-
-bool SameShape(PyArrayObject* a, PyArrayObject* b) {
-  return PyArray_NDIM(a) == PyArray_NDIM(b) &&
-         std::equal(PyArray_DIMS(a), PyArray_DIMS(a) + PyArray_NDIM(a), PyArray_DIMS(b));
+  return axes;
 }
+
+// A C-contiguous array as (outer, n, inner), and the shape of its reduction.
+struct Slices {
+  size_t outer = 1, n = 1, inner = 1;
+  int ndim = 0;
+  npy_intp shape[NPY_MAXDIMS];
+
+  // False where the reduced axes do not lie together.
+  bool Cut(PyArrayObject* x, uint64_t axes, bool keepdims) {
+    enum { kOuter, kReduced, kInner } at = kOuter;
+    for (int a = 0; a < PyArray_NDIM(x); ++a) {
+      const npy_intp extent = PyArray_DIM(x, a);
+      const bool reduced = (axes >> a & 1) != 0;
+      if (!reduced) shape[ndim++] = extent;
+      if (reduced && keepdims) shape[ndim++] = 1;
+      if (extent == 1) continue;
+      if (reduced && at == kInner) return false;
+      if (reduced) at = kReduced;
+      if (!reduced && at == kReduced) at = kInner;
+      size_t& part = at == kOuter ? outer : at == kReduced ? n : inner;
+      part *= static_cast<size_t>(extent);
+    }
+    return true;
+  }
+
+  bool Is(PyArrayObject* g) const {
+    return PyArray_NDIM(g) == ndim && std::equal(shape, shape + ndim, PyArray_DIMS(g));
+  }
+};
 
 bool IsPlain(PyObject* object, DType dtype) {
   return KernelArray(object) == dtype && PyArray_IS_C_CONTIGUOUS(AsArray(object));
 }
 
-PyObject* ReductionCallMethod(const MethodEntry& own, PyObject* const* args, size_t nargs,
-                              PyObject* kwnames) {
-  static PyObject* const kAxis = PyUnicode_InternFromString("axis");
-  const auto& entry = static_cast<const Entry&>(own);
-  const ReductionKernels& op = *entry.ops.Active();
-  // x, then the second operand, the cotangent or the tangents, then the axis.
-  const size_t tangents = entry.kind == Kind::kJvp ? entry.operands : 0;
-  const size_t given = entry.operands + (entry.kind == Kind::kVjp) + tangents;
-  if (nargs < given || nargs > given + 1) return nullptr;
-  static PyObject* const kLast = PyLong_FromLong(-1);
-  PyObject* axis = entry.is_map ? kLast : Py_None;
-  if (nargs > given) axis = args[given];
-  if (kwnames != nullptr && PyTuple_GET_SIZE(kwnames) > 0) {
-    if (PyTuple_GET_SIZE(kwnames) > 1 || PyTuple_GET_ITEM(kwnames, 0) != kAxis || nargs > given) {
-      return nullptr;
+// The parameter, or nothing where it has to be refused or needs a look.
+std::optional<double> ParameterOf(const Entry& entry, const Arguments& args) {
+  PyObject* const given = entry.parameter_at ? args[*entry.parameter_at] : nullptr;
+  if (given == nullptr) return entry.parameter;
+  const std::optional<double> parameter = AsNumber(given);
+  if (!parameter) return std::nullopt;
+  const Ref number(PyFloat_FromDouble(*parameter));
+  const Ref answer(number ? PyObject_CallOneArg(entry.valid.get(), number.get()) : nullptr);
+  if (!answer) PyErr_Clear();
+  return answer && PyObject_IsTrue(answer.get()) == 1 ? parameter : std::nullopt;
+}
+
+// The outputs that the call asks for: the value, then what has the operands' shape. out= nests as
+// the result does.
+bool AskFor(Outputs& outputs, PyObject* out, const Entry& entry, const Slices& slices,
+            size_t gradients, const PlainOperands& x) {
+  std::array<PyObject*, 1 + kMaxOuts> given = {};
+  const auto spread = [](PyObject* tuple, size_t count, PyObject** to) {
+    if (!PyTuple_CheckExact(tuple) || static_cast<size_t>(PyTuple_GET_SIZE(tuple)) != count) {
+      return false;
     }
-    axis = args[nargs];
+    for (size_t i = 0; i < count; ++i) to[i] = PyTuple_GET_ITEM(tuple, static_cast<Py_ssize_t>(i));
+    return true;
+  };
+  const bool value = !entry.is_map && (HasValue(entry.kind) || entry.kind == Kind::kJvp);
+  if (out != nullptr) {
+    if (value && gradients > 0) {
+      PyObject* pair[2];
+      if (!spread(out, 2, pair)) return false;
+      given[0] = pair[0];
+      out = pair[1];
+    }
+    PyObject** const of_gradients = given.data() + value;
+    if (gradients > 1 && out != Py_None && !spread(out, gradients, of_gradients)) return false;
+    if (gradients == 1) of_gradients[0] = out;
+    if (gradients == 0) given[0] = out;
+  }
+  const DType dtype = x.dtype();
+  if (value && !outputs.Add(given[0], slices.ndim, slices.shape, dtype, x)) return false;
+  for (size_t o = 0; o < gradients; ++o) {
+    if (!outputs.Add(given[value + o], PyArray_NDIM(x[0]), PyArray_DIMS(x[0]), dtype, x)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
+  const auto& entry = static_cast<const Entry&>(own);
+  const std::optional<double> parameter = ParameterOf(entry, args);
+  if (!parameter) return nullptr;
+  const ReductionKernels& op = entry.Row(*parameter);
+  const bool keepdims = entry.keepdims_at && args[*entry.keepdims_at] == Py_True;
+  if (entry.keepdims_at && args[*entry.keepdims_at] != nullptr && !keepdims &&
+      args[*entry.keepdims_at] != Py_False) {
+    return nullptr;
   }
 
-  const std::optional<DType> dtype = KernelArray(args[0]);
-  if (!dtype || !PyArray_IS_C_CONTIGUOUS(AsArray(args[0]))) return nullptr;
-  PyArrayObject* const x = AsArray(args[0]);
-  for (size_t i = 1; i < given; ++i) {
-    if (!IsPlain(args[i], *dtype)) return nullptr;
+  // Tangents may be None, but not all of them; nothing else may.
+  std::array<PyObject*, 4> given;
+  bool moves = entry.kind != Kind::kJvp;
+  for (size_t i = 0; i < entry.arrays; ++i) {
+    given[i] = args[entry.array_at[i]];
+    const bool optional = entry.kind == Kind::kJvp && entry.operands == 2 && i >= entry.operands;
+    if (given[i] == Py_None && !optional) return nullptr;
+    if (i >= entry.operands && given[i] != Py_None) moves = true;
   }
-  if (entry.operands == 2 && !SameShape(x, AsArray(args[1]))) return nullptr;
-  const std::optional<Blocks> blocks = Blocks::Of(x, axis);
-  if (!blocks || blocks->n == 0 || PyArray_SIZE(x) == 0) return nullptr;
-  const Shape shape(x, *blocks);
+  PlainOperands x;
+  if (!moves || !x.Take(given.data(), entry.arrays)) return nullptr;
+  PyObject* const axis = entry.axis_at ? args[*entry.axis_at] : nullptr;
+  const int ndim = PyArray_NDIM(x[0]);
+  const uint64_t all = ndim == 64 ? ~uint64_t{0} : (uint64_t{1} << ndim) - 1;
+  std::optional<uint64_t> axes = all;
+  if (axis == nullptr && entry.is_map) {
+    if (ndim == 0) return nullptr;
+    axes = uint64_t{1} << (ndim - 1);
+  } else if (axis != nullptr && axis != Py_None) {
+    axes = AxesOf(axis, ndim);
+  }
+  Slices slices;
+  if (!axes || !slices.Cut(x[0], *axes, keepdims) || PyArray_SIZE(x[0]) == 0) return nullptr;
+  for (size_t i = 1; i < entry.arrays; ++i) {
+    if (x[i] == nullptr) continue;
+    const bool of_results = entry.kind == Kind::kVjp && !entry.is_map && i == entry.operands;
+    if (!(of_results ? slices.Is(x[i]) : SameShape(x[0], x[i]))) return nullptr;
+  }
 
   ReductionCall call = {};
   call.op = &op;
-  call.dtype = *dtype;
-  call.parameter = entry.parameter;
-  call.outer = blocks->outer;
-  call.n = blocks->n;
-  call.inner = blocks->inner;
-  call.x = PyArray_DATA(x);
-  if (entry.operands == 2) call.v = DataOf(args[1]);
-  if (entry.kind == Kind::kVjp || entry.kind == Kind::kJvp) {
-    PyArrayObject* const other = AsArray(args[entry.operands]);
-    if (entry.is_map) {
-      if (!SameShape(x, other)) return nullptr;
-      call.v = PyArray_DATA(other);
-    } else if (entry.kind == Kind::kVjp) {
-      if (!shape.Is(other)) return nullptr;
-      call.g = PyArray_DATA(other);
-    } else {
-      call.tangents = true;
-      for (size_t i = 0; i < tangents; ++i) {
-        PyArrayObject* const t = AsArray(args[entry.operands + i]);
-        if (!SameShape(x, t)) return nullptr;
-        call.t[i] = PyArray_DATA(t);
-      }
-    }
+  call.dtype = x.dtype();
+  call.parameter = *parameter;
+  call.outer = slices.outer;
+  call.n = slices.n;
+  call.inner = slices.inner;
+  call.x = x.data(0);
+  if (entry.operands == 2 || (entry.is_map && entry.arrays == 2)) call.v = x.data(1);
+  if (entry.kind == Kind::kVjp && !entry.is_map) call.g = x.data(entry.operands);
+  if (entry.kind == Kind::kJvp && !entry.is_map) {
+    call.tangents = true;
+    for (size_t i = 0; i < entry.operands; ++i) call.t[i] = x.data(entry.operands + i);
   }
 
-  Ref values, slopes[kMaxOuts];
-  if (!entry.is_map && entry.kind != Kind::kGrad && entry.kind != Kind::kVjp) {
-    values = Ref(NewArray(shape.ndim, shape.dims, *dtype));
-    if (!values) return nullptr;
-    call.values = DataOf(values.get());
-  }
-  if (entry.is_map || entry.kind == Kind::kGrad || entry.kind == Kind::kVjp ||
-      entry.kind == Kind::kValueAndGrad) {
-    for (size_t o = 0; o < op.outs; ++o) {
-      slopes[o] = Ref(NewArray(PyArray_NDIM(x), PyArray_DIMS(x), *dtype));
-      if (!slopes[o]) return nullptr;
-      call.out[o] = DataOf(slopes[o].get());
-    }
-  }
+  const bool has_value = !entry.is_map && (HasValue(entry.kind) || entry.kind == Kind::kJvp);
+  const bool has_gradients = entry.is_map || entry.kind == Kind::kGrad ||
+                             entry.kind == Kind::kVjp || entry.kind == Kind::kValueAndGrad;
+  const size_t gradients = has_gradients ? op.outs : 0;
+  Outputs outputs;
+  if (!AskFor(outputs, At(args, entry.out_at), entry, slices, gradients, x)) return nullptr;
+  if (!outputs.Make()) return nullptr;
+  if (has_value) call.values = outputs.data(0);
+  for (size_t o = 0; o < gradients; ++o) call.out[o] = outputs.data(has_value + o);
   const Ref done(Deliver(call));
   if (!done) return nullptr;
-  Ref value(values ? PyArray_Return(AsArray(values.release())) : nullptr);
-  if (call.out[0] == nullptr) return value.release();
-  Ref gradient(op.outs == 1 ? slopes[0].release()
-                            : PyTuple_Pack(2, slopes[0].get(), slopes[1].get()));
+  Ref value(has_value ? outputs.Release(0, true) : nullptr);
+  if (gradients == 0) return value.release();
+  std::array<Ref, kMaxOuts> slopes;
+  for (size_t o = 0; o < gradients; ++o) slopes[o] = Ref(outputs.Release(has_value + o, false));
+  Ref gradient(gradients == 1 ? slopes[0].release()
+                              : PyTuple_Pack(2, slopes[0].get(), slopes[1].get()));
   if (!value || !gradient) return gradient.release();
   return PyTuple_Pack(2, value.get(), gradient.get());
 }
@@ -369,7 +437,7 @@ PyMethodDef kEngine[] = {
 }  // namespace
 
 PyObject* NewReductionMethod(const char* reduction, const char* method, double parameter,
-                             PyObject* fallback) {
+                             PyObject* valid, PyObject* fallback) {
   constexpr std::string_view kKinds[] = {"value", "grad", "value_and_grad", "vjp", "jvp"};
   const auto* const found = std::find(std::begin(kKinds), std::end(kKinds), method);
   const auto kind = static_cast<Kind>(found - kKinds);
@@ -383,11 +451,34 @@ PyObject* NewReductionMethod(const char* reduction, const char* method, double p
     return nullptr;
   }
   auto entry = std::make_unique<Entry>();
+  if (!entry->signature.Read(fallback)) return nullptr;
   entry->kind = kind;
   entry->is_map = is_map;
   entry->parameter = parameter;
-  entry->ops = RowOf(ReductionTables(), *row);
-  entry->operands = is_map ? 1 : entry->ops.Active()->arrays;
+  entry->valid = Ref(Py_NewRef(valid));
+  entry->kernels = RowOf(ReductionTables(), *row);
+  entry->operands = is_map ? 1 : entry->kernels.Active()->arrays;
+  if (std::string_view(reduction) == "norm") {
+    std::array<Entry::Kernels, 3>& norms = entry->norms.emplace();
+    constexpr std::string_view kNorms[] = {"norm1", "norm2", "norm_inf"};
+    for (size_t i = 0; i < norms.size(); ++i) {
+      norms[i] = RowOf(ReductionTables(), FindReduction(kNorms[i]).value());
+    }
+  }
+  // Behind the operands stand a cotangent or tangents; of what else there is, the rest has names.
+  const Signature& signature = entry->signature;
+  entry->axis_at = signature.Find("axis");
+  entry->keepdims_at = signature.Find("keepdims");
+  entry->out_at = signature.Find("out");
+  for (const std::string_view name : {"p", "ddof", "eps"}) {
+    if (!entry->parameter_at) entry->parameter_at = signature.Find(name);
+  }
+  entry->arrays = 0;
+  for (const std::string_view name : {"x", "y", "g", "t", "tx", "ty"}) {
+    if (const std::optional<size_t> place = signature.Find(name)) {
+      entry->array_at[entry->arrays++] = *place;
+    }
+  }
   return NewMethod(ReductionCallMethod, std::move(entry), fallback);
 }
 

@@ -113,6 +113,43 @@ bool ElementsApart(PyArrayObject* array) {
   return true;
 }
 
+bool Outputs::Add(PyObject* given, int ndim, const npy_intp* shape, DType dtype,
+                  const PlainOperands& operands) {
+  const bool none = given == nullptr || given == Py_None;
+  if (!none) {
+    if (KernelArray(given) != dtype) return false;
+    PyArrayObject* const array = AsArray(given);
+    if (!PyArray_IS_C_CONTIGUOUS(array) || !PyArray_ISWRITEABLE(array) ||
+        PyArray_NDIM(array) != ndim || !std::equal(shape, shape + ndim, PyArray_DIMS(array))) {
+      return false;
+    }
+    for (size_t i = 0; i < operands.count(); ++i) {
+      if (operands[i] != nullptr && Overlap(array, operands[i])) return false;
+    }
+    for (size_t i = 0; i < count_; ++i) {
+      if (wanted_[i].given && Overlap(array, AsArray(arrays_[i].get()))) return false;
+    }
+    arrays_[count_] = Ref(Py_NewRef(given));
+  }
+  wanted_[count_++] = {ndim, shape, dtype, !none};
+  return true;
+}
+
+bool Outputs::Make() {
+  for (size_t i = 0; i < count_; ++i) {
+    const Wanted& wanted = wanted_[i];
+    if (wanted.given) continue;
+    arrays_[i] = Ref(NewArray(wanted.ndim, wanted.shape, wanted.dtype));
+    if (!arrays_[i]) return false;
+  }
+  return true;
+}
+
+PyObject* Outputs::Release(size_t i, bool scalar) {
+  PyObject* const array = arrays_[i].release();
+  return scalar && !wanted_[i].given ? PyArray_Return(AsArray(array)) : array;
+}
+
 bool RegisterResults() {
   kept_memory = PyCapsule_New(&handler, "mem_handler", nullptr);
   return kept_memory != nullptr;

@@ -3,7 +3,10 @@
 #ifndef PULLBACK_CPP_BINDINGS_RESULTS_H_
 #define PULLBACK_CPP_BINDINGS_RESULTS_H_
 
+#include <array>
+
 #include "bindings/numpy_api.h"
+#include "bindings/operands.h"
 
 namespace pullback {
 
@@ -22,6 +25,37 @@ class KeptMemoryScope {
 
 // An uninitialised array in C order; nullptr with an exception set.
 PyObject* NewArray(int ndim, const npy_intp* shape, DType dtype);
+
+// The arrays of a call's results, each given by the caller or new.
+class Outputs {
+ public:
+  // Asks for a result of that shape. False, with no exception set, for a given array that Python
+  // has to look at: one that is not C-contiguous and of the result's shape and dtype, or that meets
+  // an operand or an earlier output.
+  bool Add(PyObject* given, int ndim, const npy_intp* shape, DType dtype,
+           const PlainOperands& operands);
+
+  // Makes what was not given. False with an exception set.
+  bool Make();
+
+  size_t count() const { return count_; }
+  void* data(size_t i) const { return DataOf(arrays_[i].get()); }
+
+  // The result, where not given and without axes a scalar if that is wanted. Once each.
+  PyObject* Release(size_t i, bool scalar);
+
+ private:
+  struct Wanted {
+    int ndim;
+    const npy_intp* shape;
+    DType dtype;
+    bool given;
+  };
+  static constexpr size_t kMost = 4;
+  size_t count_ = 0;
+  std::array<Wanted, kMost> wanted_;
+  std::array<Ref, kMost> arrays_;
+};
 
 // out=array, or out=(array, array): what was given, else nothing; false for any other keyword.
 bool OnlyOut(PyObject* kwnames, PyObject* const* keywords, PyObject** out);

@@ -133,8 +133,9 @@ def _binary(
     }
 
 
-def _refuse(*arrays: Any) -> Any:
-    shapes = ", ".join(str(array.shape) for array in arrays)
+def _refuse(w: Any, x: Any, g: Any, /, out: Any = None) -> Any:
+    del out
+    shapes = ", ".join(str(np.shape(array)) for array in (w, x, g))
     raise ValueError(f"no kernel takes arrays of shapes {shapes}")
 
 

@@ -22,6 +22,8 @@ losses: Final[Mapping[str, Loss]] = (
             native.loss_sums,
             native.loss_pointwise,
             native.loss_method,
+            native.objective,
+            native.objective_method,
         )
     )
 )

@@ -20,9 +20,6 @@ __all__ = ["bilinear_form", "linear", "matmul", "products", "quadratic_form"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
-# What arrays in native byte order hold, and nothing else.
-_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-
 
 class NativeMatmul(Matmul):
     """A matrix product whose calls enter the kernels directly; its twin's rules for the rest."""
@@ -32,15 +29,7 @@ class NativeMatmul(Matmul):
         self._cotangents_into = _strict(kernels, "cotangents_into")
         self._new = _strict(kernels, "new_array")
         self._tangent_into = _strict(kernels, "tangent_into")
-        for name, method in (("product", "__call__"), ("cotangents", "vjp")):
-            twin = getattr(type(self), method)
-            call = kernels.matmul_method(name, twin.__get__(self))
-            call.__name__ = method
-            call.__qualname__ = f"matmul.{method}"
-            call.__module__ = __name__
-            call.__doc__ = twin.__doc__
-            # On the class, since calls look there.
-            setattr(type(self), method, call)
+        _enter_directly(self, kernels, __call__="product", vjp="cotangents", jvp="tangent")
 
     def _cotangents(
         self,
@@ -75,48 +64,7 @@ class NativeLinear(Linear):
         self._into = _strict(kernels, "linear")
         self._new = _strict(kernels, "new_array")
         self._cotangents_into = _strict(kernels, "linear_cotangents")
-
-    def __call__(
-        self,
-        X: Any,
-        W: Any,
-        b: Any = None,
-        /,
-        *,
-        activation: Any = None,
-        out: Array | None = None,
-    ) -> Any:
-        if out is None and _is_plain_layer(X, W, b):
-            name = _name_of(self._activation("linear", activation))
-            result = self._new(X, (len(X), W.shape[1]))
-            return self._into(X, W, b, name, result)
-        return super().__call__(X, W, b, activation=activation, out=out)
-
-    def vjp(
-        self,
-        X: Any,
-        W: Any,
-        b: Any,
-        G: Any,
-        /,
-        *,
-        activation: Any = None,
-        wrt: int | tuple[int, ...] = (0, 1, 2),
-        out: Any = None,
-    ) -> Any:
-        try:
-            plain = wrt == (0, 1, 2) and out is None
-        except ValueError:  # an array, which is refused below
-            plain = False
-        if plain and _is_plain_layer(X, W, b, G):
-            name = _name_of(self._activation("linear.vjp", activation))
-            dX, dW = self._new(X, X.shape), self._new(X, W.shape)
-            db = None if b is None else self._new(X, b.shape)
-            self._cotangents_into(X, W, b, G, name, dX, dW, db)
-            return dX, dW, db
-        return super().vjp(X, W, b, G, activation=activation, wrt=wrt, out=out)
-
-    __call__.__doc__, vjp.__doc__ = Linear.__call__.__doc__, Linear.vjp.__doc__
+        _enter_directly(self, kernels, __call__="layer", vjp="layer_cotangents")
 
     def _value(self, X: Array, W: Array, b: Array | None, activation: Any, out: Any) -> Array:
         X, W = _whole_strides(X), _whole_strides(W)
@@ -216,24 +164,21 @@ class NativeBilinearForm(BilinearForm):
         return value, tuple(map(gradient, wrt))
 
 
+def _enter_directly(primitive: Any, kernels: ModuleType, **entries: str) -> None:
+    """Let a primitive's methods enter the kernels for arguments that these take as they are."""
+    for method, entry in entries.items():
+        twin = getattr(type(primitive), method)
+        call = kernels.matmul_method(entry, twin.__get__(primitive))
+        call.__name__ = method
+        call.__qualname__ = f"{primitive.__name__}.{method}"
+        call.__module__ = __name__
+        call.__doc__ = twin.__doc__
+        # On the class, one of its own, since calls look there.
+        setattr(type(primitive), method, call)
+
+
 def _name_of(activation: Any) -> str | None:
     return None if activation is None else activation.__name__.rpartition(".")[2]
-
-
-def _is_plain_layer(X: Any, W: Any, b: Any, *G: Any) -> bool:
-    """Tell whether arguments fit, and lie in memory as kernels want them: the short way in."""
-    arrays = (X, W, *G) if b is None else (X, W, b, *G)
-    if any(type(array) is not np.ndarray for array in arrays):
-        return False
-    dtype = X.dtype
-    return (
-        (dtype is _FLOAT32 or dtype is _FLOAT64)
-        and all(array.dtype is dtype and array.flags.carray for array in arrays)
-        and X.ndim == W.ndim == 2
-        and X.shape[1] == W.shape[0]
-        and (b is None or b.shape == W.shape[1:])
-        and all(array.shape == (X.shape[0], W.shape[1]) for array in G)
-    )
 
 
 def _has_plain_rows(array: Array) -> bool:

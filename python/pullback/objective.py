@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pullback.arguments import as_array, shown
-from pullback.layouts import KernelData, Sparse, as_data
+from pullback.layouts import Sparse, as_data
 from pullback.loss_table import LossRow
 from pullback.losses import losses
 from pullback.ops import as_number, kernel_dtype
@@ -121,12 +122,30 @@ class LinearObjective:
         self._w_shape = w_shape = (self._n_features, *shape)
         like = (np.zeros(shape) if shape else 0.0) if fit_intercept else None
         self._kinds = Kinds(w_shape, np.dtype(np.float64), like)
-        # What the engine takes, if it is all of the data: calls then go to it directly.
-        self._whole = _whole(first) if y is not None and self._bar is None else None
+        # Where the engine takes all of the data as they lie, it does each call at once.
+        self._at_once: dict[str, Callable[..., Any]] = {}
+        if y is not None and self._bar is None and first.data.in_place:
+            self._enter_directly(first)
         # Second derivatives, a chunk each, and the theta that they are for, once they are wanted.
         self._wants_curvature = False
         self._kept: list[Array] = []
         self._kept_for: bytes | None = None
+
+    def _enter_directly(self, samples: Samples) -> None:
+        """Let calls enter the kernels, with vectors as given or once they are converted."""
+        objective = self._loss._objective(
+            samples, self._l2, self._n_outputs, self._kinds.b is not None
+        )
+        if objective is None:
+            return
+        for name in ("value", "grad", "value_and_grad", "hvp"):
+            fallback = getattr(self, name)
+            call = objective(name, fallback)
+            call.__name__, call.__qualname__ = name, f"{_OP}.{name}"
+            call.__module__, call.__doc__ = __name__, fallback.__doc__
+            call.__reduce__ = partial(_reduced, self, name)
+            setattr(self, name, call)
+            self._at_once[name] = objective(name, _refuse)
 
     def __repr__(self) -> str:
         return f"<LinearObjective of {self._loss!r}, {self.n_parameters} parameters>"
@@ -175,7 +194,10 @@ class LinearObjective:
             If `theta` has another shape, or a chunk holds what the loss does not take.
         """
         op = f"{_OP}.value"
-        model = self._model(self._vector(op, theta))
+        theta = self._vector(op, theta)
+        if (value := self._directly("value", theta)) is not None:
+            return value  # type: ignore[no-any-return]
+        model = self._model(theta)
         sums = tree_sum(
             self._loss._sums(where, samples, model, "value") for where, samples in self._chunks(op)
         )
@@ -234,17 +256,12 @@ class LinearObjective:
         `theta` that it was not called for, they cost a forward pass of their own.
         """
         op = f"{_OP}.hvp"
-        theta = self._vector(op, theta)
-        direction = self._model(self._vector(op, v, "v"))
+        theta, v = self._vector(op, theta), self._vector(op, v, "v")
+        if (product := self._directly("hvp", theta, v)) is not None:
+            return product  # type: ignore[no-any-return]
+        direction = self._model(v)
         along = direction.w, direction.b
         known = self._kept_for == theta.tobytes()
-        if known and self._whole is not None:
-            block, y, sample_weight, weight = self._whole
-            _, gb, gw = self._loss._add_up(
-                "curved", block, y, direction, sample_weight, along, self._kept[0]
-            )
-            with np.errstate(all="ignore"):
-                return self._penalised(gw / weight, gb / weight, direction.w)
         model = self._model(theta)
 
         def part(i: int, where: str, samples: Samples) -> PartialSums:
@@ -298,28 +315,22 @@ class LinearObjective:
 
     # --- one pass ---
 
+    def _directly(self, name: str, *vectors: Array) -> Any:
+        """Return what the engine does at once, nothing where the long way has to tell why not."""
+        try:
+            return self._at_once[name](*vectors) if self._at_once else None
+        except _Refused:
+            return None
+
     def _value_and_grad(self, op: str, theta: npt.ArrayLike) -> tuple[float, Array]:
         theta = self._vector(op, theta)
-        model = self._model(theta)
+        if (both := self._directly("value_and_grad", theta)) is not None:
+            return both  # type: ignore[no-any-return]
         self._kept_for = None
-        value, gradient = self._at_once(model) or self._by_chunks(op, model)
+        both = self._by_chunks(op, self._model(theta))
         if self._wants_curvature:
             self._kept_for = theta.tobytes()
-        return value, gradient
-
-    def _at_once(self, model: Model) -> tuple[float, Array] | None:
-        """Return value and gradient of data that is there as a whole, nothing for other data."""
-        if self._whole is None:
-            return None
-        block, y, sample_weight, weight = self._whole
-        kept = self._kept[0] if self._wants_curvature else None
-        try:
-            loss, gb, gw = self._loss._add_up("gradient", block, y, model, sample_weight, kept=kept)
-        except ValueError:  # about a target or a weight: the long way tells which
-            return None
-        with np.errstate(all="ignore"):
-            value = float(np.float64(loss) / weight) + self._penalty(model.w)
-            return value, self._penalised(gw / weight, gb / weight, model.w)
+        return both
 
     def _by_chunks(self, op: str, model: Model) -> tuple[float, Array]:
         def part(i: int, where: str, samples: Samples) -> PartialSums:
@@ -461,21 +472,16 @@ def _chunk_source(row: LossRow, chunks: Any) -> Source:
     return source
 
 
-class _Whole(NamedTuple):
-    """All of the data, as an engine takes it."""
-
-    block: KernelData
-    y: Array
-    sample_weight: Array | None
-    weight: float
+class _Refused(Exception):  # noqa: N818  not an error: the long way comes next
+    """The engine does not do a call at once."""
 
 
-def _whole(samples: Samples) -> _Whole | None:
-    """Return the data, if nothing of it has to be converted in each pass."""
-    if not samples.data.in_place:
-        return None
-    ((_, block),) = samples.data.blocks()
-    return _Whole(block, samples.y, samples.sample_weight, samples.weight)
+def _refuse(theta: Any, v: Any = None, /) -> Any:
+    raise _Refused
+
+
+def _reduced(objective: LinearObjective, method: str) -> Any:
+    return getattr, (objective, method)
 
 
 def _check_l2(l2: Any) -> float:

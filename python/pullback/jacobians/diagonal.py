@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+import pullback
 from pullback.jacobians.arguments import Array, own
 from pullback.jacobians.base import Jacobian, Unstored
 
@@ -155,6 +156,28 @@ class Diagonal(Jacobian):
     def __reduce__(self) -> tuple[Any, ...]:
         # Through the constructor, since a pickled array forgets that it is read-only.
         return Diagonal, (self._diagonal,)
+
+    def __matmul__(self, other: Any) -> Any:
+        if self._is_alike(other):
+            return pullback.elementwise.primitives["multiply"](self._diagonal, other)
+        return super().__matmul__(other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        if self._is_alike(other):
+            return pullback.elementwise.primitives["multiply"](other, self._diagonal)
+        return super().__rmatmul__(other)
+
+    __matmul__.__doc__, __rmatmul__.__doc__ = Jacobian.__matmul__.__doc__, Jacobian.__rmatmul__.__doc__
+
+    def _is_alike(self, other: Any) -> bool:
+        """Tell whether it is a plain array like the diagonal, which nothing has to be done to."""
+        diagonal = self._diagonal
+        return (
+            type(other) is np.ndarray
+            and other.dtype is diagonal.dtype
+            and other.shape == diagonal.shape != ()
+            and other.flags.c_contiguous
+        )
 
     def _times(self, tangents: Array) -> Array:
         products: Array = self._diagonal.reshape(-1) * tangents

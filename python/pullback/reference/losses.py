@@ -53,6 +53,8 @@ class Engine(NamedTuple):
     loss_method : callable, optional
         ``loss_method(name, parameter, method, fallback)`` returns a callable that enters the
         kernels directly where the arguments are plain, and calls `fallback` with all others.
+    objective, objective_method : callable, optional
+        A loss with all of its data, and callables of one vector that do the same with it.
     """
 
     module: str
@@ -61,6 +63,8 @@ class Engine(NamedTuple):
     loss_sums: Callable[..., Any]
     loss_pointwise: Callable[..., Any]
     loss_method: Callable[..., Any] | None = None
+    objective: Callable[..., Any] | None = None
+    objective_method: Callable[..., Any] | None = None
 
 
 class Loss:
@@ -93,13 +97,10 @@ class Loss:
         self.__module__ = engine.module
         self.__doc__ = _docstring(row)
         self.pointwise = _pointwise_of(row.name)(self, row, self._score)
-        self._plain_gradients: Callable[..., Any] = partial(self._gradients, f"{row.name}.grad")
         if engine.loss_method is not None:
-            for method in ("value", "value_and_grad"):
+            for method in ("value", "grad", "value_and_grad", "hvp"):
                 setattr(self, method, self._direct(engine.loss_method, method))
-            self._plain_gradients = engine.loss_method(
-                row.name, parameter or 0.0, "value_and_grad", self._plain_gradients
-            )
+            self.pointwise.enter_directly(engine.loss_method, parameter or 0.0)
 
     def _direct(self, loss_method: Callable[..., Any], method: str) -> Any:
         """Return the callable that enters the kernels without a detour through a method."""
@@ -181,12 +182,6 @@ class Loss:
         TypeError, ValueError
             As `value_and_grad` does.
         """
-        try:
-            plain = reduction == "mean" and wrt == ("w", "b") and out is None
-        except ValueError:  # arrays, which are refused below
-            plain = False
-        if plain:
-            return self._plain_gradients(X, y, w, b, sample_weight)[1]
         op = f"{self.__name__}.grad"
         return self._gradients(op, X, y, w, b, sample_weight, out, reduction, wrt)[1]
 
@@ -493,6 +488,26 @@ class Loss:
             gX,
             scale,
         )
+
+    def _objective(
+        self, samples: Samples, l2: float, n_outputs: int, intercept: bool
+    ) -> Callable[..., Any] | None:
+        """Return ``method(name, fallback)`` of an objective on data that need no conversion."""
+        if self._engine.objective is None or self._engine.objective_method is None:
+            return None
+        ((_, X),) = samples.data.blocks()
+        objective = self._engine.objective(
+            self.__name__,
+            self._parameter or 0.0,
+            X,
+            samples.y,
+            samples.sample_weight,
+            samples.weight,
+            l2,
+            n_outputs,
+            intercept,
+        )
+        return partial(self._engine.objective_method, objective)
 
     def _check_rows(self, op: str, samples: Samples, n_outputs: int) -> None:
         """Raise the errors that a pass over these samples would raise for their values."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -55,6 +56,20 @@ class Pointwise:
         self._row = row
         self._score = score
 
+    def enter_directly(self, method: Callable[..., Any], parameter: float) -> None:
+        """Let calls with plain arrays enter the kernels; `method` as of the losses' engine."""
+        self._value = method(self._row.name, parameter, "pointwise", self._value)
+        for own in ("derivative", "value_and_derivative", "second_derivative", "vjp"):
+            fallback = getattr(self, own)
+            name = f"pointwise.{own}"
+            call = method(self._row.name, parameter, name, fallback)
+            call.__name__ = own
+            call.__qualname__ = f"{self._row.name}.{name}"
+            call.__module__ = type(self).__module__
+            call.__doc__ = fallback.__doc__
+            call.__reduce__ = partial(_reduced, self, own)
+            setattr(self, own, call)
+
     def __repr__(self) -> str:
         return f"<pointwise of {self._loss!r}>"
 
@@ -84,6 +99,9 @@ class Pointwise:
         ValueError
             If the shapes do not broadcast.
         """
+        return self._value(z, y)
+
+    def _value(self, z: npt.ArrayLike, y: npt.ArrayLike) -> Any:
         return self._evaluate(self._operands("", z, y), 0)[()]
 
     def derivative(self, z: npt.ArrayLike, y: npt.ArrayLike) -> Any:
@@ -227,6 +245,10 @@ class Pointwise:
         shape = operands.shape if order == 0 else operands.z_shape
         check_axes(operands.op, shape)
         return self._score(operands.z, operands.y, order).reshape(shape)
+
+
+def _reduced(pointwise: Pointwise, method: str) -> Any:
+    return getattr, (pointwise, method)
 
 
 def _plain(array: Array) -> Array:

@@ -36,8 +36,10 @@ class Engine(NamedTuple):
     reduce_slices, reduce_tangents, transform_slices : callable
         See `pullback.reference.reduction_engine`.
     method : callable, optional
-        ``method(name, method, parameter, fallback)`` returns a callable that enters the kernels
-        directly where the arguments are plain, and calls `fallback` with all others.
+        ``method(name, method, parameter, valid, fallback)`` returns a callable with the signature
+        of `fallback` that enters the kernels directly where the arguments are plain, and calls
+        `fallback` with all others; `parameter` counts where none is given, ``valid(p)`` tells
+        whether a given one does.
     """
 
     module: str
@@ -67,14 +69,15 @@ class Primitive:
         self.__qualname__ = engine.path + row.name
         self.__module__ = engine.module
         self.__doc__ = _docstring(row, type(self))
-        if engine.method is None or not self._is_direct(row, engine):
+        if engine.method is None:
             return
-        default = 0.0 if row.parameter is None else row.parameter.default
+        about = row.parameter
+        default, valid = (0.0, None) if about is None else (about.default or 0.0, about.test)
         for name in ("value", "grad", "value_and_grad", "vjp", "jvp"):
             fallback = getattr(self, name, None)
             if fallback is None:  # a map has no gradient
                 continue
-            call = engine.method(row.name, name, default, fallback)
+            call = engine.method(row.name, name, default, valid, fallback)
             call.__name__ = name
             call.__qualname__ = f"{self.__qualname__}.{name}"
             call.__module__ = self.__module__
@@ -82,12 +85,6 @@ class Primitive:
             setattr(self, name, call)
             if name == "value":  # which Python looks up on the class, one of its own
                 type(self).__call__ = call  # type: ignore[method-assign]
-
-    @staticmethod
-    def _is_direct(row: ReductionRow, engine: Engine) -> bool:
-        """Tell whether calls enter the kernels directly; an operand more goes through here."""
-        has_operand = row.parameter is not None and row.parameter.default is None
-        return engine.method is not None and not has_operand
 
     def __call__(self, *operands: Any, **keywords: Any) -> Any:
         """Return the value, as `value` does."""

@@ -1,0 +1,151 @@
+#include "bindings/design_matrix.h"
+
+#include <string_view>
+
+namespace pullback {
+namespace {
+
+// X of more elements than this, times the outputs, is read without the GIL.
+constexpr size_t kReleaseGil = 16384;
+
+bool IsVector(PyObject* object, int type, size_t size) {
+  return IsBlock(object, type, size) && PyArray_NDIM(AsArray(object)) == 1;
+}
+
+// A matrix in compressed rows or columns, as in scipy.sparse, of vectors that kernels can read
+// where they lie. The kernels check indices and indptr on their way, but for where indptr begins.
+std::optional<Design> SparseDesign(std::string_view format, PyObject* data, PyObject* indices,
+                                   PyObject* indptr, Py_ssize_t rows, Py_ssize_t cols) {
+  const bool by_rows = format == "csr";
+  const std::optional<DType> dtype = KernelArray(data);
+  constexpr Py_ssize_t kMostCols = Py_ssize_t{1} << 32;  // kernels hold an index in 32 bits
+  if ((!by_rows && format != "csc") || !dtype || !PyArray_CheckExact(indices) || rows < 0 ||
+      cols < 0 || cols > kMostCols) {
+    return std::nullopt;
+  }
+  const bool wide = PyArray_ITEMSIZE(AsArray(indices)) == 8;
+  const int index = wide ? NPY_INT64 : NPY_INT32;
+  const auto entries = static_cast<size_t>(PyArray_SIZE(AsArray(data)));
+  if (!IsVector(data, TypeNumber(*dtype), entries) || !IsVector(indices, index, entries) ||
+      !IsVector(indptr, index, static_cast<size_t>(by_rows ? rows : cols) + 1)) {
+    return std::nullopt;
+  }
+  return Design{by_rows ? Layout::kCsr : Layout::kCsc,
+                *dtype,
+                wide,
+                static_cast<size_t>(rows),
+                static_cast<size_t>(cols),
+                DataOf(data),
+                0,
+                DataOf(indices),
+                DataOf(indptr),
+                entries};
+}
+
+Ref Attribute(PyObject* object, PyObject* name) {
+  Ref value(PyObject_GetAttr(object, name));
+  if (!value && PyErr_ExceptionMatches(PyExc_AttributeError)) PyErr_Clear();
+  return value;
+}
+
+// (format, data, indices, indptr, shape).
+std::optional<Design> EngineSparse(PyObject* object) {
+  const char* format;
+  PyObject *data, *indices, *indptr;
+  Py_ssize_t rows, cols;
+  if (!PyTuple_CheckExact(object) ||
+      !PyArg_ParseTuple(object, "sOOO(nn)", &format, &data, &indices, &indptr, &rows, &cols)) {
+    PyErr_Clear();
+    return std::nullopt;
+  }
+  return SparseDesign(format, data, indices, indptr, rows, cols);
+}
+
+}  // namespace
+
+bool IsLarge(const Design& X, size_t outputs) {
+  const bool dense = X.indptr == nullptr;
+  return (dense ? X.rows * X.cols : X.entries + X.rows + X.cols) * outputs > kReleaseGil;
+}
+
+bool IsBlock(PyObject* object, int type, size_t size) {
+  if (!PyArray_CheckExact(object)) return false;
+  PyArrayObject* const array = AsArray(object);
+  return PyArray_TYPE(array) == type && PyArray_ISCARRAY_RO(array) &&
+         static_cast<size_t>(PyArray_SIZE(array)) == size;
+}
+
+bool IsWritableBlock(PyObject* object, int type, size_t size) {
+  return IsBlock(object, type, size) && PyArray_ISWRITEABLE(AsArray(object));
+}
+
+std::optional<Design> DenseDesign(PyObject* object) {
+  const std::optional<DType> dtype = KernelArray(object);
+  if (!dtype || PyArray_NDIM(AsArray(object)) != 2) return std::nullopt;
+  PyArrayObject* const X = AsArray(object);
+  const npy_intp rows = PyArray_DIM(X, 0), cols = PyArray_DIM(X, 1);
+  const auto item = static_cast<npy_intp>(ItemSize(*dtype));
+  // The stride of an axis of length 1 means nothing, and may be anything.
+  const npy_intp down = rows > 1 ? PyArray_STRIDE(X, 0) : item;
+  const npy_intp across = cols > 1 ? PyArray_STRIDE(X, 1) : item;
+  const bool by_rows = across == item;
+  const npy_intp stride = by_rows ? down : across;
+  if ((!by_rows && down != item) || stride % item != 0) return std::nullopt;
+  return Design{by_rows ? Layout::kRows : Layout::kColumns,
+                *dtype,
+                false,
+                static_cast<size_t>(rows),
+                static_cast<size_t>(cols),
+                PyArray_DATA(X),
+                stride / item,
+                nullptr,
+                nullptr};
+}
+
+std::optional<Design> EngineDesign(PyObject* object) {
+  return PyTuple_Check(object) ? EngineSparse(object) : DenseDesign(object);
+}
+
+std::optional<TargetType> TargetsOf(PyObject* y, size_t rows, size_t outputs, bool coupled) {
+  if (coupled && IsBlock(y, NPY_INT64, rows)) return TargetType::kLabel;
+  if (IsBlock(y, NPY_FLOAT, rows * outputs)) return TargetType::kFloat32;
+  if (IsBlock(y, NPY_DOUBLE, rows * outputs)) return TargetType::kFloat64;
+  return std::nullopt;
+}
+
+std::optional<Design> SparseMatrix::From(PyObject* object) {
+  if (PyArray_Check(object)) return std::nullopt;
+  static PyObject* const kFormat = PyUnicode_InternFromString("format");
+  static PyObject* const kShape = PyUnicode_InternFromString("shape");
+  static PyObject* const kSorted = PyUnicode_InternFromString("has_sorted_indices");
+  static PyObject* const kParts[] = {PyUnicode_InternFromString("data"),
+                                     PyUnicode_InternFromString("indices"),
+                                     PyUnicode_InternFromString("indptr")};
+  const Ref format = Attribute(object, kFormat);
+  if (!format || !PyUnicode_CheckExact(format.get())) return std::nullopt;
+  const char* const name = PyUnicode_AsUTF8(format.get());
+  if (name == nullptr) return std::nullopt;
+  const Ref shape = Attribute(object, kShape);
+  Py_ssize_t rows, cols;
+  if (!shape || !PyTuple_CheckExact(shape.get()) ||
+      !PyArg_ParseTuple(shape.get(), "nn", &rows, &cols)) {
+    PyErr_Clear();
+    return std::nullopt;
+  }
+  if (std::string_view(name) == "csc") {
+    const Ref sorted = Attribute(object, kSorted);
+    if (!sorted || sorted.get() != Py_True) return std::nullopt;
+  }
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    parts_[i] = Attribute(object, kParts[i]);
+    if (!parts_[i]) return std::nullopt;
+  }
+  const std::optional<Design> X =
+      SparseDesign(name, parts_[0].get(), parts_[1].get(), parts_[2].get(), rows, cols);
+  if (!X) return std::nullopt;
+  const bool at_zero = X->wide ? *static_cast<const int64_t*>(X->indptr) == 0
+                               : *static_cast<const int32_t*>(X->indptr) == 0;
+  return at_zero ? X : std::nullopt;
+}
+
+}  // namespace pullback

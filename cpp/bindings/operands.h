@@ -1,0 +1,50 @@
+// What a caller gave as numbers and arrays, as arrays that kernels can read where they lie.
+#ifndef PULLBACK_CPP_BINDINGS_OPERANDS_H_
+#define PULLBACK_CPP_BINDINGS_OPERANDS_H_
+
+#include <array>
+#include <optional>
+
+#include "bindings/method.h"
+#include "bindings/numpy_api.h"
+#include "kernels/storage.h"
+
+namespace pullback {
+
+// How an array's elements lie in memory; nothing for what no kernel reads.
+std::optional<Storage> StorageOfArray(PyArrayObject* array);
+
+enum class Strides : bool { kContiguous, kAny };
+
+// Arrays of the dtype that the operands compute in together: bool, 8- and 16-bit integers and
+// float16 compute in float32, wider integers in float64, Python's int and float take the others'
+// dtype. Borrowed where nothing has to be converted.
+class PlainOperands {
+ public:
+  // Takes `count` arguments, of which null and None stay null. False, with no exception set, for
+  // what only Python knows how to convert: subclasses, odd layouts, what has methods of its own.
+  bool Take(PyObject* const* given, size_t count, Strides strides = Strides::kContiguous);
+
+  DType dtype() const { return dtype_; }
+  size_t count() const { return count_; }
+  // Null where there is none.
+  PyArrayObject* operator[](size_t i) const { return arrays_[i]; }
+  void* data(size_t i) const { return arrays_[i] == nullptr ? nullptr : PyArray_DATA(arrays_[i]); }
+
+ private:
+  bool Convert(PyObject* const* given);
+
+  DType dtype_ = DType::kFloat64;
+  size_t count_ = 0;
+  std::array<PyArrayObject*, kMaxArguments> arrays_;
+  std::array<Ref, kMaxArguments> owned_;
+};
+
+bool SameShape(PyArrayObject* a, PyArrayObject* b);
+
+// A parameter that is a Python or NumPy number. Nothing, with no exception set, for another.
+std::optional<double> AsNumber(PyObject* object);
+
+}  // namespace pullback
+
+#endif  // PULLBACK_CPP_BINDINGS_OPERANDS_H_
