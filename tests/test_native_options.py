@@ -282,6 +282,13 @@ def test_binary(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["tanh", "relu", "gelu"])
+def test_unary(name: str) -> None:
+    f = pb.primitives[name]
+    operands = [*kinds((3, 4)), 0.5, 2, True, np.float32(0.5), rng.uniform(size=(3, 0))]
+    judge(f.value_and_derivative, iter([((x,), {}) for x in operands]))
+
+
 @losses
 def test_objectives(case: Case) -> None:
     loss = case.of()

@@ -8,7 +8,54 @@
 
 namespace pullback {
 
+bool Signature::Add(PyObject* name, Place place, bool required) {
+  if (count_ == kMaxArguments) {
+    PyErr_Format(PyExc_TypeError, "more than %zu arguments", kMaxArguments);
+    return false;
+  }
+  PyObject* interned = Py_NewRef(name);
+  PyUnicode_InternInPlace(&interned);
+  names_[count_++] = Ref(interned);
+  if (place != Place::kKeywordOnly) ++positional_;
+  if (place == Place::kPositionalOnly) ++positional_only_;
+  if (required) required_ = count_;
+  return true;
+}
+
 bool Signature::Read(PyObject* callable) {
+  PyObject* const function = PyMethod_Check(callable) ? PyMethod_GET_FUNCTION(callable) : callable;
+  const bool as_written = PyFunction_Check(function) &&
+                          PyObject_HasAttrString(function, "__signature__") == 0 &&
+                          PyObject_HasAttrString(function, "__wrapped__") == 0;
+  return as_written ? ReadCode(function, function == callable ? 0 : 1) : Inspect(callable);
+}
+
+// The same as Inspect, forty times as fast: losses with a parameter and objectives are made often.
+bool Signature::ReadCode(PyObject* function, int self) {
+  auto* const code = reinterpret_cast<PyCodeObject*>(PyFunction_GET_CODE(function));
+  const Ref names(PyCode_GetVarnames(code));
+  if (!names) return false;
+  PyObject* const defaults = PyFunction_GET_DEFAULTS(function);
+  PyObject* const keyword_defaults = PyFunction_GET_KW_DEFAULTS(function);
+  const int optional = defaults == nullptr ? 0 : static_cast<int>(PyTuple_GET_SIZE(defaults));
+  const int positional = code->co_argcount;
+  for (int i = self; i < positional + code->co_kwonlyargcount; ++i) {
+    PyObject* const name = PyTuple_GET_ITEM(names.get(), i);
+    const Place place = i >= positional                ? Place::kKeywordOnly
+                        : i < code->co_posonlyargcount ? Place::kPositionalOnly
+                                                       : Place::kAny;
+    const bool required = place == Place::kKeywordOnly
+                              ? keyword_defaults == nullptr ||
+                                    PyDict_GetItemWithError(keyword_defaults, name) == nullptr
+                              : i < positional - optional;
+    // What stands behind *args has no place of its own.
+    if (place == Place::kKeywordOnly && (code->co_flags & CO_VARARGS) != 0) break;
+    if (!Add(name, place, required)) return false;
+  }
+  return true;
+}
+
+bool Signature::Inspect(PyObject* callable) {
   const Ref inspect(PyImport_ImportModule("inspect"));
   const Ref signature(inspect ? PyObject_CallMethod(inspect.get(), "signature", "O", callable)
                               : nullptr);
@@ -21,21 +68,14 @@ bool Signature::Read(PyObject* callable) {
     const Ref kind(PyObject_GetAttrString(parameter, "kind"));
     const Ref initial(PyObject_GetAttrString(parameter, "default"));
     const Ref empty(PyObject_GetAttrString(parameter, "empty"));
-    Ref name(PyObject_GetAttrString(parameter, "name"));
+    const Ref name(PyObject_GetAttrString(parameter, "name"));
     if (!kind || !initial || !empty || !name) return false;
     const long which = PyLong_AsLong(kind.get());
     if (which > kKeywordOnly || which == kVarPositional) return true;
-    if (count_ == kMaxArguments) {
-      PyErr_Format(PyExc_TypeError, "%R takes more than %zu arguments", callable, kMaxArguments);
-      return false;
-    }
-    PyObject* interned = name.release();
-    PyUnicode_InternInPlace(&interned);
-    names_[count_] = Ref(interned);
-    if (which != kKeywordOnly) ++positional_;
-    if (which == kPositionalOnly) ++positional_only_;
-    if (initial.get() == empty.get()) required_ = count_ + 1;
-    ++count_;
+    const Place place = which == kPositionalOnly ? Place::kPositionalOnly
+                        : which == kKeywordOnly  ? Place::kKeywordOnly
+                                                 : Place::kAny;
+    if (!Add(name.get(), place, initial.get() == empty.get())) return false;
   }
   return true;
 }

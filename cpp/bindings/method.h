@@ -43,6 +43,12 @@ class Signature {
   std::optional<Wrt> ReadWrt(PyObject* given, size_t operands) const;
 
  private:
+  enum class Place : uint8_t { kPositionalOnly, kAny, kKeywordOnly };
+
+  bool Add(PyObject* name, Place place, bool required);
+  bool ReadCode(PyObject* function, int self);
+  bool Inspect(PyObject* callable);
+
   std::array<Ref, kMaxArguments> names_;
   size_t count_ = 0;
   size_t positional_only_ = 0;
