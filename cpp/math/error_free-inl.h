@@ -77,7 +77,7 @@ HWY_INLINE V ConstantUnlessNaN(D d, hn::TFromD<D> constant, V x) {
 // max(x, min) and min(x, max) that keep x = NaN.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V AtLeast(D d, hn::TFromD<D> min, V x) {
-#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR
   // The instruction returns its second operand if either is NaN; it runs beside multiplications
   // where a comparison would compete with them.
   return hn::Max(hn::Set(d, min), x);
@@ -88,7 +88,7 @@ HWY_INLINE V AtLeast(D d, hn::TFromD<D> min, V x) {
 
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V AtMost(D d, hn::TFromD<D> max, V x) {
-#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR
   return hn::Min(hn::Set(d, max), x);
 #else
   return hn::IfThenElse(hn::Gt(x, hn::Set(d, max)), hn::Set(d, max), x);

@@ -7,6 +7,12 @@
 #error "runtime/hwy_config.h must come before every hwy header"
 #endif
 
+// The baseline of old CPUs is SCALAR with every compiler. EMU128, which clang would get, turns
+// infinity into the largest float where it narrows doubles.
+#ifndef HWY_BROKEN_EMU128
+#define HWY_BROKEN_EMU128 1
+#endif
+
 // Each target is a copy of every kernel, so those that add no instruction which a kernel uses are
 // left out. Where a name is not in every release, its bit stands for it; the same bits mean other
 // ISAs elsewhere. Other architectures keep Highway's defaults. A value given by the build wins.
