@@ -9,7 +9,6 @@ stale.
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import sys
 import textwrap
@@ -18,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from pullback import reference
-from pullback.loss_table import LOSSES, ROWS, LossRow
-from pullback.ops import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPoint
-from pullback.reduction_table import REDUCTIONS, RUN, ReductionRow
-from pullback.reference.arguments import Primitive
+from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPoint
+from pullback.tables.losses import LOSSES, ROWS, LossRow
+from pullback.tables.products import PRODUCTS, ProductRow
+from pullback.tables.reductions import REDUCTIONS, RUN, ReductionRow
 
 ROOT = Path(__file__).parents[1]
-PRODUCTS = [f for f in vars(reference).values() if isinstance(f, Primitive)]
 
 # --- the stub -------------------------------------------------------------------------------------
 
@@ -39,7 +37,6 @@ from numpy.typing import ArrayLike, NDArray
 from pullback import elementwise as elementwise
 from pullback import jacobians as jacobians
 from pullback import losses as losses
-from pullback import ops as ops
 from pullback import reductions as reductions
 from pullback import reference as reference
 from pullback.chain import Chain as Chain
@@ -188,7 +185,6 @@ FUNCTIONS = (
     "get_num_threads",
     "jacobians",
     "losses",
-    "ops",
     "primitives",
     "reductions",
     "reference",
@@ -210,20 +206,16 @@ def reference_stub() -> str:
 
 
 def _names(*more: str) -> str:
-    names = [*OPS, *LOSSES, *REDUCTIONS, *(f.__name__ for f in PRODUCTS), *more]
+    names = [*OPS, *LOSSES, *REDUCTIONS, *PRODUCTS, *more]
     return "\n".join(f'    "{name}",' for name in sorted(names))
 
 
 def _primitives(unary: str, binary: str) -> str:
     entries = [_stub_entry(row, unary if row.nin == 1 else binary) for row in OPS.values()]
-    entries += [f'{f.__name__}: Final[{type(f).__name__}]\n"""{_summary(f)}"""' for f in PRODUCTS]
+    entries += [_product_entry(row) for row in PRODUCTS.values()]
     entries += [_reduction_entry(row) for row in REDUCTIONS.values()]
     entries += [_loss_entry(row) for row in LOSSES.values()]
     return "\n".join(entries)
-
-
-def _summary(documented: object) -> str:
-    return (inspect.getdoc(documented) or "").partition("\n")[0]
 
 
 def _filled(text: str) -> str:
@@ -240,6 +232,11 @@ def _stub_entry(row: OpRow, protocol: str) -> str:
         '"""',
     ]
     return "\n".join(lines)
+
+
+def _product_entry(row: ProductRow) -> str:
+    kind = type(getattr(reference, row.name)).__name__
+    return f'{row.name}: Final[{kind}]\n"""{row.summary}, ``{row.formula}``."""'
 
 
 def _reduction_entry(row: ReductionRow) -> str:
@@ -330,22 +327,7 @@ shape `(n,)` or None, and a unary elementwise primitive `f` or None; below, `Z` 
 `quadratic_form(x, A)` is `x^T A x` and `bilinear_form(u, X, v)` is `u^T X v`, for batches of
 vectors in front of the last axis.
 
-| method | result |
-| --- | --- |
-| `matmul.vjp(A, B, G)` | `(G @ B.T, A.T @ G)`, summed where a batch broadcasts |
-| `matmul.jvp(A, B, tA, tB)` | `tA @ B + A @ tB` |
-| `matmul.jacobian(A, B)` | two `Kronecker`: `I (x) B.T` and `A (x) I` |
-| `linear.vjp(X, W, b, G, activation=f)` | `(H @ W.T, X.T @ H, sum of H)`, where `H = f.vjp(Z, G)` |
-| `linear.jvp(X, W, b, tX, tW, tb, activation=f)` | `f.jvp(Z, tX @ W + X @ tW + tb)` |
-| `linear.jacobian(X, W, b, activation=f)` | `f'(Z)` times `I (x) W.T`, `X (x) I`, a `Broadcast` |
-| `quadratic_form.vjp(x, A, g)` | `(g (A + A^T) x, sum of g x x^T)` |
-| `quadratic_form.jvp(x, A, tx, tA)` | `tx^T (A + A^T) x + x^T tA x` |
-| `quadratic_form.value_and_grad(x, A)` | `(x^T A x, (A + A^T) x)`, for one `x` |
-| `quadratic_form.jacobian(x, A)` | two `Kronecker`, one row for each `x` |
-| `bilinear_form.vjp(u, X, v, g)` | `(g X v, sum of g u v^T, g X^T u)`, summed alike |
-| `bilinear_form.jvp(u, X, v, tu, tX, tv)` | `tu^T X v + u^T tX v + u^T X tv` |
-| `bilinear_form.value_and_grad(u, X, v)` | `(u^T X v, (X v, u v^T, X^T u))`, for one `u` and `v` |
-| `bilinear_form.jacobian(u, X, v)` | three `Kronecker`, one row for each `u` and `v` |
+{product_methods}
 
 Every `vjp`, and `value_and_grad` of the forms, takes `wrt`: an int for the cotangent of that
 operand alone, or a tuple of them; what is not asked for is not computed. A tangent of None is zero.
@@ -393,6 +375,10 @@ def catalogue() -> str:
         ),
         run=RUN,
         rows=ROWS,
+        product_methods=_markdown(
+            ("method", "result"),
+            (cells for row in PRODUCTS.values() for cells in _product_methods(row)),
+        ),
         reductions=_markdown(
             ("reduction", "value", "derivative", "empty", "at the edges", "source"),
             map(_reduction, REDUCTIONS.values()),
@@ -444,6 +430,12 @@ def _point(point: SpecialPoint) -> tuple[str, ...]:
         for numbers in (point.at, (point.value,), point.derivative)
     )
     return at, value, derivative
+
+
+def _product_methods(row: ProductRow) -> Iterator[tuple[str, ...]]:
+    for method, result in row.methods.items():
+        arguments = [*row.arguments(method), *(f"{option}=f" for option in row.options)]
+        yield f"`{row.name}.{method}({', '.join(arguments)})`", result
 
 
 def _reduction(row: ReductionRow) -> tuple[str, ...]:

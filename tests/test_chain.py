@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import assert_same_bits, special_values, ulp_error
 from pullback.chain import Chain
-from pullback.ops import OPS
 from pullback.reference.chain import BLOCK_ELEMENTS
+from pullback.tables.elementwise import OPS
 
 UNARY = [name for name, row in OPS.items() if row.nin == 1]
 BINARY = [name for name, row in OPS.items() if row.nin == 2]

@@ -17,9 +17,9 @@ import pytest
 import scipy.sparse
 from protocol import TWINS
 from pullback import jacobians as pj
-from pullback.loss_table import LOSSES
-from pullback.ops import OPS
-from pullback.reduction_table import REDUCTIONS
+from pullback.tables.elementwise import OPS
+from pullback.tables.losses import LOSSES
+from pullback.tables.reductions import REDUCTIONS
 from test_registry import EVERYTHING
 
 backends = pytest.mark.parametrize("primitives", TWINS, ids=lambda module: module.__name__)

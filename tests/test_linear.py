@@ -23,7 +23,7 @@ from matrices import (
 )
 from oracles import assert_same_bits
 from pullback import linear
-from pullback.ops import OPS
+from pullback.tables.elementwise import OPS
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 UNARY = [name for name, row in OPS.items() if row.nin == 1]

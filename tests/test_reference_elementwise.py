@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from oracles import DTYPES, assert_same_bits
 from pullback import reference
 from pullback.jacobians import Diagonal
-from pullback.ops import OPS, REFERENCE_MAX_ULP, OpRow
 from pullback.reference.elementwise import Binary, Unary, elementwise, method_docstring
+from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow
 
 rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -17,12 +17,12 @@ from mpmath import mp, mpf
 from oracles import assert_same_bits
 from pullback import reference
 from pullback.contraction import numpy_product, summed_product
-from pullback.ops import OPS, REFERENCE_MAX_ULP
 from pullback.reference import bilinear_form, linear, matmul, quadratic_form
 from pullback.reference.elementwise import elementwise
 from pullback.reference.forms import BilinearForm, QuadraticForm
 from pullback.reference.linear import Linear
 from pullback.reference.matmul import Matmul
+from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 RNG = np.random.default_rng

@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from pullback import elementwise, jacobians, losses, ops, reductions, reference
+from pullback import elementwise, jacobians, losses, reductions, reference
 from pullback.chain import Chain, arg, chain
 from pullback.check import GradCheck, check_grad
 from pullback.config import (
@@ -75,7 +75,6 @@ __all__ = [
     "get_num_threads",
     "jacobians",
     "losses",
-    "ops",
     "primitives",
     "reductions",
     "reference",

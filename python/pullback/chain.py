@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pullback.arguments import shown
+from pullback.protocol import shown
 from pullback.steps import Cotangents, arg, in_sequence, make_step
 
 __all__ = ["Chain", "arg", "chain"]

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from pullback import reference
-from pullback.arguments import shape_of
 from pullback.config import native
 from pullback.jacobians import Diagonal, Jacobian
-from pullback.ops import OPS, OpRow, as_arrays
+from pullback.protocol import as_arrays, shape_of
 from pullback.reference.elementwise import (
     broadcast_shape,
     check_cotangent,
@@ -29,6 +28,7 @@ from pullback.reference.elementwise import (
     partial_jacobian,
     sum_repeated,
 )
+from pullback.tables.elementwise import OPS, OpRow
 
 __all__ = ["primitives"]
 

@@ -8,15 +8,14 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.arguments import as_array, shown
 from pullback.layouts import KernelData, Sparse, as_data
-from pullback.loss_table import LossRow
 from pullback.losses import losses
-from pullback.ops import as_number, kernel_dtype
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
+from pullback.protocol import as_array, as_number, kernel_dtype, shown
 from pullback.reference.loss_arguments import Model, Samples, check_outputs, check_samples
 from pullback.reference.loss_sums import predict
 from pullback.reference.losses import Loss
+from pullback.tables.losses import LossRow
 
 __all__ = ["LinearObjective"]
 

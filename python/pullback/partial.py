@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pullback.arguments import shown
+from pullback.protocol import shown
 
 __all__ = ["Kinds", "PartialSums", "Reduction", "divisor", "tree_sum"]
 

@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback import elementwise, reference
-from pullback.arguments import shape_of, shown
 from pullback.config import native
 from pullback.jacobians import Diagonal
-from pullback.ops import OPS, OpRow, converted, result_dtype
+from pullback.protocol import converted, result_dtype, shape_of, shown
 from pullback.reference.arguments import Primitive
 from pullback.reference.chain import BlockRun, Link
 from pullback.reference.elementwise import Elementwise, broadcast_shape
 from pullback.reference.linear import Linear
 from pullback.reference.reduction import Reduction
+from pullback.tables.elementwise import OPS, OpRow
 
 __all__ = ["Cotangents", "Part", "arg", "in_sequence", "make_step"]
 

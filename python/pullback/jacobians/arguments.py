@@ -9,8 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.arguments import as_array, as_index, shown
-from pullback.ops import kernel_dtype
+from pullback.protocol import as_array, as_index, kernel_dtype, shown
 
 __all__ = ["Array", "as_ints", "as_shape", "own", "presented"]
 

@@ -427,14 +427,14 @@ not_equal: Final[Binary]
 
 Derivative ``0``, ``0``; domain: w real, x real.
 """
-bilinear_form: Final[BilinearForm]
-"""Return the bilinear form u^T X v."""
-quadratic_form: Final[QuadraticForm]
-"""Return the quadratic form x^T A x."""
-linear: Final[Linear]
-"""Return activation(X @ W + b)."""
 matmul: Final[Matmul]
-"""Return the matrix product A @ B."""
+"""Matrix product, for every shape that `numpy.matmul` takes, ``A @ B``."""
+linear: Final[Linear]
+"""Linear layer: a product, a bias, an activation, ``activation(X @ W + b)``."""
+quadratic_form: Final[QuadraticForm]
+"""Quadratic form, of each vector of a batch, ``x^T A x``."""
+bilinear_form: Final[BilinearForm]
+"""Bilinear form, of each pair of vectors of a batch, ``u^T X v``."""
 sum: Final[Reduction]
 """Sum, ``sum(x)``.
 

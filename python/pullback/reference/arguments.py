@@ -10,9 +10,8 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.arguments import as_index, named_after, shown
 from pullback.contraction import Product
-from pullback.ops import as_arrays
+from pullback.protocol import as_arrays, as_index, named_after, shown
 
 __all__ = [
     "Outputs",
@@ -32,7 +31,7 @@ Array: TypeAlias = npt.NDArray[Any]
 class Primitive:
     """A primitive made of matrix products, found by its name.
 
-    Arguments compute in float32 or float64 by `pullback.ops.result_dtype` and are never written.
+    Arguments compute in `pullback.protocol.result_dtype` and are never written.
     Kernels get plain, aligned arrays of one dtype.
 
     Parameters

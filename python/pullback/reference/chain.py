@@ -9,7 +9,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.ops import OPS, OpRow, kernel_dtype
+from pullback.protocol import kernel_dtype
+from pullback.tables.elementwise import OPS, OpRow
 
 __all__ = ["BLOCK_ELEMENTS", "BlockRun", "Link"]
 

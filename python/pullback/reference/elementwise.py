@@ -12,11 +12,11 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.arguments import named_after
 from pullback.jacobians import Diagonal, Jacobian
 from pullback.jacobians.moves import broadcasting
-from pullback.ops import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPoint, as_arrays
+from pullback.protocol import as_arrays, named_after
 from pullback.shapes import broadcast_shapes
+from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPoint
 
 __all__ = [
     "Binary",
@@ -39,7 +39,7 @@ Array: TypeAlias = npt.NDArray[Any]
 class Elementwise:
     """The NumPy twin of one elementwise operation; see `Unary` and `Binary`.
 
-    Every method computes in the `pullback.ops.result_dtype` of its arguments, leaves them
+    Every method computes in the `pullback.protocol.result_dtype` of its arguments, leaves them
     unwritten, silences NumPy's floating-point warnings, and returns new arrays, or NumPy scalars
     where the result has no axes. ``out=`` takes arrays of exactly the result's shape and writes to
     them only once everything has succeeded, so they may be the arguments themselves.

@@ -8,11 +8,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.arguments import shown
 from pullback.contraction import Product, numpy_product
 from pullback.jacobians import Diagonal, Identity, Jacobian, Kronecker
 from pullback.jacobians.moves import broadcasting
-from pullback.ops import OPS
+from pullback.protocol import shown
 from pullback.reference.arguments import (
     Outputs,
     Primitive,
@@ -23,6 +22,7 @@ from pullback.reference.arguments import (
     tangents_of,
 )
 from pullback.reference.elementwise import elementwise
+from pullback.tables.elementwise import OPS
 
 __all__ = ["Linear", "linear"]
 

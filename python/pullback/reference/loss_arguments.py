@@ -9,11 +9,10 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.arguments import as_array, shown
 from pullback.layouts import Data, as_data
-from pullback.loss_table import LossRow
-from pullback.ops import converted, kernel_dtype
 from pullback.partial import Kinds
+from pullback.protocol import as_array, converted, kernel_dtype, shown
+from pullback.tables.losses import LossRow
 
 __all__ = [
     "GRADIENTS",

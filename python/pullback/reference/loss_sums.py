@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from pullback import formulas as nf
 from pullback.layouts import KernelData, spans
-from pullback.loss_table import LOSSES, ROWS, LossRow
 from pullback.partial import tree_sum
 from pullback.reference.loss_arguments import sums_of_targets
+from pullback.tables.losses import LOSSES, ROWS, LossRow
 
 __all__ = ["Job", "check_rows", "loss_pointwise", "loss_sums", "predict"]
 

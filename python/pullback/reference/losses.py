@@ -12,11 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback import formulas as nf
-from pullback.arguments import named_after
 from pullback.layouts import KernelData, Sparse
-from pullback.loss_table import LOSSES, LossRow
-from pullback.ops import as_number
 from pullback.partial import PartialSums, Reduction, divisor, tree_sum
+from pullback.protocol import as_number, named_after
 from pullback.reference.arguments import check_outs
 from pullback.reference.loss_arguments import (
     Model,
@@ -31,6 +29,7 @@ from pullback.reference.loss_arguments import (
 )
 from pullback.reference.loss_sums import Job, check_rows, loss_pointwise, loss_sums
 from pullback.reference.pointwise import Pointwise
+from pullback.tables.losses import LOSSES, LossRow
 
 __all__ = ["Engine", "Loss", "ParametricLoss", "losses", "make_losses"]
 

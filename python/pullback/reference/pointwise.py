@@ -9,12 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback import formulas as nf
-from pullback.arguments import as_array
-from pullback.loss_table import LossRow
-from pullback.ops import converted, kernel_dtype, result_dtype
+from pullback.protocol import as_array, converted, kernel_dtype, result_dtype
 from pullback.reference.elementwise import broadcast_shape, check_cotangent, sum_repeated
 from pullback.reference.loss_arguments import sums_of_targets
 from pullback.shapes import check_axes, with_room
+from pullback.tables.losses import LossRow
 
 __all__ = ["Pointwise"]
 

@@ -10,12 +10,11 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.arguments import as_flag, shown
-from pullback.ops import as_number
-from pullback.reduction_table import ReductionRow
+from pullback.protocol import as_flag, as_number, shown
 from pullback.reference import reduction_jacobians as structure
 from pullback.reference.arguments import Outputs, aligned, check_tangents, tangents_of
 from pullback.reference.slices import Axis, Slices
+from pullback.tables.reductions import ReductionRow
 
 __all__ = ["Engine", "Primitive", "Reduction"]
 

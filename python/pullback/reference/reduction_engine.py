@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.reduction_table import REDUCTIONS
+from pullback.tables.reductions import REDUCTIONS
 
 __all__ = ["reduce_slices", "reduce_tangents", "transform_slices"]
 

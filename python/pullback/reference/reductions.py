@@ -9,12 +9,12 @@ from typing import Any, Final, TypeAlias
 
 import numpy.typing as npt
 
-from pullback.arguments import named_after
-from pullback.reduction_table import REDUCTIONS
+from pullback.protocol import named_after
 from pullback.reference.reduction import Engine, Primitive, Reduction
 from pullback.reference.reduction_engine import reduce_slices, reduce_tangents, transform_slices
 from pullback.reference.row_maps import LayerNorm, RowMap
 from pullback.reference.slices import Axis
+from pullback.tables.reductions import REDUCTIONS
 
 __all__ = ["Dot", "Norm", "Variance", "make_reductions", "reductions"]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.arguments import as_index, shown
+from pullback.protocol import as_index, shown
 from pullback.reference.arguments import Outputs
 
 __all__ = ["Axis", "Slices"]
