@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from pullback import reference
+from pullback.layouts import ROWS
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPoint
-from pullback.tables.losses import LOSSES, ROWS, LossRow
+from pullback.tables.losses import LOSSES, LossRow
 from pullback.tables.products import PRODUCTS, ProductRow
 from pullback.tables.reductions import REDUCTIONS, RUN, ReductionRow
 

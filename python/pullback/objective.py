@@ -8,12 +8,11 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.layouts import KernelData, Sparse, as_data
+from pullback.layouts import KernelData, Sparse, as_data, predict
 from pullback.losses import losses
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
 from pullback.protocol import as_array, as_number, kernel_dtype, shown
 from pullback.reference.loss_arguments import Model, Samples, check_outputs, check_samples
-from pullback.reference.loss_sums import predict
 from pullback.reference.losses import Loss
 from pullback.tables.losses import LossRow
 

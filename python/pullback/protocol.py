@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import update_wrapper
 from itertools import repeat
 from operator import index
@@ -20,6 +20,7 @@ __all__ = [
     "as_flag",
     "as_index",
     "as_number",
+    "by_row",
     "converted",
     "kernel_dtype",
     "named_after",
@@ -221,6 +222,11 @@ def as_number(op: str, name: str, given: Any) -> float:
 
 
 # --- methods --------------------------------------------------------------------------------------
+
+
+def by_row(table: Mapping[str, Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of a row as one of the row's name."""
+    return lambda name, *arguments: function(table[name], *arguments)
 
 
 def named_after(kind: type[T], op: str) -> type[T]:

@@ -24,7 +24,6 @@ __all__ = [
     "check_samples",
     "check_wrt",
     "parameter_dtype",
-    "sums_of_targets",
     "weight_complaint",
 ]
 
@@ -186,11 +185,6 @@ def _intercept_kind(op: str, b: Any) -> Any:
     array = as_array(op, "b", b)
     like = np.zeros(array.shape, parameter_dtype(op, "b", array.dtype))
     return like[()] if isinstance(b, np.generic) else like
-
-
-def sums_of_targets(y: Array) -> Array:
-    """Return the sum of each sample's probabilities, shape (N,); 1 for a label."""
-    return np.ones(len(y)) if y.ndim == 1 else y.sum(axis=-1, dtype=np.float64)
 
 
 def check_wrt(op: str, wrt: Any) -> tuple[tuple[str, ...], bool]:

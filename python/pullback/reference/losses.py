@@ -11,10 +11,11 @@ from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback import formulas as nf
 from pullback.layouts import KernelData, Sparse
+from pullback.oracle import losses as oracle
+from pullback.oracle.losses import Job, check_rows
 from pullback.partial import PartialSums, Reduction, divisor, tree_sum
-from pullback.protocol import as_number, named_after
+from pullback.protocol import as_number, by_row, named_after
 from pullback.reference.arguments import check_outs
 from pullback.reference.loss_arguments import (
     Model,
@@ -24,10 +25,8 @@ from pullback.reference.loss_arguments import (
     check_samples,
     check_wrt,
     parameter_dtype,
-    sums_of_targets,
     weight_complaint,
 )
-from pullback.reference.loss_sums import Job, check_rows, loss_pointwise, loss_sums
 from pullback.reference.pointwise import Pointwise
 from pullback.tables.losses import LOSSES, LossRow
 
@@ -48,7 +47,7 @@ class Engine(NamedTuple):
     remark : str
         What sets them apart in their repr.
     loss_sums, loss_pointwise : callable
-        See `pullback.reference.loss_sums`.
+        See `pullback.oracle.losses`; they take the loss's name for its row.
     loss_method : callable, optional
         ``loss_method(name, parameter, method, fallback)`` returns a callable that enters the
         kernels directly where the arguments are plain, and calls `fallback` with all others.
@@ -323,7 +322,7 @@ class Loss:
         factor = np.ones(1) if samples.sample_weight is None else samples.sample_weight
         with np.errstate(all="ignore"):
             if self.row.of_classes:
-                matrices = nf.softmax_hessian(kept, sums_of_targets(samples.y))
+                matrices = oracle.softmax_hessian(kept, oracle.sums_of_targets(samples.y))
                 return np.asarray(matrices * (factor / by)[:, None, None])
             kept *= (factor / by)[:, None]
         return kept.reshape(samples.n_samples, *model.kinds.w_shape[1:])
@@ -619,5 +618,11 @@ def make_losses(engine: Engine) -> Mapping[str, Loss]:
 
 
 losses: Final = make_losses(
-    Engine("pullback.reference", "", ", NumPy twin", loss_sums, loss_pointwise)
+    Engine(
+        "pullback.reference",
+        "",
+        ", NumPy twin",
+        by_row(LOSSES, oracle.loss_sums),
+        by_row(LOSSES, oracle.loss_pointwise),
+    )
 )

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback import formulas as nf
+from pullback.oracle import losses as oracle
 from pullback.protocol import as_array, converted, kernel_dtype, result_dtype
 from pullback.reference.elementwise import broadcast_shape, check_cotangent, sum_repeated
-from pullback.reference.loss_arguments import sums_of_targets
 from pullback.shapes import check_axes, with_room
 from pullback.tables.losses import LossRow
 
@@ -46,7 +45,7 @@ class Pointwise:
         What the table says.
     score : callable
         ``score(z, y, order)`` computes it or a derivative: `loss_pointwise` of an engine, see
-        `pullback.reference.loss_sums`.
+        `pullback.oracle.losses`.
     """
 
     def __init__(self, loss: object, row: LossRow, score: Callable[..., Array]) -> None:
@@ -150,8 +149,8 @@ class Pointwise:
             return second[()]
         check_axes(operands.op, (*second.shape, second.shape[-1]))
         p = second.astype(np.float64, copy=False)
-        sums = sums_of_targets(operands.y).reshape(operands.shape)
-        return nf.softmax_hessian(p, sums).astype(second.dtype, copy=False)
+        sums = oracle.sums_of_targets(operands.y).reshape(operands.shape)
+        return oracle.softmax_hessian(p, sums).astype(second.dtype, copy=False)
 
     def vjp(self, z: npt.ArrayLike, y: npt.ArrayLike, g: npt.ArrayLike) -> Any:
         """Return the cotangent of z: g times the derivative.

@@ -33,7 +33,7 @@ class Engine(NamedTuple):
     remark : str
         What sets them apart in their repr.
     reduce_slices, reduce_tangents, transform_slices : callable
-        See `pullback.reference.reduction_engine`.
+        See `pullback.oracle.reductions`; they take the reduction's name for its row.
     method : callable, optional
         ``method(name, method, parameter, fallback)`` returns a callable that enters the kernels
         directly where the arguments are plain, and calls `fallback` with all others.

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback import reduction_formulas as rf
 from pullback.jacobians import Broadcast, Dense, Diagonal, Identity, Jacobian, Reshape
+from pullback.oracle import reductions as rf
 from pullback.reference.slices import Slices
 
 __all__ = ["of_map", "of_reduction"]

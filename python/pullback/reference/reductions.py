@@ -9,9 +9,9 @@ from typing import Any, Final, TypeAlias
 
 import numpy.typing as npt
 
-from pullback.protocol import named_after
+from pullback.oracle import reductions as oracle
+from pullback.protocol import by_row, named_after
 from pullback.reference.reduction import Engine, Primitive, Reduction
-from pullback.reference.reduction_engine import reduce_slices, reduce_tangents, transform_slices
 from pullback.reference.row_maps import LayerNorm, RowMap
 from pullback.reference.slices import Axis
 from pullback.tables.reductions import REDUCTIONS
@@ -422,8 +422,8 @@ reductions: Final = make_reductions(
         "pullback.reference",
         "",
         ", NumPy twin",
-        reduce_slices,
-        reduce_tangents,
-        transform_slices,
+        by_row(REDUCTIONS, oracle.reduce_slices),
+        by_row(REDUCTIONS, oracle.reduce_tangents),
+        by_row(REDUCTIONS, oracle.transform_slices),
     )
 )

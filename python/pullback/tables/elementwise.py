@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback import formulas as nf
-from pullback.formulas import in_float64
+from pullback.oracle import elementwise as nf
+from pullback.oracle.elementwise import in_float64
 from pullback.protocol import OPERANDS
 
 __all__ = [

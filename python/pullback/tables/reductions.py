@@ -21,7 +21,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback import reduction_formulas as rf
+from pullback.oracle import reductions as rf
 
 __all__ = ["REDUCTIONS", "RUN", "Parameter", "ReductionRow", "sum_error"]
 
