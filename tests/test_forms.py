@@ -377,12 +377,21 @@ def test_other_errors() -> None:
     for call, message in (
         (lambda: quadratic_form.value_and_grad(x, A), "only vectors without a batch"),
         (lambda: bilinear_form.value_and_grad(x[0], A, x), "only vectors without a batch"),
-        (lambda: quadratic_form.vjp(x, A, g[:4]), r"g has shape \(4,\), the form of x \(5, 3\)"),
-        (lambda: quadratic_form.vjp(x, A, 1.0), r"g has shape \(\), .* and A \(3, 3\) has \(5,\)"),
-        (lambda: bilinear_form.vjp(x, A, x, g[:4]), r"g has shape \(4,\), the form of u \(5, 3\)"),
+        (
+            lambda: quadratic_form.vjp(x, A, g[:4]),
+            r"g has shape \(4,\), the result \(5,\); x has",
+        ),
+        (
+            lambda: quadratic_form.vjp(x, A, 1.0),
+            r"g has shape \(\), the result \(5,\);.* A has",
+        ),
+        (
+            lambda: bilinear_form.vjp(x, A, x, g[:4]),
+            r"g has shape \(4,\), the result \(5,\); u has",
+        ),
         (lambda: quadratic_form.jvp(x, A, x[0], A), r"tx has shape \(3,\), x has \(5, 3\)"),
-        (lambda: quadratic_form.vjp(x, A, g, wrt=2), "wrt must be an int below 2"),
-        (lambda: bilinear_form.vjp(x, A, x, g, wrt=3), "wrt must be an int below 3"),
+        (lambda: quadratic_form.vjp(x, A, g, wrt=2), "wrt must be 'x', 'A', the position"),
+        (lambda: bilinear_form.vjp(x, A, x, g, wrt=3), "wrt must be 'u', 'X', 'v', the position"),
         (lambda: quadratic_form(x, A, out=np.zeros(4)), r"out has shape \(4,\), the result \(5,\)"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -339,7 +339,7 @@ def test_shape_errors(x: Any, w: Any, b: Any, why: str) -> None:
 
 def test_cotangents_tangents_and_outputs_of_another_shape() -> None:
     X, W, b, G = layer((5,), 3, 4, np.float64)
-    with pytest.raises(ValueError, match=r"G has shape \(4,\), X has shape .* give \(5, 4\)"):
+    with pytest.raises(ValueError, match=r"G has shape \(4,\), the result \(5, 4\)"):
         linear.vjp(X, W, b, G[0])
     with pytest.raises(ValueError, match=r"tb has shape \(1,\), b has \(4,\)"):
         linear.jvp(X, W, b, None, None, np.ones(1))
@@ -380,4 +380,4 @@ def test_identity_of_the_object() -> None:
     assert linear is pb.primitives["linear"]
     assert pickle.loads(pickle.dumps(linear)) is linear
     assert copy.deepcopy(linear) is linear
-    assert repr(linear) == "<linear of pullback.matmul>"
+    assert repr(linear).startswith("<product linear")

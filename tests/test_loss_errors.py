@@ -215,7 +215,9 @@ def test_reductions(method: str, bad: Any, primitives: Any) -> None:
 @backends
 @pytest.mark.parametrize("method", ["grad", "value_and_grad"])
 @pytest.mark.parametrize(
-    "bad", ["y", "W", "", "wb", (), ("w", "w"), ("w", "c"), None, 0, ("w", 1), [["w"]]], ids=repr
+    "bad",
+    ["y", "W", "", "wb", (), ("w", "w"), ("w", "c"), None, 1, ("w", 1), ("w", 2), [["w"]]],
+    ids=repr,
 )
 def test_wrt(method: str, bad: Any, primitives: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=rf"logistic.{method}: .*wrt"):

@@ -167,8 +167,8 @@ class Chain:
 def chain(*steps: Any) -> Chain:
     """Compose primitives into one function that knows its derivatives.
 
-    Consecutive elementwise steps go over the data together, in blocks that stay in cache, with the
-    bits that one call after the other would give.
+    Natively, consecutive elementwise steps go over the data together, in blocks that stay in cache,
+    with the bits that one call after the other would give.
 
     Parameters
     ----------

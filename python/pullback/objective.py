@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.layouts import KernelData, Sparse, as_data, predict
-from pullback.losses import losses
+from pullback.losses import Loss, losses
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
 from pullback.protocol import as_array, as_number, kernel_dtype, shown
-from pullback.reference.loss_arguments import Model, Samples, check_outputs, check_samples
-from pullback.reference.losses import Loss
+from pullback.samples import Model, Samples, check_outputs, check_samples
 from pullback.tables.losses import LossRow
 
 __all__ = ["LinearObjective"]
@@ -290,9 +289,7 @@ class LinearObjective:
             if not isinstance(data, Sparse):
                 raise
             raise ValueError(f"{op}: {data.complaint()}") from None
-        with np.errstate(all="ignore"):
-            response = self._loss.row.response(z)
-        return response.reshape(len(z), *self._kinds.w_shape[1:])
+        return self._loss._respond(z).reshape(len(z), *self._kinds.w_shape[1:])
 
     # --- one pass ---
 

@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from functools import update_wrapper
-from itertools import repeat
+from itertools import combinations, repeat
 from operator import index
 from types import FunctionType, MappingProxyType
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from pullback.shapes import broadcast_shapes
+
 __all__ = [
     "OPERANDS",
+    "Outputs",
+    "Wrt",
+    "aligned",
     "as_array",
     "as_arrays",
     "as_flag",
     "as_index",
+    "as_matrix",
     "as_number",
-    "by_row",
+    "broadcast_shape",
+    "check_cotangent",
+    "check_outs",
+    "check_tangents",
+    "check_wrt",
     "converted",
+    "deliver",
     "kernel_dtype",
+    "leaves",
+    "method",
     "named_after",
     "result_dtype",
     "shape_of",
     "shown",
+    "sum_repeated",
+    "tangents_of",
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -221,12 +237,383 @@ def as_number(op: str, name: str, given: Any) -> float:
     return float(array)
 
 
+# --- plain arrays ---------------------------------------------------------------------------------
+
+
+def aligned(op: str, *operands: Any, names: Sequence[str]) -> tuple[Array, ...]:
+    """Return `operands` as aligned arrays of their common dtype, copied only where needed."""
+    return tuple(
+        array if array.flags.aligned else array.copy()
+        for array in as_arrays(op, *operands, names=names)
+    )
+
+
+def as_matrix(array: Array) -> Array:
+    """Return an array of rows (..., n) as a matrix, a view where its strides allow that."""
+    return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
+
+
+# --- tangents -------------------------------------------------------------------------------------
+
+
+def tangents_of(
+    op: str, primals: Sequence[Any], tangents: Sequence[Any], names: Sequence[str]
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Convert primals and tangents to one dtype; a None among them stays None.
+
+    Raises
+    ------
+    ValueError
+        If all tangents are None, or one is given for a primal that is None.
+    """
+    t_names = [f"t{name}" for name in names]
+    if all(tangent is None for tangent in tangents):
+        raise ValueError(f"{op}: {', '.join(t_names)} are all None: there is no tangent")
+    for primal, tangent, name in zip(primals, tangents, names, strict=True):
+        if primal is None and tangent is not None:
+            raise ValueError(f"{op}: t{name} is given, but {name} is None")
+    everything = [*primals, *tangents]
+    given = [(a, name) for a, name in zip(everything, [*names, *t_names], strict=True)]
+    given = [(a, name) for a, name in given if a is not None]
+    arrays = iter(aligned(op, *(a for a, _ in given), names=[name for _, name in given]))
+    converted = tuple(None if a is None else next(arrays) for a in everything)
+    return converted[: len(primals)], converted[len(primals) :]
+
+
+def check_tangents(
+    op: str, primals: Sequence[Any], tangents: Sequence[Any], names: Sequence[str]
+) -> None:
+    """Raise ValueError unless every tangent that is given has its primal's shape."""
+    for primal, tangent, name in zip(primals, tangents, names, strict=True):
+        if tangent is not None and tangent.shape != primal.shape:
+            raise ValueError(f"{op}: t{name} has shape {tangent.shape}, {name} has {primal.shape}")
+
+
+# --- wrt ------------------------------------------------------------------------------------------
+
+
+class Wrt(NamedTuple):
+    """The operands whose cotangents are asked for."""
+
+    operands: tuple[int, ...]
+    single: bool  # one cotangent, not a tuple of them
+
+    def result(self, cotangents: Sequence[Any]) -> Any:
+        """Return cotangents as they were asked for."""
+        return cotangents[0] if self.single else tuple(cotangents)
+
+
+def check_wrt(op: str, wrt: Any, names: Sequence[str], without: Sequence[str] = ()) -> Wrt:
+    """Return what `wrt` asks for: operands by name or position, one, a tuple of them, or "all".
+
+    Parameters
+    ----------
+    op : str
+        The operation, for the error messages.
+    wrt : object
+        What the caller gave.
+    names : sequence of str
+        The operands, in order.
+    without : sequence of str
+        Those among them by which there is no derivative.
+
+    Raises
+    ------
+    TypeError
+        If it is none of these.
+    ValueError
+        If an operand is unknown, has no derivative, or stands twice.
+    """
+    there = [name for name in names if name not in without]
+    if isinstance(wrt, str) and wrt == "all":
+        return Wrt(tuple(names.index(name) for name in there), False)
+    listed = ", ".join(map(repr, there))
+    valid = f"{listed}, the position of one, a tuple of distinct ones, or 'all'"
+    operands = []
+    for entry in wrt if isinstance(wrt, tuple) else (wrt,):
+        position = (
+            names.index(entry)
+            if isinstance(entry, str) and entry in names
+            else -1
+            if isinstance(entry, str)
+            else as_index(op, "wrt", entry, valid, wrt)
+        )
+        operands.append(position)
+    right = all(0 <= k < len(names) and names[k] in there for k in operands)
+    if not operands or not right or len(set(operands)) < len(operands):
+        raise ValueError(f"{op}: wrt must be {valid}, not {shown(wrt)}")
+    return Wrt(tuple(operands), not isinstance(wrt, tuple))
+
+
+# --- out ------------------------------------------------------------------------------------------
+
+
+class Outputs:
+    """Where results go: checked before anything is computed, written as if after everything.
+
+    Parameters
+    ----------
+    op : str
+        The operation, for the error messages.
+    out : None, ndarray, or tuple of ndarray or None
+        What the caller gave: an array for a single result, a tuple for several.
+    shapes : sequence of tuple of int, or None
+        The results' shapes; None for one that does not exist.
+    dtype : dtype
+        The results' dtype.
+    inputs : sequence of ndarray or None
+        What the results are computed from.
+    single : bool
+        Whether there is one result, not a tuple.
+
+    Raises
+    ------
+    TypeError
+        If `out` is not of this form, or an array's dtype is not the result's.
+    ValueError
+        If an array has another shape, is read-only, or overlaps another one.
+    """
+
+    def __init__(
+        self,
+        op: str,
+        out: Any,
+        shapes: Sequence[tuple[int, ...] | None],
+        dtype: np.dtype[Any],
+        inputs: Sequence[Any],
+        *,
+        single: bool,
+    ) -> None:
+        self._shapes = shapes
+        self._outs = check_outs(op, out, shapes, [dtype] * len(shapes), single=single)
+        self._targets: list[Array | None] = [None] * len(shapes)
+        self._free = tuple(
+            target is not None
+            and target.flags.aligned
+            and _lies_apart(target)
+            and not any(
+                array is not None and np.may_share_memory(target, array) for array in inputs
+            )
+            for target in self._outs
+        )
+
+    def targets(
+        self, *views: tuple[int, ...] | None, contiguous: bool = False
+    ) -> tuple[Array | None, ...]:
+        """Return what kernels may write to at once, each as an array of the given shape.
+
+        None where there is no output, or one that overlaps an input or itself, lies misaligned or
+        cannot be seen in that shape, or in C order where it has to be `contiguous`.
+        """
+        for i, shape in enumerate(views):
+            if self._free[i] and shape is not None:
+                view = _view(self._outs[i], shape)
+                if view is None or view.flags.c_contiguous or not contiguous:
+                    self._targets[i] = view
+        return tuple(self._targets)
+
+    def deliver(self, results: Sequence[Array | None]) -> tuple[Any, ...]:
+        """Return results in their shapes, in the outputs where these are given."""
+        delivered: list[Any] = []
+        for result, out, target, shape in zip(
+            results, self._outs, self._targets, self._shapes, strict=True
+        ):
+            if result is None or shape is None:
+                delivered.append(None)
+                continue
+            if out is None:
+                delivered.append(result.reshape(shape))
+                continue
+            if target is None:
+                np.copyto(out, result.reshape(shape))
+            delivered.append(out)
+        return tuple(delivered)
+
+
+def check_outs(
+    op: str,
+    out: Any,
+    shapes: Sequence[tuple[int, ...] | None],
+    dtypes: Sequence[np.dtype[Any]],
+    *,
+    single: bool,
+) -> tuple[Any, ...]:
+    """Return `out`, an array or a tuple of arrays and None, as a tuple, checked as by `Outputs`."""
+    outs: tuple[Any, ...] = _as_tuple(op, out, len(shapes), single)
+    for i, target in enumerate(outs):
+        if target is not None:
+            _check_out(op, "out" if single else f"out[{i}]", target, shapes[i], dtypes[i])
+    for (i, one), (j, other) in combinations(enumerate(outs), 2):
+        if one is not None and other is not None and _overlap(one, other):
+            raise ValueError(f"{op}: out[{i}] and out[{j}] overlap")
+    return outs
+
+
+def _as_tuple(op: str, out: Any, count: int, single: bool) -> tuple[Any, ...]:
+    if single:
+        return (out,)
+    if out is None:
+        return (None,) * count
+    if not isinstance(out, tuple):
+        raise TypeError(f"{op}: out must be a tuple of {count} arrays, not {type(out).__name__}")
+    if len(out) != count:
+        raise ValueError(f"{op}: out holds {len(out)} arrays, there are {count} results")
+    return out
+
+
+def _check_out(
+    op: str, name: str, out: Any, shape: tuple[int, ...] | None, dtype: np.dtype[Any]
+) -> None:
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{op}: {name} must be an array, not {type(out).__name__}")
+    if shape is None:
+        raise ValueError(f"{op}: {name} is given for a result that does not exist")
+    if out.shape != shape:
+        raise ValueError(f"{op}: {name} has shape {out.shape}, the result {shape}")
+    if out.dtype != dtype:
+        raise TypeError(f"{op}: {name} has dtype {out.dtype}, the result {dtype}")
+    if not out.flags.writeable:
+        raise ValueError(f"{op}: {name} is read-only")
+
+
+def _overlap(one: Array, other: Array) -> bool:
+    try:
+        # NumPy's stub knows of no bounds but -1 and 0.
+        return np.shares_memory(one, other, max_work=100_000)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:  # strides so odd that it takes long to tell
+        return True
+
+
+def _lies_apart(out: Array) -> bool:
+    """Tell whether no two elements of `out` share memory; of interleaved axes say no."""
+    span = out.itemsize
+    for stride, n in sorted((abs(s), n) for s, n in zip(out.strides, out.shape, strict=True)):
+        if n > 1:
+            if stride < span:
+                return False
+            span += stride * (n - 1)
+    return True
+
+
+def _view(out: Array, shape: tuple[int, ...]) -> Array | None:
+    """Return `out` in another shape, or None if its strides do not allow that."""
+    try:
+        return out.view(np.ndarray).reshape(shape, copy=False)
+    except ValueError:
+        return None
+
+
+# --- broadcasting ---------------------------------------------------------------------------------
+
+
+def broadcast_shape(op: str, **shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return what the named shapes broadcast to, or raise a ValueError that names them."""
+    try:
+        return broadcast_shapes(*shapes.values())
+    except ValueError:
+        listed = ", ".join(f"{name} has shape {shape}" for name, shape in shapes.items())
+        raise ValueError(f"{op}: {listed}: they do not broadcast") from None
+
+
+def check_cotangent(
+    op: str, g: tuple[int, ...], shape: tuple[int, ...], **operands: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Return the batch axes that a cotangent of shape `g` has in front of the value's `shape`."""
+    n_batch = len(g) - len(shape)
+    if n_batch < 0 or g[n_batch:] != shape:
+        listed = " and ".join(f"{name} {operand}" for name, operand in operands.items())
+        raise ValueError(
+            f"{op}: g has shape {g}, which must end in {shape}, the broadcast shape of {listed}"
+        )
+    return g[:n_batch]
+
+
+def sum_repeated(terms: Any, batch: tuple[int, ...], shape: tuple[int, ...]) -> Any:
+    """Sum `terms`, shaped ``batch + broadcast``, over the axes along which `shape` was repeated.
+
+    The sum accumulates in float64; where nothing was repeated, `terms` keep their bits.
+    """
+    if terms.shape == batch + shape:  # also of what has no reshape, such as a pandas Series
+        return terms
+    if terms.size == math.prod(batch + shape):
+        return terms.reshape(batch + shape)
+    new_axes = terms.ndim - len(shape)
+    axes = (
+        *range(len(batch), new_axes),
+        *(new_axes + i for i, n in enumerate(shape) if terms.shape[new_axes + i] != n),
+    )
+    with np.errstate(all="ignore"):
+        total = np.sum(terms, axis=axes, dtype=np.float64)
+        return total.astype(terms.dtype).reshape(batch + shape)
+
+
+# --- out= of what is there already --------------------------------------------------------------
+
+
+def leaves(tree: Any) -> Iterator[Any]:
+    """Yield what a nested tuple holds, from left to right."""
+    if isinstance(tree, tuple):
+        for branch in tree:
+            yield from leaves(branch)
+    else:
+        yield tree
+
+
+def _rebuild(tree: Any, leaves: Iterator[Any]) -> Any:
+    """Return a nested tuple shaped like `tree` that holds `leaves`."""
+    if isinstance(tree, tuple):
+        return tuple(_rebuild(branch, leaves) for branch in tree)
+    return next(leaves)
+
+
+def deliver(op: str, results: Any, out: Any) -> Any:
+    """Return `results`, an array or nested tuple, in `out` where that is given.
+
+    All of `out` is checked before any of it is written.
+    """
+    arrays = [np.asarray(result) for result in leaves(results)]
+    outs = [None] * len(arrays) if out is None else list(leaves(out))
+    if len(outs) != len(arrays):
+        raise ValueError(f"{op}: out holds {len(outs)} arrays, there are {len(arrays)} results")
+    for array, target in zip(arrays, outs, strict=True):
+        if target is not None:
+            _check_target(op, array, target)
+    for array, target in zip(arrays, outs, strict=True):
+        if target is not None:
+            np.copyto(target, array, casting="same_kind")
+    delivered = (
+        array[()] if target is None else target for array, target in zip(arrays, outs, strict=True)
+    )
+    return _rebuild(results, delivered)
+
+
+def _check_target(op: str, array: Array, target: Any) -> None:
+    if not isinstance(target, np.ndarray):
+        raise TypeError(f"{op}: out must hold arrays, not {type(target).__name__}")
+    if target.shape != array.shape:
+        raise ValueError(f"{op}: out has shape {target.shape}, the result {array.shape}")
+    if not np.can_cast(array.dtype, target.dtype, "same_kind"):
+        raise TypeError(f"{op}: out has dtype {target.dtype}, the result {array.dtype}")
+    if not target.flags.writeable:
+        raise ValueError(f"{op}: out is read-only")
+
+
 # --- methods --------------------------------------------------------------------------------------
 
 
-def by_row(table: Mapping[str, Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of a row as one of the row's name."""
-    return lambda name, *arguments: function(table[name], *arguments)
+def method(op: str, name: str, parameters: str, call: str, doc: str) -> Any:
+    """Return a method made of its parameters and the call that it stands for.
+
+    Python binds the arguments, so that signature and messages are those of a method written out,
+    and these call it by the operation's name.
+    """
+    scope: dict[str, Any] = {}
+    exec(f"def {name}({parameters}):\n    return {call}", {}, scope)
+    function = scope[name]
+    function.__qualname__ = op if name == "__call__" else f"{op}.{name}"
+    function.__module__ = __name__
+    function.__doc__ = doc
+    return function
 
 
 def named_after(kind: type[T], op: str) -> type[T]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pullback.config import native
 from pullback.elementwise import primitives as elementwise
 from pullback.losses import losses
-from pullback.matmul import products
+from pullback.products import products
 from pullback.tables.elementwise import OPS, OpRow
 from pullback.tables.losses import LOSSES, LossRow
 

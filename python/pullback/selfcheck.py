@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pullback import losses, reference
 from pullback.config import backend
 from pullback.elementwise import primitives as elementwise
-from pullback.matmul import products
+from pullback.products import products
 from pullback.reductions import reductions
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow
 from pullback.tables.losses import LOSSES

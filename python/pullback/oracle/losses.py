@@ -5,20 +5,20 @@ Everything computes in float64.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pullback.layouts import KernelData, Rows, blocks_of_rows, pieces
 from pullback.oracle.elementwise import LOG_2, horner, sum_error
-from pullback.partial import tree_sum
+from pullback.partial import sum_of_others, tree_sum
+from pullback.samples import Job, check_rows, sums_of_targets
 
 if TYPE_CHECKING:
     from pullback.tables.losses import LossRow
 
 Array: TypeAlias = npt.NDArray[Any]
-Job: TypeAlias = Literal["value", "gradient", "hvp", "curvature", "curved"]
 
 # --- pointwise losses: of a prediction z, a target y and the loss's parameter --------------------
 
@@ -163,15 +163,7 @@ def softmax_cross_entropy_slope(z: Array, y: Array, _: float) -> Any:
     if y.ndim < z.ndim:
         y = (y[..., None] == np.arange(z.shape[-1])).astype(float)
     p = softmax(z)
-    return p * _sum_of_others(y) - y * _sum_of_others(p)
-
-
-def softmax_hessian(p: Array, s: Array) -> Array:
-    """Return s (diag p - p p^T), shape (..., K, K), for probabilities p and sums s of targets."""
-    hessian = -s[..., None, None] * p[..., :, None] * p[..., None, :]
-    diagonal = np.arange(p.shape[-1])
-    hessian[..., diagonal, diagonal] = s[..., None] * p * _sum_of_others(p)
-    return hessian
+    return p * sum_of_others(y) - y * sum_of_others(p)
 
 
 def softmax_hessian_product(p: Array, s: Array, u: Array) -> Any:
@@ -181,14 +173,6 @@ def softmax_hessian_product(p: Array, s: Array, u: Array) -> Any:
     return s[..., None] * p * (u - np.sum(p * u, axis=-1, keepdims=True))
 
 
-def _sum_of_others(x: Array) -> Array:
-    """Return, for each element of the last axis, the sum of the others, without a difference."""
-    total = np.zeros(x.shape, np.longdouble)
-    np.cumsum(x[..., :-1], axis=-1, out=total[..., 1:])
-    total[..., :-1] += np.cumsum(x[..., :0:-1], axis=-1, dtype=np.longdouble)[..., ::-1]
-    return total.astype(np.float64)
-
-
 def _exact_sum(x: Array) -> Array:
     """Return the sum over the last axis, kept, rounded once where long double is wider."""
     total = x.sum(axis=-1, dtype=np.longdouble, keepdims=True)
@@ -196,11 +180,6 @@ def _exact_sum(x: Array) -> Array:
 
 
 # --- sums over the samples ------------------------------------------------------------------------
-
-
-def sums_of_targets(y: Array) -> Array:
-    """Return the sum of each sample's probabilities, shape (N,); 1 for a label."""
-    return np.ones(len(y)) if y.ndim == 1 else y.sum(axis=-1, dtype=np.float64)
 
 
 def loss_sums(
@@ -318,23 +297,6 @@ def loss_pointwise(row: LossRow, parameter: float, z: Array, y: Array, order: in
         result = function(z64, y64, parameter)
         valid = valid.reshape(valid.shape + (1,) * (result.ndim - valid.ndim))
         return np.where(valid, result, np.nan).astype(z.dtype)
-
-
-def check_rows(
-    row: LossRow, y: Array, sample_weight: Array | None, n_outputs: int, first: int = 0
-) -> None:
-    """Raise the ValueError of `loss_sums` for the first row with a bad target or weight.
-
-    Its number counts from `first`.
-    """
-    valid = row.targets.valid(y, n_outputs).reshape(len(y), -1).all(axis=1)
-    bad = {"y": ~valid}
-    if sample_weight is not None:
-        bad["sample_weight"] = ~((sample_weight >= 0) & (sample_weight < np.inf))
-    found = [(int(np.argmax(rows)), name) for name, rows in bad.items() if rows.any()]
-    if found:
-        i, name = min(found, key=lambda pair: pair[0])
-        raise ValueError(name, first + i)
 
 
 def _scores(

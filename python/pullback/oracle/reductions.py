@@ -254,11 +254,6 @@ def layer_norm_product(x: Array, v: Array, eps: float) -> Array:
     return np.asarray(column(rate) * (_centred(v) - y * column(np.mean(y * v, axis=1))))
 
 
-def layer_norm_rate(x: Array, eps: float) -> Array:
-    """Return 1 / sqrt(var(x) + eps)."""
-    return _normalised(x, eps)[1]
-
-
 # --- slices ---------------------------------------------------------------------------------------
 
 

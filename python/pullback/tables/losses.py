@@ -115,7 +115,7 @@ class LossRow:
     value: Callable[[Array, Array, float], Array]
     derivative: Callable[[Array, Array, float], Array]
     second_derivative: Callable[[Array, Array, float], Array]  # of classes: their probabilities
-    response: Callable[[Array], Array]  # the mean response to a prediction
+    response: str | None  # the primitive that makes it a mean response
     response_formula: str
     draw: Callable[[np.random.Generator, Array], Array]  # targets for predictions
     kinks: tuple[str, ...]  # expressions that vanish where a derivative jumps
@@ -161,7 +161,7 @@ def _loss(
     draw: Callable[[np.random.Generator, Array], Array],
     source: str,
     mean: str = "z",
-    response: Callable[[Array], Array] = lambda z: z,
+    response: str | None = None,
     kinks: tuple[str, ...] = (),
     parameter: Parameter | None = None,
 ) -> LossRow:
@@ -216,7 +216,7 @@ _ROWS: Final = (
         value=lambda z, y, _: np.square(y - np.where(z <= 0, 0, z)),
         derivative=lf.relu_mse_slope,
         second_derivative=lambda z, y, _: lf.where_number(z, 2.0 * (z > 0)),
-        mean="max(0, z)",                     response=lambda z: np.maximum(z, 0),
+        mean="max(0, z)",                     response="relu",
         draw=lambda rng, z: np.maximum(z, 0) + rng.standard_normal(z.shape),
         kinks=("z",),
         source="Finding the Gradient of a Vector Function; 0 at the kink"),
@@ -227,7 +227,7 @@ _ROWS: Final = (
         value=lambda z, y, _: nf.softplus((1 - 2 * y) * z),
         derivative=lambda z, y, _: (1 - 2 * y) * nf.sigmoid((1 - 2 * y) * z),
         second_derivative=lambda z, y, _: nf.sigmoid_slope(z),
-        mean="1/(1 + exp(-z))",               response=nf.sigmoid,
+        mean="1/(1 + exp(-z))",               response="sigmoid",
         draw=_bits,
         source="McCullagh and Nelder 1989, the binomial's canonical link"),
 
@@ -237,7 +237,7 @@ _ROWS: Final = (
         value=lf.poisson,
         derivative=lambda z, y, _: np.exp(z) - y,
         second_derivative=lambda z, y, _: np.exp(z),
-        mean="exp(z)",                        response=np.exp,
+        mean="exp(z)",                        response="exp",
         draw=lambda rng, z: rng.poisson(np.exp(np.minimum(z, 9.0))).astype(np.float64),
         source="McCullagh and Nelder 1989, the Poisson's canonical link"),
 
@@ -247,7 +247,7 @@ _ROWS: Final = (
         value=lf.gamma,
         derivative=lambda z, y, _: 1 - lf.gamma_decay(z, y),
         second_derivative=lambda z, y, _: lf.gamma_decay(z, y),
-        mean="exp(z)",                        response=np.exp,
+        mean="exp(z)",                        response="exp",
         draw=lambda rng, z: np.exp(z) * (0.01 + rng.standard_gamma(2.0, z.shape)),
         source="McCullagh and Nelder 1989, the gamma under a log link"),
 
@@ -321,7 +321,7 @@ _ROWS: Final = (
         value=lf.softmax_cross_entropy,
         derivative=lf.softmax_cross_entropy_slope,
         second_derivative=lambda z, y, _: lf.softmax(z),
-        mean="softmax(z)",                    response=lf.softmax,
+        mean="softmax(z)",                    response="softmax",
         draw=lambda rng, z: np.argmax(z + rng.gumbel(size=z.shape), axis=-1),
         source="McCullagh and Nelder 1989, the multinomial's canonical link"),
 )

@@ -8,13 +8,21 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.oracle import losses as oracle
-from pullback.protocol import as_array, converted, kernel_dtype, result_dtype
-from pullback.reference.elementwise import broadcast_shape, check_cotangent, sum_repeated
+from pullback.partial import sum_of_others
+from pullback.protocol import (
+    as_array,
+    broadcast_shape,
+    check_cotangent,
+    converted,
+    kernel_dtype,
+    result_dtype,
+    sum_repeated,
+)
+from pullback.samples import sums_of_targets
 from pullback.shapes import check_axes, with_room
 from pullback.tables.losses import LossRow
 
-__all__ = ["Pointwise"]
+__all__ = ["Pointwise", "softmax_hessian"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -149,8 +157,8 @@ class Pointwise:
             return second[()]
         check_axes(operands.op, (*second.shape, second.shape[-1]))
         p = second.astype(np.float64, copy=False)
-        sums = oracle.sums_of_targets(operands.y).reshape(operands.shape)
-        return oracle.softmax_hessian(p, sums).astype(second.dtype, copy=False)
+        sums = sums_of_targets(operands.y).reshape(operands.shape)
+        return softmax_hessian(p, sums).astype(second.dtype, copy=False)
 
     def vjp(self, z: npt.ArrayLike, y: npt.ArrayLike, g: npt.ArrayLike) -> Any:
         """Return the cotangent of z: g times the derivative.
@@ -230,3 +238,11 @@ class Pointwise:
 def _plain(array: Array) -> Array:
     """Return an array as engines take it."""
     return np.require(array, requirements=["C", "A", "E"])
+
+
+def softmax_hessian(p: Array, s: Array) -> Array:
+    """Return s (diag p - p p^T), shape (..., K, K), for probabilities p and sums s of targets."""
+    hessian = -s[..., None, None] * p[..., :, None] * p[..., None, :]
+    diagonal = np.arange(p.shape[-1])
+    hessian[..., diagonal, diagonal] = s[..., None] * p * sum_of_others(p)
+    return hessian

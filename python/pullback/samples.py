@@ -4,32 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pullback.layouts import Data, as_data
 from pullback.partial import Kinds
-from pullback.protocol import as_array, converted, kernel_dtype, shown
-from pullback.tables.losses import LossRow
+from pullback.protocol import as_array, converted, kernel_dtype
+
+if TYPE_CHECKING:
+    from pullback.tables.losses import LossRow
 
 __all__ = [
-    "GRADIENTS",
+    "OPERANDS",
+    "Job",
     "Model",
     "Samples",
     "check_direction",
     "check_model",
     "check_outputs",
+    "check_rows",
     "check_samples",
-    "check_wrt",
     "parameter_dtype",
+    "sums_of_targets",
     "weight_complaint",
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
 
-GRADIENTS: Final = ("X", "w", "b")  # what a gradient is by
+Job: TypeAlias = Literal["value", "gradient", "hvp", "curvature", "curved"]
+
+OPERANDS: Final = ("X", "y", "w", "b")
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,15 +193,26 @@ def _intercept_kind(op: str, b: Any) -> Any:
     return like[()] if isinstance(b, np.generic) else like
 
 
-def check_wrt(op: str, wrt: Any) -> tuple[tuple[str, ...], bool]:
-    """Return the names that `wrt` asks for, and whether it is a bare one."""
-    names = (wrt,) if isinstance(wrt, str) else wrt
-    valid = "'X', 'w' or 'b', or a tuple of distinct ones"
-    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{op}: wrt must be {valid}, not {shown(wrt)}")
-    if not names or len(set(names)) < len(names) or not set(names) <= set(GRADIENTS):
-        raise ValueError(f"{op}: wrt must be {valid}, not {shown(wrt)}")
-    return names, isinstance(wrt, str)
+def sums_of_targets(y: Array) -> Array:
+    """Return the sum of each sample's probabilities, shape (N,); 1 for a label."""
+    return np.ones(len(y)) if y.ndim == 1 else y.sum(axis=-1, dtype=np.float64)
+
+
+def check_rows(
+    row: LossRow, y: Array, sample_weight: Array | None, n_outputs: int, first: int = 0
+) -> None:
+    """Raise a ValueError, as kernels do, for the first row with a bad target or weight.
+
+    Its number counts from `first`.
+    """
+    valid = row.targets.valid(y, n_outputs).reshape(len(y), -1).all(axis=1)
+    bad = {"y": ~valid}
+    if sample_weight is not None:
+        bad["sample_weight"] = ~((sample_weight >= 0) & (sample_weight < np.inf))
+    found = [(int(np.argmax(rows)), name) for name, rows in bad.items() if rows.any()]
+    if found:
+        i, name = min(found, key=lambda pair: pair[0])
+        raise ValueError(name, first + i)
 
 
 def check_direction(op: str, v: Any, model: Model) -> tuple[Array, Array]:

@@ -1,48 +1,108 @@
-"""Matrix products and what is made of them: layers, quadratic and bilinear forms."""
+"""Engines: the functions that the primitives run on, native or the oracle's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType, ModuleType
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pullback import elementwise
+from pullback import calculus
 from pullback.config import native
 from pullback.contraction import Product, numpy_product
-from pullback.reference.forms import BilinearForm, QuadraticForm
-from pullback.reference.linear import Linear
-from pullback.reference.matmul import Matmul
+from pullback.oracle import losses, reductions
+from pullback.tables.losses import LOSSES
+from pullback.tables.reductions import REDUCTIONS
 
-__all__ = ["bilinear_form", "linear", "matmul", "products", "quadratic_form"]
+__all__ = ["BACKEND", "ORACLE", "Engine"]
 
 Array: TypeAlias = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """What computes.
+
+    Parameters
+    ----------
+    is_native : bool
+        Whether methods may enter the kernels at once.
+    kernels : module or namespace
+        ``reduce_slices``, ``reduce_tangents`` and ``transform_slices``, as in
+        `pullback.oracle.reductions`, ``loss_sums`` and ``loss_pointwise``, as in
+        `pullback.oracle.losses`, all of which take a row's name for the row.
+    products : mapping
+        A `pullback.calculus.Kernels` for each matrix product.
+    """
+
+    is_native: bool
+    kernels: Any
+    products: Mapping[str, calculus.Kernels]
+
+    def module(self, column: str) -> str:
+        """Return the module whose attributes a column's primitives are, for pickle."""
+        return f"pullback.{column}" if self.is_native else "pullback.reference"
+
+    @property
+    def remark(self) -> str:
+        """What sets primitives apart in their repr."""
+        return "" if self.is_native else ", NumPy twin"
+
+
+# --- the oracle's ---------------------------------------------------------------------------------
+
+
+def calculus_of(product: Product) -> dict[str, calculus.Kernels]:
+    """Return what every matrix product is made of, for one that multiplies matrices."""
+    return {
+        "matmul": calculus.Matmul(product),
+        "linear": calculus.Linear(product),
+        "quadratic_form": calculus.QuadraticForm(product),
+        "bilinear_form": calculus.BilinearForm(product),
+    }
+
+
+def _by_name(table: Mapping[str, Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of a row as one of the row's name."""
+    return lambda name, *arguments: function(table[name], *arguments)
+
+
+ORACLE: Final = Engine(
+    False,
+    SimpleNamespace(
+        reduce_slices=_by_name(REDUCTIONS, reductions.reduce_slices),
+        reduce_tangents=_by_name(REDUCTIONS, reductions.reduce_tangents),
+        transform_slices=_by_name(REDUCTIONS, reductions.transform_slices),
+        loss_sums=_by_name(LOSSES, losses.loss_sums),
+        loss_pointwise=_by_name(LOSSES, losses.loss_pointwise),
+    ),
+    calculus_of(numpy_product),
+)
+
+# --- the native one's -----------------------------------------------------------------------------
 
 # What arrays in native byte order hold, and nothing else.
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
-class NativeMatmul(Matmul):
-    """A matrix product whose calls enter the kernels directly; its twin's rules for the rest."""
+class NativeMatmul(calculus.Matmul):
+    """Products and cotangents whose calls enter the kernels directly."""
 
     def __init__(self, kernels: ModuleType, product: Product) -> None:
-        super().__init__(product, __name__)
+        super().__init__(product)
+        self._kernels = kernels
         self._cotangents_into = _strict(kernels, "cotangents_into")
         self._new = _strict(kernels, "new_array")
         self._tangent_into = _strict(kernels, "tangent_into")
-        for name, method in (("product", "__call__"), ("cotangents", "vjp")):
-            twin = getattr(type(self), method)
-            call = kernels.matmul_method(name, twin.__get__(self))
-            call.__name__ = method
-            call.__qualname__ = f"matmul.{method}"
-            call.__module__ = __name__
-            call.__doc__ = twin.__doc__
-            # On the class, since calls look there.
-            setattr(type(self), method, call)
 
-    def _cotangents(
+    def direct(self, method: str, fallback: Any) -> Any:
+        name = {"__call__": "product", "vjp": "cotangents"}[method]
+        return self._kernels.matmul_method(name, fallback)
+
+    def cotangents(
         self,
         A: Array,
         B: Array,
@@ -58,67 +118,38 @@ class NativeMatmul(Matmul):
         cotangents = self._cotangents_into(A, B, G, *targets)
         return tuple(cotangents[i] for i in wrt)
 
-    def _tangent(
+    def tangent(
         self, A: Array, B: Array, tA: Array | None, tB: Array | None, out: Array | None
     ) -> Array:
         if tA is None or tB is None:
-            return super()._tangent(A, B, tA, tB, out)
+            return super().tangent(A, B, tA, tB, out)
         tangent: Array = self._tangent_into(*map(_whole_strides, (A, B, tA, tB)), out)
         return tangent
 
 
-class NativeLinear(Linear):
-    """A linear layer whose bias and activation are part of the products' jobs."""
+class NativeLinear(calculus.Linear):
+    """Linear layers whose bias and activation are part of the products' jobs."""
 
     def __init__(self, kernels: ModuleType, product: Product) -> None:
-        super().__init__(product, __name__, elementwise.primitives)
+        super().__init__(product)
         self._into = _strict(kernels, "linear")
         self._new = _strict(kernels, "new_array")
         self._cotangents_into = _strict(kernels, "linear_cotangents")
 
-    def __call__(
-        self,
-        X: Any,
-        W: Any,
-        b: Any = None,
-        /,
-        *,
-        activation: Any = None,
-        out: Array | None = None,
-    ) -> Any:
-        if out is None and _is_plain_layer(X, W, b):
-            name = _name_of(self._activation("linear", activation))
-            result = self._new(X, (len(X), W.shape[1]))
-            return self._into(X, W, b, name, result)
-        return super().__call__(X, W, b, activation=activation, out=out)
+    def takes(self, X: Any, W: Any, b: Any, *G: Any) -> bool:
+        return _is_plain_layer(X, W, b, *G)
 
-    def vjp(
-        self,
-        X: Any,
-        W: Any,
-        b: Any,
-        G: Any,
-        /,
-        *,
-        activation: Any = None,
-        wrt: int | tuple[int, ...] = (0, 1, 2),
-        out: Any = None,
-    ) -> Any:
-        try:
-            plain = wrt == (0, 1, 2) and out is None
-        except ValueError:  # an array, which is refused below
-            plain = False
-        if plain and _is_plain_layer(X, W, b, G):
-            name = _name_of(self._activation("linear.vjp", activation))
-            dX, dW = self._new(X, X.shape), self._new(X, W.shape)
-            db = None if b is None else self._new(X, b.shape)
-            self._cotangents_into(X, W, b, G, name, dX, dW, db)
-            return dX, dW, db
-        return super().vjp(X, W, b, G, activation=activation, wrt=wrt, out=out)
+    def value_at_once(self, X: Any, W: Any, b: Any, activation: Any) -> Any:
+        result = self._new(X, (len(X), W.shape[1]))
+        return self._into(X, W, b, _name_of(activation), result)
 
-    __call__.__doc__, vjp.__doc__ = Linear.__call__.__doc__, Linear.vjp.__doc__
+    def cotangents_at_once(self, X: Any, W: Any, b: Any, G: Any, activation: Any) -> Any:
+        dX, dW = self._new(X, X.shape), self._new(X, W.shape)
+        db = None if b is None else self._new(X, b.shape)
+        self._cotangents_into(X, W, b, G, _name_of(activation), dX, dW, db)
+        return dX, dW, db
 
-    def _value(self, X: Array, W: Array, b: Array | None, activation: Any, out: Any) -> Array:
+    def value(self, X: Array, W: Array, b: Array | None, activation: Any, out: Any) -> Array:
         X, W = _whole_strides(X), _whole_strides(W)
         if out is None or not _has_plain_rows(out):
             result: Array = self._new(X, (len(X), W.shape[1]))
@@ -131,7 +162,7 @@ class NativeLinear(Linear):
         out[...] = result
         return out  # type: ignore[no-any-return]
 
-    def _cotangents(
+    def cotangents(
         self,
         X: Array,
         W: Array,
@@ -181,14 +212,14 @@ class _OnePass:
         return value.astype(X.dtype), Xv.astype(X.dtype), uX.astype(X.dtype)
 
 
-class NativeQuadraticForm(QuadraticForm):
+class NativeQuadraticForm(calculus.QuadraticForm):
     """A quadratic form whose value and gradient read the matrix once."""
 
     def __init__(self, kernels: ModuleType, product: Product) -> None:
-        super().__init__(product, __name__)
+        super().__init__(product)
         self._one_pass = _OnePass(kernels)
 
-    def _value_and_grad(
+    def value_and_grad(
         self, x: Array, A: Array, wrt: tuple[int, ...]
     ) -> tuple[Array, tuple[Array, ...]]:
         value, Ax, xA = self._one_pass(x, A, x)
@@ -196,14 +227,14 @@ class NativeQuadraticForm(QuadraticForm):
         return value, gradients
 
 
-class NativeBilinearForm(BilinearForm):
+class NativeBilinearForm(calculus.BilinearForm):
     """A bilinear form whose value and gradients read the matrix once."""
 
     def __init__(self, kernels: ModuleType, product: Product) -> None:
-        super().__init__(product, __name__)
+        super().__init__(product)
         self._one_pass = _OnePass(kernels)
 
-    def _value_and_grad(
+    def value_and_grad(
         self, u: Array, X: Array, v: Array, wrt: tuple[int, ...]
     ) -> tuple[Array, tuple[Array, ...]]:
         value, Xv, uX = self._one_pass(u, X, v)
@@ -276,21 +307,20 @@ def _native_product(kernels: ModuleType) -> Product:
     return product
 
 
-_product: Final = numpy_product if native is None else _native_product(native)
+def _native(kernels: ModuleType) -> Engine:
+    product = _native_product(kernels)
+    return Engine(
+        True,
+        kernels,
+        {
+            "matmul": NativeMatmul(kernels, product),
+            "linear": NativeLinear(kernels, product),
+            "quadratic_form": NativeQuadraticForm(kernels, product),
+            "bilinear_form": NativeBilinearForm(kernels, product),
+        },
+    )
 
-matmul = Matmul(_product, __name__) if native is None else NativeMatmul(native, _product)
-linear = (
-    Linear(_product, __name__, elementwise.primitives)
-    if native is None
-    else NativeLinear(native, _product)
-)
-quadratic_form = (
-    QuadraticForm(_product, __name__) if native is None else NativeQuadraticForm(native, _product)
-)
-bilinear_form = (
-    BilinearForm(_product, __name__) if native is None else NativeBilinearForm(native, _product)
-)
 
-products: Final[Mapping[str, Any]] = MappingProxyType(
-    {f.__name__: f for f in (matmul, linear, quadratic_form, bilinear_form)}
-)
+# --- the one in use -------------------------------------------------------------------------------
+
+BACKEND: Final = ORACLE if native is None else _native(native)

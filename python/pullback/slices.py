@@ -9,8 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.protocol import as_index, shown
-from pullback.reference.arguments import Outputs
+from pullback.protocol import Outputs, as_index, shown
 
 __all__ = ["Axis", "Slices"]
 
