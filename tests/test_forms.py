@@ -315,10 +315,6 @@ def test_tangents_that_are_none(form: Any) -> None:
     tangents = [x + 1 for x in operands]
     for mask in itertools.product((True, False), repeat=len(operands)):
         given = [t if use else None for t, use in zip(tangents, mask, strict=True)]
-        if not any(mask):
-            with pytest.raises(ValueError, match=rf"{form.__name__}\.jvp: .* are all None"):
-                form.jvp(*operands, *given)
-            continue
         filled = [t if use else 0 * t for t, use in zip(tangents, mask, strict=True)]
         np.testing.assert_array_equal(form.jvp(*operands, *given), form.jvp(*operands, *filled))
 

@@ -284,10 +284,6 @@ def test_tangents_that_are_none(f: Any) -> None:
     zeros = [np.zeros_like(t) for t in (tX, tW, tb)]
     for mask in itertools.product((True, False), repeat=3):
         given = [t if use else None for t, use in zip((tX, tW, tb), mask, strict=True)]
-        if not any(mask):
-            with pytest.raises(ValueError, match=r"linear\.jvp: tX, tW, tb are all None"):
-                linear.jvp(X, W, b, *given, activation=f)
-            continue
         filled = [t if use else z for t, use, z in zip((tX, tW, tb), mask, zeros, strict=True)]
         np.testing.assert_array_equal(
             linear.jvp(X, W, b, *given, activation=f), linear.jvp(X, W, b, *filled, activation=f)
@@ -345,8 +341,8 @@ def test_cotangents_tangents_and_outputs_of_another_shape() -> None:
         linear.jvp(X, W, b, None, None, np.ones(1))
     with pytest.raises(ValueError, match=r"^linear: out has shape \(4, 5\), the result \(5, 4\)"):
         linear(X, W, b, out=np.zeros((4, 5)))
-    with pytest.raises(TypeError, match=r"^linear\.vjp: out\[2\] has dtype float32"):
-        linear.vjp(X, W, b, G, out=(None, None, np.zeros(4, np.float32)))
+    with pytest.raises(TypeError, match=r"^linear\.vjp: out\[2\] has dtype int"):
+        linear.vjp(X, W, b, G, out=(None, None, np.zeros(4, int)))
     with pytest.raises(ValueError, match=r"^linear\.vjp: wrt must be"):
         linear.vjp(X, W, b, G, wrt=3)
     with pytest.raises(TypeError, match=r"^linear: argument b has dtype complex128"):

@@ -198,7 +198,7 @@ class Loss:
         sample_weight : array_like, shape (N,), optional
             Weights, finite and not negative.
         out : tuple of (ndarray or None), or an ndarray for a bare `wrt`
-            Where the gradients go, of their shapes and dtypes; written only on success.
+            Where the gradients go, in their shapes; written only on success.
         reduction : {"mean", "sum"}
             Whether to divide by the sum of the weights, or by N where there are none.
         wrt : str, int, a tuple of them, or "all"
@@ -242,7 +242,7 @@ class Loss:
         X, y, w, b, sample_weight, reduction
             As for `value_and_grad`.
         v : (vw, vb)
-            The direction, in the shapes of `w` and `b`; vb is None where `b` is. Required.
+            The direction, in the shapes of `w` and `b`; None is zero. Required.
 
         Returns
         -------
@@ -389,7 +389,8 @@ class Loss:
         gradients = []
         for name, target in zip(names, outs, strict=True):
             if target is not None:
-                np.copyto(target, computed[name])
+                with np.errstate(all="ignore"):
+                    np.copyto(target, computed[name], casting="same_kind")
             gradients.append(computed[name] if target is None else target)
         return _divided(sums.loss, by), asked.result(gradients)
 

@@ -22,7 +22,6 @@ from pullback.protocol import (
     Outputs,
     aligned,
     as_matrix,
-    check_tangents,
     check_wrt,
     method,
     shown,
@@ -267,7 +266,6 @@ class Product:
         options = self._options(op, options)
         operands, tangents = tangents_of(op, given, tangents, names)
         shape = self._shape(op, *operands)
-        check_tangents(op, operands, tangents, names)
         inputs = (*operands, *tangents)
         outputs = Outputs(op, out, [shape], operands[0].dtype, inputs, single=True)
         seen, seen_shape = self._seen(*operands)
@@ -275,9 +273,13 @@ class Product:
             None if t is None else t.reshape(view.shape)
             for t, view in zip(tangents, seen, strict=True)
         )
-        (target,) = outputs.targets(seen_shape)
+        nothing = all(t is None for t in tangents)
+        (target,) = outputs.targets(seen_shape if not nothing else None)
         with np.errstate(all="ignore"):
-            tangent = self._kernels.tangent(*seen, *moved, *options, target)
+            if nothing:
+                tangent = np.zeros(seen_shape, operands[0].dtype)
+            else:
+                tangent = self._kernels.tangent(*seen, *moved, *options, target)
             (result,) = outputs.deliver([tangent])
         return result if out is not None or result.ndim else result[()]
 

@@ -25,12 +25,12 @@ __all__ = [
     "as_arrays",
     "as_flag",
     "as_index",
+    "as_ints",
     "as_matrix",
     "as_number",
     "broadcast_shape",
     "check_cotangent",
     "check_outs",
-    "check_tangents",
     "check_wrt",
     "converted",
     "deliver",
@@ -104,6 +104,19 @@ def as_index(
             raise
     raise TypeError(
         f"{op}: {name} must be {wanted}, not {shown(given if whole is None else whole)}"
+    )
+
+
+def as_ints(
+    op: str, name: str, given: Any, wanted: str = "an integer or a tuple of them"
+) -> tuple[int, ...]:
+    """Return an int, or several of them, as a tuple."""
+    if type(given) is tuple and all(type(entry) is int for entry in given):
+        return given
+    entries = given.tolist() if isinstance(given, np.ndarray) else given
+    return tuple(
+        as_index(op, name, entry, wanted, given)
+        for entry in (entries if isinstance(entries, tuple | list) else (entries,))
     )
 
 
@@ -257,36 +270,42 @@ def as_matrix(array: Array) -> Array:
 
 
 def tangents_of(
-    op: str, primals: Sequence[Any], tangents: Sequence[Any], names: Sequence[str]
+    op: str,
+    primals: Sequence[Any],
+    tangents: Sequence[Any],
+    names: Sequence[str],
+    t_names: Sequence[str] = (),
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Convert primals and tangents to one dtype; a None among them stays None.
+    """Convert primals and tangents to one dtype; a None among them, which is zero, stays None.
+
+    Parameters
+    ----------
+    op : str
+        The operation, for the error messages.
+    primals, tangents : sequence of array_like or None
+        As many of both.
+    names, t_names : sequence of str
+        What they are called; ``tx`` the tangent of ``x`` when omitted.
 
     Raises
     ------
     ValueError
-        If all tangents are None, or one is given for a primal that is None.
+        If a tangent is given for a primal that is None, or has another shape than its primal.
     """
-    t_names = [f"t{name}" for name in names]
-    if all(tangent is None for tangent in tangents):
-        raise ValueError(f"{op}: {', '.join(t_names)} are all None: there is no tangent")
-    for primal, tangent, name in zip(primals, tangents, names, strict=True):
+    t_names = t_names or [f"t{name}" for name in names]
+    for primal, tangent, name, t_name in zip(primals, tangents, names, t_names, strict=True):
         if primal is None and tangent is not None:
-            raise ValueError(f"{op}: t{name} is given, but {name} is None")
+            raise ValueError(f"{op}: {t_name} is given, but {name} is None")
     everything = [*primals, *tangents]
     given = [(a, name) for a, name in zip(everything, [*names, *t_names], strict=True)]
     given = [(a, name) for a, name in given if a is not None]
     arrays = iter(aligned(op, *(a for a, _ in given), names=[name for _, name in given]))
-    converted = tuple(None if a is None else next(arrays) for a in everything)
-    return converted[: len(primals)], converted[len(primals) :]
-
-
-def check_tangents(
-    op: str, primals: Sequence[Any], tangents: Sequence[Any], names: Sequence[str]
-) -> None:
-    """Raise ValueError unless every tangent that is given has its primal's shape."""
-    for primal, tangent, name in zip(primals, tangents, names, strict=True):
+    there: tuple[Any, ...] = tuple(None if a is None else next(arrays) for a in everything)
+    primals, tangents = there[: len(primals)], there[len(primals) :]
+    for primal, tangent, name, t_name in zip(primals, tangents, names, t_names, strict=True):
         if tangent is not None and tangent.shape != primal.shape:
-            raise ValueError(f"{op}: t{name} has shape {tangent.shape}, {name} has {primal.shape}")
+            raise ValueError(f"{op}: {t_name} has shape {tangent.shape}, {name} has {primal.shape}")
+    return primals, tangents
 
 
 # --- wrt ------------------------------------------------------------------------------------------
@@ -369,7 +388,8 @@ class Outputs:
     Raises
     ------
     TypeError
-        If `out` is not of this form, or an array's dtype is not the result's.
+        If `out` is not of this form, or NumPy does not cast the result to its dtype as one of the
+        same kind.
     ValueError
         If an array has another shape, is read-only, or overlaps another one.
     """
@@ -389,6 +409,7 @@ class Outputs:
         self._targets: list[Array | None] = [None] * len(shapes)
         self._free = tuple(
             target is not None
+            and target.dtype == dtype
             and target.flags.aligned
             and _lies_apart(target)
             and not any(
@@ -425,7 +446,8 @@ class Outputs:
                 delivered.append(result.reshape(shape))
                 continue
             if target is None:
-                np.copyto(out, result.reshape(shape))
+                with np.errstate(all="ignore"):  # a float64 that overflows in float32
+                    np.copyto(out, result.reshape(shape), casting="same_kind")
             delivered.append(out)
         return tuple(delivered)
 
@@ -437,13 +459,18 @@ def check_outs(
     dtypes: Sequence[np.dtype[Any]],
     *,
     single: bool,
+    apart: bool = True,
 ) -> tuple[Any, ...]:
-    """Return `out`, an array or a tuple of arrays and None, as a tuple, checked as by `Outputs`."""
+    """Return `out`, an array or a tuple of arrays and None, as a tuple, checked as by `Outputs`.
+
+    For a single result a tuple of one counts as well, as in NumPy. Whether several lie `apart` is
+    not asked of elementwise operations, in NumPy and here.
+    """
     outs: tuple[Any, ...] = _as_tuple(op, out, len(shapes), single)
     for i, target in enumerate(outs):
         if target is not None:
             _check_out(op, "out" if single else f"out[{i}]", target, shapes[i], dtypes[i])
-    for (i, one), (j, other) in combinations(enumerate(outs), 2):
+    for (i, one), (j, other) in combinations(enumerate(outs if apart else ()), 2):
         if one is not None and other is not None and _overlap(one, other):
             raise ValueError(f"{op}: out[{i}] and out[{j}] overlap")
     return outs
@@ -451,7 +478,7 @@ def check_outs(
 
 def _as_tuple(op: str, out: Any, count: int, single: bool) -> tuple[Any, ...]:
     if single:
-        return (out,)
+        return out if isinstance(out, tuple) and len(out) == 1 else (out,)
     if out is None:
         return (None,) * count
     if not isinstance(out, tuple):
@@ -470,7 +497,7 @@ def _check_out(
         raise ValueError(f"{op}: {name} is given for a result that does not exist")
     if out.shape != shape:
         raise ValueError(f"{op}: {name} has shape {out.shape}, the result {shape}")
-    if out.dtype != dtype:
+    if not np.can_cast(dtype, out.dtype, "same_kind"):
         raise TypeError(f"{op}: {name} has dtype {out.dtype}, the result {dtype}")
     if not out.flags.writeable:
         raise ValueError(f"{op}: {name} is read-only")
@@ -547,9 +574,6 @@ def sum_repeated(terms: Any, batch: tuple[int, ...], shape: tuple[int, ...]) -> 
         return total.astype(terms.dtype).reshape(batch + shape)
 
 
-# --- out= of what is there already --------------------------------------------------------------
-
-
 def leaves(tree: Any) -> Iterator[Any]:
     """Yield what a nested tuple holds, from left to right."""
     if isinstance(tree, tuple):
@@ -569,15 +593,13 @@ def _rebuild(tree: Any, leaves: Iterator[Any]) -> Any:
 def deliver(op: str, results: Any, out: Any) -> Any:
     """Return `results`, an array or nested tuple, in `out` where that is given.
 
-    All of `out` is checked before any of it is written.
+    `out` is nested alike, or flat. All of it is checked before any of it is written.
     """
+    single = not isinstance(results, tuple)
     arrays = [np.asarray(result) for result in leaves(results)]
-    outs = [None] * len(arrays) if out is None else list(leaves(out))
-    if len(outs) != len(arrays):
-        raise ValueError(f"{op}: out holds {len(outs)} arrays, there are {len(arrays)} results")
-    for array, target in zip(arrays, outs, strict=True):
-        if target is not None:
-            _check_target(op, array, target)
+    given = tuple(leaves(out)) if isinstance(out, tuple) else out
+    shapes, dtypes = [a.shape for a in arrays], [a.dtype for a in arrays]
+    outs = check_outs(op, given, shapes, dtypes, single=single, apart=False)
     for array, target in zip(arrays, outs, strict=True):
         if target is not None:
             np.copyto(target, array, casting="same_kind")
@@ -585,17 +607,6 @@ def deliver(op: str, results: Any, out: Any) -> Any:
         array[()] if target is None else target for array, target in zip(arrays, outs, strict=True)
     )
     return _rebuild(results, delivered)
-
-
-def _check_target(op: str, array: Array, target: Any) -> None:
-    if not isinstance(target, np.ndarray):
-        raise TypeError(f"{op}: out must hold arrays, not {type(target).__name__}")
-    if target.shape != array.shape:
-        raise ValueError(f"{op}: out has shape {target.shape}, the result {array.shape}")
-    if not np.can_cast(array.dtype, target.dtype, "same_kind"):
-        raise TypeError(f"{op}: out has dtype {target.dtype}, the result {array.dtype}")
-    if not target.flags.writeable:
-        raise ValueError(f"{op}: out is read-only")
 
 
 # --- methods --------------------------------------------------------------------------------------

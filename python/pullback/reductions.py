@@ -18,7 +18,6 @@ from pullback.protocol import (
     aligned,
     as_flag,
     as_number,
-    check_tangents,
     method,
     shown,
     tangents_of,
@@ -226,22 +225,14 @@ class Reduction(_Rows):
     ) -> Any:
         op = self._op(method)
         parameter = self._parameter(op, p)
-        names = self.row.operands
-        if len(names) == 1:
-            x, t = aligned(op, *operands, *tangents, names=(*names, "t"))
-            arrays, given = (x,), (t,)
-            if t.shape != x.shape:
-                raise ValueError(f"{op}: t has shape {t.shape}, x has {x.shape}")
-        else:
-            arrays, given = tangents_of(op, operands, tangents, names)
-            check_tangents(op, arrays, given, names)
+        arrays, given = tangents_of(op, operands, tangents, self.row.operands, _tangents(self.row))
         slices = self._slices(op, arrays, axis, keepdims)
         outer, n, inner = slices.blocks
         dtype, shape = arrays[0].dtype, slices.result_shape(keepdims)
         outputs = Outputs(op, out, (shape,), dtype, (*arrays, *given), single=True)
         (target,) = slices.targets(outputs, (outer, inner))
         values = np.empty((outer, inner), dtype) if target is None else target
-        if n > 0:
+        if n > 0 and any(t is not None for t in given):
             blocks = tuple(map(slices.take, arrays))
             moved = tuple(None if t is None else slices.take(t) for t in given)
             self._engine.kernels.reduce_tangents(self.row.name, parameter, blocks, moved, values)
@@ -277,18 +268,21 @@ class RowMap(_Rows):
     def _transform(self, method: str, x: Any, v: Any, p: Any, axis: Axis, out: Any) -> Any:
         op = self._op(method)
         parameter = self._parameter(op, p)
-        if method:
-            name = "g" if method == "vjp" else "t"
-            x, v = aligned(op, x, v, names=("x", name))
+        if method == "jvp":
+            (x,), (v,) = tangents_of(op, (x,), (v,), ("x",), ("t",))
+        elif method:
+            x, v = aligned(op, x, v, names=("x", "g"))
             if v.shape != x.shape:
-                raise ValueError(f"{op}: {name} has shape {v.shape}, x has {x.shape}")
+                raise ValueError(f"{op}: g has shape {v.shape}, x has {x.shape}")
         else:
             (x,) = aligned(op, x, names=("x",))
         slices = Slices.of(op, x, axis)
         outputs = Outputs(op, out, (x.shape,), x.dtype, (x, v), single=True)
         (target,) = slices.targets(outputs, slices.blocks)
         result = np.empty(slices.blocks, x.dtype) if target is None else target
-        if result.size > 0:
+        if method and v is None:
+            result.fill(0)
+        elif result.size > 0:
             blocks = slices.take(x), None if v is None else slices.take(v)
             self._engine.kernels.transform_slices(self.row.name, parameter, method, *blocks, result)
         (delivered,) = outputs.deliver((slices.give(result),))

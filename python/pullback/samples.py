@@ -223,22 +223,23 @@ def check_direction(op: str, v: Any, model: Model) -> tuple[Array, Array]:
     TypeError
         If it is not a pair, or a dtype has no kernel.
     ValueError
-        If its parts do not have the shapes of w and b.
+        If its parts, unless they are None, do not have the shapes of w and b.
     """
     if not isinstance(v, Sequence) or len(v) != 2:
         raise TypeError(f"{op}: v must be a pair (vw, vb), not {type(v).__name__}")
-    vw = _vector(op, "vw", v[0])
+    vw, vb = np.zeros_like(model.w), np.zeros_like(model.b)
     shape, like = model.kinds.w_shape, model.kinds.b
-    if vw.shape != shape:
-        raise ValueError(f"{op}: vw has shape {vw.shape}, w has {shape}")
-    if (v[1] is None) != (like is None):
-        missing, given = ("vb", "b") if v[1] is None else ("b", "vb")
-        raise ValueError(f"{op}: {given} is given, but {missing} is None")
-    vb = np.zeros_like(model.b)
+    if v[0] is not None:
+        given = _vector(op, "vw", v[0])
+        if given.shape != shape:
+            raise ValueError(f"{op}: vw has shape {given.shape}, w has {shape}")
+        vw = given.reshape(vw.shape)
     if v[1] is not None:
-        given_vb = as_array(op, "vb", v[1])
-        kernel_dtype(op, "vb", given_vb.dtype)
-        if given_vb.shape != np.shape(like):
-            raise ValueError(f"{op}: vb has shape {given_vb.shape}, b has {np.shape(like)}")
-        vb[...] = given_vb
-    return vw.reshape(model.w.shape), vb
+        if like is None:
+            raise ValueError(f"{op}: vb is given, but b is None")
+        given = as_array(op, "vb", v[1])
+        kernel_dtype(op, "vb", given.dtype)
+        if given.shape != np.shape(like):
+            raise ValueError(f"{op}: vb has shape {given.shape}, b has {np.shape(like)}")
+        vb[...] = given
+    return vw, vb

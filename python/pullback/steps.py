@@ -59,6 +59,8 @@ class Part(ABC):
     Cotangents of bound operands are returned if `everything` is wanted, and are none otherwise.
     """
 
+    bound: tuple[int, ...] = ()  # places of the operands that are held
+
     @abstractmethod
     def value(self, x: Any) -> Any:
         """Return the value."""
