@@ -116,6 +116,8 @@ class Chain:
         ValueError
             As the steps do; if `g` has not the value's shape, or `wrt` names no operand.
         """
+        if type(wrt) is int and wrt == 0:
+            return self._whole.pull(x, g, False)[0]
         asked = self._asked("vjp", wrt)
         gx, bound = self._whole.pull(x, g, asked is not _X)
         return _chosen(asked, gx, bound)

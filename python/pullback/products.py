@@ -170,6 +170,7 @@ class Product:
     ) -> None:
         self._kernels = kernels
         self._remark = remark
+        self._names = tuple(self.row.operands)
         self._activations = activations
         self.__name__ = self.__qualname__ = self.row.name
         self.__module__ = module
@@ -234,10 +235,10 @@ class Product:
         self, given: tuple[Any, ...], g: Any, options: tuple[Any, ...], wrt: Any, out: Any
     ) -> Any:
         op = self._op("vjp")
-        asked = check_wrt(op, wrt, [*self.row.operands])
+        asked = check_wrt(op, wrt, self._names)
         options = self._options(op, options)
         if all(given[i] is None for i in asked.operands):
-            name = [*self.row.operands][asked.operands[0]]
+            name = self._names[asked.operands[0]]
             raise ValueError(f"{op}: wrt is {shown(wrt)}, but {name} is None")
         *operands, g = self._arrays(op, (*given, g))
         shape = self._shape(op, *operands)
@@ -262,7 +263,7 @@ class Product:
     def _jvp(
         self, given: tuple[Any, ...], tangents: tuple[Any, ...], options: tuple[Any, ...], out: Any
     ) -> Any:
-        op, names = self._op("jvp"), tuple(self.row.operands)
+        op, names = self._op("jvp"), self._names
         options = self._options(op, options)
         operands, tangents = tangents_of(op, given, tangents, names)
         shape = self._shape(op, *operands)
@@ -285,12 +286,10 @@ class Product:
 
     def _value_and_grad(self, given: tuple[Any, ...], wrt: Any) -> tuple[Any, Any]:
         op = self._op("value_and_grad")
-        asked = check_wrt(op, wrt, [*self.row.operands])
+        asked = check_wrt(op, wrt, self._names)
         operands = self._arrays(op, given)
         if self._shape(op, *operands):
-            raise ValueError(
-                f"{op}: {self._listed(*operands)}: only vectors without a batch are supported"
-            )
+            raise self._misfit(op, operands, "only vectors without a batch are supported")
         with np.errstate(all="ignore"):
             value, gradients = self._kernels.value_and_grad(*operands, asked.operands)
         return value.reshape(())[()], asked.result(gradients)
@@ -305,21 +304,22 @@ class Product:
 
     def _arrays(self, op: str, given: Sequence[Any]) -> tuple[Any, ...]:
         """Convert operands, of which an optional one may be None, and a cotangent."""
-        names = (*self.row.operands, self.row.cotangent)
-        there = [
-            (array, name)
-            for array, name in zip(given, names, strict=False)
-            if array is not None or name != self.row.optional
-        ]
-        arrays = iter(aligned(op, *(a for a, _ in there), names=[name for _, name in there]))
-        return tuple(
-            None if a is None and name == self.row.optional else next(arrays)
-            for a, name in zip(given, names, strict=False)
-        )
+        names = (*self._names, self.row.cotangent)[: len(given)]
+        optional = self.row.optional
+        if optional is None or given[k := names.index(optional)] is not None:
+            return aligned(op, *given, names=names)
+        there, there_names = [*given], [*names]
+        del there[k], there_names[k]
+        arrays: list[Any] = [*aligned(op, *there, names=there_names)]
+        arrays.insert(k, None)
+        return tuple(arrays)
 
     def _listed(self, *operands: Any) -> str:
         named = zip(self.row.operands, operands, strict=True)
         return ", ".join(f"{name} has shape {a.shape}" for name, a in named if a is not None)
+
+    def _misfit(self, op: str, operands: tuple[Any, ...], why: str) -> ValueError:
+        return ValueError(f"{op}: {self._listed(*operands)}: {why}")
 
 
 class Matmul(Product):
@@ -332,17 +332,16 @@ class Matmul(Product):
     row = PRODUCTS["matmul"]
 
     def _shape(self, op: str, A: Array, B: Array) -> Shape:
-        shapes = f"{op}: {self._listed(A, B)}"
         for name, operand in (("A", A), ("B", B)):
             if operand.ndim == 0:
-                raise ValueError(f"{shapes}: {name} needs at least one axis")
+                raise self._misfit(op, (A, B), f"{name} needs at least one axis")
         k, k_B = A.shape[-1], B.shape[-2:][0]
         if k != k_B:
-            raise ValueError(f"{shapes}: the contracted axes have lengths {k} and {k_B}")
+            raise self._misfit(op, (A, B), f"the contracted axes have lengths {k} and {k_B}")
         try:
             batch = broadcast_shapes(A.shape[:-2], B.shape[:-2])
         except ValueError:
-            raise ValueError(f"{shapes}: the batches do not broadcast") from None
+            raise self._misfit(op, (A, B), "the batches do not broadcast") from None
         return (*batch, *A.shape[-2:-1], *(B.shape[-1:] if B.ndim > 1 else ()))
 
     def _seen(self, A: Array, B: Array) -> tuple[tuple[Any, ...], Shape]:
@@ -390,16 +389,17 @@ class Linear(Product):
         return super()._vjp(given, g, options, wrt, out)
 
     def _shape(self, op: str, X: Array, W: Array, b: Array | None) -> Shape:
-        shapes = f"{op}: {self._listed(X, W, b)}"
         if X.ndim == 0:
-            raise ValueError(f"{shapes}: X needs at least one axis")
+            raise self._misfit(op, (X, W, b), "X needs at least one axis")
         if W.ndim != 2:
-            raise ValueError(f"{shapes}: W needs two axes")
+            raise self._misfit(op, (X, W, b), "W needs two axes")
         k, n = W.shape
         if X.shape[-1] != k:
-            raise ValueError(f"{shapes}: the contracted axes have lengths {X.shape[-1]} and {k}")
+            raise self._misfit(
+                op, (X, W, b), f"the contracted axes have lengths {X.shape[-1]} and {k}"
+            )
         if b is not None and b.shape != (n,):
-            raise ValueError(f"{shapes}: b needs ({n},)")
+            raise self._misfit(op, (X, W, b), f"b needs ({n},)")
         return (*X.shape[:-1], n)
 
     def _seen(self, X: Array, W: Array, b: Array | None) -> tuple[tuple[Any, ...], Shape]:
@@ -443,7 +443,7 @@ class QuadraticForm(Product):
 
     def _shape(self, op: str, x: Array, A: Array) -> Shape:
         if x.ndim == 0 or A.shape != (x.shape[-1],) * 2:
-            raise ValueError(f"{op}: {self._listed(x, A)}: they need (..., n) and (n, n)")
+            raise self._misfit(op, (x, A), "they need (..., n) and (n, n)")
         return x.shape[:-1]
 
     def _seen(self, x: Array, A: Array) -> tuple[tuple[Any, ...], Shape]:
@@ -468,13 +468,12 @@ class BilinearForm(Product):
     row = PRODUCTS["bilinear_form"]
 
     def _shape(self, op: str, u: Array, X: Array, v: Array) -> Shape:
-        shapes = f"{op}: {self._listed(u, X, v)}"
         if u.ndim == 0 or v.ndim == 0 or X.shape != (u.shape[-1], v.shape[-1]):
-            raise ValueError(f"{shapes}: they need (..., m), (m, n) and (..., n)")
+            raise self._misfit(op, (u, X, v), "they need (..., m), (m, n) and (..., n)")
         try:
             return broadcast_shapes(u.shape[:-1], v.shape[:-1])
         except ValueError:
-            raise ValueError(f"{shapes}: the batches do not broadcast") from None
+            raise self._misfit(op, (u, X, v), "the batches do not broadcast") from None
 
     def _seen(self, u: Array, X: Array, v: Array) -> tuple[tuple[Any, ...], Shape]:
         """Return vectors with room for one more axis."""

@@ -343,25 +343,25 @@ def check_wrt(op: str, wrt: Any, names: Sequence[str], without: Sequence[str] = 
     ValueError
         If an operand is unknown, has no derivative, or stands twice.
     """
-    there = [name for name in names if name not in without]
     if isinstance(wrt, str) and wrt == "all":
-        return Wrt(tuple(names.index(name) for name in there), False)
-    listed = ", ".join(map(repr, there))
-    valid = f"{listed}, the position of one, a tuple of distinct ones, or 'all'"
+        return Wrt(tuple(k for k, name in enumerate(names) if name not in without), False)
     operands = []
     for entry in wrt if isinstance(wrt, tuple) else (wrt,):
-        position = (
-            names.index(entry)
-            if isinstance(entry, str) and entry in names
-            else -1
-            if isinstance(entry, str)
-            else as_index(op, "wrt", entry, valid, wrt)
-        )
-        operands.append(position)
-    right = all(0 <= k < len(names) and names[k] in there for k in operands)
+        if type(entry) is int:
+            operands.append(entry)
+        elif isinstance(entry, str):
+            operands.append(names.index(entry) if entry in names else -1)
+        else:
+            operands.append(as_index(op, "wrt", entry, _asked(names, without), wrt))
+    right = all(0 <= k < len(names) and names[k] not in without for k in operands)
     if not operands or not right or len(set(operands)) < len(operands):
-        raise ValueError(f"{op}: wrt must be {valid}, not {shown(wrt)}")
+        raise ValueError(f"{op}: wrt must be {_asked(names, without)}, not {shown(wrt)}")
     return Wrt(tuple(operands), not isinstance(wrt, tuple))
+
+
+def _asked(names: Sequence[str], without: Sequence[str]) -> str:
+    listed = ", ".join(repr(name) for name in names if name not in without)
+    return f"{listed}, the position of one, a tuple of distinct ones, or 'all'"
 
 
 # --- out ------------------------------------------------------------------------------------------
