@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pullback as pb
-from pullback.loss_table import LOSSES, LossRow
-from pullback.ops import OPS, OpRow
-from pullback.reduction_table import REDUCTIONS, ReductionRow
+from pullback.tables.elementwise import OPS, OpRow
+from pullback.tables.losses import LOSSES, LossRow
+from pullback.tables.reductions import REDUCTIONS, ReductionRow
 
 SIZES = (16, 1000, 100_000)
 DTYPES = ("float32", "float64")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import mpmath
 import numpy as np
 from mpmath import mp, mpf
-from pullback.ops import OPS, Domain, OpRow
+from pullback.tables.elementwise import OPS, Domain, OpRow
 
 PRECISION = 200
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))

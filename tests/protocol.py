@@ -14,7 +14,7 @@ import oracles
 import pullback as pb
 from oracles import assert_same_bits
 from pullback import config
-from pullback.ops import OPS, OpRow
+from pullback.tables.elementwise import OPS, OpRow
 
 DTYPES = oracles.DTYPES
 

@@ -10,7 +10,7 @@ import mpmath
 import numpy as np
 from mpmath import mp, mpf
 from oracles import PRECISION, ulp
-from pullback.reduction_table import REDUCTIONS, ReductionRow, sum_error
+from pullback.tables.reductions import REDUCTIONS, ReductionRow, sum_error
 
 _VOCABULARY = {name: getattr(mpmath, name) for name in dir(mpmath) if not name.startswith("_")}
 

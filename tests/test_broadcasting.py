@@ -36,7 +36,7 @@ from protocol import (
     ordinary,
     out_argument,
 )
-from pullback.ops import OPS
+from pullback.tables.elementwise import OPS
 
 native = pytest.mark.native
 # What kernels are handed does not depend on the operation: these stand for all.

@@ -9,8 +9,8 @@ import numpy as np
 import pullback as pb
 import pytest
 from oracles import formula
-from pullback.loss_table import LOSSES
-from pullback.ops import OPS, OpRow
+from pullback.tables.elementwise import OPS, OpRow
+from pullback.tables.losses import LOSSES
 
 RNG = np.random.default_rng(0)
 WEIGHTS = np.array([0.7, -1.3, 0.4, 2.1])

@@ -17,7 +17,7 @@ import pytest
 from oracles import DTYPES
 from pullback import console, selfbench, selfcheck
 from pullback.__main__ import main
-from pullback.ops import OPS
+from pullback.tables.elementwise import OPS
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

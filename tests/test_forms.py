@@ -315,10 +315,6 @@ def test_tangents_that_are_none(form: Any) -> None:
     tangents = [x + 1 for x in operands]
     for mask in itertools.product((True, False), repeat=len(operands)):
         given = [t if use else None for t, use in zip(tangents, mask, strict=True)]
-        if not any(mask):
-            with pytest.raises(ValueError, match=rf"{form.__name__}\.jvp: .* are all None"):
-                form.jvp(*operands, *given)
-            continue
         filled = [t if use else 0 * t for t, use in zip(tangents, mask, strict=True)]
         np.testing.assert_array_equal(form.jvp(*operands, *given), form.jvp(*operands, *filled))
 
@@ -377,12 +373,21 @@ def test_other_errors() -> None:
     for call, message in (
         (lambda: quadratic_form.value_and_grad(x, A), "only vectors without a batch"),
         (lambda: bilinear_form.value_and_grad(x[0], A, x), "only vectors without a batch"),
-        (lambda: quadratic_form.vjp(x, A, g[:4]), r"g has shape \(4,\), the form of x \(5, 3\)"),
-        (lambda: quadratic_form.vjp(x, A, 1.0), r"g has shape \(\), .* and A \(3, 3\) has \(5,\)"),
-        (lambda: bilinear_form.vjp(x, A, x, g[:4]), r"g has shape \(4,\), the form of u \(5, 3\)"),
+        (
+            lambda: quadratic_form.vjp(x, A, g[:4]),
+            r"g has shape \(4,\), the result \(5,\); x has",
+        ),
+        (
+            lambda: quadratic_form.vjp(x, A, 1.0),
+            r"g has shape \(\), the result \(5,\);.* A has",
+        ),
+        (
+            lambda: bilinear_form.vjp(x, A, x, g[:4]),
+            r"g has shape \(4,\), the result \(5,\); u has",
+        ),
         (lambda: quadratic_form.jvp(x, A, x[0], A), r"tx has shape \(3,\), x has \(5, 3\)"),
-        (lambda: quadratic_form.vjp(x, A, g, wrt=2), "wrt must be an int below 2"),
-        (lambda: bilinear_form.vjp(x, A, x, g, wrt=3), "wrt must be an int below 3"),
+        (lambda: quadratic_form.vjp(x, A, g, wrt=2), "wrt must be 'x', 'A', the position"),
+        (lambda: bilinear_form.vjp(x, A, x, g, wrt=3), "wrt must be 'u', 'X', 'v', the position"),
         (lambda: quadratic_form(x, A, out=np.zeros(4)), r"out has shape \(4,\), the result \(5,\)"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -17,9 +17,9 @@ import pytest
 import scipy.sparse
 from protocol import TWINS
 from pullback import jacobians as pj
-from pullback.loss_table import LOSSES
-from pullback.ops import OPS
-from pullback.reduction_table import REDUCTIONS
+from pullback.tables.elementwise import OPS
+from pullback.tables.losses import LOSSES
+from pullback.tables.reductions import REDUCTIONS
 from test_registry import EVERYTHING
 
 backends = pytest.mark.parametrize("primitives", TWINS, ids=lambda module: module.__name__)
@@ -140,7 +140,7 @@ OPTIONAL = {"b", "sample_weight", "tA", "tB", "tX", "tW", "tb", "tu", "tv"}
 def refused(case: Case, argument: str) -> list[Any]:
     if argument in REFUSED and not (argument == "v" and case.op in PRODUCTS):
         return REFUSED[argument]
-    may_be_none = argument in OPTIONAL or (argument in ("tx", "ty") and case.op not in OPS)
+    may_be_none = argument in OPTIONAL or (argument in ("t", "tx", "ty") and case.op not in OPS)
     return ARRAY if may_be_none else [*ARRAY, None]
 
 
@@ -290,7 +290,12 @@ OTHERS: list[tuple[str, str, Callable[[Any], Any], list[Any]]] = [
     ("Product", "Product", pj.Product, [*ARRAY, None]),
     ("chain", "step 1", pb.chain, [*ARRAY, None, (), (None,), (pb.tanh, pb.arg, pb.arg)]),
     ("chain", "step 1", lambda v: pb.chain((pb.multiply, v, 2.0)), ARRAY),
-    ("chain.vjp", "wrt", lambda v: pb.chain(pb.exp).vjp(X23, X23, wrt=v), ["x", 0, PAIR, HUGER]),
+    (
+        "chain.vjp",
+        "wrt",
+        lambda v: pb.chain(pb.exp).vjp(X23, X23, wrt=v),
+        ["y", 1, None, PAIR, HUGER],
+    ),
     ("LinearObjective", "X", lambda v: pb.LinearObjective(v, TRIPLE), [*ARRAY, None]),
     ("LinearObjective", "X", pb.LinearObjective, [HUGER, 1.0, X23, np.array(1), iter(()), None]),
     ("LinearObjective", "y", lambda v: pb.LinearObjective(SAMPLES["X"], v), ARRAY),

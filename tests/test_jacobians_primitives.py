@@ -10,7 +10,7 @@ import pullback as pb
 import pytest
 from matrices import DTYPES, integers
 from pullback.jacobians import Broadcast, Diagonal, Identity, Kronecker, Product
-from pullback.ops import OPS
+from pullback.tables.elementwise import OPS
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 primitives = pytest.mark.parametrize("of", [pb, pb.reference], ids=["pullback", "reference"])

@@ -23,7 +23,7 @@ from matrices import (
 )
 from oracles import assert_same_bits
 from pullback import linear
-from pullback.ops import OPS
+from pullback.tables.elementwise import OPS
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 UNARY = [name for name, row in OPS.items() if row.nin == 1]
@@ -284,10 +284,6 @@ def test_tangents_that_are_none(f: Any) -> None:
     zeros = [np.zeros_like(t) for t in (tX, tW, tb)]
     for mask in itertools.product((True, False), repeat=3):
         given = [t if use else None for t, use in zip((tX, tW, tb), mask, strict=True)]
-        if not any(mask):
-            with pytest.raises(ValueError, match=r"linear\.jvp: tX, tW, tb are all None"):
-                linear.jvp(X, W, b, *given, activation=f)
-            continue
         filled = [t if use else z for t, use, z in zip((tX, tW, tb), mask, zeros, strict=True)]
         np.testing.assert_array_equal(
             linear.jvp(X, W, b, *given, activation=f), linear.jvp(X, W, b, *filled, activation=f)
@@ -339,14 +335,14 @@ def test_shape_errors(x: Any, w: Any, b: Any, why: str) -> None:
 
 def test_cotangents_tangents_and_outputs_of_another_shape() -> None:
     X, W, b, G = layer((5,), 3, 4, np.float64)
-    with pytest.raises(ValueError, match=r"G has shape \(4,\), X has shape .* give \(5, 4\)"):
+    with pytest.raises(ValueError, match=r"G has shape \(4,\), the result \(5, 4\)"):
         linear.vjp(X, W, b, G[0])
     with pytest.raises(ValueError, match=r"tb has shape \(1,\), b has \(4,\)"):
         linear.jvp(X, W, b, None, None, np.ones(1))
     with pytest.raises(ValueError, match=r"^linear: out has shape \(4, 5\), the result \(5, 4\)"):
         linear(X, W, b, out=np.zeros((4, 5)))
-    with pytest.raises(TypeError, match=r"^linear\.vjp: out\[2\] has dtype float32"):
-        linear.vjp(X, W, b, G, out=(None, None, np.zeros(4, np.float32)))
+    with pytest.raises(TypeError, match=r"^linear\.vjp: out\[2\] has dtype int"):
+        linear.vjp(X, W, b, G, out=(None, None, np.zeros(4, int)))
     with pytest.raises(ValueError, match=r"^linear\.vjp: wrt must be"):
         linear.vjp(X, W, b, G, wrt=3)
     with pytest.raises(TypeError, match=r"^linear: argument b has dtype complex128"):
@@ -380,4 +376,4 @@ def test_identity_of_the_object() -> None:
     assert linear is pb.primitives["linear"]
     assert pickle.loads(pickle.dumps(linear)) is linear
     assert copy.deepcopy(linear) is linear
-    assert repr(linear) == "<linear of pullback.matmul>"
+    assert repr(linear).startswith("<product linear")

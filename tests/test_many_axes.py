@@ -14,8 +14,8 @@ import pytest
 from oracles import DTYPES, assert_same_bits
 from protocol import CALLS, TWINS, Call, by_name, leaves, ordinary
 from pullback.jacobians import Broadcast, Permutation, SumTo
-from pullback.reduction_table import REDUCTIONS
 from pullback.shapes import broadcast_shapes, with_room
+from pullback.tables.reductions import REDUCTIONS
 
 backends = pytest.mark.parametrize("primitives", TWINS, ids=lambda module: module.__name__)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)

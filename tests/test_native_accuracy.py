@@ -16,7 +16,7 @@ import pytest
 from mpmath import mp, mpf
 from oracles import DTYPES
 from protocol import leaves
-from pullback.ops import OPS, OpRow
+from pullback.tables.elementwise import OPS, OpRow
 
 ROOT = Path(__file__).parents[1]
 LEDGER = ROOT / "tests" / "accuracy" / "ledger.json"

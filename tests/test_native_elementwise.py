@@ -25,7 +25,7 @@ from protocol import (
     out_argument,
     same_bits,
 )
-from pullback.ops import OPS, REFERENCE_MAX_ULP, OpRow
+from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow
 
 LANES = 16  # of the widest vector
 SIZES = (*range(2 * LANES + 2), 63, 64, 65)

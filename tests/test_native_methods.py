@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import resource
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pullback as pb
 import pytest
 from protocol import TARGETS, native
+from test_hostile_arguments import CASES
 
 
 def nothing(*_: Any) -> None:
@@ -90,3 +92,41 @@ def test_targets_change_while_calls_run() -> None:
             thread.join()
         native.set_target(before)
     assert not wrong
+
+
+# --- the oracle -----------------------------------------------------------------------------------
+
+
+def called(call: Callable[[], Any]) -> set[str]:
+    """Return which functions of the oracle a call runs through."""
+    found = set()
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        where = Path(frame.f_code.co_filename)
+        if event == "call" and where.parent.name == "oracle":
+            found.add(f"{where.stem}.{frame.f_code.co_name}")
+
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+def test_native_results_do_not_come_from_the_oracle() -> None:
+    assert called(lambda: pb.reference.tanh.derivative(1.0)) == {"elementwise.sech_squared"}
+    for case, primitives in CASES:
+        if primitives is pb:
+            assert not called(case), case.name
+    X, y = np.ones((4, 3)), np.ones(4)
+    for loss in ("relu_mse", "logistic", "poisson", "softmax_cross_entropy"):
+        labels = y.astype(int) if loss == "softmax_cross_entropy" else y
+        objective = pb.LinearObjective(X, labels, getattr(pb, loss), l2=0.5)
+        theta = objective.initial()
+        for call in (
+            lambda o=objective, t=theta: o.value_and_grad(t),
+            lambda o=objective, t=theta: o.hvp(t, t),
+            lambda o=objective, t=theta: o.predict(X, t),
+        ):
+            assert not called(call), loss

@@ -11,7 +11,7 @@ import pytest
 from guarded import Guarded
 from oracles import DTYPES, assert_same_bits
 from protocol import TARGETS, native
-from pullback.reduction_table import REDUCTIONS
+from pullback.tables.reductions import REDUCTIONS
 from reduction_oracles import check_map, check_reduction, samples
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)

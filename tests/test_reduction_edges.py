@@ -299,8 +299,32 @@ def test_errors(name: str) -> None:
         op.jvp(x, *more, *t)
     with pytest.raises(ValueError, match=rf"{name}.*\(7,\)"):
         op(x, *more, axis=-1, out=np.ones(7))
-    with pytest.raises(TypeError, match=rf"{name}.*float32"):
-        op(x, *more, out=np.ones((2, 3) if name in ROW_WISE else (), np.float32))
+    with pytest.raises(TypeError, match=rf"{name}.*int64"):
+        op(x, *more, out=np.ones((2, 3) if name in ROW_WISE else (), int))
+
+
+@pytest.mark.parametrize("name", [*NAMES, *ROW_WISE])
+def test_tangents_that_are_none(name: str) -> None:
+    x, more = np.ones((2, 3)), {"norm": (3.0,), "dot": (np.ones((2, 3)),)}.get(name, ())
+    op = getattr(pb, name)
+    for axis in (0, -1):
+        value = op(x, *more, axis=axis)
+        nothing = op.jvp(x, *more, *(None,) * (1 + (name == "dot")), axis=axis)
+        assert nothing.tobytes() == np.zeros_like(value).tobytes()
+        assert nothing.shape == value.shape
+
+
+@pytest.mark.parametrize("name", [*NAMES, *ROW_WISE])
+def test_outputs_of_another_dtype(name: str) -> None:
+    """As in NumPy, results are cast if the kind is the same."""
+    x, more = np.ones((2, 3)) / 3, {"norm": (3.0,), "dot": (np.ones((2, 3)),)}.get(name, ())
+    op = getattr(pb, name)
+    value = op(x, *more, axis=-1)
+    for dtype in (np.float32, np.float16, ">f8", complex):
+        out = np.full(value.shape, 7, dtype)
+        assert op(x, *more, axis=-1, out=out) is out
+        np.testing.assert_array_equal(out, value.astype(dtype))
+        assert op(x, *more, axis=-1, out=(out,)) is out
 
 
 def test_errors_of_single_operations() -> None:
@@ -314,8 +338,6 @@ def test_errors_of_single_operations() -> None:
     for method, rest in (("value", ()), ("grad", ()), ("vjp", (1.0,))):
         with pytest.raises(ValueError, match=r"dot.*\(2, 3\).*\(3,\)"):
             getattr(pb.dot, method)(x, np.ones(3), *rest)
-    with pytest.raises(ValueError, match=r"dot\.jvp: tx, ty are all None"):
-        pb.dot.jvp(x, x, None, None)
     with pytest.raises(TypeError, match=r"dot.*argument y has dtype complex128"):
         pb.dot(x, x * 1j)
 

@@ -17,12 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import DTYPES, assert_same_bits
 from pullback import reference
+from pullback.elementwise import Binary, Unary, make_elementwise, method_docstring
+from pullback.engine import ORACLE
 from pullback.jacobians import Diagonal
-from pullback.ops import OPS, REFERENCE_MAX_ULP, OpRow
-from pullback.reference.elementwise import Binary, Unary, elementwise, method_docstring
+from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow
 
 rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+elementwise = make_elementwise(ORACLE)
 UNARY = [name for name, row in OPS.items() if row.nin == 1]
 BINARY = [name for name, row in OPS.items() if row.nin == 2]
 unary = pytest.mark.parametrize("f", [elementwise[name] for name in UNARY], ids=UNARY)
@@ -385,8 +387,8 @@ def test_nested_out_of_a_binary_operation() -> None:
 @pytest.mark.parametrize(
     ("second", "error", "message"),
     [
-        (np.zeros(3), ValueError, r"out has shape \(3,\), the result \(2,\)"),
-        (np.zeros(2, int), TypeError, "out has dtype int64"),
+        (np.zeros(3), ValueError, r"out\[1\] has shape \(3,\), the result \(2,\)"),
+        (np.zeros(2, int), TypeError, "out.* has dtype int64"),
         ([0.0, 0.0], TypeError, "not list"),
         (np.broadcast_to(0.0, 2), ValueError, "read-only"),
     ],
@@ -396,7 +398,7 @@ def test_bad_out_writes_nothing(second: Any, error: type[Exception], message: st
     with pytest.raises(error, match=message):
         reference.tanh.value_and_derivative([0.0, 1.0], out=(first, second))
     assert first.tolist() == [7, 7]
-    with pytest.raises(ValueError, match="out holds 1 arrays, there are 2 results"):
+    with pytest.raises(TypeError, match="out must be a tuple of 2 arrays, not ndarray"):
         reference.tanh.value_and_derivative([0.0, 1.0], out=first)
 
 

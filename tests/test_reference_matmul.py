@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import DTYPES, assert_same_bits
+from pullback.calculus import Matmul as Kernels
+from pullback.products import Matmul
 from pullback.reference import matmul
-from pullback.reference.matmul import Matmul
 
 SHAPES = [
     ((3,), (3,)),
@@ -113,7 +114,7 @@ def test_folded_sums_do_not_expand() -> None:
         seen.append((A.shape, B.shape))
         return np.matmul(A, B, out=out)
 
-    recorder = Matmul(product, "nowhere")
+    recorder = Matmul(Kernels(product), "nowhere")
     A, B, G = operands((5, 2, 3), (3, 4))
     recorder.vjp(A, B, G)
     assert seen == [((5, 2, 4), (4, 3)), ((3, 10), (10, 4))]
@@ -184,7 +185,7 @@ def test_shape_errors(a: tuple[int, ...], b: tuple[int, ...], why: str) -> None:
 
 def test_cotangents_and_tangents_are_not_broadcast() -> None:
     A, B = np.ones((2, 3)), np.ones((3, 4))
-    with pytest.raises(ValueError, match=r"G has shape \(4,\), .* has \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"G has shape \(4,\), the result \(2, 4\)"):
         matmul.vjp(A, B, np.ones(4))
     with pytest.raises(ValueError, match=r"tB has shape \(4,\), B has \(3, 4\)"):
         matmul.jvp(A, B, A, np.ones(4))
@@ -201,5 +202,5 @@ def test_never_warns() -> None:
 
 def test_pickle_and_repr() -> None:
     assert pickle.loads(pickle.dumps(matmul)) is matmul
-    assert repr(matmul) == "<matmul of pullback.reference>"
+    assert repr(matmul) == "<product matmul, NumPy twin>"
     assert matmul.__name__ == "matmul"

@@ -15,17 +15,17 @@ import pytest
 from matrices import DTYPES, assert_cotangents, assert_product, normal
 from mpmath import mp, mpf
 from oracles import assert_same_bits
-from pullback import reference
+from pullback import calculus, reference
 from pullback.contraction import numpy_product, summed_product
-from pullback.ops import OPS, REFERENCE_MAX_ULP
+from pullback.elementwise import make_elementwise
+from pullback.engine import ORACLE
+from pullback.products import BilinearForm, Linear, Matmul, QuadraticForm
 from pullback.reference import bilinear_form, linear, matmul, quadratic_form
-from pullback.reference.elementwise import elementwise
-from pullback.reference.forms import BilinearForm, QuadraticForm
-from pullback.reference.linear import Linear
-from pullback.reference.matmul import Matmul
+from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 RNG = np.random.default_rng
+elementwise = make_elementwise(ORACLE)
 
 
 # --- rational numbers -----------------------------------------------------------------------------
@@ -206,14 +206,14 @@ def test_a_wrong_rule_of_matmul_is_rejected() -> None:
         (0, lambda dA: dA[::-1]),
     ):
 
-        class Wrong(Matmul):
-            def _cotangents(self, *arguments: Any) -> Any:
-                right = [*super()._cotangents(*arguments)]
+        class Wrong(calculus.Matmul):
+            def cotangents(self, *arguments: Any) -> Any:
+                right = [*super().cotangents(*arguments)]
                 right[place] = wrong(right[place])  # noqa: B023  called in this round
                 return tuple(right)
 
         with pytest.raises(AssertionError, match="off by more than"):
-            assert_cotangents(Wrong(numpy_product, "nowhere").vjp(A, B, G), A, B, G)
+            assert_cotangents(Matmul(Wrong(numpy_product), "nowhere").vjp(A, B, G), A, B, G)
     with pytest.raises(AssertionError, match="off by more than"):
         assert_product(matmul(A[0], B) * np.float32(1.001), A[0], B)
     with pytest.raises(AssertionError, match="off by more than"):
@@ -221,34 +221,34 @@ def test_a_wrong_rule_of_matmul_is_rejected() -> None:
 
 
 def test_a_term_forgotten_is_rejected() -> None:
-    class NoBias(Linear):
-        def _cotangents(self, X: Any, W: Any, b: Any, *more: Any) -> Any:
-            return super()._cotangents(X, W, np.zeros_like(b), *more)
+    class NoBias(calculus.Linear):
+        def cotangents(self, X: Any, W: Any, b: Any, *more: Any) -> Any:
+            return super().cotangents(X, W, np.zeros_like(b), *more)
 
-    class Symmetric(QuadraticForm):
-        def _cotangents(self, x: Any, A: Any, *more: Any) -> Any:
-            return super()._cotangents(x, np.triu(A) + np.triu(A).T, *more)
+    class Symmetric(calculus.QuadraticForm):
+        def cotangents(self, x: Any, A: Any, *more: Any) -> Any:
+            return super().cotangents(x, np.triu(A) + np.triu(A).T, *more)
 
-    class NoTangentOfX(BilinearForm):
-        def _tangent(self, u: Any, X: Any, v: Any, tu: Any, tX: Any, tv: Any, out: Any) -> Any:
-            return super()._tangent(u, X, v, tu, None, tv, out)
+    class NoTangentOfX(calculus.BilinearForm):
+        def tangent(self, u: Any, X: Any, v: Any, tu: Any, tX: Any, tv: Any, out: Any) -> Any:
+            return super().tangent(u, X, v, tu, None, tv, out)
 
     X, W, b = (RNG(0).normal(size=s) / 2 for s in ((2, 3), (3, 4), (4,)))
     cases: list[tuple[Any, Any, Any, Any]] = [
         (
-            NoBias(numpy_product, "nowhere", elementwise),
+            Linear(NoBias(numpy_product), "nowhere", "", elementwise),
             lambda X, W, b: np.tanh(X @ W + b),
             (X, W, b),
             {"activation": elementwise["tanh"]},
         ),
         (
-            Symmetric(numpy_product, "nowhere"),
+            QuadraticForm(Symmetric(numpy_product), "nowhere"),
             lambda x, A: np.einsum("bi,ij,bj->b", x, A, x),
             (X, W[:, :3]),
             {},
         ),
         (
-            NoTangentOfX(numpy_product, "nowhere"),
+            BilinearForm(NoTangentOfX(numpy_product), "nowhere"),
             lambda u, X, v: u @ X @ v,
             (X[0], W, b),
             {},
@@ -292,10 +292,11 @@ def test_what_is_not_asked_for_is_not_computed() -> None:
     product = Recorder()
     A, B, G = np.ones((2, 3)), np.ones((3, 4)), np.ones((2, 4))
     b = np.ones(4)
-    f = Matmul(product, "nowhere")
-    layer = Linear(product, "nowhere", elementwise)
+    f = Matmul(calculus.Matmul(product), "nowhere")
+    layer = Linear(calculus.Linear(product), "nowhere", "", elementwise)
     square = np.ones((3, 3))
-    quadratic, bilinear = QuadraticForm(product, "nowhere"), BilinearForm(product, "nowhere")
+    quadratic = QuadraticForm(calculus.QuadraticForm(product), "nowhere")
+    bilinear = BilinearForm(calculus.BilinearForm(product), "nowhere")
     calls: list[tuple[Callable[[], Any], int]] = [
         (lambda: f(A, B), 1),
         (lambda: f.vjp(A, B, G), 2),
@@ -328,7 +329,7 @@ def test_what_is_not_asked_for_is_not_computed() -> None:
 def test_what_kernels_are_given(dtype: np.dtype) -> None:
     """Whatever comes in, a kernel gets plain aligned arrays, and outputs apart from them."""
     product = Recorder()
-    f = Matmul(product, "nowhere")
+    f = Matmul(calculus.Matmul(product), "nowhere")
     raw = np.zeros(8 * 40 + 1, np.uint8)[1:]
     misaligned = raw[: 12 * dtype.itemsize].view(dtype).reshape(3, 4)
     B = np.ones((4, 4), dtype)
@@ -353,22 +354,24 @@ def test_what_kernels_are_given(dtype: np.dtype) -> None:
     as_strided = np.lib.stride_tricks.as_strided
     for strides in ((0, 1), (1, 1), (4, 0), (1, 2)):  # two elements in one place, or nearly
         out = as_strided(memory, (4, 4), tuple(s * dtype.itemsize for s in strides))
-        assert Matmul(NoOutput(), "nowhere")(B, B, out=out) is out
+        assert Matmul(calculus.Matmul(NoOutput()), "nowhere")(B, B, out=out) is out
         assert (out == 4).all()
     for strides in ((4, 1), (1, 4), (-8, 2), (1, -5)):
         out = as_strided(memory[30:], (4, 4), tuple(s * dtype.itemsize for s in strides))
         with pytest.raises(AssertionError):
-            Matmul(NoOutput(), "nowhere")(B, B, out=out)
+            Matmul(calculus.Matmul(NoOutput()), "nowhere")(B, B, out=out)
 
 
 def test_large_cotangents_are_folded_not_expanded() -> None:
     product = Recorder()
     A, B, g = np.ones((50, 1, 3)), np.ones((3, 4)), np.ones((50, 6))
     v = np.ones((6, 4))
-    BilinearForm(product, "nowhere").vjp(A, B, v, g)
+    BilinearForm(calculus.BilinearForm(product), "nowhere").vjp(A, B, v, g)
     assert all(np.prod(shape) <= 50 * 6 * 4 for pair in product.seen for shape in pair)
     product.seen.clear()
-    Linear(product, "nowhere", elementwise).vjp(np.ones((5, 6, 3)), B, None, np.ones((5, 6, 4)))
+    Linear(calculus.Linear(product), "nowhere", "", elementwise).vjp(
+        np.ones((5, 6, 3)), B, None, np.ones((5, 6, 4))
+    )
     assert product.seen == [((30, 4), (4, 3)), ((3, 30), (30, 4))]
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pullback as pb
 import pytest
 from oracles import DTYPES
-from pullback.ops import REFERENCE_MAX_ULP
-from pullback.reduction_table import REDUCTIONS
+from pullback.tables.elementwise import REFERENCE_MAX_ULP
+from pullback.tables.reductions import REDUCTIONS
 from reduction_oracles import check_map, check_reduction, samples
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -10,7 +10,8 @@ import oracles
 import pytest
 from mpmath import mp, mpf
 from oracles import DTYPES
-from pullback.ops import OPS, OpRow, as_arrays, result_dtype
+from pullback.protocol import as_arrays, result_dtype
+from pullback.tables.elementwise import OPS, OpRow
 
 rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)

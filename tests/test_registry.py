@@ -15,20 +15,17 @@ import numpy as np
 import pullback as pb
 import pytest
 from protocol import CALLS, METHODS, TARGETS, UFUNC_CALLS, Call, by_name, native
-from pullback.loss_table import LOSSES
-from pullback.ops import OPERANDS, OPS, OpRow
-from pullback.reduction_table import REDUCTIONS
+from pullback.protocol import OPERANDS
+from pullback.tables.elementwise import OPS, OpRow
+from pullback.tables.losses import LOSSES
+from pullback.tables.products import PRODUCTS
+from pullback.tables.reductions import REDUCTIONS
 
 rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
 
 LOSS_METHODS = ("value", "grad", "value_and_grad", "hvp", "curvature", "partial", "pointwise")
 POINTWISE_METHODS = ("derivative", "value_and_derivative", "second_derivative", "vjp")
-PRODUCT_METHODS = {
-    "matmul": ("vjp", "jvp", "jacobian"),
-    "linear": ("vjp", "jvp", "jacobian"),
-    "quadratic_form": ("vjp", "jvp", "value_and_grad", "jacobian"),
-    "bilinear_form": ("vjp", "jvp", "value_and_grad", "jacobian"),
-}
+PRODUCT_METHODS = {name: tuple(row.methods) for name, row in PRODUCTS.items()}
 MAP_METHODS = ("value", "vjp", "jvp", "jacobian")
 REDUCTION_METHODS = {
     name: MAP_METHODS if row.is_map else (*MAP_METHODS, "grad", "value_and_grad")
@@ -104,7 +101,7 @@ def test_unknown_operations_and_methods() -> None:
             native.loss_method(loss, 0.0, method, print)
     for name, method in (("nonsense", "value"), ("sum", "nonsense"), ("softmax", "grad")):
         with pytest.raises(KeyError):
-            native.reduction_method(name, method, 0.0, print)
+            native.reduction_method(name, method, 0.0, None, print)
 
 
 # --- the registry ---------------------------------------------------------------------------------
@@ -174,7 +171,7 @@ def _is_import(name: str, value: Any) -> bool:
 
 
 @pytest.mark.parametrize(
-    "module", ["elementwise", "reductions", "losses", "reference", "ops", "jacobians"]
+    "module", ["elementwise", "reductions", "losses", "reference", "jacobians"]
 )
 def test_all_of_submodules(module: str) -> None:
     submodule = getattr(pb, module)

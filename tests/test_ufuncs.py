@@ -34,7 +34,7 @@ from protocol import (
     ordinary,
     out_argument,
 )
-from pullback.ops import OPS, OpRow
+from pullback.tables.elementwise import OPS, OpRow
 
 calls = pytest.mark.parametrize("call", CALLS, ids=by_name)
 ufunc_calls = pytest.mark.parametrize("call", UFUNC_CALLS, ids=by_name)

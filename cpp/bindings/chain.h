@@ -8,7 +8,7 @@ namespace pullback {
 
 // ElementwiseRun(links), each link an op's name, the places of the running value among its
 // operands, and the other operand or None. Its methods return NotImplemented for what is not
-// plain: see pullback.reference.chain.BlockRun, its twin.
+// plain.
 bool RegisterRunType(PyObject* module);
 
 }  // namespace pullback

@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from pullback import elementwise, jacobians, losses, ops, reductions, reference
+from pullback import elementwise, jacobians, losses, products, reductions, reference
 from pullback.chain import Chain, arg, chain
 from pullback.check import GradCheck, check_grad
 from pullback.config import (
@@ -42,12 +42,11 @@ from pullback.config import (
 )
 from pullback.interop import threadpoolctl as _threadpoolctl
 from pullback.jacobians import Diagonal, Kronecker
-from pullback.matmul import products as _products
 from pullback.objective import LinearObjective
 from pullback.partial import PartialSums
 
 primitives: Final[Mapping[str, Any]] = MappingProxyType(
-    {**elementwise.primitives, **_products, **reductions.reductions, **losses.losses}
+    {**elementwise.primitives, **products.products, **reductions.reductions, **losses.losses}
 )
 globals().update(primitives)
 _threadpoolctl.register()
@@ -75,8 +74,8 @@ __all__ = [
     "get_num_threads",
     "jacobians",
     "losses",
-    "ops",
     "primitives",
+    "products",
     "reductions",
     "reference",
     "set_kept_memory",

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from pullback import elementwise as elementwise
 from pullback import jacobians as jacobians
 from pullback import losses as losses
-from pullback import ops as ops
+from pullback import products as products
 from pullback import reductions as reductions
 from pullback import reference as reference
 from pullback.chain import Chain as Chain
@@ -19,15 +19,9 @@ from pullback.check import check_grad as check_grad
 from pullback.jacobians import Diagonal as Diagonal
 from pullback.jacobians import Jacobian
 from pullback.jacobians import Kronecker as Kronecker
+from pullback.losses import Loss, ParametricLoss
 from pullback.objective import LinearObjective as LinearObjective
 from pullback.partial import PartialSums as PartialSums
-from pullback.reference.forms import BilinearForm, QuadraticForm
-from pullback.reference.linear import Linear
-from pullback.reference.losses import Loss, ParametricLoss
-from pullback.reference.matmul import Matmul
-from pullback.reference.reduction import Reduction
-from pullback.reference.reductions import Dot, Norm, Variance
-from pullback.reference.row_maps import LayerNorm, RowMap
 
 __all__ = [  # noqa: RUF022
     "Chain",
@@ -107,11 +101,11 @@ __all__ = [  # noqa: RUF022
     "norm1",
     "norm2",
     "not_equal",
-    "ops",
     "poisson",
     "power",
     "primitives",
     "prod",
+    "products",
     "quadratic_form",
     "quantile",
     "reciprocal",
@@ -221,6 +215,438 @@ class _Binary(Protocol):
         **options: Any,
     ) -> Any: ...
     def jacobian(self, w: ArrayLike, x: ArrayLike, /) -> tuple[Jacobian, Jacobian]: ...
+
+@type_check_only
+class _Matmul(Protocol):
+    __name__: str
+    def __call__(self, A: ArrayLike, B: ArrayLike, /, out: Any = None) -> Any: ...
+    def jacobian(self, A: ArrayLike, B: ArrayLike, /) -> Any: ...
+    def jvp(
+        self,
+        A: ArrayLike,
+        B: ArrayLike,
+        tA: ArrayLike | None,
+        tB: ArrayLike | None,
+        /,
+        out: Any = None,
+    ) -> Any: ...
+    def vjp(
+        self,
+        A: ArrayLike,
+        B: ArrayLike,
+        G: ArrayLike,
+        /,
+        *,
+        wrt: str | int | tuple[str | int, ...] = "all",
+        out: Any = None,
+    ) -> Any: ...
+
+@type_check_only
+class _Linear(Protocol):
+    __name__: str
+    def __call__(
+        self,
+        X: ArrayLike,
+        W: ArrayLike,
+        b: ArrayLike | None = None,
+        /,
+        *,
+        activation: Any = None,
+        out: Any = None,
+    ) -> Any: ...
+    def jacobian(
+        self, X: ArrayLike, W: ArrayLike, b: ArrayLike | None = None, /, *, activation: Any = None
+    ) -> Any: ...
+    def jvp(
+        self,
+        X: ArrayLike,
+        W: ArrayLike,
+        b: ArrayLike | None,
+        tX: ArrayLike | None,
+        tW: ArrayLike | None,
+        tb: ArrayLike | None,
+        /,
+        *,
+        activation: Any = None,
+        out: Any = None,
+    ) -> Any: ...
+    def vjp(
+        self,
+        X: ArrayLike,
+        W: ArrayLike,
+        b: ArrayLike | None,
+        G: ArrayLike,
+        /,
+        *,
+        activation: Any = None,
+        wrt: str | int | tuple[str | int, ...] = "all",
+        out: Any = None,
+    ) -> Any: ...
+
+@type_check_only
+class _QuadraticForm(Protocol):
+    __name__: str
+    def __call__(self, x: ArrayLike, A: ArrayLike, /, out: Any = None) -> Any: ...
+    def jacobian(self, x: ArrayLike, A: ArrayLike, /) -> Any: ...
+    def jvp(
+        self,
+        x: ArrayLike,
+        A: ArrayLike,
+        tx: ArrayLike | None,
+        tA: ArrayLike | None,
+        /,
+        out: Any = None,
+    ) -> Any: ...
+    def value_and_grad(
+        self, x: ArrayLike, A: ArrayLike, /, *, wrt: str | int | tuple[str | int, ...] = 0
+    ) -> Any: ...
+    def vjp(
+        self,
+        x: ArrayLike,
+        A: ArrayLike,
+        g: ArrayLike,
+        /,
+        *,
+        wrt: str | int | tuple[str | int, ...] = "all",
+        out: Any = None,
+    ) -> Any: ...
+
+@type_check_only
+class _BilinearForm(Protocol):
+    __name__: str
+    def __call__(self, u: ArrayLike, X: ArrayLike, v: ArrayLike, /, out: Any = None) -> Any: ...
+    def jacobian(self, u: ArrayLike, X: ArrayLike, v: ArrayLike, /) -> Any: ...
+    def jvp(
+        self,
+        u: ArrayLike,
+        X: ArrayLike,
+        v: ArrayLike,
+        tu: ArrayLike | None,
+        tX: ArrayLike | None,
+        tv: ArrayLike | None,
+        /,
+        out: Any = None,
+    ) -> Any: ...
+    def value_and_grad(
+        self,
+        u: ArrayLike,
+        X: ArrayLike,
+        v: ArrayLike,
+        /,
+        *,
+        wrt: str | int | tuple[str | int, ...] = "all",
+    ) -> Any: ...
+    def vjp(
+        self,
+        u: ArrayLike,
+        X: ArrayLike,
+        v: ArrayLike,
+        g: ArrayLike,
+        /,
+        *,
+        wrt: str | int | tuple[str | int, ...] = "all",
+        out: Any = None,
+    ) -> Any: ...
+
+@type_check_only
+class _Sum(Protocol):
+    __name__: str
+    def __call__(
+        self,
+        x: ArrayLike,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+    def grad(
+        self,
+        x: ArrayLike,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+    def jacobian(
+        self, x: ArrayLike, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
+    ) -> Any: ...
+    def jvp(
+        self,
+        x: ArrayLike,
+        t: ArrayLike | None,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+    def value(
+        self,
+        x: ArrayLike,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+    def value_and_grad(
+        self,
+        x: ArrayLike,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+    def vjp(
+        self,
+        x: ArrayLike,
+        g: ArrayLike,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+
+@type_check_only
+class _Dot(Protocol):
+    __name__: str
+    def __call__(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+    def grad(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+    def jacobian(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+    ) -> Any: ...
+    def jvp(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        tx: ArrayLike | None,
+        ty: ArrayLike | None,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+    def value(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+    def value_and_grad(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+    def vjp(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        g: ArrayLike,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+
+@type_check_only
+class _Norm(Protocol):
+    __name__: str
+    def __call__(
+        self,
+        x: ArrayLike,
+        p: float,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+    def grad(
+        self,
+        x: ArrayLike,
+        p: float,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+    def jacobian(
+        self,
+        x: ArrayLike,
+        p: float,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+    ) -> Any: ...
+    def jvp(
+        self,
+        x: ArrayLike,
+        p: float,
+        t: ArrayLike | None,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+    def value(
+        self,
+        x: ArrayLike,
+        p: float,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+    def value_and_grad(
+        self,
+        x: ArrayLike,
+        p: float,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+    def vjp(
+        self,
+        x: ArrayLike,
+        p: float,
+        g: ArrayLike,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+
+@type_check_only
+class _Variance(Protocol):
+    __name__: str
+    def __call__(
+        self,
+        x: ArrayLike,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+        *,
+        ddof: float = 0.0,
+    ) -> Any: ...
+    def grad(
+        self,
+        x: ArrayLike,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+        *,
+        ddof: float = 0.0,
+    ) -> Any: ...
+    def jacobian(
+        self,
+        x: ArrayLike,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        *,
+        ddof: float = 0.0,
+    ) -> Any: ...
+    def jvp(
+        self,
+        x: ArrayLike,
+        t: ArrayLike | None,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+        *,
+        ddof: float = 0.0,
+    ) -> Any: ...
+    def value(
+        self,
+        x: ArrayLike,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+        *,
+        ddof: float = 0.0,
+    ) -> Any: ...
+    def value_and_grad(
+        self,
+        x: ArrayLike,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+        *,
+        ddof: float = 0.0,
+    ) -> Any: ...
+    def vjp(
+        self,
+        x: ArrayLike,
+        g: ArrayLike,
+        axis: int | tuple[int, ...] | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+        *,
+        ddof: float = 0.0,
+    ) -> Any: ...
+
+@type_check_only
+class _Softmax(Protocol):
+    __name__: str
+    def __call__(
+        self, x: ArrayLike, axis: int | tuple[int, ...] | None = -1, out: Any = None
+    ) -> Any: ...
+    def jacobian(self, x: ArrayLike, axis: int | tuple[int, ...] | None = -1) -> Any: ...
+    def jvp(
+        self,
+        x: ArrayLike,
+        t: ArrayLike | None,
+        axis: int | tuple[int, ...] | None = -1,
+        out: Any = None,
+    ) -> Any: ...
+    def value(
+        self, x: ArrayLike, axis: int | tuple[int, ...] | None = -1, out: Any = None
+    ) -> Any: ...
+    def vjp(
+        self, x: ArrayLike, g: ArrayLike, axis: int | tuple[int, ...] | None = -1, out: Any = None
+    ) -> Any: ...
+
+@type_check_only
+class _LayerNorm(Protocol):
+    __name__: str
+    def __call__(
+        self,
+        x: ArrayLike,
+        axis: int | tuple[int, ...] | None = -1,
+        eps: float = 1e-05,
+        out: Any = None,
+    ) -> Any: ...
+    def jacobian(
+        self, x: ArrayLike, axis: int | tuple[int, ...] | None = -1, eps: float = 1e-05
+    ) -> Any: ...
+    def jvp(
+        self,
+        x: ArrayLike,
+        t: ArrayLike | None,
+        axis: int | tuple[int, ...] | None = -1,
+        eps: float = 1e-05,
+        out: Any = None,
+    ) -> Any: ...
+    def value(
+        self,
+        x: ArrayLike,
+        axis: int | tuple[int, ...] | None = -1,
+        eps: float = 1e-05,
+        out: Any = None,
+    ) -> Any: ...
+    def vjp(
+        self,
+        x: ArrayLike,
+        g: ArrayLike,
+        axis: int | tuple[int, ...] | None = -1,
+        eps: float = 1e-05,
+        out: Any = None,
+    ) -> Any: ...
 
 def backend() -> Literal["native", "numpy"]: ...
 def get_num_threads() -> int: ...
@@ -554,89 +980,89 @@ not_equal: Final[_Binary]
 
 Derivative ``0``, ``0``; domain: w real, x real.
 """
-bilinear_form: Final[BilinearForm]
-"""Return the bilinear form u^T X v."""
-quadratic_form: Final[QuadraticForm]
-"""Return the quadratic form x^T A x."""
-linear: Final[Linear]
-"""Return activation(X @ W + b)."""
-matmul: Final[Matmul]
-"""Return the matrix product A @ B."""
-sum: Final[Reduction]
+matmul: Final[_Matmul]
+"""Matrix product, for every shape that `numpy.matmul` takes, ``A @ B``."""
+linear: Final[_Linear]
+"""Linear layer: a product, a bias, an activation, ``activation(X @ W + b)``."""
+quadratic_form: Final[_QuadraticForm]
+"""Quadratic form, of each vector of a batch, ``x^T A x``."""
+bilinear_form: Final[_BilinearForm]
+"""Bilinear form, of each pair of vectors of a batch, ``u^T X v``."""
+sum: Final[_Sum]
 """Sum, ``sum(x)``.
 
 Derivative ``1``; the derivative is 1 whatever x is.
 """
-mean: Final[Reduction]
+mean: Final[_Sum]
 """Arithmetic mean, ``sum(x)/n``.
 
 Derivative ``1/n``; the derivative is 1/n whatever x is.
 """
-prod: Final[Reduction]
+prod: Final[_Sum]
 """Product, ``prod(x)``.
 
 Derivative ``prod(x[j] for j != i)``; the derivative is the product of the others, whatever x[i] is.
 """
-dot: Final[Dot]
+dot: Final[_Dot]
 """Inner product, ``sum(x*y)``.
 
 Derivative ``y[i]``, ``x[i]``; the derivative by one operand is the other.
 """
-norm1: Final[Reduction]
+norm1: Final[_Sum]
 """Sum of magnitudes, ``sum(abs(x))``.
 
 Derivative ``sign(x[i])``; 0 at x[i] = 0.
 """
-norm2: Final[Reduction]
+norm2: Final[_Sum]
 """Euclidean norm, ``sqrt(sum(x**2))``.
 
 Derivative ``x[i]/norm2(x)``; 0 at x = 0; beside an infinity 0, and NaN at it.
 """
-squared_norm2: Final[Reduction]
+squared_norm2: Final[_Sum]
 """Sum of squares, ``sum(x**2)``.
 
 Derivative ``2*x[i]``; none are needed.
 """
-norm: Final[Norm]
+norm: Final[_Norm]
 """p-norm, ``sum(abs(x)**p)**(1/p)``.
 
 Derivative ``sign(x[i])*(abs(x[i])/norm(x, p))**(p - 1)``; 0 at x[i] = 0; norm(x, 1) is norm1,
 norm(x, 2) norm2, and norm(x, inf) the largest magnitude, which ties share; beside an infinity 0,
 and NaN at it.
 """
-max: Final[Reduction]
+max: Final[_Sum]
 """Largest element, ``max(x)``.
 
 Derivative ``1/k if x[i] = max(x) else 0``; k ties share; a NaN makes value and derivative NaN.
 """
-min: Final[Reduction]
+min: Final[_Sum]
 """Smallest element, ``min(x)``.
 
 Derivative ``1/k if x[i] = min(x) else 0``; k ties share; a NaN makes value and derivative NaN.
 """
-logsumexp: Final[Reduction]
+logsumexp: Final[_Sum]
 """Logarithm of the sum of exponentials, ``log(sum(exp(x)))``.
 
 Derivative ``exp(x[i] - logsumexp(x))``; +inf takes the derivative, and ties share it; NaN where all
 are -inf; the value's error is in ULP of the largest of it and the operands.
 """
-variance: Final[Variance]
+variance: Final[_Variance]
 """Variance, ``sum((x - mean(x))**2)/(n - ddof)``.
 
 Derivative ``2*(x[i] - mean(x))/(n - ddof)``; NaN where an element is infinite, as the mean then is.
 """
-softmax: Final[RowMap]
+softmax: Final[_Softmax]
 """Exponentials by their sum, along an axis, ``exp(x)/sum(exp(x))``.
 
 Derivative ``p[i]*((i = j) - p[j])``; +inf takes all, and ties share it; NaN where all are -inf.
 """
-log_softmax: Final[RowMap]
+log_softmax: Final[_Softmax]
 """Logarithm of softmax, along an axis, ``x - log(sum(exp(x)))``.
 
 Derivative ``(i = j) - p[j]``; +inf takes all, and ties share it; NaN where all are -inf; the
 value's error is in ULP of the largest of it and 1.
 """
-layer_norm: Final[LayerNorm]
+layer_norm: Final[_LayerNorm]
 """Elements less their mean, by their deviation, along an axis, ``(x - mean(x))/sqrt(var(x) +
 eps)``.
 

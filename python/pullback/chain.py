@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Final, TypeAlias
 
-from pullback.arguments import shown
-from pullback.steps import Cotangents, arg, in_sequence, make_step
+import numpy as np
+
+from pullback.protocol import Wrt, check_wrt
+from pullback.steps import arg, in_sequence, make_step
 
 __all__ = ["Chain", "arg", "chain"]
 
+
+# Operands by name or position, one of them or several.
+Wanted: TypeAlias = str | int | tuple[str | int, ...]
+
+_X: Final = Wrt((0,), single=True)
 
 # --- the chain ------------------------------------------------------------------------------------
 
@@ -32,6 +39,8 @@ class Chain:
             for number, (op, operands, options) in enumerate(self._given, 1)
         ]
         self._whole = in_sequence(self._steps)
+        n_bound = sum(len(step.bound) for step in self._steps)
+        self._names: tuple[Any, ...] = ("x", *range(1, n_bound + 1))
 
     def __repr__(self) -> str:
         return f"chain({', '.join(map(repr, self._steps))})"
@@ -68,8 +77,8 @@ class Chain:
         ----------
         x : array_like
             Primal.
-        t : array_like, shape of `x`
-            Its tangent.
+        t : array_like, shape of `x`, or None
+            Its tangent; None is zero.
 
         Returns
         -------
@@ -80,9 +89,9 @@ class Chain:
         TypeError, ValueError
             As the steps do.
         """
-        return self._whole.jvp(x, t)
+        return np.zeros_like(self._whole.value(x))[()] if t is None else self._whole.jvp(x, t)
 
-    def vjp(self, x: Any, g: Any, /, *, wrt: str | None = None) -> Any:
+    def vjp(self, x: Any, g: Any, /, *, wrt: Wanted = 0) -> Any:
         """Return the cotangent of `x`, or of everything.
 
         Parameters
@@ -91,47 +100,48 @@ class Chain:
             Primal.
         g : array_like, shape of the value
             Cotangent of the value.
-        wrt : None or "all"
-            Whether to return the cotangents of the bound operands as well.
+        wrt : "x", int, a tuple of them, or "all"
+            Whose cotangents to return: 0 is `x`, 1 the first bound operand, and so on, in the order
+            in which they stand in the steps; an operand that is None does not count.
 
         Returns
         -------
-        ndarray or scalar, shape of `x`; for "all" a tuple
-            In front the cotangent of `x`, then those of the bound operands, in the order in which
-            they stand in the steps, each in the operand's shape. An operand that is None has none.
+        ndarray or scalar, or a tuple of them
+            In the operands' shapes; bare for a bare `wrt`.
 
         Raises
         ------
         TypeError
             As the steps do.
         ValueError
-            As the steps do; if `g` has not the value's shape, or `wrt` is something else.
+            As the steps do; if `g` has not the value's shape, or `wrt` names no operand.
         """
-        if wrt is None:
+        if type(wrt) is int and wrt == 0:
             return self._whole.pull(x, g, False)[0]
-        everything = _check_wrt("vjp", wrt)
-        return _result(self._whole.pull(x, g, everything), everything)
+        asked = self._asked("vjp", wrt)
+        gx, bound = self._whole.pull(x, g, asked is not _X)
+        return _chosen(asked, gx, bound)
 
-    def value_and_vjp(self, x: Any, g: Any, /, *, wrt: str | None = None) -> tuple[Any, Any]:
+    def value_and_vjp(self, x: Any, g: Any, /, *, wrt: Wanted = 0) -> tuple[Any, Any]:
         """Return the value and what `vjp` returns; arguments and errors are those of `vjp`."""
-        everything = _check_wrt("value_and_vjp", wrt)
-        value, cotangents = self._whole.value_and_pull(x, g, everything)
-        return value, _result(cotangents, everything)
+        asked = self._asked("value_and_vjp", wrt)
+        value, (gx, bound) = self._whole.value_and_pull(x, g, asked is not _X)
+        return value, _chosen(asked, gx, bound)
 
-    def value_and_grad(self, x: Any, /, *, wrt: str | None = None) -> tuple[Any, Any]:
+    def value_and_grad(self, x: Any, /, *, wrt: Wanted = 0) -> tuple[Any, Any]:
         """Return the value, which has one element, and its gradient.
 
         Parameters
         ----------
         x : array_like
             Primal.
-        wrt : None or "all"
+        wrt : "x", int, a tuple of them, or "all"
             As for `vjp`.
 
         Returns
         -------
         value : ndarray or scalar
-        gradient : ndarray or scalar, shape of `x`; for "all" a tuple
+        gradient : ndarray or scalar, or a tuple of them
             What `vjp` returns for a cotangent of one.
 
         Raises
@@ -139,9 +149,14 @@ class Chain:
         TypeError, ValueError
             As the steps do; ValueError if the value has several elements.
         """
-        everything = _check_wrt("value_and_grad", wrt)
-        value, cotangents = self._whole.value_and_grad(x, everything)
-        return value, _result(cotangents, everything)
+        asked = self._asked("value_and_grad", wrt)
+        value, (gx, bound) = self._whole.value_and_grad(x, asked is not _X)
+        return value, _chosen(asked, gx, bound)
+
+    def _asked(self, method: str, wrt: Any) -> Wrt:
+        if type(wrt) is int and wrt == 0:
+            return _X
+        return check_wrt(f"chain.{method}", wrt, self._names)
 
     def jacobian(self, x: Any, /) -> Any:
         """Return the Jacobian at `x`, the product of the steps' Jacobians.
@@ -167,8 +182,8 @@ class Chain:
 def chain(*steps: Any) -> Chain:
     """Compose primitives into one function that knows its derivatives.
 
-    Consecutive elementwise steps go over the data together, in blocks that stay in cache, with the
-    bits that one call after the other would give.
+    Natively, consecutive elementwise steps go over the data together, in blocks that stay in cache,
+    with the bits that one call after the other would give.
 
     Parameters
     ----------
@@ -222,11 +237,6 @@ def _flattened(steps: Iterable[Any]) -> Iterator[tuple[Any, tuple[Any, ...], dic
             yield op, tuple(operands), options
 
 
-def _check_wrt(method: str, wrt: str | None) -> bool:
-    if wrt is not None and not (isinstance(wrt, str) and wrt == "all"):
-        raise ValueError(f"chain.{method}: wrt must be None or 'all', not {shown(wrt)}")
-    return wrt == "all"
-
-
-def _result(cotangents: Cotangents, everything: bool) -> Any:
-    return (cotangents[0], *cotangents[1]) if everything else cotangents[0]
+def _chosen(asked: Wrt, gx: Any, bound: list[Any]) -> Any:
+    cotangents = (gx, *bound)
+    return asked.result([cotangents[k] for k in asked.operands])

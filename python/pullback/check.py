@@ -10,10 +10,9 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.arguments import as_array, as_index, shown
 from pullback.check_report import Discrepancy, GradCheck, Index, Kink
 from pullback.differences import SAFETY, Function, Slope
-from pullback.ops import as_number, kernel_dtype
+from pullback.protocol import as_array, as_index, as_number, kernel_dtype, shown
 
 __all__ = ["Discrepancy", "GradCheck", "Kink", "check_grad"]
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, overload
 
 import numpy as np
 
-from pullback.arguments import as_index, shown
+from pullback.protocol import as_index, shown
 
 __all__ = [
     "backend",

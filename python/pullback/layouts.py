@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pullback.arguments import as_array, as_index, shown
-from pullback.ops import kernel_dtype
+from pullback.partial import tree_sum
+from pullback.protocol import as_array, as_index, kernel_dtype, shown
 
-__all__ = ["BLOCK_BYTES", "Data", "Dense", "KernelData", "Sparse", "as_data", "spans"]
+__all__ = [
+    "BLOCK_BYTES",
+    "ROWS",
+    "Data",
+    "Dense",
+    "KernelData",
+    "Rows",
+    "Sparse",
+    "as_data",
+    "blocks_of_rows",
+    "pieces",
+    "predict",
+    "spans",
+]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -24,6 +37,10 @@ MOST_SPARSE_COLUMNS: Final = 1 << 32
 
 # Of a converted block: it stays in cache, and the call that reads it is long.
 BLOCK_BYTES: Final = 1 << 18
+BLOCK_ENTRIES: Final = 1 << 17  # converted to float64 where they are not
+
+# No more rows are summed in order; the sums of so many are merged as a tree.
+ROWS: Final = 512
 
 
 class Dense:
@@ -239,3 +256,109 @@ def _index_dtype(op: str, indices: Array, indptr: Array) -> np.dtype[Any]:
     small = indices.dtype.itemsize <= 4 and indices.dtype != np.uint32
     fits = small and (len(indptr) == 0 or indptr[-1] <= np.iinfo(np.int32).max)
     return np.dtype(np.int32 if fits else np.int64)
+
+
+# --- sums over rows -------------------------------------------------------------------------------
+
+
+class _DenseRows:
+    """Rows of a dense matrix."""
+
+    def __init__(self, X: Array) -> None:
+        self._X = X.astype(np.float64, copy=False)
+
+    def forward(self, w: Array) -> Array:
+        """Return X w."""
+        return self._X @ w
+
+    def backward(self, slopes: Array) -> Array:
+        """Return X^T slopes."""
+        return tree_sum(self._X[rows].T @ slopes[rows] for rows in pieces(0, len(slopes)))
+
+
+class _Entries:
+    """Entries of a sparse matrix, as many at once as fit a block; duplicates add up."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        entries: Callable[[], Iterator[tuple[Array, Array, Array]]],
+        *,
+        by_columns: bool,
+    ) -> None:
+        self._shape = shape
+        self._entries = entries  # rows, columns, data; of few rows, or of whole columns
+        self._by_columns = by_columns
+
+    def forward(self, w: Array) -> Array:
+        """Return X w."""
+        z = np.zeros((self._shape[0], w.shape[1]))
+        for rows, columns, data in self._entries():
+            for k in range(w.shape[1]):
+                z[:, k] += np.bincount(rows, data * w[columns, k], self._shape[0])
+        return z
+
+    def backward(self, slopes: Array) -> Array:
+        """Return X^T slopes."""
+
+        def part(rows: Array, columns: Array, data: Array) -> Array:
+            gw = np.zeros((self._shape[1], slopes.shape[1]))
+            for k in range(slopes.shape[1]):
+                terms = data * slopes[rows, k]
+                if not self._by_columns:
+                    gw[:, k] = np.bincount(columns, terms, self._shape[1])
+                elif len(columns):
+                    starts = np.flatnonzero(np.diff(columns, prepend=-1))
+                    gw[columns[starts], k] = np.add.reduceat(terms, starts)  # pairwise
+            return gw
+
+        return tree_sum(part(*entries) for entries in self._entries())
+
+
+Rows: TypeAlias = _DenseRows | _Entries
+
+
+def pieces(begin: int, end: int) -> Iterator[slice]:
+    """Yield slices of at most `ROWS` rows."""
+    return (slice(i, min(i + ROWS, end)) for i in range(begin, end, ROWS))
+
+
+def blocks_of_rows(X: KernelData) -> Iterator[tuple[slice, Rows]]:
+    """Yield all rows in order; the rows of compressed columns at once, since they lie apart."""
+    if isinstance(X, np.ndarray):
+        n_rows, n_features = X.shape
+        step = max(1, BLOCK_ENTRIES // max(1, n_features))
+        for begin in range(0, n_rows, step):
+            rows = slice(begin, min(begin + step, n_rows))
+            yield rows, _DenseRows(X[rows])
+        return
+    layout, data, indices, indptr, shape = X
+    for begin, end in spans(indptr, BLOCK_ENTRIES) if layout == "csr" else [(0, shape[0])]:
+        if layout == "csr":
+            extent, first = (end - begin, shape[1]), begin
+            pointers = [(rows.start, rows.stop) for rows in pieces(begin, end)]
+        else:
+            extent, first, pointers = shape, 0, list(spans(indptr, BLOCK_ENTRIES)) or [(0, 0)]
+
+        def entries(
+            pointers: list[tuple[int, int]] = pointers, first: int = first
+        ) -> Iterator[tuple[Array, Array, Array]]:
+            for begin, end in pointers:
+                inside = slice(int(indptr[begin]), int(indptr[end]))
+                minor = indices[inside].copy()  # which nobody changes once it is checked
+                out = (minor < 0) | (minor >= shape[1 if layout == "csr" else 0])
+                if out.any():
+                    raise ValueError("X", begin - first)
+                counts = np.diff(indptr[begin : end + 1])
+                major = np.repeat(np.arange(begin - first, end - first), counts)
+                rows, columns = (major, minor) if layout == "csr" else (minor, major)
+                yield rows, columns, data[inside].astype(np.float64, copy=False)
+
+        yield slice(begin, end), _Entries(extent, entries, by_columns=layout == "csc")
+
+
+def predict(X: KernelData, w: Array, b: Array, out: Array) -> None:
+    """Write X w + b to `out`, shape (N, K), float64; w is (D, K), b (K,)."""
+    with np.errstate(all="ignore"):
+        for rows, block in blocks_of_rows(X):
+            np.add(block.forward(w), b, out=out[rows])

@@ -2,31 +2,626 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
-from pullback.config import native
-from pullback.reference.losses import Engine, Loss, make_losses
-from pullback.reference.losses import losses as _twins
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["losses"]
-
-losses: Final[Mapping[str, Loss]] = (
-    _twins
-    if native is None
-    else make_losses(
-        Engine(
-            "pullback",
-            "losses.",
-            "",
-            native.loss_sums,
-            native.loss_pointwise,
-            native.loss_method,
-            native.objective,
-            native.objective_method,
-        )
-    )
+from pullback.elementwise import make_elementwise
+from pullback.engine import BACKEND, Engine
+from pullback.layouts import KernelData, Sparse
+from pullback.partial import PartialSums, Reduction, divisor, tree_sum
+from pullback.pointwise import Pointwise, softmax_hessian
+from pullback.protocol import as_number, check_outs, check_wrt, named_after
+from pullback.reductions import make_reductions
+from pullback.samples import (
+    OPERANDS,
+    Job,
+    Model,
+    Samples,
+    check_direction,
+    check_model,
+    check_rows,
+    check_samples,
+    parameter_dtype,
+    sums_of_targets,
+    weight_complaint,
 )
+from pullback.tables.elementwise import OPS
+from pullback.tables.losses import LOSSES, LossRow
+
+__all__ = ["Loss", "ParametricLoss", "losses", "make_losses"]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+# Operands by name or position, one of them or several.
+Wanted: TypeAlias = str | int | tuple[str | int, ...]
+
+
+class Loss:
+    """A loss of a linear model, the weighted mean over the samples of a pointwise loss.
+
+    With z = X w + b, the loss is ``1/N sum_i l(z_i, y_i)``; its gradients are ``1/N X^T r`` and
+    ``1/N sum_i r_i``, where r_i is l's derivative by z_i, and its Hessian in w is ``X^T diag(c) X``
+    with l's second derivatives in c. Each comes from one pass over X, which is read where it lies:
+    rows or columns of float32 or float64, CSR or CSC. All else is converted by small blocks of
+    rows. Everything accumulates in float64; nothing is written to the arguments.
+
+    Parameters
+    ----------
+    row : LossRow
+        What the table says.
+    engine : Engine
+        What computes.
+    parameter : float, optional
+        The loss's parameter; the table's default when omitted.
+    """
+
+    def __init__(self, row: LossRow, engine: Engine, parameter: float | None = None) -> None:
+        self.row = row
+        self._engine = engine
+        if parameter is None and row.parameter is not None:
+            parameter = row.parameter.default
+        self._parameter = parameter
+        self.__name__ = row.name
+        self.__qualname__ = row.name
+        self.__module__ = engine.module("losses")
+        self.__doc__ = _docstring(row)
+        self.pointwise = _pointwise_of(row.name)(self, row, self._score)
+        if engine.is_native:
+            for method in ("value", "grad", "value_and_grad", "hvp"):
+                setattr(self, method, self._direct(engine.kernels.loss_method, method))
+            self.pointwise.enter_directly(engine.kernels.loss_method, parameter or 0.0)
+
+    def _direct(self, loss_method: Callable[..., Any], method: str) -> Any:
+        """Return the callable that enters the kernels without a detour through a method."""
+        fallback = getattr(self, method)
+        call = loss_method(self.__name__, self._parameter or 0.0, method, fallback)
+        call.__name__ = method
+        call.__qualname__ = f"{self.__qualname__}.{method}"
+        call.__module__ = self.__module__
+        call.__doc__ = fallback.__doc__
+        call.__reduce__ = lambda: (getattr, (self, method))
+        return call
+
+    def __repr__(self) -> str:
+        return f"<loss {self._title}{self._engine.remark}>"
+
+    def __reduce__(self) -> Any:
+        return self.__qualname__
+
+    # --- one pass over the data ---
+
+    def value(
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        w: npt.ArrayLike,
+        b: npt.ArrayLike | None = None,
+        sample_weight: npt.ArrayLike | None = None,
+        *,
+        reduction: Reduction = "mean",
+    ) -> float:
+        """Return the loss.
+
+        Parameters
+        ----------
+        X, y, w, b, sample_weight, reduction
+            As for `value_and_grad`; X has shape (N, D), y (N,), w (D,).
+
+        Returns
+        -------
+        float
+            Computed in float64, whatever the dtypes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `value_and_grad` does.
+        """
+        op = f"{self.__name__}.value"
+        samples, model = self._arguments(op, X, y, w, b, sample_weight)
+        by = divisor(op, reduction, samples.weight)
+        return _divided(self._sums(op, samples, model, "value").loss, by)
+
+    def grad(
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        w: npt.ArrayLike,
+        b: npt.ArrayLike | None = None,
+        sample_weight: npt.ArrayLike | None = None,
+        out: Any = None,
+        *,
+        reduction: Reduction = "mean",
+        wrt: Wanted = ("w", "b"),
+    ) -> Any:
+        """Return the gradients alone.
+
+        Parameters
+        ----------
+        X, y, w, b, sample_weight, out, reduction, wrt
+            As for `value_and_grad`.
+
+        Returns
+        -------
+        tuple or ndarray
+            The gradients that `value_and_grad` returns beside the loss, in their variables' shapes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `value_and_grad` does.
+        """
+        op = f"{self.__name__}.grad"
+        return self._gradients(op, X, y, w, b, sample_weight, out, reduction, wrt)[1]
+
+    def value_and_grad(
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        w: npt.ArrayLike,
+        b: npt.ArrayLike | None = None,
+        sample_weight: npt.ArrayLike | None = None,
+        out: Any = None,
+        *,
+        reduction: Reduction = "mean",
+        wrt: Wanted = ("w", "b"),
+    ) -> Any:
+        """Return the loss and its gradients, by `w` and `b` where `wrt` does not say otherwise.
+
+        Parameters
+        ----------
+        X : array_like or sparse matrix, shape (N, D), N > 0
+            Data, one sample a row: an array, what converts to one, or CSR or CSC.
+        y : array_like, shape (N,), or (N, K) for several outputs
+            Targets, in the loss's domain. For a loss of classes, labels of shape (N,) or
+            probabilities of shape (N, K).
+        w : array_like, shape (D,), or (D, K) for several outputs
+            Coefficients.
+        b : array_like, shape (), (1,) or (K,), or None
+            Intercepts; None for a model without. A single one is shared by all outputs.
+        sample_weight : array_like, shape (N,), optional
+            Weights, finite and not negative.
+        out : tuple of (ndarray or None), or an ndarray for a bare `wrt`
+            Where the gradients go, in their shapes; written only on success.
+        reduction : {"mean", "sum"}
+            Whether to divide by the sum of the weights, or by N where there are none.
+        wrt : str, int, a tuple of them, or "all"
+            What the gradients are by: "X", "w" and "b", by name or position.
+
+        Returns
+        -------
+        loss : float
+            Computed in float64, whatever the dtypes.
+        gradients : tuple, or the bare gradient for a bare `wrt`
+            In the order of `wrt`. Each has the shape and dtype of its variable, float64 for
+            integers; that by `b` has its kind too: float, NumPy scalar, array or None; that by a
+            sparse `X` is dense.
+
+        Raises
+        ------
+        TypeError
+            If a dtype or a sparse format has no kernel (complex, object, COO, ...).
+        ValueError
+            If a shape does not fit, N = 0, a mean's weights sum to 0, or a target or weight is
+            outside its domain; the message names the first such row.
+        """
+        op = f"{self.__name__}.value_and_grad"
+        return self._gradients(op, X, y, w, b, sample_weight, out, reduction, wrt)
+
+    def hvp(
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        w: npt.ArrayLike,
+        b: npt.ArrayLike | None = None,
+        v: tuple[npt.ArrayLike, npt.ArrayLike | None] | None = None,
+        *,
+        sample_weight: npt.ArrayLike | None = None,
+        reduction: Reduction = "mean",
+    ) -> tuple[Array, Any]:
+        """Return the product of the Hessian in (w, b) with a direction, in one pass over `X`.
+
+        Parameters
+        ----------
+        X, y, w, b, sample_weight, reduction
+            As for `value_and_grad`.
+        v : (vw, vb)
+            The direction, in the shapes of `w` and `b`; None is zero. Required.
+
+        Returns
+        -------
+        (hw, hb) : tuple
+            In the shapes, dtypes and kinds of the gradients by `w` and `b`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `value_and_grad` does, and if `v` does not fit.
+
+        Notes
+        -----
+        At a kink the second derivative is that of the piece which the first derivative is of.
+        """
+        op = f"{self.__name__}.hvp"
+        if v is None:
+            raise TypeError(f"{op}: missing argument v, the direction (vw, vb)")
+        samples, model = self._arguments(op, X, y, w, b, sample_weight)
+        by = divisor(op, reduction, samples.weight)
+        direction = check_direction(op, v, model)
+        sums = self._sums(op, samples, model, "hvp", v=direction)
+        with np.errstate(all="ignore"):
+            return model.kinds.deliver(sums.gw / by, sums.gb / by)
+
+    def curvature(
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        w: npt.ArrayLike,
+        b: npt.ArrayLike | None = None,
+        *,
+        sample_weight: npt.ArrayLike | None = None,
+        reduction: Reduction = "mean",
+    ) -> Array:
+        """Return the second derivatives c by the predictions: the Hessian in w is X^T diag(c) X.
+
+        Parameters
+        ----------
+        X, y, w, b, sample_weight, reduction
+            As for `value_and_grad`.
+
+        Returns
+        -------
+        ndarray, shape (N,), or (N, K) for several outputs, float64
+            With the samples' weights and the mean's divisor in it. For a loss of classes, shape
+            (N, K, K): a matrix for each sample.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `value_and_grad` does.
+        """
+        op = f"{self.__name__}.curvature"
+        samples, model = self._arguments(op, X, y, w, b, sample_weight)
+        by = divisor(op, reduction, samples.weight)
+        kept = np.empty((samples.n_samples, model.w.shape[1]))
+        self._sums(op, samples, model, "curvature", kept=kept)
+        factor = np.ones(1) if samples.sample_weight is None else samples.sample_weight
+        with np.errstate(all="ignore"):
+            if self.row.of_classes:
+                matrices = softmax_hessian(kept, sums_of_targets(samples.y))
+                return np.asarray(matrices * (factor / by)[:, None, None])
+            kept *= (factor / by)[:, None]
+        return kept.reshape(samples.n_samples, *model.kinds.w_shape[1:])
+
+    def partial(
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        w: npt.ArrayLike,
+        b: npt.ArrayLike | None = None,
+        *,
+        sample_weight: npt.ArrayLike | None = None,
+    ) -> PartialSums:
+        """Return the sums of the loss and its gradient over these samples, to be added to others.
+
+        Parameters
+        ----------
+        X, y, w, b, sample_weight
+            As for `value_and_grad`; parts of one sum agree in all shapes but the first axis.
+
+        Returns
+        -------
+        PartialSums
+            ``sum(parts).finish()`` is what `value_and_grad` returns for all samples.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `value_and_grad` does.
+        """
+        op = f"{self.__name__}.partial"
+        samples, model = self._arguments(op, X, y, w, b, sample_weight)
+        return self._sums(op, samples, model, "gradient")
+
+    # --- what they share ---
+
+    @property
+    def _title(self) -> str:
+        about = self.row.parameter
+        return f"'{self.__name__}'" + (f", {about.name}={self._parameter!r}" if about else "")
+
+    def _arguments(
+        self, op: str, X: Any, y: Any, w: Any, b: Any, sample_weight: Any
+    ) -> tuple[Samples, Model]:
+        samples = check_samples(op, self.row, X, y, sample_weight)
+        return samples, check_model(op, self.row, samples, w, b)
+
+    def _gradients(
+        self,
+        op: str,
+        X: Any,
+        y: Any,
+        w: Any,
+        b: Any,
+        sample_weight: Any,
+        out: Any = None,
+        reduction: str = "mean",
+        wrt: Any = ("w", "b"),
+    ) -> tuple[float, Any]:
+        asked = check_wrt(op, wrt, OPERANDS, without=("y",))
+        names = [OPERANDS[k] for k in asked.operands]
+        samples, model = self._arguments(op, X, y, w, b, sample_weight)
+        by = divisor(op, reduction, samples.weight)
+        kinds = model.kinds
+        X_dtype = parameter_dtype(op, "X", samples.data.given_dtype)
+        outs: Sequence[Any] = [None] * len(names)
+        if out is not None:
+            like = {
+                "X": (samples.data.shape, X_dtype),
+                "w": (kinds.w_shape, kinds.w_dtype),
+                "b": (None, kinds.w_dtype)
+                if kinds.b is None
+                else (np.shape(kinds.b), np.asarray(kinds.b).dtype),
+            }
+            shapes, dtypes = zip(*(like[name] for name in names), strict=True)
+            outs = check_outs(op, out, shapes, dtypes, single=asked.single)
+        gX = np.empty(samples.data.shape, X_dtype) if "X" in names else None
+        sums = self._sums(op, samples, model, "gradient", gX=gX, scale=1 / by)
+        with np.errstate(all="ignore"):
+            gw, gb = kinds.deliver(sums.gw / by, sums.gb / by)
+        computed = {"X": gX, "w": gw, "b": gb}
+        gradients = []
+        for name, target in zip(names, outs, strict=True):
+            if target is not None:
+                with np.errstate(all="ignore"):
+                    np.copyto(target, computed[name], casting="same_kind")
+            gradients.append(computed[name] if target is None else target)
+        return _divided(sums.loss, by), asked.result(gradients)
+
+    def _score(self, z: Array, y: Array, order: int) -> Array:
+        """Return the pointwise loss or one of its derivatives, as the engine computes it."""
+        scores: Array = self._engine.kernels.loss_pointwise(
+            self.__name__, self._parameter or 0.0, z, y, order
+        )
+        return scores
+
+    def _sums(
+        self,
+        op: str,
+        samples: Samples,
+        model: Model,
+        job: Job,
+        *,
+        v: tuple[Array, Array] | None = None,
+        kept: Array | None = None,
+        gX: Array | None = None,
+        scale: float = 1.0,
+    ) -> PartialSums:
+        """Let the engine add up all samples, as many at once as it can read in place."""
+
+        def part(rows: slice, X: Any) -> PartialSums:
+            weights = None if samples.sample_weight is None else samples.sample_weight[rows]
+            try:
+                loss, gb, gw = self._add_up(
+                    job,
+                    X,
+                    samples.y[rows],
+                    model,
+                    weights,
+                    v,
+                    None if kept is None else kept[rows],
+                    None if gX is None else gX[rows],
+                    scale,
+                )
+            except ValueError as error:
+                self._explain(op, error, rows.start, samples, model.w.shape[1])
+            n_rows = rows.stop - rows.start
+            whole = n_rows == samples.n_samples
+            weight = samples.weight if whole else n_rows if weights is None else np.sum(weights)
+            none = np.empty(0)  # of a gradient that was not computed
+            return PartialSums(
+                loss,
+                none if gw is None else gw,
+                none if gb is None else gb,
+                float(weight),
+                n_rows,
+                self._title,
+                model.kinds,
+            )
+
+        return tree_sum(part(rows, X) for rows, X in samples.data.blocks())
+
+    def _add_up(
+        self,
+        job: Job,
+        X: KernelData,
+        y: Array,
+        model: Model,
+        sample_weight: Array | None,
+        v: tuple[Array, Array] | None = None,
+        kept: Array | None = None,
+        gX: Array | None = None,
+        scale: float = 1.0,
+    ) -> Any:
+        """Call the engine for (loss, gb, gw), sums over all rows; see its `loss_sums`."""
+        parameter = self._parameter or 0.0
+        return self._engine.kernels.loss_sums(
+            self.__name__,
+            parameter,
+            X,
+            y,
+            model.w,
+            model.b,
+            sample_weight,
+            job,
+            v,
+            kept,
+            gX,
+            scale,
+        )
+
+    def _respond(self, z: Array) -> Array:
+        """Return the mean response to predictions (N, K), which are overwritten."""
+        name = self.row.response
+        if name is not None:
+            made = make_elementwise if name in OPS else make_reductions
+            made(self._engine)[name](z, out=z)
+        return z
+
+    def _objective(
+        self, samples: Samples, l2: float, n_outputs: int, intercept: bool
+    ) -> Callable[..., Any] | None:
+        """Return ``method(name, fallback)`` of an objective on data that need no conversion."""
+        if not self._engine.is_native:
+            return None
+        ((_, X),) = samples.data.blocks()
+        objective = self._engine.kernels.objective(
+            self.__name__,
+            self._parameter or 0.0,
+            X,
+            samples.y,
+            samples.sample_weight,
+            samples.weight,
+            l2,
+            n_outputs,
+            intercept,
+        )
+        return partial(self._engine.kernels.objective_method, objective)
+
+    def _check_rows(self, op: str, samples: Samples, n_outputs: int) -> None:
+        """Raise the errors that a pass over these samples would raise for their values."""
+        try:
+            check_rows(self.row, samples.y, samples.sample_weight, n_outputs)
+        except ValueError as error:
+            self._explain(op, error, 0, samples, n_outputs)
+
+    def _explain(
+        self, op: str, error: ValueError, first: int, samples: Samples, n_outputs: int
+    ) -> NoReturn:
+        """Raise what an engine's terse error says about a block of rows, for people."""
+        match error.args:
+            case ("y", int(row)):
+                text = self.row.targets.complaint(samples.given_y, first + row, n_outputs)
+            case ("sample_weight", int(row)) if samples.sample_weight is not None:
+                text = weight_complaint(samples.sample_weight, first + row)
+            case ("X", int()) if isinstance(samples.data, Sparse):
+                text = samples.data.complaint()
+            case _:
+                raise error
+        raise ValueError(f"{op}: {text}") from None
+
+
+class ParametricLoss(Loss):
+    """A loss with a parameter: calling it gives the same loss with another one.
+
+    Parameters
+    ----------
+    row, engine, parameter
+        As for `Loss`.
+    origin : ParametricLoss, optional
+        The one with the default parameter, which pickle finds by name.
+    """
+
+    def __init__(
+        self,
+        row: LossRow,
+        engine: Engine,
+        parameter: float | None = None,
+        origin: ParametricLoss | None = None,
+    ) -> None:
+        assert row.parameter is not None
+        self._about = row.parameter
+        self._origin = self if origin is None else origin
+        self.__signature__ = inspect.Signature(
+            [inspect.Parameter(self._about.name, inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+        )
+        super().__init__(row, engine, parameter)
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> ParametricLoss:
+        """Return this loss with another parameter.
+
+        Raises
+        ------
+        TypeError
+            If it is not a real number.
+        ValueError
+            If it is outside its domain.
+        """
+        name = self._about.name
+        try:
+            bound = self.__signature__.bind(*arguments, **keywords)
+        except TypeError as error:
+            raise TypeError(f"{self.__name__}: {error}; it takes {name} alone") from None
+        parameter = as_number(self.__name__, name, bound.arguments[name])
+        if not self._about.test(parameter):
+            raise ValueError(f"{self.__name__}: {name} is {parameter}, needs {self._about.text}")
+        return type(self)(self.row, self._engine, parameter, self._origin)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ParametricLoss) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def __reduce__(self) -> Any:
+        return super().__reduce__() if self._origin is self else (self._origin, (self._parameter,))
+
+    @property
+    def _identity(self) -> tuple[Any, ...]:
+        return self.__module__, self.__qualname__, self._parameter
+
+
+@cache
+def _pointwise_of(name: str) -> type[Pointwise]:
+    return named_after(Pointwise, f"{name}.pointwise")
+
+
+def _divided(total: float, by: float) -> float:
+    with np.errstate(all="ignore"):
+        return float(np.float64(total) / by)
+
+
+def _docstring(row: LossRow) -> str:
+    """Return what there is to say about a loss, from its row."""
+    lines = [
+        f"{row.summary}.",
+        "",
+        f"``l(z, y) = {row.formula}``",
+        "",
+        f"Derivative by z: ``{row.derivative_formula}``.",
+        f"Second derivative: ``{row.second_derivative_formula}``.",
+        f"Mean response to a prediction z: ``{row.response_formula}``.",
+        f"Targets: {row.targets.domain}.",
+    ]
+    if row.parameter is not None:
+        about = row.parameter
+        lines += [
+            f"Parameter: {about.name}, which needs {about.text}; ``{row.name}({about.name})`` is ",
+            f"the loss with another one than {about.default:g}.",
+        ]
+    lines += [f"Source: {row.source}.", "", *(inspect.getdoc(Loss) or "").splitlines()[2:8]]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+@cache
+def make_losses(engine: Engine) -> Mapping[str, Loss]:
+    """Return the table's losses on an engine, by name."""
+    return MappingProxyType(
+        {
+            name: named_after(Loss if row.parameter is None else ParametricLoss, name)(row, engine)
+            for name, row in LOSSES.items()
+        }
+    )
+
+
+losses: Final[Mapping[str, Loss]] = make_losses(BACKEND)
 globals().update(losses)
 
 if TYPE_CHECKING:

@@ -9,15 +9,12 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.arguments import as_array, shown
-from pullback.layouts import Sparse, as_data
-from pullback.loss_table import LossRow
-from pullback.losses import losses
-from pullback.ops import as_number, kernel_dtype
+from pullback.layouts import Sparse, as_data, predict
+from pullback.losses import Loss, losses
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
-from pullback.reference.loss_arguments import Model, Samples, check_outputs, check_samples
-from pullback.reference.loss_sums import predict
-from pullback.reference.losses import Loss
+from pullback.protocol import as_array, as_number, kernel_dtype, shown
+from pullback.samples import Model, Samples, check_outputs, check_samples
+from pullback.tables.losses import LossRow
 
 __all__ = ["LinearObjective"]
 
@@ -309,9 +306,7 @@ class LinearObjective:
             if not isinstance(data, Sparse):
                 raise
             raise ValueError(f"{op}: {data.complaint()}") from None
-        with np.errstate(all="ignore"):
-            response = self._loss.row.response(z)
-        return response.reshape(len(z), *self._kinds.w_shape[1:])
+        return self._loss._respond(z).reshape(len(z), *self._kinds.w_shape[1:])
 
     # --- one pass ---
 

@@ -2,31 +2,508 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from functools import cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from pullback.config import native
-from pullback.reference.reduction import Engine
-from pullback.reference.reductions import make_reductions
-from pullback.reference.reductions import reductions as _twins
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["reductions"]
-
-reductions: Final[Mapping[str, Any]] = (
-    _twins
-    if native is None
-    else make_reductions(
-        Engine(
-            "pullback",
-            "reductions.",
-            "",
-            native.reduce_slices,
-            native.reduce_tangents,
-            native.transform_slices,
-            native.reduction_method,
-        )
-    )
+from pullback.engine import BACKEND, Engine
+from pullback.jacobians import Broadcast, Dense, Diagonal, Identity, Jacobian, Reshape
+from pullback.protocol import (
+    Outputs,
+    aligned,
+    as_flag,
+    as_number,
+    method,
+    shown,
+    tangents_of,
 )
+from pullback.slices import Axis, Slices
+from pullback.tables.reductions import REDUCTIONS, ReductionRow
+
+__all__ = ["Reduction", "RowMap", "make_reductions", "reductions"]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+class _Rows:
+    """What reductions and maps of rows share: a row of the table, on an engine.
+
+    Parameters
+    ----------
+    row : ReductionRow
+        What the table says.
+    engine : Engine
+        What computes.
+    """
+
+    ABOUT: str
+
+    def __init__(self, row: ReductionRow, engine: Engine) -> None:
+        self.row = row
+        self._engine = engine
+        self.__name__ = self.__qualname__ = row.name
+        self.__module__ = engine.module("reductions")
+        self.__doc__ = _docstring(row, self.ABOUT)
+        own: Any = type(type(self).__name__, (type(self),), _methods(row))
+        self.__class__ = own  # whose methods have the row's signature
+        if not engine.is_native:
+            return
+        about = row.parameter
+        default, valid = (0.0, None) if about is None else (about.default or 0.0, about.test)
+        for name in ("value", "grad", "value_and_grad", "vjp", "jvp"):
+            fallback = getattr(self, name, None)
+            if fallback is None:  # a map has no gradient
+                continue
+            call = engine.kernels.reduction_method(row.name, name, default, valid, fallback)
+            call.__name__ = name
+            call.__qualname__ = f"{row.name}.{name}"
+            call.__module__ = self.__module__
+            call.__doc__ = fallback.__doc__
+            setattr(self, name, call)
+            if name == "value":  # which Python looks up on the class, one of its own
+                own.__call__ = call
+
+    def __repr__(self) -> str:
+        kind = "map" if self.row.is_map else "reduction"
+        return f"<{kind} {self.__name__}{self._engine.remark}>"
+
+    def __reduce__(self) -> str:
+        return self.__qualname__
+
+    def _op(self, method: str) -> str:
+        return f"{self.__name__}.{method}" if method else self.__name__
+
+    def _parameter(self, op: str, given: Any) -> float:
+        """Return the parameter as a float, checked."""
+        about = self.row.parameter
+        if about is None:
+            return 0.0
+        if not about.test(parameter := as_number(op, about.name, given)):
+            raise ValueError(f"{op}: {about.name} is {parameter}, needs {about.text}")
+        return parameter
+
+
+class Reduction(_Rows):
+    """A reduction: what the elements along an axis, several, or all of them give together.
+
+    Parameters
+    ----------
+    row, engine
+        What the table says, and what computes.
+    """
+
+    ABOUT = (
+        "Its gradient has the operand's shape and holds the derivative of each result by the "
+        "elements of its own slice. Sums accumulate in float64 over a fixed tree of blocks, so "
+        "the bits are the same for any number of threads. float32 results are rounded once."
+    )
+
+    def _arrays(self, op: str, operands: tuple[Any, ...]) -> tuple[Array, ...]:
+        return aligned(op, *operands, names=self.row.operands)
+
+    def _slices(self, op: str, arrays: tuple[Array, ...], axis: Axis, keepdims: bool) -> Slices:
+        as_flag(op, "keepdims", keepdims)
+        shape = arrays[0].shape
+        for array, name in zip(arrays, self.row.operands, strict=True):
+            if array.shape != shape:
+                raise ValueError(f"{op}: x has shape {shape}, {name} has {array.shape}")
+        slices = Slices.of(op, arrays[0], axis)
+        if slices.n == 0 and self.row.empty is None:
+            axes = "all axes" if axis is None else f"axis {axis}"
+            raise ValueError(f"{op}: x has shape {shape}, no elements along {axes}")
+        return slices
+
+    def _reduce(
+        self, slices: Slices, arrays: Any, p: float, g: Any, values: Any, slopes: Any
+    ) -> None:
+        """Fill `values` (outer, inner) and `slopes` (outer, n, inner), either of them or both."""
+        if slices.n > 0:
+            blocks = tuple(map(slices.take, arrays))
+            self._engine.kernels.reduce_slices(self.row.name, p, blocks, g, values, slopes)
+        elif values is not None:
+            values.fill(self.row.empty)
+
+    def _value(
+        self, method: str, operands: tuple[Any, ...], p: Any, axis: Axis, keepdims: bool, out: Any
+    ) -> Any:
+        op = self._op(method)
+        parameter = self._parameter(op, p)
+        arrays = self._arrays(op, operands)
+        slices = self._slices(op, arrays, axis, keepdims)
+        outer, _, inner = slices.blocks
+        dtype = arrays[0].dtype
+        shape = slices.result_shape(keepdims)
+        outputs = Outputs(op, out, (shape,), dtype, arrays, single=True)
+        (target,) = slices.targets(outputs, (outer, inner))
+        values = np.empty((outer, inner), dtype) if target is None else target
+        self._reduce(slices, arrays, parameter, None, values, None)
+        (value,) = outputs.deliver((slices.give_results(values, keepdims),))
+        return value if out is not None else value[()]
+
+    def _gradients(
+        self,
+        method: str,
+        operands: tuple[Any, ...],
+        p: Any,
+        axis: Axis,
+        keepdims: bool,
+        out: Any,
+        *,
+        with_value: bool,
+        g: Any = None,
+    ) -> Any:
+        """Return the gradients, the value before them where it is wanted."""
+        op = self._op(method)
+        parameter = self._parameter(op, p)
+        names = self.row.operands
+        if g is None:
+            arrays = self._arrays(op, operands)
+        else:
+            *arrays_, g = aligned(op, *operands, g, names=(*names, "g"))
+            arrays = tuple(arrays_)
+        slices = self._slices(op, arrays, axis, keepdims)
+        outer, n, inner = slices.blocks
+        dtype, shape = arrays[0].dtype, slices.result_shape(keepdims)
+        cotangents = None
+        if g is not None:
+            if g.shape != shape:
+                raise ValueError(f"{op}: g has shape {g.shape}, the result {shape}")
+            cotangents = slices.take_results(g)
+        single = len(arrays) == 1
+        shapes = (*[shape] * with_value, *[slices.shape] * len(arrays))
+        views = (*[(outer, inner)] * with_value, *[(outer, n, inner)] * len(arrays))
+        if with_value and not single and out is not None:
+            out = _flat_outs(op, out, self.row.operands)
+        outputs = Outputs(op, out, shapes, dtype, (*arrays, g), single=len(shapes) == 1)
+        results = [
+            np.empty(view, dtype) if target is None else target
+            for target, view in zip(slices.targets(outputs, *views), views, strict=True)
+        ]
+        values = results[0] if with_value else None
+        slopes = tuple(results[1:] if with_value else results)
+        self._reduce(slices, arrays, parameter, cotangents, values, slopes)
+        delivered = outputs.deliver(
+            (
+                *[slices.give_results(v, keepdims) for v in results[:with_value]],
+                *map(slices.give, slopes),
+            )
+        )
+        gradients = delivered[-1] if single else delivered[-len(arrays) :]
+        if not with_value:
+            return gradients
+        value = delivered[0]
+        return (value[()] if out is None or out[0] is None else value), gradients
+
+    def _pull(
+        self,
+        method: str,
+        operands: tuple[Any, ...],
+        p: Any,
+        g: Any,
+        axis: Axis,
+        keepdims: bool,
+        out: Any,
+    ) -> Any:
+        if g is None:
+            raise TypeError(f"{self._op(method)}: g is None, which is no cotangent")
+        return self._gradients(method, operands, p, axis, keepdims, out, with_value=False, g=g)
+
+    def _push(
+        self,
+        method: str,
+        operands: tuple[Any, ...],
+        p: Any,
+        tangents: tuple[Any, ...],
+        axis: Axis,
+        keepdims: bool,
+        out: Any,
+    ) -> Any:
+        op = self._op(method)
+        parameter = self._parameter(op, p)
+        arrays, given = tangents_of(op, operands, tangents, self.row.operands, _tangents(self.row))
+        slices = self._slices(op, arrays, axis, keepdims)
+        outer, n, inner = slices.blocks
+        dtype, shape = arrays[0].dtype, slices.result_shape(keepdims)
+        outputs = Outputs(op, out, (shape,), dtype, (*arrays, *given), single=True)
+        (target,) = slices.targets(outputs, (outer, inner))
+        values = np.empty((outer, inner), dtype) if target is None else target
+        if n > 0 and any(t is not None for t in given):
+            blocks = tuple(map(slices.take, arrays))
+            moved = tuple(None if t is None else slices.take(t) for t in given)
+            self._engine.kernels.reduce_tangents(self.row.name, parameter, blocks, moved, values)
+        else:
+            values.fill(0.0)
+        (value,) = outputs.deliver((slices.give_results(values, keepdims),))
+        return value if out is not None else value[()]
+
+    def _jacobians(self, operands: tuple[Any, ...], p: Any, axis: Axis, keepdims: bool) -> Any:
+        op = self._op("jacobian")
+        arrays = self._arrays(op, operands)
+        slices = self._slices(op, arrays, axis, keepdims)
+        slopes = self._gradients("jacobian", arrays, p, axis, keepdims, None, with_value=False)
+        if len(arrays) == 1:
+            return _of_reduction(slopes, slices, keepdims)
+        return tuple(_of_reduction(slope, slices, keepdims) for slope in slopes)
+
+
+class RowMap(_Rows):
+    """A map of rows: each element of the result depends on the elements of its slice.
+
+    Parameters
+    ----------
+    row, engine
+        What the table says, and what computes.
+    """
+
+    ABOUT = (
+        "Results have the operand's shape. Sums accumulate in float64 over a fixed tree of "
+        "blocks, so the bits are the same for any number of threads."
+    )
+
+    def _transform(self, method: str, x: Any, v: Any, p: Any, axis: Axis, out: Any) -> Any:
+        op = self._op(method)
+        parameter = self._parameter(op, p)
+        if method == "jvp":
+            (x,), (v,) = tangents_of(op, (x,), (v,), ("x",), ("t",))
+        elif method:
+            x, v = aligned(op, x, v, names=("x", "g"))
+            if v.shape != x.shape:
+                raise ValueError(f"{op}: g has shape {v.shape}, x has {x.shape}")
+        else:
+            (x,) = aligned(op, x, names=("x",))
+        slices = Slices.of(op, x, axis)
+        outputs = Outputs(op, out, (x.shape,), x.dtype, (x, v), single=True)
+        (target,) = slices.targets(outputs, slices.blocks)
+        result = np.empty(slices.blocks, x.dtype) if target is None else target
+        if method and v is None:
+            result.fill(0)
+        elif result.size > 0:
+            blocks = slices.take(x), None if v is None else slices.take(v)
+            self._engine.kernels.transform_slices(self.row.name, parameter, method, *blocks, result)
+        (delivered,) = outputs.deliver((slices.give(result),))
+        return delivered
+
+    def _jacobian(self, x: Any, p: Any, axis: Axis) -> Any:
+        op = self._op("jacobian")
+        parameter = self._parameter(op, p)
+        (x,) = aligned(op, x, names=("x",))
+        slices = Slices.of(op, x, axis)
+        if x.size == 0:
+            return Identity(x.shape, x.dtype)
+        spread = Broadcast(slices.result_shape(keepdims=True), x.shape)
+        blocks = slices.take(x).astype(np.float64, copy=False)
+
+        def computed(name: str) -> Array:
+            out = np.empty_like(blocks)
+            self._engine.kernels.transform_slices(name, parameter, "", blocks, None, out)
+            return out
+
+        def diagonal(values: Any) -> Diagonal:
+            whole = np.broadcast_to(values, slices.blocks).astype(x.dtype)
+            return Diagonal(slices.give(whole), copy=False)
+
+        def mixed(weights: Jacobian) -> Any:
+            """Spread the weighted sum of each slice over it."""
+            return spread @ (spread.T @ weights)
+
+        if self.row.name == "layer_norm":
+            variances = np.empty((len(blocks), blocks.shape[2]))
+            self._engine.kernels.reduce_slices("variance", 0.0, (blocks,), None, variances, None)
+            with np.errstate(all="ignore"):
+                rate, y = 1 / np.sqrt(variances + parameter)[:, np.newaxis], computed("layer_norm")
+                of_mean, of_y = diagonal(rate / slices.n), diagonal(rate / slices.n * y)
+            ones = mixed(Identity(x.shape, x.dtype))
+            return diagonal(rate) - of_mean @ ones - of_y @ mixed(diagonal(y))
+        p = diagonal(computed("softmax"))
+        if self.row.name == "log_softmax":
+            return Identity(x.shape, x.dtype) - mixed(p)
+        return p - p @ mixed(p)
+
+
+def _of_reduction(slopes: Array, slices: Slices, keepdims: bool) -> Any:
+    """Return the Jacobian of a reduction from its derivatives, in the operand's shape."""
+    shape = slices.result_shape(keepdims)
+    if len(slices.axes) == slopes.ndim:
+        return Dense(
+            slopes.reshape(1, -1), input_shape=slopes.shape, output_shape=shape, copy=False
+        )
+    kept = slices.result_shape(keepdims=True)
+    total = Broadcast(kept, slopes.shape).T @ Diagonal(slopes, copy=False)
+    return total if keepdims else Reshape(kept, shape) @ total
+
+
+def _flat_outs(op: str, out: Any, operands: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return ``(value, (gx, gy))``, of which either may be None, as one tuple."""
+    if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[1], tuple | None):
+        listed = ", ".join(f"g{name}" for name in operands)
+        raise TypeError(f"{op}: out must be (value, ({listed})), not {shown(out)}")
+    value, gradients = out
+    return (value, *(gradients or (None,) * len(operands)))
+
+
+# --- methods, from a row --------------------------------------------------------------------------
+
+
+def _methods(row: ReductionRow) -> dict[str, Any]:
+    """Return the methods of a reduction or a map of rows, which take what its row says."""
+    names = ("value", "vjp", "jvp", "jacobian")
+    made = {name: _method(row, name) for name in (names if row.is_map else _METHODS)}
+    made["__call__"] = _method(row, "value")
+    return made
+
+
+_METHODS: Final = ("value", "grad", "value_and_grad", "vjp", "jvp", "jacobian")
+
+
+def _method(row: ReductionRow, name: str) -> Any:
+    """Return a method, which takes the parameter where the table wants it."""
+    about = row.parameter
+    p = "None" if about is None else about.name
+    option, keyword = "", ""
+    if about is not None and about.default is not None:
+        given_later = f", {p}={about.default!r}"
+        option, keyword = ("", f", *{given_later}") if about.keyword_only else (given_later, "")
+    operands = ", ".join(row.operands)
+    tangents = ", ".join(_tangents(row))
+    extra = {"vjp": "g, ", "jvp": f"{tangents}, "}.get(name, "")
+    axis = f"axis=-1{option}" if row.is_map else f"axis=None{option}, keepdims=False"
+    out = "" if name == "jacobian" else ", out=None"
+    parameters = f"self, {', '.join(row.leading)}, {extra}{axis}{out}{keyword}"
+    given = f"({operands},), {p}"
+    call = {
+        "value": f"self._value('', {given}, axis, keepdims, out)",
+        "grad": f"self._gradients('grad', {given}, axis, keepdims, out, with_value=False)",
+        "value_and_grad": f"self._gradients('value_and_grad', {given}, axis, keepdims, out, "
+        "with_value=True)",
+        "vjp": f"self._pull('vjp', {given}, g, axis, keepdims, out)",
+        "jvp": f"self._push('jvp', {given}, ({tangents},), axis, keepdims, out)",
+        "jacobian": f"self._jacobians({given}, axis, keepdims)",
+    }
+    if row.is_map:
+        call = {
+            "value": f"self._transform('', x, None, {p}, axis, out)",
+            "vjp": f"self._transform('vjp', x, g, {p}, axis, out)",
+            "jvp": f"self._transform('jvp', x, t, {p}, axis, out)",
+            "jacobian": f"self._jacobian(x, {p}, axis)",
+        }
+    return method(row.name, name, parameters, call[name], _method_docstring(row, name))
+
+
+def _tangents(row: ReductionRow) -> tuple[str, ...]:
+    return ("t",) if len(row.operands) == 1 else tuple(f"t{name}" for name in row.operands)
+
+
+def _method_docstring(row: ReductionRow, name: str) -> str:
+    """Return the numpydoc docstring of a method, from its row."""
+    about, operands = row.parameter, ", ".join(row.operands)
+    several = len(row.operands) > 1
+    shape = f"the shape of `{row.operands[0]}`"
+    reduced = shape if row.is_map else f"{shape} without the reduced axes"
+    gradients = ", ".join(f"g{n}" for n in row.operands) if several else "gradient"
+    each = f"{gradients} : {'tuple of ' * several}ndarray, in {shape}"
+    whole = f"ndarray or scalar, in {reduced}"
+    summary, result, target = {
+        "value": (f"{row.summary}, of each slice", whole, "ndarray"),
+        "grad": (
+            "Return the gradient of each value by its own slice, as `vjp` with ones",
+            each,
+            "tuple of (ndarray or None)" if several else "ndarray",
+        ),
+        "value_and_grad": (
+            "Return value and gradient, reading the operand once where that can be had",
+            f"value, {f'({gradients})' if several else gradients} : tuple, of the shapes that "
+            "`value` and `grad` give",
+            "tuple of (ndarray or None)" + " and a tuple of two such" * several,
+        ),
+        "vjp": (
+            "Return the product of a cotangent with the Jacobian",
+            each if not row.is_map else f"ndarray, in {shape}",
+            "tuple of (ndarray or None)" if several else "ndarray",
+        ),
+        "jvp": ("Return the derivative along tangents", whole, "ndarray"),
+        "jacobian": (
+            "Return the Jacobian, diagonals and sums that store as many elements as x"
+            if row.is_map
+            else "Return the Jacobian: dense if all is reduced to one value, else a sum of a "
+            "diagonal",
+            f"{'tuple of ' * several}Jacobian, of as many elements as the shape of `x` has",
+            "",
+        ),
+    }[name]
+    one = ", of one shape, which do not broadcast" if several else ", any shape"
+    lines = [
+        f"{summary}.",
+        "",
+        "Parameters",
+        "----------",
+        f"{operands} : array_like{one}",
+        "    bool, 8- and 16-bit integers and float16 compute in float32, wider integers in",
+        "    float64.",
+    ]
+    if about is not None:
+        default = "" if about.default is None else f", default {about.default:g}"
+        lines += [f"{about.name} : float{default}", f"    {about.role}; {about.text}."]
+    if name == "vjp":
+        lines += ["g : array_like", f"    Cotangent, in {reduced}."]
+    if name == "jvp":
+        lines += [f"{', '.join(_tangents(row))} : array_like", f"    In {shape}; None is zero."]
+    lines += ["axis : int, tuple of int, or None"]
+    if row.is_map:
+        lines += ["    Along which elements belong together; None for all of them."]
+    else:
+        lines += [
+            "    What is reduced; None for all axes.",
+            "keepdims : bool",
+            "    Whether the reduced axes stay, of length 1.",
+        ]
+    if target:
+        lines += [f"out : {target}, optional", "    Where the result goes."]
+    lines += ["", "Returns", "-------", result, "", "Raises", "------", "TypeError"]
+    lines += ["    If a dtype has no kernel (complex, object, ...)."]
+    lines += ["numpy.exceptions.AxisError", "    If there is no such axis.", "ValueError"]
+    fits = "    If a shape or `out` does not fit" if target else "    If a shape does not fit"
+    empty = ", or no elements have no value" if row.empty is None and not row.is_map else ""
+    return "\n".join([*lines, f"{fits}{empty}."])
+
+
+def _docstring(row: ReductionRow, kind: str) -> str:
+    """Return what there is to say about a reduction, from its row."""
+    about = row.parameter
+    slopes = zip(row.operands, row.derivative_formula, strict=True)
+    lines = [
+        f"{row.summary}.",
+        "",
+        f"``{row.formula}``",
+        "",
+        *(f"Derivative by {name}[{'j' if row.is_map else 'i'}]: ``{df}``." for name, df in slopes),
+        *textwrap.wrap(f"At the edges: {row.conventions}.", 100),
+    ]
+    if about is not None:
+        default = "" if about.default is None else f"; {about.default:g} when omitted"
+        lines.append(f"Parameter: {about.name}, which needs to be {about.text}{default}.")
+    return "\n".join([*lines, f"Source: {row.source}.", "", *textwrap.wrap(kind, 100)])
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+@cache
+def make_reductions(engine: Engine) -> Mapping[str, Any]:
+    """Return the table's reductions and maps of rows on an engine, by name."""
+    return MappingProxyType(
+        {
+            name: (RowMap if row.is_map else Reduction)(row, engine)
+            for name, row in REDUCTIONS.items()
+        }
+    )
+
+
+reductions: Final[Mapping[str, Any]] = make_reductions(BACKEND)
 globals().update(reductions)
 
 if TYPE_CHECKING:

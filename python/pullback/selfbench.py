@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from pullback.config import native
 from pullback.elementwise import primitives as elementwise
-from pullback.loss_table import LOSSES, LossRow
 from pullback.losses import losses
-from pullback.matmul import products
-from pullback.ops import OPS, OpRow
+from pullback.products import products
+from pullback.tables.elementwise import OPS, OpRow
+from pullback.tables.losses import LOSSES, LossRow
 
 __all__ = ["Limits", "Timing", "benchmarks", "measure_limits"]
 

@@ -18,11 +18,11 @@ import numpy.typing as npt
 from pullback import losses, reference
 from pullback.config import backend
 from pullback.elementwise import primitives as elementwise
-from pullback.loss_table import LOSSES
-from pullback.matmul import products
-from pullback.ops import OPS, REFERENCE_MAX_ULP, OpRow
-from pullback.reduction_table import REDUCTIONS
+from pullback.products import products
 from pullback.reductions import reductions
+from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow
+from pullback.tables.losses import LOSSES
+from pullback.tables.reductions import REDUCTIONS
 
 __all__ = ["DTYPES", "Finding", "Measured", "checks"]
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pullback import elementwise, reference
-from pullback.arguments import shape_of, shown
+from pullback import elementwise
 from pullback.config import native
+from pullback.elementwise import Elementwise, make_elementwise
+from pullback.engine import ORACLE
 from pullback.jacobians import Diagonal
-from pullback.ops import OPS, OpRow, converted, result_dtype
-from pullback.reference.arguments import Primitive
-from pullback.reference.chain import BlockRun, Link
-from pullback.reference.elementwise import Elementwise, broadcast_shape
-from pullback.reference.linear import Linear
-from pullback.reference.reduction import Reduction
+from pullback.products import Linear, Product
+from pullback.protocol import broadcast_shape, converted, result_dtype, shape_of, shown
+from pullback.reductions import Reduction
+from pullback.tables.elementwise import OPS, OpRow
 
 __all__ = ["Cotangents", "Part", "arg", "in_sequence", "make_step"]
 
@@ -29,6 +27,14 @@ Cotangents: TypeAlias = tuple[Any, list[Any]]  # of the running value, of the bo
 
 # What a run keeps of every step shares L1 with the other steps'.
 _LONGEST_RUN: Final = 16
+
+
+class Link(NamedTuple):
+    """One operation of a run, as `ElementwiseRun` takes it."""
+
+    op: str
+    places: tuple[int, ...]  # of the running value among the operands
+    bound: Any  # the other operand, None where there is none
 
 
 class _Argument:
@@ -52,6 +58,8 @@ class Part(ABC):
 
     Cotangents of bound operands are returned if `everything` is wanted, and are none otherwise.
     """
+
+    bound: tuple[int, ...] = ()  # places of the operands that are held
 
     @abstractmethod
     def value(self, x: Any) -> Any:
@@ -97,7 +105,7 @@ class _Step(Part):
         if self.places and self.places[-1] >= n:
             raise ValueError(f"{op.__name__} has no derivative by operand {self.places[-1] + 1}")
         self.bound = tuple(k for k, o in enumerate(operands[:n]) if o is not arg and o is not None)
-        self.takes_wrt = isinstance(op, Primitive)
+        self.takes_wrt = isinstance(op, Product)
         self.add: Callable[..., Any] = elementwise.primitives["add"]
 
     def __repr__(self) -> str:
@@ -162,7 +170,7 @@ class _ElementwiseStep(_Step):
         self.is_twin = isinstance(op, Elementwise)
         self.link = Link(row.name, self.places, next((operands[k] for k in self.bound), None))
         if self.is_twin:
-            self.add = reference.add
+            self.add = make_elementwise(ORACLE)["add"]
 
     def jvp(self, x: Any, t: Any) -> Any:
         if not self.bound:
@@ -343,7 +351,7 @@ def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
         raise ValueError(f"{where}, {_name(op)}, has no pb.arg among its operands")
     row = _row(op)
     if isinstance(op, Reduction):
-        taken = list(inspect.signature(op.vjp).parameters).index("g")
+        taken = len(op.row.leading)
         if len(operands) != taken:
             raise ValueError(f"{where}: {op.__name__} takes {taken} operands, not {len(operands)}")
     if row is None:
@@ -381,9 +389,10 @@ def _fused(steps: Iterable[Part]) -> Iterator[Part]:
 
 
 def _engine(step: Part) -> Callable[..., Any] | None:
-    if not isinstance(step, _ElementwiseStep):
+    """Return what computes a step together with its neighbours, if anything does."""
+    if native is None or not isinstance(step, _ElementwiseStep) or step.is_twin:
         return None
-    return BlockRun if native is None or step.is_twin else native.ElementwiseRun
+    return native.ElementwiseRun  # type: ignore[no-any-return]
 
 
 def _name(op: Any) -> str:

@@ -191,7 +191,7 @@ def load(package: Path) -> Any:
     shell = types.ModuleType("pullback")
     shell.__path__ = [str(package)]
     sys.modules["pullback"] = shell
-    return importlib.import_module("pullback.ops").OPS
+    return importlib.import_module("pullback.tables.elementwise").OPS
 
 
 def main() -> None:

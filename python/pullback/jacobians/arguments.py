@@ -9,23 +9,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.arguments import as_array, as_index, shown
-from pullback.ops import kernel_dtype
+from pullback.protocol import as_array, as_ints, kernel_dtype, shown
 
-__all__ = ["Array", "as_ints", "as_shape", "own", "presented"]
+__all__ = ["Array", "as_shape", "own", "presented"]
 
 Array: TypeAlias = npt.NDArray[Any]
-
-
-def as_ints(op: str, name: str, given: Any) -> tuple[int, ...]:
-    """Return an int, or several of them, as a tuple."""
-    if type(given) is tuple and all(type(entry) is int for entry in given):
-        return given
-    entries = given.tolist() if isinstance(given, np.ndarray) else given
-    return tuple(
-        as_index(op, name, entry, "an integer or a tuple of them", given)
-        for entry in (entries if isinstance(entries, tuple | list) else (entries,))
-    )
 
 
 def as_shape(op: str, name: str, shape: Any) -> tuple[int, ...]:

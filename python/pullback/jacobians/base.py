@@ -11,10 +11,9 @@ import numpy.typing as npt
 
 # The module, of which only functions need more than its name: `algebra` builds on this one.
 from pullback import jacobians
-from pullback.arguments import shape_of, shown
 from pullback.jacobians.arguments import Array, as_shape
 from pullback.jacobians.recursion import Steps
-from pullback.ops import as_arrays, kernel_dtype
+from pullback.protocol import as_arrays, kernel_dtype, shape_of, shown
 from pullback.shapes import check_axes
 
 __all__ = ["Jacobian", "Shaped", "Unstored"]

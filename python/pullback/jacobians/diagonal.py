@@ -167,7 +167,10 @@ class Diagonal(Jacobian):
             return pullback.elementwise.primitives["multiply"](other, self._diagonal)
         return super().__rmatmul__(other)
 
-    __matmul__.__doc__, __rmatmul__.__doc__ = Jacobian.__matmul__.__doc__, Jacobian.__rmatmul__.__doc__
+    __matmul__.__doc__, __rmatmul__.__doc__ = (
+        Jacobian.__matmul__.__doc__,
+        Jacobian.__rmatmul__.__doc__,
+    )
 
     def _is_alike(self, other: Any) -> bool:
         """Tell whether it is a plain array like the diagonal, which nothing has to be done to."""

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pullback.arguments import as_index, shown
 from pullback.contraction import numpy_product, summed_product
 from pullback.jacobians.arguments import Array, as_shape, own, presented
 from pullback.jacobians.base import Shaped
+from pullback.protocol import as_index, shown
 from pullback.shapes import broadcast_shapes, with_room
 
 __all__ = ["Kronecker", "extents"]

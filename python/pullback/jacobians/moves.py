@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pullback.arguments import shown
-from pullback.jacobians.arguments import Array, as_ints, as_shape
+from pullback.jacobians.arguments import Array, as_shape
 from pullback.jacobians.base import Unstored
 from pullback.jacobians.diagonal import Identity
+from pullback.protocol import as_ints, shown
 from pullback.shapes import with_room
 
 __all__ = ["Broadcast", "Permutation", "Reshape", "SumTo", "broadcasting"]

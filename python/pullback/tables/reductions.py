@@ -21,7 +21,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback import reduction_formulas as rf
+from pullback.oracle import reductions as rf
 
 __all__ = ["REDUCTIONS", "RUN", "Parameter", "ReductionRow", "sum_error"]
 
@@ -44,9 +44,11 @@ class Parameter:
     """A number that a reduction depends on, of which there is no derivative."""
 
     name: str
-    default: float | None  # None: it is an operand, and has to be given
+    role: str  # what it does
+    default: float | None  # None: it stands behind the operands, and has to be given
     text: str  # what it needs
     test: Callable[[float], bool]
+    keyword_only: bool = False  # else it stands behind the axis
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -76,6 +78,16 @@ class ReductionRow:
     value: Callable[[Array, float], Array] | None = None
     vjp: Callable[[Array, Array, float], Array] | None = None
     jvp: Callable[[Array, Array, float], Array] | None = None
+
+    @property
+    def leading(self) -> tuple[str, ...]:
+        """What every method takes in front: the operands, and a parameter without a default."""
+        about = self.parameter
+        return (
+            self.operands
+            if about is None or about.default is not None
+            else (*self.operands, about.name)
+        )
 
     @property
     def is_map(self) -> bool:
@@ -165,9 +177,22 @@ def _map(
 
 _ARTICLE: Final = "Finding the Gradient of a Vector Function, sum reduction"
 _SHEET: Final = "matrix-calculus discussion sheet, gradients of norms"
-_EXPONENT: Final = Parameter("p", None, "a number >= 1, or inf", lambda p: p >= 1)
-_DDOF: Final = Parameter("ddof", 0.0, "a finite number", math.isfinite)
-_EPS: Final = Parameter("eps", 1e-5, "finite and not negative", lambda eps: 0 <= eps < math.inf)
+_EXPONENT: Final = Parameter("p", "The exponent", None, "a number >= 1, or inf", lambda p: p >= 1)
+_DDOF: Final = Parameter(
+    "ddof",
+    "What the number of elements is reduced by in the divisor",
+    0.0,
+    "a finite number",
+    math.isfinite,
+    keyword_only=True,
+)
+_EPS: Final = Parameter(
+    "eps",
+    "What keeps the divisor from zero",
+    1e-5,
+    "finite and not negative",
+    lambda eps: 0 <= eps < math.inf,
+)
 
 # --- the table ------------------------------------------------------------------------------------
 

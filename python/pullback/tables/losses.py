@@ -16,14 +16,12 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback import formulas as nf
+from pullback.oracle import elementwise as nf
+from pullback.oracle import losses as lf
 
-__all__ = ["LOSSES", "ROWS", "ClassTargets", "LossRow", "Parameter", "Targets"]
+__all__ = ["LOSSES", "ClassTargets", "LossRow", "Parameter", "Targets"]
 
 Array: TypeAlias = npt.NDArray[Any]
-
-# No more rows are summed in order; the sums of so many are merged as a tree.
-ROWS: Final = 512
 
 
 # --- what a row is made of ------------------------------------------------------------------------
@@ -117,7 +115,7 @@ class LossRow:
     value: Callable[[Array, Array, float], Array]
     derivative: Callable[[Array, Array, float], Array]
     second_derivative: Callable[[Array, Array, float], Array]  # of classes: their probabilities
-    response: Callable[[Array], Array]  # the mean response to a prediction
+    response: str | None  # the primitive that makes it a mean response
     response_formula: str
     draw: Callable[[np.random.Generator, Array], Array]  # targets for predictions
     kinks: tuple[str, ...]  # expressions that vanish where a derivative jumps
@@ -163,7 +161,7 @@ def _loss(
     draw: Callable[[np.random.Generator, Array], Array],
     source: str,
     mean: str = "z",
-    response: Callable[[Array], Array] = lambda z: z,
+    response: str | None = None,
     kinks: tuple[str, ...] = (),
     parameter: Parameter | None = None,
 ) -> LossRow:
@@ -216,9 +214,9 @@ _ROWS: Final = (
         f="(y - (z if z > 0 else 0))**2",     df="-2*(y - z) if z > 0 else 0",
         d2f="2 if z > 0 else 0",              y=_FINITE,
         value=lambda z, y, _: np.square(y - np.where(z <= 0, 0, z)),
-        derivative=nf.relu_mse_slope,
-        second_derivative=lambda z, y, _: nf.where_number(z, 2.0 * (z > 0)),
-        mean="max(0, z)",                     response=lambda z: np.maximum(z, 0),
+        derivative=lf.relu_mse_slope,
+        second_derivative=lambda z, y, _: lf.where_number(z, 2.0 * (z > 0)),
+        mean="max(0, z)",                     response="relu",
         draw=lambda rng, z: np.maximum(z, 0) + rng.standard_normal(z.shape),
         kinks=("z",),
         source="Finding the Gradient of a Vector Function; 0 at the kink"),
@@ -229,27 +227,27 @@ _ROWS: Final = (
         value=lambda z, y, _: nf.softplus((1 - 2 * y) * z),
         derivative=lambda z, y, _: (1 - 2 * y) * nf.sigmoid((1 - 2 * y) * z),
         second_derivative=lambda z, y, _: nf.sigmoid_slope(z),
-        mean="1/(1 + exp(-z))",               response=nf.sigmoid,
+        mean="1/(1 + exp(-z))",               response="sigmoid",
         draw=_bits,
         source="McCullagh and Nelder 1989, the binomial's canonical link"),
 
     _loss("poisson", "Half the Poisson deviance under a log link, up to a constant",
         f="exp(z) - y*z",                     df="exp(z) - y",
         d2f="exp(z)",                         y=_COUNT,
-        value=nf.poisson,
+        value=lf.poisson,
         derivative=lambda z, y, _: np.exp(z) - y,
         second_derivative=lambda z, y, _: np.exp(z),
-        mean="exp(z)",                        response=np.exp,
+        mean="exp(z)",                        response="exp",
         draw=lambda rng, z: rng.poisson(np.exp(np.minimum(z, 9.0))).astype(np.float64),
         source="McCullagh and Nelder 1989, the Poisson's canonical link"),
 
     _loss("gamma", "Half the gamma deviance under a log link, up to a constant",
         f="z + y*exp(-z)",                    df="1 - y*exp(-z)",
         d2f="y*exp(-z)",                      y=_POSITIVE,
-        value=nf.gamma,
-        derivative=lambda z, y, _: 1 - nf.gamma_decay(z, y),
-        second_derivative=lambda z, y, _: nf.gamma_decay(z, y),
-        mean="exp(z)",                        response=np.exp,
+        value=lf.gamma,
+        derivative=lambda z, y, _: 1 - lf.gamma_decay(z, y),
+        second_derivative=lambda z, y, _: lf.gamma_decay(z, y),
+        mean="exp(z)",                        response="exp",
         draw=lambda rng, z: np.exp(z) * (0.01 + rng.standard_gamma(2.0, z.shape)),
         source="McCullagh and Nelder 1989, the gamma under a log link"),
 
@@ -257,9 +255,9 @@ _ROWS: Final = (
         f="(z - y)**2/2 if abs(z - y) <= delta else delta*(abs(z - y) - delta/2)",
         df="z - y if abs(z - y) <= delta else delta*sign(z - y)",
         d2f="1 if abs(z - y) <= delta else 0", y=_FINITE,
-        value=nf.huber,
+        value=lf.huber,
         derivative=lambda z, y, delta: np.clip(z - y, -delta, delta),
-        second_derivative=lambda z, y, delta: nf.where_number(z, 1.0 * (np.abs(z - y) <= delta)),
+        second_derivative=lambda z, y, delta: lf.where_number(z, 1.0 * (np.abs(z - y) <= delta)),
         draw=_noisy,
         kinks=("abs(z - y) - delta",),
         parameter=Parameter("delta", 1.0, "to be finite and positive",
@@ -270,8 +268,8 @@ _ROWS: Final = (
         f="q*(y - z) if y > z else (q - 1)*(y - z)",
         df="(-q if y > z else 1 - q) if y != z else 0",
         d2f="0",                              y=_FINITE,
-        value=nf.quantile,
-        derivative=nf.quantile_slope,
+        value=lf.quantile,
+        derivative=lf.quantile_slope,
         second_derivative=lambda z, y, q: nf.constant(0, z),
         draw=_noisy,
         kinks=("y - z",),
@@ -281,8 +279,8 @@ _ROWS: Final = (
     _loss("hinge", "Hinge loss",
         f="1 - y*z if y*z < 1 else 0",        df="-y if y*z < 1 else 0",
         d2f="0",                              y=_SIGN,
-        value=lambda z, y, _: nf.margin(z, y),
-        derivative=lambda z, y, _: nf.where_number(z, np.where(y * z < 1, -y, 0)),
+        value=lambda z, y, _: lf.margin(z, y),
+        derivative=lambda z, y, _: lf.where_number(z, np.where(y * z < 1, -y, 0)),
         second_derivative=lambda z, y, _: nf.constant(0, z),
         draw=_signs,
         kinks=("1 - y*z",),
@@ -291,9 +289,9 @@ _ROWS: Final = (
     _loss("squared_hinge", "Squared hinge loss",
         f="(1 - y*z)**2 if y*z < 1 else 0",   df="-2*y*(1 - y*z) if y*z < 1 else 0",
         d2f="2 if y*z < 1 else 0",            y=_SIGN,
-        value=lambda z, y, _: np.square(nf.margin(z, y)),
-        derivative=lambda z, y, _: -2 * y * nf.margin(z, y) + 0.0,
-        second_derivative=lambda z, y, _: nf.where_number(z, 2.0 * (y * z < 1)),
+        value=lambda z, y, _: np.square(lf.margin(z, y)),
+        derivative=lambda z, y, _: -2 * y * lf.margin(z, y) + 0.0,
+        second_derivative=lambda z, y, _: lf.where_number(z, 2.0 * (y * z < 1)),
         draw=_signs,
         kinks=("1 - y*z",),
         source="Cortes and Vapnik 1995; 0 at margin 1"),
@@ -310,9 +308,9 @@ _ROWS: Final = (
     _loss("log_cosh", "Logarithm of the hyperbolic cosine of the error",
         f="log(cosh(z - y))",                 df="tanh(z - y)",
         d2f="1/cosh(z - y)**2",               y=_FINITE,
-        value=nf.log_cosh,
+        value=lf.log_cosh,
         derivative=lambda z, y, _: np.tanh(z - y),
-        second_derivative=nf.log_cosh_curvature,
+        second_derivative=lf.log_cosh_curvature,
         draw=_noisy,
         source="chain rule"),
 
@@ -320,10 +318,10 @@ _ROWS: Final = (
         f="log(sum_k exp(z_k))*sum_k y_k - sum_k y_k*z_k",
         df="s*p_k - y_k, where p = softmax(z), s = sum_k y_k",
         d2f="s*(diag(p) - p*p^T)",            y=ClassTargets(),
-        value=nf.softmax_cross_entropy,
-        derivative=nf.softmax_cross_entropy_slope,
-        second_derivative=lambda z, y, _: nf.softmax(z),
-        mean="softmax(z)",                    response=nf.softmax,
+        value=lf.softmax_cross_entropy,
+        derivative=lf.softmax_cross_entropy_slope,
+        second_derivative=lambda z, y, _: lf.softmax(z),
+        mean="softmax(z)",                    response="softmax",
         draw=lambda rng, z: np.argmax(z + rng.gumbel(size=z.shape), axis=-1),
         source="McCullagh and Nelder 1989, the multinomial's canonical link"),
 )

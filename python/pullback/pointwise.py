@@ -9,15 +9,21 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback import formulas as nf
-from pullback.arguments import as_array
-from pullback.loss_table import LossRow
-from pullback.ops import converted, kernel_dtype, result_dtype
-from pullback.reference.elementwise import broadcast_shape, check_cotangent, sum_repeated
-from pullback.reference.loss_arguments import sums_of_targets
+from pullback.partial import sum_of_others
+from pullback.protocol import (
+    as_array,
+    broadcast_shape,
+    check_cotangent,
+    converted,
+    kernel_dtype,
+    result_dtype,
+    sum_repeated,
+)
+from pullback.samples import sums_of_targets
 from pullback.shapes import check_axes, with_room
+from pullback.tables.losses import LossRow
 
-__all__ = ["Pointwise"]
+__all__ = ["Pointwise", "softmax_hessian"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -48,7 +54,7 @@ class Pointwise:
         What the table says.
     score : callable
         ``score(z, y, order)`` computes it or a derivative: `loss_pointwise` of an engine, see
-        `pullback.reference.loss_sums`.
+        `pullback.oracle.losses`.
     """
 
     def __init__(self, loss: object, row: LossRow, score: Callable[..., Array]) -> None:
@@ -170,7 +176,7 @@ class Pointwise:
         check_axes(operands.op, (*second.shape, second.shape[-1]))
         p = second.astype(np.float64, copy=False)
         sums = sums_of_targets(operands.y).reshape(operands.shape)
-        return nf.softmax_hessian(p, sums).astype(second.dtype, copy=False)
+        return softmax_hessian(p, sums).astype(second.dtype, copy=False)
 
     def vjp(self, z: npt.ArrayLike, y: npt.ArrayLike, g: npt.ArrayLike) -> Any:
         """Return the cotangent of z: g times the derivative.
@@ -254,3 +260,11 @@ def _reduced(pointwise: Pointwise, method: str) -> Any:
 def _plain(array: Array) -> Array:
     """Return an array as engines take it."""
     return np.require(array, requirements=["C", "A", "E"])
+
+
+def softmax_hessian(p: Array, s: Array) -> Array:
+    """Return s (diag p - p p^T), shape (..., K, K), for probabilities p and sums s of targets."""
+    hessian = -s[..., None, None] * p[..., :, None] * p[..., None, :]
+    diagonal = np.arange(p.shape[-1])
+    hessian[..., diagonal, diagonal] = s[..., None] * p * sum_of_others(p)
+    return hessian

@@ -1,13 +1,13 @@
-"""The NumPy formulas behind the tables: what is too long for a lambda in a row.
+"""Values and derivatives of elementwise operations: what is too long for a lambda in a row.
 
-Arrays of float32 or float64 in, the same dtype out, always new arrays; the caller silences warnings
-and broadcasts binary operands against each other. Losses compute in float64 alone.
+Arrays of float32 or float64 in, the same dtype out, always new arrays; binary operands have one
+shape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -74,7 +74,7 @@ def log1p_slope(x: Array) -> Any:
 def exp2_slope(x: Array) -> Array:
     # 2**x may overflow where log(2) times it does not; a negative x - 1 would round.
     positive = x > 0
-    return np.exp2(np.where(positive, x - 1, x)) * np.where(positive, 2 * _LOG_2, _LOG_2)
+    return np.exp2(np.where(positive, x - 1, x)) * np.where(positive, 2 * LOG_2, LOG_2)
 
 
 @in_float64
@@ -143,6 +143,10 @@ def log_sigmoid(x: Array) -> Array:
 
 
 @in_float64
+def softplus(x: Array) -> Any:
+    return -log_sigmoid(-x)
+
+
 def softsign(x: Array) -> Array:
     return np.where(np.isinf(x), np.sign(x), x / (1 + np.abs(x)))
 
@@ -151,7 +155,7 @@ def softsign(x: Array) -> Array:
 # Coefficients: Chebyshev interpolants, from 60-digit arithmetic, of what each comment says.
 
 
-def _horner(coefficients: tuple[float, ...], x: Array) -> Array:
+def horner(coefficients: tuple[float, ...], x: Array) -> Array:
     result: Any = coefficients[-1]
     for c in coefficients[-2::-1]:
         result = result * x + c
@@ -173,7 +177,7 @@ def _times(x: Any, y: Any) -> tuple[Any, Any]:
     return product, rest
 
 
-def _sum_error(x: Any, y: Any, total: Any) -> Any:
+def sum_error(x: Any, y: Any, total: Any) -> Any:
     """Return x + y - total for total = fl(x + y) (Knuth)."""
     y_part = total - x
     return (x - (total - y_part)) + (y - y_part)
@@ -188,12 +192,12 @@ def _gaussian(x: Array, scale: float) -> Any:
 
 def _small_erf(x: Array) -> Array:
     """Return erf(x) for |x| <= 1."""
-    return x * _horner(_ERF, np.square(x))
+    return x * horner(_ERF, np.square(x))
 
 
 def _erfcx(x: Array) -> Any:
     """Return exp(x*x)*erfc(x) for x >= 0.5."""
-    return _horner(_ERFCX, 1 - 6 / (x + 3)) / (1 + 2 * x)
+    return horner(_ERFCX, 1 - 6 / (x + 3)) / (1 + 2 * x)
 
 
 @in_float64
@@ -246,7 +250,7 @@ def _by_root(
 ) -> Array:
     """Replace `slope` around its root by (x - root) times a polynomial, for relative accuracy."""
     offset = np.clip(x - root[0], -0.25, 0.25)
-    factored = (offset - root[1]) * _horner(quotient, offset)
+    factored = (offset - root[1]) * horner(quotient, offset)
     return np.where(np.abs(offset) < 0.25, factored, slope)
 
 
@@ -318,7 +322,7 @@ def _gelu_tanh_exponential(x: Array) -> tuple[Array, Array]:
     cubic, cubic_rest = _times(_CUBIC, square)
     cubic_rest = cubic_rest + _CUBIC_REST * square + _CUBIC * rest
     factor = _LINEAR + cubic
-    factor_rest = cubic_rest + _LINEAR_REST + _sum_error(_LINEAR, cubic, factor)
+    factor_rest = cubic_rest + _LINEAR_REST + sum_error(_LINEAR, cubic, factor)
     z, z_rest = _times(factor, x)
     z_rest = z_rest + factor_rest * x
     root = np.exp(-0.5 * np.abs(z)) * (1 - 0.5 * np.copysign(1, x) * z_rest)
@@ -335,7 +339,7 @@ def selu_slope(x: Array) -> Array:
     return np.where(x > 0, _SELU_SCALE, _SELU_SCALE_ALPHA * np.exp(x))
 
 
-_LOG_2: Final = 0.6931471805599453
+LOG_2: Final = 0.6931471805599453
 _LOG_2_HIGH: Final = 0.6931471803691238  # its first 32 bits
 _LOG_2_LOW: Final = 1.9082149292705877e-10  # the others
 _THIRD: Final = 0.3333333333333333
@@ -392,20 +396,6 @@ _ERFCX: Final = (
     -2.030202389552977e-08,
     -7.76388791916087e-09,
     3.4067993475212194e-09,
-)
-_LOG_COSH: Final = (  # (log cosh(x) - x**2/2) / x**4, of x**2 up to 1/2
-    -0.08333333333333333,
-    0.02222222222222088,
-    -0.006746031745903565,
-    0.0021869488488006905,
-    -0.0007386028670856812,
-    0.00025657949282476906,
-    -9.098169875521842e-05,
-    3.274049831096879e-05,
-    -1.182844262902127e-05,
-    4.119847961377826e-06,
-    -1.2144843646583356e-06,
-    2.1344344343217702e-07,
 )
 _SILU_ROOT: Final = (-1.2784645427610737, -1.0946994183093437e-16)
 _SILU_QUOTIENT: Final = (
@@ -515,12 +505,12 @@ def _log(x: Array) -> tuple[Any, Any]:
     below, above = part - 1, part + 1
     s = below / above
     product, rest = _times(s, above)
-    s_rest = ((below - product) - rest - s * _sum_error(part, 1.0, above)) / above
+    s_rest = ((below - product) - rest - s * sum_error(part, 1.0, above)) / above
     square, square_rest = _times(s, s)
     square_rest = square_rest + 2 * s * s_rest
-    tail = square * _horner(_ATANH, square)
+    tail = square * horner(_ATANH, square)
     factor = _THIRD + tail
-    factor_rest = _sum_error(_THIRD, tail, factor) + _THIRD_REST
+    factor_rest = sum_error(_THIRD, tail, factor) + _THIRD_REST
     more, more_rest = _times(square, factor)
     more_rest = more_rest + square * factor_rest + square_rest * factor
     curved, curved_rest = _times(2 * s, more)
@@ -528,7 +518,7 @@ def _log(x: Array) -> tuple[Any, Any]:
     binades = exponent * _LOG_2_HIGH  # exact
     first = binades + 2 * s
     total = first + curved
-    rest = _sum_error(binades, 2 * s, first) + _sum_error(first, curved, total)
+    rest = sum_error(binades, 2 * s, first) + sum_error(first, curved, total)
     rest = rest + (exponent * _LOG_2_LOW + 2 * s_rest + curved_rest)
     log = total + rest
     finite = (x > 0) & np.isfinite(x)
@@ -539,7 +529,7 @@ def _raised(x: Array, x_rest: Any, log: Any, log_rest: Any) -> tuple[Any, Any]:
     """Return exp((x + x_rest)(log + log_rest)) for finite x as (s, n), which stand for s * 2**n."""
     product, rest = _times(x, log)
     product = np.where(x == 0, 0, np.clip(product, -1e5, 1e5))
-    binades = np.where(np.isnan(product), 0, np.rint(product / _LOG_2))
+    binades = np.where(np.isnan(product), 0, np.rint(product / LOG_2))
     remainder = (product - binades * _LOG_2_HIGH) - binades * _LOG_2_LOW
     rest = np.where(np.abs(product) < 1e5, rest + (x * log_rest + x_rest * log), 0)
     return np.exp(remainder + np.where(x == 0, 0, rest)), binades.astype(np.int64)
@@ -573,7 +563,7 @@ def power_slopes(w: Array, x: Array) -> tuple[Array, Array]:
     base, exponent = np.abs(w), _bounded(x)
     log = _log(base)
     less = exponent - 1
-    by_base = _times_power(x, _raised(less, _sum_error(exponent, -1.0, less), *log))
+    by_base = _times_power(x, _raised(less, sum_error(exponent, -1.0, less), *log))
     by_base = np.where(x == 0, np.where(base == 0, 0, x), by_base)
     by_exponent = _times_power(log[0], _raised(exponent, 0, *log))
     by_exponent = np.where((base == 0) & (x >= 0), 0, by_exponent)
@@ -671,166 +661,3 @@ def elu_slopes(w: Array, x: Array) -> tuple[Array, Array]:
     root = np.exp(np.where(np.isinf(w), w, np.maximum(0.5 * w, -745.0)))
     by_w = np.where(np.isnan(w), w, np.where(w > 0, 1, x * root * root))
     return by_w, np.where(w > 0, 0, np.expm1(w))
-
-
-# --- pointwise losses: of a prediction z, a target y and the loss's parameter --------------------
-
-
-def where_number(z: Array, values: Any) -> Array:
-    """Return `values` wherever `z` is a number, so that a NaN is never lost to a comparison."""
-    return np.where(np.isnan(z), z, values)
-
-
-def relu_mse_slope(z: Array, y: Array, _: float) -> Array:
-    return np.where(z <= 0, 0, 2 * (z - y))
-
-
-def softplus(x: Array) -> Any:
-    return -log_sigmoid(-x)
-
-
-def poisson(z: Array, y: Array, _: float) -> Any:
-    # Where the exponential overflows it decides, and a product with y = 0 is none.
-    mean = np.exp(z)
-    linear = np.where((y == 0) | (mean == np.inf), 0, y * z)
-    return mean - where_number(z, linear)
-
-
-def gamma_decay(z: Array, y: Array) -> Any:
-    """Return y exp(-z), which may be in range where exp(-z) is not."""
-    root = np.exp(-0.5 * z)
-    return root * y * root
-
-
-def gamma(z: Array, y: Array, _: float) -> Any:
-    return np.where(z == -np.inf, np.inf, z + gamma_decay(z, y))
-
-
-def huber(z: Array, y: Array, delta: float) -> Any:
-    size = np.abs(z - y)
-    return np.where(size <= delta, 0.5 * size * size, delta * (size - 0.5 * delta))
-
-
-def quantile(z: Array, y: Array, q: float) -> Array:
-    e = y - z
-    return np.where(e > 0, q * e, (q - 1) * e + 0.0)
-
-
-def quantile_slope(z: Array, y: Array, q: float) -> Array:
-    e = y - z
-    return where_number(z, np.where(e > 0, -q, np.where(e < 0, 1 - q, 0)))
-
-
-def margin(z: Array, y: Array) -> Any:
-    """Return max(0, 1 - y z)."""
-    return np.maximum(0, 1 - y * z)
-
-
-def _difference(z: Array, y: Array) -> tuple[Any, Any]:
-    """Return z - y as an unevaluated sum of two numbers, the second 0 where it is large."""
-    difference = z - y
-    rest = _sum_error(z, -y, difference)
-    return difference, np.where(np.abs(rest) < 0.5, rest, 0)
-
-
-def log_cosh(z: Array, y: Array, _: float) -> Any:
-    # log1p(expm1(-e)**2 / (2 exp(-e))) for small errors: up to 4 ULP, for the square doubles
-    # expm1's error.
-    difference, rest = _difference(z, y)
-    size = np.abs(difference)
-    square = np.square(np.minimum(size, 0.7))
-    small = 0.5 * square + square * square * _horner(_LOG_COSH, square)
-    large = (size - _LOG_2) + np.log1p(np.exp(-2 * size))
-    value = np.where(size < 0.7, small, large)
-    return value + np.tanh(difference) * rest
-
-
-def log_cosh_curvature(z: Array, y: Array, _: float) -> Any:
-    # sech_squared with what rounding z - y and 1 + e takes away.
-    difference, rest = _difference(z, y)
-    e = np.exp(-2 * np.abs(difference))
-    total = 1 + e
-    lost = 2 * ((e - (total - 1)) / total + np.tanh(difference) * rest)
-    return 4 * e / (total * total) * (1 - lost)
-
-
-# --- the softmax: classes on the last axis; targets are labels or probabilities ------------------
-
-
-class _Classes(NamedTuple):
-    """Exponentials of the predictions less the largest of them, which lose no digit in a sum."""
-
-    lead: Array  # which prediction is the largest, (..., 1)
-    below: Array  # predictions less that one: 0 there, below 0 elsewhere
-    e: Array  # their exponentials: 1 there
-
-    @property
-    def log_total(self) -> Any:
-        """Logarithm of the exponentials' sum, shape (..., 1)."""
-        rest = self.e.copy()
-        np.put_along_axis(rest, self.lead, 0, -1)
-        return np.log1p(_exact_sum(rest))
-
-    @property
-    def total(self) -> Array:
-        """The exponentials' sum, shape (..., 1)."""
-        return _exact_sum(self.e)
-
-
-def _classes(z: Array) -> _Classes:
-    lead = np.argmax(z, axis=-1, keepdims=True)  # of a NaN, where there is one
-    below, rest = _difference(z, np.take_along_axis(z, lead, -1))
-    np.put_along_axis(below, lead, 0, -1)  # of an infinite one too
-    return _Classes(lead, below, np.exp(below) * (1 + rest))
-
-
-def softmax(z: Array) -> Any:
-    classes = _classes(z)
-    return classes.e / classes.total
-
-
-def softmax_cross_entropy(z: Array, y: Array, _: float) -> Any:
-    classes = _classes(z)
-    if y.ndim < z.ndim:
-        below = np.take_along_axis(classes.below, y[..., None], -1)
-        return (classes.log_total - below)[..., 0]
-    terms = np.where(y == 0, 0, y * (classes.log_total - classes.below))
-    lost = np.isnan(classes.log_total[..., 0])
-    return np.where(lost, np.nan, terms.sum(axis=-1))
-
-
-def softmax_cross_entropy_slope(z: Array, y: Array, _: float) -> Any:
-    # p - 1 and s p - y lose all digits where p tends to y.
-    if y.ndim < z.ndim:
-        y = (y[..., None] == np.arange(z.shape[-1])).astype(float)
-    p = softmax(z)
-    return p * _sum_of_others(y) - y * _sum_of_others(p)
-
-
-def softmax_hessian(p: Array, s: Array) -> Array:
-    """Return s (diag p - p p^T), shape (..., K, K), for probabilities p and sums s of targets."""
-    hessian = -s[..., None, None] * p[..., :, None] * p[..., None, :]
-    diagonal = np.arange(p.shape[-1])
-    hessian[..., diagonal, diagonal] = s[..., None] * p * _sum_of_others(p)
-    return hessian
-
-
-def softmax_hessian_product(p: Array, s: Array, u: Array) -> Any:
-    """Return s (diag p - p p^T) u, shape (..., K)."""
-    # Less the likeliest class's u, so that the difference from the mean keeps its digits.
-    u = u - np.take_along_axis(u, np.argmax(p, axis=-1, keepdims=True), -1)
-    return s[..., None] * p * (u - np.sum(p * u, axis=-1, keepdims=True))
-
-
-def _sum_of_others(x: Array) -> Array:
-    """Return, for each element of the last axis, the sum of the others, without a difference."""
-    total = np.zeros(x.shape, np.longdouble)
-    np.cumsum(x[..., :-1], axis=-1, out=total[..., 1:])
-    total[..., :-1] += np.cumsum(x[..., :0:-1], axis=-1, dtype=np.longdouble)[..., ::-1]
-    return total.astype(np.float64)
-
-
-def _exact_sum(x: Array) -> Array:
-    """Return the sum over the last axis, kept, rounded once where long double is wider."""
-    total = x.sum(axis=-1, dtype=np.longdouble, keepdims=True)
-    return np.asarray(total, np.float64)

@@ -1,4 +1,4 @@
-"""The formulas of the reduction table, over the rows (S, n) of a float64 array, n > 0.
+"""Reductions and maps of rows: formulas over the rows (S, n) of a float64 array, n > 0.
 
 ``values`` gives a number for each row, ``slopes`` its derivative by each element; `x` holds the
 operands, all of one shape. Warnings are off where they are called.
@@ -7,12 +7,15 @@ operands, all of one shape. Warnings are off where they are called.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pullback.formulas import power
+from pullback.oracle.elementwise import power
+
+if TYPE_CHECKING:
+    from pullback.tables.reductions import ReductionRow
 
 Array: TypeAlias = npt.NDArray[Any]
 Values: TypeAlias = Callable[[tuple[Array, ...], float], Array]
@@ -251,6 +254,86 @@ def layer_norm_product(x: Array, v: Array, eps: float) -> Array:
     return np.asarray(column(rate) * (_centred(v) - y * column(np.mean(y * v, axis=1))))
 
 
-def layer_norm_rate(x: Array, eps: float) -> Array:
-    """Return 1 / sqrt(var(x) + eps)."""
-    return _normalised(x, eps)[1]
+# --- slices ---------------------------------------------------------------------------------------
+
+
+def _rows(x: Array) -> Array:
+    """Return blocks (outer, n, inner) as rows (outer * inner, n) of float64."""
+    return np.ascontiguousarray(x.swapaxes(1, 2), np.float64).reshape(-1, x.shape[1])
+
+
+def _blocks(rows: Array, out: Array) -> None:
+    """Write rows to blocks."""
+    outer, n, inner = out.shape
+    out[...] = rows.reshape(outer, inner, n).swapaxes(1, 2)
+
+
+def reduce_slices(
+    row: ReductionRow,
+    parameter: float,
+    x: tuple[Array, ...],
+    g: Array | None,
+    values: Array | None,
+    slopes: tuple[Array, ...] | None,
+) -> None:
+    """Reduce blocks to their values and to derivatives times cotangents.
+
+    Parameters
+    ----------
+    row : ReductionRow
+        The reduction.
+    parameter : float
+        Its parameter, or 0.
+    x : tuple of ndarray, shape (outer, n, inner), n > 0
+        The operands, C-contiguous and of one dtype, as all arrays.
+    g : ndarray, shape (outer, inner), or None
+        Cotangents; None for ones.
+    values : ndarray, shape (outer, inner), or None
+        Where the values go.
+    slopes : tuple of ndarray, shape (outer, n, inner), or None
+        Where the gradients go, one per operand.
+    """
+    assert row.values is not None
+    assert row.slopes is not None
+    rows = tuple(map(_rows, x))
+    with np.errstate(all="ignore"):
+        if values is not None:
+            values[...] = row.values(rows, parameter).reshape(values.shape)
+        if slopes is not None:
+            for out, slope in zip(slopes, row.slopes(rows, parameter), strict=True):
+                _blocks(slope if g is None else slope * g.reshape(-1, 1).astype(np.float64), out)
+
+
+def reduce_tangents(
+    row: ReductionRow,
+    parameter: float,
+    x: tuple[Array, ...],
+    t: tuple[Array | None, ...],
+    out: Array,
+) -> None:
+    """Write the sums of derivatives times tangents, (outer, inner); None is a tangent of zeros."""
+    assert row.slopes is not None
+    rows = tuple(map(_rows, x))
+    with np.errstate(all="ignore"):
+        terms = [
+            slope * _rows(tangent)
+            for slope, tangent in zip(row.slopes(rows, parameter), t, strict=True)
+            if tangent is not None
+        ]
+        out[...] = np.sum(sum(terms), axis=1).reshape(out.shape)
+
+
+def transform_slices(
+    row: ReductionRow, parameter: float, method: str, x: Array, v: Array | None, out: Array
+) -> None:
+    """Write a map's value, or its vjp or jvp with `v`; blocks all."""
+    rows = _rows(x)
+    with np.errstate(all="ignore"):
+        if v is None:
+            assert row.value is not None
+            result = row.value(rows, parameter)
+        else:
+            product = row.vjp if method == "vjp" else row.jvp
+            assert product is not None
+            result = product(rows, _rows(v), parameter)
+        _blocks(result, out)

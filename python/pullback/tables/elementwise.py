@@ -1,4 +1,4 @@
-"""The table of elementwise operations, and the dtype rule they share.
+"""The table of elementwise operations.
 
 One row says everything the Python side knows about an operation. The NumPy twins, the native
 ufuncs' docstrings, the adapters, the tests and the accuracy ledger all iterate over `OPS`, so a
@@ -7,164 +7,31 @@ new operation is one row here and one row in ``cpp/ops``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import repeat
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pullback import formulas as nf
-from pullback.arguments import as_array, shown
-from pullback.formulas import in_float64
+from pullback.oracle import elementwise as nf
+from pullback.oracle.elementwise import in_float64
+from pullback.protocol import OPERANDS
 
 __all__ = [
-    "OPERANDS",
     "OPS",
     "REFERENCE_MAX_ULP",
     "Domain",
     "Interval",
     "OpRow",
     "SpecialPoint",
-    "as_arrays",
-    "as_number",
-    "converted",
-    "kernel_dtype",
-    "result_dtype",
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
 
-# What an operation's operands are called, by their number.
-OPERANDS: Final[Mapping[int, tuple[str, ...]]] = MappingProxyType({1: ("x",), 2: ("w", "x")})
-
 # The NumPy twins inherit NumPy's own errors, so they get one loose bound for all rows.
 REFERENCE_MAX_ULP: Final = 8.0
-
-
-# --- dtypes ---------------------------------------------------------------------------------------
-
-_FLOAT32: Final[np.dtype[Any]] = np.dtype(np.float32)
-_FLOAT64: Final[np.dtype[Any]] = np.dtype(np.float64)
-
-# By type character, which ignores byte order and tells a long double from a double even where both
-# are 8 bytes wide.
-_KERNEL_DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
-    **dict.fromkeys("?bBhHef", _FLOAT32),
-    **dict.fromkeys("iIlLqQd", _FLOAT64),
-}
-
-
-def kernel_dtype(op: str, name: str, dtype: npt.DTypeLike) -> np.dtype[Any]:
-    """Return the dtype, float32 or float64, in which an argument of `dtype` is computed.
-
-    Parameters
-    ----------
-    op, name : str
-        Operation and argument, for the error message.
-    dtype : dtype_like
-        The argument's dtype.
-
-    Returns
-    -------
-    dtype
-        float32 for bool, 8- and 16-bit integers, float16 and float32; float64 for wider integers
-        and float64.
-
-    Raises
-    ------
-    TypeError
-        For any other dtype (complex, long double, object, strings, dates).
-    """
-    dtype = np.dtype(dtype)
-    try:
-        return _KERNEL_DTYPES[dtype.char]
-    except KeyError:
-        raise TypeError(
-            f"{op}: argument {name} has dtype {dtype}, for which there is no kernel; "
-            "it takes bool, integers, float16, float32 and float64"
-        ) from None
-
-
-def _is_weak(operand: object) -> bool:
-    """Tell whether `operand` is a Python number that adapts to the others' dtype (NEP 50)."""
-    return isinstance(operand, int | float) and not isinstance(operand, bool | np.generic)
-
-
-def result_dtype(op: str, *operands: object, names: Sequence[str] = ()) -> np.dtype[Any]:
-    """Return the dtype, float32 or float64, in which an operation on `operands` is computed.
-
-    Parameters
-    ----------
-    op : str
-        The operation, for the error message.
-    *operands : array_like
-        Python integers and floats are weak (NEP 50); alone they give float64.
-    names : sequence of str, optional
-        The operands' names, for the error message; ``x``, or ``w`` and ``x``, when omitted.
-
-    Returns
-    -------
-    dtype
-        float64 if any operand computes in float64 (see `kernel_dtype`), else float32.
-
-    Raises
-    ------
-    TypeError
-        If an operand's dtype has no kernel.
-    """
-    kernels = {
-        kernel_dtype(op, name, (o if type(o) is np.ndarray else as_array(op, name, o)).dtype)
-        for name, o in zip(names or OPERANDS[len(operands)], operands, strict=True)
-        if not _is_weak(o)
-    }
-    return _FLOAT32 if kernels == {_FLOAT32} else _FLOAT64
-
-
-def as_arrays(op: str, *operands: object, names: Sequence[str] = ()) -> tuple[Array, ...]:
-    """Convert `operands` to arrays of their common `result_dtype`, copying only where needed."""
-    names = names or OPERANDS[len(operands)]
-    strong = [
-        o if type(o) is np.ndarray or _is_weak(o) else as_array(op, names[i], o)
-        for i, o in enumerate(operands)
-    ]
-    dtype = result_dtype(op, *strong, names=names)
-    with np.errstate(all="ignore"):  # a weak 1e300 overflows to inf in float32
-        try:
-            return tuple(np.asarray(o, dtype) for o in strong)
-        except OverflowError:  # of one of them, which is told
-            return tuple(map(converted, repeat(op), names, strong, repeat(dtype)))
-
-
-def converted(op: str, name: str, operand: Any, dtype: np.dtype[Any]) -> Array:
-    """Return an array or a Python number in the dtype that it computes in.
-
-    Raises
-    ------
-    TypeError
-        If it is an integer that float64 does not hold.
-    """
-    try:
-        return np.asarray(operand, dtype)
-    except OverflowError:
-        raise TypeError(f"{op}: argument {name} is an integer too large for float64") from None
-
-
-def as_number(op: str, name: str, given: Any) -> float:
-    """Return a parameter as a float.
-
-    Raises
-    ------
-    TypeError
-        If it is no real number, or an integer that float64 does not hold.
-    """
-    array = converted(op, name, given, _FLOAT64) if _is_weak(given) else as_array(op, name, given)
-    kernel_dtype(op, name, array.dtype)
-    if array.ndim != 0:
-        raise TypeError(f"{op}: {name} must be a number, not {shown(given)}")
-    return float(array)
 
 
 # --- what a row is made of ------------------------------------------------------------------------

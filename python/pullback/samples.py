@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pullback.arguments import as_array, shown
 from pullback.layouts import Data, as_data
-from pullback.loss_table import LossRow
-from pullback.ops import converted, kernel_dtype
 from pullback.partial import Kinds
+from pullback.protocol import as_array, converted, kernel_dtype
+
+if TYPE_CHECKING:
+    from pullback.tables.losses import LossRow
 
 __all__ = [
-    "GRADIENTS",
+    "OPERANDS",
+    "Job",
     "Model",
     "Samples",
     "check_direction",
     "check_model",
     "check_outputs",
+    "check_rows",
     "check_samples",
-    "check_wrt",
     "parameter_dtype",
     "sums_of_targets",
     "weight_complaint",
@@ -31,7 +33,9 @@ __all__ = [
 
 Array: TypeAlias = npt.NDArray[Any]
 
-GRADIENTS: Final = ("X", "w", "b")  # what a gradient is by
+Job: TypeAlias = Literal["value", "gradient", "hvp", "curvature", "curved"]
+
+OPERANDS: Final = ("X", "y", "w", "b")
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,15 +198,21 @@ def sums_of_targets(y: Array) -> Array:
     return np.ones(len(y)) if y.ndim == 1 else y.sum(axis=-1, dtype=np.float64)
 
 
-def check_wrt(op: str, wrt: Any) -> tuple[tuple[str, ...], bool]:
-    """Return the names that `wrt` asks for, and whether it is a bare one."""
-    names = (wrt,) if isinstance(wrt, str) else wrt
-    valid = "'X', 'w' or 'b', or a tuple of distinct ones"
-    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{op}: wrt must be {valid}, not {shown(wrt)}")
-    if not names or len(set(names)) < len(names) or not set(names) <= set(GRADIENTS):
-        raise ValueError(f"{op}: wrt must be {valid}, not {shown(wrt)}")
-    return names, isinstance(wrt, str)
+def check_rows(
+    row: LossRow, y: Array, sample_weight: Array | None, n_outputs: int, first: int = 0
+) -> None:
+    """Raise a ValueError, as kernels do, for the first row with a bad target or weight.
+
+    Its number counts from `first`.
+    """
+    valid = row.targets.valid(y, n_outputs).reshape(len(y), -1).all(axis=1)
+    bad = {"y": ~valid}
+    if sample_weight is not None:
+        bad["sample_weight"] = ~((sample_weight >= 0) & (sample_weight < np.inf))
+    found = [(int(np.argmax(rows)), name) for name, rows in bad.items() if rows.any()]
+    if found:
+        i, name = min(found, key=lambda pair: pair[0])
+        raise ValueError(name, first + i)
 
 
 def check_direction(op: str, v: Any, model: Model) -> tuple[Array, Array]:
@@ -213,22 +223,23 @@ def check_direction(op: str, v: Any, model: Model) -> tuple[Array, Array]:
     TypeError
         If it is not a pair, or a dtype has no kernel.
     ValueError
-        If its parts do not have the shapes of w and b.
+        If its parts, unless they are None, do not have the shapes of w and b.
     """
     if not isinstance(v, Sequence) or len(v) != 2:
         raise TypeError(f"{op}: v must be a pair (vw, vb), not {type(v).__name__}")
-    vw = _vector(op, "vw", v[0])
+    vw, vb = np.zeros_like(model.w), np.zeros_like(model.b)
     shape, like = model.kinds.w_shape, model.kinds.b
-    if vw.shape != shape:
-        raise ValueError(f"{op}: vw has shape {vw.shape}, w has {shape}")
-    if (v[1] is None) != (like is None):
-        missing, given = ("vb", "b") if v[1] is None else ("b", "vb")
-        raise ValueError(f"{op}: {given} is given, but {missing} is None")
-    vb = np.zeros_like(model.b)
+    if v[0] is not None:
+        given = _vector(op, "vw", v[0])
+        if given.shape != shape:
+            raise ValueError(f"{op}: vw has shape {given.shape}, w has {shape}")
+        vw = given.reshape(vw.shape)
     if v[1] is not None:
-        given_vb = as_array(op, "vb", v[1])
-        kernel_dtype(op, "vb", given_vb.dtype)
-        if given_vb.shape != np.shape(like):
-            raise ValueError(f"{op}: vb has shape {given_vb.shape}, b has {np.shape(like)}")
-        vb[...] = given_vb
-    return vw.reshape(model.w.shape), vb
+        if like is None:
+            raise ValueError(f"{op}: vb is given, but b is None")
+        given = as_array(op, "vb", v[1])
+        kernel_dtype(op, "vb", given.dtype)
+        if given.shape != np.shape(like):
+            raise ValueError(f"{op}: vb has shape {given.shape}, b has {np.shape(like)}")
+        vb[...] = given
+    return vw, vb

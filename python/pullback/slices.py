@@ -9,8 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.arguments import as_index, shown
-from pullback.reference.arguments import Outputs
+from pullback.protocol import Outputs, as_ints, shown
 
 __all__ = ["Axis", "Slices"]
 
@@ -115,10 +114,8 @@ class Slices(NamedTuple):
 
 def _axes(op: str, axis: Any, ndim: int) -> tuple[int, ...]:
     """Return the axes that an argument names, counted from the first."""
-    given = axis.tolist() if isinstance(axis, np.ndarray) else axis
     axes = []
-    for entry in given if isinstance(given, tuple | list) else (given,):
-        a = as_index(op, "axis", entry, "an integer, a tuple of them or None", axis)
+    for a in as_ints(op, "axis", axis, "an integer, a tuple of them or None"):
         if not -ndim <= a < ndim:
             raise np.exceptions.AxisError(min(max(a, -sys.maxsize), sys.maxsize), ndim, op)
         axes.append(a % ndim)

@@ -1,37 +1,115 @@
-"""Matrix products and what is made of them: layers, quadratic and bilinear forms."""
+"""Engines: the functions that the primitives run on, native or the oracle's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType, ModuleType
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pullback import elementwise
+from pullback import calculus
 from pullback.config import native
 from pullback.contraction import Product, numpy_product
-from pullback.reference.forms import BilinearForm, QuadraticForm
-from pullback.reference.linear import Linear
-from pullback.reference.matmul import Matmul
+from pullback.oracle import losses, reductions
+from pullback.tables.losses import LOSSES
+from pullback.tables.reductions import REDUCTIONS
 
-__all__ = ["bilinear_form", "linear", "matmul", "products", "quadratic_form"]
+__all__ = ["BACKEND", "ORACLE", "Engine"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
 
-class NativeMatmul(Matmul):
-    """A matrix product whose calls enter the kernels directly; its twin's rules for the rest."""
+# The methods of products that the bindings know.
+_PRODUCT_ENTRIES: Final = {
+    ("matmul", "__call__"): "product",
+    ("matmul", "vjp"): "cotangents",
+    ("matmul", "jvp"): "tangent",
+    ("linear", "__call__"): "layer",
+    ("linear", "vjp"): "layer_cotangents",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """What computes.
+
+    Parameters
+    ----------
+    is_native : bool
+        Whether methods may enter the kernels at once.
+    kernels : module or namespace
+        ``reduce_slices``, ``reduce_tangents`` and ``transform_slices``, as in
+        `pullback.oracle.reductions`, ``loss_sums`` and ``loss_pointwise``, as in
+        `pullback.oracle.losses`, all of which take a row's name for the row.
+    products : mapping
+        A `pullback.calculus.Kernels` for each matrix product.
+    """
+
+    is_native: bool
+    kernels: Any
+    products: Mapping[str, calculus.Kernels]
+
+    def direct_product(self, name: str, method: str, fallback: Any) -> Any:
+        """Return a product's method that enters the kernels at once where it can."""
+        entry = _PRODUCT_ENTRIES.get((name, method)) if self.is_native else None
+        return fallback if entry is None else self.kernels.matmul_method(entry, fallback)
+
+    def module(self, column: str) -> str:
+        """Return the module whose attributes a column's primitives are, for pickle."""
+        return f"pullback.{column}" if self.is_native else "pullback.reference"
+
+    @property
+    def remark(self) -> str:
+        """What sets primitives apart in their repr."""
+        return "" if self.is_native else ", NumPy twin"
+
+
+# --- the oracle's ---------------------------------------------------------------------------------
+
+
+def calculus_of(product: Product) -> dict[str, calculus.Kernels]:
+    """Return what every matrix product is made of, for one that multiplies matrices."""
+    return {
+        "matmul": calculus.Matmul(product),
+        "linear": calculus.Linear(product),
+        "quadratic_form": calculus.QuadraticForm(product),
+        "bilinear_form": calculus.BilinearForm(product),
+    }
+
+
+def _by_name(table: Mapping[str, Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of a row as one of the row's name."""
+    return lambda name, *arguments: function(table[name], *arguments)
+
+
+ORACLE: Final = Engine(
+    False,
+    SimpleNamespace(
+        reduce_slices=_by_name(REDUCTIONS, reductions.reduce_slices),
+        reduce_tangents=_by_name(REDUCTIONS, reductions.reduce_tangents),
+        transform_slices=_by_name(REDUCTIONS, reductions.transform_slices),
+        loss_sums=_by_name(LOSSES, losses.loss_sums),
+        loss_pointwise=_by_name(LOSSES, losses.loss_pointwise),
+    ),
+    calculus_of(numpy_product),
+)
+
+# --- the native one's -----------------------------------------------------------------------------
+
+
+class NativeMatmul(calculus.Matmul):
+    """Products whose cotangents, and tangents, are one job."""
 
     def __init__(self, kernels: ModuleType, product: Product) -> None:
-        super().__init__(product, __name__)
+        super().__init__(product)
         self._cotangents_into = _strict(kernels, "cotangents_into")
         self._new = _strict(kernels, "new_array")
         self._tangent_into = _strict(kernels, "tangent_into")
-        _enter_directly(self, kernels, __call__="product", vjp="cotangents", jvp="tangent")
 
-    def _cotangents(
+    def cotangents(
         self,
         A: Array,
         B: Array,
@@ -47,26 +125,25 @@ class NativeMatmul(Matmul):
         cotangents = self._cotangents_into(A, B, G, *targets)
         return tuple(cotangents[i] for i in wrt)
 
-    def _tangent(
+    def tangent(
         self, A: Array, B: Array, tA: Array | None, tB: Array | None, out: Array | None
     ) -> Array:
         if tA is None or tB is None:
-            return super()._tangent(A, B, tA, tB, out)
+            return super().tangent(A, B, tA, tB, out)
         tangent: Array = self._tangent_into(*map(_whole_strides, (A, B, tA, tB)), out)
         return tangent
 
 
-class NativeLinear(Linear):
-    """A linear layer whose bias and activation are part of the products' jobs."""
+class NativeLinear(calculus.Linear):
+    """Linear layers whose bias and activation are part of the products' jobs."""
 
     def __init__(self, kernels: ModuleType, product: Product) -> None:
-        super().__init__(product, __name__, elementwise.primitives)
+        super().__init__(product)
         self._into = _strict(kernels, "linear")
         self._new = _strict(kernels, "new_array")
         self._cotangents_into = _strict(kernels, "linear_cotangents")
-        _enter_directly(self, kernels, __call__="layer", vjp="layer_cotangents")
 
-    def _value(self, X: Array, W: Array, b: Array | None, activation: Any, out: Any) -> Array:
+    def value(self, X: Array, W: Array, b: Array | None, activation: Any, out: Any) -> Array:
         X, W = _whole_strides(X), _whole_strides(W)
         if out is None or not _has_plain_rows(out):
             result: Array = self._new(X, (len(X), W.shape[1]))
@@ -79,7 +156,7 @@ class NativeLinear(Linear):
         out[...] = result
         return out  # type: ignore[no-any-return]
 
-    def _cotangents(
+    def cotangents(
         self,
         X: Array,
         W: Array,
@@ -129,14 +206,14 @@ class _OnePass:
         return value.astype(X.dtype), Xv.astype(X.dtype), uX.astype(X.dtype)
 
 
-class NativeQuadraticForm(QuadraticForm):
+class NativeQuadraticForm(calculus.QuadraticForm):
     """A quadratic form whose value and gradient read the matrix once."""
 
     def __init__(self, kernels: ModuleType, product: Product) -> None:
-        super().__init__(product, __name__)
+        super().__init__(product)
         self._one_pass = _OnePass(kernels)
 
-    def _value_and_grad(
+    def value_and_grad(
         self, x: Array, A: Array, wrt: tuple[int, ...]
     ) -> tuple[Array, tuple[Array, ...]]:
         value, Ax, xA = self._one_pass(x, A, x)
@@ -144,14 +221,14 @@ class NativeQuadraticForm(QuadraticForm):
         return value, gradients
 
 
-class NativeBilinearForm(BilinearForm):
+class NativeBilinearForm(calculus.BilinearForm):
     """A bilinear form whose value and gradients read the matrix once."""
 
     def __init__(self, kernels: ModuleType, product: Product) -> None:
-        super().__init__(product, __name__)
+        super().__init__(product)
         self._one_pass = _OnePass(kernels)
 
-    def _value_and_grad(
+    def value_and_grad(
         self, u: Array, X: Array, v: Array, wrt: tuple[int, ...]
     ) -> tuple[Array, tuple[Array, ...]]:
         value, Xv, uX = self._one_pass(u, X, v)
@@ -162,19 +239,6 @@ class NativeBilinearForm(BilinearForm):
             return Xv if i == 0 else uX
 
         return value, tuple(map(gradient, wrt))
-
-
-def _enter_directly(primitive: Any, kernels: ModuleType, **entries: str) -> None:
-    """Let a primitive's methods enter the kernels for arguments that these take as they are."""
-    for method, entry in entries.items():
-        twin = getattr(type(primitive), method)
-        call = kernels.matmul_method(entry, twin.__get__(primitive))
-        call.__name__ = method
-        call.__qualname__ = f"{primitive.__name__}.{method}"
-        call.__module__ = __name__
-        call.__doc__ = twin.__doc__
-        # On the class, one of its own, since calls look there.
-        setattr(type(primitive), method, call)
 
 
 def _name_of(activation: Any) -> str | None:
@@ -221,21 +285,20 @@ def _native_product(kernels: ModuleType) -> Product:
     return product
 
 
-_product: Final = numpy_product if native is None else _native_product(native)
+def _native(kernels: ModuleType) -> Engine:
+    product = _native_product(kernels)
+    return Engine(
+        True,
+        kernels,
+        {
+            "matmul": NativeMatmul(kernels, product),
+            "linear": NativeLinear(kernels, product),
+            "quadratic_form": NativeQuadraticForm(kernels, product),
+            "bilinear_form": NativeBilinearForm(kernels, product),
+        },
+    )
 
-matmul = Matmul(_product, __name__) if native is None else NativeMatmul(native, _product)
-linear = (
-    Linear(_product, __name__, elementwise.primitives)
-    if native is None
-    else NativeLinear(native, _product)
-)
-quadratic_form = (
-    QuadraticForm(_product, __name__) if native is None else NativeQuadraticForm(native, _product)
-)
-bilinear_form = (
-    BilinearForm(_product, __name__) if native is None else NativeBilinearForm(native, _product)
-)
 
-products: Final[Mapping[str, Any]] = MappingProxyType(
-    {f.__name__: f for f in (matmul, linear, quadratic_form, bilinear_form)}
-)
+# --- the one in use -------------------------------------------------------------------------------
+
+BACKEND: Final = ORACLE if native is None else _native(native)

@@ -1,0 +1,655 @@
+"""What every call has in common; errors name the operation and the argument."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import update_wrapper
+from itertools import combinations, repeat
+from operator import index
+from types import FunctionType, MappingProxyType
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from pullback.shapes import broadcast_shapes
+
+__all__ = [
+    "OPERANDS",
+    "Outputs",
+    "Wrt",
+    "aligned",
+    "as_array",
+    "as_arrays",
+    "as_flag",
+    "as_index",
+    "as_ints",
+    "as_matrix",
+    "as_number",
+    "broadcast_shape",
+    "check_cotangent",
+    "check_outs",
+    "check_wrt",
+    "converted",
+    "deliver",
+    "kernel_dtype",
+    "leaves",
+    "method",
+    "named_after",
+    "result_dtype",
+    "shape_of",
+    "shown",
+    "sum_repeated",
+    "tangents_of",
+]
+
+Array: TypeAlias = npt.NDArray[Any]
+T = TypeVar("T")
+
+# What an elementwise operation's operands are called, by their number.
+OPERANDS: Final[Mapping[int, tuple[str, ...]]] = MappingProxyType({1: ("x",), 2: ("w", "x")})
+
+_LONGEST: Final = 60  # of what is shown of an argument
+
+
+def shown(given: object) -> str:
+    """Return the repr of an argument for a message: on one line, and a short one."""
+    try:
+        text = " ".join(repr(given).split())
+    except ValueError:  # Python refuses to write the digits of a long integer
+        text = f"<{type(given).__name__}>"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _is_of_python(error: Exception) -> bool:
+    """Tell whether an error that a caller has caught came from Python code, such as a method."""
+    here = error.__traceback__
+    return here is not None and here.tb_next is not None  # C code leaves no frame below here
+
+
+def as_array(op: str, name: str, given: Any) -> Array:
+    """Return an argument as an array, copied only where needed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If NumPy makes no array of it, such as of a ragged list. What an argument's own code
+        raises passes as it is.
+    """
+    try:
+        return np.asarray(given)
+    except (TypeError, ValueError) as error:
+        if type(error) not in (TypeError, ValueError) or _is_of_python(error):
+            raise
+        raise type(error)(f"{op}: argument {name} makes no array: {error}") from None
+
+
+def shape_of(op: str, name: str, given: Any) -> tuple[int, ...]:
+    """Return the shape of an argument, which is not converted if it has one; errors as above."""
+    shape = getattr(given, "shape", None)
+    return shape if isinstance(shape, tuple) else as_array(op, name, given).shape
+
+
+def as_index(
+    op: str, name: str, given: Any, wanted: str = "an integer", whole: object = None
+) -> int:
+    """Return an argument, or a part of a `whole` one, as an int; no bool is one."""
+    try:
+        if not isinstance(given, bool | np.bool_):
+            return index(given)
+    except TypeError as error:
+        if _is_of_python(error):
+            raise
+    raise TypeError(
+        f"{op}: {name} must be {wanted}, not {shown(given if whole is None else whole)}"
+    )
+
+
+def as_ints(
+    op: str, name: str, given: Any, wanted: str = "an integer or a tuple of them"
+) -> tuple[int, ...]:
+    """Return an int, or several of them, as a tuple."""
+    if type(given) is tuple and all(type(entry) is int for entry in given):
+        return given
+    entries = given.tolist() if isinstance(given, np.ndarray) else given
+    return tuple(
+        as_index(op, name, entry, wanted, given)
+        for entry in (entries if isinstance(entries, tuple | list) else (entries,))
+    )
+
+
+def as_flag(op: str, name: str, given: Any) -> bool:
+    """Return an argument as a bool; TypeError unless it is one or, as in NumPy, an integer."""
+    if isinstance(given, bool | np.bool_ | int | np.integer):
+        return bool(given)
+    raise TypeError(f"{op}: {name} must be a bool, not {shown(given)}")
+
+
+# --- dtypes ---------------------------------------------------------------------------------------
+
+_FLOAT32: Final[np.dtype[Any]] = np.dtype(np.float32)
+_FLOAT64: Final[np.dtype[Any]] = np.dtype(np.float64)
+
+# By type character, which ignores byte order and tells a long double from a double even where both
+# are 8 bytes wide.
+_KERNEL_DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
+    **dict.fromkeys("?bBhHef", _FLOAT32),
+    **dict.fromkeys("iIlLqQd", _FLOAT64),
+}
+
+
+def kernel_dtype(op: str, name: str, dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """Return the dtype, float32 or float64, in which an argument of `dtype` is computed.
+
+    Parameters
+    ----------
+    op, name : str
+        Operation and argument, for the error message.
+    dtype : dtype_like
+        The argument's dtype.
+
+    Returns
+    -------
+    dtype
+        float32 for bool, 8- and 16-bit integers, float16 and float32; float64 for wider integers
+        and float64.
+
+    Raises
+    ------
+    TypeError
+        For any other dtype (complex, long double, object, strings, dates).
+    """
+    dtype = np.dtype(dtype)
+    try:
+        return _KERNEL_DTYPES[dtype.char]
+    except KeyError:
+        raise TypeError(
+            f"{op}: argument {name} has dtype {dtype}, for which there is no kernel; "
+            "it takes bool, integers, float16, float32 and float64"
+        ) from None
+
+
+def _is_weak(operand: object) -> bool:
+    """Tell whether `operand` is a Python number that adapts to the others' dtype (NEP 50)."""
+    return isinstance(operand, int | float) and not isinstance(operand, bool | np.generic)
+
+
+def result_dtype(op: str, *operands: object, names: Sequence[str] = ()) -> np.dtype[Any]:
+    """Return the dtype, float32 or float64, in which an operation on `operands` is computed.
+
+    Parameters
+    ----------
+    op : str
+        The operation, for the error message.
+    *operands : array_like
+        Python integers and floats are weak (NEP 50); alone they give float64.
+    names : sequence of str, optional
+        The operands' names, for the error message; ``x``, or ``w`` and ``x``, when omitted.
+
+    Returns
+    -------
+    dtype
+        float64 if any operand computes in float64 (see `kernel_dtype`), else float32.
+
+    Raises
+    ------
+    TypeError
+        If an operand's dtype has no kernel.
+    """
+    kernels = {
+        kernel_dtype(op, name, (o if type(o) is np.ndarray else as_array(op, name, o)).dtype)
+        for name, o in zip(names or OPERANDS[len(operands)], operands, strict=True)
+        if not _is_weak(o)
+    }
+    return _FLOAT32 if kernels == {_FLOAT32} else _FLOAT64
+
+
+def as_arrays(op: str, *operands: object, names: Sequence[str] = ()) -> tuple[Array, ...]:
+    """Convert `operands` to arrays of their common `result_dtype`, copying only where needed."""
+    names = names or OPERANDS[len(operands)]
+    strong = [
+        o if type(o) is np.ndarray or _is_weak(o) else as_array(op, names[i], o)
+        for i, o in enumerate(operands)
+    ]
+    dtype = result_dtype(op, *strong, names=names)
+    with np.errstate(all="ignore"):  # a weak 1e300 overflows to inf in float32
+        try:
+            return tuple(np.asarray(o, dtype) for o in strong)
+        except OverflowError:  # of one of them, which is told
+            return tuple(map(converted, repeat(op), names, strong, repeat(dtype)))
+
+
+def converted(op: str, name: str, operand: Any, dtype: np.dtype[Any]) -> Array:
+    """Return an array or a Python number in the dtype that it computes in.
+
+    Raises
+    ------
+    TypeError
+        If it is an integer that float64 does not hold.
+    """
+    try:
+        return np.asarray(operand, dtype)
+    except OverflowError:
+        raise TypeError(f"{op}: argument {name} is an integer too large for float64") from None
+
+
+def as_number(op: str, name: str, given: Any) -> float:
+    """Return a parameter as a float.
+
+    Raises
+    ------
+    TypeError
+        If it is no real number, or an integer that float64 does not hold.
+    """
+    array = converted(op, name, given, _FLOAT64) if _is_weak(given) else as_array(op, name, given)
+    kernel_dtype(op, name, array.dtype)
+    if array.ndim != 0:
+        raise TypeError(f"{op}: {name} must be a number, not {shown(given)}")
+    return float(array)
+
+
+# --- plain arrays ---------------------------------------------------------------------------------
+
+
+def aligned(op: str, *operands: Any, names: Sequence[str]) -> tuple[Array, ...]:
+    """Return `operands` as aligned arrays of their common dtype, copied only where needed."""
+    return tuple(
+        array if array.flags.aligned else array.copy()
+        for array in as_arrays(op, *operands, names=names)
+    )
+
+
+def as_matrix(array: Array) -> Array:
+    """Return an array of rows (..., n) as a matrix, a view where its strides allow that."""
+    return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
+
+
+# --- tangents -------------------------------------------------------------------------------------
+
+
+def tangents_of(
+    op: str,
+    primals: Sequence[Any],
+    tangents: Sequence[Any],
+    names: Sequence[str],
+    t_names: Sequence[str] = (),
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Convert primals and tangents to one dtype; a None among them, which is zero, stays None.
+
+    Parameters
+    ----------
+    op : str
+        The operation, for the error messages.
+    primals, tangents : sequence of array_like or None
+        As many of both.
+    names, t_names : sequence of str
+        What they are called; ``tx`` the tangent of ``x`` when omitted.
+
+    Raises
+    ------
+    ValueError
+        If a tangent is given for a primal that is None, or has another shape than its primal.
+    """
+    t_names = t_names or [f"t{name}" for name in names]
+    for primal, tangent, name, t_name in zip(primals, tangents, names, t_names, strict=True):
+        if primal is None and tangent is not None:
+            raise ValueError(f"{op}: {t_name} is given, but {name} is None")
+    everything = [*primals, *tangents]
+    given = [(a, name) for a, name in zip(everything, [*names, *t_names], strict=True)]
+    given = [(a, name) for a, name in given if a is not None]
+    arrays = iter(aligned(op, *(a for a, _ in given), names=[name for _, name in given]))
+    there: tuple[Any, ...] = tuple(None if a is None else next(arrays) for a in everything)
+    primals, tangents = there[: len(primals)], there[len(primals) :]
+    for primal, tangent, name, t_name in zip(primals, tangents, names, t_names, strict=True):
+        if tangent is not None and tangent.shape != primal.shape:
+            raise ValueError(f"{op}: {t_name} has shape {tangent.shape}, {name} has {primal.shape}")
+    return primals, tangents
+
+
+# --- wrt ------------------------------------------------------------------------------------------
+
+
+class Wrt(NamedTuple):
+    """The operands whose cotangents are asked for."""
+
+    operands: tuple[int, ...]
+    single: bool  # one cotangent, not a tuple of them
+
+    def result(self, cotangents: Sequence[Any]) -> Any:
+        """Return cotangents as they were asked for."""
+        return cotangents[0] if self.single else tuple(cotangents)
+
+
+def check_wrt(op: str, wrt: Any, names: Sequence[str], without: Sequence[str] = ()) -> Wrt:
+    """Return what `wrt` asks for: operands by name or position, one, a tuple of them, or "all".
+
+    Parameters
+    ----------
+    op : str
+        The operation, for the error messages.
+    wrt : object
+        What the caller gave.
+    names : sequence of str
+        The operands, in order.
+    without : sequence of str
+        Those among them by which there is no derivative.
+
+    Raises
+    ------
+    TypeError
+        If it is none of these.
+    ValueError
+        If an operand is unknown, has no derivative, or stands twice.
+    """
+    if isinstance(wrt, str) and wrt == "all":
+        return Wrt(tuple(k for k, name in enumerate(names) if name not in without), False)
+    operands = []
+    for entry in wrt if isinstance(wrt, tuple) else (wrt,):
+        if type(entry) is int:
+            operands.append(entry)
+        elif isinstance(entry, str):
+            operands.append(names.index(entry) if entry in names else -1)
+        else:
+            operands.append(as_index(op, "wrt", entry, _asked(names, without), wrt))
+    right = all(0 <= k < len(names) and names[k] not in without for k in operands)
+    if not operands or not right or len(set(operands)) < len(operands):
+        raise ValueError(f"{op}: wrt must be {_asked(names, without)}, not {shown(wrt)}")
+    return Wrt(tuple(operands), not isinstance(wrt, tuple))
+
+
+def _asked(names: Sequence[str], without: Sequence[str]) -> str:
+    listed = ", ".join(repr(name) for name in names if name not in without)
+    return f"{listed}, the position of one, a tuple of distinct ones, or 'all'"
+
+
+# --- out ------------------------------------------------------------------------------------------
+
+
+class Outputs:
+    """Where results go: checked before anything is computed, written as if after everything.
+
+    Parameters
+    ----------
+    op : str
+        The operation, for the error messages.
+    out : None, ndarray, or tuple of ndarray or None
+        What the caller gave: an array for a single result, a tuple for several.
+    shapes : sequence of tuple of int, or None
+        The results' shapes; None for one that does not exist.
+    dtype : dtype
+        The results' dtype.
+    inputs : sequence of ndarray or None
+        What the results are computed from.
+    single : bool
+        Whether there is one result, not a tuple.
+
+    Raises
+    ------
+    TypeError
+        If `out` is not of this form, or NumPy does not cast the result to its dtype as one of the
+        same kind.
+    ValueError
+        If an array has another shape, is read-only, or overlaps another one.
+    """
+
+    def __init__(
+        self,
+        op: str,
+        out: Any,
+        shapes: Sequence[tuple[int, ...] | None],
+        dtype: np.dtype[Any],
+        inputs: Sequence[Any],
+        *,
+        single: bool,
+    ) -> None:
+        self._shapes = shapes
+        self._outs = check_outs(op, out, shapes, [dtype] * len(shapes), single=single)
+        self._targets: list[Array | None] = [None] * len(shapes)
+        self._free = tuple(
+            target is not None
+            and target.dtype == dtype
+            and target.flags.aligned
+            and _lies_apart(target)
+            and not any(
+                array is not None and np.may_share_memory(target, array) for array in inputs
+            )
+            for target in self._outs
+        )
+
+    def targets(
+        self, *views: tuple[int, ...] | None, contiguous: bool = False
+    ) -> tuple[Array | None, ...]:
+        """Return what kernels may write to at once, each as an array of the given shape.
+
+        None where there is no output, or one that overlaps an input or itself, lies misaligned or
+        cannot be seen in that shape, or in C order where it has to be `contiguous`.
+        """
+        for i, shape in enumerate(views):
+            if self._free[i] and shape is not None:
+                view = _view(self._outs[i], shape)
+                if view is None or view.flags.c_contiguous or not contiguous:
+                    self._targets[i] = view
+        return tuple(self._targets)
+
+    def deliver(self, results: Sequence[Array | None]) -> tuple[Any, ...]:
+        """Return results in their shapes, in the outputs where these are given."""
+        delivered: list[Any] = []
+        for result, out, target, shape in zip(
+            results, self._outs, self._targets, self._shapes, strict=True
+        ):
+            if result is None or shape is None:
+                delivered.append(None)
+                continue
+            if out is None:
+                delivered.append(result.reshape(shape))
+                continue
+            if target is None:
+                with np.errstate(all="ignore"):  # a float64 that overflows in float32
+                    np.copyto(out, result.reshape(shape), casting="same_kind")
+            delivered.append(out)
+        return tuple(delivered)
+
+
+def check_outs(
+    op: str,
+    out: Any,
+    shapes: Sequence[tuple[int, ...] | None],
+    dtypes: Sequence[np.dtype[Any]],
+    *,
+    single: bool,
+    apart: bool = True,
+) -> tuple[Any, ...]:
+    """Return `out`, an array or a tuple of arrays and None, as a tuple, checked as by `Outputs`.
+
+    For a single result a tuple of one counts as well, as in NumPy. Whether several lie `apart` is
+    not asked of elementwise operations, in NumPy and here.
+    """
+    outs: tuple[Any, ...] = _as_tuple(op, out, len(shapes), single)
+    for i, target in enumerate(outs):
+        if target is not None:
+            _check_out(op, "out" if single else f"out[{i}]", target, shapes[i], dtypes[i])
+    for (i, one), (j, other) in combinations(enumerate(outs if apart else ()), 2):
+        if one is not None and other is not None and _overlap(one, other):
+            raise ValueError(f"{op}: out[{i}] and out[{j}] overlap")
+    return outs
+
+
+def _as_tuple(op: str, out: Any, count: int, single: bool) -> tuple[Any, ...]:
+    if single:
+        return out if isinstance(out, tuple) and len(out) == 1 else (out,)
+    if out is None:
+        return (None,) * count
+    if not isinstance(out, tuple):
+        raise TypeError(f"{op}: out must be a tuple of {count} arrays, not {type(out).__name__}")
+    if len(out) != count:
+        raise ValueError(f"{op}: out holds {len(out)} arrays, there are {count} results")
+    return out
+
+
+def _check_out(
+    op: str, name: str, out: Any, shape: tuple[int, ...] | None, dtype: np.dtype[Any]
+) -> None:
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{op}: {name} must be an array, not {type(out).__name__}")
+    if shape is None:
+        raise ValueError(f"{op}: {name} is given for a result that does not exist")
+    if out.shape != shape:
+        raise ValueError(f"{op}: {name} has shape {out.shape}, the result {shape}")
+    if not np.can_cast(dtype, out.dtype, "same_kind"):
+        raise TypeError(f"{op}: {name} has dtype {out.dtype}, the result {dtype}")
+    if not out.flags.writeable:
+        raise ValueError(f"{op}: {name} is read-only")
+
+
+def _overlap(one: Array, other: Array) -> bool:
+    try:
+        # NumPy's stub knows of no bounds but -1 and 0.
+        return np.shares_memory(one, other, max_work=100_000)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:  # strides so odd that it takes long to tell
+        return True
+
+
+def _lies_apart(out: Array) -> bool:
+    """Tell whether no two elements of `out` share memory; of interleaved axes say no."""
+    span = out.itemsize
+    for stride, n in sorted((abs(s), n) for s, n in zip(out.strides, out.shape, strict=True)):
+        if n > 1:
+            if stride < span:
+                return False
+            span += stride * (n - 1)
+    return True
+
+
+def _view(out: Array, shape: tuple[int, ...]) -> Array | None:
+    """Return `out` in another shape, or None if its strides do not allow that."""
+    try:
+        return out.view(np.ndarray).reshape(shape, copy=False)
+    except ValueError:
+        return None
+
+
+# --- broadcasting ---------------------------------------------------------------------------------
+
+
+def broadcast_shape(op: str, **shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return what the named shapes broadcast to, or raise a ValueError that names them."""
+    try:
+        return broadcast_shapes(*shapes.values())
+    except ValueError:
+        listed = ", ".join(f"{name} has shape {shape}" for name, shape in shapes.items())
+        raise ValueError(f"{op}: {listed}: they do not broadcast") from None
+
+
+def check_cotangent(
+    op: str, g: tuple[int, ...], shape: tuple[int, ...], **operands: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Return the batch axes that a cotangent of shape `g` has in front of the value's `shape`."""
+    n_batch = len(g) - len(shape)
+    if n_batch < 0 or g[n_batch:] != shape:
+        listed = " and ".join(f"{name} {operand}" for name, operand in operands.items())
+        raise ValueError(
+            f"{op}: g has shape {g}, which must end in {shape}, the broadcast shape of {listed}"
+        )
+    return g[:n_batch]
+
+
+def sum_repeated(terms: Any, batch: tuple[int, ...], shape: tuple[int, ...]) -> Any:
+    """Sum `terms`, shaped ``batch + broadcast``, over the axes along which `shape` was repeated.
+
+    The sum accumulates in float64; where nothing was repeated, `terms` keep their bits.
+    """
+    if terms.shape == batch + shape:  # also of what has no reshape, such as a pandas Series
+        return terms
+    if terms.size == math.prod(batch + shape):
+        return terms.reshape(batch + shape)
+    new_axes = terms.ndim - len(shape)
+    axes = (
+        *range(len(batch), new_axes),
+        *(new_axes + i for i, n in enumerate(shape) if terms.shape[new_axes + i] != n),
+    )
+    with np.errstate(all="ignore"):
+        total = np.sum(terms, axis=axes, dtype=np.float64)
+        return total.astype(terms.dtype).reshape(batch + shape)
+
+
+def leaves(tree: Any) -> Iterator[Any]:
+    """Yield what a nested tuple holds, from left to right."""
+    if isinstance(tree, tuple):
+        for branch in tree:
+            yield from leaves(branch)
+    else:
+        yield tree
+
+
+def _rebuild(tree: Any, leaves: Iterator[Any]) -> Any:
+    """Return a nested tuple shaped like `tree` that holds `leaves`."""
+    if isinstance(tree, tuple):
+        return tuple(_rebuild(branch, leaves) for branch in tree)
+    return next(leaves)
+
+
+def deliver(op: str, results: Any, out: Any) -> Any:
+    """Return `results`, an array or nested tuple, in `out` where that is given.
+
+    `out` is nested alike, or flat. All of it is checked before any of it is written.
+    """
+    single = not isinstance(results, tuple)
+    arrays = [np.asarray(result) for result in leaves(results)]
+    given = tuple(leaves(out)) if isinstance(out, tuple) else out
+    shapes, dtypes = [a.shape for a in arrays], [a.dtype for a in arrays]
+    outs = check_outs(op, given, shapes, dtypes, single=single, apart=False)
+    for array, target in zip(arrays, outs, strict=True):
+        if target is not None:
+            np.copyto(target, array, casting="same_kind")
+    delivered = (
+        array[()] if target is None else target for array, target in zip(arrays, outs, strict=True)
+    )
+    return _rebuild(results, delivered)
+
+
+# --- methods --------------------------------------------------------------------------------------
+
+
+def method(op: str, name: str, parameters: str, call: str, doc: str) -> Any:
+    """Return a method made of its parameters and the call that it stands for.
+
+    Python binds the arguments, so that signature and messages are those of a method written out,
+    and these call it by the operation's name.
+    """
+    scope: dict[str, Any] = {}
+    exec(f"def {name}({parameters}):\n    return {call}", {}, scope)
+    function = scope[name]
+    function.__qualname__ = op if name == "__call__" else f"{op}.{name}"
+    function.__module__ = __name__
+    function.__doc__ = doc
+    return function
+
+
+def named_after(kind: type[T], op: str) -> type[T]:
+    """Return a class of an operation's own, whose methods Python's messages call by its name.
+
+    Of a wrong number of arguments Python says "Reduction.vjp() missing ...", which is no operation.
+    """
+    members: dict[str, Any] = {"__module__": kind.__module__, "__doc__": kind.__doc__}
+    for name in dir(kind):
+        function = inspect.getattr_static(kind, name)
+        if inspect.isfunction(function) and (name == "__call__" or not name.startswith("_")):
+            members[name] = _renamed(function, op if name == "__call__" else f"{op}.{name}")
+    return type(kind.__name__, (kind,), members)
+
+
+def _renamed(function: FunctionType, name: str) -> FunctionType:
+    """Return a copy of a function under another name."""
+    copy: Any = FunctionType(
+        function.__code__,
+        function.__globals__,
+        argdefs=function.__defaults__,
+        closure=function.__closure__,
+    )
+    update_wrapper(copy, function)
+    del copy.__wrapped__
+    copy.__kwdefaults__ = function.__kwdefaults__
+    copy.__qualname__ = name
+    return copy  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""The tables: all there is to say about the primitives, one row for each."""

@@ -1,0 +1,116 @@
+"""The table of matrix products, and of what is made of them: layers and forms.
+
+One row says what a product is of, what its methods return, and which options they take. The
+classes, the tests, the stubs and the catalogue read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+__all__ = ["PRODUCTS", "ProductRow"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ProductRow:
+    """Everything there is to say about one product."""
+
+    name: str
+    summary: str
+    formula: str
+    operands: Mapping[str, str]  # name -> what it has to be
+    optional: str | None = None  # the operand that may be None, and left away in calls
+    cotangent: str  # what a cotangent of the result is called
+    result: str
+    options: Mapping[str, str] = field(default_factory=dict)  # of every method, by keyword
+    wrt: Any = "all"  # of value_and_grad, unless it is given
+    methods: Mapping[str, str]  # what each of them returns
+    source: str
+
+    def arguments(self, method: str) -> tuple[str, ...]:
+        """Return the names of a method's positional arguments."""
+        match method:
+            case "vjp":
+                return (*self.operands, self.cotangent)
+            case "jvp":
+                return (*self.operands, *(f"t{name}" for name in self.operands))
+        return tuple(self.operands)
+
+
+# fmt: off
+_ROWS: Final = (
+    ProductRow(name="matmul", summary="Matrix product, for every shape that `numpy.matmul` takes",
+        formula="A @ B",
+        operands={
+            "A": "array_like, shape (k,) or (..., m, k)",
+            "B": "array_like, shape (k,) or (..., k, n)",
+        },
+        cotangent="G",
+        result="shape (..., m, n) less the axes that one-dimensional operands lack",
+        methods={
+            "vjp": "`(G @ B.T, A.T @ G)`, summed where a batch broadcasts",
+            "jvp": "`tA @ B + A @ tB`",
+            "jacobian": "two `Kronecker`: `I (x) B.T` and `A (x) I`",
+        },
+        source="<G, dA B + A dB> = <G B^T, dA> + <A^T G, dB>"),
+
+    ProductRow(name="linear", summary="Linear layer: a product, a bias, an activation",
+        formula="activation(X @ W + b)",
+        operands={
+            "X": "array_like, shape (k,) or (..., k): samples",
+            "W": "array_like, shape (k, n): weights",
+            "b": "array_like, shape (n,), or None: a bias",
+        },
+        optional="b",
+        cotangent="G",
+        result="shape (n,) or (..., n)",
+        options={
+            "activation": "None or a unary elementwise primitive, such as `pullback.relu`",
+        },
+        methods={
+            "vjp": "`(H @ W.T, X.T @ H, sum of H)`, where `H = f.vjp(Z, G)`",
+            "jvp": "`f.jvp(Z, tX @ W + X @ tW + tb)`",
+            "jacobian": "`f'(Z)` times `I (x) W.T`, `X (x) I`, a `Broadcast`",
+        },
+        source="chain rule, with Z = X @ W + b and f the activation"),
+
+    ProductRow(name="quadratic_form", summary="Quadratic form, of each vector of a batch",
+        formula="x^T A x",
+        operands={
+            "x": "array_like, shape (..., n)",
+            "A": "array_like, shape (n, n), which need not be symmetric",
+        },
+        cotangent="g",
+        result="shape (...)",
+        wrt=0,
+        methods={
+            "vjp": "`(g (A + A^T) x, sum of g x x^T)`",
+            "jvp": "`tx^T (A + A^T) x + x^T tA x`",
+            "value_and_grad": "`(x^T A x, (A + A^T) x)`, for one `x`",
+            "jacobian": "two `Kronecker`, one row for each `x`",
+        },
+        source="product rule"),
+
+    ProductRow(name="bilinear_form", summary="Bilinear form, of each pair of vectors of a batch",
+        formula="u^T X v",
+        operands={
+            "u": "array_like, shape (..., m)",
+            "X": "array_like, shape (m, n)",
+            "v": "array_like, shape (..., n), whose batch broadcasts with that of `u`",
+        },
+        cotangent="g",
+        result="the broadcast shape of the batches",
+        methods={
+            "vjp": "`(g X v, sum of g u v^T, g X^T u)`, summed alike",
+            "jvp": "`tu^T X v + u^T tX v + u^T X tv`",
+            "value_and_grad": "`(u^T X v, (X v, u v^T, X^T u))`, for one `u` and `v`",
+            "jacobian": "three `Kronecker`, one row for each `u` and `v`",
+        },
+        source="product rule"),
+)
+# fmt: on
+
+PRODUCTS: Final[Mapping[str, ProductRow]] = MappingProxyType({row.name: row for row in _ROWS})
