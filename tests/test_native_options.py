@@ -249,7 +249,7 @@ def test_pointwise(case: Case) -> None:
     calls = [(form, {}) for form in forms]
     for method in (f.derivative, f.value_and_derivative, f.second_derivative):
         judge(method, iter(calls), outs=False)
-    judge(f._value, iter(calls), outs=False)
+    judge(f._call, iter(calls), outs=False)
     pulled = [
         ((a, b, g), {})
         for a, b in forms

@@ -6,9 +6,9 @@
 namespace pullback {
 namespace {
 
-// Before that time this thread runs no handlers: a handler that took long is followed by 32 times as
-// long of computing, or by a second. So a timer whose handler takes longer than the timer's interval
-// (a fork on a busy machine) does not keep a call from ending.
+// Before that time this thread runs no handlers: a handler that took long is followed by 32 times
+// as long of computing, or by a second. So a timer whose handler takes longer than the timer's
+// interval (a fork on a busy machine) does not keep a call from ending.
 thread_local int64_t t_computes_until = 0;
 
 }  // namespace

@@ -61,10 +61,11 @@ class Pointwise:
         self._loss = loss
         self._row = row
         self._score = score
+        self._call: Callable[..., Any] = self._value
 
     def enter_directly(self, method: Callable[..., Any], parameter: float) -> None:
         """Let calls with plain arrays enter the kernels; `method` as of the losses' engine."""
-        self._value = method(self._row.name, parameter, "pointwise", self._value)
+        self._call = method(self._row.name, parameter, "pointwise", self._value)
         for own in ("derivative", "value_and_derivative", "second_derivative", "vjp"):
             fallback = getattr(self, own)
             name = f"pointwise.{own}"
@@ -105,7 +106,7 @@ class Pointwise:
         ValueError
             If the shapes do not broadcast.
         """
-        return self._value(z, y)
+        return self._call(z, y)
 
     def _value(self, z: npt.ArrayLike, y: npt.ArrayLike) -> Any:
         return self._evaluate(self._operands("", z, y), 0)[()]
