@@ -50,9 +50,26 @@ def loss_sums(
     /,
 ) -> tuple[float, Any, Any]: ...
 def loss_pointwise(name: str, parameter: float, z: Any, y: Any, order: int, /) -> Any: ...
+def objective(
+    name: str,
+    parameter: float,
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    weight: float,
+    l2: float,
+    outputs: int,
+    intercept: bool,
+    /,
+) -> Any: ...
+def objective_method(objective: Any, method: str, fallback: Callable[..., Any]) -> Method: ...
 def reduction_ops() -> list[tuple[str, str]]: ...
 def reduction_method(
-    name: str, method: str, parameter: float, fallback: Callable[..., Any]
+    name: str,
+    method: str,
+    parameter: float,
+    valid: Callable[[float], bool] | None,
+    fallback: Callable[..., Any],
 ) -> Method: ...
 def reduce_slices(
     name: str, parameter: float, x: Any, g: Any, values: Any, slopes: Any, /
