@@ -38,6 +38,11 @@ def refuse(*arguments: Any, **options: Any) -> Any:
     raise TypeError("refused")
 
 
+def refusing(parameters: str) -> Any:
+    """Return a function of that signature that refuses everything."""
+    return eval(f"lambda {parameters}: refuse()", {"refuse": refuse})
+
+
 F8 = np.ones((2, 3))
 ROWS, VALUES = np.ones((2, 3, 4)), np.ones((2, 4))
 VECTOR, SQUARE = np.ones(3), np.ones((2, 2))
@@ -83,9 +88,16 @@ def functions() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
     yield "set_kept_limit", N.set_kept_limit, (2**20,)
     yield "ElementwiseRun", N.ElementwiseRun, ([("tanh", (0,), None), ("multiply", (0,), 2.0)],)
     yield "elementwise_ufunc", N.elementwise_ufunc, ("tanh", "value", "name", "doc")
-    yield "elementwise_method", N.elementwise_method, ("tanh", "value_and_derivative", refuse)
-    yield "loss_method", N.loss_method, ("huber", 1.0, "value", refuse)
-    yield "reduction_method", N.reduction_method, ("sum", "value", 0.0, refuse)
+    yield (
+        "elementwise_method",
+        N.elementwise_method,
+        (
+            *("tanh", "value_and_derivative"),
+            refusing("x, /, out=None"),
+        ),
+    )
+    yield "loss_method", N.loss_method, (*("huber", 1.0, "value"), refusing("X, y, w"))
+    yield "reduction_method", N.reduction_method, (*("sum", "value", 0.0), None, refusing("x"))
     yield "matmul_method", N.matmul_method, ("linear", refuse)
     for name in ("elementwise_ops", "loss_ops", "reduction_ops", "get_num_threads", "kept_bytes"):
         yield name, getattr(N, name), ()
@@ -107,22 +119,58 @@ def made() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
     ):
         ufunc = N.elementwise_ufunc(op, method, f"hostile.{op}.{method}", "doc")
         yield f"ufunc {op}.{method}", ufunc, (F8,) * nin
-    for op, method, nin in (("tanh", "value_and_derivative", 1), ("multiply", "vjp", 3)):
-        yield f"{op}.{method}", N.elementwise_method(op, method, refuse), (F8,) * nin
-    for loss, y, w in (("relu_mse", Y, VECTOR), ("softmax_cross_entropy", Y.astype(int), X[:3])):
-        for method in ("value", "value_and_grad"):
-            yield f"{loss}.{method}", N.loss_method(loss, 0.0, method, refuse), (X, y, w, None)
-    for name, method, given in (
-        ("sum", "grad", (F8, 0)),
-        ("dot", "vjp", (F8, F8, np.ones(3), 0)),
-        ("dot", "jvp", (F8, F8, F8, F8)),
-        ("softmax", "vjp", (F8, F8)),
-        ("layer_norm", "value", (F8, -1)),
+    for op, method, taken in (
+        ("tanh", "value_and_derivative", "x"),
+        ("multiply", "derivative", "w, x"),
+        ("multiply", "vjp", "w, x, g"),
     ):
-        yield f"{name}.{method}", N.reduction_method(name, method, 1.0, refuse), given
+        fallback = refusing(f"{taken}, /, out=None")
+        given = (F8,) * len(taken.split(", "))
+        yield f"{op}.{method}", N.elementwise_method(op, method, fallback), given
+    for loss, y, w in (("relu_mse", Y, VECTOR), ("softmax_cross_entropy", Y.astype(int), X[:3])):
+        fallback = refusing("X, y, w, b=None, v=None, sample_weight=None, out=None, axis=None")
+        for method in ("value", "grad", "value_and_grad"):
+            made_of = N.loss_method(loss, 0.0, method, fallback)
+            yield f"{loss}.{method}", made_of, (X, y, w, None, None, Y, None)
+        fallback = refusing("X, y, w, b, v, reduction='mean', wrt=None")
+        direction = (w, None)
+        yield f"{loss}.hvp", N.loss_method(loss, 0.0, "hvp", fallback), (X, y, w, None, direction)
+    for method in ("", ".derivative", ".value_and_derivative", ".second_derivative"):
+        fallback = refusing("z, y")
+        yield (
+            f"pointwise{method}",
+            N.loss_method("huber", 1.0, f"pointwise{method}", fallback),
+            (Y, Y),
+        )
+    pulled = N.loss_method("huber", 1.0, "pointwise.vjp", refusing("z, y, g"))
+    yield "pointwise.vjp", pulled, (Y, Y, Y)
+    objective = N.objective("logistic", 0.0, X, Y, None, 4.0, 0.5, 1, True)
+    for method in ("value", "grad", "value_and_grad"):
+        yield method, N.objective_method(objective, method, refusing("theta")), (np.ones(4),)
+    product = N.objective_method(objective, "hvp", refusing("theta, v"))
+    yield "hvp", product, (np.ones(4), np.ones(4))
+    for name, method, taken, given in (
+        ("sum", "grad", "x, axis=None, keepdims=False, out=None", (F8, 0, True)),
+        ("dot", "vjp", "x, y, g, axis=None, out=None", (F8, F8, np.ones(3), 0)),
+        ("dot", "jvp", "x, y, tx, ty, axis=None, out=None", (F8, F8, F8, None)),
+        ("norm", "value_and_grad", "x, p, axis=None, out=None", (F8, 3.0)),
+        ("softmax", "vjp", "x, g, axis=-1, out=None", (F8, F8)),
+        ("layer_norm", "value", "x, axis=-1, eps=1e-5, out=None", (F8, -1)),
+    ):
+        made_of = N.reduction_method(name, method, 1.0, lambda p: p >= 0, refusing(taken))
+        yield f"{name}.{method}", made_of, given
+    for name, (taken, given) in {
+        "product": ("A, B, /, out=None", (F8, F8.T)),
+        "cotangents": ("A, B, G, wrt='all', out=None", (F8, F8.T, SQUARE, 0)),
+        "tangent": ("A, B, tA, tB, out=None", (F8, F8.T, F8, None)),
+        "layer": ("X, W, b=None, activation=None, out=None", (F8, F8.T, np.ones(2), None)),
+        "layer_cotangents": (
+            "X, W, b, G, activation=None, wrt='all', out=None",
+            (F8, F8.T, np.ones(2), SQUARE, None, (0, 2)),
+        ),
+    }.items():
+        yield f"users' {name}", N.matmul_method(name, refusing(taken)), given
     for name, given in {
-        "product": (F8, F8.T),
-        "cotangents": (F8, F8.T, SQUARE),
         "product_into": (F8, F8.T, None),
         "cotangents_into": (F8, F8.T, SQUARE, None, None),
         "tangent_into": (F8, F8.T, F8, F8.T, None),
@@ -195,3 +243,23 @@ def test_links_of_a_run() -> None:
                 TypeError, match=f"ElementwiseRun: takes {count} arguments, not {wrong}"
             ):
                 getattr(run, method)(*[F8] * wrong)
+
+
+def test_too_few_arguments_to_rely_on() -> None:
+    """A fast path looks at arguments that its Python side requires, so these have to be there."""
+    N = native
+    X = np.ones((4, 3))
+    objective = N.objective("logistic", 0.0, X, Y, None, 4.0, 0.5, 1, True)
+    for make in (
+        lambda f: N.elementwise_method("multiply", "vjp", f),
+        lambda f: N.loss_method("huber", 1.0, "grad", f),
+        lambda f: N.loss_method("huber", 1.0, "pointwise.vjp", f),
+        lambda f: N.reduction_method("dot", "jvp", 0.0, None, f),
+        lambda f: N.reduction_method("sum", "value", 0.0, None, f),
+        lambda f: N.matmul_method("cotangents", f),
+        lambda f: N.matmul_method("layer_cotangents", f),
+        lambda f: N.objective_method(objective, "hvp", f),
+    ):
+        for function in (refuse, refusing("x=None, y=None")):
+            with pytest.raises(TypeError):
+                make(function)

@@ -17,18 +17,25 @@ from protocol import TARGETS, native
 from test_hostile_arguments import CASES
 
 
-def nothing(*_: Any) -> None:
+def nothing(X: Any, y: Any, w: Any, x: Any, p: Any, g: Any) -> None:
     """Take what a fast path leaves."""
+
+
+X, Y = np.ones((4, 3)), np.ones(4)
 
 
 KINDS: dict[str, Callable[[], Any]] = {
     "a method of several outputs": lambda: native.elementwise_method("multiply", "vjp", nothing),
     "a ufunc": lambda: native.elementwise_ufunc("tanh", "vjp", "name", "doc"),
-    "a reduction": lambda: native.reduction_method("norm", "value_and_grad", 3.0, nothing),
-    "a map of rows": lambda: native.reduction_method("softmax", "vjp", 0.0, nothing),
+    "a reduction": lambda: native.reduction_method("norm", "value_and_grad", 3.0, None, nothing),
+    "a map of rows": lambda: native.reduction_method("softmax", "vjp", 0.0, None, nothing),
     "a loss": lambda: native.loss_method("huber", 1.5, "value", nothing),
     "a product": lambda: native.matmul_method("product", nothing),
     "a run of a chain": lambda: native.ElementwiseRun([("tanh", (0,), None)]),
+    "an objective": lambda: native.objective_method(
+        native.objective("logistic", 0.0, X, Y, None, 4.0, 0.5, 1, True), "hvp", nothing
+    ),
+    "pb.LinearObjective": lambda: pb.LinearObjective(X, Y),
     "pb.huber(1.5)": lambda: pb.huber(1.5),
     "pb.chain": lambda: pb.chain(pb.square, pb.exp),
 }

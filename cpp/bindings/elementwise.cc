@@ -659,7 +659,7 @@ const OpKernels* UnaryOpOf(PyObject* object) {
 PyObject* NewMultiOutputMethod(const char* op, const char* method, PyObject* fallback) {
   std::unique_ptr<Entry> entry = NewEntry(op, method, method, "");
   if (!entry) return nullptr;
-  if (!entry->signature.Read(fallback)) return nullptr;
+  if (!entry->signature.Read(fallback, static_cast<size_t>(entry->shape.nin))) return nullptr;
   const FastPath path = entry->method == Method::kVjp ? BinaryVjp : MultiOutput;
   return NewMethod(path, std::move(entry), fallback);
 }

@@ -188,7 +188,7 @@ struct Gradients {
 
   // False for what Python has to look at.
   bool Ask(const LossEntry& entry, const Arguments& args) {
-    PyObject* const given = entry.Given(args, entry.wrt_at);
+    PyObject* const given = entry.wrt_at ? args[*entry.wrt_at] : nullptr;
     if (given == nullptr) {
       wrt.operands = {kW, kB};
       wrt.count = 2;
@@ -590,8 +590,8 @@ PyMethodDef kEngine[] = {
 PyObject* NewLossMethod(const char* loss, double parameter, const char* method,
                         PyObject* fallback) {
   const std::optional<size_t> row = FindLoss(loss);
-  const auto make = [&](auto entry, auto kind, FastPath path) -> PyObject* {
-    if (!entry->signature.Read(fallback)) return nullptr;
+  const auto make = [&](auto entry, auto kind, FastPath path, size_t relied_on) -> PyObject* {
+    if (!entry->signature.Read(fallback, relied_on)) return nullptr;
     entry->parameter = parameter;
     entry->kind = kind;
     entry->kernels = RowOf(LossTables(), *row);
@@ -602,21 +602,22 @@ PyObject* NewLossMethod(const char* loss, double parameter, const char* method,
   if (row && kind != std::end(kKinds)) {
     auto entry = std::make_unique<LossEntry>();
     Signature signature;
-    if (!signature.Read(fallback)) return nullptr;
+    if (!signature.Read(fallback, kW + 1)) return nullptr;
     entry->sample_weight_at = signature.Find("sample_weight");
     entry->out_at = signature.Find("out");
     entry->reduction_at = signature.Find("reduction");
     entry->wrt_at = signature.Find("wrt");
     entry->v_at = signature.Find("v");
-    return make(std::move(entry), static_cast<Kind>(kind - kKinds), LossCall);
+    return make(std::move(entry), static_cast<Kind>(kind - kKinds), LossCall, kW + 1);
   }
   constexpr std::string_view kPointwise[] = {"pointwise", "pointwise.derivative",
                                              "pointwise.value_and_derivative",
                                              "pointwise.second_derivative", "pointwise.vjp"};
   const auto* const single = std::find(std::begin(kPointwise), std::end(kPointwise), method);
   if (row && single != std::end(kPointwise)) {
-    return make(std::make_unique<PointwiseEntry>(),
-                static_cast<PointwiseEntry::Kind>(single - kPointwise), PointwiseCall);
+    const auto of = static_cast<PointwiseEntry::Kind>(single - kPointwise);
+    return make(std::make_unique<PointwiseEntry>(), of, PointwiseCall,
+                of == PointwiseEntry::Kind::kVjp ? 3 : 2);
   }
   PyErr_Format(PyExc_KeyError, "no native method '%s' of a loss '%s'", method, loss);
   return nullptr;

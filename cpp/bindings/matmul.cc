@@ -620,14 +620,15 @@ PyObject* UsersLinearCotangents(const UsersEntry& entry, const Arguments& args) 
 
 struct UsersRow {
   const char* name;
+  size_t relied_on;  // arguments that are there in each call
   PyObject* (*call)(const UsersEntry& entry, const Arguments& args);
 };
 
-constexpr UsersRow kUsersRows[] = {{"product", UsersProduct},
-                                   {"cotangents", UsersCotangents},
-                                   {"tangent", UsersTangent},
-                                   {"layer", UsersLinear},
-                                   {"layer_cotangents", UsersLinearCotangents}};
+constexpr UsersRow kUsersRows[] = {{"product", 2, UsersProduct},
+                                   {"cotangents", 3, UsersCotangents},
+                                   {"tangent", 4, UsersTangent},
+                                   {"layer", 2, UsersLinear},
+                                   {"layer_cotangents", 4, UsersLinearCotangents}};
 
 PyObject* UsersCall(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const UsersEntry&>(own);
@@ -670,7 +671,7 @@ PyObject* NewMatmulMethod(const char* name, PyObject* fallback) {
   for (const UsersRow& row : kUsersRows) {
     if (std::string_view(row.name) != name) continue;
     auto entry = std::make_unique<UsersEntry>();
-    if (!entry->signature.Read(fallback)) return nullptr;
+    if (!entry->signature.Read(fallback, row.relied_on)) return nullptr;
     entry->call = row.call;
     entry->out_at = entry->signature.Find("out");
     entry->wrt_at = entry->signature.Find("wrt");

@@ -22,12 +22,18 @@ bool Signature::Add(PyObject* name, Place place, bool required) {
   return true;
 }
 
-bool Signature::Read(PyObject* callable) {
+bool Signature::Read(PyObject* callable, size_t relied_on) {
   PyObject* const function = PyMethod_Check(callable) ? PyMethod_GET_FUNCTION(callable) : callable;
   const bool as_written = PyFunction_Check(function) &&
                           PyObject_HasAttrString(function, "__signature__") == 0 &&
                           PyObject_HasAttrString(function, "__wrapped__") == 0;
-  return as_written ? ReadCode(function, function == callable ? 0 : 1) : Inspect(callable);
+  if (!(as_written ? ReadCode(function, function == callable ? 0 : 1) : Inspect(callable))) {
+    return false;
+  }
+  if (required_ >= relied_on) return true;
+  PyErr_Format(PyExc_TypeError, "%R requires %zu arguments, not %zu", callable, required_,
+               relied_on);
+  return false;
 }
 
 // The same as Inspect, forty times as fast: losses with a parameter and objectives are made often.

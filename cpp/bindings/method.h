@@ -26,8 +26,9 @@ struct Wrt;
 // The arguments that a callable takes.
 class Signature {
  public:
-  // What a Python callable takes, up to its *args or **kwargs. False with an exception set.
-  bool Read(PyObject* callable);
+  // What a Python callable takes, up to its *args or **kwargs. False with an exception set, also
+  // where that is not as many arguments as a fast path relies on.
+  bool Read(PyObject* callable, size_t relied_on);
 
   // Nothing but that many arguments, by position.
   static Signature Positional(size_t count);
@@ -37,6 +38,9 @@ class Signature {
 
   // The place of an argument; nothing where there is none of that name.
   std::optional<size_t> Find(std::string_view name) const;
+
+  // How many arguments, from the first, are there in each call that Bind lets through.
+  size_t required() const { return required_; }
 
   // What wrt= asks for among the first `operands` arguments: names or places, one or a tuple, or
   // "all", which is what null means. Nothing for what Python has to look at.

@@ -211,7 +211,7 @@ PyObject* NewObjectiveMethod(PyObject* objective, const char* method, PyObject* 
   }
   entry->kind = static_cast<Kind>(kind - kKinds);
   entry->objective = *static_cast<std::shared_ptr<Objective>*>(held);
-  if (!entry->signature.Read(fallback)) return nullptr;
+  if (!entry->signature.Read(fallback, entry->kind == Kind::kHvp ? 2 : 1)) return nullptr;
   return NewMethod(ObjectiveCall, std::move(entry), fallback);
 }
 

@@ -451,7 +451,6 @@ PyObject* NewReductionMethod(const char* reduction, const char* method, double p
     return nullptr;
   }
   auto entry = std::make_unique<Entry>();
-  if (!entry->signature.Read(fallback)) return nullptr;
   entry->kind = kind;
   entry->is_map = is_map;
   entry->parameter = parameter;
@@ -465,6 +464,8 @@ PyObject* NewReductionMethod(const char* reduction, const char* method, double p
       norms[i] = RowOf(ReductionTables(), FindReduction(kNorms[i]).value());
     }
   }
+  const size_t others = kind == Kind::kVjp ? 1 : kind == Kind::kJvp ? entry->operands : 0;
+  if (!entry->signature.Read(fallback, entry->operands + others)) return nullptr;
   // Behind the operands stand a cotangent or tangents; of what else there is, the rest has names.
   const Signature& signature = entry->signature;
   entry->axis_at = signature.Find("axis");
@@ -476,8 +477,15 @@ PyObject* NewReductionMethod(const char* reduction, const char* method, double p
   entry->arrays = 0;
   for (const std::string_view name : {"x", "y", "g", "t", "tx", "ty"}) {
     if (const std::optional<size_t> place = signature.Find(name)) {
+      if (entry->arrays == entry->array_at.size()) break;
       entry->array_at[entry->arrays++] = *place;
     }
+  }
+  const auto end = entry->array_at.begin() + static_cast<ptrdiff_t>(entry->arrays);
+  if (entry->arrays != entry->operands + others ||
+      std::any_of(entry->array_at.begin(), end,
+                  [&](size_t place) { return place >= signature.required(); })) {
+    return PyErr_Format(PyExc_TypeError, "%R does not take the arrays of '%s'", fallback, method);
   }
   return NewMethod(ReductionCallMethod, std::move(entry), fallback);
 }

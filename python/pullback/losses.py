@@ -76,7 +76,7 @@ class Loss:
         if engine.is_native:
             for method in ("value", "grad", "value_and_grad", "hvp"):
                 setattr(self, method, self._direct(engine.kernels.loss_method, method))
-            self.pointwise.enter_directly(engine.kernels.loss_method, parameter or 0.0)
+            self.pointwise._enter_directly(engine.kernels.loss_method, parameter or 0.0)
 
     def _direct(self, loss_method: Callable[..., Any], method: str) -> Any:
         """Return the callable that enters the kernels without a detour through a method."""

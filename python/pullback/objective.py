@@ -142,7 +142,7 @@ class LinearObjective:
             call.__module__, call.__doc__ = __name__, fallback.__doc__
             call.__reduce__ = partial(_reduced, self, name)
             setattr(self, name, call)
-            self._at_once[name] = objective(name, _refuse)
+            self._at_once[name] = objective(name, _refuse_hvp if name == "hvp" else _refuse)
 
     def __repr__(self) -> str:
         return f"<LinearObjective of {self._loss!r}, {self.n_parameters} parameters>"
@@ -471,7 +471,11 @@ class _Refused(Exception):  # noqa: N818  not an error: the long way comes next
     """The engine does not do a call at once."""
 
 
-def _refuse(theta: Any, v: Any = None, /) -> Any:
+def _refuse(theta: Any, /) -> Any:
+    raise _Refused
+
+
+def _refuse_hvp(theta: Any, v: Any, /) -> Any:
     raise _Refused
 
 

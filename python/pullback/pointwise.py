@@ -63,7 +63,7 @@ class Pointwise:
         self._score = score
         self._call: Callable[..., Any] = self._value
 
-    def enter_directly(self, method: Callable[..., Any], parameter: float) -> None:
+    def _enter_directly(self, method: Callable[..., Any], parameter: float) -> None:
         """Let calls with plain arrays enter the kernels; `method` as of the losses' engine."""
         self._call = method(self._row.name, parameter, "pointwise", self._value)
         for own in ("derivative", "value_and_derivative", "second_derivative", "vjp"):
