@@ -27,8 +27,8 @@ X, Y = np.ones((4, 3)), np.ones(4)
 KINDS: dict[str, Callable[[], Any]] = {
     "a method of several outputs": lambda: native.elementwise_method("multiply", "vjp", nothing),
     "a ufunc": lambda: native.elementwise_ufunc("tanh", "vjp", "name", "doc"),
-    "a reduction": lambda: native.reduction_method("norm", "value_and_grad", 3.0, None, nothing),
-    "a map of rows": lambda: native.reduction_method("softmax", "vjp", 0.0, None, nothing),
+    "a reduction": lambda: native.reduction_method("norm", "grad", 3.0, None, lambda x: None),
+    "a map of rows": lambda: native.reduction_method("softmax", "vjp", 0.0, None, lambda x, g: x),
     "a loss": lambda: native.loss_method("huber", 1.5, "value", nothing),
     "a product": lambda: native.matmul_method("product", nothing),
     "a run of a chain": lambda: native.ElementwiseRun([("tanh", (0,), None)]),
