@@ -7,6 +7,7 @@ is tested without a new line here.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import oracles
 import pullback as pb
 from oracles import assert_same_bits
 from pullback import config
+from pullback.engine import ORACLE
 from pullback.tables.elementwise import OPS, OpRow
 
 DTYPES = oracles.DTYPES
@@ -22,6 +24,12 @@ native: Any = config.native  # None for the NumPy backend
 TARGETS: list[str] = [] if native is None else native.supported_targets()
 # What has every primitive: the backend's own, and where that is not it, the twins.
 TWINS: list[Any] = [pb] if native is None else [pb, pb.reference]
+
+
+def twin_on(kind: Any, kernels: Any, *activations: Any) -> Any:
+    """Return the twin of a product that computes with other kernels."""
+    return kind(replace(ORACLE, products={kind.row.name: kernels}), *activations)
+
 
 # Per number of operands: arrays in, arrays out.
 METHODS = {

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import DTYPES, assert_same_bits
+from protocol import twin_on
 from pullback.calculus import Matmul as Kernels
 from pullback.products import Matmul
 from pullback.reference import matmul
@@ -114,7 +115,7 @@ def test_folded_sums_do_not_expand() -> None:
         seen.append((A.shape, B.shape))
         return np.matmul(A, B, out=out)
 
-    recorder = Matmul(Kernels(product), "nowhere")
+    recorder = twin_on(Matmul, Kernels(product))
     A, B, G = operands((5, 2, 3), (3, 4))
     recorder.vjp(A, B, G)
     assert seen == [((5, 2, 4), (4, 3)), ((3, 10), (10, 4))]

@@ -15,6 +15,7 @@ import pytest
 from matrices import DTYPES, assert_cotangents, assert_product, normal
 from mpmath import mp, mpf
 from oracles import assert_same_bits
+from protocol import twin_on
 from pullback import calculus, reference
 from pullback.contraction import numpy_product, summed_product
 from pullback.elementwise import make_elementwise
@@ -213,7 +214,7 @@ def test_a_wrong_rule_of_matmul_is_rejected() -> None:
                 return tuple(right)
 
         with pytest.raises(AssertionError, match="off by more than"):
-            assert_cotangents(Matmul(Wrong(numpy_product), "nowhere").vjp(A, B, G), A, B, G)
+            assert_cotangents(twin_on(Matmul, Wrong(numpy_product)).vjp(A, B, G), A, B, G)
     with pytest.raises(AssertionError, match="off by more than"):
         assert_product(matmul(A[0], B) * np.float32(1.001), A[0], B)
     with pytest.raises(AssertionError, match="off by more than"):
@@ -236,19 +237,19 @@ def test_a_term_forgotten_is_rejected() -> None:
     X, W, b = (RNG(0).normal(size=s) / 2 for s in ((2, 3), (3, 4), (4,)))
     cases: list[tuple[Any, Any, Any, Any]] = [
         (
-            Linear(NoBias(numpy_product), "nowhere", "", elementwise),
+            twin_on(Linear, NoBias(numpy_product), elementwise),
             lambda X, W, b: np.tanh(X @ W + b),
             (X, W, b),
             {"activation": elementwise["tanh"]},
         ),
         (
-            QuadraticForm(Symmetric(numpy_product), "nowhere"),
+            twin_on(QuadraticForm, Symmetric(numpy_product)),
             lambda x, A: np.einsum("bi,ij,bj->b", x, A, x),
             (X, W[:, :3]),
             {},
         ),
         (
-            BilinearForm(NoTangentOfX(numpy_product), "nowhere"),
+            twin_on(BilinearForm, NoTangentOfX(numpy_product)),
             lambda u, X, v: u @ X @ v,
             (X[0], W, b),
             {},
@@ -292,11 +293,11 @@ def test_what_is_not_asked_for_is_not_computed() -> None:
     product = Recorder()
     A, B, G = np.ones((2, 3)), np.ones((3, 4)), np.ones((2, 4))
     b = np.ones(4)
-    f = Matmul(calculus.Matmul(product), "nowhere")
-    layer = Linear(calculus.Linear(product), "nowhere", "", elementwise)
+    f = twin_on(Matmul, calculus.Matmul(product))
+    layer = twin_on(Linear, calculus.Linear(product), elementwise)
     square = np.ones((3, 3))
-    quadratic = QuadraticForm(calculus.QuadraticForm(product), "nowhere")
-    bilinear = BilinearForm(calculus.BilinearForm(product), "nowhere")
+    quadratic = twin_on(QuadraticForm, calculus.QuadraticForm(product))
+    bilinear = twin_on(BilinearForm, calculus.BilinearForm(product))
     calls: list[tuple[Callable[[], Any], int]] = [
         (lambda: f(A, B), 1),
         (lambda: f.vjp(A, B, G), 2),
@@ -329,7 +330,7 @@ def test_what_is_not_asked_for_is_not_computed() -> None:
 def test_what_kernels_are_given(dtype: np.dtype) -> None:
     """Whatever comes in, a kernel gets plain aligned arrays, and outputs apart from them."""
     product = Recorder()
-    f = Matmul(calculus.Matmul(product), "nowhere")
+    f = twin_on(Matmul, calculus.Matmul(product))
     raw = np.zeros(8 * 40 + 1, np.uint8)[1:]
     misaligned = raw[: 12 * dtype.itemsize].view(dtype).reshape(3, 4)
     B = np.ones((4, 4), dtype)
@@ -354,22 +355,22 @@ def test_what_kernels_are_given(dtype: np.dtype) -> None:
     as_strided = np.lib.stride_tricks.as_strided
     for strides in ((0, 1), (1, 1), (4, 0), (1, 2)):  # two elements in one place, or nearly
         out = as_strided(memory, (4, 4), tuple(s * dtype.itemsize for s in strides))
-        assert Matmul(calculus.Matmul(NoOutput()), "nowhere")(B, B, out=out) is out
+        assert twin_on(Matmul, calculus.Matmul(NoOutput()))(B, B, out=out) is out
         assert (out == 4).all()
     for strides in ((4, 1), (1, 4), (-8, 2), (1, -5)):
         out = as_strided(memory[30:], (4, 4), tuple(s * dtype.itemsize for s in strides))
         with pytest.raises(AssertionError):
-            Matmul(calculus.Matmul(NoOutput()), "nowhere")(B, B, out=out)
+            twin_on(Matmul, calculus.Matmul(NoOutput()))(B, B, out=out)
 
 
 def test_large_cotangents_are_folded_not_expanded() -> None:
     product = Recorder()
     A, B, g = np.ones((50, 1, 3)), np.ones((3, 4)), np.ones((50, 6))
     v = np.ones((6, 4))
-    BilinearForm(calculus.BilinearForm(product), "nowhere").vjp(A, B, v, g)
+    twin_on(BilinearForm, calculus.BilinearForm(product)).vjp(A, B, v, g)
     assert all(np.prod(shape) <= 50 * 6 * 4 for pair in product.seen for shape in pair)
     product.seen.clear()
-    Linear(calculus.Linear(product), "nowhere", "", elementwise).vjp(
+    twin_on(Linear, calculus.Linear(product), elementwise).vjp(
         np.ones((5, 6, 3)), B, None, np.ones((5, 6, 4))
     )
     assert product.seen == [((30, 4), (4, 3)), ((3, 30), (30, 4))]

@@ -81,7 +81,9 @@ PB_LOSS(huber, IsFinite(d, t)) {
   const auto outer = hn::Gt(size, parameter);
   const V square = hn::Mul(hn::Mul(half, e), e);
   loss = hn::IfThenElse(outer, hn::Mul(parameter, hn::NegMulAdd(half, parameter, size)), square);
-  dloss = hn::IfThenElse(outer, hn::CopySign(parameter, e), e);
+  // Not CopySign: clang 19 gets its blend with e wrong on AVX-512.
+  const V slope = hn::IfThenElse(hn::Lt(e, hn::Zero(d)), hn::Neg(parameter), parameter);
+  dloss = hn::IfThenElse(outer, slope, e);
   d2loss = hn::IfThenZeroElse(outer, ConstantUnlessNaN(d, 1, e));
 }
 
