@@ -111,31 +111,17 @@ def run(run_python: Callable[..., Any], name: str, threads: int, body: str) -> N
     run_python(script, timeout=120, PULLBACK_TARGET=TARGETS[-1])
 
 
-# Each has a loop of its own.
+# Each has a loop of its own on one thread.
 SERIAL = ("relu_mse", "elementwise", "over what lies behind", "reduce", "matmul")
-
-
-@pytest.mark.parametrize(
-    ("name", "threads"), [*((name, 2) for name in LONG_CALLS), *((name, 1) for name in SERIAL)]
-)
-def test_both_processes_go_on(run_python: Callable[..., Any], name: str, threads: int) -> None:
-    """A handler that forks: parent and children get the same bits."""
-    run(run_python, name, threads, FORK)
-
-
-# Whose results the kernels alone compute.
-WHOLE = (
-    "relu_mse",
+# One long call of every engine.
+ENGINES = (
+    *SERIAL,
     "few wide rows",
     "sparse rows",
-    "elementwise",
     "chain",
-    "over what lies behind",
-    "reduce",
     "accumulate",
     "integers",
     "summed cotangents",
-    "matmul",
     "linear",
     "a reduction",
     "softmax",
@@ -144,7 +130,15 @@ WHOLE = (
 
 
 @pytest.mark.parametrize(
-    ("name", "threads"), [*((name, 2) for name in WHOLE), *((name, 1) for name in SERIAL)]
+    ("name", "threads"), [*((name, 2) for name in ENGINES), *((name, 1) for name in SERIAL)]
+)
+def test_both_processes_go_on(run_python: Callable[..., Any], name: str, threads: int) -> None:
+    """A handler that forks: parent and children get the same bits."""
+    run(run_python, name, threads, FORK)
+
+
+@pytest.mark.parametrize(
+    ("name", "threads"), [*((name, 2) for name in ENGINES), *((name, 1) for name in SERIAL[::2])]
 )
 def test_floating_point_environment(
     run_python: Callable[..., Any], name: str, threads: int

@@ -147,7 +147,7 @@ def change():
 
 threading.Thread(target=change, daemon=True).start()
 refused = calls = 0
-end = time.monotonic() + 0.8
+end = time.monotonic() + 0.4
 while calls < 4 or time.monotonic() < end:
     calls += 1
     try:
