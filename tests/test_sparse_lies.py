@@ -121,6 +121,12 @@ def test_an_entry_is_lost_or_listed_twice(form: str, index: Any) -> None:
         indptr[at] = to
         with pytest.raises(ValueError, match="X"):
             loss(indptr)
+    # Up, round the end of the integers and on upwards: no step falls.
+    indptr = X.indptr.copy()
+    largest = np.iinfo(index).max
+    indptr[3:5] = largest, -2
+    with pytest.raises(ValueError, match="X"):
+        loss(indptr)
 
 
 # A thread changes a part of X while kernels read it: the process has to survive.

@@ -633,12 +633,14 @@ inline bool SeekCsr(const Design&, size_t, void* state) {
 template <typename Index>
 bool AdvanceRows(const Design& X, Range rows, RowsState& state) {
   std::copy_n(static_cast<const Index*>(X.indptr) + rows.begin, rows.size() + 1, state.bounds);
-  const auto* const bounds = reinterpret_cast<const ptrdiff_t*>(state.bounds);
-  ptrdiff_t falls = bounds[0];
-  for (size_t r = 0; r < rows.size(); ++r) falls |= bounds[r + 1] - bounds[r];
+  // The top bit: of a negative bound, or of one below that before it.
+  size_t falls = state.bounds[0];
+  for (size_t r = 0; r < rows.size(); ++r) {
+    falls |= state.bounds[r + 1] | (state.bounds[r + 1] - state.bounds[r]);
+  }
   const size_t end = state.bounds[rows.size()], listed = end - state.bounds[0];
   state.listed += listed;
-  return falls >= 0 && end <= X.entries && (X.cols > 0 || listed == 0);
+  return static_cast<ptrdiff_t>(falls) >= 0 && end <= X.entries && (X.cols > 0 || listed == 0);
 }
 
 inline bool AdvanceCsr(const Design& X, Range rows, void* state) {
@@ -678,7 +680,7 @@ struct ColumnsState {
 };
 
 // Each column's visit begins with a miss: so many columns ahead it is asked for. Behind the last
-// column, whatever is there is asked for.
+// column, the first entry is asked for.
 inline constexpr size_t kColumnsAhead = 8;
 
 inline size_t CscStateDoubles(const Design& X) {
@@ -828,6 +830,8 @@ inline bool SeekCsc(const Design& X, size_t row, void* state) {
   auto& columns = *static_cast<ColumnsState*>(state);
   columns.begin = reinterpret_cast<size_t*>(&columns + 1);
   columns.end = columns.begin + X.cols + kColumnsAhead;
+  std::fill_n(columns.begin + X.cols, kColumnsAhead, size_t{0});
+  std::fill_n(columns.end + X.cols, kColumnsAhead, size_t{0});
   return X.wide ? SeekColumns<int64_t>(X, row, columns) : SeekColumns<int32_t>(X, row, columns);
 }
 
