@@ -339,3 +339,24 @@ def test_all_methods_are_here() -> None:
     binary = {name for name, f in pb.elementwise.primitives.items() if f.nin == 2}
     unary = set(pb.elementwise.primitives) - binary
     assert found == {*reductions, *pb.losses.losses, *binary, *unary, "matmul", "linear"}
+
+
+def test_an_interrupt_passes() -> None:
+    """What an element of a list raises and is no Exception is neither lost nor raised twice."""
+    raised: list[Any] = []
+
+    class Interrupting:
+        def __array__(self, *_: Any, **__: Any) -> Any:
+            raised.append(self)
+            raise KeyboardInterrupt
+
+    for call in (
+        lambda x: pb.sum(x),
+        lambda x: pb.matmul(x, x),
+        lambda x: pb.multiply.vjp(x, 1.0, 1.0),
+        lambda x: pb.squared_error.pointwise.derivative(x, x),
+    ):
+        raised.clear()
+        with pytest.raises(KeyboardInterrupt):
+            call([1.0, Interrupting()])
+        assert len(raised) == 1

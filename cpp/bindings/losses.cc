@@ -28,11 +28,6 @@ struct LossEntry : MethodEntry {
   PerTarget<const LossKernels*> kernels;
   // Where arguments stand in the signature.
   std::optional<size_t> sample_weight_at, out_at, reduction_at, wrt_at, v_at;
-
-  PyObject* Given(const Arguments& args, std::optional<size_t> place) const {
-    PyObject* const given = place ? args[*place] : nullptr;
-    return given == Py_None ? nullptr : given;
-  }
 };
 
 // --- the fast way in -----------------------------------------------------------------------------
@@ -197,7 +192,7 @@ struct Gradients {
       if (!asked || asked->Has(kY)) return false;
       wrt = *asked;
     }
-    PyObject* const out = entry.Given(args, entry.out_at);
+    PyObject* const out = Given(args, entry.out_at);
     if (out == nullptr) return true;
     if (wrt.single) {
       outs[wrt.operands[0]] = out;
@@ -255,7 +250,7 @@ PyObject* LossCall(const MethodEntry& own, const Arguments& args) {
   const std::optional<Targets> y = Targets::From(args[kY], rows, axis, coupled);
   if (!y) return nullptr;
   Ref weight;
-  if (PyObject* const given = entry.Given(args, entry.sample_weight_at)) {
+  if (PyObject* const given = Given(args, entry.sample_weight_at)) {
     if (!PyArray_CheckExact(given) || !HasShape(given, rows, std::nullopt) ||
         (!KernelArray(given) && !HasIntegers(given))) {
       return nullptr;
@@ -269,7 +264,7 @@ PyObject* LossCall(const MethodEntry& own, const Arguments& args) {
   const std::optional<bool> mean = IsMean(reduction);
   if (!mean) return nullptr;
   Direction v;
-  if (entry.kind == Kind::kHvp && !v.Take(entry.Given(args, entry.v_at), args[kW], bias, outputs)) {
+  if (entry.kind == Kind::kHvp && !v.Take(Given(args, entry.v_at), args[kW], bias, outputs)) {
     return nullptr;
   }
 

@@ -474,11 +474,6 @@ PyObject* NewArrayCall(PyObject* like, PyObject* shape) {
 struct UsersEntry : MethodEntry {
   PyObject* (*call)(const UsersEntry& entry, const Arguments& args);
   std::optional<size_t> out_at, wrt_at, activation_at;
-
-  PyObject* Given(const Arguments& args, std::optional<size_t> place) const {
-    PyObject* const given = place ? args[*place] : nullptr;
-    return given == Py_None ? nullptr : given;
-  }
 };
 
 // The converted arguments, for what takes objects.
@@ -502,7 +497,7 @@ struct Taken : PlainOperands {
 
 PyObject* UsersProduct(const UsersEntry& entry, const Arguments& args) {
   Taken x;
-  PyObject* const out = entry.Given(args, entry.out_at);
+  PyObject* const out = Given(args, entry.out_at);
   if (!x.Take(args.data(), 2, Strides::kAny) || !x.All() || (out != nullptr && !x.Frees(out))) {
     return nullptr;
   }
@@ -536,7 +531,7 @@ PyObject* UsersCotangents(const UsersEntry& entry, const Arguments& args) {
   Taken x;
   if (!wrt || !x.Take(args.data(), 3, Strides::kAny) || !x.All()) return nullptr;
   PyObject* outs[] = {Py_None, Py_None};
-  if (!SpreadOuts(entry.Given(args, entry.out_at), *wrt, x, outs)) return nullptr;
+  if (!SpreadOuts(Given(args, entry.out_at), *wrt, x, outs)) return nullptr;
   const Ref both(
       CotangentsCall(x.object(0), x.object(1), x.object(2), outs, wrt->Has(0), wrt->Has(1)));
   return both ? wrt->Pack(&PyTuple_GET_ITEM(both.get(), 0)) : nullptr;
@@ -544,7 +539,7 @@ PyObject* UsersCotangents(const UsersEntry& entry, const Arguments& args) {
 
 PyObject* UsersTangent(const UsersEntry& entry, const Arguments& args) {
   Taken x;
-  PyObject* const out = entry.Given(args, entry.out_at);
+  PyObject* const out = Given(args, entry.out_at);
   if (!x.Take(args.data(), 4, Strides::kAny) || x[0] == nullptr || x[1] == nullptr ||
       (x[2] == nullptr && x[3] == nullptr) || (out != nullptr && !x.Frees(out))) {
     return nullptr;
@@ -565,11 +560,11 @@ PyObject* UsersLinear(const UsersEntry& entry, const Arguments& args) {
   Taken x;
   LinearLayer layer;
   if (!x.Take(args.data(), 3, Strides::kAny) || x[0] == nullptr || x[1] == nullptr ||
-      !ReadActivation(entry.Given(args, entry.activation_at), &layer.activation) ||
+      !ReadActivation(Given(args, entry.activation_at), &layer.activation) ||
       !ParseLayer(x, layer)) {
     return nullptr;
   }
-  PyObject* const out = entry.Given(args, entry.out_at);
+  PyObject* const out = Given(args, entry.out_at);
   const npy_intp shape[] = {static_cast<npy_intp>(layer.rows), static_cast<npy_intp>(layer.n)};
   if (out != nullptr && (!IsOutput(out, 2, shape, layer.dtype) || !x.Frees(out))) return nullptr;
   Ref result = Output(out, 2, shape, layer.dtype);
@@ -587,15 +582,14 @@ PyObject* UsersLinearCotangents(const UsersEntry& entry, const Arguments& args) 
   LinearLayer layer;
   LinearCotangents cotangents{};
   if (!wrt || !x.Take(args.data(), 4, Strides::kAny) || x[0] == nullptr || x[1] == nullptr ||
-      x[3] == nullptr ||
-      !ReadActivation(entry.Given(args, entry.activation_at), &layer.activation) ||
+      x[3] == nullptr || !ReadActivation(Given(args, entry.activation_at), &layer.activation) ||
       !ParseLayer(x, layer) ||
       !ViewRows(x.object(3), layer.dtype, layer.rows, layer.n, cotangents.g) ||
       (wrt->count == 1 && wrt->Has(2) && x[2] == nullptr)) {
     return nullptr;
   }
   std::array<PyObject*, 3> outs = {Py_None, Py_None, Py_None};
-  if (!SpreadOuts(entry.Given(args, entry.out_at), *wrt, x, outs.data())) return nullptr;
+  if (!SpreadOuts(Given(args, entry.out_at), *wrt, x, outs.data())) return nullptr;
   if (x[2] == nullptr && outs[2] != Py_None) return nullptr;
   std::array<Ref, 3> results;
   std::array<PyObject*, 3> of_operands = {Py_None, Py_None, Py_None};

@@ -21,6 +21,12 @@ inline constexpr size_t kMaxArguments = 12;
 // The arguments of a call in the order of the signature: borrowed, null where not given.
 using Arguments = std::array<PyObject*, kMaxArguments>;
 
+// An optional argument; null where the signature has none, or it is not given or None.
+inline PyObject* Given(const Arguments& args, std::optional<size_t> place) {
+  PyObject* const given = place ? args[*place] : nullptr;
+  return given == Py_None ? nullptr : given;
+}
+
 struct Wrt;
 
 // The arguments that a callable takes.

@@ -16,7 +16,7 @@ Ref AsPlainArray(PyObject* object) {
                       PyBool_Check(object) || PyArray_IsScalar(object, Generic);
   if (!simple) return Ref();
   Ref array(PyArray_FROM_O(object));
-  PyErr_Clear();
+  if (!array) LeaveToPython();
   return array;
 }
 
@@ -48,6 +48,10 @@ Ref WeakNumber(PyObject* number, DType dtype) {
 }
 
 }  // namespace
+
+void LeaveToPython() {
+  if (PyErr_ExceptionMatches(PyExc_Exception)) PyErr_Clear();
+}
 
 std::optional<Storage> StorageOfArray(PyArrayObject* array) {
   const bool swapped = !PyArray_ISNOTSWAPPED(array);

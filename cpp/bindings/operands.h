@@ -14,6 +14,10 @@ namespace pullback {
 // How an array's elements lie in memory; nothing for what no kernel reads.
 std::optional<Storage> StorageOfArray(PyArrayObject* array);
 
+// After a failure: Python comes to the same error and names the argument. What is no Exception,
+// such as a KeyboardInterrupt, would not come again, and stays.
+void LeaveToPython();
+
 enum class Strides : bool { kContiguous, kAny };
 
 // Arrays of the dtype that the operands compute in together: bool, 8- and 16-bit integers and
@@ -21,8 +25,9 @@ enum class Strides : bool { kContiguous, kAny };
 // dtype. Borrowed where nothing has to be converted.
 class PlainOperands {
  public:
-  // Takes `count` arguments, of which null and None stay null. False, with no exception set, for
-  // what only Python knows how to convert: subclasses, odd layouts, what has methods of its own.
+  // Takes `count` arguments, of which null and None stay null. False, perhaps with an exception
+  // set, for what only Python knows how to convert: subclasses, odd layouts, what has methods of
+  // its own.
   bool Take(PyObject* const* given, size_t count, Strides strides = Strides::kContiguous);
 
   DType dtype() const { return dtype_; }

@@ -44,8 +44,6 @@ PyObject* Deliver(const ReductionCall& call) {
 
 enum class Kind : uint8_t { kValue, kGrad, kValueAndGrad, kVjp, kJvp };
 
-constexpr bool HasValue(Kind kind) { return kind == Kind::kValue || kind == Kind::kValueAndGrad; }
-
 struct Entry : MethodEntry {
   using Kernels = PerTarget<const ReductionKernels*>;
 
@@ -61,6 +59,11 @@ struct Entry : MethodEntry {
   Kernels kernels;
   std::optional<std::array<Kernels, 3>> norms;  // of exponents with a row of their own
 
+  // Whether results hold one element for each slice.
+  bool HasValue() const {
+    return !is_map && (kind == Kind::kValue || kind == Kind::kValueAndGrad || kind == Kind::kJvp);
+  }
+
   const ReductionKernels& Row(double p) const {
     const Kernels& own = !norms || RowOfNorm(p) == "norm" ? kernels
                          : p == 1                         ? (*norms)[0]
@@ -69,11 +72,6 @@ struct Entry : MethodEntry {
     return *own.Active();
   }
 };
-
-PyObject* At(const Arguments& args, std::optional<size_t> place) {
-  PyObject* const given = place ? args[*place] : nullptr;
-  return given == Py_None ? nullptr : given;
-}
 
 // Which axes are reduced, in bits; nothing where Python has to look at the argument.
 std::optional<uint64_t> AxesOf(PyObject* axis, int ndim) {
@@ -137,7 +135,7 @@ std::optional<double> ParameterOf(const Entry& entry, const Arguments& args) {
   if (!parameter) return std::nullopt;
   const Ref number(PyFloat_FromDouble(*parameter));
   const Ref answer(number ? PyObject_CallOneArg(entry.valid.get(), number.get()) : nullptr);
-  if (!answer) PyErr_Clear();
+  if (!answer) LeaveToPython();
   return answer && PyObject_IsTrue(answer.get()) == 1 ? parameter : std::nullopt;
 }
 
@@ -153,7 +151,7 @@ bool AskFor(Outputs& outputs, PyObject* out, const Entry& entry, const Slices& s
     for (size_t i = 0; i < count; ++i) to[i] = PyTuple_GET_ITEM(tuple, static_cast<Py_ssize_t>(i));
     return true;
   };
-  const bool value = !entry.is_map && (HasValue(entry.kind) || entry.kind == Kind::kJvp);
+  const bool value = entry.HasValue();
   if (out != nullptr) {
     if (value && gradients > 0) {
       PyObject* pair[2];
@@ -231,12 +229,12 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
     for (size_t i = 0; i < entry.operands; ++i) call.t[i] = x.data(entry.operands + i);
   }
 
-  const bool has_value = !entry.is_map && (HasValue(entry.kind) || entry.kind == Kind::kJvp);
+  const bool has_value = entry.HasValue();
   const bool has_gradients = entry.is_map || entry.kind == Kind::kGrad ||
                              entry.kind == Kind::kVjp || entry.kind == Kind::kValueAndGrad;
   const size_t gradients = has_gradients ? op.outs : 0;
   Outputs outputs;
-  if (!AskFor(outputs, At(args, entry.out_at), entry, slices, gradients, x)) return nullptr;
+  if (!AskFor(outputs, Given(args, entry.out_at), entry, slices, gradients, x)) return nullptr;
   if (!outputs.Make()) return nullptr;
   if (has_value) call.values = outputs.data(0);
   for (size_t o = 0; o < gradients; ++o) call.out[o] = outputs.data(has_value + o);

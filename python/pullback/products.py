@@ -6,6 +6,7 @@ What a product does to shapes stands here; what it computes, in `pullback.calcul
 from __future__ import annotations
 
 import textwrap
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
@@ -145,7 +146,7 @@ def _docstring(row: ProductRow, name: str) -> str:
 # --- the primitives -------------------------------------------------------------------------------
 
 
-class Product:
+class Product(ABC):
     """A primitive made of matrix products.
 
     Arguments compute in `pullback.protocol.result_dtype` and are never written. A subclass says
@@ -191,17 +192,17 @@ class Product:
 
     # --- shapes ---
 
+    @abstractmethod
     def _shape(self, op: str, *operands: Any) -> Shape:
         """Return the result's shape, or raise a ValueError that names the operands'."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _seen(self, *operands: Any) -> tuple[tuple[Any, ...], Shape]:
         """Return operands as kernels see them, and the result's shape there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _jacobians(self, operands: Any, shape: Shape, options: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return the Jacobians by each operand."""
-        raise NotImplementedError
 
     def _options(self, op: str, options: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return options as kernels take them."""
