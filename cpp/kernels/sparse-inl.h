@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -86,9 +87,11 @@ bool CopyBelow(const Index* from, size_t n, size_t limit, uint32_t* to) {
   const hn::Repartition<uint64_t, decltype(d)> d_wide;
   auto bits = hn::Zero(d_wide);
   for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
-    const auto indices = LoadLow(d, from + i, bits);
-    most = hn::Max(most, indices);
-    hn::StoreU(indices, d, to + i);
+    hn::StoreU(LoadLow(d, from + i, bits), d, to + i);
+    // The copy is judged: a compiler may read the original twice, once for each use (seen with g++
+    // 12 and AVX-512).
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+    most = hn::Max(most, hn::LoadU(d, to + i));
   }
   uint64_t lanes[hn::MaxLanes(decltype(d_wide)())];
   hn::StoreU(bits, d_wide, lanes);
