@@ -3,12 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 
-#include "kernels/blocks.h"
+#include "kernels/sums.h"
 #include "runtime/partition.h"
+#include "runtime/scratch.h"
 #include "runtime/threads.h"
 
 namespace pullback {
@@ -34,14 +33,10 @@ constexpr size_t kTermsPerSum = 8;
 // Outputs that leave the caches behind need not pass through them, unless they lie where an input
 // has just been read: streamed, add(x, y, out=x) took 1.7 times as long.
 constexpr size_t kStreamBytes = size_t{8} << 20;
+constexpr size_t kStackBytes = size_t{2} << 10;
 
 constexpr ptrdiff_t kSumSize = sizeof(double);
 constexpr double kNothing = 0.0;  // sums begin here, as np.sum's do: those of -0 alone are +0
-
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-using Sums = std::unique_ptr<double[], Free>;
 
 // The call after its axes have been sorted and merged, outermost first.
 struct Plan {
@@ -384,9 +379,9 @@ class Slab {
     }
     auto* const sums = reinterpret_cast<double*>(to);
     if (step == 0) {
-      *sums += blocks_.sum[kType](from, count);
+      *sums += sums_.sum[kType](from, count);
     } else if (step == kSumSize) {
-      blocks_.add[kType](from, sums, count);
+      sums_.add[kType](from, sums, count);
     } else {
       for (size_t i = 0; i < count; ++i, to += step) {
         *reinterpret_cast<double*>(to) += static_cast<double>(from[i]);
@@ -397,7 +392,7 @@ class Slab {
   static constexpr size_t kType = sizeof(T) == sizeof(float) ? 0 : 1;
 
   const Plan& plan_;
-  const BlockKernels& blocks_ = Blocks();
+  const SumKernels& sums_ = Sums();
   const size_t last_;
   std::array<size_t, kMaxAxes> extent_;
   std::array<size_t, kMaxAxes> inner_;  // elements behind an axis
@@ -432,18 +427,24 @@ Outcome RunArrays(const ArrayCall& call, Poll* poll) {
   const Plan plan(call);
   const auto operands = static_cast<size_t>(plan.operands);
 
-  std::array<Sums, kMaxOperands> memory;
+  // Sums that are not their results' own memory.
+  const auto aside = [&](size_t k) {
+    return plan.summed[k] && (call.dtype == DType::kFloat32 || plan.shared[k]);
+  };
+  const auto copies = [&](size_t k) { return plan.shared[k] ? plan.slabs.tasks : 1; };
+  using SumScratch = Scratch<kStackBytes>;
+  size_t bytes = 0;
+  for (size_t k = 0; k < operands; ++k) {
+    if (aside(k)) bytes += SumScratch::Bytes<double>(plan.sums[k] * copies(k));
+  }
+  SumScratch scratch(bytes);
+  if (!scratch) return Outcome::kOutOfMemory;
   std::array<double*, kMaxOperands> sums{};
   for (size_t k = 0; k < operands; ++k) {
     if (!plan.summed[k]) continue;
-    const size_t count = plan.sums[k] * (plan.shared[k] ? plan.slabs.tasks : 1);
-    if (call.dtype == DType::kFloat64 && !plan.shared[k]) {
-      sums[k] = reinterpret_cast<double*>(call.operand[k].data);
-    } else {
-      memory[k].reset(static_cast<double*>(std::malloc(count * sizeof(double))));
-      sums[k] = memory[k].get();
-      if (sums[k] == nullptr) return Outcome::kOutOfMemory;
-    }
+    const size_t count = plan.sums[k] * copies(k);
+    sums[k] =
+        aside(k) ? scratch.Take<double>(count) : reinterpret_cast<double*>(call.operand[k].data);
     std::fill_n(sums[k], count, kNothing);
   }
 
@@ -479,13 +480,12 @@ Outcome RunArrays(const ArrayCall& call, Poll* poll) {
   }
 
   for (size_t k = 0; k < operands; ++k) {
-    if (memory[k] == nullptr) continue;
-    const size_t copies = plan.shared[k] ? plan.slabs.tasks : 1;
+    if (!aside(k)) continue;
     char* const out = call.operand[k].data;
     if (call.dtype == DType::kFloat32) {
-      Deliver(sums[k], plan.sums[k], copies, reinterpret_cast<float*>(out));
+      Deliver(sums[k], plan.sums[k], copies(k), reinterpret_cast<float*>(out));
     } else {
-      Deliver(sums[k], plan.sums[k], copies, reinterpret_cast<double*>(out));
+      Deliver(sums[k], plan.sums[k], copies(k), reinterpret_cast<double*>(out));
     }
   }
   return Outcome::kDone;

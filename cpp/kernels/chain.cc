@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
+#include <optional>
 
-#include "kernels/blocks.h"
+#include "kernels/sums.h"
 #include "runtime/partition.h"
+#include "runtime/scratch.h"
 #include "runtime/threads.h"
 
 namespace pullback {
@@ -16,6 +16,7 @@ namespace {
 
 // Everything that a block goes through lies in L1, beside what streams by.
 constexpr size_t kScratchBytes = size_t{32} << 10;
+constexpr size_t kStackBytes = size_t{8} << 10;
 constexpr size_t kMinBlock = 512;
 constexpr size_t kMaxBlock = 2048;
 // A chunk of the fixed partition is worth handing out.
@@ -23,16 +24,7 @@ constexpr size_t kMinChunkBlocks = 4;
 // As in kernels/broadcast.cc: what outgrows the caches need not pass through them.
 constexpr size_t kStreamBytes = size_t{8} << 20;
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-using Memory = std::unique_ptr<char[], Free>;
-
 const OpKernels& Op(OpPlace place) { return Ops(place.shard)[place.row]; }
-
-Memory Allocate(size_t bytes) {
-  return Memory(static_cast<char*>(std::aligned_alloc(kStreamAlignment, bytes)));
-}
 
 // A step's kernels for the active target, and how a block goes through it.
 struct Stage {
@@ -58,7 +50,7 @@ struct Plan {
   size_t block;
   Partition chunks;
   bool streams;
-  Memory repeated;  // bound operands of a short period, for a block and a period
+  std::optional<Scratch<>> repeated;  // bound operands of a short period, for a block and a period
 
   explicit Plan(const ChainCall& chain)
       : call(chain), item(ItemSize(chain.dtype)), count(chain.steps.size()) {
@@ -120,21 +112,19 @@ struct Plan {
     for (size_t i = 0; i < count; ++i) {
       const BoundOperand& bound = stage[i].bound;
       stage[i].in_place = is_short(bound) || bound.period >= call.n;
-      if (is_short(bound)) total += RoundUp((bound.period + block) * item, kStreamAlignment);
+      if (is_short(bound)) total += Scratch<>::Bytes<T>(bound.period + block);
     }
     if (total == 0) return true;
-    repeated = Allocate(total);
-    if (repeated == nullptr) return false;
-    char* to = repeated.get();
+    repeated.emplace(total);
+    if (!*repeated) return false;
     for (size_t i = 0; i < count; ++i) {
       BoundOperand& bound = stage[i].bound;
       if (!is_short(bound)) continue;
       const size_t n = bound.period + block;
-      auto* const copy = reinterpret_cast<T*>(to);
+      T* const copy = repeated->Take<T>(n);
       std::memcpy(copy, bound.data, bound.period * sizeof(T));
       for (size_t k = bound.period; k < n; ++k) copy[k] = copy[k - bound.period];
       bound.data = copy;
-      to += RoundUp(n * item, kStreamAlignment);
     }
     return true;
   }
@@ -377,15 +367,16 @@ Outcome RunChain(const ChainCall& call, Poll* poll) {
   if (!plan.Prepare()) return Outcome::kOutOfMemory;
   std::atomic<bool> out_of_memory{false};
   const auto run = [&](size_t task) {
-    const Memory scratch = Allocate(plan.buffers * plan.stride);
-    if (scratch == nullptr) {
+    Scratch<kStackBytes> scratch(plan.buffers * plan.stride);
+    if (!scratch) {
       out_of_memory.store(true, std::memory_order_relaxed);
       return;
     }
+    char* const buffers = scratch.Take(plan.buffers * plan.stride);
     if (call.dtype == DType::kFloat32) {
-      Walk<float>(plan, scratch.get()).Run(plan.chunks(task));
+      Walk<float>(plan, buffers).Run(plan.chunks(task));
     } else {
-      Walk<double>(plan, scratch.get()).Run(plan.chunks(task));
+      Walk<double>(plan, buffers).Run(plan.chunks(task));
     }
     if (plan.streams) FlushStreams();
   };

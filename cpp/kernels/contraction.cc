@@ -12,12 +12,13 @@
 #include <array>
 #include <atomic>
 #include <cstring>
-#include <memory>
 #include <utility>
 
 #include "kernels/matmul-inl.h"
+#include "kernels/sums.h"
 #include "runtime/limits.h"
 #include "runtime/partition.h"
+#include "runtime/scratch.h"
 #include "runtime/threads.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -52,28 +53,6 @@ constexpr size_t kTasksPerThread = 6;
 constexpr size_t kLeastRows = 48;
 // This many depth blocks are packed at once.
 constexpr size_t kSharedDepth = 32;
-
-// Memory that a thread keeps between its tasks.
-class ThreadScratch {
- public:
-  // Null when there is none.
-  static char* Get(size_t bytes) {
-    thread_local ThreadScratch scratch;
-    if (bytes > scratch.bytes_) {
-      scratch.memory_.reset(
-          static_cast<char*>(std::aligned_alloc(Memory::kAlignment, RoundUp(bytes, 4096))));
-      scratch.bytes_ = scratch.memory_ ? bytes : 0;
-    }
-    return scratch.memory_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(char* memory) const { std::free(memory); }
-  };
-  std::unique_ptr<char, Free> memory_;
-  size_t bytes_ = 0;
-};
 
 // A range cut into blocks of whole panels that differ by one panel at most: a narrow block at the
 // end would read the other operand for little.
@@ -165,27 +144,23 @@ bool Contraction::Tile(const Item& item, Range rows, Range columns, Range depth,
   const PanelPartition row_blocks = PanelsOf(rows, kernels_.rows, LeftRows());
   const PanelPartition column_blocks =
       PanelsOf(columns, kernels_.columns, shared.b != nullptr ? columns.size() : RightColumns());
-  const size_t b_bytes =
-      shared.b != nullptr ? 0
-                          : RoundUp(column_blocks.Longest() * deepest * size_, Memory::kAlignment);
-  const size_t a_bytes =
-      pack_a ? RoundUp(row_blocks.Longest() * deepest * size_, Memory::kAlignment) : 0;
+  const size_t b_bytes = shared.b != nullptr ? 0 : column_blocks.Longest() * deepest * size_;
+  const size_t a_bytes = pack_a ? row_blocks.Longest() * deepest * size_ : 0;
   // Sums that cannot be stored as rows are moved when they are complete.
   const bool aside = item.c_col != 1 && depth.size() > kernels_.depth;
   const size_t c_bytes = aside ? rows.size() * columns.size() * size_ : 0;
-  alignas(Memory::kAlignment) char stack[kStackBytes];
-  char* scratch = stack;
-  if (a_bytes + b_bytes + c_bytes > kStackBytes) {
-    scratch = ThreadScratch::Get(a_bytes + b_bytes + c_bytes);
-    if (scratch == nullptr) return false;
-  }
-  char* const packed_a = scratch + b_bytes;
+  using TileScratch = Scratch<kStackBytes, Heap::kOfThread>;
+  TileScratch scratch(TileScratch::Bytes(b_bytes) + TileScratch::Bytes(a_bytes) +
+                      TileScratch::Bytes(c_bytes));
+  if (!scratch) return false;
+  char* const packed_b = scratch.Take(b_bytes);
+  char* const packed_a = scratch.Take(a_bytes);
   Item target = item;
   target.c += Bytes(static_cast<ptrdiff_t>(rows.begin) * item.c_row +
                     static_cast<ptrdiff_t>(columns.begin) * item.c_col);
   const Item there = target;
   if (aside) {
-    target.c = packed_a + a_bytes;
+    target.c = scratch.Take(c_bytes);
     target.c_row = static_cast<ptrdiff_t>(columns.size());
     target.c_col = 1;
     if (item.add) Move(there, target, rows.size(), columns.size());
@@ -207,8 +182,8 @@ bool Contraction::Tile(const Item& item, Range rows, Range columns, Range depth,
         block.b = shared.b + Bytes(done * RoundUp(shared.columns.size(), kernels_.columns) +
                                    (j - shared.columns.begin) * along.size());
       } else {
-        PackRange(item.b, kernels_.columns, right, along, scratch);
-        block.b = scratch;
+        PackRange(item.b, kernels_.columns, right, along, packed_b);
+        block.b = packed_b;
       }
       block.add = item.add || p > depth.begin;
       for (size_t left_block = 0; left_block < row_blocks.tasks; ++left_block) {
@@ -280,7 +255,7 @@ bool Contraction::For(size_t tasks, bool parallel, FunctionRef<void(size_t)> bod
 }
 
 size_t Contraction::SharedBytes(const Item& item) const {
-  return RoundUp(item.k * RoundUp(item.n, kernels_.columns) * size_, Memory::kAlignment);
+  return item.k * RoundUp(item.n, kernels_.columns) * size_;
 }
 
 Shared Contraction::Share(const Item& item, char* to) const {
@@ -298,12 +273,13 @@ Shared Contraction::Share(const Item& item, char* to) const {
 Outcome Contraction::SumSlabs(const Item& item, const Item* along_with, const MakeRows* make_rows,
                               bool parallel) {
   const Partition slabs = Slabs(item);
-  const size_t bytes = RoundUp(item.m * item.n * size_, Memory::kAlignment);
+  const size_t bytes = slabs.tasks * item.m * item.n * size_;
   const size_t shared_bytes = along_with != nullptr ? SharedBytes(*along_with) : 0;
-  const Memory memory(shared_bytes + slabs.tasks * bytes);
-  if (!memory) return Outcome::kOutOfMemory;
-  const Shared shared = along_with != nullptr ? Share(*along_with, memory.get()) : Shared{};
-  char* const sums = memory.get() + shared_bytes;
+  Scratch<> scratch(Scratch<>::Bytes(shared_bytes) + Scratch<>::Bytes(bytes));
+  if (!scratch) return Outcome::kOutOfMemory;
+  char* const to = scratch.Take(shared_bytes);
+  const Shared shared = along_with != nullptr ? Share(*along_with, to) : Shared{};
+  char* const sums = scratch.Take(bytes);
   std::atomic<bool> failed = false;
   const bool done = For(slabs.tasks, parallel, [&](size_t slab) {
     Item part = item;
@@ -411,18 +387,17 @@ Outcome Contraction::Run(std::span<Piece> pieces) {
     return piece.shares_b ? RoundUp(piece.columns.size(), kernels_.columns)
                           : RoundUp(piece.item.m, kernels_.rows);
   };
+  const auto packed_bytes = [&](const Piece& piece) {
+    return shared_width(piece) * piece.depth.size() * size_;
+  };
   for (const Piece& piece : pieces) {
-    bytes += RoundUp(shared_width(piece) * piece.depth.size() * size_, Memory::kAlignment);
+    bytes += Scratch<>::Bytes(packed_bytes(piece));
     packs += piece.pack_blocks.tasks * CeilDiv(piece.depth.size(), kDepth);
     tasks += piece.Tasks();
   }
-  const Memory memory(bytes);
-  if (!memory) return Outcome::kOutOfMemory;
-  char* to = memory.get();
-  for (Piece& piece : pieces) {
-    piece.packed = to;
-    to += RoundUp(shared_width(piece) * piece.depth.size() * size_, Memory::kAlignment);
-  }
+  Scratch<> scratch(bytes);
+  if (!scratch) return Outcome::kOutOfMemory;
+  for (Piece& piece : pieces) piece.packed = scratch.Take(packed_bytes(piece));
   const bool packed = For(packs, bytes > kSerialPackBytes, [&](size_t task) {
     const Piece* piece = pieces.data();
     for (;; ++piece) {

@@ -3,7 +3,6 @@
 #define PULLBACK_CPP_KERNELS_CONTRACTION_H_
 
 #include <cstddef>
-#include <cstdlib>
 #include <span>
 
 #include "kernels/matmul.h"
@@ -55,24 +54,6 @@ inline double Flops(const Item& item) {
   return 2.0 * static_cast<double>(item.m) * static_cast<double>(item.n) *
          static_cast<double>(item.k);
 }
-
-// Uninitialised memory of one call.
-class Memory {
- public:
-  static constexpr size_t kAlignment = 64;
-
-  explicit Memory(size_t bytes)
-      : memory_(static_cast<char*>(
-            std::aligned_alloc(kAlignment, (bytes / kAlignment + 1) * kAlignment))) {}
-  ~Memory() { std::free(memory_); }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  explicit operator bool() const { return memory_ != nullptr; }
-  char* get() const { return memory_; }
-
- private:
-  char* memory_;
-};
 
 // An operand that was packed for all tasks: a whole, or the given columns of b.
 struct Shared {

@@ -18,9 +18,9 @@
 #include <bit>
 #include <cstddef>
 
-#include "kernels/blocks.h"
 #include "kernels/load-inl.h"
 #include "kernels/losses.h"
+#include "kernels/sums.h"
 #include "runtime/prefetch.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -10,31 +10,17 @@
 
 #include <algorithm>
 #include <array>
-#include <memory>
-#include <new>
 
-#include "kernels/blocks.h"
 #include "kernels/load-inl.h"
+#include "kernels/sums.h"
 #include "runtime/partition.h"
+#include "runtime/scratch.h"
 #include "runtime/threads.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace pullback {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-// `count` <= Lanes(d) elements as doubles, zeros behind them.
-template <class D>
-HWY_INLINE hn::Vec<D> LoadDoubles(D d, const double* p, size_t count) {
-  return HWY_LIKELY(count == hn::Lanes(d)) ? hn::LoadU(d, p) : LoadTail(d, p, count);
-}
-
-template <class D>
-HWY_INLINE hn::Vec<D> LoadDoubles(D d, const float* p, size_t count) {
-  const hn::Rebind<float, D> narrow;
-  return hn::PromoteTo(
-      d, HWY_LIKELY(count == hn::Lanes(d)) ? hn::LoadU(narrow, p) : LoadTail(narrow, p, count));
-}
 
 // kRows rows of X: Xv of each, and u^T X added to uX, which is padded to whole vectors.
 template <size_t kRows, typename T>
@@ -51,11 +37,11 @@ void Rows(const T* X, ptrdiff_t stride, size_t cols, const double* u, const doub
   }
   for (size_t j = 0; j < cols; j += lanes) {
     const size_t count = std::min(lanes, cols - j);
-    const V right = LoadDoubles(d, v + j, count);
+    const V right = LoadSome(d, v + j, count);
     V sum = hn::LoadU(d, uX + j);
     PB_UNROLL
     for (size_t r = 0; r < kRows; ++r) {
-      const V x = LoadDoubles(d, X + static_cast<ptrdiff_t>(r) * stride + j, count);
+      const V x = LoadSome(d, X + static_cast<ptrdiff_t>(r) * stride + j, count);
       dot[r] = hn::MulAdd(x, right, dot[r]);
       sum = hn::MulAdd(weight[r], x, sum);
     }
@@ -114,9 +100,8 @@ HWY_NOINLINE bool Run(const BilinearForm& form, const Partition& slabs, size_t w
   } else if (!ParallelFor(slabs.tasks, sum_slab, poll)) {
     return false;
   }
-  auto* const add = Blocks().add[static_cast<size_t>(DType::kFloat64)];
   MergeTree(slabs.tasks, [&](size_t to, size_t from) {
-    add(sums + from * width, sums + to * width, form.cols);
+    AddTo(sums + to * width, sums + from * width, form.cols);
   });
   if (slabs.tasks > 0) {
     std::copy(sums, sums + form.cols, uX);
@@ -134,11 +119,13 @@ Outcome BilinearGradients(const BilinearForm& form, double* value, double* Xv, d
                           Poll* poll) {
   const Partition slabs = RowPartition(form.rows, form.cols * ItemSize(form.dtype));
   const size_t width = PadDoubles(form.cols);
-  const std::unique_ptr<double[]> sums(new (std::nothrow) double[slabs.tasks * width + 1]);
-  if (!sums) return Outcome::kOutOfMemory;
+  constexpr size_t kStackBytes = size_t{8} << 10;
+  Scratch<kStackBytes> scratch(slabs.tasks * width * sizeof(double));
+  if (!scratch) return Outcome::kOutOfMemory;
+  double* const sums = scratch.Take<double>(slabs.tasks * width);
   const KernelFpEnv fp_env(poll);
-  return Run(form, slabs, width, sums.get(), value, Xv, uX, poll) ? Outcome::kDone
-                                                                  : Outcome::kInterrupted;
+  return Run(form, slabs, width, sums, value, Xv, uX, poll) ? Outcome::kDone
+                                                            : Outcome::kInterrupted;
 }
 
 }  // namespace pullback

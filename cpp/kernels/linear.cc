@@ -10,9 +10,10 @@
 #include <atomic>
 #include <cstring>
 
-#include "kernels/blocks.h"
 #include "kernels/contraction.h"
+#include "kernels/sums.h"
 #include "runtime/poll.h"
+#include "runtime/scratch.h"
 
 namespace pullback {
 namespace {
@@ -106,9 +107,9 @@ Outcome Layer::MakeAffine(const Matrix& to, FunctionRef<void(Range)> finish) {
     }
     return each(finish) ? Outcome::kDone : Outcome::kInterrupted;
   }
-  const Memory packed(run_.SharedBytes(item));
+  Scratch<> packed(run_.SharedBytes(item));
   if (!packed) return Outcome::kOutOfMemory;
-  const Shared shared = run_.Share(item, packed.get());
+  const Shared shared = run_.Share(item, packed.Take(run_.SharedBytes(item)));
   std::atomic<bool> failed = false;
   const bool done = each([&](Range rows) {
     if (!AffineRows(item, rows, shared)) failed = true;
@@ -126,21 +127,21 @@ Outcome Layer::Value(const Matrix& out) {
 
 void Layer::MergeBias(double* sums, void* to) const {
   const size_t n = layer_.n, blocks = blocks_.tasks;
-  auto* const add = Blocks().add[static_cast<size_t>(DType::kFloat64)];
-  MergeTree(blocks, [&](size_t into, size_t from) { add(sums + from * n, sums + into * n, n); });
+  MergeTree(blocks, [&](size_t to, size_t from) { AddTo(sums + to * n, sums + from * n, n); });
   for (size_t j = 0; j < n; ++j) Write(blocks > 0 ? sums[j] : 0.0, layer_.dtype, to, j);
 }
 
 Outcome Layer::Vjp(const LinearCotangents& cotangents) {
   // No structured binding, which no lambda may capture up to clang 15.
   const size_t rows = layer_.rows, k = layer_.k, n = layer_.n;
-  const Memory h_memory(layer_.activation != nullptr ? rows * n * size_ : 0);
-  const Memory sums_memory(cotangents.dbias != nullptr ? blocks_.tasks * n * sizeof(double) : 0);
-  if (!h_memory || !sums_memory) return Outcome::kOutOfMemory;
-  auto* const sums = reinterpret_cast<double*>(sums_memory.get());
-  const Matrix h = layer_.activation == nullptr
-                       ? cotangents.g
-                       : Matrix{h_memory.get(), static_cast<ptrdiff_t>(n), 1};
+  const size_t h_bytes = layer_.activation != nullptr ? rows * n * size_ : 0;
+  const size_t n_sums = cotangents.dbias != nullptr ? blocks_.tasks * n : 0;
+  Scratch<> scratch(Scratch<>::Bytes(h_bytes) + Scratch<>::Bytes<double>(n_sums));
+  if (!scratch) return Outcome::kOutOfMemory;
+  char* const h_memory = scratch.Take(h_bytes);
+  double* const sums = scratch.Take<double>(n_sums);
+  const Matrix h =
+      layer_.activation == nullptr ? cotangents.g : Matrix{h_memory, static_cast<ptrdiff_t>(n), 1};
 
   // What a block of rows needs once X W + b is there.
   const auto finish = [&](Range range) {
@@ -149,7 +150,7 @@ Outcome Layer::Vjp(const LinearCotangents& cotangents) {
       double* const sum = sums + range.begin / blocks_.block * n;
       std::fill(sum, sum + n, -0.0);
       for (size_t row = range.begin; row < range.end; ++row) {
-        Blocks().add[static_cast<size_t>(layer_.dtype)](Row(h, row), sum, n);
+        Sums().add[static_cast<size_t>(layer_.dtype)](Row(h, row), sum, n);
       }
     }
   };
@@ -189,10 +190,11 @@ Outcome Layer::Vjp(const LinearCotangents& cotangents) {
   if (count == 2 && run_.Walks(items[0], items[1])) {
     // X W + b, its activation, both products and the bias' sum: X, G and H are in the cache.
     const Item affine = Affine(h);
-    const Memory packed(layer_.activation != nullptr ? run_.SharedBytes(affine) : 0);
+    const size_t bytes = layer_.activation != nullptr ? run_.SharedBytes(affine) : 0;
+    Scratch<> packed(bytes);
     if (!packed) return Outcome::kOutOfMemory;
     Shared shared;
-    if (layer_.activation != nullptr) shared = run_.Share(affine, packed.get());
+    if (bytes > 0) shared = run_.Share(affine, packed.Take(bytes));
     std::atomic<bool> failed = false;
     const auto make = [&](Range range) {
       if (layer_.activation != nullptr && !AffineRows(affine, range, shared)) failed = true;

@@ -153,6 +153,12 @@ struct Loader {
   }
 };
 
+// `count` <= Lanes(d) elements as doubles.
+template <class D, typename T>
+HWY_INLINE hn::Vec<D> LoadSome(D d, const T* p, size_t count) {
+  return HWY_LIKELY(count == hn::Lanes(d)) ? Loader<D, T>::Whole(p) : Loader<D, T>::Part(p, count);
+}
+
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE
 }  // namespace pullback

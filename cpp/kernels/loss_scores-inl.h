@@ -21,12 +21,7 @@ namespace pullback {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// `count` elements from the i-th on: all but those of the driver's own, padded arrays.
-template <class D>
-HWY_INLINE hn::Vec<D> LoadSome(D d, const double* p, size_t i, size_t count) {
-  return HWY_LIKELY(count == hn::Lanes(d)) ? hn::LoadU(d, p + i) : LoadTail(d, p + i, count);
-}
-
+// `count` elements from the i-th on; those of the driver's own arrays are padded.
 template <class D>
 HWY_INLINE void StoreSome(hn::Vec<D> v, D d, double* p, size_t i, size_t count) {
   if (HWY_LIKELY(count == hn::Lanes(d))) {
@@ -38,13 +33,9 @@ HWY_INLINE void StoreSome(hn::Vec<D> v, D d, double* p, size_t i, size_t count) 
 
 template <class D>
 HWY_INLINE hn::Vec<D> LoadTargets(D d, const ScoreChunk& chunk, size_t i, size_t count) {
-  if (chunk.y_type == TargetType::kFloat64) {
-    return LoadSome(d, static_cast<const double*>(chunk.y), i, count);
-  }
-  const hn::Rebind<float, D> df;
-  const float* const y = static_cast<const float*>(chunk.y) + i;
-  return hn::PromoteTo(
-      d, HWY_LIKELY(count == hn::Lanes(d)) ? hn::LoadU(df, y) : LoadTail(df, y, count));
+  return chunk.y_type == TargetType::kFloat64
+             ? LoadSome(d, static_cast<const double*>(chunk.y) + i, count)
+             : LoadSome(d, static_cast<const float*>(chunk.y) + i, count);
 }
 
 template <class Row>
@@ -106,7 +97,7 @@ class PointwiseScore {
     if (kCurvature) StoreSome(d2loss, d, chunk_.curvature, i, count);
     if (kLoss && chunk_.loss != nullptr) hn::StoreU(loss, d, chunk_.loss + i);
     if (kLoss && chunk_.weight != nullptr) {
-      const V weight = LoadSome(d, chunk_.weight, i, count);
+      const V weight = LoadSome(d, chunk_.weight + i, count);
       loss = hn::Mul(loss, weight);
       dloss = hn::Mul(dloss, weight);
     }
@@ -125,8 +116,8 @@ inline void CurvePointwise(const ScoreChunk& chunk, const double* curvature,
   const size_t n = chunk.rows * chunk.outputs;
   for (size_t i = 0; i < n; i += hn::Lanes(d)) {
     const size_t count = std::min(hn::Lanes(d), n - i);
-    auto slope = hn::Mul(LoadSome(d, curvature, i, count), hn::LoadU(d, direction + i));
-    if (chunk.weight != nullptr) slope = hn::Mul(slope, LoadSome(d, chunk.weight, i, count));
+    auto slope = hn::Mul(LoadSome(d, curvature + i, count), hn::LoadU(d, direction + i));
+    if (chunk.weight != nullptr) slope = hn::Mul(slope, LoadSome(d, chunk.weight + i, count));
     hn::StoreU(slope, d, chunk.slope + i);
   }
 }

@@ -36,7 +36,7 @@ double SumWeights(const double* weight, size_t n, size_t* bad) {
   V sum = hn::Zero(d);
   V within = hn::VecFromMask(d, hn::Eq(sum, sum));
   for (size_t i = 0; i < n; i += hn::Lanes(d)) {
-    const V some = LoadSome(d, weight, i, std::min(hn::Lanes(d), n - i));
+    const V some = LoadSome(d, weight + i, std::min(hn::Lanes(d), n - i));
     const auto domain = hn::And(hn::Ge(some, hn::Zero(d)), hn::Lt(some, Infinity(d)));
     within = hn::And(within, hn::VecFromMask(d, domain));
     sum = hn::Add(sum, some);
@@ -65,7 +65,7 @@ void SumOutputs(const double* slopes, size_t rows, size_t outputs, double* sums)
     s1 = hn::Add(s1, hn::LoadU(d, slopes + i + hn::Lanes(d)));
   }
   for (; i < rows; i += hn::Lanes(d)) {
-    s0 = hn::Add(s0, LoadSome(d, slopes, i, std::min(hn::Lanes(d), rows - i)));
+    s0 = hn::Add(s0, LoadSome(d, slopes + i, std::min(hn::Lanes(d), rows - i)));
   }
   *sums += SumLanes(d, hn::Add(s0, s1));
 }

@@ -8,14 +8,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <thread>
 
-#include "kernels/blocks.h"
+#include "kernels/sums.h"
 #include "runtime/partition.h"
+#include "runtime/scratch.h"
 #include "runtime/threads.h"
 
 namespace pullback {
@@ -23,50 +21,7 @@ namespace {
 
 // Less than this of X, times the outputs, is summed before a parked worker would have woken.
 constexpr size_t kParallelBytes = size_t{512} << 10;
-
-void Accumulate(double* into, const double* from, size_t n) {
-  Blocks().add[static_cast<size_t>(DType::kFloat64)](from, into, n);
-}
-
-// Sums of consecutive blocks, merged like the carries of a binary counter: rounding errors grow
-// with the logarithm of the number of blocks, memory too.
-class BlockTree {
- public:
-  static size_t Levels(size_t blocks) { return static_cast<size_t>(std::bit_width(blocks)); }
-
-  // `storage`: levels * width doubles. The total of all blocks ends in its first `width`.
-  BlockTree(double* storage, size_t width) : storage_(storage), width_(width) {}
-
-  // `write` fills a slot of `width` doubles with the next block.
-  template <class Write>
-  void Add(const Write& write) {
-    double* const fresh = storage_ + Occupied() * width_;
-    write(fresh);
-    double* top = fresh;
-    for (size_t carries = count_; carries & 1; carries >>= 1) {
-      double* const below = top - width_;
-      Accumulate(below, top, width_);
-      top = below;
-    }
-    ++count_;
-  }
-
-  void Finish() {
-    for (size_t level = Occupied(); level > 1; --level) {
-      Accumulate(storage_ + (level - 2) * width_, storage_ + (level - 1) * width_, width_);
-    }
-  }
-
-  const double* total() const { return storage_; }
-
- private:
-  // Complete subtrees stand side by side, the largest first: one per set bit of the count.
-  size_t Occupied() const { return static_cast<size_t>(std::popcount(count_)); }
-
-  double* storage_;
-  size_t width_;
-  size_t count_ = 0;
-};
+constexpr size_t kStackBytes = size_t{8} << 10;
 
 // Where a block's sums lie: those of loss and weight, and from kSumB those of the gradients.
 constexpr size_t kSumLoss = 0, kSumWeight = 1, kSumB = 2;
@@ -129,12 +84,12 @@ struct Plan {
         slabs(SlabsOf(p.X, layout, row_bytes)),
         block(layout.finish != nullptr ? std::max<size_t>(slabs(0).size(), 1)
                                        : std::max(kLossBlock, layout.chunk_rows(p.X, p.outputs))),
-        levels(BlockTree::Levels(CeilDiv(slabs(0).size(), block))),
+        levels(RunningTree::Levels(CeilDiv(slabs(0).size(), block))),
         chunk_rows(std::min({layout.chunk_rows(p.X, p.outputs), slabs(0).size(),
                              std::max<size_t>(kChunkPredictions / p.outputs, 1)})),
         piece_rows(std::max(kLossBlock / p.outputs / kDoublePadding, size_t{1}) * kDoublePadding),
-        heads(block > kLossBlock ? BlockTree::Levels(kSumsOfPiece * CeilDiv(block, chunk_rows) *
-                                                     CeilDiv(chunk_rows, piece_rows))
+        heads(block > kLossBlock ? RunningTree::Levels(kSumsOfPiece * CeilDiv(block, chunk_rows) *
+                                                       CeilDiv(chunk_rows, piece_rows))
                                  : 0),
         exact(layout.finish != nullptr && steps.backward
                   ? RoundUp(layout.sum_doubles(p.X, p.outputs), kDoublePadding)
@@ -190,7 +145,7 @@ class Head {
  private:
   double* block_;
   size_t levels_, width_;
-  BlockTree tree_;
+  RunningTree tree_;
 };
 
 class Sum {
@@ -261,7 +216,7 @@ class Sum {
       return;
     }
     std::fill_n(exact, plan_.exact, 0.0);
-    BlockTree tree(sums, plan_.width);
+    RunningTree tree(sums, plan_.width);
     for (size_t row = rows.begin; row < rows.end; row += plan_.block) {
       tree.Add([&](double* block) {
         std::fill(block, block + plan_.width, 0.0);
@@ -399,7 +354,7 @@ class Sum {
 
   void Finish(LossResult& result) const {
     MergeTree(plan_.slabs.tasks,
-              [&](size_t to, size_t from) { Accumulate(SumsOf(to), SumsOf(from), plan_.width); });
+              [&](size_t to, size_t from) { AddTo(SumsOf(to), SumsOf(from), plan_.width); });
     const double* const total = SumsOf(0);
     result.weight = p_.weight == nullptr ? static_cast<double>(p_.X.rows) : total[kSumWeight];
     const double divisor = result.mean ? result.weight : 1.0;
@@ -440,19 +395,9 @@ HWY_NOINLINE bool MapTasks(size_t tasks, FunctionRef<void(size_t)> map, Poll* po
 Outcome SumLoss(Job job, const LinearProblem& problem, LossResult& result, Poll* poll) {
   const LayoutKernels& layout = KernelsOf(problem.X);
   const Plan plan(job, problem, layout);
-  constexpr size_t kAlignment = kDoublePadding * sizeof(double);
-  constexpr size_t kStackDoubles = 1024;
-  alignas(kAlignment) double stack[kStackDoubles];
-  std::unique_ptr<double[]> heap;
-  void* scratch = stack;
-  if (plan.doubles > kStackDoubles) {
-    size_t bytes = plan.doubles * sizeof(double) + kAlignment;
-    heap.reset(new (std::nothrow) double[bytes / sizeof(double)]);
-    if (!heap) return Outcome::kOutOfMemory;
-    scratch = heap.get();
-    std::align(kAlignment, plan.doubles * sizeof(double), scratch, bytes);
-  }
-  Sum sum(job, problem, plan, layout, static_cast<double*>(scratch));
+  Scratch<kStackBytes> scratch(plan.doubles * sizeof(double));
+  if (!scratch) return Outcome::kOutOfMemory;
+  Sum sum(job, problem, plan, layout, scratch.Take<double>(plan.doubles));
   const KernelFpEnv fp_env(poll);
   return sum.Run(result, poll) ? Outcome::kDone : Outcome::kInterrupted;
 }
@@ -462,13 +407,15 @@ Outcome MapLoss(Wanted wanted, const PointwiseProblem& p, void* out, Poll* poll)
   const size_t buffer = PadDoubles(chunk_rows * p.outputs);
   const Partition tasks =
       PartitionBy(p.rows, RoundUp(std::max<size_t>(kParallelElements / p.outputs, 1), chunk_rows));
-  const std::unique_ptr<double[]> scratch(new (std::nothrow) double[2 * buffer * tasks.tasks]);
+  const size_t doubles = 2 * buffer * tasks.tasks;
+  Scratch<kStackBytes> scratch(doubles * sizeof(double));
   if (!scratch) return Outcome::kOutOfMemory;
+  double* const buffers = scratch.Take<double>(doubles);
   const size_t z_item = ItemSize(p.dtype), y_item = ItemSize(p.y_type);
   const bool a_row = wanted == Wanted::kLoss && p.loss->coupled;
   const Score score = p.loss->score[static_cast<size_t>(wanted)];
   const auto map = [&](size_t task) {
-    double* const z = scratch.get() + 2 * buffer * task;
+    double* const z = buffers + 2 * buffer * task;
     double* const result = z + buffer;
     const Range rows = tasks(task);
     for (size_t row = rows.begin; row < rows.end; row += chunk_rows) {

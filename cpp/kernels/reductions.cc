@@ -9,11 +9,10 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
-#include <memory>
-#include <new>
 
-#include "kernels/blocks.h"
+#include "kernels/sums.h"
 #include "runtime/partition.h"
+#include "runtime/scratch.h"
 #include "runtime/threads.h"
 
 namespace pullback {
@@ -37,6 +36,8 @@ constexpr size_t kLocalElements = 65536;
 
 // A task's elements.
 constexpr size_t kTaskElements = 32768;
+
+constexpr size_t kTaskStackBytes = size_t{24} << 10;
 
 // Results from here on are written past the caches.
 constexpr size_t kStreamBytes = size_t{8} << 20;
@@ -74,30 +75,6 @@ struct Layout {
   size_t width;  // of a tile's fields
 };
 
-// Room that a task has to itself: on the stack where little is needed.
-class Scratch {
- public:
-  explicit Scratch(size_t bytes) {
-    if (bytes > sizeof(stack_)) heap_.reset(new (std::nothrow) char[bytes + kAlignment]);
-    next_ = bytes > sizeof(stack_) ? heap_.get() : stack_;
-    if (next_ != nullptr) {
-      next_ += (kAlignment - reinterpret_cast<uintptr_t>(next_) % kAlignment) % kAlignment;
-    }
-  }
-  bool Failed() const { return next_ == nullptr; }
-  char* Take(size_t bytes) {
-    char* const taken = next_;
-    next_ += RoundUp(bytes, kAlignment);
-    return taken;
-  }
-  static constexpr size_t kAlignment = 64;
-
- private:
-  alignas(kAlignment) char stack_[size_t{24} << 10];
-  std::unique_ptr<char[]> heap_;
-  char* next_;
-};
-
 class Reducer {
  public:
   Reducer(const ReductionCall& call, const Layout& layout)
@@ -126,9 +103,9 @@ class Reducer {
     const size_t doubles = (states_ ? all * fields_ : 0) +
                            (call_.tangents ? all * layout_.width : 0) +
                            units * op_.coefs * layout_.width;
-    const std::unique_ptr<double[]> memory(new (std::nothrow) double[doubles]);
-    if (!memory) return Outcome::kOutOfMemory;
-    double* const states = memory.get();
+    Scratch<> scratch(doubles * sizeof(double));
+    if (!scratch) return Outcome::kOutOfMemory;
+    double* const states = scratch.Take<double>(doubles);
     double* const tangents = states + (states_ ? all * fields_ : 0);
     double* const coefs = tangents + (call_.tangents ? all * layout_.width : 0);
     const size_t piece = layout_.segment * layout_.tile;
@@ -326,19 +303,20 @@ class Reducer {
   bool Local(Range units) const {
     const size_t segments = layout_.segments, width = layout_.width;
     const size_t block = layout_.segment * layout_.tile * item_;
-    const size_t blocks = layout_.turned ? 2 + 2 * op_.outs : 0;  // x, v, and t or out
-    constexpr size_t kSlack = 8 * Scratch::kAlignment;
-    Scratch scratch((segments * (fields_ + width) + op_.coefs * width) * sizeof(double) +
-                    (blocks + keeps_) * block + kSlack);
-    if (scratch.Failed()) return false;
-    auto* const states =
-        reinterpret_cast<double*>(scratch.Take(segments * fields_ * sizeof(double)));
-    auto* const sums = reinterpret_cast<double*>(scratch.Take(segments * width * sizeof(double)));
-    auto* const coefs = reinterpret_cast<double*>(scratch.Take(op_.coefs * width * sizeof(double)));
+    const size_t blocks = layout_.turned ? 2 + op_.outs : 0;  // x, v, and t or out
+    using TaskScratch = Scratch<kTaskStackBytes>;
+    TaskScratch scratch(TaskScratch::Bytes<double>(segments * fields_) +
+                        TaskScratch::Bytes<double>(segments * width) +
+                        TaskScratch::Bytes<double>(op_.coefs * width) +
+                        (blocks + keeps_) * TaskScratch::Bytes(block));
+    if (!scratch) return false;
+    double* const states = scratch.Take<double>(segments * fields_);
+    double* const sums = scratch.Take<double>(segments * width);
+    double* const coefs = scratch.Take<double>(op_.coefs * width);
     void* const kept = keeps_ ? scratch.Take(block) : nullptr;
     Turned turned = {};
     if (layout_.turned) {
-      for (char*& part : turned.parts) part = scratch.Take(block);
+      for (size_t i = 0; i < blocks; ++i) turned.parts[i] = scratch.Take(block);
     }
     for (size_t unit = units.begin; unit < units.end; ++unit) {
       if (layout_.turned) {

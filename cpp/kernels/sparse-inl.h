@@ -24,9 +24,9 @@
 #include <type_traits>
 #include <utility>
 
-#include "kernels/blocks.h"
 #include "kernels/load-inl.h"
 #include "kernels/losses.h"
+#include "kernels/sums.h"
 #include "math/error_free-inl.h"
 #include "runtime/partition.h"
 

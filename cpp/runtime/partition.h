@@ -28,15 +28,6 @@ constexpr size_t RoundUp(size_t n, size_t multiple) { return CeilDiv(n, multiple
 
 constexpr Partition PartitionBy(size_t n, size_t block) { return {n, block, CeilDiv(n, block)}; }
 
-// Sums partial results pairwise, so that rounding errors grow with the logarithm of their number;
-// the total ends in the first. `add(to, from)` takes two of their indices.
-template <class Add>
-void MergeTree(size_t parts, const Add& add) {
-  for (size_t step = 1; step < parts; step *= 2) {
-    for (size_t part = 0; part + step < parts; part += 2 * step) add(part, part + step);
-  }
-}
-
 // Elementwise: chunks of about this much memory traffic, and a multiple of kElementBlock elements,
 // so that only the last chunk of an aligned array has a vector tail. 64 KiB loses a fifth of the
 // bandwidth (prefetchers start anew), 128 KiB a tenth; above 256 KiB there is little to gain.
