@@ -15,6 +15,7 @@ import numpy as np
 import pullback as pb
 import pytest
 from protocol import CALLS, METHODS, TARGETS, UFUNC_CALLS, Call, by_name, native
+from pullback.cases import cases
 from pullback.protocol import OPERANDS
 from pullback.tables.elementwise import OPS, OpRow
 from pullback.tables.losses import LOSSES
@@ -323,11 +324,8 @@ def test_special_points_are_documented(row: OpRow) -> None:
 # --- benches --------------------------------------------------------------------------------------
 
 
-def test_every_primitive_has_a_bench(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "bench")
-    from cases import CASES
-
-    timed = {(case.primitive, case.method) for case in CASES}
+def test_every_primitive_has_a_bench() -> None:
+    timed = {(case.primitive, case.method) for case in cases()}
     for name, _, _ in EVERYTHING:
         op, _, method = name.partition(".")
         if op in pb.losses.losses and not method:
