@@ -168,7 +168,9 @@ def _is_import(name: str, value: Any) -> bool:
     """Tell whether a public name is there only because a module needs or holds it."""
     submodule = inspect.ismodule(value) and value.__name__ == f"pullback.{name}"
     module = getattr(value, "__module__", "pullback")
-    return submodule or name == "annotations" or not module.startswith("pullback")
+    return (
+        submodule or name in ("annotations", "TYPE_CHECKING") or not module.startswith("pullback")
+    )
 
 
 @pytest.mark.parametrize(
