@@ -193,6 +193,8 @@ def is_restored(thing: Any, protocol: int = pickle.DEFAULT_PROTOCOL) -> bool:
 
 @everything
 def test_survives_pickle_and_copy(name: str, ours: Any, twin: Any) -> None:
+    for protocol in range(4 if "." in name else 0, pickle.HIGHEST_PROTOCOL + 1):
+        assert is_restored(twin, protocol)  # the older ones cannot name an attribute's attribute
     for thing in (ours, twin):
         assert is_restored(thing), name
         assert is_restored(thing, pickle.HIGHEST_PROTOCOL)
@@ -247,6 +249,9 @@ def test_is_a_ufunc_wherever_it_has_one_output(call: Call) -> None:
 @pytest.mark.parametrize("name", PRIMITIVES)
 def test_repr_names_it(name: str) -> None:
     assert name in repr(pb.primitives[name])
+    twin = repr(getattr(pb.reference, name))
+    assert name in twin
+    assert twin.endswith(", NumPy twin>")
 
 
 # --- documentation --------------------------------------------------------------------------------
