@@ -131,6 +131,12 @@ def mapped(sample: Sample, method: str, names: dict[str, Any]) -> list[Any]:
 # --- samples --------------------------------------------------------------------------------------
 
 
+def leading(name: str, *operands: Any, p: float = 3.0) -> tuple[Any, ...]:
+    """Return as many operands as a reduction has, and the parameter that stands behind them."""
+    row = REDUCTIONS[name]
+    return (*operands[: len(row.operands)], *(p,) * (len(row.leading) - len(row.operands)))
+
+
 class Sample(NamedTuple):
     """A row of elements, another one of the same length, and a parameter."""
 
@@ -142,9 +148,7 @@ class Sample(NamedTuple):
     @property
     def operands(self) -> tuple[Any, ...]:
         """What stands before a cotangent."""
-        about = self.row.parameter
-        bound = (self.parameter,) if about is not None and about.default is None else ()
-        return (*((self.x, self.y) if len(self.row.operands) == 2 else (self.x,)), *bound)
+        return leading(self.row.name, self.x, self.y, p=self.parameter)
 
     @property
     def options(self) -> dict[str, float]:
