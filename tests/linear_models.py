@@ -9,7 +9,6 @@ block + levels + 8) u times the sum of the terms' magnitudes.
 
 from __future__ import annotations
 
-import ast
 import math
 import re
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 import mpmath
 import numpy as np
 import pullback as pb
+from formulas import terms, written
 from mpmath import mp, mpf
 from oracles import PRECISION
 from pullback.tables.losses import LOSSES, LossRow
@@ -57,43 +57,6 @@ ARRAY = SimpleNamespace(
     max=np.maximum,
     pick=np.where,
 )
-
-
-class _Vocabulary(ast.NodeTransformer):
-    """Writes a formula of the table over a vocabulary, for arrays too: no branch is of numbers."""
-
-    def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
-        branches = [self.whole(branch) for branch in (node.body, node.orelse)]
-        pick = ast.Attribute(ast.Name("m", ast.Load()), "pick", ast.Load())
-        return ast.Call(pick, [self.visit(node.test), *branches], [])
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        self.generic_visit(node)
-        if ast.unparse(node.func) != "abs":
-            node.func = ast.Attribute(ast.Name("m", ast.Load()), ast.unparse(node.func), ast.Load())
-        return node
-
-    def whole(self, node: Any) -> Any:
-        """Return what has the shape of z."""
-        names = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
-        node = self.visit(node)
-        zero = ast.parse("0 * z", mode="eval").body
-        return node if "z" in names else ast.BinOp(node, ast.Add(), zero)
-
-
-def _written(text: str, parameter: str) -> Callable[..., Any]:
-    """Return a formula of the table as a function of (m, z, y, parameter)."""
-    body = _Vocabulary().whole(ast.parse(text, mode="eval").body)
-    source = ast.unparse(ast.fix_missing_locations(body))
-    return eval(f"lambda m, z, y, {parameter}: {source}")  # type: ignore[no-any-return]
-
-
-def _terms(text: str) -> str | None:
-    """Return the sizes of the terms that a sum or a difference has, as text."""
-    top = ast.parse(text, mode="eval").body
-    if not isinstance(top, ast.BinOp) or not isinstance(top.op, ast.Add | ast.Sub):
-        return None
-    return f"abs({ast.unparse(top.left)}) + abs({ast.unparse(top.right)})"
 
 
 class Formula(NamedTuple):
@@ -181,21 +144,21 @@ CAREFUL: dict[str, dict[str, Any]] = {
 def _formula(row: LossRow) -> Formula:
     parameter = "p" if row.parameter is None else row.parameter.name
     texts = (row.formula, row.derivative_formula, row.second_derivative_formula)
-    value, derivative, second = (_written(text, parameter) for text in texts)
+    value, derivative, second = (written(text, "z", "y", parameter) for text in texts)
     domain, targets = TARGETS[row.targets.domain]
-    mean = _written(row.response_formula, "p")
-    edges = [_written(kink, parameter) for kink in row.kinks]
+    mean = written(row.response_formula, "z")
+    edges = [written(kink, "z", "y", parameter) for kink in row.kinks]
     formula = Formula(
         value,
         derivative,
         second,
         domain,
         targets,
-        mean=lambda m, z: mean(m, z, None, None),
+        mean=mean,
         edges=lambda z, y, p: (
             math.prod((f(ARRAY, z, y, p) for f in edges), start=1) if edges else z * 0 + INF
         ),
-        terms=tuple(t and _written(t, parameter) for t in map(_terms, texts[:2])),
+        terms=tuple(t and written(t, "z", "y", parameter) for t in map(terms, texts[:2])),
         exact=not re.search(r"exp|log|tanh|cosh", row.formula),
     )
     return formula._replace(**CAREFUL.get(row.name, {}))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
-import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import mpmath
 import numpy as np
+from formulas import python
 from mpmath import mp, mpf
 from oracles import PRECISION, ulp
 from pullback.tables.reductions import REDUCTIONS, ReductionRow, sum_error
@@ -76,10 +76,8 @@ _VOCABULARY = {name: getattr(mpmath, name) for name in dir(mpmath) if not name.s
 
 def exact(text: str, names: dict[str, Any]) -> Any:
     """Return what a formula of the table gives; of x[i] there is one for each i."""
-    python = re.sub(r"(?<![=<>!])=(?!=)", "==", text).replace(
-        "for j !=", "for j in range(n) if j !="
-    )
-    return eval(python, _VOCABULARY | names)
+    source = python(text).replace("for j !=", "for j in range(n) if j !=")
+    return eval(source, _VOCABULARY | names)
 
 
 def names_of(sample: Sample) -> dict[str, Any]:
