@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from operator import attrgetter
 from typing import Any, Final, TypeAlias
 
@@ -102,7 +102,7 @@ class Case:
         bare = self.method == "value" and not hasattr(primitive, "value")
         method: Function = primitive if bare else attrgetter(self.method)(primitive)
         keywords = family(self.primitive).keywords
-        return (lambda *given: method(*given, **keywords)) if keywords else method
+        return partial(method, **keywords) if keywords else method
 
 
 def cases() -> Iterator[Case]:
