@@ -16,6 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pullback as pb
 
+# What the libraries that may be missing are called, by the modules that they are.
+LIBRARIES: Mapping[str, str] = {
+    "torch": "PyTorch",
+    "jax": "JAX",
+    "numba": "Numba",
+    "numexpr": "numexpr",
+    "sklearn": "scikit-learn",
+}
+
 
 class Contender(NamedTuple):
     """One way to compute something."""

@@ -1,7 +1,6 @@
 """What the methods of each family of primitives take, for commands that go through all of them.
 
-Only the public interface counts: a family is told by what its primitives can do. What a new
-primitive takes beyond its family stands in the tables here, and so does the spelling of `wrt`.
+A family is told by what its primitives can do; operands, parameters and targets are the tables'.
 """
 
 from __future__ import annotations
@@ -11,31 +10,32 @@ from operator import attrgetter
 from typing import Any
 
 import numpy as np
+from pullback.tables.losses import LOSSES
+from pullback.tables.products import PRODUCTS as TABLE
+from pullback.tables.reductions import REDUCTIONS
 
 # Products have signatures of their own.
-PRODUCTS = {
-    "matmul": ("A", "B"),
-    "linear": ("X", "W", "b"),
-    "quadratic_form": ("x", "A"),
-    "bilinear_form": ("u", "X", "v"),
-}
+PRODUCTS = {name: tuple(row.operands) for name, row in TABLE.items()}
 # Of reductions: how many operands, if not one; what stands behind them; keywords of their own.
-REDUCTION_OPERANDS = {"dot": 2}
-BOUND: dict[str, tuple[float, ...]] = {"norm": (3.0,)}
+REDUCTION_OPERANDS = {
+    name: len(row.operands) for name, row in REDUCTIONS.items() if len(row.operands) > 1
+}
+BOUND = {name: (3.0,) for name, row in REDUCTIONS.items() if len(row.leading) > len(row.operands)}
 PARAMETERS: dict[str, tuple[dict[str, float], ...]] = {
     "variance": ({"ddof": 1}, {"ddof": 0.5}, {"ddof": 2}),
     "layer_norm": ({"eps": 0.0}, {"eps": 0.5}),
 }
 EXPONENTS = (1, 2, 0.5, 1.5, 2.5, 3, 4.0, 100.0, np.inf, 0)  # of the norm; the last is refused
 # Of losses: what targets they take, if not any number, and what they are called with.
+_KINDS = {
+    "0 or 1": "bits",
+    "finite and not negative": "counts",
+    "finite and positive": "positive",
+    "-1 or 1": "signs",
+}
 TARGETS = {
-    "logistic": "bits",
-    "poisson": "counts",
-    "gamma": "positive",
-    "hinge": "signs",
-    "squared_hinge": "signs",
-    "exponential": "signs",
-    "softmax_cross_entropy": "labels",
+    name: "labels" if row.of_classes else _KINDS.get(row.targets.domain, "normal")
+    for name, row in LOSSES.items()
 }
 LOSS_PARAMETERS = {"huber": 1.35, "quantile": 0.9}
 
@@ -43,10 +43,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "elementwise": ("value", "derivative", "value_and_derivative", "vjp", "jvp", "jacobian"),
     "reduction": ("value", "grad", "value_and_grad", "vjp", "jvp", "jacobian"),
     "map": ("value", "vjp", "jvp", "jacobian"),
-    "matmul": ("value", "vjp", "jvp", "jacobian"),
-    "linear": ("value", "vjp", "jvp", "jacobian"),
-    "quadratic_form": ("value", "value_and_grad", "vjp", "jvp", "jacobian"),
-    "bilinear_form": ("value", "value_and_grad", "vjp", "jvp", "jacobian"),
+    **{name: ("value", *row.methods) for name, row in TABLE.items()},
     "loss": ("value", "grad", "value_and_grad", "hvp", "curvature", "partial"),
     "pointwise": (
         "value",

@@ -1,4 +1,4 @@
-"""Every primitive x method, checked against its twin and then timed.
+"""Every primitive x method, checked and then timed: native, its twin, and plain NumPy by hand.
 
 ``pytest bench --benchmark-enable`` times; without it the smallest of each runs once, as a test.
 """
@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import bit_cases
@@ -14,33 +15,22 @@ import bits
 import call_cases
 import calls
 import compare
+import loss_peers
 import numpy as np
+import peers
 import pullback as pb
+import pullback.cases
 import pytest
+import reduction_peers
 import signatures
-from cases import CASES, Case
-from pullback import Diagonal, PartialSums
-from pullback.jacobians import Jacobian
+from pullback.cases import Case, arrays, cases, check
+
+CONTENDERS = ("native", "twin", "numpy")
 
 
-def leaves(tree: Any) -> Iterator[np.ndarray]:
-    """Yield the arrays of a result, from left to right."""
-    if isinstance(tree, tuple):
-        for branch in tree:
-            yield from leaves(branch)
-    elif isinstance(tree, PartialSums):
-        yield from leaves(tree.finish())
-    elif isinstance(tree, Diagonal):
-        yield tree.diagonal()
-    elif isinstance(tree, Jacobian):
-        yield tree @ np.arange(1, 1 + tree.shape[1], dtype=tree.dtype)
-    else:
-        yield np.asarray(tree)
-
-
-def check(actual: Any, expected: Any) -> None:
-    """Fail unless a result is that of the twin, to rounding."""
-    for one, other in zip(leaves(actual), leaves(expected), strict=True):
+def check_twin(actual: Any, expected: Any) -> None:
+    """Fail unless a result is that of the twin, dtype and shape, to rounding."""
+    for one, other in zip(arrays(actual), arrays(expected), strict=True):
         assert one.dtype == other.dtype
         assert one.shape == other.shape
         eps = np.finfo(one.dtype).eps
@@ -48,25 +38,114 @@ def check(actual: Any, expected: Any) -> None:
         np.testing.assert_allclose(one, other, rtol=50 * eps, atol=50 * eps * scale)
 
 
+def check_by_hand(case: Case, actual: Any, expected: Any) -> None:
+    """Fail unless what was written by hand gives what the twin does, to its lesser care."""
+    check(case.group, actual, expected, 1e3 * float(np.finfo(case.dtype).eps))
+
+
+# --- peers ----------------------------------------------------------------------------------------
+
+
+def contenders(case: Case) -> Callable[..., Iterator[peers.Contender]] | None:
+    """Return what yields every library's way of a case from its arguments, if it is written."""
+    name, call = case.primitive, f"{case.primitive}.{case.method}"
+    if case.method == "vjp" and name in peers.UNARY:
+        return partial(peers.unary_vjp, name)
+    if call == "power.vjp":
+        return peers.power_vjp
+    if call == "matmul.vjp" and all(len(shape) > 1 for shape in case.size):
+        return peers.matmul_vjp
+    if call in reduction_peers.WAYS and (case.method == "vjp" or len(case.size) == 1):
+        return lambda x, g=None: reduction_peers.contenders(call, x, x if g is None else g)
+    if case.method == "value_and_grad" and name in loss_peers.LOSSES:
+        return lambda *model: loss_peers.value_and_grad(loss_peers.Model(name, *model))
+    return None
+
+
+def best_of(library: str, case: Case, arguments: Any, expected: Any) -> peers.Contender:
+    """Return a library's fastest way, once all of them compute what the twin does."""
+    find = contenders(case)
+    assert find is not None
+    ways = [way for way in find(*arguments) if way.library == peers.LIBRARIES[library]]
+    if not ways:
+        pytest.skip(f"{library} has no way to write it")
+    for way in ways:
+        check(way.name, way.arrays(way.call()), expected, 2e-3 if case.dtype == "float32" else 1e-9)
+    seconds = compare.interleave({way.name: way.call for way in ways}, compare.QUICK)
+    return min(ways, key=lambda way: seconds[way.name])
+
+
+# --- every primitive ------------------------------------------------------------------------------
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Without the clock, the first size of each method in each dtype tells whether it runs."""
     if "case" not in metafunc.fixturenames:
         return
-    cases = list(CASES)
-    if not metafunc.config.getoption("benchmark_enable"):
+    every = list(cases())
+    libraries = [name for name in metafunc.config.getoption("peers").split(",") if name]
+    for name in libraries:
+        if name not in peers.LIBRARIES or not peers.optional(name):
+            raise pytest.UsageError(
+                f"--peers: {name} is not installed, or nothing is written in it"
+            )
+    if libraries:
+        peers.set_threads(pb.get_num_threads())
+    timed = metafunc.config.getoption("benchmark_enable")
+    if not timed:
         first: dict[Any, Case] = {}
-        for case in cases:
-            first.setdefault((case.primitive, case.method, case.variant.split("-")[0]), case)
-        cases = list(first.values())
-    metafunc.parametrize("case", cases, ids=lambda case: case.name)
+        for case in every:
+            first.setdefault((case.primitive, case.method, case.dtype), case)
+        every = list(first.values())
+    metafunc.parametrize(
+        ("case", "contender"),
+        [
+            pytest.param(case, contender, id=f"{case.group}[{contender}]")
+            for case in every
+            for contender in (*CONTENDERS, *libraries)
+            if contender != "twin" or timed  # others are judged by it
+            if contender != "numpy" or case.by_hand is not None
+            if contender not in libraries or contenders(case) is not None
+        ],
+    )
 
 
-def test_bench(benchmark: Any, case: Case) -> None:
-    arguments = case.build()
+def test_bench(benchmark: Any, case: Case, contender: str) -> None:
+    benchmark.group = case.group
+    arguments = case.arguments()
     expected = case.twin(*arguments)
-    check(case.function(*arguments), expected)
-    benchmark.group = f"{case.primitive}.{case.method}"
-    check(benchmark(case.function, *arguments), expected)
+    if contender == "numpy":
+        check_by_hand(case, benchmark(case.by_hand, *arguments), expected)
+    elif contender in CONTENDERS:
+        function = getattr(case, contender)
+        check_twin(function(*arguments), expected)
+        check_twin(benchmark(function, *arguments), expected)
+    else:
+        way = best_of(contender, case, arguments, expected)
+        benchmark.extra_info["way"] = way.name
+        benchmark(way.call)
+
+
+@pytest.mark.parametrize("table", ["_ELEMENTWISE", "_REDUCTIONS", "_MAPS", "_LOSSES"])
+def test_what_is_not_written_by_hand_follows_from_its_row(
+    table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = list(getattr(pullback.cases, table))
+    assert names
+    monkeypatch.setattr(pullback.cases, table, {})
+    for name in names:
+        family = pullback.cases.family.__wrapped__(name)
+        for method, by_hand in family.by_hand.items():
+            case = Case(name, method, "float64", family.sizes[0])
+            arguments = case.arguments()
+            if by_hand is not None:
+                check_by_hand(case, by_hand(*arguments), case.twin(*arguments))
+
+
+def test_what_computes_something_else_is_refused() -> None:
+    case = Case("tanh", "value", "float64", (16,))
+    with pytest.raises(RuntimeError, match="tanh"):
+        check_by_hand(case, np.sin(1.0), np.tanh(1.0))
 
 
 def test_what_is_wanted_is_compared() -> None:

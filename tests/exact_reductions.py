@@ -1,20 +1,25 @@
 """What tests of reductions judge by: exact values and gradients of rows, and how far off is fair.
 
-`exact` is a formula for mpmath, from which differences to 300 bits give the derivative. `value` and
-`gradient` are the same in long double, 11 bits wider than float64 and with 15 bits of exponent, for
-many rows at once; a test holds them to `exact`.
+`exact` is the table's formula for mpmath, from which differences to 300 bits give the derivative.
+`value` and `gradient` are the table's in long double, 11 bits wider than float64 and with 15 bits
+of exponent, for many rows at once; a test holds them to `exact`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import mpmath
 import numpy as np
 import pullback as pb
+from formulas import written
 from mpmath import mp, mpf
 from oracles import assert_same_bits
+from pullback.tables.reductions import REDUCTIONS as TABLE
+from reduction_oracles import Vector
+from reduction_oracles import exact as exact_of
 
 Array = np.ndarray[Any, Any]
 BITS = 300
@@ -101,152 +106,127 @@ def _others(X: Array) -> Array:
 
 def _lse(X: Array) -> Array:
     peak = X.max(axis=-1, keepdims=True)
-    return (peak + np.log(np.exp(X - peak).sum(axis=-1, keepdims=True)))[:, 0]
-
-
-def _softmax(X: Array) -> Array:
-    return np.exp(X - _lse(X)[:, np.newaxis])
-
-
-def _centred(X: Array) -> Array:
-    return X - X.mean(axis=-1, keepdims=True)
+    return peak + np.log(np.exp(X - peak).sum(axis=-1, keepdims=True))
 
 
 def _largest(X: Array) -> Array:
     return np.abs(X).max(axis=-1)
 
 
-def _shares(X: Array) -> Array:
-    """Return one over the number of largest elements at each of them, else 0."""
-    largest = X.max(axis=-1, keepdims=True) == X
-    return largest / largest.sum(axis=-1, keepdims=True).astype(X.dtype)
+def _norm(X: Array, p: Any = 2) -> Array:
+    return (np.abs(X) ** p).sum(axis=-1, keepdims=True) ** (1 / np.longdouble(p))
 
 
-def _as_rows(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    return lambda X: np.broadcast_to(f(X)[:, np.newaxis], X.shape)
+# What the table's formulas are written in, of rows.
+ROWS = SimpleNamespace(
+    **{name: getattr(np, name) for name in ("exp", "log", "sqrt", "sign")},
+    **{
+        name: partial(getattr(np, name), axis=-1, keepdims=True)
+        for name in ("sum", "prod", "mean", "max", "min")
+    },
+    pick=np.where,
+    others=_others,
+    norm=_norm,
+    norm2=_norm,
+    logsumexp=_lse,
+)
 
 
-def _norm(p: float, counts: tuple[float, float]) -> Reduction:
+def _of(
+    name: str, counts: tuple[float, float], p: float | None = None, **sizes: Callable[..., Any]
+) -> Reduction:
+    """Return a reduction as its row states it."""
+    row, about = TABLE[name], TABLE[name].parameter
+    named = "p" if about is None else about.name
+    bound = len(row.leading) > len(row.operands)
+    formula = row.formula
+    (slope,) = row.derivative_formula
+    if p == np.inf:
+        formula, slope = "max(abs(x))", "sign(x[i])/k if abs(x[i]) = max(abs(x)) else 0"
+    of_rows = written(formula, "x", "n", named)
+    slopes = written(slope.replace("prod(x[j] for j != i)", "others(x)"), "x", "n", named, "k", "z")
+    parameter = np.longdouble(p or 0)
+
     def value(X: Array) -> Array:
-        return (np.abs(X) ** np.longdouble(p)).sum(axis=-1) ** (1 / np.longdouble(p))
+        return of_rows(ROWS, X, X.shape[-1], parameter)[:, 0]
 
     def gradient(X: Array) -> Array:
-        return np.sign(X) * (np.abs(X) / value(X)[:, np.newaxis]) ** (np.longdouble(p) - 1)
+        extremum = value(X)[:, np.newaxis]
+        ties = (extremum == X) | ((p == np.inf) & (abs(X) == extremum))
+        k = ties.sum(axis=-1, keepdims=True).astype(X.dtype)
+        with np.errstate(all="ignore"):
+            return np.broadcast_to(slopes(ROWS, X, X.shape[-1], parameter, k, X), X.shape)
+
+    def exact(x: list[Any]) -> Any:
+        names = {"x": Vector(x), "n": len(x), named: mpf(p or 0)}
+        return max(map(abs, x)) if p == np.inf else exact_of(row.formula, names)
 
     return Reduction(
-        "norm",
-        lambda x: mpmath.fsum(abs(t) ** mpf(p) for t in x) ** (1 / mpf(p)),
+        name,
+        exact,
         value,
         gradient,
         counts,
-        arguments=(p,),
-        gradient_terms=lambda X: p * np.abs(gradient(X)),
+        {} if p is None or bound else {named: p},
+        (p,) if bound else (),
+        **sizes,
     )
 
 
-def _variance(ddof: int) -> Reduction:
+def _none(X: Array) -> Array:
+    return np.zeros(len(X))
+
+
+def _deviation(ddof: int) -> dict[str, Callable[..., Any]]:
+    """Return the sizes of differences from a mean that is off by a rounding in float64."""
+
     def value(X: Array) -> Array:
-        return _total(_centred(X) ** 2) / (X.shape[-1] - ddof)
+        return X.var(axis=-1, ddof=ddof)
 
-    def exact(x: list[Any]) -> Any:
-        mean = mpmath.fsum(x) / len(x)
-        return mpmath.fsum((t - mean) ** 2 for t in x) / (len(x) - ddof)
+    return {
+        "value_terms": lambda X: value(X) + 2 * np.sqrt(value(X)) * _largest(X),
+        "gradient_terms": lambda X: (2 * _largest(X) / (X.shape[-1] - ddof))[:, np.newaxis],
+    }
 
-    return Reduction(
-        "variance",
-        exact,
-        value,
-        lambda X: 2 * _centred(X) / (X.shape[-1] - ddof),
-        (1, 2),
-        {"ddof": ddof},
-        # Differences from a mean that is off by a rounding in float64.
-        value_terms=lambda X: value(X) + 2 * np.sqrt(value(X)) * _largest(X),
-        gradient_terms=_as_rows(lambda X: 2 * _largest(X) / (X.shape[-1] - ddof)),
-    )
+
+def _powers(p: float) -> dict[str, Callable[..., Any]]:
+    return {"gradient_terms": lambda X: p * (np.abs(X) / _norm(X, p)) ** np.longdouble(p - 1)}
 
 
 REDUCTIONS = [
-    Reduction(
-        "sum", mpmath.fsum, _total, np.ones_like, (0.5, 0), value_terms=lambda X: _total(abs(X))
-    ),
-    Reduction(
+    _of("sum", (0.5, 0), value_terms=lambda X: _total(abs(X))),
+    _of(
         "mean",
-        lambda x: mpmath.fsum(x) / len(x),
-        lambda X: _total(X) / X.shape[-1],
-        lambda X: np.full_like(X, 1 / np.longdouble(X.shape[-1])),
         (1, 0.5),
         value_terms=lambda X: _total(abs(X)) / X.shape[-1],
         gradient_terms=np.zeros_like,
     ),
-    Reduction("prod", mpmath.fprod, lambda X: X.prod(axis=-1), _others, (0.5, 1)),
-    Reduction(
-        "norm1",
-        lambda x: mpmath.fsum(map(abs, x)),
-        lambda X: _total(abs(X)),
-        np.sign,
-        (0.5, 0),
-        gradient_terms=np.zeros_like,
-    ),
-    Reduction(
-        "norm2",
-        lambda x: mpmath.sqrt(mpmath.fsum(t * t for t in x)),
-        lambda X: np.sqrt(_total(X * X)),
-        lambda X: X / np.sqrt(_total(X * X))[:, np.newaxis],
-        (1, 1.5),
-    ),
-    Reduction(
-        "squared_norm2",
-        lambda x: mpmath.fsum(t * t for t in x),
-        lambda X: _total(X * X),
-        lambda X: X + X,
-        (0.5, 0),
-        gradient_terms=np.zeros_like,
-    ),
-    _norm(1.5, (2, 4)),
-    _norm(3.0, (2, 6)),
-    Reduction(
-        "norm",
-        lambda x: max(map(abs, x)),
-        _largest,
-        lambda X: np.sign(X) * _shares(abs(X)),
-        (0, 0.5),
-        arguments=(np.inf,),
-        value_terms=lambda X: np.zeros(len(X)),
-        gradient_terms=np.zeros_like,
-    ),
-    Reduction(
-        "max",
-        max,
-        lambda X: X.max(axis=-1),
-        _shares,
-        (0, 0.5),  # of a share; ones and zeros have no rounding to make
-        value_terms=lambda X: np.zeros(len(X)),
-        gradient_terms=np.zeros_like,
-    ),
-    Reduction(
-        "min",
-        min,
-        lambda X: X.min(axis=-1),
-        lambda X: _shares(-X),
-        (0, 0.5),  # of a share; ones and zeros have no rounding to make
-        value_terms=lambda X: np.zeros(len(X)),
-        gradient_terms=np.zeros_like,
-    ),
-    Reduction(
+    _of("prod", (0.5, 1)),
+    _of("norm1", (0.5, 0), gradient_terms=np.zeros_like),
+    _of("norm2", (1, 1.5)),
+    _of("squared_norm2", (0.5, 0), gradient_terms=np.zeros_like),
+    _of("norm", (2, 4), 1.5, **_powers(1.5)),
+    _of("norm", (2, 6), 3.0, **_powers(3.0)),
+    # Half an ULP of a share; ones and zeros have no rounding to make.
+    _of("norm", (0, 0.5), np.inf, value_terms=_none, gradient_terms=np.zeros_like),
+    _of("max", (0, 0.5), value_terms=_none, gradient_terms=np.zeros_like),
+    _of("min", (0, 0.5), value_terms=_none, gradient_terms=np.zeros_like),
+    _of(
         "logsumexp",
-        lambda x: mpmath.log(mpmath.fsum(map(mpmath.exp, x))),
-        _lse,
-        _softmax,
         (2, 2.5),
-        value_scale=lambda X: np.maximum(abs(_lse(X)), _largest(X)),
-        value_terms=lambda X: 1 + abs(_lse(X)),
+        value_scale=lambda X: np.maximum(abs(_lse(X)[:, 0]), _largest(X)),
+        value_terms=lambda X: 1 + abs(_lse(X)[:, 0]),
         # The exponent is rounded before it is raised.
-        gradient_scale=lambda X: _softmax(X) * (1 + abs(X - _lse(X)[:, np.newaxis])),
+        gradient_scale=lambda X: np.exp(X - _lse(X)) * (1 + abs(X - _lse(X))),
     ),
-    _variance(0),
-    _variance(1),
+    _of("variance", (1, 2), 0, **_deviation(0)),
+    _of("variance", (1, 2), 1, **_deviation(1)),
 ]
-
+REDUCTIONS += [
+    _of(name, row.max_ulp, 3.0 if len(row.leading) > 1 else None)
+    for name, row in TABLE.items()
+    if not row.is_map and name not in {known.name for known in REDUCTIONS} | {"dot"}
+]
 
 NAMES = [*dict.fromkeys(row.name for row in REDUCTIONS), "dot"]
 ROW_WISE = ("softmax", "log_softmax", "layer_norm")

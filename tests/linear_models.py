@@ -1,15 +1,16 @@
 """What tests of losses judge by: formulas, data inside each domain, and error bounds.
 
-A loss's formulas stand here once, over a vocabulary that is mpmath for single numbers and NumPy's
-long double for arrays; none of them is the library's. Every bound follows from three rules: a
-prediction errs by at most (D + 2) u (|X||w| + |b|), a pointwise function by the ULP promised, and
-a sum of float64 terms over blocks of `BLOCK` rows merged as a tree by (rows in a block + levels +
-8) u times the sum of the terms' magnitudes.
+A loss's formulas are those that its row states, over a vocabulary that is mpmath for single numbers
+and NumPy's long double for arrays; none of the library's functions is used. Every bound follows
+from three rules: a prediction errs by at most (D + 2) u (|X||w| + |b|), a pointwise function by the
+ULP promised, and a sum of float64 terms over blocks of `BLOCK` rows merged as a tree by (rows in a
+block + levels + 8) u times the sum of the terms' magnitudes.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
@@ -18,8 +19,10 @@ from typing import Any, NamedTuple
 import mpmath
 import numpy as np
 import pullback as pb
+from formulas import terms, written
 from mpmath import mp, mpf
 from oracles import PRECISION
+from pullback.tables.losses import LOSSES, LossRow
 
 BLOCK = 512
 U = 2.0**-53
@@ -41,6 +44,8 @@ SINGLE = SimpleNamespace(
     log1p=mpmath.log1p,
     tanh=lambda x: mpmath.tanh(max(min(x, mpf(1000)), -mpf(1000))),
     sinh2=lambda x: mpmath.sinh(max(min(x, mpf(1000)), -mpf(1000))) ** 2,
+    sign=mpmath.sign,
+    max=max,
     pick=lambda condition, yes, no: yes if condition else no,
 )
 ARRAY = SimpleNamespace(
@@ -48,6 +53,8 @@ ARRAY = SimpleNamespace(
     log1p=np.log1p,
     tanh=np.tanh,
     sinh2=lambda x: np.sinh(x) ** 2,
+    sign=np.sign,
+    max=np.maximum,
     pick=np.where,
 )
 
@@ -60,10 +67,8 @@ class Formula(NamedTuple):
     second: Callable[..., Any]
     domain: Callable[[Any], Any]  # which finite targets are allowed
     targets: Callable[[np.random.Generator, Any], Any]  # ordinary targets of a shape
-    mean: Callable[..., Any] = lambda m, z: z  # the mean response
-    edges: Callable[..., Any] = lambda z, y, p: z  # 0 where a derivative jumps; inf where none does
-    # Limits at z = -inf and +inf of value, derivative, second derivative.
-    limits: Callable[..., Any] = lambda y, p: None
+    mean: Callable[..., Any]  # the mean response, of (m, z)
+    edges: Callable[..., Any]  # 0 where a derivative jumps; inf where none does
     # Sizes of the terms that cancel: of value, derivative.
     terms: tuple[Callable[..., Any] | None, Callable[..., Any] | None] = (None, None)
     exact: bool = False  # with integers, no operation of it rounds
@@ -73,37 +78,43 @@ class Formula(NamedTuple):
         """The value and its derivatives."""
         return self.value, self.derivative, self.second
 
+    def limits(self, y: float, p: float) -> list[list[float]]:
+        """Return the limits of value and derivatives at z = -inf, and those at +inf."""
+        far, beyond = mpf(10) ** 30000, mpf(10) ** 4000
+        with mp.workprec(PRECISION):
+            numbers = [
+                [mpf(f(SINGLE, side * far, mpf(float(y)), mpf(p))) for f in self.orders]
+                for side in (-1, 1)
+            ]
+        return [
+            [float(mpmath.sign(x) * INF if abs(x) > beyond else x) for x in row] for row in numbers
+        ]
+
 
 INF = math.inf
 
-
-def _smooth(z: Any, y: Any, p: Any) -> Any:
-    return z * 0 + INF
-
-
-def _normal(rng: np.random.Generator, shape: Any) -> Any:
-    return rng.normal(1, 1, shape)
-
-
-def _signs(rng: np.random.Generator, shape: Any) -> Any:
-    return rng.integers(0, 2, shape) * 2.0 - 1
-
-
-def _is_sign(y: Any) -> Any:
-    return abs(y) == 1
-
-
-def _finite(y: Any) -> Any:
-    return abs(y) < INF
+# By what the table says of targets: which finite ones are allowed, and ordinary ones.
+TARGETS: dict[str, tuple[Callable[[Any], Any], Callable[[np.random.Generator, Any], Any]]] = {
+    "finite": (lambda y: abs(y) < INF, lambda rng, shape: rng.normal(1, 1, shape)),
+    "0 or 1": (
+        lambda y: (y == 0) | (y == 1),
+        lambda rng, shape: rng.integers(0, 2, shape).astype(float),
+    ),
+    "finite and not negative": (
+        lambda y: (y >= 0) & (y < INF),
+        lambda rng, shape: rng.poisson(2, shape).astype(float),
+    ),
+    "finite and positive": (
+        lambda y: (y > 0) & (y < INF),
+        lambda rng, shape: rng.gamma(2, 1, shape) + 0.125,
+    ),
+    "-1 or 1": (lambda y: abs(y) == 1, lambda rng, shape: rng.integers(0, 2, shape) * 2.0 - 1),
+}
 
 
 def _sigmoid(m: Any, s: Any) -> Any:
     # Either way no digit is lost; the other branch, evaluated too, may overflow.
     return m.pick(s > 0, 1 / (1 + m.exp(-s)), m.exp(s) / (1 + m.exp(s)))
-
-
-def _logistic_limits(y: Any, p: Any) -> Any:
-    return ((INF, -1, 0), (0, 0, 0)) if y else ((0, 0, 0), (INF, 1, 0))
 
 
 def _log_cosh(m: Any, e: Any) -> Any:
@@ -112,129 +123,55 @@ def _log_cosh(m: Any, e: Any) -> Any:
     return m.pick(abs(e) < 1, near, far)
 
 
-FORMULAS: dict[str, Formula] = {
-    "squared_error": Formula(
-        lambda m, z, y, p: (z - y) ** 2,
-        lambda m, z, y, p: 2 * (z - y),
-        lambda m, z, y, p: 2 + 0 * z,
-        _finite,
-        _normal,
-        edges=_smooth,
-        limits=lambda y, p: ((INF, -INF, 2), (INF, INF, 2)),
-        exact=True,
-    ),
-    "relu_mse": Formula(
-        lambda m, z, y, p: (y - m.pick(z > 0, z, 0 * z)) ** 2,
-        lambda m, z, y, p: m.pick(z > 0, 2 * (z - y), 0 * z),
-        lambda m, z, y, p: m.pick(z > 0, 2 + 0 * z, 0 * z),
-        _finite,
-        _normal,
-        mean=lambda m, z: m.pick(z > 0, z, 0 * z),
-        limits=lambda y, p: ((y * y, 0, 0), (INF, INF, 2)),
-        exact=True,
-    ),
-    "logistic": Formula(
-        lambda m, z, y, p: (
+# What loses digits as the table writes it.
+CAREFUL: dict[str, dict[str, Any]] = {
+    "logistic": {
+        "value": lambda m, z, y, p: (
             m.pick((1 - 2 * y) * z > 0, (1 - 2 * y) * z, 0 * z) + m.log1p(m.exp(-abs(z)))
         ),
-        lambda m, z, y, p: (1 - 2 * y) * _sigmoid(m, (1 - 2 * y) * z),
-        lambda m, z, y, p: m.exp(-abs(z)) / (1 + m.exp(-abs(z))) ** 2,
-        lambda y: (y == 0) | (y == 1),
-        lambda rng, shape: rng.integers(0, 2, shape).astype(float),
-        mean=_sigmoid,
-        edges=_smooth,
-        limits=_logistic_limits,
-    ),
-    "poisson": Formula(
-        lambda m, z, y, p: m.exp(z) - y * z,
-        lambda m, z, y, p: m.exp(z) - y,
-        lambda m, z, y, p: m.exp(z),
-        lambda y: (y >= 0) & (y < INF),
-        lambda rng, shape: rng.poisson(2, shape).astype(float),
-        mean=lambda m, z: m.exp(z),
-        edges=_smooth,
-        limits=lambda y, p: ((INF if y else 0, -y, 0), (INF, INF, INF)),
-        terms=(lambda m, z, y, p: m.exp(z) + abs(y * z), lambda m, z, y, p: m.exp(z) + y),
-    ),
-    "gamma": Formula(
-        lambda m, z, y, p: z + y * m.exp(-z),
-        lambda m, z, y, p: 1 - y * m.exp(-z),
-        lambda m, z, y, p: y * m.exp(-z),
-        lambda y: (y > 0) & (y < INF),
-        lambda rng, shape: rng.gamma(2, 1, shape) + 0.125,
-        mean=lambda m, z: m.exp(z),
-        edges=_smooth,
-        limits=lambda y, p: ((INF, -INF, INF), (INF, 1, 0)),
-        terms=(lambda m, z, y, p: abs(z) + y * m.exp(-z), lambda m, z, y, p: 1 + y * m.exp(-z)),
-    ),
-    "huber": Formula(
-        lambda m, z, y, p: m.pick(
-            abs(z - y) <= p,
-            m.pick(abs(z - y) <= p, z - y, 0 * z) ** 2 / 2,
-            p * (abs(z - y) - p / 2),
-        ),
-        lambda m, z, y, p: m.pick(abs(z - y) <= p, z - y, m.pick(z > y, p + 0 * z, -p + 0 * z)),
-        lambda m, z, y, p: m.pick(abs(z - y) <= p, 1 + 0 * z, 0 * z),
-        _finite,
-        lambda rng, shape: rng.normal(0, 2, shape),
-        edges=lambda z, y, p: abs(z - y) - p,
-        limits=lambda y, p: ((INF, -p, 0), (INF, p, 0)),
-        exact=True,
-    ),
-    "quantile": Formula(
-        lambda m, z, y, p: m.pick(y > z, p * (y - z), (1 - p) * (z - y)),
-        lambda m, z, y, p: m.pick(y > z, -p + 0 * z, m.pick(y < z, 1 - p + 0 * z, 0 * z)),
-        lambda m, z, y, p: 0 * z,
-        _finite,
-        _normal,
-        edges=lambda z, y, p: z - y,
-        limits=lambda y, p: ((INF, -p, 0), (INF, 1 - p, 0)),
-        exact=True,
-    ),
-    "hinge": Formula(
-        lambda m, z, y, p: m.pick(y * z < 1, 1 - y * z, 0 * z),
-        lambda m, z, y, p: m.pick(y * z < 1, -y + 0 * z, 0 * z),
-        lambda m, z, y, p: 0 * z,
-        _is_sign,
-        _signs,
-        edges=lambda z, y, p: 1 - y * z,
-        limits=lambda y, p: ((0, 0, 0), (INF, 1, 0)) if y < 0 else ((INF, -1, 0), (0, 0, 0)),
-        exact=True,
-    ),
-    "squared_hinge": Formula(
-        lambda m, z, y, p: m.pick(y * z < 1, 1 - y * z, 0 * z) ** 2,
-        lambda m, z, y, p: m.pick(y * z < 1, -2 * y * (1 - y * z), 0 * z),
-        lambda m, z, y, p: m.pick(y * z < 1, 2 + 0 * z, 0 * z),
-        _is_sign,
-        _signs,
-        edges=lambda z, y, p: 1 - y * z,
-        limits=lambda y, p: ((0, 0, 0), (INF, INF, 2)) if y < 0 else ((INF, -INF, 2), (0, 0, 0)),
-        exact=True,
-    ),
-    "exponential": Formula(
-        lambda m, z, y, p: m.exp(-y * z),
-        lambda m, z, y, p: -y * m.exp(-y * z),
-        lambda m, z, y, p: m.exp(-y * z),
-        _is_sign,
-        _signs,
-        edges=_smooth,
-        limits=lambda y, p: (
-            ((0, 0, 0), (INF, INF, INF)) if y < 0 else ((INF, -INF, INF), (0, 0, 0))
-        ),
-    ),
-    "log_cosh": Formula(
-        lambda m, z, y, p: _log_cosh(m, z - y),
-        lambda m, z, y, p: m.tanh(z - y),
-        lambda m, z, y, p: 4 * m.exp(-2 * abs(z - y)) / (1 + m.exp(-2 * abs(z - y))) ** 2,
-        _finite,
-        _normal,
-        edges=_smooth,
-        limits=lambda y, p: ((INF, -1, 0), (INF, 1, 0)),
-    ),
+        "derivative": lambda m, z, y, p: (1 - 2 * y) * _sigmoid(m, (1 - 2 * y) * z),
+        "second": lambda m, z, y, p: m.exp(-abs(z)) / (1 + m.exp(-abs(z))) ** 2,
+        "mean": _sigmoid,
+        "terms": (None, None),
+    },
+    "log_cosh": {
+        "value": lambda m, z, y, p: _log_cosh(m, z - y),
+        "second": lambda m, z, y, p: 4 * m.exp(-2 * abs(z - y)) / (1 + m.exp(-2 * abs(z - y))) ** 2,
+    },
 }
+
+
+def _formula(row: LossRow) -> Formula:
+    parameter = "p" if row.parameter is None else row.parameter.name
+    texts = (row.formula, row.derivative_formula, row.second_derivative_formula)
+    value, derivative, second = (written(text, "z", "y", parameter) for text in texts)
+    domain, targets = TARGETS[row.targets.domain]
+    mean = written(row.response_formula, "z")
+    edges = [written(kink, "z", "y", parameter) for kink in row.kinks]
+    formula = Formula(
+        value,
+        derivative,
+        second,
+        domain,
+        targets,
+        mean=mean,
+        edges=lambda z, y, p: (
+            math.prod((f(ARRAY, z, y, p) for f in edges), start=1) if edges else z * 0 + INF
+        ),
+        terms=tuple(t and written(t, "z", "y", parameter) for t in map(terms, texts[:2])),
+        exact=not re.search(r"exp|log|tanh|cosh", row.formula),
+    )
+    return formula._replace(**CAREFUL.get(row.name, {}))
+
+
+FORMULAS = {name: _formula(row) for name, row in LOSSES.items() if not row.of_classes}
 COUPLED = "softmax_cross_entropy"  # the one whose classes do not stand alone
-DEFAULTS = {"huber": 1.0, "quantile": 0.5}
-OTHERS = {"huber": 1.35, "quantile": 0.9}
+DEFAULTS = {name: row.parameter.default for name, row in LOSSES.items() if row.parameter}
+OTHERS = {
+    name: next(filter(row.parameter.test, (1.35, 0.9)))
+    for name, row in LOSSES.items()
+    if row.parameter
+}
 
 
 class Case(NamedTuple):

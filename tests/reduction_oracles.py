@@ -3,143 +3,136 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import mpmath
 import numpy as np
+from formulas import python
 from mpmath import mp, mpf
 from oracles import PRECISION, ulp
 from pullback.tables.reductions import REDUCTIONS, ReductionRow, sum_error
 
-_VOCABULARY = {name: getattr(mpmath, name) for name in dir(mpmath) if not name.startswith("_")}
-
-
 # --- definitions ----------------------------------------------------------------------------------
 
 
-def _mean(x: list[Any]) -> Any:
+class Vector(list[Any]):
+    """A row of mpmath's numbers, of which the table's formulas speak as of one."""
+
+    def _each(self, other: Any, function: Any) -> Vector:
+        others = other if isinstance(other, Vector) else [other] * len(self)
+        return Vector(map(function, self, others))
+
+    def __add__(self, other: Any) -> Vector:  # type: ignore[override]
+        return self._each(other, operator.add)
+
+    def __sub__(self, other: Any) -> Vector:
+        return self._each(other, operator.sub)
+
+    def __mul__(self, other: Any) -> Vector:  # type: ignore[override]
+        return self._each(other, operator.mul)
+
+    def __truediv__(self, other: Any) -> Vector:
+        return self._each(other, operator.truediv)
+
+    def __pow__(self, other: Any) -> Vector:
+        return self._each(other, operator.pow)
+
+    def __abs__(self) -> Vector:
+        return Vector(map(abs, self))
+
+
+def _exp(x: Any) -> Any:
+    return Vector(map(mpmath.exp, x)) if isinstance(x, Vector) else mpmath.exp(x)
+
+
+def _norm(x: Vector, p: Any = 2) -> Any:
+    largest = max(abs(x))
+    if largest == 0 or mpmath.isinf(p):
+        return largest
+    return mpmath.fsum((abs(x) / largest) ** p) ** (1 / mpf(p)) * largest
+
+
+def _mean(x: Vector) -> Any:
     return mpmath.fsum(x) / len(x)
 
 
-def _squares(x: list[Any]) -> Any:
-    mean = _mean(x)
-    return mpmath.fsum((v - mean) ** 2 for v in x)
+def _var(x: Vector) -> Any:
+    return _mean((x - _mean(x)) ** 2)
 
 
-def _softmax(x: list[Any]) -> list[Any]:
-    e = [mpmath.exp(v - max(x)) for v in x]
-    total = mpmath.fsum(e)
-    return [v / total for v in e]
+_VOCABULARY = {name: getattr(mpmath, name) for name in dir(mpmath) if not name.startswith("_")} | {
+    "exp": _exp,
+    "sum": mpmath.fsum,
+    "prod": mpmath.fprod,
+    "mean": _mean,
+    "var": _var,
+    "norm": _norm,
+    "norm2": _norm,
+    "logsumexp": lambda x: mpmath.log(mpmath.fsum(_exp(x))),
+}
 
 
-def _p_norm(x: list[Any], p: float) -> Any:
-    largest = max(map(abs, x))
-    if largest == 0 or math.isinf(p):
-        return largest
-    return largest * mpmath.fsum((abs(v) / largest) ** mpf(p) for v in x) ** (1 / mpf(p))
+def exact(text: str, names: dict[str, Any]) -> Any:
+    """Return what a formula of the table gives; of x[i] there is one for each i."""
+    source = python(text).replace("for j !=", "for j in range(n) if j !=")
+    return eval(source, _VOCABULARY | names)
 
 
-def _ties(x: list[Any], extremum: Any) -> list[Any]:
-    k = x.count(extremum)
-    return [mpf(1) / k if v == extremum else mpf(0) for v in x]
+def names_of(sample: Sample) -> dict[str, Any]:
+    """Return what formulas speak of: the elements, their number, the parameter."""
+    x, about = Vector(_exact(sample.x)), sample.row.parameter
+    names = {"x": x, "y": Vector(_exact(sample.y)), "n": len(x)}
+    if about is not None:
+        names[about.name] = mpf(sample.parameter)
+    if sample.row.is_map:  # which has a cotangent, or a tangent, not a second operand
+        names |= {"g": names["y"], "p": _exp(x - max(x)) / mpmath.fsum(_exp(x - max(x)))}
+        names |= {"y": exact(sample.row.formula, names)}
+    return names
 
 
-def value(name: str, x: list[Any], y: list[Any], p: float) -> Any:  # noqa: PLR0911
-    """Return the exact value of a reduction."""
-    match name:
-        case "sum":
-            return mpmath.fsum(x)
-        case "mean":
-            return _mean(x)
-        case "prod":
-            return mpmath.fprod(x)
-        case "dot":
-            return mpmath.fdot(x, y)
-        case "norm1":
-            return _p_norm(x, 1)
-        case "norm2":
-            return _p_norm(x, 2)
-        case "squared_norm2":
-            return mpmath.fsum(v * v for v in x)
-        case "norm":
-            return _p_norm(x, p)
-        case "max":
-            return max(x)
-        case "min":
-            return min(x)
-        case "logsumexp":
-            return max(x) + mpmath.log(mpmath.fsum(mpmath.exp(v - max(x)) for v in x))
-        case "variance":
-            return _squares(x) / (len(x) - mpf(p))
-    raise KeyError(name)
+def value(sample: Sample, names: dict[str, Any]) -> Any:
+    """Return the exact value of a reduction, or of a map."""
+    if sample.row.name == "norm":  # of infinite exponents, too
+        return _norm(names["x"], sample.parameter)
+    return exact(sample.row.formula, names)
 
 
-def slopes(  # noqa: PLR0911
-    name: str, x: list[Any], y: list[Any], p: float
-) -> tuple[list[Any], ...]:
-    """Return the exact derivatives of a reduction by each element of each operand."""
-    n = len(x)
-    match name:
-        case "sum":
-            return ([mpf(1)] * n,)
-        case "mean":
-            return ([mpf(1) / n] * n,)
-        case "prod":
-            return ([mpmath.fprod(x[:i] + x[i + 1 :]) for i in range(n)],)
-        case "dot":
-            return y, x
-        case "squared_norm2":
-            return ([2 * v for v in x],)
-        case "norm" | "norm1" | "norm2":
-            p = {"norm1": 1.0, "norm2": 2.0}.get(name, p)
-            norm = _p_norm(x, p)
-            if math.isinf(p):
-                ties = _ties([abs(v) for v in x], norm)
-                return ([mpmath.sign(v) * share for v, share in zip(x, ties, strict=True)],)
-            if norm == 0:
-                return (x,)
-            return ([mpmath.sign(v) * (abs(v) / norm) ** (mpf(p) - 1) for v in x],)
-        case "max":
-            return (_ties(x, max(x)),)
-        case "min":
-            return (_ties(x, min(x)),)
-        case "logsumexp":
-            return (_softmax(x),)
-        case "variance":
-            mean = _mean(x)
-            return ([2 * (v - mean) / (n - mpf(p)) for v in x],)
-    raise KeyError(name)
+def slopes(sample: Sample, names: dict[str, Any]) -> Iterator[list[Any]]:
+    """Yield the exact derivatives of a reduction by each element of each operand."""
+    x = names["x"]
+    ties = [abs(v) == max(abs(x)) for v in x]
+    for text in sample.row.derivative_formula:
+        if sample.row.name.startswith("norm") and not any(x):
+            yield [mpf(0)] * len(x)  # by convention
+        elif math.isinf(sample.parameter):
+            signs = map(mpmath.sign, x)
+            yield [s * tie / mpf(sum(ties)) for s, tie in zip(signs, ties, strict=True)]
+        else:
+            yield [
+                mpf(exact(text, names | {"i": i, "k": mpf(x.count(v))})) for i, v in enumerate(x)
+            ]
 
 
-def mapped(name: str, method: str, x: list[Any], g: list[Any], eps: float) -> list[Any]:
+def mapped(sample: Sample, method: str, names: dict[str, Any]) -> list[Any]:
     """Return the exact value of a map of rows, or its vjp or jvp with g."""
-    n, p = len(x), _softmax(x)
-    pg = mpmath.fdot(p, g)
-    if name == "layer_norm":
-        r = _rate(x, eps)
-        mean = _mean(x)
-        y = [(v - mean) * r for v in x]
-        if method == "value":
-            return y
-        yg, g_mean = mpmath.fdot(y, g) / n, _mean(g)
-        return [r * (gi - g_mean - yi * yg) for gi, yi in zip(g, y, strict=True)]
     if method == "value":
-        total = value("logsumexp", x, [], 0)
-        return p if name == "softmax" else [v - total for v in x]
-    if name == "softmax":
-        return [pi * (gi - pg) for pi, gi in zip(p, g, strict=True)]
+        return list(names["y"])
+    (text,), every = sample.row.derivative_formula, range(names["n"])
+    rows = [[exact(text, names | {"i": i, "j": j}) for j in every] for i in every]
     if method == "vjp":
-        total = mpmath.fsum(g)
-        return [gi - pi * total for pi, gi in zip(p, g, strict=True)]
-    return [gi - pg for gi in g]
-
-
-def _rate(x: list[Any], eps: float) -> Any:
-    return 1 / mpmath.sqrt(_squares(x) / len(x) + mpf(eps))
+        rows = [list(column) for column in zip(*rows, strict=True)]
+    return [mpmath.fdot(row, names["g"]) for row in rows]
 
 
 # --- samples --------------------------------------------------------------------------------------
+
+
+def leading(name: str, *operands: Any, p: float = 3.0) -> tuple[Any, ...]:
+    """Return as many operands as a reduction has, and the parameter that stands behind them."""
+    row = REDUCTIONS[name]
+    return (*operands[: len(row.operands)], *(p,) * (len(row.leading) - len(row.operands)))
 
 
 class Sample(NamedTuple):
@@ -153,9 +146,7 @@ class Sample(NamedTuple):
     @property
     def operands(self) -> tuple[Any, ...]:
         """What stands before a cotangent."""
-        about = self.row.parameter
-        bound = (self.parameter,) if about is not None and about.default is None else ()
-        return (*((self.x, self.y) if len(self.row.operands) == 2 else (self.x,)), *bound)
+        return leading(self.row.name, self.x, self.y, p=self.parameter)
 
     @property
     def options(self) -> dict[str, float]:
@@ -164,13 +155,19 @@ class Sample(NamedTuple):
         return {} if about is None or about.default is None else {about.name: self.parameter}
 
 
+PARAMETERS = {"variance": (0.0, 1.0), "layer_norm": (1e-5,)}
+OTHERS = (1.0, 1.25, 2.0, 3.0, 17.5, math.inf)  # of these what a row allows
+
+
 def samples(name: str, dtype: Any) -> Iterator[Sample]:
     """Yield rows of a few elements: ordinary, of all magnitudes, offset, with ties and zeros."""
     row = REDUCTIONS[name]
     rng = np.random.default_rng(5)
     far = 300 if np.dtype(dtype) == np.float64 else 36
-    parameters = {"norm": (1.0, 1.25, 2.0, 3.0, 17.5, math.inf), "variance": (0.0, 1.0)}
-    for parameter in parameters.get(name, (1e-5 if name == "layer_norm" else 0.0,)):
+    about = row.parameter
+    for parameter in (
+        (0.0,) if about is None else PARAMETERS.get(name) or tuple(filter(about.test, OTHERS))
+    ):
         for n in (1, 2, 17):
             if name == "variance" and n <= parameter:
                 continue
@@ -192,21 +189,6 @@ def samples(name: str, dtype: Any) -> Iterator[Sample]:
 
 def _exact(array: Any) -> list[Any]:
     return [mpf(v) for v in np.asarray(array, float).tolist()]
-
-
-class _Terms:
-    """What a row's `terms` and `slope_terms` speak of."""
-
-    def __init__(self, sample: Sample) -> None:
-        x, about = _exact(sample.x), sample.row.parameter
-        self._names = {**_VOCABULARY, "x": x, "y": _exact(sample.y), "n": len(x), "mean": _mean(x)}
-        if sample.row.is_map:
-            self._names |= {"p": _softmax(x), "r": _rate(x, 1e-5), "g": _exact(sample.y)}
-        if about is not None:
-            self._names[about.name] = mpf(sample.parameter)
-
-    def __call__(self, text: str, **names: Any) -> Any:
-        return mpf(eval(text, self._names | names))
 
 
 def _judge(what: str, actual: Any, exact: Any, bound: Any, dtype: Any) -> None:
@@ -234,16 +216,17 @@ def check_reduction(reduction: Any, sample: Sample, least_ulp: float = 0.0) -> N
     max_ulp = [max(least_ulp, bound) for bound in row.max_ulp]
     where = f"{row.name} of {sample.x!r}, {sample.y!r}, {sample.parameter}"
     with mp.workprec(PRECISION):
-        x, y, terms = _exact(sample.x), _exact(sample.y), _Terms(sample)
-        exact = value(row.name, x, y, sample.parameter)
-        scale = max(map(abs, [exact, *x])) if row.name == "logsumexp" else exact
-        bound = max_ulp[0] * ulp(scale, dtype) + sums * terms(row.terms, value=exact)
-        _judge(where, given, exact, bound, dtype)
+        names = names_of(sample)
+        desired = value(sample, names)
+        known = names | {"value": desired, "mean": _mean(names["x"])}
+        scale = max(map(abs, [desired, *names["x"]])) if row.name == "logsumexp" else desired
+        bound = max_ulp[0] * ulp(scale, dtype) + sums * exact(row.terms, known)
+        _judge(where, given, desired, bound, dtype)
         total = error = magnitude = mpf(0)
-        exact_slopes = slopes(row.name, x, y, sample.parameter)
-        for array, exact_slope, tangent in zip(gradients, exact_slopes, tangents, strict=True):
-            for i, slope in enumerate(exact_slope):
-                by = terms(row.slope_terms, value=exact, slope=slope, i=i)
+        every = slopes(sample, names)
+        for array, exact_slopes, tangent in zip(gradients, every, tangents, strict=True):
+            for i, slope in enumerate(exact_slopes):
+                by = exact(row.slope_terms, known | {"slope": slope, "i": i})
                 bound = max_ulp[1] * ulp(slope, dtype) + sums * by
                 _judge(f"slope {i} of {where}", array[i], slope, bound, dtype)
                 t = mpf(float(tangent[i]))
@@ -264,13 +247,14 @@ def check_map(row_map: Any, sample: Sample, least_ulp: float = 0.0) -> None:
         operands = (sample.x,) if method == "value" else (sample.x, sample.y)
         given = getattr(row_map, method)(*operands, **sample.options)
         with mp.workprec(PRECISION):
-            x, g, terms = _exact(sample.x), _exact(sample.y), _Terms(sample)
-            exact = mapped(row.name, method, x, g, sample.parameter)
-            for i, number in enumerate(exact):
+            names = names_of(sample)
+            x, eps = names["x"], names.get("eps", mpf(0))
+            known = names | {"mean": _mean(x), "r": eps and 1 / mpmath.sqrt(_var(x) + eps)}
+            for i, number in enumerate(mapped(sample, method, names)):
                 text = row.terms if method == "value" else row.slope_terms
                 if row.name == "log_softmax" and method == "jvp":
                     text = "abs(g[i]) + fdot(p, map(abs, g))"
-                by = terms(text, value=number, i=i)
+                by = exact(text, known | {"value": number, "i": i})
                 scale = abs(number)
                 if method != "value" or row.name == "log_softmax":
                     scale = max(scale, by)

@@ -80,11 +80,12 @@ def test_float32(row: OpRow) -> None:
 
 def kinks_of(row: OpRow) -> np.ndarray | None:
     """Return operands (nin, 4), some of them where the row's kink expressions vanish."""
-    at = {"x": (0.0, 0.5, -0.0, 1.5), "w": (0.0, -2.0, 0.5, 0.0)}
+    if row.nin == 1 and row.kinks:
+        expressions = [formula(text, row.operands) for text in row.kinks]
+        kinks = [x for x in np.arange(-8, 8, 0.5) if any(e(x) == 0 for e in expressions)]
+        assert kinks, f"of {row.kinks} none is at a multiple of 1/2"
+        return np.array([[*kinks, 0.5, -0.0, 1.5][:4]])
     special = {  # not at 0
-        "relu6": ((0.0, 6.0, -1.0, 6.0),),
-        "hard_tanh": ((-1.0, 1.0, 0.3, 2.0),),
-        "hard_sigmoid": ((-3.0, 3.0, 0.3, 2.0),),
         "hypot": ((0.0, 0.5, 1.0, 0.0), (0.0, 0.25, 0.0, 0.0)),
         "arctan2": ((0.0, 0.5, 0.0, 1.0), (-1.0, 0.25, 2.0, 0.0)),  # on the cut
     }
@@ -92,13 +93,11 @@ def kinks_of(row: OpRow) -> np.ndarray | None:
         return np.array(special[row.name])
     if not row.kinks:
         return None
-    if row.nin == 1:
-        return np.array([at["x"]])
-    x = np.array(at["w"])
+    x = np.array((0.0, -2.0, 0.5, 0.0))
     return (
         np.array([x, x + np.array([0, 0, 1, 0])])
         if row.kinks == ("w - x",)
-        else np.array([at["w"], (0.25, 0.5, 0.75, 1.0)])
+        else np.array([x, (0.25, 0.5, 0.75, 1.0)])
     )
 
 

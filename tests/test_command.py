@@ -17,6 +17,7 @@ import pytest
 from oracles import DTYPES
 from pullback import console, selfbench, selfcheck
 from pullback.__main__ import main
+from pullback.cases import Case
 from pullback.tables.elementwise import OPS
 
 
@@ -52,7 +53,7 @@ def test_console_script() -> None:
 
 def test_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     every = selfbench.benchmarks
-    monkeypatch.setattr(selfbench, "benchmarks", lambda limits, dtype: every(limits, dtype)[:1])
+    monkeypatch.setattr(selfbench, "benchmarks", lambda limits, dtype: every(limits, dtype)[:4])
     assert main(["--json", "--dtype", "float32"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["config"]["version"] == pb.__version__
@@ -142,9 +143,10 @@ def test_a_failed_check_gives_exit_code_1(
     assert "FAILED: tanh, float32: value: error 3, bound 1" in capsys.readouterr().out
 
 
-def test_a_benchmark_of_something_else_is_refused() -> None:
+def test_a_benchmark_of_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Case, "native", np.sin)
     with pytest.raises(RuntimeError, match="tanh"):
-        selfbench._compare("tanh", np.tanh, np.sin, (np.ones(3),))
+        selfbench._compare(Case("tanh", "value", "float64", (3,)), (np.ones(3),))
 
 
 def test_worst_error_knows_the_edges() -> None:

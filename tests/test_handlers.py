@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import FloatEnvironment
+from fp_env import FloatEnvironment
 from long_calls import LONG_CALLS
 from protocol import TARGETS
 

@@ -18,7 +18,7 @@ import mpmath
 import numpy as np
 import pullback as pb
 import pytest
-from conftest import FloatEnvironment
+from fp_env import FloatEnvironment
 from linear_models import (
     CASES,
     COUPLED,

@@ -19,7 +19,7 @@ import numpy as np
 import pullback as pb
 import pytest
 import scipy.sparse
-from conftest import FloatEnvironment
+from fp_env import FloatEnvironment
 from linear_models import (
     CASES,
     POINTWISE,

@@ -16,6 +16,7 @@ from protocol import CALLS, TWINS, Call, by_name, leaves, ordinary
 from pullback.jacobians import Broadcast, Permutation, SumTo
 from pullback.shapes import broadcast_shapes, with_room
 from pullback.tables.reductions import REDUCTIONS
+from reduction_oracles import leading
 
 backends = pytest.mark.parametrize("primitives", TWINS, ids=lambda module: module.__name__)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -135,9 +136,8 @@ def test_reductions(name: str, dtype: Any, ndim: int, primitives: Any) -> None:
     for axis in (None, 0, -1, (0, -1), (-2, -1), (-1, 0)):
 
         def case(enlarge: Enlarge, axis: Any = axis) -> Any:
-            operands = {"dot": (enlarge(x),) * 2, "norm": (enlarge(x), 3.0)}
-            given = operands.get(name, (enlarge(x),))
-            tangents = (enlarge(x),) * (2 if name == "dot" else 1)
+            given = leading(name, enlarge(x), enlarge(x))
+            tangents = (enlarge(x),) * len(REDUCTIONS[name].operands)
             value = f(*given, axis=axis)
             jacobians = f.jacobian(*given, axis=axis)
             jacobians = jacobians if isinstance(jacobians, tuple) else (jacobians,)

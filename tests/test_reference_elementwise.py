@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
-import math
-import pickle
 from typing import Any
 
-import hypothesis.extra.numpy as hnp
 import numpy as np
 import oracles
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from oracles import DTYPES, assert_same_bits
+from protocol import leaves
 from pullback import reference
 from pullback.elementwise import Binary, Unary, make_elementwise, method_docstring
 from pullback.engine import ORACLE
@@ -218,82 +213,6 @@ def test_binary_products_scale_by_the_derivatives(f: Any, dtype: np.dtype) -> No
         assert_same_bits(jacobian.diagonal(), expected)
 
 
-def test_masked_operations_ignore_the_cotangent() -> None:
-    bad = np.array([np.nan, np.inf, -np.inf, -1.0])
-    zero = np.zeros(4)
-    assert_same_bits(reference.relu.vjp(-1.0, bad), zero)
-    assert_same_bits(reference.relu.jvp(0.0, bad), zero)
-    for gradient in reference.greater.vjp(np.ones(4), np.zeros(4), bad):
-        assert_same_bits(gradient, zero)
-    assert_same_bits(reference.greater.jvp(1.0, 0.0, bad, bad), zero)
-    assert np.isnan(reference.maximum.vjp(1.0, 0.0, np.inf)[1])  # not masked: inf * 0
-
-
-@unary
-def test_adjoint_identity_unary(f: Any) -> None:
-    rng = np.random.default_rng(1)
-    x = rng.uniform(*f.row.domain[0].ordinary, (4, 5))
-    t, g = rng.uniform(0.2, 3, (2, 4, 5))
-    np.testing.assert_allclose(np.vdot(f.jvp(x, t), g), np.vdot(t, f.vjp(x, g)), rtol=1e-13)
-
-
-broadcasting = hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=3, max_side=3, min_side=0)
-
-
-@given(
-    shapes=broadcasting,
-    batch=hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=2),
-    name=st.sampled_from(BINARY),
-    seed=st.integers(0, 99),
-    dtype=st.sampled_from(DTYPES),
-)
-@settings(deadline=None, max_examples=150)
-def test_binary_vjp_sums_what_was_broadcast(
-    shapes: Any, batch: tuple[int, ...], name: str, seed: int, dtype: np.dtype
-) -> None:
-    f: Any = elementwise[name]
-    rng = np.random.default_rng(seed)
-    # Small powers of two keep most operations' products and sums exact.
-    w, x = (np.exp2(rng.integers(0, 3, shape)).astype(dtype) for shape in shapes.input_shapes)
-    g = rng.integers(-8, 8, batch + shapes.result_shape).astype(dtype)
-    dw, dx = f.derivative(w, x)
-    for actual, slope, operand in zip(f.vjp(w, x, g), (dw, dx), (w, x), strict=True):
-        assert actual.shape == batch + operand.shape
-        assert actual.dtype == dtype
-        expected = np.zeros(batch + operand.shape)
-        terms = (g * slope).astype(float)
-        for index in np.ndindex(terms.shape):
-            lead, core = index[: len(batch)], index[len(batch) :]
-            core = core[len(core) - operand.ndim :]
-            own = tuple(0 if n == 1 else i for i, n in zip(core, operand.shape, strict=True))
-            expected[lead + own] += terms[index]
-        atol = np.finfo(dtype).eps * np.sum(np.abs(terms))
-        np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
-
-
-@given(shapes=broadcasting, name=st.sampled_from(BINARY), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=60)
-def test_adjoint_identity_binary(shapes: Any, name: str, seed: int) -> None:
-    f: Any = elementwise[name]
-    rng = np.random.default_rng(seed)
-    w, x = (rng.uniform(0.5, 2, shape) for shape in shapes.input_shapes)
-    tw, tx = (rng.uniform(-1, 1, shape) for shape in shapes.input_shapes)
-    g = rng.uniform(-1, 1, shapes.result_shape)
-    gw, gx = f.vjp(w, x, g)
-    assert np.sum(g * f.jvp(w, x, tw, tx)) == pytest.approx(
-        np.sum(tw * gw) + np.sum(tx * gx), rel=1e-12, abs=1e-12
-    )
-
-
-def test_sums_accumulate_in_float64() -> None:
-    n = 100_001
-    g = np.full(n, 0.1, np.float32)
-    gw, gx = reference.multiply.vjp(np.float32(1), np.ones(n, np.float32), g)
-    assert gw.dtype == np.float32
-    assert gw == np.float32(math.fsum(g.tolist()))
-    assert gx.shape == (n,)
-
-
 # --- protocol -------------------------------------------------------------------------------------
 
 
@@ -307,12 +226,6 @@ def calls(f: Any, x: Any, w: Any, g: Any) -> list[tuple[Any, tuple[Any, ...]]]:
         (f.vjp, (*operands, g)),
         (f.jvp, (*operands, *[g] * f.nin)),
     ]
-
-
-def leaves(tree: Any) -> list[Any]:
-    return (
-        [leaf for branch in tree for leaf in leaves(branch)] if isinstance(tree, tuple) else [tree]
-    )
 
 
 @rows
@@ -341,34 +254,6 @@ def test_scalars_give_scalars(row: OpRow) -> None:
         for x in (number, np.asarray(number)) if kind is np.float64 else (number,):
             for method, arguments in calls(f, x, x, x):
                 assert all(type(leaf) is kind for leaf in leaves(method(*arguments)))
-
-
-@rows
-@dtypes
-def test_out(row: OpRow, dtype: np.dtype) -> None:
-    f = elementwise[row.name]
-    rng = np.random.default_rng(3)
-    arguments = rng.uniform(0.5, 2, (3, 4, 6)).astype(dtype)
-    for method, operands in calls(f, *arguments):
-        expected = method(*operands)
-        fresh = tuple(np.empty_like(leaf) for leaf in leaves(expected))
-        result = method(*operands, out=fresh if len(fresh) > 1 else fresh[0])
-        for actual, target, desired in zip(leaves(result), fresh, leaves(expected), strict=True):
-            assert actual is target
-            assert_same_bits(actual, desired)
-        # Aliased with an operand, strided, wider.
-        aliased = tuple(a.copy() for a in operands)
-        outs = (aliased + (np.empty_like(aliased[0]),) * 3)[: len(fresh)]
-        for actual, desired in zip(
-            leaves(method(*aliased, out=tuple(outs))), leaves(expected), strict=True
-        ):
-            if sum(actual is o for o in outs) == 1:
-                assert_same_bits(actual, desired)
-        wide = tuple(np.zeros((4, 12))[:, ::-2] for _ in fresh)
-        for actual, desired in zip(
-            leaves(method(*operands, out=wide)), leaves(expected), strict=True
-        ):
-            assert_same_bits(actual, desired.astype(float))
 
 
 def test_nested_out_of_a_binary_operation() -> None:
@@ -400,63 +285,6 @@ def test_bad_out_writes_nothing(second: Any, error: type[Exception], message: st
     assert first.tolist() == [7, 7]
     with pytest.raises(TypeError, match="out must be a tuple of 2 arrays, not ndarray"):
         reference.tanh.value_and_derivative([0.0, 1.0], out=first)
-
-
-def test_shape_errors_name_the_shapes() -> None:
-    a, b = np.ones((2, 3)), np.ones(4)
-    for call in (
-        lambda: reference.add(a, b),
-        lambda: reference.add.derivative(a, b),
-        lambda: reference.add.vjp(a, b, b),
-        lambda: reference.add.jvp(a, b, a, b),
-        lambda: reference.add.jacobian(a, b),
-        lambda: reference.exp.vjp(a, b),
-        lambda: reference.exp.jvp(a, b),
-    ):
-        with pytest.raises(ValueError, match=r"\(2, 3\).*\(4,\)"):
-            call()
-    with pytest.raises(ValueError, match=r"g has shape \(3, 2\), which must end in \(2, 3\)"):
-        reference.add.vjp(a, np.ones(3), np.ones((3, 2)))
-    with pytest.raises(ValueError, match=r"g has shape \(\)"):
-        reference.add.vjp(a, a, 1.0)
-
-
-def test_type_errors_name_the_method_and_argument() -> None:
-    with pytest.raises(TypeError, match=r"tanh: argument x has dtype complex128"):
-        reference.tanh(1j)
-    with pytest.raises(TypeError, match=r"multiply.vjp: argument g has dtype object"):
-        reference.multiply.vjp(1.0, 2.0, [None])
-
-
-@rows
-def test_layouts(row: OpRow) -> None:
-    f = elementwise[row.name]
-    x = np.linspace(0.5, 2, 48).reshape(6, 8)
-    expected = [leaf for m, a in calls(f, x, x + 1, x) for leaf in leaves(m(*a))]
-    fortran = np.asfortranarray(x)
-    shifted = np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(float).reshape(6, 8)
-    for layout in (fortran, x[::-1, ::-1].copy()[::-1, ::-1], x.astype(">f8"), shifted):
-        actual = [leaf for m, a in calls(f, layout, x + 1, layout) for leaf in leaves(m(*a))]
-        for one, other in zip(actual, expected, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-15)  # NumPy's own bits may differ
-    empty = np.empty((0, 3), np.float32)
-    for method, arguments in calls(f, empty, empty, empty):
-        for leaf in leaves(method(*arguments)):
-            assert leaf.shape == (0, 3)
-            assert leaf.dtype == np.float32
-
-
-@rows
-def test_identity_of_the_object(row: OpRow) -> None:
-    f = getattr(reference, row.name)
-    assert f is elementwise[row.name]
-    assert row.name in reference.__all__
-    assert f.__name__ == row.name
-    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        assert pickle.loads(pickle.dumps(f, protocol)) is f
-    assert copy.deepcopy(f) is f
-    assert copy.copy(f) is f
-    assert repr(f) == f"<elementwise '{row.name}', NumPy twin>"
 
 
 @rows

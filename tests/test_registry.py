@@ -15,6 +15,7 @@ import numpy as np
 import pullback as pb
 import pytest
 from protocol import CALLS, METHODS, TARGETS, UFUNC_CALLS, Call, by_name, native
+from pullback.cases import cases
 from pullback.protocol import OPERANDS
 from pullback.tables.elementwise import OPS, OpRow
 from pullback.tables.losses import LOSSES
@@ -167,7 +168,9 @@ def _is_import(name: str, value: Any) -> bool:
     """Tell whether a public name is there only because a module needs or holds it."""
     submodule = inspect.ismodule(value) and value.__name__ == f"pullback.{name}"
     module = getattr(value, "__module__", "pullback")
-    return submodule or name == "annotations" or not module.startswith("pullback")
+    return (
+        submodule or name in ("annotations", "TYPE_CHECKING") or not module.startswith("pullback")
+    )
 
 
 @pytest.mark.parametrize(
@@ -190,6 +193,8 @@ def is_restored(thing: Any, protocol: int = pickle.DEFAULT_PROTOCOL) -> bool:
 
 @everything
 def test_survives_pickle_and_copy(name: str, ours: Any, twin: Any) -> None:
+    for protocol in range(4 if "." in name else 0, pickle.HIGHEST_PROTOCOL + 1):
+        assert is_restored(twin, protocol)  # the older ones cannot name an attribute's attribute
     for thing in (ours, twin):
         assert is_restored(thing), name
         assert is_restored(thing, pickle.HIGHEST_PROTOCOL)
@@ -244,6 +249,9 @@ def test_is_a_ufunc_wherever_it_has_one_output(call: Call) -> None:
 @pytest.mark.parametrize("name", PRIMITIVES)
 def test_repr_names_it(name: str) -> None:
     assert name in repr(pb.primitives[name])
+    twin = repr(getattr(pb.reference, name))
+    assert name in twin
+    assert twin.endswith(", NumPy twin>")
 
 
 # --- documentation --------------------------------------------------------------------------------
@@ -323,11 +331,8 @@ def test_special_points_are_documented(row: OpRow) -> None:
 # --- benches --------------------------------------------------------------------------------------
 
 
-def test_every_primitive_has_a_bench(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "bench")
-    from cases import CASES
-
-    timed = {(case.primitive, case.method) for case in CASES}
+def test_every_primitive_has_a_bench() -> None:
+    timed = {(case.primitive, case.method) for case in cases()}
     for name, _, _ in EVERYTHING:
         op, _, method = name.partition(".")
         if op in pb.losses.losses and not method:

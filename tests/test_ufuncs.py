@@ -17,7 +17,7 @@ import numpy as np
 import oracles
 import pullback as pb
 import pytest
-from conftest import FloatEnvironment
+from fp_env import FloatEnvironment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import assert_same_bits

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pullback import elementwise, jacobians, losses, products, reductions, reference
 from pullback.chain import Chain, arg, chain
@@ -51,11 +51,16 @@ primitives: Final[Mapping[str, Any]] = MappingProxyType(
 globals().update(primitives)
 _threadpoolctl.register()
 
+if TYPE_CHECKING:
+    from pullback.reference import *  # noqa: F403
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return _version()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            return _version()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [
@@ -82,5 +87,5 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "threads",
-    *primitives,
 ]
+__all__ += reference.__all__

@@ -109,11 +109,7 @@ def _check(say: Callable[[str], None], report: dict[str, Any]) -> bool:
 
 def _bench(dtype: np.dtype[Any], say: Callable[[str], None], report: dict[str, Any]) -> None:
     limits = selfbench.measure_limits()
-    timings = [
-        timing
-        for benchmark in track(selfbench.benchmarks(limits, dtype), "timing")
-        for timing in benchmark()
-    ]
+    timings = [benchmark() for benchmark in track(selfbench.benchmarks(limits, dtype), "timing")]
     report["limits"] = asdict(limits)
     report["timings"] = [{**asdict(timing), "dtype": dtype.name} for timing in timings]
     say(f"\n{selfbench.title(dtype, limits)}")
