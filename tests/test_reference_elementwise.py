@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import DTYPES, assert_same_bits
 from pullback import reference
-from pullback.elementwise import Binary, Unary, make_elementwise, method_docstring
+from pullback.elementwise import Elementwise, make_elementwise, method_docstring
 from pullback.engine import ORACLE
 from pullback.jacobians import Diagonal
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow
@@ -31,13 +31,9 @@ unary = pytest.mark.parametrize("f", [elementwise[name] for name in UNARY], ids=
 binary = pytest.mark.parametrize("f", [elementwise[name] for name in BINARY], ids=BINARY)
 
 
-def twin(row: OpRow) -> Any:
-    return Unary(row) if row.nin == 1 else Binary(row)
-
-
 def outputs(row: OpRow) -> list[Any]:
     """Return functions for the value and for each derivative of a row's twin."""
-    f = twin(row)
+    f: Any = Elementwise(row, ORACLE)
     if row.nin == 1:
         return [f, f.derivative]
     return [f, lambda w, x: f.derivative(w, x)[0], lambda w, x: f.derivative(w, x)[1]]
@@ -90,7 +86,7 @@ def test_golden_points(row: OpRow, dtype: np.dtype, length: int | None) -> None:
 
 @unary
 @dtypes
-def test_nan_stays_nan(f: Unary, dtype: np.dtype) -> None:
+def test_nan_stays_nan(f: Any, dtype: np.dtype) -> None:
     nan = np.full(5, np.nan, dtype)
     for result in (f(nan), f.derivative(nan), f.vjp(nan, np.ones(5, dtype))):
         assert np.isnan(result).all()
@@ -222,10 +218,10 @@ def test_masked_operations_ignore_the_cotangent() -> None:
     bad = np.array([np.nan, np.inf, -np.inf, -1.0])
     zero = np.zeros(4)
     assert_same_bits(reference.relu.vjp(-1.0, bad), zero)
-    assert_same_bits(reference.relu.jvp(0.0, bad), zero)
+    assert_same_bits(reference.relu.jvp(zero, bad), zero)
     for gradient in reference.greater.vjp(np.ones(4), np.zeros(4), bad):
         assert_same_bits(gradient, zero)
-    assert_same_bits(reference.greater.jvp(1.0, 0.0, bad, bad), zero)
+    assert_same_bits(reference.greater.jvp(np.ones(4), np.zeros(4), bad, bad), zero)
     assert np.isnan(reference.maximum.vjp(1.0, 0.0, np.inf)[1])  # not masked: inf * 0
 
 
@@ -410,15 +406,15 @@ def test_shape_errors_name_the_shapes() -> None:
         lambda: reference.add.vjp(a, b, b),
         lambda: reference.add.jvp(a, b, a, b),
         lambda: reference.add.jacobian(a, b),
-        lambda: reference.exp.vjp(a, b),
-        lambda: reference.exp.jvp(a, b),
+        lambda: reference.exp.vjp(b, a),
+        lambda: reference.exp.jvp(b, a),
     ):
         with pytest.raises(ValueError, match=r"\(2, 3\).*\(4,\)"):
             call()
     with pytest.raises(ValueError, match=r"g has shape \(3, 2\), which must end in \(2, 3\)"):
         reference.add.vjp(a, np.ones(3), np.ones((3, 2)))
     with pytest.raises(ValueError, match=r"g has shape \(\)"):
-        reference.add.vjp(a, a, 1.0)
+        reference.add.vjp(a, a, np.float64(1))
 
 
 def test_type_errors_name_the_method_and_argument() -> None:

@@ -143,7 +143,7 @@ struct Slices {
 };
 
 struct Shape {
-  int ndim;
+  int ndim = 0;
   npy_intp extent[NPY_MAXDIMS];
 };
 
@@ -196,7 +196,7 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   if (!axes || !slices.Cut(x[0], *axes, keep == Py_True) || PyArray_SIZE(x[0]) == 0) return nullptr;
   // A cotangent's shape ends in the result's, behind a stack; all else is like x. Numbers fill that.
   size_t stack = 1;
-  Shape gradient = {};
+  Shape gradient;
   for (size_t i = 1; i < entry.arrays; ++i) {
     if (x[i] == nullptr) continue;
     const bool is_cotangent = entry.kind == Kind::kVjp && i == entry.operands;

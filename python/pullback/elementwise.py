@@ -173,7 +173,7 @@ class Elementwise:
     def __reduce__(self) -> str:
         return self.__name__
 
-    def ufunc(self, name: str) -> Any:
+    def _ufunc(self, name: str) -> Any:
         """Return a method as a ufunc, or what stands for it; "vjp1" is one of its results."""
         if name not in self._ufuncs:
             public = name == "value" or (name == "derivative" and self.nin == 1)
@@ -184,12 +184,12 @@ class Elementwise:
             )
         return self._ufuncs[name]
 
-    def on_ufunc(self) -> Any:
+    def _on_ufunc(self) -> Any:
         """Return the native primitive: a ufunc, with everything that it knows set on it."""
-        primitive, nin = self.ufunc("value"), self.nin
+        primitive, nin = self._ufunc("value"), self.nin
         primitive.row = self.row
         for name in {*self._terms, *self._parts["derivative"], "vjp", "jvp", *self._parts}:
-            function = self.ufunc(name)
+            function = self._ufunc(name)
             setattr(primitive, function.__qualname__.rpartition(".")[2], function)
         for name in METHODS:
             if name == "derivative" and nin == 1:
@@ -203,29 +203,32 @@ class Elementwise:
 
     # --- what the methods do ---
 
-    def _several(self, name: str, operands: Any, outs: Any, keywords: Any) -> Any:
+    def _several(self, name: str, operands: Any, out: Any, keywords: Any) -> Any:
         """Return a method's results: together, or one by one for operands that override ufuncs."""
-        if all(out is None for out in outs):
-            keywords = {**keywords, "where": True}
-        if len(outs) == 1:
-            return self.ufunc(name)(*operands, out=outs[0], **keywords)
+        parts, op = self._parts[name], _label(self.row, name)
+        if keywords.get("where", True) is not True:
+            shape = broadcast_shape(op, **self._shapes(op, operands))
+            where = check_where(op, keywords["where"], shape)
+            keywords = keywords | {"where": _masking(out, where)}
+        if len(parts) == 1:
+            return self._ufunc(name)(*operands, out=out, **keywords)
+        like = parts if len(parts) == 2 else (parts[0], parts[1:])
+        outs = flat_outs(op, out, like) or (None,) * len(parts)
         if not _overrides(*operands, *outs):
-            return self.ufunc(name)(*operands, out=outs, **keywords)
+            return self._ufunc(name)(*operands, out=outs, **keywords)
         return tuple(
-            self.ufunc(part)(*operands, out=out, **keywords)
-            for part, out in zip(self._parts[name], outs, strict=True)
+            self._ufunc(part)(*operands, out=target, **keywords)
+            for part, target in zip(parts, outs, strict=True)
         )
 
     def _value(self, operands: tuple[Any, ...], out: Any, keywords: Any) -> Any:
-        return self.ufunc("value")(*operands, out=out, **keywords)
+        return self._ufunc("value")(*operands, out=out, **keywords)
 
     def _derivative(self, operands: tuple[Any, ...], out: Any, keywords: Any) -> Any:
-        outs = flat_outs(_label(self.row, "derivative"), out, self.nin)
-        return self._several("derivative", operands, outs, keywords)
+        return self._several("derivative", operands, out, keywords)
 
     def _value_and_derivative(self, operands: tuple[Any, ...], out: Any, keywords: Any) -> Any:
-        outs = flat_outs(_label(self.row, "value_and_derivative"), out, 1 + self.nin)
-        y, *slopes = self._several("value_and_derivative", operands, outs, keywords)
+        y, *slopes = self._several("value_and_derivative", operands, out, keywords)
         return y, slopes[0] if self.nin == 1 else tuple(slopes)
 
     def _vjp(
@@ -241,13 +244,13 @@ class Elementwise:
         own = [stack + shapes[names[k]] for k in asked.operands]
         if asked.single and own[0] == whole:
             check_shape(op, out, whole)
-            term = self.ufunc(self._terms[asked.operands[0]])
+            term = self._ufunc(self._terms[asked.operands[0]])
             return term(*operands, g, out=out, where=_masking(out, where), **options)
         if where is True and not options and not self._foreign(*operands, g):
             *arrays, g = as_arrays(op, *operands, g, names=(*names, "g"))
             sums = self._sums(arrays, np.broadcast_to(g, whole), asked.operands)
         else:
-            terms = [self.ufunc(self._terms[k])(*operands, g, **options) for k in asked.operands]
+            terms = [self._ufunc(self._terms[k])(*operands, g, **options) for k in asked.operands]
             if where is not True:  # what is no sum is masked where it is written
                 pairs = zip(terms, own, strict=True)
                 terms = [t if s == whole else np.where(where, t, 0) for t, s in pairs]
@@ -265,7 +268,7 @@ class Elementwise:
             return sums(*arrays, g, wrt)
         stack = g.shape[: g.ndim - len(np.broadcast_shapes(*(a.shape for a in arrays)))]
         with np.errstate(all="ignore"):
-            terms = [self.ufunc(self._terms[k]).of(*arrays, g) for k in wrt]
+            terms = [self._ufunc(self._terms[k]).of(*arrays, g) for k in wrt]
         return tuple(
             sum_repeated(t, stack, arrays[k].shape)[()] for t, k in zip(terms, wrt, strict=True)
         )
@@ -276,30 +279,30 @@ class Elementwise:
         op, names, t_names = _label(self.row, "jvp"), self.row.operands, _tangents(self.row)
         shapes = self._shapes(op, operands)
         shape = broadcast_shape(op, **shapes)
-        for name, t_name, tangent in zip(names, t_names, tangents, strict=True):
-            if tangent is not None and not _fills(tangent):
-                own = shape_of(op, t_name, tangent)
-                if own != shapes[name]:
-                    raise ValueError(f"{op}: {t_name} has shape {own}, {name} has {shapes[name]}")
+        for k, (name, tangent) in enumerate(zip(names, tangents, strict=True)):
+            if tangent is None or _fills(tangent) or _hides_shape(operands[k]):
+                continue
+            if (own := shape_of(op, t_names[k], tangent)) != shapes[name]:
+                raise ValueError(f"{op}: {t_names[k]} has shape {own}, {name} has {shapes[name]}")
         where = _masking(out, check_where(op, where, shape))
         check_shape(op, out, shape)
         moved = [k for k, tangent in enumerate(tangents) if tangent is not None]
         if len(moved) == self.nin:
-            return self.ufunc("jvp")(*operands, *tangents, out=out, where=where, **options)
+            return self._ufunc("jvp")(*operands, *tangents, out=out, where=where, **options)
         if moved:  # one term, which is a cotangent's
             k, t = moved[0], tangents[moved[0]]
             if not self._foreign(*operands, t):
                 result_dtype(op, *operands, t, names=(*names, t_names[k]))  # refuses by this name
-            return self.ufunc(self._terms[k])(*operands, t, out=out, where=where, **options)
-        zeros = np.zeros_like(self.ufunc("value")(*operands, **options))
+            return self._ufunc(self._terms[k])(*operands, t, out=out, where=where, **options)
+        zeros = np.zeros_like(self._ufunc("value")(*operands, **options))
         return zeros[()] if out is None else deliver(op, zeros, out, where)
 
     def _jacobian(self, operands: tuple[Any, ...]) -> Any:
         if self.nin == 1:
-            return Diagonal(self.ufunc("derivative")(*operands), copy=False)
+            return Diagonal(self._ufunc("derivative")(*operands), copy=False)
         shapes = self._shapes(op := _label(self.row, "jacobian"), operands)
         broadcast_shape(op, **shapes)
-        slopes = self._several("derivative", operands, (None, None), {})
+        slopes = self._several("derivative", operands, None, {})
         return tuple(map(partial_jacobian, slopes, shapes.values()))
 
     def _shapes(self, op: str, operands: tuple[Any, ...]) -> dict[str, tuple[int, ...]]:
@@ -318,9 +321,14 @@ def partial_jacobian(slopes: Any, shape: tuple[int, ...]) -> Jacobian:
     return jacobian
 
 
+def _hides_shape(given: Any) -> bool:
+    """Tell whether an argument overrides ufuncs without telling its shape."""
+    return _overrides(given) and not hasattr(given, "shape")
+
+
 def _fills(given: Any) -> bool:
-    """Tell whether an argument takes the shape that it has to have: a number, or what hides it."""
-    return is_weak(given) or (_overrides(given) and not hasattr(given, "shape"))
+    """Tell whether an argument takes the shape that it has to have."""
+    return is_weak(given) or _hides_shape(given)
 
 
 def _masking(out: Any, where: Any) -> Any:
@@ -466,8 +474,8 @@ def method_docstring(row: OpRow, name: str) -> str:
             "Diagonal"
             if not several
             else (
-                "tuple of two Jacobians\n    Each a `Diagonal`, after a `Broadcast` of an operand that "
-                "was broadcast."
+                "tuple of two Jacobians\n    Each a `Diagonal`, after a `Broadcast` where the "
+                "operand was broadcast."
             )
         )
         out = ""
@@ -535,7 +543,7 @@ def make_elementwise(engine: Engine) -> Mapping[str, Any]:
     columns = {name: Elementwise(row, engine) for name, row in OPS.items()}
     if not engine.is_native:
         return MappingProxyType(columns)
-    return MappingProxyType({name: column.on_ufunc() for name, column in columns.items()})
+    return MappingProxyType({name: column._on_ufunc() for name, column in columns.items()})
 
 
 def is_primitive(given: Any, name: str) -> bool:

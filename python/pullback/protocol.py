@@ -293,7 +293,8 @@ def tangents_of(
     Raises
     ------
     ValueError
-        If a tangent is given for a primal that is None, or has another shape than its primal.
+        If a tangent is given for a primal that is None, or has another shape than its primal,
+        which a Python number fills.
     """
     t_names = t_names or [f"t{name}" for name in names]
     for primal, tangent, name, t_name in zip(primals, tangents, names, t_names, strict=True):
@@ -304,7 +305,11 @@ def tangents_of(
     given = [(a, name) for a, name in given if a is not None]
     arrays = iter(aligned(op, *(a for a, _ in given), names=[name for _, name in given]))
     there: tuple[Any, ...] = tuple(None if a is None else next(arrays) for a in everything)
-    primals, tangents = there[: len(primals)], there[len(primals) :]
+    primals = there[: len(primals)]
+    tangents = tuple(
+        np.broadcast_to(array, primal.shape) if is_weak(given) else array
+        for given, array, primal in zip(tangents, there[len(primals) :], primals, strict=True)
+    )
     for primal, tangent, name, t_name in zip(primals, tangents, names, t_names, strict=True):
         if tangent is not None and tangent.shape != primal.shape:
             raise ValueError(f"{op}: {t_name} has shape {tangent.shape}, {name} has {primal.shape}")
@@ -593,10 +598,35 @@ def _rebuild(tree: Any, leaves: Iterator[Any]) -> Any:
     return next(leaves)
 
 
-def flat_outs(op: str, out: Any, count: int) -> tuple[Any, ...]:
-    """Return `out`, nested as the results are or flat, as a flat tuple of `count` outputs."""
-    given = tuple(_leaves(out)) if isinstance(out, tuple) and count > 1 else out
-    return _as_tuple(op, given, count, count == 1)
+def flat_outs(op: str, out: Any, like: Any) -> Any:
+    """Return `out` flat, as `check_outs` takes it.
+
+    Parameters
+    ----------
+    op : str
+        The operation, for the error messages.
+    out : object
+        What the caller gave: nested as the results are, None for a part of them, or flat.
+    like : object or tuple
+        A bare result, or a tuple nested as the results are.
+    """
+    if out is None or not isinstance(like, tuple):
+        return out
+    count = len(tuple(_leaves(like)))
+    return _as_tuple(op, tuple(_flat(out, like)) if isinstance(out, tuple) else out, count, False)
+
+
+def _flat(out: Any, like: Any) -> Iterator[Any]:
+    """Yield the outputs for the leaves of `like`."""
+    if not isinstance(like, tuple):
+        yield out
+    elif out is None:
+        yield from (None for _ in _leaves(like))
+    elif isinstance(out, tuple) and len(out) == len(like):
+        for branch, other in zip(out, like, strict=True):
+            yield from _flat(branch, other)
+    else:
+        yield from out if isinstance(out, tuple) else (out,)
 
 
 def deliver(op: str, results: Any, out: Any, where: Any = True) -> Any:
@@ -607,7 +637,7 @@ def deliver(op: str, results: Any, out: Any, where: Any = True) -> Any:
     """
     arrays = [np.asarray(result) for result in _leaves(results)]
     count = len(arrays)
-    given = flat_outs(op, out, count) if isinstance(results, tuple) else out
+    given = flat_outs(op, out, results)
     shapes, dtypes = [a.shape for a in arrays], [a.dtype for a in arrays]
     single = not isinstance(results, tuple)
     outs = check_outs(op, given, shapes, dtypes, single=single, apart=False)
