@@ -34,7 +34,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Final, Literal, Protocol, overload, type_check_only
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from pullback import elementwise as elementwise
 from pullback import jacobians as jacobians
@@ -61,75 +61,7 @@ __all__ = [  # noqa: RUF022
 __version__: str
 
 # What is annotated Any below is an array, or a scalar where the result has no axes. `options` are
-# what every ufunc takes (where, casting, order, dtype, subok, signature); native backend only.
-
-@type_check_only
-class _Unary(Protocol):
-    __name__: str
-    @property
-    def nin(self) -> int: ...
-    def __call__(self, x: ArrayLike, /, out: NDArray[Any] | None = None, **options: Any) -> Any: ...
-    def derivative(
-        self, x: ArrayLike, /, out: NDArray[Any] | None = None, **options: Any
-    ) -> Any: ...
-    def value_and_derivative(
-        self,
-        x: ArrayLike,
-        /,
-        out: tuple[NDArray[Any] | None, NDArray[Any] | None] | None = None,
-        **options: Any,
-    ) -> tuple[Any, Any]: ...
-    def vjp(
-        self, x: ArrayLike, g: ArrayLike, /, out: NDArray[Any] | None = None, **options: Any
-    ) -> Any: ...
-    def jvp(
-        self, x: ArrayLike, t: ArrayLike, /, out: NDArray[Any] | None = None, **options: Any
-    ) -> Any: ...
-    def jacobian(self, x: ArrayLike, /) -> Diagonal: ...
-
-@type_check_only
-class _Binary(Protocol):
-    __name__: str
-    @property
-    def nin(self) -> int: ...
-    def __call__(
-        self, w: ArrayLike, x: ArrayLike, /, out: NDArray[Any] | None = None, **options: Any
-    ) -> Any: ...
-    def derivative(
-        self,
-        w: ArrayLike,
-        x: ArrayLike,
-        /,
-        out: tuple[NDArray[Any] | None, NDArray[Any] | None] | None = None,
-        **options: Any,
-    ) -> tuple[Any, Any]: ...
-    def value_and_derivative(
-        self,
-        w: ArrayLike,
-        x: ArrayLike,
-        /,
-        out: tuple[Any, ...] | None = None,
-        **options: Any,
-    ) -> tuple[Any, tuple[Any, Any]]: ...
-    def vjp(
-        self,
-        w: ArrayLike,
-        x: ArrayLike,
-        g: ArrayLike,
-        /,
-        out: tuple[NDArray[Any] | None, NDArray[Any] | None] | None = None,
-    ) -> tuple[Any, Any]: ...
-    def jvp(
-        self,
-        w: ArrayLike,
-        x: ArrayLike,
-        tw: ArrayLike,
-        tx: ArrayLike,
-        /,
-        out: NDArray[Any] | None = None,
-        **options: Any,
-    ) -> Any: ...
-    def jacobian(self, w: ArrayLike, x: ArrayLike, /) -> tuple[Jacobian, Jacobian]: ...
+# what every ufunc takes (casting, order, dtype, subok, signature); native backend only.
 
 {protocols}
 
@@ -153,7 +85,6 @@ REFERENCE_STUB = """\
 from typing import Final
 
 from pullback import {protocols}
-from pullback.elementwise import Binary, Unary
 from pullback.losses import Loss, ParametricLoss
 
 __all__ = [  # noqa: RUF022
@@ -192,7 +123,7 @@ FUNCTIONS = (
 
 def stub() -> str:
     """Return ``__init__.pyi``."""
-    entries = [_stub_entry(row, "_Unary" if row.nin == 1 else "_Binary") for row in OPS.values()]
+    entries = [_stub_entry(row) for row in OPS.values()]
     entries += [_product_entry(row) for row in PRODUCTS.values()]
     entries += [_reduction_entry(row) for row in REDUCTIONS.values()]
     entries += [_loss_entry(row) for row in LOSSES.values()]
@@ -205,8 +136,7 @@ def stub() -> str:
 
 def reference_stub() -> str:
     """Return ``reference.pyi``, which leaves what there is to read to the other."""
-    kinds = {name: "Unary" if row.nin == 1 else "Binary" for name, row in OPS.items()}
-    kinds |= {name: _protocol(name) for name in (*PRODUCTS, *REDUCTIONS)}
+    kinds = {name: _protocol(name) for name in (*OPS, *PRODUCTS, *REDUCTIONS)}
     kinds |= {name: _loss_kind(row) for name, row in LOSSES.items()}
     return REFERENCE_STUB.format(
         names=_names(),
@@ -226,13 +156,23 @@ TYPES = {
     "eps": "float",
     "out": "Any",
     "wrt": "str | int | tuple[str | int, ...]",
+    "where": "ArrayLike",
+    "options": "Any",
+}
+ARITIES = {1: "_Unary", 2: "_Binary"}
+RESULTS = {  # other than Any
+    ("_Unary", "jacobian"): "Diagonal",
+    ("_Binary", "jacobian"): "tuple[Jacobian, Jacobian]",
+    ("_Unary", "value_and_derivative"): "tuple[Any, Any]",
+    ("_Binary", "value_and_derivative"): "tuple[Any, tuple[Any, Any]]",
+    ("_Binary", "derivative"): "tuple[Any, Any]",
 }
 
 
 def _protocols() -> dict[str, str]:
-    """Return the type of each product and reduction, one for all that have its signatures."""
+    """Return the type of each primitive but losses, one for all that have its signatures."""
     found: dict[str, str] = {}
-    for name in (*PRODUCTS, *REDUCTIONS):
+    for name in (*OPS, *PRODUCTS, *REDUCTIONS):
         kind = _protocol(name)
         found.setdefault(kind, _protocol_text(kind, name))
     return found
@@ -240,13 +180,16 @@ def _protocols() -> dict[str, str]:
 
 def _protocol(name: str) -> str:
     """Return what the type of a primitive is called: after the first one of its signatures."""
+    if name in OPS:
+        return ARITIES[OPS[name].nin]
     body = _protocol_body(name)
     first = next(other for other in (*PRODUCTS, *REDUCTIONS) if _protocol_body(other) == body)
     return "_" + first.title().replace("_", "")
 
 
 def _protocol_text(kind: str, name: str) -> str:
-    return f"class {kind}(Protocol):\n    __name__: str\n{_protocol_body(name)}"
+    nin = "    @property\n    def nin(self) -> int: ...\n" * (name in OPS)
+    return f"class {kind}(Protocol):\n    __name__: str\n{nin}{_protocol_body(name)}"
 
 
 def _protocol_body(name: str) -> str:
@@ -259,10 +202,14 @@ def _protocol_body(name: str) -> str:
     }
     if name in PRODUCTS:
         methods |= {method: getattr(type(primitive), method) for method in PRODUCTS[name].methods}
-    return "\n".join(_typed(method, function) for method, function in sorted(methods.items()))
+    kind = ARITIES[OPS[name].nin] if name in OPS else ""
+    return "\n".join(
+        _typed(method, function, RESULTS.get((kind, method), "Any"))
+        for method, function in sorted(methods.items())
+    )
 
 
-def _typed(name: str, function: Any) -> str:
+def _typed(name: str, function: Any, result: str) -> str:
     parameters = []
     for parameter in inspect.signature(function).parameters.values():
         hint = "" if parameter.name == "self" else TYPES.get(parameter.name)
@@ -271,20 +218,21 @@ def _typed(name: str, function: Any) -> str:
             hint = "ArrayLike | None" if may_be_none else "ArrayLike"
         has_default = parameter.default is not parameter.empty
         default = f" = {parameter.default!r}".replace("'", '"') if has_default else ""
-        parameters.append((parameter, f"{parameter.name}{': ' * bool(hint)}{hint}{default}"))
+        stars = "**" * (parameter.kind is parameter.VAR_KEYWORD)
+        parameters.append((parameter, f"{stars}{parameter.name}{': ' * bool(hint)}{hint}{default}"))
     words = [text for _, text in parameters]
     kinds = [parameter.kind for parameter, _ in parameters]
     if inspect.Parameter.KEYWORD_ONLY in kinds:
         words.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
     if inspect.Parameter.POSITIONAL_ONLY in kinds:
         words.insert(kinds.count(inspect.Parameter.POSITIONAL_ONLY), "/")
-    line = f"    def {name}({', '.join(words)}) -> Any: ..."
+    line = f"    def {name}({', '.join(words)}) -> {result}: ..."
     if len(line) <= 100:
         return line
     inner = f"        {', '.join(words)}"
     if len(inner) > 100:
         inner = "\n".join(f"        {word}," for word in words)
-    return f"    def {name}(\n{inner}\n    ) -> Any: ..."
+    return f"    def {name}(\n{inner}\n    ) -> {result}: ..."
 
 
 def _wrapped(names: list[str]) -> str:
@@ -300,10 +248,10 @@ def _filled(text: str) -> str:
     return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
-def _stub_entry(row: OpRow, protocol: str) -> str:
+def _stub_entry(row: OpRow) -> str:
     slopes = ", ".join(f"``{formula}``" for formula in row.derivative_formula)
     lines = [
-        f"{row.name}: Final[{protocol}]",
+        f"{row.name}: Final[{_protocol(row.name)}]",
         _filled(f'"""{row.summary}, ``{row.formula}``.'),
         "",
         _filled(f"Derivative {slopes}; domain: {row.domain_text}."),
@@ -383,14 +331,14 @@ terms' magnitudes, r = {run}, and has the same bits for any number of threads.
 | --- | --- |
 | `value(x)`, or the call itself | the value of each slice |
 | `grad(x)`, `value_and_grad(x)` | the gradient, in the shape of `x` |
-| `vjp(x, g)` | the gradient times `g`, of the result's shape |
+| `vjp(x, g)` | the gradient times `g`, of the result's shape, axes in front are a stack |
 | `jvp(x, t)` | the sum of derivatives times `t`, of the shape of `x` |
 | `jacobian(x)` | dense where all is reduced to one value, else a sum of a `Diagonal` |
 
-`dot(x, y)` takes two operands of one shape and gives a pair; `norm(x, p)` takes its exponent
-behind `x`; `variance` takes `ddof`. The maps of rows have a `value`, `vjp(x, g)`, `jvp(x, t)` and
-`jacobian` along `axis=-1`. In formulas x is a slice of n elements, i and j are indices into it, p
-is softmax(x), y the map's value and r that of its scale.
+`dot(x, y)` takes two operands of one shape and gives a pair, or what `wrt` asks for; `norm(x, p)`
+takes its exponent behind `x`; `variance` takes `ddof`. The maps of rows have a `value`,
+`vjp(x, g)`, `jvp(x, t)` and `jacobian` along `axis=-1`. In formulas x is a slice of n elements, i
+and j are indices into it, p is softmax(x), y the map's value and r that of its scale.
 
 {reductions}
 

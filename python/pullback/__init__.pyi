@@ -3,7 +3,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Final, Literal, Protocol, overload, type_check_only
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from pullback import elementwise as elementwise
 from pullback import jacobians as jacobians
@@ -146,31 +146,43 @@ __all__ = [  # noqa: RUF022
 __version__: str
 
 # What is annotated Any below is an array, or a scalar where the result has no axes. `options` are
-# what every ufunc takes (where, casting, order, dtype, subok, signature); native backend only.
+# what every ufunc takes (casting, order, dtype, subok, signature); native backend only.
 
 @type_check_only
 class _Unary(Protocol):
     __name__: str
     @property
     def nin(self) -> int: ...
-    def __call__(self, x: ArrayLike, /, out: NDArray[Any] | None = None, **options: Any) -> Any: ...
+    def __call__(
+        self, x: ArrayLike, /, out: Any = None, *, where: ArrayLike = True, **options: Any
+    ) -> Any: ...
     def derivative(
-        self, x: ArrayLike, /, out: NDArray[Any] | None = None, **options: Any
-    ) -> Any: ...
-    def value_and_derivative(
-        self,
-        x: ArrayLike,
-        /,
-        out: tuple[NDArray[Any] | None, NDArray[Any] | None] | None = None,
-        **options: Any,
-    ) -> tuple[Any, Any]: ...
-    def vjp(
-        self, x: ArrayLike, g: ArrayLike, /, out: NDArray[Any] | None = None, **options: Any
-    ) -> Any: ...
-    def jvp(
-        self, x: ArrayLike, t: ArrayLike, /, out: NDArray[Any] | None = None, **options: Any
+        self, x: ArrayLike, /, out: Any = None, *, where: ArrayLike = True, **options: Any
     ) -> Any: ...
     def jacobian(self, x: ArrayLike, /) -> Diagonal: ...
+    def jvp(
+        self,
+        x: ArrayLike,
+        t: ArrayLike | None,
+        /,
+        out: Any = None,
+        *,
+        where: ArrayLike = True,
+        **options: Any,
+    ) -> Any: ...
+    def value_and_derivative(
+        self, x: ArrayLike, /, out: Any = None, *, where: ArrayLike = True, **options: Any
+    ) -> tuple[Any, Any]: ...
+    def vjp(
+        self,
+        x: ArrayLike,
+        g: ArrayLike,
+        /,
+        out: Any = None,
+        *,
+        where: ArrayLike = True,
+        **options: Any,
+    ) -> Any: ...
 
 @type_check_only
 class _Binary(Protocol):
@@ -178,22 +190,46 @@ class _Binary(Protocol):
     @property
     def nin(self) -> int: ...
     def __call__(
-        self, w: ArrayLike, x: ArrayLike, /, out: NDArray[Any] | None = None, **options: Any
+        self,
+        w: ArrayLike,
+        x: ArrayLike,
+        /,
+        out: Any = None,
+        *,
+        where: ArrayLike = True,
+        **options: Any,
     ) -> Any: ...
     def derivative(
         self,
         w: ArrayLike,
         x: ArrayLike,
         /,
-        out: tuple[NDArray[Any] | None, NDArray[Any] | None] | None = None,
+        out: Any = None,
+        *,
+        where: ArrayLike = True,
         **options: Any,
     ) -> tuple[Any, Any]: ...
+    def jacobian(self, w: ArrayLike, x: ArrayLike, /) -> tuple[Jacobian, Jacobian]: ...
+    def jvp(
+        self,
+        w: ArrayLike,
+        x: ArrayLike,
+        tw: ArrayLike | None,
+        tx: ArrayLike | None,
+        /,
+        out: Any = None,
+        *,
+        where: ArrayLike = True,
+        **options: Any,
+    ) -> Any: ...
     def value_and_derivative(
         self,
         w: ArrayLike,
         x: ArrayLike,
         /,
-        out: tuple[Any, ...] | None = None,
+        out: Any = None,
+        *,
+        where: ArrayLike = True,
         **options: Any,
     ) -> tuple[Any, tuple[Any, Any]]: ...
     def vjp(
@@ -202,19 +238,12 @@ class _Binary(Protocol):
         x: ArrayLike,
         g: ArrayLike,
         /,
-        out: tuple[NDArray[Any] | None, NDArray[Any] | None] | None = None,
-    ) -> tuple[Any, Any]: ...
-    def jvp(
-        self,
-        w: ArrayLike,
-        x: ArrayLike,
-        tw: ArrayLike,
-        tx: ArrayLike,
-        /,
-        out: NDArray[Any] | None = None,
+        out: Any = None,
+        *,
+        wrt: str | int | tuple[str | int, ...] = "all",
+        where: ArrayLike = True,
         **options: Any,
     ) -> Any: ...
-    def jacobian(self, w: ArrayLike, x: ArrayLike, /) -> tuple[Jacobian, Jacobian]: ...
 
 @type_check_only
 class _Matmul(Protocol):
@@ -417,6 +446,8 @@ class _Dot(Protocol):
         axis: int | tuple[int, ...] | None = None,
         keepdims: bool = False,
         out: Any = None,
+        *,
+        wrt: str | int | tuple[str | int, ...] = "all",
     ) -> Any: ...
     def jacobian(
         self,
@@ -450,6 +481,8 @@ class _Dot(Protocol):
         axis: int | tuple[int, ...] | None = None,
         keepdims: bool = False,
         out: Any = None,
+        *,
+        wrt: str | int | tuple[str | int, ...] = "all",
     ) -> Any: ...
     def vjp(
         self,
@@ -459,6 +492,8 @@ class _Dot(Protocol):
         axis: int | tuple[int, ...] | None = None,
         keepdims: bool = False,
         out: Any = None,
+        *,
+        wrt: str | int | tuple[str | int, ...] = "all",
     ) -> Any: ...
 
 @type_check_only

@@ -386,6 +386,7 @@ def _method(row: OpRow, name: str) -> Any:
 # --- docstrings -----------------------------------------------------------------------------------
 
 
+@cache
 def docstring(row: OpRow) -> str:
     """Return the numpydoc docstring of an operation, from its row."""
     operands = ", ".join(row.operands)
@@ -492,6 +493,7 @@ def method_docstring(row: OpRow, name: str) -> str:
     return "\n".join(lines)
 
 
+@cache
 def _notes(row: OpRow) -> list[str]:
     value_ulp, derivative_ulp = row.max_ulp
     derivatives = ", ".join(
