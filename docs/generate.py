@@ -46,7 +46,7 @@ _Out: TypeAlias = NDArray[Any] | tuple[Any, ...] | None
 _Wrt: TypeAlias = str | int | tuple[str | int, ...]
 
 # What is annotated Any below is an array, or a scalar where the result has no axes. `options` are
-# what every ufunc takes (where, casting, order, dtype, subok, signature); native backend only.
+# what every ufunc takes (casting, order, dtype, subok, signature); native backend only.
 
 {protocols}
 
@@ -62,7 +62,6 @@ TYPES = {
     **{row.parameter.name: "float" for row in REDUCTIONS.values() if row.parameter},
     **{option: "Any" for row in PRODUCTS.values() for option in row.options},
 }
-PAIRS = ("value_and_derivative", "value_and_grad")
 
 
 def stub() -> str:
@@ -95,16 +94,17 @@ def _protocol_body(name: str) -> str:
     for method in sorted(dir(primitive)):
         function = getattr(primitive, method)
         if method == "__call__" or (method[0] != "_" and callable(function)):
-            # What broadcasts and sums is more than one ufunc.
-            options = name in OPS and not (method == "vjp" and OPS[name].nin > 1)
-            lines.append(_typed(method, inspect.signature(function), options=options))
+            lines.append(_typed(method, inspect.signature(function)))
     return "\n".join(textwrap.indent(line, "    ") for line in lines)
 
 
-def _typed(name: str, given: inspect.Signature, *, options: bool) -> str:
+def _typed(name: str, given: inspect.Signature) -> str:
     """Return the line of a method, whose parameters are those that it has."""
     words, kinds = ["self"], [inspect.Parameter.POSITIONAL_ONLY]
     for word, parameter in given.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            words.append(f"**{word}: Any")
+            continue
         may_be_none = parameter.default is None or word[0] == "t" or word == "b"
         array = "ArrayLike | None" if may_be_none else "ArrayLike"
         default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
@@ -114,9 +114,7 @@ def _typed(name: str, given: inspect.Signature, *, options: bool) -> str:
         words.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
     if (positional := kinds.count(inspect.Parameter.POSITIONAL_ONLY)) > 1:
         words.insert(positional, "/")
-    if options and "out" in given.parameters:
-        words.append("**options: Any")
-    result = "tuple[Any, Any]" if name in PAIRS else given.return_annotation
+    result = "tuple[Any, Any]" if name == "value_and_grad" else given.return_annotation
     words[0] = f"def {name}({words[0]}"
     words[-1] += f") -> {'Any' if result is given.empty else result}: ..."
     text = ", ".join(word.replace(" ", "~") for word in words)  # lines break between parameters
@@ -184,14 +182,14 @@ terms' magnitudes, r = {run}, and has the same bits for any number of threads.
 | --- | --- |
 | `value(x)`, or the call itself | the value of each slice |
 | `grad(x)`, `value_and_grad(x)` | the gradient, in the shape of `x` |
-| `vjp(x, g)` | the gradient times `g`, of the result's shape |
+| `vjp(x, g)` | the gradient times `g`, of the result's shape, axes in front are a stack |
 | `jvp(x, t)` | the sum of derivatives times `t`, of the shape of `x` |
 | `jacobian(x)` | dense where all is reduced to one value, else a sum of a `Diagonal` |
 
-`dot(x, y)` takes two operands of one shape and gives a pair; `norm(x, p)` takes its exponent
-behind `x`; `variance` takes `ddof`. The maps of rows have a `value`, `vjp(x, g)`, `jvp(x, t)` and
-`jacobian` along `axis=-1`. In formulas x is a slice of n elements, i and j are indices into it, p
-is softmax(x), y the map's value and r that of its scale.
+`dot(x, y)` takes two operands of one shape and gives a pair, or what `wrt` asks for; `norm(x, p)`
+takes its exponent behind `x`; `variance` takes `ddof`. The maps of rows have a `value`,
+`vjp(x, g)`, `jvp(x, t)` and `jacobian` along `axis=-1`. In formulas x is a slice of n elements, i
+and j are indices into it, p is softmax(x), y the map's value and r that of its scale.
 
 {reductions}
 

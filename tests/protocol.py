@@ -70,8 +70,24 @@ class Call(NamedTuple):
 
     @property
     def is_ufunc(self) -> bool:
-        """Whether the native method is a ufunc: it has one output."""
+        """Whether the native method is a ufunc: values are, and derivatives of one operand."""
+        return self.method == "value" or (self.method == "derivative" and self.row.nin == 1)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is one result, of a ufunc or of a method that passes on to one."""
         return self.nout == 1
+
+    def fitting(self, at: list[Any]) -> list[Any]:
+        """Return arguments with cotangents and tangents in the shapes that they have to have."""
+        primals, rest = at[: self.row.nin], at[self.row.nin :]
+        shapes = [np.shape(primal) for primal in primals]
+        if self.method == "vjp":
+            shapes = [np.broadcast_shapes(*shapes)]
+        return primals + [
+            t if isinstance(t, int | float) else fitted(t, shape)
+            for t, shape in zip(rest, shapes, strict=False)
+        ]
 
     def of(self, primitives: Any) -> Any:
         """Return the callable among `primitives`: the module pullback or pullback.reference."""
@@ -93,7 +109,19 @@ CALLS = [
     for method, (nin, nout) in METHODS[row.nin].items()
 ]
 UFUNC_CALLS = [call for call in CALLS if call.is_ufunc]
-MULTIPLE_CALLS = [call for call in CALLS if not call.is_ufunc]
+SINGLE_CALLS = [call for call in CALLS if call.is_single]
+MULTIPLE_CALLS = [call for call in CALLS if not call.is_single]
+
+
+def fitted(array: Any, shape: tuple[int, ...]) -> Any:
+    """Return an array in a shape: repeated, or where that cannot be, its first element."""
+    array = np.asarray(array)
+    if array.shape == shape:
+        return array
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        return np.broadcast_to(array[(0,) * array.ndim], shape)
 
 
 def by_name(call: Call) -> str:

@@ -25,7 +25,7 @@ from protocol import (
     CALLS,
     DTYPES,
     MULTIPLE_CALLS,
-    UFUNC_CALLS,
+    SINGLE_CALLS,
     Call,
     arguments,
     assert_same_leaves,
@@ -37,7 +37,7 @@ from protocol import (
 from pullback.tables.elementwise import OPS, OpRow
 
 calls = pytest.mark.parametrize("call", CALLS, ids=by_name)
-ufunc_calls = pytest.mark.parametrize("call", UFUNC_CALLS, ids=by_name)
+single_calls = pytest.mark.parametrize("call", SINGLE_CALLS, ids=by_name)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
 native = pytest.mark.native
@@ -92,9 +92,7 @@ def test_dtype_of_mixed_kinds(call: Call) -> None:
     for pair in pairs if call.nin > 1 else [(kind,) for kind in (*ANY_DTYPE, float, int)]:
         kinds = pair + (np.float32,) * (call.nin - 2)
         at = [kind(1) if kind in (float, int) else np.ones((2, 3), kind) for kind in kinds]
-        if call.method == "vjp" and call.row.nin == 2 and not any(map(np.ndim, at[:2])):
-            at[2] = np.float32(1)  # no larger than the value
-        for leaf in leaves(call.native()(*at)):
+        for leaf in leaves(call.native()(*call.fitting(at))):
             assert leaf.dtype == expected_dtype(*kinds), kinds
             assert (leaf == np.ravel(leaf)[0]).all()
 
@@ -113,12 +111,10 @@ def test_python_scalars_are_weak(call: Call) -> None:
         at: list[Any] = [x] * call.nin
         for number in (2, 2.0, 0.1):
             at[k] = number
-            if call.row.nin == 2 and call.method == "vjp" and k == 2:
-                continue  # a cotangent does not broadcast there
-            result = f(*at)
+            result = f(*call.fitting(at))
             # In the arrays' dtype: 0.1 is rounded to float32 before it is used.
             at[k] = np.full((), number, np.float32)
-            assert_same_leaves(result, f(*at))
+            assert_same_leaves(result, f(*call.fitting(at)))
             assert all(leaf.dtype == np.float32 for leaf in leaves(result))
 
 
@@ -159,6 +155,8 @@ def test_other_dtypes_are_type_errors_that_name_the_operation(call: Call) -> Non
     for bad in UNSUPPORTED:
         good = np.ones(2, np.float32) if np.ndim(bad) else np.float32(1)
         for k in range(call.nin):
+            if bad is None and call.method == "jvp" and k >= call.row.nin:
+                continue  # a tangent of zeros
             at = [good] * call.nin
             at[k] = bad
             with pytest.raises(TypeError) as caught:
@@ -167,7 +165,7 @@ def test_other_dtypes_are_type_errors_that_name_the_operation(call: Call) -> Non
 
 
 @native
-@ufunc_calls
+@single_calls
 def test_dtype_argument(call: Call) -> None:
     f = call.native()
     single, double = ordinary(call, np.float32, 5), ordinary(call, np.float64, 5)
@@ -182,7 +180,7 @@ def test_dtype_argument(call: Call) -> None:
 
 
 @native
-@ufunc_calls
+@single_calls
 def test_casting_argument(call: Call) -> None:
     f = call.native()
     single = ordinary(call, np.float32, 5)
@@ -271,7 +269,7 @@ def test_results_keep_the_order(call: Call) -> None:
         for leaf in leaves(call.native()(*at)):
             if not (call.method == "vjp" and call.row.nin == 2):  # shaped anew
                 assert leaf.strides == at[0].strides
-    if call.is_ufunc:
+    if call.is_single:
         assert call.native()(*at, order="C").flags.c_contiguous
 
 
@@ -293,12 +291,14 @@ def test_operands_broadcast(call: Call) -> None:
             wanted = np.sum(g * slope, axis=axes).reshape(gradient.shape)
             np.testing.assert_allclose(gradient, wanted, rtol=1e-13)
         return
+    at = call.fitting(at)
+    shape = np.broadcast_shapes(*map(np.shape, at))
     repeated = [np.ascontiguousarray(np.broadcast_to(x, shape)) for x in at]
     result = f(*at)
     assert all(leaf.shape == shape for leaf in leaves(result))
     assert_agree(result, f(*repeated))
     bad = [np.ones((2, 3)), *[np.ones(4)] * (call.nin - 1)]
-    with pytest.raises(ValueError, match=r"\(2, ?3\).*\(4,\)"):
+    with pytest.raises(ValueError, match=r"\(2, ?3\).*\(4,\)|\(4,\).*\(2, 3\)"):
         f(*bad)
 
 
@@ -386,7 +386,7 @@ def test_shape_errors_name_the_shapes() -> None:
         lambda: pb.add.vjp(a, b, b),
         lambda: pb.add.jacobian(a, b),
         lambda: pb.add.derivative(a, b),
-        lambda: pb.exp.vjp(a, b),
+        lambda: pb.exp.vjp(b, a),
     ):
         with pytest.raises(ValueError, match=r"\(2, ?3\).*\(4,\)"):
             call()
@@ -506,7 +506,7 @@ def test_transposed_overlap_is_as_if_copied(call: Call) -> None:
 
 
 @native
-@ufunc_calls
+@single_calls
 @dtypes
 def test_where(call: Call, dtype: np.dtype) -> None:
     f = call.native()
@@ -523,10 +523,6 @@ def test_where(call: Call, dtype: np.dtype) -> None:
 @native
 @pytest.mark.parametrize("call", MULTIPLE_CALLS, ids=by_name)
 def test_where_of_several_outputs(call: Call) -> None:
-    if call.method == "vjp":  # which sums over what was broadcast, and takes no mask
-        with pytest.raises(TypeError):
-            call.native()(*ordinary(call, float, 3), where=[True, False, True])
-        return
     at = ordinary(call, float, 30)
     mask = np.arange(30) % 3 == 0
     outs = [np.full(30, -7.0) for _ in range(call.nout)]
@@ -548,7 +544,7 @@ def test_subclasses(call: Call) -> None:
     result = call.native()(*tagged)
     assert_same_leaves(result, wanted)
     assert all(type(leaf) is Tagged for leaf in leaves(result))
-    if call.is_ufunc:
+    if call.is_single:
         assert type(call.native()(*tagged, subok=False)) is np.ndarray
 
 
@@ -585,7 +581,7 @@ class Answers:
 
 
 @native
-@ufunc_calls
+@single_calls
 def test_array_ufunc_protocol(call: Call) -> None:
     f = call.native()
     x = np.ones(3)
@@ -737,7 +733,7 @@ def test_series_give_series(call: Call) -> None:
     wanted = list(leaves(call.native()(*at)))
     for kinds in (series, [series[0], *at[1:]], [*at[:-1], series[-1]]):
         for leaf, exact in zip(leaves(call.native()(*kinds)), wanted, strict=True):
-            if kinds is series or call.is_ufunc:
+            if kinds is series or call.is_single:
                 assert isinstance(leaf, pd.Series)
                 assert leaf.index.equals(index)
             assert_same_bits(np.asarray(leaf), exact)

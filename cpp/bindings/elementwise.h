@@ -9,8 +9,9 @@ namespace pullback {
 // rule as its promoter. New reference; null with an exception set.
 PyObject* NewUfunc(const char* op, const char* method, const char* name, const char* doc);
 
-// A multi-output method of an op that calls `fallback` for all but plain arrays of one shape.
-PyObject* NewMultiOutputMethod(const char* op, const char* method, PyObject* fallback);
+// A method of an op that calls `fallback` for what no kernel takes. New reference; null with an
+// exception set.
+PyObject* NewElementwiseMethod(const char* op, const char* method, PyObject* fallback);
 
 // The op whose value a unary ufunc of ours computes; null for anything else.
 const OpKernels* UnaryOpOf(PyObject* ufunc);

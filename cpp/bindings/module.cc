@@ -63,7 +63,7 @@ void RegisterPrimitives(py::module_& m) {
   m.def(
       "elementwise_method",
       [](const std::string& op, const std::string& method, const py::function& fallback) {
-        return Steal(NewMultiOutputMethod(op.c_str(), method.c_str(), fallback.ptr()));
+        return Steal(NewElementwiseMethod(op.c_str(), method.c_str(), fallback.ptr()));
       },
       py::arg("op"), py::arg("method"), py::arg("fallback"));
   m.def(

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string_view>
+#include <type_traits>
 
 #include "bindings/call.h"
 #include "bindings/method.h"
@@ -33,12 +34,30 @@ std::optional<size_t> FindMap(std::string_view name, std::string_view method) {
   return !row && method == "jvp" ? FindReduction(name, "vjp") : row;
 }
 
-// None on success.
-PyObject* Deliver(const ReductionCall& call) {
-  const bool done = RunKernel(call.outer * call.n * call.inner > kReleaseGil,
-                              [&](Poll* poll) { return Reduce(call, poll); });
-  return done ? Py_NewRef(Py_None) : nullptr;
+// A call for each cotangent of a stack: g, or v of a map. False with an exception set.
+bool Run(ReductionCall call, size_t stack = 1, bool of_map = false) {
+  const size_t results = call.outer * call.inner * ItemSize(call.dtype);
+  const size_t elements = results * call.n;
+  const auto move = [](auto& data, size_t bytes) {
+    using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<
+                                        std::remove_reference_t<decltype(data)>>>,
+                                    const char, char>;
+    if (data != nullptr) data = static_cast<Byte*>(data) + bytes;
+  };
+  return RunKernel(stack * call.outer * call.n * call.inner > kReleaseGil, [&](Poll* poll) {
+    Outcome outcome = Outcome::kDone;
+    for (size_t i = 0; i < stack && outcome == Outcome::kDone; ++i) {
+      outcome = Reduce(call, poll);
+      move(call.g, results);
+      if (of_map) move(call.v, elements);
+      for (void*& out : call.out) move(out, elements);
+    }
+    return outcome;
+  });
 }
+
+// None on success.
+PyObject* Deliver(const ReductionCall& call) { return Run(call) ? Py_NewRef(Py_None) : nullptr; }
 
 // --- the fast way in -----------------------------------------------------------------------------
 
@@ -53,16 +72,19 @@ struct Entry : MethodEntry {
   size_t arrays;    // among the arguments: the operands, then a cotangent or their tangents
   // Where arguments stand in the signature.
   std::array<size_t, 4> array_at;
-  std::optional<size_t> parameter_at, axis_at, keepdims_at, out_at;
+  std::optional<size_t> parameter_at, axis_at, keepdims_at, out_at, wrt_at;
   double parameter;  // where none is given
   Ref valid;         // tells of a given one whether it is
   Kernels kernels;
   std::optional<std::array<Kernels, 3>> norms;  // of exponents with a row of their own
 
-  // Whether results hold one element for each slice.
+  // Whether a result holds one element for each slice.
   bool HasValue() const {
     return !is_map && (kind == Kind::kValue || kind == Kind::kValueAndGrad || kind == Kind::kJvp);
   }
+
+  // Whether results are like the operands.
+  bool HasGradients() const { return is_map || (kind != Kind::kValue && kind != Kind::kJvp); }
 
   const ReductionKernels& Row(double p) const {
     const Kernels& own = !norms || RowOfNorm(p) == "norm" ? kernels
@@ -118,9 +140,11 @@ struct Slices {
     return true;
   }
 
-  bool Is(PyArrayObject* g) const {
-    return PyArray_NDIM(g) == ndim && std::equal(shape, shape + ndim, PyArray_DIMS(g));
-  }
+};
+
+struct Shape {
+  int ndim = 0;
+  npy_intp extent[NPY_MAXDIMS];
 };
 
 bool IsPlain(PyObject* object, DType dtype) {
@@ -139,51 +163,13 @@ std::optional<double> ParameterOf(const Entry& entry, const Arguments& args) {
   return answer && PyObject_IsTrue(answer.get()) == 1 ? parameter : std::nullopt;
 }
 
-// The outputs that the call asks for: the value, then what has the operands' shape. out= nests as
-// the result does.
-bool AskFor(Outputs& outputs, PyObject* out, const Entry& entry, const Slices& slices,
-            size_t gradients, const PlainOperands& x) {
-  std::array<PyObject*, 1 + kMaxOuts> given = {};
-  const auto spread = [](PyObject* tuple, size_t count, PyObject** to) {
-    if (!PyTuple_CheckExact(tuple) || static_cast<size_t>(PyTuple_GET_SIZE(tuple)) != count) {
-      return false;
-    }
-    for (size_t i = 0; i < count; ++i) to[i] = PyTuple_GET_ITEM(tuple, static_cast<Py_ssize_t>(i));
-    return true;
-  };
-  const bool value = entry.HasValue();
-  if (out != nullptr) {
-    if (value && gradients > 0) {
-      PyObject* pair[2];
-      if (!spread(out, 2, pair)) return false;
-      given[0] = pair[0];
-      out = pair[1];
-    }
-    PyObject** const of_gradients = given.data() + value;
-    if (gradients > 1 && out != Py_None && !spread(out, gradients, of_gradients)) return false;
-    if (gradients == 1) of_gradients[0] = out;
-    if (gradients == 0) given[0] = out;
-  }
-  const DType dtype = x.dtype();
-  if (value && !outputs.Add(given[0], slices.ndim, slices.shape, dtype, x)) return false;
-  for (size_t o = 0; o < gradients; ++o) {
-    if (!outputs.Add(given[value + o], PyArray_NDIM(x[0]), PyArray_DIMS(x[0]), dtype, x)) {
-      return false;
-    }
-  }
-  return true;
-}
-
 PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const Entry&>(own);
   const std::optional<double> parameter = ParameterOf(entry, args);
   if (!parameter) return nullptr;
   const ReductionKernels& op = entry.Row(*parameter);
-  const bool keepdims = entry.keepdims_at && args[*entry.keepdims_at] == Py_True;
-  if (entry.keepdims_at && args[*entry.keepdims_at] != nullptr && !keepdims &&
-      args[*entry.keepdims_at] != Py_False) {
-    return nullptr;
-  }
+  PyObject* const keep = entry.keepdims_at ? args[*entry.keepdims_at] : nullptr;
+  if (keep != nullptr && keep != Py_True && keep != Py_False) return nullptr;
 
   // Tangents may be None, but not all of them; nothing else may.
   std::array<PyObject*, 4> given;
@@ -207,12 +193,32 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
     axes = AxesOf(axis, ndim);
   }
   Slices slices;
-  if (!axes || !slices.Cut(x[0], *axes, keepdims) || PyArray_SIZE(x[0]) == 0) return nullptr;
+  if (!axes || !slices.Cut(x[0], *axes, keep == Py_True) || PyArray_SIZE(x[0]) == 0) return nullptr;
+  // A cotangent's shape ends in the result's, behind a stack; all else is like x. Numbers fill that.
+  size_t stack = 1;
+  Shape gradient;
   for (size_t i = 1; i < entry.arrays; ++i) {
     if (x[i] == nullptr) continue;
-    const bool of_results = entry.kind == Kind::kVjp && !entry.is_map && i == entry.operands;
-    if (!(of_results ? slices.Is(x[i]) : SameShape(x[0], x[i]))) return nullptr;
+    const bool is_cotangent = entry.kind == Kind::kVjp && i == entry.operands;
+    const bool of_results = is_cotangent && !entry.is_map;
+    const int own = of_results ? slices.ndim : ndim;
+    const npy_intp* const wanted = of_results ? slices.shape : PyArray_DIMS(x[0]);
+    if (i >= entry.operands && IsWeak(given[i])) {
+      if (!x.Fill(i, own, wanted)) return nullptr;
+      continue;
+    }
+    const int more = PyArray_NDIM(x[i]) - own;
+    if (more < 0 || (more > 0 && !is_cotangent) || more + ndim > NPY_MAXDIMS ||
+        !std::equal(wanted, wanted + own, PyArray_DIMS(x[i]) + more)) {
+      return nullptr;
+    }
+    for (int a = 0; a < more; ++a) {
+      gradient.extent[gradient.ndim++] = PyArray_DIM(x[i], a);
+      stack *= static_cast<size_t>(PyArray_DIM(x[i], a));
+    }
   }
+  std::copy_n(PyArray_DIMS(x[0]), ndim, gradient.extent + gradient.ndim);
+  gradient.ndim += ndim;
 
   ReductionCall call = {};
   call.op = &op;
@@ -229,25 +235,44 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
     for (size_t i = 0; i < entry.operands; ++i) call.t[i] = x.data(entry.operands + i);
   }
 
-  const bool has_value = entry.HasValue();
-  const bool has_gradients = entry.is_map || entry.kind == Kind::kGrad ||
-                             entry.kind == Kind::kVjp || entry.kind == Kind::kValueAndGrad;
-  const size_t gradients = has_gradients ? op.outs : 0;
+  // The value, the gradients that are asked for, and room for the others, which come with them.
+  const size_t values = entry.HasValue() ? 1 : 0;
+  const size_t gradients = entry.HasGradients() ? op.outs : 0;
+  const std::optional<Wrt> wrt =
+      entry.signature.ReadWrt(entry.wrt_at ? args[*entry.wrt_at] : nullptr, gradients);
+  std::array<PyObject*, 1 + kMaxOuts> outs;
+  if (!wrt && gradients > 0) return nullptr;
+  const size_t asked = gradients > 0 ? wrt->count : 0;
+  if (!FlatOuts(Given(args, entry.out_at), values + asked, outs.data())) return nullptr;
   Outputs outputs;
-  if (!AskFor(outputs, Given(args, entry.out_at), entry, slices, gradients, x)) return nullptr;
+  const DType dtype = x.dtype();
+  if (values > 0 && !outputs.Add(outs[0], slices.ndim, slices.shape, dtype, x)) return nullptr;
+  std::array<size_t, kMaxOuts> place = {};
+  const auto add = [&](size_t gradient_of, PyObject* out) {
+    place[gradient_of] = outputs.count();
+    return outputs.Add(out, gradient.ndim, gradient.extent, dtype, x);
+  };
+  for (size_t i = 0; i < asked; ++i) {
+    if (!add(wrt->operands[i], outs[values + i])) return nullptr;
+  }
+  for (size_t o = 0; o < gradients; ++o) {
+    if (!wrt->Has(o) && !add(o, nullptr)) return nullptr;
+  }
   if (!outputs.Make()) return nullptr;
-  if (has_value) call.values = outputs.data(0);
-  for (size_t o = 0; o < gradients; ++o) call.out[o] = outputs.data(has_value + o);
-  const Ref done(Deliver(call));
-  if (!done) return nullptr;
-  Ref value(has_value ? outputs.Release(0, true) : nullptr);
-  if (gradients == 0) return value.release();
+  if (values > 0) call.values = outputs.data(0);
+  for (size_t o = 0; o < gradients; ++o) call.out[o] = outputs.data(place[o]);
+  if (!Run(call, stack, entry.is_map)) return nullptr;
+  const Ref value(values > 0 ? outputs.Release(0, true) : nullptr);
+  if (gradients == 0) return Py_NewRef(value.get());
   std::array<Ref, kMaxOuts> slopes;
-  for (size_t o = 0; o < gradients; ++o) slopes[o] = Ref(outputs.Release(has_value + o, false));
-  Ref gradient(gradients == 1 ? slopes[0].release()
-                              : PyTuple_Pack(2, slopes[0].get(), slopes[1].get()));
-  if (!value || !gradient) return gradient.release();
-  return PyTuple_Pack(2, value.get(), gradient.get());
+  std::array<PyObject*, kMaxOuts> of_operands;
+  for (size_t o = 0; o < gradients; ++o) {
+    slopes[o] = Ref(outputs.Release(place[o], false));
+    of_operands[o] = slopes[o].get();
+  }
+  Ref packed(gradients == 1 ? slopes[0].release() : wrt->Pack(of_operands.data()));
+  if (!value || !packed) return packed.release();
+  return PyTuple_Pack(2, value.get(), packed.get());
 }
 
 // --- the engine ----------------------------------------------------------------------------------
@@ -469,6 +494,7 @@ PyObject* NewReductionMethod(const char* reduction, const char* method, double p
   entry->axis_at = signature.Find("axis");
   entry->keepdims_at = signature.Find("keepdims");
   entry->out_at = signature.Find("out");
+  if (entry->operands > 1) entry->wrt_at = signature.Find("wrt");
   for (const std::string_view name : {"p", "ddof", "eps"}) {
     if (!entry->parameter_at) entry->parameter_at = signature.Find(name);
   }

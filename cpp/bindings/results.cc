@@ -69,15 +69,24 @@ PyObject* NewArray(int ndim, const npy_intp* shape, DType dtype) {
   return PyArray_SimpleNew(ndim, dims, TypeNumber(dtype));
 }
 
-bool OnlyOut(PyObject* kwnames, PyObject* const* keywords, PyObject** out) {
-  *out = nullptr;
-  if (kwnames == nullptr || PyTuple_GET_SIZE(kwnames) == 0) return true;
-  if (PyTuple_GET_SIZE(kwnames) != 1 ||
-      PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(kwnames, 0), "out") != 0) {
-    return false;
+bool FlatOuts(PyObject* out, size_t count, PyObject** flat) {
+  std::fill_n(flat, count, nullptr);
+  if (out == nullptr || out == Py_None) return true;
+  if (count == 1) {
+    flat[0] = out;
+    return true;
   }
-  if (keywords[0] != Py_None) *out = keywords[0];
-  return true;
+  const auto spread = [](PyObject* tuple, size_t size, PyObject** to) {
+    if (!PyTuple_CheckExact(tuple) || static_cast<size_t>(PyTuple_GET_SIZE(tuple)) != size) {
+      return false;
+    }
+    for (size_t i = 0; i < size; ++i) to[i] = PyTuple_GET_ITEM(tuple, static_cast<Py_ssize_t>(i));
+    return true;
+  };
+  PyObject* pair[2];
+  if (count != 3 || !spread(out, 2, pair)) return spread(out, count, flat);
+  flat[0] = pair[0];
+  return pair[1] == Py_None || spread(pair[1], 2, flat + 1);
 }
 
 bool Overlap(PyArrayObject* a, PyArrayObject* b) {
@@ -113,25 +122,66 @@ bool ElementsApart(PyArrayObject* array) {
   return true;
 }
 
+namespace {
+
+// Whether two arrays are the same elements, in the same places.
+bool Alike(PyArrayObject* a, PyArrayObject* b) {
+  return PyArray_BYTES(a) == PyArray_BYTES(b) && PyArray_TYPE(a) == PyArray_TYPE(b) &&
+         PyArray_ISNOTSWAPPED(b) && SameShape(a, b) &&
+         std::equal(PyArray_STRIDES(a), PyArray_STRIDES(a) + PyArray_NDIM(a), PyArray_STRIDES(b));
+}
+
+// In the memory order that NumPy would choose for these operands, which broadcast to that shape.
+Ref NewLike(const PlainOperands& operands, int ndim, const npy_intp* shape, DType dtype) {
+  const KeptMemoryScope scope(PyArray_MultiplyList(shape, ndim), dtype);
+  std::array<PyArrayObject*, kMaxArguments + 1> arrays{};
+  std::array<npy_uint32, kMaxArguments + 1> flags{};
+  std::array<PyArray_Descr*, kMaxArguments + 1> descrs{};
+  int count = 0;
+  for (size_t k = 0; k < operands.count(); ++k) {
+    if (operands[k] == nullptr) continue;
+    arrays[static_cast<size_t>(count)] = operands[k];
+    flags[static_cast<size_t>(count++)] = NPY_ITER_READONLY;
+  }
+  const auto last = static_cast<size_t>(count);
+  const Ref descr(reinterpret_cast<PyObject*>(PyArray_DescrFromType(TypeNumber(dtype))));
+  flags[last] = NPY_ITER_WRITEONLY | NPY_ITER_ALLOCATE;
+  descrs[last] = reinterpret_cast<PyArray_Descr*>(descr.get());
+  NpyIter* const iterator =
+      NpyIter_MultiNew(count + 1, arrays.data(), NPY_ITER_ZEROSIZE_OK, NPY_KEEPORDER,
+                       NPY_NO_CASTING, flags.data(), descrs.data());
+  if (iterator == nullptr) return Ref();
+  Ref array(Py_NewRef(reinterpret_cast<PyObject*>(NpyIter_GetOperandArray(iterator)[last])));
+  NpyIter_Deallocate(iterator);
+  return array;
+}
+
+}  // namespace
+
 bool Outputs::Add(PyObject* given, int ndim, const npy_intp* shape, DType dtype,
-                  const PlainOperands& operands) {
+                  const PlainOperands& operands, Order order) {
   const bool none = given == nullptr || given == Py_None;
+  const bool in_c_order = order == Order::kC;
   if (!none) {
     if (KernelArray(given) != dtype) return false;
     PyArrayObject* const array = AsArray(given);
-    if (!PyArray_IS_C_CONTIGUOUS(array) || !PyArray_ISWRITEABLE(array) ||
-        PyArray_NDIM(array) != ndim || !std::equal(shape, shape + ndim, PyArray_DIMS(array))) {
+    if (!(in_c_order ? PyArray_IS_C_CONTIGUOUS(array) != 0 : ElementsApart(array)) ||
+        !PyArray_ISWRITEABLE(array) || PyArray_NDIM(array) != ndim ||
+        !std::equal(shape, shape + ndim, PyArray_DIMS(array))) {
       return false;
     }
     for (size_t i = 0; i < operands.count(); ++i) {
-      if (operands[i] != nullptr && Overlap(array, operands[i])) return false;
+      if (operands[i] != nullptr && Overlap(array, operands[i]) &&
+          (in_c_order || !Alike(array, operands[i]))) {
+        return false;
+      }
     }
     for (size_t i = 0; i < count_; ++i) {
       if (wanted_[i].given && Overlap(array, AsArray(arrays_[i].get()))) return false;
     }
     arrays_[count_] = Ref(Py_NewRef(given));
   }
-  wanted_[count_++] = {ndim, shape, dtype, !none};
+  wanted_[count_++] = {ndim, shape, dtype, !none, in_c_order ? nullptr : &operands};
   return true;
 }
 
@@ -139,7 +189,9 @@ bool Outputs::Make() {
   for (size_t i = 0; i < count_; ++i) {
     const Wanted& wanted = wanted_[i];
     if (wanted.given) continue;
-    arrays_[i] = Ref(NewArray(wanted.ndim, wanted.shape, wanted.dtype));
+    arrays_[i] = wanted.like == nullptr
+                     ? Ref(NewArray(wanted.ndim, wanted.shape, wanted.dtype))
+                     : NewLike(*wanted.like, wanted.ndim, wanted.shape, wanted.dtype);
     if (!arrays_[i]) return false;
   }
   return true;

@@ -26,19 +26,24 @@ class KeptMemoryScope {
 // An uninitialised array in C order; nullptr with an exception set.
 PyObject* NewArray(int ndim, const npy_intp* shape, DType dtype);
 
+// Whether results come in C order, and lie apart from the operands, or come in the operands' order,
+// and may lie where one of them does, element for element.
+enum class Order : bool { kC, kOfOperands };
+
 // The arrays of a call's results, each given by the caller or new.
 class Outputs {
  public:
-  // Asks for a result of that shape. False, with no exception set, for a given array that Python
-  // has to look at: one that is not C-contiguous and of the result's shape and dtype, or that meets
-  // an operand or an earlier output.
+  // Asks for a result of that shape, which is the operands' if it comes in their order. False, with
+  // no exception set, for a given array that Python has to look at: of another shape, dtype or
+  // order, or one that meets an operand or an earlier output.
   bool Add(PyObject* given, int ndim, const npy_intp* shape, DType dtype,
-           const PlainOperands& operands);
+           const PlainOperands& operands, Order order = Order::kC);
 
   // Makes what was not given. False with an exception set.
   bool Make();
 
   size_t count() const { return count_; }
+  PyArrayObject* operator[](size_t i) const { return AsArray(arrays_[i].get()); }
   void* data(size_t i) const { return DataOf(arrays_[i].get()); }
 
   // The result, where not given and without axes a scalar if that is wanted. Once each.
@@ -50,6 +55,7 @@ class Outputs {
     const npy_intp* shape;
     DType dtype;
     bool given;
+    const PlainOperands* like;  // in whose order; null for C order
   };
   static constexpr size_t kMost = 4;
   size_t count_ = 0;
@@ -57,8 +63,9 @@ class Outputs {
   std::array<Ref, kMost> arrays_;
 };
 
-// out=array, or out=(array, array): what was given, else nothing; false for any other keyword.
-bool OnlyOut(PyObject* kwnames, PyObject* const* keywords, PyObject** out);
+// The entries of out=, of which null and None mean new arrays: an array for one result, else a tuple
+// of as many as there are, three of them as (a, (b, c)) as well. False for anything else.
+bool FlatOuts(PyObject* out, size_t count, PyObject** flat);
 
 // Whether the memory from the first to the last element of one meets the other's.
 bool Overlap(PyArrayObject* a, PyArrayObject* b);

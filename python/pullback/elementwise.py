@@ -1,259 +1,123 @@
-"""Elementwise primitives: NumPy ufuncs that know their derivatives, or their NumPy twins.
+"""Elementwise primitives: operations that know their derivatives, on any engine.
 
-A native primitive is a genuine `numpy.ufunc`; its single-output methods are ufuncs too, and its
-methods with several outputs are callables that enter the kernel directly for plain arrays and come
-here for everything else. Names are dotted (``elementwise.tanh.vjp``) so that every one of them
-pickles by name, and so that pandas does not mistake ``greater`` for the operator.
+A native primitive is a genuine `numpy.ufunc`, and so is the derivative of one operand. All other
+methods are callables that enter the kernels directly, and come here for what these do not take. On
+the oracle a primitive is this column itself. Native names are dotted (``elementwise.tanh.vjp``) so
+that every one of them pickles by name, and so that pandas does not mistake ``greater`` for the
+operator.
 """
 
 from __future__ import annotations
 
-import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pullback.engine import BACKEND, ORACLE, Engine
+from pullback.engine import BACKEND, Engine
 from pullback.jacobians import Diagonal, Jacobian
 from pullback.jacobians.moves import broadcasting
 from pullback.protocol import (
     as_arrays,
     broadcast_shape,
     check_cotangent,
+    check_shape,
+    check_where,
+    check_wrt,
     deliver,
-    leaves,
-    named_after,
+    flat_outs,
+    is_weak,
+    method,
+    result_dtype,
     shape_of,
     sum_repeated,
 )
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPoint
 
-__all__ = ["is_primitive", "make_elementwise", "primitives"]
+__all__ = ["Elementwise", "is_primitive", "make_elementwise", "primitives"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
+METHODS: Final = ("derivative", "value_and_derivative", "vjp", "jvp", "jacobian")
 
-# --- the twins ------------------------------------------------------------------------------------
+
+# --- ufuncs, and what stands for them -------------------------------------------------------------
 
 
-class Elementwise:
-    """The NumPy twin of one elementwise operation; see `Unary` and `Binary`.
+class _OracleUfunc:
+    """A method of the oracle's, one result or several, called as a ufunc is.
 
-    Every method computes in the `pullback.protocol.result_dtype` of its arguments, leaves them
-    unwritten, silences NumPy's floating-point warnings, and returns new arrays, or NumPy scalars
-    where the result has no axes. ``out=`` takes arrays of exactly the result's shape and writes to
-    them only once everything has succeeded, so they may be the arguments themselves.
-
-    Parameters
-    ----------
-    row : OpRow
-        The operation.
+    It computes in the `pullback.protocol.result_dtype` of its arguments, silences NumPy's
+    floating-point warnings, and returns new arrays, or NumPy scalars where the result has no axes.
+    ``out=`` takes arrays of exactly the result's shape and writes to them only once everything has
+    succeeded, so they may be the arguments themselves.
     """
 
-    row: OpRow
-    __name__: str
+    def __init__(self, row: OpRow, name: str) -> None:
+        self._row, self._name = row, name
+        self._op = _label(row, name.rstrip("01"))
+        self._names = _arguments(row, name.rstrip("01"))
 
-    def __init__(self, row: OpRow) -> None:
-        self.row = row
-        self.nin = row.nin
-        self.__name__ = self.__qualname__ = row.name
-        self.__doc__ = docstring(row)
-        self.__module__ = "pullback.reference"  # where pickle finds it, by name
+    def __call__(self, *given: Any, out: Any = None, where: Any = True, **options: Any) -> Any:
+        for option in options:
+            raise TypeError(f"{self._op}() got an unexpected keyword argument {option!r}")
+        arrays = as_arrays(self._op, *given, names=self._names)
+        shapes = {name: a.shape for name, a in zip(self._names, arrays, strict=True)}
+        where = check_where(self._op, where, broadcast_shape(self._op, **shapes))
+        with np.errstate(all="ignore"):
+            return deliver(self._op, self.of(*arrays), out, where)
 
-    def __repr__(self) -> str:
-        return f"<elementwise '{self.__name__}', NumPy twin>"
+    def of(self, *arrays: Array) -> Any:
+        """Return an array or a flat tuple of them."""
+        row, nin = self._row, self._row.nin
+        operands, factors = _together(*arrays[:nin]), arrays[nin:]
+        if self._name == "value":
+            return row.value(*operands)
+        slopes = row.derivative(*operands)
+        if self._name == "derivative":
+            return slopes
+        slopes = slopes if nin > 1 else (slopes,)
+        if self._name == "value_and_derivative":
+            return (row.value(*operands), *slopes)
+        if self._name == "jvp":
+            first, *more = map(self._product, factors, slopes)
+            return first + more[0] if more else first
+        return self._product(factors[0], slopes[self._name == "vjp1"])
 
-    def __reduce__(self) -> str:
-        return self.__name__
-
-    def _product(self, cotangent: Array, slope: Array) -> Array:
-        """Return fl(cotangent * slope); a masked operation selects +0 where the slope is 0."""
-        product: Array = cotangent * slope
-        if self.row.masked:
+    def _product(self, factor: Array, slope: Array) -> Array:
+        """Return fl(factor * slope); a masked operation selects +0 where the slope is 0."""
+        product: Array = factor * slope
+        if self._row.masked:
             return np.where(slope == 0, product.dtype.type(0), product)
         return product
 
 
-class Unary(Elementwise):
-    """The NumPy twin of an operation on one operand."""
-
-    def __call__(self, x: npt.ArrayLike, /, out: Any = None) -> Any:
-        """Return the value at each element of `x`, in the shape of `x`."""
-        (x,) = as_arrays(self.__name__, x)
-        with np.errstate(all="ignore"):
-            return deliver(self.__name__, self.row.value(x), out)
-
-    def derivative(self, x: npt.ArrayLike, /, out: Any = None) -> Any:
-        """Return the derivative at each element of `x`, in the shape of `x`."""
-        op = f"{self.__name__}.derivative"
-        (x,) = as_arrays(op, x)
-        with np.errstate(all="ignore"):
-            return deliver(op, self.row.derivative(x), out)
-
-    def value_and_derivative(self, x: npt.ArrayLike, /, out: Any = None) -> Any:
-        """Return the pair of value and derivative; `out` is a pair of arrays."""
-        op = f"{self.__name__}.value_and_derivative"
-        (x,) = as_arrays(op, x)
-        with np.errstate(all="ignore"):
-            return deliver(op, (self.row.value(x), self.row.derivative(x)), out)
-
-    def vjp(self, x: npt.ArrayLike, g: npt.ArrayLike, /, out: Any = None) -> Any:
-        """Return the cotangent of `x`, fl(g * derivative(x)).
-
-        Parameters
-        ----------
-        x : array_like
-            Primal.
-        g : array_like
-            Cotangent of the value; broadcasts with `x`.
-        out : ndarray, optional
-            Overwritten with the result.
-
-        Returns
-        -------
-        ndarray or scalar, the broadcast shape of `x` and `g`
-            A masked operation gives +0 where its derivative is 0, whatever `g` is there.
-        """
-        op = f"{self.__name__}.vjp"
-        x, g = as_arrays(op, x, g, names=("x", "g"))
-        broadcast_shape(op, x=x.shape, g=g.shape)
-        with np.errstate(all="ignore"):
-            return deliver(op, self._product(g, self.row.derivative(x)), out)
-
-    def jvp(self, x: npt.ArrayLike, t: npt.ArrayLike, /, out: Any = None) -> Any:
-        """Return the tangent of the value; a diagonal Jacobian is its own transpose (see `vjp`)."""
-        op = f"{self.__name__}.jvp"
-        x, t = as_arrays(op, x, t, names=("x", "t"))
-        broadcast_shape(op, x=x.shape, t=t.shape)
-        with np.errstate(all="ignore"):
-            return deliver(op, self._product(t, self.row.derivative(x)), out)
-
-    def jacobian(self, x: npt.ArrayLike, /) -> Diagonal:
-        """Return the Jacobian at `x` as a `Diagonal`."""
-        return Diagonal(self.derivative(x), copy=False)
+def _together(*operands: Array) -> tuple[Array, ...]:
+    """Return operands in the shape that they broadcast to."""
+    if len(operands) == 1:
+        return operands
+    shape = np.broadcast_shapes(*(a.shape for a in operands))
+    return tuple(np.broadcast_to(a, shape) for a in operands)
 
 
-class Binary(Elementwise):
-    """The NumPy twin of an operation on two operands, which broadcast."""
-
-    def __call__(self, w: npt.ArrayLike, x: npt.ArrayLike, /, out: Any = None) -> Any:
-        """Return the value, in the broadcast shape of `w` and `x`."""
-        w, x = self._operands(self.__name__, w, x)
-        with np.errstate(all="ignore"):
-            return deliver(self.__name__, self.row.value(w, x), out)
-
-    def derivative(self, w: npt.ArrayLike, x: npt.ArrayLike, /, out: Any = None) -> Any:
-        """Return both partial derivatives (dw, dx), each in the broadcast shape."""
-        op = f"{self.__name__}.derivative"
-        w, x = self._operands(op, w, x)
-        with np.errstate(all="ignore"):
-            return deliver(op, self.row.derivative(w, x), out)
-
-    def value_and_derivative(self, w: npt.ArrayLike, x: npt.ArrayLike, /, out: Any = None) -> Any:
-        """Return (value, (dw, dx)); `out` is nested alike, or a flat tuple of three arrays."""
-        op = f"{self.__name__}.value_and_derivative"
-        w, x = self._operands(op, w, x)
-        with np.errstate(all="ignore"):
-            return deliver(op, (self.row.value(w, x), self.row.derivative(w, x)), out)
-
-    def vjp(self, w: npt.ArrayLike, x: npt.ArrayLike, g: npt.ArrayLike, /, out: Any = None) -> Any:
-        """Return the cotangents (gw, gx) of the operands.
-
-        Parameters
-        ----------
-        w, x : array_like
-            Primals.
-        g : array_like
-            Cotangent of the value. Its shape ends in the broadcast shape of `w` and `x`; axes in
-            front of that are a batch, which both results keep.
-        out : tuple of two ndarray, optional
-            Overwritten with the results.
-
-        Returns
-        -------
-        tuple of two ndarray or scalars, shapes ``batch + w.shape`` and ``batch + x.shape``
-            fl(g * derivative); where an operand was broadcast, the sum of these over the
-            repetitions, accumulated in float64.
-
-        Raises
-        ------
-        ValueError
-            If `g` does not end in the broadcast shape.
-        """
-        op = f"{self.__name__}.vjp"
-        w, x, g = as_arrays(op, w, x, g, names=("w", "x", "g"))
-        shape = broadcast_shape(op, w=w.shape, x=x.shape)
-        batch = check_cotangent(op, g.shape, shape, w=w.shape, x=x.shape)
-        with np.errstate(all="ignore"):
-            slopes = self.row.derivative(np.broadcast_to(w, shape), np.broadcast_to(x, shape))
-            gradients = tuple(
-                sum_repeated(self._product(g, slope), batch, operand.shape)
-                for slope, operand in zip(slopes, (w, x), strict=True)
-            )
-            return deliver(op, gradients, out)
-
-    def jvp(
-        self,
-        w: npt.ArrayLike,
-        x: npt.ArrayLike,
-        tw: npt.ArrayLike,
-        tx: npt.ArrayLike,
-        /,
-        out: Any = None,
-    ) -> Any:
-        """Return the tangent of the value, fl(fl(dw * tw) + fl(dx * tx)).
-
-        Parameters
-        ----------
-        w, x : array_like
-            Primals.
-        tw, tx : array_like
-            Their tangents; all four broadcast.
-        out : ndarray, optional
-            Overwritten with the result.
-
-        Returns
-        -------
-        ndarray or scalar, the broadcast shape of all arguments
-        """
-        op = f"{self.__name__}.jvp"
-        w, x, tw, tx = as_arrays(op, w, x, tw, tx, names=("w", "x", "tw", "tx"))
-        broadcast_shape(op, w=w.shape, x=x.shape, tw=tw.shape, tx=tx.shape)
-        shape = broadcast_shape(op, w=w.shape, x=x.shape)
-        with np.errstate(all="ignore"):
-            dw, dx = self.row.derivative(np.broadcast_to(w, shape), np.broadcast_to(x, shape))
-            return deliver(op, self._product(tw, dw) + self._product(tx, dx), out)
-
-    def jacobian(self, w: npt.ArrayLike, x: npt.ArrayLike, /) -> tuple[Jacobian, Jacobian]:
-        """Return the Jacobians with respect to `w` and to `x`.
-
-        Each is a `Diagonal`, or where the operand is broadcast, a `Diagonal` after a `Broadcast`.
-        """
-        op = f"{self.__name__}.jacobian"
-        operands = self._operands(op, w, x)
-        with np.errstate(all="ignore"):
-            dw, dx = self.row.derivative(*operands)
-        return partial_jacobian(dw, np.shape(w)), partial_jacobian(dx, np.shape(x))
-
-    def _operands(self, op: str, w: npt.ArrayLike, x: npt.ArrayLike) -> tuple[Array, Array]:
-        w, x = as_arrays(op, w, x)
-        shape = broadcast_shape(op, w=w.shape, x=x.shape)
-        return np.broadcast_to(w, shape), np.broadcast_to(x, shape)
+def _native_ufunc(kernels: Any, row: OpRow, name: str, *, public: bool) -> Any:
+    """Return a ufunc; one that others call travels under a private name."""
+    path = "" if name == "value" else f".{'_' * (not public)}{name}"
+    doc = f"Part of {row.name}."
+    if public:
+        doc = method_docstring(row, name) if path else docstring(row)
+    full_name = f"elementwise.{row.name}{path}"
+    return _named(kernels.elementwise_ufunc(row.name, name, full_name, doc), full_name)
 
 
-def partial_jacobian(slopes: Any, shape: tuple[int, ...]) -> Jacobian:
-    """Return the Jacobian by an operand of a `shape` that was broadcast to that of `slopes`."""
-    diagonal = Diagonal(slopes, copy=False)
-    jacobian: Jacobian = diagonal @ broadcasting(shape, diagonal.output_shape, diagonal.dtype)
-    return jacobian
-
-
-# --- NumPy's ufuncs -------------------------------------------------------------------------------
+def _named(function: Any, name: str) -> Any:
+    function.__module__ = "pullback"  # where pickle looks the dotted name up
+    function.__qualname__ = name
+    return function
 
 
 def _overrides(*operands: object) -> bool:
@@ -273,134 +137,267 @@ def _own_rules(*operands: object) -> bool:
     )
 
 
-def _pair(op: str, out: Any) -> Any:
-    """Return `out` as the pair of outputs it has to be."""
-    if out is None:
-        return None, None
-    if not isinstance(out, tuple) or len(out) != 2:
-        raise TypeError(f"{op}: out must be a tuple of two arrays, not {type(out).__name__}")
-    return out
+# --- the column -----------------------------------------------------------------------------------
 
 
-def _unary(ufunc: Callable[..., Any], primitive: Any) -> dict[str, Callable[..., Any]]:
-    """Return the methods of a unary op that are not ufuncs."""
-    both = ufunc("value_and_derivative")
-    op = f"{primitive.__name__.rpartition('.')[2]}.value_and_derivative"
+class Elementwise:
+    """An elementwise operation: a row of the table, on an engine.
 
-    def value_and_derivative(x: Any, /, out: Any = None, **kwargs: Any) -> Any:
-        y, dy = _pair(op, out)
-        if _overrides(x, y, dy):
-            return primitive(x, out=y, **kwargs), primitive.derivative(x, out=dy, **kwargs)
-        return both(x, out=(y, dy), **kwargs)
+    Parameters
+    ----------
+    row : OpRow
+        What the table says.
+    engine : Engine
+        What computes.
+    """
 
-    def jacobian(x: Any, /) -> Diagonal:
-        return Diagonal(primitive.derivative(x), copy=False)
+    def __init__(self, row: OpRow, engine: Engine) -> None:
+        self.row = row
+        self.nin = row.nin
+        self._engine = engine
+        self.__name__ = self.__qualname__ = row.name
+        self.__doc__ = docstring(row)
+        self.__module__ = engine.module("elementwise")
+        self._ufuncs: dict[str, Any] = {}
+        # The single results that each method gives together.
+        slopes = ("derivative",) if self.nin == 1 else ("derivative0", "derivative1")
+        self._parts = {"derivative": slopes, "value_and_derivative": ("value", *slopes)}
+        self._terms = ("vjp",) if self.nin == 1 else ("vjp0", "vjp1")
+        methods = {name: _method(row, name) for name in ("__call__", *METHODS)}
+        own: Any = type(type(self).__name__, (type(self),), methods)
+        self.__class__ = own  # whose methods have the row's signature
 
-    return {"value_and_derivative": value_and_derivative, "jacobian": jacobian}
+    def __repr__(self) -> str:
+        return f"<elementwise '{self.__name__}'{self._engine.remark}>"
 
+    def __reduce__(self) -> str:
+        return self.__name__
 
-def _binary(
-    ufunc: Callable[..., Any], primitive: Any, vjp_of_arrays: Callable[..., Any]
-) -> dict[str, Callable[..., Any]]:
-    """Return the methods of a binary op that are not ufuncs."""
-    all_of = {method: ufunc(method) for method in ("derivative", "value_and_derivative")}
-    # One output at a time, for operands that bring their own __array_ufunc__.
-    one_of = {
-        method: (ufunc(f"{method}0"), ufunc(f"{method}1")) for method in ("derivative", "vjp")
-    }
-    name = primitive.__name__.rpartition(".")[2]
+    def _ufunc(self, name: str) -> Any:
+        """Return a method as a ufunc, or what stands for it; "vjp1" is one of its results."""
+        if name not in self._ufuncs:
+            public = name == "value" or (name == "derivative" and self.nin == 1)
+            self._ufuncs[name] = (
+                _native_ufunc(self._engine.kernels, self.row, name, public=public)
+                if self._engine.is_native
+                else _OracleUfunc(self.row, name)
+            )
+        return self._ufuncs[name]
 
-    def derivative(w: Any, x: Any, /, out: Any = None, **kwargs: Any) -> Any:
-        outs = _pair(f"{name}.derivative", out)
-        if not _overrides(w, x, *outs):
-            return all_of["derivative"](w, x, out=outs, **kwargs)
+    def _on_ufunc(self) -> Any:
+        """Return the native primitive: a ufunc, with everything that it knows set on it."""
+        primitive, nin = self._ufunc("value"), self.nin
+        primitive.row = self.row
+        for name in {*self._terms, *self._parts["derivative"], "vjp", "jvp", *self._parts}:
+            function = self._ufunc(name)
+            setattr(primitive, function.__qualname__.rpartition(".")[2], function)
+        for name in METHODS:
+            if name == "derivative" and nin == 1:
+                continue
+            fallback = getattr(self, name)
+            call = self._engine.kernels.elementwise_method(self.row.name, name, fallback)
+            call.__name__ = name
+            call.__doc__ = fallback.__doc__
+            setattr(primitive, name, _named(call, f"elementwise.{self.row.name}.{name}"))
+        return primitive
+
+    # --- what the methods do ---
+
+    def _several(self, name: str, operands: Any, out: Any, keywords: Any) -> Any:
+        """Return a method's results: together, or one by one for operands that override ufuncs."""
+        parts, op = self._parts[name], _label(self.row, name)
+        if keywords.get("where", True) is not True:
+            shape = broadcast_shape(op, **self._shapes(op, operands))
+            where = check_where(op, keywords["where"], shape)
+            keywords = keywords | {"where": _masking(out, where)}
+        if len(parts) == 1:
+            return self._ufunc(name)(*operands, out=out, **keywords)
+        like = parts if len(parts) == 2 else (parts[0], parts[1:])
+        outs = flat_outs(op, out, like) or (None,) * len(parts)
+        if not _overrides(*operands, *outs):
+            return self._ufunc(name)(*operands, out=outs, **keywords)
         return tuple(
-            partial(w, x, out=o, **kwargs)
-            for partial, o in zip(one_of["derivative"], outs, strict=True)
+            self._ufunc(part)(*operands, out=target, **keywords)
+            for part, target in zip(parts, outs, strict=True)
         )
 
-    def value_and_derivative(w: Any, x: Any, /, out: Any = None, **kwargs: Any) -> Any:
-        y, *slopes = (None, None, None) if out is None else leaves(out)
-        if _overrides(w, x, y, *slopes):
-            return primitive(w, x, out=y, **kwargs), derivative(w, x, out=tuple(slopes), **kwargs)
-        y, *slopes = all_of["value_and_derivative"](w, x, out=(y, *slopes), **kwargs)
-        return y, tuple(slopes)
+    def _value(self, operands: tuple[Any, ...], out: Any, keywords: Any) -> Any:
+        return self._ufunc("value")(*operands, out=out, **keywords)
 
-    def vjp(w: Any, x: Any, g: Any, /, out: Any = None) -> Any:
-        op = f"{name}.vjp"
-        own_rules = _own_rules(w, x, g)
-        if not own_rules:
-            w, x, g = as_arrays(op, w, x, g, names=("w", "x", "g"))
-        shapes = {"w": shape_of(op, "w", w), "x": shape_of(op, "x", x)}
-        batch = check_cotangent(op, shape_of(op, "g", g), broadcast_shape(op, **shapes), **shapes)
-        if own_rules:
-            terms = tuple(partial(w, x, g) for partial in one_of["vjp"])
-            gradients = tuple(map(sum_repeated, terms, (batch, batch), shapes.values()))
+    def _derivative(self, operands: tuple[Any, ...], out: Any, keywords: Any) -> Any:
+        return self._several("derivative", operands, out, keywords)
+
+    def _value_and_derivative(self, operands: tuple[Any, ...], out: Any, keywords: Any) -> Any:
+        y, *slopes = self._several("value_and_derivative", operands, out, keywords)
+        return y, slopes[0] if self.nin == 1 else tuple(slopes)
+
+    def _vjp(
+        self, operands: tuple[Any, ...], g: Any, wrt: Any, out: Any, where: Any, options: Any
+    ) -> Any:
+        op, names = _label(self.row, "vjp"), self.row.operands
+        asked = check_wrt(op, wrt, names)
+        shapes = self._shapes(op, operands)
+        shape = broadcast_shape(op, **shapes)
+        stack = () if _fills(g) else check_cotangent(op, shape_of(op, "g", g), shape, **shapes)
+        whole = stack + shape
+        where = check_where(op, where, whole)
+        own = [stack + shapes[names[k]] for k in asked.operands]
+        if asked.single and own[0] == whole:
+            check_shape(op, out, whole)
+            term = self._ufunc(self._terms[asked.operands[0]])
+            return term(*operands, g, out=out, where=_masking(out, where), **options)
+        if where is True and not options and not self._foreign(*operands, g):
+            *arrays, g = as_arrays(op, *operands, g, names=(*names, "g"))
+            sums = self._sums(arrays, np.broadcast_to(g, whole), asked.operands)
         else:
-            gradients = vjp_of_arrays(w, x, g)
-        return gradients if out is None else deliver(op, gradients, out)
+            terms = [self._ufunc(self._terms[k])(*operands, g, **options) for k in asked.operands]
+            if where is not True:  # what is no sum is masked where it is written
+                pairs = zip(terms, own, strict=True)
+                terms = [t if s == whole else np.where(where, t, 0) for t, s in pairs]
+            sums = tuple(
+                sum_repeated(t, stack, s[len(stack) :]) for t, s in zip(terms, own, strict=True)
+            )
+        cotangents = asked.result(sums)
+        masks = tuple(where if s == whole else True for s in own)
+        return cotangents if out is None else deliver(op, cotangents, out, masks)
 
-    def jacobian(w: Any, x: Any, /) -> tuple[Jacobian, Jacobian]:
-        op = f"{name}.jacobian"
-        shapes = {"w": shape_of(op, "w", w), "x": shape_of(op, "x", x)}
+    def _sums(self, arrays: Any, g: Array, wrt: tuple[int, ...]) -> Any:
+        """Return cotangents of plain arrays, summed in the order of the engine's."""
+        if self._engine.is_native:
+            sums = self._engine.kernels.elementwise_method(self.row.name, "vjp", _refuse)
+            return sums(*arrays, g, wrt)
+        stack = g.shape[: g.ndim - len(np.broadcast_shapes(*(a.shape for a in arrays)))]
+        with np.errstate(all="ignore"):
+            terms = [self._ufunc(self._terms[k]).of(*arrays, g) for k in wrt]
+        return tuple(
+            sum_repeated(t, stack, arrays[k].shape)[()] for t, k in zip(terms, wrt, strict=True)
+        )
+
+    def _jvp(
+        self, operands: tuple[Any, ...], tangents: Any, out: Any, where: Any, options: Any
+    ) -> Any:
+        op, names, t_names = _label(self.row, "jvp"), self.row.operands, _tangents(self.row)
+        shapes = self._shapes(op, operands)
+        shape = broadcast_shape(op, **shapes)
+        for k, (name, tangent) in enumerate(zip(names, tangents, strict=True)):
+            if tangent is None or _fills(tangent) or _hides_shape(operands[k]):
+                continue
+            if (own := shape_of(op, t_names[k], tangent)) != shapes[name]:
+                raise ValueError(f"{op}: {t_names[k]} has shape {own}, {name} has {shapes[name]}")
+        where = _masking(out, check_where(op, where, shape))
+        check_shape(op, out, shape)
+        moved = [k for k, tangent in enumerate(tangents) if tangent is not None]
+        if len(moved) == self.nin:
+            return self._ufunc("jvp")(*operands, *tangents, out=out, where=where, **options)
+        if moved:  # one term, which is a cotangent's
+            k, t = moved[0], tangents[moved[0]]
+            if not self._foreign(*operands, t):
+                result_dtype(op, *operands, t, names=(*names, t_names[k]))  # refuses by this name
+            return self._ufunc(self._terms[k])(*operands, t, out=out, where=where, **options)
+        zeros = np.zeros_like(self._ufunc("value")(*operands, **options))
+        return zeros[()] if out is None else deliver(op, zeros, out, where)
+
+    def _jacobian(self, operands: tuple[Any, ...]) -> Any:
+        if self.nin == 1:
+            return Diagonal(self._ufunc("derivative")(*operands), copy=False)
+        shapes = self._shapes(op := _label(self.row, "jacobian"), operands)
         broadcast_shape(op, **shapes)
-        slopes = primitive.derivative(w, x)
-        of_w, of_x = map(partial_jacobian, slopes, shapes.values())
-        return of_w, of_x
+        slopes = self._several("derivative", operands, None, {})
+        return tuple(map(partial_jacobian, slopes, shapes.values()))
 
-    return {
-        "derivative": derivative,
-        "value_and_derivative": value_and_derivative,
-        "vjp": vjp,
-        "jacobian": jacobian,
-    }
+    def _shapes(self, op: str, operands: tuple[Any, ...]) -> dict[str, tuple[int, ...]]:
+        named = zip(self.row.operands, operands, strict=True)
+        return {name: shape_of(op, name, operand) for name, operand in named}
+
+    def _foreign(self, *given: Any) -> bool:
+        """Tell whether arguments have to be passed on as they are."""
+        return self._engine.is_native and _own_rules(*given)
 
 
-def _refuse(w: Any, x: Any, g: Any, /, out: Any = None) -> Any:
-    del out
+def partial_jacobian(slopes: Any, shape: tuple[int, ...]) -> Jacobian:
+    """Return the Jacobian by an operand of a `shape` that was broadcast to that of `slopes`."""
+    diagonal = Diagonal(slopes, copy=False)
+    jacobian: Jacobian = diagonal @ broadcasting(shape, diagonal.output_shape, diagonal.dtype)
+    return jacobian
+
+
+def _hides_shape(given: Any) -> bool:
+    """Tell whether an argument overrides ufuncs without telling its shape."""
+    return _overrides(given) and not hasattr(given, "shape")
+
+
+def _fills(given: Any) -> bool:
+    """Tell whether an argument takes the shape that it has to have."""
+    return is_weak(given) or _hides_shape(given)
+
+
+def _masking(out: Any, where: Any) -> Any:
+    """Return a mask, without outputs that of everything, which NumPy would leave undefined."""
+    return True if out is None else where
+
+
+def _refuse(w: Any, x: Any, g: Any, wrt: Any) -> Any:
+    del wrt
     shapes = ", ".join(str(np.shape(array)) for array in (w, x, g))
     raise ValueError(f"no kernel takes arrays of shapes {shapes}")
 
 
-def _native_primitive(kernels: ModuleType, row: OpRow) -> Any:
-    """Return the ufunc of a row, with everything that it knows set on it."""
+# --- methods, from a row --------------------------------------------------------------------------
 
-    def named(function: Any, name: str) -> Any:
-        function.__module__ = "pullback"  # where pickle looks the dotted name up
-        function.__qualname__ = name
-        return function
 
-    def ufunc(method: str, path: str, doc: str) -> Any:
-        name = f"elementwise.{row.name}{path}"
-        return named(kernels.elementwise_ufunc(row.name, method, name, doc), name)
+def _label(row: OpRow, name: str) -> str:
+    return row.name if name in ("value", "__call__") else f"{row.name}.{name}"
 
-    def part(method: str) -> Any:
-        """Return a ufunc that others call, and that travels under a private name."""
-        function = ufunc(method, f"._{method}", f"Part of {row.name}.")
-        setattr(primitive, f"_{method}", function)
-        return function
 
-    primitive = ufunc("value", "", docstring(row))
-    for method in ("derivative", "vjp", "jvp") if row.nin == 1 else ("jvp",):
-        setattr(primitive, method, ufunc(method, f".{method}", method_docstring(row, method)))
-    if row.nin == 1:
-        methods = _unary(part, primitive)
-    else:
-        methods = _binary(part, primitive, kernels.elementwise_method(row.name, "vjp", _refuse))
-    for method, function in methods.items():
-        function.__qualname__ = f"{row.name}.{method}"  # for Python's own messages
-        call = function
-        if method != "jacobian":  # which is structure, not a kernel
-            call = kernels.elementwise_method(row.name, method, function)
-        call.__name__ = method
-        call.__doc__ = method_docstring(row, method)
-        setattr(primitive, method, named(call, f"elementwise.{row.name}.{method}"))
-    return primitive
+def _tangents(row: OpRow) -> tuple[str, ...]:
+    return ("t",) if row.nin == 1 else tuple(f"t{name}" for name in row.operands)
+
+
+def _arguments(row: OpRow, name: str) -> tuple[str, ...]:
+    """Return the names of a method's arrays."""
+    return row.operands + {"vjp": ("g",), "jvp": _tangents(row)}.get(name, ())
+
+
+def _parameters(row: OpRow, name: str) -> str:
+    """Return what a method takes."""
+    arrays = ", ".join(_arguments(row, name))
+    if name == "jacobian":
+        return f"{arrays}, /"
+    wrt = "wrt='all', " if name == "vjp" and row.nin > 1 else ""
+    return f"{arrays}, /, out=None, *, {wrt}where=True, **options"
+
+
+def _method(row: OpRow, name: str) -> Any:
+    """Return a method of an operation."""
+    given = f"({', '.join(row.operands)},)"
+    keywords = "{'where': where, **options}"
+    call = {
+        "__call__": f"self._value({given}, out, {keywords})",
+        "derivative": f"self._derivative({given}, out, {keywords})",
+        "value_and_derivative": f"self._value_and_derivative({given}, out, {keywords})",
+        "vjp": f"self._vjp({given}, g, {'wrt' if row.nin > 1 else '0'}, out, where, options)",
+        "jvp": f"self._jvp({given}, ({', '.join(_tangents(row))},), out, where, options)",
+        "jacobian": f"self._jacobian({given})",
+    }[name]
+    doc = docstring(row) if name == "__call__" else method_docstring(row, name)
+    result = _RESULTS.get((name, row.nin), "Any")
+    return method(row.name, name, f"self, {_parameters(row, name)}", call, doc, result)
+
+
+# By method and number of operands, where that is not Any.
+_RESULTS: Final[Mapping[tuple[str, int], str]] = {
+    ("derivative", 2): "tuple[Any, Any]",
+    ("value_and_derivative", 1): "tuple[Any, Any]",
+    ("value_and_derivative", 2): "tuple[Any, tuple[Any, Any]]",
+    ("jacobian", 1): "Diagonal",
+    ("jacobian", 2): "tuple[Jacobian, Jacobian]",
+}
 
 
 # --- docstrings -----------------------------------------------------------------------------------
 
 
+@cache
 def docstring(row: OpRow) -> str:
     """Return the numpydoc docstring of an operation, from its row."""
     operands = ", ".join(row.operands)
@@ -438,23 +435,76 @@ def docstring(row: OpRow) -> str:
     return "\n".join(lines)
 
 
-def method_docstring(row: OpRow, method: str) -> str:
-    """Return the numpydoc docstring of an operation's method: its twin's, and the row's facts."""
-    function = getattr(Unary if row.nin == 1 else Binary, method)
-    _, *parameters = inspect.signature(function).parameters
-    out = "out=None" if "out" in parameters else ""
-    signature = ", ".join([*(p for p in parameters if p != "out"), "/", *filter(None, [out])])
-    lines = [
-        f"{row.name}.{method}({signature})",
-        "",
-        inspect.getdoc(function) or "",
-        "",
-        *_notes(row),
-        "",
-    ]
+def method_docstring(row: OpRow, name: str) -> str:
+    """Return the numpydoc docstring of an operation's method."""
+    operands = ", ".join(row.operands)
+    several = row.nin > 1
+    tangents = ", ".join(_tangents(row))
+    whole = f"{'broadcast ' * several}shape of {' and '.join(f'`{n}`' for n in row.operands)}"
+    slopes = "dw, dx" if several else "dx"
+    nested = f"({slopes})" if several else slopes
+    each = ", ".join(f"g{n}" for n in row.operands)
+    more: list[str] = []
+    if name == "derivative":
+        summary = "Return both partial derivatives" if several else "Return the derivative"
+        result, out = f"{slopes} : ndarray or scalar, {whole}", "tuple of (ndarray or None)"
+    elif name == "value_and_derivative":
+        summary = f"Return (value, {nested}), in one pass"
+        result = f"value, {nested} : tuple of ndarray or scalars, {whole}"
+        out = "tuple of (ndarray or None), nested alike or flat"
+    elif name == "vjp":
+        summary = f"Return the cotangent{'s' * several} of the operand{'s' * several}"
+        more = ["g : array_like", f"    Cotangent of the value. A Python number fills the {whole};"]
+        more += ["    axes in front of it are a stack, which results keep."]
+        result = f"{each} : ndarray or scalar, stack + the shape of {'each ' * several}operand"
+        out = "ndarray, or tuple of ndarray or None"
+        result += "\n    fl(g * derivative)" + (
+            "; where an operand was broadcast, the sum of these over the repetitions,\n"
+            "    accumulated in float64."
+            if several
+            else "."
+        )
+        if several:
+            more += ["wrt : str, int, a tuple of them, or 'all'"]
+            more += [
+                "    The operands, by name or position, whose cotangents to return; a bare one"
+            ]
+            more += ["    gives a bare array, not a tuple."]
+    elif name == "jvp":
+        summary = "Return the tangent of the value"
+        shapes = "shapes of the operands" if several else "shape of `x`"
+        more = [f"{tangents} : array_like, {shapes}, or None"]
+        more += ["    Tangents; None is zero, and a Python number fills its operand's shape."]
+        terms = " + ".join(
+            f"fl(d{n} * {t})" for n, t in zip(row.operands, _tangents(row), strict=True)
+        )
+        result = f"ndarray or scalar, {whole}\n    {f'fl({terms})' if several else terms}."
+        out = "ndarray"
+    else:
+        summary = "Return the Jacobian" + ("s with respect to each operand" if several else "")
+        result = (
+            "Diagonal"
+            if not several
+            else (
+                "tuple of two Jacobians\n    Each a `Diagonal`, after a `Broadcast` where the "
+                "operand was broadcast."
+            )
+        )
+        out = ""
+    lines = [f"{row.name}.{name}({_parameters(row, name)})", "", f"{summary}.", ""]
+    lines += ["Parameters", "----------"]
+    lines += [f"{operands} : array_like" + ", shapes that broadcast" * several, "    Primals."]
+    lines += more
+    if out:
+        lines += [f"out : {out}, optional", "    Overwritten with the results; may be arguments."]
+        lines += ["where : array_like of bool, optional"]
+        lines += ["    What is written of `out`; what is summed, where there are sums."]
+    lines += ["", "Returns", "-------", result, "", "Raises", "------", "ValueError"]
+    lines += ["    If a shape does not fit.", "", *_notes(row), ""]
     return "\n".join(lines)
 
 
+@cache
 def _notes(row: OpRow) -> list[str]:
     value_ulp, derivative_ulp = row.max_ulp
     derivatives = ", ".join(
@@ -502,23 +552,16 @@ def _describe(point: SpecialPoint) -> str:
 
 @cache
 def make_elementwise(engine: Engine) -> Mapping[str, Any]:
-    """Return the table's operations on an engine, by name: ufuncs, or their twins."""
-    if engine.is_native:
-        made = {name: _native_primitive(engine.kernels, row) for name, row in OPS.items()}
-    else:
-        made = {
-            name: named_after(Unary if row.nin == 1 else Binary, name)(row)
-            for name, row in OPS.items()
-        }
-    return MappingProxyType(made)
+    """Return the table's operations on an engine, by name."""
+    columns = {name: Elementwise(row, engine) for name, row in OPS.items()}
+    if not engine.is_native:
+        return MappingProxyType(columns)
+    return MappingProxyType({name: column._on_ufunc() for name, column in columns.items()})
 
 
 def is_primitive(given: Any, name: str) -> bool:
     """Tell whether an object is the operation of that name, on any engine."""
-    of_ours = isinstance(given, np.ufunc) and given.__module__ == "pullback"
-    return given is make_elementwise(ORACLE)[name] or (
-        of_ours and given.__name__ == f"elementwise.{name}"
-    )
+    return getattr(given, "row", None) is OPS[name]
 
 
 primitives: Final[Mapping[str, Any]] = make_elementwise(BACKEND)

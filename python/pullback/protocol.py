@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import update_wrapper
+from functools import cache, update_wrapper
 from itertools import combinations, repeat
 from operator import index
 from types import FunctionType, MappingProxyType
@@ -31,11 +31,14 @@ __all__ = [
     "broadcast_shape",
     "check_cotangent",
     "check_outs",
+    "check_shape",
+    "check_where",
     "check_wrt",
     "converted",
     "deliver",
+    "flat_outs",
+    "is_weak",
     "kernel_dtype",
-    "leaves",
     "method",
     "named_after",
     "result_dtype",
@@ -171,7 +174,7 @@ def kernel_dtype(op: str, name: str, dtype: npt.DTypeLike) -> np.dtype[Any]:
         ) from None
 
 
-def _is_weak(operand: object) -> bool:
+def is_weak(operand: object) -> bool:
     """Tell whether `operand` is a Python number that adapts to the others' dtype (NEP 50)."""
     return isinstance(operand, int | float) and not isinstance(operand, bool | np.generic)
 
@@ -201,7 +204,7 @@ def result_dtype(op: str, *operands: object, names: Sequence[str] = ()) -> np.dt
     kernels = {
         kernel_dtype(op, name, (o if type(o) is np.ndarray else as_array(op, name, o)).dtype)
         for name, o in zip(names or OPERANDS[len(operands)], operands, strict=True)
-        if not _is_weak(o)
+        if not is_weak(o)
     }
     return _FLOAT32 if kernels == {_FLOAT32} else _FLOAT64
 
@@ -210,7 +213,7 @@ def as_arrays(op: str, *operands: object, names: Sequence[str] = ()) -> tuple[Ar
     """Convert `operands` to arrays of their common `result_dtype`, copying only where needed."""
     names = names or OPERANDS[len(operands)]
     strong = [
-        o if type(o) is np.ndarray or _is_weak(o) else as_array(op, names[i], o)
+        o if type(o) is np.ndarray or is_weak(o) else as_array(op, names[i], o)
         for i, o in enumerate(operands)
     ]
     dtype = result_dtype(op, *strong, names=names)
@@ -243,7 +246,7 @@ def as_number(op: str, name: str, given: Any) -> float:
     TypeError
         If it is no real number, or an integer that float64 does not hold.
     """
-    array = converted(op, name, given, _FLOAT64) if _is_weak(given) else as_array(op, name, given)
+    array = converted(op, name, given, _FLOAT64) if is_weak(given) else as_array(op, name, given)
     kernel_dtype(op, name, array.dtype)
     if array.ndim != 0:
         raise TypeError(f"{op}: {name} must be a number, not {shown(given)}")
@@ -290,7 +293,8 @@ def tangents_of(
     Raises
     ------
     ValueError
-        If a tangent is given for a primal that is None, or has another shape than its primal.
+        If a tangent is given for a primal that is None, or has another shape than its primal,
+        which a Python number fills.
     """
     t_names = t_names or [f"t{name}" for name in names]
     for primal, tangent, name, t_name in zip(primals, tangents, names, t_names, strict=True):
@@ -301,7 +305,11 @@ def tangents_of(
     given = [(a, name) for a, name in given if a is not None]
     arrays = iter(aligned(op, *(a for a, _ in given), names=[name for _, name in given]))
     there: tuple[Any, ...] = tuple(None if a is None else next(arrays) for a in everything)
-    primals, tangents = there[: len(primals)], there[len(primals) :]
+    primals = there[: len(primals)]
+    tangents = tuple(
+        np.broadcast_to(array, primal.shape) if is_weak(given) else array
+        for given, array, primal in zip(tangents, there[len(primals) :], primals, strict=True)
+    )
     for primal, tangent, name, t_name in zip(primals, tangents, names, t_names, strict=True):
         if tangent is not None and tangent.shape != primal.shape:
             raise ValueError(f"{op}: {t_name} has shape {tangent.shape}, {name} has {primal.shape}")
@@ -550,7 +558,7 @@ def check_cotangent(
     if n_batch < 0 or g[n_batch:] != shape:
         listed = " and ".join(f"{name} {operand}" for name, operand in operands.items())
         raise ValueError(
-            f"{op}: g has shape {g}, which must end in {shape}, the broadcast shape of {listed}"
+            f"{op}: g has shape {g}, which must end in {shape}, the value's shape for {listed}"
         )
     return g[:n_batch]
 
@@ -563,7 +571,7 @@ def sum_repeated(terms: Any, batch: tuple[int, ...], shape: tuple[int, ...]) -> 
     if terms.shape == batch + shape:  # also of what has no reshape, such as a pandas Series
         return terms
     if terms.size == math.prod(batch + shape):
-        return terms.reshape(batch + shape)
+        return terms.reshape(batch + shape)[()]
     new_axes = terms.ndim - len(shape)
     axes = (
         *range(len(batch), new_axes),
@@ -571,14 +579,14 @@ def sum_repeated(terms: Any, batch: tuple[int, ...], shape: tuple[int, ...]) -> 
     )
     with np.errstate(all="ignore"):
         total = np.sum(terms, axis=axes, dtype=np.float64)
-        return total.astype(terms.dtype).reshape(batch + shape)
+        return total.astype(terms.dtype).reshape(batch + shape)[()]
 
 
-def leaves(tree: Any) -> Iterator[Any]:
+def _leaves(tree: Any) -> Iterator[Any]:
     """Yield what a nested tuple holds, from left to right."""
     if isinstance(tree, tuple):
         for branch in tree:
-            yield from leaves(branch)
+            yield from _leaves(branch)
     else:
         yield tree
 
@@ -590,41 +598,116 @@ def _rebuild(tree: Any, leaves: Iterator[Any]) -> Any:
     return next(leaves)
 
 
-def deliver(op: str, results: Any, out: Any) -> Any:
+def flat_outs(op: str, out: Any, like: Any) -> Any:
+    """Return `out` flat, as `check_outs` takes it.
+
+    Parameters
+    ----------
+    op : str
+        The operation, for the error messages.
+    out : object
+        What the caller gave: nested as the results are, None for a part of them, or flat.
+    like : object or tuple
+        A bare result, or a tuple nested as the results are.
+    """
+    if out is None or not isinstance(like, tuple):
+        return out
+    count = len(tuple(_leaves(like)))
+    return _as_tuple(op, tuple(_flat(out, like)) if isinstance(out, tuple) else out, count, False)
+
+
+def _flat(out: Any, like: Any) -> Iterator[Any]:
+    """Yield the outputs for the leaves of `like`."""
+    if not isinstance(like, tuple):
+        yield out
+    elif out is None:
+        yield from (None for _ in _leaves(like))
+    elif isinstance(out, tuple) and len(out) == len(like):
+        for branch, other in zip(out, like, strict=True):
+            yield from _flat(branch, other)
+    else:
+        yield from out if isinstance(out, tuple) else (out,)
+
+
+def deliver(op: str, results: Any, out: Any, where: Any = True) -> Any:
     """Return `results`, an array or nested tuple, in `out` where that is given.
 
-    `out` is nested alike, or flat. All of it is checked before any of it is written.
+    `out` is nested alike, or flat. All of it is checked before any of it is written, which is done
+    where the mask `where` is true, one for all of them or a tuple with one for each.
     """
-    single = not isinstance(results, tuple)
-    arrays = [np.asarray(result) for result in leaves(results)]
-    given = tuple(leaves(out)) if isinstance(out, tuple) else out
+    arrays = [np.asarray(result) for result in _leaves(results)]
+    count = len(arrays)
+    given = flat_outs(op, out, results)
     shapes, dtypes = [a.shape for a in arrays], [a.dtype for a in arrays]
+    single = not isinstance(results, tuple)
     outs = check_outs(op, given, shapes, dtypes, single=single, apart=False)
-    for array, target in zip(arrays, outs, strict=True):
+    masks = where if isinstance(where, tuple) else (where,) * count
+    for array, target, mask in zip(arrays, outs, masks, strict=True):
         if target is not None:
-            np.copyto(target, array, casting="same_kind")
+            np.copyto(target, array, casting="same_kind", where=mask)
     delivered = (
         array[()] if target is None else target for array, target in zip(arrays, outs, strict=True)
     )
     return _rebuild(results, delivered)
 
 
+def check_shape(op: str, out: Any, shape: tuple[int, ...]) -> None:
+    """Refuse an output of another shape, to which NumPy would repeat the result."""
+    target = out[0] if isinstance(out, tuple) and len(out) == 1 else out
+    if isinstance(target, np.ndarray) and target.shape != shape:
+        raise ValueError(f"{op}: out has shape {target.shape}, the result {shape}")
+
+
+def check_where(op: str, where: Any, shape: tuple[int, ...]) -> Any:
+    """Return a mask that broadcasts to a result's shape, or True.
+
+    Raises
+    ------
+    TypeError
+        If it is not of bools.
+    ValueError
+        If it does not broadcast to that shape.
+    """
+    if where is True:
+        return True
+    own = shape_of(op, "where", where)
+    try:
+        fits = broadcast_shapes(own, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{op}: where has shape {own}, the result {shape}")
+    if hasattr(type(where), "__array_ufunc__") and not isinstance(where, np.ndarray | np.generic):
+        return where
+    mask = as_array(op, "where", where)
+    if mask.dtype != bool:
+        raise TypeError(f"{op}: where has dtype {mask.dtype}, which is not bool")
+    return mask
+
+
 # --- methods --------------------------------------------------------------------------------------
 
 
-def method(op: str, name: str, parameters: str, call: str, doc: str) -> Any:
-    """Return a method made of its parameters and the call that it stands for.
+def method(op: str, name: str, parameters: str, call: str, doc: str, result: str = "Any") -> Any:
+    """Return a method made of its parameters, the call that it stands for and its result's type.
 
     Python binds the arguments, so that signature and messages are those of a method written out,
     and these call it by the operation's name.
     """
-    scope: dict[str, Any] = {}
-    exec(f"def {name}({parameters}):\n    return {call}", {}, scope)
-    function = scope[name]
-    function.__qualname__ = op if name == "__call__" else f"{op}.{name}"
-    function.__module__ = __name__
+    function = _renamed(
+        _template(name, parameters, call, result), op if name == "__call__" else f"{op}.{name}"
+    )
     function.__doc__ = doc
     return function
+
+
+@cache
+def _template(name: str, parameters: str, call: str, result: str) -> FunctionType:
+    """Return a function, which many operations share."""
+    scope: dict[str, Any] = {}
+    text = f"def {name}({parameters}) -> {result}:\n    return {call}"
+    exec(text, {"__name__": __name__}, scope)
+    return scope[name]  # type: ignore[no-any-return]
 
 
 def named_after(kind: type[T], op: str) -> type[T]:

@@ -18,8 +18,11 @@ from pullback.protocol import (
     aligned,
     as_flag,
     as_number,
+    check_cotangent,
+    check_wrt,
+    flat_outs,
+    is_weak,
     method,
-    shown,
     tangents_of,
 )
 from pullback.slices import Axis, Slices
@@ -28,6 +31,8 @@ from pullback.tables.reductions import REDUCTIONS, ReductionRow
 __all__ = ["Reduction", "RowMap", "make_reductions", "reductions"]
 
 Array: TypeAlias = npt.NDArray[Any]
+
+_ONES: Final = object()  # the cotangent of a gradient
 
 
 class _Rows:
@@ -152,66 +157,62 @@ class Reduction(_Rows):
         p: Any,
         axis: Axis,
         keepdims: bool,
-        out: Any,
-        *,
-        with_value: bool,
-        g: Any = None,
+        wrt: Any = 0,
+        out: Any = None,
+        g: Any = _ONES,
     ) -> Any:
-        """Return the gradients, the value before them where it is wanted."""
+        """Return the gradients that are asked for, the value before them where it is wanted."""
         op = self._op(method)
         parameter = self._parameter(op, p)
         names = self.row.operands
+        asked = check_wrt(op, wrt, names)
+        given = operands if g is _ONES else (*operands, g)
         if g is None:
-            arrays = self._arrays(op, operands)
-        else:
-            *arrays_, g = aligned(op, *operands, g, names=(*names, "g"))
-            arrays = tuple(arrays_)
+            raise TypeError(f"{op}: g is None, which is no cotangent")
+        everything = aligned(op, *given, names=(*names, "g")[: len(given)])
+        arrays = everything[: len(names)]
         slices = self._slices(op, arrays, axis, keepdims)
         outer, n, inner = slices.blocks
         dtype, shape = arrays[0].dtype, slices.result_shape(keepdims)
+        stack: tuple[int, ...] = ()
         cotangents = None
-        if g is not None:
-            if g.shape != shape:
-                raise ValueError(f"{op}: g has shape {g.shape}, the result {shape}")
-            cotangents = slices.take_results(g)
-        single = len(arrays) == 1
-        shapes = (*[shape] * with_value, *[slices.shape] * len(arrays))
-        views = (*[(outer, inner)] * with_value, *[(outer, n, inner)] * len(arrays))
-        if with_value and not single and out is not None:
-            out = _flat_outs(op, out, self.row.operands)
-        outputs = Outputs(op, out, shapes, dtype, (*arrays, g), single=len(shapes) == 1)
-        results = [
-            np.empty(view, dtype) if target is None else target
-            for target, view in zip(slices.targets(outputs, *views), views, strict=True)
-        ]
-        values = results[0] if with_value else None
-        slopes = tuple(results[1:] if with_value else results)
-        self._reduce(slices, arrays, parameter, cotangents, values, slopes)
-        delivered = outputs.deliver(
-            (
-                *[slices.give_results(v, keepdims) for v in results[:with_value]],
-                *map(slices.give, slopes),
-            )
-        )
-        gradients = delivered[-1] if single else delivered[-len(arrays) :]
-        if not with_value:
-            return gradients
-        value = delivered[0]
-        return (value[()] if out is None or out[0] is None else value), gradients
+        if g is not _ONES:
+            cotangents = np.broadcast_to(everything[-1], shape) if is_weak(g) else everything[-1]
+            stack = check_cotangent(op, cotangents.shape, shape, x=slices.shape)
+        value = [shape] * (method == "value_and_grad")
+        shapes = (*value, *[stack + slices.shape] * len(asked.operands))
+        like = asked.result(range(len(asked.operands)))
+        flat = flat_outs(op, out, (0, like) if value else like)
+        single = not value and asked.single
+        outputs = Outputs(op, flat, shapes, dtype, everything, single=single)
 
-    def _pull(
-        self,
-        method: str,
-        operands: tuple[Any, ...],
-        p: Any,
-        g: Any,
-        axis: Axis,
-        keepdims: bool,
-        out: Any,
-    ) -> Any:
-        if g is None:
-            raise TypeError(f"{self._op(method)}: g is None, which is no cotangent")
-        return self._gradients(method, operands, p, axis, keepdims, out, with_value=False, g=g)
+        views = (*[(outer, inner) for _ in value], *[(outer, n, inner)] * len(asked.operands))
+        targets = slices.targets(outputs, *views) if not stack else (None,) * len(views)
+        rooms = [
+            np.empty(view, dtype) if target is None else target
+            for target, view in zip(targets, views, strict=True)
+        ]
+        values, of_asked = rooms[0] if value else None, rooms[len(value) :]
+        asked_rooms = dict(zip(asked.operands, of_asked, strict=True))
+        slopes = [  # what is not asked for comes along
+            asked_rooms[k] if k in asked_rooms else np.empty((outer, n, inner), dtype)
+            for k in range(len(names))
+        ]
+        results: list[Any] = [np.empty(stack + slices.shape, dtype) for _ in of_asked if stack]
+        for index in np.ndindex(*stack):
+            of_slices = None if cotangents is None else slices.take_results(cotangents[index])
+            self._reduce(slices, arrays, parameter, of_slices, values, tuple(slopes))
+            for result, room in zip(results, of_asked, strict=False):
+                result[index] = slices.give(room)
+        if not stack:
+            results = [slices.give(room) for room in of_asked]
+        if values is not None:
+            results.insert(0, slices.give_results(values, keepdims))
+        delivered = outputs.deliver(results)
+        gradients = asked.result(delivered[len(value) :])
+        if not value:
+            return gradients
+        return (delivered[0][()] if flat is None or flat[0] is None else delivered[0]), gradients
 
     def _push(
         self,
@@ -245,8 +246,9 @@ class Reduction(_Rows):
         op = self._op("jacobian")
         arrays = self._arrays(op, operands)
         slices = self._slices(op, arrays, axis, keepdims)
-        slopes = self._gradients("jacobian", arrays, p, axis, keepdims, None, with_value=False)
-        if len(arrays) == 1:
+        wrt = _wrt(self.row)
+        slopes = self._gradients("jacobian", arrays, p, axis, keepdims, wrt)
+        if wrt == 0:
             return _of_reduction(slopes, slices, keepdims)
         return tuple(_of_reduction(slope, slices, keepdims) for slope in slopes)
 
@@ -268,24 +270,32 @@ class RowMap(_Rows):
     def _transform(self, method: str, x: Any, v: Any, p: Any, axis: Axis, out: Any) -> Any:
         op = self._op(method)
         parameter = self._parameter(op, p)
+        stack: tuple[int, ...] = ()
         if method == "jvp":
             (x,), (v,) = tangents_of(op, (x,), (v,), ("x",), ("t",))
         elif method:
+            given = v
             x, v = aligned(op, x, v, names=("x", "g"))
-            if v.shape != x.shape:
-                raise ValueError(f"{op}: g has shape {v.shape}, x has {x.shape}")
+            v = np.broadcast_to(v, x.shape) if is_weak(given) else v
+            stack = check_cotangent(op, v.shape, x.shape, x=x.shape)
         else:
             (x,) = aligned(op, x, names=("x",))
         slices = Slices.of(op, x, axis)
-        outputs = Outputs(op, out, (x.shape,), x.dtype, (x, v), single=True)
-        (target,) = slices.targets(outputs, slices.blocks)
-        result = np.empty(slices.blocks, x.dtype) if target is None else target
-        if method and v is None:
-            result.fill(0)
-        elif result.size > 0:
-            blocks = slices.take(x), None if v is None else slices.take(v)
-            self._engine.kernels.transform_slices(self.row.name, parameter, method, *blocks, result)
-        (delivered,) = outputs.deliver((slices.give(result),))
+        outputs = Outputs(op, out, (stack + x.shape,), x.dtype, (x, v), single=True)
+        (target,) = slices.targets(outputs, slices.blocks) if not stack else (None,)
+        room = np.empty(slices.blocks, x.dtype) if target is None else target
+        result = np.empty(stack + x.shape, x.dtype) if stack else None
+        for index in np.ndindex(*stack):
+            if method and v is None:
+                room.fill(0)
+            elif room.size > 0:
+                blocks = slices.take(x), None if v is None else slices.take(v[index])
+                self._engine.kernels.transform_slices(
+                    self.row.name, parameter, method, *blocks, room
+                )
+            if result is not None:
+                result[index] = slices.give(room)
+        (delivered,) = outputs.deliver((slices.give(room) if result is None else result,))
         return delivered
 
     def _jacobian(self, x: Any, p: Any, axis: Axis) -> Any:
@@ -337,15 +347,6 @@ def _of_reduction(slopes: Array, slices: Slices, keepdims: bool) -> Any:
     return total if keepdims else Reshape(kept, shape) @ total
 
 
-def _flat_outs(op: str, out: Any, operands: tuple[str, ...]) -> tuple[Any, ...]:
-    """Return ``(value, (gx, gy))``, of which either may be None, as one tuple."""
-    if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[1], tuple | None):
-        listed = ", ".join(f"g{name}" for name in operands)
-        raise TypeError(f"{op}: out must be (value, ({listed})), not {shown(out)}")
-    value, gradients = out
-    return (value, *(gradients or (None,) * len(operands)))
-
-
 # --- methods, from a row --------------------------------------------------------------------------
 
 
@@ -371,16 +372,19 @@ def _method(row: ReductionRow, name: str) -> Any:
     operands = ", ".join(row.operands)
     tangents = ", ".join(_tangents(row))
     extra = {"vjp": "g, ", "jvp": f"{tangents}, "}.get(name, "")
+    several = len(row.operands) > 1 and name in ("grad", "value_and_grad", "vjp")
+    wrt = "wrt" if several else "0"
     axis = f"axis=-1{option}" if row.is_map else f"axis=None{option}, keepdims=False"
     out = "" if name == "jacobian" else ", out=None"
+    if several:
+        keyword = f"{keyword or ', *'}, wrt='all'"
     parameters = f"self, {', '.join(row.leading)}, {extra}{axis}{out}{keyword}"
     given = f"({operands},), {p}"
     call = {
         "value": f"self._value('', {given}, axis, keepdims, out)",
-        "grad": f"self._gradients('grad', {given}, axis, keepdims, out, with_value=False)",
-        "value_and_grad": f"self._gradients('value_and_grad', {given}, axis, keepdims, out, "
-        "with_value=True)",
-        "vjp": f"self._pull('vjp', {given}, g, axis, keepdims, out)",
+        "grad": f"self._gradients('grad', {given}, axis, keepdims, {wrt}, out)",
+        "value_and_grad": f"self._gradients('value_and_grad', {given}, axis, keepdims, {wrt}, out)",
+        "vjp": f"self._gradients('vjp', {given}, axis, keepdims, {wrt}, out, g)",
         "jvp": f"self._push('jvp', {given}, ({tangents},), axis, keepdims, out)",
         "jacobian": f"self._jacobians({given}, axis, keepdims)",
     }
@@ -392,6 +396,11 @@ def _method(row: ReductionRow, name: str) -> Any:
             "jacobian": f"self._jacobian(x, {p}, axis)",
         }
     return method(row.name, name, parameters, call[name], _method_docstring(row, name))
+
+
+def _wrt(row: ReductionRow) -> Any:
+    """Return the operands by which gradients are taken unless less is asked for."""
+    return "all" if len(row.operands) > 1 else 0
 
 
 def _tangents(row: ReductionRow) -> tuple[str, ...]:

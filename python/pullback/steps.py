@@ -15,10 +15,12 @@ from pullback.config import native
 from pullback.elementwise import Elementwise, make_elementwise
 from pullback.engine import ORACLE
 from pullback.jacobians import Diagonal
-from pullback.products import Linear, Product
-from pullback.protocol import broadcast_shape, converted, result_dtype, shape_of, shown
+from pullback.products import Linear
+from pullback.protocol import shown
 from pullback.reductions import Reduction
-from pullback.tables.elementwise import OPS, OpRow
+from pullback.tables.elementwise import OpRow
+from pullback.tables.products import ProductRow
+from pullback.tables.reductions import ReductionRow
 
 __all__ = ["Cotangents", "Part", "arg", "in_sequence", "make_step"]
 
@@ -105,7 +107,8 @@ class _Step(Part):
         if self.places and self.places[-1] >= n:
             raise ValueError(f"{op.__name__} has no derivative by operand {self.places[-1] + 1}")
         self.bound = tuple(k for k, o in enumerate(operands[:n]) if o is not arg and o is not None)
-        self.takes_wrt = isinstance(op, Product)
+        row = getattr(op, "row", None)
+        self.takes_wrt = n > 1 and isinstance(row, OpRow | ProductRow | ReductionRow)
         self.add: Callable[..., Any] = elementwise.primitives["add"]
 
     def __repr__(self) -> str:
@@ -128,7 +131,7 @@ class _Step(Part):
     def pull(self, x: Any, g: Any, everything: bool) -> Cotangents:
         wanted = tuple(sorted((*self.places, *self.bound))) if everything else self.places
         if self.differentiable == 1:
-            cotangents = (self.op.vjp(*self.at(x), g, **self.options),)
+            cotangents: Any = (self.op.vjp(*self.at(x), g, **self.options),)
         elif self.takes_wrt:  # computes no others
             cotangents = self.op.vjp(*self.at(x), g, wrt=wanted, **self.options)
         else:
@@ -162,76 +165,14 @@ class _Step(Part):
 
 
 class _ElementwiseStep(_Step):
-    """An elementwise operation; its operands broadcast."""
+    """An elementwise operation, which may be one of a run."""
 
     def __init__(self, op: Any, row: OpRow, operands: tuple[Any, ...]) -> None:
         super().__init__(op, operands, {})
-        self.row = row
         self.is_twin = isinstance(op, Elementwise)
         self.link = Link(row.name, self.places, next((operands[k] for k in self.bound), None))
         if self.is_twin:
             self.add = make_elementwise(ORACLE)["add"]
-
-    def jvp(self, x: Any, t: Any) -> Any:
-        if not self.bound:
-            return self.op.jvp(*self.at(x), *(t,) * self.row.nin)
-        # What stands beside the running value has no tangent, rather than 0 times an infinity.
-        (place,) = self.places
-        if not self.is_twin:
-            return getattr(self.op, f"_vjp{place}")(*self.at(x), t)
-        shape = self.shape("jvp", x)
-        operands = (np.broadcast_to(operand, shape) for operand in self._strong(x))
-        return self.op.vjp(*operands, self._repeated("jvp", "t", t, shape))[place]
-
-    def pull(self, x: Any, g: Any, everything: bool) -> Cotangents:
-        g = self._fitting(x, g)
-        if self.row.nin == 1:
-            return self.op.vjp(x, g), []
-        if self.bound and not everything and not self.is_twin and np.shape(g) == np.shape(x):
-            return getattr(self.op, f"_vjp{self.places[0]}")(*self.at(x), g), []
-        cotangents = dict(enumerate(self.op.vjp(*self.at(x), g)))
-        if not everything:
-            cotangents = {k: cotangents[k] for k in self.places}
-        return self._sorted(cotangents)
-
-    def shape(self, method: str, x: Any) -> tuple[int, ...]:
-        """Return the value's shape."""
-        op = f"{self.row.name}.{method}"
-        named = zip(self.row.operands, self.at(x), strict=True)
-        return broadcast_shape(op, **{name: shape_of(op, name, given) for name, given in named})
-
-    def _strong(self, x: Any) -> Iterator[Any]:
-        """Yield the operands, Python's numbers in the dtype that they adapt to."""
-        op = f"{self.row.name}.jvp"
-        dtype = result_dtype(op, *self.at(x))
-        for name, given in zip(self.row.operands, self.at(x), strict=True):
-            if isinstance(given, int | float):
-                with np.errstate(all="ignore"):
-                    given = converted(op, name, given, dtype)
-            yield given
-
-    def _fitting(self, x: Any, g: Any) -> Any:
-        """Return a cotangent in the value's shape; it may be repeated, but no stack."""
-        if not self.bound and type(x) is type(g) is np.ndarray and x.shape == g.shape:
-            return g
-        op = f"{self.row.name}.vjp"
-        shape = self.shape("vjp", x) if self.bound else shape_of(op, "x", x)
-        if isinstance(g, int | float) and not isinstance(g, np.generic):
-            dtype = result_dtype(op, *self.at(x))
-            with np.errstate(all="ignore"):  # a weak 1e300 overflows to inf in float32
-                g = converted(op, "g", g, dtype)
-        return self._repeated("vjp", "g", g, shape)
-
-    def _repeated(self, method: str, name: str, given: Any, shape: tuple[int, ...]) -> Any:
-        """Return a cotangent or a tangent in the value's shape."""
-        op = f"{self.row.name}.{method}"
-        own = shape_of(op, name, given)
-        if own == shape:
-            return given
-        try:
-            return np.broadcast_to(given, shape)
-        except ValueError:
-            raise ValueError(f"{op}: {name} has shape {own}, the value {shape}") from None
 
 
 class _Sequential(Part):
@@ -349,25 +290,18 @@ def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
         )
     if not any(operand is arg for operand in operands):
         raise ValueError(f"{where}, {_name(op)}, has no pb.arg among its operands")
-    row = _row(op)
+    row = getattr(op, "row", None)
     if isinstance(op, Reduction):
         taken = len(op.row.leading)
         if len(operands) != taken:
             raise ValueError(f"{where}: {op.__name__} takes {taken} operands, not {len(operands)}")
-    if row is None:
+    if not isinstance(row, OpRow):
         return _Step(op, operands, options)
     if len(operands) != row.nin:
         raise ValueError(f"{where}: {row.name} takes {row.nin} operands, not {len(operands)}")
     if options:
         raise TypeError(f"{where}: {row.name} takes no {', '.join(options)} in a chain")
     return _ElementwiseStep(op, row, operands)
-
-
-def _row(op: Any) -> OpRow | None:
-    """Return the row of an elementwise primitive."""
-    if isinstance(op, Elementwise):
-        return op.row
-    return next((row for name, row in OPS.items() if elementwise.primitives[name] is op), None)
 
 
 def in_sequence(steps: Iterable[Part]) -> Part:
