@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pullback.protocol import shown
 
-__all__ = ["Kinds", "PartialSums", "Reduction", "divisor", "sum_of_others", "tree_sum"]
+__all__ = ["Kinds", "PartialSums", "Reduction", "divisor", "tree_sum"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Reduction: TypeAlias = Literal["mean", "sum"]
@@ -57,7 +57,7 @@ class Kinds(NamedTuple):
         return like[()] if isinstance(self.b, np.generic) else like
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class PartialSums:
     """Sums of a loss and its gradient over some samples, in float64, to be added up.
 
@@ -175,11 +175,3 @@ def tree_sum(terms: Iterable[T]) -> T:
     while waiting:
         total = waiting.pop()[1] + total
     return total  # type: ignore[no-any-return]
-
-
-def sum_of_others(x: Array) -> Array:
-    """Return, for each element of the last axis, the sum of the others, without a difference."""
-    total = np.zeros(x.shape, np.longdouble)
-    np.cumsum(x[..., :-1], axis=-1, out=total[..., 1:])
-    total[..., :-1] += np.cumsum(x[..., :0:-1], axis=-1, dtype=np.longdouble)[..., ::-1]
-    return total.astype(np.float64)
