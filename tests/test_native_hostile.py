@@ -96,7 +96,7 @@ def functions() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
             refusing("x, /, out=None"),
         ),
     )
-    yield "loss_method", N.loss_method, (*("huber", 1.0, "value"), refusing("X, y, w"))
+    yield "loss_method", N.loss_method, (*("huber", 1.0, "value"), None, refusing("X, y, w"))
     yield "reduction_method", N.reduction_method, (*("sum", "value", 0.0), None, refusing("x"))
     yield "matmul_method", N.matmul_method, ("linear", refuse)
     for name in ("elementwise_ops", "loss_ops", "reduction_ops", "get_num_threads", "kept_bytes"):

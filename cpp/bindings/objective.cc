@@ -172,9 +172,7 @@ PyObject* Predict(const Objective& of, const Design& X, const double* theta) {
                     });
   if (!done || result.bad) return nullptr;
   if (of.response.get() == Py_None) return z.release();
-  static PyObject* const kOut = PyTuple_Pack(1, PyUnicode_InternFromString("out"));
-  PyObject* const args[] = {z.get(), z.get()};
-  return PyObject_Vectorcall(of.response.get(), args, 1, kOut);
+  return PyObject_CallOneArg(of.response.get(), z.get());
 }
 
 PyObject* ObjectiveCall(const MethodEntry& own, const Arguments& args) {

@@ -8,7 +8,7 @@ namespace pullback {
 // A loss and all of its data as a function of one vector, for as long as its methods live:
 // (name, parameter, X, y, sample_weight, weight, l2, outputs, intercept, several, response), of
 // which X, y and sample_weight are as the losses' engine takes them, `several` says whether outputs
-// have an axis, and `response`, or None, is called as response(z, out=z). New reference; null with
+// have an axis, and `response`, or None, is called as response(z). New reference; null with
 // an exception set.
 PyObject* NewObjective(PyObject* const* args);
 inline constexpr size_t kObjectiveArguments = 11;

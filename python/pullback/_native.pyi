@@ -35,7 +35,7 @@ def loss_method(
     name: str,
     parameter: float,
     method: str,
-    sums: tuple[type, type, str] | None,
+    sums: tuple[type, str] | None,
     fallback: Callable[..., Any],
 ) -> Method: ...
 def loss_sums(

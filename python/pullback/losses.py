@@ -80,7 +80,7 @@ class Loss:
             return
         for method in ("value", "grad", "value_and_grad", "hvp", "curvature", "partial"):
             fallback = getattr(self, method)
-            sums = (PartialSums, Kinds, self._title) if method == "partial" else None
+            sums = (PartialSums, self._title) if method == "partial" else None
             call = engine.kernels.loss_method(row.name, parameter or 0.0, method, sums, fallback)
             call.__name__ = method
             call.__qualname__ = f"{self.__qualname__}.{method}"
@@ -426,7 +426,7 @@ class Loss:
 
     @property
     def _response(self) -> Callable[..., Any] | None:
-        """What makes a prediction the mean response, called as ``response(z, out=z)``."""
+        """What makes a prediction the mean response."""
         name = self.row.response
         if name is None:
             return None

@@ -294,7 +294,7 @@ class LinearObjective:
         if len(z) > 0:
             self._loss._sums(op, samples, model, "predict", kept=z)
         response = self._loss._response
-        z = z if response is None else response(z, out=z)
+        z = z if response is None else response(z)
         return z.reshape(len(z), *self._kinds.w_shape[1:])
 
     # --- one pass ---
