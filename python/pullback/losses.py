@@ -28,6 +28,7 @@ from pullback.samples import (
     check_rows,
     check_samples,
     parameter_dtype,
+    raising_as,
     sums_of_targets,
     weight_complaint,
 )
@@ -108,6 +109,7 @@ class Loss:
 
     # --- one pass over the data ---
 
+    @raising_as("`value_and_grad`")
     def value(
         self,
         X: npt.ArrayLike,
@@ -123,7 +125,7 @@ class Loss:
         Parameters
         ----------
         X, y, w, b, sample_weight, reduction
-            As for `value_and_grad`, which tells what is refused.
+            As for `value_and_grad`; X has shape (N, D), y (N,), w (D,).
 
         Returns
         -------
@@ -135,6 +137,7 @@ class Loss:
         by = divisor(op, reduction, samples.weight)
         return _divided(self._sums(op, samples, model, "value").loss, by)
 
+    @raising_as("`value_and_grad`")
     def grad(
         self,
         X: npt.ArrayLike,
@@ -152,7 +155,7 @@ class Loss:
         Parameters
         ----------
         X, y, w, b, sample_weight, out, reduction, wrt
-            As for `value_and_grad`, which tells what is refused.
+            As for `value_and_grad`.
 
         Returns
         -------
@@ -216,6 +219,7 @@ class Loss:
         op = f"{self.__name__}.value_and_grad"
         return self._gradients(op, X, y, w, b, sample_weight, out, reduction, wrt)
 
+    @raising_as("`value_and_grad`")
     def hvp(
         self,
         X: npt.ArrayLike,
@@ -232,7 +236,7 @@ class Loss:
         Parameters
         ----------
         X, y, w, b, sample_weight, reduction
-            As for `value_and_grad`, which tells what is refused.
+            As for `value_and_grad`.
         v : (vw, vb)
             The direction, in the shapes of `w` and `b`; None is zero, a number fills. Required.
 
@@ -255,6 +259,7 @@ class Loss:
         with np.errstate(all="ignore"):
             return model.kinds.deliver(sums.gw / by, sums.gb / by)
 
+    @raising_as("`value_and_grad`")
     def curvature(
         self,
         X: npt.ArrayLike,
@@ -270,7 +275,7 @@ class Loss:
         Parameters
         ----------
         X, y, w, b, sample_weight, reduction
-            As for `value_and_grad`, which tells what is refused.
+            As for `value_and_grad`.
 
         Returns
         -------
@@ -293,6 +298,7 @@ class Loss:
             kept *= (factor / by)[:, None]
         return kept.reshape(samples.n_samples, *model.kinds.w_shape[1:])
 
+    @raising_as("`value_and_grad`")
     def partial(
         self,
         X: npt.ArrayLike,

@@ -18,7 +18,7 @@ from pullback.protocol import (
     kernel_dtype,
     result_dtype,
 )
-from pullback.samples import sums_of_targets
+from pullback.samples import raising_as, sums_of_targets
 from pullback.shapes import check_axes
 from pullback.tables.losses import LossRow
 
@@ -112,13 +112,14 @@ class Pointwise:
     def _value(self, z: npt.ArrayLike, y: npt.ArrayLike) -> Any:
         return self._evaluate(self._operands("", z, y), 0)[()]
 
+    @raising_as("the call")
     def derivative(self, z: npt.ArrayLike, y: npt.ArrayLike) -> Any:
         """Return the derivative by z.
 
         Parameters
         ----------
         z, y : array_like
-            As for the call, which tells what is refused.
+            As for the call.
 
         Returns
         -------
@@ -127,29 +128,31 @@ class Pointwise:
         """
         return self._evaluate(self._operands(".derivative", z, y), 1)[()]
 
+    @raising_as("the call")
     def value_and_derivative(self, z: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Any, Any]:
         """Return the loss of each prediction, and the derivative by z.
 
         Parameters
         ----------
         z, y : array_like
-            As for the call, which tells what is refused.
+            As for the call.
 
         Returns
         -------
         value, derivative : ndarray or scalar
-            As the call and `derivative` return them.
+            As the call and `derivative` return them, in the shape of z.
         """
         operands = self._operands(".value_and_derivative", z, y)
         return self._evaluate(operands, 0)[()], self._evaluate(operands, 1)[()]
 
+    @raising_as("the call")
     def second_derivative(self, z: npt.ArrayLike, y: npt.ArrayLike) -> Any:
         """Return the second derivative by z.
 
         Parameters
         ----------
         z, y : array_like
-            As for the call, which tells what is refused.
+            As for the call.
 
         Returns
         -------
@@ -173,7 +176,7 @@ class Pointwise:
         Parameters
         ----------
         z, y : array_like
-            As for the call, which tells what is refused.
+            As for the call.
         g : array_like, the shape of the call's result, or with axes of a stack in front
             Cotangent of the values. A Python number fills their shape.
 

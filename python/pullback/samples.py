@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from textwrap import indent
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ __all__ = [
     "check_rows",
     "check_samples",
     "parameter_dtype",
+    "raising_as",
     "sums_of_targets",
     "weight_complaint",
 ]
@@ -36,6 +38,20 @@ Array: TypeAlias = npt.NDArray[Any]
 Job: TypeAlias = Literal["value", "gradient", "hvp", "curvature", "curved", "predict"]
 
 OPERANDS: Final = ("X", "y", "w", "b")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def raising_as(what: str) -> Callable[[F], F]:
+    """Return a decorator that adds to a docstring whose errors a method raises."""
+
+    def documented(method: F) -> F:
+        text = f"Raises\n------\nTypeError, ValueError\n    As {what} does.\n"
+        about = (method.__doc__ or "").rstrip()
+        method.__doc__ = f"{about}\n\n{indent(text, 8 * ' ')}        "
+        return method
+
+    return documented
 
 
 @dataclass(frozen=True, eq=False)
