@@ -477,46 +477,103 @@ def test_dtypes(case: Case, primitives: Any) -> None:
                     getattr(loss, method)(*arguments)
 
 
+N = None  # a Python number
+
+SHAPES = [  # of z, of y, of the values
+    ((4, 5), (4, 5), (4, 5)),
+    ((), (), ()),
+    ((0, 3), (0, 3), (0, 3)),
+    ((4, 5), N, (4, 5)),
+    (N, (4, 5), (4, 5)),
+    (N, (), ()),
+    (N, N, ()),
+]
+
+
+def filled(value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    return np.full(shape, value) if np.ndim(value) == 0 else value
+
+
 @backends
 @pointwise
-def test_broadcasting(case: Case, primitives: Any) -> None:
+def test_shapes(case: Case, primitives: Any) -> None:
+    """A number fills; g has the values' shape, axes in front are a stack."""
     loss = case.of(primitives).pointwise
     rng = np.random.default_rng(1)
-    for z_shape, y_shape in (
-        ((4, 5), (4, 5)),
-        ((4, 5), (5,)),
-        ((5,), (4, 5)),
-        ((4, 1), (1, 5)),
-        ((), (5,)),
-        ((5,), ()),
-        ((), ()),
-        ((0, 3), (3,)),
-        ((2, 1, 3), (4, 1)),
-    ):
-        z, y = rng.normal(size=z_shape), case.formula.targets(rng, y_shape)
-        shape = np.broadcast_shapes(z_shape, y_shape)
-        full = [np.broadcast_to(a, shape).copy() for a in (z, y)]
-        value, slope = loss.value_and_derivative(*full)
-        for method, wanted in (("__call__", value), ("derivative", slope)):
+    for z_shape, y_shape, shape in SHAPES:
+        z = 0.625 if z_shape is N else rng.normal(size=z_shape)
+        y = case.formula.targets(rng, () if y_shape is N else y_shape)
+        y = float(y) if y_shape is N else y
+        whole = filled(z, shape), filled(y, shape)
+        for method in ("__call__", "derivative", "second_derivative"):
             actual = getattr(loss, method)(z, y)
-            assert np.shape(actual) == shape
-            assert_same_bits(np.asarray(actual), np.asarray(wanted))
-        g = rng.normal(size=shape)
-        pulled = loss.vjp(z, y, g)
-        assert np.shape(pulled) == z_shape
-        product = np.asarray(g * slope)
-        lacking = product.ndim - np.ndim(z)
-        axes = (
-            *range(lacking),
-            *(i for i in range(lacking, len(shape)) if z_shape[i - lacking] != shape[i]),
+            assert_same_bits(np.asarray(actual), np.asarray(getattr(loss, method)(*whole)))
+            assert isinstance(actual, np.ndarray) == (shape != ())
+        slope = np.asarray(loss.derivative(z, y))
+        for g in (0.5, 2, rng.normal(size=shape), rng.normal(size=(3, 2, *shape))):
+            assert_same_bits(np.asarray(loss.vjp(z, y, g)), np.asarray(g * slope))
+
+
+WRONG = [  # what does not fit: z, y, g
+    ((3, 1), (3,), ()),
+    ((3,), (3, 1), ()),
+    ((3,), (4,), ()),
+    ((3,), (1,), ()),
+    ((3,), (), ()),
+    ((), (3,), ()),
+    ((3, 1), (3, 1), (3,)),
+    ((3, 1), (3, 1), (3, 3)),
+    ((3,), (3,), ()),
+    ((3,), (3,), (3, 1)),
+    ((3,), (3,), (2, 4)),
+]
+
+
+@backends
+@pointwise
+def test_shapes_that_do_not_fit(case: Case, primitives: Any) -> None:
+    """The error names both shapes; a NumPy scalar has a shape, and fills nothing."""
+    loss = case.of(primitives).pointwise
+    for z_shape, y_shape, g_shape in WRONG:
+        z, y, g = np.zeros(z_shape), np.ones(y_shape), np.ones(g_shape)
+        names, one, other = (
+            ("y", y_shape, z_shape) if y_shape != z_shape else ("g", g_shape, z_shape)
         )
-        np.testing.assert_allclose(
-            pulled, product.sum(axis=axes).reshape(z_shape), rtol=1e-13, atol=1e-13
-        )
-    with pytest.raises(ValueError, match=f"{case.name}|broadcast"):
-        loss(np.ones(3), np.ones(4))
-    with pytest.raises(ValueError, match=f"{case.name}|broadcast|shape"):
-        loss.vjp(np.ones(3), np.ones(3), np.ones(4))
+        match = rf"^{case.name}\.pointwise.*: {names} has shape {one}.*{other}"
+        match = match.replace("(", r"\(").replace(")", r"\)")
+        methods = [loss, loss.derivative, loss.value_and_derivative, loss.second_derivative]
+        for method in methods if names == "y" else []:
+            with pytest.raises(ValueError, match=match):
+                method(z, y)
+        for cotangent in (g, g[()]):
+            with pytest.raises(ValueError, match=match):
+                loss.vjp(z, y, cotangent)
+
+
+@backends
+@softmax
+def test_shapes_of_softmax(case: Case, primitives: Any) -> None:
+    loss = primitives.softmax_cross_entropy.pointwise
+    z, y = softmax_points(case, 3, np.dtype(np.float64))
+    z, y = z[:12].reshape(4, 3, 3), y[:12].reshape(4, 3, *y.shape[1:])
+    slope = loss.derivative(z, y)
+    for g in (2.5, 2, np.ones((4, 3)), np.arange(24.0).reshape(2, 4, 3)):
+        wanted = np.broadcast_to(np.asarray(g)[..., None], (*np.shape(g), 1)) * slope
+        assert_same_bits(loss.vjp(z, y, g), wanted)
+    same = np.full((4, 3), 1)
+    for method in ("__call__", "derivative", "second_derivative"):
+        assert_same_bits(getattr(loss, method)(z, 1), getattr(loss, method)(z, same))
+    for bad in (y[0], y[..., None], y[:, :1], 0.5, np.float64(0.5), np.int64(1)):
+        with pytest.raises(
+            ValueError, match=r"^softmax_cross_entropy\.pointwise: y has shape .*z has"
+        ):
+            loss(z, bad)
+    for bad in (0.5, 1, np.zeros(()), np.zeros((4, 1))):
+        with pytest.raises(ValueError, match=r"z has shape .*two classes"):
+            loss(bad, y)
+    for bad in (np.ones(3), np.ones(()), np.ones((4, 3, 1)), np.ones((4, 3, 3, 2))):
+        with pytest.raises(ValueError, match=r"pointwise\.vjp: g has shape"):
+            loss.vjp(z, y, bad)
 
 
 @backends

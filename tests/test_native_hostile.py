@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pullback as pb
 import pytest
 from protocol import native
 
@@ -48,6 +49,7 @@ ROWS, VALUES = np.ones((2, 3, 4)), np.ones((2, 4))
 VECTOR, SQUARE = np.ones(3), np.ones((2, 2))
 X, W, B, Y = np.ones((4, 3)), np.ones((3, 1)), np.ones(1), np.ones(4)
 I4 = np.array([0, 1, 2], np.int32)
+OBJECTIVE = ("logistic", 0.0, X, Y, None, 4.0, 0.5, 1, True, False, None)
 ANYTHING: list[Any] = [
     *(None, True, 0, 1, -1, 2, 2**31, 2**63, 10**400, -(10**400), 1.5, np.nan, np.inf, 1j, ...),
     *("", "tanh", "sum", "norm", "softmax", "huber", "relu_mse", "value", "gradient", "curved"),
@@ -76,6 +78,7 @@ def functions() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
     sums = ("relu_mse", 0.0, X, Y, W, B, Y, "gradient", (W, B), np.ones((4, 1)), X.copy(), 1.0)
     yield "loss_sums", N.loss_sums, sums
     yield "loss_pointwise", N.loss_pointwise, ("huber", 1.0, Y, Y, 1)
+    yield "softmax_hessians", N.softmax_hessians, (F8, np.ones(2))
     yield "reduce_slices", N.reduce_slices, ("sum", 0.0, (ROWS,), VALUES, np.ones((2, 4)), None)
     tangents = ("dot", 0.0, (ROWS, ROWS), (ROWS, None), np.ones((2, 4)))
     yield "reduce_tangents", N.reduce_tangents, tangents
@@ -96,7 +99,8 @@ def functions() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
             refusing("x, /, out=None"),
         ),
     )
-    yield "loss_method", N.loss_method, (*("huber", 1.0, "value"), refusing("X, y, w"))
+    yield "loss_method", N.loss_method, (*("huber", 1.0, "value"), None, refusing("X, y, w"))
+    yield "objective", N.objective, OBJECTIVE
     yield "reduction_method", N.reduction_method, (*("sum", "value", 0.0), None, refusing("x"))
     yield "matmul_method", N.matmul_method, ("linear", refuse)
     for name in ("elementwise_ops", "loss_ops", "reduction_ops", "get_num_threads", "kept_bytes"):
@@ -127,26 +131,27 @@ def made() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
         fallback = refusing(f"{taken}, /, out=None")
         given = (F8,) * len(taken.split(", "))
         yield f"{op}.{method}", N.elementwise_method(op, method, fallback), given
+    sums = (pb.PartialSums, "'title'")
     for loss, y, w in (("relu_mse", Y, VECTOR), ("softmax_cross_entropy", Y.astype(int), X[:3])):
         fallback = refusing("X, y, w, b=None, v=None, sample_weight=None, out=None, axis=None")
-        for method in ("value", "grad", "value_and_grad"):
-            made_of = N.loss_method(loss, 0.0, method, fallback)
+        for method in ("value", "grad", "value_and_grad", "curvature", "partial"):
+            made_of = N.loss_method(loss, 0.0, method, sums, fallback)
             yield f"{loss}.{method}", made_of, (X, y, w, None, None, Y, None)
         fallback = refusing("X, y, w, b, v, reduction='mean', wrt=None")
         direction = (w, None)
-        yield f"{loss}.hvp", N.loss_method(loss, 0.0, "hvp", fallback), (X, y, w, None, direction)
-    for method in ("", ".derivative", ".value_and_derivative", ".second_derivative"):
-        fallback = refusing("z, y")
-        yield (
-            f"pointwise{method}",
-            N.loss_method("huber", 1.0, f"pointwise{method}", fallback),
-            (Y, Y),
-        )
-    pulled = N.loss_method("huber", 1.0, "pointwise.vjp", refusing("z, y, g"))
-    yield "pointwise.vjp", pulled, (Y, Y, Y)
-    objective = N.objective("logistic", 0.0, X, Y, None, 4.0, 0.5, 1, True)
-    for method in ("value", "grad", "value_and_grad"):
+        product = N.loss_method(loss, 0.0, "hvp", None, fallback)
+        yield f"{loss}.hvp", product, (X, y, w, None, direction)
+    for method in ("", ".derivative", ".value_and_derivative", ".second_derivative", ".vjp"):
+        name = f"pointwise{method}"
+        taken = "z, y, g" if method == ".vjp" else "z, y"
+        for loss, z, y in (("huber", Y, Y), ("softmax_cross_entropy", X, Y.astype(int))):
+            given = (z, y, Y) if method == ".vjp" else (z, y)
+            yield f"{loss}.{name}", N.loss_method(loss, 1.0, name, None, refusing(taken)), given
+    objective = N.objective(*OBJECTIVE)
+    for method in ("value", "grad", "value_and_grad", "unpack"):
         yield method, N.objective_method(objective, method, refusing("theta")), (np.ones(4),)
+    predictor = N.objective_method(objective, "predict", refusing("X, theta"))
+    yield "predict", predictor, (X, np.ones(4))
     product = N.objective_method(objective, "hvp", refusing("theta, v"))
     yield "hvp", product, (np.ones(4), np.ones(4))
     for name, method, taken, given in (
@@ -245,20 +250,35 @@ def test_links_of_a_run() -> None:
                 getattr(run, method)(*[F8] * wrong)
 
 
+def test_what_partial_sums_are_made_of() -> None:
+    for sums in (
+        None,
+        (),
+        (pb.PartialSums,),
+        (pb.PartialSums, 1),
+        (int, "x"),
+        ("x", pb.PartialSums),
+    ):
+        with pytest.raises(
+            (TypeError, AttributeError), match=r"loss_method: sums|has no attribute"
+        ):
+            native.loss_method("huber", 1.0, "partial", sums, refusing("X, y, w"))
+
+
 def test_too_few_arguments_to_rely_on() -> None:
     """A fast path looks at arguments that its Python side requires, so these have to be there."""
     N = native
-    X = np.ones((4, 3))
-    objective = N.objective("logistic", 0.0, X, Y, None, 4.0, 0.5, 1, True)
+    objective = N.objective(*OBJECTIVE)
     for make in (
         lambda f: N.elementwise_method("multiply", "vjp", f),
-        lambda f: N.loss_method("huber", 1.0, "grad", f),
-        lambda f: N.loss_method("huber", 1.0, "pointwise.vjp", f),
+        lambda f: N.loss_method("huber", 1.0, "grad", None, f),
+        lambda f: N.loss_method("huber", 1.0, "pointwise.vjp", None, f),
         lambda f: N.reduction_method("dot", "jvp", 0.0, None, f),
         lambda f: N.reduction_method("sum", "value", 0.0, None, f),
         lambda f: N.matmul_method("cotangents", f),
         lambda f: N.matmul_method("layer_cotangents", f),
         lambda f: N.objective_method(objective, "hvp", f),
+        lambda f: N.objective_method(objective, "predict", f),
     ):
         for function in (refuse, refusing("x=None, y=None")):
             with pytest.raises(TypeError):

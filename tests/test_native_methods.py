@@ -29,11 +29,16 @@ KINDS: dict[str, Callable[[], Any]] = {
     "a ufunc": lambda: native.elementwise_ufunc("tanh", "vjp", "name", "doc"),
     "a reduction": lambda: native.reduction_method("norm", "grad", 3.0, None, lambda x: None),
     "a map of rows": lambda: native.reduction_method("softmax", "vjp", 0.0, None, lambda x, g: x),
-    "a loss": lambda: native.loss_method("huber", 1.5, "value", nothing),
+    "a loss": lambda: native.loss_method("huber", 1.5, "value", None, nothing),
     "a product": lambda: native.matmul_method("product", nothing),
     "a run of a chain": lambda: native.ElementwiseRun([("tanh", (0,), None)]),
+    "partial sums": lambda: native.loss_method(
+        "huber", 1.5, "partial", (pb.PartialSums, "title"), nothing
+    ),
     "an objective": lambda: native.objective_method(
-        native.objective("logistic", 0.0, X, Y, None, 4.0, 0.5, 1, True), "hvp", nothing
+        native.objective("logistic", 0.0, X, Y, None, 4.0, 0.5, 1, True, False, pb.sigmoid),
+        "hvp",
+        nothing,
     ),
     "pb.LinearObjective": lambda: pb.LinearObjective(X, Y),
     "pb.huber(1.5)": lambda: pb.huber(1.5),
@@ -131,9 +136,14 @@ def test_native_results_do_not_come_from_the_oracle() -> None:
         labels = y.astype(int) if loss == "softmax_cross_entropy" else y
         objective = pb.LinearObjective(X, labels, getattr(pb, loss), l2=0.5)
         theta = objective.initial()
+        parameters = objective.unpack(theta)
         for call in (
             lambda o=objective, t=theta: o.value_and_grad(t),
             lambda o=objective, t=theta: o.hvp(t, t),
             lambda o=objective, t=theta: o.predict(X, t),
+            lambda o=objective, t=theta: o.predict(X.tolist(), t),
+            lambda f=pb.losses.losses[loss], t=labels, p=parameters: f.curvature.__wrapped__(
+                X, t, *p
+            ),
         ):
             assert not called(call), loss

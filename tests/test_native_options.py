@@ -194,18 +194,35 @@ def test_losses(case: Case, k: int | None) -> None:
     k = 3 if case.coupled else k
     m = model(case, 40, 5, np.float64, k)
     shape = () if k is None else (k,)
-    biases: list[Any] = [None, rng.standard_normal(shape or (1,)), np.zeros(1)]
+    biases: list[Any] = [
+        None,
+        rng.standard_normal(shape or (1,)),
+        np.zeros(1),
+        np.ones(k or 1, int),
+    ]
     if k is None:
-        biases += [0.5, 1, np.float32(0.5), np.float64(0.5)]
+        biases += [0.5, 1, np.float32(0.5), np.float64(0.5), np.int64(2), np.float16(0.5)]
     targets = [m.y, m.y.astype("f4")] if m.y.dtype.kind == "f" else [m.y, m.y.astype(np.int8)]
+    targets += [np.repeat(m.y, 2, axis=0)[::2]]
+    whole = np.rint(2 * m.X)
     forms = [m.X, m.X.astype("f4"), np.asfortranarray(m.X), m.X.tolist(), sparse.csr_array(m.X)]
-    weights = [None, EIGHTHS[:40], np.ones(40, int)]
-    # Every fifth of all that can meet, which are 60 to 210: each with each over the losses.
-    together = list(itertools.product(forms, targets, biases, weights))
-    for X, y, b, weight in together[len(case.id) % 5 :: 5]:
-        args = (X, y, m.w, b)
+    forms += [whole.astype(int), whole.astype(np.int8), m.X.astype("f2"), m.X.astype(">f8")]
+    forms += [whole.astype(int)[::-1], np.repeat(np.repeat(m.X, 2, 0), 2, 1)[::2, ::2], whole > 0]
+    weights = [None, EIGHTHS[:40], np.ones(40, int), EIGHTHS[:40].astype("f4")]
+    parameters = [m.w, m.w.astype("f4"), np.rint(m.w).astype(int), m.w.astype("f2"), m.w[::-1]]
+    # Some of all that can meet; each with each over the losses.
+    together = list(itertools.product(forms, targets, biases, weights, parameters))
+    for X, y, b, weight, w in together[len(case.id) % 37 :: 37]:
+        args = (X, y, w, b)
         both = [{"sample_weight": weight, "reduction": r} for r in ("mean", "sum")]
-        judge(loss.value, iter([(args, g) for g in both]), outs=False)
+        given = [(args, g) for g in both]
+        judge(loss.value, iter(given), outs=False)
+        judge(loss.curvature, iter(given), outs=False)
+        parts = [method(*args, sample_weight=weight) for method in both_ways(loss.partial)]
+        fields = type(parts[0]).__slots__
+        assert bits(tuple(getattr(parts[0], f) for f in fields)) == bits(
+            tuple(getattr(parts[1], f) for f in fields)
+        )
         outs = isinstance(b, np.ndarray)
         for method in (loss.grad, loss.value_and_grad):
             for wrt in ("w", "X", ("w", "b"), ("b", "X", "w"), ("X",)):
@@ -217,7 +234,15 @@ def test_losses(case: Case, k: int | None) -> None:
         for wrt in (0, 2, (2, 3), "all", (3, "X")):
             judge(loss.grad, iter([(args, {**g, "wrt": wrt}) for g in both]), outs=False)
         vb = None if b is None else np.ones(np.shape(b)) if outs else 0.25
-        judge(loss.hvp, iter([((*args, (m.v[0], vb)), g) for g in both]), outs=False)
+        directions = [(m.v[0], vb), (None, None), (m.v[0].astype("f4"), None), (2, vb)]
+        if b is not None:
+            directions += [(None, vb), (m.v[0].astype(int), 0.5), (0.5, 3)]
+        calls = [((*args, v), g) for v in directions for g in both]
+        judge(loss.hvp, iter(calls), outs=False)
+
+
+def both_ways(method: Any) -> tuple[Any, Any]:
+    return method, method.__wrapped__
 
 
 def judge_gradient_outs(method: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -232,27 +257,31 @@ def judge_gradient_outs(method: Any, args: tuple[Any, ...], options: dict[str, A
 
 @losses
 def test_pointwise(case: Case) -> None:
-    loss = case.of()
-    f = loss.pointwise
+    f = case.of().pointwise
+    z, y = rng.standard_normal((3, 4)), model(case, 12, 1).y
+    labels = case.coupled and y.ndim == 1
     if case.coupled:
-        assert f.derivative(np.zeros((4, 3)), np.zeros(4, int)).shape == (4, 3)
-        return
-    z = rng.standard_normal((3, 4))
-    y = model(case, 12, 1).y.reshape(3, 4)
+        z = rng.standard_normal((3, 4, 3))
+    y = y.reshape(3, 4) if labels or not case.coupled else y.reshape(3, 4, 3)
     forms: list[tuple[Any, Any]] = [
         (z, y),
-        (z.astype("f4"), y.astype("f4")),
         (z.astype("f4"), y),
-        (z.astype("f4"), np.round(y).astype(int)),
-        (z, np.round(y).astype(np.int8)),
+        (z, np.round(y).astype(np.int8)) if not case.coupled or labels else (z, y.astype("f4")),
         (z.tolist(), y),
-        (z[0], y),
+        (z.tolist(), y.tolist()),
+        (np.rint(z).astype(int), y),
         (z[:, ::-1], y),
-        (z[0, 0], y[0, 0]),
-        (0.5, 1.0),
-        (np.array(0.5), 1),
         (z[:0], y[:0]),
+        (z[0, 0], y[0, 0]),
     ]
+    if not labels:
+        forms += [(z.astype("f4"), y.astype("f4")), (z.tolist(), y.astype("f4"))]
+    if labels:
+        forms += [(z, 1), (z.astype("f4"), 2), (z.tolist(), 0), (z[0, 0], 1)]
+    elif not case.coupled:
+        forms += [(z.astype("f4"), np.round(y).astype(int)), (z, y[0, 0].item())]
+        forms += [(z, 1), (0.5, y), (1, y.tolist()), (0.5, 1.0), (np.array(0.5), 1), (0.5, True)]
+        forms += [(0.5, np.float64(1)), (np.float32(0.5), 1)]
     calls = [(form, {}) for form in forms]
     for method in (f.derivative, f.value_and_derivative, f.second_derivative):
         judge(method, iter(calls), outs=False)
@@ -260,7 +289,8 @@ def test_pointwise(case: Case) -> None:
     pulled = [
         ((a, b, g), {})
         for a, b in forms
-        for g in (rng.standard_normal(np.shape(f(a, b))), np.ones((2, *np.shape(f(a, b)))))
+        for shape in [np.shape(f(a, b))]
+        for g in (rng.standard_normal(shape), np.ones((2, *shape)), np.ones(shape, int), 2, 0.5)
     ]
     judge(f.vjp, iter(pulled), outs=False)
 
@@ -324,6 +354,12 @@ def test_objectives(case: Case) -> None:
                     assert bits(got) == bits(getattr(ours, method)(at.tolist()))
                 assert bits(ours.hvp(at, v)) == bits(by_chunks.hvp(at, v))
                 assert bits(ours.hvp(at[::-1], v)) == bits(by_chunks.hvp(at[::-1], v))
+        forms = (X, np.asfortranarray(X), X.astype("f4"), sparse.csr_array(X), sparse.csc_array(X))
+        whole = np.rint(X).astype(int)
+        for new in (*forms, whole, whole.tolist(), X[::2], X[:0], np.rint(X).astype(np.int8)):
+            judge(ours.predict, iter([((new, theta), {}), ((new, theta.tolist()), {})]), outs=False)
+            assert bits(ours.predict(new, theta)) == bits(by_chunks.predict(new, theta))
+        judge(ours.unpack, iter([((theta,), {}), ((theta.astype("f4").tolist(),), {})]), outs=False)
 
 
 def test_all_methods_are_here() -> None:

@@ -99,7 +99,7 @@ def test_unknown_operations_and_methods() -> None:
             native.elementwise_method(op, method, print)
     for loss, method in (("nonsense", "value"), ("relu_mse", "nonsense")):
         with pytest.raises(KeyError):
-            native.loss_method(loss, 0.0, method, print)
+            native.loss_method(loss, 0.0, method, None, print)
     for name, method in (("nonsense", "value"), ("sum", "nonsense"), ("softmax", "grad")):
         with pytest.raises(KeyError):
             native.reduction_method(name, method, 0.0, None, print)

@@ -2,11 +2,17 @@
 
 #include <string_view>
 
+#include "bindings/operands.h"
+
 namespace pullback {
 namespace {
 
 // X of more elements than this, times the outputs, is read without the GIL.
 constexpr size_t kReleaseGil = 16384;
+
+// So much of X is converted at once: half a block of layouts.py, which is never more than one
+// there.
+constexpr size_t kConvertedBytes = size_t{1} << 17;
 
 bool IsVector(PyObject* object, int type, size_t size) {
   return IsBlock(object, type, size) && PyArray_NDIM(AsArray(object)) == 1;
@@ -79,6 +85,22 @@ bool IsWritableBlock(PyObject* object, int type, size_t size) {
   return IsBlock(object, type, size) && PyArray_ISWRITEABLE(AsArray(object));
 }
 
+Ref AsBlock(PyObject* object, int type) {
+  if (!PyArray_CheckExact(object) || !StorageOfArray(AsArray(object))) return Ref();
+  if (PyArray_TYPE(AsArray(object)) == type && PyArray_ISCARRAY_RO(AsArray(object))) {
+    return Ref(Py_NewRef(object));
+  }
+  return Ref(PyArray_FROM_OTF(object, type, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST));
+}
+
+std::optional<DType> GradientType(PyObject* object) {
+  if (!PyArray_CheckExact(object)) return std::nullopt;
+  const std::optional<Storage> storage = StorageOfArray(AsArray(object));
+  if (!storage) return std::nullopt;
+  return PyTypeNum_ISFLOAT(PyArray_TYPE(AsArray(object))) ? ComputeType(storage->element)
+                                                          : DType::kFloat64;
+}
+
 std::optional<Design> DenseDesign(PyObject* object) {
   const std::optional<DType> dtype = KernelArray(object);
   if (!dtype || PyArray_NDIM(AsArray(object)) != 2) return std::nullopt;
@@ -113,8 +135,21 @@ std::optional<TargetType> TargetsOf(PyObject* y, size_t rows, size_t outputs, bo
   return std::nullopt;
 }
 
-std::optional<Design> SparseMatrix::From(PyObject* object) {
-  if (PyArray_Check(object)) return std::nullopt;
+std::optional<Design> UserDesign::From(PyObject* object) {
+  std::optional<Design> X = DenseDesign(object);
+  if (X || !PyArray_Check(object)) return X ? X : Sparse(object);
+  if (!PyArray_CheckExact(object) || PyArray_NDIM(AsArray(object)) != 2) return std::nullopt;
+  const std::optional<Storage> storage = StorageOfArray(AsArray(object));
+  if (!storage) return std::nullopt;
+  const DType dtype = ComputeType(storage->element);
+  if (static_cast<size_t>(PyArray_SIZE(AsArray(object))) * ItemSize(dtype) > kConvertedBytes) {
+    return std::nullopt;
+  }
+  parts_[0] = AsBlock(object, TypeNumber(dtype));
+  return parts_[0] ? DenseDesign(parts_[0].get()) : std::nullopt;
+}
+
+std::optional<Design> UserDesign::Sparse(PyObject* object) {
   static PyObject* const kFormat = PyUnicode_InternFromString("format");
   static PyObject* const kShape = PyUnicode_InternFromString("shape");
   static PyObject* const kSorted = PyUnicode_InternFromString("has_sorted_indices");

@@ -17,6 +17,14 @@ bool IsLarge(const Design& X, size_t outputs);
 bool IsBlock(PyObject* object, int type, size_t size);
 bool IsWritableBlock(PyObject* object, int type, size_t size);
 
+// An exact array of numbers as a C-contiguous one of `type`: itself, or a copy. Null, perhaps with
+// an exception set, for others.
+Ref AsBlock(PyObject* object, int type);
+
+// The dtype of the gradient by an exact array of numbers: float32 by float16 and float32, else
+// float64, since an integer is no storage format. Nothing for others.
+std::optional<DType> GradientType(PyObject* object);
+
 // `object` as dense X, if it is an array of rows or columns that kernels can read where it lies.
 std::optional<Design> DenseDesign(PyObject* object);
 
@@ -26,15 +34,18 @@ std::optional<Design> EngineDesign(PyObject* object);
 // The type of targets that engines take; nothing for others.
 std::optional<TargetType> TargetsOf(PyObject* y, size_t rows, size_t outputs, bool coupled);
 
-// The arrays of a user's sparse matrix, alive for as long as its kernels run.
-class SparseMatrix {
+// A user's X, alive for as long as its kernels run.
+class UserDesign {
  public:
-  // Nothing, perhaps with an exception set, unless kernels can read `object` where it lies. Each
-  // attribute may be a property, which may change what the others have returned: all of them come
-  // before the first look into an array.
+  // Nothing, perhaps with an exception set, unless kernels can read `object` where it lies, or in a
+  // copy of all of it. This may run Python code: it comes before the first look at other arguments.
   std::optional<Design> From(PyObject* object);
 
  private:
+  // Each attribute may be a property, which may change what the others have returned: all of them
+  // come before the first look into an array.
+  std::optional<Design> Sparse(PyObject* object);
+
   std::array<Ref, 3> parts_;
 };
 

@@ -1,8 +1,11 @@
 // Losses as fast callables, loss.value_and_grad(X, y, w, b), and the engine of all other methods.
 #include "bindings/losses.h"
 
+#include <structmember.h>
 #include <algorithm>
+
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <string_view>
@@ -20,14 +23,55 @@ namespace {
 // More predictions than this are scored without the GIL.
 constexpr size_t kReleaseGil = 16384;
 
-enum class Kind : uint8_t { kValue, kValueAndGrad, kGrad, kHvp };
+enum class Kind : uint8_t { kValue, kValueAndGrad, kGrad, kHvp, kCurvature, kPartial };
 
+// The class of partial sums, and the title of the loss that they are of.
+struct PartialSums {
+  static constexpr size_t kSlots = 7;
+
+  // False, perhaps with an exception set, for other than (class, title).
+  bool Read(PyObject* of) {
+    constexpr const char* kNames[kSlots] = {"loss",      "gw",     "gb",   "weight",
+                                            "n_samples", "source", "kinds"};
+    PyObject *class_of_sums, *title;
+    if (!PyTuple_Check(of) || !PyArg_ParseTuple(of, "O!U", &PyType_Type, &class_of_sums, &title)) {
+      return false;
+    }
+    type = Ref(Py_NewRef(class_of_sums));
+    source = Ref(Py_NewRef(title));
+    for (size_t i = 0; i < kSlots; ++i) {
+      slots[i] = Ref(PyObject_GetAttrString(class_of_sums, kNames[i]));
+      if (!slots[i] || !Py_IS_TYPE(slots[i].get(), &PyMemberDescr_Type)) return false;
+    }
+    return true;
+  }
+
+  // The values are in the order of the slots; null, perhaps with an exception set, if one is.
+  PyObject* Make(const std::array<PyObject*, kSlots>& values) const {
+    auto* const of = reinterpret_cast<PyTypeObject*>(type.get());
+    Ref sums(of->tp_alloc(of, 0));
+    for (size_t i = 0; sums && i < kSlots; ++i) {
+      auto* const slot = reinterpret_cast<PyMemberDescrObject*>(slots[i].get());
+      auto* const at = reinterpret_cast<char*>(sums.get());
+      if (values[i] == nullptr || PyMember_SetOne(at, slot->d_member, values[i]) != 0)
+        return nullptr;
+    }
+    return sums.release();
+  }
+
+  Ref type, source;
+  std::array<Ref, kSlots> slots;  // the class's descriptors
+};
+
+// A method that adds up the samples, and where its arguments stand in the signature.
 struct LossEntry : MethodEntry {
   double parameter;
   Kind kind;
   PerTarget<const LossKernels*> kernels;
-  // Where arguments stand in the signature.
   std::optional<size_t> sample_weight_at, out_at, reduction_at, wrt_at, v_at;
+  PartialSums sums;
+
+  bool has_gradients() const { return kind == Kind::kValueAndGrad || kind == Kind::kGrad; }
 };
 
 // --- the fast way in -----------------------------------------------------------------------------
@@ -46,6 +90,9 @@ std::optional<bool> IsMean(PyObject* reduction) {
   return std::nullopt;
 }
 
+// A number of Python's own, which fills a shape.
+bool IsNumber(PyObject* object) { return PyFloat_CheckExact(object) || PyLong_CheckExact(object); }
+
 // Whether an array is (rows,), or (rows, outputs) where the outputs have an axis.
 bool HasShape(PyObject* object, npy_intp rows, std::optional<npy_intp> outputs) {
   PyArrayObject* const array = AsArray(object);
@@ -62,7 +109,7 @@ constexpr TargetType TargetOf(DType dtype) {
   return dtype == DType::kFloat32 ? TargetType::kFloat32 : TargetType::kFloat64;
 }
 
-// Targets as they are given, or a copy of integers in the type that kernels read.
+// Targets as they are given, or a copy in the type that kernels read.
 struct Targets {
   Ref block;
   TargetType type;
@@ -72,26 +119,46 @@ struct Targets {
                                      bool coupled) {
     if (!PyArray_CheckExact(y)) return std::nullopt;
     const bool labels = coupled && PyArray_NDIM(AsArray(y)) == 1;
-    if (!HasShape(y, rows, labels ? std::nullopt : outputs)) return std::nullopt;
-    const std::optional<DType> dtype = KernelArray(y);
-    if (dtype && !labels && PyArray_IS_C_CONTIGUOUS(AsArray(y))) {
-      return Targets{Ref(Py_NewRef(y)), TargetOf(*dtype)};
-    }
-    // The largest of uint64 are no int64.
-    if (!HasIntegers(y) || (labels && PyTypeNum_ISUNSIGNED(PyArray_TYPE(AsArray(y))))) {
+    const std::optional<Storage> storage = StorageOfArray(AsArray(y));
+    if (!storage || !HasShape(y, rows, labels ? std::nullopt : outputs) ||
+        (labels && !HasIntegers(y))) {
       return std::nullopt;
     }
-    Ref block(PyArray_FROM_OTF(y, labels ? NPY_INT64 : NPY_DOUBLE, NPY_ARRAY_CARRAY_RO));
+    const DType dtype = ComputeType(storage->element);
+    Ref block = AsBlock(y, labels ? NPY_INT64 : TypeNumber(dtype));
     if (!block) return std::nullopt;
-    return Targets{std::move(block), labels ? TargetType::kLabel : TargetType::kFloat64};
+    return Targets{std::move(block), labels ? TargetType::kLabel : TargetOf(dtype)};
   }
 };
+
+// The sum of each row's probabilities, as NumPy adds them up; null, perhaps with an exception set,
+// where one is not finite.
+Ref RowSums(PyArrayObject* y) {
+  const auto finite = [&](const auto* from) {
+    return std::all_of(from, from + PyArray_SIZE(y), [](auto p) { return std::isfinite(p); });
+  };
+  if (!(PyArray_TYPE(y) == NPY_FLOAT ? finite(static_cast<const float*>(PyArray_DATA(y)))
+                                     : finite(static_cast<const double*>(PyArray_DATA(y))))) {
+    return Ref();
+  }
+  const Ref sums(PyArray_Sum(y, PyArray_NDIM(y) - 1, NPY_DOUBLE, nullptr));
+  return Ref(sums ? PyArray_FROM_OTF(sums.get(), NPY_DOUBLE, NPY_ARRAY_CARRAY_RO) : nullptr);
+}
+
+PyObject* HessiansOf(const ClassHessians& problem, int ndim, const npy_intp* shape) {
+  Ref out(NewArray(ndim, shape, problem.dtype));
+  const bool large = problem.rows * problem.classes * problem.classes > kReleaseGil;
+  const bool done = out && RunKernel(large, [&](Poll* poll) {
+                      return MapHessians(problem, DataOf(out.get()), poll);
+                    });
+  return done ? out.release() : nullptr;
+}
 
 // The intercepts' values, and their gradient in their own kind: None, an array with one for each
 // output, or for a single output a Python number or a NumPy scalar.
 class Intercepts {
  public:
-  // False for any other kind.
+  // False, perhaps with an exception set, for any other kind.
   bool Take(PyObject* b, size_t outputs) {
     b_ = b;
     outputs_ = outputs;
@@ -99,33 +166,39 @@ class Intercepts {
       std::fill_n(values_.begin(), outputs, 0.0);
       return true;
     }
-    if (outputs == 1 && (PyFloat_CheckExact(b) || PyArray_IsScalar(b, Double))) {
-      values_[0] = PyFloat_AS_DOUBLE(b);
+    if (!PyArray_Check(b)) {
+      const std::optional<double> number = outputs == 1 ? AsNumber(b) : std::nullopt;
+      if (!number) return false;
+      values_[0] = *number;
+      const bool small = PyArray_IsScalar(b, Float) || PyArray_IsScalar(b, Half);
+      dtype_ = small ? DType::kFloat32 : DType::kFloat64;
       return true;
     }
-    if (outputs == 1 && PyLong_CheckExact(b)) {
-      values_[0] = PyLong_AsDouble(b);
-      const bool fits = PyErr_Occurred() == nullptr;
-      PyErr_Clear();
-      return fits;
-    }
-    if (outputs == 1 && PyArray_IsScalar(b, Float)) {
-      dtype_ = DType::kFloat32;
-      values_[0] = double{PyArrayScalar_VAL(b, Float)};
-      return true;
-    }
-    const std::optional<DType> dtype = KernelArray(b);
-    if (!dtype || PyArray_NDIM(AsArray(b)) > 1 || !PyArray_IS_C_CONTIGUOUS(AsArray(b)) ||
+    const std::optional<DType> dtype = GradientType(b);
+    if (!dtype || PyArray_NDIM(AsArray(b)) > 1 ||
         static_cast<size_t>(PyArray_SIZE(AsArray(b))) != outputs) {
       return false;
     }
     dtype_ = *dtype;
+    const Ref block = AsBlock(b, TypeNumber(dtype_));
+    if (!block) return false;
     if (dtype_ == DType::kFloat32) {
-      std::copy_n(static_cast<const float*>(DataOf(b)), outputs, values_.begin());
+      std::copy_n(static_cast<const float*>(DataOf(block.get())), outputs, values_.begin());
     } else {
-      std::copy_n(static_cast<const double*>(DataOf(b)), outputs, values_.begin());
+      std::copy_n(static_cast<const double*>(DataOf(block.get())), outputs, values_.begin());
     }
     return true;
+  }
+
+  // A direction, which None and a number fill.
+  bool TakeDirection(PyObject* vb, PyObject* like, size_t outputs) {
+    if (vb != Py_None && like == Py_None) return false;
+    if (like != Py_None && IsNumber(vb)) {
+      const std::optional<double> number = AsNumber(vb);
+      std::fill_n(values_.begin(), outputs, number.value_or(0));
+      return number.has_value();
+    }
+    return (vb == Py_None || Axes(vb) == Axes(like)) && Take(vb, outputs);
   }
 
   const double* values() const { return values_.data(); }
@@ -134,7 +207,7 @@ class Intercepts {
 
   PyObject* Gradient() const {
     if (b_ == Py_None) return Py_NewRef(Py_None);
-    if (PyFloat_CheckExact(b_) || PyLong_CheckExact(b_)) return PyFloat_FromDouble(gradient_[0]);
+    if (IsNumber(b_)) return PyFloat_FromDouble(gradient_[0]);
     const bool is_array = PyArray_CheckExact(b_);
     auto size = static_cast<npy_intp>(outputs_);
     PyObject* const result =
@@ -145,36 +218,28 @@ class Intercepts {
   }
 
  private:
+  static int Axes(PyObject* object) {
+    return PyArray_Check(object) ? PyArray_NDIM(AsArray(object)) : 0;
+  }
+
   PyObject* b_ = nullptr;
   size_t outputs_ = 1;
   DType dtype_ = DType::kFloat64;
   std::array<double, kMaxOutputs> values_, gradient_;
 };
 
-// A direction in the shapes of w and b, as float64.
-struct Direction {
-  Ref w;
-  Intercepts b;
-
-  // False, perhaps with an exception set, for what Python has to look at.
-  bool Take(PyObject* v, PyObject* like_w, PyObject* like_b, size_t outputs) {
-    if (v == nullptr || !PyTuple_CheckExact(v) || PyTuple_GET_SIZE(v) != 2) return false;
-    PyObject* const given = PyTuple_GET_ITEM(v, 0);
-    PyObject* const intercepts = PyTuple_GET_ITEM(v, 1);
-    if (!KernelArray(given) || !SameShape(AsArray(given), AsArray(like_w)) ||
-        (like_b == Py_None) != (intercepts == Py_None) || Axes(intercepts) != Axes(like_b) ||
-        !b.Take(intercepts, outputs)) {
-      return false;
-    }
-    w = Ref(PyArray_FROM_OTF(given, NPY_DOUBLE, NPY_ARRAY_CARRAY_RO));
-    return static_cast<bool>(w);
+// A direction by the coefficients, of which None is zero and a number fills their shape; null,
+// perhaps with an exception set, for what Python has to look at.
+Ref DirectionOf(PyObject* vw, PyArrayObject* w) {
+  if (vw == Py_None || IsNumber(vw)) {
+    const std::optional<double> number = vw == Py_None ? 0.0 : AsNumber(vw);
+    Ref filled(number ? NewArray(PyArray_NDIM(w), PyArray_DIMS(w), DType::kFloat64) : nullptr);
+    if (filled) std::fill_n(static_cast<double*>(DataOf(filled.get())), PyArray_SIZE(w), *number);
+    return filled;
   }
-
- private:
-  static int Axes(PyObject* object) {
-    return PyArray_CheckExact(object) ? PyArray_NDIM(AsArray(object)) : 0;
-  }
-};
+  const std::optional<DType> dtype = GradientType(vw);
+  return dtype && SameShape(AsArray(vw), w) ? AsBlock(vw, TypeNumber(*dtype)) : Ref();
+}
 
 // What is asked for, and where it goes.
 struct Gradients {
@@ -226,119 +291,248 @@ struct Gradients {
   }
 };
 
-PyObject* LossCall(const MethodEntry& own, const Arguments& args) {
-  const auto& entry = static_cast<const LossEntry&>(own);
-  const LossKernels& kernels = *entry.kernels.Active();
-  const bool coupled = kernels.coupled;
-  PyObject* const bias = args[kB] == nullptr ? Py_None : args[kB];
-  const bool has_gradient = entry.kind != Kind::kValue;
-  Gradients gradients;
-  if (has_gradient && !gradients.Ask(entry, args)) return nullptr;
-  SparseMatrix sparse;
-  std::optional<Design> X = DenseDesign(args[kX]);
-  const bool dense = X.has_value();
-  if (!X) X = sparse.From(args[kX]);
-  const std::optional<DType> w = KernelArray(args[kW]);
-  if (!X || X->rows == 0 || !w || !PyArray_IS_C_CONTIGUOUS(AsArray(args[kW]))) return nullptr;
-  const auto rows = static_cast<npy_intp>(X->rows), cols = static_cast<npy_intp>(X->cols);
-  std::optional<npy_intp> axis;
-  if (PyArray_NDIM(AsArray(args[kW])) == 2) axis = PyArray_DIM(AsArray(args[kW]), 1);
-  const auto outputs = static_cast<size_t>(axis.value_or(1));
-  if (!HasShape(args[kW], cols, axis) || outputs < (coupled ? 2U : 1U) || outputs > kMaxOutputs) {
-    return nullptr;
+// A call's samples and parameters as kernels take them, alive for as long as these run. What the
+// methods return is null, perhaps with an exception set, where Python has to look at the call.
+class LossCall {
+ public:
+  LossCall(const LossEntry& entry, const Arguments& args)
+      : entry_(entry), kernels_(*entry.kernels.Active()), args_(args) {}
+
+  bool Take() {
+    bias_ = args_[kB] == nullptr ? Py_None : args_[kB];
+    const std::optional<Design> X = design_.From(args_[kX]);
+    const std::optional<DType> w_dtype = GradientType(args_[kW]);
+    if (!X || X->rows == 0 || !w_dtype) return false;
+    rows_ = static_cast<npy_intp>(X->rows);
+    if (PyArray_NDIM(AsArray(args_[kW])) == 2) axis_ = PyArray_DIM(AsArray(args_[kW]), 1);
+    outputs_ = axis_.value_or(1);
+    const auto outputs = static_cast<size_t>(outputs_);
+    if (!HasShape(args_[kW], static_cast<npy_intp>(X->cols), axis_) ||
+        outputs < (kernels_.coupled ? 2U : 1U) || outputs > kMaxOutputs) {
+      return false;
+    }
+    w_ = AsBlock(args_[kW], TypeNumber(*w_dtype));
+    y_ = w_ ? Targets::From(args_[kY], rows_, axis_, kernels_.coupled) : std::nullopt;
+    if (!y_) return false;
+    if (PyObject* const given = Given(args_, entry_.sample_weight_at)) {
+      if (!PyArray_CheckExact(given) || !HasShape(given, rows_, std::nullopt)) return false;
+      weight_ = AsBlock(given, NPY_DOUBLE);
+      if (!weight_) return false;
+    }
+    const std::optional<bool> mean =
+        IsMean(entry_.reduction_at ? args_[*entry_.reduction_at] : nullptr);
+    if (!b_.Take(bias_, outputs) || !mean) return false;
+    mean_ = *mean;
+    problem_.X = *X;
+    problem_.loss = &kernels_;
+    problem_.parameter = entry_.parameter;
+    problem_.outputs = outputs;
+    problem_.y = DataOf(y_->block.get());
+    problem_.y_type = y_->type;
+    problem_.w = DataOf(w_.get());
+    problem_.w_dtype = *w_dtype;
+    problem_.b = b_.values();
+    problem_.weight = weight_ ? static_cast<const double*>(DataOf(weight_.get())) : nullptr;
+    return true;
   }
-  const std::optional<Targets> y = Targets::From(args[kY], rows, axis, coupled);
-  if (!y) return nullptr;
-  Ref weight;
-  if (PyObject* const given = Given(args, entry.sample_weight_at)) {
-    if (!PyArray_CheckExact(given) || !HasShape(given, rows, std::nullopt) ||
-        (!KernelArray(given) && !HasIntegers(given))) {
+
+  PyObject* Value() {
+    LossResult result = {};
+    return Run(Job::kValue, result) ? PyFloat_FromDouble(result.loss) : nullptr;
+  }
+
+  PyObject* Grad(const Gradients& asked) {
+    const npy_intp gX_shape[] = {rows_, static_cast<npy_intp>(problem_.X.cols)};
+    const DType gX_dtype = GradientType(args_[kX]).value_or(problem_.X.dtype);
+    PyArrayObject* const w = AsArray(w_.get());
+    const auto& outs = asked.outs;
+    if ((outs[kX] && !Gradients::Fits(outs[kX], 2, gX_shape, gX_dtype)) ||
+        (outs[kW] &&
+         !Gradients::Fits(outs[kW], PyArray_NDIM(w), PyArray_DIMS(w), problem_.w_dtype)) ||
+        (outs[kB] && !(PyArray_CheckExact(bias_) &&
+                       Gradients::Fits(outs[kB], PyArray_NDIM(AsArray(bias_)),
+                                       PyArray_DIMS(AsArray(bias_)), b_.dtype()))) ||
+        !asked.Apart()) {
       return nullptr;
     }
-    weight = Ref(PyArray_FROM_OTF(given, NPY_DOUBLE, NPY_ARRAY_CARRAY_RO));
-    if (!weight) return nullptr;
-  }
-  Intercepts b;
-  if (!b.Take(bias, outputs)) return nullptr;
-  PyObject* const reduction = entry.reduction_at ? args[*entry.reduction_at] : nullptr;
-  const std::optional<bool> mean = IsMean(reduction);
-  if (!mean) return nullptr;
-  Direction v;
-  if (entry.kind == Kind::kHvp && !v.Take(Given(args, entry.v_at), args[kW], bias, outputs)) {
-    return nullptr;
+    Ref gX;
+    if (asked.wrt.Has(kX)) {
+      // What each row's gradient is divided by has to be known before the pass.
+      const std::optional<double> by = Divisor();
+      if (by) gX = Ref(NewArray(2, gX_shape, gX_dtype));
+      if (!gX) return nullptr;
+      problem_.gX = DataOf(gX.get());
+      problem_.gX_dtype = gX_dtype;
+      problem_.gX_stride = gX_shape[1];
+      problem_.scale = 1.0 / *by;
+    }
+    LossResult result = {};
+    const Ref gw = Gradient(Job::kGradient, result);
+    const Ref gb(gw ? b_.Gradient() : nullptr);
+    if (!gb) return nullptr;
+    std::array<PyObject*, kMaxArguments> all = {};
+    all[kX] = gX.get();
+    all[kW] = gw.get();
+    all[kB] = gb.get();
+    for (size_t k = 0; k < outs.size(); ++k) {
+      if (outs[k] == nullptr) continue;
+      if (PyArray_CopyInto(AsArray(outs[k]), AsArray(all[k])) != 0) return nullptr;
+      all[k] = outs[k];
+    }
+    Ref gradients(asked.wrt.Pack(all.data()));
+    if (entry_.kind != Kind::kValueAndGrad || !gradients) return gradients.release();
+    const Ref loss(PyFloat_FromDouble(result.loss));
+    return loss ? PyTuple_Pack(2, loss.get(), gradients.get()) : nullptr;
   }
 
-  const npy_intp gw_shape[] = {cols, static_cast<npy_intp>(outputs)};
-  const npy_intp gX_shape[] = {rows, cols};
-  const int gw_ndim = 1 + axis.has_value();
-  const auto& outs = gradients.outs;
-  if ((outs[kX] && !(dense && Gradients::Fits(outs[kX], 2, gX_shape, X->dtype))) ||
-      (outs[kW] && !Gradients::Fits(outs[kW], gw_ndim, gw_shape, *w)) ||
-      (outs[kB] &&
-       !(PyArray_CheckExact(bias) && Gradients::Fits(outs[kB], PyArray_NDIM(AsArray(bias)),
-                                                     PyArray_DIMS(AsArray(bias)), b.dtype()))) ||
-      !gradients.Apart()) {
-    return nullptr;
+  PyObject* Hvp() {
+    PyObject* const v = Given(args_, entry_.v_at);
+    if (v == nullptr || !PyTuple_CheckExact(v) || PyTuple_GET_SIZE(v) != 2) return nullptr;
+    const Ref vw = DirectionOf(PyTuple_GET_ITEM(v, 0), AsArray(w_.get()));
+    Intercepts vb;
+    if (!vw || !vb.TakeDirection(PyTuple_GET_ITEM(v, 1), bias_, problem_.outputs)) return nullptr;
+    problem_.vw = DataOf(vw.get());
+    problem_.vw_dtype = *KernelArray(vw.get());
+    problem_.vb = vb.values();
+    LossResult result = {};
+    const Ref hw = Gradient(Job::kHvp, result);
+    const Ref hb(hw ? b_.Gradient() : nullptr);
+    return hb ? PyTuple_Pack(2, hw.get(), hb.get()) : nullptr;
   }
-  const bool wants_gX = has_gradient && gradients.wrt.Has(kX);
-  // What each row's gradient is divided by has to be known before the pass.
-  if (wants_gX && (!dense || weight)) return nullptr;
-  Ref gw(has_gradient ? NewArray(gw_ndim, gw_shape, *w) : nullptr);
-  Ref gX(wants_gX ? NewArray(2, gX_shape, X->dtype) : nullptr);
-  if ((has_gradient && !gw) || (wants_gX && !gX)) return nullptr;
 
-  LinearProblem problem = {};
-  problem.X = *X;
-  problem.loss = &kernels;
-  problem.parameter = entry.parameter;
-  problem.outputs = outputs;
-  problem.y = DataOf(y->block.get());
-  problem.y_type = y->type;
-  problem.w = DataOf(args[kW]);
-  problem.w_dtype = *w;
-  problem.b = b.values();
-  problem.weight = weight ? static_cast<const double*>(DataOf(weight.get())) : nullptr;
-  if (entry.kind == Kind::kHvp) {
-    problem.vw = static_cast<const double*>(DataOf(v.w.get()));
-    problem.vb = v.b.values();
+  PyObject* Curvature() {
+    const std::optional<double> by = Divisor();
+    if (!by) return nullptr;
+    const npy_intp shape[] = {rows_, outputs_, outputs_};
+    Ref kept(NewArray(1 + axis_.has_value(), shape, DType::kFloat64));
+    if (!kept) return nullptr;
+    auto* const c = static_cast<double*>(DataOf(kept.get()));
+    problem_.kept = c;
+    LossResult result = {};
+    if (!Run(Job::kCurvature, result)) return nullptr;
+    if (!kernels_.coupled) {
+      for (size_t row = 0; row < problem_.X.rows; ++row) {
+        const double factor = (problem_.weight == nullptr ? 1.0 : problem_.weight[row]) / *by;
+        for (size_t k = 0; k < problem_.outputs; ++k) c[row * problem_.outputs + k] *= factor;
+      }
+      return kept.release();
+    }
+    ClassHessians hessians = {problem_.X.rows, problem_.outputs, c,  DType::kFloat64,
+                              nullptr,         problem_.weight,  *by};
+    Ref sums;
+    if (y_->type != TargetType::kLabel) {
+      sums = RowSums(AsArray(y_->block.get()));
+      if (!sums) return nullptr;
+      hessians.sums = static_cast<const double*>(DataOf(sums.get()));
+    }
+    return HessiansOf(hessians, 3, shape);
   }
-  if (gX) {
-    problem.gX = DataOf(gX.get());
-    problem.gX_dtype = X->dtype;
-    problem.gX_stride = cols;
-    problem.scale = 1.0 / (*mean ? static_cast<double>(rows) : 1.0);
+
+  PyObject* Partial() {
+    const std::optional<double> total = Weight();
+    if (!total) return nullptr;
+    const npy_intp shape[] = {static_cast<npy_intp>(problem_.X.cols), outputs_};
+    const Ref gw(NewArray(2, shape, DType::kFloat64)), gb(NewArray(1, shape + 1, DType::kFloat64));
+    if (!gw || !gb) return nullptr;
+    mean_ = false;
+    LossResult result = {};
+    result.gw = DataOf(gw.get());
+    result.gb = DataOf(gb.get());
+    result.gw_dtype = result.gb_dtype = DType::kFloat64;
+    if (!Run(Job::kGradient, result)) return nullptr;
+    std::memset(b_.gradient(), 0, problem_.outputs * sizeof(double));
+    const Ref like_w(PyTuple_New(1 + axis_.has_value())), like_b(b_.Gradient());
+    for (Py_ssize_t i = 0; like_w && i < PyTuple_GET_SIZE(like_w.get()); ++i) {
+      PyTuple_SET_ITEM(like_w.get(), i, PyLong_FromSsize_t(shape[i]));
+    }
+    PyArray_Descr* const dtype = PyArray_DESCR(AsArray(w_.get()));
+    const Ref kinds(like_w && like_b ? PyTuple_Pack(3, like_w.get(), dtype, like_b.get())
+                                     : nullptr);
+    const Ref loss(PyFloat_FromDouble(result.loss)), weight(PyFloat_FromDouble(*total));
+    const Ref n_samples(PyLong_FromSsize_t(rows_));
+    return entry_.sums.Make({loss.get(), gw.get(), gb.get(), weight.get(), n_samples.get(),
+                             entry_.sums.source.get(), kinds.get()});
   }
-  LossResult result = {};
-  result.mean = *mean;
-  result.gw = gw ? DataOf(gw.get()) : nullptr;
-  result.gb = b.gradient();
-  result.gb_dtype = b.dtype();
-  const Job job = entry.kind == Kind::kValue ? Job::kValue
-                  : entry.kind == Kind::kHvp ? Job::kHvp
-                                             : Job::kGradient;
-  const bool done = RunKernel(IsLarge(*X, outputs),
-                              [&](Poll* poll) { return SumLoss(job, problem, result, poll); });
-  if (!done || result.bad || (result.mean && result.weight == 0)) return nullptr;
-  if (entry.kind == Kind::kValue) return PyFloat_FromDouble(result.loss);
-  const Ref gb(b.Gradient());
-  if (!gb) return nullptr;
-  std::array<PyObject*, kMaxArguments> all = {};
-  all[kX] = gX.get();
-  all[kW] = gw.get();
-  all[kB] = gb.get();
-  for (size_t k = 0; k < outs.size(); ++k) {
-    if (outs[k] == nullptr) continue;
-    if (PyArray_CopyInto(AsArray(outs[k]), AsArray(all[k])) != 0) return nullptr;
-    all[k] = outs[k];
+
+ private:
+  // False, perhaps with an exception set, unless it is done and there is what it can return.
+  bool Run(Job job, LossResult& result) {
+    result.mean = mean_;
+    const bool done = RunKernel(IsLarge(problem_.X, problem_.outputs),
+                                [&](Poll* poll) { return SumLoss(job, problem_, result, poll); });
+    return done && !result.bad && !(mean_ && result.weight == 0);
   }
-  Ref asked(gradients.wrt.Pack(all.data()));
-  if (entry.kind != Kind::kValueAndGrad || !asked) return asked.release();
-  const Ref loss(PyFloat_FromDouble(result.loss));
-  return loss ? PyTuple_Pack(2, loss.get(), asked.get()) : nullptr;
+
+  // The gradient by w, or a product; that by b is in b_.
+  Ref Gradient(Job job, LossResult& result) {
+    PyArrayObject* const w = AsArray(w_.get());
+    Ref gw(NewArray(PyArray_NDIM(w), PyArray_DIMS(w), problem_.w_dtype));
+    if (!gw) return gw;
+    result.gw = DataOf(gw.get());
+    result.gw_dtype = problem_.w_dtype;
+    result.gb = b_.gradient();
+    result.gb_dtype = b_.dtype();
+    return Run(job, result) ? std::move(gw) : Ref();
+  }
+
+  // The sum of the samples' weights before a pass, as NumPy adds them up; nothing, perhaps with an
+  // exception set, where it is not finite and positive.
+  std::optional<double> Weight() const {
+    if (!weight_) return static_cast<double>(rows_);
+    size_t bad;
+    const double sum = KernelsOfChunks().sum_weights(problem_.weight, problem_.X.rows, &bad);
+    if (bad != kNoRow || !(sum > 0) || !std::isfinite(sum)) return std::nullopt;
+    // In half the time of PyArray_Sum.
+    static PyObject* const kReduce = [] {
+      const Ref numpy(PyImport_ImportModule("numpy"));
+      const Ref add(numpy ? PyObject_GetAttrString(numpy.get(), "add") : nullptr);
+      return add ? PyObject_GetAttrString(add.get(), "reduce") : nullptr;
+    }();
+    const Ref total(kReduce == nullptr ? nullptr : PyObject_CallOneArg(kReduce, weight_.get()));
+    double value;
+    if (!total || !ReadDouble(total.get(), &value)) return std::nullopt;
+    return value;
+  }
+
+  std::optional<double> Divisor() const { return mean_ ? Weight() : 1.0; }
+
+  const LossEntry& entry_;
+  const LossKernels& kernels_;
+  const Arguments& args_;
+  PyObject* bias_ = nullptr;
+  UserDesign design_;
+  Ref w_, weight_;
+  std::optional<Targets> y_;
+  Intercepts b_;
+  npy_intp rows_ = 0, outputs_ = 1;
+  std::optional<npy_intp> axis_;  // of the outputs, where they have one
+  bool mean_ = true;
+  LinearProblem problem_ = {};
+};
+
+PyObject* CallLoss(const MethodEntry& own, const Arguments& args) {
+  const auto& entry = static_cast<const LossEntry&>(own);
+  Gradients gradients;
+  if (entry.has_gradients() && !gradients.Ask(entry, args)) return nullptr;
+  LossCall call(entry, args);
+  if (!call.Take()) return nullptr;
+  switch (entry.kind) {
+    case Kind::kValue:
+      return call.Value();
+    case Kind::kValueAndGrad:
+    case Kind::kGrad:
+      return call.Grad(gradients);
+    case Kind::kHvp:
+      return call.Hvp();
+    case Kind::kCurvature:
+      return call.Curvature();
+    case Kind::kPartial:
+      return call.Partial();
+  }
+  return nullptr;
 }
 
-// --- losses of single predictions
-// ------------------------------------------------------------------
+// --- losses of single predictions ----------------------------------------------------------------
 
 struct PointwiseEntry : MethodEntry {
   double parameter;
@@ -347,58 +541,177 @@ struct PointwiseEntry : MethodEntry {
   PerTarget<const LossKernels*> kernels;
 };
 
-// Predictions and targets of one shape and dtype; of other arguments, and of classes, nothing.
-PyObject* PointwiseCall(const MethodEntry& own, const Arguments& args) {
-  using Kind = PointwiseEntry::Kind;
-  const auto& entry = static_cast<const PointwiseEntry&>(own);
-  const LossKernels& kernels = *entry.kernels.Active();
-  const bool pulls = entry.kind == Kind::kVjp;
-  PlainOperands x;
-  if (kernels.coupled || !x.Take(args.data(), pulls ? 3 : 2)) return nullptr;
-  for (size_t i = 0; i < x.count(); ++i) {
-    if (x[i] == nullptr || !SameShape(x[0], x[i])) return nullptr;
+template <typename T>
+void Pull(const T* slopes, const T* g, size_t stack, size_t rows, size_t outputs, T* out) {
+  for (size_t i = 0; i < stack * rows; ++i) {
+    const T* const of_row = slopes + i % rows * outputs;
+    for (size_t k = 0; k < outputs; ++k) out[i * outputs + k] = g[i] * of_row[k];
   }
-  // Integer targets have no say in the dtype.
-  if (!KernelArray(args[kY]) && x.dtype() != KernelArray(args[kX])) return nullptr;
-  PointwiseProblem problem = {};
-  problem.loss = &kernels;
-  problem.parameter = entry.parameter;
-  problem.outputs = 1;
-  problem.rows = static_cast<size_t>(PyArray_SIZE(x[0]));
-  problem.z = x.data(0);
-  problem.dtype = x.dtype();
-  problem.y = x.data(1);
-  problem.y_type = TargetOf(x.dtype());
-  const auto map = [&](Wanted wanted) {
-    Ref out(NewArray(PyArray_NDIM(x[0]), PyArray_DIMS(x[0]), x.dtype()));
-    const bool done = out && RunKernel(problem.rows > kReleaseGil, [&](Poll* poll) {
-                        return MapLoss(wanted, problem, DataOf(out.get()), poll);
-                      });
-    return done ? std::move(out) : Ref();
-  };
-  const auto give = [](Ref array) {
-    return array ? PyArray_Return(AsArray(array.release())) : nullptr;
-  };
-  if (entry.kind == Kind::kValue) return give(map(Wanted::kLoss));
-  if (entry.kind == Kind::kSecondDerivative) return give(map(Wanted::kCurvature));
-  if (entry.kind == Kind::kValueAndDerivative) {
-    const Ref value(give(map(Wanted::kLoss)));
-    const Ref derivative(value ? give(map(Wanted::kSlope)) : nullptr);
-    return derivative ? PyTuple_Pack(2, value.get(), derivative.get()) : nullptr;
-  }
-  Ref derivative = map(Wanted::kSlope);
-  if (!derivative) return nullptr;
-  if (pulls) {
-    const auto scale = [&](auto* slopes, const auto* g) {
-      for (size_t i = 0; i < problem.rows; ++i) slopes[i] *= g[i];
-    };
-    if (x.dtype() == DType::kFloat32) {
-      scale(static_cast<float*>(DataOf(derivative.get())), static_cast<const float*>(x.data(2)));
-    } else {
-      scale(static_cast<double*>(DataOf(derivative.get())), static_cast<const double*>(x.data(2)));
+}
+
+// Predictions, targets and a cotangent, alike in shape; what the methods return is as in LossCall.
+class PointwiseCall {
+ public:
+  explicit PointwiseCall(const PointwiseEntry& entry)
+      : entry_(entry), kernels_(*entry.kernels.Active()) {}
+
+  bool Take(const Arguments& args) {
+    const bool coupled = kernels_.coupled, pulls = entry_.kind == PointwiseEntry::Kind::kVjp;
+    std::array<PyObject*, 3> given = {args[0], args[1], pulls ? args[2] : nullptr};
+    // A list's own code may run now, before anything is looked at.
+    if (PyList_CheckExact(given[1]) || PyTuple_CheckExact(given[1]) || PyBool_Check(given[1]) ||
+        PyArray_IsScalar(given[1], Generic) || (coupled && PyLong_CheckExact(given[1]))) {
+      y_ = Ref(PyArray_FROM_O(given[1]));
+      if (!y_) {
+        LeaveToPython();
+        return false;
+      }
+    } else if (PyArray_CheckExact(given[1])) {
+      y_ = Ref(Py_NewRef(given[1]));
     }
+    const bool fills[] = {IsNumber(given[0]), IsNumber(given[1]), pulls && IsNumber(given[2])};
+    // Integer targets have no say in the dtype.
+    const bool integers = y_ && HasIntegers(y_.get());
+    if (y_) given[1] = integers ? nullptr : y_.get();
+    if (!x_.Take(given.data(), given.size()) || x_[0] == nullptr || (pulls && !x_[2])) return false;
+    if (integers) {
+      y_ = AsBlock(y_.get(), coupled ? NPY_INT64 : TypeNumber(x_.dtype()));
+    } else {
+      y_ = Ref(Py_XNewRef(reinterpret_cast<PyObject*>(x_[1])));
+    }
+    if (!y_) return false;
+    z_ = Ref(Py_NewRef(reinterpret_cast<PyObject*>(x_[0])));
+    PyArrayObject* const shaped = AsArray((fills[0] && !coupled ? y_ : z_).get());
+    z_ndim_ = ndim_ = PyArray_NDIM(shaped);
+    shape_ = PyArray_DIMS(shaped);
+    if (coupled) {
+      if (ndim_ == 0 || shape_[--ndim_] < 2 || (fills[1] && !integers)) return false;
+      problem_.outputs = static_cast<size_t>(shape_[ndim_]);
+    } else {
+      problem_.outputs = 1;
+      if (!Fill(z_, fills[0], ndim_)) return false;
+    }
+    if (!Fill(y_, fills[1], coupled && integers ? ndim_ : z_ndim_)) return false;
+    problem_.loss = &kernels_;
+    problem_.parameter = entry_.parameter;
+    problem_.rows = static_cast<size_t>(PyArray_MultiplyList(shape_, ndim_));
+    problem_.z = DataOf(z_.get());
+    problem_.dtype = x_.dtype();
+    problem_.y = DataOf(y_.get());
+    problem_.y_type = coupled && integers ? TargetType::kLabel : TargetOf(x_.dtype());
+    if (!pulls) return true;
+    g_ = Ref(Py_NewRef(reinterpret_cast<PyObject*>(x_[2])));
+    if (fills[2]) return Fill(g_, true, ndim_);
+    PyArrayObject* const g = AsArray(g_.get());
+    const int stack = PyArray_NDIM(g) - ndim_;
+    return stack >= 0 && PyArray_NDIM(g) < NPY_MAXDIMS &&
+           std::equal(shape_, shape_ + ndim_, PyArray_DIMS(g) + stack);
   }
-  return give(std::move(derivative));
+
+  PyObject* Call() {
+    using Kind = PointwiseEntry::Kind;
+    switch (entry_.kind) {
+      case Kind::kValue:
+        return Give(Map(Wanted::kLoss));
+      case Kind::kDerivative:
+        return Give(Map(Wanted::kSlope));
+      case Kind::kValueAndDerivative: {
+        const Ref value(Give(Map(Wanted::kLoss)));
+        const Ref derivative(value ? Give(Map(Wanted::kSlope)) : nullptr);
+        return derivative ? PyTuple_Pack(2, value.get(), derivative.get()) : nullptr;
+      }
+      case Kind::kSecondDerivative:
+        return kernels_.coupled ? Hessians() : Give(Map(Wanted::kCurvature));
+      case Kind::kVjp:
+        return Vjp();
+    }
+    return nullptr;
+  }
+
+ private:
+  // Gives a number that fills the first axes of the shape. False, perhaps with an exception set,
+  // for an array of another shape.
+  bool Fill(Ref& array, bool number, int ndim) const {
+    PyArrayObject* const given = AsArray(array.get());
+    if (!number || ndim == 0) {
+      return PyArray_NDIM(given) == ndim && std::equal(shape_, shape_ + ndim, PyArray_DIMS(given));
+    }
+    Ref filled(PyArray_SimpleNew(ndim, shape_, PyArray_TYPE(given)));
+    if (!filled || PyArray_CopyInto(AsArray(filled.get()), given) != 0) return false;
+    array = std::move(filled);
+    return true;
+  }
+
+  Ref Map(Wanted wanted) const {
+    Ref out(NewArray(wanted == Wanted::kLoss ? ndim_ : z_ndim_, shape_, problem_.dtype));
+    const bool done =
+        out && RunKernel(problem_.rows * problem_.outputs > kReleaseGil,
+                         [&](Poll* p) { return MapLoss(wanted, problem_, DataOf(out.get()), p); });
+    return done ? std::move(out) : Ref();
+  }
+
+  static PyObject* Give(Ref array) {
+    return array ? PyArray_Return(AsArray(array.release())) : nullptr;
+  }
+
+  PyObject* Hessians() const {
+    if (z_ndim_ == NPY_MAXDIMS) return nullptr;
+    const Ref p = Map(Wanted::kCurvature);
+    if (!p) return nullptr;
+    ClassHessians hessians = {
+        problem_.rows, problem_.outputs, DataOf(p.get()), problem_.dtype, nullptr, nullptr, 1.0};
+    Ref sums;
+    if (problem_.y_type != TargetType::kLabel) {
+      sums = RowSums(AsArray(y_.get()));
+      if (!sums) return nullptr;
+      hessians.sums = static_cast<const double*>(DataOf(sums.get()));
+    }
+    std::array<npy_intp, NPY_MAXDIMS> shape;
+    std::copy_n(shape_, z_ndim_, shape.begin());
+    shape[static_cast<size_t>(z_ndim_)] = shape_[z_ndim_ - 1];
+    return HessiansOf(hessians, z_ndim_ + 1, shape.data());
+  }
+
+  PyObject* Vjp() const {
+    const Ref slopes = Map(Wanted::kSlope);
+    PyArrayObject* const g = AsArray(g_.get());
+    const int ndim = PyArray_NDIM(g);
+    std::array<npy_intp, NPY_MAXDIMS> shape;
+    std::copy_n(PyArray_DIMS(g), ndim, shape.begin());
+    if (kernels_.coupled) shape[static_cast<size_t>(ndim)] = shape_[ndim_];
+    Ref out(slopes ? NewArray(ndim + kernels_.coupled, shape.data(), problem_.dtype) : nullptr);
+    if (!out) return nullptr;
+    const auto stack = static_cast<size_t>(PyArray_MultiplyList(PyArray_DIMS(g), ndim - ndim_));
+    const auto pull = [&](auto type) {
+      using T = decltype(type);
+      Pull(static_cast<const T*>(DataOf(slopes.get())), static_cast<const T*>(PyArray_DATA(g)),
+           stack, problem_.rows, problem_.outputs, static_cast<T*>(DataOf(out.get())));
+    };
+    const bool large = static_cast<size_t>(PyArray_SIZE(AsArray(out.get()))) > kReleaseGil;
+    const bool done = RunKernel(large, [&](Poll* poll) {
+      const KernelFpEnv fp_env(poll);
+      if (problem_.dtype == DType::kFloat32) {
+        pull(float{});
+      } else {
+        pull(double{});
+      }
+      return Outcome::kDone;
+    });
+    return done ? Give(std::move(out)) : nullptr;
+  }
+
+  const PointwiseEntry& entry_;
+  const LossKernels& kernels_;
+  PlainOperands x_;
+  Ref z_, y_, g_;
+  const npy_intp* shape_ = nullptr;  // of z
+  int ndim_ = 0, z_ndim_ = 0;        // of the values, and of z
+  PointwiseProblem problem_ = {};
+};
+
+PyObject* CallPointwise(const MethodEntry& own, const Arguments& args) {
+  PointwiseCall call(static_cast<const PointwiseEntry&>(own));
+  return call.Take(args) ? call.Call() : nullptr;
 }
 
 // --- the engine ----------------------------------------------------------------------------------
@@ -412,11 +725,9 @@ struct NamedJob {
   std::string_view name;
   Job job;
 };
-constexpr NamedJob kJobs[] = {{"value", Job::kValue},
-                              {"gradient", Job::kGradient},
-                              {"hvp", Job::kHvp},
-                              {"curvature", Job::kCurvature},
-                              {"curved", Job::kCurved}};
+constexpr NamedJob kJobs[] = {{"value", Job::kValue},   {"gradient", Job::kGradient},
+                              {"hvp", Job::kHvp},       {"curvature", Job::kCurvature},
+                              {"curved", Job::kCurved}, {"predict", Job::kPredict}};
 
 // The row of the table by a Python string; null with an exception set.
 const LossKernels* LossNamed(PyObject* name) {
@@ -473,12 +784,15 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   if (!IsBlock(args[kWeights], NPY_DOUBLE, X->cols * outputs)) return Refuse(kName, "w");
   problem.w = DataOf(args[kWeights]);
   problem.w_dtype = DType::kFloat64;
-  const std::optional<TargetType> y_type =
-      TargetsOf(args[kTargets], X->rows, outputs, problem.loss->coupled);
-  if (!y_type) return Refuse(kName, "y");
-  problem.y = DataOf(args[kTargets]);
-  problem.y_type = *y_type;
-  if (args[kSampleWeight] != Py_None) {
+  const bool predicts = job->job == Job::kPredict;
+  if (!predicts) {
+    const std::optional<TargetType> y_type =
+        TargetsOf(args[kTargets], X->rows, outputs, problem.loss->coupled);
+    if (!y_type) return Refuse(kName, "y");
+    problem.y = DataOf(args[kTargets]);
+    problem.y_type = *y_type;
+  }
+  if (!predicts && args[kSampleWeight] != Py_None) {
     if (!IsBlock(args[kSampleWeight], NPY_DOUBLE, X->rows)) return Refuse(kName, "sample_weight");
     problem.weight = DoublesOf(args[kSampleWeight]);
   }
@@ -491,11 +805,12 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
       return Refuse(kName, "v");
     }
     problem.vw = DoublesOf(vw);
+    problem.vw_dtype = DType::kFloat64;
     problem.vb = DoublesOf(vb);
   }
-  const bool writes_kept = job->job == Job::kCurvature || job->job == Job::kGradient;
-  const bool needs_kept = job->job == Job::kCurvature || job->job == Job::kCurved;
-  if (needs_kept || (writes_kept && args[kKept] != Py_None)) {
+  const bool writes_kept = job->job != Job::kCurved;
+  const bool needs_kept = job->job == Job::kCurvature || job->job == Job::kCurved || predicts;
+  if (needs_kept || (job->job == Job::kGradient && args[kKept] != Py_None)) {
     if (!(writes_kept ? IsWritableBlock : IsBlock)(args[kKept], NPY_DOUBLE, X->rows * outputs)) {
       return Refuse(kName, "kept");
     }
@@ -512,13 +827,14 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
     problem.gX_stride = gX->stride;
   }
 
-  const bool with_gradient = job->job != Job::kValue && job->job != Job::kCurvature;
+  const bool with_gradient =
+      job->job == Job::kGradient || job->job == Job::kHvp || job->job == Job::kCurved;
   npy_intp shape[] = {static_cast<npy_intp>(X->cols), static_cast<npy_intp>(outputs)};
   const Ref gw(with_gradient ? PyArray_ZEROS(2, shape, NPY_DOUBLE, 0) : Py_NewRef(Py_None));
   const Ref gb(with_gradient ? PyArray_ZEROS(1, shape + 1, NPY_DOUBLE, 0) : Py_NewRef(Py_None));
   if (!gw || !gb) return nullptr;
   LossResult result = {};
-  result.gb_dtype = DType::kFloat64;
+  result.gw_dtype = result.gb_dtype = DType::kFloat64;
   if (with_gradient) {
     result.gw = DataOf(gw.get());
     result.gb = DataOf(gb.get());
@@ -572,17 +888,36 @@ PyObject* LossPointwise(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   return done ? out.release() : nullptr;
 }
 
+PyObject* SoftmaxHessians(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
+  constexpr const char* kName = "softmax_hessians";
+  enum { kProbabilities, kSums, kCount };
+  if (nargs != kCount) return PyErr_Format(PyExc_TypeError, "%s takes %d arguments", kName, kCount);
+  const std::optional<DType> dtype = KernelArray(args[kProbabilities]);
+  PyArrayObject* const p = AsArray(args[kProbabilities]);
+  if (!dtype || PyArray_NDIM(p) != 2 || PyArray_DIM(p, 1) == 0 || !PyArray_IS_C_CONTIGUOUS(p)) {
+    return Refuse(kName, "p");
+  }
+  const npy_intp shape[] = {PyArray_DIM(p, 0), PyArray_DIM(p, 1), PyArray_DIM(p, 1)};
+  const auto rows = static_cast<size_t>(shape[0]);
+  if (!IsBlock(args[kSums], NPY_DOUBLE, rows)) return Refuse(kName, "sums");
+  return HessiansOf({rows, static_cast<size_t>(shape[1]), PyArray_DATA(p), *dtype,
+                     DoublesOf(args[kSums]), nullptr, 1.0},
+                    3, shape);
+}
+
 PyMethodDef kEngine[] = {
     {"loss_sums", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(LossSums)), METH_FASTCALL,
      "loss_sums(name, parameter, X, y, w, b, sample_weight, job, v, kept, gX, scale, /)\n--\n\n"},
     {"loss_pointwise", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(LossPointwise)),
      METH_FASTCALL, "loss_pointwise(name, parameter, z, y, order, /)\n--\n\n"},
+    {"softmax_hessians", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(SoftmaxHessians)),
+     METH_FASTCALL, "softmax_hessians(p, sums, /)\n--\n\n"},
     {nullptr, nullptr, 0, nullptr},
 };
 
 }  // namespace
 
-PyObject* NewLossMethod(const char* loss, double parameter, const char* method,
+PyObject* NewLossMethod(const char* loss, double parameter, const char* method, PyObject* sums,
                         PyObject* fallback) {
   const std::optional<size_t> row = FindLoss(loss);
   const auto make = [&](auto entry, auto kind, FastPath path, size_t relied_on) -> PyObject* {
@@ -592,7 +927,8 @@ PyObject* NewLossMethod(const char* loss, double parameter, const char* method,
     entry->kernels = RowOf(LossTables(), *row);
     return NewMethod(path, std::move(entry), fallback);
   };
-  constexpr std::string_view kKinds[] = {"value", "value_and_grad", "grad", "hvp"};
+  constexpr std::string_view kKinds[] = {"value", "value_and_grad", "grad",
+                                         "hvp",   "curvature",      "partial"};
   const auto* const kind = std::find(std::begin(kKinds), std::end(kKinds), method);
   if (row && kind != std::end(kKinds)) {
     auto entry = std::make_unique<LossEntry>();
@@ -603,7 +939,9 @@ PyObject* NewLossMethod(const char* loss, double parameter, const char* method,
     entry->reduction_at = signature.Find("reduction");
     entry->wrt_at = signature.Find("wrt");
     entry->v_at = signature.Find("v");
-    return make(std::move(entry), static_cast<Kind>(kind - kKinds), LossCall, kW + 1);
+    const auto of = static_cast<Kind>(kind - kKinds);
+    if (of == Kind::kPartial && !entry->sums.Read(sums)) return Refuse("loss_method", "sums");
+    return make(std::move(entry), of, CallLoss, kW + 1);
   }
   constexpr std::string_view kPointwise[] = {"pointwise", "pointwise.derivative",
                                              "pointwise.value_and_derivative",
@@ -611,7 +949,7 @@ PyObject* NewLossMethod(const char* loss, double parameter, const char* method,
   const auto* const single = std::find(std::begin(kPointwise), std::end(kPointwise), method);
   if (row && single != std::end(kPointwise)) {
     const auto of = static_cast<PointwiseEntry::Kind>(single - kPointwise);
-    return make(std::make_unique<PointwiseEntry>(), of, PointwiseCall,
+    return make(std::make_unique<PointwiseEntry>(), of, CallPointwise,
                 of == PointwiseEntry::Kind::kVjp ? 3 : 2);
   }
   PyErr_Format(PyExc_KeyError, "no native method '%s' of a loss '%s'", method, loss);

@@ -69,10 +69,12 @@ void RegisterPrimitives(py::module_& m) {
   m.def(
       "loss_method",
       [](const std::string& name, double parameter, const std::string& method,
-         const py::function& fallback) {
-        return Steal(NewLossMethod(name.c_str(), parameter, method.c_str(), fallback.ptr()));
+         const py::object& sums, const py::function& fallback) {
+        return Steal(
+            NewLossMethod(name.c_str(), parameter, method.c_str(), sums.ptr(), fallback.ptr()));
       },
-      py::arg("name"), py::arg("parameter"), py::arg("method"), py::arg("fallback"));
+      py::arg("name"), py::arg("parameter"), py::arg("method"), py::arg("sums"),
+      py::arg("fallback"));
   m.def(
       "reduction_method",
       [](const std::string& name, const std::string& method, double parameter,
@@ -83,7 +85,7 @@ void RegisterPrimitives(py::module_& m) {
       py::arg("name"), py::arg("method"), py::arg("parameter"), py::arg("valid"),
       py::arg("fallback"));
   m.def("objective", [](const py::args& args) {
-    if (args.size() != kObjectiveArguments) throw py::type_error("objective: nine arguments");
+    if (args.size() != kObjectiveArguments) throw py::type_error("objective: eleven arguments");
     return Steal(NewObjective(&PyTuple_GET_ITEM(args.ptr(), 0)));
   });
   m.def(

@@ -10,6 +10,7 @@
 #include "bindings/call.h"
 #include "bindings/design_matrix.h"
 #include "bindings/method.h"
+#include "bindings/operands.h"
 #include "bindings/results.h"
 #include "kernels/losses.h"
 
@@ -25,7 +26,8 @@ struct Objective {
   PerTarget<const LossKernels*> kernels;
   LinearProblem problem = {};
   double weight, l2;
-  bool intercept;
+  bool intercept, several;  // whether outputs have an axis
+  Ref response;             // of predictions, or None
   std::vector<double> no_intercepts;
 
   // Once a Hessian-vector product was asked for, gradients keep the second derivatives.
@@ -37,20 +39,30 @@ struct Objective {
   size_t parameters() const { return coefficients() + (intercept ? problem.outputs : 0); }
 };
 
-enum class Kind : uint8_t { kValue, kValueAndGrad, kGrad, kHvp };
+enum class Kind : uint8_t { kValue, kValueAndGrad, kGrad, kHvp, kPredict, kUnpack };
 
 struct ObjectiveEntry : MethodEntry {
   Kind kind;
   std::shared_ptr<Objective> objective;
 };
 
-// The data of a vector of all parameters; null for what Python has to look at.
-const double* VectorOf(PyObject* object, const Objective& of) {
-  const bool fits = object != nullptr && KernelArray(object) == DType::kFloat64 &&
-                    PyArray_NDIM(AsArray(object)) == 1 &&
-                    PyArray_IS_C_CONTIGUOUS(AsArray(object)) &&
-                    static_cast<size_t>(PyArray_SIZE(AsArray(object))) == of.parameters();
-  return fits ? static_cast<const double*>(DataOf(object)) : nullptr;
+// A vector of parameters as an array, which may run a list's own code; null, perhaps with an
+// exception set, for what Python has to look at.
+Ref PlainVector(PyObject* object) {
+  if (PyArray_CheckExact(object)) return Ref(Py_NewRef(object));
+  Ref array(PyList_CheckExact(object) || PyTuple_CheckExact(object) ? PyArray_FROM_O(object)
+                                                                    : nullptr);
+  if (!array && PyErr_Occurred() != nullptr) LeaveToPython();
+  return array;
+}
+
+// Its data as float64, once no code but ours runs any more: `array` holds them.
+const double* VectorOf(Ref& array, const Objective& of) {
+  const bool fits = array && PyArray_CheckExact(array.get()) &&
+                    PyArray_NDIM(AsArray(array.get())) == 1 &&
+                    static_cast<size_t>(PyArray_SIZE(AsArray(array.get()))) == of.parameters();
+  array = fits ? AsBlock(array.get(), NPY_DOUBLE) : Ref();
+  return array ? static_cast<const double*>(DataOf(array.get())) : nullptr;
 }
 
 // The data as they now are: their owner may have reshaped them since. False with an exception set
@@ -88,13 +100,14 @@ bool Sum(Objective& of, Job job, const double* theta, const double* v, double* k
   problem.b = intercepts(theta);
   if (v != nullptr) {
     problem.vw = v;
+    problem.vw_dtype = DType::kFloat64;
     problem.vb = intercepts(v);
   }
   problem.kept = kept;
   std::vector<double> dropped(of.intercept ? 0 : problem.outputs);
   LossResult result = {};
   result.gw = gradient;
-  result.gb_dtype = DType::kFloat64;
+  result.gw_dtype = result.gb_dtype = DType::kFloat64;
   if (gradient != nullptr) {
     result.gb = of.intercept ? gradient + of.coefficients() : dropped.data();
   }
@@ -122,22 +135,71 @@ void Finish(const Objective& of, const double* w, double* gradient) {
   for (size_t i = 0; i < of.coefficients(); ++i) gradient[i] += of.l2 * w[i];
 }
 
+// An array of the shape of predictions, or of the coefficients.
+PyObject* NewOutputs(const Objective& of, size_t rows) {
+  const npy_intp shape[] = {static_cast<npy_intp>(rows), static_cast<npy_intp>(of.problem.outputs)};
+  return NewArray(1 + of.several, shape, DType::kFloat64);
+}
+
+PyObject* Unpack(const Objective& of, const double* theta) {
+  const double* const intercepts = theta + of.coefficients();
+  const Ref w(NewOutputs(of, of.problem.X.cols));
+  if (!w) return nullptr;
+  std::copy(theta, intercepts, static_cast<double*>(DataOf(w.get())));
+  const auto outputs = static_cast<npy_intp>(of.problem.outputs);
+  const Ref b(!of.intercept ? Py_NewRef(Py_None)
+              : of.several  ? NewArray(1, &outputs, DType::kFloat64)
+                            : PyFloat_FromDouble(*intercepts));
+  if (!b) return nullptr;
+  if (of.intercept && of.several) {
+    std::copy_n(intercepts, outputs, static_cast<double*>(DataOf(b.get())));
+  }
+  return PyTuple_Pack(2, w.get(), b.get());
+}
+
+PyObject* Predict(const Objective& of, const Design& X, const double* theta) {
+  Ref z(NewOutputs(of, X.rows));
+  if (!z) return nullptr;
+  LinearProblem problem = of.problem;
+  problem.loss = of.kernels.Active();
+  problem.X = X;
+  problem.w = theta;
+  problem.b = of.intercept ? theta + of.coefficients() : of.no_intercepts.data();
+  problem.kept = static_cast<double*>(DataOf(z.get()));
+  LossResult result = {};
+  const bool done = X.rows == 0 || RunKernel(IsLarge(X, problem.outputs), [&](Poll* poll) {
+                      return SumLoss(Job::kPredict, problem, result, poll);
+                    });
+  if (!done || result.bad) return nullptr;
+  if (of.response.get() == Py_None) return z.release();
+  return PyObject_CallOneArg(of.response.get(), z.get());
+}
+
 PyObject* ObjectiveCall(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const ObjectiveEntry&>(own);
   Objective& of = *entry.objective;
-  const double* const theta = VectorOf(args[0], of);
+  const bool predicts = entry.kind == Kind::kPredict, has_v = entry.kind == Kind::kHvp;
+  // What may run Python code comes before the first look at what it may change.
+  Ref vector = PlainVector(args[predicts ? 1 : 0]);
+  Ref direction = vector && has_v ? PlainVector(args[1]) : Ref();
+  UserDesign design;
+  const std::optional<Design> X = vector && predicts ? design.From(args[0]) : std::nullopt;
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  const double* const theta = VectorOf(vector, of);
   if (theta == nullptr) return nullptr;
+  if (predicts) return X && X->cols == of.problem.X.cols ? Predict(of, *X, theta) : nullptr;
+  if (entry.kind == Kind::kUnpack) return Unpack(of, theta);
   double loss;
   if (entry.kind == Kind::kValue) {
     if (!Sum(of, Job::kValue, theta, nullptr, nullptr, nullptr, &loss)) return nullptr;
-    return PyFloat_FromDouble(loss / of.weight + Penalty(of, args[0]));
+    return PyFloat_FromDouble(loss / of.weight + Penalty(of, vector.get()));
   }
   const auto size = static_cast<npy_intp>(of.parameters());
   Ref gradient(NewArray(1, &size, DType::kFloat64));
   if (!gradient) return nullptr;
   auto* const to = static_cast<double*>(DataOf(gradient.get()));
   if (entry.kind == Kind::kHvp) {
-    const double* const v = VectorOf(args[1], of);
+    const double* const v = VectorOf(direction, of);
     if (v == nullptr) return nullptr;
     // Bytes, not numbers: 0 and -0 are different vectors, NaN the same as itself.
     const size_t bytes = of.parameters() * sizeof(double);
@@ -163,14 +225,28 @@ PyObject* ObjectiveCall(const MethodEntry& own, const Arguments& args) {
   if (of.keeps) of.kept_for.emplace(theta, theta + of.parameters());
   Finish(of, theta, to);
   if (entry.kind == Kind::kGrad) return gradient.release();
-  const Ref value(PyFloat_FromDouble(loss / of.weight + Penalty(of, args[0])));
+  const Ref value(PyFloat_FromDouble(loss / of.weight + Penalty(of, vector.get())));
   return value ? PyTuple_Pack(2, value.get(), gradient.get()) : nullptr;
 }
 
 }  // namespace
 
 PyObject* NewObjective(PyObject* const* args) {
-  enum { kLoss, kParameter, kX, kY, kSampleWeight, kWeight, kL2, kOutputs, kIntercept };
+  enum {
+    kLoss,
+    kParameter,
+    kX,
+    kY,
+    kSampleWeight,
+    kWeight,
+    kL2,
+    kOutputs,
+    kIntercept,
+    kSeveral,
+    kResponse,
+    kCount
+  };
+  static_assert(kCount == kObjectiveArguments);
   auto objective = std::make_shared<Objective>();
   Objective& of = *objective;
   const char* const name = PyUnicode_AsUTF8(args[kLoss]);
@@ -181,7 +257,10 @@ PyObject* NewObjective(PyObject* const* args) {
     return nullptr;
   }
   const std::optional<Design> X = EngineDesign(args[kX]);
-  if (!row || !X || X->rows == 0 || outputs <= 0) {
+  PyObject* const response = args[kResponse];
+  const bool several = args[kSeveral] == Py_True;
+  if (!row || !X || X->rows == 0 || outputs <= 0 || (outputs > 1 && !several) ||
+      (response != Py_None && PyCallable_Check(response) == 0)) {
     return PyErr_Format(PyExc_TypeError, "objective: data are not what the engine takes");
   }
   of.kernels = RowOf(LossTables(), *row);
@@ -190,6 +269,8 @@ PyObject* NewObjective(PyObject* const* args) {
   of.problem.outputs = static_cast<size_t>(outputs);
   of.problem.w_dtype = DType::kFloat64;
   of.intercept = args[kIntercept] == Py_True;
+  of.several = several;
+  of.response = Ref(Py_NewRef(response));
   of.no_intercepts.resize(of.problem.outputs);
   for (size_t i = 0; i < of.data.size(); ++i) of.data[i] = Ref(Py_NewRef(args[kX + i]));
   LinearProblem problem = of.problem;
@@ -203,7 +284,8 @@ PyObject* NewObjective(PyObject* const* args) {
 PyObject* NewObjectiveMethod(PyObject* objective, const char* method, PyObject* fallback) {
   void* const held = PyCapsule_GetPointer(objective, kCapsule);
   if (held == nullptr) return nullptr;
-  constexpr std::string_view kKinds[] = {"value", "value_and_grad", "grad", "hvp"};
+  constexpr std::string_view kKinds[] = {"value", "value_and_grad", "grad",
+                                         "hvp",   "predict",        "unpack"};
   const auto* const kind = std::find(std::begin(kKinds), std::end(kKinds), method);
   auto entry = std::make_unique<ObjectiveEntry>();
   if (kind == std::end(kKinds)) {
@@ -211,7 +293,8 @@ PyObject* NewObjectiveMethod(PyObject* objective, const char* method, PyObject* 
   }
   entry->kind = static_cast<Kind>(kind - kKinds);
   entry->objective = *static_cast<std::shared_ptr<Objective>*>(held);
-  if (!entry->signature.Read(fallback, entry->kind == Kind::kHvp ? 2 : 1)) return nullptr;
+  const bool two = entry->kind == Kind::kHvp || entry->kind == Kind::kPredict;
+  if (!entry->signature.Read(fallback, two ? 2 : 1)) return nullptr;
   return NewMethod(ObjectiveCall, std::move(entry), fallback);
 }
 

@@ -44,6 +44,8 @@ constexpr Steps StepsOf(Job job) {
       return {true, true, true, true};
     case Job::kCurved:
       return {false, false, true, true};
+    case Job::kPredict:
+      return {true, false, false, false};
   }
   return {};
 }
@@ -164,7 +166,7 @@ class Sum {
   // Not inlined: the caller guards the floating-point environment.
   HWY_NOINLINE bool Run(LossResult& result, Poll* poll) {
     w_ = TakeParameters(p_.w, p_.w_dtype);
-    if (p_.vw != nullptr) vw_ = TakeParameters(p_.vw, DType::kFloat64);
+    if (p_.vw != nullptr) vw_ = TakeParameters(p_.vw, p_.vw_dtype);
     poll_ = poll;
     const size_t tasks = plan_.slabs.tasks;
     if (p_.X.rows * plan_.row_bytes * p_.outputs < kParallelBytes) {
@@ -246,10 +248,23 @@ class Sum {
     return stopped_.load(std::memory_order_relaxed);
   }
 
+  // False where the rows cannot be found.
+  bool Advance(Range rows, void* state) {
+    if (layout_.advance == nullptr || layout_.advance(p_.X, rows, state)) return true;
+    KeepLowest(bad_x_, rows.begin);
+    return false;
+  }
+
   void SumChunk(Range rows, void* state, Head& head, double* gw) {
     const size_t outputs = p_.outputs;
     const size_t first = rows.begin * outputs;
     double* const z = static_cast<double*>(state) + plan_.state;
+    if (job_ == Job::kPredict) {
+      if (!Advance(rows, state)) return;
+      stages_.forward(p_.X, outputs, rows, w_, p_.b, z, state);
+      std::copy_n(z, rows.size() * outputs, p_.kept + first);
+      return;
+    }
     double* const own_curvature = z + plan_.chunk;
     double* const curvature = job_ == Job::kHvp    ? own_curvature
                               : p_.kept == nullptr ? nullptr
@@ -282,10 +297,7 @@ class Sum {
       }
     }
 
-    if (layout_.advance != nullptr && !layout_.advance(p_.X, rows, state)) {
-      KeepLowest(bad_x_, rows.begin);
-      return;
-    }
+    if (!Advance(rows, state)) return;
     if (plan_.steps.predict) stages_.forward(p_.X, outputs, rows, w_, p_.b, z, state);
     if (plan_.steps.score) {
       SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
@@ -364,7 +376,7 @@ class Sum {
       Write(total[kSumB + k] / divisor, result.gb_dtype, result.gb, k);
     }
     for (size_t i = 0; i < p_.X.cols * p_.outputs; ++i) {
-      Write(total[plan_.sum_w + i] / divisor, p_.w_dtype, result.gw, i);
+      Write(total[plan_.sum_w + i] / divisor, result.gw_dtype, result.gw, i);
     }
   }
 
@@ -440,6 +452,56 @@ Outcome MapLoss(Wanted wanted, const PointwiseProblem& p, void* out, Poll* poll)
   };
   const KernelFpEnv fp_env(poll);
   return MapTasks(tasks.tasks, map, poll) ? Outcome::kDone : Outcome::kInterrupted;
+}
+
+namespace {
+
+template <typename T>
+bool WriteHessians(const ClassHessians& h, long double* others, T* out, Poll* poll) {
+  constexpr size_t kPolledElements = size_t{1} << 20;
+  const size_t classes = h.classes;
+  size_t written = 0;
+  for (size_t row = 0; row < h.rows; ++row) {
+    const T* const p = static_cast<const T*>(h.p) + row * classes;
+    T* const to = out + row * classes * classes;
+    const double sum = h.sums == nullptr ? 1.0 : h.sums[row];
+    const double factor = (h.weight == nullptr ? 1.0 : h.weight[row]) / h.divisor;
+    // 1 - p of each class is the sum of the others: the difference would lose its digits.
+    others[0] = 0;
+    for (size_t k = 1; k < classes; ++k) {
+      others[k] = k == 1 ? double{p[0]} : others[k - 1] + double{p[k - 1]};
+    }
+    long double behind = 0;
+    for (size_t k = classes - 1; k-- > 0;) {
+      behind = k + 2 == classes ? double{p[k + 1]} : behind + double{p[k + 1]};
+      others[k] += behind;
+    }
+    for (size_t i = 0; i < classes; ++i) {
+      const double scaled = -sum * double{p[i]};
+      for (size_t k = 0; k < classes; ++k) {
+        to[i * classes + k] = static_cast<T>(scaled * double{p[k]} * factor);
+      }
+      const double diagonal = sum * double{p[i]} * static_cast<double>(others[i]);
+      to[i * classes + i] = static_cast<T>(diagonal * factor);
+    }
+    written += classes * classes;
+    if (written < kPolledElements) continue;
+    written = 0;
+    if (Interrupted(poll)) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+Outcome MapHessians(const ClassHessians& problem, void* out, Poll* poll) {
+  const std::unique_ptr<long double[]> others(new (std::nothrow) long double[problem.classes]);
+  if (!others) return Outcome::kOutOfMemory;
+  const KernelFpEnv fp_env(poll);
+  const bool done = problem.dtype == DType::kFloat32
+                        ? WriteHessians(problem, others.get(), static_cast<float*>(out), poll)
+                        : WriteHessians(problem, others.get(), static_cast<double*>(out), poll);
+  return done ? Outcome::kDone : Outcome::kInterrupted;
 }
 
 }  // namespace pullback

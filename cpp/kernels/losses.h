@@ -162,7 +162,8 @@ const ChunkKernels& KernelsOfChunks();
 // --- jobs ----------------------------------------------------------------------------------------
 
 // kCurvature writes `kept` alone, kCurved reads it: a Hessian-vector product without the loss.
-enum class Job : uint8_t { kValue, kGradient, kHvp, kCurvature, kCurved };
+// kPredict writes the predictions there, and takes neither y nor weight.
+enum class Job : uint8_t { kValue, kGradient, kHvp, kCurvature, kCurved, kPredict };
 
 struct LinearProblem {
   Design X;
@@ -175,7 +176,8 @@ struct LinearProblem {
   DType w_dtype;
   const double* b;       // (outputs,)
   const double* weight;  // (rows,), or null
-  const double* vw;      // (cols, outputs), for kHvp and kCurved
+  const void* vw;        // (cols, outputs), for kHvp and kCurved
+  DType vw_dtype;
   const double* vb;
   double* kept;  // (rows, outputs); kGradient: may be null
   // kGradient, if not null: (rows, cols), contiguous rows, scale * slopes w^T.
@@ -190,12 +192,12 @@ struct BadRow {
   size_t row;  // of kX: in whose slab or chunk an index is out of range
 };
 
-// The gradients are of w's and gb_dtype, overwritten, and left alone where the job has none.
+// The gradients are overwritten, and left alone where the job has none.
 struct LossResult {
   bool mean;  // divide by the sum of weights
   void* gw;   // (cols, outputs)
   void* gb;   // (outputs,)
-  DType gb_dtype;
+  DType gw_dtype, gb_dtype;
   double loss, weight;
   std::optional<BadRow> bad;  // the lowest row: then nothing else counts
 };
@@ -221,6 +223,19 @@ struct PointwiseProblem {
 
 // `wanted`: one array, not kAll.
 Outcome MapLoss(Wanted wanted, const PointwiseProblem& problem, void* out, Poll* poll);
+
+// Hessians by the predictions of a coupled loss, weight / divisor * sum * (diag p - p p^T) of each
+// row's probabilities p, computed in float64 and rounded once: out is (rows, classes, classes).
+struct ClassHessians {
+  size_t rows, classes;
+  const void* p;
+  DType dtype;           // of p and out
+  const double* sums;    // of each row's targets, or null for 1
+  const double* weight;  // each row's, or null for 1
+  double divisor;
+};
+
+Outcome MapHessians(const ClassHessians& problem, void* out, Poll* poll);
 
 }  // namespace pullback
 

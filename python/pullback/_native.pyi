@@ -32,7 +32,11 @@ def elementwise_ufunc(op: str, method: str, name: str, doc: str) -> np.ufunc: ..
 def elementwise_method(op: str, method: str, fallback: Callable[..., Any]) -> Method: ...
 def loss_ops() -> list[str]: ...
 def loss_method(
-    name: str, parameter: float, method: str, fallback: Callable[..., Any]
+    name: str,
+    parameter: float,
+    method: str,
+    sums: tuple[type, str] | None,
+    fallback: Callable[..., Any],
 ) -> Method: ...
 def loss_sums(
     name: str,
@@ -50,6 +54,7 @@ def loss_sums(
     /,
 ) -> tuple[float, Any, Any]: ...
 def loss_pointwise(name: str, parameter: float, z: Any, y: Any, order: int, /) -> Any: ...
+def softmax_hessians(p: Any, sums: Any, /) -> Any: ...
 def objective(
     name: str,
     parameter: float,
@@ -60,6 +65,8 @@ def objective(
     l2: float,
     outputs: int,
     intercept: bool,
+    several: bool,
+    response: Callable[..., Any] | None,
     /,
 ) -> Any: ...
 def objective_method(objective: Any, method: str, fallback: Callable[..., Any]) -> Method: ...

@@ -43,7 +43,8 @@ class Engine:
     kernels : module or namespace
         ``reduce_slices``, ``reduce_tangents`` and ``transform_slices``, as in
         `pullback.oracle.reductions`, ``loss_sums`` and ``loss_pointwise``, as in
-        `pullback.oracle.losses`, all of which take a row's name for the row.
+        `pullback.oracle.losses`, all of which take a row's name for the row, and its
+        ``softmax_hessians``.
     products : mapping
         A `pullback.calculus.Kernels` for each matrix product.
     """
@@ -93,6 +94,7 @@ ORACLE: Final = Engine(
         transform_slices=_by_name(REDUCTIONS, reductions.transform_slices),
         loss_sums=_by_name(LOSSES, losses.loss_sums),
         loss_pointwise=_by_name(LOSSES, losses.loss_pointwise),
+        softmax_hessians=losses.softmax_hessians,
     ),
     calculus_of(numpy_product),
 )

@@ -23,7 +23,6 @@ __all__ = [
     "as_data",
     "blocks_of_rows",
     "pieces",
-    "predict",
     "spans",
 ]
 
@@ -355,10 +354,3 @@ def blocks_of_rows(X: KernelData) -> Iterator[tuple[slice, Rows]]:
                 yield rows, columns, data[inside].astype(np.float64, copy=False)
 
         yield slice(begin, end), _Entries(extent, entries, by_columns=layout == "csc")
-
-
-def predict(X: KernelData, w: Array, b: Array, out: Array) -> None:
-    """Write X w + b to `out`, shape (N, K), float64; w is (D, K), b (K,)."""
-    with np.errstate(all="ignore"):
-        for rows, block in blocks_of_rows(X):
-            np.add(block.forward(w), b, out=out[rows])

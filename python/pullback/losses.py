@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from pullback.elementwise import make_elementwise
 from pullback.engine import BACKEND, Engine
-from pullback.layouts import KernelData, Sparse
-from pullback.partial import PartialSums, Reduction, divisor, tree_sum
-from pullback.pointwise import Pointwise, softmax_hessian
+from pullback.layouts import Sparse
+from pullback.partial import Kinds, PartialSums, Reduction, divisor, tree_sum
+from pullback.pointwise import Pointwise
 from pullback.protocol import as_number, check_outs, check_wrt, named_after
 from pullback.reductions import make_reductions
 from pullback.samples import (
@@ -28,6 +28,7 @@ from pullback.samples import (
     check_rows,
     check_samples,
     parameter_dtype,
+    raising_as,
     sums_of_targets,
     weight_complaint,
 )
@@ -72,31 +73,43 @@ class Loss:
         self.__qualname__ = row.name
         self.__module__ = engine.module("losses")
         self.__doc__ = _docstring(row)
-        self.pointwise = _pointwise_of(row.name)(self, row, self._score)
-        if engine.is_native:
-            for method in ("value", "grad", "value_and_grad", "hvp"):
-                setattr(self, method, self._direct(engine.kernels.loss_method, method))
-            self.pointwise._enter_directly(engine.kernels.loss_method, parameter or 0.0)
-
-    def _direct(self, loss_method: Callable[..., Any], method: str) -> Any:
-        """Return the callable that enters the kernels without a detour through a method."""
-        fallback = getattr(self, method)
-        call = loss_method(self.__name__, self._parameter or 0.0, method, fallback)
-        call.__name__ = method
-        call.__qualname__ = f"{self.__qualname__}.{method}"
-        call.__module__ = self.__module__
-        call.__doc__ = fallback.__doc__
-        call.__reduce__ = lambda: (getattr, (self, method))
-        return call
+        if row.parameter is not None:
+            taken = inspect.Parameter(row.parameter.name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+            self.__signature__ = inspect.Signature([taken])
+        self.pointwise = _pointwise_of(row.name)(self, row, engine, parameter or 0.0)
+        if not engine.is_native:
+            return
+        for method in ("value", "grad", "value_and_grad", "hvp", "curvature", "partial"):
+            fallback = getattr(self, method)
+            sums = (PartialSums, self._title) if method == "partial" else None
+            call = engine.kernels.loss_method(row.name, parameter or 0.0, method, sums, fallback)
+            call.__name__ = method
+            call.__qualname__ = f"{self.__qualname__}.{method}"
+            call.__module__ = self.__module__
+            call.__doc__ = fallback.__doc__
+            call.__reduce__ = partial(_reduced, self, method)
+            setattr(self, method, call)
 
     def __repr__(self) -> str:
         return f"<loss {self._title}{self._engine.remark}>"
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Loss) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
     def __reduce__(self) -> Any:
-        return self.__qualname__
+        named = make_losses(self._engine)[self.__name__]
+        return self.__qualname__ if named == self else (named, (self._parameter,))
+
+    @property
+    def _identity(self) -> tuple[Any, ...]:
+        return self.__module__, self.__qualname__, self._parameter
 
     # --- one pass over the data ---
 
+    @raising_as("`value_and_grad`")
     def value(
         self,
         X: npt.ArrayLike,
@@ -118,17 +131,13 @@ class Loss:
         -------
         float
             Computed in float64, whatever the dtypes.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `value_and_grad` does.
         """
         op = f"{self.__name__}.value"
         samples, model = self._arguments(op, X, y, w, b, sample_weight)
         by = divisor(op, reduction, samples.weight)
         return _divided(self._sums(op, samples, model, "value").loss, by)
 
+    @raising_as("`value_and_grad`")
     def grad(
         self,
         X: npt.ArrayLike,
@@ -152,11 +161,6 @@ class Loss:
         -------
         tuple or ndarray
             The gradients that `value_and_grad` returns beside the loss, in their variables' shapes.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `value_and_grad` does.
         """
         op = f"{self.__name__}.grad"
         return self._gradients(op, X, y, w, b, sample_weight, out, reduction, wrt)[1]
@@ -215,6 +219,7 @@ class Loss:
         op = f"{self.__name__}.value_and_grad"
         return self._gradients(op, X, y, w, b, sample_weight, out, reduction, wrt)
 
+    @raising_as("`value_and_grad`")
     def hvp(
         self,
         X: npt.ArrayLike,
@@ -233,17 +238,12 @@ class Loss:
         X, y, w, b, sample_weight, reduction
             As for `value_and_grad`.
         v : (vw, vb)
-            The direction, in the shapes of `w` and `b`; None is zero. Required.
+            The direction, in the shapes of `w` and `b`; None is zero, a number fills. Required.
 
         Returns
         -------
         (hw, hb) : tuple
             In the shapes, dtypes and kinds of the gradients by `w` and `b`.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `value_and_grad` does, and if `v` does not fit.
 
         Notes
         -----
@@ -259,6 +259,7 @@ class Loss:
         with np.errstate(all="ignore"):
             return model.kinds.deliver(sums.gw / by, sums.gb / by)
 
+    @raising_as("`value_and_grad`")
     def curvature(
         self,
         X: npt.ArrayLike,
@@ -281,11 +282,6 @@ class Loss:
         ndarray, shape (N,), or (N, K) for several outputs, float64
             With the samples' weights and the mean's divisor in it. For a loss of classes, shape
             (N, K, K): a matrix for each sample.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `value_and_grad` does.
         """
         op = f"{self.__name__}.curvature"
         samples, model = self._arguments(op, X, y, w, b, sample_weight)
@@ -295,11 +291,14 @@ class Loss:
         factor = np.ones(1) if samples.sample_weight is None else samples.sample_weight
         with np.errstate(all="ignore"):
             if self.row.of_classes:
-                matrices = softmax_hessian(kept, sums_of_targets(samples.y))
-                return np.asarray(matrices * (factor / by)[:, None, None])
+                sums = sums_of_targets(samples.y)
+                hessians: Array = self._engine.kernels.softmax_hessians(kept, sums)
+                hessians *= (factor / by)[:, None, None]
+                return hessians
             kept *= (factor / by)[:, None]
         return kept.reshape(samples.n_samples, *model.kinds.w_shape[1:])
 
+    @raising_as("`value_and_grad`")
     def partial(
         self,
         X: npt.ArrayLike,
@@ -320,11 +319,6 @@ class Loss:
         -------
         PartialSums
             ``sum(parts).finish()`` is what `value_and_grad` returns for all samples.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `value_and_grad` does.
         """
         op = f"{self.__name__}.partial"
         samples, model = self._arguments(op, X, y, w, b, sample_weight)
@@ -385,13 +379,6 @@ class Loss:
             gradients.append(computed[name] if target is None else target)
         return _divided(sums.loss, by), asked.result(gradients)
 
-    def _score(self, z: Array, y: Array, order: int) -> Array:
-        """Return the pointwise loss or one of its derivatives, as the engine computes it."""
-        scores: Array = self._engine.kernels.loss_pointwise(
-            self.__name__, self._parameter or 0.0, z, y, order
-        )
-        return scores
-
     def _sums(
         self,
         op: str,
@@ -405,19 +392,25 @@ class Loss:
         scale: float = 1.0,
     ) -> PartialSums:
         """Let the engine add up all samples, as many at once as it can read in place."""
+        none = np.empty(0)  # of a gradient that was not computed
 
         def part(rows: slice, X: Any) -> PartialSums:
-            weights = None if samples.sample_weight is None else samples.sample_weight[rows]
+            y, weights, kept_rows, gX_rows = (
+                None if a is None else a[rows] for a in (samples.y, samples.sample_weight, kept, gX)
+            )
             try:
-                loss, gb, gw = self._add_up(
-                    job,
+                loss, gb, gw = self._engine.kernels.loss_sums(
+                    self.__name__,
+                    self._parameter or 0.0,
                     X,
-                    samples.y[rows],
-                    model,
+                    y,
+                    model.w,
+                    model.b,
                     weights,
+                    job,
                     v,
-                    None if kept is None else kept[rows],
-                    None if gX is None else gX[rows],
+                    kept_rows,
+                    gX_rows,
                     scale,
                 )
             except ValueError as error:
@@ -425,7 +418,6 @@ class Loss:
             n_rows = rows.stop - rows.start
             whole = n_rows == samples.n_samples
             weight = samples.weight if whole else n_rows if weights is None else np.sum(weights)
-            none = np.empty(0)  # of a gradient that was not computed
             return PartialSums(
                 loss,
                 none if gw is None else gw,
@@ -438,45 +430,17 @@ class Loss:
 
         return tree_sum(part(rows, X) for rows, X in samples.data.blocks())
 
-    def _add_up(
-        self,
-        job: Job,
-        X: KernelData,
-        y: Array,
-        model: Model,
-        sample_weight: Array | None,
-        v: tuple[Array, Array] | None = None,
-        kept: Array | None = None,
-        gX: Array | None = None,
-        scale: float = 1.0,
-    ) -> Any:
-        """Call the engine for (loss, gb, gw), sums over all rows; see its `loss_sums`."""
-        parameter = self._parameter or 0.0
-        return self._engine.kernels.loss_sums(
-            self.__name__,
-            parameter,
-            X,
-            y,
-            model.w,
-            model.b,
-            sample_weight,
-            job,
-            v,
-            kept,
-            gX,
-            scale,
-        )
-
-    def _respond(self, z: Array) -> Array:
-        """Return the mean response to predictions (N, K), which are overwritten."""
+    @property
+    def _response(self) -> Callable[..., Any] | None:
+        """What makes a prediction the mean response."""
         name = self.row.response
-        if name is not None:
-            made = make_elementwise if name in OPS else make_reductions
-            made(self._engine)[name](z, out=z)
-        return z
+        if name is None:
+            return None
+        made: Any = make_elementwise if name in OPS else make_reductions
+        return made(self._engine)[name]  # type: ignore[no-any-return]
 
     def _objective(
-        self, samples: Samples, l2: float, n_outputs: int, intercept: bool
+        self, samples: Samples, l2: float, kinds: Kinds, n_outputs: int
     ) -> Callable[..., Any] | None:
         """Return ``method(name, fallback)`` of an objective on data that need no conversion."""
         if not self._engine.is_native:
@@ -491,7 +455,9 @@ class Loss:
             samples.weight,
             l2,
             n_outputs,
-            intercept,
+            kinds.b is not None,
+            len(kinds.w_shape) > 1,
+            self._response,
         )
         return partial(self._engine.kernels.objective_method, objective)
 
@@ -519,33 +485,10 @@ class Loss:
 
 
 class ParametricLoss(Loss):
-    """A loss with a parameter: calling it gives the same loss with another one.
-
-    Parameters
-    ----------
-    row, engine, parameter
-        As for `Loss`.
-    origin : ParametricLoss, optional
-        The one with the default parameter, which pickle finds by name.
-    """
-
-    def __init__(
-        self,
-        row: LossRow,
-        engine: Engine,
-        parameter: float | None = None,
-        origin: ParametricLoss | None = None,
-    ) -> None:
-        assert row.parameter is not None
-        self._about = row.parameter
-        self._origin = self if origin is None else origin
-        self.__signature__ = inspect.Signature(
-            [inspect.Parameter(self._about.name, inspect.Parameter.POSITIONAL_OR_KEYWORD)]
-        )
-        super().__init__(row, engine, parameter)
+    """A loss with a parameter: calling it gives the same loss with another one."""
 
     def __call__(self, *arguments: Any, **keywords: Any) -> ParametricLoss:
-        """Return this loss with another parameter.
+        """Return this loss with another parameter, which its row names.
 
         Raises
         ------
@@ -554,28 +497,20 @@ class ParametricLoss(Loss):
         ValueError
             If it is outside its domain.
         """
-        name = self._about.name
+        about = self.row.parameter
+        assert about is not None
         try:
-            bound = self.__signature__.bind(*arguments, **keywords)
+            (given,) = self.__signature__.bind(*arguments, **keywords).args
         except TypeError as error:
-            raise TypeError(f"{self.__name__}: {error}; it takes {name} alone") from None
-        parameter = as_number(self.__name__, name, bound.arguments[name])
-        if not self._about.test(parameter):
-            raise ValueError(f"{self.__name__}: {name} is {parameter}, needs {self._about.text}")
-        return type(self)(self.row, self._engine, parameter, self._origin)
+            raise TypeError(f"{self.__name__}: {error}; it takes {about.name} alone") from None
+        parameter = as_number(self.__name__, about.name, given)
+        if not about.test(parameter):
+            raise ValueError(f"{self.__name__}: {about.name} is {parameter}, needs {about.text}")
+        return type(self)(self.row, self._engine, parameter)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ParametricLoss) and self._identity == other._identity
 
-    def __hash__(self) -> int:
-        return hash(self._identity)
-
-    def __reduce__(self) -> Any:
-        return super().__reduce__() if self._origin is self else (self._origin, (self._parameter,))
-
-    @property
-    def _identity(self) -> tuple[Any, ...]:
-        return self.__module__, self.__qualname__, self._parameter
+def _reduced(owner: object, attribute: str) -> Any:
+    return getattr, (owner, attribute)
 
 
 @cache

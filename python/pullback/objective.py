@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.layouts import Sparse, as_data, predict
+from pullback.layouts import as_data
 from pullback.losses import Loss, losses
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
 from pullback.protocol import as_array, as_number, kernel_dtype, shown
@@ -120,7 +120,6 @@ class LinearObjective:
         like = (np.zeros(shape) if shape else 0.0) if fit_intercept else None
         self._kinds = Kinds(w_shape, np.dtype(np.float64), like)
         # Where the engine takes all of the data as they lie, it does each call at once.
-        self._at_once: dict[str, Callable[..., Any]] = {}
         if y is not None and self._bar is None and first.data.in_place:
             self._enter_directly(first)
         # Second derivatives, a chunk each, and the theta that they are for, once they are wanted.
@@ -129,20 +128,17 @@ class LinearObjective:
         self._kept_for: bytes | None = None
 
     def _enter_directly(self, samples: Samples) -> None:
-        """Let calls enter the kernels, with vectors as given or once they are converted."""
-        objective = self._loss._objective(
-            samples, self._l2, self._n_outputs, self._kinds.b is not None
-        )
+        """Let calls enter the kernels, with vectors that are arrays or lists."""
+        objective = self._loss._objective(samples, self._l2, self._kinds, self._n_outputs)
         if objective is None:
             return
-        for name in ("value", "grad", "value_and_grad", "hvp"):
+        for name in ("value", "grad", "value_and_grad", "hvp", "predict", "unpack"):
             fallback = getattr(self, name)
             call = objective(name, fallback)
             call.__name__, call.__qualname__ = name, f"{_OP}.{name}"
             call.__module__, call.__doc__ = __name__, fallback.__doc__
             call.__reduce__ = partial(_reduced, self, name)
             setattr(self, name, call)
-            self._at_once[name] = objective(name, _refuse_hvp if name == "hvp" else _refuse)
 
     def __repr__(self) -> str:
         return f"<LinearObjective of {self._loss!r}, {self.n_parameters} parameters>"
@@ -191,10 +187,7 @@ class LinearObjective:
             If `theta` has another shape, or a chunk holds what the loss does not take.
         """
         op = f"{_OP}.value"
-        theta = self._vector(op, theta)
-        if (value := self._directly("value", theta)) is not None:
-            return value  # type: ignore[no-any-return]
-        model = self._model(theta)
+        model = self._model(self._vector(op, theta))
         sums = tree_sum(
             self._loss._sums(where, samples, model, "value") for where, samples in self._chunks(op)
         )
@@ -254,8 +247,6 @@ class LinearObjective:
         """
         op = f"{_OP}.hvp"
         theta, v = self._vector(op, theta), self._vector(op, v, "v")
-        if (product := self._directly("hvp", theta, v)) is not None:
-            return product  # type: ignore[no-any-return]
         direction = self._model(v)
         along = direction.w, direction.b
         known = self._kept_for == theta.tobytes()
@@ -299,28 +290,17 @@ class LinearObjective:
         if data.shape[1] != self._n_features:
             raise ValueError(f"{op}: X has shape {data.shape}, needs (N, {self._n_features})")
         z = np.empty((data.shape[0], self._n_outputs))
-        try:
-            for rows, block in data.blocks():
-                predict(block, model.w, model.b, z[rows])
-        except ValueError:
-            if not isinstance(data, Sparse):
-                raise
-            raise ValueError(f"{op}: {data.complaint()}") from None
-        return self._loss._respond(z).reshape(len(z), *self._kinds.w_shape[1:])
+        samples = Samples(data, None, None, None, float(len(z)))
+        if len(z) > 0:
+            self._loss._sums(op, samples, model, "predict", kept=z)
+        response = self._loss._response
+        z = z if response is None else response(z)
+        return z.reshape(len(z), *self._kinds.w_shape[1:])
 
     # --- one pass ---
 
-    def _directly(self, name: str, *vectors: Array) -> Any:
-        """Return what the engine does at once, nothing where the long way has to tell why not."""
-        try:
-            return self._at_once[name](*vectors) if self._at_once else None
-        except _Refused:
-            return None
-
     def _value_and_grad(self, op: str, theta: npt.ArrayLike) -> tuple[float, Array]:
         theta = self._vector(op, theta)
-        if (both := self._directly("value_and_grad", theta)) is not None:
-            return both  # type: ignore[no-any-return]
         self._kept_for = None
         both = self._by_chunks(op, self._model(theta))
         if self._wants_curvature:
@@ -419,7 +399,7 @@ class LinearObjective:
         )
         if not valid:
             raise ValueError(f"{_OP}: n_outputs must be a positive integer, not {shown(n_outputs)}")
-        shape = first.y.shape[1:]
+        shape: tuple[int, ...] = first.y.shape[1:]
         if self._loss.row.of_classes and not shape:
             labels = n_outputs is None and (
                 max((int(samples.y.max()) for _, samples in self._chunks(_OP)), default=0) + 1
@@ -465,18 +445,6 @@ def _chunk_source(row: LossRow, chunks: Any) -> Source:
             yield where, check_samples(where, row, X, y, sample_weight)
 
     return source
-
-
-class _Refused(Exception):  # noqa: N818  not an error: the long way comes next
-    """The engine does not do a call at once."""
-
-
-def _refuse(theta: Any, /) -> Any:
-    raise _Refused
-
-
-def _refuse_hvp(theta: Any, v: Any, /) -> Any:
-    raise _Refused
 
 
 def _reduced(objective: LinearObjective, method: str) -> Any:

@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pullback.protocol import shown
+from pullback.protocol import is_weak, shown
 
-__all__ = ["Kinds", "PartialSums", "Reduction", "divisor", "sum_of_others", "tree_sum"]
+__all__ = ["Kinds", "PartialSums", "Reduction", "divisor", "tree_sum"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Reduction: TypeAlias = Literal["mean", "sum"]
@@ -42,22 +42,25 @@ class Kinds(NamedTuple):
     w_dtype: np.dtype[Any]
     b: Any  # None, a float, a NumPy scalar, or an array; its value does not matter
 
+    @property
+    def intercepts(self) -> str:
+        """What b is, for messages."""
+        return "None" if self.b is None else f"of shape {np.shape(self.b)}"
+
     def deliver(self, gw: Array, gb: Array) -> tuple[Array, Any]:
         """Return float64 gradients (D, K) and (K,) as those of the parameters."""
         with np.errstate(all="ignore"):
-            return gw.reshape(self.w_shape).astype(self.w_dtype), self._deliver_b(gb)
-
-    def _deliver_b(self, gb: Array) -> Any:
-        if self.b is None:
-            return None
-        if isinstance(self.b, float) and not isinstance(self.b, np.generic):
-            return float(gb.sum())
-        shared = np.sum(gb) if self.b.size < gb.size else gb
-        like = np.asarray(shared, self.b.dtype).reshape(self.b.shape)
-        return like[()] if isinstance(self.b, np.generic) else like
+            by_w = gw.reshape(self.w_shape).astype(self.w_dtype)
+            if self.b is None:
+                return by_w, None
+            shared = np.sum(gb) if np.size(self.b) < gb.size else gb
+            by_b = np.asarray(shared, np.asarray(self.b).dtype).reshape(np.shape(self.b))
+        if is_weak(self.b):
+            return by_w, float(by_b)
+        return by_w, by_b[()] if isinstance(self.b, np.generic) else by_b
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class PartialSums:
     """Sums of a loss and its gradient over some samples, in float64, to be added up.
 
@@ -80,7 +83,7 @@ class PartialSums:
     source : str
         The loss they are sums of.
     kinds : tuple
-        What the parameters are: shape, dtypes.
+        What the gradients look like: shape and dtype of that by w, and one like that by b.
 
     Examples
     --------
@@ -99,22 +102,20 @@ class PartialSums:
     weight: float
     n_samples: int
     source: str
-    kinds: Kinds
+    kinds: tuple[tuple[int, ...], np.dtype[Any], Any]
 
     def __add__(self, other: Any) -> PartialSums:
         """Return the sums over the samples of both; ValueError if their shapes differ."""
         if not isinstance(other, PartialSums):
             return NotImplemented
-        if self.source != other.source:
-            raise ValueError(f"PartialSums: sums of {self.source} and of {other.source}")
-        if self.kinds.w_shape != other.kinds.w_shape:
-            raise ValueError(
-                f"PartialSums: sums for w of shape {self.kinds.w_shape} and {other.kinds.w_shape}"
-            )
-        if np.shape(self.kinds.b) != np.shape(other.kinds.b) or (self.kinds.b is None) != (
-            other.kinds.b is None
+        mine, theirs = Kinds(*self.kinds), Kinds(*other.kinds)
+        for what, one, two in (
+            ("of", self.source, other.source),
+            ("for w of shape", mine.w_shape, theirs.w_shape),
+            ("for b", mine.intercepts, theirs.intercepts),
         ):
-            raise ValueError(f"PartialSums: sums for b {self._intercept} and {other._intercept}")
+            if one != two:
+                raise ValueError(f"PartialSums: sums {what} {one} and {two}")
         with np.errstate(all="ignore"):
             return PartialSums(
                 self.loss + other.loss,
@@ -129,10 +130,6 @@ class PartialSums:
     def __radd__(self, other: Any) -> PartialSums:
         """Return the sums themselves for 0, which `sum` starts with."""
         return self if isinstance(other, int) and other == 0 else NotImplemented
-
-    @property
-    def _intercept(self) -> str:
-        return "None" if self.kinds.b is None else f"of shape {np.shape(self.kinds.b)}"
 
     def finish(self, reduction: Reduction = "mean") -> tuple[float, tuple[Array, Any]]:
         """Return the loss and its gradients, as `value_and_grad` over all the samples does.
@@ -155,7 +152,8 @@ class PartialSums:
         """
         by = divisor("PartialSums.finish", reduction, self.weight)
         with np.errstate(all="ignore"):
-            return float(np.float64(self.loss) / by), self.kinds.deliver(self.gw / by, self.gb / by)
+            gradients = Kinds(*self.kinds).deliver(self.gw / by, self.gb / by)
+            return float(np.float64(self.loss) / by), gradients
 
 
 def tree_sum(terms: Iterable[T]) -> T:
@@ -175,11 +173,3 @@ def tree_sum(terms: Iterable[T]) -> T:
     while waiting:
         total = waiting.pop()[1] + total
     return total  # type: ignore[no-any-return]
-
-
-def sum_of_others(x: Array) -> Array:
-    """Return, for each element of the last axis, the sum of the others, without a difference."""
-    total = np.zeros(x.shape, np.longdouble)
-    np.cumsum(x[..., :-1], axis=-1, out=total[..., 1:])
-    total[..., :-1] += np.cumsum(x[..., :0:-1], axis=-1, dtype=np.longdouble)[..., ::-1]
-    return total.astype(np.float64)

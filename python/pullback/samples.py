@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from textwrap import indent
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pullback.layouts import Data, as_data
 from pullback.partial import Kinds
-from pullback.protocol import as_array, converted, kernel_dtype
+from pullback.protocol import as_array, as_number, converted, is_weak, kernel_dtype
 
 if TYPE_CHECKING:
     from pullback.tables.losses import LossRow
@@ -27,15 +28,30 @@ __all__ = [
     "check_rows",
     "check_samples",
     "parameter_dtype",
+    "raising_as",
     "sums_of_targets",
     "weight_complaint",
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
 
-Job: TypeAlias = Literal["value", "gradient", "hvp", "curvature", "curved"]
+Job: TypeAlias = Literal["value", "gradient", "hvp", "curvature", "curved", "predict"]
 
 OPERANDS: Final = ("X", "y", "w", "b")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def raising_as(what: str) -> Callable[[F], F]:
+    """Return a decorator that adds to a docstring whose errors a method raises."""
+
+    def documented(method: F) -> F:
+        text = f"Raises\n------\nTypeError, ValueError\n    As {what} does.\n"
+        about = (method.__doc__ or "").rstrip()
+        method.__doc__ = f"{about}\n\n{indent(text, 8 * ' ')}        "
+        return method
+
+    return documented
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +59,8 @@ class Samples:
     """Data, targets and weights; what the kernels read, and what was given."""
 
     data: Data
-    y: Array  # (N,) or (N, K); labels are int64
-    given_y: Array  # for the error messages
+    y: Any  # (N,) or (N, K), labels int64; None for predictions
+    given_y: Any  # for the error messages
     sample_weight: Array | None  # (N,) float64
     weight: float  # their sum, or N
 
@@ -218,28 +234,30 @@ def check_rows(
 def check_direction(op: str, v: Any, model: Model) -> tuple[Array, Array]:
     """Return a direction of a Hessian-vector product, shaped as the kernels' w and b.
 
+    A part that is None is zero, a number fills its shape.
+
     Raises
     ------
     TypeError
         If it is not a pair, or a dtype has no kernel.
     ValueError
-        If its parts, unless they are None, do not have the shapes of w and b.
+        If its parts do not have the shapes of w and b.
     """
     if not isinstance(v, Sequence) or len(v) != 2:
         raise TypeError(f"{op}: v must be a pair (vw, vb), not {type(v).__name__}")
-    vw, vb = np.zeros_like(model.w), np.zeros_like(model.b)
-    shape, like = model.kinds.w_shape, model.kinds.b
-    if v[0] is not None:
-        given = _vector(op, "vw", v[0])
-        if given.shape != shape:
-            raise ValueError(f"{op}: vw has shape {given.shape}, w has {shape}")
-        vw = given.reshape(vw.shape)
-    if v[1] is not None:
-        if like is None:
+    direction = np.zeros_like(model.w), np.zeros_like(model.b)
+    w_shape, like = model.kinds.w_shape, model.kinds.b
+    for name, given, to, shape in zip("wb", v, direction, (w_shape, np.shape(like)), strict=True):
+        if given is None:
+            continue
+        if name == "b" and like is None:
             raise ValueError(f"{op}: vb is given, but b is None")
-        given = as_array(op, "vb", v[1])
-        kernel_dtype(op, "vb", given.dtype)
-        if given.shape != np.shape(like):
-            raise ValueError(f"{op}: vb has shape {given.shape}, b has {np.shape(like)}")
-        vb[...] = given
-    return vw, vb
+        if is_weak(given):
+            to[...] = as_number(op, f"v{name}", given)
+            continue
+        array = as_array(op, f"v{name}", given)
+        kernel_dtype(op, f"v{name}", array.dtype)
+        if array.shape != shape:
+            raise ValueError(f"{op}: v{name} has shape {array.shape}, {name} has {shape}")
+        to[...] = array.reshape(to.shape) if array.size == to.size else array
+    return direction

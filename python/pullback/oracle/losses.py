@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pullback.layouts import KernelData, Rows, blocks_of_rows, pieces
 from pullback.oracle.elementwise import LOG_2, horner, sum_error
-from pullback.partial import sum_of_others, tree_sum
+from pullback.partial import tree_sum
 from pullback.samples import Job, check_rows, sums_of_targets
 
 if TYPE_CHECKING:
@@ -173,6 +173,23 @@ def softmax_hessian_product(p: Array, s: Array, u: Array) -> Any:
     return s[..., None] * p * (u - np.sum(p * u, axis=-1, keepdims=True))
 
 
+def softmax_hessians(p: Array, sums: Array) -> Array:
+    """Return s (diag p - p p^T), shape (N, K, K), for probabilities p (N, K), sums s of targets."""
+    p64 = p.astype(np.float64, copy=False)
+    hessians = -sums[:, None, None] * p64[:, :, None] * p64[:, None, :]
+    diagonal = np.arange(p.shape[-1])
+    hessians[:, diagonal, diagonal] = sums[:, None] * p64 * sum_of_others(p64)
+    return hessians.astype(p.dtype, copy=False)
+
+
+def sum_of_others(x: Array) -> Array:
+    """Return, for each element of the last axis, the sum of the others, without a difference."""
+    total = np.zeros(x.shape, np.longdouble)
+    np.cumsum(x[..., :-1], axis=-1, out=total[..., 1:])
+    total[..., :-1] += np.cumsum(x[..., :0:-1], axis=-1, dtype=np.longdouble)[..., ::-1]
+    return total.astype(np.float64)
+
+
 def _exact_sum(x: Array) -> Array:
     """Return the sum over the last axis, kept, rounded once where long double is wider."""
     total = x.sum(axis=-1, dtype=np.longdouble, keepdims=True)
@@ -207,21 +224,22 @@ def loss_sums(
     X : ndarray or tuple
         Data, N rows, D columns.
     y : ndarray, shape (N,) or (N, K)
-        Targets; int64 labels or probabilities for a loss of classes.
+        Targets; int64 labels or probabilities for a loss of classes. None for predictions.
     w : ndarray, shape (D, K), float64
         Coefficients.
     b : ndarray, shape (K,), float64
         Intercepts.
     sample_weight : ndarray, shape (N,), float64, or None
         Weights.
-    job : {"value", "gradient", "hvp", "curvature", "curved"}
+    job : {"value", "gradient", "hvp", "curvature", "curved", "predict"}
         What to compute: a forward pass for the loss or for `kept` alone, or with a backward pass
         for the gradient or the Hessian's product with `v`, whose second derivatives are computed,
         or taken from `kept`.
     v : (ndarray, ndarray) or None
         Direction, shaped as `w` and `b`.
     kept : ndarray, shape (N, K), float64, or None
-        Second derivatives, of classes their probabilities: written in a curvature and a gradient.
+        Second derivatives, of classes their probabilities: written in a curvature and a gradient;
+        of predictions these themselves.
     gX : ndarray, shape (N, D), or None
         Written in a gradient: `scale` times each sample's weighted gradient by its row.
     scale : float
@@ -232,7 +250,7 @@ def loss_sums(
     loss : float
         Sum of the weighted losses; 0 where they are not computed.
     gb, gw : ndarray or None
-        Shapes (K,) and (D, K); None in a value and a curvature.
+        Shapes (K,) and (D, K); None where there is no backward pass.
 
     Raises
     ------
@@ -244,6 +262,9 @@ def loss_sums(
 
     def part(rows: slice, block: Rows) -> Array:
         """Return loss, gb and gw of a block in one vector, or the loss alone."""
+        if kept is not None and job == "predict":
+            kept[rows] = block.forward(w) + b
+            return np.zeros(1)
         n = rows.stop - rows.start
         targets = y[rows] if y.dtype.kind == "i" else y[rows].astype(np.float64, copy=False)
         of_rows = None if sample_weight is None else sample_weight[rows]
