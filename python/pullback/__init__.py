@@ -22,8 +22,6 @@ their gradients in one pass over the data. Every primitive is an object that fol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from pullback import elementwise, jacobians, losses, products, reductions, reference
@@ -44,11 +42,12 @@ from pullback.interop import threadpoolctl as _threadpoolctl
 from pullback.jacobians import Diagonal, Kronecker
 from pullback.objective import LinearObjective
 from pullback.partial import PartialSums
+from pullback.registry import Registry as _Registry
+from pullback.registry import attributes as _attributes
 
-primitives: Final[Mapping[str, Any]] = MappingProxyType(
-    {**elementwise.primitives, **products.products, **reductions.reductions, **losses.losses}
+primitives: Final = _Registry.joined(
+    elementwise.primitives, products.products, reductions.reductions, losses.losses
 )
-globals().update(primitives)
 _threadpoolctl.register()
 
 if TYPE_CHECKING:
@@ -56,11 +55,14 @@ if TYPE_CHECKING:
 
     __version__: str
 else:
+    _primitive = _attributes(globals(), primitives)
 
     def __getattr__(name: str) -> Any:
-        if name == "__version__":
-            return _version()
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _version() if name == "__version__" else _primitive(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 __all__ = [
@@ -88,4 +90,4 @@ __all__ = [
     "show_config",
     "threads",
 ]
-__all__ += reference.__all__
+__all__ += [*primitives]

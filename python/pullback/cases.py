@@ -526,7 +526,9 @@ def _loss(row: LossRow) -> Family:
 
     def second(z: Array, y: Array) -> Any:
         curvature = row.second_derivative(z, y, parameter)
-        return softmax_hessians(curvature, np.ones(len(z), z.dtype)) if row.of_classes else curvature
+        return (
+            softmax_hessians(curvature, np.ones(len(z), z.dtype)) if row.of_classes else curvature
+        )
 
     def value_and_grad(X: Array, y: Array, w: Array, b: Any) -> Any:
         z = X @ w + b

@@ -12,7 +12,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping
 from functools import cache
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -36,6 +35,7 @@ from pullback.protocol import (
     shape_of,
     sum_repeated,
 )
+from pullback.registry import Registry, attributes
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPoint
 
 __all__ = ["Elementwise", "is_primitive", "make_elementwise", "primitives"]
@@ -551,12 +551,14 @@ def _describe(point: SpecialPoint) -> str:
 
 
 @cache
-def make_elementwise(engine: Engine) -> Mapping[str, Any]:
+def make_elementwise(engine: Engine) -> Registry:
     """Return the table's operations on an engine, by name."""
-    columns = {name: Elementwise(row, engine) for name, row in OPS.items()}
-    if not engine.is_native:
-        return MappingProxyType(columns)
-    return MappingProxyType({name: column._on_ufunc() for name, column in columns.items()})
+
+    def make(name: str) -> Any:
+        column = Elementwise(OPS[name], engine)
+        return column._on_ufunc() if engine.is_native else column
+
+    return Registry(OPS, make)
 
 
 def is_primitive(given: Any, name: str) -> bool:
@@ -564,9 +566,11 @@ def is_primitive(given: Any, name: str) -> bool:
     return getattr(given, "row", None) is OPS[name]
 
 
-primitives: Final[Mapping[str, Any]] = make_elementwise(BACKEND)
-globals().update(primitives)
+primitives: Final = make_elementwise(BACKEND)
 
 if TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any: ...
+
+else:
+    __getattr__ = attributes(globals(), primitives)

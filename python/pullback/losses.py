@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 import numpy as np
@@ -18,6 +17,7 @@ from pullback.partial import Kinds, PartialSums, Reduction, divisor, tree_sum
 from pullback.pointwise import Pointwise
 from pullback.protocol import as_number, check_outs, check_wrt, named_after
 from pullback.reductions import make_reductions
+from pullback.registry import Registry, attributes
 from pullback.samples import (
     OPERANDS,
     Job,
@@ -546,19 +546,21 @@ def _docstring(row: LossRow) -> str:
 
 
 @cache
-def make_losses(engine: Engine) -> Mapping[str, Loss]:
+def make_losses(engine: Engine) -> Registry:
     """Return the table's losses on an engine, by name."""
-    return MappingProxyType(
-        {
-            name: named_after(Loss if row.parameter is None else ParametricLoss, name)(row, engine)
-            for name, row in LOSSES.items()
-        }
-    )
+
+    def make(name: str) -> Loss:
+        row = LOSSES[name]
+        return named_after(Loss if row.parameter is None else ParametricLoss, name)(row, engine)
+
+    return Registry(LOSSES, make)
 
 
-losses: Final[Mapping[str, Loss]] = make_losses(BACKEND)
-globals().update(losses)
+losses: Final = make_losses(BACKEND)
 
 if TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any: ...
+
+else:
+    __getattr__ = attributes(globals(), losses)

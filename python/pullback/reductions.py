@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
 from functools import cache
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -25,6 +23,7 @@ from pullback.protocol import (
     method,
     tangents_of,
 )
+from pullback.registry import Registry, attributes
 from pullback.slices import Axis, Slices
 from pullback.tables.reductions import REDUCTIONS, ReductionRow
 
@@ -502,19 +501,21 @@ def _docstring(row: ReductionRow, kind: str) -> str:
 
 
 @cache
-def make_reductions(engine: Engine) -> Mapping[str, Any]:
+def make_reductions(engine: Engine) -> Registry:
     """Return the table's reductions and maps of rows on an engine, by name."""
-    return MappingProxyType(
-        {
-            name: (RowMap if row.is_map else Reduction)(row, engine)
-            for name, row in REDUCTIONS.items()
-        }
-    )
+
+    def make(name: str) -> Any:
+        row = REDUCTIONS[name]
+        return (RowMap if row.is_map else Reduction)(row, engine)
+
+    return Registry(REDUCTIONS, make)
 
 
-reductions: Final[Mapping[str, Any]] = make_reductions(BACKEND)
-globals().update(reductions)
+reductions: Final = make_reductions(BACKEND)
 
 if TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any: ...
+
+else:
+    __getattr__ = attributes(globals(), reductions)

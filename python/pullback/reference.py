@@ -5,33 +5,21 @@ Each is made when it is first asked for.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from pullback.elementwise import make_elementwise
 from pullback.engine import ORACLE
 from pullback.losses import make_losses
 from pullback.products import make_products
 from pullback.reductions import make_reductions
-from pullback.tables.elementwise import OPS
-from pullback.tables.losses import LOSSES
-from pullback.tables.products import PRODUCTS
-from pullback.tables.reductions import REDUCTIONS
+from pullback.registry import Registry, attributes
 
-_COLUMNS: Final = (
-    (OPS, make_elementwise),
-    (PRODUCTS, make_products),
-    (REDUCTIONS, make_reductions),
-    (LOSSES, make_losses),
+_primitives: Final = Registry.joined(
+    make_elementwise(ORACLE), make_products(ORACLE), make_reductions(ORACLE), make_losses(ORACLE)
 )
+__getattr__ = attributes(globals(), _primitives)
 
-__all__ = [name for table, _ in _COLUMNS for name in table]  # type: ignore[attr-defined]
-
-
-def __getattr__(name: str) -> Any:
-    for table, make in _COLUMNS:
-        if name in table:  # type: ignore[operator]
-            return globals().setdefault(name, make(ORACLE)[name])
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = [*_primitives]
 
 
 def __dir__() -> list[str]:

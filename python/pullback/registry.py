@@ -1,0 +1,61 @@
+"""Primitives by name, each made when it is first asked for, so that an import makes none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+__all__ = ["Registry", "attributes"]
+
+
+class Registry(Mapping[str, Any]):
+    """A mapping whose values are made when they are first asked for.
+
+    Parameters
+    ----------
+    names : iterable of str
+        The keys, in order.
+    make : callable
+        ``make(name)``, a value.
+    """
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], Any]) -> None:
+        self._names, self._make = dict.fromkeys(names), make
+        self._made: dict[str, Any] = {}
+
+    @classmethod
+    def joined(cls, *parts: Mapping[str, Any]) -> Registry:
+        """Return the values of several, by one name each."""
+        place = {name: part for part in parts for name in part}
+        return cls(place, lambda name: place[name][name])
+
+    def __getitem__(self, name: str) -> Any:
+        made = self._made.get(name)
+        if made is None:
+            if name not in self._names:
+                raise KeyError(name)
+            made = self._made.setdefault(name, self._make(name))  # the first of two threads'
+        return made
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} primitives: {', '.join(self)}>"
+
+
+def attributes(scope: dict[str, Any], registry: Registry) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a module, by its globals, that has what a registry holds."""
+
+    def getattr_(name: str) -> Any:
+        if name not in registry:
+            raise AttributeError(f"module {scope['__name__']!r} has no attribute {name!r}")
+        return scope.setdefault(name, registry[name])
+
+    return getattr_
