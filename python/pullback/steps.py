@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import groupby
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -17,10 +18,10 @@ from pullback.engine import ORACLE
 from pullback.jacobians import Diagonal
 from pullback.products import Linear, Product
 from pullback.protocol import broadcast_shape, converted, result_dtype, shape_of, shown
-from pullback.reductions import Reduction
+from pullback.reductions import Reduction, RowMap
 from pullback.tables.elementwise import OPS, OpRow
 
-__all__ = ["Cotangents", "Part", "arg", "in_sequence", "make_step"]
+__all__ = ["Cotangents", "Part", "Sequence", "arg", "in_sequence", "make_step", "single"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Cotangents: TypeAlias = tuple[Any, list[Any]]  # of the running value, of the bound operands
@@ -56,109 +57,118 @@ arg: Final = _Argument()
 class Part(ABC):
     """A differentiable function of the running value.
 
-    Cotangents of bound operands are returned if `everything` is wanted, and are none otherwise.
+    A tangent has the shape of the running value, a cotangent that of the value: the chain has seen
+    to it.
     """
 
-    bound: tuple[int, ...] = ()  # places of the operands that are held
+    n_bound = 0  # operands that are held, and have cotangents
+    value: Callable[[Any], Any]
+    jvp: Callable[[Any, Any], Any]  # of the running value and its tangent
+    vjp: Callable[[Any, Any], Any]  # of the running value and the value's cotangent
+    jacobian: Callable[[Any], Any]
 
     @abstractmethod
-    def value(self, x: Any) -> Any:
-        """Return the value."""
+    def pull(self, x: Any, g: Any) -> Cotangents:
+        """Return the cotangents of the running value and of the bound operands."""
 
     @abstractmethod
-    def jvp(self, x: Any, t: Any) -> Any:
-        """Return the value's tangent."""
+    def fits(self, x: Any, g: Any) -> bool:
+        """Tell, for little, whether a cotangent has the value's shape; False where that is open."""
 
-    @abstractmethod
-    def pull(self, x: Any, g: Any, everything: bool) -> Cotangents:
-        """Return the cotangents."""
+    def value_and_vjp(self, x: Any, g: Any) -> tuple[Any, Any]:
+        """Return the value, and the cotangent of the running value."""
+        return self.value(x), self.vjp(x, g)
 
-    def value_and_pull(self, x: Any, g: Any, everything: bool) -> tuple[Any, Cotangents]:
-        """Return the value and the cotangents."""
-        return self.value(x), self.pull(x, g, everything)
-
-    def value_and_grad(self, x: Any, everything: bool) -> tuple[Any, Cotangents]:
-        """Return the value, of one element, and the cotangents for one."""
-        value = self.value(x)
-        _check_single(value)
-        return value, self.pull(x, np.ones_like(value)[()], everything)
-
-    @abstractmethod
-    def jacobian(self, x: Any) -> Any:
-        """Return the Jacobian."""
+    def value_and_grad(self, x: Any) -> tuple[Any, Any]:
+        """Return the value, of one element, and the cotangent of the running value for one."""
+        value = single(self.value(x))
+        return value, self.vjp(x, np.ones_like(value)[()])
 
 
 class _Step(Part):
     """An operation, its operands and options."""
 
     def __init__(self, op: Any, operands: tuple[Any, ...], options: dict[str, Any]) -> None:
-        self.op: Any = op
-        self.operands = operands
-        self.options = options
         # Behind the operands stands a parameter, such as a norm's p: it has no derivative.
         n = len(op.row.operands) if isinstance(op, Reduction) else len(operands)
         if isinstance(op, Linear) and n == 2:
-            self.operands += (None,)  # its derivatives want a bias, or None
-            n += 1
-        self.differentiable = n
+            operands, n = (*operands, None), 3  # its derivatives want a bias, or None
+        self.op: Any = op
+        self.operands = operands
+        self.options = options
         self.places = tuple(k for k, operand in enumerate(operands) if operand is arg)
         if self.places and self.places[-1] >= n:
             raise ValueError(f"{op.__name__} has no derivative by operand {self.places[-1] + 1}")
         self.bound = tuple(k for k, o in enumerate(operands[:n]) if o is not arg and o is not None)
-        self.takes_wrt = isinstance(op, Product)
+        self.n_bound = len(self.bound)
         self.add: Callable[..., Any] = elementwise.primitives["add"]
+        self._ndims: dict[int, int] = {}  # of the value, by those of the running value
+        self.value = _call(op, operands, options)
+        tangents = (_other if operand is arg else None for operand in operands[:n])
+        self.jvp = _call(op.jvp, (*operands, *tangents), options)
+        self.jacobian = self._jacobian
+        both = getattr(op, "value_and_grad", None) if n == 1 else None  # a reduction's, in one pass
+        self._both = None if both is None else _call(both, operands, options)
+        self._set_vjp(n)
+
+    def _set_vjp(self, n: int) -> None:
+        """Set what returns cotangents: of the running value, and of everything."""
+        operands = (*self.operands, _other)
+        wanted = tuple(sorted((*self.places, *self.bound)))
+        k, *more = self.places
+        if isinstance(self.op, Product):  # computes no others than those that it is asked for
+            every = _call(self.op.vjp, operands, self.options | {"wrt": wanted})
+            alone = _call(self.op.vjp, operands, self.options | {"wrt": k})
+        else:
+            every = alone = _call(self.op.vjp, operands, self.options)
+            if n > 1:
+                alone = _one_of(every, k)
+                if len(wanted) < n:
+                    every = _some_of(every, wanted)
+        self._every = (lambda x, g: (alone(x, g),)) if n == 1 else every
+        self._wanted = wanted
+        self.vjp = (lambda x, g: self.pull(x, g)[0]) if more else alone
 
     def __repr__(self) -> str:
         shown = [_shown(operand) for operand in self.operands]
         shown += [f"{key}={_shown(value)}" for key, value in self.options.items()]
         return _name(self.op) if shown == ["arg"] else f"{_name(self.op)}({', '.join(shown)})"
 
-    def at(self, x: Any) -> tuple[Any, ...]:
-        """Return the operands, the running value among them."""
-        return tuple(x if operand is arg else operand for operand in self.operands)
+    def pull(self, x: Any, g: Any) -> Cotangents:
+        cotangents = dict(zip(self._wanted, self._every(x, g), strict=True))
+        # Those that meet in the running value add up.
+        total, *more = (cotangents[k] for k in self.places)
+        for term in more:
+            total = self.add(total, term)
+        return total, [cotangents[k] for k in self.bound]
 
-    def value(self, x: Any) -> Any:
-        return self.op(*self.at(x), **self.options)
+    def fits(self, x: Any, g: Any) -> bool:
+        # One of as many axes is no stack, and left to the operation, if that checks it.
+        if not isinstance(self.op, Reduction | RowMap | Product):
+            return False
+        ndim = getattr(x, "ndim", None)
+        if ndim is None:
+            return False
+        if ndim not in self._ndims:
+            self._ndims[ndim] = np.ndim(self.value(x))
+        return bool(self._ndims[ndim] == getattr(g, "ndim", None))
 
-    def jvp(self, x: Any, t: Any) -> Any:
-        operands = self.operands[: self.differentiable]
-        tangents = (t if operand is arg else None for operand in operands)
-        return self.op.jvp(*self.at(x), *tangents, **self.options)
+    def value_and_grad(self, x: Any) -> tuple[Any, Any]:
+        if self._both is None:
+            return super().value_and_grad(x)
+        value, gradient = self._both(x)
+        return single(value), gradient
 
-    def pull(self, x: Any, g: Any, everything: bool) -> Cotangents:
-        wanted = tuple(sorted((*self.places, *self.bound))) if everything else self.places
-        if self.differentiable == 1:
-            cotangents = (self.op.vjp(*self.at(x), g, **self.options),)
-        elif self.takes_wrt:  # computes no others
-            cotangents = self.op.vjp(*self.at(x), g, wrt=wanted, **self.options)
-        else:
-            every = self.op.vjp(*self.at(x), g, **self.options)
-            cotangents = tuple(every[k] for k in wanted)
-        return self._sorted(dict(zip(wanted, cotangents, strict=True)))
-
-    def value_and_grad(self, x: Any, everything: bool) -> tuple[Any, Cotangents]:
-        function = getattr(self.op, "value_and_grad", None)
-        if function is None or self.differentiable > 1:
-            return super().value_and_grad(x, everything)
-        value, gradient = function(*self.at(x), **self.options)  # a reduction's, in one pass
-        _check_single(value)
-        return value, (gradient, [])
-
-    def jacobian(self, x: Any) -> Any:
-        jacobians = self.op.jacobian(*self.at(x), **self.options)
-        if self.differentiable == 1:
+    def _jacobian(self, x: Any) -> Any:
+        jacobians = self.op.jacobian(
+            *(x if operand is arg else operand for operand in self.operands), **self.options
+        )
+        if not isinstance(jacobians, tuple):
             return jacobians
         first, *more = (jacobians[k] for k in self.places)
         for jacobian in more:
             first = first + jacobian
         return first
-
-    def _sorted(self, cotangents: dict[int, Any]) -> Cotangents:
-        """Add up those that meet in the running value; append the bound operands'."""
-        total, *more = (cotangents[k] for k in self.places)
-        for term in more:
-            total = self.add(total, term)
-        return total, [cotangents[k] for k in self.bound if k in cotangents]
 
 
 class _ElementwiseStep(_Step):
@@ -168,77 +178,83 @@ class _ElementwiseStep(_Step):
         super().__init__(op, operands, {})
         self.row = row
         self.is_twin = isinstance(op, Elementwise)
-        self.link = Link(row.name, self.places, next((operands[k] for k in self.bound), None))
+        held = tuple(operands[k] for k in self.bound)
+        self.link = Link(row.name, self.places, *(held or (None,)))
+        self.held = tuple(o for o in held if not isinstance(o, int | float | np.number))
         if self.is_twin:
             self.add = make_elementwise(ORACLE)["add"]
-
-    def jvp(self, x: Any, t: Any) -> Any:
         if not self.bound:
-            return self.op.jvp(*self.at(x), *(t,) * self.row.nin)
+            self.jvp = _call(op.jvp, (*operands, *(_other for _ in operands)), {})
+            return
         # What stands beside the running value has no tangent, rather than 0 times an infinity.
-        (place,) = self.places
+        self.jvp = self._jvp_of_twin
         if not self.is_twin:
-            return getattr(self.op, f"_vjp{place}")(*self.at(x), t)
-        shape = self.shape("jvp", x)
-        operands = (np.broadcast_to(operand, shape) for operand in self._strong(x))
-        return self.op.vjp(*operands, self._repeated("jvp", "t", t, shape))[place]
+            alone, self._of_all = getattr(op, f"_vjp{self.places[0]}"), self.vjp
+            self.jvp = self._vjp_alone = _call(alone, (*operands, _other), {})
+            self.vjp = self._vjp
 
-    def pull(self, x: Any, g: Any, everything: bool) -> Cotangents:
-        g = self._fitting(x, g)
-        if self.row.nin == 1:
-            return self.op.vjp(x, g), []
-        if self.bound and not everything and not self.is_twin and np.shape(g) == np.shape(x):
-            return getattr(self.op, f"_vjp{self.places[0]}")(*self.at(x), g), []
-        cotangents = dict(enumerate(self.op.vjp(*self.at(x), g)))
-        if not everything:
-            cotangents = {k: cotangents[k] for k in self.places}
-        return self._sorted(cotangents)
+    def _vjp(self, x: Any, g: Any) -> Any:
+        enlarges = getattr(x, "shape", None) != getattr(g, "shape", ())
+        return self._of_all(x, g) if enlarges else self._vjp_alone(x, g)
 
-    def shape(self, method: str, x: Any) -> tuple[int, ...]:
-        """Return the value's shape."""
-        op = f"{self.row.name}.{method}"
-        named = zip(self.row.operands, self.at(x), strict=True)
-        return broadcast_shape(op, **{name: shape_of(op, name, given) for name, given in named})
-
-    def _strong(self, x: Any) -> Iterator[Any]:
-        """Yield the operands, Python's numbers in the dtype that they adapt to."""
+    def _jvp_of_twin(self, x: Any, t: Any) -> Any:
         op = f"{self.row.name}.jvp"
-        dtype = result_dtype(op, *self.at(x))
-        for name, given in zip(self.row.operands, self.at(x), strict=True):
-            if isinstance(given, int | float):
-                with np.errstate(all="ignore"):
-                    given = converted(op, name, given, dtype)
-            yield given
+        at = [x if operand is arg else operand for operand in self.operands]
+        shapes = {name: shape_of(op, name, a) for name, a in zip(self.row.operands, at, strict=True)}
+        shape = broadcast_shape(op, **shapes)
+        dtype = result_dtype(op, *at)  # that Python's numbers adapt to
+        with np.errstate(all="ignore"):
+            strong = [
+                converted(op, name, a, dtype) if isinstance(a, int | float) else a
+                for name, a in zip(self.row.operands, at, strict=True)
+            ]
+        operands = (np.broadcast_to(a, shape) for a in strong)
+        return self.op.vjp(*operands, np.broadcast_to(t, shape))[self.places[0]]
 
-    def _fitting(self, x: Any, g: Any) -> Any:
-        """Return a cotangent in the value's shape; it may be repeated, but no stack."""
-        if not self.bound and type(x) is type(g) is np.ndarray and x.shape == g.shape:
-            return g
-        op = f"{self.row.name}.vjp"
-        shape = self.shape("vjp", x) if self.bound else shape_of(op, "x", x)
-        if isinstance(g, int | float) and not isinstance(g, np.generic):
-            dtype = result_dtype(op, *self.at(x))
-            with np.errstate(all="ignore"):  # a weak 1e300 overflows to inf in float32
-                g = converted(op, "g", g, dtype)
-        return self._repeated("vjp", "g", g, shape)
-
-    def _repeated(self, method: str, name: str, given: Any, shape: tuple[int, ...]) -> Any:
-        """Return a cotangent or a tangent in the value's shape."""
-        op = f"{self.row.name}.{method}"
-        own = shape_of(op, name, given)
-        if own == shape:
-            return given
-        try:
-            return np.broadcast_to(given, shape)
-        except ValueError:
-            raise ValueError(f"{op}: {name} has shape {own}, the value {shape}") from None
+    def fits(self, x: Any, g: Any) -> bool:
+        return _alike(x, g, self.held)
 
 
-class _Sequential(Part):
-    """Parts that are applied one after the other."""
+class Sequence(Part):
+    """Parts that are applied one after the other.
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self.parts = parts
+    Parameters
+    ----------
+    parts : sequence of Part
+        The first is applied first.
+    """
+
+    def __init__(self, parts: Iterable[Part]) -> None:
+        self.parts = tuple(parts)
+        self.last = self.parts[-1]
+        self.n_bound = sum(part.n_bound for part in self.parts)
+        self._inner = tuple(part.value for part in self.parts[:-1])
+        self._vjps = tuple(part.vjp for part in self.parts)
+
+    def inputs(self, x: Any) -> list[Any]:
+        """Return what each part is applied to."""
+        inputs = [x]
+        for value in self._inner:
+            x = value(x)
+            inputs.append(x)
+        return inputs
+
+    def through(self, inputs: list[Any], g: Any) -> Any:
+        """Return the first input's cotangent, from that of what the last one gives."""
+        for k in range(len(inputs) - 1, -1, -1):
+            g = self._vjps[k](inputs[k], g)
+        return g
+
+    def all_through(self, inputs: list[Any], g: Any) -> Cotangents:
+        """Return the bound operands' cotangents as well."""
+        bound: list[Any] = []
+        for k in range(len(inputs) - 1, -1, -1):
+            if self.parts[k].n_bound:
+                g, more = self.parts[k].pull(inputs[k], g)
+                bound = more + bound
+            else:
+                g = self._vjps[k](inputs[k], g)
+        return g, bound
 
     def value(self, x: Any) -> Any:
         for part in self.parts:
@@ -249,54 +265,36 @@ class _Sequential(Part):
         for part in self.parts[:-1]:
             t = part.jvp(x, t)
             x = part.value(x)
-        return self.parts[-1].jvp(x, t)
+        return self.last.jvp(x, t)
 
-    def pull(self, x: Any, g: Any, everything: bool) -> Cotangents:
-        inputs = self._inputs(x)
-        cotangents = self.parts[-1].pull(inputs[-1], g, everything)
-        return self._pull_inner(inputs, cotangents, everything)
+    def vjp(self, x: Any, g: Any) -> Any:
+        return self.through(self.inputs(x), g)
 
-    def value_and_pull(self, x: Any, g: Any, everything: bool) -> tuple[Any, Cotangents]:
-        inputs = self._inputs(x)
-        value, cotangents = self.parts[-1].value_and_pull(inputs[-1], g, everything)
-        return value, self._pull_inner(inputs, cotangents, everything)
+    def pull(self, x: Any, g: Any) -> Cotangents:
+        return self.all_through(self.inputs(x), g)
 
-    def value_and_grad(self, x: Any, everything: bool) -> tuple[Any, Cotangents]:
-        inputs = self._inputs(x)
-        value, cotangents = self.parts[-1].value_and_grad(inputs[-1], everything)
-        return value, self._pull_inner(inputs, cotangents, everything)
+    def fits(self, x: Any, g: Any) -> bool:
+        return self.last.fits(self.inputs(x)[-1], g)
 
     def jacobian(self, x: Any) -> Any:
-        inputs = self._inputs(x)
-        jacobian = self.parts[0].jacobian(x)
-        for part, at in zip(self.parts[1:], inputs[1:], strict=True):
+        first, *rest = zip(self.parts, self.inputs(x), strict=True)
+        jacobian = first[0].jacobian(first[1])
+        for part, at in rest:
             jacobian = part.jacobian(at) @ jacobian
         return jacobian
 
-    def _inputs(self, x: Any) -> list[Any]:
-        """Return what each part is applied to."""
-        inputs = [x]
-        for part in self.parts[:-1]:
-            inputs.append(part.value(inputs[-1]))
-        return inputs
 
-    def _pull_inner(
-        self, inputs: list[Any], cotangents: Cotangents, everything: bool
-    ) -> Cotangents:
-        g, bound = cotangents
-        for part, at in zip(self.parts[-2::-1], inputs[-2::-1], strict=True):
-            g, more = part.pull(at, g, everything)
-            bound = more + bound
-        return g, bound
-
-
-class _Run(_Sequential):
+class _Run(Sequence):
     """Elementwise operations in one pass over blocks, where the arguments allow that."""
 
-    def __init__(self, parts: Sequence[_ElementwiseStep], engine: Callable[..., Any]) -> None:
-        super().__init__(parts)
-        self.has_bound = any(step.bound for step in parts)
-        self.engine = engine([step.link for step in parts])
+    def __init__(self, parts: Iterable[_ElementwiseStep], engine: Callable[..., Any]) -> None:
+        steps = list(parts)
+        super().__init__(steps)
+        self.engine = engine([step.link for step in steps])
+        self.held = tuple(operand for step in steps for operand in step.held)
+
+    def fits(self, x: Any, g: Any) -> bool:
+        return _alike(x, g, self.held)
 
     def value(self, x: Any) -> Any:
         value = self.engine.value(x)
@@ -306,27 +304,75 @@ class _Run(_Sequential):
         tangent = self.engine.jvp(x, t)
         return super().jvp(x, t) if tangent is NotImplemented else tangent
 
-    def pull(self, x: Any, g: Any, everything: bool) -> Cotangents:
-        # Bound operands' cotangents are sums, each in an order of its own.
-        if not (everything and self.has_bound):
-            cotangent = self.engine.vjp(x, g)
-            if cotangent is not NotImplemented:
-                return cotangent, []
-        return super().pull(x, g, everything)
+    def vjp(self, x: Any, g: Any) -> Any:
+        cotangent = self.engine.vjp(x, g)
+        return super().vjp(x, g) if cotangent is NotImplemented else cotangent
 
-    def value_and_pull(self, x: Any, g: Any, everything: bool) -> tuple[Any, Cotangents]:
-        if not (everything and self.has_bound):
-            both = self.engine.value_and_vjp(x, g)
-            if both is not NotImplemented:
-                return both[0], (both[1], [])
-        return super().value_and_pull(x, g, everything)
+    def value_and_vjp(self, x: Any, g: Any) -> tuple[Any, Any]:
+        both: Any = self.engine.value_and_vjp(x, g)
+        return super().value_and_vjp(x, g) if both is NotImplemented else both
 
     def jacobian(self, x: Any) -> Any:
-        if isinstance(x, np.ndarray):
-            slopes = self.engine.vjp(x, np.ones_like(x))
+        if type(x) is np.ndarray and x.ndim:
+            ones = np.empty(x.shape, x.dtype)
+            ones.fill(1)
+            slopes = self.engine.vjp(x, ones)
             if slopes is not NotImplemented:
                 return Diagonal(slopes, copy=False)
         return super().jacobian(x)
+
+
+# --- calls ---
+
+
+_other: Final = object()  # where a tangent or a cotangent stands among a call's arguments
+
+
+def _call(function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Callable[..., Any]:
+    """Return a function of the running value, and of what else is marked among the arguments."""
+    if options:
+        function = partial(function, **options)
+    xs = [k for k, argument in enumerate(arguments) if argument is arg]
+    others = [k for k, argument in enumerate(arguments) if argument is _other]
+    if xs == [0] and others == [*range(1, len(arguments))][:1]:
+        return function  # type: ignore[no-any-return]
+
+    def call(x: Any, other: Any = None) -> Any:
+        given = [*arguments]
+        for k in xs:
+            given[k] = x
+        for k in others:
+            given[k] = other
+        return function(*given)
+
+    return call
+
+
+def _one_of(function: Callable[..., Any], k: int) -> Callable[..., Any]:
+    return lambda x, g: function(x, g)[k]
+
+
+def _some_of(function: Callable[..., Any], places: tuple[int, ...]) -> Callable[..., Any]:
+    def some(x: Any, g: Any) -> tuple[Any, ...]:
+        every = function(x, g)
+        return tuple(every[k] for k in places)
+
+    return some
+
+
+def _alike(x: Any, g: Any, held: tuple[Any, ...]) -> bool:
+    """Tell whether g has the shape of x, which no operand that is held enlarges."""
+    shape = getattr(g, "shape", None)
+    if shape is None or getattr(x, "shape", None) != shape:
+        return False
+    for operand in held:
+        own = getattr(operand, "shape", None)
+        if own == shape:
+            continue
+        lacking = -1 if own is None else len(shape) - len(own)
+        if lacking < 0 or any(n not in (1, m) for n, m in zip(own, shape[lacking:], strict=True)):
+            return False
+    return True
 
 
 # --- from what was given ---
@@ -370,10 +416,9 @@ def _row(op: Any) -> OpRow | None:
     return next((row for name, row in OPS.items() if elementwise.primitives[name] is op), None)
 
 
-def in_sequence(steps: Iterable[Part]) -> Part:
+def in_sequence(steps: Iterable[Part]) -> Sequence:
     """Return steps one after the other as one."""
-    parts = list(_fused(steps))
-    return _Sequential(parts) if len(parts) > 1 else parts[0]
+    return Sequence(_fused(steps))
 
 
 def _fused(steps: Iterable[Part]) -> Iterator[Part]:
@@ -408,9 +453,11 @@ def _shown(operand: Any) -> str:
     return shown(operand)
 
 
-def _check_single(value: Any) -> None:
-    if np.size(value) != 1:
+def single(value: Any) -> Any:
+    """Return a value of one element, or raise ValueError."""
+    if not isinstance(value, np.floating) and np.size(value) != 1:
         raise ValueError(
             f"chain.value_and_grad: the value has shape {np.shape(value)}, a gradient needs one "
             "element; give value_and_vjp a cotangent"
         )
+    return value
