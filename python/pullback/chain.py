@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from pullback.protocol import Wrt, check_wrt, converted, result_dtype, shape_of
-from pullback.steps import arg, in_sequence, make_step, single
+from pullback.steps import arg, in_sequence, make_step, pull_through, single
 
 __all__ = ["Chain", "arg", "chain"]
 
@@ -39,8 +39,10 @@ class Chain:
             make_step(f"chain: step {number}", op, operands, options)
             for number, (op, operands, options) in enumerate(self._given, 1)
         ]
-        self._whole = in_sequence(self._steps)
-        self._names: tuple[Any, ...] = ("x", *range(1, self._whole.n_bound + 1))
+        self._alone = in_sequence(self._steps)
+        self._whole = in_sequence(self._steps, apart=True)  # bound operands have cotangents
+        self._all = Wrt(tuple(range(self._whole.n_bound + 1)), single=False)
+        self._names: tuple[Any, ...] = ("x", *self._all.operands[1:])
 
     def __repr__(self) -> str:
         return f"chain({', '.join(map(repr, self._steps))})"
@@ -66,7 +68,7 @@ class Chain:
         TypeError, ValueError
             As the steps do.
         """
-        return self._whole.value(x)
+        return self._alone.value(x)
 
     value = __call__
 
@@ -92,10 +94,10 @@ class Chain:
             As the steps do; if `t` has not the shape of `x`.
         """
         if t is None:
-            return np.zeros_like(self._whole.value(x))[()]
+            return np.zeros_like(self._alone.value(x))[()]
         if getattr(t, "shape", None) != getattr(x, "shape", ()):
             t = self._filling("jvp", "t", t, "x", x)
-        return self._whole.jvp(x, t)
+        return self._alone.jvp(x, t)
 
     def vjp(self, x: Any, g: Any, /, *, wrt: Wanted = 0) -> Any:
         """Return the cotangent of `x`, or of everything.
@@ -123,24 +125,27 @@ class Chain:
             As the steps do; if the shape of `g` does not end in the value's, or `wrt` names no
             operand.
         """
-        asked, whole = self._asked("vjp", wrt), self._whole
+        asked = self._asked("vjp", wrt)
+        whole = self._alone if asked is _X else self._whole
         inputs = whole.inputs(x)
-        if not whole.last.fits(inputs[-1], g):
+        if not whole.fits_last(inputs[-1], g):
             return self._unusual("vjp", asked, inputs, whole.last.value(inputs[-1]), g)
         return self._pulled(asked, inputs, g)
 
     def value_and_vjp(self, x: Any, g: Any, /, *, wrt: Wanted = 0) -> tuple[Any, Any]:
         """Return the value and what `vjp` returns; arguments and errors are those of `vjp`."""
-        asked, whole = self._asked("value_and_vjp", wrt), self._whole
+        asked = self._asked("value_and_vjp", wrt)
+        whole = self._alone if asked is _X else self._whole
         inputs = whole.inputs(x)
         last, at = whole.last, inputs[-1]
-        if not last.fits(at, g):
+        if not whole.fits_last(at, g):
             value = last.value(at)
             return value, self._unusual("value_and_vjp", asked, inputs, value, g)
         if asked is not _X and last.n_bound:
             return last.value(at), self._pulled(asked, inputs, g)
         value, g = last.value_and_vjp(at, g)
-        return value, self._pulled(asked, inputs[:-1], g)
+        del inputs[-1]
+        return value, self._pulled(asked, inputs, g)
 
     def value_and_grad(self, x: Any, /, *, wrt: Wanted = 0) -> tuple[Any, Any]:
         """Return the value, which has one element, and its gradient.
@@ -163,25 +168,35 @@ class Chain:
         TypeError, ValueError
             As the steps do; ValueError if the value has several elements.
         """
-        asked, whole = self._asked("value_and_grad", wrt), self._whole
+        asked = self._asked("value_and_grad", wrt)
+        whole = self._alone if asked is _X else self._whole
         inputs = whole.inputs(x)
         last, at = whole.last, inputs[-1]
         if asked is not _X and last.n_bound:
             value = single(last.value(at))
             return value, self._pulled(asked, inputs, np.ones_like(value)[()])
         value, g = last.value_and_grad(at)
-        return value, self._pulled(asked, inputs[:-1], g)
+        del inputs[-1]
+        return value, self._pulled(asked, inputs, g)
 
     def _asked(self, method: str, wrt: Any) -> Wrt:
         if type(wrt) is int and wrt == 0:
             return _X
+        if type(wrt) is str and wrt == "all":
+            return self._all
         return check_wrt(f"chain.{method}", wrt, self._names)
 
     def _pulled(self, asked: Wrt, inputs: list[Any], g: Any) -> Any:
-        """Return the cotangents that are asked for, from that of what the inputs lead to."""
+        """Return what is asked for, from the cotangent of what the inputs lead to; uses them up."""
         if asked is _X:
-            return self._whole.through(inputs, g)
-        gx, bound = self._whole.all_through(inputs, g)
+            vjps = self._alone.vjps
+            for vjp in vjps[len(vjps) - len(inputs) :]:
+                g = vjp(inputs.pop(), g)
+            return g
+        pulls = self._whole.pulls
+        gx, bound = pull_through(inputs, g, pulls[len(pulls) - len(inputs) :])
+        if asked is self._all:
+            return (gx, *bound)
         cotangents = (gx, *bound)
         return asked.result([cotangents[k] for k in asked.operands])
 
@@ -194,7 +209,7 @@ class Chain:
         # One after the other; of none, their shapes.
         count, g = math.prod(stack), np.asarray(g)
         items = g.reshape(count, *shape) if count else np.zeros((1, *shape), g.dtype)
-        pulled = [self._pulled(asked, inputs, item) for item in items]
+        pulled = [self._pulled(asked, [*inputs], item) for item in items]
         several = pulled if not asked.single else [(one,) for one in pulled]
         cotangents = [
             np.stack(each)[:count].reshape(stack + np.shape(each[0]))
@@ -239,7 +254,7 @@ class Chain:
         TypeError, ValueError
             As the steps do.
         """
-        return self._whole.jacobian(x)
+        return self._alone.jacobian(x)
 
 
 def chain(*steps: Any) -> Chain:
@@ -298,4 +313,3 @@ def _flattened(steps: Iterable[Any]) -> Iterator[tuple[Any, tuple[Any, ...], dic
             yield from op._given
         else:
             yield op, tuple(operands), options
-

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache
 from itertools import groupby
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from pullback import elementwise
 from pullback.config import native
@@ -21,9 +20,18 @@ from pullback.protocol import broadcast_shape, converted, result_dtype, shape_of
 from pullback.reductions import Reduction, RowMap
 from pullback.tables.elementwise import OPS, OpRow
 
-__all__ = ["Cotangents", "Part", "Sequence", "arg", "in_sequence", "make_step", "single"]
+__all__ = [
+    "Cotangents",
+    "Part",
+    "Sequence",
+    "arg",
+    "in_sequence",
+    "make_step",
+    "pull_through",
+    "single",
+]
 
-Array: TypeAlias = npt.NDArray[Any]
+_ndarray: Final = np.ndarray
 Cotangents: TypeAlias = tuple[Any, list[Any]]  # of the running value, of the bound operands
 
 # What a run keeps of every step shares L1 with the other steps'.
@@ -65,7 +73,10 @@ class Part(ABC):
     value: Callable[[Any], Any]
     jvp: Callable[[Any, Any], Any]  # of the running value and its tangent
     vjp: Callable[[Any, Any], Any]  # of the running value and the value's cotangent
-    jacobian: Callable[[Any], Any]
+
+    @abstractmethod
+    def jacobian(self, x: Any) -> Any:
+        """Return the Jacobian."""
 
     @abstractmethod
     def pull(self, x: Any, g: Any) -> Cotangents:
@@ -102,11 +113,13 @@ class _Step(Part):
         self.bound = tuple(k for k, o in enumerate(operands[:n]) if o is not arg and o is not None)
         self.n_bound = len(self.bound)
         self.add: Callable[..., Any] = elementwise.primitives["add"]
+        self.checks = isinstance(op, Reduction | RowMap | Product)
         self._ndims: dict[int, int] = {}  # of the value, by those of the running value
         self.value = _call(op, operands, options)
         tangents = (_other if operand is arg else None for operand in operands[:n])
         self.jvp = _call(op.jvp, (*operands, *tangents), options)
-        self.jacobian = self._jacobian
+        if hasattr(op, "jacobian"):
+            self._jacobians = _call(op.jacobian, operands, options)
         both = getattr(op, "value_and_grad", None) if n == 1 else None  # a reduction's, in one pass
         self._both = None if both is None else _call(both, operands, options)
         self._set_vjp(n)
@@ -144,14 +157,14 @@ class _Step(Part):
 
     def fits(self, x: Any, g: Any) -> bool:
         # One of as many axes is no stack, and left to the operation, if that checks it.
-        if not isinstance(self.op, Reduction | RowMap | Product):
+        try:
+            return bool(self._ndims[x.ndim] == g.ndim)
+        except AttributeError:
             return False
-        ndim = getattr(x, "ndim", None)
-        if ndim is None:
-            return False
-        if ndim not in self._ndims:
-            self._ndims[ndim] = np.ndim(self.value(x))
-        return bool(self._ndims[ndim] == getattr(g, "ndim", None))
+        except KeyError:
+            if self.checks:
+                self._ndims[x.ndim] = np.ndim(self.value(x))
+            return self.checks and self.fits(x, g)
 
     def value_and_grad(self, x: Any) -> tuple[Any, Any]:
         if self._both is None:
@@ -159,10 +172,8 @@ class _Step(Part):
         value, gradient = self._both(x)
         return single(value), gradient
 
-    def _jacobian(self, x: Any) -> Any:
-        jacobians = self.op.jacobian(
-            *(x if operand is arg else operand for operand in self.operands), **self.options
-        )
+    def jacobian(self, x: Any) -> Any:
+        jacobians = self._jacobians(x)
         if not isinstance(jacobians, tuple):
             return jacobians
         first, *more = (jacobians[k] for k in self.places)
@@ -200,7 +211,9 @@ class _ElementwiseStep(_Step):
     def _jvp_of_twin(self, x: Any, t: Any) -> Any:
         op = f"{self.row.name}.jvp"
         at = [x if operand is arg else operand for operand in self.operands]
-        shapes = {name: shape_of(op, name, a) for name, a in zip(self.row.operands, at, strict=True)}
+        shapes = {
+            name: shape_of(op, name, a) for name, a in zip(self.row.operands, at, strict=True)
+        }
         shape = broadcast_shape(op, **shapes)
         dtype = result_dtype(op, *at)  # that Python's numbers adapt to
         with np.errstate(all="ignore"):
@@ -220,41 +233,21 @@ class Sequence(Part):
 
     Parameters
     ----------
-    parts : sequence of Part
+    parts : iterable of Part
         The first is applied first.
     """
 
     def __init__(self, parts: Iterable[Part]) -> None:
         self.parts = tuple(parts)
         self.last = self.parts[-1]
+        self.fits_last = self.last.fits
         self.n_bound = sum(part.n_bound for part in self.parts)
-        self._inner = tuple(part.value for part in self.parts[:-1])
-        self._vjps = tuple(part.vjp for part in self.parts)
-
-    def inputs(self, x: Any) -> list[Any]:
-        """Return what each part is applied to."""
-        inputs = [x]
-        for value in self._inner:
-            x = value(x)
-            inputs.append(x)
-        return inputs
-
-    def through(self, inputs: list[Any], g: Any) -> Any:
-        """Return the first input's cotangent, from that of what the last one gives."""
-        for k in range(len(inputs) - 1, -1, -1):
-            g = self._vjps[k](inputs[k], g)
-        return g
-
-    def all_through(self, inputs: list[Any], g: Any) -> Cotangents:
-        """Return the bound operands' cotangents as well."""
-        bound: list[Any] = []
-        for k in range(len(inputs) - 1, -1, -1):
-            if self.parts[k].n_bound:
-                g, more = self.parts[k].pull(inputs[k], g)
-                bound = more + bound
-            else:
-                g = self._vjps[k](inputs[k], g)
-        return g, bound
+        self.inner = tuple(part.value for part in self.parts[:-1])
+        # From the last one on: what returns cotangents, and whether bound operands' as well.
+        self.pulls = tuple(
+            (part.n_bound > 0, part.pull if part.n_bound else part.vjp) for part in self.parts[::-1]
+        )
+        self.vjps = tuple(part.vjp for part in self.parts[::-1])
 
     def value(self, x: Any) -> Any:
         for part in self.parts:
@@ -267,11 +260,22 @@ class Sequence(Part):
             x = part.value(x)
         return self.last.jvp(x, t)
 
+    def inputs(self, x: Any) -> list[Any]:
+        """Return what each part is applied to."""
+        inputs = [x]
+        for value in self.inner:
+            x = value(x)
+            inputs.append(x)
+        return inputs
+
     def vjp(self, x: Any, g: Any) -> Any:
-        return self.through(self.inputs(x), g)
+        inputs = self.inputs(x)
+        for vjp in self.vjps:
+            g = vjp(inputs.pop(), g)
+        return g
 
     def pull(self, x: Any, g: Any) -> Cotangents:
-        return self.all_through(self.inputs(x), g)
+        return pull_through(self.inputs(x), g, self.pulls)
 
     def fits(self, x: Any, g: Any) -> bool:
         return self.last.fits(self.inputs(x)[-1], g)
@@ -287,8 +291,7 @@ class Sequence(Part):
 class _Run(Sequence):
     """Elementwise operations in one pass over blocks, where the arguments allow that."""
 
-    def __init__(self, parts: Iterable[_ElementwiseStep], engine: Callable[..., Any]) -> None:
-        steps = list(parts)
+    def __init__(self, steps: list[_ElementwiseStep], engine: Callable[..., Any]) -> None:
         super().__init__(steps)
         self.engine = engine([step.link for step in steps])
         self.held = tuple(operand for step in steps for operand in step.held)
@@ -322,6 +325,17 @@ class _Run(Sequence):
         return super().jacobian(x)
 
 
+def pull_through(inputs: list[Any], g: Any, pulls: Iterable[tuple[bool, Any]]) -> Cotangents:
+    """Return all cotangents, from that of the value; the list of inputs is used up."""
+    bound: list[Any] = []
+    for is_of_all, pull in pulls:
+        g = pull(inputs.pop(), g)
+        if is_of_all:
+            g, more = g
+            bound[:0] = more
+    return g, bound
+
+
 # --- calls ---
 
 
@@ -330,22 +344,22 @@ _other: Final = object()  # where a tangent or a cotangent stands among a call's
 
 def _call(function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Callable[..., Any]:
     """Return a function of the running value, and of what else is marked among the arguments."""
-    if options:
-        function = partial(function, **options)
-    xs = [k for k, argument in enumerate(arguments) if argument is arg]
-    others = [k for k, argument in enumerate(arguments) if argument is _other]
-    if xs == [0] and others == [*range(1, len(arguments))][:1]:
+    names = {id(arg): "x", id(_other): "other"}
+    pattern = tuple(names.get(id(given), f"held{k}") for k, given in enumerate(arguments))
+    if pattern in (("x",), ("x", "other")) and not options:
         return function  # type: ignore[no-any-return]
+    held = [given for name, given in zip(pattern, arguments, strict=True) if name[0] == "h"]
+    return _caller(pattern, tuple(options))(function, *held, *options.values())  # type: ignore[no-any-return]
 
-    def call(x: Any, other: Any = None) -> Any:
-        given = [*arguments]
-        for k in xs:
-            given[k] = x
-        for k in others:
-            given[k] = other
-        return function(*given)
 
-    return call
+@cache
+def _caller(pattern: tuple[str, ...], keys: tuple[str, ...]) -> Any:
+    """Return what makes a function that `_call` is to return: unpacking would take a third of it."""
+    held = [name for name in pattern if name[0] == "h"]
+    values = [f"value{k}" for k in range(len(keys))]
+    given = [*pattern, *(f"{key}={value}" for key, value in zip(keys, values, strict=True))]
+    own = ", ".join(["function", *held, *values])
+    return eval(f"lambda {own}: lambda x, other=None: function({', '.join(given)})")
 
 
 def _one_of(function: Callable[..., Any], k: int) -> Callable[..., Any]:
@@ -362,6 +376,8 @@ def _some_of(function: Callable[..., Any], places: tuple[int, ...]) -> Callable[
 
 def _alike(x: Any, g: Any, held: tuple[Any, ...]) -> bool:
     """Tell whether g has the shape of x, which no operand that is held enlarges."""
+    if type(x) is type(g) is _ndarray and not held:
+        return bool(x.shape == g.shape)
     shape = getattr(g, "shape", None)
     if shape is None or getattr(x, "shape", None) != shape:
         return False
@@ -416,21 +432,24 @@ def _row(op: Any) -> OpRow | None:
     return next((row for name, row in OPS.items() if elementwise.primitives[name] is op), None)
 
 
-def in_sequence(steps: Iterable[Part]) -> Sequence:
-    """Return steps one after the other as one."""
-    return Sequence(_fused(steps))
+def in_sequence(steps: Iterable[Part], *, apart: bool = False) -> Sequence:
+    """Return steps one after the other as one, those that hold operands `apart` or in runs."""
+    return Sequence(_fused(steps, apart))
 
 
-def _fused(steps: Iterable[Part]) -> Iterator[Part]:
+def _fused(steps: Iterable[Part], apart: bool) -> Iterator[Part]:
     """Yield steps, and runs of elementwise ones that one engine computes."""
-    for engine, group in groupby(steps, _engine):
-        run: list[Any] = list(group)
+    groups = enumerate(steps)
+    for (engine, _), group in groupby(
+        groups, lambda step: (_engine(step[1]), step[0] if apart and step[1].n_bound else -1)
+    ):
+        run: list[Any] = [step for _, step in group]
         if engine is None:
             yield from run
             continue
         for begin in range(0, len(run), _LONGEST_RUN):
             piece = run[begin : begin + _LONGEST_RUN]
-            yield _Run(piece, engine) if len(piece) > 1 else piece[0]
+            yield _Run(piece, engine) if len(piece) > 1 or piece[0].n_bound else piece[0]
 
 
 def _engine(step: Part) -> Callable[..., Any] | None:
