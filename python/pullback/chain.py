@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from pullback.protocol import Wrt, check_wrt
-from pullback.steps import arg, in_sequence, make_step
+from pullback.protocol import Wrt, check_wrt, converted, result_dtype, shape_of
+from pullback.steps import arg, in_sequence, make_step, pull_through, single
 
 __all__ = ["Chain", "arg", "chain"]
 
@@ -38,9 +39,10 @@ class Chain:
             make_step(f"chain: step {number}", op, operands, options)
             for number, (op, operands, options) in enumerate(self._given, 1)
         ]
-        self._whole = in_sequence(self._steps)
-        n_bound = sum(len(step.bound) for step in self._steps)
-        self._names: tuple[Any, ...] = ("x", *range(1, n_bound + 1))
+        self._alone = in_sequence(self._steps)
+        self._whole = in_sequence(self._steps, apart=True)  # bound operands have cotangents
+        self._all = Wrt(tuple(range(self._whole.n_bound + 1)), single=False)
+        self._names: tuple[Any, ...] = ("x", *self._all.operands[1:])
 
     def __repr__(self) -> str:
         return f"chain({', '.join(map(repr, self._steps))})"
@@ -66,7 +68,7 @@ class Chain:
         TypeError, ValueError
             As the steps do.
         """
-        return self._whole.value(x)
+        return self._alone.value(x)
 
     value = __call__
 
@@ -77,7 +79,7 @@ class Chain:
         ----------
         x : array_like
             Primal.
-        t : array_like, shape of `x`, or None
+        t : array_like, shape of `x`, a Python number, which fills it, or None
             Its tangent; None is zero.
 
         Returns
@@ -86,10 +88,16 @@ class Chain:
 
         Raises
         ------
-        TypeError, ValueError
+        TypeError
             As the steps do.
+        ValueError
+            As the steps do; if `t` has not the shape of `x`.
         """
-        return np.zeros_like(self._whole.value(x))[()] if t is None else self._whole.jvp(x, t)
+        if t is None:
+            return np.zeros_like(self._alone.value(x))[()]
+        if getattr(t, "shape", None) != getattr(x, "shape", ()):
+            t = self._filling("jvp", "t", t, "x", x)
+        return self._alone.jvp(x, t)
 
     def vjp(self, x: Any, g: Any, /, *, wrt: Wanted = 0) -> Any:
         """Return the cotangent of `x`, or of everything.
@@ -98,8 +106,8 @@ class Chain:
         ----------
         x : array_like
             Primal.
-        g : array_like, shape of the value
-            Cotangent of the value.
+        g : array_like, shape ``(*stack, *value.shape)``, or a Python number
+            Cotangent of the value, or a stack of them; a number fills the value's shape.
         wrt : "x", int, a tuple of them, or "all"
             Whose cotangents to return: 0 is `x`, 1 the first bound operand, and so on, in the order
             in which they stand in the steps; an operand that is None does not count.
@@ -107,26 +115,40 @@ class Chain:
         Returns
         -------
         ndarray or scalar, or a tuple of them
-            In the operands' shapes; bare for a bare `wrt`.
+            In the operands' shapes, behind the stack's; bare for a bare `wrt`.
 
         Raises
         ------
         TypeError
             As the steps do.
         ValueError
-            As the steps do; if `g` has not the value's shape, or `wrt` names no operand.
+            As the steps do; if the shape of `g` does not end in the value's, or `wrt` names no
+            operand.
         """
-        if type(wrt) is int and wrt == 0:
-            return self._whole.pull(x, g, False)[0]
-        asked = self._asked("vjp", wrt)
-        gx, bound = self._whole.pull(x, g, asked is not _X)
-        return _chosen(asked, gx, bound)
+        asked = _X if type(wrt) is int and wrt == 0 else self._asked("vjp", wrt)
+        whole = self._alone if asked is _X else self._whole
+        inputs = whole.inputs(x)
+        if not whole.fits_last(inputs[-1], g):
+            return self._unusual("vjp", asked, inputs, whole.last.value(inputs[-1]), g)
+        if asked is not _X:
+            return self._pulled(asked, inputs, g)
+        for vjp in whole.vjps:
+            g = vjp(inputs.pop(), g)
+        return g
 
     def value_and_vjp(self, x: Any, g: Any, /, *, wrt: Wanted = 0) -> tuple[Any, Any]:
         """Return the value and what `vjp` returns; arguments and errors are those of `vjp`."""
-        asked = self._asked("value_and_vjp", wrt)
-        value, (gx, bound) = self._whole.value_and_pull(x, g, asked is not _X)
-        return value, _chosen(asked, gx, bound)
+        asked = _X if type(wrt) is int and wrt == 0 else self._asked("value_and_vjp", wrt)
+        whole = self._alone if asked is _X else self._whole
+        inputs = whole.inputs(x)
+        last, at = whole.last, inputs.pop()
+        if not whole.fits_last(at, g):
+            value = last.value(at)
+            return value, self._unusual("value_and_vjp", asked, [*inputs, at], value, g)
+        if asked is not _X and last.n_bound:
+            return last.value(at), self._pulled(asked, [*inputs, at], g)
+        value, g = last.value_and_vjp(at, g)
+        return value, self._pulled(asked, inputs, g)
 
     def value_and_grad(self, x: Any, /, *, wrt: Wanted = 0) -> tuple[Any, Any]:
         """Return the value, which has one element, and its gradient.
@@ -149,14 +171,70 @@ class Chain:
         TypeError, ValueError
             As the steps do; ValueError if the value has several elements.
         """
-        asked = self._asked("value_and_grad", wrt)
-        value, (gx, bound) = self._whole.value_and_grad(x, asked is not _X)
-        return value, _chosen(asked, gx, bound)
+        asked = _X if type(wrt) is int and wrt == 0 else self._asked("value_and_grad", wrt)
+        whole = self._alone if asked is _X else self._whole
+        inputs = whole.inputs(x)
+        last, at = whole.last, inputs.pop()
+        if asked is not _X and last.n_bound:
+            value = single(last.value(at))
+            return value, self._pulled(asked, [*inputs, at], np.ones_like(value)[()])
+        value, g = last.value_and_grad(at)
+        return value, self._pulled(asked, inputs, g)
 
     def _asked(self, method: str, wrt: Any) -> Wrt:
-        if type(wrt) is int and wrt == 0:
-            return _X
+        if type(wrt) is str and wrt == "all":
+            return self._all
         return check_wrt(f"chain.{method}", wrt, self._names)
+
+    def _pulled(self, asked: Wrt, inputs: list[Any], g: Any) -> Any:
+        """Return what is asked for, from the cotangent of what the inputs lead to; uses them up."""
+        if asked is _X:
+            vjps = self._alone.vjps
+            for vjp in vjps[len(vjps) - len(inputs) :]:
+                g = vjp(inputs.pop(), g)
+            return g
+        pulls = self._whole.pulls
+        gx, bound = pull_through(inputs, g, pulls[len(pulls) - len(inputs) :])
+        if asked is self._all:
+            return (gx, *bound)
+        cotangents = (gx, *bound)
+        return asked.result([cotangents[k] for k in asked.operands])
+
+    def _unusual(self, method: str, asked: Wrt, inputs: list[Any], value: Any, g: Any) -> Any:
+        """Return the cotangents for any `g`: a number, a list, a stack."""
+        g = self._filling(method, "g", g, "the value", value, stacked=True)
+        shape, stack = np.shape(value), np.shape(g)[: np.ndim(g) - np.ndim(value)]
+        if not stack:
+            return self._pulled(asked, inputs, g)
+        # One after the other; of none, their shapes.
+        count, g = math.prod(stack), np.asarray(g)
+        items = g.reshape(count, *shape) if count else np.zeros((1, *shape), g.dtype)
+        pulled = [self._pulled(asked, [*inputs], item) for item in items]
+        several = pulled if not asked.single else [(one,) for one in pulled]
+        cotangents = [
+            np.stack(each)[:count].reshape(stack + np.shape(each[0]))
+            for each in zip(*several, strict=True)
+        ]
+        return asked.result(cotangents)
+
+    def _filling(
+        self, method: str, name: str, given: Any, of: str, like: Any, *, stacked: bool = False
+    ) -> Any:
+        """Return a tangent or cotangent of the shape of `like`, with a stack in front if allowed.
+
+        A Python number fills it.
+        """
+        op, shape = f"chain.{method}", shape_of(f"chain.{method}", of, like)
+        if isinstance(given, int | float) and not isinstance(given, np.generic):
+            if not shape:
+                return given
+            dtype = result_dtype(op, like, names=(of,))
+            with np.errstate(all="ignore"):  # a weak 1e300 overflows to inf in float32
+                return np.full(shape, converted(op, name, given, dtype))
+        own = shape_of(op, name, given)
+        if own[len(own) - len(shape) if stacked else 0 :] != shape or len(own) < len(shape):
+            raise ValueError(f"{op}: {name} has shape {own}, {of} {shape}")
+        return given
 
     def jacobian(self, x: Any, /) -> Any:
         """Return the Jacobian at `x`, the product of the steps' Jacobians.
@@ -176,7 +254,7 @@ class Chain:
         TypeError, ValueError
             As the steps do.
         """
-        return self._whole.jacobian(x)
+        return self._alone.jacobian(x)
 
 
 def chain(*steps: Any) -> Chain:
@@ -235,8 +313,3 @@ def _flattened(steps: Iterable[Any]) -> Iterator[tuple[Any, tuple[Any, ...], dic
             yield from op._given
         else:
             yield op, tuple(operands), options
-
-
-def _chosen(asked: Wrt, gx: Any, bound: list[Any]) -> Any:
-    cotangents = (gx, *bound)
-    return asked.result([cotangents[k] for k in asked.operands])

@@ -10,7 +10,7 @@ operator.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.engine import BACKEND, Engine
-from pullback.jacobians import Diagonal, Jacobian
-from pullback.jacobians.moves import broadcasting
+from pullback.jacobians import Diagonal
+from pullback.jacobians.primitives import of_operand
 from pullback.protocol import (
+    as_array,
     as_arrays,
     broadcast_shape,
     check_cotangent,
@@ -166,6 +167,7 @@ class Elementwise:
         methods = {name: _method(row, name) for name in ("__call__", *METHODS)}
         own: Any = type(type(self).__name__, (type(self),), methods)
         self.__class__ = own  # whose methods have the row's signature
+        self._slopes: Callable[..., Any] = self.derivative  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
         return f"<elementwise '{self.__name__}'{self._engine.remark}>"
@@ -199,6 +201,7 @@ class Elementwise:
             call.__name__ = name
             call.__doc__ = fallback.__doc__
             setattr(primitive, name, _named(call, f"elementwise.{self.row.name}.{name}"))
+        self._slopes = primitive.derivative
         return primitive
 
     # --- what the methods do ---
@@ -299,11 +302,19 @@ class Elementwise:
 
     def _jacobian(self, operands: tuple[Any, ...]) -> Any:
         if self.nin == 1:
-            return Diagonal(self._ufunc("derivative")(*operands), copy=False)
-        shapes = self._shapes(op := _label(self.row, "jacobian"), operands)
-        broadcast_shape(op, **shapes)
-        slopes = self._several("derivative", operands, None, {})
-        return tuple(map(partial_jacobian, slopes, shapes.values()))
+            return Diagonal._of(self._slopes(*operands))
+        op = _label(self.row, "jacobian")
+        if list in map(type, operands):  # whose shapes it takes as long to find out
+            named = zip(self.row.operands, operands, strict=True)
+            operands = tuple(as_array(op, n, o) if type(o) is list else o for n, o in named)
+        try:
+            slopes = self._slopes(*operands)
+        except ValueError:  # again, for what the message calls it
+            broadcast_shape(op, **self._shapes(op, operands))
+            raise
+        if not self._engine.is_native:  # a slope of the oracle's may be an operand
+            slopes = map(np.array, slopes)
+        return tuple(map(of_operand, slopes, operands))
 
     def _shapes(self, op: str, operands: tuple[Any, ...]) -> dict[str, tuple[int, ...]]:
         named = zip(self.row.operands, operands, strict=True)
@@ -312,13 +323,6 @@ class Elementwise:
     def _foreign(self, *given: Any) -> bool:
         """Tell whether arguments have to be passed on as they are."""
         return self._engine.is_native and _own_rules(*given)
-
-
-def partial_jacobian(slopes: Any, shape: tuple[int, ...]) -> Jacobian:
-    """Return the Jacobian by an operand of a `shape` that was broadcast to that of `slopes`."""
-    diagonal = Diagonal(slopes, copy=False)
-    jacobian: Jacobian = diagonal @ broadcasting(shape, diagonal.output_shape, diagonal.dtype)
-    return jacobian
 
 
 def _hides_shape(given: Any) -> bool:

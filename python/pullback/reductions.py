@@ -10,22 +10,25 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.engine import BACKEND, Engine
-from pullback.jacobians import Broadcast, Dense, Diagonal, Identity, Jacobian, Reshape
+from pullback.jacobians.primitives import of_reduction
+from pullback.jacobians.rows import RowWise
 from pullback.protocol import (
     Outputs,
     aligned,
+    as_array,
     as_flag,
     as_number,
     check_cotangent,
     check_wrt,
     flat_outs,
     is_weak,
+    kernel_dtype,
     method,
     tangents_of,
 )
 from pullback.registry import Registry, attributes
 from pullback.slices import Axis, Slices
-from pullback.tables.reductions import REDUCTIONS, ReductionRow
+from pullback.tables.reductions import REDUCTIONS, Parameter, ReductionRow
 
 __all__ = ["Reduction", "RowMap", "make_reductions", "reductions"]
 
@@ -242,14 +245,19 @@ class Reduction(_Rows):
         return value if out is not None else value[()]
 
     def _jacobians(self, operands: tuple[Any, ...], p: Any, axis: Axis, keepdims: bool) -> Any:
-        op = self._op("jacobian")
-        arrays = self._arrays(op, operands)
-        slices = self._slices(op, arrays, axis, keepdims)
-        wrt = _wrt(self.row)
-        slopes = self._gradients("jacobian", arrays, p, axis, keepdims, wrt)
-        if wrt == 0:
-            return _of_reduction(slopes, slices, keepdims)
-        return tuple(_of_reduction(slope, slices, keepdims) for slope in slopes)
+        if type(keepdims) is not bool:
+            keepdims = as_flag(self._op("jacobian"), "keepdims", keepdims)
+        given, options = operands, dict[str, Any]()
+        if self.row.parameter is not None:
+            given, options = _with_parameter(self.row.parameter, operands, p)
+        try:
+            slopes = self.grad(*given, axis=axis, **options)  # type: ignore[attr-defined]
+            if type(slopes) is tuple:
+                return tuple(of_reduction(each, axis, keepdims) for each in slopes)
+            return of_reduction(slopes, axis, keepdims)
+        except (TypeError, ValueError):  # again, for what the message calls it
+            self._gradients("jacobian", operands, p, axis, keepdims, _wrt(self.row))
+            raise
 
 
 class RowMap(_Rows):
@@ -298,52 +306,22 @@ class RowMap(_Rows):
         return delivered
 
     def _jacobian(self, x: Any, p: Any, axis: Axis) -> Any:
-        op = self._op("jacobian")
-        parameter = self._parameter(op, p)
-        (x,) = aligned(op, x, names=("x",))
-        slices = Slices.of(op, x, axis)
-        if x.size == 0:
-            return Identity(x.shape, x.dtype)
-        spread = Broadcast(slices.result_shape(keepdims=True), x.shape)
-        blocks = slices.take(x).astype(np.float64, copy=False)
-
-        def computed(name: str) -> Array:
-            out = np.empty_like(blocks)
-            self._engine.kernels.transform_slices(name, parameter, "", blocks, None, out)
-            return out
-
-        def diagonal(values: Any) -> Diagonal:
-            whole = np.broadcast_to(values, slices.blocks).astype(x.dtype)
-            return Diagonal(slices.give(whole), copy=False)
-
-        def mixed(weights: Jacobian) -> Any:
-            """Spread the weighted sum of each slice over it."""
-            return spread @ (spread.T @ weights)
-
-        if self.row.name == "layer_norm":
-            variances = np.empty((len(blocks), blocks.shape[2]))
-            self._engine.kernels.reduce_slices("variance", 0.0, (blocks,), None, variances, None)
-            with np.errstate(all="ignore"):
-                rate, y = 1 / np.sqrt(variances + parameter)[:, np.newaxis], computed("layer_norm")
-                of_mean, of_y = diagonal(rate / slices.n), diagonal(rate / slices.n * y)
-            ones = mixed(Identity(x.shape, x.dtype))
-            return diagonal(rate) - of_mean @ ones - of_y @ mixed(diagonal(y))
-        p = diagonal(computed("softmax"))
-        if self.row.name == "log_softmax":
-            return Identity(x.shape, x.dtype) - mixed(p)
-        return p - p @ mixed(p)
+        op, options = self._op("jacobian"), dict[str, Any]()
+        array = as_array(op, "x", x)
+        x = np.array(array, kernel_dtype(op, "x", array.dtype))
+        if type(axis) is not int or not -x.ndim <= axis < x.ndim:
+            Slices.of(op, x, axis)  # for what it raises
+        if (about := self.row.parameter) is not None:
+            p = p if type(p) is float and about.test(p) else self._parameter(op, p)
+            options = {about.name: p}
+        return RowWise(self, x, axis, options)
 
 
-def _of_reduction(slopes: Array, slices: Slices, keepdims: bool) -> Any:
-    """Return the Jacobian of a reduction from its derivatives, in the operand's shape."""
-    shape = slices.result_shape(keepdims)
-    if len(slices.axes) == slopes.ndim:
-        return Dense(
-            slopes.reshape(1, -1), input_shape=slopes.shape, output_shape=shape, copy=False
-        )
-    kept = slices.result_shape(keepdims=True)
-    total = Broadcast(kept, slopes.shape).T @ Diagonal(slopes, copy=False)
-    return total if keepdims else Reshape(kept, shape) @ total
+def _with_parameter(
+    about: Parameter, operands: tuple[Any, ...], p: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return operands and a parameter as methods take them, by position and by keyword."""
+    return ((*operands, p), {}) if about.default is None else (operands, {about.name: p})
 
 
 # --- methods, from a row --------------------------------------------------------------------------

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import groupby
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from pullback import elementwise
 from pullback.config import native
 from pullback.elementwise import Elementwise, make_elementwise
 from pullback.engine import ORACLE
 from pullback.jacobians import Diagonal
-from pullback.products import Linear
+from pullback.products import Linear, Product
 from pullback.protocol import shown
-from pullback.reductions import Reduction
+from pullback.reductions import Reduction, RowMap
 from pullback.tables.elementwise import OpRow
 from pullback.tables.products import ProductRow
 from pullback.tables.reductions import ReductionRow
 
-__all__ = ["Cotangents", "Part", "arg", "in_sequence", "make_step"]
+__all__ = [
+    "Cotangents",
+    "Part",
+    "arg",
+    "in_sequence",
+    "make_step",
+    "pull_through",
+    "single",
+]
 
-Array: TypeAlias = npt.NDArray[Any]
+_ndarray: Final = np.ndarray
 Cotangents: TypeAlias = tuple[Any, list[Any]]  # of the running value, of the bound operands
 
 # What a run keeps of every step shares L1 with the other steps'.
@@ -58,110 +66,123 @@ arg: Final = _Argument()
 class Part(ABC):
     """A differentiable function of the running value.
 
-    Cotangents of bound operands are returned if `everything` is wanted, and are none otherwise.
+    A tangent has the shape of the running value, a cotangent that of the value: the chain has seen
+    to it.
     """
 
-    bound: tuple[int, ...] = ()  # places of the operands that are held
-
-    @abstractmethod
-    def value(self, x: Any) -> Any:
-        """Return the value."""
-
-    @abstractmethod
-    def jvp(self, x: Any, t: Any) -> Any:
-        """Return the value's tangent."""
-
-    @abstractmethod
-    def pull(self, x: Any, g: Any, everything: bool) -> Cotangents:
-        """Return the cotangents."""
-
-    def value_and_pull(self, x: Any, g: Any, everything: bool) -> tuple[Any, Cotangents]:
-        """Return the value and the cotangents."""
-        return self.value(x), self.pull(x, g, everything)
-
-    def value_and_grad(self, x: Any, everything: bool) -> tuple[Any, Cotangents]:
-        """Return the value, of one element, and the cotangents for one."""
-        value = self.value(x)
-        _check_single(value)
-        return value, self.pull(x, np.ones_like(value)[()], everything)
+    n_bound = 0  # operands that are held, and have cotangents
+    value: Callable[[Any], Any]
+    jvp: Callable[[Any, Any], Any]  # of the running value and its tangent
+    vjp: Callable[[Any, Any], Any]  # of the running value and the value's cotangent
 
     @abstractmethod
     def jacobian(self, x: Any) -> Any:
         """Return the Jacobian."""
+
+    @abstractmethod
+    def pull(self, x: Any, g: Any) -> Cotangents:
+        """Return the cotangents of the running value and of the bound operands."""
+
+    @abstractmethod
+    def fits(self, x: Any, g: Any) -> bool:
+        """Tell, for little, whether a cotangent has the value's shape; False where that is open."""
+
+    def value_and_vjp(self, x: Any, g: Any) -> tuple[Any, Any]:
+        """Return the value, and the cotangent of the running value."""
+        return self.value(x), self.vjp(x, g)
+
+    def value_and_grad(self, x: Any) -> tuple[Any, Any]:
+        """Return the value, of one element, and the cotangent of the running value for one."""
+        value = single(self.value(x))
+        return value, self.vjp(x, np.ones_like(value)[()])
 
 
 class _Step(Part):
     """An operation, its operands and options."""
 
     def __init__(self, op: Any, operands: tuple[Any, ...], options: dict[str, Any]) -> None:
-        self.op: Any = op
-        self.operands = operands
-        self.options = options
         # Behind the operands stands a parameter, such as a norm's p: it has no derivative.
         n = len(op.row.operands) if isinstance(op, Reduction) else len(operands)
         if isinstance(op, Linear) and n == 2:
-            self.operands += (None,)  # its derivatives want a bias, or None
-            n += 1
-        self.differentiable = n
+            operands, n = (*operands, None), 3  # its derivatives want a bias, or None
+        self.op: Any = op
+        self.operands = operands
+        self.options = options
         self.places = tuple(k for k, operand in enumerate(operands) if operand is arg)
         if self.places and self.places[-1] >= n:
             raise ValueError(f"{op.__name__} has no derivative by operand {self.places[-1] + 1}")
         self.bound = tuple(k for k, o in enumerate(operands[:n]) if o is not arg and o is not None)
+        self.n_bound = len(self.bound)
+        self.add: Callable[..., Any] = elementwise.primitives["add"]
+        self.checks = isinstance(op, Reduction | RowMap | Product)
+        self._ndims: dict[int, int] = {}  # of the value, by those of the running value
+        self.value = _call(op, operands, options)
+        tangents = (_other if operand is arg else None for operand in operands[:n])
+        self.jvp = _call(op.jvp, (*operands, *tangents), options)
+        if hasattr(op, "jacobian"):
+            self._jacobians = _call(op.jacobian, operands, options)
+        both = getattr(op, "value_and_grad", None) if n == 1 else None  # a reduction's, in one pass
+        self._both = None if both is None else _call(both, operands, options)
         row = getattr(op, "row", None)
         self.takes_wrt = n > 1 and isinstance(row, OpRow | ProductRow | ReductionRow)
-        self.add: Callable[..., Any] = elementwise.primitives["add"]
+        self._set_vjp(n)
+
+    def _set_vjp(self, n: int) -> None:
+        """Set what returns cotangents: of the running value, and of everything."""
+        op, operands = self.op, (*self.operands, _other)
+        wanted = tuple(sorted((*self.places, *self.bound)))
+        k, *more = self.places
+        if self.takes_wrt:  # computes no others than those that it is asked for
+            every = _call(op.vjp, operands, self.options | {"wrt": wanted})
+            alone = _call(op.vjp, operands, self.options | {"wrt": k})
+        else:
+            every = alone = _call(op.vjp, operands, self.options)
+            if n > 1:
+                alone = _one_of(every, k)
+                if len(wanted) < n:
+                    every = _some_of(every, wanted)
+        self._every = (lambda x, g: (alone(x, g),)) if n == 1 else every
+        self._wanted = wanted
+        self.vjp = (lambda x, g: self.pull(x, g)[0]) if more else alone
 
     def __repr__(self) -> str:
         shown = [_shown(operand) for operand in self.operands]
         shown += [f"{key}={_shown(value)}" for key, value in self.options.items()]
         return _name(self.op) if shown == ["arg"] else f"{_name(self.op)}({', '.join(shown)})"
 
-    def at(self, x: Any) -> tuple[Any, ...]:
-        """Return the operands, the running value among them."""
-        return tuple(x if operand is arg else operand for operand in self.operands)
+    def pull(self, x: Any, g: Any) -> Cotangents:
+        cotangents = dict(zip(self._wanted, self._every(x, g), strict=True))
+        # Those that meet in the running value add up.
+        total, *more = (cotangents[k] for k in self.places)
+        for term in more:
+            total = self.add(total, term)
+        return total, [cotangents[k] for k in self.bound]
 
-    def value(self, x: Any) -> Any:
-        return self.op(*self.at(x), **self.options)
+    def fits(self, x: Any, g: Any) -> bool:
+        # One of as many axes is no stack, and left to the operation, if that checks it.
+        try:
+            return bool(self._ndims[x.ndim] == g.ndim)
+        except AttributeError:
+            return False
+        except KeyError:
+            if self.checks:
+                self._ndims[x.ndim] = np.ndim(self.value(x))
+            return self.checks and self.fits(x, g)
 
-    def jvp(self, x: Any, t: Any) -> Any:
-        operands = self.operands[: self.differentiable]
-        tangents = (t if operand is arg else None for operand in operands)
-        return self.op.jvp(*self.at(x), *tangents, **self.options)
-
-    def pull(self, x: Any, g: Any, everything: bool) -> Cotangents:
-        wanted = tuple(sorted((*self.places, *self.bound))) if everything else self.places
-        if self.differentiable == 1:
-            cotangents: Any = (self.op.vjp(*self.at(x), g, **self.options),)
-        elif self.takes_wrt:  # computes no others
-            cotangents = self.op.vjp(*self.at(x), g, wrt=wanted, **self.options)
-        else:
-            every = self.op.vjp(*self.at(x), g, **self.options)
-            cotangents = tuple(every[k] for k in wanted)
-        return self._sorted(dict(zip(wanted, cotangents, strict=True)))
-
-    def value_and_grad(self, x: Any, everything: bool) -> tuple[Any, Cotangents]:
-        function = getattr(self.op, "value_and_grad", None)
-        if function is None or self.differentiable > 1:
-            return super().value_and_grad(x, everything)
-        value, gradient = function(*self.at(x), **self.options)  # a reduction's, in one pass
-        _check_single(value)
-        return value, (gradient, [])
+    def value_and_grad(self, x: Any) -> tuple[Any, Any]:
+        if self._both is None:
+            return super().value_and_grad(x)
+        value, gradient = self._both(x)
+        return single(value), gradient
 
     def jacobian(self, x: Any) -> Any:
-        jacobians = self.op.jacobian(*self.at(x), **self.options)
-        if self.differentiable == 1:
+        jacobians = self._jacobians(x)
+        if not isinstance(jacobians, tuple):
             return jacobians
         first, *more = (jacobians[k] for k in self.places)
         for jacobian in more:
             first = first + jacobian
         return first
-
-    def _sorted(self, cotangents: dict[int, Any]) -> Cotangents:
-        """Add up those that meet in the running value; append the bound operands'."""
-        total, *more = (cotangents[k] for k in self.places)
-        for term in more:
-            total = self.add(total, term)
-        return total, [cotangents[k] for k in self.bound if k in cotangents]
 
 
 class _ElementwiseStep(_Step):
@@ -170,16 +191,36 @@ class _ElementwiseStep(_Step):
     def __init__(self, op: Any, row: OpRow, operands: tuple[Any, ...]) -> None:
         super().__init__(op, operands, {})
         self.is_twin = isinstance(op, Elementwise)
-        self.link = Link(row.name, self.places, next((operands[k] for k in self.bound), None))
+        held = tuple(operands[k] for k in self.bound)
+        self.link = Link(row.name, self.places, *(held or (None,)))
+        self.held = tuple(o for o in held if not isinstance(o, int | float | np.number))
         if self.is_twin:
             self.add = make_elementwise(ORACLE)["add"]
 
+    def fits(self, x: Any, g: Any) -> bool:
+        return _alike(x, g, self.held)
 
-class _Sequential(Part):
-    """Parts that are applied one after the other."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self.parts = parts
+class _Sequence(Part):
+    """Parts that are applied one after the other.
+
+    Parameters
+    ----------
+    parts : iterable of Part
+        The first is applied first.
+    """
+
+    def __init__(self, parts: Iterable[Part]) -> None:
+        self.parts = tuple(parts)
+        self.last = self.parts[-1]
+        self.fits_last = self.last.fits
+        self.n_bound = sum(part.n_bound for part in self.parts)
+        self.inner = tuple(part.value for part in self.parts[:-1])
+        # From the last one on: what returns cotangents, and whether bound operands' as well.
+        self.pulls = tuple(
+            (part.n_bound > 0, part.pull if part.n_bound else part.vjp) for part in self.parts[::-1]
+        )
+        self.vjps = tuple(part.vjp for part in self.parts[::-1])
 
     def value(self, x: Any) -> Any:
         for part in self.parts:
@@ -190,54 +231,46 @@ class _Sequential(Part):
         for part in self.parts[:-1]:
             t = part.jvp(x, t)
             x = part.value(x)
-        return self.parts[-1].jvp(x, t)
+        return self.last.jvp(x, t)
 
-    def pull(self, x: Any, g: Any, everything: bool) -> Cotangents:
-        inputs = self._inputs(x)
-        cotangents = self.parts[-1].pull(inputs[-1], g, everything)
-        return self._pull_inner(inputs, cotangents, everything)
+    def inputs(self, x: Any) -> list[Any]:
+        """Return what each part is applied to."""
+        inputs = [x]
+        for value in self.inner:
+            x = value(x)
+            inputs.append(x)
+        return inputs
 
-    def value_and_pull(self, x: Any, g: Any, everything: bool) -> tuple[Any, Cotangents]:
-        inputs = self._inputs(x)
-        value, cotangents = self.parts[-1].value_and_pull(inputs[-1], g, everything)
-        return value, self._pull_inner(inputs, cotangents, everything)
+    def vjp(self, x: Any, g: Any) -> Any:
+        inputs = self.inputs(x)
+        for vjp in self.vjps:
+            g = vjp(inputs.pop(), g)
+        return g
 
-    def value_and_grad(self, x: Any, everything: bool) -> tuple[Any, Cotangents]:
-        inputs = self._inputs(x)
-        value, cotangents = self.parts[-1].value_and_grad(inputs[-1], everything)
-        return value, self._pull_inner(inputs, cotangents, everything)
+    def pull(self, x: Any, g: Any) -> Cotangents:
+        return pull_through(self.inputs(x), g, self.pulls)
+
+    def fits(self, x: Any, g: Any) -> bool:
+        return self.last.fits(self.inputs(x)[-1], g)
 
     def jacobian(self, x: Any) -> Any:
-        inputs = self._inputs(x)
-        jacobian = self.parts[0].jacobian(x)
-        for part, at in zip(self.parts[1:], inputs[1:], strict=True):
+        first, *rest = zip(self.parts, self.inputs(x), strict=True)
+        jacobian = first[0].jacobian(first[1])
+        for part, at in rest:
             jacobian = part.jacobian(at) @ jacobian
         return jacobian
 
-    def _inputs(self, x: Any) -> list[Any]:
-        """Return what each part is applied to."""
-        inputs = [x]
-        for part in self.parts[:-1]:
-            inputs.append(part.value(inputs[-1]))
-        return inputs
 
-    def _pull_inner(
-        self, inputs: list[Any], cotangents: Cotangents, everything: bool
-    ) -> Cotangents:
-        g, bound = cotangents
-        for part, at in zip(self.parts[-2::-1], inputs[-2::-1], strict=True):
-            g, more = part.pull(at, g, everything)
-            bound = more + bound
-        return g, bound
-
-
-class _Run(_Sequential):
+class _Run(_Sequence):
     """Elementwise operations in one pass over blocks, where the arguments allow that."""
 
-    def __init__(self, parts: Sequence[_ElementwiseStep], engine: Callable[..., Any]) -> None:
-        super().__init__(parts)
-        self.has_bound = any(step.bound for step in parts)
-        self.engine = engine([step.link for step in parts])
+    def __init__(self, steps: list[_ElementwiseStep], engine: Callable[..., Any]) -> None:
+        super().__init__(steps)
+        self.engine = engine([step.link for step in steps])
+        self.held = tuple(operand for step in steps for operand in step.held)
+
+    def fits(self, x: Any, g: Any) -> bool:
+        return _alike(x, g, self.held)
 
     def value(self, x: Any) -> Any:
         value = self.engine.value(x)
@@ -247,27 +280,88 @@ class _Run(_Sequential):
         tangent = self.engine.jvp(x, t)
         return super().jvp(x, t) if tangent is NotImplemented else tangent
 
-    def pull(self, x: Any, g: Any, everything: bool) -> Cotangents:
-        # Bound operands' cotangents are sums, each in an order of its own.
-        if not (everything and self.has_bound):
-            cotangent = self.engine.vjp(x, g)
-            if cotangent is not NotImplemented:
-                return cotangent, []
-        return super().pull(x, g, everything)
+    def vjp(self, x: Any, g: Any) -> Any:
+        cotangent = self.engine.vjp(x, g)
+        return super().vjp(x, g) if cotangent is NotImplemented else cotangent
 
-    def value_and_pull(self, x: Any, g: Any, everything: bool) -> tuple[Any, Cotangents]:
-        if not (everything and self.has_bound):
-            both = self.engine.value_and_vjp(x, g)
-            if both is not NotImplemented:
-                return both[0], (both[1], [])
-        return super().value_and_pull(x, g, everything)
+    def value_and_vjp(self, x: Any, g: Any) -> tuple[Any, Any]:
+        both: Any = self.engine.value_and_vjp(x, g)
+        return super().value_and_vjp(x, g) if both is NotImplemented else both
 
     def jacobian(self, x: Any) -> Any:
-        if isinstance(x, np.ndarray):
-            slopes = self.engine.vjp(x, np.ones_like(x))
+        if type(x) is np.ndarray and x.ndim:
+            ones = np.empty(x.shape, x.dtype)
+            ones.fill(1)
+            slopes = self.engine.vjp(x, ones)
             if slopes is not NotImplemented:
-                return Diagonal(slopes, copy=False)
+                return Diagonal._of(slopes)
         return super().jacobian(x)
+
+
+def pull_through(inputs: list[Any], g: Any, pulls: Iterable[tuple[bool, Any]]) -> Cotangents:
+    """Return all cotangents, from that of the value; the list of inputs is used up."""
+    bound: list[Any] = []
+    for is_of_all, pull in pulls:
+        g = pull(inputs.pop(), g)
+        if is_of_all:
+            g, more = g
+            bound[:0] = more
+    return g, bound
+
+
+# --- calls ---
+
+
+_other: Final = object()  # where a tangent or a cotangent stands among a call's arguments
+
+
+def _call(function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Callable[..., Any]:
+    """Return a function of the running value, and of what else is marked among the arguments."""
+    names = {id(arg): "x", id(_other): "other"}
+    pattern = tuple(names.get(id(given), f"held{k}") for k, given in enumerate(arguments))
+    if pattern in (("x",), ("x", "other")) and not options:
+        return function  # type: ignore[no-any-return]
+    held = [given for name, given in zip(pattern, arguments, strict=True) if name[0] == "h"]
+    return _caller(pattern, tuple(options))(function, *held, *options.values())  # type: ignore[no-any-return]
+
+
+@cache
+def _caller(pattern: tuple[str, ...], keys: tuple[str, ...]) -> Any:
+    """Return what makes the functions that `_call` returns; unpacking takes a third of a call."""
+    held = [name for name in pattern if name[0] == "h"]
+    values = [f"value{k}" for k in range(len(keys))]
+    given = [*pattern, *(f"{key}={value}" for key, value in zip(keys, values, strict=True))]
+    own = ", ".join(["function", *held, *values])
+    return eval(f"lambda {own}: lambda x, other=None: function({', '.join(given)})")
+
+
+def _one_of(function: Callable[..., Any], k: int) -> Callable[..., Any]:
+    return lambda x, g: function(x, g)[k]
+
+
+def _some_of(function: Callable[..., Any], places: tuple[int, ...]) -> Callable[..., Any]:
+    def some(x: Any, g: Any) -> tuple[Any, ...]:
+        every = function(x, g)
+        return tuple(every[k] for k in places)
+
+    return some
+
+
+def _alike(x: Any, g: Any, held: tuple[Any, ...]) -> bool:
+    """Tell whether g has the shape of x, which no operand that is held enlarges."""
+    if type(x) is type(g) is _ndarray and not held:
+        return bool(x.shape == g.shape)
+    shape = getattr(g, "shape", None)
+    if shape is None or getattr(x, "shape", None) != shape:
+        return False
+    for operand in held:
+        own: Any = getattr(operand, "shape", None)
+        if own == shape:
+            continue
+        lacking = -1 if own is None else len(shape) - len(own)
+        if lacking < 0 or any(n not in (1, m) for n, m in zip(own, shape[lacking:], strict=True)):
+            return False
+    return True
 
 
 # --- from what was given ---
@@ -304,22 +398,24 @@ def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
     return _ElementwiseStep(op, row, operands)
 
 
-def in_sequence(steps: Iterable[Part]) -> Part:
-    """Return steps one after the other as one."""
-    parts = list(_fused(steps))
-    return _Sequential(parts) if len(parts) > 1 else parts[0]
+def in_sequence(steps: Iterable[Part], *, apart: bool = False) -> _Sequence:
+    """Return steps one after the other as one, those that hold operands `apart` or in runs."""
+    return _Sequence(_fused(steps, apart))
 
 
-def _fused(steps: Iterable[Part]) -> Iterator[Part]:
+def _fused(steps: Iterable[Part], apart: bool) -> Iterator[Part]:
     """Yield steps, and runs of elementwise ones that one engine computes."""
-    for engine, group in groupby(steps, _engine):
-        run: list[Any] = list(group)
+    groups = enumerate(steps)
+    for (engine, _), group in groupby(
+        groups, lambda step: (_engine(step[1]), step[0] if apart and step[1].n_bound else -1)
+    ):
+        run: list[Any] = [step for _, step in group]
         if engine is None:
             yield from run
             continue
         for begin in range(0, len(run), _LONGEST_RUN):
             piece = run[begin : begin + _LONGEST_RUN]
-            yield _Run(piece, engine) if len(piece) > 1 else piece[0]
+            yield _Run(piece, engine) if len(piece) > 1 or piece[0].n_bound else piece[0]
 
 
 def _engine(step: Part) -> Callable[..., Any] | None:
@@ -342,9 +438,11 @@ def _shown(operand: Any) -> str:
     return shown(operand)
 
 
-def _check_single(value: Any) -> None:
-    if np.size(value) != 1:
+def single(value: Any) -> Any:
+    """Return a value of one element, or raise ValueError."""
+    if not isinstance(value, np.floating) and np.size(value) != 1:
         raise ValueError(
             f"chain.value_and_grad: the value has shape {np.shape(value)}, a gradient needs one "
             "element; give value_and_vjp a cotangent"
         )
+    return value

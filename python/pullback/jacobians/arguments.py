@@ -1,19 +1,50 @@
-"""What the constructors share: shapes, dtypes, and arrays of their own."""
+"""What the kinds share: shapes, dtypes, arrays of their own, and arithmetic that never warns."""
 
 from __future__ import annotations
 
 import math
 import sys
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from pullback.config import native
+from pullback.contraction import numpy_product
 from pullback.protocol import as_array, as_ints, kernel_dtype, shown
 
-__all__ = ["Array", "as_shape", "own", "presented"]
+__all__ = ["Array", "add", "as_shape", "multiply", "own", "presented", "product", "silent"]
 
 Array: TypeAlias = npt.NDArray[Any]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def silent(function: F) -> F:
+    """Return a function that warns of nothing that it computes.
+
+    That takes as long as a small product of matrices: only what may warn is worth it.
+    """
+    silenced: F = np.errstate(all="ignore")(function)
+    return silenced
+
+
+@silent
+def product(A: Array, B: Array) -> Array:
+    """Return A @ B."""
+    return numpy_product(A, B, None)
+
+
+# Natively without the warnings, and the time that it takes to silence them.
+add: Callable[..., Any]
+multiply: Callable[..., Any]
+if native is None:
+    add, multiply = silent(np.add), silent(np.multiply)
+else:
+    add, multiply = (
+        native.elementwise_ufunc(name, "value", f"jacobians.{name}", "Of elements.")
+        for name in ("add", "multiply")
+    )
 
 
 def as_shape(op: str, name: str, shape: Any) -> tuple[int, ...]:

@@ -1,0 +1,133 @@
+"""The Jacobians of primitives, made of what has been computed: without checks and copies."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+
+from pullback.jacobians.arguments import Array
+from pullback.jacobians.base import Jacobian
+from pullback.jacobians.dense import Dense
+from pullback.jacobians.diagonal import Diagonal, Identity
+from pullback.jacobians.kronecker import Kronecker
+from pullback.jacobians.lazy import Product
+from pullback.jacobians.moves import Broadcast, Reshape, SumTo
+from pullback.protocol import as_matrix
+
+__all__ = [
+    "are_plain",
+    "of_layer",
+    "of_matrix",
+    "of_operand",
+    "of_product",
+    "of_reduction",
+    "of_vector",
+]
+
+Shape = tuple[int, ...]
+
+_ndarray: Final = np.ndarray
+_DTYPES: Final = (np.dtype(np.float64), np.dtype(np.float32))
+_CACHED: Final = 1024  # shapes
+
+
+def are_plain(operands: tuple[Any, ...]) -> bool:
+    """Tell whether nothing has to be converted: aligned arrays of one dtype that has kernels.
+
+    Behind the first one there may be None.
+    """
+    dtype = getattr(operands[0], "dtype", None)
+    if dtype is not _DTYPES[0] and dtype is not _DTYPES[1]:
+        return False
+    for operand in operands:
+        if operand is not None and not (
+            type(operand) is _ndarray and operand.dtype is dtype and operand.flags.aligned
+        ):
+            return False
+    return type(operands[0]) is _ndarray
+
+
+def of_operand(slopes: Any, operand: Any) -> Jacobian:
+    """Return the Jacobian by an operand that was broadcast to the shape of `slopes`."""
+    diagonal = Diagonal._of(slopes)
+    try:
+        shape = operand.shape
+    except AttributeError:
+        shape = () if isinstance(operand, int | float) else np.shape(operand)
+    whole = diagonal._input_shape
+    if shape == whole:
+        return diagonal
+    return Product._of(diagonal, Broadcast._between(shape, whole, diagonal._dtype))
+
+
+def of_reduction(slopes: Any, axis: Any, keepdims: bool) -> Jacobian:
+    """Return the Jacobian of a reduction from its derivatives, in the operand's shape."""
+    shape = slopes.shape
+    moves = None if axis is None else _reducing(shape, axis, keepdims, slopes.dtype)
+    if moves is None:
+        return Dense._of(slopes.reshape(1, -1), shape, (1,) * len(shape) if keepdims else ())
+    return Product._of(*moves, Diagonal._of(slopes)) if moves else Diagonal._of(slopes)
+
+
+@lru_cache(_CACHED)
+def _reducing(
+    shape: Shape, axis: Any, keepdims: bool, dtype: np.dtype[Any]
+) -> tuple[Jacobian, ...] | None:
+    """Return what reduces a shape along axes; None where those are all."""
+    ndim = len(shape)
+    axes = {a % ndim for a in (axis if isinstance(axis, tuple) else (axis,))}
+    if len(axes) == ndim:
+        return None
+    kept = tuple(1 if a in axes else n for a, n in enumerate(shape))
+    moves: list[Jacobian] = [] if kept == shape else [SumTo._between(shape, kept, dtype)]
+    if not keepdims and axes:
+        result = tuple(n for a, n in enumerate(shape) if a not in axes)
+        moves.insert(0, Reshape._between(kept, result, dtype))
+    return tuple(moves)
+
+
+def of_product(A: Array, B: Array) -> tuple[Jacobian, ...]:
+    """Return the Jacobians of the product of two matrices by each."""
+    m, n = A.shape[0], B.shape[1]
+    shape, dtype = (m, n), A.dtype
+    none = (), ()
+    return (
+        Kronecker._of(m, np.array(B.T), none, A.shape, shape, dtype),
+        Kronecker._of(np.array(A), n, none, B.shape, shape, dtype),
+    )
+
+
+def of_vector(gradient: Array, shape: Shape) -> Jacobian:
+    """Return the Jacobian of one number by a vector."""
+    row = gradient.reshape(1, -1)
+    return Kronecker._of(1, row, ((), ()), shape, (), row.dtype)
+
+
+def of_matrix(u: Array, v: Array) -> Jacobian:
+    """Return the Jacobian of u^T X v by X."""
+    left, right = np.array(u.reshape(1, -1)), np.array(v.reshape(1, -1))
+    return Kronecker._of(left, right, ((), ()), (u.size, v.size), (), u.dtype)
+
+
+def of_layer(X: Array, W: Array, b: Array | None, slopes: Any, shape: Shape) -> tuple[Any, ...]:
+    """Return the Jacobians of a layer by each operand; `slopes` are the activation's, or None.
+
+    X has one axis or more, and the result has `shape`.
+    """
+    n, dtype, none = W.shape[1], X.dtype, ((), ())
+    rows = as_matrix(X)
+    jacobians: list[Jacobian] = [
+        Kronecker._of(len(rows), np.array(W.T), none, X.shape, shape, dtype),
+        Kronecker._of(np.array(rows), n, none, W.shape, shape, dtype),
+    ]
+    if b is not None:
+        kind = Identity if b.shape == shape else Broadcast
+        jacobians.append(kind._between(b.shape, shape, dtype))
+    if slopes is not None:
+        diagonal = Diagonal._of(slopes)
+        jacobians = [
+            diagonal if type(J) is Identity else Product._of(diagonal, J) for J in jacobians
+        ]
+    return (*jacobians, None) if b is None else tuple(jacobians)

@@ -1,0 +1,147 @@
+"""Jacobians of maps of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from pullback.jacobians.arguments import Array
+from pullback.jacobians.base import Shaped
+from pullback.shapes import MOST_AXES
+from pullback.slices import Axis, Slices
+
+__all__ = ["RowWise"]
+
+_BLOCK = 2**20  # elements of unit vectors at a time
+
+
+class RowWise(Shaped):
+    """The Jacobian of a primitive that maps the slices of an array, each one by itself.
+
+    It keeps the operand, and products are the primitive's own jvp and vjp: of one pass each. What
+    slices do not have to do with each other is structure: zeros that hide even an infinity.
+
+    Parameters
+    ----------
+    primitive : object
+        With ``jvp(x, t, axis=, ...)`` and ``vjp(x, g, axis=, ...)``.
+    x : ndarray
+        The operand, float32 or float64; kept, and not to be written to.
+    axis : int, tuple of int, or None
+        Along which elements belong together.
+    options : dict, optional
+        What else the primitive takes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pullback as pb
+    >>> J = pb.softmax.jacobian(np.zeros((2, 2)))
+    >>> J
+    <RowWise 4x4 float64, of softmax along axis -1, operand shape (2, 2)>
+    >>> J @ np.array([[1.0, 0.0], [0.0, 2.0]])
+    array([[ 0.25, -0.25],
+           [-0.5 ,  0.5 ]])
+    """
+
+    __slots__ = ("_axis", "_is_transposed", "_options", "_primitive", "_x")
+    __module__ = "pullback.jacobians"
+
+    def __init__(
+        self,
+        primitive: Any,
+        x: Array,
+        axis: Axis = -1,
+        options: dict[str, Any] | None = None,
+        is_transposed: bool = False,
+    ) -> None:
+        self._primitive, self._x, self._axis = primitive, x, axis
+        self._options = options or {}
+        self._is_transposed = is_transposed
+        self._input_shape = self._output_shape = x.shape
+        self._dtype = x.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored: those of the operand."""
+        return self._x.nbytes
+
+    @property
+    def T(self) -> RowWise:
+        """The transposed Jacobian, whose products are the other's."""
+        return self._like(self._x, not self._is_transposed)
+
+    def flops(self, k: int = 1) -> int:
+        """Return k (4 n): a sum of products, and a multiple of it that is subtracted."""
+        return 4 * k * self._x.size
+
+    def _structure(self) -> str:
+        name = self._primitive.__name__
+        return f", of {name} along axis {self._axis}{', transposed' * self._is_transposed}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        rest = self._axis, self._options, self._is_transposed
+        return RowWise, (self._primitive, self._x, *rest)
+
+    def _like(self, x: Array, is_transposed: bool) -> RowWise:
+        return RowWise(self._primitive, x, self._axis, self._options, is_transposed)
+
+    def _times(self, tangents: Array) -> Array:
+        x, axis = self._x, self._axis
+        method = self._primitive.vjp if self._is_transposed else self._primitive.jvp
+        k = len(tangents)
+        if k == 1:
+            moved = method(x, tangents.reshape(x.shape), axis=axis, **self._options)
+            return moved.reshape(1, -1)  # type: ignore[no-any-return]
+        if x.ndim == MOST_AXES or k == 0:  # no room for a stack's axis
+            rows = (self._times(tangents[i : i + 1]) for i in range(k))
+            return np.concatenate([np.empty((0, x.size), tangents.dtype), *rows])
+        stack = np.empty((k, *x.shape), self._dtype)
+        stack[...] = x
+        if axis is None:
+            axis = tuple(range(x.ndim))
+        axes = tuple(a % x.ndim + 1 for a in (axis if isinstance(axis, tuple) else (axis,)))
+        moved = method(
+            stack, np.ascontiguousarray(tangents).reshape(stack.shape), axis=axes, **self._options
+        )
+        return moved.reshape(k, -1)  # type: ignore[no-any-return]
+
+    def _scaled(self, c: Any) -> RowWise | None:
+        return (
+            self._like(self._x.astype(c.dtype, copy=False), self._is_transposed) if c == 1 else None
+        )
+
+    def _columns(self) -> Iterator[tuple[Array, Array, Array]]:
+        """Yield columns of the matrix: where they stand, where they are not zero, and all of each.
+
+        The first two in the shape of slices (outer, n, inner), of which the first are some. A
+        column counts for as many slices as there are: they do not meet.
+        """
+        size = self._x.size
+        slices = Slices.of("jacobian", self._x, self._axis)
+        places = slices.take(np.arange(size).reshape(self._x.shape))
+        step = max(1, _BLOCK // max(1, size))
+        for start in range(0, slices.n, step):
+            at = places[:, start : start + step]
+            units = np.zeros((at.shape[1], size), self._dtype)
+            units[_numbers(at), at] = 1
+            yield at, places, self._times(units)
+
+    def _diagonal_elements(self) -> Array:
+        elements = np.empty(self._x.size, self._dtype)
+        for at, _, columns in self._columns():
+            elements[at] = columns[_numbers(at), at]
+        return elements
+
+    def _dense(self) -> Array:
+        dense = np.zeros(self.shape, self._dtype)
+        for at, places, columns in self._columns():
+            dense[places[:, np.newaxis], at[:, :, np.newaxis]] = columns[:, places].swapaxes(0, 1)
+        return dense
+
+
+def _numbers(at: Array) -> Array:
+    """Return numbers along the middle axis."""
+    return np.arange(at.shape[1])[:, np.newaxis]
