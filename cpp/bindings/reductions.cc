@@ -39,9 +39,9 @@ bool Run(ReductionCall call, size_t stack = 1, bool of_map = false) {
   const size_t results = call.outer * call.inner * ItemSize(call.dtype);
   const size_t elements = results * call.n;
   const auto move = [](auto& data, size_t bytes) {
-    using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<
-                                        std::remove_reference_t<decltype(data)>>>,
-                                    const char, char>;
+    using Byte = std::conditional_t<
+        std::is_const_v<std::remove_pointer_t<std::remove_reference_t<decltype(data)>>>, const char,
+        char>;
     if (data != nullptr) data = static_cast<Byte*>(data) + bytes;
   };
   return RunKernel(stack * call.outer * call.n * call.inner > kReleaseGil, [&](Poll* poll) {
@@ -139,7 +139,6 @@ struct Slices {
     }
     return true;
   }
-
 };
 
 struct Shape {
@@ -194,7 +193,8 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   }
   Slices slices;
   if (!axes || !slices.Cut(x[0], *axes, keep == Py_True) || PyArray_SIZE(x[0]) == 0) return nullptr;
-  // A cotangent's shape ends in the result's, behind a stack; all else is like x. Numbers fill that.
+  // A cotangent's shape ends in the result's, behind a stack; all else is like x. Numbers fill
+  // that.
   size_t stack = 1;
   Shape gradient;
   for (size_t i = 1; i < entry.arrays; ++i) {
