@@ -56,9 +56,6 @@ bool Run(ReductionCall call, size_t stack = 1, bool of_map = false) {
   });
 }
 
-// None on success.
-PyObject* Deliver(const ReductionCall& call) { return Run(call) ? Py_NewRef(Py_None) : nullptr; }
-
 // --- the fast way in -----------------------------------------------------------------------------
 
 enum class Kind : uint8_t { kValue, kGrad, kValueAndGrad, kVjp, kJvp };
@@ -277,152 +274,137 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
 
 // --- the engine ----------------------------------------------------------------------------------
 
-// All checks guard memory: the Python layer has told the caller what is wrong before.
-PyObject* Refuse(const char* function, const char* argument) {
-  return PyErr_Format(PyExc_TypeError, "%s: %s is not what the engine takes", function, argument);
-}
-
-// Reads the arguments of one engine call.
+// Reads the arguments of one engine call. All checks guard memory: the Python layer has told the
+// caller what is wrong before. False with an exception set.
 class Reader {
  public:
+  enum Need : uint8_t { kOptional, kRequired, kOptionalOutput, kOutput };
+
   explicit Reader(const char* function) : function_(function) {}
 
-  // Sets the shape and dtype that all other arrays follow.
-  bool First(PyObject* object, ReductionCall& call) {
+  bool Refuse(const char* name) const {
+    PyErr_Format(PyExc_TypeError, "%s: %s is not what the engine takes", function_, name);
+    return false;
+  }
+
+  bool Counts(Py_ssize_t nargs, Py_ssize_t wanted) const {
+    if (nargs == wanted) return true;
+    PyErr_Format(PyExc_TypeError, "%s: wrong number of arguments", function_);
+    return false;
+  }
+
+  // The array whose shape and dtype all others follow.
+  bool First(PyObject* object) {
     const std::optional<DType> dtype = KernelArray(object);
-    if (!dtype || !PyArray_IS_C_CONTIGUOUS(AsArray(object)) || PyArray_NDIM(AsArray(object)) != 3) {
-      Refuse(function_, "x");
-      return false;
+    if (!dtype || !PyArray_IS_C_CONTIGUOUS(AsArray(object)) || PyArray_NDIM(AsArray(object)) != 3 ||
+        PyArray_DIM(AsArray(object), 1) == 0) {
+      return Refuse("x");
     }
     first_ = AsArray(object);
-    dtype_ = *dtype;
     call.dtype = *dtype;
     call.outer = static_cast<size_t>(PyArray_DIM(first_, 0));
     call.n = static_cast<size_t>(PyArray_DIM(first_, 1));
     call.inner = static_cast<size_t>(PyArray_DIM(first_, 2));
-    if (call.n == 0) Refuse(function_, "x");
-    return call.n > 0;
-  }
-
-  // The data of an array like x; null for None. `good` tells failure.
-  void* Block(PyObject* object, const char* name, bool writable, bool& good) const {
-    if (!good || object == Py_None) return nullptr;
-    good = IsPlain(object, dtype_) && SameShape(first_, AsArray(object)) &&
-           (!writable || PyArray_ISWRITEABLE(AsArray(object)));
-    if (good) return DataOf(object);
-    Refuse(function_, name);
-    return nullptr;
-  }
-
-  // The same of an array of one element for each slice.
-  void* Results(PyObject* object, const char* name, bool writable, bool& good) const {
-    if (!good || object == Py_None) return nullptr;
-    good = IsPlain(object, dtype_) && PyArray_NDIM(AsArray(object)) == 2 &&
-           PyArray_DIM(AsArray(object), 0) == PyArray_DIM(first_, 0) &&
-           PyArray_DIM(AsArray(object), 1) == PyArray_DIM(first_, 2) &&
-           (!writable || PyArray_ISWRITEABLE(AsArray(object)));
-    if (good) return DataOf(object);
-    Refuse(function_, name);
-    return nullptr;
-  }
-
-  // Sets op, x and v.
-  bool Operands(PyObject* name, PyObject* parameter, PyObject* x, ReductionCall& call) {
-    if (!ReadDouble(parameter, &call.parameter)) return false;
-    const char* const row = PyUnicode_AsUTF8(name);
-    if (row == nullptr) return false;
-    const bool is_norm = std::string_view(row) == "norm";
-    const std::optional<size_t> found =
-        FindReduction(is_norm ? RowOfNorm(call.parameter) : std::string_view(row));
-    if (!found) {
-      PyErr_Format(PyExc_KeyError, "no reduction '%s'", row);
-      return false;
-    }
-    call.op = &ReductionOps()[*found];
-    if (!PyTuple_CheckExact(x) || static_cast<size_t>(PyTuple_GET_SIZE(x)) != call.op->arrays) {
-      Refuse(function_, "x");
-      return false;
-    }
-    bool good = First(PyTuple_GET_ITEM(x, 0), call);
-    if (!good) return false;
     call.x = PyArray_DATA(first_);
-    if (call.op->arrays == 2) {
-      call.v = Block(PyTuple_GET_ITEM(x, 1), "x", false, good);
-      if (good && call.v == nullptr) {
-        Refuse(function_, "x");
-        good = false;
-      }
-    }
-    return good;
+    return true;
   }
 
-  // A tuple of `count` arrays like x, or None.
-  bool BlocksOf(PyObject* object, const char* name, size_t count, bool writable,
-                void** data) const {
-    if (!PyTuple_CheckExact(object) || static_cast<size_t>(PyTuple_GET_SIZE(object)) != count) {
-      Refuse(function_, name);
-      return false;
+  // An array like x, or of one element for each slice; null for None.
+  template <class T>
+  bool Read(PyObject* object, const char* name, Need need, T** data, bool of_slices = false) const {
+    *data = nullptr;
+    if (object == Py_None) return need == kRequired || need == kOutput ? Refuse(name) : true;
+    if (!IsPlain(object, call.dtype)) return Refuse(name);
+    PyArrayObject* const array = AsArray(object);
+    const npy_intp slices[] = {PyArray_DIM(first_, 0), PyArray_DIM(first_, 2)};
+    const npy_intp* const shape = of_slices ? slices : PyArray_DIMS(first_);
+    const int ndim = of_slices ? 2 : 3;
+    if (PyArray_NDIM(array) != ndim || !std::equal(shape, shape + ndim, PyArray_DIMS(array)) ||
+        (need >= kOptionalOutput && !PyArray_ISWRITEABLE(array))) {
+      return Refuse(name);
     }
-    bool good = true;
+    *data = PyArray_DATA(array);
+    return true;
+  }
+
+  // A tuple of `count` of them.
+  template <class T>
+  bool ReadAll(PyObject* object, const char* name, Need need, size_t count, T** data) const {
+    if (!PyTuple_CheckExact(object) || static_cast<size_t>(PyTuple_GET_SIZE(object)) != count) {
+      return Refuse(name);
+    }
     for (size_t i = 0; i < count; ++i) {
       PyObject* const item = PyTuple_GET_ITEM(object, static_cast<Py_ssize_t>(i));
-      data[i] = Block(item, name, writable, good);
-      if (writable && good && data[i] == nullptr) {
-        Refuse(function_, name);
-        good = false;
-      }
+      if (!Read(item, name, need, data + i)) return false;
     }
-    return good;
+    return true;
   }
+
+  // A reduction's name, parameter and operands.
+  bool Operands(PyObject* const* args) {
+    if (!ReadDouble(args[1], &call.parameter)) return false;
+    const char* const name = PyUnicode_AsUTF8(args[0]);
+    if (name == nullptr) return false;
+    const bool is_norm = std::string_view(name) == "norm";
+    const std::optional<size_t> row =
+        FindReduction(is_norm ? RowOfNorm(call.parameter) : std::string_view(name));
+    if (!row) {
+      PyErr_Format(PyExc_KeyError, "no reduction '%s'", name);
+      return false;
+    }
+    call.op = &ReductionOps()[*row];
+    PyObject* const x = args[2];
+    const void* data[2];
+    if (!PyTuple_CheckExact(x) || PyTuple_GET_SIZE(x) == 0) return Refuse("x");
+    if (!First(PyTuple_GET_ITEM(x, 0)) || !ReadAll(x, "x", kRequired, call.op->arrays, data)) {
+      return false;
+    }
+    if (call.op->arrays == 2) call.v = data[1];
+    return true;
+  }
+
+  ReductionCall call = {};
 
  private:
   const char* function_;
   PyArrayObject* first_ = nullptr;
-  DType dtype_ = DType::kFloat64;
 };
 
-PyObject* WrongCount(const char* function) {
-  return PyErr_Format(PyExc_TypeError, "%s: wrong number of arguments", function);
-}
+// None on success.
+PyObject* Deliver(const Reader& reader) { return Run(reader.call) ? Py_NewRef(Py_None) : nullptr; }
 
 // reduce_slices(name, parameter, x, g, values, slopes)
 PyObject* ReduceSlices(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
-  if (nargs != 6) return WrongCount("reduce_slices");
   Reader reader("reduce_slices");
-  ReductionCall call = {};
-  if (!reader.Operands(args[0], args[1], args[2], call)) return nullptr;
-  bool good = true;
-  call.g = reader.Results(args[3], "g", false, good);
-  call.values = reader.Results(args[4], "values", true, good);
-  if (!good) return nullptr;
-  if (args[5] != Py_None && !reader.BlocksOf(args[5], "slopes", call.op->outs, true, call.out)) {
+  ReductionCall& call = reader.call;
+  if (!reader.Counts(nargs, 6) || !reader.Operands(args) ||
+      !reader.Read(args[3], "g", Reader::kOptional, &call.g, true) ||
+      !reader.Read(args[4], "values", Reader::kOptionalOutput, &call.values, true) ||
+      (args[5] != Py_None &&
+       !reader.ReadAll(args[5], "slopes", Reader::kOutput, call.op->outs, call.out))) {
     return nullptr;
   }
-  return Deliver(call);
+  return Deliver(reader);
 }
 
 // reduce_tangents(name, parameter, x, t, out)
 PyObject* ReduceTangents(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
-  if (nargs != 5) return WrongCount("reduce_tangents");
   Reader reader("reduce_tangents");
-  ReductionCall call = {};
-  if (!reader.Operands(args[0], args[1], args[2], call)) return nullptr;
-  void* t[kMaxOuts];
-  if (!reader.BlocksOf(args[3], "t", call.op->outs, false, t)) return nullptr;
-  std::copy_n(t, call.op->outs, call.t);
+  ReductionCall& call = reader.call;
   call.tangents = true;
-  bool good = true;
-  call.values = reader.Results(args[4], "out", true, good);
-  if (good && call.values == nullptr) return Refuse("reduce_tangents", "out");
-  return good ? Deliver(call) : nullptr;
+  if (!reader.Counts(nargs, 5) || !reader.Operands(args) ||
+      !reader.ReadAll(args[3], "t", Reader::kOptional, call.op->outs, call.t) ||
+      !reader.Read(args[4], "out", Reader::kOutput, &call.values, true)) {
+    return nullptr;
+  }
+  return Deliver(reader);
 }
 
 // transform_slices(name, parameter, method, x, v, out)
 PyObject* TransformSlices(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
-  if (nargs != 6) return WrongCount("transform_slices");
   Reader reader("transform_slices");
-  ReductionCall call = {};
-  if (!ReadDouble(args[1], &call.parameter)) return nullptr;
+  ReductionCall& call = reader.call;
+  if (!reader.Counts(nargs, 6) || !ReadDouble(args[1], &call.parameter)) return nullptr;
   const char* const name = PyUnicode_AsUTF8(args[0]);
   const char* const method = name == nullptr ? nullptr : PyUnicode_AsUTF8(args[2]);
   if (method == nullptr) return nullptr;
@@ -431,16 +413,12 @@ PyObject* TransformSlices(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
     return PyErr_Format(PyExc_KeyError, "no map of rows '%s' with a method '%s'", name, method);
   }
   call.op = &ReductionOps()[*row];
-  if (!reader.First(args[3], call)) return nullptr;
-  call.x = DataOf(args[3]);
-  bool good = true;
-  call.v = reader.Block(args[4], "v", false, good);
-  if (good && (call.v != nullptr) != (call.op->arrays == 2)) {
-    return Refuse("transform_slices", "v");
+  if (!reader.First(args[3]) || !reader.Read(args[4], "v", Reader::kOptional, &call.v) ||
+      ((call.v != nullptr) != (call.op->arrays == 2) && !reader.Refuse("v")) ||
+      !reader.Read(args[5], "out", Reader::kOutput, &call.out[0])) {
+    return nullptr;
   }
-  call.out[0] = reader.Block(args[5], "out", true, good);
-  if (good && call.out[0] == nullptr) return Refuse("transform_slices", "out");
-  return good ? Deliver(call) : nullptr;
+  return Deliver(reader);
 }
 
 PyCFunction AsFunction(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
