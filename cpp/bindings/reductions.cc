@@ -35,7 +35,7 @@ std::optional<size_t> FindMap(std::string_view name, std::string_view method) {
 }
 
 // A call for each cotangent of a stack: g, or v of a map. False with an exception set.
-bool Run(ReductionCall call, size_t stack = 1, bool of_map = false) {
+bool Run(ReductionCall& call, size_t stack = 1, bool of_map = false) {
   const size_t results = call.outer * call.inner * ItemSize(call.dtype);
   const size_t elements = results * call.n;
   const auto move = [](auto& data, size_t bytes) {
@@ -138,11 +138,6 @@ struct Slices {
   }
 };
 
-struct Shape {
-  int ndim = 0;
-  npy_intp extent[NPY_MAXDIMS];
-};
-
 bool IsPlain(PyObject* object, DType dtype) {
   return KernelArray(object) == dtype && PyArray_IS_C_CONTIGUOUS(AsArray(object));
 }
@@ -193,7 +188,9 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   // A cotangent's shape ends in the result's, behind a stack; all else is like x. Numbers fill
   // that.
   size_t stack = 1;
-  Shape gradient;
+  npy_intp room[NPY_MAXDIMS];
+  const npy_intp* gradient = PyArray_DIMS(x[0]);
+  int gradient_ndim = ndim;
   for (size_t i = 1; i < entry.arrays; ++i) {
     if (x[i] == nullptr) continue;
     const bool is_cotangent = entry.kind == Kind::kVjp && i == entry.operands;
@@ -209,13 +206,13 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
         !std::equal(wanted, wanted + own, PyArray_DIMS(x[i]) + more)) {
       return nullptr;
     }
-    for (int a = 0; a < more; ++a) {
-      gradient.extent[gradient.ndim++] = PyArray_DIM(x[i], a);
-      stack *= static_cast<size_t>(PyArray_DIM(x[i], a));
-    }
+    if (more == 0) continue;
+    std::copy_n(PyArray_DIMS(x[i]), more, room);
+    std::copy_n(gradient, ndim, room + more);
+    stack = static_cast<size_t>(PyArray_MultiplyList(room, more));
+    gradient = room;
+    gradient_ndim = more + ndim;
   }
-  std::copy_n(PyArray_DIMS(x[0]), ndim, gradient.extent + gradient.ndim);
-  gradient.ndim += ndim;
 
   ReductionCall call = {};
   call.op = &op;
@@ -235,39 +232,45 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   // The value, the gradients that are asked for, and room for the others, which come with them.
   const size_t values = entry.HasValue() ? 1 : 0;
   const size_t gradients = entry.HasGradients() ? op.outs : 0;
-  const std::optional<Wrt> wrt =
-      entry.signature.ReadWrt(entry.wrt_at ? args[*entry.wrt_at] : nullptr, gradients);
-  std::array<PyObject*, 1 + kMaxOuts> outs;
-  if (!wrt && gradients > 0) return nullptr;
-  const size_t asked = gradients > 0 ? wrt->count : 0;
-  if (!FlatOuts(Given(args, entry.out_at), values + asked, outs.data())) return nullptr;
+  PyObject* const given_wrt = entry.wrt_at ? args[*entry.wrt_at] : nullptr;
+  std::optional<Wrt> wrt;  // nothing for all of them
+  if (given_wrt != nullptr) {
+    wrt = entry.signature.ReadWrt(given_wrt, gradients);
+    if (!wrt) return nullptr;
+  }
+  const size_t asked = wrt ? wrt->count : gradients;
+  std::array<PyObject*, 1 + kMaxOuts> outs = {};
+  PyObject* const out = Given(args, entry.out_at);
+  if (out != nullptr && !FlatOuts(out, values + asked, outs.data())) return nullptr;
   Outputs outputs;
   const DType dtype = x.dtype();
   if (values > 0 && !outputs.Add(outs[0], slices.ndim, slices.shape, dtype, x)) return nullptr;
   std::array<size_t, kMaxOuts> place = {};
-  const auto add = [&](size_t gradient_of, PyObject* out) {
-    place[gradient_of] = outputs.count();
-    return outputs.Add(out, gradient.ndim, gradient.extent, dtype, x);
+  const auto add = [&](size_t operand, PyObject* to) {
+    place[operand] = outputs.count();
+    return outputs.Add(to, gradient_ndim, gradient, dtype, x);
   };
   for (size_t i = 0; i < asked; ++i) {
-    if (!add(wrt->operands[i], outs[values + i])) return nullptr;
+    if (!add(wrt ? wrt->operands[i] : i, outs[values + i])) return nullptr;
   }
-  for (size_t o = 0; o < gradients; ++o) {
+  for (size_t o = 0; wrt && o < gradients; ++o) {
     if (!wrt->Has(o) && !add(o, nullptr)) return nullptr;
   }
   if (!outputs.Make()) return nullptr;
   if (values > 0) call.values = outputs.data(0);
   for (size_t o = 0; o < gradients; ++o) call.out[o] = outputs.data(place[o]);
   if (!Run(call, stack, entry.is_map)) return nullptr;
-  const Ref value(values > 0 ? outputs.Release(0, true) : nullptr);
-  if (gradients == 0) return Py_NewRef(value.get());
+  Ref value(values > 0 ? outputs.Release(0, true) : nullptr);
+  if (gradients == 0) return value.release();
   std::array<Ref, kMaxOuts> slopes;
   std::array<PyObject*, kMaxOuts> of_operands;
   for (size_t o = 0; o < gradients; ++o) {
     slopes[o] = Ref(outputs.Release(place[o], false));
     of_operands[o] = slopes[o].get();
   }
-  Ref packed(gradients == 1 ? slopes[0].release() : wrt->Pack(of_operands.data()));
+  Ref packed(gradients == 1 ? slopes[0].release()
+             : wrt          ? wrt->Pack(of_operands.data())
+                            : PyTuple_Pack(2, of_operands[0], of_operands[1]));
   if (!value || !packed) return packed.release();
   return PyTuple_Pack(2, value.get(), packed.get());
 }
@@ -371,7 +374,7 @@ class Reader {
 };
 
 // None on success.
-PyObject* Deliver(const Reader& reader) { return Run(reader.call) ? Py_NewRef(Py_None) : nullptr; }
+PyObject* Deliver(Reader& reader) { return Run(reader.call) ? Py_NewRef(Py_None) : nullptr; }
 
 // reduce_slices(name, parameter, x, g, values, slopes)
 PyObject* ReduceSlices(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
