@@ -7,6 +7,7 @@ broke Python's rules, and a crash ends the tests.
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -123,14 +124,20 @@ def made() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
     ):
         ufunc = N.elementwise_ufunc(op, method, f"hostile.{op}.{method}", "doc")
         yield f"ufunc {op}.{method}", ufunc, (F8,) * nin
-    for op, method, taken in (
-        ("tanh", "value_and_derivative", "x"),
-        ("multiply", "derivative", "w, x"),
-        ("multiply", "vjp", "w, x, g"),
+    mask = F8 > 0
+    for op, method, taken, more in (
+        ("tanh", "value_and_derivative", "x", ()),
+        ("tanh", "vjp", "x, g", (F8.copy(), mask)),
+        ("tanh", "jvp", "x, t", (None, mask)),
+        ("multiply", "derivative", "w, x", (None, mask)),
+        ("multiply", "vjp", "w, x, g", ((F8.copy(), None), mask, (1, 0))),
+        ("multiply", "jvp", "w, x, tw, tx", ()),
     ):
-        fallback = refusing(f"{taken}, /, out=None")
+        fallback = refusing(f"{taken}, /, out=None, where=True, wrt='all'")
         given = (F8,) * len(taken.split(", "))
-        yield f"{op}.{method}", N.elementwise_method(op, method, fallback), given
+        yield f"{op}.{method}", N.elementwise_method(op, method, fallback), given + more
+    jacobian = N.elementwise_method("tanh", "jacobian", lambda x: x)
+    yield "tanh.jacobian", jacobian, (F8,)
     sums = (pb.PartialSums, "'title'")
     for loss, y, w in (("relu_mse", Y, VECTOR), ("softmax_cross_entropy", Y.astype(int), X[:3])):
         fallback = refusing("X, y, w, b=None, v=None, sample_weight=None, out=None, axis=None")
@@ -156,7 +163,8 @@ def made() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
     yield "hvp", product, (np.ones(4), np.ones(4))
     for name, method, taken, given in (
         ("sum", "grad", "x, axis=None, keepdims=False, out=None", (F8, 0, True)),
-        ("dot", "vjp", "x, y, g, axis=None, out=None", (F8, F8, np.ones(3), 0)),
+        ("dot", "vjp", "x, y, g, axis=None, out=None, wrt='all'", (F8, F8, np.ones(3), 0)),
+        ("dot", "grad", "x, y, axis=None, wrt='all', out=None", (F8, F8, 0, 1, F8.copy())),
         ("dot", "jvp", "x, y, tx, ty, axis=None, out=None", (F8, F8, F8, None)),
         ("norm", "value_and_grad", "x, p, axis=None, out=None", (F8, 3.0)),
         ("softmax", "vjp", "x, g, axis=-1, out=None", (F8, F8)),
@@ -209,14 +217,15 @@ def hostile(given: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], dict[str,
     for value in ANYTHING:
         yield (*given, value), {}
         yield (*given, value, None), {}
-        for name in ("nonsense", "axis", "out", "x"):
+        for name in ("nonsense", "axis", "out", "x", "where", "wrt"):
             yield given, {name: value}
 
 
 def test_everything_is_refused_or_computed() -> None:
     before = native.active_target(), native.get_num_threads(), native.kept_limit()
     wrong, calls = [], 0
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # NumPy's, of a mask without outputs
         for name, function, given in functions():
             function(*given)
             for arguments, options in hostile(given):

@@ -89,6 +89,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "variance": [{}, {"ddof": 1}, {"ddof": np.float64(0.5)}],
     "layer_norm": [{}, {"eps": 1e-3}, {"eps": 0}],
 }
+WRTS: list[dict[str, Any]] = [{}, {"wrt": "y"}, {"wrt": (1, 0)}, {"wrt": ("x",)}]
 reductions = sorted(pb.reductions.reductions)
 
 
@@ -114,16 +115,18 @@ def test_reductions(name: str, method: str) -> None:
                         rest = [] if p is None else [p]
                         if method == "vjp":
                             shape = np.shape(f.value(*operands, *rest, **given))
-                            tails: list[list[Any]] = [[rng.standard_normal(shape)]]
+                            tails: list[list[Any]] = [[rng.standard_normal(shape)], [2]]
+                            tails += [[rng.standard_normal((2, 1, *shape))]]
                         elif method == "jvp":
                             t = kinds((2, 3, 4))[k]
-                            tails = [[t] * n_operands]
+                            tails = [[t] * n_operands, [0.5] * n_operands]
                             if n_operands == 2:
-                                tails += [[None, t], [t, None]]
+                                tails += [[None, t], [t, None], [None, 2]]
                         else:
                             tails = [[]]
-                        for tail in tails:
-                            yield (*operands, *rest, *tail), given
+                        asked = [{}] if n_operands == 1 or method in ("value", "jvp") else WRTS
+                        for tail, wrt in itertools.product(tails, asked):
+                            yield (*operands, *rest, *tail), {**given, **wrt}
 
     judge(bound, calls())
 
@@ -295,28 +298,61 @@ def test_pointwise(case: Case) -> None:
     judge(f.vjp, iter(pulled), outs=False)
 
 
+def with_masks(calls: list[Call], shape: tuple[int, ...]) -> Iterator[Call]:
+    """Yield calls, and some of them with masks."""
+    mask = np.arange(np.prod(shape)).reshape(shape) % 3 == 0
+    for k, (args, options) in enumerate(calls):
+        yield args, options
+        if k % 4 == 0:
+            for where in (True, False, mask, mask[..., :1], mask.tolist()):
+                yield args, {**options, "where": where}
+
+
+def judge_masked(method: Any, calls: Iterator[Call]) -> None:
+    """Compare what is written where a mask is true."""
+    for args, options in calls:
+        want = method.__wrapped__(*args, **{**options, "where": True})
+        outs = [nested(want, lambda leaf: np.full_like(np.asarray(leaf), 7)) for _ in range(2)]
+        method(*args, **options, out=outs[0])
+        method.__wrapped__(*args, **options, out=outs[1])
+        assert bits(outs[0]) == bits(outs[1]), (method, args, options)
+
+
 @pytest.mark.parametrize("name", ["multiply", "power", "maximum", "logaddexp"])
 def test_binary(name: str) -> None:
     f = pb.primitives[name]
+    x = rng.uniform(0.2, 0.9, (3, 4))
 
     def pairs() -> Iterator[tuple[Any, Any]]:
         yield from itertools.product(kinds((3, 4)), repeat=2)
-        x = rng.uniform(0.2, 0.9, (3, 4))
         yield from ((x, 2.0), (3, x), (x.astype("f4"), 2), (x.astype("f4"), np.float64(2)))
         yield from ((x[0], x), (x[:, :1], x[0]), (x, True), (2.0, 3.0), (x[:0], 1.0))
 
-    judge(f.derivative, iter([(pair, {}) for pair in pairs()]))
-    judge(f.value_and_derivative, iter([(pair, {}) for pair in pairs()]))
-    judge(
-        f.vjp,
-        iter(
-            [
-                ((a, b, g), {})
-                for a, b in pairs()
-                for g in (np.ones(np.shape(f(a, b))), np.ones((2, *np.shape(f(a, b))), np.int8))
-            ]
-        ),
-    )
+    for method in (f.derivative, f.value_and_derivative):
+        judge(method, iter([(pair, {}) for pair in pairs()]))
+        judge_masked(method, with_masks([((x, x), {}), ((x, x.astype("f4")), {})], (3, 4)))
+    pulled = [
+        (a, b, g)
+        for a, b in pairs()
+        for shape in [np.shape(f(a, b))]
+        for g in (np.ones(shape), np.ones((2, *shape), np.int8), 2, 0.5)
+    ]
+    judge(f.vjp, iter([(args, {}) for args in pulled]))
+    for k, wrt in enumerate([0, "x", (1, 0), ("w",), "all"]):
+        judge(f.vjp, iter([(args, {"wrt": wrt}) for args in pulled[k % 3 :: 3]]))
+    g = rng.normal(size=(3, 4))
+    for wrt in (0, (1,), "all"):
+        options = {"wrt": wrt}
+        masked = [((x, x, g), options), ((x, x[0], g), options), ((x, 2.0, g[:, ::-1]), options)]
+        judge_masked(f.vjp, with_masks(masked, (3, 4)))
+    pushed = [
+        (a, b, *tangents)
+        for a, b in pairs()
+        for ta, tb in [(np.ones_like(a), np.ones(np.shape(b)))]
+        for tangents in ((ta, tb), (ta, None), (None, tb), (1, tb), (None, 2), (None, None))
+    ]
+    judge(f.jvp, iter([(args, {}) for args in pushed]))
+    judge_masked(f.jvp, with_masks([((x, x[0], x, t), {}) for t in (x[0], None, 1)], (3, 4)))
 
 
 @pytest.mark.parametrize("name", ["tanh", "relu", "gelu"])
@@ -324,6 +360,16 @@ def test_unary(name: str) -> None:
     f = pb.primitives[name]
     operands = [*kinds((3, 4)), 0.5, 2, True, np.float32(0.5), rng.uniform(size=(3, 0))]
     judge(f.value_and_derivative, iter([((x,), {}) for x in operands]))
+    x = rng.normal(size=(3, 4))
+    judge_masked(f.value_and_derivative, with_masks([((x,), {}), ((x[:, ::-1],), {})], (3, 4)))
+    for method in (f.vjp, f.jvp):
+        factors = [np.ones, lambda shape: np.ones(shape, np.float32), lambda _: 2, lambda _: 0.5]
+        if method is f.vjp:
+            factors += [lambda shape: np.ones((2, *shape), np.int8)]
+        else:
+            factors += [lambda _: None]
+        judge(method, iter([((x, t(np.shape(x))), {}) for x in operands for t in factors]))
+        judge_masked(method, with_masks([((x, x), {}), ((x, x.astype("f4")), {})], (3, 4)))
 
 
 @losses

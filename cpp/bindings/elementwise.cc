@@ -339,6 +339,7 @@ struct Job {
   Shape shape;          // of all inputs together
   int batch = 0;        // axes of it in front of the value's
   Wrt wanted = {};      // outputs
+  size_t count = 0;     // of those that are computed, of which the wanted ones come first
   bool summed = false;  // some of them
   Outputs outputs = {};
   std::array<Shape, 3> results;
@@ -361,26 +362,35 @@ struct Job {
     return true;
   }
 
-  // False where Python has to look at what was given as out=.
+  // False where Python has to look at what was given as out=. A sum comes with all other outputs,
+  // for its order depends on them.
   bool AskFor(PyObject* out) {
-    std::array<PyObject*, 3> given;
+    std::array<PyObject*, 3> given = {};
     if (!FlatOuts(out, wanted.count, given.data())) return false;
-    for (size_t i = 0; i < wanted.count; ++i) {
-      Shape& result = results[i];
-      result = shape;
-      if (method == Method::kVjp && entry.method == Method::kVjp) {
-        PyArrayObject* const operand = Input(wanted.operands[i]);
-        result.ndim = batch + PyArray_NDIM(operand);
-        if (result.ndim > kMaxAxes) return false;
-        std::copy_n(PyArray_DIMS(operand), PyArray_NDIM(operand), result.extent.begin() + batch);
-      }
-      summed = summed || result.Size() != shape.Size();
-      if (!outputs.Add(given[i], result.ndim, result.extent.data(), x.dtype(), x,
-                       result == shape ? Order::kOfOperands : Order::kC)) {
-        return false;
-      }
+    for (count = 0; count < wanted.count; ++count) {
+      if (!Add(wanted.operands[count], given[count])) return false;
+    }
+    for (size_t o = 0; summed && o < static_cast<size_t>(kernel.nout); ++o) {
+      if (wanted.Has(o)) continue;
+      wanted.operands[count] = o;
+      if (!Add(o, nullptr)) return false;
+      ++count;
     }
     return true;
+  }
+
+  bool Add(size_t output, PyObject* given) {
+    Shape& result = results[count];
+    result = shape;
+    if (entry.method == Method::kVjp) {
+      PyArrayObject* const operand = Input(output);
+      result.ndim = batch + PyArray_NDIM(operand);
+      if (result.ndim > kMaxAxes) return false;
+      std::copy_n(PyArray_DIMS(operand), PyArray_NDIM(operand), result.extent.begin() + batch);
+    }
+    summed = summed || result.Size() != shape.Size();
+    return outputs.Add(given, result.ndim, result.extent.data(), x.dtype(), x,
+                       result == shape ? Order::kOfOperands : Order::kC);
   }
 
   // False with an exception set.
@@ -399,7 +409,7 @@ struct Job {
       SetOperand(call, k, Input(k), StorageOfArray(Input(k)).value());
     }
     for (int o = 0; o < kernel.nout; ++o) call.operand[kernel.nin + o].data = nullptr;
-    for (size_t i = 0; i < wanted.count; ++i) {
+    for (size_t i = 0; i < count; ++i) {
       SetOperand(call, nin + wanted.operands[i], outputs[i], StorageOf(x.dtype()), batch);
     }
     const size_t size = shape.Size();
@@ -407,7 +417,7 @@ struct Job {
       return RunKernel(size > static_cast<size_t>(kReleaseGil),
                        [&](Poll* poll) { return RunArrays(call, poll); });
     }
-    for (size_t i = 0; i < wanted.count; ++i) {  // sums of nothing
+    for (size_t i = 0; i < count; ++i) {  // sums of nothing
       std::memset(outputs.data(i), 0, static_cast<size_t>(PyArray_NBYTES(outputs[i])));
     }
     return true;

@@ -35,13 +35,13 @@ std::optional<size_t> FindMap(std::string_view name, std::string_view method) {
 }
 
 // A call for each cotangent of a stack: g, or v of a map. False with an exception set.
-bool Run(ReductionCall call, size_t stack = 1, bool of_map = false) {
+bool Run(ReductionCall& call, size_t stack = 1, bool of_map = false) {
   const size_t results = call.outer * call.inner * ItemSize(call.dtype);
   const size_t elements = results * call.n;
   const auto move = [](auto& data, size_t bytes) {
-    using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<
-                                        std::remove_reference_t<decltype(data)>>>,
-                                    const char, char>;
+    using Byte = std::conditional_t<
+        std::is_const_v<std::remove_pointer_t<std::remove_reference_t<decltype(data)>>>, const char,
+        char>;
     if (data != nullptr) data = static_cast<Byte*>(data) + bytes;
   };
   return RunKernel(stack * call.outer * call.n * call.inner > kReleaseGil, [&](Poll* poll) {
@@ -55,9 +55,6 @@ bool Run(ReductionCall call, size_t stack = 1, bool of_map = false) {
     return outcome;
   });
 }
-
-// None on success.
-PyObject* Deliver(const ReductionCall& call) { return Run(call) ? Py_NewRef(Py_None) : nullptr; }
 
 // --- the fast way in -----------------------------------------------------------------------------
 
@@ -139,12 +136,6 @@ struct Slices {
     }
     return true;
   }
-
-};
-
-struct Shape {
-  int ndim = 0;
-  npy_intp extent[NPY_MAXDIMS];
 };
 
 bool IsPlain(PyObject* object, DType dtype) {
@@ -194,9 +185,12 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   }
   Slices slices;
   if (!axes || !slices.Cut(x[0], *axes, keep == Py_True) || PyArray_SIZE(x[0]) == 0) return nullptr;
-  // A cotangent's shape ends in the result's, behind a stack; all else is like x. Numbers fill that.
+  // A cotangent's shape ends in the result's, behind a stack; all else is like x. Numbers fill
+  // that.
   size_t stack = 1;
-  Shape gradient;
+  npy_intp room[NPY_MAXDIMS];
+  const npy_intp* gradient = PyArray_DIMS(x[0]);
+  int gradient_ndim = ndim;
   for (size_t i = 1; i < entry.arrays; ++i) {
     if (x[i] == nullptr) continue;
     const bool is_cotangent = entry.kind == Kind::kVjp && i == entry.operands;
@@ -212,13 +206,13 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
         !std::equal(wanted, wanted + own, PyArray_DIMS(x[i]) + more)) {
       return nullptr;
     }
-    for (int a = 0; a < more; ++a) {
-      gradient.extent[gradient.ndim++] = PyArray_DIM(x[i], a);
-      stack *= static_cast<size_t>(PyArray_DIM(x[i], a));
-    }
+    if (more == 0) continue;
+    std::copy_n(PyArray_DIMS(x[i]), more, room);
+    std::copy_n(gradient, ndim, room + more);
+    stack = static_cast<size_t>(PyArray_MultiplyList(room, more));
+    gradient = room;
+    gradient_ndim = more + ndim;
   }
-  std::copy_n(PyArray_DIMS(x[0]), ndim, gradient.extent + gradient.ndim);
-  gradient.ndim += ndim;
 
   ReductionCall call = {};
   call.op = &op;
@@ -238,191 +232,182 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   // The value, the gradients that are asked for, and room for the others, which come with them.
   const size_t values = entry.HasValue() ? 1 : 0;
   const size_t gradients = entry.HasGradients() ? op.outs : 0;
-  const std::optional<Wrt> wrt =
-      entry.signature.ReadWrt(entry.wrt_at ? args[*entry.wrt_at] : nullptr, gradients);
-  std::array<PyObject*, 1 + kMaxOuts> outs;
-  if (!wrt && gradients > 0) return nullptr;
-  const size_t asked = gradients > 0 ? wrt->count : 0;
-  if (!FlatOuts(Given(args, entry.out_at), values + asked, outs.data())) return nullptr;
+  PyObject* const given_wrt = entry.wrt_at ? args[*entry.wrt_at] : nullptr;
+  std::optional<Wrt> wrt;  // nothing for all of them
+  if (given_wrt != nullptr) {
+    wrt = entry.signature.ReadWrt(given_wrt, gradients);
+    if (!wrt) return nullptr;
+  }
+  const size_t asked = wrt ? wrt->count : gradients;
+  std::array<PyObject*, 1 + kMaxOuts> outs = {};
+  PyObject* const out = Given(args, entry.out_at);
+  if (out != nullptr && !FlatOuts(out, values + asked, outs.data())) return nullptr;
   Outputs outputs;
   const DType dtype = x.dtype();
   if (values > 0 && !outputs.Add(outs[0], slices.ndim, slices.shape, dtype, x)) return nullptr;
   std::array<size_t, kMaxOuts> place = {};
-  const auto add = [&](size_t gradient_of, PyObject* out) {
-    place[gradient_of] = outputs.count();
-    return outputs.Add(out, gradient.ndim, gradient.extent, dtype, x);
+  const auto add = [&](size_t operand, PyObject* to) {
+    place[operand] = outputs.count();
+    return outputs.Add(to, gradient_ndim, gradient, dtype, x);
   };
   for (size_t i = 0; i < asked; ++i) {
-    if (!add(wrt->operands[i], outs[values + i])) return nullptr;
+    if (!add(wrt ? wrt->operands[i] : i, outs[values + i])) return nullptr;
   }
-  for (size_t o = 0; o < gradients; ++o) {
+  for (size_t o = 0; wrt && o < gradients; ++o) {
     if (!wrt->Has(o) && !add(o, nullptr)) return nullptr;
   }
   if (!outputs.Make()) return nullptr;
   if (values > 0) call.values = outputs.data(0);
   for (size_t o = 0; o < gradients; ++o) call.out[o] = outputs.data(place[o]);
   if (!Run(call, stack, entry.is_map)) return nullptr;
-  const Ref value(values > 0 ? outputs.Release(0, true) : nullptr);
-  if (gradients == 0) return Py_NewRef(value.get());
+  Ref value(values > 0 ? outputs.Release(0, true) : nullptr);
+  if (gradients == 0) return value.release();
   std::array<Ref, kMaxOuts> slopes;
   std::array<PyObject*, kMaxOuts> of_operands;
   for (size_t o = 0; o < gradients; ++o) {
     slopes[o] = Ref(outputs.Release(place[o], false));
     of_operands[o] = slopes[o].get();
   }
-  Ref packed(gradients == 1 ? slopes[0].release() : wrt->Pack(of_operands.data()));
+  Ref packed(gradients == 1 ? slopes[0].release()
+             : wrt          ? wrt->Pack(of_operands.data())
+                            : PyTuple_Pack(2, of_operands[0], of_operands[1]));
   if (!value || !packed) return packed.release();
   return PyTuple_Pack(2, value.get(), packed.get());
 }
 
 // --- the engine ----------------------------------------------------------------------------------
 
-// All checks guard memory: the Python layer has told the caller what is wrong before.
-PyObject* Refuse(const char* function, const char* argument) {
-  return PyErr_Format(PyExc_TypeError, "%s: %s is not what the engine takes", function, argument);
-}
-
-// Reads the arguments of one engine call.
+// Reads the arguments of one engine call. All checks guard memory: the Python layer has told the
+// caller what is wrong before. False with an exception set.
 class Reader {
  public:
+  enum Need : uint8_t { kOptional, kRequired, kOptionalOutput, kOutput };
+
   explicit Reader(const char* function) : function_(function) {}
 
-  // Sets the shape and dtype that all other arrays follow.
-  bool First(PyObject* object, ReductionCall& call) {
+  bool Refuse(const char* name) const {
+    PyErr_Format(PyExc_TypeError, "%s: %s is not what the engine takes", function_, name);
+    return false;
+  }
+
+  bool Counts(Py_ssize_t nargs, Py_ssize_t wanted) const {
+    if (nargs == wanted) return true;
+    PyErr_Format(PyExc_TypeError, "%s: wrong number of arguments", function_);
+    return false;
+  }
+
+  // The array whose shape and dtype all others follow.
+  bool First(PyObject* object) {
     const std::optional<DType> dtype = KernelArray(object);
-    if (!dtype || !PyArray_IS_C_CONTIGUOUS(AsArray(object)) || PyArray_NDIM(AsArray(object)) != 3) {
-      Refuse(function_, "x");
-      return false;
+    if (!dtype || !PyArray_IS_C_CONTIGUOUS(AsArray(object)) || PyArray_NDIM(AsArray(object)) != 3 ||
+        PyArray_DIM(AsArray(object), 1) == 0) {
+      return Refuse("x");
     }
     first_ = AsArray(object);
-    dtype_ = *dtype;
     call.dtype = *dtype;
     call.outer = static_cast<size_t>(PyArray_DIM(first_, 0));
     call.n = static_cast<size_t>(PyArray_DIM(first_, 1));
     call.inner = static_cast<size_t>(PyArray_DIM(first_, 2));
-    if (call.n == 0) Refuse(function_, "x");
-    return call.n > 0;
-  }
-
-  // The data of an array like x; null for None. `good` tells failure.
-  void* Block(PyObject* object, const char* name, bool writable, bool& good) const {
-    if (!good || object == Py_None) return nullptr;
-    good = IsPlain(object, dtype_) && SameShape(first_, AsArray(object)) &&
-           (!writable || PyArray_ISWRITEABLE(AsArray(object)));
-    if (good) return DataOf(object);
-    Refuse(function_, name);
-    return nullptr;
-  }
-
-  // The same of an array of one element for each slice.
-  void* Results(PyObject* object, const char* name, bool writable, bool& good) const {
-    if (!good || object == Py_None) return nullptr;
-    good = IsPlain(object, dtype_) && PyArray_NDIM(AsArray(object)) == 2 &&
-           PyArray_DIM(AsArray(object), 0) == PyArray_DIM(first_, 0) &&
-           PyArray_DIM(AsArray(object), 1) == PyArray_DIM(first_, 2) &&
-           (!writable || PyArray_ISWRITEABLE(AsArray(object)));
-    if (good) return DataOf(object);
-    Refuse(function_, name);
-    return nullptr;
-  }
-
-  // Sets op, x and v.
-  bool Operands(PyObject* name, PyObject* parameter, PyObject* x, ReductionCall& call) {
-    if (!ReadDouble(parameter, &call.parameter)) return false;
-    const char* const row = PyUnicode_AsUTF8(name);
-    if (row == nullptr) return false;
-    const bool is_norm = std::string_view(row) == "norm";
-    const std::optional<size_t> found =
-        FindReduction(is_norm ? RowOfNorm(call.parameter) : std::string_view(row));
-    if (!found) {
-      PyErr_Format(PyExc_KeyError, "no reduction '%s'", row);
-      return false;
-    }
-    call.op = &ReductionOps()[*found];
-    if (!PyTuple_CheckExact(x) || static_cast<size_t>(PyTuple_GET_SIZE(x)) != call.op->arrays) {
-      Refuse(function_, "x");
-      return false;
-    }
-    bool good = First(PyTuple_GET_ITEM(x, 0), call);
-    if (!good) return false;
     call.x = PyArray_DATA(first_);
-    if (call.op->arrays == 2) {
-      call.v = Block(PyTuple_GET_ITEM(x, 1), "x", false, good);
-      if (good && call.v == nullptr) {
-        Refuse(function_, "x");
-        good = false;
-      }
-    }
-    return good;
+    return true;
   }
 
-  // A tuple of `count` arrays like x, or None.
-  bool BlocksOf(PyObject* object, const char* name, size_t count, bool writable,
-                void** data) const {
-    if (!PyTuple_CheckExact(object) || static_cast<size_t>(PyTuple_GET_SIZE(object)) != count) {
-      Refuse(function_, name);
-      return false;
+  // An array like x, or of one element for each slice; null for None.
+  template <class T>
+  bool Read(PyObject* object, const char* name, Need need, T** data, bool of_slices = false) const {
+    *data = nullptr;
+    if (object == Py_None) return need == kRequired || need == kOutput ? Refuse(name) : true;
+    if (!IsPlain(object, call.dtype)) return Refuse(name);
+    PyArrayObject* const array = AsArray(object);
+    const npy_intp slices[] = {PyArray_DIM(first_, 0), PyArray_DIM(first_, 2)};
+    const npy_intp* const shape = of_slices ? slices : PyArray_DIMS(first_);
+    const int ndim = of_slices ? 2 : 3;
+    if (PyArray_NDIM(array) != ndim || !std::equal(shape, shape + ndim, PyArray_DIMS(array)) ||
+        (need >= kOptionalOutput && !PyArray_ISWRITEABLE(array))) {
+      return Refuse(name);
     }
-    bool good = true;
+    *data = PyArray_DATA(array);
+    return true;
+  }
+
+  // A tuple of `count` of them.
+  template <class T>
+  bool ReadAll(PyObject* object, const char* name, Need need, size_t count, T** data) const {
+    if (!PyTuple_CheckExact(object) || static_cast<size_t>(PyTuple_GET_SIZE(object)) != count) {
+      return Refuse(name);
+    }
     for (size_t i = 0; i < count; ++i) {
       PyObject* const item = PyTuple_GET_ITEM(object, static_cast<Py_ssize_t>(i));
-      data[i] = Block(item, name, writable, good);
-      if (writable && good && data[i] == nullptr) {
-        Refuse(function_, name);
-        good = false;
-      }
+      if (!Read(item, name, need, data + i)) return false;
     }
-    return good;
+    return true;
   }
+
+  // A reduction's name, parameter and operands.
+  bool Operands(PyObject* const* args) {
+    if (!ReadDouble(args[1], &call.parameter)) return false;
+    const char* const name = PyUnicode_AsUTF8(args[0]);
+    if (name == nullptr) return false;
+    const bool is_norm = std::string_view(name) == "norm";
+    const std::optional<size_t> row =
+        FindReduction(is_norm ? RowOfNorm(call.parameter) : std::string_view(name));
+    if (!row) {
+      PyErr_Format(PyExc_KeyError, "no reduction '%s'", name);
+      return false;
+    }
+    call.op = &ReductionOps()[*row];
+    PyObject* const x = args[2];
+    const void* data[2];
+    if (!PyTuple_CheckExact(x) || PyTuple_GET_SIZE(x) == 0) return Refuse("x");
+    if (!First(PyTuple_GET_ITEM(x, 0)) || !ReadAll(x, "x", kRequired, call.op->arrays, data)) {
+      return false;
+    }
+    if (call.op->arrays == 2) call.v = data[1];
+    return true;
+  }
+
+  ReductionCall call = {};
 
  private:
   const char* function_;
   PyArrayObject* first_ = nullptr;
-  DType dtype_ = DType::kFloat64;
 };
 
-PyObject* WrongCount(const char* function) {
-  return PyErr_Format(PyExc_TypeError, "%s: wrong number of arguments", function);
-}
+// None on success.
+PyObject* Deliver(Reader& reader) { return Run(reader.call) ? Py_NewRef(Py_None) : nullptr; }
 
 // reduce_slices(name, parameter, x, g, values, slopes)
 PyObject* ReduceSlices(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
-  if (nargs != 6) return WrongCount("reduce_slices");
   Reader reader("reduce_slices");
-  ReductionCall call = {};
-  if (!reader.Operands(args[0], args[1], args[2], call)) return nullptr;
-  bool good = true;
-  call.g = reader.Results(args[3], "g", false, good);
-  call.values = reader.Results(args[4], "values", true, good);
-  if (!good) return nullptr;
-  if (args[5] != Py_None && !reader.BlocksOf(args[5], "slopes", call.op->outs, true, call.out)) {
+  ReductionCall& call = reader.call;
+  if (!reader.Counts(nargs, 6) || !reader.Operands(args) ||
+      !reader.Read(args[3], "g", Reader::kOptional, &call.g, true) ||
+      !reader.Read(args[4], "values", Reader::kOptionalOutput, &call.values, true) ||
+      (args[5] != Py_None &&
+       !reader.ReadAll(args[5], "slopes", Reader::kOutput, call.op->outs, call.out))) {
     return nullptr;
   }
-  return Deliver(call);
+  return Deliver(reader);
 }
 
 // reduce_tangents(name, parameter, x, t, out)
 PyObject* ReduceTangents(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
-  if (nargs != 5) return WrongCount("reduce_tangents");
   Reader reader("reduce_tangents");
-  ReductionCall call = {};
-  if (!reader.Operands(args[0], args[1], args[2], call)) return nullptr;
-  void* t[kMaxOuts];
-  if (!reader.BlocksOf(args[3], "t", call.op->outs, false, t)) return nullptr;
-  std::copy_n(t, call.op->outs, call.t);
+  ReductionCall& call = reader.call;
   call.tangents = true;
-  bool good = true;
-  call.values = reader.Results(args[4], "out", true, good);
-  if (good && call.values == nullptr) return Refuse("reduce_tangents", "out");
-  return good ? Deliver(call) : nullptr;
+  if (!reader.Counts(nargs, 5) || !reader.Operands(args) ||
+      !reader.ReadAll(args[3], "t", Reader::kOptional, call.op->outs, call.t) ||
+      !reader.Read(args[4], "out", Reader::kOutput, &call.values, true)) {
+    return nullptr;
+  }
+  return Deliver(reader);
 }
 
 // transform_slices(name, parameter, method, x, v, out)
 PyObject* TransformSlices(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
-  if (nargs != 6) return WrongCount("transform_slices");
   Reader reader("transform_slices");
-  ReductionCall call = {};
-  if (!ReadDouble(args[1], &call.parameter)) return nullptr;
+  ReductionCall& call = reader.call;
+  if (!reader.Counts(nargs, 6) || !ReadDouble(args[1], &call.parameter)) return nullptr;
   const char* const name = PyUnicode_AsUTF8(args[0]);
   const char* const method = name == nullptr ? nullptr : PyUnicode_AsUTF8(args[2]);
   if (method == nullptr) return nullptr;
@@ -431,16 +416,12 @@ PyObject* TransformSlices(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
     return PyErr_Format(PyExc_KeyError, "no map of rows '%s' with a method '%s'", name, method);
   }
   call.op = &ReductionOps()[*row];
-  if (!reader.First(args[3], call)) return nullptr;
-  call.x = DataOf(args[3]);
-  bool good = true;
-  call.v = reader.Block(args[4], "v", false, good);
-  if (good && (call.v != nullptr) != (call.op->arrays == 2)) {
-    return Refuse("transform_slices", "v");
+  if (!reader.First(args[3]) || !reader.Read(args[4], "v", Reader::kOptional, &call.v) ||
+      ((call.v != nullptr) != (call.op->arrays == 2) && !reader.Refuse("v")) ||
+      !reader.Read(args[5], "out", Reader::kOutput, &call.out[0])) {
+    return nullptr;
   }
-  call.out[0] = reader.Block(args[5], "out", true, good);
-  if (good && call.out[0] == nullptr) return Refuse("transform_slices", "out");
-  return good ? Deliver(call) : nullptr;
+  return Deliver(reader);
 }
 
 PyCFunction AsFunction(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {

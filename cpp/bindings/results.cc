@@ -80,13 +80,16 @@ bool FlatOuts(PyObject* out, size_t count, PyObject** flat) {
     if (!PyTuple_CheckExact(tuple) || static_cast<size_t>(PyTuple_GET_SIZE(tuple)) != size) {
       return false;
     }
-    for (size_t i = 0; i < size; ++i) to[i] = PyTuple_GET_ITEM(tuple, static_cast<Py_ssize_t>(i));
+    for (size_t i = 0; i < size; ++i) {
+      PyObject* const item = PyTuple_GET_ITEM(tuple, static_cast<Py_ssize_t>(i));
+      to[i] = item == Py_None ? nullptr : item;
+    }
     return true;
   };
   PyObject* pair[2];
   if (count != 3 || !spread(out, 2, pair)) return spread(out, count, flat);
   flat[0] = pair[0];
-  return pair[1] == Py_None || spread(pair[1], 2, flat + 1);
+  return pair[1] == nullptr || spread(pair[1], 2, flat + 1);
 }
 
 bool Overlap(PyArrayObject* a, PyArrayObject* b) {

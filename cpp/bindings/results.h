@@ -63,8 +63,8 @@ class Outputs {
   std::array<Ref, kMost> arrays_;
 };
 
-// The entries of out=, of which null and None mean new arrays: an array for one result, else a tuple
-// of as many as there are, three of them as (a, (b, c)) as well. False for anything else.
+// The entries of out=, of which null and None mean new arrays: an array for one result, else a
+// tuple of as many as there are, three of them as (a, (b, c)) as well. False for anything else.
 bool FlatOuts(PyObject* out, size_t count, PyObject** flat);
 
 // Whether the memory from the first to the last element of one meets the other's.

@@ -654,6 +654,8 @@ def deliver(op: str, results: Any, out: Any, where: Any = True) -> Any:
 def check_shape(op: str, out: Any, shape: tuple[int, ...]) -> None:
     """Refuse an output of another shape, to which NumPy would repeat the result."""
     target = out[0] if isinstance(out, tuple) and len(out) == 1 else out
+    if isinstance(target, tuple):
+        raise TypeError(f"{op}: out must be an array, not tuple")
     if isinstance(target, np.ndarray) and target.shape != shape:
         raise ValueError(f"{op}: out has shape {target.shape}, the result {shape}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -88,12 +89,12 @@ class OpRow:
     ulp_of_operands: bool  # the value's errors count in ULP of the largest of it and the operands
     masked: bool  # vjp and jvp select +0 where the derivative is 0, whatever they multiply
 
-    @property
+    @cached_property
     def nin(self) -> int:
         """Number of operands."""
         return len(self.domain)
 
-    @property
+    @cached_property
     def operands(self) -> tuple[str, ...]:
         """Names of the operands."""
         return OPERANDS[self.nin]
