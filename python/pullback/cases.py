@@ -140,7 +140,7 @@ def arrays(result: Any) -> Iterator[Array]:
     elif isinstance(result, Dense):
         yield result.todense()
     elif isinstance(result, Jacobian):
-        yield result @ np.arange(1, 1 + result.shape[1], dtype=result.dtype)
+        yield result @ (1 + np.arange(result.shape[1]) % 5).astype(result.dtype)
     else:
         yield np.asarray(result)
 
