@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from pullback.elementwise import make_elementwise
 from pullback.engine import ORACLE
 from pullback.losses import make_losses
@@ -18,7 +16,3 @@ _primitives = {
 globals().update(_primitives)
 
 __all__ = [*_primitives]
-
-if TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any: ...
