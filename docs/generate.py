@@ -62,7 +62,15 @@ TYPES = {
     **{row.parameter.name: "float" for row in REDUCTIONS.values() if row.parameter},
     **{option: "Any" for row in PRODUCTS.values() for option in row.options},
 }
-PAIRS = ("value_and_derivative", "value_and_grad")
+ARITIES = {1: "_Unary", 2: "_Binary"}
+RESULTS = {  # other than Any
+    ("_Unary", "jacobian"): "Diagonal",
+    ("_Unary", "value_and_derivative"): "tuple[Any, Any]",
+    ("_Binary", "derivative"): "tuple[Any, Any]",
+    ("_Binary", "jacobian"): "tuple[Jacobian, Jacobian]",
+    ("_Binary", "value_and_derivative"): "tuple[Any, tuple[Any, Any]]",
+    ("", "value_and_grad"): "tuple[Any, Any]",
+}
 
 
 def stub() -> str:
@@ -71,8 +79,7 @@ def stub() -> str:
     bodies = {name: _protocol_body(name) for name in table if name not in LOSSES}
     kinds: dict[str, str] = {}  # by body: after the first primitive that has it
     for name, body in bodies.items():
-        arity = {1: "Unary", 2: "Binary"}.get(OPS[name].nin) if name in OPS else None
-        kinds.setdefault(body, f"_{arity or name.title().replace('_', '')}")
+        kinds.setdefault(body, _arity(name) or "_" + name.title().replace("_", ""))
     of_losses = {
         name: "Loss" if row.parameter is None else "ParametricLoss" for name, row in LOSSES.items()
     }
@@ -88,6 +95,10 @@ def stub() -> str:
     )
 
 
+def _arity(name: str) -> str:
+    return ARITIES[OPS[name].nin] if name in OPS else ""
+
+
 def _protocol_body(name: str) -> str:
     """Return the methods of a primitive, with their parameters and defaults."""
     primitive = getattr(reference, name)
@@ -97,28 +108,31 @@ def _protocol_body(name: str) -> str:
         if method == "__call__" or (method[0] != "_" and callable(function)):
             # What broadcasts and sums is more than one ufunc.
             options = name in OPS and not (method == "vjp" and OPS[name].nin > 1)
-            lines.append(_typed(method, inspect.signature(function), options=options))
+            result = RESULTS.get((_arity(name), method), "Any")
+            lines.append(_typed(method, inspect.signature(function), result, options=options))
     return "\n".join(textwrap.indent(line, "    ") for line in lines)
 
 
-def _typed(name: str, given: inspect.Signature, *, options: bool) -> str:
+def _typed(name: str, given: inspect.Signature, result: str, *, options: bool) -> str:
     """Return the line of a method, whose parameters are those that it has."""
     words, kinds = ["self"], [inspect.Parameter.POSITIONAL_ONLY]
     for word, parameter in given.parameters.items():
+        kinds.append(parameter.kind)
+        if parameter.kind is parameter.VAR_KEYWORD:
+            words.append(f"**{word}: Any")
+            continue
         may_be_none = parameter.default is None or word[0] == "t" or word == "b"
         array = "ArrayLike | None" if may_be_none else "ArrayLike"
         default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
         words.append(f"{word}: {TYPES.get(word, array)}{default}".replace("'", '"'))
-        kinds.append(parameter.kind)
     if inspect.Parameter.KEYWORD_ONLY in kinds:
         words.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
     if (positional := kinds.count(inspect.Parameter.POSITIONAL_ONLY)) > 1:
         words.insert(positional, "/")
-    if options and "out" in given.parameters:
+    if options and "out" in given.parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
         words.append("**options: Any")
-    result = "tuple[Any, Any]" if name in PAIRS else given.return_annotation
     words[0] = f"def {name}({words[0]}"
-    words[-1] += f") -> {'Any' if result is given.empty else result}: ..."
+    words[-1] += f") -> {result}: ..."
     text = ", ".join(word.replace(" ", "~") for word in words)  # lines break between parameters
     return textwrap.fill(text, 96, subsequent_indent=" " * 8).replace("~", " ")
 
