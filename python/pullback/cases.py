@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 import pullback as pb
 from pullback.jacobians import Dense, Diagonal, Jacobian
-from pullback.pointwise import softmax_hessian
 from pullback.tables.elementwise import OPS, OpRow
 from pullback.tables.losses import LOSSES, LossRow
 from pullback.tables.products import PRODUCTS
@@ -525,8 +524,10 @@ def _loss(row: LossRow) -> Family:
     )
 
     def second(z: Array, y: Array) -> Any:
-        curvature = row.second_derivative(z, y, parameter)
-        return softmax_hessian(curvature, np.ones(len(z), z.dtype)) if row.of_classes else curvature
+        if not row.of_classes:
+            return row.second_derivative(z, y, parameter)
+        p = _softmax(z)
+        return p[:, :, None] * (np.eye(p.shape[1], dtype=p.dtype) - p[:, None])
 
     def value_and_grad(X: Array, y: Array, w: Array, b: Any) -> Any:
         z = X @ w + b
