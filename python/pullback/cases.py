@@ -539,9 +539,8 @@ def _loss(row: LossRow) -> Family:
         return X.T @ r, r.sum(axis=0)
 
     def hvp(X: Array, y: Array, w: Array, b: Any, v: tuple[Array, Any]) -> Any:
-        t = X @ v[0] + v[1]
-        c = second(X @ w + b, y) / len(y)
-        r = np.einsum("ijk,ik->ij", c, t) if row.of_classes else c * t
+        z, t = X @ w + b, X @ v[0] + v[1]
+        r = (_softmax_product(z, t) if row.of_classes else second(z, y) * t) / len(y)
         return X.T @ r, r.sum(axis=0)
 
     def vjp(z: Array, y: Array, g: Array) -> Any:
