@@ -62,6 +62,7 @@ TYPES = {
     **{row.parameter.name: "float" for row in REDUCTIONS.values() if row.parameter},
     **{option: "Any" for row in PRODUCTS.values() for option in row.options},
 }
+ARITIES = {1: "_Unary", 2: "_Binary"}
 
 
 def stub() -> str:
@@ -70,8 +71,7 @@ def stub() -> str:
     bodies = {name: _protocol_body(name) for name in table if name not in LOSSES}
     kinds: dict[str, str] = {}  # by body: after the first primitive that has it
     for name, body in bodies.items():
-        arity = {1: "Unary", 2: "Binary"}.get(OPS[name].nin) if name in OPS else None
-        kinds.setdefault(body, f"_{arity or name.title().replace('_', '')}")
+        kinds.setdefault(body, _arity(name) or "_" + name.title().replace("_", ""))
     of_losses = {
         name: "Loss" if row.parameter is None else "ParametricLoss" for name, row in LOSSES.items()
     }
@@ -85,6 +85,10 @@ def stub() -> str:
             f'{name}: Final[{named[name]}]\n"""{_about(row)}"""' for name, row in table.items()
         ),
     )
+
+
+def _arity(name: str) -> str:
+    return ARITIES[OPS[name].nin] if name in OPS else ""
 
 
 def _protocol_body(name: str) -> str:
@@ -102,6 +106,7 @@ def _typed(name: str, given: inspect.Signature) -> str:
     """Return the line of a method, whose parameters are those that it has."""
     words, kinds = ["self"], [inspect.Parameter.POSITIONAL_ONLY]
     for word, parameter in given.parameters.items():
+        kinds.append(parameter.kind)
         if parameter.kind is parameter.VAR_KEYWORD:
             words.append(f"**{word}: Any")
             continue
@@ -109,14 +114,14 @@ def _typed(name: str, given: inspect.Signature) -> str:
         array = "ArrayLike | None" if may_be_none else "ArrayLike"
         default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
         words.append(f"{word}: {TYPES.get(word, array)}{default}".replace("'", '"'))
-        kinds.append(parameter.kind)
     if inspect.Parameter.KEYWORD_ONLY in kinds:
         words.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
     if (positional := kinds.count(inspect.Parameter.POSITIONAL_ONLY)) > 1:
         words.insert(positional, "/")
     result = "tuple[Any, Any]" if name == "value_and_grad" else given.return_annotation
+    result = "Any" if result is given.empty else result
     words[0] = f"def {name}({words[0]}"
-    words[-1] += f") -> {'Any' if result is given.empty else result}: ..."
+    words[-1] += f") -> {result}: ..."
     text = ", ".join(word.replace(" ", "~") for word in words)  # lines break between parameters
     return textwrap.fill(text, 96, subsequent_indent=" " * 8).replace("~", " ")
 

@@ -40,20 +40,16 @@ def _mp_exp(x: Any) -> Any:
 
 
 SINGLE = SimpleNamespace(
+    **{name: getattr(mpmath, name) for name in ("log", "log1p", "sqrt", "cosh", "sign")},
     exp=_mp_exp,
-    log1p=mpmath.log1p,
     tanh=lambda x: mpmath.tanh(max(min(x, mpf(1000)), -mpf(1000))),
     sinh2=lambda x: mpmath.sinh(max(min(x, mpf(1000)), -mpf(1000))) ** 2,
-    sign=mpmath.sign,
     max=max,
     pick=lambda condition, yes, no: yes if condition else no,
 )
 ARRAY = SimpleNamespace(
-    exp=np.exp,
-    log1p=np.log1p,
-    tanh=np.tanh,
+    **{name: getattr(np, name) for name in ("log", "log1p", "sqrt", "cosh", "sign", "exp", "tanh")},
     sinh2=lambda x: np.sinh(x) ** 2,
-    sign=np.sign,
     max=np.maximum,
     pick=np.where,
 )

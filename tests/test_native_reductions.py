@@ -12,7 +12,7 @@ from guarded import Guarded
 from oracles import DTYPES, assert_same_bits
 from protocol import TARGETS, native
 from pullback.tables.reductions import REDUCTIONS
-from reduction_oracles import check_map, check_reduction, samples
+from reduction_oracles import check_map, check_reduction, leading, samples
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 names = pytest.mark.parametrize("name", REDUCTIONS)
@@ -31,14 +31,9 @@ LAYOUTS = (
 )
 
 
-def operands(name: str, x: Any, y: Any) -> tuple[Any, ...]:
-    """Return what stands before a cotangent or the tangents."""
-    return {"dot": (x, y), "norm": (x, 3.5)}.get(name, (x,))
-
-
 def results(primitives: Any, name: str, x: Any, y: Any, axis: Any) -> Iterator[tuple[str, Any]]:
     """Yield the arrays that the methods give, and the vjp's for a cotangent that varies."""
-    primitive, given = getattr(primitives, name), operands(name, x, y)
+    primitive, given = getattr(primitives, name), leading(name, x, y, p=3.5)
     if REDUCTIONS[name].is_map:
         yield "value", primitive(x, axis=axis)
         yield "vjp", primitive.vjp(x, y, axis=axis)

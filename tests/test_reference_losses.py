@@ -1,4 +1,4 @@
-"""relu_mse's twin against complex steps and mpmath, and the argument checks."""
+"""relu_mse's twin by hand, at special values, in odd layouts."""
 
 from __future__ import annotations
 

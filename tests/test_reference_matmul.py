@@ -1,4 +1,4 @@
-"""matmul's twin against complex steps, einsum and the adjoint identity, for every shape."""
+"""matmul's twin against basis tangents and complex steps, for every shape."""
 
 from __future__ import annotations
 
