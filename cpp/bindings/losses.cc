@@ -355,6 +355,7 @@ class LossCall {
         !asked.Apart()) {
       return nullptr;
     }
+    LossResult result = {};
     Ref gX;
     if (asked.wrt.Has(kX)) {
       // What each row's gradient is divided by has to be known before the pass.
@@ -365,8 +366,8 @@ class LossCall {
       problem_.gX_dtype = gX_dtype;
       problem_.gX_stride = gX_shape[1];
       problem_.scale = 1.0 / *by;
+      result.divisor = *by;
     }
-    LossResult result = {};
     const Ref gw = Gradient(Job::kGradient, result);
     const Ref gb(gw ? b_.Gradient() : nullptr);
     if (!gb) return nullptr;
@@ -457,7 +458,7 @@ class LossCall {
  private:
   // False, perhaps with an exception set, unless it is done and there is what it can return.
   bool Run(Job job, LossResult& result) {
-    result.mean = mean_;
+    if (!mean_) result.divisor = 1.0;
     const bool done = RunKernel(IsLarge(problem_.X, problem_.outputs),
                                 [&](Poll* poll) { return SumLoss(job, problem_, result, poll); });
     return done && !result.bad && !(mean_ && result.weight == 0);
@@ -834,6 +835,7 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   const Ref gb(with_gradient ? PyArray_ZEROS(1, shape + 1, NPY_DOUBLE, 0) : Py_NewRef(Py_None));
   if (!gw || !gb) return nullptr;
   LossResult result = {};
+  result.divisor = 1.0;
   result.gw_dtype = result.gb_dtype = DType::kFloat64;
   if (with_gradient) {
     result.gw = DataOf(gw.get());
