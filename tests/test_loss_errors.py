@@ -234,16 +234,26 @@ def test_wrt_by_name_or_position(primitives: Any) -> None:
 
 
 @backends
-def test_directions_that_are_none(primitives: Any) -> None:
+def test_directions_that_are_none_or_numbers(primitives: Any) -> None:
     f, arguments = primitives.logistic.hvp, given(LOGISTIC)
     vw, vb = np.linspace(-1, 1, 4), 0.5
     for v, filled in (
+        ((2, None), (np.full(4, 2.0), 0.0)),
+        ((-0.25, 3), (np.full(4, -0.25), 3.0)),
         ((vw, None), (vw, 0.0)),
         ((None, vb), (0 * vw, vb)),
         ((None, None), (0 * vw, 0.0)),
     ):
         for one, other in zip(f(**arguments, v=v), f(**arguments, v=filled), strict=True):
             np.testing.assert_array_equal(one, other)
+    classes = given(Case("softmax_cross_entropy"))
+    f, shapes = primitives.softmax_cross_entropy.hvp, [np.shape(classes[name]) for name in "wb"]
+    wanted = f(**classes, v=(np.full(shapes[0], 0.5), np.full(shapes[1], 2.0)))
+    for one, other in zip(f(**classes, v=(0.5, 2)), wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for bad in ((np.float64(2), vb), (np.ones(()), None), (None, np.ones(1)), (10**400, None)):
+        with pytest.raises((ValueError, TypeError), match=r"^logistic\.hvp: .*\bv[wb]\b"):
+            primitives.logistic.hvp(**arguments, v=bad)
 
 
 @backends

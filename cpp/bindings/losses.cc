@@ -132,8 +132,8 @@ struct Targets {
 };
 
 // The sum of each row's probabilities, as NumPy adds them up; null, perhaps with an exception set,
-// where one is not finite.
-Ref RowSums(PyArrayObject* y) {
+// where one is not finite, or where the rows are others by now.
+Ref RowSums(PyArrayObject* y, size_t rows) {
   const auto finite = [&](const auto* from) {
     return std::all_of(from, from + PyArray_SIZE(y), [](auto p) { return std::isfinite(p); });
   };
@@ -142,7 +142,8 @@ Ref RowSums(PyArrayObject* y) {
     return Ref();
   }
   const Ref sums(PyArray_Sum(y, PyArray_NDIM(y) - 1, NPY_DOUBLE, nullptr));
-  return Ref(sums ? PyArray_FROM_OTF(sums.get(), NPY_DOUBLE, NPY_ARRAY_CARRAY_RO) : nullptr);
+  Ref block(sums ? PyArray_FROM_OTF(sums.get(), NPY_DOUBLE, NPY_ARRAY_CARRAY_RO) : nullptr);
+  return block && IsBlock(block.get(), NPY_DOUBLE, rows) ? std::move(block) : Ref();
 }
 
 PyObject* HessiansOf(const ClassHessians& problem, int ndim, const npy_intp* shape) {
@@ -161,6 +162,7 @@ class Intercepts {
   // False, perhaps with an exception set, for any other kind.
   bool Take(PyObject* b, size_t outputs) {
     b_ = b;
+    axes_ = Axes(b);
     outputs_ = outputs;
     if (b == Py_None) {
       std::fill_n(values_.begin(), outputs, 0.0);
@@ -210,8 +212,7 @@ class Intercepts {
     if (IsNumber(b_)) return PyFloat_FromDouble(gradient_[0]);
     const bool is_array = PyArray_CheckExact(b_);
     auto size = static_cast<npy_intp>(outputs_);
-    PyObject* const result =
-        PyArray_SimpleNew(is_array ? PyArray_NDIM(AsArray(b_)) : 0, &size, TypeNumber(dtype_));
+    PyObject* const result = PyArray_SimpleNew(axes_, &size, TypeNumber(dtype_));
     if (result == nullptr) return nullptr;
     std::memcpy(DataOf(result), gradient_.data(), outputs_ * ItemSize(dtype_));
     return is_array ? result : PyArray_Return(AsArray(result));
@@ -223,6 +224,7 @@ class Intercepts {
   }
 
   PyObject* b_ = nullptr;
+  int axes_ = 0;
   size_t outputs_ = 1;
   DType dtype_ = DType::kFloat64;
   std::array<double, kMaxOutputs> values_, gradient_;
@@ -355,6 +357,7 @@ class LossCall {
         !asked.Apart()) {
       return nullptr;
     }
+    LossResult result = {};
     Ref gX;
     if (asked.wrt.Has(kX)) {
       // What each row's gradient is divided by has to be known before the pass.
@@ -365,8 +368,8 @@ class LossCall {
       problem_.gX_dtype = gX_dtype;
       problem_.gX_stride = gX_shape[1];
       problem_.scale = 1.0 / *by;
+      result.divisor = *by;
     }
-    LossResult result = {};
     const Ref gw = Gradient(Job::kGradient, result);
     const Ref gb(gw ? b_.Gradient() : nullptr);
     if (!gb) return nullptr;
@@ -421,7 +424,7 @@ class LossCall {
                               nullptr,         problem_.weight,  *by};
     Ref sums;
     if (y_->type != TargetType::kLabel) {
-      sums = RowSums(AsArray(y_->block.get()));
+      sums = RowSums(AsArray(y_->block.get()), problem_.X.rows);
       if (!sums) return nullptr;
       hessians.sums = static_cast<const double*>(DataOf(sums.get()));
     }
@@ -457,7 +460,7 @@ class LossCall {
  private:
   // False, perhaps with an exception set, unless it is done and there is what it can return.
   bool Run(Job job, LossResult& result) {
-    result.mean = mean_;
+    if (!mean_) result.divisor = 1.0;
     const bool done = RunKernel(IsLarge(problem_.X, problem_.outputs),
                                 [&](Poll* poll) { return SumLoss(job, problem_, result, poll); });
     return done && !result.bad && !(mean_ && result.weight == 0);
@@ -583,10 +586,11 @@ class PointwiseCall {
     z_ = Ref(Py_NewRef(reinterpret_cast<PyObject*>(x_[0])));
     PyArrayObject* const shaped = AsArray((fills[0] && !coupled ? y_ : z_).get());
     z_ndim_ = ndim_ = PyArray_NDIM(shaped);
-    shape_ = PyArray_DIMS(shaped);
+    std::copy_n(PyArray_DIMS(shaped), ndim_, shape_.begin());
     if (coupled) {
-      if (ndim_ == 0 || shape_[--ndim_] < 2 || (fills[1] && !integers)) return false;
-      problem_.outputs = static_cast<size_t>(shape_[ndim_]);
+      if (ndim_ == 0 || (fills[1] && !integers)) return false;
+      problem_.outputs = static_cast<size_t>(shape_[static_cast<size_t>(--ndim_)]);
+      if (problem_.outputs < 2) return false;
     } else {
       problem_.outputs = 1;
       if (!Fill(z_, fills[0], ndim_)) return false;
@@ -594,18 +598,23 @@ class PointwiseCall {
     if (!Fill(y_, fills[1], coupled && integers ? ndim_ : z_ndim_)) return false;
     problem_.loss = &kernels_;
     problem_.parameter = entry_.parameter;
-    problem_.rows = static_cast<size_t>(PyArray_MultiplyList(shape_, ndim_));
+    problem_.rows = static_cast<size_t>(PyArray_MultiplyList(shape_.data(), ndim_));
     problem_.z = DataOf(z_.get());
     problem_.dtype = x_.dtype();
     problem_.y = DataOf(y_.get());
     problem_.y_type = coupled && integers ? TargetType::kLabel : TargetOf(x_.dtype());
     if (!pulls) return true;
     g_ = Ref(Py_NewRef(reinterpret_cast<PyObject*>(x_[2])));
-    if (fills[2]) return Fill(g_, true, ndim_);
+    if (fills[2] && !Fill(g_, true, ndim_)) return false;
     PyArrayObject* const g = AsArray(g_.get());
-    const int stack = PyArray_NDIM(g) - ndim_;
-    return stack >= 0 && PyArray_NDIM(g) < NPY_MAXDIMS &&
-           std::equal(shape_, shape_ + ndim_, PyArray_DIMS(g) + stack);
+    stack_ = PyArray_NDIM(g) - ndim_;
+    if (stack_ < 0 || stack_ + z_ndim_ > NPY_MAXDIMS ||
+        !std::equal(shape_.begin(), shape_.begin() + ndim_, PyArray_DIMS(g) + stack_)) {
+      return false;
+    }
+    std::copy_n(PyArray_DIMS(g), stack_, out_shape_.begin());
+    std::copy_n(shape_.begin(), z_ndim_, out_shape_.begin() + stack_);
+    return true;
   }
 
   PyObject* Call() {
@@ -634,16 +643,18 @@ class PointwiseCall {
   bool Fill(Ref& array, bool number, int ndim) const {
     PyArrayObject* const given = AsArray(array.get());
     if (!number || ndim == 0) {
-      return PyArray_NDIM(given) == ndim && std::equal(shape_, shape_ + ndim, PyArray_DIMS(given));
+      return PyArray_NDIM(given) == ndim &&
+             std::equal(shape_.begin(), shape_.begin() + ndim, PyArray_DIMS(given));
     }
-    Ref filled(PyArray_SimpleNew(ndim, shape_, PyArray_TYPE(given)));
+    auto shape = shape_;  // which NumPy does not promise to leave alone
+    Ref filled(PyArray_SimpleNew(ndim, shape.data(), PyArray_TYPE(given)));
     if (!filled || PyArray_CopyInto(AsArray(filled.get()), given) != 0) return false;
     array = std::move(filled);
     return true;
   }
 
   Ref Map(Wanted wanted) const {
-    Ref out(NewArray(wanted == Wanted::kLoss ? ndim_ : z_ndim_, shape_, problem_.dtype));
+    Ref out(NewArray(wanted == Wanted::kLoss ? ndim_ : z_ndim_, shape_.data(), problem_.dtype));
     const bool done =
         out && RunKernel(problem_.rows * problem_.outputs > kReleaseGil,
                          [&](Poll* p) { return MapLoss(wanted, problem_, DataOf(out.get()), p); });
@@ -662,29 +673,23 @@ class PointwiseCall {
         problem_.rows, problem_.outputs, DataOf(p.get()), problem_.dtype, nullptr, nullptr, 1.0};
     Ref sums;
     if (problem_.y_type != TargetType::kLabel) {
-      sums = RowSums(AsArray(y_.get()));
+      sums = RowSums(AsArray(y_.get()), problem_.rows);
       if (!sums) return nullptr;
       hessians.sums = static_cast<const double*>(DataOf(sums.get()));
     }
-    std::array<npy_intp, NPY_MAXDIMS> shape;
-    std::copy_n(shape_, z_ndim_, shape.begin());
-    shape[static_cast<size_t>(z_ndim_)] = shape_[z_ndim_ - 1];
+    auto shape = shape_;
+    shape[static_cast<size_t>(z_ndim_)] = static_cast<npy_intp>(problem_.outputs);
     return HessiansOf(hessians, z_ndim_ + 1, shape.data());
   }
 
   PyObject* Vjp() const {
     const Ref slopes = Map(Wanted::kSlope);
-    PyArrayObject* const g = AsArray(g_.get());
-    const int ndim = PyArray_NDIM(g);
-    std::array<npy_intp, NPY_MAXDIMS> shape;
-    std::copy_n(PyArray_DIMS(g), ndim, shape.begin());
-    if (kernels_.coupled) shape[static_cast<size_t>(ndim)] = shape_[ndim_];
-    Ref out(slopes ? NewArray(ndim + kernels_.coupled, shape.data(), problem_.dtype) : nullptr);
+    Ref out(slopes ? NewArray(stack_ + z_ndim_, out_shape_.data(), problem_.dtype) : nullptr);
     if (!out) return nullptr;
-    const auto stack = static_cast<size_t>(PyArray_MultiplyList(PyArray_DIMS(g), ndim - ndim_));
+    const auto stack = static_cast<size_t>(PyArray_MultiplyList(out_shape_.data(), stack_));
     const auto pull = [&](auto type) {
       using T = decltype(type);
-      Pull(static_cast<const T*>(DataOf(slopes.get())), static_cast<const T*>(PyArray_DATA(g)),
+      Pull(static_cast<const T*>(DataOf(slopes.get())), static_cast<const T*>(DataOf(g_.get())),
            stack, problem_.rows, problem_.outputs, static_cast<T*>(DataOf(out.get())));
     };
     const bool large = static_cast<size_t>(PyArray_SIZE(AsArray(out.get()))) > kReleaseGil;
@@ -704,8 +709,9 @@ class PointwiseCall {
   const LossKernels& kernels_;
   PlainOperands x_;
   Ref z_, y_, g_;
-  const npy_intp* shape_ = nullptr;  // of z
-  int ndim_ = 0, z_ndim_ = 0;        // of the values, and of z
+  // Copies: while a kernel runs without the GIL, an array may get another shape.
+  std::array<npy_intp, NPY_MAXDIMS> shape_, out_shape_;  // of z, and of its cotangents
+  int ndim_ = 0, z_ndim_ = 0, stack_ = 0;                // of the values, of z, in front in g
   PointwiseProblem problem_ = {};
 };
 
@@ -834,6 +840,7 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   const Ref gb(with_gradient ? PyArray_ZEROS(1, shape + 1, NPY_DOUBLE, 0) : Py_NewRef(Py_None));
   if (!gw || !gb) return nullptr;
   LossResult result = {};
+  result.divisor = 1.0;
   result.gw_dtype = result.gb_dtype = DType::kFloat64;
   if (with_gradient) {
     result.gw = DataOf(gw.get());

@@ -106,6 +106,7 @@ bool Sum(Objective& of, Job job, const double* theta, const double* v, double* k
   problem.kept = kept;
   std::vector<double> dropped(of.intercept ? 0 : problem.outputs);
   LossResult result = {};
+  result.divisor = 1.0;
   result.gw = gradient;
   result.gw_dtype = result.gb_dtype = DType::kFloat64;
   if (gradient != nullptr) {

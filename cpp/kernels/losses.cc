@@ -369,7 +369,7 @@ class Sum {
               [&](size_t to, size_t from) { AddTo(SumsOf(to), SumsOf(from), plan_.width); });
     const double* const total = SumsOf(0);
     result.weight = p_.weight == nullptr ? static_cast<double>(p_.X.rows) : total[kSumWeight];
-    const double divisor = result.mean ? result.weight : 1.0;
+    const double divisor = result.divisor.value_or(result.weight);
     result.loss = total[kSumLoss] / divisor;
     if (!plan_.steps.backward) return;
     for (size_t k = 0; k < p_.outputs; ++k) {

@@ -194,9 +194,9 @@ struct BadRow {
 
 // The gradients are overwritten, and left alone where the job has none.
 struct LossResult {
-  bool mean;  // divide by the sum of weights
-  void* gw;   // (cols, outputs)
-  void* gb;   // (outputs,)
+  std::optional<double> divisor;  // of all sums; nothing: the sum of weights
+  void* gw;                       // (cols, outputs)
+  void* gb;                       // (outputs,)
   DType gw_dtype, gb_dtype;
   double loss, weight;
   std::optional<BadRow> bad;  // the lowest row: then nothing else counts

@@ -82,7 +82,7 @@ class Loss:
         for method in ("value", "grad", "value_and_grad", "hvp", "curvature", "partial"):
             fallback = getattr(self, method)
             sums = (PartialSums, self._title) if method == "partial" else None
-            call = engine.kernels.loss_method(row.name, parameter or 0.0, method, sums, fallback)
+            call = engine.kernels.loss_method(*self._row_and_parameter, method, sums, fallback)
             call.__name__ = method
             call.__qualname__ = f"{self.__qualname__}.{method}"
             call.__module__ = self.__module__
@@ -102,6 +102,10 @@ class Loss:
     def __reduce__(self) -> Any:
         named = make_losses(self._engine)[self.__name__]
         return self.__qualname__ if named == self else (named, (self._parameter,))
+
+    @property
+    def _row_and_parameter(self) -> tuple[str, float]:
+        return self.__name__, self._parameter or 0.0
 
     @property
     def _identity(self) -> tuple[Any, ...]:
@@ -355,16 +359,15 @@ class Loss:
         by = divisor(op, reduction, samples.weight)
         kinds = model.kinds
         X_dtype = parameter_dtype(op, "X", samples.data.given_dtype)
+        b_like = np.asarray(0.0 if kinds.b is None else kinds.b)
+        likes = {
+            "X": (samples.data.shape, X_dtype),
+            "w": (kinds.w_shape, kinds.w_dtype),
+            "b": (None if kinds.b is None else b_like.shape, b_like.dtype),
+        }
+        shapes, dtypes = zip(*(likes[name] for name in names), strict=True)
         outs: Sequence[Any] = [None] * len(names)
         if out is not None:
-            like = {
-                "X": (samples.data.shape, X_dtype),
-                "w": (kinds.w_shape, kinds.w_dtype),
-                "b": (None, kinds.w_dtype)
-                if kinds.b is None
-                else (np.shape(kinds.b), np.asarray(kinds.b).dtype),
-            }
-            shapes, dtypes = zip(*(like[name] for name in names), strict=True)
             outs = check_outs(op, out, shapes, dtypes, single=asked.single)
         gX = np.empty(samples.data.shape, X_dtype) if "X" in names else None
         sums = self._sums(op, samples, model, "gradient", gX=gX, scale=1 / by)
@@ -399,34 +402,16 @@ class Loss:
                 None if a is None else a[rows] for a in (samples.y, samples.sample_weight, kept, gX)
             )
             try:
-                loss, gb, gw = self._engine.kernels.loss_sums(
-                    self.__name__,
-                    self._parameter or 0.0,
-                    X,
-                    y,
-                    model.w,
-                    model.b,
-                    weights,
-                    job,
-                    v,
-                    kept_rows,
-                    gX_rows,
-                    scale,
-                )
+                terms = (X, y, model.w, model.b, weights, job, v, kept_rows, gX_rows, scale)
+                loss, gb, gw = self._engine.kernels.loss_sums(*self._row_and_parameter, *terms)
             except ValueError as error:
                 self._explain(op, error, rows.start, samples, model.w.shape[1])
             n_rows = rows.stop - rows.start
             whole = n_rows == samples.n_samples
             weight = samples.weight if whole else n_rows if weights is None else np.sum(weights)
-            return PartialSums(
-                loss,
-                none if gw is None else gw,
-                none if gb is None else gb,
-                float(weight),
-                n_rows,
-                self._title,
-                model.kinds,
-            )
+            gw, gb = (none if gradient is None else gradient for gradient in (gw, gb))
+            title, kinds = self._title, model.kinds
+            return PartialSums(loss, gw, gb, float(weight), n_rows, title, kinds)
 
         return tree_sum(part(rows, X) for rows, X in samples.data.blocks())
 
@@ -446,19 +431,10 @@ class Loss:
         if not self._engine.is_native:
             return None
         ((_, X),) = samples.data.blocks()
-        objective = self._engine.kernels.objective(
-            self.__name__,
-            self._parameter or 0.0,
-            X,
-            samples.y,
-            samples.sample_weight,
-            samples.weight,
-            l2,
-            n_outputs,
-            kinds.b is not None,
-            len(kinds.w_shape) > 1,
-            self._response,
-        )
+        data = (X, samples.y, samples.sample_weight, samples.weight)
+        outputs = (n_outputs, kinds.b is not None, len(kinds.w_shape) > 1, self._response)
+        make = self._engine.kernels.objective
+        objective = make(*self._row_and_parameter, *data, l2, *outputs)
         return partial(self._engine.kernels.objective_method, objective)
 
     def _check_rows(self, op: str, samples: Samples, n_outputs: int) -> None:

@@ -302,18 +302,17 @@ class LinearObjective:
     def _value_and_grad(self, op: str, theta: npt.ArrayLike) -> tuple[float, Array]:
         theta = self._vector(op, theta)
         self._kept_for = None
-        both = self._by_chunks(op, self._model(theta))
-        if self._wants_curvature:
-            self._kept_for = theta.tobytes()
-        return both
+        model = self._model(theta)
 
-    def _by_chunks(self, op: str, model: Model) -> tuple[float, Array]:
         def part(i: int, where: str, samples: Samples) -> PartialSums:
             kept = self._buffer(i, samples) if self._wants_curvature else None
             return self._loss._sums(where, samples, model, "gradient", kept=kept)
 
         sums = tree_sum(part(i, *chunk) for i, chunk in enumerate(self._chunks(op)))
-        return self._finished(op, sums, model), self._gradient(op, sums, model)
+        both = self._finished(op, sums, model), self._gradient(op, sums, model)
+        if self._wants_curvature:
+            self._kept_for = theta.tobytes()
+        return both
 
     def _finished(self, op: str, sums: PartialSums, model: Model) -> float:
         by = divisor(op, "mean", sums.weight)
@@ -327,21 +326,14 @@ class LinearObjective:
         """Return the mean, and the penalty's part in it, as one vector."""
         by = divisor(op, "mean", sums.weight)
         with np.errstate(all="ignore"):
-            return self._penalised(sums.gw / by, sums.gb / by, at.w)
+            gw, gb = sums.gw / by, sums.gb / by
+            if self._l2 > 0:
+                gw += self._l2 * at.w
+        return np.concatenate([gw.ravel(), gb if self._kinds.b is not None else gb[:0]])
 
     def _penalty(self, w: Array) -> float:
         # Times an infinite parameter, 0 would be NaN.
         return 0.5 * self._l2 * float(np.vdot(w, w)) if self._l2 > 0 else 0.0
-
-    def _penalised(self, gw: Array, gb: Array | None, w: Array) -> Array:
-        """Return the gradient as one vector; `gw` is overwritten."""
-        if self._l2 > 0:
-            gw += self._l2 * w
-        gradient = np.empty(self.n_parameters)
-        gradient[: self._n_coefficients] = gw.ravel()
-        if self._kinds.b is not None:
-            gradient[self._n_coefficients :] = gb
-        return gradient
 
     def _vector(self, op: str, theta: npt.ArrayLike, name: str = "theta") -> Array:
         """Return a private copy of all parameters, or of a direction."""
