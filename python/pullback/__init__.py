@@ -22,11 +22,11 @@ their gradients in one pass over the data. Every primitive is an object that fol
 
 from __future__ import annotations
 
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from pullback import elementwise, jacobians, losses, products, reductions, reference
 from pullback.chain import Chain, arg, chain
-from pullback.check import GradCheck, check_grad
 from pullback.config import (
     backend,
     get_num_threads,
@@ -40,7 +40,6 @@ from pullback.config import (
 )
 from pullback.interop import threadpoolctl as _threadpoolctl
 from pullback.jacobians import Diagonal, Kronecker
-from pullback.objective import LinearObjective
 from pullback.partial import PartialSums
 from pullback.registry import Registry as _Registry
 from pullback.registry import attributes as _attributes
@@ -51,14 +50,22 @@ primitives: Final = _Registry.joined(
 _threadpoolctl.register()
 
 if TYPE_CHECKING:
+    from pullback.check import GradCheck, check_grad
+    from pullback.objective import LinearObjective
     from pullback.reference import *  # noqa: F403
 
     __version__: str
 else:
     _primitive = _attributes(globals(), primitives)
+    _modules = {"GradCheck": "check", "check_grad": "check", "LinearObjective": "objective"}
 
     def __getattr__(name: str) -> Any:
-        return _version() if name == "__version__" else _primitive(name)
+        if name == "__version__":
+            return _version()
+        if name in _modules:  # an import need not wait for them
+            module = _import_module(f"pullback.{_modules[name]}")
+            return globals().setdefault(name, getattr(module, name))
+        return _primitive(name)
 
 
 def __dir__() -> list[str]:
