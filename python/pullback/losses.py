@@ -410,7 +410,7 @@ class Loss:
             whole = n_rows == samples.n_samples
             weight = samples.weight if whole else n_rows if weights is None else np.sum(weights)
             gw, gb = (none if gradient is None else gradient for gradient in (gw, gb))
-            title, kinds = self._title, model.kinds
+            title, kinds = self._title, tuple(model.kinds)
             return PartialSums(loss, gw, gb, float(weight), n_rows, title, kinds)
 
         return tree_sum(part(rows, X) for rows, X in samples.data.blocks())
