@@ -18,7 +18,14 @@ std::optional<Storage> StorageOfArray(PyArrayObject* array);
 // such as a KeyboardInterrupt, would not come again, and stays.
 void LeaveToPython();
 
-enum class Strides : bool { kContiguous, kAny };
+// Python's int and float, which take the others' dtype.
+inline bool IsWeak(PyObject* object) {
+  return PyFloat_CheckExact(object) || PyLong_CheckExact(object);
+}
+
+// What a call's arrays have to be: contiguous, of any strides where nothing is converted, or as they
+// are, of any number type.
+enum class Strides : uint8_t { kContiguous, kAny, kAsStored };
 
 // Arrays of the dtype that the operands compute in together: bool, 8- and 16-bit integers and
 // float16 compute in float32, wider integers in float64, Python's int and float take the others'
@@ -36,8 +43,11 @@ class PlainOperands {
   PyArrayObject* operator[](size_t i) const { return arrays_[i]; }
   void* data(size_t i) const { return arrays_[i] == nullptr ? nullptr : PyArray_DATA(arrays_[i]); }
 
+  // Makes of a Python number an array of that shape. False with an exception set.
+  bool Fill(size_t i, int ndim, const npy_intp* shape);
+
  private:
-  bool Convert(PyObject* const* given);
+  bool Convert(PyObject* const* given, bool as_stored);
 
   DType dtype_ = DType::kFloat64;
   size_t count_ = 0;

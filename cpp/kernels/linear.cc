@@ -28,6 +28,7 @@ class Layer {
 
   Outcome Value(const Matrix& out);
   Outcome Vjp(const LinearCotangents& cotangents);
+  Outcome Tangent(const void* tbias, const Matrix& out);
 
  private:
   char* Row(const Matrix& matrix, size_t row) const {
@@ -63,15 +64,25 @@ class Layer {
     return run_.Tile(item, rows, {0, item.n}, {0, item.k}, shared);
   }
 
-  // kernel(in..., to) -> to, row by row where rows do not follow each other.
-  void Map(ElementwiseKernel kernel, const Matrix& to, const Matrix* g, Range rows) const {
+  // kernel(z), or kernel(z, t), into `to`, row by row where rows do not follow each other.
+  void Map(ElementwiseKernel kernel, const Matrix& z, const Matrix* t, const Matrix& to,
+           Range rows) const {
     const auto n = static_cast<ptrdiff_t>(layer_.n);
-    const bool whole = to.row == n && (g == nullptr || g->row == n);
+    const bool whole = z.row == n && to.row == n && (t == nullptr || t->row == n);
     const size_t step = whole ? std::max(rows.size(), size_t{1}) : 1;
     for (size_t row = rows.begin; row < rows.end; row += step) {
       void* const target = Row(to, row);
-      const void* const in[] = {target, g != nullptr ? Row(*g, row) : nullptr};
+      const void* const in[] = {Row(z, row), t != nullptr ? Row(*t, row) : nullptr};
       kernel(in, &target, step * layer_.n, 0);
+    }
+  }
+
+  // Adds the bias' tangent to rows of `to`.
+  template <typename T>
+  void AddRow(const void* tbias, const Matrix& to, Range rows) const {
+    for (size_t row = rows.begin; row < rows.end; ++row) {
+      T* const sum = reinterpret_cast<T*>(Row(to, row));
+      for (size_t j = 0; j < layer_.n; ++j) sum[j] += static_cast<const T*>(tbias)[j];
     }
   }
 
@@ -120,7 +131,7 @@ Outcome Layer::MakeAffine(const Matrix& to, FunctionRef<void(Range)> finish) {
 
 Outcome Layer::Value(const Matrix& out) {
   return MakeAffine(out, [&](Range rows) {
-    if (layer_.activation != nullptr) Map(Kernel(Method::kValue), out, nullptr, rows);
+    if (layer_.activation != nullptr) Map(Kernel(Method::kValue), out, nullptr, out, rows);
   });
 }
 
@@ -144,7 +155,7 @@ Outcome Layer::Vjp(const LinearCotangents& cotangents) {
 
   // What a block of rows needs once X W + b is there.
   const auto finish = [&](Range range) {
-    if (layer_.activation != nullptr) Map(Kernel(Method::kVjp), h, &cotangents.g, range);
+    if (layer_.activation != nullptr) Map(Kernel(Method::kVjp), h, &cotangents.g, h, range);
     if (cotangents.dbias != nullptr) {
       double* const sum = sums + range.begin / blocks_.block * n;
       std::fill(sum, sum + n, -0.0);
@@ -215,6 +226,29 @@ Outcome Layer::Vjp(const LinearCotangents& cotangents) {
   return outcome;
 }
 
+Outcome Layer::Tangent(const void* tbias, const Matrix& out) {
+  const auto add = [&](Range rows) {
+    if (tbias == nullptr) return;
+    if (layer_.dtype == DType::kFloat32) {
+      AddRow<float>(tbias, out, rows);
+    } else {
+      AddRow<double>(tbias, out, rows);
+    }
+  };
+  if (layer_.activation == nullptr) {
+    const bool done =
+        run_.For(blocks_.tasks, parallel_, [&](size_t block) { add(blocks_(block)); });
+    return done ? Outcome::kDone : Outcome::kInterrupted;
+  }
+  const Memory memory(layer_.rows * layer_.n * size_);
+  if (!memory) return Outcome::kOutOfMemory;
+  const Matrix z{memory.get(), static_cast<ptrdiff_t>(layer_.n), 1};
+  return MakeAffine(z, [&](Range rows) {
+    add(rows);
+    Map(Kernel(Method::kJvp), z, &out, out, rows);
+  });
+}
+
 // Not inlined: the caller guards the floating-point environment.
 HWY_NOINLINE Outcome RunValue(const LinearLayer& layer, const Matrix& out, Poll* poll) {
   return Layer(layer, poll).Value(out);
@@ -223,6 +257,11 @@ HWY_NOINLINE Outcome RunValue(const LinearLayer& layer, const Matrix& out, Poll*
 HWY_NOINLINE Outcome RunVjp(const LinearLayer& layer, const LinearCotangents& cotangents,
                             Poll* poll) {
   return Layer(layer, poll).Vjp(cotangents);
+}
+
+HWY_NOINLINE Outcome RunTangent(const LinearLayer& layer, const void* tbias, const Matrix& out,
+                                Poll* poll) {
+  return Layer(layer, poll).Tangent(tbias, out);
 }
 
 }  // namespace
@@ -235,6 +274,11 @@ Outcome LinearValue(const LinearLayer& layer, const Matrix& out, Poll* poll) {
 Outcome LinearVjp(const LinearLayer& layer, const LinearCotangents& cotangents, Poll* poll) {
   const KernelFpEnv fp_env(poll);
   return RunVjp(layer, cotangents, poll);
+}
+
+Outcome LinearTangent(const LinearLayer& layer, const void* tbias, const Matrix& out, Poll* poll) {
+  const KernelFpEnv fp_env(poll);
+  return RunTangent(layer, tbias, out, poll);
 }
 
 }  // namespace pullback

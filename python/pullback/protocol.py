@@ -34,6 +34,7 @@ __all__ = [
     "check_wrt",
     "converted",
     "deliver",
+    "is_weak",
     "kernel_dtype",
     "leaves",
     "method",
@@ -171,7 +172,7 @@ def kernel_dtype(op: str, name: str, dtype: npt.DTypeLike) -> np.dtype[Any]:
         ) from None
 
 
-def _is_weak(operand: object) -> bool:
+def is_weak(operand: object) -> bool:
     """Tell whether `operand` is a Python number that adapts to the others' dtype (NEP 50)."""
     return isinstance(operand, int | float) and not isinstance(operand, bool | np.generic)
 
@@ -201,7 +202,7 @@ def result_dtype(op: str, *operands: object, names: Sequence[str] = ()) -> np.dt
     kernels = {
         kernel_dtype(op, name, (o if type(o) is np.ndarray else as_array(op, name, o)).dtype)
         for name, o in zip(names or OPERANDS[len(operands)], operands, strict=True)
-        if not _is_weak(o)
+        if not is_weak(o)
     }
     return _FLOAT32 if kernels == {_FLOAT32} else _FLOAT64
 
@@ -210,7 +211,7 @@ def as_arrays(op: str, *operands: object, names: Sequence[str] = ()) -> tuple[Ar
     """Convert `operands` to arrays of their common `result_dtype`, copying only where needed."""
     names = names or OPERANDS[len(operands)]
     strong = [
-        o if type(o) is np.ndarray or _is_weak(o) else as_array(op, names[i], o)
+        o if type(o) is np.ndarray or is_weak(o) else as_array(op, names[i], o)
         for i, o in enumerate(operands)
     ]
     dtype = result_dtype(op, *strong, names=names)
@@ -243,7 +244,7 @@ def as_number(op: str, name: str, given: Any) -> float:
     TypeError
         If it is no real number, or an integer that float64 does not hold.
     """
-    array = converted(op, name, given, _FLOAT64) if _is_weak(given) else as_array(op, name, given)
+    array = converted(op, name, given, _FLOAT64) if is_weak(given) else as_array(op, name, given)
     kernel_dtype(op, name, array.dtype)
     if array.ndim != 0:
         raise TypeError(f"{op}: {name} must be a number, not {shown(given)}")
@@ -278,6 +279,8 @@ def tangents_of(
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Convert primals and tangents to one dtype; a None among them, which is zero, stays None.
 
+    A tangent that is a Python number fills its primal's shape.
+
     Parameters
     ----------
     op : str
@@ -301,7 +304,12 @@ def tangents_of(
     given = [(a, name) for a, name in given if a is not None]
     arrays = iter(aligned(op, *(a for a, _ in given), names=[name for _, name in given]))
     there: tuple[Any, ...] = tuple(None if a is None else next(arrays) for a in everything)
+    numbers = [is_weak(tangent) for tangent in tangents]
     primals, tangents = there[: len(primals)], there[len(primals) :]
+    tangents = tuple(
+        np.full(primal.shape, tangent) if is_number else tangent
+        for primal, tangent, is_number in zip(primals, tangents, numbers, strict=True)
+    )
     for primal, tangent, name, t_name in zip(primals, tangents, names, t_names, strict=True):
         if tangent is not None and tangent.shape != primal.shape:
             raise ValueError(f"{op}: {t_name} has shape {tangent.shape}, {name} has {primal.shape}")

@@ -15,7 +15,7 @@ from pullback.config import native
 from pullback.elementwise import Elementwise, make_elementwise
 from pullback.engine import ORACLE
 from pullback.jacobians import Diagonal
-from pullback.products import Linear, Product
+from pullback.products import Product
 from pullback.protocol import broadcast_shape, converted, result_dtype, shape_of, shown
 from pullback.reductions import Reduction
 from pullback.tables.elementwise import OPS, OpRow
@@ -97,8 +97,8 @@ class _Step(Part):
         self.options = options
         # Behind the operands stands a parameter, such as a norm's p: it has no derivative.
         n = len(op.row.operands) if isinstance(op, Reduction) else len(operands)
-        if isinstance(op, Linear) and n == 2:
-            self.operands += (None,)  # its derivatives want a bias, or None
+        if isinstance(op, Product) and op.row.optional and n == len(op.row.operands) - 1:
+            self.operands += (None,)  # its derivatives want that operand, or None
             n += 1
         self.differentiable = n
         self.places = tuple(k for k, operand in enumerate(operands) if operand is arg)
