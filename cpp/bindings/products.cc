@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <initializer_list>
 #include <memory>
 #include <new>
 #include <optional>
@@ -20,6 +19,8 @@
 #include "kernels/forms.h"
 #include "kernels/linear.h"
 #include "kernels/matmul.h"
+#include "runtime/kept_memory.h"
+#include "runtime/partition.h"
 
 namespace pullback {
 namespace {
@@ -104,19 +105,37 @@ struct Batch {
   }
 };
 
-size_t Ndim(PyArrayObject* array) { return static_cast<size_t>(PyArray_NDIM(array)); }
-
-// A stride in elements, which it is a whole number of; by shifts, since divisions take longer.
-ptrdiff_t InElements(PyArrayObject* array, ptrdiff_t bytes) {
-  return PyArray_ITEMSIZE(array) == sizeof(double) ? bytes / ptrdiff_t{sizeof(double)}
-                                                   : bytes / ptrdiff_t{sizeof(float)};
-}
-
-bool HasShape(PyArrayObject* array, size_t ndim, const npy_intp* shape) {
-  return Ndim(array) == ndim && std::equal(shape, shape + ndim, PyArray_DIMS(array));
-}
-
 // --- arrays as kernels see them ------------------------------------------------------------------
+
+// A stride that is whole elements; by shifts, since divisions take longer.
+ptrdiff_t InElements(npy_intp bytes, npy_intp item) {
+  return item == sizeof(double) ? bytes / ptrdiff_t{sizeof(double)}
+                                : bytes / ptrdiff_t{sizeof(float)};
+}
+
+// An array, or memory as one; strides in bytes. False where there is none.
+struct Strided {
+  char* data = nullptr;
+  size_t ndim = 0;
+  const npy_intp* shape = nullptr;
+  const npy_intp* stride = nullptr;
+  npy_intp item = 0;
+  PyArrayObject* array = nullptr;
+
+  explicit operator bool() const { return item != 0; }
+  npy_intp last() const { return shape[ndim - 1]; }
+  bool HasShape(size_t axes, const npy_intp* extents) const {
+    return ndim == axes && std::equal(extents, extents + axes, shape);
+  }
+  ptrdiff_t Step(size_t axis) const { return InElements(stride[axis], item); }
+};
+
+Strided AsStrided(PyArrayObject* array) {
+  if (array == nullptr) return {};
+  return {PyArray_BYTES(array),    static_cast<size_t>(PyArray_NDIM(array)),
+          PyArray_DIMS(array),     PyArray_STRIDES(array),
+          PyArray_ITEMSIZE(array), array};
+}
 
 // Which of the axes of a matrix an array ends in.
 enum Ends : unsigned { kInNone = 0, kInColumns = 1, kInRows = 2, kInBoth = 3 };
@@ -126,18 +145,18 @@ struct Matrices {
   char* data = nullptr;
   size_t rows = 1, cols = 1;
   ptrdiff_t row = 0, col = 0;
-  size_t axes = 0;                 // of the batch
-  size_t stack = 0;                // of which so many, or none, are the stack's
-  PyArrayObject* array = nullptr;  // whose first axes these are; null: one at most, as follows
-  npy_intp extent = 1;             // of the only one
+  size_t axes = 0;   // of the batch
+  size_t stack = 0;  // of which so many, or none, are the stack's
+  // Their extents, and strides in bytes of such an item; null for one at most, as follows.
+  const npy_intp* extents = nullptr;
+  const npy_intp* strides = nullptr;
+  npy_intp item = 0;
+  npy_intp extent = 1;
   ptrdiff_t stride = 0;
 
-  npy_intp Extent(size_t axis) const {
-    return array == nullptr ? extent : PyArray_DIM(array, static_cast<int>(axis));
-  }
+  npy_intp Extent(size_t axis) const { return extents == nullptr ? extent : extents[axis]; }
   ptrdiff_t Stride(size_t axis) const {
-    return array == nullptr ? stride
-                            : InElements(array, PyArray_STRIDE(array, static_cast<int>(axis)));
+    return extents == nullptr ? stride : InElements(strides[axis], item);
   }
 
   Matrices Transposed() const {
@@ -147,46 +166,47 @@ struct Matrices {
     return t;
   }
 
-  size_t StackSize() const { return axes == 0 ? 1 : static_cast<size_t>(extent); }
+  bool HasPlainRows() const { return rows == 0 || cols <= 1 || col == 1; }
 
-  // Those of one cotangent of the stack; of what has no array.
-  Matrix OfStack(size_t index, size_t item) const {
-    const ptrdiff_t elements = static_cast<ptrdiff_t>(index) * (axes == 0 ? 0 : stride);
-    return {data + elements * static_cast<ptrdiff_t>(item), row, col};
+  // One of a stack that is a single axis.
+  size_t StackSize() const { return axes == 0 ? 1 : static_cast<size_t>(extent); }
+  Matrix OfStack(size_t index) const {
+    return {data + static_cast<ptrdiff_t>(index) * stride * item, row, col};
   }
 };
 
-Matrices Seen(PyArrayObject* array, unsigned ends, size_t stack = 0) {
+Matrices Seen(const Strided& array, unsigned ends, size_t stack = 0) {
   Matrices x;
-  int axis = PyArray_NDIM(array);
+  size_t axis = array.ndim;
   // The stride of an axis of length 1 means nothing, and may be anything.
   const auto take = [&](size_t& n, ptrdiff_t& stride) {
-    n = static_cast<size_t>(PyArray_DIM(array, --axis));
-    if (n > 1) stride = InElements(array, PyArray_STRIDE(array, axis));
+    n = static_cast<size_t>(array.shape[--axis]);
+    if (n > 1) stride = array.Step(axis);
   };
   if ((ends & kInColumns) != 0) take(x.cols, x.col);
   if ((ends & kInRows) != 0) take(x.rows, x.row);
-  x.data = PyArray_BYTES(array);
-  x.axes = static_cast<size_t>(axis);
+  x.data = array.data;
+  x.axes = axis;
   x.stack = stack;
-  x.array = array;
+  x.extents = array.shape;
+  x.strides = array.stride;
+  x.item = array.item;
   return x;
 }
 
 // Axes as a single one; false where their strides do not allow that.
-bool Merge(PyArrayObject* array, size_t begin, size_t end, npy_intp& n, ptrdiff_t& stride) {
+bool Merge(const Strided& array, size_t begin, size_t end, npy_intp& n, ptrdiff_t& stride) {
   n = 1;
   stride = 0;
   for (size_t axis = end; axis-- > begin;) {
-    const npy_intp more = PyArray_DIM(array, static_cast<int>(axis));
-    const ptrdiff_t step = InElements(array, PyArray_STRIDE(array, static_cast<int>(axis)));
+    const npy_intp more = array.shape[axis];
     if (more == 0) {
       n = 0;
       return true;
     }
     if (more == 1) continue;
-    if (n > 1 && step != n * stride) return false;
-    if (n == 1) stride = step;
+    if (n > 1 && array.Step(axis) != n * stride) return false;
+    if (n == 1) stride = array.Step(axis);
     n *= more;
   }
   return true;
@@ -194,22 +214,47 @@ bool Merge(PyArrayObject* array, size_t begin, size_t end, npy_intp& n, ptrdiff_
 
 // The array as a stack of matrices: its stack as one axis, and all but its last axis, or all, as
 // rows. False where their strides do not allow that.
-bool Flatten(PyArrayObject* array, unsigned ends, size_t stack, Matrices& flat) {
-  const size_t end = Ndim(array) - (ends == kInColumns ? 1 : 0);
-  npy_intp rows, cols = 1;
-  if (!Merge(array, stack, end, rows, flat.row) ||
-      !Merge(array, end, Ndim(array), cols, flat.col) ||
+bool Flatten(const Strided& array, unsigned ends, size_t stack, Matrices& flat) {
+  const size_t end = array.ndim - (ends == kInColumns ? 1 : 0);
+  npy_intp rows, cols;
+  if (!Merge(array, stack, end, rows, flat.row) || !Merge(array, end, array.ndim, cols, flat.col) ||
       !Merge(array, 0, stack, flat.extent, flat.stride)) {
     return false;
   }
-  flat.data = PyArray_BYTES(array);
+  flat.data = array.data;
+  flat.item = array.item;
   flat.rows = static_cast<size_t>(rows);
   flat.cols = static_cast<size_t>(cols);
   flat.axes = flat.stack = stack > 0 ? 1 : 0;
   return true;
 }
 
-bool HasPlainRows(const Matrices& x) { return x.rows == 0 || x.cols <= 1 || x.col == 1; }
+// Memory for what comes in between: some at hand, and more where that is not enough.
+class Scratch {
+ public:
+  Scratch() {}
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() {
+    for (void* const memory : std::span(more_.data(), count_)) GiveMemory(memory);
+  }
+
+  // Uninitialised; nullptr where there is none.
+  void* Take(size_t bytes) {
+    bytes = RoundUp(bytes, kAlignment);
+    if (used_ + bytes <= kAtHand) return std::exchange(used_, used_ + bytes) + at_hand_;
+    void* const memory = count_ < kMost ? TakeMemory(bytes) : nullptr;
+    if (memory != nullptr) more_[count_++] = memory;
+    return memory;
+  }
+
+ private:
+  static constexpr size_t kAtHand = 1024, kAlignment = 64, kMost = 8;
+  alignas(kAlignment) char at_hand_[kAtHand];
+  size_t used_ = 0;
+  std::array<void*, kMost> more_;
+  size_t count_ = 0;
+};
 
 // --- products ------------------------------------------------------------------------------------
 
@@ -341,7 +386,7 @@ class Call {
     if (activation != nullptr && activation_ == nullptr) return false;
     if (!x_.Take(given, Arrays(operands, way_), Strides::kAny)) return false;
     for (size_t i = 0; i < x_.count(); ++i) {
-      if (x_[i] != nullptr && !HasWholeStrides(x_[i])) return false;
+      if (x_[i] != nullptr && !HasWholeStrides(AsStrided(x_[i]))) return false;
     }
     if (!BindOperands()) return false;
     bool any = way_ != Way::kJvp;
@@ -351,34 +396,36 @@ class Call {
     for (size_t i = operands; way_ == Way::kJvp && i < x_.count(); ++i) {
       if (x_[i] == nullptr) continue;
       any = true;
-      PyArrayObject* const primal = x_[i - operands];
-      if (primal == nullptr) return false;
-      const size_t ndim = Ndim(primal);
-      if (IsWeak(given[i]) && ndim > 0 && !Fill(i, ndim, PyArray_DIMS(primal))) return false;
-      if (!HasShape(x_[i], ndim, PyArray_DIMS(primal))) return false;
+      const Strided primal = AsStrided(x_[i - operands]);
+      if (!primal) return false;
+      if (IsWeak(given[i]) && primal.ndim > 0 && !Fill(i, primal.ndim, primal.shape)) return false;
+      if (!AsStrided(x_[i]).HasShape(primal.ndim, primal.shape)) return false;
     }
     return any && (way_ != Way::kValueAndGrad || ndim_ == 0);
   }
 
   // Finds room for the results. False, perhaps with an exception set, where Python has to look at
-  // what is given: null and None are new arrays.
-  bool Place(PyObject* const* given) {
-    if (way_ != Way::kVjp && !PlaceOne(kResult, ndim_, shape_.data(), given[0])) return false;
+  // what is given: null and None are new arrays. Python has seen to it that those that it `checked`
+  // lie apart.
+  bool Place(PyObject* const* given, bool checked) {
+    checked_ = checked;
+    if (way_ != Way::kVjp && !PlaceResult(given[0])) return false;
     if (way_ == Way::kValue || way_ == Way::kJvp) return true;
     bool any = false;
     for (size_t i = 0; i < wrt_.count; ++i) {
       const size_t k = wrt_.operands[i];
       PyObject* const out = given[way_ == Way::kVjp ? i : i + 1];
-      if (x_[k] == nullptr) {
+      const Strided operand = AsStrided(x_[k]);
+      if (!operand) {
         if (out != nullptr && out != Py_None) return false;
         continue;
       }
       any = true;
       std::array<npy_intp, NPY_MAXDIMS> shape;
-      const size_t ndim = batch_.stack + Ndim(x_[k]);
+      const size_t ndim = batch_.stack + operand.ndim;
       if (ndim > NPY_MAXDIMS) return false;
       std::copy_n(batch_.extent.begin(), batch_.stack, shape.begin());
-      std::copy_n(PyArray_DIMS(x_[k]), Ndim(x_[k]), shape.data() + batch_.stack);
+      std::copy_n(operand.shape, operand.ndim, shape.data() + batch_.stack);
       if (!PlaceOne(k, ndim, shape.data(), out)) return false;
     }
     return any;
@@ -405,10 +452,11 @@ class Call {
     }
   }
 
-  // The value or the tangent, a new one without axes as a scalar.
+  // The value or the tangent, a new one without axes as a scalar. Once.
   PyObject* Result() {
-    Ref& result = outs_[kResult];
-    return given_[kResult] ? Py_NewRef(result.get()) : PyArray_Return(AsArray(result.release()));
+    if (outs_[kResult]) return outs_[kResult].release();
+    const Ref descr(reinterpret_cast<PyObject*>(PyArray_DescrFromType(TypeNumber(dtype()))));
+    return PyArray_Scalar(number_, reinterpret_cast<PyArray_Descr*>(descr.get()), nullptr);
   }
 
   PyObject* Cotangents() const {
@@ -422,12 +470,18 @@ class Call {
   DType dtype() const { return x_.dtype(); }
   const Batch& batch() const { return batch_; }
   const OpKernels* activation() const { return activation_; }
-  PyArrayObject* operand(size_t i) const { return x_[i]; }
-  PyArrayObject* tangent(size_t i) const { return x_[rule_.operands + i]; }
-  PyArrayObject* cotangent() const { return x_[rule_.operands]; }
-  // Null where it is not wanted.
-  PyArrayObject* result() const { return AsArray(outs_[kResult].get()); }
-  PyArrayObject* out(size_t i) const { return AsArray(outs_[i].get()); }
+  Strided operand(size_t i) const { return AsStrided(x_[i]); }
+  Strided tangent(size_t i) const { return AsStrided(x_[rule_.operands + i]); }
+  Strided cotangent() const { return AsStrided(x_[rule_.operands]); }
+  Strided result() const { return result_; }
+  Strided out(size_t i) const { return AsStrided(AsArray(outs_[i].get())); }  // if it is wanted
+
+  // Whether vectors repeat along the batch.
+  bool Repeats(const Strided& vectors) const {
+    const size_t axes = batch_.axes - batch_.stack;
+    return vectors.ndim != axes + 1 ||
+           !std::equal(vectors.shape, vectors.shape + axes, batch_.extent.data() + batch_.stack);
+  }
 
   // The stack of cotangents as one axis.
   Batch FlatStack() const {
@@ -440,38 +494,47 @@ class Call {
     return flat;
   }
 
-  // An array for what comes in between: its batch, that of another array without so many of its
-  // axes, and the last axes.
-  PyArrayObject* New(std::initializer_list<npy_intp> last, PyArrayObject* like = nullptr,
-                     size_t less = 0, bool stacked = false) {
-    std::array<npy_intp, NPY_MAXDIMS> shape;
-    npy_intp* end = shape.data();
-    if (stacked) end = std::copy_n(batch_.extent.begin(), batch_.stack, end);
-    if (like != nullptr) end = std::copy_n(PyArray_DIMS(like), Ndim(like) - less, end);
-    if (static_cast<size_t>(end - shape.data()) + last.size() > NPY_MAXDIMS) throw Raised();
-    end = std::copy(last.begin(), last.end(), end);
-    return Keep(NewArray(static_cast<int>(end - shape.data()), shape.data(), dtype()));
+  // An array for what comes in between, in C order: the stack's axes if it is `stacked`, the batch
+  // of vectors, and a last axis.
+  Strided New(const Strided& vectors, npy_intp last, bool stacked = false) {
+    const size_t stack = stacked ? batch_.stack : 0, ndim = stack + vectors.ndim;
+    auto* const shape = static_cast<npy_intp*>(Take(2 * ndim * sizeof(npy_intp)));
+    npy_intp* const stride = shape + ndim;
+    std::copy_n(batch_.extent.begin(), stack, shape);
+    std::copy_n(vectors.shape, vectors.ndim - 1, shape + stack);
+    shape[ndim - 1] = last;
+    npy_intp bytes = vectors.item;
+    for (size_t axis = ndim; axis-- > 0;) {
+      stride[axis] = bytes;
+      bytes *= shape[axis];
+    }
+    return {static_cast<char*>(Take(static_cast<size_t>(bytes))),
+            ndim,
+            shape,
+            stride,
+            vectors.item,
+            nullptr};
   }
 
   // An array as a stack of matrices with rows of its last axis; a copy where its strides, or rows
   // that have to be `plain`, do not allow that.
-  Matrices From(PyArrayObject* array, bool plain = false, unsigned ends = kInColumns,
+  Matrices From(const Strided& array, bool plain = false, unsigned ends = kInColumns,
                 size_t stack = 0) {
     Matrices flat;
-    if (!Flatten(array, ends, stack, flat) || (plain && !HasPlainRows(flat))) {
-      Flatten(Keep(PyArray_NewCopy(array, NPY_CORDER)), ends, stack, flat);
+    if (!Flatten(array, ends, stack, flat) || (plain && !flat.HasPlainRows())) {
+      Flatten(Keep(PyArray_NewCopy(array.array, NPY_CORDER)), ends, stack, flat);
     }
     if (plain) flat.col = 1;
     return flat;
   }
 
   // The same of an output, which is written once all is computed where it takes a copy.
-  Matrices To(PyArrayObject* array, bool plain = false, unsigned ends = kInColumns,
+  Matrices To(const Strided& array, bool plain = false, unsigned ends = kInColumns,
               size_t stack = 0) {
     Matrices flat;
-    if (!Flatten(array, ends, stack, flat) || (plain && !HasPlainRows(flat))) {
-      PyArrayObject* const copy = Keep(NewArray(PyArray_NDIM(array), PyArray_DIMS(array), dtype()));
-      copies_[copy_count_++] = {copy, array};
+    if (!Flatten(array, ends, stack, flat) || (plain && !flat.HasPlainRows())) {
+      const Strided copy = Keep(NewArray(static_cast<int>(array.ndim), array.shape, dtype()));
+      copies_[copy_count_++] = {copy.array, array.array};
       Flatten(copy, ends, stack, flat);
     }
     if (plain) flat.col = 1;
@@ -480,14 +543,11 @@ class Call {
 
  private:
   static constexpr size_t kResult = kMostOperands;
-  static constexpr size_t kMostKept = 16;
+  static constexpr size_t kMostKept = 8;
 
-  static bool HasWholeStrides(PyArrayObject* array) {
-    for (int axis = 0; axis < PyArray_NDIM(array); ++axis) {
-      if (PyArray_DIM(array, axis) > 1 &&
-          (PyArray_STRIDE(array, axis) & (PyArray_ITEMSIZE(array) - 1)) != 0) {
-        return false;
-      }
+  static bool HasWholeStrides(const Strided& array) {
+    for (size_t axis = 0; axis < array.ndim; ++axis) {
+      if (array.shape[axis] > 1 && (array.stride[axis] & (array.item - 1)) != 0) return false;
     }
     return true;
   }
@@ -502,25 +562,25 @@ class Call {
     std::array<npy_intp, 26> extents;
     extents.fill(kUnknown);
     for (size_t i = 0; i < rule_.operands; ++i) {
-      PyArrayObject* const array = x_[i];
-      if (array == nullptr) {
+      const Strided array = AsStrided(x_[i]);
+      if (!array) {
         if (i != row_.may_lack) return false;
         continue;
       }
       const Axes& axes = rule_.groups[i];
-      const bool lacks = Ndim(array) < axes.count;
+      const bool lacks = array.ndim < axes.count;
       size_t count = 0;
       for (size_t k = 0; k < axes.count; ++k) count += lacks && axes.may_lack[k] ? 0 : 1;
-      if (Ndim(array) < count || ((lacks || !axes.batch) && Ndim(array) != count)) return false;
-      const size_t before = Ndim(array) - count;
-      const npy_intp* dim = PyArray_DIMS(array) + before;
+      if (array.ndim < count || ((lacks || !axes.batch) && array.ndim != count)) return false;
+      const size_t before = array.ndim - count;
+      const npy_intp* dim = array.shape + before;
       for (size_t k = 0; k < axes.count; ++k) {
         if (lacks && axes.may_lack[k]) continue;
         npy_intp& extent = extents[static_cast<size_t>(axes.letter[k] - 'a')];
         if (extent != kUnknown && extent != *dim) return false;
         extent = *dim++;
       }
-      if (!batch_.Broadcast(PyArray_DIMS(array), before)) return false;
+      if (!batch_.Broadcast(array.shape, before)) return false;
     }
     const Axes& axes = rule_.result();
     ndim_ = batch_.axes;
@@ -535,11 +595,21 @@ class Call {
   bool BindCotangent(PyObject* given) {
     const size_t i = rule_.operands;
     if (IsWeak(given) && ndim_ > 0 && !Fill(i, ndim_, shape_.data())) return false;
-    const size_t ndim = Ndim(x_[i]);
-    if (ndim < ndim_) return false;
-    const npy_intp* const shape = PyArray_DIMS(x_[i]);
-    return std::equal(shape_.data(), shape_.data() + ndim_, shape + (ndim - ndim_)) &&
-           batch_.Stack(shape, ndim - ndim_);
+    const Strided g = AsStrided(x_[i]);
+    if (g.ndim < ndim_) return false;
+    const size_t stack = g.ndim - ndim_;
+    return std::equal(shape_.data(), shape_.data() + ndim_, g.shape + stack) &&
+           batch_.Stack(g.shape, stack);
+  }
+
+  bool PlaceResult(PyObject* given) {
+    if (ndim_ == 0 && (given == nullptr || given == Py_None)) {
+      result_ = {number_, 0, nullptr, nullptr, static_cast<npy_intp>(ItemSize(dtype())), nullptr};
+      return true;
+    }
+    if (!PlaceOne(kResult, ndim_, shape_.data(), given)) return false;
+    result_ = AsStrided(AsArray(outs_[kResult].get()));
+    return true;
   }
 
   bool PlaceOne(size_t i, size_t ndim, const npy_intp* shape, PyObject* given) {
@@ -549,25 +619,37 @@ class Call {
     }
     if (KernelArray(given) != dtype()) return false;
     PyArrayObject* const array = AsArray(given);
-    if (!HasShape(array, ndim, shape) || !PyArray_ISWRITEABLE(array) || !ElementsApart(array) ||
-        !HasWholeStrides(array)) {
+    const Strided out = AsStrided(array);
+    if (!out.HasShape(ndim, shape) || !PyArray_ISWRITEABLE(array) || !HasWholeStrides(out)) {
       return false;
     }
-    for (size_t k = 0; k < x_.count(); ++k) {
-      if (x_[k] != nullptr && Overlap(array, x_[k])) return false;
-    }
-    for (size_t k = 0; k <= kResult; ++k) {
-      if (given_[k] && Overlap(array, AsArray(outs_[k].get()))) return false;
-    }
+    if (!checked_ && !LiesApart(array)) return false;
     outs_[i] = Ref(Py_NewRef(given));
     given_[i] = true;
     return true;
   }
 
-  PyArrayObject* Keep(PyObject* array) {
+  // Whether an output meets neither itself, nor an operand, nor another output.
+  bool LiesApart(PyArrayObject* out) const {
+    for (size_t k = 0; k < x_.count(); ++k) {
+      if (x_[k] != nullptr && Overlap(out, x_[k])) return false;
+    }
+    for (size_t k = 0; k <= kResult; ++k) {
+      if (given_[k] && Overlap(out, AsArray(outs_[k].get()))) return false;
+    }
+    return ElementsApart(out);
+  }
+
+  Strided Keep(PyObject* array) {
     if (array == nullptr) throw Raised();
     kept_[kept_count_] = Ref(array);
-    return AsArray(kept_[kept_count_++].get());
+    return AsStrided(AsArray(kept_[kept_count_++].get()));
+  }
+
+  void* Take(size_t bytes) {
+    void* const memory = scratch_.Take(bytes);
+    if (memory == nullptr) throw std::bad_alloc();
+    return memory;
   }
 
   const ProductRow& row_;
@@ -581,6 +663,10 @@ class Call {
   std::array<npy_intp, NPY_MAXDIMS + 2> shape_;
   std::array<Ref, kMostOperands + 1> outs_;
   std::array<bool, kMostOperands + 1> given_{};
+  bool checked_ = false;
+  Strided result_;
+  alignas(double) char number_[sizeof(double)];  // a new result without axes
+  Scratch scratch_;
   std::array<Ref, kMostKept> kept_;
   size_t kept_count_ = 0;
   std::array<std::pair<PyArrayObject*, PyArrayObject*>, kMostOperands + 1> copies_;
@@ -590,17 +676,17 @@ class Call {
 // --- matmul --------------------------------------------------------------------------------------
 
 // One-dimensional operands are a row on the left and a column on the right.
-Matrices Left(const Call& call, PyArrayObject* array, size_t stack = 0) {
-  return Seen(array, Ndim(call.operand(0)) > 1 ? kInBoth : kInColumns, stack);
+Matrices Left(const Call& call, const Strided& array, size_t stack = 0) {
+  return Seen(array, call.operand(0).ndim > 1 ? kInBoth : kInColumns, stack);
 }
 
-Matrices Right(const Call& call, PyArrayObject* array, size_t stack = 0) {
-  return Seen(array, Ndim(call.operand(1)) > 1 ? kInBoth : kInRows, stack);
+Matrices Right(const Call& call, const Strided& array, size_t stack = 0) {
+  return Seen(array, call.operand(1).ndim > 1 ? kInBoth : kInRows, stack);
 }
 
-Matrices OfProduct(const Call& call, PyArrayObject* array, size_t stack = 0) {
-  const unsigned rows = Ndim(call.operand(0)) > 1 ? kInRows : kInNone;
-  const unsigned columns = Ndim(call.operand(1)) > 1 ? kInColumns : kInNone;
+Matrices OfProduct(const Call& call, const Strided& array, size_t stack = 0) {
+  const unsigned rows = call.operand(0).ndim > 1 ? kInRows : kInNone;
+  const unsigned columns = call.operand(1).ndim > 1 ? kInColumns : kInNone;
   return Seen(array, rows | columns, stack);
 }
 
@@ -615,10 +701,10 @@ void MatmulVjp(Call& call) {
   const size_t stack = call.batch().stack;
   const Matrices g = OfProduct(call, call.cotangent(), stack);
   Products products(call.dtype(), call.batch());
-  if (PyArrayObject* const out = call.out(0)) {
+  if (const Strided out = call.out(0)) {
     products.Append(g, Right(call, call.operand(1)).Transposed(), Left(call, out, stack));
   }
-  if (PyArrayObject* const out = call.out(1)) {
+  if (const Strided out = call.out(1)) {
     products.Append(Left(call, call.operand(0)).Transposed(), g, Right(call, out, stack));
   }
   products.Run();
@@ -626,12 +712,12 @@ void MatmulVjp(Call& call) {
 
 void MatmulJvp(Call& call) {
   const Matrices out = OfProduct(call, call.result());
-  PyArrayObject* const tA = call.tangent(0);
-  PyArrayObject* const tB = call.tangent(1);
+  const Strided tA = call.tangent(0);
+  const Strided tB = call.tangent(1);
   Products products(call.dtype(), call.batch());
-  if (tA != nullptr) products.Append(Left(call, tA), Right(call, call.operand(1)), out);
-  if (tB != nullptr) {
-    products.Append(Left(call, call.operand(0)), Right(call, tB), out, tA != nullptr);
+  if (tA) products.Append(Left(call, tA), Right(call, call.operand(1)), out);
+  if (tB) {
+    products.Append(Left(call, call.operand(0)), Right(call, tB), out, static_cast<bool>(tA));
   }
   products.Run();
 }
@@ -641,9 +727,8 @@ void MatmulJvp(Call& call) {
 Matrix AsMatrix(const Matrices& x) { return {x.data, x.row, x.col}; }
 
 // All that is not a cotangent or a tangent.
-LinearLayer Layer(Call& call) {
-  const Matrices X = call.From(call.operand(0)), W = call.From(call.operand(1));
-  const bool biased = call.operand(2) != nullptr;
+LinearLayer Layer(Call& call, const Matrices& X, const Matrices& W) {
+  const bool biased = static_cast<bool>(call.operand(2));
   return {call.dtype(),
           X.rows,
           X.cols,
@@ -654,6 +739,10 @@ LinearLayer Layer(Call& call) {
           call.activation()};
 }
 
+LinearLayer Layer(Call& call) {
+  return Layer(call, call.From(call.operand(0)), call.From(call.operand(1)));
+}
+
 void LinearValueOf(Call& call) {
   const LinearLayer layer = Layer(call);
   const Matrix out = AsMatrix(call.To(call.result(), true));
@@ -662,40 +751,39 @@ void LinearValueOf(Call& call) {
 
 void LinearVjpOf(Call& call) {
   const LinearLayer layer = Layer(call);
-  const size_t stack = call.batch().stack, item = ItemSize(call.dtype());
+  const size_t stack = call.batch().stack;
   const Matrices g = call.From(call.cotangent(), true, kInColumns, stack);
   std::array<Matrices, 3> outs;
   for (size_t i = 0; i < 3; ++i) {
-    if (call.out(i) != nullptr) outs[i] = call.To(call.out(i), i == 2, kInColumns, stack);
+    if (call.out(i)) outs[i] = call.To(call.out(i), i == 2, kInColumns, stack);
   }
   // With X W + b anew for each cotangent: what is there for one is gone from the cache.
   for (size_t s = 0; s < g.StackSize(); ++s) {
     std::array<Matrix, 3> to{};
     for (size_t i = 0; i < 3; ++i) {
-      if (outs[i].data != nullptr) to[i] = outs[i].OfStack(s, item);
+      if (outs[i].data != nullptr) to[i] = outs[i].OfStack(s);
     }
-    const LinearCotangents cotangents{g.OfStack(s, item), to[0], to[1], to[2].data};
+    const LinearCotangents cotangents{g.OfStack(s), to[0], to[1], to[2].data};
     Run(Multiplications(layer), [&](Poll* poll) { return LinearVjp(layer, cotangents, poll); });
   }
 }
 
 void LinearJvpOf(Call& call) {
-  const LinearLayer layer = Layer(call);
   const Matrices out = call.To(call.result(), true);
   Matrices X = call.From(call.operand(0)), W = call.From(call.operand(1));
-  PyArrayObject* const tX = call.tangent(0);
-  PyArrayObject* const tW = call.tangent(1);
+  const LinearLayer layer = Layer(call, X, W);
+  const Strided tX = call.tangent(0);
+  const Strided tW = call.tangent(1);
   const Batch none;
   Products products(call.dtype(), none);
-  if (tX != nullptr) products.Append(call.From(tX), W, out);
-  if (tW != nullptr) products.Append(X, call.From(tW), out, tX != nullptr);
-  if (tX == nullptr && tW == nullptr) {  // sums of no terms
+  if (tX) products.Append(call.From(tX), W, out);
+  if (tW) products.Append(X, call.From(tW), out, static_cast<bool>(tX));
+  if (!tX && !tW) {  // sums of no terms
     X.cols = W.rows = 0;
     products.Append(X, W, out);
   }
   products.Run();
-  const void* const tb =
-      call.tangent(2) != nullptr ? call.From(call.tangent(2), true).data : nullptr;
+  const void* const tb = call.tangent(2) ? call.From(call.tangent(2), true).data : nullptr;
   if (tb == nullptr && layer.activation == nullptr) return;
   Run(Multiplications(layer),
       [&](Poll* poll) { return LinearTangent(layer, tb, AsMatrix(out), poll); });
@@ -703,42 +791,30 @@ void LinearJvpOf(Call& call) {
 
 // --- forms ---------------------------------------------------------------------------------------
 
-npy_intp Last(PyArrayObject* array) { return PyArray_DIM(array, PyArray_NDIM(array) - 1); }
-
 // to[s, i] = g[s, i] * from[i], for rows.
 void Scale(Call& call, const Matrices& g, const Matrices& from, const Matrices& to) {
   // The cotangents of a stack are rows of numbers.
-  const RowScaling scaling{call.dtype(),
-                           g.StackSize(),
-                           from.rows,
-                           from.cols,
-                           {g.data, g.axes == 0 ? 0 : g.stride, g.row},
-                           AsMatrix(from),
-                           AsMatrix(to),
-                           to.axes == 0 ? 0 : to.stride};
+  const RowScaling scaling{
+      call.dtype(),   g.StackSize(), from.rows, from.cols, {g.data, g.stride, g.row},
+      AsMatrix(from), AsMatrix(to),  to.stride};
   Run(static_cast<double>(scaling.count * scaling.rows) * static_cast<double>(scaling.cols),
       [&](Poll* poll) { return ScaleRows(scaling, poll); });
 }
 
-// The value and, where wanted, the gradients by both vectors, or their sum where both are one
-// array: in one pass over the matrix.
-void OnePass(Call& call, PyArrayObject* u, PyArrayObject* X, PyArrayObject* v, PyArrayObject* by_u,
-             PyArrayObject* by_v) {
+// The value and, where wanted, the gradients by both vectors, or their sum as one: in one pass over
+// the matrix.
+void OnePass(Call& call, Strided u, const Strided& X, Strided v, Strided by_u, Strided by_v) {
   Matrices matrix = Seen(X, kInBoth);
-  if (!HasPlainRows(matrix)) {
-    if (HasPlainRows(matrix.Transposed())) {
-      matrix = matrix.Transposed();
-      std::swap(u, v);
-      std::swap(by_u, by_v);
-    } else {
-      matrix = call.From(X, true);
-    }
+  if (!matrix.HasPlainRows() && matrix.Transposed().HasPlainRows()) {
+    matrix = matrix.Transposed();
+    std::swap(u, v);
+    std::swap(by_u, by_v);
+  } else {
+    matrix = call.From(X, true);
   }
-  const auto place = [&](PyArrayObject* out) -> void* {
-    return out == nullptr ? nullptr : call.To(out, true).data;
-  };
+  const auto place = [&](const Strided& out) { return out ? call.To(out, true).data : nullptr; };
   void* const to_u = place(by_u);
-  void* const to_v = by_v == by_u ? to_u : place(by_v);
+  void* const to_v = by_v.array == by_u.array ? to_u : place(by_v);
   const BilinearForm form{call.dtype(),
                           matrix.rows,
                           matrix.cols,
@@ -746,14 +822,13 @@ void OnePass(Call& call, PyArrayObject* u, PyArrayObject* X, PyArrayObject* v, P
                           matrix.row,
                           call.From(u, true).data,
                           call.From(v, true).data};
-  void* const value = PyArray_DATA(call.result());
   Run(static_cast<double>(form.rows) * static_cast<double>(form.cols),
-      [&](Poll* poll) { return BilinearGradients(form, value, to_u, to_v, poll); });
+      [&](Poll* poll) { return BilinearGradients(form, call.result().data, to_u, to_v, poll); });
 }
 
 // out = u v^T, for vectors.
-void Outer(Call& call, PyArrayObject* u, PyArrayObject* v, PyArrayObject* out) {
-  if (out == nullptr) return;
+void Outer(Call& call, const Strided& u, const Strided& v, const Strided& out) {
+  if (!out) return;
   Products products(call.dtype(), call.batch());
   products.Append(Seen(u, kInRows), Seen(v, kInColumns), Seen(out, kInBoth));
   products.Run();
@@ -766,23 +841,21 @@ class Forms {
       : call_(call), products_(call.dtype(), none_), dots_(call.dtype(), call.batch()) {}
 
   // u^T X v, where X meets the fewer vectors.
-  void Append(PyArrayObject* u, PyArrayObject* X, PyArrayObject* v) {
-    const auto count = [](PyArrayObject* x) {
-      return PyArray_MultiplyList(PyArray_DIMS(x), PyArray_NDIM(x) - 1);
+  void Append(const Strided& u, const Strided& X, const Strided& v) {
+    const auto count = [](const Strided& x) {
+      return PyArray_MultiplyList(x.shape, static_cast<int>(x.ndim) - 1);
     };
-    Matrices matrix = Seen(X, kInBoth);
-    if (count(u) >= count(v)) {
-      std::swap(u, v);
-      matrix = matrix.Transposed();
+    const Matrices matrix = Seen(X, kInBoth);
+    if (count(u) < count(v)) {
+      Append(u, matrix, v);
+    } else {
+      Append(v, matrix.Transposed(), u);
     }
-    PyArrayObject* const moved = call_.New({static_cast<npy_intp>(matrix.cols)}, u, 1);
-    products_.Append(call_.From(u), matrix, call_.From(moved));
-    AppendDots(moved, v);
   }
 
   // t^T (A + A^T) x.
-  void AppendBothWays(PyArrayObject* x, PyArrayObject* A, PyArrayObject* t) {
-    PyArrayObject* const moved = call_.New({Last(x)}, x, 1);
+  void AppendBothWays(const Strided& x, const Strided& A, const Strided& t) {
+    const Strided moved = call_.New(x, x.last());
     BothWays(call_.From(x), Seen(A, kInBoth), call_.From(moved), products_);
     AppendDots(moved, t);
   }
@@ -800,7 +873,13 @@ class Forms {
   }
 
  private:
-  void AppendDots(PyArrayObject* left, PyArrayObject* right) {
+  void Append(const Strided& vectors, const Matrices& matrix, const Strided& others) {
+    const Strided moved = call_.New(vectors, static_cast<npy_intp>(matrix.cols));
+    products_.Append(call_.From(vectors), matrix, call_.From(moved));
+    AppendDots(moved, others);
+  }
+
+  void AppendDots(const Strided& left, const Strided& right) {
     dots_.Append(Seen(left, kInColumns), Seen(right, kInRows), Seen(call_.result(), kInNone), add_);
     add_ = true;
   }
@@ -821,21 +900,21 @@ void QuadraticValue(Call& call) {
 
 void QuadraticVjp(Call& call) {
   const size_t stack = call.batch().stack;
-  PyArrayObject* const vectors = call.operand(0);
-  const npy_intp n = Last(vectors);
+  const Strided vectors = call.operand(0);
   const Matrices x = call.From(vectors), A = Seen(call.operand(1), kInBoth);
   const Matrices g = call.From(call.cotangent(), false, kInNone, stack);
-  if (call.out(0) != nullptr) {
+  if (call.out(0)) {
     const Matrices gx = call.To(call.out(0), false, kInColumns, stack);
-    const Matrices both = stack == 0 ? gx : call.From(call.New({n}, vectors, 1));
+    const Matrices both = stack == 0 ? gx : call.From(call.New(vectors, vectors.last()));
     const Batch none;
     Products moved(call.dtype(), none);
     Forms::BothWays(x, A, both, moved);
     moved.Run();
     Scale(call, g, both, gx);
   }
-  if (call.out(1) != nullptr) {
-    const Matrices gx = call.From(call.New({n}, vectors, 1, true), false, kInColumns, stack);
+  if (call.out(1)) {
+    const Strided weighted = call.New(vectors, vectors.last(), true);
+    const Matrices gx = call.From(weighted, false, kInColumns, stack);
     Scale(call, g, x, gx);
     const Batch batch = call.FlatStack();
     Products products(call.dtype(), batch);
@@ -845,15 +924,15 @@ void QuadraticVjp(Call& call) {
 }
 
 void QuadraticJvp(Call& call) {
-  PyArrayObject* const x = call.operand(0);
+  const Strided x = call.operand(0);
   Forms forms(call);
-  if (call.tangent(1) != nullptr) forms.Append(x, call.tangent(1), x);
-  if (call.tangent(0) != nullptr) forms.AppendBothWays(x, call.operand(1), call.tangent(0));
+  if (call.tangent(1)) forms.Append(x, call.tangent(1), x);
+  if (call.tangent(0)) forms.AppendBothWays(x, call.operand(1), call.tangent(0));
   forms.Run();
 }
 
 void QuadraticValueAndGrad(Call& call) {
-  PyArrayObject* const x = call.operand(0);
+  const Strided x = call.operand(0);
   OnePass(call, x, call.operand(1), x, call.out(0), call.out(0));
   Outer(call, x, x, call.out(1));
 }
@@ -867,14 +946,19 @@ void BilinearValue(Call& call) {
 }
 
 void BilinearVjp(Call& call) {
-  PyArrayObject* const u = call.operand(0);
-  PyArrayObject* const v = call.operand(2);
+  const Strided u = call.operand(0);
+  const Strided v = call.operand(2);
   const Matrices X = Seen(call.operand(1), kInBoth);
   const size_t stack = call.batch().stack;
   // The cotangents on the vectors of one side, summed to the batch of those of the other.
   Products weights(call.dtype(), call.batch());
-  const auto weighted = [&](PyArrayObject* vectors, PyArrayObject* others) {
-    PyArrayObject* const sums = call.New({Last(vectors)}, others, 1, true);
+  const auto weighted = [&](const Strided& vectors, const Strided& others) {
+    const Strided sums = call.New(others, vectors.last(), true);
+    if (!call.Repeats(vectors) && !call.Repeats(others)) {
+      const Matrices flat = call.From(sums, false, kInColumns, stack);
+      Scale(call, call.From(call.cotangent(), false, kInNone, stack), call.From(vectors), flat);
+      return flat;
+    }
     weights.Append(Seen(call.cotangent(), kInNone, stack), Seen(vectors, kInColumns),
                    Seen(sums, kInColumns, stack));
     return call.From(sums, false, kInColumns, stack);
@@ -882,12 +966,12 @@ void BilinearVjp(Call& call) {
   const auto to = [&](size_t i) { return call.To(call.out(i), false, kInColumns, stack); };
   const Batch batch = call.FlatStack();
   Products products(call.dtype(), batch);
-  if (call.out(0) != nullptr || call.out(1) != nullptr) {
+  if (call.out(0) || call.out(1)) {
     const Matrices gv = weighted(v, u);
-    if (call.out(0) != nullptr) products.Append(gv, X.Transposed(), to(0));
-    if (call.out(1) != nullptr) products.Append(call.From(u).Transposed(), gv, to(1));
+    if (call.out(0)) products.Append(gv, X.Transposed(), to(0));
+    if (call.out(1)) products.Append(call.From(u).Transposed(), gv, to(1));
   }
-  if (call.out(2) != nullptr) products.Append(weighted(u, v), X, to(2));
+  if (call.out(2)) products.Append(weighted(u, v), X, to(2));
   weights.Run();
   products.Run();
 }
@@ -895,8 +979,8 @@ void BilinearVjp(Call& call) {
 void BilinearJvp(Call& call) {
   Forms forms(call);
   for (size_t i = 0; i < 3; ++i) {
-    if (call.tangent(i) == nullptr) continue;
-    std::array<PyArrayObject*, 3> at{call.operand(0), call.operand(1), call.operand(2)};
+    if (!call.tangent(i)) continue;
+    std::array<Strided, 3> at{call.operand(0), call.operand(1), call.operand(2)};
     at[i] = call.tangent(i);
     forms.Append(at[0], at[1], at[2]);
   }
@@ -904,8 +988,8 @@ void BilinearJvp(Call& call) {
 }
 
 void BilinearValueAndGrad(Call& call) {
-  PyArrayObject* const u = call.operand(0);
-  PyArrayObject* const v = call.operand(2);
+  const Strided u = call.operand(0);
+  const Strided v = call.operand(2);
   OnePass(call, u, call.operand(1), v, call.out(0), call.out(2));
   Outer(call, u, v, call.out(1));
 }
@@ -968,7 +1052,7 @@ PyObject* ProductCall(const MethodEntry& own, const Arguments& args) {
     }
     std::copy_n(&PyTuple_GET_ITEM(out, 0), wrt->count, outs.begin());
   }
-  if (!call.Place(outs.data())) return nullptr;
+  if (!call.Place(outs.data(), false)) return nullptr;
   try {
     call.Compute();
   } catch (const Raised&) {
@@ -1018,7 +1102,7 @@ PyObject* ProductResults(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   if (!call.Take(&PyTuple_GET_ITEM(args[2], 0), args[3] == Py_None ? nullptr : args[3], *wrt)) {
     return refuse("arrays");
   }
-  if (!call.Place(&PyTuple_GET_ITEM(args[5], 0))) return refuse("outs");
+  if (!call.Place(&PyTuple_GET_ITEM(args[5], 0), true)) return refuse("outs");
   try {
     call.Compute();
   } catch (const Raised&) {
@@ -1027,7 +1111,8 @@ PyObject* ProductResults(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
     return PyErr_NoMemory();
   }
   if (!has_value) return call.Cotangents();
-  const Ref value(Py_NewRef(reinterpret_cast<PyObject*>(call.result())));
+  const Ref value(call.Result());
+  if (!value) return nullptr;
   if (!has_cotangents) return PyTuple_Pack(1, value.get());
   const Ref first(PyTuple_Pack(1, value.get())), rest(call.Cotangents());
   return first && rest ? PySequence_Concat(first.get(), rest.get()) : nullptr;
@@ -1057,7 +1142,9 @@ PyObject* NewProductMethod(const char* product, const char* method, PyObject* fa
       PyErr_Clear();
     } else if (PyDict_Check(defaults.get())) {
       PyObject* const wrt = PyDict_GetItemString(defaults.get(), "wrt");
-      if (wrt != nullptr) entry->wrt = Ref(Py_NewRef(wrt));
+      const bool all = wrt == nullptr || (PyUnicode_CheckExact(wrt) &&
+                                          PyUnicode_CompareWithASCIIString(wrt, "all") == 0);
+      if (!all) entry->wrt = Ref(Py_NewRef(wrt));
     }
   }
   return NewMethod(ProductCall, std::move(entry), fallback);

@@ -9,6 +9,7 @@
 #include <array>
 #include <atomic>
 #include <cstring>
+#include <optional>
 
 #include "kernels/blocks.h"
 #include "kernels/contraction.h"
@@ -145,13 +146,14 @@ void Layer::MergeBias(double* sums, void* to) const {
 Outcome Layer::Vjp(const LinearCotangents& cotangents) {
   // No structured binding, which no lambda may capture up to clang 15.
   const size_t rows = layer_.rows, k = layer_.k, n = layer_.n;
-  const Memory h_memory(layer_.activation != nullptr ? rows * n * size_ : 0);
-  const Memory sums_memory(cotangents.dbias != nullptr ? blocks_.tasks * n * sizeof(double) : 0);
-  if (!h_memory || !sums_memory) return Outcome::kOutOfMemory;
-  auto* const sums = reinterpret_cast<double*>(sums_memory.get());
+  const size_t of_h = layer_.activation != nullptr ? rows * n * size_ : 0;
+  const size_t of_sums = cotangents.dbias != nullptr ? blocks_.tasks * n * sizeof(double) : 0;
+  const Memory memory(RoundUp(of_h, Memory::kAlignment) + of_sums);
+  if (!memory) return Outcome::kOutOfMemory;
+  auto* const sums = reinterpret_cast<double*>(memory.get() + RoundUp(of_h, Memory::kAlignment));
   const Matrix h = layer_.activation == nullptr
                        ? cotangents.g
-                       : Matrix{h_memory.get(), static_cast<ptrdiff_t>(n), 1};
+                       : Matrix{memory.get(), static_cast<ptrdiff_t>(n), 1};
 
   // What a block of rows needs once X W + b is there.
   const auto finish = [&](Range range) {
@@ -200,10 +202,12 @@ Outcome Layer::Vjp(const LinearCotangents& cotangents) {
   if (count == 2 && run_.Walks(items[0], items[1])) {
     // X W + b, its activation, both products and the bias' sum: X, G and H are in the cache.
     const Item affine = Affine(h);
-    const Memory packed(layer_.activation != nullptr ? run_.SharedBytes(affine) : 0);
-    if (!packed) return Outcome::kOutOfMemory;
+    std::optional<Memory> packed;
     Shared shared;
-    if (layer_.activation != nullptr) shared = run_.Share(affine, packed.get());
+    if (layer_.activation != nullptr) {
+      if (!packed.emplace(run_.SharedBytes(affine))) return Outcome::kOutOfMemory;
+      shared = run_.Share(affine, packed->get());
+    }
     std::atomic<bool> failed = false;
     const auto make = [&](Range range) {
       if (layer_.activation != nullptr && !AffineRows(affine, range, shared)) failed = true;

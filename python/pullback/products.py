@@ -212,12 +212,12 @@ def _fit(op: str, row: ProductRow, operands: Sequence[Any]) -> Fit:
         raise misfit("the batches do not broadcast") from None
     result = *batch, *(extents[c][1] for c in of_result.letters if c in extents)
     check_axes(op, result)
-    if sum(axes.has_batch for axes in groups) == 1:
-        batches = [
-            (math.prod(own),) if axes.has_batch else () for own, axes in zip(batches, groups)
-        ]
-    else:
-        batches = [*with_room(3, *batches)]
+    own = [i for i, axes in enumerate(groups) if axes.has_batch]
+    if len(own) == 1:
+        batches[own[0]] = (math.prod(batch),)
+    else:  # with room for axes of matrices and of a stack
+        for i, few in zip(own, with_room(3, *(batches[i] for i in own)), strict=True):
+            batches[i] = few
 
     def core(axes: Axes) -> Shape:
         return tuple(extents.get(c, ("", 1))[1] for c in axes.letters)
