@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import DTYPES, assert_same_bits
-from protocol import twin_on
-from pullback.calculus import Matmul as Kernels
-from pullback.products import Matmul
+from pullback.oracle.products import product_results
 from pullback.reference import matmul
+from pullback.tables.products import PRODUCTS
 
 SHAPES = [
     ((3,), (3,)),
@@ -108,20 +107,36 @@ def test_adjoint_identity(shapes: Any, seed: int) -> None:
     assert np.sum(G * matmul.jvp(A, B, tA, tB)) == np.sum(dA * tA) + np.sum(dB * tB)
 
 
-def test_folded_sums_do_not_expand() -> None:
+class Recorded(np.ndarray):
+    """An array that notes down which shapes are multiplied."""
+
     seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
 
-    def product(A: Any, B: Any, out: Any) -> Any:
-        seen.append((A.shape, B.shape))
-        return np.matmul(A, B, out=out)
+    def __matmul__(self, other: Any) -> Any:
+        self.seen.append((self.shape, other.shape))
+        return super().__matmul__(other)
 
-    recorder = twin_on(Matmul, Kernels(product))
-    A, B, G = operands((5, 2, 3), (3, 4))
-    recorder.vjp(A, B, G)
-    assert seen == [((5, 2, 4), (4, 3)), ((3, 10), (10, 4))]
-    seen.clear()
-    recorder.vjp(*operands((1, 6, 2, 3), (5, 1, 3, 4)))
-    assert seen == [((6, 2, 20), (1, 20, 3)), ((1, 3, 12), (5, 12, 4))]
+    def __rmatmul__(self, other: Any) -> Any:
+        return other.view(Recorded) @ self
+
+
+def recorded(
+    name: str, method: str, arrays: Any, wrt: tuple[int, ...] = (0,), activation: Any = None
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return the shapes of the matrices that the oracle multiplies."""
+    Recorded.seen.clear()
+    given = tuple(None if a is None else a.view(Recorded) for a in arrays)
+    count = len(wrt) if method == "vjp" else 1 + len(wrt) * (method == "value_and_grad")
+    product_results(PRODUCTS[name], method, given, activation, wrt, (None,) * count)
+    return [*Recorded.seen]
+
+
+def test_folded_sums_do_not_expand() -> None:
+    for shapes, seen in (
+        (((5, 2, 3), (3, 4)), [((5, 2, 4), (4, 3)), ((3, 10), (10, 4))]),
+        (((1, 6, 2, 3), (5, 1, 3, 4)), [((6, 2, 20), (1, 20, 3)), ((1, 3, 12), (5, 12, 4))]),
+    ):
+        assert recorded("matmul", "vjp", operands(*shapes), (0, 1)) == seen
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -162,12 +177,12 @@ def test_dtypes() -> None:
 @pytest.mark.parametrize(
     ("a", "b", "why"),
     [
-        ((2, 3), (4, 5), "lengths 3 and 4"),
-        ((3,), (4,), "lengths 3 and 4"),
-        ((3,), (3, 4, 5), "lengths 3 and 4"),
-        ((2, 2, 3), (3, 3, 4), "batches do not broadcast"),
-        ((), (3,), "A needs at least one axis"),
-        ((3,), (), "B needs at least one axis"),
+        ((2, 3), (4, 5), "k is 3 in A, and 4 in B"),
+        ((3,), (4,), "k is 3 in A, and 4 in B"),
+        ((3,), (3, 4, 5), "k is 3 in A, and 4 in B"),
+        ((2, 2, 3), (3, 3, 4), "the batches do not broadcast"),
+        ((), (3,), r"A needs \(\.\.\., m\?, k\)"),
+        ((3,), (), r"B needs \(\.\.\., k, n\?\)"),
     ],
 )
 def test_shape_errors(a: tuple[int, ...], b: tuple[int, ...], why: str) -> None:

@@ -371,7 +371,10 @@ struct ProductRow {
 // Arguments that fit each other, and the outputs.
 class Call {
  public:
-  Call(const ProductRow& row, const ShapeRule& rule, Way way) : row_(row), rule_(rule), way_(way) {}
+  // `checked` says that Python has looked at the arguments: outputs lie apart, and a single vector
+  // may be a batch of one.
+  Call(const ProductRow& row, const ShapeRule& rule, Way way, bool checked)
+      : row_(row), rule_(rule), way_(way), checked_(checked) {}
 
   // How many arrays the method takes.
   static size_t Arrays(size_t operands, Way way) {
@@ -401,14 +404,15 @@ class Call {
       if (IsWeak(given[i]) && primal.ndim > 0 && !Fill(i, primal.ndim, primal.shape)) return false;
       if (!AsStrided(x_[i]).HasShape(primal.ndim, primal.shape)) return false;
     }
-    return any && (way_ != Way::kValueAndGrad || ndim_ == 0);
+    const bool is_one = checked_ ? std::all_of(shape_.data(), shape_.data() + ndim_,
+                                               [](npy_intp n) { return n == 1; })
+                                 : ndim_ == 0;
+    return any && (way_ != Way::kValueAndGrad || is_one);
   }
 
   // Finds room for the results. False, perhaps with an exception set, where Python has to look at
-  // what is given: null and None are new arrays. Python has seen to it that those that it `checked`
-  // lie apart.
-  bool Place(PyObject* const* given, bool checked) {
-    checked_ = checked;
+  // what is given: null and None are new arrays.
+  bool Place(PyObject* const* given) {
     if (way_ != Way::kVjp && !PlaceResult(given[0])) return false;
     if (way_ == Way::kValue || way_ == Way::kJvp) return true;
     bool any = false;
@@ -655,6 +659,7 @@ class Call {
   const ProductRow& row_;
   const ShapeRule& rule_;
   Way way_;
+  bool checked_;
   Wrt wrt_;
   const OpKernels* activation_ = nullptr;
   PlainOperands x_;
@@ -663,7 +668,6 @@ class Call {
   std::array<npy_intp, NPY_MAXDIMS + 2> shape_;
   std::array<Ref, kMostOperands + 1> outs_;
   std::array<bool, kMostOperands + 1> given_{};
-  bool checked_ = false;
   Strided result_;
   alignas(double) char number_[sizeof(double)];  // a new result without axes
   Scratch scratch_;
@@ -1042,7 +1046,7 @@ PyObject* ProductCall(const MethodEntry& own, const Arguments& args) {
   if (asked == nullptr) asked = entry.wrt.get();
   const std::optional<Wrt> wrt = entry.signature.ReadWrt(asked, entry.rule.operands);
   if (!wrt) return nullptr;
-  Call call(*entry.row, entry.rule, entry.way);
+  Call call(*entry.row, entry.rule, entry.way, false);
   if (!call.Take(args.data(), Given(args, entry.activation_at), *wrt)) return nullptr;
   PyObject* const out = Given(args, entry.out_at);
   std::array<PyObject*, kMostOperands + 1> outs{out};
@@ -1052,7 +1056,7 @@ PyObject* ProductCall(const MethodEntry& own, const Arguments& args) {
     }
     std::copy_n(&PyTuple_GET_ITEM(out, 0), wrt->count, outs.begin());
   }
-  if (!call.Place(outs.data(), false)) return nullptr;
+  if (!call.Place(outs.data())) return nullptr;
   try {
     call.Compute();
   } catch (const Raised&) {
@@ -1098,11 +1102,11 @@ PyObject* ProductResults(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   if (!holds(args[5], (has_value ? 1 : 0) + (has_cotangents ? wrt->count : 0))) {
     return refuse("outs");
   }
-  Call call(*row, rule, way);
+  Call call(*row, rule, way, true);
   if (!call.Take(&PyTuple_GET_ITEM(args[2], 0), args[3] == Py_None ? nullptr : args[3], *wrt)) {
     return refuse("arrays");
   }
-  if (!call.Place(&PyTuple_GET_ITEM(args[5], 0), true)) return refuse("outs");
+  if (!call.Place(&PyTuple_GET_ITEM(args[5], 0))) return refuse("outs");
   try {
     call.Compute();
   } catch (const Raised&) {

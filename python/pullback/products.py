@@ -362,12 +362,13 @@ class Product:
         if fit.result:
             listed = _listed(self.row, operands)
             raise ValueError(f"{op}: {listed}: only vectors without a batch are supported")
-        shapes = [operand.shape for operand in operands]
         outs = (None,) * (1 + len(asked.operands))
         value, *gradients = self._results(
-            "value_and_grad", operands, shapes, None, asked.operands, outs
+            "value_and_grad", operands, fit.seen, None, asked.operands, outs
         )
-        return value[()], asked.result(gradients)
+        shapes = (operands[i].shape for i in asked.operands)
+        shaped = [g.reshape(shape) for g, shape in zip(gradients, shapes, strict=True)]
+        return value.reshape(())[()], asked.result(shaped)
 
     def _jacobian(self, given: tuple[Any, ...], options: tuple[Any, ...]) -> tuple[Any, ...]:
         op = f"{self.row.name}.jacobian"

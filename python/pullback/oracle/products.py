@@ -50,10 +50,12 @@ def matmul(A: Array, B: Array) -> Array:
 def matmul_vjp(G: Array, A: Array, B: Array) -> Pulls:
     """Return G B^T and A^T G, each summed to the batch of its operand."""
     ndim = max(A.ndim, B.ndim)
+    stack = G.shape[: G.ndim - ndim]
 
     def summed(left: Array, right: Array, operand: Array) -> Array:
-        shape = (*G.shape[: G.ndim - ndim], *(1,) * (ndim - operand.ndim), *operand.shape)
-        return summed_product(left, right, shape)
+        lacking = (1,) * (ndim - operand.ndim)
+        shape = (*stack, *operand.shape)
+        return summed_product(left, right, (*stack, *lacking, *operand.shape)).reshape(shape)
 
     return lambda: summed(G, B.mT, A), lambda: summed(A.mT, G, B)
 
@@ -164,7 +166,8 @@ def bilinear_form_vjp(g: Array, u: Array, X: Array, v: Array) -> Pulls:
         """Return g times vectors, summed to the batch of the operand on the other side."""
         own, n = operand.shape[:-1], vectors.shape[-1]
         if own == batch:
-            return np.asarray(g[..., np.newaxis] * vectors)
+            plain: Array = g[..., np.newaxis] * vectors
+            return plain
         shape = (*stack, *(1,) * (ndim - len(own)), *own, 1, n)
         rows = vectors[..., np.newaxis, :]
         total = summed_product(g[..., np.newaxis, np.newaxis], rows, shape)

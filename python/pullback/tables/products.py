@@ -62,7 +62,9 @@ _ROWS: Final = (
             "jvp": "`tA @ B + A @ tB`",
             "jacobian": "two `Kronecker`: `I (x) B.T` and `A (x) I`",
         },
-        value=products.matmul, vjp=products.matmul_vjp, jvp=products.matmul_jvp,
+        value=products.matmul,
+        vjp=products.matmul_vjp,
+        jvp=products.matmul_jvp,
         source="<G, dA B + A dB> = <G B^T, dA> + <A^T G, dB>"),
 
     ProductRow(name="linear", summary="Linear layer: a product, a bias, an activation",
@@ -84,7 +86,9 @@ _ROWS: Final = (
             "jvp": "`f.jvp(Z, tX @ W + X @ tW + tb)`",
             "jacobian": "`f'(Z)` times `I (x) W.T`, `X (x) I`, a `Broadcast`",
         },
-        value=products.linear, vjp=products.linear_vjp, jvp=products.linear_jvp,
+        value=products.linear,
+        vjp=products.linear_vjp,
+        jvp=products.linear_jvp,
         source="chain rule, with Z = X @ W + b and f the activation"),
 
     ProductRow(name="quadratic_form", summary="Quadratic form, of each vector of a batch",
@@ -103,7 +107,9 @@ _ROWS: Final = (
             "value_and_grad": "`(x^T A x, (A + A^T) x)`, for one `x`",
             "jacobian": "two `Kronecker`, one row for each `x`",
         },
-        value=products.quadratic_form, vjp=products.quadratic_form_vjp, jvp=products.quadratic_form_jvp,
+        value=products.quadratic_form,
+        vjp=products.quadratic_form_vjp,
+        jvp=products.quadratic_form_jvp,
         source="product rule"),
 
     ProductRow(name="bilinear_form", summary="Bilinear form, of each pair of vectors of a batch",
@@ -122,7 +128,9 @@ _ROWS: Final = (
             "value_and_grad": "`(u^T X v, (X v, u v^T, X^T u))`, for one `u` and `v`",
             "jacobian": "three `Kronecker`, one row for each `u` and `v`",
         },
-        value=products.bilinear_form, vjp=products.bilinear_form_vjp, jvp=products.bilinear_form_jvp,
+        value=products.bilinear_form,
+        vjp=products.bilinear_form_vjp,
+        jvp=products.bilinear_form_jvp,
         source="product rule"),
 )
 # fmt: on
