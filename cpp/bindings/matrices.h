@@ -95,8 +95,8 @@ struct Matrices {
   }
 };
 
-inline Matrices Seen(const Strided& array, unsigned ends, size_t stack = 0) {
-  Matrices x;
+// Sets all but the axes; returns how many there are.
+inline size_t SeeAs(const Strided& array, unsigned ends, Matrices& x) {
   size_t axis = array.ndim;
   // The stride of an axis of length 1 means nothing, and may be anything.
   const auto take = [&](size_t& n, ptrdiff_t& stride) {
@@ -106,11 +106,16 @@ inline Matrices Seen(const Strided& array, unsigned ends, size_t stack = 0) {
   if ((ends & kInColumns) != 0) take(x.cols, x.col);
   if ((ends & kInRows) != 0) take(x.rows, x.row);
   x.data = array.data;
-  x.axes = axis;
+  x.item = array.item;
+  return axis;
+}
+
+inline Matrices Seen(const Strided& array, unsigned ends, size_t stack = 0) {
+  Matrices x;
+  x.axes = SeeAs(array, ends, x);
   x.stack = stack;
   x.extents = array.shape;
   x.strides = array.stride;
-  x.item = array.item;
   return x;
 }
 
@@ -135,8 +140,8 @@ inline bool Merge(const Strided& array, size_t begin, size_t end, npy_intp& n, p
 // The array as a stack of matrices: its stack as one axis, and all but its last axis, or all, as
 // rows. False where their strides do not allow that.
 inline bool Flatten(const Strided& array, unsigned ends, size_t stack, Matrices& flat) {
-  if (array.ndim == 2 && stack == 0 && ends == kInColumns) {
-    flat = Seen(array, kInBoth);
+  if (array.ndim <= 2 && stack == 0 && ends == kInColumns) {
+    SeeAs(array, array.ndim == 2 ? kInBoth : kInColumns, flat);
     return true;
   }
   const size_t end = array.ndim - (ends == kInColumns ? 1 : 0);

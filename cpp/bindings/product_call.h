@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <new>
 #include <span>
 #include <string_view>
@@ -93,8 +94,13 @@ class Call {
  public:
   // `checked` says that Python has looked at the arguments: outputs lie apart, and a single vector
   // may be a batch of one.
-  Call(const ProductRow& row, const ShapeRule& rule, Way way, bool checked)
-      : row_(row), rule_(rule), way_(way), checked_(checked) {}
+  Call(const ProductRow& row, const ShapeRule& rule, Way way, const Wrt& wrt, bool checked)
+      : row_(row), rule_(rule), way_(way), wrt_(wrt), checked_(checked) {}
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+  ~Call() {
+    for (PyObject* const array : std::span(kept_.data(), kept_count_)) DropReference(array);
+  }
 
   // How many arrays the method takes.
   static size_t Arrays(size_t operands, Way way) {
@@ -102,9 +108,8 @@ class Call {
   }
 
   // False, perhaps with an exception set, for what Python has to look at.
-  bool Take(PyObject* const* given, PyObject* activation, const Wrt& wrt) {
+  bool Take(PyObject* const* given, PyObject* activation) {
     const size_t operands = rule_.operands;
-    wrt_ = wrt;
     activation_ = activation == nullptr ? nullptr : UnaryOpOf(activation);
     if (activation != nullptr && activation_ == nullptr) return false;
     if (!x_.Take(given, Arrays(operands, way_), Strides::kAny)) return false;
@@ -256,7 +261,13 @@ class Call {
   static constexpr size_t kResult = kMostOperands;
   static constexpr size_t kMostKept = 12;
 
+  // What is aligned has whole strides where doubles are aligned to their size.
   static bool HasWholeStrides(const Strided& array) {
+    struct Aligned {
+      char before;
+      double number;
+    };
+    if (offsetof(Aligned, number) == sizeof(double)) return true;
     for (size_t axis = 0; axis < array.ndim; ++axis) {
       if (array.shape[axis] > 1 && (array.stride[axis] & (array.item - 1)) != 0) return false;
     }
@@ -354,8 +365,8 @@ class Call {
   Strided Keep(PyObject* array) {
     if (array == nullptr) throw Raised();
     if (kept_count_ == kMostKept) throw std::bad_alloc();
-    kept_[kept_count_] = Ref(array);
-    return AsStrided(AsArray(kept_[kept_count_++].get()));
+    kept_[kept_count_++] = array;
+    return AsStrided(AsArray(array));
   }
 
   void* Take(size_t bytes) {
@@ -367,8 +378,8 @@ class Call {
   const ProductRow& row_;
   const ShapeRule& rule_;
   Way way_;
+  const Wrt& wrt_;
   bool checked_;
-  Wrt wrt_;
   const OpKernels* activation_ = nullptr;
   PlainOperands x_;
   Batch batch_;
@@ -379,7 +390,7 @@ class Call {
   Strided result_;
   alignas(double) char number_[sizeof(double)];  // a new result without axes
   Scratch scratch_;
-  std::array<Ref, kMostKept> kept_;
+  std::array<PyObject*, kMostKept> kept_;
   size_t kept_count_ = 0;
   std::array<std::pair<PyArrayObject*, PyArrayObject*>, kMostOperands + 1> copies_;
   size_t copy_count_ = 0;

@@ -36,17 +36,20 @@ struct ProductEntry : MethodEntry {
   ShapeRule rule;
   Way way;
   std::optional<size_t> out_at, wrt_at, activation_at;
-  Ref wrt;  // where none is given; null for all
+  Wrt wrt;  // where none is given
 };
 
 PyObject* ProductCall(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const ProductEntry&>(own);
-  PyObject* asked = entry.wrt_at ? args[*entry.wrt_at] : nullptr;
-  if (asked == nullptr) asked = entry.wrt.get();
-  const std::optional<Wrt> wrt = entry.signature.ReadWrt(asked, entry.rule.operands);
-  if (!wrt) return nullptr;
-  Call call(*entry.row, entry.rule, entry.way, false);
-  if (!call.Take(args.data(), Given(args, entry.activation_at), *wrt)) return nullptr;
+  std::optional<Wrt> given;
+  const Wrt* wrt = &entry.wrt;
+  if (entry.wrt_at && args[*entry.wrt_at] != nullptr) {
+    given = entry.signature.ReadWrt(args[*entry.wrt_at], entry.rule.operands);
+    if (!given) return nullptr;
+    wrt = &*given;
+  }
+  Call call(*entry.row, entry.rule, entry.way, *wrt, false);
+  if (!call.Take(args.data(), Given(args, entry.activation_at))) return nullptr;
   PyObject* const out = Given(args, entry.out_at);
   std::array<PyObject*, kMostOperands + 1> outs{out};
   if (out != nullptr && entry.way == Way::kVjp && !wrt->single) {
@@ -101,8 +104,8 @@ PyObject* ProductResults(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   if (!holds(args[5], (has_value ? 1 : 0) + (has_cotangents ? wrt->count : 0))) {
     return refuse("outs");
   }
-  Call call(*row, rule, way, true);
-  if (!call.Take(&PyTuple_GET_ITEM(args[2], 0), args[3] == Py_None ? nullptr : args[3], *wrt)) {
+  Call call(*row, rule, way, *wrt, true);
+  if (!call.Take(&PyTuple_GET_ITEM(args[2], 0), args[3] == Py_None ? nullptr : args[3])) {
     return refuse("arrays");
   }
   if (!call.Place(&PyTuple_GET_ITEM(args[5], 0))) return refuse("outs");
@@ -139,17 +142,15 @@ PyObject* NewProductMethod(const char* product, const char* method, PyObject* fa
   entry->out_at = entry->signature.Find("out");
   entry->wrt_at = entry->signature.Find("wrt");
   entry->activation_at = entry->signature.Find("activation");
-  if (entry->wrt_at) {
-    const Ref defaults(PyObject_GetAttrString(fallback, "__kwdefaults__"));
-    if (!defaults) {
-      PyErr_Clear();
-    } else if (PyDict_Check(defaults.get())) {
-      PyObject* const wrt = PyDict_GetItemString(defaults.get(), "wrt");
-      const bool all = wrt == nullptr || (PyUnicode_CheckExact(wrt) &&
-                                          PyUnicode_CompareWithASCIIString(wrt, "all") == 0);
-      if (!all) entry->wrt = Ref(Py_NewRef(wrt));
-    }
-  }
+  // What is there if no wrt= is given: the fallback's default, or else all.
+  const Ref defaults(entry->wrt_at ? PyObject_GetAttrString(fallback, "__kwdefaults__") : nullptr);
+  if (!defaults) PyErr_Clear();
+  PyObject* const initial = defaults && PyDict_Check(defaults.get())
+                                ? PyDict_GetItemString(defaults.get(), "wrt")
+                                : nullptr;
+  const std::optional<Wrt> wrt = entry->signature.ReadWrt(initial, entry->rule.operands);
+  if (!wrt) return PyErr_Format(PyExc_TypeError, "%R has a wrt that is none", fallback);
+  entry->wrt = *wrt;
   return NewMethod(ProductCall, std::move(entry), fallback);
 }
 
