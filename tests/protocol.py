@@ -6,8 +6,9 @@ is tested without a new line here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +16,11 @@ import oracles
 import pullback as pb
 from oracles import assert_same_bits
 from pullback import config
+from pullback.elementwise import make_elementwise
 from pullback.engine import ORACLE
+from pullback.products import Product
 from pullback.tables.elementwise import OPS, OpRow
+from pullback.tables.products import PRODUCTS
 
 DTYPES = oracles.DTYPES
 
@@ -26,9 +30,12 @@ TARGETS: list[str] = [] if native is None else native.supported_targets()
 TWINS: list[Any] = [pb] if native is None else [pb, pb.reference]
 
 
-def twin_on(kind: Any, kernels: Any, *activations: Any) -> Any:
-    """Return the twin of a product that computes with other kernels."""
-    return kind(replace(ORACLE, products={kind.row.name: kernels}), *activations)
+def twin_on(name: str, compute: Callable[..., Any]) -> Any:
+    """Return the twin of a product that computes otherwise; see `oracle.products`."""
+    row = PRODUCTS[name]
+    kernels = SimpleNamespace(**vars(ORACLE.kernels))
+    kernels.product_results = lambda _, *arguments: compute(row, *arguments)
+    return Product(row, replace(ORACLE, kernels=kernels), make_elementwise(ORACLE))
 
 
 # Per number of operands: arrays in, arrays out.

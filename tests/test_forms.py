@@ -345,10 +345,10 @@ def test_shape_errors_of_the_quadratic_form(shapes: Any) -> None:
 @pytest.mark.parametrize(
     ("shapes", "why"),
     [
-        (((3,), (4, 5), (5,)), "they need (..., m), (m, n) and (..., n)"),
-        (((4,), (4, 5), (4,)), "they need"),
-        (((), (1, 1), (1,)), "they need"),
-        (((4,), (1, 4, 5), (5,)), "they need"),
+        (((3,), (4, 5), (5,)), "m is 3 in u, and 4 in X"),
+        (((4,), (4, 5), (4,)), "n is 5 in X, and 4 in v"),
+        (((), (1, 1), (1,)), "u needs (..., m)"),
+        (((4,), (1, 4, 5), (5,)), "X needs (m, n)"),
         (((2, 4), (4, 5), (3, 5)), "the batches do not broadcast"),
     ],
     ids=str,
@@ -378,7 +378,7 @@ def test_other_errors() -> None:
             r"g has shape \(4,\), the result \(5,\); x has",
         ),
         (
-            lambda: quadratic_form.vjp(x, A, 1.0),
+            lambda: quadratic_form.vjp(x, A, np.ones(())),
             r"g has shape \(\), the result \(5,\);.* A has",
         ),
         (

@@ -310,14 +310,14 @@ def test_what_is_no_activation(bad: Any) -> None:
 @pytest.mark.parametrize(
     ("x", "w", "b", "why"),
     [
-        ((), (3, 4), None, "X needs at least one axis"),
-        ((5, 2), (3, 4), None, "the contracted axes have lengths 2 and 3"),
-        ((3,), (3,), None, "W needs two axes"),
-        ((3,), (2, 3, 4), None, "W needs two axes"),
-        ((3,), (3, 4), (3,), r"b needs \(4,\)"),
-        ((3,), (3, 4), (1,), r"b needs \(4,\)"),
-        ((3,), (3, 4), (1, 4), r"b needs \(4,\)"),
-        ((3,), (3, 4), (), r"b needs \(4,\)"),
+        ((), (3, 4), None, r"X needs \(\.\.\., k\)"),
+        ((5, 2), (3, 4), None, "k is 2 in X, and 3 in W"),
+        ((3,), (3,), None, r"W needs \(k, n\)"),
+        ((3,), (2, 3, 4), None, r"W needs \(k, n\)"),
+        ((3,), (3, 4), (3,), "n is 4 in W, and 3 in b"),
+        ((3,), (3, 4), (1,), "n is 4 in W, and 1 in b"),
+        ((3,), (3, 4), (1, 4), r"b needs \(n\)"),
+        ((3,), (3, 4), (), r"b needs \(n\)"),
     ],
 )
 def test_shape_errors(x: Any, w: Any, b: Any, why: str) -> None:

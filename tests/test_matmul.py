@@ -568,7 +568,7 @@ def test_adjoint_identity(lengths: Any, batches: Any, dtype: Any, seed: int) -> 
 # --- errors ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad", [(3,), (2, 1), (1, 3), (3, 2), (1, 2, 3), (), (0,), (6,)])
+@pytest.mark.parametrize("bad", [(3,), (2, 1), (1, 3), (3, 2), (2, 3, 1), (), (0,), (6,)])
 def test_cotangents_of_another_shape(bad: tuple[int, ...]) -> None:
     message = r"G has shape .*, the result \(2, 3\); A has shape \(2, 4\), B has shape \(4, 3\)"
     with pytest.raises(ValueError, match=message) as caught:

@@ -103,10 +103,19 @@ def functions() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
     yield "loss_method", N.loss_method, (*("huber", 1.0, "value"), None, refusing("X, y, w"))
     yield "objective", N.objective, OBJECTIVE
     yield "reduction_method", N.reduction_method, (*("sum", "value", 0.0), None, refusing("x"))
-    yield "matmul_method", N.matmul_method, ("linear", refuse)
-    for name in ("elementwise_ops", "loss_ops", "reduction_ops", "get_num_threads", "kept_bytes"):
+    pulled = refusing("A, B, G, wrt='all', out=None")
+    yield "product_method", N.product_method, ("matmul", "vjp", pulled)
+    results = ("matmul", "vjp", (F8, F8.T, SQUARE), None, (0, 1), (None, F8.copy().T))
+    yield "product_results", N.product_results, results
+    for name in ("elementwise_ops", "loss_ops", "reduction_ops", "product_ops", "get_num_threads"):
         yield name, getattr(N, name), ()
-    for name in ("available_cpus", "threads_from_env", "kept_limit", "supported_targets"):
+    for name in (
+        "kept_bytes",
+        "available_cpus",
+        "threads_from_env",
+        "kept_limit",
+        "supported_targets",
+    ):
         yield name, getattr(N, name), ()
     yield from made()
 
@@ -172,34 +181,51 @@ def made() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
     ):
         made_of = N.reduction_method(name, method, 1.0, lambda p: p >= 0, refusing(taken))
         yield f"{name}.{method}", made_of, given
-    for name, (taken, given) in {
-        "product": ("A, B, /, out=None", (F8, F8.T)),
-        "cotangents": ("A, B, G, wrt='all', out=None", (F8, F8.T, SQUARE, 0)),
-        "tangent": ("A, B, tA, tB, out=None", (F8, F8.T, F8, None)),
-        "layer": ("X, W, b=None, activation=None, out=None", (F8, F8.T, np.ones(2), None)),
-        "layer_cotangents": (
-            "X, W, b, G, activation=None, wrt='all', out=None",
-            (F8, F8.T, np.ones(2), SQUARE, None, (0, 2)),
-        ),
-    }.items():
-        yield f"users' {name}", N.matmul_method(name, refusing(taken)), given
-    for name, given in {
-        "product_into": (F8, F8.T, None),
-        "cotangents_into": (F8, F8.T, SQUARE, None, None),
-        "tangent_into": (F8, F8.T, F8, F8.T, None),
-        "bilinear_form": (np.ones(2), F8, VECTOR, np.ones(2), np.ones(3)),
-        "linear": (F8, np.ones((3, 2)), np.ones(2), "tanh", np.ones((2, 2))),
-        "linear_cotangents": (
-            *(F8, np.ones((3, 2)), np.ones(2), SQUARE, "tanh"),
-            *(np.ones((2, 3)), np.ones((3, 2)), np.ones(2)),
-        ),
-        "new_array": (F8, (2, 3)),
-    }.items():
-        yield f"matmul {name}", N.matmul_method(name, refuse), given
+    for product, (taken, given) in PRODUCTS.items():
+        operands = taken.count(",") + 1
+        tangents = ", ".join(f"t{name}" for name in taken.split(", "))
+        value = product_result(product, *given)
+        ways: dict[str, tuple[str, tuple[Any, ...], int]] = {
+            "value": (f"{taken}, /, *, activation=None, out=None", (), 1),
+            "vjp": (f"{taken}, g, /, *, activation=None, wrt='all', out=None", (value,), operands),
+            "jvp": (f"{taken}, {tangents}, activation=None, out=None", given, 1),
+            "value_and_grad": (f"{taken}, *, wrt=0", (), 1 + operands),
+        }
+        for method, (parameters, more, count) in ways.items():
+            if method == "value_and_grad" and "form" not in product:
+                continue
+            made_of = N.product_method(product, method, refusing(parameters))
+            yield f"{product}.{method}", made_of, (*given, *more)
+            both = len(given) + len(more)
+
+            def engine(
+                *a: Any, at: Any = (product, method, both, tuple(range(operands)), count)
+            ) -> Any:
+                """Give each array and each output its own place."""
+                if len(a) != at[2] + at[4]:
+                    raise TypeError
+                return native.product_results(*at[:2], a[: at[2]], None, at[3], a[at[2] :])
+
+            yield f"engine {product}.{method}", engine, (*given, *more, *[None] * count)
     run = N.ElementwiseRun([("multiply", (0,), F8), ("multiply", (0, 1), None)])
     yield "run.value", run.value, (F8,)
     for method in ("vjp", "jvp", "value_and_vjp"):
         yield f"run.{method}", getattr(run, method), (F8, F8)
+
+
+PRODUCTS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "matmul": ("A, B", (F8, F8.T)),
+    "linear": ("X, W, b", (F8, F8.T, np.ones(2))),
+    "quadratic_form": ("x, A", (np.ones(2), SQUARE)),
+    "bilinear_form": ("u, X, v", (np.ones(2), F8, np.ones(3))),
+}
+
+
+def product_result(product: str, *given: Any) -> Any:
+    (value,) = native.product_results(
+        product, "value", given, None, tuple(range(len(given))), (None,)
+    )
+    return np.asarray(value)
 
 
 def hostile(given: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -284,8 +310,9 @@ def test_too_few_arguments_to_rely_on() -> None:
         lambda f: N.loss_method("huber", 1.0, "pointwise.vjp", None, f),
         lambda f: N.reduction_method("dot", "jvp", 0.0, None, f),
         lambda f: N.reduction_method("sum", "value", 0.0, None, f),
-        lambda f: N.matmul_method("cotangents", f),
-        lambda f: N.matmul_method("layer_cotangents", f),
+        lambda f: N.product_method("matmul", "vjp", f),
+        lambda f: N.product_method("linear", "jvp", f),
+        lambda f: N.product_method("bilinear_form", "value", f),
         lambda f: N.objective_method(objective, "hvp", f),
         lambda f: N.objective_method(objective, "predict", f),
     ):

@@ -30,7 +30,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "a reduction": lambda: native.reduction_method("norm", "grad", 3.0, None, lambda x: None),
     "a map of rows": lambda: native.reduction_method("softmax", "vjp", 0.0, None, lambda x, g: x),
     "a loss": lambda: native.loss_method("huber", 1.5, "value", None, nothing),
-    "a product": lambda: native.matmul_method("product", nothing),
+    "a product": lambda: native.product_method("matmul", "value", nothing),
     "a run of a chain": lambda: native.ElementwiseRun([("tanh", (0,), None)]),
     "partial sums": lambda: native.loss_method(
         "huber", 1.5, "partial", (pb.PartialSums, "title"), nothing

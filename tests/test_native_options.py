@@ -66,6 +66,15 @@ def judge(method: Any, calls: Iterator[Call], *, outs: bool = True) -> None:
 rng = np.random.default_rng(11)
 
 
+def fits(f: Any, arguments: tuple[Any, ...]) -> bool:
+    """Tell whether a function takes arguments."""
+    try:
+        f(*arguments)
+    except ValueError:
+        return False
+    return True
+
+
 def kinds(shape: tuple[int, ...]) -> list[Any]:
     """One operand in every form that a caller may bring."""
     x = rng.uniform(0.2, 0.9, shape)
@@ -132,58 +141,100 @@ def test_reductions(name: str, method: str) -> None:
     judge(bound, calls())
 
 
-def test_products() -> None:
-    A, B, G = (rng.standard_normal((4, 4)) for _ in range(3))
-    stacks = rng.standard_normal((3, 1, 4, 4)), rng.standard_normal((5, 4, 2))
-    places: list[Any] = [0, 1, (1, 0), (0,), "all"]
-    wrts: list[dict[str, Any]] = [{}, *({"wrt": wrt} for wrt in places)]
+# --- products -------------------------------------------------------------------------------------
 
-    def pairs() -> Iterator[tuple[Any, Any]]:
-        yield from ((A, B), (A.T, B[::-1]), (A[0], B), (A, B[:, 0]), (A[0], B[0]), stacks)
-        yield from ((A.astype("f4"), B), (A.astype("f4"), B.astype("f4")), (A.tolist(), B))
-        yield from ((A.astype(int), B), (A, B.astype(">f8")))
-
-    judge(pb.matmul.__call__, iter([((a, b), {}) for a, b in pairs()]))
-    for options in [*wrts, {"wrt": "B"}, {"wrt": ("B", "A")}]:
-        judge(
-            pb.matmul.vjp,
-            iter([((a, b, np.ones(np.shape(pb.matmul(a, b)))), options) for a, b in pairs()]),
-        )
-    judge(
-        pb.matmul.jvp,
-        iter(
-            [
-                ((a, b, *tangents), {})
-                for a, b in pairs()
-                for tangents in ((a, b), (a, None), (None, b))
-            ]
-        ),
-    )
-    bias = rng.standard_normal(4)
-    layers = [
+A, B = rng.standard_normal((2, 4, 4))
+STACK, SHORT, BIAS = (rng.standard_normal(shape) for shape in ((3, 1, 4, 4), (5, 4, 2), 4))
+ODD = STACK.swapaxes(0, 2)  # no single axis of vectors
+OPERANDS: dict[str, list[tuple[Any, ...]]] = {
+    "matmul": [
+        *((A, B), (A.T, B[::-1]), (A[0], B), (A, B[:, 0]), (A[0], B[0]), (STACK, SHORT)),
+        *((A.astype("f4"), B), (A.astype("f4"), B.astype("f4")), (A.tolist(), B)),
+        *((A.astype(int), B), (A, B.astype(">f8")), (A[:0], B), (A[:, :0], B[:0])),
+    ],
+    "linear": [
         (X, W, b)
-        for X in (A, A.astype("f4"), A.T, A[0], np.stack([A, B]))
+        for X in (A, A.astype("f4"), A.T, A[0], STACK, ODD, A.tolist())
         for W in (B, B.astype("f4"), B.T)
-        for b in (None, bias, bias.astype("f4"), bias[::-1])
-    ]
-    activations = [None, pb.relu, pb.tanh, pb.reference.gelu]
-    judge(
-        pb.linear.__call__,
-        iter([(layer, {"activation": f}) for layer in layers for f in activations]),
-    )
-    for options in [*wrts, {"wrt": (0, 2)}, {"wrt": (2, 1, 0)}, {"wrt": "W"}, {"wrt": ("W", 0)}]:
-        judge(
-            pb.linear.vjp,
-            iter(
-                [
-                    ((*layer, np.ones(pb.linear(*layer).shape)), {"activation": f, **options})
-                    for layer in layers
-                    for f in activations
-                    if layer[2] is not None or options.get("wrt") != 2
-                ]
-            ),
-        )
-    del G
+        for b in (None, BIAS, BIAS.astype("f4"), BIAS[::-1])
+    ],
+    "quadratic_form": [
+        *((x, B) for x in (A[0], A[0].astype("f4"), A, A.T, A[:, 1], STACK, ODD, A[:0])),
+        *((A[0], B.T), (A, B[::2, ::2].repeat(2, 0).repeat(2, 1)), (A[0].tolist(), B.tolist())),
+        *((A[0].astype(int), B), (A[0, :0], B[:0, :0]), (A.astype("f4"), B.astype("f4"))),
+    ],
+    "bilinear_form": [
+        *((u, SHORT[0], v) for u in (A[0], A, A.T, STACK) for v in (SHORT[0, 0], SHORT[:, 1])),
+        *((A[:, None], SHORT[0], SHORT[0]), (A, SHORT[0].astype("f4"), SHORT[0])),
+        *((A.astype("f4"), B.astype("f4"), B.astype("f4")), (A[:, 1], B.T, B[1].tolist())),
+        *((A[:0], B, B[1]), (A[0].astype(int), B, 2 * B[1]), (A[0, :0], B[:0], B[0])),
+    ],
+}
+OPERANDS["bilinear_form"] = [
+    arguments
+    for arguments in OPERANDS["bilinear_form"]
+    if fits(pb.bilinear_form, arguments)  # whose batches broadcast
+]
+ACTIVATIONS = [None, pb.relu, pb.tanh, pb.reference.gelu]
+products = pytest.mark.parametrize("name", OPERANDS)
+
+
+def options_of(name: str) -> list[dict[str, Any]]:
+    return [{"activation": f} for f in ACTIVATIONS] if name == "linear" else [{}]
+
+
+@products
+def test_products(name: str) -> None:
+    calls = itertools.product(OPERANDS[name], options_of(name))
+    judge(getattr(pb, name).__call__, iter(calls))
+
+
+@products
+def test_cotangents_of_products(name: str) -> None:
+    f, names = getattr(pb, name), [*getattr(pb, name).row.operands]
+    places: list[Any] = [0, len(names) - 1, (1, 0), (1,), "all", names[-1], (names[1], 0)]
+
+    def calls() -> Iterator[Call]:
+        for operands, options in itertools.product(OPERANDS[name], options_of(name)):
+            shape = np.shape(f(*operands))
+            g = rng.standard_normal(shape)
+            cotangents: list[Any] = [g, g.astype("f4"), 2, 0.5, np.ones((2, *shape))]
+            cotangents += [
+                rng.standard_normal((*shape, 3, 2)).transpose(-1, -2, *range(len(shape)))
+            ]
+            cotangents += [np.asarray(g).tolist()] * (np.size(g) > 0)
+            for k, cotangent in enumerate(cotangents):
+                wrt = {"wrt": places[(k + len(operands)) % len(places)]} if k else {}
+                if operands[-1] is not None or wrt.get("wrt", 0) not in (2, "b"):
+                    yield (*operands, cotangent), {**options, **wrt}
+
+    judge(f.vjp, calls())
+
+
+@products
+def test_tangents_of_products(name: str) -> None:
+    f = getattr(pb, name)
+
+    def calls() -> Iterator[Call]:
+        for operands, options in itertools.product(OPERANDS[name], options_of(name)):
+            filled = [None if x is None else rng.standard_normal(np.shape(x)) for x in operands]
+            numbers = [None if x is None else 1.5 for x in operands]
+            yield (*operands, *filled), options
+            yield (*operands, *numbers), options
+            for k in range(len(operands)):
+                some = [t if i == k else None for i, t in enumerate(filled)]
+                yield (*operands, *some), options
+                yield (*operands, *[None if i == k else t for i, t in enumerate(filled)]), options
+
+    judge(f.jvp, calls())
+
+
+@pytest.mark.parametrize("name", ["quadratic_form", "bilinear_form"])
+def test_forms_and_gradients(name: str) -> None:
+    f = getattr(pb, name)
+    single = [x for x in OPERANDS[name] if np.ndim(f(*x)) == 0]
+    wrts: list[dict[str, Any]] = [{}, *({"wrt": w} for w in (0, 1, (1, 0), "all", (0,)))]
+    judge(f.value_and_grad, itertools.product(single, wrts), outs=False)
 
 
 # Weights whose sum is exact, in whatever order.
@@ -421,7 +472,7 @@ def test_all_methods_are_here() -> None:
     }
     binary = {name for name, f in pb.elementwise.primitives.items() if f.nin == 2}
     unary = set(pb.elementwise.primitives) - binary
-    assert found == {*reductions, *pb.losses.losses, *binary, *unary, "matmul", "linear"}
+    assert found == {*reductions, *pb.losses.losses, *binary, *unary, *OPERANDS}
 
 
 def test_an_interrupt_passes() -> None:

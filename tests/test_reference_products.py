@@ -6,6 +6,7 @@ And the judges judged: a rule that is wrong by a thousandth, or forgets a term, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -15,14 +16,17 @@ import pytest
 from matrices import DTYPES, assert_cotangents, assert_product, normal
 from mpmath import mp, mpf
 from oracles import assert_same_bits
-from protocol import twin_on
-from pullback import calculus, reference
-from pullback.contraction import numpy_product, summed_product
+from protocol import native, twin_on
+from pullback import reference
+from pullback.contraction import summed_product
 from pullback.elementwise import make_elementwise
 from pullback.engine import ORACLE
-from pullback.products import BilinearForm, Linear, Matmul, QuadraticForm
+from pullback.oracle import products as definitions
+from pullback.oracle.products import product_results
 from pullback.reference import bilinear_form, linear, matmul, quadratic_form
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP
+from pullback.tables.products import PRODUCTS
+from test_reference_matmul import recorded
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 RNG = np.random.default_rng
@@ -197,24 +201,30 @@ def test_forms_by_complex_steps() -> None:
 # --- wrong rules ----------------------------------------------------------------------------------
 
 
+def wrong(name: str, **rules: Any) -> Any:
+    """Return the twin of a product with other rules."""
+    row = replace(PRODUCTS[name], **rules)
+    return twin_on(name, lambda _, *arguments: product_results(row, *arguments))
+
+
 def test_a_wrong_rule_of_matmul_is_rejected() -> None:
     A, B, G = (normal(RNG(0), s, np.float32) for s in ((5, 3, 4), (4, 6), (5, 3, 6)))
     assert_cotangents(matmul.vjp(A, B, G), A, B, G)
-    for place, wrong in (
+    for place, change in (
         (0, lambda dA: dA * np.float32(1.001)),
         (1, lambda dB: dB * np.float32(1.001)),
         (1, lambda dB: np.nextafter(dB, np.inf) + abs(dB) * 1e-4),
         (0, lambda dA: dA[::-1]),
     ):
 
-        class Wrong(calculus.Matmul):
-            def cotangents(self, *arguments: Any) -> Any:
-                right = [*super().cotangents(*arguments)]
-                right[place] = wrong(right[place])  # noqa: B023  called in this round
-                return tuple(right)
+        def pulls(*arguments: Any) -> Any:
+            right = [*definitions.matmul_vjp(*arguments)]
+            pull = right[place]  # noqa: B023  called in this round
+            right[place] = lambda: change(pull())  # noqa: B023
+            return tuple(right)
 
         with pytest.raises(AssertionError, match="off by more than"):
-            assert_cotangents(twin_on(Matmul, Wrong(numpy_product)).vjp(A, B, G), A, B, G)
+            assert_cotangents(wrong("matmul", vjp=pulls).vjp(A, B, G), A, B, G)
     with pytest.raises(AssertionError, match="off by more than"):
         assert_product(matmul(A[0], B) * np.float32(1.001), A[0], B)
     with pytest.raises(AssertionError, match="off by more than"):
@@ -222,34 +232,31 @@ def test_a_wrong_rule_of_matmul_is_rejected() -> None:
 
 
 def test_a_term_forgotten_is_rejected() -> None:
-    class NoBias(calculus.Linear):
-        def cotangents(self, X: Any, W: Any, b: Any, *more: Any) -> Any:
-            return super().cotangents(X, W, np.zeros_like(b), *more)
+    def no_bias(G: Any, X: Any, W: Any, b: Any, f: Any) -> Any:
+        return definitions.linear_vjp(G, X, W, np.zeros_like(b), f)
 
-    class Symmetric(calculus.QuadraticForm):
-        def cotangents(self, x: Any, A: Any, *more: Any) -> Any:
-            return super().cotangents(x, np.triu(A) + np.triu(A).T, *more)
+    def symmetric(g: Any, x: Any, A: Any) -> Any:
+        return definitions.quadratic_form_vjp(g, x, np.triu(A) + np.triu(A).T)
 
-    class NoTangentOfX(calculus.BilinearForm):
-        def tangent(self, u: Any, X: Any, v: Any, tu: Any, tX: Any, tv: Any, out: Any) -> Any:
-            return super().tangent(u, X, v, tu, None, tv, out)
+    def no_tangent_of_X(u: Any, X: Any, v: Any, tu: Any, tX: Any, tv: Any) -> Any:
+        return definitions.bilinear_form_jvp(u, X, v, tu, None, tv)
 
     X, W, b = (RNG(0).normal(size=s) / 2 for s in ((2, 3), (3, 4), (4,)))
     cases: list[tuple[Any, Any, Any, Any]] = [
         (
-            twin_on(Linear, NoBias(numpy_product), elementwise),
+            wrong("linear", vjp=no_bias),
             lambda X, W, b: np.tanh(X @ W + b),
             (X, W, b),
             {"activation": elementwise["tanh"]},
         ),
         (
-            twin_on(QuadraticForm, Symmetric(numpy_product)),
+            wrong("quadratic_form", vjp=symmetric),
             lambda x, A: np.einsum("bi,ij,bj->b", x, A, x),
             (X, W[:, :3]),
             {},
         ),
         (
-            twin_on(BilinearForm, NoTangentOfX(numpy_product)),
+            wrong("bilinear_form", jvp=no_tangent_of_X),
             lambda u, X, v: u @ X @ v,
             (X[0], W, b),
             {},
@@ -260,130 +267,99 @@ def test_a_term_forgotten_is_rejected() -> None:
             check_linearization(primitive, formula, primals, **options)
 
 
-# --- how products are called ----------------------------------------------------------------------
+# --- how products are computed --------------------------------------------------------------------
+
+A, B, G, ONES, TWO = (np.ones(shape) for shape in ((2, 3), (3, 4), (2, 4), (4,), (2,)))
+SQUARE = np.ones((3, 3))
+COUNTS: list[tuple[str, str, Any, tuple[int, ...], Any, int]] = [
+    ("matmul", "value", (A, B), (0,), None, 1),
+    ("matmul", "vjp", (A, B, G), (0, 1), None, 2),
+    ("matmul", "vjp", (A, B, G), (1,), None, 1),
+    ("matmul", "jvp", (A, B, A, B), (0,), None, 2),
+    ("matmul", "jvp", (A, B, None, B), (0,), None, 1),
+    ("linear", "value", (A, B, ONES), (0,), None, 1),
+    ("linear", "vjp", (A, B, ONES, G), (0, 1, 2), None, 2),
+    ("linear", "vjp", (A, B, ONES, G), (2,), None, 0),
+    ("linear", "vjp", (A, B, ONES, G), (0,), reference.tanh, 2),
+    ("linear", "vjp", (A, B, ONES, G), (0, 1, 2), reference.tanh, 3),
+    ("linear", "jvp", (A, B, ONES, None, None, ONES), (0,), None, 0),
+    ("linear", "jvp", (A, B, ONES, A, None, ONES), (0,), None, 1),
+    ("quadratic_form", "vjp", (A, SQUARE, TWO), (0,), None, 2),
+    ("quadratic_form", "vjp", (A, SQUARE, TWO), (1,), None, 1),
+    ("bilinear_form", "vjp", (A, B, G, TWO), (0,), None, 1),
+    ("bilinear_form", "vjp", (A, B, G, TWO), (0, 1, 2), None, 3),
+]
 
 
-class Recorder:
-    """NumPy's product, which remembers the shapes it was asked for, and checks what it gets."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-
-    def __call__(self, A: Any, B: Any, out: Any) -> Any:
-        assert type(A) is type(B) is np.ndarray
-        assert A.dtype == B.dtype
-        assert A.dtype in DTYPES
-        assert A.ndim >= 2 <= B.ndim
-        assert A.flags.aligned
-        assert B.flags.aligned
-        if out is not None:
-            assert type(out) is np.ndarray
-            assert out.dtype == A.dtype
-            assert out.flags.aligned
-            assert out.flags.writeable
-            batch = np.broadcast_shapes(A.shape[:-2], B.shape[:-2])
-            assert out.shape == (*batch, A.shape[-2], B.shape[-1])
-            assert not np.may_share_memory(out, A)
-            assert not np.may_share_memory(out, B)
-        self.seen.append((A.shape, B.shape))
-        return np.matmul(A, B, out=out)
-
-
-def test_what_is_not_asked_for_is_not_computed() -> None:
-    product = Recorder()
-    A, B, G = np.ones((2, 3)), np.ones((3, 4)), np.ones((2, 4))
-    b = np.ones(4)
-    f = twin_on(Matmul, calculus.Matmul(product))
-    layer = twin_on(Linear, calculus.Linear(product), elementwise)
-    square = np.ones((3, 3))
-    quadratic = twin_on(QuadraticForm, calculus.QuadraticForm(product))
-    bilinear = twin_on(BilinearForm, calculus.BilinearForm(product))
-    calls: list[tuple[Callable[[], Any], int]] = [
-        (lambda: f(A, B), 1),
-        (lambda: f.vjp(A, B, G), 2),
-        (lambda: f.vjp(A, B, G, wrt=0), 1),
-        (lambda: f.vjp(A, B, G, wrt=(1,)), 1),
-        (lambda: f.jvp(A, B, A, B), 2),
-        (lambda: f.jvp(A, B, None, B), 1),
-        (lambda: f.jvp(A, B, A, None), 1),
-        (lambda: f.jacobian(A, B), 0),
-        (lambda: layer(A, B, b), 1),
-        (lambda: layer.vjp(A, B, b, G), 2),
-        (lambda: layer.vjp(A, B, b, G, wrt=2), 0),
-        (lambda: layer.vjp(A, B, b, G, wrt=0, activation=reference.tanh), 2),
-        (lambda: layer.jvp(A, B, b, None, None, b), 0),
-        (lambda: layer.jvp(A, B, b, A, None, b), 1),
-        (lambda: quadratic.vjp(A, square, np.ones(2), wrt=1), 1),
-        (lambda: quadratic.vjp(A, square, np.ones(2), wrt=0), 2),
-        (lambda: quadratic.value_and_grad(A[0], square), 3),
-        (lambda: bilinear.vjp(A, B, G, np.ones(2), wrt=0), 1),
-        (lambda: bilinear.vjp(A, B, G, np.ones(2)), 3),
-        (lambda: bilinear.value_and_grad(A[0], B, b, wrt=0), 2),
-    ]
-    for i, (call, count) in enumerate(calls):
-        product.seen.clear()
-        call()
-        assert len(product.seen) == count, i
+@pytest.mark.parametrize(("name", "method", "arrays", "wrt", "activation", "count"), COUNTS)
+def test_what_is_not_asked_for_is_not_computed(
+    name: str, method: str, arrays: Any, wrt: tuple[int, ...], activation: Any, count: int
+) -> None:
+    assert len(recorded(name, method, arrays, wrt, activation)) == count
 
 
 @dtypes
 def test_what_kernels_are_given(dtype: np.dtype) -> None:
     """Whatever comes in, a kernel gets plain aligned arrays, and outputs apart from them."""
-    product = Recorder()
-    f = twin_on(Matmul, calculus.Matmul(product))
+    given: list[Any] = []
+
+    def compute(row: Any, method: str, arrays: Any, activation: Any, wrt: Any, outs: Any) -> Any:
+        for array in arrays:
+            assert array is None or (type(array) is np.ndarray and array.dtype == dtype)
+            assert array is None or (array.flags.aligned and array.ndim == 2)
+        for out in outs:
+            if out is not None:
+                assert type(out) is np.ndarray
+                assert out.dtype == dtype
+                assert out.flags.aligned
+                assert out.flags.writeable
+                assert not any(np.may_share_memory(out, a) for a in arrays if a is not None)
+        given.extend(outs)
+        return product_results(row, method, arrays, activation, wrt, outs)
+
+    f = twin_on("matmul", compute)
     raw = np.zeros(8 * 40 + 1, np.uint8)[1:]
     misaligned = raw[: 12 * dtype.itemsize].view(dtype).reshape(3, 4)
-    B = np.ones((4, 4), dtype)
+    B, free = np.ones((4, 4), dtype), np.zeros((3, 4), dtype)
     for A in (misaligned, np.ones((3, 4), dtype.newbyteorder()), np.ones((3, 4)).view(np.matrix)):
-        for out in (None, misaligned, np.zeros((3, 4), dtype)):
+        for out in (None, misaligned, free):
             if A.dtype.itemsize == dtype.itemsize:
                 f(A, B, out=out)
                 f.vjp(A, B, np.ones((3, 4), dtype), out=(out, None))
                 f.jvp(A, B, A, B, out=out)
-    f.vjp(B, B, B, out=(B, None))
-    shared = np.ones((5, 4, 4), dtype)
-    f.vjp(shared, B, shared, out=(None, shared[0]))
-    f.vjp(B, shared, shared, wrt=(1, 0), out=(shared, B))
-    assert len(product.seen) > 20
-
-    class NoOutput(Recorder):
-        def __call__(self, A: Any, B: Any, out: Any) -> Any:
-            assert out is None
-            return super().__call__(A, B, out)
-
-    memory, B = np.zeros(64, dtype), np.ones((4, 4), dtype)
+    assert any(out is not None for out in given)
+    given.clear()
+    memory = np.zeros(64, dtype)
     as_strided = np.lib.stride_tricks.as_strided
     for strides in ((0, 1), (1, 1), (4, 0), (1, 2)):  # two elements in one place, or nearly
         out = as_strided(memory, (4, 4), tuple(s * dtype.itemsize for s in strides))
-        assert twin_on(Matmul, calculus.Matmul(NoOutput()))(B, B, out=out) is out
+        assert f(B, B, out=out) is out
         assert (out == 4).all()
+    f.vjp(B, B, B, out=(B, None))
+    assert given == [None] * len(given)
     for strides in ((4, 1), (1, 4), (-8, 2), (1, -5)):
+        given.clear()
         out = as_strided(memory[30:], (4, 4), tuple(s * dtype.itemsize for s in strides))
-        with pytest.raises(AssertionError):
-            twin_on(Matmul, calculus.Matmul(NoOutput()))(B, B, out=out)
+        f(np.ones((4, 4), dtype), np.ones((4, 4), dtype), out=out)
+        assert given[0] is not None
 
 
 def test_large_cotangents_are_folded_not_expanded() -> None:
-    product = Recorder()
-    A, B, g = np.ones((50, 1, 3)), np.ones((3, 4)), np.ones((50, 6))
-    v = np.ones((6, 4))
-    twin_on(BilinearForm, calculus.BilinearForm(product)).vjp(A, B, v, g)
-    assert all(np.prod(shape) <= 50 * 6 * 4 for pair in product.seen for shape in pair)
-    product.seen.clear()
-    twin_on(Linear, calculus.Linear(product), elementwise).vjp(
-        np.ones((5, 6, 3)), B, None, np.ones((5, 6, 4))
-    )
-    assert product.seen == [((30, 4), (4, 3)), ((3, 30), (30, 4))]
+    A, B, g, v = np.ones((50, 1, 3)), np.ones((3, 4)), np.ones((50, 6)), np.ones((6, 4))
+    seen = recorded("bilinear_form", "vjp", (A, B, v, g), (0, 1, 2))
+    assert seen
+    assert all(np.prod(shape) <= 50 * 6 * 4 for pair in seen for shape in pair)
 
 
 def test_sums_over_axes_that_one_factor_lacks() -> None:
     left, right = np.arange(24.0).reshape(4, 2, 3), np.arange(15.0).reshape(3, 5)
     expected = (left @ right).sum(0)
-    out = np.zeros((2, 5))
-    assert summed_product(numpy_product, left, right, (2, 5), out) is out
-    np.testing.assert_array_equal(out, expected)
-    stacked = np.zeros((1, 2, 5))
-    summed_product(numpy_product, left, right, (1, 2, 5), stacked)
-    np.testing.assert_array_equal(stacked[0], expected)
-    nothing = summed_product(numpy_product, left[:0], np.full_like(right, np.inf), (2, 5))
+    np.testing.assert_array_equal(summed_product(left, right, (2, 5)), expected)
+    np.testing.assert_array_equal(summed_product(left, right, (1, 2, 5)), expected[np.newaxis])
+    nothing = summed_product(left[:0], np.full_like(right, np.inf), (2, 5))
     assert_same_bits(nothing, np.zeros((2, 5)))
+
+
+@pytest.mark.native
+def test_signatures_are_those_of_the_kernels() -> None:
+    assert native.product_ops() == {name: row.signature for name, row in PRODUCTS.items()}

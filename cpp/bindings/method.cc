@@ -127,7 +127,9 @@ std::optional<Wrt> Signature::ReadWrt(PyObject* given, size_t operands) const {
       const long place = PyLong_AsLongAndOverflow(entry, &overflow);
       if (overflow == 0 && place >= 0) k = static_cast<size_t>(place);
     } else if (PyUnicode_CheckExact(entry)) {
-      for (k = 0; k < operands && PyUnicode_Compare(names_[k].get(), entry) != 0;) ++k;
+      for (k = 0; k < operands; ++k) {
+        if (names_[k] && PyUnicode_Compare(names_[k].get(), entry) == 0) break;
+      }
     }
     if (k >= operands || wrt.Has(k)) return false;
     wrt.operands[wrt.count++] = k;

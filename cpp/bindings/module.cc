@@ -11,9 +11,9 @@
 #include "bindings/elementwise.h"
 #include "bindings/interrupt.h"
 #include "bindings/losses.h"
-#include "bindings/matmul.h"
 #include "bindings/method.h"
 #include "bindings/objective.h"
+#include "bindings/products.h"
 #include "bindings/reductions.h"
 #include "bindings/results.h"
 #include "kernels/elementwise.h"
@@ -94,12 +94,13 @@ void RegisterPrimitives(py::module_& m) {
         return Steal(NewObjectiveMethod(objective.ptr(), method.c_str(), fallback.ptr()));
       },
       py::arg("objective"), py::arg("method"), py::arg("fallback"));
+  m.def("product_ops", [] { return Steal(ProductOps()); });
   m.def(
-      "matmul_method",
-      [](const std::string& name, const py::function& fallback) {
-        return Steal(NewMatmulMethod(name.c_str(), fallback.ptr()));
+      "product_method",
+      [](const std::string& product, const std::string& method, const py::function& fallback) {
+        return Steal(NewProductMethod(product.c_str(), method.c_str(), fallback.ptr()));
       },
-      py::arg("name"), py::arg("fallback"));
+      py::arg("product"), py::arg("method"), py::arg("fallback"));
 }
 
 void RegisterRuntime(py::module_& m) {
@@ -202,7 +203,7 @@ PYBIND11_MODULE(_native, m) {
   if (PyArray_ImportNumPyAPI() < 0 || PyUFunc_ImportUFuncAPI() < 0 ||
       !pullback::RegisterMethodType(m.ptr()) || !pullback::RegisterRunType(m.ptr()) ||
       !pullback::RegisterLossEngine(m.ptr()) || !pullback::RegisterReductionEngine(m.ptr()) ||
-      !pullback::RegisterResults()) {
+      !pullback::RegisterProductEngine(m.ptr()) || !pullback::RegisterResults()) {
     throw py::error_already_set();
   }
   pullback::GetNumThreads();  // by the CPUs of who imports it, not of the thread that calls first

@@ -18,6 +18,8 @@
 namespace pullback {
 namespace {
 
+constexpr size_t kStackBytes = size_t{4} << 10;
+
 class Layer {
  public:
   Layer(const LinearLayer& layer, Poll* poll)
@@ -29,6 +31,7 @@ class Layer {
 
   Outcome Value(const Matrix& out);
   Outcome Vjp(const LinearCotangents& cotangents);
+  Outcome Tangent(const void* tbias, const Matrix& out);
 
  private:
   char* Row(const Matrix& matrix, size_t row) const {
@@ -64,15 +67,25 @@ class Layer {
     return run_.Tile(item, rows, {0, item.n}, {0, item.k}, shared);
   }
 
-  // kernel(in..., to) -> to, row by row where rows do not follow each other.
-  void Map(ElementwiseKernel kernel, const Matrix& to, const Matrix* g, Range rows) const {
+  // kernel(z), or kernel(z, t), into `to`, row by row where rows do not follow each other.
+  void Map(ElementwiseKernel kernel, const Matrix& z, const Matrix* t, const Matrix& to,
+           Range rows) const {
     const auto n = static_cast<ptrdiff_t>(layer_.n);
-    const bool whole = to.row == n && (g == nullptr || g->row == n);
+    const bool whole = z.row == n && to.row == n && (t == nullptr || t->row == n);
     const size_t step = whole ? std::max(rows.size(), size_t{1}) : 1;
     for (size_t row = rows.begin; row < rows.end; row += step) {
       void* const target = Row(to, row);
-      const void* const in[] = {target, g != nullptr ? Row(*g, row) : nullptr};
+      const void* const in[] = {Row(z, row), t != nullptr ? Row(*t, row) : nullptr};
       kernel(in, &target, step * layer_.n, 0);
+    }
+  }
+
+  // Adds the bias' tangent to rows of `to`.
+  template <typename T>
+  void AddRow(const void* tbias, const Matrix& to, Range rows) const {
+    for (size_t row = rows.begin; row < rows.end; ++row) {
+      T* const sum = reinterpret_cast<T*>(Row(to, row));
+      for (size_t j = 0; j < layer_.n; ++j) sum[j] += static_cast<const T*>(tbias)[j];
     }
   }
 
@@ -107,7 +120,7 @@ Outcome Layer::MakeAffine(const Matrix& to, FunctionRef<void(Range)> finish) {
     }
     return each(finish) ? Outcome::kDone : Outcome::kInterrupted;
   }
-  Scratch<> packed(run_.SharedBytes(item));
+  Scratch<kStackBytes> packed(run_.SharedBytes(item));
   if (!packed) return Outcome::kOutOfMemory;
   const Shared shared = run_.Share(item, packed.Take(run_.SharedBytes(item)));
   std::atomic<bool> failed = false;
@@ -121,7 +134,7 @@ Outcome Layer::MakeAffine(const Matrix& to, FunctionRef<void(Range)> finish) {
 
 Outcome Layer::Value(const Matrix& out) {
   return MakeAffine(out, [&](Range rows) {
-    if (layer_.activation != nullptr) Map(Kernel(Method::kValue), out, nullptr, rows);
+    if (layer_.activation != nullptr) Map(Kernel(Method::kValue), out, nullptr, out, rows);
   });
 }
 
@@ -136,7 +149,8 @@ Outcome Layer::Vjp(const LinearCotangents& cotangents) {
   const size_t rows = layer_.rows, k = layer_.k, n = layer_.n;
   const size_t h_bytes = layer_.activation != nullptr ? rows * n * size_ : 0;
   const size_t n_sums = cotangents.dbias != nullptr ? blocks_.tasks * n : 0;
-  Scratch<> scratch(Scratch<>::Bytes(h_bytes) + Scratch<>::Bytes<double>(n_sums));
+  using VjpScratch = Scratch<kStackBytes>;
+  VjpScratch scratch(VjpScratch::Bytes(h_bytes) + VjpScratch::Bytes<double>(n_sums));
   if (!scratch) return Outcome::kOutOfMemory;
   char* const h_memory = scratch.Take(h_bytes);
   double* const sums = scratch.Take<double>(n_sums);
@@ -145,7 +159,7 @@ Outcome Layer::Vjp(const LinearCotangents& cotangents) {
 
   // What a block of rows needs once X W + b is there.
   const auto finish = [&](Range range) {
-    if (layer_.activation != nullptr) Map(Kernel(Method::kVjp), h, &cotangents.g, range);
+    if (layer_.activation != nullptr) Map(Kernel(Method::kVjp), h, &cotangents.g, h, range);
     if (cotangents.dbias != nullptr) {
       double* const sum = sums + range.begin / blocks_.block * n;
       std::fill(sum, sum + n, -0.0);
@@ -191,7 +205,7 @@ Outcome Layer::Vjp(const LinearCotangents& cotangents) {
     // X W + b, its activation, both products and the bias' sum: X, G and H are in the cache.
     const Item affine = Affine(h);
     const size_t bytes = layer_.activation != nullptr ? run_.SharedBytes(affine) : 0;
-    Scratch<> packed(bytes);
+    Scratch<kStackBytes> packed(bytes);
     if (!packed) return Outcome::kOutOfMemory;
     Shared shared;
     if (bytes > 0) shared = run_.Share(affine, packed.Take(bytes));
@@ -217,6 +231,30 @@ Outcome Layer::Vjp(const LinearCotangents& cotangents) {
   return outcome;
 }
 
+Outcome Layer::Tangent(const void* tbias, const Matrix& out) {
+  const auto add = [&](Range rows) {
+    if (tbias == nullptr) return;
+    if (layer_.dtype == DType::kFloat32) {
+      AddRow<float>(tbias, out, rows);
+    } else {
+      AddRow<double>(tbias, out, rows);
+    }
+  };
+  if (layer_.activation == nullptr) {
+    const bool done =
+        run_.For(blocks_.tasks, parallel_, [&](size_t block) { add(blocks_(block)); });
+    return done ? Outcome::kDone : Outcome::kInterrupted;
+  }
+  const size_t bytes = layer_.rows * layer_.n * size_;
+  Scratch<kStackBytes> scratch(bytes);
+  if (!scratch) return Outcome::kOutOfMemory;
+  const Matrix z{scratch.Take(bytes), static_cast<ptrdiff_t>(layer_.n), 1};
+  return MakeAffine(z, [&](Range rows) {
+    add(rows);
+    Map(Kernel(Method::kJvp), z, &out, out, rows);
+  });
+}
+
 // Not inlined: the caller guards the floating-point environment.
 HWY_NOINLINE Outcome RunValue(const LinearLayer& layer, const Matrix& out, Poll* poll) {
   return Layer(layer, poll).Value(out);
@@ -225,6 +263,11 @@ HWY_NOINLINE Outcome RunValue(const LinearLayer& layer, const Matrix& out, Poll*
 HWY_NOINLINE Outcome RunVjp(const LinearLayer& layer, const LinearCotangents& cotangents,
                             Poll* poll) {
   return Layer(layer, poll).Vjp(cotangents);
+}
+
+HWY_NOINLINE Outcome RunTangent(const LinearLayer& layer, const void* tbias, const Matrix& out,
+                                Poll* poll) {
+  return Layer(layer, poll).Tangent(tbias, out);
 }
 
 }  // namespace
@@ -237,6 +280,11 @@ Outcome LinearValue(const LinearLayer& layer, const Matrix& out, Poll* poll) {
 Outcome LinearVjp(const LinearLayer& layer, const LinearCotangents& cotangents, Poll* poll) {
   const KernelFpEnv fp_env(poll);
   return RunVjp(layer, cotangents, poll);
+}
+
+Outcome LinearTangent(const LinearLayer& layer, const void* tbias, const Matrix& out, Poll* poll) {
+  const KernelFpEnv fp_env(poll);
+  return RunTangent(layer, tbias, out, poll);
 }
 
 }  // namespace pullback

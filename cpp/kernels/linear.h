@@ -40,6 +40,10 @@ struct LinearCotangents {
 // cache.
 Outcome LinearVjp(const LinearLayer& layer, const LinearCotangents& cotangents, Poll* poll);
 
+// `out` (rows, n), rows contiguous, holds a tangent of X W: adds that of the bias, (n,), unless it
+// is null, and multiplies by act'(X W + b).
+Outcome LinearTangent(const LinearLayer& layer, const void* tbias, const Matrix& out, Poll* poll);
+
 }  // namespace pullback
 
 #endif  // PULLBACK_CPP_KERNELS_LINEAR_H_

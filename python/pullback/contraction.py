@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,15 +11,9 @@ import numpy.typing as npt
 
 from pullback.shapes import broadcast_shapes
 
-__all__ = ["Product", "numpy_product", "summed_product"]
+__all__ = ["numpy_product", "summed_product"]
 
 Array: TypeAlias = npt.NDArray[Any]
-
-# product(A, B, out): A (..., m, k) and B (..., k, n) of one dtype, float32 or float64, aligned, in
-# native byte order, of any strides, batches broadcasting; `out` is None or an aligned array of the
-# result's shape and dtype, of any strides, that overlaps neither. Returns the result: `out`, or a
-# new array.
-Product: TypeAlias = Callable[[Array, Array, Array | None], Array]
 
 
 def numpy_product(A: Array, B: Array, out: Array | None) -> Array:
@@ -28,9 +22,7 @@ def numpy_product(A: Array, B: Array, out: Array | None) -> Array:
     return product
 
 
-def summed_product(
-    product: Product, left: Array, right: Array, shape: tuple[int, ...], out: Array | None = None
-) -> Array:
+def summed_product(left: Array, right: Array, shape: tuple[int, ...]) -> Array:
     """Return left @ right, summed over the batch axes that `shape` lacks or has as 1.
 
     Such a sum of products is one product: the summed axes join the contracted one, and nothing is
@@ -38,14 +30,10 @@ def summed_product(
 
     Parameters
     ----------
-    product : callable
-        What multiplies; see `Product`.
     left : ndarray, shape (..., m, k)
     right : ndarray, shape (..., k, n)
     shape : tuple of int
         Of the result, (..., m, n); its batch broadcasts to that of the factors.
-    out : ndarray, shape `shape`, optional
-        Overwritten with the result; overlaps neither factor.
 
     Returns
     -------
@@ -56,17 +44,12 @@ def summed_product(
     own = (1,) * missing + shape[:-2]
     summed = [i for i, full in enumerate(batch) if i < missing or own[i] != full]
     if not summed:
-        return product(left, right, out)
+        return np.asarray(left @ right)
     left, right = _to_ndim(left, len(batch) + 2), _to_ndim(right, len(batch) + 2)
     for i in summed:
         left, right = _match(left, right, i), _match(right, left, i)
     left, right = _fold(left, summed, contracted=-1), _fold(right, summed, contracted=-2)
-    target = None
-    if out is not None:
-        kept = tuple(0 if i in summed else slice(None) for i in range(missing, len(batch)))
-        target = out[(*kept, ...)]
-    result = product(left, right, target)
-    return result.reshape(shape) if out is None else out
+    return np.asarray(left @ right).reshape(shape)
 
 
 def _to_ndim(array: Array, ndim: int) -> Array:

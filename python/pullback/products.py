@@ -1,16 +1,16 @@
 """Matrix products and what is made of them: layers, quadratic and bilinear forms.
 
-What a product does to shapes stands here; what it computes, in `pullback.calculus`.
+What a product does to shapes stands here; what it computes, in `pullback.oracle.products`.
 """
 
 from __future__ import annotations
 
+import math
+import re
 import textwrap
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from functools import cache
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +18,19 @@ import numpy.typing as npt
 from pullback import elementwise
 from pullback.engine import BACKEND, Engine
 from pullback.jacobians import Kronecker
-from pullback.jacobians.arguments import silent
 from pullback.jacobians.primitives import are_plain, of_layer, of_matrix, of_product, of_vector
 from pullback.protocol import (
     Outputs,
     aligned,
     as_matrix,
     check_wrt,
+    is_weak,
     method,
     shown,
     tangents_of,
 )
-from pullback.shapes import MOST_AXES, broadcast_shapes, with_room
+from pullback.registry import Registry, attributes
+from pullback.shapes import broadcast_shapes, check_axes, with_room
 from pullback.tables.elementwise import OPS
 from pullback.tables.products import PRODUCTS, ProductRow
 
@@ -83,7 +84,8 @@ def _docstring(row: ProductRow, name: str) -> str:
         "__call__": (f"{row.summary}: {what}", "", f"ndarray or scalar, {row.result}"),
         "vjp": (
             "Return the cotangents of the operands",
-            f"{row.cotangent} : array_like, of the result's shape\n    Cotangent of the result.\n",
+            f"{row.cotangent} : array_like, of the result's shape, or a number that fills it\n"
+            "    Cotangent of the result; axes in front are a stack, which cotangents keep.\n",
             f"{cotangents} : ndarray, shapes of {names}",
         ),
         "jvp": (
@@ -144,370 +146,387 @@ def _docstring(row: ProductRow, name: str) -> str:
     return "\n".join(lines)
 
 
+# --- shapes, from a signature ---------------------------------------------------------------------
+
+
+class Axes(NamedTuple):
+    """What an operand or a result has to be, as "(..., m?, k)" in a signature."""
+
+    text: str
+    has_batch: bool
+    letters: str
+    may_lack: str  # those among the letters that have a question mark
+
+    def there(self, ndim: int) -> str:
+        """Return the letters of an array of so many axes."""
+        lacks = ndim < len(self.letters)
+        return "".join(c for c in self.letters if not (lacks and c in self.may_lack))
+
+
+@cache
+def _groups(signature: str) -> tuple[Axes, ...]:
+    """Return the operands' axes, and the result's behind them."""
+    return tuple(
+        Axes(
+            text, "..." in text, *("".join(re.findall(p, text)) for p in ("[a-z]", r"[a-z](?=\?)"))
+        )
+        for text in re.findall(r"\(.*?\)", signature)
+    )
+
+
+class Fit(NamedTuple):
+    """What shapes of operands fit to.
+
+    Kernels see an axis that may lack where it does, too, and as one axis the batch that one operand
+    alone has.
+    """
+
+    result: Shape
+    seen: tuple[Shape, ...]
+    seen_result: Shape
+
+
+class _Misfit(Exception):
+    """Shapes that do not fit, and why."""
+
+
+def _fit(op: str, row: ProductRow, operands: Sequence[Any]) -> Fit:
+    """Fit operands together, or raise a ValueError that names their shapes."""
+    shapes = tuple(None if operand is None else operand.shape for operand in operands)
+    try:
+        fit = _fitted(row.signature, tuple(row.operands), shapes)
+    except _Misfit as error:
+        raise ValueError(f"{op}: {_listed(row, operands)}: {error}") from None
+    check_axes(op, fit.result)
+    return fit
+
+
+@lru_cache(1024)
+def _fitted(signature: str, names: tuple[str, ...], shapes: tuple[Shape | None, ...]) -> Fit:
+    *groups, of_result = _groups(signature)
+    extents: dict[str, tuple[str, int]] = {}
+    batches: list[Shape] = []
+    for name, given, axes in zip(names, shapes, groups, strict=True):
+        shape = given or ()
+        letters = "" if given is None else axes.there(len(shape))
+        before = len(shape) - len(letters)
+        if before < 0 or (before > 0 and not (axes.has_batch and letters == axes.letters)):
+            raise _Misfit(f"{name} needs {axes.text}")
+        batches.append(shape[:before])
+        for letter, n in zip(letters, shape[before:], strict=True):
+            first, known = extents.setdefault(letter, (name, n))
+            if n != known:
+                raise _Misfit(f"{letter} is {known} in {first}, and {n} in {name}")
+    try:
+        batch = broadcast_shapes(*batches)
+    except ValueError:
+        raise _Misfit("the batches do not broadcast") from None
+    result = *batch, *(extents[c][1] for c in of_result.letters if c in extents)
+    own = [i for i, axes in enumerate(groups) if axes.has_batch]
+    if len(own) == 1:
+        batches[own[0]] = (math.prod(batch),)
+    else:  # with room for axes of matrices and of a stack
+        for i, few in zip(own, with_room(3, *(batches[i] for i in own)), strict=True):
+            batches[i] = few
+
+    def core(axes: Axes) -> Shape:
+        return tuple(extents.get(c, ("", 1))[1] for c in axes.letters)
+
+    seen = tuple(own + core(axes) for own, axes in zip(batches, groups, strict=True))
+    return Fit(result, seen, broadcast_shapes(*batches) + core(of_result))
+
+
+def _listed(row: ProductRow, operands: Sequence[Any]) -> str:
+    named = zip(row.operands, operands, strict=True)
+    return ", ".join(f"{name} has shape {a.shape}" for name, a in named if a is not None)
+
+
+def _whole(array: Any) -> bool:
+    """Tell whether strides are whole elements, which those of aligned arrays may not be."""
+    return all(stride % array.itemsize == 0 for stride in array.strides)
+
+
 # --- the primitives -------------------------------------------------------------------------------
 
 
-class Product(ABC):
-    """A primitive made of matrix products.
+class Product:
+    """A primitive made of matrix products: a row of the table, on an engine.
 
-    Arguments compute in `pullback.protocol.result_dtype` and are never written. A subclass says
-    what the operands' shapes have to be, and how kernels see them.
+    Arguments compute in `pullback.protocol.result_dtype` and are never written.
 
     Parameters
     ----------
+    row : ProductRow
+        What the table says.
     engine : Engine
         What computes.
     activations : mapping
         The elementwise primitives of the same engine, by name.
     """
 
-    row: ClassVar[ProductRow]
-
-    def __init__(self, engine: Engine, activations: Mapping[str, Any] = OPS) -> None:
-        self._kernels: Any = engine.products[self.row.name]
-        self._remark = engine.remark
-        self._names = tuple(self.row.operands)
+    def __init__(self, row: ProductRow, engine: Engine, activations: Mapping[str, Any]) -> None:
+        self.row = row
+        self._engine = engine
+        self._names = tuple(row.operands)
         self._activations = activations
-        self.__name__ = self.__qualname__ = self.row.name
+        self.__name__ = self.__qualname__ = row.name
         self.__module__ = engine.module("products")
-        methods = {name: _method(self.row, name) for name in ("__call__", *self.row.methods)}
+        methods = {name: _method(row, name) for name in ("__call__", *row.methods)}
         self.__doc__ = methods["__call__"].__doc__
         own: Any = type(type(self).__name__, (type(self),), methods)
         self.__class__ = own  # whose methods have the row's signature
-        for name in methods:
-            fallback = getattr(self, name)
-            call = engine.direct_product(self.row.name, name, fallback)
-            if call is fallback:
+        for name in methods if engine.is_native else ():
+            if name == "jacobian":
                 continue
+            fallback = getattr(self, name)
+            kind = "value" if name == "__call__" else name
+            call = engine.kernels.product_method(row.name, kind, fallback)
             call.__name__ = name
-            call.__qualname__ = f"{self.row.name}.{name}"
+            call.__qualname__ = f"{row.name}.{name}"
             call.__module__ = self.__module__
             call.__doc__ = fallback.__doc__
             setattr(own, name, call)  # where calls look
 
     def __repr__(self) -> str:
-        return f"<product {self.__name__}{self._remark}>"
+        return f"<product {self.__name__}{self._engine.remark}>"
 
     def __reduce__(self) -> str:
         return self.__name__
 
-    # --- shapes ---
-
-    @abstractmethod
-    def _shape(self, op: str, *operands: Any) -> Shape:
-        """Return the result's shape, or raise a ValueError that names the operands'."""
-
-    @abstractmethod
-    def _seen(self, *operands: Any) -> tuple[tuple[Any, ...], Shape]:
-        """Return operands as kernels see them, and the result's shape there."""
-
-    @abstractmethod
-    def _jacobians(self, operands: Any, shape: Shape, options: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return the Jacobians by each operand."""
-
-    def _options(self, op: str, options: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return options as kernels take them."""
-        del op
-        return options
-
-    # --- any shapes ---
-
-    def _op(self, method: str) -> str:
-        return f"{self.row.name}.{method}" if method else self.row.name
+    # --- the methods ---
 
     def _value(self, given: tuple[Any, ...], options: tuple[Any, ...], out: Any) -> Any:
-        op = self._op("")
-        options = self._options(op, options)
+        op = self.row.name
+        activation = self._activation(op, options)
         operands = self._arrays(op, given)
-        shape = self._shape(op, *operands)
-        outputs = Outputs(op, out, [shape], operands[0].dtype, operands, single=True)
-        seen, seen_shape = self._seen(*operands)
-        (target,) = outputs.targets(seen_shape)
-        with np.errstate(all="ignore"):
-            (result,) = outputs.deliver([self._kernels.value(*seen, *options, target)])
+        fit = _fit(op, self.row, operands)
+        return self._single(op, "value", fit, operands, activation, out)
+
+    def _jvp(
+        self, given: tuple[Any, ...], tangents: tuple[Any, ...], options: tuple[Any, ...], out: Any
+    ) -> Any:
+        op = f"{self.row.name}.jvp"
+        activation = self._activation(op, options)
+        operands, tangents = tangents_of(op, given, tangents, self._names)
+        fit = _fit(op, self.row, operands)
+        return self._single(op, "jvp", fit, operands + tangents, activation, out)
+
+    def _single(
+        self, op: str, method: str, fit: Fit, arrays: Any, activation: Any, out: Any
+    ) -> Any:
+        dtype = arrays[0].dtype
+        outputs = Outputs(op, out, [fit.result], dtype, arrays, single=True)
+        others = arrays[len(self._names) :]
+        if others and all(t is None for t in others):
+            (result,) = outputs.deliver([np.zeros(fit.result, dtype)])
+        else:
+            shapes = (*fit.seen, *fit.seen)[: len(arrays)]
+            (result,) = outputs.deliver(
+                self._results(
+                    method, arrays, shapes, activation, (0,), outputs.targets(fit.seen_result)
+                )
+            )
         return result if out is not None or result.ndim else result[()]
 
     def _vjp(
         self, given: tuple[Any, ...], g: Any, options: tuple[Any, ...], wrt: Any, out: Any
     ) -> Any:
-        op = self._op("vjp")
+        op = f"{self.row.name}.vjp"
         asked = check_wrt(op, wrt, self._names)
-        options = self._options(op, options)
+        activation = self._activation(op, options)
         if all(given[i] is None for i in asked.operands):
             name = self._names[asked.operands[0]]
             raise ValueError(f"{op}: wrt is {shown(wrt)}, but {name} is None")
+        is_number = is_weak(g)
         *operands, g = self._arrays(op, (*given, g))
-        shape = self._shape(op, *operands)
-        if g.shape != shape:
-            name = self.row.cotangent
-            given_shapes = self._listed(*operands)
+        fit = _fit(op, self.row, operands)
+        if is_number:
+            g = np.full(fit.result, g)
+        n_stack = g.ndim - len(fit.result)
+        stack = g.shape[:n_stack]
+        if n_stack < 0 or g.shape[n_stack:] != fit.result:
             raise ValueError(
-                f"{op}: {name} has shape {g.shape}, the result {shape}; {given_shapes}"
+                f"{op}: {self.row.cotangent} has shape {g.shape}, the result {fit.result}; "
+                f"{_listed(self.row, operands)}"
             )
-        shapes = [None if operands[i] is None else operands[i].shape for i in asked.operands]
-        dtype = operands[0].dtype
-        outputs = Outputs(op, out, shapes, dtype, (*operands, g), single=asked.single)
-        seen, seen_shape = self._seen(*operands)
-        views = [None if seen[i] is None else seen[i].shape for i in asked.operands]
-        targets = outputs.targets(*views)
-        with np.errstate(all="ignore"):
-            cotangents = self._kernels.cotangents(
-                *seen, g.reshape(seen_shape), *options, asked.operands, targets
-            )
-            return asked.result(outputs.deliver(cotangents))
-
-    def _jvp(
-        self, given: tuple[Any, ...], tangents: tuple[Any, ...], options: tuple[Any, ...], out: Any
-    ) -> Any:
-        op, names = self._op("jvp"), self._names
-        options = self._options(op, options)
-        operands, tangents = tangents_of(op, given, tangents, names)
-        shape = self._shape(op, *operands)
-        inputs = (*operands, *tangents)
-        outputs = Outputs(op, out, [shape], operands[0].dtype, inputs, single=True)
-        seen, seen_shape = self._seen(*operands)
-        moved = (
-            None if t is None else t.reshape(view.shape)
-            for t, view in zip(tangents, seen, strict=True)
+        shapes = [
+            None if operands[i] is None else stack + operands[i].shape for i in asked.operands
+        ]
+        for shape in shapes:
+            check_axes(op, shape or ())
+        inputs = (*operands, g)
+        outputs = Outputs(op, out, shapes, operands[0].dtype, inputs, single=asked.single)
+        front = (math.prod(stack),) if stack else ()
+        targets = outputs.targets(
+            *(None if operands[i] is None else front + fit.seen[i] for i in asked.operands)
         )
-        nothing = all(t is None for t in tangents)
-        (target,) = outputs.targets(seen_shape if not nothing else None)
-        with np.errstate(all="ignore"):
-            if nothing:
-                tangent = np.zeros(seen_shape, operands[0].dtype)
-            else:
-                tangent = self._kernels.tangent(*seen, *moved, *options, target)
-            (result,) = outputs.deliver([tangent])
-        return result if out is not None or result.ndim else result[()]
+        seen = (*fit.seen, front + fit.seen_result)
+        cotangents = self._results("vjp", inputs, seen, activation, asked.operands, targets)
+        return asked.result(outputs.deliver(cotangents))
 
     def _value_and_grad(self, given: tuple[Any, ...], wrt: Any) -> tuple[Any, Any]:
-        op = self._op("value_and_grad")
+        op = f"{self.row.name}.value_and_grad"
         asked = check_wrt(op, wrt, self._names)
         operands = self._arrays(op, given)
-        if self._shape(op, *operands):
-            raise self._misfit(op, operands, "only vectors without a batch are supported")
-        with np.errstate(all="ignore"):
-            value, gradients = self._kernels.value_and_grad(*operands, asked.operands)
-        return value.reshape(())[()], asked.result(gradients)
+        fit = _fit(op, self.row, operands)
+        if fit.result:
+            listed = _listed(self.row, operands)
+            raise ValueError(f"{op}: {listed}: only vectors without a batch are supported")
+        outs = (None,) * (1 + len(asked.operands))
+        value, *gradients = self._results(
+            "value_and_grad", operands, fit.seen, None, asked.operands, outs
+        )
+        shapes = (operands[i].shape for i in asked.operands)
+        shaped = [g.reshape(shape) for g, shape in zip(gradients, shapes, strict=True)]
+        return value.reshape(())[()], asked.result(shaped)
 
     def _jacobian(self, given: tuple[Any, ...], options: tuple[Any, ...]) -> tuple[Any, ...]:
-        op = self._op("jacobian")
-        options = self._options(op, options)
+        op = f"{self.row.name}.jacobian"
+        activation = self._activation(op, options)
         operands = given if are_plain(given) else self._arrays(op, given)
-        return self._jacobians(operands, self._shape(op, *operands), options)
+        fit = _fit(op, self.row, operands)
+        return _JACOBIANS[self.row.name](self, fit, operands, activation)
+
+    # --- what they share ---
 
     def _arrays(self, op: str, given: Sequence[Any]) -> tuple[Any, ...]:
         """Convert operands, of which an optional one may be None, and a cotangent."""
-        names = (*self._names, self.row.cotangent)[: len(given)]
-        optional = self.row.optional
-        if optional is None or given[k := names.index(optional)] is not None:
-            return aligned(op, *given, names=names)
-        there, there_names = [*given], [*names]
-        del there[k], there_names[k]
-        arrays: list[Any] = [*aligned(op, *there, names=there_names)]
-        arrays.insert(k, None)
-        return tuple(arrays)
+        names = (*self._names, self.row.cotangent)
+        there = [
+            (a, name)
+            for a, name in zip(given, names, strict=False)
+            if a is not None or name != self.row.optional
+        ]
+        arrays = iter(aligned(op, *(a for a, _ in there), names=[name for _, name in there]))
+        found = {name for _, name in there}
+        return tuple(next(arrays) if name in found else None for name in names[: len(given)])
 
-    def _listed(self, *operands: Any) -> str:
-        named = zip(self.row.operands, operands, strict=True)
-        return ", ".join(f"{name} has shape {a.shape}" for name, a in named if a is not None)
-
-    def _misfit(self, op: str, operands: tuple[Any, ...], why: str) -> ValueError:
-        return ValueError(f"{op}: {self._listed(*operands)}: {why}")
-
-
-class Matmul(Product):
-    """The matrix product, for every shape that `numpy.matmul` accepts.
-
-    One-dimensional operands are a row on the left and a column on the right, and axes in front of
-    the last two are batches, which broadcast.
-    """
-
-    row = PRODUCTS["matmul"]
-
-    def _shape(self, op: str, A: Array, B: Array) -> Shape:
-        for name, operand in (("A", A), ("B", B)):
-            if operand.ndim == 0:
-                raise self._misfit(op, (A, B), f"{name} needs at least one axis")
-        k, k_B = A.shape[-1], B.shape[-2:][0]
-        if k != k_B:
-            raise self._misfit(op, (A, B), f"the contracted axes have lengths {k} and {k_B}")
-        try:
-            batch = broadcast_shapes(A.shape[:-2], B.shape[:-2])
-        except ValueError:
-            raise self._misfit(op, (A, B), "the batches do not broadcast") from None
-        return (*batch, *A.shape[-2:-1], *(B.shape[-1:] if B.ndim > 1 else ()))
-
-    def _seen(self, A: Array, B: Array) -> tuple[tuple[Any, ...], Shape]:
-        rows = A[np.newaxis, :] if A.ndim == 1 else A
-        columns = B[:, np.newaxis] if B.ndim == 1 else B
-        batch = broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
-        return (rows, columns), (*batch, rows.shape[-2], columns.shape[-1])
-
-    def _jacobians(self, operands: Any, shape: Shape, options: tuple[Any, ...]) -> tuple[Any, ...]:
-        del options
-        if operands[0].ndim == operands[1].ndim == 2:
-            return of_product(*operands)
-        (rows, columns), (*batch, m, n) = self._seen(*operands)
-        return tuple(
-            Kronecker(
-                left,
-                right,
-                input_batch=seen.shape[:-2],
-                output_batch=tuple(batch),
-                input_shape=operand.shape,
-                output_shape=shape,
-            )
-            for left, right, seen, operand in (
-                (m, columns.mT, rows, operands[0]),
-                (rows, n, columns, operands[1]),
-            )
-        )
-
-    def _jacobian(self, given: tuple[Any, ...], options: tuple[Any, ...]) -> tuple[Any, ...]:
-        if are_plain(given):
-            A, B = given
-            if A.ndim == B.ndim == 2 and A.shape[1] == B.shape[0]:
-                return of_product(A, B)
-        return super()._jacobian(given, options)
-
-
-class Linear(Product):
-    """A linear layer: a matrix product, a bias, an activation."""
-
-    row = PRODUCTS["linear"]
-
-    def _shape(self, op: str, X: Array, W: Array, b: Array | None) -> Shape:
-        if X.ndim == 0:
-            raise self._misfit(op, (X, W, b), "X needs at least one axis")
-        if W.ndim != 2:
-            raise self._misfit(op, (X, W, b), "W needs two axes")
-        k, n = W.shape
-        if X.shape[-1] != k:
-            raise self._misfit(
-                op, (X, W, b), f"the contracted axes have lengths {X.shape[-1]} and {k}"
-            )
-        if b is not None and b.shape != (n,):
-            raise self._misfit(op, (X, W, b), f"b needs ({n},)")
-        return (*X.shape[:-1], n)
-
-    def _seen(self, X: Array, W: Array, b: Array | None) -> tuple[tuple[Any, ...], Shape]:
-        rows = as_matrix(X)
-        return (rows, W, b), (len(rows), W.shape[1])
-
-    def _jacobians(self, operands: Any, shape: Shape, options: tuple[Any, ...]) -> tuple[Any, ...]:
-        (f,) = options
-        slopes = None if f is None else f.derivative(self(*operands))  # type: ignore[operator]
-        X, W, b = operands
-        return of_layer(X, W, b, slopes, shape)
-
-    def _options(self, op: str, options: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return the activation as this engine's primitive, or None for None."""
-        (activation,) = options
+    def _activation(self, op: str, options: tuple[Any, ...]) -> Any:
+        """Return the activation as this engine's primitive, or None for none."""
+        (activation,) = options or (None,)
         if activation is None:
-            return options
+            return None
         name = str(getattr(activation, "__name__", "")).rpartition(".")[2]
         known = name in OPS and OPS[name].nin == 1
         if known and (
             activation is self._activations[name] or elementwise.is_primitive(activation, name)
         ):
-            return (self._activations[name],)
+            return self._activations[name]
         raise TypeError(
             f"{op}: activation must be None or a unary elementwise primitive of pullback, "
             f"not {shown(activation)}"
         )
 
-
-class QuadraticForm(Product):
-    """The quadratic form of each vector of a batch."""
-
-    row = PRODUCTS["quadratic_form"]
-
-    def _shape(self, op: str, x: Array, A: Array) -> Shape:
-        if x.ndim == 0 or A.shape != (x.shape[-1],) * 2:
-            raise self._misfit(op, (x, A), "they need (..., n) and (n, n)")
-        return x.shape[:-1]
-
-    def _seen(self, x: Array, A: Array) -> tuple[tuple[Any, ...], Shape]:
-        rows = as_matrix(x)
-        return (rows, A), (len(rows),)
-
-    def _jacobians(self, operands: Any, shape: Shape, options: tuple[Any, ...]) -> tuple[Any, ...]:
-        del options
-        x, A = operands
-        gx = self.vjp(x, A, np.ones(shape, x.dtype), wrt=0)  # type: ignore[attr-defined]
-        if x.ndim == 1:
-            return of_vector(gx, x.shape), of_matrix(x, x)
-        (few,) = with_room(2, shape)
-        row_shape = (*few, 1, x.shape[-1])
-        gx, row = gx.reshape(row_shape), x.reshape(row_shape)
-        by_x = Kronecker(1, gx, input_shape=x.shape, output_shape=shape, copy=False)
-        return by_x, Kronecker(row, row, input_batch=(), output_batch=few, output_shape=shape)
-
-
-class BilinearForm(Product):
-    """The bilinear form of each pair of vectors of a batch."""
-
-    row = PRODUCTS["bilinear_form"]
-
-    def _shape(self, op: str, u: Array, X: Array, v: Array) -> Shape:
-        if u.ndim == 0 or v.ndim == 0 or X.shape != (u.shape[-1], v.shape[-1]):
-            raise self._misfit(op, (u, X, v), "they need (..., m), (m, n) and (..., n)")
-        try:
-            return broadcast_shapes(u.shape[:-1], v.shape[:-1])
-        except ValueError:
-            raise self._misfit(op, (u, X, v), "the batches do not broadcast") from None
-
-    def _seen(self, u: Array, X: Array, v: Array) -> tuple[tuple[Any, ...], Shape]:
-        """Return vectors with room for one more axis."""
-        if max(u.ndim, v.ndim) >= MOST_AXES:
-            few = with_room(2, u.shape[:-1], v.shape[:-1])
-            u, v = u.reshape(*few[0], u.shape[-1]), v.reshape(*few[1], v.shape[-1])
-        return (u, X, v), broadcast_shapes(u.shape[:-1], v.shape[:-1])
-
-    def _jacobians(self, operands: Any, shape: Shape, options: tuple[Any, ...]) -> tuple[Any, ...]:
-        del options
-        (u, X, v), batch = self._seen(*operands)
-
-        def by_vector(k: int, seen: Array, gradient: Array) -> Kronecker:
-            return Kronecker(
-                1,
-                gradient[..., np.newaxis, :],
-                input_batch=seen.shape[:-1],
-                output_batch=batch,
-                input_shape=operands[k].shape,
-                output_shape=shape,
-                copy=False,
+    def _results(
+        self,
+        method: str,
+        arrays: Sequence[Any],
+        shapes: Sequence[Shape],
+        activation: Any = None,
+        wrt: tuple[int, ...] = (0,),
+        targets: tuple[Any, ...] = (None,),
+    ) -> Any:
+        """Return what the engine computes of arrays seen in these shapes."""
+        seen = tuple(
+            None if a is None else (a if _whole(a) else a.copy()).reshape(shape)
+            for a, shape in zip(arrays, shapes, strict=True)
+        )
+        outs = tuple(t if t is not None and _whole(t) else None for t in targets)
+        with np.errstate(all="ignore"):
+            results = self._engine.kernels.product_results(
+                self.row.name, method, seen, activation, wrt, outs
             )
-
-        rows = u[..., np.newaxis, :], v[..., np.newaxis, :]
-        by_X = Kronecker(*rows, input_batch=(), output_batch=batch, output_shape=shape)
-        Xv, uX = _rows(self._kernels, v, X.mT), _rows(self._kernels, u, X)
-        if u.ndim == v.ndim == 1:
-            return of_vector(Xv, u.shape), of_matrix(u, v), of_vector(uX, v.shape)
-        return by_vector(0, u, Xv), by_X, by_vector(2, v, uX)
+        for result, out, target in zip(results, outs, targets, strict=True):
+            if out is None and target is not None:
+                target[...] = result
+        return results
 
 
-@silent
-def _rows(kernels: Any, rows: Array, M: Array) -> Array:
-    return kernels.rows(rows, M)  # type: ignore[no-any-return]
+# --- Jacobians ------------------------------------------------------------------------------------
 
+
+def _of_matmul(_f: Product, fit: Fit, operands: Any, _: None) -> tuple[Any, ...]:
+    if operands[0].ndim == operands[1].ndim == 2:
+        return of_product(*operands)
+    A, B = (a.reshape(shape) for a, shape in zip(operands, fit.seen, strict=True))
+    *batch, m, n = fit.seen_result
+    return tuple(
+        Kronecker(
+            left,
+            right,
+            input_batch=seen.shape[:-2],
+            output_batch=tuple(batch),
+            input_shape=operand.shape,
+            output_shape=fit.result,
+        )
+        for left, right, seen, operand in zip((m, A), (B.mT, n), (A, B), operands, strict=True)
+    )
+
+
+def _of_linear(f: Any, fit: Fit, operands: Any, activation: Any) -> tuple[Any, ...]:
+    slopes = None if activation is None else activation.derivative(f(*operands))
+    return of_layer(*operands, slopes, fit.result)
+
+
+def _of_quadratic_form(f: Any, fit: Fit, operands: Any, _: None) -> tuple[Any, ...]:
+    x, A = operands
+    gx = f.vjp(x, A, 1.0, wrt=0)
+    if x.ndim == 1:
+        return of_vector(gx, x.shape), of_matrix(x, x)
+    (few,) = with_room(2, fit.result)
+    shape = (*few, 1, x.shape[-1])
+    gx, row = gx.reshape(shape), x.reshape(shape)
+    by_x = Kronecker(1, gx, input_shape=x.shape, output_shape=fit.result, copy=False)
+    return by_x, Kronecker(row, row, input_batch=(), output_batch=few, output_shape=fit.result)
+
+
+def _of_bilinear_form(f: Product, fit: Fit, operands: Any, _: None) -> tuple[Any, ...]:
+    product = make_products(f._engine)["matmul"]
+    u, X, v = operands
+    if u.ndim == v.ndim == 1:
+        Xv, uX = product(v, X.mT), product(u, X)
+        return of_vector(Xv, u.shape), of_matrix(u, v), of_vector(uX, v.shape)
+    u, X, v = (a.reshape(shape) for a, shape in zip(operands, fit.seen, strict=True))
+
+    def by_vector(k: int, vectors: Array, others: Array, M: Array) -> Kronecker:
+        gradients = product(as_matrix(others), M).reshape(*others.shape[:-1], 1, M.shape[1])
+        return Kronecker(
+            1,
+            gradients,
+            input_batch=vectors.shape[:-1],
+            output_batch=fit.seen_result,
+            input_shape=operands[k].shape,
+            output_shape=fit.result,
+            copy=False,
+        )
+
+    rows = u[..., np.newaxis, :], v[..., np.newaxis, :]
+    by_X = Kronecker(*rows, input_batch=(), output_batch=fit.seen_result, output_shape=fit.result)
+    return by_vector(0, u, v, X.mT), by_X, by_vector(2, v, u, X)
+
+
+_JACOBIANS: Final[Mapping[str, Callable[..., tuple[Any, ...]]]] = {
+    "matmul": _of_matmul,
+    "linear": _of_linear,
+    "quadratic_form": _of_quadratic_form,
+    "bilinear_form": _of_bilinear_form,
+}
 
 # --- all of them ----------------------------------------------------------------------------------
 
-_KINDS: Final[tuple[type[Product], ...]] = (Matmul, Linear, QuadraticForm, BilinearForm)
-
 
 @cache
-def make_products(engine: Engine) -> Mapping[str, Any]:
+def make_products(engine: Engine) -> Registry:
     """Return the table's products on an engine, by name."""
     activations = elementwise.make_elementwise(engine)
-    return MappingProxyType({kind.row.name: kind(engine, activations) for kind in _KINDS})
+    return Registry(PRODUCTS, lambda name: Product(PRODUCTS[name], engine, activations))
 
 
 products: Final = make_products(BACKEND)
-globals().update(products)
 
 if TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any: ...
+
+else:
+    __getattr__ = attributes(globals(), products)

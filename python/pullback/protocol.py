@@ -281,6 +281,8 @@ def tangents_of(
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Convert primals and tangents to one dtype; a None among them, which is zero, stays None.
 
+    A tangent that is a Python number fills its primal's shape.
+
     Parameters
     ----------
     op : str
@@ -305,10 +307,11 @@ def tangents_of(
     given = [(a, name) for a, name in given if a is not None]
     arrays = iter(aligned(op, *(a for a, _ in given), names=[name for _, name in given]))
     there: tuple[Any, ...] = tuple(None if a is None else next(arrays) for a in everything)
-    primals = there[: len(primals)]
+    numbers = [is_weak(tangent) for tangent in tangents]
+    primals, tangents = there[: len(primals)], there[len(primals) :]
     tangents = tuple(
-        np.broadcast_to(array, primal.shape) if is_weak(given) else array
-        for given, array, primal in zip(tangents, there[len(primals) :], primals, strict=True)
+        np.full(primal.shape, tangent) if is_number else tangent
+        for primal, tangent, is_number in zip(primals, tangents, numbers, strict=True)
     )
     for primal, tangent, name, t_name in zip(primals, tangents, names, t_names, strict=True):
         if tangent is not None and tangent.shape != primal.shape:

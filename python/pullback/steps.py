@@ -15,7 +15,7 @@ from pullback.config import native
 from pullback.elementwise import Elementwise, make_elementwise
 from pullback.engine import ORACLE
 from pullback.jacobians import Diagonal
-from pullback.products import Linear, Product
+from pullback.products import Product
 from pullback.protocol import shown
 from pullback.reductions import Reduction, RowMap
 from pullback.tables.elementwise import OpRow
@@ -103,8 +103,8 @@ class _Step(Part):
     def __init__(self, op: Any, operands: tuple[Any, ...], options: dict[str, Any]) -> None:
         # Behind the operands stands a parameter, such as a norm's p: it has no derivative.
         n = len(op.row.operands) if isinstance(op, Reduction) else len(operands)
-        if isinstance(op, Linear) and n == 2:
-            operands, n = (*operands, None), 3  # its derivatives want a bias, or None
+        if isinstance(op, Product) and op.row.optional and n == len(op.row.operands) - 1:
+            operands, n = (*operands, None), n + 1  # its derivatives want that operand, or None
         self.op: Any = op
         self.operands = operands
         self.options = options

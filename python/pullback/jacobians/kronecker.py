@@ -372,7 +372,7 @@ def _summed(left: Array, right: Array, shape: tuple[int, ...]) -> Array:
     batch = broadcast_shapes(left.shape[:-2], right.shape[:-2])
     batch = (1,) * (len(shape) - 2 - len(batch)) + batch
     own = tuple(n if n == m else 1 for n, m in zip(shape[:-2], batch, strict=True))
-    return _repeat_to(summed_product(numpy_product, left, right, own + shape[-2:]), shape)
+    return _repeat_to(summed_product(left, right, own + shape[-2:]), shape)
 
 
 @silent

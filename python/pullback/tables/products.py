@@ -1,15 +1,17 @@
 """The table of matrix products, and of what is made of them: layers and forms.
 
-One row says what a product is of, what its methods return, and which options they take. The
-classes, the tests, the stubs and the catalogue read it.
+One row says what a product is of, what shapes fit, what its methods return and how, and which
+options they take. The column, the tests, the stubs and the catalogue read it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
+
+from pullback.oracle import products
 
 __all__ = ["PRODUCTS", "ProductRow"]
 
@@ -21,6 +23,7 @@ class ProductRow:
     name: str
     summary: str
     formula: str
+    signature: str  # as NumPy's generalised ufuncs have it; "..." where there may be a batch
     operands: Mapping[str, str]  # name -> what it has to be
     optional: str | None = None  # the operand that may be None, and left away in calls
     cotangent: str  # what a cotangent of the result is called
@@ -28,6 +31,9 @@ class ProductRow:
     options: Mapping[str, str] = field(default_factory=dict)  # of every method, by keyword
     wrt: Any = "all"  # of value_and_grad, unless it is given
     methods: Mapping[str, str]  # what each of them returns
+    value: Callable[..., Any]  # this and the following: see `pullback.oracle.products`
+    vjp: Callable[..., Any]
+    jvp: Callable[..., Any]
     source: str
 
     def arguments(self, method: str) -> tuple[str, ...]:
@@ -44,6 +50,7 @@ class ProductRow:
 _ROWS: Final = (
     ProductRow(name="matmul", summary="Matrix product, for every shape that `numpy.matmul` takes",
         formula="A @ B",
+        signature="(..., m?, k), (..., k, n?) -> (..., m?, n?)",
         operands={
             "A": "array_like, shape (k,) or (..., m, k)",
             "B": "array_like, shape (k,) or (..., k, n)",
@@ -55,10 +62,14 @@ _ROWS: Final = (
             "jvp": "`tA @ B + A @ tB`",
             "jacobian": "two `Kronecker`: `I (x) B.T` and `A (x) I`",
         },
+        value=products.matmul,
+        vjp=products.matmul_vjp,
+        jvp=products.matmul_jvp,
         source="<G, dA B + A dB> = <G B^T, dA> + <A^T G, dB>"),
 
     ProductRow(name="linear", summary="Linear layer: a product, a bias, an activation",
         formula="activation(X @ W + b)",
+        signature="(..., k), (k, n), (n) -> (..., n)",
         operands={
             "X": "array_like, shape (k,) or (..., k): samples",
             "W": "array_like, shape (k, n): weights",
@@ -75,10 +86,14 @@ _ROWS: Final = (
             "jvp": "`f.jvp(Z, tX @ W + X @ tW + tb)`",
             "jacobian": "`f'(Z)` times `I (x) W.T`, `X (x) I`, a `Broadcast`",
         },
+        value=products.linear,
+        vjp=products.linear_vjp,
+        jvp=products.linear_jvp,
         source="chain rule, with Z = X @ W + b and f the activation"),
 
     ProductRow(name="quadratic_form", summary="Quadratic form, of each vector of a batch",
         formula="x^T A x",
+        signature="(..., n), (n, n) -> (...)",
         operands={
             "x": "array_like, shape (..., n)",
             "A": "array_like, shape (n, n), which need not be symmetric",
@@ -92,10 +107,14 @@ _ROWS: Final = (
             "value_and_grad": "`(x^T A x, (A + A^T) x)`, for one `x`",
             "jacobian": "two `Kronecker`, one row for each `x`",
         },
+        value=products.quadratic_form,
+        vjp=products.quadratic_form_vjp,
+        jvp=products.quadratic_form_jvp,
         source="product rule"),
 
     ProductRow(name="bilinear_form", summary="Bilinear form, of each pair of vectors of a batch",
         formula="u^T X v",
+        signature="(..., m), (m, n), (..., n) -> (...)",
         operands={
             "u": "array_like, shape (..., m)",
             "X": "array_like, shape (m, n)",
@@ -109,6 +128,9 @@ _ROWS: Final = (
             "value_and_grad": "`(u^T X v, (X v, u v^T, X^T u))`, for one `u` and `v`",
             "jacobian": "three `Kronecker`, one row for each `u` and `v`",
         },
+        value=products.bilinear_form,
+        vjp=products.bilinear_form_vjp,
+        jvp=products.bilinear_form_jvp,
         source="product rule"),
 )
 # fmt: on

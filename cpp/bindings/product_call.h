@@ -1,0 +1,404 @@
+// A call of a product: arguments that fit its signature, and room for results.
+#ifndef PULLBACK_CPP_BINDINGS_PRODUCT_CALL_H_
+#define PULLBACK_CPP_BINDINGS_PRODUCT_CALL_H_
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <new>
+#include <span>
+#include <string_view>
+#include <utility>
+
+#include "bindings/elementwise.h"
+#include "bindings/matrices.h"
+#include "bindings/method.h"
+#include "bindings/operands.h"
+#include "bindings/results.h"
+#include "runtime/kept_memory.h"
+#include "runtime/partition.h"
+
+namespace pullback {
+
+// What an operand or a result has to be, as "(..., m?, k)": axes by letter, of which those that may
+// lack have a question mark, and a batch in front.
+struct Axes {
+  bool batch = false;
+  size_t count = 0;
+  std::array<char, 2> letter{};
+  std::array<bool, 2> may_lack{};
+};
+
+inline constexpr size_t kMostOperands = 3;
+
+// The groups of "(..., k), (k, n), (n) -> (..., n)", of which the last one is the result.
+struct ShapeRule {
+  std::array<Axes, kMostOperands + 1> groups;
+  size_t operands = 0;
+
+  explicit ShapeRule(std::string_view text) {
+    size_t count = 0;
+    for (const char c : text) {
+      if (c == '(') ++count;
+      Axes& group = groups[std::max(count, size_t{1}) - 1];
+      if (c == '.') group.batch = true;
+      if (c == '?') group.may_lack[group.count - 1] = true;
+      if (c >= 'a' && c <= 'z') group.letter[group.count++] = c;
+    }
+    operands = count - 1;
+  }
+
+  const Axes& result() const { return groups[operands]; }
+};
+
+// Memory for what comes in between: some at hand, and more where that is not enough.
+class Scratch {
+ public:
+  Scratch() {}
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() {
+    for (void* const memory : std::span(more_.data(), count_)) GiveMemory(memory);
+  }
+
+  // Uninitialised; nullptr where there is none.
+  void* Take(size_t bytes) {
+    bytes = RoundUp(bytes, kAlignment);
+    if (used_ + bytes <= kAtHand) return std::exchange(used_, used_ + bytes) + at_hand_;
+    void* const memory = count_ < kMost ? TakeMemory(bytes) : nullptr;
+    if (memory != nullptr) more_[count_++] = memory;
+    return memory;
+  }
+
+ private:
+  static constexpr size_t kAtHand = 1024, kAlignment = 64, kMost = 8;
+  alignas(kAlignment) char at_hand_[kAtHand];
+  size_t used_ = 0;
+  std::array<void*, kMost> more_;
+  size_t count_ = 0;
+};
+
+enum class Way : uint8_t { kValue, kVjp, kJvp, kValueAndGrad };
+inline constexpr std::string_view kWays[] = {"value", "vjp", "jvp", "value_and_grad"};
+
+class Call;
+
+struct ProductRow {
+  std::string_view name, signature;
+  size_t may_lack;  // the operand that may be None; none where that is not one of them
+  void (*compute[4])(Call& call);  // by way, into the outputs; null for none
+};
+
+// Arguments that fit each other, and the outputs.
+class Call {
+ public:
+  // `checked` says that Python has looked at the arguments: outputs lie apart, and a single vector
+  // may be a batch of one.
+  Call(const ProductRow& row, const ShapeRule& rule, Way way, const Wrt& wrt, bool checked)
+      : row_(row), rule_(rule), way_(way), wrt_(wrt), checked_(checked) {}
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+  ~Call() {
+    for (PyObject* const array : std::span(kept_.data(), kept_count_)) DropReference(array);
+  }
+
+  // How many arrays the method takes.
+  static size_t Arrays(size_t operands, Way way) {
+    return operands + (way == Way::kVjp ? 1 : way == Way::kJvp ? operands : 0);
+  }
+
+  // False, perhaps with an exception set, for what Python has to look at.
+  bool Take(PyObject* const* given, PyObject* activation) {
+    const size_t operands = rule_.operands;
+    activation_ = activation == nullptr ? nullptr : UnaryOpOf(activation);
+    if (activation != nullptr && activation_ == nullptr) return false;
+    if (!x_.Take(given, Arrays(operands, way_), Strides::kAny)) return false;
+    for (size_t i = 0; i < x_.count(); ++i) {
+      if (x_[i] != nullptr && !HasWholeStrides(AsStrided(x_[i]))) return false;
+    }
+    if (!BindOperands()) return false;
+    bool any = way_ != Way::kJvp;
+    if (way_ == Way::kVjp && (x_[operands] == nullptr || !BindCotangent(given[operands]))) {
+      return false;
+    }
+    for (size_t i = operands; way_ == Way::kJvp && i < x_.count(); ++i) {
+      if (x_[i] == nullptr) continue;
+      any = true;
+      const Strided primal = AsStrided(x_[i - operands]);
+      if (!primal) return false;
+      if (IsWeak(given[i]) && primal.ndim > 0 && !Fill(i, primal.ndim, primal.shape)) return false;
+      if (!AsStrided(x_[i]).HasShape(primal.ndim, primal.shape)) return false;
+    }
+    const bool is_one = checked_ ? std::all_of(shape_.data(), shape_.data() + ndim_,
+                                               [](npy_intp n) { return n == 1; })
+                                 : ndim_ == 0;
+    return any && (way_ != Way::kValueAndGrad || is_one);
+  }
+
+  // Finds room for the results. False, perhaps with an exception set, where Python has to look at
+  // what is given: null and None are new arrays.
+  bool Place(PyObject* const* given) {
+    if (way_ != Way::kVjp && !PlaceResult(given[0])) return false;
+    if (way_ == Way::kValue || way_ == Way::kJvp) return true;
+    bool any = false;
+    for (size_t i = 0; i < wrt_.count; ++i) {
+      const size_t k = wrt_.operands[i];
+      PyObject* const out = given[way_ == Way::kVjp ? i : i + 1];
+      const Strided operand = AsStrided(x_[k]);
+      if (!operand) {
+        if (out != nullptr && out != Py_None) return false;
+        continue;
+      }
+      any = true;
+      std::array<npy_intp, NPY_MAXDIMS> shape;
+      const size_t ndim = batch_.stack + operand.ndim;
+      if (ndim > NPY_MAXDIMS) return false;
+      std::copy_n(batch_.extent.begin(), batch_.stack, shape.begin());
+      std::copy_n(operand.shape, operand.ndim, shape.data() + batch_.stack);
+      if (!PlaceOne(k, ndim, shape.data(), out)) return false;
+    }
+    return any;
+  }
+
+  // Throws Raised.
+  void Compute() {
+    row_.compute[static_cast<size_t>(way_)](*this);
+    for (const auto& [from, to] : std::span(copies_.data(), copy_count_)) {
+      if (PyArray_CopyInto(to, from) != 0) throw Raised();
+    }
+  }
+
+  // The value or the tangent, a new one without axes as a scalar. Once.
+  PyObject* Result() {
+    if (outs_[kResult]) return outs_[kResult].release();
+    const Ref descr(reinterpret_cast<PyObject*>(PyArray_DescrFromType(TypeNumber(dtype()))));
+    return PyArray_Scalar(number_, reinterpret_cast<PyArray_Descr*>(descr.get()), nullptr);
+  }
+
+  PyObject* Cotangents() const {
+    std::array<PyObject*, kMostOperands> arrays;
+    for (size_t i = 0; i < kMostOperands; ++i) arrays[i] = outs_[i] ? outs_[i].get() : Py_None;
+    return wrt_.Pack(arrays.data());
+  }
+
+  // --- what computes looks at ---
+
+  DType dtype() const { return x_.dtype(); }
+  const Batch& batch() const { return batch_; }
+  const OpKernels* activation() const { return activation_; }
+  Strided operand(size_t i) const { return AsStrided(x_[i]); }
+  Strided tangent(size_t i) const { return AsStrided(x_[rule_.operands + i]); }
+  Strided cotangent() const { return AsStrided(x_[rule_.operands]); }
+  Strided result() const { return result_; }
+  Strided out(size_t i) const { return AsStrided(AsArray(outs_[i].get())); }  // if it is wanted
+
+  // Whether vectors repeat along the batch.
+  bool Repeats(const Strided& vectors) const {
+    const size_t axes = batch_.axes - batch_.stack;
+    return vectors.ndim != axes + 1 ||
+           !std::equal(vectors.shape, vectors.shape + axes, batch_.extent.data() + batch_.stack);
+  }
+
+  // The stack of cotangents as one axis.
+  Batch FlatStack() const {
+    Batch flat;
+    if (batch_.stack > 0) {
+      npy_intp size = 1;
+      for (size_t i = 0; i < batch_.stack; ++i) size *= batch_.extent[i];
+      flat.Stack(&size, 1);
+    }
+    return flat;
+  }
+
+  // An array for what comes in between, in C order: the stack's axes if it is `stacked`, the batch
+  // of vectors, and a last axis.
+  Strided New(const Strided& vectors, npy_intp last, bool stacked = false) {
+    const size_t stack = stacked ? batch_.stack : 0, ndim = stack + vectors.ndim;
+    auto* const shape = static_cast<npy_intp*>(Take(2 * ndim * sizeof(npy_intp)));
+    npy_intp* const stride = shape + ndim;
+    std::copy_n(batch_.extent.begin(), stack, shape);
+    std::copy_n(vectors.shape, vectors.ndim - 1, shape + stack);
+    shape[ndim - 1] = last;
+    npy_intp bytes = vectors.item;
+    for (size_t axis = ndim; axis-- > 0;) {
+      stride[axis] = bytes;
+      if (__builtin_mul_overflow(bytes, shape[axis], &bytes)) throw std::bad_alloc();
+    }
+    return {static_cast<char*>(Take(static_cast<size_t>(bytes))),
+            ndim,
+            shape,
+            stride,
+            vectors.item,
+            nullptr};
+  }
+
+  // An array as a stack of matrices with rows of its last axis; a copy where its strides, or rows
+  // that have to be `plain`, do not allow that.
+  Matrices From(const Strided& array, bool plain = false, unsigned ends = kInColumns,
+                size_t stack = 0) {
+    Matrices flat;
+    if (!Flatten(array, ends, stack, flat) || (plain && !flat.HasPlainRows())) {
+      Flatten(Keep(PyArray_NewCopy(array.array, NPY_CORDER)), ends, stack, flat);
+    }
+    if (plain) flat.col = 1;
+    return flat;
+  }
+
+  // The same of an output, which is written once all is computed where it takes a copy.
+  Matrices To(const Strided& array, bool plain = false, unsigned ends = kInColumns,
+              size_t stack = 0) {
+    Matrices flat;
+    if (!Flatten(array, ends, stack, flat) || (plain && !flat.HasPlainRows())) {
+      const Strided copy = Keep(NewArray(static_cast<int>(array.ndim), array.shape, dtype()));
+      copies_[copy_count_++] = {copy.array, array.array};
+      Flatten(copy, ends, stack, flat);
+    }
+    if (plain) flat.col = 1;
+    return flat;
+  }
+
+ private:
+  static constexpr size_t kResult = kMostOperands;
+  static constexpr size_t kMostKept = 12;
+
+  // What is aligned has whole strides where doubles are aligned to their size.
+  static bool HasWholeStrides(const Strided& array) {
+    struct Aligned {
+      char before;
+      double number;
+    };
+    if (offsetof(Aligned, number) == sizeof(double)) return true;
+    for (size_t axis = 0; axis < array.ndim; ++axis) {
+      if (array.shape[axis] > 1 && (array.stride[axis] & (array.item - 1)) != 0) return false;
+    }
+    return true;
+  }
+
+  bool Fill(size_t i, size_t ndim, const npy_intp* shape) {
+    return x_.Fill(i, static_cast<int>(ndim), shape);
+  }
+
+  // The operands' shapes against the rule, which gives the result's.
+  bool BindOperands() {
+    constexpr npy_intp kUnknown = -1;
+    std::array<npy_intp, 26> extents;
+    extents.fill(kUnknown);
+    for (size_t i = 0; i < rule_.operands; ++i) {
+      const Strided array = AsStrided(x_[i]);
+      if (!array) {
+        if (i != row_.may_lack) return false;
+        continue;
+      }
+      const Axes& axes = rule_.groups[i];
+      const bool lacks = array.ndim < axes.count;
+      size_t count = 0;
+      for (size_t k = 0; k < axes.count; ++k) count += lacks && axes.may_lack[k] ? 0 : 1;
+      if (array.ndim < count || ((lacks || !axes.batch) && array.ndim != count)) return false;
+      const size_t before = array.ndim - count;
+      const npy_intp* dim = array.shape + before;
+      for (size_t k = 0; k < axes.count; ++k) {
+        if (lacks && axes.may_lack[k]) continue;
+        npy_intp& extent = extents[static_cast<size_t>(axes.letter[k] - 'a')];
+        if (extent != kUnknown && extent != *dim) return false;
+        extent = *dim++;
+      }
+      if (!batch_.Broadcast(array.shape, before)) return false;
+    }
+    const Axes& axes = rule_.result();
+    ndim_ = batch_.axes;
+    std::copy_n(batch_.extent.begin(), ndim_, shape_.begin());
+    for (size_t k = 0; k < axes.count; ++k) {
+      const npy_intp extent = extents[static_cast<size_t>(axes.letter[k] - 'a')];
+      if (extent != kUnknown) shape_[ndim_++] = extent;
+    }
+    return true;
+  }
+
+  bool BindCotangent(PyObject* given) {
+    const size_t i = rule_.operands;
+    if (IsWeak(given) && ndim_ > 0 && !Fill(i, ndim_, shape_.data())) return false;
+    const Strided g = AsStrided(x_[i]);
+    if (g.ndim < ndim_) return false;
+    const size_t stack = g.ndim - ndim_;
+    return std::equal(shape_.data(), shape_.data() + ndim_, g.shape + stack) &&
+           batch_.Stack(g.shape, stack);
+  }
+
+  bool PlaceResult(PyObject* given) {
+    if (ndim_ == 0 && (given == nullptr || given == Py_None)) {
+      result_ = {number_, 0, nullptr, nullptr, static_cast<npy_intp>(ItemSize(dtype())), nullptr};
+      return true;
+    }
+    if (!PlaceOne(kResult, ndim_, shape_.data(), given)) return false;
+    result_ = AsStrided(AsArray(outs_[kResult].get()));
+    return true;
+  }
+
+  bool PlaceOne(size_t i, size_t ndim, const npy_intp* shape, PyObject* given) {
+    if (given == nullptr || given == Py_None) {
+      outs_[i] = Ref(NewArray(static_cast<int>(ndim), shape, dtype()));
+      return static_cast<bool>(outs_[i]);
+    }
+    if (KernelArray(given) != dtype()) return false;
+    PyArrayObject* const array = AsArray(given);
+    const Strided out = AsStrided(array);
+    if (!out.HasShape(ndim, shape) || !PyArray_ISWRITEABLE(array) || !HasWholeStrides(out)) {
+      return false;
+    }
+    if (!checked_ && !LiesApart(array)) return false;
+    outs_[i] = Ref(Py_NewRef(given));
+    given_[i] = true;
+    return true;
+  }
+
+  // Whether an output meets neither itself, nor an operand, nor another output.
+  bool LiesApart(PyArrayObject* out) const {
+    for (size_t k = 0; k < x_.count(); ++k) {
+      if (x_[k] != nullptr && Overlap(out, x_[k])) return false;
+    }
+    for (size_t k = 0; k <= kResult; ++k) {
+      if (given_[k] && Overlap(out, AsArray(outs_[k].get()))) return false;
+    }
+    return ElementsApart(out);
+  }
+
+  Strided Keep(PyObject* array) {
+    if (array == nullptr) throw Raised();
+    if (kept_count_ == kMostKept) throw std::bad_alloc();
+    kept_[kept_count_++] = array;
+    return AsStrided(AsArray(array));
+  }
+
+  void* Take(size_t bytes) {
+    void* const memory = scratch_.Take(bytes);
+    if (memory == nullptr) throw std::bad_alloc();
+    return memory;
+  }
+
+  const ProductRow& row_;
+  const ShapeRule& rule_;
+  Way way_;
+  const Wrt& wrt_;
+  bool checked_;
+  const OpKernels* activation_ = nullptr;
+  PlainOperands x_;
+  Batch batch_;
+  size_t ndim_ = 0;
+  std::array<npy_intp, NPY_MAXDIMS + 2> shape_;
+  std::array<Ref, kMostOperands + 1> outs_;
+  std::array<bool, kMostOperands + 1> given_{};
+  Strided result_;
+  alignas(double) char number_[sizeof(double)];  // a new result without axes
+  Scratch scratch_;
+  std::array<PyObject*, kMostKept> kept_;
+  size_t kept_count_ = 0;
+  std::array<std::pair<PyArrayObject*, PyArrayObject*>, kMostOperands + 1> copies_;
+  size_t copy_count_ = 0;
+};
+
+// The table.
+std::span<const ProductRow> ProductRows();
+
+}  // namespace pullback
+
+#endif  // PULLBACK_CPP_BINDINGS_PRODUCT_CALL_H_
