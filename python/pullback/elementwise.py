@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from pullback.engine import BACKEND, ORACLE, Engine
 from pullback.jacobians import Diagonal, Jacobian
-from pullback.jacobians.moves import broadcasting
+from pullback.jacobians.primitives import of_operand
 from pullback.protocol import (
     as_arrays,
     broadcast_shape,
@@ -135,7 +135,7 @@ class Unary(Elementwise):
 
     def jacobian(self, x: npt.ArrayLike, /) -> Diagonal:
         """Return the Jacobian at `x` as a `Diagonal`."""
-        return Diagonal(self.derivative(x), copy=False)
+        return Diagonal._of(self.derivative(x))
 
 
 class Binary(Elementwise):
@@ -238,19 +238,13 @@ class Binary(Elementwise):
         operands = self._operands(op, w, x)
         with np.errstate(all="ignore"):
             dw, dx = self.row.derivative(*operands)
-        return partial_jacobian(dw, np.shape(w)), partial_jacobian(dx, np.shape(x))
+        # Copies: a slope may be an operand.
+        return of_operand(np.array(dw), np.shape(w)), of_operand(np.array(dx), np.shape(x))
 
     def _operands(self, op: str, w: npt.ArrayLike, x: npt.ArrayLike) -> tuple[Array, Array]:
         w, x = as_arrays(op, w, x)
         shape = broadcast_shape(op, w=w.shape, x=x.shape)
         return np.broadcast_to(w, shape), np.broadcast_to(x, shape)
-
-
-def partial_jacobian(slopes: Any, shape: tuple[int, ...]) -> Jacobian:
-    """Return the Jacobian by an operand of a `shape` that was broadcast to that of `slopes`."""
-    diagonal = Diagonal(slopes, copy=False)
-    jacobian: Jacobian = diagonal @ broadcasting(shape, diagonal.output_shape, diagonal.dtype)
-    return jacobian
 
 
 # --- NumPy's ufuncs -------------------------------------------------------------------------------
@@ -271,6 +265,10 @@ def _own_rules(*operands: object) -> bool:
         isinstance(operand, np.ndarray) and type(operand) not in (np.ndarray, np.memmap)
         for operand in operands
     )
+
+
+def _shape(given: Any) -> tuple[int, ...]:
+    return given.shape if hasattr(given, "shape") else np.shape(given)  # type: ignore[no-any-return]
 
 
 def _pair(op: str, out: Any) -> Any:
@@ -294,7 +292,7 @@ def _unary(ufunc: Callable[..., Any], primitive: Any) -> dict[str, Callable[...,
         return both(x, out=(y, dy), **kwargs)
 
     def jacobian(x: Any, /) -> Diagonal:
-        return Diagonal(primitive.derivative(x), copy=False)
+        return Diagonal._of(primitive.derivative(x))
 
     return {"value_and_derivative": value_and_derivative, "jacobian": jacobian}
 
@@ -341,12 +339,13 @@ def _binary(
         return gradients if out is None else deliver(op, gradients, out)
 
     def jacobian(w: Any, x: Any, /) -> tuple[Jacobian, Jacobian]:
-        op = f"{name}.jacobian"
-        shapes = {"w": shape_of(op, "w", w), "x": shape_of(op, "x", x)}
-        broadcast_shape(op, **shapes)
-        slopes = primitive.derivative(w, x)
-        of_w, of_x = map(partial_jacobian, slopes, shapes.values())
-        return of_w, of_x
+        try:
+            dw, dx = primitive.derivative(w, x)
+        except ValueError:
+            op = f"{name}.jacobian"
+            broadcast_shape(op, w=shape_of(op, "w", w), x=shape_of(op, "x", x))
+            raise
+        return of_operand(dw, _shape(w)), of_operand(dx, _shape(x))
 
     return {
         "derivative": derivative,

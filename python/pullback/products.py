@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from pullback import elementwise
 from pullback.engine import BACKEND, Engine
-from pullback.jacobians import Diagonal, Identity, Kronecker
-from pullback.jacobians.moves import broadcasting
+from pullback.jacobians import Kronecker
+from pullback.jacobians.arguments import silent
+from pullback.jacobians.primitives import are_plain, of_layer, of_product
 from pullback.protocol import (
     Outputs,
     aligned,
@@ -292,10 +293,8 @@ class Product(ABC):
     def _jacobian(self, given: tuple[Any, ...], options: tuple[Any, ...]) -> tuple[Any, ...]:
         op = self._op("jacobian")
         options = self._options(op, options)
-        operands = self._arrays(op, given)
-        shape = self._shape(op, *operands)
-        with np.errstate(all="ignore"):
-            return self._jacobians(operands, shape, options)
+        operands = given if are_plain(*given) else self._arrays(op, given)
+        return self._jacobians(operands, self._shape(op, *operands), options)
 
     def _arrays(self, op: str, given: Sequence[Any]) -> tuple[Any, ...]:
         """Convert operands, of which an optional one may be None, and a cotangent."""
@@ -347,6 +346,8 @@ class Matmul(Product):
 
     def _jacobians(self, operands: Any, shape: Shape, options: tuple[Any, ...]) -> tuple[Any, ...]:
         del options
+        if operands[0].ndim == operands[1].ndim == 2:
+            return of_product(*operands)
         (rows, columns), (*batch, m, n) = self._seen(*operands)
         return tuple(
             Kronecker(
@@ -388,17 +389,9 @@ class Linear(Product):
         return (rows, W, b), (len(rows), W.shape[1])
 
     def _jacobians(self, operands: Any, shape: Shape, options: tuple[Any, ...]) -> tuple[Any, ...]:
-        X, W, b = operands
         (f,) = options
-        rows = as_matrix(X)
-        slopes: Any = Identity(shape, X.dtype)
-        if f is not None:
-            Z = self._kernels.value(rows, W, b, None, None)
-            slopes = Diagonal(f.derivative(Z).reshape(shape), copy=False)
-        by_X = Kronecker(len(rows), W.T, input_shape=X.shape, output_shape=shape)
-        by_W = Kronecker(rows, shape[-1], output_shape=shape)
-        by_b = None if b is None else slopes @ broadcasting(b.shape, shape, X.dtype)
-        return slopes @ by_X, slopes @ by_W, by_b
+        slopes = None if f is None else f.derivative(self(*operands))  # type: ignore[operator]
+        return of_layer(*operands, slopes, shape)
 
     def _options(self, op: str, options: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return the activation as this engine's primitive, or None for None."""
@@ -434,8 +427,7 @@ class QuadraticForm(Product):
     def _jacobians(self, operands: Any, shape: Shape, options: tuple[Any, ...]) -> tuple[Any, ...]:
         del options
         x, A = operands
-        rows = as_matrix(x)
-        (gx,) = self._kernels.cotangents(rows, A, np.ones(len(rows), x.dtype), (0,), (None,))
+        gx = self.vjp(x, A, np.ones(shape, x.dtype), wrt=0)  # type: ignore[attr-defined]
         (few,) = with_room(2, shape)
         row_shape = (*few, 1, x.shape[-1])
         gx, row = gx.reshape(row_shape), x.reshape(row_shape)
@@ -480,7 +472,8 @@ class BilinearForm(Product):
 
         rows = u[..., np.newaxis, :], v[..., np.newaxis, :]
         by_X = Kronecker(*rows, input_batch=(), output_batch=batch, output_shape=shape)
-        Xv, uX = self._kernels.rows(v, X.mT), self._kernels.rows(u, X)
+        rows_of = silent(self._kernels.rows)
+        Xv, uX = rows_of(v, X.mT), rows_of(u, X)
         return by_vector(0, u, Xv), by_X, by_vector(2, v, uX)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.engine import BACKEND, Engine
-from pullback.jacobians import Broadcast, Dense, Diagonal, Identity, Jacobian, Reshape
+from pullback.jacobians.primitives import are_plain, of_reduction
+from pullback.jacobians.rows import RowWise
 from pullback.protocol import (
     Outputs,
     aligned,
@@ -242,13 +243,17 @@ class Reduction(_Rows):
         return value if out is not None else value[()]
 
     def _jacobians(self, operands: tuple[Any, ...], p: Any, axis: Axis, keepdims: bool) -> Any:
-        op = self._op("jacobian")
-        arrays = self._arrays(op, operands)
-        slices = self._slices(op, arrays, axis, keepdims)
-        slopes = self._gradients("jacobian", arrays, p, axis, keepdims, None, with_value=False)
-        if len(arrays) == 1:
-            return _of_reduction(slopes, slices, keepdims)
-        return tuple(_of_reduction(slope, slices, keepdims) for slope in slopes)
+        given, options = _called_with(self.row, operands, p)
+        try:
+            slopes = self.grad(*given, axis=axis, **options)  # type: ignore[attr-defined]
+            jacobians = tuple(
+                of_reduction(each, axis, keepdims)
+                for each in (slopes if isinstance(slopes, tuple) else (slopes,))
+            )
+        except (TypeError, ValueError):  # again, for the message's sake
+            self._gradients("jacobian", operands, p, axis, keepdims, None, with_value=False)
+            raise
+        return jacobians if isinstance(slopes, tuple) else jacobians[0]
 
 
 class RowMap(_Rows):
@@ -290,51 +295,23 @@ class RowMap(_Rows):
 
     def _jacobian(self, x: Any, p: Any, axis: Axis) -> Any:
         op = self._op("jacobian")
-        parameter = self._parameter(op, p)
-        (x,) = aligned(op, x, names=("x",))
-        slices = Slices.of(op, x, axis)
-        if x.size == 0:
-            return Identity(x.shape, x.dtype)
-        spread = Broadcast(slices.result_shape(keepdims=True), x.shape)
-        blocks = slices.take(x).astype(np.float64, copy=False)
-
-        def computed(name: str) -> Array:
-            out = np.empty_like(blocks)
-            self._engine.kernels.transform_slices(name, parameter, "", blocks, None, out)
-            return out
-
-        def diagonal(values: Any) -> Diagonal:
-            whole = np.broadcast_to(values, slices.blocks).astype(x.dtype)
-            return Diagonal(slices.give(whole), copy=False)
-
-        def mixed(weights: Jacobian) -> Any:
-            """Spread the weighted sum of each slice over it."""
-            return spread @ (spread.T @ weights)
-
-        if self.row.name == "layer_norm":
-            variances = np.empty((len(blocks), blocks.shape[2]))
-            self._engine.kernels.reduce_slices("variance", 0.0, (blocks,), None, variances, None)
-            with np.errstate(all="ignore"):
-                rate, y = 1 / np.sqrt(variances + parameter)[:, np.newaxis], computed("layer_norm")
-                of_mean, of_y = diagonal(rate / slices.n), diagonal(rate / slices.n * y)
-            ones = mixed(Identity(x.shape, x.dtype))
-            return diagonal(rate) - of_mean @ ones - of_y @ mixed(diagonal(y))
-        p = diagonal(computed("softmax"))
-        if self.row.name == "log_softmax":
-            return Identity(x.shape, x.dtype) - mixed(p)
-        return p - p @ mixed(p)
+        if self.row.parameter is not None:
+            p = self._parameter(op, p)
+        x = x.copy() if are_plain(x) else aligned(op, np.array(x), names=("x",))[0]
+        if not (type(axis) is int and -x.ndim <= axis < x.ndim):
+            Slices.of(op, x, axis)  # for what it raises
+        return RowWise(self, x, axis, _called_with(self.row, (), p)[1])
 
 
-def _of_reduction(slopes: Array, slices: Slices, keepdims: bool) -> Any:
-    """Return the Jacobian of a reduction from its derivatives, in the operand's shape."""
-    shape = slices.result_shape(keepdims)
-    if len(slices.axes) == slopes.ndim:
-        return Dense(
-            slopes.reshape(1, -1), input_shape=slopes.shape, output_shape=shape, copy=False
-        )
-    kept = slices.result_shape(keepdims=True)
-    total = Broadcast(kept, slopes.shape).T @ Diagonal(slopes, copy=False)
-    return total if keepdims else Reshape(kept, shape) @ total
+def _called_with(
+    row: ReductionRow, operands: tuple[Any, ...], p: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return operands and a parameter as methods take them, by position and by keyword."""
+    if row.parameter is None:
+        return operands, {}
+    if row.parameter.default is None:
+        return (*operands, p), {}
+    return operands, {row.parameter.name: p}
 
 
 def _flat_outs(op: str, out: Any, operands: tuple[str, ...]) -> tuple[Any, ...]:

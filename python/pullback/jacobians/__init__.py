@@ -12,6 +12,7 @@ from pullback.jacobians.diagonal import Diagonal, Identity, Zero
 from pullback.jacobians.kronecker import Kronecker
 from pullback.jacobians.lazy import Product, Sum
 from pullback.jacobians.moves import Broadcast, Permutation, Reshape, SumTo
+from pullback.jacobians.rows import RowWise
 
 __all__ = [
     "DENSE_LIMIT_BYTES",
@@ -26,6 +27,7 @@ __all__ = [
     "Permutation",
     "Product",
     "Reshape",
+    "RowWise",
     "Sum",
     "SumTo",
     "Zero",

@@ -14,8 +14,8 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from pullback.contraction import numpy_product
-from pullback.jacobians.arguments import Array
+from pullback.jacobians.arguments import Array, add, multiply
+from pullback.jacobians.arguments import product as multiplied
 from pullback.jacobians.base import Jacobian
 from pullback.jacobians.blocks import BlockDiagonal
 from pullback.jacobians.dense import Dense, Outer
@@ -59,15 +59,16 @@ class Rules:
             fitting = (r for p, r in self.table.items() if all(map(issubclass, pair, p)))
             self._found[pair] = next(fitting, None)
         rule = self._found[pair]
-        if rule is None:
-            return None
-        with np.errstate(all="ignore"):
-            return rule(left, right)
+        return None if rule is None else rule(left, right)
 
 
 def product(*factors: Jacobian) -> Jacobian:
     """Return the product of Jacobians, with neighbours merged where `PRODUCTS` has a rule."""
     merged: Jacobian | None = None
+    if len(factors) == 2 and factors[0]._is_leaf and factors[1]._is_leaf:
+        check_product(*factors)
+        merged = PRODUCTS.apply(*factors)
+        return Product._merged(*factors) if merged is None else merged
     for factor in factors:
         parts: tuple[Jacobian, ...] = (factor,)
         if isinstance(factor, Product) and not factor._is_merged:
@@ -166,8 +167,7 @@ def _likeness(J: Jacobian) -> Hashable:
 
 def scaled(c: Any, J: Jacobian) -> Jacobian:
     """Return c J, for a NumPy scalar of J's dtype or a wider one."""
-    with np.errstate(all="ignore"):
-        return run(scaling(c, J))
+    return run(scaling(c, J))
 
 
 def scaling(c: Any, J: Jacobian) -> Steps[Jacobian]:
@@ -181,7 +181,7 @@ def scaling(c: Any, J: Jacobian) -> Steps[Jacobian]:
     factors = J.factors if isinstance(J, Product) else (J,)
     shapes = [*(factor.output_shape for factor in factors), J.input_shape]
     i = min(range(len(shapes)), key=lambda i: prod(shapes[i]))
-    return product(*factors[:i], Diagonal(np.full(shapes[i], c), copy=False), *factors[i:])
+    return product(*factors[:i], Diagonal._of(np.full(shapes[i], c)), *factors[i:])
 
 
 def _promoted(J: Jacobian, other: Jacobian) -> Any:
@@ -197,8 +197,7 @@ def _zero(left: Jacobian, right: Jacobian) -> Zero:
 
 
 def _diagonals_multiplied(left: Diagonal, right: Diagonal) -> Diagonal:
-    elements = left.diagonal() * right.diagonal()
-    return Diagonal(elements.reshape(left.input_shape), copy=False)
+    return Diagonal._of(multiply(left._diagonal, right._diagonal))
 
 
 def _outer_first(left: Outer, right: Jacobian) -> Outer:
@@ -216,31 +215,32 @@ def _applied(J: Jacobian, vector: Array) -> Array:
 
 
 def _rows_scaled(left: Diagonal, right: Dense) -> Dense:
-    matrix = left.diagonal()[:, np.newaxis] * right.matrix
-    return Dense(matrix, right.input_shape, right.output_shape, copy=False)
+    matrix = multiply(left.diagonal()[:, np.newaxis], right._matrix)
+    return Dense._of(matrix, right._input_shape, right._output_shape)
 
 
 def _columns_scaled(left: Dense, right: Diagonal) -> Dense:
-    return Dense(left.matrix * right.diagonal(), left.input_shape, left.output_shape, copy=False)
+    matrix = multiply(left._matrix, right.diagonal())
+    return Dense._of(matrix, left._input_shape, left._output_shape)
 
 
 def _block_rows_scaled(left: Diagonal, right: BlockDiagonal) -> BlockDiagonal:
-    blocks = left.diagonal().reshape(*right.blocks.shape[:-1], 1) * right.blocks
-    return BlockDiagonal(blocks, right.input_shape, right.output_shape, copy=False)
+    blocks = multiply(left.diagonal().reshape(*right.blocks.shape[:-1], 1), right.blocks)
+    return BlockDiagonal._of(blocks, right.input_shape, right.output_shape)
 
 
 def _block_columns_scaled(left: BlockDiagonal, right: Diagonal) -> BlockDiagonal:
     *batch, _, q = left.blocks.shape
-    blocks = left.blocks * right.diagonal().reshape(*batch, 1, q)
-    return BlockDiagonal(blocks, left.input_shape, left.output_shape, copy=False)
+    blocks = multiply(left.blocks, right.diagonal().reshape(*batch, 1, q))
+    return BlockDiagonal._of(blocks, left.input_shape, left.output_shape)
 
 
 def _blocks_multiplied(left: BlockDiagonal, right: BlockDiagonal) -> BlockDiagonal | None:
     (*batch, p, q), (*other, r, s) = left.blocks.shape, right.blocks.shape
     if batch != other or q != r or p * s > _GROWTH * (p * q + r * s):
         return None
-    blocks = numpy_product(left.blocks, right.blocks, None)
-    return BlockDiagonal(blocks, right.input_shape, left.output_shape, copy=False)
+    blocks = multiplied(left.blocks, right.blocks)
+    return BlockDiagonal._of(blocks, right.input_shape, left.output_shape)
 
 
 def _kronecker(left: Kronecker, right: Kronecker) -> Kronecker | None:
@@ -271,7 +271,7 @@ def _multiplied(left: Array | int, right: Array | int) -> Array | int:
         return right
     if isinstance(right, int):
         return left
-    return numpy_product(left, right, None)
+    return multiplied(left, right)
 
 
 def _permuted(left: Permutation, right: Permutation) -> Jacobian:
@@ -337,8 +337,9 @@ PRODUCTS: Final = Rules(
 
 def _diagonal_in_dense(left: Dense, right: Jacobian) -> Dense:
     matrix = left.matrix.astype(np.result_type(left.dtype, right.dtype))
-    np.einsum("ii->i", matrix)[...] += right.diagonal()
-    return Dense(matrix, left.input_shape, left.output_shape, copy=False)
+    own = np.einsum("ii->i", matrix)
+    add(own, right.diagonal(), out=own)
+    return Dense._of(matrix, left.input_shape, left.output_shape)
 
 
 def _diagonal_in_blocks(left: BlockDiagonal, right: Jacobian) -> BlockDiagonal | None:
@@ -346,20 +347,21 @@ def _diagonal_in_blocks(left: BlockDiagonal, right: Jacobian) -> BlockDiagonal |
     if p != q:
         return None
     blocks = left.blocks.astype(np.result_type(left.dtype, right.dtype))
-    np.einsum("...ii->...i", blocks)[...] += right.diagonal().reshape(*batch, p)
-    return BlockDiagonal(blocks, left.input_shape, left.output_shape, copy=False)
+    own = np.einsum("...ii->...i", blocks)
+    add(own, right.diagonal().reshape(*batch, p), out=own)
+    return BlockDiagonal._of(blocks, left.input_shape, left.output_shape)
 
 
 def _dense_added(left: Dense, right: Dense | Outer) -> Dense:
-    matrix = left.matrix + right._dense()
-    return Dense(matrix, left.input_shape, left.output_shape, copy=False)
+    matrix = add(left.matrix, right._dense())
+    return Dense._of(matrix, left.input_shape, left.output_shape)
 
 
 def _blocks_added(left: BlockDiagonal, right: BlockDiagonal) -> BlockDiagonal | None:
     if left.blocks.shape != right.blocks.shape:
         return None
-    blocks = left.blocks + right.blocks
-    return BlockDiagonal(blocks, left.input_shape, left.output_shape, copy=False)
+    blocks = add(left.blocks, right.blocks)
+    return BlockDiagonal._of(blocks, left.input_shape, left.output_shape)
 
 
 def _kronecker_added(left: Kronecker, right: Kronecker) -> Kronecker | None:
@@ -370,15 +372,15 @@ def _kronecker_added(left: Kronecker, right: Kronecker) -> Kronecker | None:
     same = [isinstance(a, int) and isinstance(b, int) and a == b for a, b in pairs]
     both = [not isinstance(a, int) and not isinstance(b, int) for a, b in pairs]
     if same[0] and both[1]:
-        return left._with(left.left, left.right + right.right)
+        return left._with(left.left, add(left.right, right.right))
     if same[1] and both[0]:
-        return left._with(left.left + right.left, left.right)
+        return left._with(add(left.left, right.left), left.right)
     return None
 
 
 def _diagonals_added(left: Jacobian, right: Jacobian) -> Diagonal:
-    elements = left.diagonal() + right.diagonal()
-    return Diagonal(elements.reshape(left.input_shape), copy=False)
+    elements = add(left.diagonal(), right.diagonal())
+    return Diagonal._of(elements.reshape(left.input_shape))
 
 
 SUMS: Final = Rules(

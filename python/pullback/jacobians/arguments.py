@@ -1,19 +1,47 @@
-"""What the constructors share: shapes, dtypes, and arrays of their own."""
+"""What the kinds share: shapes, dtypes, arrays of their own, and arithmetic that never warns."""
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from pullback.config import native
+from pullback.contraction import numpy_product
 from pullback.protocol import as_array, as_ints, kernel_dtype, shown
 
-__all__ = ["Array", "as_shape", "own", "presented"]
+__all__ = ["Array", "add", "as_shape", "multiply", "own", "presented", "product", "silent"]
 
 Array: TypeAlias = npt.NDArray[Any]
+
+
+def silent(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that warns of nothing that it computes; takes three times as long as one
+    small product, so that only what may warn is one.
+    """
+    return np.errstate(all="ignore")(function)
+
+
+@silent
+def product(A: Array, B: Array) -> Array:
+    """Return A @ B."""
+    return numpy_product(A, B, None)
+
+
+# Natively without the warnings, and the time that it takes to silence them.
+add: Callable[..., Any]
+multiply: Callable[..., Any]
+if native is None:
+    add, multiply = silent(np.add), silent(np.multiply)
+else:
+    add, multiply = (
+        native.elementwise_ufunc(name, "value", f"jacobians.{name}", "Of elements.")
+        for name in ("add", "multiply")
+    )
 
 
 def as_shape(op: str, name: str, shape: Any) -> tuple[int, ...]:

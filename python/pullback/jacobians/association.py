@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from pullback.contraction import numpy_product
 from pullback.jacobians.arguments import Array
+from pullback.jacobians.arguments import product as multiplied
 from pullback.jacobians.base import Jacobian
 from pullback.jacobians.recursion import Steps
 
@@ -137,6 +137,6 @@ def evaluate(
             product = yield factors[split].T._times_steps(above, known)
             return product
         below = yield value(right, split)
-        return numpy_product(above, below, None)
+        return multiplied(above, below)
 
     return value(plan, 0)

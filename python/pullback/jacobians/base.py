@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
 # The module, of which only functions need more than its name: `algebra` builds on this one.
 from pullback import jacobians
-from pullback.jacobians.arguments import Array, as_shape
+from pullback.jacobians.arguments import Array, as_shape, silent
 from pullback.jacobians.recursion import Steps
 from pullback.protocol import as_arrays, kernel_dtype, shape_of, shown
 from pullback.shapes import check_axes
 
 __all__ = ["Jacobian", "Shaped", "Unstored"]
+
+_ndarray: Final = np.ndarray
 
 _BLOCK = 2**20  # elements of unit vectors at a time
 
@@ -33,6 +35,16 @@ class Jacobian(ABC):
 
     __slots__ = ()
     __module__ = "pullback.jacobians"
+
+    # Whether `_times` may return a view of the tangents, or what is read-only.
+    _borrows = True
+    _is_leaf = True  # not made of others
+
+    def __init_subclass__(cls) -> None:
+        # Ours take care themselves that they do not warn, and only where they might.
+        for name in ("_times", "_scaled", "_diagonal_elements", "_dense"):
+            if name in cls.__dict__ and cls.__module__ != Jacobian.__module__:
+                setattr(cls, name, silent(cls.__dict__[name]))
 
     # NumPy must leave `g @ J` to us, and must never expand J behind the caller's back.
     __array_ufunc__ = None
@@ -54,6 +66,11 @@ class Jacobian(ABC):
     def dtype(self) -> np.dtype[Any]:
         """Dtype of the elements, float32 or float64."""
 
+    # What `Shaped` has in slots, at less cost.
+    _input_shape: tuple[int, ...] = property(lambda self: self.input_shape)  # type: ignore[assignment]
+    _output_shape: tuple[int, ...] = property(lambda self: self.output_shape)  # type: ignore[assignment]
+    _dtype: np.dtype[Any] = property(lambda self: self.dtype)  # type: ignore[assignment]
+
     @property
     @abstractmethod
     def nbytes(self) -> int:
@@ -67,7 +84,7 @@ class Jacobian(ABC):
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of the matrix: elements of the result, elements of the operand."""
-        return math.prod(self.output_shape), math.prod(self.input_shape)
+        return math.prod(self._output_shape), math.prod(self._input_shape)
 
     @property
     def ndim(self) -> int:
@@ -98,7 +115,7 @@ class Jacobian(ABC):
     def _times(self, tangents: Array) -> Array:
         """Return J @ t for each row t of ``tangents`` (k, columns), as rows (k, rows).
 
-        Their dtype is that of J or wider. The result may be a view of them, or read-only.
+        Their dtype is that of J or wider. Nothing warns of what overflows or is invalid.
         """
 
     # What sums and products ask of their parts, as a result or, since parts may be sums and
@@ -125,9 +142,10 @@ class Jacobian(ABC):
 
     def _applied(self, tangents: Array) -> Array:
         """Return `_times` as an array that belongs to the caller."""
-        with np.errstate(all="ignore"):
-            products = self._times(tangents)
-        if not products.flags.writeable or np.may_share_memory(products, tangents):
+        products = self._times(tangents)
+        if self._borrows and (
+            not products.flags.writeable or np.may_share_memory(products, tangents)
+        ):
             return products.copy()
         return products
 
@@ -151,21 +169,24 @@ class Jacobian(ABC):
         ValueError
             If the shape is none of these.
         """
-        if isinstance(other, Jacobian):
-            return jacobians.algebra.product(self, other)
-        if _is_foreign(other):
-            return NotImplemented
-        _, tangent = as_arrays("J @ t", np.empty(0, self.dtype), other, names=("J", "t"))
-        rows, n = self.shape
-        if tangent.shape == self.input_shape:
-            return self._applied(tangent.reshape(1, n)).reshape(self.output_shape)[()]
-        if tangent.ndim not in (1, 2) or tangent.shape[0] != n:
+        tangent = other
+        if type(other) is not _ndarray or other.dtype is not self._dtype:
+            if isinstance(other, Jacobian):
+                return jacobians.algebra.product(self, other)
+            if _is_foreign(other):
+                return NotImplemented
+            _, tangent = as_arrays("J @ t", np.empty(0, self._dtype), other, names=("J", "t"))
+        shape = tangent.shape
+        if shape == self._input_shape:
+            products = self._applied(tangent.reshape(1, math.prod(shape)))
+            return products.reshape(self._output_shape)[()]
+        n = math.prod(self._input_shape)
+        if len(shape) not in (1, 2) or shape[0] != n:
             raise ValueError(
-                f"J @ t: t has shape {tangent.shape}, J needs {self.input_shape}, "
-                f"({n},) or ({n}, k)"
+                f"J @ t: t has shape {shape}, J needs {self._input_shape}, ({n},) or ({n}, k)"
             )
-        if tangent.ndim == 1:
-            return self._applied(tangent[np.newaxis]).reshape(rows)
+        if len(shape) == 1:
+            return self._applied(tangent.reshape(1, n)).reshape(-1)
         return self._applied(tangent.T).T
 
     def __rmatmul__(self, other: Any) -> Any:
@@ -186,19 +207,22 @@ class Jacobian(ABC):
         ValueError
             If the shape is none of these.
         """
-        if _is_foreign(other):
-            return NotImplemented
-        cotangent, _ = as_arrays("g @ J", other, np.empty(0, self.dtype), names=("g", "J"))
-        n, columns = self.shape
-        if cotangent.shape == self.output_shape:
-            return self.T._applied(cotangent.reshape(1, n)).reshape(self.input_shape)[()]
-        if cotangent.ndim not in (1, 2) or cotangent.shape[-1] != n:
+        cotangent = other
+        if type(other) is not _ndarray or other.dtype is not self._dtype:
+            if _is_foreign(other):
+                return NotImplemented
+            cotangent, _ = as_arrays("g @ J", other, np.empty(0, self._dtype), names=("g", "J"))
+        shape = cotangent.shape
+        if shape == self._output_shape:
+            products = self.T._applied(cotangent.reshape(1, math.prod(shape)))
+            return products.reshape(self._input_shape)[()]
+        n = math.prod(self._output_shape)
+        if len(shape) not in (1, 2) or shape[-1] != n:
             raise ValueError(
-                f"g @ J: g has shape {cotangent.shape}, J needs {self.output_shape}, "
-                f"({n},) or (k, {n})"
+                f"g @ J: g has shape {shape}, J needs {self._output_shape}, ({n},) or (k, {n})"
             )
-        if cotangent.ndim == 1:
-            return self.T._applied(cotangent[np.newaxis]).reshape(columns)
+        if len(shape) == 1:
+            return self.T._applied(cotangent.reshape(1, n)).reshape(-1)
         return self.T._applied(cotangent)
 
     def jvp(self, t: npt.ArrayLike) -> Any:
@@ -218,7 +242,7 @@ class Jacobian(ABC):
         ValueError
             If the shape of `t` does not end in the operand's.
         """
-        return self._stacked("jvp", "t", t, self.input_shape, self.output_shape)
+        return self._stacked("jvp", "t", t)
 
     def vjp(self, g: npt.ArrayLike) -> Any:
         """Return the cotangents of the operand, for a whole stack of cotangents at once.
@@ -237,24 +261,23 @@ class Jacobian(ABC):
         ValueError
             If the shape of `g` does not end in the result's.
         """
-        return self.T._stacked("vjp", "g", g, self.output_shape, self.input_shape)
+        return self.T._stacked("vjp", "g", g)
 
-    def _stacked(
-        self,
-        method: str,
-        name: str,
-        vectors: npt.ArrayLike,
-        given: tuple[int, ...],
-        wanted: tuple[int, ...],
-    ) -> Any:
+    def _stacked(self, method: str, name: str, vectors: Any) -> Any:
+        given, wanted = self._input_shape, self._output_shape
+        if type(vectors) is not _ndarray or vectors.dtype is not self._dtype:
+            op = f"{type(self).__name__}.{method}"
+            _, vectors = as_arrays(op, np.empty(0, self._dtype), vectors, names=("J", name))
+        shape = vectors.shape
+        if shape == given:
+            return self._applied(vectors.reshape(1, math.prod(given))).reshape(wanted)[()]
         op = f"{type(self).__name__}.{method}"
-        _, array = as_arrays(op, np.empty(0, self.dtype), vectors, names=("J", name))
-        n_stack = array.ndim - len(given)
-        if n_stack < 0 or array.shape[n_stack:] != given:
-            raise ValueError(f"{op}: {name} has shape {array.shape}, which must end in {given}")
-        stack = array.shape[:n_stack]
+        n_stack = len(shape) - len(given)
+        if n_stack < 0 or shape[n_stack:] != given:
+            raise ValueError(f"{op}: {name} has shape {shape}, which must end in {given}")
+        stack = shape[:n_stack]
         check_axes(op, stack + wanted)
-        rows = array.reshape(math.prod(stack), math.prod(given))
+        rows = vectors.reshape(math.prod(stack), math.prod(given))
         return self._applied(rows).reshape(stack + wanted)[()]
 
     def matvec(self, v: npt.ArrayLike) -> Array:
@@ -324,8 +347,7 @@ class Jacobian(ABC):
 
     def diagonal(self) -> Array:
         """Return the diagonal elements, as ``todense().diagonal()`` would."""
-        with np.errstate(all="ignore"):
-            return self._diagonal_elements()
+        return self._diagonal_elements()
 
     def _diagonal_elements(self) -> Array:
         # By products with unit vectors, a block of them at a time.
@@ -365,15 +387,14 @@ class Jacobian(ABC):
             If the array would exceed `DENSE_LIMIT_BYTES` and `force` is false.
         """
         rows, columns = self.shape
-        nbytes = rows * columns * self.dtype.itemsize
+        nbytes = rows * columns * self._dtype.itemsize
         if nbytes > jacobians.DENSE_LIMIT_BYTES and not force:
             raise MemoryError(
                 f"a dense {rows} x {columns} {self.dtype} Jacobian takes {nbytes / 1e9:.3g} GB, "
                 f"the {type(self).__name__} {self.nbytes / 1e9:.3g} GB; force=True builds it all "
                 "the same"
             )
-        with np.errstate(all="ignore"):
-            dense = self._dense()
+        dense = self._dense()
         return dense if dense.flags.writeable else dense.copy()
 
     def tensor(
@@ -409,13 +430,21 @@ class Jacobian(ABC):
 
 
 class Shaped(Jacobian):
-    """A Jacobian that stores the shapes of its operand and of its result."""
+    """A Jacobian that stores the shapes of its operand and of its result, and its dtype."""
 
-    __slots__ = ("_input_shape", "_output_shape")
+    __slots__ = ("_dtype", "_input_shape", "_output_shape")
     __module__ = "pullback.jacobians"
 
-    _input_shape: tuple[int, ...]
-    _output_shape: tuple[int, ...]
+    _borrows = False
+
+    @classmethod
+    def _between(
+        cls, input_shape: tuple[int, ...], output_shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> Self:
+        """Return a Jacobian without anything but shapes and dtype, which are not checked."""
+        J: Self = object.__new__(cls)
+        J._input_shape, J._output_shape, J._dtype = input_shape, output_shape, dtype
+        return J
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -427,11 +456,16 @@ class Shaped(Jacobian):
         """Shape of the result, and so of a cotangent."""
         return self._output_shape
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the elements, float32 or float64."""
+        return self._dtype
+
 
 class Unstored(Shaped):
     """A Jacobian of zeros and ones that follow from its shapes."""
 
-    __slots__ = ("_dtype",)
+    __slots__ = ()
     __module__ = "pullback.jacobians"
 
     def __init__(
@@ -445,11 +479,6 @@ class Unstored(Shaped):
         except (TypeError, ValueError) as error:
             raise TypeError(f"{op}: argument dtype is {shown(dtype)}, which is none") from error
         self._dtype = kernel_dtype(op, "dtype", given)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of the elements, float32 or float64."""
-        return self._dtype
 
     @property
     def nbytes(self) -> int:

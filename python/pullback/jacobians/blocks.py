@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pullback.contraction import numpy_product
-from pullback.jacobians.arguments import Array, own, presented
+from pullback.jacobians.arguments import Array, multiply, own, presented, product
 from pullback.jacobians.base import Shaped
 
 __all__ = ["BlockDiagonal"]
@@ -56,16 +55,12 @@ class BlockDiagonal(Shaped):
         *batch, p, q = self._blocks.shape
         self._input_shape = presented("BlockDiagonal", "input", input_shape, (*batch, q))
         self._output_shape = presented("BlockDiagonal", "output", output_shape, (*batch, p))
+        self._dtype = self._blocks.dtype
 
     @property
     def blocks(self) -> Array:
         """The blocks, read-only."""
         return self._blocks
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of the elements, float32 or float64."""
-        return self._blocks.dtype
 
     @property
     def nbytes(self) -> int:
@@ -75,7 +70,7 @@ class BlockDiagonal(Shaped):
     @property
     def T(self) -> BlockDiagonal:
         """The transposed Jacobian, a view of this one."""
-        return self._like(self._blocks.mT, self._output_shape, self._input_shape)
+        return BlockDiagonal._of(self._blocks.mT, self._output_shape, self._input_shape)
 
     def flops(self, k: int = 1) -> int:
         """Return a multiplication and an addition for each element of the blocks, k times."""
@@ -88,10 +83,15 @@ class BlockDiagonal(Shaped):
     def __reduce__(self) -> tuple[Any, ...]:
         return BlockDiagonal, (self._blocks, self._input_shape, self._output_shape)
 
-    def _like(
-        self, blocks: Array, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+    @staticmethod
+    def _of(
+        blocks: Array, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
     ) -> BlockDiagonal:
-        return BlockDiagonal(blocks, input_shape, output_shape, copy=False)
+        """Return the Jacobian of blocks that nobody else writes to, of shapes that fit."""
+        blocks.setflags(write=False)
+        J = BlockDiagonal._between(input_shape, output_shape, blocks.dtype)
+        J._blocks = blocks
+        return J
 
     def _flat(self) -> Array:
         """Return the blocks with one batch axis."""
@@ -102,16 +102,16 @@ class BlockDiagonal(Shaped):
         blocks = self._flat()
         n, _, q = blocks.shape
         stack = tangents.reshape(len(tangents), n, q).transpose(1, 0, 2)
-        products = numpy_product(stack, blocks.mT, None)
+        products = product(stack, blocks.mT)
         return products.transpose(1, 0, 2).reshape(len(tangents), self.shape[0])
 
     def _scaled(self, c: Any) -> BlockDiagonal:
-        return self._like(c * self._blocks, self._input_shape, self._output_shape)
+        return BlockDiagonal._of(multiply(c, self._blocks), self._input_shape, self._output_shape)
 
     def _presented(
         self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
     ) -> BlockDiagonal:
-        return self._like(self._blocks, input_shape, output_shape)
+        return BlockDiagonal._of(self._blocks, input_shape, output_shape)
 
     def _dense(self) -> Array:
         blocks = self._flat()

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pullback.contraction import numpy_product
-from pullback.jacobians.arguments import Array, own, presented
-from pullback.jacobians.base import Jacobian, Shaped
+from pullback.jacobians.arguments import Array, multiply, own, presented, product
+from pullback.jacobians.base import Shaped
 
 __all__ = ["Dense", "Outer"]
 
@@ -53,16 +52,20 @@ class Dense(Shaped):
         m, n = self._matrix.shape
         self._input_shape = presented("Dense", "input", input_shape, (n,))
         self._output_shape = presented("Dense", "output", output_shape, (m,))
+        self._dtype = self._matrix.dtype
+
+    @staticmethod
+    def _of(matrix: Array, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Dense:
+        """Return the Jacobian of a matrix that nobody else writes to, of shapes that fit."""
+        matrix.setflags(write=False)
+        J = Dense._between(input_shape, output_shape, matrix.dtype)
+        J._matrix = matrix
+        return J
 
     @property
     def matrix(self) -> Array:
         """The matrix, read-only."""
         return self._matrix
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of the elements, float32 or float64."""
-        return self._matrix.dtype
 
     @property
     def nbytes(self) -> int:
@@ -72,7 +75,7 @@ class Dense(Shaped):
     @property
     def T(self) -> Dense:
         """The transposed Jacobian, a view of this one."""
-        return self._like(self._matrix.T, self._output_shape, self._input_shape)
+        return Dense._of(self._matrix.T, self._output_shape, self._input_shape)
 
     def flops(self, k: int = 1) -> int:
         """Return 2 k m n: a multiplication and an addition an element."""
@@ -81,19 +84,14 @@ class Dense(Shaped):
     def __reduce__(self) -> tuple[Any, ...]:
         return Dense, (self._matrix, self._input_shape, self._output_shape)
 
-    def _like(
-        self, matrix: Array, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
-    ) -> Dense:
-        return Dense(matrix, input_shape, output_shape, copy=False)
-
     def _times(self, tangents: Array) -> Array:
-        return numpy_product(tangents, self._matrix.T, None)
+        return product(tangents, self._matrix.T)
 
     def _scaled(self, c: Any) -> Dense:
-        return self._like(c * self._matrix, self._input_shape, self._output_shape)
+        return Dense._of(multiply(c, self._matrix), self._input_shape, self._output_shape)
 
     def _presented(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Dense:
-        return self._like(self._matrix, input_shape, output_shape)
+        return Dense._of(self._matrix, input_shape, output_shape)
 
     def _diagonal_elements(self) -> Array:
         return self._matrix.diagonal().copy()
@@ -102,7 +100,7 @@ class Dense(Shaped):
         return self._matrix
 
 
-class Outer(Jacobian):
+class Outer(Shaped):
     """A Jacobian of rank one: its element (i, j) is u_i v_j.
 
     Parameters
@@ -126,6 +124,8 @@ class Outer(Jacobian):
     def __init__(self, u: npt.ArrayLike, v: npt.ArrayLike, *, copy: bool = True) -> None:
         self._u = own("Outer", "u", u, copy=copy)
         self._v = own("Outer", "v", v, copy=copy)
+        self._input_shape, self._output_shape = self._v.shape, self._u.shape
+        self._dtype = np.result_type(self._u, self._v)
 
     @property
     def u(self) -> Array:
@@ -136,21 +136,6 @@ class Outer(Jacobian):
     def v(self) -> Array:
         """The factor in the shape of the operand, read-only."""
         return self._v
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of the operand, and so of a tangent."""
-        return self._v.shape
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Shape of the result, and so of a cotangent."""
-        return self._u.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of the elements, float32 or float64."""
-        return np.result_type(self._u, self._v)
 
     @property
     def nbytes(self) -> int:
@@ -170,18 +155,19 @@ class Outer(Jacobian):
         return Outer, (self._u, self._v)
 
     def _times(self, tangents: Array) -> Array:
-        products: Array = numpy_product(tangents, self._v.reshape(-1, 1), None)
-        return products * self._u.reshape(-1)
+        products: Array = multiply(product(tangents, self._v.reshape(-1, 1)), self._u.reshape(-1))
+        return products
 
     def _scaled(self, c: Any) -> Outer:
         if self._u.size <= self._v.size:
-            return Outer(c * self._u, self._v, copy=False)
-        return Outer(self._u, c * self._v, copy=False)
+            return Outer(multiply(c, self._u), self._v, copy=False)
+        return Outer(self._u, multiply(c, self._v), copy=False)
 
     def _diagonal_elements(self) -> Array:
         n = min(self.shape)
-        elements: Array = self._u.reshape(-1)[:n] * self._v.reshape(-1)[:n]
+        elements: Array = multiply(self._u.reshape(-1)[:n], self._v.reshape(-1)[:n])
         return elements
 
     def _dense(self) -> Array:
-        return np.multiply.outer(self._u.reshape(-1), self._v.reshape(-1))
+        dense: Array = multiply(self._u.reshape(-1, 1), self._v.reshape(-1))
+        return dense

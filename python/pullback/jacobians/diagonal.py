@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-import pullback
-from pullback.jacobians.arguments import Array, own
-from pullback.jacobians.base import Jacobian, Unstored
+from pullback.jacobians.arguments import Array, multiply, own
+from pullback.jacobians.base import Jacobian, Shaped, Unstored
 
 __all__ = ["Diagonal", "Identity", "Zero"]
+
+
+_ndarray: Final = np.ndarray
+_new: Final = object.__new__
 
 
 class Identity(Unstored):
@@ -27,6 +30,8 @@ class Identity(Unstored):
 
     __slots__ = ()
     __module__ = "pullback.jacobians"
+
+    _borrows = True
 
     def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float64) -> None:
         super().__init__(shape, shape, dtype)
@@ -91,7 +96,7 @@ class Zero(Unstored):
         return np.zeros(self.shape, self._dtype)
 
 
-class Diagonal(Jacobian):
+class Diagonal(Shaped):
     """The Jacobian of a map that acts on each element by itself.
 
     It stands for the n x n matrix, in numerator layout, of the flattened map, and stores its n
@@ -122,22 +127,21 @@ class Diagonal(Jacobian):
     __module__ = "pullback.jacobians"
 
     def __init__(self, diagonal: npt.ArrayLike, *, copy: bool = True) -> None:
-        self._diagonal = own("Diagonal", "diagonal", diagonal, copy=copy)
+        self._diagonal = elements = own("Diagonal", "diagonal", diagonal, copy=copy)
+        self._input_shape = self._output_shape = elements.shape
+        self._dtype = elements.dtype
 
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of the operand, and so of a tangent."""
-        return self._diagonal.shape
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Shape of the result, and so of a cotangent."""
-        return self._diagonal.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of the elements, float32 or float64."""
-        return self._diagonal.dtype
+    @staticmethod
+    def _of(elements: Any) -> Diagonal:
+        """Return the Jacobian of slopes that a primitive has computed, and that nobody else has."""
+        if type(elements) is not _ndarray:  # a scalar, or what another library made
+            return Diagonal(elements, copy=False)
+        elements.setflags(write=False)
+        J: Diagonal = _new(Diagonal)
+        J._diagonal = elements
+        J._input_shape = J._output_shape = elements.shape
+        J._dtype = elements.dtype
+        return J
 
     @property
     def nbytes(self) -> int:
@@ -158,36 +162,45 @@ class Diagonal(Jacobian):
         return Diagonal, (self._diagonal,)
 
     def __matmul__(self, other: Any) -> Any:
-        if self._is_alike(other):
-            return pullback.elementwise.primitives["multiply"](self._diagonal, other)
+        diagonal = self._diagonal
+        if (
+            type(other) is _ndarray
+            and other.dtype is self._dtype
+            and other.shape == self._input_shape
+        ):
+            return multiply(diagonal, other)
         return super().__matmul__(other)
 
     def __rmatmul__(self, other: Any) -> Any:
-        if self._is_alike(other):
-            return pullback.elementwise.primitives["multiply"](other, self._diagonal)
+        diagonal = self._diagonal
+        if (
+            type(other) is _ndarray
+            and other.dtype is self._dtype
+            and other.shape == self._input_shape
+        ):
+            return multiply(other, diagonal)
         return super().__rmatmul__(other)
+
+    def _stacked(self, method: str, name: str, vectors: Any) -> Any:
+        if (
+            type(vectors) is _ndarray
+            and vectors.dtype is self._dtype
+            and vectors.shape == self._input_shape
+        ):
+            return multiply(self._diagonal, vectors)
+        return super()._stacked(method, name, vectors)
 
     __matmul__.__doc__, __rmatmul__.__doc__ = (
         Jacobian.__matmul__.__doc__,
         Jacobian.__rmatmul__.__doc__,
     )
 
-    def _is_alike(self, other: Any) -> bool:
-        """Tell whether it is a plain array like the diagonal, which nothing has to be done to."""
-        diagonal = self._diagonal
-        return (
-            type(other) is np.ndarray
-            and other.dtype is diagonal.dtype
-            and other.shape == diagonal.shape != ()
-            and other.flags.c_contiguous
-        )
-
     def _times(self, tangents: Array) -> Array:
-        products: Array = self._diagonal.reshape(-1) * tangents
+        products: Array = multiply(self._diagonal.reshape(-1), tangents)
         return products
 
     def _scaled(self, c: Any) -> Diagonal:
-        return Diagonal(c * self._diagonal, copy=False)
+        return Diagonal._of(multiply(c, self._diagonal))
 
     def diagonal(self) -> Array:
         """Return the n diagonal elements, flat and read-only, as ``todense().diagonal()`` would."""
@@ -197,4 +210,7 @@ class Diagonal(Jacobian):
         return self.diagonal()
 
     def _dense(self) -> Array:
-        return np.diag(self.diagonal())
+        n = self._diagonal.size
+        dense = np.zeros((n, n), self._dtype)
+        dense.reshape(-1)[:: n + 1] = self._diagonal.reshape(-1)
+        return dense

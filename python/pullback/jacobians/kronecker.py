@@ -10,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.contraction import numpy_product, summed_product
-from pullback.jacobians.arguments import Array, as_shape, own, presented
+from pullback.jacobians.arguments import (
+    Array,
+    as_shape,
+    multiply,
+    own,
+    presented,
+    product,
+    silent,
+)
 from pullback.jacobians.base import Shaped
 from pullback.protocol import as_index, shown
 from pullback.shapes import broadcast_shapes, with_room
@@ -107,7 +115,30 @@ class Kronecker(Shaped):
         self._output_shape = presented(
             "Kronecker", "output", output_shape, (*self._output_batch, p, r)
         )
+        dense = [factor.dtype for factor in self._factors() if not isinstance(factor, int)]
+        self._dtype = np.result_type(*dense) if dense else np.dtype(np.float64)
         self._make_room()
+
+    @staticmethod
+    def _of(
+        left: Array | int,
+        right: Array | int,
+        batches: tuple[tuple[int, ...], tuple[int, ...]],
+        input_shape: tuple[int, ...],
+        output_shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+    ) -> Kronecker:
+        """Return the Jacobian of factors that nobody else writes to, of shapes that fit.
+
+        `batches` are those of the operand and of the result.
+        """
+        J = Kronecker._between(input_shape, output_shape, dtype)
+        J._left, J._right = left, right
+        for factor in (left, right):
+            if type(factor) is not int:
+                factor.setflags(write=False)  # type: ignore[union-attr]
+        J._input_batch, J._output_batch = batches
+        return J
 
     def _make_room(self) -> None:
         """Merge axes of batches that have too many for the arrays of products and elements."""
@@ -121,12 +152,6 @@ class Kronecker(Shaped):
             self._input_batch, self._output_batch = few[2:]
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of the elements, float32 or float64; float64 of two identities."""
-        dense = [factor.dtype for factor in self._factors() if not isinstance(factor, int)]
-        return np.result_type(*dense) if dense else np.dtype(np.float64)
-
-    @property
     def nbytes(self) -> int:
         """Bytes stored: those of the factors, of which identities have none."""
         return sum(0 if isinstance(factor, int) else factor.nbytes for factor in self._factors())
@@ -134,15 +159,14 @@ class Kronecker(Shaped):
     @property
     def T(self) -> Kronecker:
         """The transposed Jacobian, a view of this one."""
-        left, right = (f if isinstance(f, int) else f.mT for f in self._factors())
-        return Kronecker(
-            left,
-            right,
-            input_batch=self._output_batch,
-            output_batch=self._input_batch,
-            input_shape=self._output_shape,
-            output_shape=self._input_shape,
-            copy=False,
+        left, right = self._left, self._right
+        return Kronecker._of(
+            left if type(left) is int else left.mT,  # type: ignore[union-attr]
+            right if type(right) is int else right.mT,  # type: ignore[union-attr]
+            (self._output_batch, self._input_batch),
+            self._output_shape,
+            self._input_shape,
+            self._dtype,
         )
 
     def _structure(self) -> str:
@@ -181,6 +205,12 @@ class Kronecker(Shaped):
         (p, q), (r, s) = extents(self._left), extents(self._right)
         k = len(tangents)
         stack = tangents.reshape(k, *self._input_batch, q, s)
+        if not self._input_batch and not self._output_batch:
+            # Of factors without a batch, too, unless they are summed over one.
+            if type(self._left) is int and np.ndim(self._right) == 2:
+                return product(stack, self._right.mT).reshape(k, p * r)  # type: ignore[union-attr]
+            if type(self._right) is int and np.ndim(self._left) == 2:
+                return product(self._left, stack).reshape(k, p * r)  # type: ignore[arg-type]
         # The tangents' axis stands in front of all batches.
         ndim = max(map(len, (self._input_batch, self._output_batch, *map(_batch, self._factors()))))
         stack = _with_ndim(stack, ndim)
@@ -189,9 +219,9 @@ class Kronecker(Shaped):
         if not isinstance(left, int) and not isinstance(right, int):
             # The cheaper product first.
             if p * s * (q + r) <= q * r * (s + p):
-                stack, left = numpy_product(left, stack, None), p
+                stack, left = product(left, stack), p
             else:
-                stack, right = numpy_product(stack, right.mT, None), r
+                stack, right = product(stack, right.mT), r
         if not isinstance(left, int):
             result = _summed(left, stack, shape)
         elif not isinstance(right, int):
@@ -217,8 +247,8 @@ class Kronecker(Shaped):
         if isinstance(left, int) and isinstance(right, int):
             return None
         if isinstance(right, int) or (not isinstance(left, int) and left.size <= right.size):
-            return self._with(c * left, right)
-        return self._with(left, c * right)
+            return self._with(multiply(c, left), right)
+        return self._with(left, multiply(c, right))
 
     def _presented(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Kronecker:
         return self._with(*self._factors(), input_shape=input_shape, output_shape=output_shape)
@@ -245,8 +275,11 @@ class Kronecker(Shaped):
             np.ones(f, self.dtype) if isinstance(f, int) else np.diagonal(f)
             for f in self._factors()
         )
-        return np.outer(*ones).reshape(-1)
+        one, other = ones
+        elements: Array = multiply(one[:, np.newaxis], other)
+        return elements.reshape(-1)
 
+    @silent
     def _dense(self) -> Array:
         (p, q), (r, s) = extents(self._left), extents(self._right)
         batches = (*map(_batch, self._factors()), self._input_batch, self._output_batch)
@@ -254,23 +287,24 @@ class Kronecker(Shaped):
         left, right = self._left, self._right
         blocks = np.zeros((*batch, p, r, q, s), self.dtype)
         # Zeros of an identity are structure: they hide even an infinity, as in the products.
-        with np.errstate(all="ignore"):
-            if isinstance(left, int):
-                for i in range(left):
-                    blocks[..., i, :, i, :] = np.eye(right) if isinstance(right, int) else right
-            elif isinstance(right, int):
-                for j in range(right):
-                    blocks[..., j, :, j] = left
-            else:
-                blocks[...] = left[..., :, None, :, None] * right[..., None, :, None, :]
-            n_out, n_in = math.prod(self._output_batch), math.prod(self._input_batch)
-            dense = np.zeros((n_out, n_in, p, r, q, s), self.dtype)
-            rows, columns = (
-                np.broadcast_to(np.arange(n).reshape(shape), batch).reshape(-1)
-                for n, shape in ((n_out, self._output_batch), (n_in, self._input_batch))
-            )
-            # Of batches of more than 32 axes, add.at makes a segmentation fault.
-            np.add.at(dense, (rows, columns), blocks.reshape(rows.size, p, r, q, s))
+        if isinstance(left, int):
+            for i in range(left):
+                blocks[..., i, :, i, :] = np.eye(right) if isinstance(right, int) else right
+        elif isinstance(right, int):
+            for j in range(right):
+                blocks[..., j, :, j] = left
+        else:
+            blocks[...] = left[..., :, None, :, None] * right[..., None, :, None, :]
+        n_out, n_in = math.prod(self._output_batch), math.prod(self._input_batch)
+        if not batch:
+            return blocks.reshape(self.shape)
+        dense = np.zeros((n_out, n_in, p, r, q, s), self.dtype)
+        rows, columns = (
+            np.broadcast_to(np.arange(n).reshape(shape), batch).reshape(-1)
+            for n, shape in ((n_out, self._output_batch), (n_in, self._input_batch))
+        )
+        # Of batches of more than 32 axes, add.at makes a segmentation fault.
+        np.add.at(dense, (rows, columns), blocks.reshape(rows.size, p, r, q, s))
         return dense.transpose(0, 2, 3, 1, 4, 5).reshape(self.shape)
 
 
@@ -330,6 +364,7 @@ def _with_ndim(stack: Array, ndim: int) -> Array:
     return stack.reshape(k, *(1,) * (ndim - (stack.ndim - 3)), *shape)
 
 
+@silent
 def _summed(left: Array, right: Array, shape: tuple[int, ...]) -> Array:
     """Return left @ right, summed over batch axes to `shape`, and repeated to it."""
     batch = broadcast_shapes(left.shape[:-2], right.shape[:-2])
@@ -338,6 +373,7 @@ def _summed(left: Array, right: Array, shape: tuple[int, ...]) -> Array:
     return _repeat_to(summed_product(numpy_product, left, right, own + shape[-2:]), shape)
 
 
+@silent
 def _sum_to(stack: Array, shape: tuple[int, ...]) -> Array:
     """Return `stack`, summed over batch axes to `shape`, and repeated to it; always a new array."""
     both = enumerate(zip(stack.shape, shape, strict=True))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 
 from pullback import jacobians
-from pullback.jacobians.arguments import Array
+from pullback.jacobians.arguments import Array, add, multiply
 from pullback.jacobians.association import Plan, evaluate, plan
 from pullback.jacobians.base import Jacobian, Shaped
 from pullback.jacobians.diagonal import Diagonal
@@ -20,6 +19,9 @@ from pullback.jacobians.terms import Terms
 __all__ = ["Product", "Sum", "check_product", "check_sum"]
 
 _LONGEST_REPR: Final = 1000  # lines
+_FEW: Final = 8
+_PLANNED: Final = 2**16  # operations that take as long as it takes to find an order for them
+_FLOAT64: Final[np.dtype[Any]] = np.dtype(np.float64)
 
 
 class _Lazy(Shaped):
@@ -30,12 +32,15 @@ class _Lazy(Shaped):
     transposed is the original, read in the other direction.
     """
 
-    __slots__ = ("_dtype", "_entries", "_nbytes", "_source")
+    __slots__ = ("_entries", "_is_flat", "_nbytes", "_source")
     __module__ = "pullback.jacobians"
 
-    _dtype: np.dtype[Any]
-    _entries: Iterable[Jacobian]  # the parts, among which there may be some of the same kind
-    _nbytes: int
+    _borrows = True
+    _is_leaf = False
+
+    _entries: Any  # the parts, among which there may be some of the same kind
+    _is_flat: bool  # whether these are few, none of them lazy: there is nothing to recurse into
+    _nbytes: int | None  # None of what is flat
     _source: Any  # what this is the transposed one of, or None
 
     def __init__(self, *parts: Jacobian) -> None:
@@ -45,10 +50,28 @@ class _Lazy(Shaped):
         for part in parts:
             if not isinstance(part, Jacobian):
                 raise TypeError(f"{name}: takes Jacobians, not {type(part).__name__}")
+        self._set(parts)
+
+    def _set(self, parts: tuple[Jacobian, ...]) -> None:
+        if not all(part._is_leaf for part in parts):
+            kind = self._kind()
+            parts = tuple(
+                entry
+                for part in parts
+                for entry in (
+                    part._entries if isinstance(part, kind) and part._is_flat else (part,)
+                )
+            )
         self._entries, self._source = parts, None
-        self._input_shape, self._output_shape = parts[-1].input_shape, parts[0].output_shape
-        self._dtype = np.result_type(*{part.dtype for part in parts})
-        self._nbytes = sum(part.nbytes for part in parts)
+        self._input_shape, self._output_shape = parts[-1]._input_shape, parts[0]._output_shape
+        dtype, flat = parts[0]._dtype, len(parts) <= _FEW
+        for part in parts:
+            if part._dtype is not dtype and part._dtype != dtype:
+                dtype = _FLOAT64
+            if not part._is_leaf:
+                flat = False
+        self._dtype, self._is_flat = dtype, flat
+        self._nbytes = None if flat else sum(part.nbytes for part in parts)
 
     @staticmethod
     @abstractmethod
@@ -77,24 +100,24 @@ class _Lazy(Shaped):
         return tuple(parts)
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of the elements, float32 or float64."""
-        return self._dtype
-
-    @property
     def nbytes(self) -> int:
         """Bytes stored: those of the parts."""
-        return self._nbytes
+        own = self._nbytes
+        return sum(part.nbytes for part in self._entries) if own is None else own
 
     def _transposed(self) -> Any:
         if self._source is not None:
             return self._source
-        kind = self._kind()
-        J = kind.__new__(kind)
-        J._entries, J._source = (), self
-        J._input_shape, J._output_shape = self._output_shape, self._input_shape
-        J._dtype, J._nbytes = self._dtype, self._nbytes
+        J = self._kind()._between(self._output_shape, self._input_shape, self._dtype)
+        J._is_flat, J._nbytes = self._is_flat, self._nbytes
+        if self._is_flat:
+            J._entries, J._source = self._entries_transposed(), None
+        else:
+            J._entries, J._source = (), self
         return J
+
+    @abstractmethod
+    def _entries_transposed(self) -> tuple[Jacobian, ...]: ...
 
     @property
     def _identity(self) -> tuple[Jacobian, bool]:
@@ -189,11 +212,13 @@ class Sum(_Lazy):
     @staticmethod
     def _merged(terms: Terms, like: Jacobian) -> Sum:
         """Return the sum of two terms or more, of the shapes of another Jacobian."""
-        J = Sum.__new__(Sum)
+        J = Sum._between(like.input_shape, like.output_shape, terms.dtype)
         J._entries, J._source = terms, None
-        J._input_shape, J._output_shape = like.input_shape, like.output_shape
-        J._dtype, J._nbytes = terms.dtype, terms.nbytes
+        J._is_flat, J._nbytes = False, terms.nbytes
         return J
+
+    def _entries_transposed(self) -> tuple[Jacobian, ...]:
+        return tuple(term.T for term in self._entries)
 
     @property
     def _merged_terms(self) -> Terms | None:
@@ -227,7 +252,7 @@ class Sum(_Lazy):
         total: Array = yield first._times_steps(tangents, known)
         for term in rest:
             more = yield term._times_steps(tangents, known)
-            total = total + more
+            total = add(total, more)
         return total
 
     def _scaled_steps(self, c: Any) -> Steps[Sum]:
@@ -238,18 +263,19 @@ class Sum(_Lazy):
         return Sum(*terms)
 
     def _diagonal_steps(self) -> Steps[Array]:
-        elements: Any = 0
-        for term in self._parts:
+        first, *rest = self._parts
+        elements: Array = yield first._diagonal_steps()
+        for term in rest:
             more = yield term._diagonal_steps()
-            elements = elements + more
-        return elements  # type: ignore[no-any-return]
+            elements = add(elements, more)
+        return elements
 
     def _dense_steps(self, known: dict[Any, int]) -> Steps[Array]:
         first, *rest = self._parts
         dense: Array = (yield first._dense_steps(known)).astype(self.dtype)
         for term in rest:
             more = yield term._dense_steps(known)
-            dense += more
+            add(dense, more, out=dense)
         return dense
 
 
@@ -299,9 +325,13 @@ class Product(_Lazy):
     @staticmethod
     def _merged(*factors: Jacobian) -> Product:
         """Return the product of factors of which no two neighbours have a rule."""
-        J = Product(*factors)
+        J = Product.__new__(Product)
+        J._set(factors)
         J._is_merged = True
         return J
+
+    def _entries_transposed(self) -> tuple[Jacobian, ...]:
+        return tuple(factor.T for factor in reversed(self._entries))
 
     def _opened(self) -> tuple[Jacobian, ...]:
         """Return two factors or more, of which some may be products."""
@@ -335,7 +365,31 @@ class Product(_Lazy):
             count += yield factor._flops_steps(k, known)
         return count
 
+    def _is_cheap(self, k: int) -> bool:
+        """Tell whether k columns meet few factors one by one in less time than a plan takes."""
+        return self._is_flat and (
+            k == 1 or sum(factor.flops(k) for factor in self._entries) <= _PLANNED
+        )
+
+    def _times(self, tangents: Array) -> Array:
+        if not self._is_cheap(len(tangents)):
+            return super()._times(tangents)
+        for factor in self._entries[::-1]:
+            tangents = factor._times(tangents)
+        return tangents
+
+    def _dense(self) -> Array:
+        if not self._is_cheap(self.shape[1]):
+            return super()._dense()
+        *factors, last = self._entries
+        dense: Array = last._dense()
+        for factor in factors[::-1]:
+            dense = factor._times(dense.T).T
+        return dense
+
     def _times_steps(self, tangents: Array, known: dict[Any, int]) -> Steps[Array]:
+        if self._is_cheap(len(tangents)):
+            return self._times(tangents)
         factors = self._parts
         if len(tangents) > 1:
             order = yield plan(factors, len(tangents), known)
@@ -372,10 +426,12 @@ class Product(_Lazy):
         else:
             elements = yield inner._diagonal_steps()
         for factor in (*factors[end:], *reversed(factors[:begin])):
-            elements = factor.diagonal()[: elements.size] * elements
+            elements = multiply(factor.diagonal()[: elements.size], elements)
         return elements
 
     def _dense_steps(self, known: dict[Any, int]) -> Steps[Array]:
+        if self._is_cheap(self.shape[1]):
+            return self._dense()
         factors = self._parts
         order = yield plan(factors, None, known)
         dense: Array = yield evaluate(order, factors, None, known)

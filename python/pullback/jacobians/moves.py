@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pullback.jacobians.arguments import Array, as_shape
+from pullback.jacobians.arguments import Array, as_shape, silent
 from pullback.jacobians.base import Unstored
-from pullback.jacobians.diagonal import Identity
 from pullback.protocol import as_ints, shown
 from pullback.shapes import with_room
 
-__all__ = ["Broadcast", "Permutation", "Reshape", "SumTo", "broadcasting"]
+__all__ = ["Broadcast", "Permutation", "Reshape", "SumTo"]
 
 
 class _Move(Unstored):
@@ -22,6 +23,8 @@ class _Move(Unstored):
 
     __slots__ = ()
     __module__ = "pullback.jacobians"
+
+    _borrows = True
 
     def _arguments(self) -> tuple[Any, ...]:
         return self._input_shape, self._output_shape
@@ -146,7 +149,7 @@ class Reshape(_Move):
     @property
     def T(self) -> Reshape:
         """The transposed Jacobian, that of the way back."""
-        return Reshape(self._output_shape, self._input_shape, self._dtype)
+        return Reshape._between(self._output_shape, self._input_shape, self._dtype)
 
     def _times(self, tangents: Array) -> Array:
         return tangents
@@ -193,14 +196,14 @@ class Broadcast(_Move):
     @property
     def T(self) -> SumTo:
         """The transposed Jacobian, a sum over the repetitions."""
-        return SumTo(self._output_shape, self._input_shape, self._dtype)
+        return SumTo._between(self._output_shape, self._input_shape, self._dtype)
 
     def _times(self, tangents: Array) -> Array:
         k = len(tangents)
-        own, whole = with_room(1, self._input_shape, self._output_shape)
-        ones = (1,) * (len(whole) - len(own))
-        repeated = np.broadcast_to(tangents.reshape(k, *ones, *own), (k, *whole))
-        return repeated.reshape(k, self.shape[0])
+        own, whole, n, _ = _folded(self._input_shape, self._output_shape)
+        repeated = np.empty((k, *whole), tangents.dtype)
+        repeated[...] = tangents.reshape(k, *own)
+        return repeated.reshape(k, n)
 
 
 class SumTo(_Move):
@@ -235,7 +238,7 @@ class SumTo(_Move):
     @property
     def T(self) -> Broadcast:
         """The transposed Jacobian, which repeats what was summed."""
-        return Broadcast(self._output_shape, self._input_shape, self._dtype)
+        return Broadcast._between(self._output_shape, self._input_shape, self._dtype)
 
     def flops(self, k: int = 1) -> int:
         """Return k (n - m) additions."""
@@ -244,16 +247,35 @@ class SumTo(_Move):
 
     def _times(self, tangents: Array) -> Array:
         k = len(tangents)
-        own, whole = with_room(1, self._output_shape, self._input_shape)
-        own = (1,) * (len(whole) - len(own)) + own
-        axes = tuple(1 + i for i, n in enumerate(whole) if own[i] != n)
+        own, whole, _, axes = _folded(self._output_shape, self._input_shape)
         stack = tangents.reshape(k, *whole)
         if axes:
-            stack = np.sum(stack, axis=axes, dtype=np.float64).astype(tangents.dtype)
-        return stack.reshape(k, self.shape[0])
+            stack = _summed(stack, axes)
+        return stack.reshape(k, math.prod(own))
 
     def _diagonal_elements(self) -> Array:
         return self.T._diagonal_elements()
+
+
+@lru_cache(1024)
+def _folded(
+    own: tuple[int, ...], whole: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...], int, tuple[int, ...]]:
+    """Return shapes, of as many axes, that leave room for a stack, and what they differ by.
+
+    These are the elements of the larger one, and its axes behind the stack's along which the other
+    is repeated.
+    """
+    own, whole = with_room(1, own, whole)
+    own = (1,) * (len(whole) - len(own)) + own
+    axes = tuple(1 + i for i, n in enumerate(whole) if own[i] != n)
+    return own, whole, math.prod(whole), axes
+
+
+@silent
+def _summed(stack: Array, axes: tuple[int, ...]) -> Array:
+    total: Array = np.add.reduce(stack, axes, np.float64)
+    return total.astype(stack.dtype, copy=False)
 
 
 def _check_broadcast(
@@ -264,12 +286,3 @@ def _check_broadcast(
         raise ValueError(
             f"{op}: {which}_shape {shape} does not broadcast to {whole_name}_shape {whole}"
         )
-
-
-def broadcasting(
-    input_shape: tuple[int, ...], output_shape: tuple[int, ...], dtype: npt.DTypeLike
-) -> Identity | Broadcast:
-    """Return the Jacobian of a broadcast that may be none."""
-    if input_shape == output_shape:
-        return Identity(input_shape, dtype)
-    return Broadcast(input_shape, output_shape, dtype)

@@ -1,0 +1,119 @@
+"""The Jacobians of primitives, made of what has been computed: without checks and copies."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+
+from pullback.jacobians.arguments import Array
+from pullback.jacobians.base import Jacobian
+from pullback.jacobians.dense import Dense
+from pullback.jacobians.diagonal import Diagonal, Identity
+from pullback.jacobians.kronecker import Kronecker
+from pullback.jacobians.lazy import Product
+from pullback.jacobians.moves import Broadcast, Reshape, SumTo
+
+__all__ = ["are_plain", "of_layer", "of_operand", "of_product", "of_reduction"]
+
+Shape = tuple[int, ...]
+
+_ndarray: Final = np.ndarray
+_DTYPES: Final = (np.dtype(np.float64), np.dtype(np.float32))
+_CACHED: Final = 1024  # shapes
+
+
+def are_plain(*operands: Any) -> bool:
+    """Tell whether nothing has to be converted: aligned arrays of one dtype that has kernels."""
+    dtype = getattr(operands[0], "dtype", None)
+    if dtype is not _DTYPES[0] and dtype is not _DTYPES[1]:
+        return False
+    for operand in operands:
+        if type(operand) is not _ndarray or operand.dtype is not dtype:
+            return False
+        if not operand.flags.aligned:
+            return False
+    return True
+
+
+def of_operand(slopes: Any, shape: Shape) -> Jacobian:
+    """Return the Jacobian by an operand of a `shape` that was broadcast to that of `slopes`."""
+    diagonal = Diagonal._of(slopes)
+    whole = diagonal._input_shape
+    if whole == shape:
+        return diagonal
+    return Product._merged(diagonal, Broadcast._between(shape, whole, diagonal._dtype))
+
+
+def of_reduction(slopes: Any, axis: Any, keepdims: bool) -> Jacobian:
+    """Return the Jacobian of a reduction from its derivatives, in the operand's shape."""
+    shape = slopes.shape
+    moves = _reducing(shape, axis, keepdims, slopes.dtype)
+    if moves is None:
+        result: Shape = (1,) * len(shape) if keepdims else ()
+        return Dense._of(slopes.reshape(1, slopes.size), shape, result)
+    return Product._merged(*moves, Diagonal._of(slopes))
+
+
+@lru_cache(_CACHED)
+def _reducing(
+    shape: Shape, axis: Any, keepdims: bool, dtype: np.dtype[Any]
+) -> tuple[Jacobian, ...] | None:
+    """Return what reduces a shape along axes; None where those are all."""
+    ndim = len(shape)
+    if axis is None:
+        return None
+    axes = {a % ndim for a in (axis if isinstance(axis, tuple) else (axis,))}
+    if len(axes) == ndim:
+        return None
+    kept = tuple(1 if a in axes else n for a, n in enumerate(shape))
+    moves: list[Jacobian] = [] if kept == shape else [SumTo._between(shape, kept, dtype)]
+    if not keepdims and axes:
+        result = tuple(n for a, n in enumerate(shape) if a not in axes)
+        moves.insert(0, Reshape._between(kept, result, dtype))
+    return tuple(moves)
+
+
+def of_product(A: Array, B: Array) -> tuple[Jacobian, ...]:
+    """Return the Jacobians of the product of two matrices by each."""
+    m, n = A.shape[0], B.shape[1]
+    shape, dtype = (m, n), A.dtype
+    none = (), ()
+    return (
+        Kronecker._of(m, np.array(B.T), none, A.shape, shape, dtype),
+        Kronecker._of(np.array(A), n, none, B.shape, shape, dtype),
+    )
+
+
+def of_layer(X: Array, W: Array, b: Array | None, slopes: Any, shape: Shape) -> tuple[Any, ...]:
+    """Return the Jacobians of a layer by each operand; `slopes` are the activation's, or None.
+
+    X has one axis or more, and the result has `shape`.
+    """
+    n, dtype, none = W.shape[1], X.dtype, ((), ())
+    rows = (
+        X.reshape(-1, X.shape[-1]) if X.size else np.empty((_count(shape[:-1]), X.shape[-1]), dtype)
+    )
+    by_X = Kronecker._of(len(rows), np.array(W.T), none, X.shape, shape, dtype)
+    by_W = Kronecker._of(np.array(rows), n, none, W.shape, shape, dtype)
+    by_b: Jacobian | None = None
+    if b is not None:
+        by_b = (
+            Identity._between(shape, shape, dtype)
+            if b.shape == shape
+            else Broadcast._between(b.shape, shape, dtype)
+        )
+    if slopes is None:
+        return by_X, by_W, by_b
+    diagonal = Diagonal._of(slopes)
+    if by_b is not None:
+        by_b = diagonal if b.shape == shape else Product._merged(diagonal, by_b)
+    return Product._merged(diagonal, by_X), Product._merged(diagonal, by_W), by_b
+
+
+def _count(shape: Shape) -> int:
+    count = 1
+    for n in shape:
+        count *= n
+    return count

@@ -1,0 +1,132 @@
+"""Jacobians of maps of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from pullback.jacobians.arguments import Array
+from pullback.jacobians.base import Shaped
+from pullback.slices import Axis, Slices
+
+__all__ = ["RowWise"]
+
+
+class RowWise(Shaped):
+    """The Jacobian of a primitive that maps the slices of an array, each one by itself.
+
+    It keeps the operand, and products are the primitive's own jvp and vjp: of one pass each. What
+    slices do not have to do with each other is structure: zeros that hide even an infinity.
+
+    Parameters
+    ----------
+    primitive : object
+        With ``jvp(x, t, axis=, ...)`` and ``vjp(x, g, axis=, ...)``.
+    x : ndarray
+        The operand, float32 or float64; kept, and not to be written to.
+    axis : int, tuple of int, or None
+        Along which elements belong together.
+    options : dict, optional
+        What else the primitive takes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pullback as pb
+    >>> J = pb.softmax.jacobian(np.zeros((2, 2)))
+    >>> J
+    <RowWise 4x4 float64, of softmax along axis -1, operand shape (2, 2)>
+    >>> J @ np.array([[1.0, 0.0], [0.0, 2.0]])
+    array([[ 0.25, -0.25],
+           [-0.5 ,  0.5 ]])
+    """
+
+    __slots__ = ("_axis", "_is_transposed", "_options", "_primitive", "_x")
+    __module__ = "pullback.jacobians"
+
+    def __init__(
+        self,
+        primitive: Any,
+        x: Array,
+        axis: Axis = -1,
+        options: dict[str, Any] | None = None,
+        is_transposed: bool = False,
+    ) -> None:
+        self._primitive, self._x, self._axis = primitive, x, axis
+        self._options = options or {}
+        self._is_transposed = is_transposed
+        self._input_shape = self._output_shape = x.shape
+        self._dtype = x.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored: those of the operand."""
+        return self._x.nbytes
+
+    @property
+    def T(self) -> RowWise:
+        """The transposed Jacobian, whose products are the other's."""
+        return self._like(self._x, not self._is_transposed)
+
+    def flops(self, k: int = 1) -> int:
+        """Return k (4 n): a sum of products, and a multiple of it that is subtracted."""
+        return 4 * k * self._x.size
+
+    def _structure(self) -> str:
+        name = self._primitive.__name__
+        return f", of {name} along axis {self._axis}{', transposed' * self._is_transposed}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        rest = self._axis, self._options, self._is_transposed
+        return RowWise, (self._primitive, self._x, *rest)
+
+    def _like(self, x: Array, is_transposed: bool) -> RowWise:
+        return RowWise(self._primitive, x, self._axis, self._options, is_transposed)
+
+    def _product(self, tangent: Array) -> Array:
+        method = self._primitive.vjp if self._is_transposed else self._primitive.jvp
+        moved: Array = method(self._x, tangent, axis=self._axis, **self._options)
+        return moved
+
+    def _times(self, tangents: Array) -> Array:
+        shape = self._x.shape
+        if len(tangents) == 1:
+            return self._product(tangents.reshape(shape)).reshape(1, -1)
+        products = np.empty(tangents.shape, tangents.dtype)
+        for tangent, product in zip(tangents, products, strict=True):
+            product[:] = self._product(tangent.reshape(shape)).reshape(-1)
+        return products
+
+    def _scaled(self, c: Any) -> RowWise | None:
+        return (
+            self._like(self._x.astype(c.dtype, copy=False), self._is_transposed) if c == 1 else None
+        )
+
+    def _columns(self) -> Iterator[tuple[Array, Array, Array]]:
+        """Yield the column of each slice's first element, of each one's second, and so on.
+
+        Shapes are those of slices (outer, n, inner): where their elements stand, which of these
+        the columns are of, and the columns.
+        """
+        x = self._x
+        slices = Slices.of("jacobian", x, self._axis)
+        places = slices.take(np.arange(x.size).reshape(x.shape))
+        for j in range(slices.n):
+            at = places[:, j : j + 1]
+            unit = np.zeros(x.size, self._dtype)
+            unit[at.reshape(-1)] = 1
+            yield places, at, slices.take(self._product(unit.reshape(x.shape)))
+
+    def _diagonal_elements(self) -> Array:
+        elements = np.empty(self._x.size, self._dtype)
+        for j, (_, at, column) in enumerate(self._columns()):
+            elements[at] = column[:, j : j + 1]
+        return elements
+
+    def _dense(self) -> Array:
+        dense = np.zeros(self.shape, self._dtype)
+        for places, at, column in self._columns():
+            dense[places, at] = column
+        return dense
