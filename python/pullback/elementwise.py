@@ -22,6 +22,7 @@ from pullback.engine import BACKEND, ORACLE, Engine
 from pullback.jacobians import Diagonal, Jacobian
 from pullback.jacobians.primitives import of_operand
 from pullback.protocol import (
+    as_array,
     as_arrays,
     broadcast_shape,
     check_cotangent,
@@ -268,6 +269,8 @@ def _own_rules(*operands: object) -> bool:
 
 
 def _shape(given: Any) -> tuple[int, ...]:
+    if type(given) in (int, float):
+        return ()
     return given.shape if hasattr(given, "shape") else np.shape(given)  # type: ignore[no-any-return]
 
 
@@ -339,10 +342,14 @@ def _binary(
         return gradients if out is None else deliver(op, gradients, out)
 
     def jacobian(w: Any, x: Any, /) -> tuple[Jacobian, Jacobian]:
+        op = f"{name}.jacobian"
+        if type(w) is list:
+            w = as_array(op, "w", w)
+        if type(x) is list:
+            x = as_array(op, "x", x)
         try:
             dw, dx = primitive.derivative(w, x)
         except ValueError:
-            op = f"{name}.jacobian"
             broadcast_shape(op, w=shape_of(op, "w", w), x=shape_of(op, "x", x))
             raise
         return of_operand(dw, _shape(w)), of_operand(dx, _shape(x))

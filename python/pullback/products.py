@@ -19,7 +19,7 @@ from pullback import elementwise
 from pullback.engine import BACKEND, Engine
 from pullback.jacobians import Kronecker
 from pullback.jacobians.arguments import silent
-from pullback.jacobians.primitives import are_plain, of_layer, of_product
+from pullback.jacobians.primitives import are_plain, of_layer, of_matrix, of_product, of_vector
 from pullback.protocol import (
     Outputs,
     aligned,
@@ -293,7 +293,7 @@ class Product(ABC):
     def _jacobian(self, given: tuple[Any, ...], options: tuple[Any, ...]) -> tuple[Any, ...]:
         op = self._op("jacobian")
         options = self._options(op, options)
-        operands = given if are_plain(*given) else self._arrays(op, given)
+        operands = given if are_plain(given) else self._arrays(op, given)
         return self._jacobians(operands, self._shape(op, *operands), options)
 
     def _arrays(self, op: str, given: Sequence[Any]) -> tuple[Any, ...]:
@@ -346,8 +346,6 @@ class Matmul(Product):
 
     def _jacobians(self, operands: Any, shape: Shape, options: tuple[Any, ...]) -> tuple[Any, ...]:
         del options
-        if operands[0].ndim == operands[1].ndim == 2:
-            return of_product(*operands)
         (rows, columns), (*batch, m, n) = self._seen(*operands)
         return tuple(
             Kronecker(
@@ -363,6 +361,13 @@ class Matmul(Product):
                 (rows, n, columns, operands[1]),
             )
         )
+
+    def _jacobian(self, given: tuple[Any, ...], options: tuple[Any, ...]) -> tuple[Any, ...]:
+        if are_plain(given):
+            A, B = given
+            if A.ndim == B.ndim == 2 and A.shape[1] == B.shape[0]:
+                return of_product(A, B)
+        return super()._jacobian(given, options)
 
 
 class Linear(Product):
@@ -428,6 +433,8 @@ class QuadraticForm(Product):
         del options
         x, A = operands
         gx = self.vjp(x, A, np.ones(shape, x.dtype), wrt=0)  # type: ignore[attr-defined]
+        if x.ndim == 1:
+            return of_vector(gx, x.shape), of_matrix(x, x)
         (few,) = with_room(2, shape)
         row_shape = (*few, 1, x.shape[-1])
         gx, row = gx.reshape(row_shape), x.reshape(row_shape)
@@ -472,9 +479,15 @@ class BilinearForm(Product):
 
         rows = u[..., np.newaxis, :], v[..., np.newaxis, :]
         by_X = Kronecker(*rows, input_batch=(), output_batch=batch, output_shape=shape)
-        rows_of = silent(self._kernels.rows)
-        Xv, uX = rows_of(v, X.mT), rows_of(u, X)
+        Xv, uX = _rows(self._kernels, v, X.mT), _rows(self._kernels, u, X)
+        if u.ndim == v.ndim == 1:
+            return of_vector(Xv, u.shape), of_matrix(u, v), of_vector(uX, v.shape)
         return by_vector(0, u, Xv), by_X, by_vector(2, v, uX)
+
+
+@silent
+def _rows(kernels: Any, rows: Array, M: Array) -> Array:
+    return kernels.rows(rows, M)  # type: ignore[no-any-return]
 
 
 # --- all of them ----------------------------------------------------------------------------------

@@ -297,7 +297,7 @@ class RowMap(_Rows):
         op = self._op("jacobian")
         if self.row.parameter is not None:
             p = self._parameter(op, p)
-        x = x.copy() if are_plain(x) else aligned(op, np.array(x), names=("x",))[0]
+        x = x.copy() if are_plain((x,)) else aligned(op, np.array(x), names=("x",))[0]
         if not (type(axis) is int and -x.ndim <= axis < x.ndim):
             Slices.of(op, x, axis)  # for what it raises
         return RowWise(self, x, axis, _called_with(self.row, (), p)[1])

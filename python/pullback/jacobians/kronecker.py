@@ -132,12 +132,14 @@ class Kronecker(Shaped):
 
         `batches` are those of the operand and of the result.
         """
-        J = Kronecker._between(input_shape, output_shape, dtype)
+        J: Kronecker = object.__new__(Kronecker)
         J._left, J._right = left, right
-        for factor in (left, right):
-            if type(factor) is not int:
-                factor.setflags(write=False)  # type: ignore[union-attr]
+        if type(left) is not int:
+            left.setflags(write=False)  # type: ignore[union-attr]
+        if type(right) is not int:
+            right.setflags(write=False)  # type: ignore[union-attr]
         J._input_batch, J._output_batch = batches
+        J._input_shape, J._output_shape, J._dtype = input_shape, output_shape, dtype
         return J
 
     def _make_room(self) -> None:

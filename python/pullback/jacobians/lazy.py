@@ -53,24 +53,20 @@ class _Lazy(Shaped):
         self._set(parts)
 
     def _set(self, parts: tuple[Jacobian, ...]) -> None:
-        if not all(part._is_leaf for part in parts):
-            kind = self._kind()
-            parts = tuple(
-                entry
-                for part in parts
-                for entry in (
-                    part._entries if isinstance(part, kind) and part._is_flat else (part,)
-                )
-            )
-        self._entries, self._source = parts, None
-        self._input_shape, self._output_shape = parts[-1]._input_shape, parts[0]._output_shape
-        dtype, flat = parts[0]._dtype, len(parts) <= _FEW
+        flat, dtype = len(parts) <= _FEW, parts[0]._dtype
         for part in parts:
             if part._dtype is not dtype and part._dtype != dtype:
                 dtype = _FLOAT64
             if not part._is_leaf:
+                kind = type(self)
+                if flat and type(part) is kind and part._is_flat:  # taken apart at once
+                    opened = ((p._entries if type(p) is kind else (p,)) for p in parts)
+                    self._set(tuple(entry for entries in opened for entry in entries))
+                    return
                 flat = False
-        self._dtype, self._is_flat = dtype, flat
+        self._entries, self._source, self._dtype = parts, None, dtype
+        self._input_shape, self._output_shape = parts[-1]._input_shape, parts[0]._output_shape
+        self._is_flat = flat
         self._nbytes = None if flat else sum(part.nbytes for part in parts)
 
     @staticmethod

@@ -14,8 +14,17 @@ from pullback.jacobians.diagonal import Diagonal, Identity
 from pullback.jacobians.kronecker import Kronecker
 from pullback.jacobians.lazy import Product
 from pullback.jacobians.moves import Broadcast, Reshape, SumTo
+from pullback.protocol import as_matrix
 
-__all__ = ["are_plain", "of_layer", "of_operand", "of_product", "of_reduction"]
+__all__ = [
+    "are_plain",
+    "of_layer",
+    "of_matrix",
+    "of_operand",
+    "of_product",
+    "of_reduction",
+    "of_vector",
+]
 
 Shape = tuple[int, ...]
 
@@ -24,17 +33,20 @@ _DTYPES: Final = (np.dtype(np.float64), np.dtype(np.float32))
 _CACHED: Final = 1024  # shapes
 
 
-def are_plain(*operands: Any) -> bool:
-    """Tell whether nothing has to be converted: aligned arrays of one dtype that has kernels."""
+def are_plain(operands: tuple[Any, ...]) -> bool:
+    """Tell whether nothing has to be converted: aligned arrays of one dtype that has kernels.
+
+    Behind the first one there may be None.
+    """
     dtype = getattr(operands[0], "dtype", None)
     if dtype is not _DTYPES[0] and dtype is not _DTYPES[1]:
         return False
     for operand in operands:
-        if type(operand) is not _ndarray or operand.dtype is not dtype:
+        if operand is not None and not (
+            type(operand) is _ndarray and operand.dtype is dtype and operand.flags.aligned
+        ):
             return False
-        if not operand.flags.aligned:
-            return False
-    return True
+    return type(operands[0]) is _ndarray
 
 
 def of_operand(slopes: Any, shape: Shape) -> Jacobian:
@@ -86,15 +98,25 @@ def of_product(A: Array, B: Array) -> tuple[Jacobian, ...]:
     )
 
 
+def of_vector(gradient: Array, shape: Shape) -> Jacobian:
+    """Return the Jacobian of one number by a vector."""
+    row = gradient.reshape(1, -1)
+    return Kronecker._of(1, row, ((), ()), shape, (), row.dtype)
+
+
+def of_matrix(u: Array, v: Array) -> Jacobian:
+    """Return the Jacobian of u^T X v by X."""
+    left, right = np.array(u.reshape(1, -1)), np.array(v.reshape(1, -1))
+    return Kronecker._of(left, right, ((), ()), (u.size, v.size), (), u.dtype)
+
+
 def of_layer(X: Array, W: Array, b: Array | None, slopes: Any, shape: Shape) -> tuple[Any, ...]:
     """Return the Jacobians of a layer by each operand; `slopes` are the activation's, or None.
 
     X has one axis or more, and the result has `shape`.
     """
     n, dtype, none = W.shape[1], X.dtype, ((), ())
-    rows = (
-        X.reshape(-1, X.shape[-1]) if X.size else np.empty((_count(shape[:-1]), X.shape[-1]), dtype)
-    )
+    rows = as_matrix(X)
     by_X = Kronecker._of(len(rows), np.array(W.T), none, X.shape, shape, dtype)
     by_W = Kronecker._of(np.array(rows), n, none, W.shape, shape, dtype)
     by_b: Jacobian | None = None
@@ -110,10 +132,3 @@ def of_layer(X: Array, W: Array, b: Array | None, slopes: Any, shape: Shape) -> 
     if by_b is not None:
         by_b = diagonal if b.shape == shape else Product._merged(diagonal, by_b)
     return Product._merged(diagonal, by_X), Product._merged(diagonal, by_W), by_b
-
-
-def _count(shape: Shape) -> int:
-    count = 1
-    for n in shape:
-        count *= n
-    return count

@@ -9,9 +9,12 @@ import numpy as np
 
 from pullback.jacobians.arguments import Array
 from pullback.jacobians.base import Shaped
+from pullback.shapes import MOST_AXES
 from pullback.slices import Axis, Slices
 
 __all__ = ["RowWise"]
+
+_BLOCK = 2**20  # elements of unit vectors at a time
 
 
 class RowWise(Shaped):
@@ -85,19 +88,23 @@ class RowWise(Shaped):
     def _like(self, x: Array, is_transposed: bool) -> RowWise:
         return RowWise(self._primitive, x, self._axis, self._options, is_transposed)
 
-    def _product(self, tangent: Array) -> Array:
-        method = self._primitive.vjp if self._is_transposed else self._primitive.jvp
-        moved: Array = method(self._x, tangent, axis=self._axis, **self._options)
-        return moved
-
     def _times(self, tangents: Array) -> Array:
-        shape = self._x.shape
-        if len(tangents) == 1:
-            return self._product(tangents.reshape(shape)).reshape(1, -1)
-        products = np.empty(tangents.shape, tangents.dtype)
-        for tangent, product in zip(tangents, products, strict=True):
-            product[:] = self._product(tangent.reshape(shape)).reshape(-1)
-        return products
+        x, axis = self._x, self._axis
+        method = self._primitive.vjp if self._is_transposed else self._primitive.jvp
+        k = len(tangents)
+        if k == 1:
+            moved = method(x, tangents.reshape(x.shape), axis=axis, **self._options)
+            return moved.reshape(1, -1)  # type: ignore[no-any-return]
+        if x.ndim == MOST_AXES or k == 0:  # no room for a stack's axis
+            rows = (self._times(tangents[i : i + 1]) for i in range(k))
+            return np.concatenate([np.empty((0, x.size), tangents.dtype), *rows])
+        stack = np.empty((k, *x.shape), self._dtype)
+        stack[...] = x
+        if axis is None:
+            axis = tuple(range(x.ndim))
+        axes = tuple(a % x.ndim + 1 for a in (axis if isinstance(axis, tuple) else (axis,)))
+        moved = method(stack, tangents.reshape(stack.shape), axis=axes, **self._options)
+        return moved.reshape(k, -1)  # type: ignore[no-any-return]
 
     def _scaled(self, c: Any) -> RowWise | None:
         return (
@@ -113,11 +120,14 @@ class RowWise(Shaped):
         x = self._x
         slices = Slices.of("jacobian", x, self._axis)
         places = slices.take(np.arange(x.size).reshape(x.shape))
-        for j in range(slices.n):
-            at = places[:, j : j + 1]
-            unit = np.zeros(x.size, self._dtype)
-            unit[at.reshape(-1)] = 1
-            yield places, at, slices.take(self._product(unit.reshape(x.shape)))
+        step = max(1, _BLOCK // max(1, x.size))
+        for start in range(0, slices.n, step):
+            count = min(step, slices.n - start)
+            units = np.zeros((count, x.size), self._dtype)
+            for j, unit in enumerate(units, start):
+                unit[places[:, j].reshape(-1)] = 1
+            for j, column in enumerate(self._times(units), start):
+                yield places, places[:, j : j + 1], slices.take(column.reshape(x.shape))
 
     def _diagonal_elements(self) -> Array:
         elements = np.empty(self._x.size, self._dtype)
