@@ -240,7 +240,7 @@ class Binary(Elementwise):
         with np.errstate(all="ignore"):
             dw, dx = self.row.derivative(*operands)
         # Copies: a slope may be an operand.
-        return of_operand(np.array(dw), np.shape(w)), of_operand(np.array(dx), np.shape(x))
+        return of_operand(np.array(dw), w), of_operand(np.array(dx), x)
 
     def _operands(self, op: str, w: npt.ArrayLike, x: npt.ArrayLike) -> tuple[Array, Array]:
         w, x = as_arrays(op, w, x)
@@ -268,10 +268,15 @@ def _own_rules(*operands: object) -> bool:
     )
 
 
-def _shape(given: Any) -> tuple[int, ...]:
-    if type(given) in (int, float):
-        return ()
-    return given.shape if hasattr(given, "shape") else np.shape(given)  # type: ignore[no-any-return]
+def _jacobians(op: str, derivative: Callable[..., Any], w: Any, x: Any) -> tuple[Any, Any]:
+    if type(w) is list or type(x) is list:  # whose shapes it takes as long to find out
+        w, x = (as_array(op, *a) if type(a[1]) is list else a[1] for a in (("w", w), ("x", x)))
+    try:
+        dw, dx = derivative(w, x)
+    except ValueError:  # again, for what the message calls it
+        broadcast_shape(op, w=shape_of(op, "w", w), x=shape_of(op, "x", x))
+        raise
+    return of_operand(dw, w), of_operand(dx, x)
 
 
 def _pair(op: str, out: Any) -> Any:
@@ -342,17 +347,7 @@ def _binary(
         return gradients if out is None else deliver(op, gradients, out)
 
     def jacobian(w: Any, x: Any, /) -> tuple[Jacobian, Jacobian]:
-        op = f"{name}.jacobian"
-        if type(w) is list:
-            w = as_array(op, "w", w)
-        if type(x) is list:
-            x = as_array(op, "x", x)
-        try:
-            dw, dx = primitive.derivative(w, x)
-        except ValueError:
-            broadcast_shape(op, w=shape_of(op, "w", w), x=shape_of(op, "x", x))
-            raise
-        return of_operand(dw, _shape(w)), of_operand(dx, _shape(x))
+        return _jacobians(f"{name}.jacobian", primitive.derivative, w, x)
 
     return {
         "derivative": derivative,

@@ -346,6 +346,8 @@ class Matmul(Product):
 
     def _jacobians(self, operands: Any, shape: Shape, options: tuple[Any, ...]) -> tuple[Any, ...]:
         del options
+        if operands[0].ndim == operands[1].ndim == 2:
+            return of_product(*operands)
         (rows, columns), (*batch, m, n) = self._seen(*operands)
         return tuple(
             Kronecker(
@@ -396,7 +398,8 @@ class Linear(Product):
     def _jacobians(self, operands: Any, shape: Shape, options: tuple[Any, ...]) -> tuple[Any, ...]:
         (f,) = options
         slopes = None if f is None else f.derivative(self(*operands))  # type: ignore[operator]
-        return of_layer(*operands, slopes, shape)
+        X, W, b = operands
+        return of_layer(X, W, b, slopes, shape)
 
     def _options(self, op: str, options: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return the activation as this engine's primitive, or None for None."""

@@ -12,19 +12,21 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.engine import BACKEND, Engine
-from pullback.jacobians.primitives import are_plain, of_reduction
+from pullback.jacobians.primitives import of_reduction
 from pullback.jacobians.rows import RowWise
 from pullback.protocol import (
     Outputs,
     aligned,
+    as_array,
     as_flag,
     as_number,
+    kernel_dtype,
     method,
     shown,
     tangents_of,
 )
 from pullback.slices import Axis, Slices
-from pullback.tables.reductions import REDUCTIONS, ReductionRow
+from pullback.tables.reductions import REDUCTIONS, Parameter, ReductionRow
 
 __all__ = ["Reduction", "RowMap", "make_reductions", "reductions"]
 
@@ -243,17 +245,19 @@ class Reduction(_Rows):
         return value if out is not None else value[()]
 
     def _jacobians(self, operands: tuple[Any, ...], p: Any, axis: Axis, keepdims: bool) -> Any:
-        given, options = _called_with(self.row, operands, p)
+        if type(keepdims) is not bool:
+            keepdims = as_flag(self._op("jacobian"), "keepdims", keepdims)
+        given, options = operands, dict[str, Any]()
+        if self.row.parameter is not None:
+            given, options = _with_parameter(self.row.parameter, operands, p)
         try:
             slopes = self.grad(*given, axis=axis, **options)  # type: ignore[attr-defined]
-            jacobians = tuple(
-                of_reduction(each, axis, keepdims)
-                for each in (slopes if isinstance(slopes, tuple) else (slopes,))
-            )
-        except (TypeError, ValueError):  # again, for the message's sake
+            if type(slopes) is tuple:
+                return tuple(of_reduction(each, axis, keepdims) for each in slopes)
+            return of_reduction(slopes, axis, keepdims)
+        except (TypeError, ValueError):  # again, for what the message calls it
             self._gradients("jacobian", operands, p, axis, keepdims, None, with_value=False)
             raise
-        return jacobians if isinstance(slopes, tuple) else jacobians[0]
 
 
 class RowMap(_Rows):
@@ -294,24 +298,22 @@ class RowMap(_Rows):
         return delivered
 
     def _jacobian(self, x: Any, p: Any, axis: Axis) -> Any:
-        op = self._op("jacobian")
-        if self.row.parameter is not None:
-            p = self._parameter(op, p)
-        x = x.copy() if are_plain((x,)) else aligned(op, np.array(x), names=("x",))[0]
-        if not (type(axis) is int and -x.ndim <= axis < x.ndim):
+        op, options = self._op("jacobian"), dict[str, Any]()
+        array = as_array(op, "x", x)
+        x = np.array(array, kernel_dtype(op, "x", array.dtype))
+        if type(axis) is not int or not -x.ndim <= axis < x.ndim:
             Slices.of(op, x, axis)  # for what it raises
-        return RowWise(self, x, axis, _called_with(self.row, (), p)[1])
+        if (about := self.row.parameter) is not None:
+            p = p if type(p) is float and about.test(p) else self._parameter(op, p)
+            options = {about.name: p}
+        return RowWise(self, x, axis, options)
 
 
-def _called_with(
-    row: ReductionRow, operands: tuple[Any, ...], p: Any
+def _with_parameter(
+    about: Parameter, operands: tuple[Any, ...], p: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return operands and a parameter as methods take them, by position and by keyword."""
-    if row.parameter is None:
-        return operands, {}
-    if row.parameter.default is None:
-        return (*operands, p), {}
-    return operands, {row.parameter.name: p}
+    return ((*operands, p), {}) if about.default is None else (operands, {about.name: p})
 
 
 def _flat_outs(op: str, out: Any, operands: tuple[str, ...]) -> tuple[Any, ...]:

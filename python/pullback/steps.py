@@ -23,7 +23,6 @@ from pullback.tables.elementwise import OPS, OpRow
 __all__ = [
     "Cotangents",
     "Part",
-    "Sequence",
     "arg",
     "in_sequence",
     "make_step",
@@ -122,18 +121,19 @@ class _Step(Part):
             self._jacobians = _call(op.jacobian, operands, options)
         both = getattr(op, "value_and_grad", None) if n == 1 else None  # a reduction's, in one pass
         self._both = None if both is None else _call(both, operands, options)
+        self.takes_wrt = isinstance(op, Product)
         self._set_vjp(n)
 
     def _set_vjp(self, n: int) -> None:
         """Set what returns cotangents: of the running value, and of everything."""
-        operands = (*self.operands, _other)
+        op, operands = self.op, (*self.operands, _other)
         wanted = tuple(sorted((*self.places, *self.bound)))
         k, *more = self.places
-        if isinstance(self.op, Product):  # computes no others than those that it is asked for
-            every = _call(self.op.vjp, operands, self.options | {"wrt": wanted})
-            alone = _call(self.op.vjp, operands, self.options | {"wrt": k})
+        if self.takes_wrt:  # computes no others than those that it is asked for
+            every = _call(op.vjp, operands, self.options | {"wrt": wanted})
+            alone = _call(op.vjp, operands, self.options | {"wrt": k})
         else:
-            every = alone = _call(self.op.vjp, operands, self.options)
+            every = alone = _call(op.vjp, operands, self.options)
             if n > 1:
                 alone = _one_of(every, k)
                 if len(wanted) < n:
@@ -228,7 +228,7 @@ class _ElementwiseStep(_Step):
         return _alike(x, g, self.held)
 
 
-class Sequence(Part):
+class _Sequence(Part):
     """Parts that are applied one after the other.
 
     Parameters
@@ -288,7 +288,7 @@ class Sequence(Part):
         return jacobian
 
 
-class _Run(Sequence):
+class _Run(_Sequence):
     """Elementwise operations in one pass over blocks, where the arguments allow that."""
 
     def __init__(self, steps: list[_ElementwiseStep], engine: Callable[..., Any]) -> None:
@@ -321,7 +321,7 @@ class _Run(Sequence):
             ones.fill(1)
             slopes = self.engine.vjp(x, ones)
             if slopes is not NotImplemented:
-                return Diagonal(slopes, copy=False)
+                return Diagonal._of(slopes)
         return super().jacobian(x)
 
 
@@ -354,7 +354,7 @@ def _call(function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) ->
 
 @cache
 def _caller(pattern: tuple[str, ...], keys: tuple[str, ...]) -> Any:
-    """Return what makes a function that `_call` is to return: unpacking would take a third of it."""
+    """Return what makes the functions that `_call` returns; unpacking takes a third of a call."""
     held = [name for name in pattern if name[0] == "h"]
     values = [f"value{k}" for k in range(len(keys))]
     given = [*pattern, *(f"{key}={value}" for key, value in zip(keys, values, strict=True))]
@@ -382,7 +382,7 @@ def _alike(x: Any, g: Any, held: tuple[Any, ...]) -> bool:
     if shape is None or getattr(x, "shape", None) != shape:
         return False
     for operand in held:
-        own = getattr(operand, "shape", None)
+        own: Any = getattr(operand, "shape", None)
         if own == shape:
             continue
         lacking = -1 if own is None else len(shape) - len(own)
@@ -432,9 +432,9 @@ def _row(op: Any) -> OpRow | None:
     return next((row for name, row in OPS.items() if elementwise.primitives[name] is op), None)
 
 
-def in_sequence(steps: Iterable[Part], *, apart: bool = False) -> Sequence:
+def in_sequence(steps: Iterable[Part], *, apart: bool = False) -> _Sequence:
     """Return steps one after the other as one, those that hold operands `apart` or in runs."""
-    return Sequence(_fused(steps, apart))
+    return _Sequence(_fused(steps, apart))
 
 
 def _fused(steps: Iterable[Part], apart: bool) -> Iterator[Part]:

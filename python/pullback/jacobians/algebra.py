@@ -220,7 +220,7 @@ def _rows_scaled(left: Diagonal, right: Dense) -> Dense:
 
 
 def _columns_scaled(left: Dense, right: Diagonal) -> Dense:
-    matrix = multiply(left._matrix, right.diagonal())
+    matrix = multiply(left._matrix, right._diagonal.reshape(1, -1))
     return Dense._of(matrix, left._input_shape, left._output_shape)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +17,16 @@ from pullback.protocol import as_array, as_ints, kernel_dtype, shown
 __all__ = ["Array", "add", "as_shape", "multiply", "own", "presented", "product", "silent"]
 
 Array: TypeAlias = npt.NDArray[Any]
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def silent(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that warns of nothing that it computes; takes three times as long as one
-    small product, so that only what may warn is one.
+def silent(function: F) -> F:
+    """Return a function that warns of nothing that it computes.
+
+    That takes as long as a small product of matrices: only what may warn is worth it.
     """
-    return np.errstate(all="ignore")(function)
+    silenced: F = np.errstate(all="ignore")(function)
+    return silenced
 
 
 @silent

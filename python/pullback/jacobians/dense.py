@@ -58,8 +58,9 @@ class Dense(Shaped):
     def _of(matrix: Array, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Dense:
         """Return the Jacobian of a matrix that nobody else writes to, of shapes that fit."""
         matrix.setflags(write=False)
-        J = Dense._between(input_shape, output_shape, matrix.dtype)
-        J._matrix = matrix
+        J: Dense = object.__new__(Dense)
+        J._matrix, J._dtype = matrix, matrix.dtype
+        J._input_shape, J._output_shape = input_shape, output_shape
         return J
 
     @property

@@ -136,7 +136,6 @@ class Diagonal(Shaped):
         """Return the Jacobian of slopes that a primitive has computed, and that nobody else has."""
         if type(elements) is not _ndarray:  # a scalar, or what another library made
             return Diagonal(elements, copy=False)
-        elements.setflags(write=False)
         J: Diagonal = _new(Diagonal)
         J._diagonal = elements
         J._input_shape = J._output_shape = elements.shape
@@ -204,10 +203,12 @@ class Diagonal(Shaped):
 
     def diagonal(self) -> Array:
         """Return the n diagonal elements, flat and read-only, as ``todense().diagonal()`` would."""
-        return self._diagonal.reshape(-1)
+        elements = self._diagonal.reshape(-1)
+        elements.setflags(write=False)
+        return elements
 
     def _diagonal_elements(self) -> Array:
-        return self.diagonal()
+        return self._diagonal.reshape(-1)
 
     def _dense(self) -> Array:
         n = self._diagonal.size

@@ -49,11 +49,15 @@ def are_plain(operands: tuple[Any, ...]) -> bool:
     return type(operands[0]) is _ndarray
 
 
-def of_operand(slopes: Any, shape: Shape) -> Jacobian:
-    """Return the Jacobian by an operand of a `shape` that was broadcast to that of `slopes`."""
+def of_operand(slopes: Any, operand: Any) -> Jacobian:
+    """Return the Jacobian by an operand that was broadcast to the shape of `slopes`."""
     diagonal = Diagonal._of(slopes)
+    try:
+        shape = operand.shape
+    except AttributeError:
+        shape = () if isinstance(operand, int | float) else np.shape(operand)
     whole = diagonal._input_shape
-    if whole == shape:
+    if shape == whole:
         return diagonal
     return Product._merged(diagonal, Broadcast._between(shape, whole, diagonal._dtype))
 
@@ -61,10 +65,9 @@ def of_operand(slopes: Any, shape: Shape) -> Jacobian:
 def of_reduction(slopes: Any, axis: Any, keepdims: bool) -> Jacobian:
     """Return the Jacobian of a reduction from its derivatives, in the operand's shape."""
     shape = slopes.shape
-    moves = _reducing(shape, axis, keepdims, slopes.dtype)
+    moves = None if axis is None else _reducing(shape, axis, keepdims, slopes.dtype)
     if moves is None:
-        result: Shape = (1,) * len(shape) if keepdims else ()
-        return Dense._of(slopes.reshape(1, slopes.size), shape, result)
+        return Dense._of(slopes.reshape(1, -1), shape, (1,) * len(shape) if keepdims else ())
     return Product._merged(*moves, Diagonal._of(slopes))
 
 
@@ -74,8 +77,6 @@ def _reducing(
 ) -> tuple[Jacobian, ...] | None:
     """Return what reduces a shape along axes; None where those are all."""
     ndim = len(shape)
-    if axis is None:
-        return None
     axes = {a % ndim for a in (axis if isinstance(axis, tuple) else (axis,))}
     if len(axes) == ndim:
         return None
@@ -117,18 +118,16 @@ def of_layer(X: Array, W: Array, b: Array | None, slopes: Any, shape: Shape) -> 
     """
     n, dtype, none = W.shape[1], X.dtype, ((), ())
     rows = as_matrix(X)
-    by_X = Kronecker._of(len(rows), np.array(W.T), none, X.shape, shape, dtype)
-    by_W = Kronecker._of(np.array(rows), n, none, W.shape, shape, dtype)
-    by_b: Jacobian | None = None
+    jacobians: list[Jacobian] = [
+        Kronecker._of(len(rows), np.array(W.T), none, X.shape, shape, dtype),
+        Kronecker._of(np.array(rows), n, none, W.shape, shape, dtype),
+    ]
     if b is not None:
-        by_b = (
-            Identity._between(shape, shape, dtype)
-            if b.shape == shape
-            else Broadcast._between(b.shape, shape, dtype)
-        )
-    if slopes is None:
-        return by_X, by_W, by_b
-    diagonal = Diagonal._of(slopes)
-    if by_b is not None:
-        by_b = diagonal if b.shape == shape else Product._merged(diagonal, by_b)
-    return Product._merged(diagonal, by_X), Product._merged(diagonal, by_W), by_b
+        kind = Identity if b.shape == shape else Broadcast
+        jacobians.append(kind._between(b.shape, shape, dtype))
+    if slopes is not None:
+        diagonal = Diagonal._of(slopes)
+        jacobians = [
+            diagonal if type(J) is Identity else Product._merged(diagonal, J) for J in jacobians
+        ]
+    return (*jacobians, None) if b is None else tuple(jacobians)

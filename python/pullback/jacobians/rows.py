@@ -103,7 +103,9 @@ class RowWise(Shaped):
         if axis is None:
             axis = tuple(range(x.ndim))
         axes = tuple(a % x.ndim + 1 for a in (axis if isinstance(axis, tuple) else (axis,)))
-        moved = method(stack, tangents.reshape(stack.shape), axis=axes, **self._options)
+        moved = method(
+            stack, np.ascontiguousarray(tangents).reshape(stack.shape), axis=axes, **self._options
+        )
         return moved.reshape(k, -1)  # type: ignore[no-any-return]
 
     def _scaled(self, c: Any) -> RowWise | None:
