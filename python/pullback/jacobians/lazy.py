@@ -58,9 +58,8 @@ class _Lazy(Shaped):
             if part._dtype is not dtype and part._dtype != dtype:
                 dtype = _FLOAT64
             if not part._is_leaf:
-                kind = type(self)
-                if flat and type(part) is kind and part._is_flat:  # taken apart at once
-                    opened = ((p._entries if type(p) is kind else (p,)) for p in parts)
+                if flat and any(map(self._holds, parts)):
+                    opened = (p._entries if self._holds(p) else (p,) for p in parts)  # type: ignore[attr-defined]
                     self._set(tuple(entry for entries in opened for entry in entries))
                     return
                 flat = False
@@ -68,6 +67,10 @@ class _Lazy(Shaped):
         self._input_shape, self._output_shape = parts[-1]._input_shape, parts[0]._output_shape
         self._is_flat = flat
         self._nbytes = None if flat else sum(part.nbytes for part in parts)
+
+    def _holds(self, part: Jacobian) -> bool:
+        """Tell whether a part is of the same kind, and flat: its own parts can stand for it."""
+        return isinstance(part, self._kind()) and part._is_flat
 
     @staticmethod
     @abstractmethod
