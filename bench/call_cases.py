@@ -93,6 +93,8 @@ def elementwise(name: str, f: Any) -> Iterator[Call]:
         k = nin + {"vjp": 1, "jvp": nin}.get(method, 0)
         args = [_uniform(name, N, i) for i in range(k)]
         for options, limit, given, keywords in _elementwise_variants(method, nin, args):
+            if method == "jacobian" and nin > 1:
+                limit = "jacobian" if limit == "plain" else "jacobians"
             yield Call(kind, name, method, options, limit, bound(f, method), given, keywords)
 
 
@@ -149,6 +151,8 @@ def reduction(name: str, f: Any) -> Iterator[Call]:
         for options, limit, given, keywords in _reduction_variants(
             name, method, is_map, arguments, results
         ):
+            if method == "jacobian":
+                limit = "jacobian" if operands == 1 else "jacobians"
             yield Call(kind, name, method, options, limit, bound(f, method), given, keywords)
 
 
@@ -196,6 +200,8 @@ def product(name: str, f: Any) -> Iterator[Call]:
     """Yield calls of a product of matrices, or a form."""
     for method in signatures.METHODS[name]:
         for options, limit, given, keywords in _product_variants(name, method):
+            if method == "jacobian":
+                limit = "jacobians"
             yield Call(name, name, method, options, limit, bound(f, method), given, keywords)
 
 
@@ -362,10 +368,11 @@ def chains() -> Iterator[Call]:
                 args = [operand, g]
             if method == "value_and_grad" and np.size(value) > 1:
                 continue
-            yield Call("chain", name, method, "", "chain", function, args, {})
+            limit = "composed" if method == "jacobian" else "chain"
+            yield Call("chain", name, method, "", limit, function, args, {})
             if "vjp" in method or "grad" in method:
                 asked = {"wrt": signatures.ALL}
-                yield Call("chain", name, method, "wrt= all", "chain", function, args, asked)
+                yield Call("chain", name, method, "wrt= all", "everything", function, args, asked)
 
 
 def jacobians() -> Iterator[Call]:
@@ -396,7 +403,15 @@ def jacobians() -> Iterator[Call]:
             ("diagonal", J.diagonal, []),
             ("todense", J.todense, []),
         ):
-            yield Call(kind, name, method, "", "jacobian", function, args, {})
+            limit = _limit(kind, method)
+            yield Call(kind, name, method, "", limit, function, args, {})
+
+
+def _limit(kind: str, method: str) -> str:
+    if kind == "Diagonal":
+        return "jacobian"
+    elements = method in ("diagonal", "todense") and kind not in ("Dense", "Kronecker")
+    return "elements" if elements else "composed" if kind == "Product" else "structure"
 
 
 def all_calls() -> Iterator[Call]:

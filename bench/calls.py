@@ -33,9 +33,15 @@ LIMITS = {
     "plain": 3.0,  # arrays of one dtype, no options
     "option": 8.0,  # wrt, out, axis, weights, a tangent that is None, a stack of cotangents
     "converted": 8.0,  # a number beside arrays, float32 with float64, integers, lists
-    "jacobian": 8.0,  # Diagonal @ v and its like
+    "jacobian": 8.0,  # making one; Diagonal @ v and its like
+    "jacobians": 24.0,  # making two or three, and what they are made of: a layer's slopes, copies
+    # NumPy's matmul takes 3 of these, and as many to keep it from warning.
+    "structure": 20.0,  # Kronecker @ v and its like
+    "composed": 40.0,  # of two or three parts: a few for each, and all elements of what has none
+    "elements": 80.0,  # all of them, or the diagonal, by products with unit vectors
     "objective": 5.0,  # LinearObjective
     "chain": 8.0,  # of a few steps
+    "everything": 24.0,  # wrt= all: steps with an operand are calls of their own, two each
 }
 
 ROUNDS = 9

@@ -148,6 +148,26 @@ def _kronecker(out: Any, into: Any, fill: Any) -> Made | None:
     return Made(jacobians.Kronecker(L, R), np.kron(L, R))
 
 
+class Spread:
+    """A map of rows whose slices have the Jacobian I + x 1^T."""
+
+    __name__ = "spread"
+
+    def jvp(self, x: Any, t: Any, axis: Any) -> Any:
+        return t + x * np.sum(t, axis=axis, keepdims=True)
+
+    def vjp(self, x: Any, g: Any, axis: Any) -> Any:
+        return g + np.sum(x * g, axis=axis, keepdims=True)
+
+
+def _row_wise(out: Any, into: Any, fill: Any) -> Made | None:
+    if out != into:
+        return None
+    x, axis = fill(into), -1 if into else None
+    dense = matrix_of(lambda t: Spread().jvp(x, t, axis), into)
+    return Made(jacobians.RowWise(Spread(), x, axis), dense)
+
+
 def _permutation(out: Any, into: Any, fill: Any) -> Made | None:
     if len(into) < 2 or out != into[::-1]:
         return None
@@ -204,6 +224,7 @@ KINDS: dict[str, Callable[[Any, Any, Any], Made | None]] = {
     "Outer": _outer,
     "BlockDiagonal": _blocks,
     "Kronecker": _kronecker,
+    "RowWise": _row_wise,
     "Permutation": _permutation,
     "Reshape": _reshape,
     "Broadcast": _broadcast,

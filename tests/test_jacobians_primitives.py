@@ -9,7 +9,7 @@ import numpy as np
 import pullback as pb
 import pytest
 from matrices import DTYPES, integers
-from pullback.jacobians import Broadcast, Diagonal, Identity, Kronecker, Product
+from pullback.jacobians import Broadcast, Diagonal, Identity, Kronecker, Product, RowWise
 from pullback.tables.elementwise import OPS
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -124,6 +124,85 @@ def test_layers(samples: Any, activation: Any, has_bias: bool, dtype: np.dtype, 
         operand[...] = 9
     for J, before in zip(jacobians, kept, strict=False):
         np.testing.assert_array_equal(J.todense(), before)
+
+
+@primitives
+@dtypes
+@pytest.mark.parametrize("axis", [-1, 0, 1, (0, 2), (0, 1, 2), None, ()], ids=str)
+@pytest.mark.parametrize("op", ["softmax", "log_softmax", "layer_norm"])
+def test_maps_of_rows(op: str, axis: Any, dtype: np.dtype, of: Any) -> None:
+    """The primitive's own products; what slices do not have to do with each other is zero."""
+    f, x = getattr(of, op), np.random.default_rng(0).normal(size=(2, 3, 2)).astype(dtype)
+    t = np.random.default_rng(1).normal(size=(5, *x.shape)).astype(dtype)
+    J, kept = f.jacobian(x, axis=axis), x.copy()
+    assert type(J) is RowWise
+    assert J.nbytes == x.nbytes
+    x[...] = 9  # it has a copy
+    units = np.eye(x.size, dtype=dtype).reshape(-1, *x.shape)
+    dense = np.stack([f.jvp(kept, unit, axis=axis).reshape(-1) for unit in units], axis=1)
+
+    def near(actual: Any, expected: Any) -> None:  # sums of several slices have an order of theirs
+        assert actual.dtype == dtype
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=16 * np.finfo(dtype).eps)
+
+    near(J.todense(), dense)
+    near(J.diagonal(), dense.diagonal())
+    for product, method, transposed in ((J.jvp, f.jvp, J), (J.vjp, f.vjp, J.T)):
+        moved = np.stack([method(kept, one, axis=axis) for one in t])
+        near(product(t), moved)
+        np.testing.assert_array_equal(product(t[0]), moved[0])
+        np.testing.assert_array_equal(transposed @ t[0], moved[0])
+        near(transposed.matmat(t.reshape(5, -1).T).T, moved.reshape(5, -1))
+    near((J.T @ J).todense(), dense.T @ dense)
+    assert (0.5 * J).dtype == dtype
+    assert (J + Identity(x.shape, np.float64)).dtype == np.float64
+
+
+@primitives
+def test_rows_do_not_meet_what_is_no_number_in_others(of: Any) -> None:
+    x = np.array([[1.0, 2.0], [np.nan, 1.0]])
+    for axis, unknown in ((1, [2, 3]), (0, [0, 2])):
+        J = of.softmax.jacobian(x, axis=axis)
+        numbers = ~np.isnan(J.todense())
+        numbers[np.ix_(unknown, unknown)] ^= True
+        assert numbers.all()
+        assert np.isnan(J.diagonal()).tolist() == [i in unknown for i in range(4)]
+    with pytest.raises(np.exceptions.AxisError):
+        of.softmax.jacobian(x, axis=2)
+    with pytest.raises(TypeError, match=r"^softmax.jacobian: argument x has dtype complex128"):
+        of.softmax.jacobian(x + 1j)
+    with pytest.raises(ValueError, match=r"^layer_norm.jacobian: eps is -1"):
+        of.layer_norm.jacobian(x, eps=-1.0)
+
+
+@primitives
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda of, x: of.multiply.jacobian(x, x[:, 0]),
+            ValueError,
+            "^multiply.jacobian: w has",
+        ),
+        (lambda of, x: of.sum.jacobian(x, axis=2), np.exceptions.AxisError, "sum.jacobian"),
+        (
+            lambda of, x: of.sum.jacobian(x, keepdims="no"),
+            TypeError,
+            "^sum.jacobian: keepdims must",
+        ),
+        (lambda of, x: of.norm.jacobian(x, -1.0), ValueError, "^norm.jacobian: p is -1"),
+        (
+            lambda of, x: of.dot.jacobian(x, x[0]),
+            ValueError,
+            r"^dot.jacobian: x has shape \(2, 3\)",
+        ),
+        (lambda of, x: of.matmul.jacobian(x, x), ValueError, "^matmul.jacobian: A has shape"),
+        (lambda of, x: of.sum.jacobian(x + 1j), TypeError, "^sum.jacobian: argument x has dtype"),
+    ],
+)
+def test_errors_name_the_method(call: Any, error: Any, message: str, of: Any) -> None:
+    with pytest.raises(error, match=message):
+        call(of, np.ones((2, 3)))
 
 
 @primitives

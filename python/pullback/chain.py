@@ -125,26 +125,29 @@ class Chain:
             As the steps do; if the shape of `g` does not end in the value's, or `wrt` names no
             operand.
         """
-        asked = self._asked("vjp", wrt)
+        asked = _X if type(wrt) is int and wrt == 0 else self._asked("vjp", wrt)
         whole = self._alone if asked is _X else self._whole
         inputs = whole.inputs(x)
         if not whole.fits_last(inputs[-1], g):
             return self._unusual("vjp", asked, inputs, whole.last.value(inputs[-1]), g)
-        return self._pulled(asked, inputs, g)
+        if asked is not _X:
+            return self._pulled(asked, inputs, g)
+        for vjp in whole.vjps:
+            g = vjp(inputs.pop(), g)
+        return g
 
     def value_and_vjp(self, x: Any, g: Any, /, *, wrt: Wanted = 0) -> tuple[Any, Any]:
         """Return the value and what `vjp` returns; arguments and errors are those of `vjp`."""
-        asked = self._asked("value_and_vjp", wrt)
+        asked = _X if type(wrt) is int and wrt == 0 else self._asked("value_and_vjp", wrt)
         whole = self._alone if asked is _X else self._whole
         inputs = whole.inputs(x)
-        last, at = whole.last, inputs[-1]
+        last, at = whole.last, inputs.pop()
         if not whole.fits_last(at, g):
             value = last.value(at)
-            return value, self._unusual("value_and_vjp", asked, inputs, value, g)
+            return value, self._unusual("value_and_vjp", asked, [*inputs, at], value, g)
         if asked is not _X and last.n_bound:
-            return last.value(at), self._pulled(asked, inputs, g)
+            return last.value(at), self._pulled(asked, [*inputs, at], g)
         value, g = last.value_and_vjp(at, g)
-        del inputs[-1]
         return value, self._pulled(asked, inputs, g)
 
     def value_and_grad(self, x: Any, /, *, wrt: Wanted = 0) -> tuple[Any, Any]:
@@ -168,20 +171,17 @@ class Chain:
         TypeError, ValueError
             As the steps do; ValueError if the value has several elements.
         """
-        asked = self._asked("value_and_grad", wrt)
+        asked = _X if type(wrt) is int and wrt == 0 else self._asked("value_and_grad", wrt)
         whole = self._alone if asked is _X else self._whole
         inputs = whole.inputs(x)
-        last, at = whole.last, inputs[-1]
+        last, at = whole.last, inputs.pop()
         if asked is not _X and last.n_bound:
             value = single(last.value(at))
-            return value, self._pulled(asked, inputs, np.ones_like(value)[()])
+            return value, self._pulled(asked, [*inputs, at], np.ones_like(value)[()])
         value, g = last.value_and_grad(at)
-        del inputs[-1]
         return value, self._pulled(asked, inputs, g)
 
     def _asked(self, method: str, wrt: Any) -> Wrt:
-        if type(wrt) is int and wrt == 0:
-            return _X
         if type(wrt) is str and wrt == "all":
             return self._all
         return check_wrt(f"chain.{method}", wrt, self._names)

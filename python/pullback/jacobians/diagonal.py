@@ -134,8 +134,10 @@ class Diagonal(Shaped):
     @staticmethod
     def _of(elements: Any) -> Diagonal:
         """Return the Jacobian of slopes that a primitive has computed, and that nobody else has."""
-        if type(elements) is not _ndarray:  # a scalar, or what another library made
-            return Diagonal(elements, copy=False)
+        if type(elements) is not _ndarray:
+            if not isinstance(elements, np.floating):  # what another library has made
+                return Diagonal(elements, copy=False)
+            elements = np.asarray(elements)
         J: Diagonal = _new(Diagonal)
         J._diagonal = elements
         J._input_shape = J._output_shape = elements.shape

@@ -329,6 +329,17 @@ class Product(_Lazy):
         J._is_merged = True
         return J
 
+    @staticmethod
+    def _of(*factors: Jacobian) -> Product:
+        """Return the product of a few of one dtype, none of them lazy, no two with a rule."""
+        J: Product = object.__new__(Product)
+        J._entries, J._source, J._nbytes = factors, None, None
+        J._is_flat = J._is_merged = True
+        first, last = factors[0], factors[-1]
+        J._dtype = first._dtype
+        J._input_shape, J._output_shape = last._input_shape, first._output_shape
+        return J
+
     def _entries_transposed(self) -> tuple[Jacobian, ...]:
         return tuple(factor.T for factor in reversed(self._entries))
 

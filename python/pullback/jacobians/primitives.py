@@ -59,7 +59,7 @@ def of_operand(slopes: Any, operand: Any) -> Jacobian:
     whole = diagonal._input_shape
     if shape == whole:
         return diagonal
-    return Product._merged(diagonal, Broadcast._between(shape, whole, diagonal._dtype))
+    return Product._of(diagonal, Broadcast._between(shape, whole, diagonal._dtype))
 
 
 def of_reduction(slopes: Any, axis: Any, keepdims: bool) -> Jacobian:
@@ -68,7 +68,7 @@ def of_reduction(slopes: Any, axis: Any, keepdims: bool) -> Jacobian:
     moves = None if axis is None else _reducing(shape, axis, keepdims, slopes.dtype)
     if moves is None:
         return Dense._of(slopes.reshape(1, -1), shape, (1,) * len(shape) if keepdims else ())
-    return Product._merged(*moves, Diagonal._of(slopes))
+    return Product._of(*moves, Diagonal._of(slopes)) if moves else Diagonal._of(slopes)
 
 
 @lru_cache(_CACHED)
@@ -128,6 +128,6 @@ def of_layer(X: Array, W: Array, b: Array | None, slopes: Any, shape: Shape) -> 
     if slopes is not None:
         diagonal = Diagonal._of(slopes)
         jacobians = [
-            diagonal if type(J) is Identity else Product._merged(diagonal, J) for J in jacobians
+            diagonal if type(J) is Identity else Product._of(diagonal, J) for J in jacobians
         ]
     return (*jacobians, None) if b is None else tuple(jacobians)

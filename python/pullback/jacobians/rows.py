@@ -114,31 +114,34 @@ class RowWise(Shaped):
         )
 
     def _columns(self) -> Iterator[tuple[Array, Array, Array]]:
-        """Yield the column of each slice's first element, of each one's second, and so on.
+        """Yield columns of the matrix: where they stand, where they are not zero, and all of each.
 
-        Shapes are those of slices (outer, n, inner): where their elements stand, which of these
-        the columns are of, and the columns.
+        The first two in the shape of slices (outer, n, inner), of which the first are some. A
+        column counts for as many slices as there are: they do not meet.
         """
-        x = self._x
-        slices = Slices.of("jacobian", x, self._axis)
-        places = slices.take(np.arange(x.size).reshape(x.shape))
-        step = max(1, _BLOCK // max(1, x.size))
+        size = self._x.size
+        slices = Slices.of("jacobian", self._x, self._axis)
+        places = slices.take(np.arange(size).reshape(self._x.shape))
+        step = max(1, _BLOCK // max(1, size))
         for start in range(0, slices.n, step):
-            count = min(step, slices.n - start)
-            units = np.zeros((count, x.size), self._dtype)
-            for j, unit in enumerate(units, start):
-                unit[places[:, j].reshape(-1)] = 1
-            for j, column in enumerate(self._times(units), start):
-                yield places, places[:, j : j + 1], slices.take(column.reshape(x.shape))
+            at = places[:, start : start + step]
+            units = np.zeros((at.shape[1], size), self._dtype)
+            units[_numbers(at), at] = 1
+            yield at, places, self._times(units)
 
     def _diagonal_elements(self) -> Array:
         elements = np.empty(self._x.size, self._dtype)
-        for j, (_, at, column) in enumerate(self._columns()):
-            elements[at] = column[:, j : j + 1]
+        for at, _, columns in self._columns():
+            elements[at] = columns[_numbers(at), at]
         return elements
 
     def _dense(self) -> Array:
         dense = np.zeros(self.shape, self._dtype)
-        for places, at, column in self._columns():
-            dense[places, at] = column
+        for at, places, columns in self._columns():
+            dense[places[:, np.newaxis], at[:, :, np.newaxis]] = columns[:, places].swapaxes(0, 1)
         return dense
+
+
+def _numbers(at: Array) -> Array:
+    """Return numbers along the middle axis."""
+    return np.arange(at.shape[1])[:, np.newaxis]
