@@ -385,7 +385,7 @@ terms' magnitudes, r = {run}, and has the same bits for any number of threads.
 | `grad(x)`, `value_and_grad(x)` | the gradient, in the shape of `x` |
 | `vjp(x, g)` | the gradient times `g`, of the result's shape |
 | `jvp(x, t)` | the sum of derivatives times `t`, of the shape of `x` |
-| `jacobian(x)` | dense where all is reduced to one value, else a sum of a `Diagonal` |
+| `jacobian(x)` | `Dense` where all is reduced to one value, else a sum of a `Diagonal` |
 
 `dot(x, y)` takes two operands of one shape and gives a pair; `norm(x, p)` takes its exponent
 behind `x`; `variance` takes `ddof`. The maps of rows have a `value`, `vjp(x, g)`, `jvp(x, t)` and

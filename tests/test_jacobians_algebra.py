@@ -144,7 +144,7 @@ def test_sums_of_every_pair(left: str, right: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_multiples(kind: str) -> None:
     scaled = {"Identity": "Diagonal"} | dict.fromkeys(
-        ("Permutation", "Reshape", "Broadcast", "SumTo"), "Product"
+        ("RowWise", "Permutation", "Reshape", "Broadcast", "SumTo"), "Product"
     )
     for dtype in DTYPES:
         for out, into in product(OPERANDS, repeat=2):
