@@ -10,11 +10,12 @@ from typing import Any
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
+import pullback as pb
 import pytest
 from hypothesis import given, settings
 from oracles import DTYPES, assert_same_bits
 from pullback import jacobians
-from pullback.jacobians import Diagonal
+from pullback.jacobians import Diagonal, Sum
 
 RNG = np.random.default_rng(0)
 
@@ -148,6 +149,9 @@ def test_immutable() -> None:
     assert np.shares_memory(own.diagonal(), d)
     assert d.flags.writeable
     assert J.T is J
+    for other in (pb.tanh.jacobian(d), Sum(pb.tanh.jacobian(d)), Sum(J).T):
+        with pytest.raises(ValueError, match="read-only"):
+            other.diagonal()[0] = 2
 
 
 def test_copies_and_repr() -> None:

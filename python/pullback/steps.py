@@ -119,8 +119,6 @@ class _Step(Part):
         self.value = _call(op, operands, options)
         tangents = (_other if operand is arg else None for operand in operands[:n])
         self.jvp = _call(op.jvp, (*operands, *tangents), options)
-        if hasattr(op, "jacobian"):
-            self._jacobians = _call(op.jacobian, operands, options)
         both = getattr(op, "value_and_grad", None) if n == 1 else None  # a reduction's, in one pass
         self._both = None if both is None else _call(both, operands, options)
         row = getattr(op, "row", None)
@@ -176,7 +174,7 @@ class _Step(Part):
         return single(value), gradient
 
     def jacobian(self, x: Any) -> Any:
-        jacobians = self._jacobians(x)
+        jacobians = _call(self.op.jacobian, self.operands, self.options)(x)
         if not isinstance(jacobians, tuple):
             return jacobians
         first, *more = (jacobians[k] for k in self.places)
