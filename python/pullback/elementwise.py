@@ -36,6 +36,7 @@ from pullback.protocol import (
     shape_of,
     sum_repeated,
 )
+from pullback.shapes import broadcast_shapes
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPoint
 
 __all__ = ["Elementwise", "is_primitive", "make_elementwise", "primitives"]
@@ -100,7 +101,7 @@ def _together(*operands: Array) -> tuple[Array, ...]:
     """Return operands in the shape that they broadcast to."""
     if len(operands) == 1:
         return operands
-    shape = np.broadcast_shapes(*(a.shape for a in operands))
+    shape = broadcast_shapes(*(a.shape for a in operands))
     return tuple(np.broadcast_to(a, shape) for a in operands)
 
 
@@ -266,7 +267,7 @@ class Elementwise:
         if self._engine.is_native:
             sums = self._engine.kernels.elementwise_method(self.row.name, "vjp", _refuse)
             return sums(*arrays, g, wrt)
-        stack = g.shape[: g.ndim - len(np.broadcast_shapes(*(a.shape for a in arrays)))]
+        stack = g.shape[: g.ndim - len(broadcast_shapes(*(a.shape for a in arrays)))]
         with np.errstate(all="ignore"):
             terms = [self._ufunc(self._terms[k]).of(*arrays, g) for k in wrt]
         return tuple(
