@@ -237,6 +237,8 @@ class Elementwise:
     ) -> Any:
         op, names = _label(self.row, "vjp"), self.row.operands
         asked = check_wrt(op, wrt, names)
+        if g is None:
+            raise TypeError(f"{op}: g is None, which is no cotangent")
         shapes = self._shapes(op, operands)
         shape = broadcast_shape(op, **shapes)
         stack = () if _fills(g) else check_cotangent(op, shape_of(op, "g", g), shape, **shapes)
