@@ -107,6 +107,7 @@ class _Step(Part):
         if self.places and self.places[-1] >= n:
             raise ValueError(f"{op.__name__} has no derivative by operand {self.places[-1] + 1}")
         self.bound = tuple(k for k, o in enumerate(operands[:n]) if o is not arg and o is not None)
+        self.everything = tuple(sorted((*self.places, *self.bound)))
         row = getattr(op, "row", None)
         self.takes_wrt = n > 1 and isinstance(row, OpRow | ProductRow | ReductionRow)
         self.add: Callable[..., Any] = elementwise.primitives["add"]
@@ -129,11 +130,12 @@ class _Step(Part):
         return self.op.jvp(*self.at(x), *tangents, **self.options)
 
     def pull(self, x: Any, g: Any, everything: bool) -> Cotangents:
-        wanted = tuple(sorted((*self.places, *self.bound))) if everything else self.places
         if self.differentiable == 1:
-            cotangents: Any = (self.op.vjp(*self.at(x), g, **self.options),)
-        elif self.takes_wrt:  # computes no others
-            cotangents = self.op.vjp(*self.at(x), g, wrt=wanted, **self.options)
+            return self.op.vjp(*self.at(x), g, **self.options), []
+        wanted = self.everything if everything else self.places
+        if self.takes_wrt:  # computes no others
+            asked: Any = "all" if len(wanted) == self.differentiable else wanted
+            cotangents = self.op.vjp(*self.at(x), g, wrt=asked, **self.options)
         else:
             every = self.op.vjp(*self.at(x), g, **self.options)
             cotangents = tuple(every[k] for k in wanted)
