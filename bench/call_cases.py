@@ -100,7 +100,10 @@ def elementwise(name: str, f: Any) -> Iterator[Call]:
 
 def _elementwise_variants(method: str, nin: int, args: list[Any]) -> Iterator[Variant]:
     yield "", "plain", args, {}
-    yield from conversions(args, broadcast=True)
+    for options, limit, given, keywords in conversions(args, broadcast=True):
+        if method == "jvp" and nin > 1 and options == "a number beside arrays":
+            given[nin + 1] = 0.5  # the tangent of a number is one
+        yield options, limit, given, keywords
     yield "numbers", "converted", [float(a[0]) for a in args], {}
     if method == "vjp":
         stack = np.stack([args[-1]] * 3)

@@ -498,7 +498,11 @@ PyObject* MethodCall(const MethodEntry& own, const Arguments& args) {
   PyObject* const out = Given(args, entry.out_at);
   PyObject* where = entry.where_at ? args[*entry.where_at] : nullptr;
   if (where == Py_True) where = nullptr;
-  PyObject* const asked = entry.wrt_at ? args[*entry.wrt_at] : nullptr;
+  PyObject* asked = entry.wrt_at ? args[*entry.wrt_at] : nullptr;
+  if (asked != nullptr && PyUnicode_CheckExact(asked) &&
+      PyUnicode_CompareWithASCIIString(asked, "all") == 0) {
+    asked = nullptr;
+  }
   if (out == nullptr && where == nullptr && asked == nullptr) {
     PyObject* const result = RunPlain(entry, args.data());
     if (result != nullptr || PyErr_Occurred() != nullptr) return result;

@@ -37,6 +37,7 @@ from pullback.protocol import (
     sum_repeated,
 )
 from pullback.registry import Registry, attributes
+from pullback.shapes import broadcast_shapes
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPoint
 
 __all__ = ["Elementwise", "is_primitive", "make_elementwise", "primitives"]
@@ -101,7 +102,7 @@ def _together(*operands: Array) -> tuple[Array, ...]:
     """Return operands in the shape that they broadcast to."""
     if len(operands) == 1:
         return operands
-    shape = np.broadcast_shapes(*(a.shape for a in operands))
+    shape = broadcast_shapes(*(a.shape for a in operands))
     return tuple(np.broadcast_to(a, shape) for a in operands)
 
 
@@ -239,6 +240,8 @@ class Elementwise:
     ) -> Any:
         op, names = _label(self.row, "vjp"), self.row.operands
         asked = check_wrt(op, wrt, names)
+        if g is None:
+            raise TypeError(f"{op}: g is None, which is no cotangent")
         shapes = self._shapes(op, operands)
         shape = broadcast_shape(op, **shapes)
         stack = () if _fills(g) else check_cotangent(op, shape_of(op, "g", g), shape, **shapes)
@@ -269,7 +272,7 @@ class Elementwise:
         if self._engine.is_native:
             sums = self._engine.kernels.elementwise_method(self.row.name, "vjp", _refuse)
             return sums(*arrays, g, wrt)
-        stack = g.shape[: g.ndim - len(np.broadcast_shapes(*(a.shape for a in arrays)))]
+        stack = g.shape[: g.ndim - len(broadcast_shapes(*(a.shape for a in arrays)))]
         with np.errstate(all="ignore"):
             terms = [self._ufunc(self._terms[k]).of(*arrays, g) for k in wrt]
         return tuple(
