@@ -186,7 +186,7 @@ class Fit(NamedTuple):
     seen_result: Shape
 
 
-class _Misfit(Exception):
+class _MisfitError(Exception):
     """Shapes that do not fit, and why."""
 
 
@@ -195,7 +195,7 @@ def _fit(op: str, row: ProductRow, operands: Sequence[Any]) -> Fit:
     shapes = tuple(None if operand is None else operand.shape for operand in operands)
     try:
         fit = _fitted(row.signature, tuple(row.operands), shapes)
-    except _Misfit as error:
+    except _MisfitError as error:
         raise ValueError(f"{op}: {_listed(row, operands)}: {error}") from None
     check_axes(op, fit.result)
     return fit
@@ -211,16 +211,16 @@ def _fitted(signature: str, names: tuple[str, ...], shapes: tuple[Shape | None, 
         letters = "" if given is None else axes.there(len(shape))
         before = len(shape) - len(letters)
         if before < 0 or (before > 0 and not (axes.has_batch and letters == axes.letters)):
-            raise _Misfit(f"{name} needs {axes.text}")
+            raise _MisfitError(f"{name} needs {axes.text}")
         batches.append(shape[:before])
         for letter, n in zip(letters, shape[before:], strict=True):
             first, known = extents.setdefault(letter, (name, n))
             if n != known:
-                raise _Misfit(f"{letter} is {known} in {first}, and {n} in {name}")
+                raise _MisfitError(f"{letter} is {known} in {first}, and {n} in {name}")
     try:
         batch = broadcast_shapes(*batches)
     except ValueError:
-        raise _Misfit("the batches do not broadcast") from None
+        raise _MisfitError("the batches do not broadcast") from None
     result = *batch, *(extents[c][1] for c in of_result.letters if c in extents)
     own = [i for i, axes in enumerate(groups) if axes.has_batch]
     if len(own) == 1:
@@ -465,7 +465,8 @@ def _of_matmul(_f: Product, fit: Fit, operands: Any, _: None) -> tuple[Any, ...]
 
 def _of_linear(f: Any, fit: Fit, operands: Any, activation: Any) -> tuple[Any, ...]:
     slopes = None if activation is None else activation.derivative(f(*operands))
-    return of_layer(*operands, slopes, fit.result)
+    X, W, b = operands
+    return of_layer(X, W, b, slopes, fit.result)
 
 
 def _of_quadratic_form(f: Any, fit: Fit, operands: Any, _: None) -> tuple[Any, ...]:

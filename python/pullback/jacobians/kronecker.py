@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pullback.contraction import numpy_product, summed_product
+from pullback.contraction import summed_product
 from pullback.jacobians.arguments import (
     Array,
     as_shape,
