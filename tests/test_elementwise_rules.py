@@ -170,9 +170,40 @@ def test_where(row: OpRow, primitives: Any) -> None:
             for out, exact in zip(outs, wanted, strict=True):
                 assert_same_bits(out, np.where(mask, exact, 7.0))
             same(getattr(f, method)(*at, *more, where=True), getattr(f, method)(*at, *more))
+            if len(outs) > 1:  # what goes to no output is not masked
+                got = leaves(getattr(f, method)(*at, out=(None, *outs[1:]), where=mask))
+                same(next(got), wanted[0])
+            else:
+                same(getattr(f, method)(*at, *more, out=(None,), where=mask), wanted[0])
+
+
+@backends
+def test_overflow_is_quiet(primitives: Any) -> None:
+    """NumPy warns where it casts."""
+    P, x, half = primitives, np.ones((2, 3), np.float32), np.ones((2, 3), np.float16)
+    for result in (
+        P.tanh.vjp(x, 1e300),
+        P.add.vjp(x[:, ::-1], x, 1e300, wrt=0, out=half, where=half > 0),
+        P.add.jvp(x, 1.0, None, 1e300),
+        P.add.jvp(x, 1.0, 1e300, 1.0),
+        P.multiply.derivative(x, 1e300, out=(half, half.copy()))[0],
+        P.multiply.value_and_derivative(x.astype(">f4"), 1e300)[0],
+    ):
+        assert np.isinf(result).all()
+
+
+@backends
+def test_integers_of_any_length(primitives: Any) -> None:
+    P, x = primitives, np.ones(3)
+    for n in (2**63, 2**64, 2**70):
+        same(P.multiply.vjp(x, n, n), P.multiply.vjp(x, float(n), float(n)))
+        same(P.sqrt.vjp(n, n), P.sqrt.vjp(float(n), float(n)))
+        assert P.sqrt.jvp(n, None) == 0
+        same(P.sqrt.jacobian(n).todense(), P.sqrt.jacobian(float(n)).todense())
 
 
 X, COLUMN = np.ones((2, 3)), np.ones((3, 1))
+WHOLE = np.ones((2, 3), int)
 # Operation, call, exception, message.
 ERRORS: list[tuple[Any, type[Exception], str]] = [
     (lambda P: P.tanh.vjp(COLUMN, np.ones(3)), ValueError, r"g has shape \(3,\).*\(3, 1\)"),
@@ -198,6 +229,26 @@ ERRORS: list[tuple[Any, type[Exception], str]] = [
     (lambda P: P.add.jvp(X, 2.0, X, X), ValueError, r"add.jvp: tx has shape \(2, 3\), x has \(\)"),
     (lambda P: P.add.jvp(X, X, None, X * 1j), TypeError, "add.jvp: argument tx has dtype complex"),
     (lambda P: P.add.jvp(X, np.ones(4), None, None), ValueError, "add.jvp: w has shape"),
+    (lambda P: P.add.jvp(X, X, None, 10**400), TypeError, "add.jvp: argument tx is an integer too"),
+    (lambda P: P.add.vjp(X, X, X, wrt=(0,), out=X.copy()), TypeError, "out must be a tuple of 1"),
+    (lambda P: P.add.vjp(X, X, X, wrt=0, out=WHOLE), TypeError, "add.vjp: out has dtype int64"),
+    (lambda P: P.add.jvp(X, X, X, None, out=[1]), TypeError, "add.jvp: out must be an array, not"),
+    (lambda P: P.tanh.vjp(X, X, out=(None, None)), TypeError, "tanh.vjp: out must be an array, no"),
+    (
+        lambda P: P.add.derivative(X, X, out=(None, WHOLE)),
+        TypeError,
+        r"add.derivative: out\[1\] has",
+    ),
+    (
+        lambda P: P.tanh.value_and_derivative(X, out=(None, np.ones((4, 2, 3)))),
+        ValueError,
+        r"tanh.value_and_derivative: out\[1\] has shape \(4, 2, 3\), the result \(2, 3\)",
+    ),
+    (
+        lambda P: P.dot.vjp(X, X, 1.0, wrt=("y",), out=X.copy()),
+        TypeError,
+        "dot.vjp: out must be a tuple of 1",
+    ),
 ]
 
 

@@ -230,3 +230,19 @@ def test_the_chain_rule_of_a_network() -> None:
     np.testing.assert_array_equal(other, tensor.transpose(1, 2, 0))
     residual = np.array([2.0, -1.0])
     np.testing.assert_array_equal(residual @ top @ by_A, np.outer(x, 2 * z * (B @ residual)))
+
+
+@primitives
+@pytest.mark.parametrize(
+    "axes", [[0], [0, 2], np.array(1), np.array([1, 0]), (np.int64(2),)], ids=str
+)
+def test_axes_of_any_form(axes: Any, of: Any) -> None:
+    """Jacobians of reductions are found by their axes; values take lists and arrays of them."""
+    x = np.random.default_rng(0).normal(size=(2, 3, 2))
+    plain = tuple(np.ravel(axes).tolist())
+    for name in ("norm2", "softmax"):
+        f = getattr(of, name)
+        wanted = f.jacobian(x, axis=plain).todense()
+        np.testing.assert_array_equal(f.jacobian(x, axis=axes).todense(), wanted)
+        with pytest.raises(TypeError, match=f"^{name}.jacobian: axis must be"):
+            f.jacobian(x, axis=[0.5])

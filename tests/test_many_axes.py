@@ -446,6 +446,8 @@ def test_results_of_more_than_64_axes(primitives: Any) -> None:
         ),
         ("softmax_cross_entropy.pointwise.derivative", lambda: pointwise.derivative(row, labels)),
         ("softmax_cross_entropy.pointwise.vjp", lambda: pointwise.vjp(row, 0, labels * 1.0)),
+        ("sum.vjp", lambda: primitives.sum.vjp(z, labels * 1.0)),
+        ("norm2.vjp", lambda: primitives.norm2.vjp(z[..., :1], labels[0] * 1.0, axis=-1)),
         ("Broadcast.jvp", lambda: J.jvp(row.reshape((1,) * 40 + (2,)))),
         ("tensor", lambda: primitives.tanh.jacobian(z).tensor()),
     ):

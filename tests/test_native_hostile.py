@@ -276,6 +276,14 @@ def test_links_of_a_run() -> None:
     for links in ([()], [("tanh", (0,))], [(1, (0,), None)], [("tanh", 0, None)], 1, None):
         with pytest.raises(TypeError, match="ElementwiseRun"):
             native.ElementwiseRun(links)
+
+    class Clearing:
+        def __index__(self) -> int:
+            links.clear()
+            return 0
+
+    links = [("tanh", (0,), None), ("multiply", (Clearing(),), F8 + 0)] + [("tanh", (0,), None)] * 9
+    np.testing.assert_allclose(native.ElementwiseRun(links).value(F8), np.tanh(1.0), atol=0.7)
     run = native.ElementwiseRun([("tanh", (0,), None)])
     for method, count in (("value", 1), ("vjp", 2), ("jvp", 2), ("value_and_vjp", 2)):
         for wrong in {0, 1, 2, 3} - {count}:

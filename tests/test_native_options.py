@@ -336,7 +336,7 @@ def test_pointwise(case: Case) -> None:
     elif not case.coupled:
         forms += [(z.astype("f4"), np.round(y).astype(int)), (z, y[0, 0].item())]
         forms += [(z, 1), (0.5, y), (1, y.tolist()), (0.5, 1.0), (np.array(0.5), 1), (0.5, True)]
-        forms += [(0.5, np.float64(1)), (np.float32(0.5), 1)]
+        forms += [(0.5, np.float64(1)), (np.float32(0.5), 1), (z, 2**70), (2**70, y), (2, 2**64)]
     calls = [(form, {}) for form in forms]
     for method in (f.derivative, f.value_and_derivative, f.second_derivative):
         judge(method, iter(calls), outs=False)
@@ -374,11 +374,13 @@ def judge_masked(method: Any, calls: Iterator[Call]) -> None:
 def test_binary(name: str) -> None:
     f = pb.primitives[name]
     x = rng.uniform(0.2, 0.9, (3, 4))
+    cube = rng.uniform(0.2, 0.9, (2, 3, 2)).astype("f4")
 
     def pairs() -> Iterator[tuple[Any, Any]]:
         yield from itertools.product(kinds((3, 4)), repeat=2)
         yield from ((x, 2.0), (3, x), (x.astype("f4"), 2), (x.astype("f4"), np.float64(2)))
         yield from ((x[0], x), (x[:, :1], x[0]), (x, True), (2.0, 3.0), (x[:0], 1.0))
+        yield from ((x[0, :2], cube), (x[0, :2].tolist(), cube[..., ::-1]), (cube, 2**70))
 
     for method in (f.derivative, f.value_and_derivative):
         judge(method, iter([(pair, {}) for pair in pairs()]))
@@ -405,6 +407,16 @@ def test_binary(name: str) -> None:
     ]
     judge(f.jvp, iter([(args, {}) for args in pushed]))
     judge_masked(f.jvp, with_masks([((x, x[0], x, t), {}) for t in (x[0], None, 1)], (3, 4)))
+
+
+def test_sums_do_not_depend_on_outputs() -> None:
+    """Nor on how these lie in memory."""
+    for _ in range(20):
+        w, x = rng.uniform(0.2, 0.9, 4), rng.uniform(0.2, 0.9, (2, 3, 4))
+        for where in (x, x[:, ::-1], np.asfortranarray(x)):
+            wanted = bits(pb.arctan2.vjp(w, where, 0.5))
+            for out in (x.copy(), np.asfortranarray(x), x.repeat(2, -1)[..., ::2]):
+                assert bits(pb.arctan2.vjp(w, where, 0.5, out=(None, out))) == wanted
 
 
 @pytest.mark.parametrize("name", ["tanh", "relu", "gelu"])

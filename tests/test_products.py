@@ -202,3 +202,20 @@ def test_cotangents_and_tangents_that_do_not_fit(name: str, shapes: Any, primiti
             with pytest.raises(ValueError, match=f"^{name}.jvp: t{operand} has shape") as caught:
                 f.jvp(*operands, *tangents)
             assert f"has shape {bad}, {operand} has {own}" in str(caught.value)
+
+
+@backends
+@cases
+def test_operands_that_are_none(name: str, shapes: Any, primitives: Any) -> None:
+    """Only one that may be left away may be."""
+    f, row = getattr(primitives, name), PRODUCTS[name]
+    for k, operand in enumerate(row.operands):
+        operands = drawn(shapes, float)
+        operands = (*operands[:k], None, *operands[k + 1 :])
+        nothing = [None] * len(shapes)
+        if operand == row.optional:
+            assert not f.jvp(*operands, *nothing).any()
+            continue
+        for tangents in (nothing, [None if shape is None else 0.5 for shape in shapes]):
+            with pytest.raises(TypeError, match=f"^{name}.jvp: argument {operand} has dtype obj"):
+                f.jvp(*operands, *tangents)

@@ -176,9 +176,11 @@ PyObject* New(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
                                    &links)) {
     return nullptr;
   }
-  const Ref list(PySequence_Fast(links, "ElementwiseRun: links must be a sequence"));
+  const Ref given(PySequence_Fast(links, "ElementwiseRun: links must be a sequence"));
+  // A copy: a place may be an object whose code changes a list of links meanwhile.
+  const Ref list(given ? PySequence_Tuple(given.get()) : nullptr);
   if (!list) return nullptr;
-  const auto count = static_cast<size_t>(PySequence_Fast_GET_SIZE(list.get()));
+  const auto count = static_cast<size_t>(PyTuple_GET_SIZE(list.get()));
   if (count == 0 || count > kMaxChainSteps) {
     PyErr_Format(PyExc_ValueError, "ElementwiseRun: takes 1 to %zu links, not %zu", kMaxChainSteps,
                  count);
@@ -189,7 +191,7 @@ PyObject* New(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   auto* const run = reinterpret_cast<RunObject*>(self.get());
   for (; run->count < count; ++run->count) {
     const auto at = static_cast<Py_ssize_t>(run->count);
-    if (!ReadLink(PySequence_Fast_GET_ITEM(list.get(), at), &run->links[run->count])) {
+    if (!ReadLink(PyTuple_GET_ITEM(list.get(), at), &run->links[run->count])) {
       return nullptr;
     }
   }

@@ -241,7 +241,8 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   const size_t asked = wrt ? wrt->count : gradients;
   std::array<PyObject*, 1 + kMaxOuts> outs = {};
   PyObject* const out = Given(args, entry.out_at);
-  if (out != nullptr && !FlatOuts(out, values + asked, outs.data())) return nullptr;
+  const bool bare = values + asked == 1 && (!wrt || wrt->single);
+  if (out != nullptr && !FlatOuts(out, values + asked, bare, outs.data())) return nullptr;
   Outputs outputs;
   const DType dtype = x.dtype();
   if (values > 0 && !outputs.Add(outs[0], slices.ndim, slices.shape, dtype, x)) return nullptr;

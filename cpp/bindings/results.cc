@@ -69,10 +69,10 @@ PyObject* NewArray(int ndim, const npy_intp* shape, DType dtype) {
   return PyArray_SimpleNew(ndim, dims, TypeNumber(dtype));
 }
 
-bool FlatOuts(PyObject* out, size_t count, PyObject** flat) {
+bool FlatOuts(PyObject* out, size_t count, bool bare, PyObject** flat) {
   std::fill_n(flat, count, nullptr);
   if (out == nullptr || out == Py_None) return true;
-  if (count == 1) {
+  if (bare) {
     flat[0] = out;
     return true;
   }

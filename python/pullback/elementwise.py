@@ -25,6 +25,7 @@ from pullback.protocol import (
     as_arrays,
     broadcast_shape,
     check_cotangent,
+    check_outs,
     check_shape,
     check_where,
     check_wrt,
@@ -32,7 +33,6 @@ from pullback.protocol import (
     flat_outs,
     is_weak,
     method,
-    result_dtype,
     shape_of,
     sum_repeated,
 )
@@ -83,6 +83,8 @@ class _OracleUfunc:
         if self._name == "derivative":
             return slopes
         slopes = slopes if nin > 1 else (slopes,)
+        if self._name in ("derivative0", "derivative1"):
+            return slopes[self._name == "derivative1"]
         if self._name == "value_and_derivative":
             return (row.value(*operands), *slopes)
         if self._name == "jvp":
@@ -187,6 +189,11 @@ class Elementwise:
             )
         return self._ufuncs[name]
 
+    def _run(self, name: str, *given: Any, **keywords: Any) -> Any:
+        """Call a method as a ufunc, without the warnings of NumPy's casts."""
+        with np.errstate(all="ignore"):
+            return self._ufunc(name)(*given, **keywords)
+
     def _on_ufunc(self) -> Any:
         """Return the native primitive: a ufunc, with everything that it knows set on it."""
         primitive, nin = self._ufunc("value"), self.nin
@@ -210,18 +217,24 @@ class Elementwise:
     def _several(self, name: str, operands: Any, out: Any, keywords: Any) -> Any:
         """Return a method's results: together, or one by one for operands that override ufuncs."""
         parts, op = self._parts[name], _label(self.row, name)
-        if keywords.get("where", True) is not True:
-            shape = broadcast_shape(op, **self._shapes(op, operands))
-            where = check_where(op, keywords["where"], shape)
-            keywords = keywords | {"where": _masking(out, where)}
+        where = keywords.pop("where")
         if len(parts) == 1:
-            return self._ufunc(name)(*operands, out=out, **keywords)
+            return self._ufunc(name)(*operands, out=out, where=where, **keywords)
         like = parts if len(parts) == 2 else (parts[0], parts[1:])
         outs = flat_outs(op, out, like) or (None,) * len(parts)
-        if not _overrides(*operands, *outs):
-            return self._ufunc(name)(*operands, out=outs, **keywords)
+        shape: tuple[int, ...] = ()
+        if where is not True or out is not None:
+            shape = broadcast_shape(op, **self._shapes(op, operands))
+            where = check_where(op, where, shape)
+        operands, dtype = self._plain(op, self.row.operands, operands, keywords)
+        if out is not None:
+            _check_outs(op, outs, shape, dtype)
+        # Where there is no output, nothing is masked.
+        together = where is True or not any(target is None for target in outs)
+        if together and not _overrides(*operands, *outs):
+            return self._run(name, *operands, out=outs, where=where, **keywords)
         return tuple(
-            self._ufunc(part)(*operands, out=target, **keywords)
+            self._run(part, *operands, out=target, where=_masking(target, where), **keywords)
             for part, target in zip(parts, outs, strict=True)
         )
 
@@ -248,15 +261,18 @@ class Elementwise:
         whole = stack + shape
         where = check_where(op, where, whole)
         own = [stack + shapes[names[k]] for k in asked.operands]
+        given = (*operands, g)
+        arrays, dtype = self._plain(op, (*names, "g"), given, options)
+        operands, g = arrays[:-1], arrays[-1]
         if asked.single and own[0] == whole:
-            check_shape(op, out, whole)
-            term = self._ufunc(self._terms[asked.operands[0]])
-            return term(*operands, g, out=out, where=_masking(out, where), **options)
-        if where is True and not options and not self._foreign(*operands, g):
-            *arrays, g = as_arrays(op, *operands, g, names=(*names, "g"))
-            sums = self._sums(arrays, np.broadcast_to(g, whole), asked.operands)
+            _check_outs(op, (out,), whole, dtype)
+            term = self._terms[asked.operands[0]]
+            return self._run(term, *operands, g, out=out, where=_masking(out, where), **options)
+        if where is True and dtype is not None:
+            stored = given if self._engine.is_native else arrays
+            sums = self._sums(stored, whole, asked.operands)
         else:
-            terms = [self._ufunc(self._terms[k])(*operands, g, **options) for k in asked.operands]
+            terms = [self._run(self._terms[k], *operands, g, **options) for k in asked.operands]
             if where is not True:  # what is no sum is masked where it is written
                 pairs = zip(terms, own, strict=True)
                 terms = [t if s == whole else np.where(where, t, 0) for t, s in pairs]
@@ -267,12 +283,17 @@ class Elementwise:
         masks = tuple(where if s == whole else True for s in own)
         return cotangents if out is None else deliver(op, cotangents, out, masks)
 
-    def _sums(self, arrays: Any, g: Array, wrt: tuple[int, ...]) -> Any:
-        """Return cotangents of plain arrays, summed in the order of the engine's."""
+    def _sums(self, given: tuple[Any, ...], whole: tuple[int, ...], wrt: tuple[int, ...]) -> Any:
+        """Return cotangents of plain arrays, summed in the order of the engine's.
+
+        That of the native one depends on how the arrays are stored.
+        """
         if self._engine.is_native:
             sums = self._engine.kernels.elementwise_method(self.row.name, "vjp", _refuse)
-            return sums(*arrays, g, wrt)
-        stack = g.shape[: g.ndim - len(broadcast_shapes(*(a.shape for a in arrays)))]
+            return sums(*(a if is_weak(a) else np.asarray(a) for a in given), wrt)
+        *arrays, g = given
+        g = np.broadcast_to(g, whole)
+        stack = whole[: len(whole) - len(broadcast_shapes(*(a.shape for a in arrays)))]
         with np.errstate(all="ignore"):
             terms = [self._ufunc(self._terms[k]).of(*arrays, g) for k in wrt]
         return tuple(
@@ -291,22 +312,22 @@ class Elementwise:
             if (own := shape_of(op, t_names[k], tangent)) != shapes[name]:
                 raise ValueError(f"{op}: {t_names[k]} has shape {own}, {name} has {shapes[name]}")
         where = _masking(out, check_where(op, where, shape))
-        check_shape(op, out, shape)
         moved = [k for k, tangent in enumerate(tangents) if tangent is not None]
-        if len(moved) == self.nin:
-            return self._ufunc("jvp")(*operands, *tangents, out=out, where=where, **options)
-        if moved:  # one term, which is a cotangent's
-            k, t = moved[0], tangents[moved[0]]
-            if not self._foreign(*operands, t):
-                result_dtype(op, *operands, t, names=(*names, t_names[k]))  # refuses by this name
-            return self._ufunc(self._terms[k])(*operands, t, out=out, where=where, **options)
-        zeros = np.zeros_like(self._ufunc("value")(*operands, **options))
+        called = (*names, *(t_names[k] for k in moved))
+        given, dtype = self._plain(op, called, (*operands, *(tangents[k] for k in moved)), options)
+        _check_outs(op, (out,), shape, dtype)
+        if moved:  # a single term of two is a cotangent's
+            term = "jvp" if len(moved) == self.nin else self._terms[moved[0]]
+            return self._run(term, *given, out=out, where=where, **options)
+        zeros = np.zeros_like(self._run("value", *given, **options))
         return zeros[()] if out is None else deliver(op, zeros, out, where)
 
     def _jacobian(self, operands: tuple[Any, ...]) -> Any:
-        if self.nin == 1:
-            return Diagonal._of(self._slopes(*operands))
         op = _label(self.row, "jacobian")
+        if self.nin == 1:
+            if type(operands[0]) is int:  # of which NumPy makes an object where it is long
+                operands = as_arrays(op, *operands)
+            return Diagonal._of(self._slopes(*operands))
         if list in map(type, operands):  # whose shapes it takes as long to find out
             named = zip(self.row.operands, operands, strict=True)
             operands = tuple(as_array(op, n, o) if type(o) is list else o for n, o in named)
@@ -322,6 +343,15 @@ class Elementwise:
     def _shapes(self, op: str, operands: tuple[Any, ...]) -> dict[str, tuple[int, ...]]:
         named = zip(self.row.operands, operands, strict=True)
         return {name: shape_of(op, name, operand) for name, operand in named}
+
+    def _plain(
+        self, op: str, names: tuple[str, ...], given: tuple[Any, ...], options: Any
+    ) -> tuple[tuple[Any, ...], Any]:
+        """Return arguments as arrays and their dtype, or as they are and None."""
+        if options or self._foreign(*given):
+            return given, None
+        arrays = as_arrays(op, *given, names=names)
+        return arrays, arrays[0].dtype
 
     def _foreign(self, *given: Any) -> bool:
         """Tell whether arguments have to be passed on as they are."""
@@ -340,7 +370,20 @@ def _fills(given: Any) -> bool:
 
 def _masking(out: Any, where: Any) -> Any:
     """Return a mask, without outputs that of everything, which NumPy would leave undefined."""
-    return True if out is None else where
+    outs = out if isinstance(out, tuple) else (out,)
+    return where if any(target is not None for target in outs) else True
+
+
+def _check_outs(op: str, outs: tuple[Any, ...], shape: tuple[int, ...], dtype: Any) -> None:
+    """Refuse what results of a shape do not go to: NumPy would repeat them, or name no argument."""
+    if dtype is None or _overrides(*outs):
+        for target in outs:
+            check_shape(op, target, shape)
+    else:
+        n, single = len(outs), len(outs) == 1
+        check_outs(
+            op, outs[0] if single else outs, [shape] * n, [dtype] * n, single=single, apart=False
+        )
 
 
 def _refuse(w: Any, x: Any, g: Any, wrt: Any) -> Any:

@@ -211,7 +211,8 @@ class Pointwise:
         z_fills, y_fills = is_weak(z), is_weak(y)
         z = z if z_fills else as_array(op, "z", z)
         y = y if y_fills else as_array(op, "y", y)
-        kernel_dtype(op, "y", np.asarray(y).dtype)
+        if not y_fills:
+            kernel_dtype(op, "y", y.dtype)
         integers = isinstance(y, int) if y_fills else y.dtype.kind in "biu"
         given = {"z": z} | ({} if integers else {"y": y}) | ({} if g is None else {"g": g})
         dtype = result_dtype(op, *given.values(), names=tuple(given))

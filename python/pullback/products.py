@@ -307,7 +307,9 @@ class Product:
     ) -> Any:
         op = f"{self.row.name}.jvp"
         activation = self._activation(op, options)
-        operands, tangents = tangents_of(op, given, tangents, self._names)
+        operands, tangents = tangents_of(
+            op, given, tangents, self._names, optional=self.row.optional
+        )
         fit = _fit(op, self.row, operands)
         return self._single(op, "jvp", fit, operands + tangents, activation, out)
 

@@ -230,12 +230,13 @@ def converted(op: str, name: str, operand: Any, dtype: np.dtype[Any]) -> Array:
     Raises
     ------
     TypeError
-        If it is an integer that float64 does not hold.
+        If it is an integer that float64, or an integer dtype, does not hold.
     """
     try:
         return np.asarray(operand, dtype)
     except OverflowError:
-        raise TypeError(f"{op}: argument {name} is an integer too large for float64") from None
+        holds = dtype if dtype.kind == "i" else _FLOAT64
+        raise TypeError(f"{op}: argument {name} is an integer too large for {holds}") from None
 
 
 def as_number(op: str, name: str, given: Any) -> float:
@@ -278,8 +279,9 @@ def tangents_of(
     tangents: Sequence[Any],
     names: Sequence[str],
     t_names: Sequence[str] = (),
+    optional: str | None = None,
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Convert primals and tangents to one dtype; a None among them, which is zero, stays None.
+    """Convert primals and tangents to one dtype; a tangent that is None, which is zero, stays None.
 
     A tangent that is a Python number fills its primal's shape.
 
@@ -291,6 +293,8 @@ def tangents_of(
         As many of both.
     names, t_names : sequence of str
         What they are called; ``tx`` the tangent of ``x`` when omitted.
+    optional : str, optional
+        The primal that may be None.
 
     Raises
     ------
@@ -299,14 +303,17 @@ def tangents_of(
         which a Python number fills.
     """
     t_names = t_names or [f"t{name}" for name in names]
-    for primal, tangent, name, t_name in zip(primals, tangents, names, t_names, strict=True):
-        if primal is None and tangent is not None:
+    lacks = [
+        primal is None and name == optional for primal, name in zip(primals, names, strict=True)
+    ]
+    for lacking, tangent, name, t_name in zip(lacks, tangents, names, t_names, strict=True):
+        if lacking and tangent is not None:
             raise ValueError(f"{op}: {t_name} is given, but {name} is None")
-    everything = [*primals, *tangents]
-    given = [(a, name) for a, name in zip(everything, [*names, *t_names], strict=True)]
-    given = [(a, name) for a, name in given if a is not None]
+    absent = [*lacks, *(tangent is None for tangent in tangents)]
+    named = zip([*primals, *tangents], [*names, *t_names], absent, strict=True)
+    given = [(a, name) for a, name, is_absent in named if not is_absent]
     arrays = iter(aligned(op, *(a for a, _ in given), names=[name for _, name in given]))
-    there: tuple[Any, ...] = tuple(None if a is None else next(arrays) for a in everything)
+    there: tuple[Any, ...] = tuple(None if is_absent else next(arrays) for is_absent in absent)
     numbers = [is_weak(tangent) for tangent in tangents]
     primals, tangents = there[: len(primals)], there[len(primals) :]
     tangents = tuple(

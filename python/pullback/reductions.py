@@ -17,6 +17,7 @@ from pullback.protocol import (
     aligned,
     as_array,
     as_flag,
+    as_ints,
     as_number,
     check_cotangent,
     check_wrt,
@@ -27,7 +28,8 @@ from pullback.protocol import (
     tangents_of,
 )
 from pullback.registry import Registry, attributes
-from pullback.slices import Axis, Slices
+from pullback.shapes import check_axes
+from pullback.slices import AXES, Axis, Slices
 from pullback.tables.reductions import REDUCTIONS, Parameter, ReductionRow
 
 __all__ = ["Reduction", "RowMap", "make_reductions", "reductions"]
@@ -181,6 +183,7 @@ class Reduction(_Rows):
         if g is not _ONES:
             cotangents = np.broadcast_to(everything[-1], shape) if is_weak(g) else everything[-1]
             stack = check_cotangent(op, cotangents.shape, shape, x=slices.shape)
+            check_axes(op, stack + slices.shape)
         value = [shape] * (method == "value_and_grad")
         shapes = (*value, *[stack + slices.shape] * len(asked.operands))
         like = asked.result(range(len(asked.operands)))
@@ -247,6 +250,7 @@ class Reduction(_Rows):
     def _jacobians(self, operands: tuple[Any, ...], p: Any, axis: Axis, keepdims: bool) -> Any:
         if type(keepdims) is not bool:
             keepdims = as_flag(self._op("jacobian"), "keepdims", keepdims)
+        axis = _hashable(self._op("jacobian"), axis)
         given, options = operands, dict[str, Any]()
         if self.row.parameter is not None:
             given, options = _with_parameter(self.row.parameter, operands, p)
@@ -309,12 +313,18 @@ class RowMap(_Rows):
         op, options = self._op("jacobian"), dict[str, Any]()
         array = as_array(op, "x", x)
         x = np.array(array, kernel_dtype(op, "x", array.dtype))
+        axis = _hashable(op, axis)
         if type(axis) is not int or not -x.ndim <= axis < x.ndim:
             Slices.of(op, x, axis)  # for what it raises
         if (about := self.row.parameter) is not None:
             p = p if type(p) is float and about.test(p) else self._parameter(op, p)
             options = {about.name: p}
         return RowWise(self, x, axis, options)
+
+
+def _hashable(op: str, axis: Any) -> Any:
+    """Return axes that Jacobians hold, or are found by: of a list or an array, a tuple."""
+    return axis if axis is None or type(axis) is int else as_ints(op, "axis", axis, AXES)
 
 
 def _with_parameter(

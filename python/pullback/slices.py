@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pullback.protocol import Outputs, as_ints, shown
 
-__all__ = ["Axis", "Slices"]
+__all__ = ["AXES", "Axis", "Slices"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Axis: TypeAlias = int | tuple[int, ...] | None
+
+AXES: Final = "an integer, a tuple of them or None"  # what an axis has to be
 
 
 class Slices(NamedTuple):
@@ -115,7 +117,7 @@ class Slices(NamedTuple):
 def _axes(op: str, axis: Any, ndim: int) -> tuple[int, ...]:
     """Return the axes that an argument names, counted from the first."""
     axes = []
-    for a in as_ints(op, "axis", axis, "an integer, a tuple of them or None"):
+    for a in as_ints(op, "axis", axis, AXES):
         if not -ndim <= a < ndim:
             raise np.exceptions.AxisError(min(max(a, -sys.maxsize), sys.maxsize), ndim, op)
         axes.append(a % ndim)
