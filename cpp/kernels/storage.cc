@@ -1,5 +1,6 @@
 #include "kernels/storage.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <type_traits>
@@ -110,6 +111,14 @@ Load LoadOf(Storage storage, DType dtype) {
       return LoadFrom<double>(swapped, dtype);
   }
   return nullptr;
+}
+
+void RepeatRun(void* to, size_t run, size_t bytes) {
+  // What is there doubles: element by element, each would wait for one that was just written.
+  auto* const begin = static_cast<char*>(to);
+  for (size_t filled = run; filled < bytes; filled *= 2) {
+    std::memcpy(begin + filled, begin, std::min(filled, bytes - filled));
+  }
 }
 
 }  // namespace pullback

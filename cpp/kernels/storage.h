@@ -58,6 +58,9 @@ using Load = void (*)(const char* from, ptrdiff_t stride, void* to, size_t n);
 // To float from what ComputeType says float32 of, to double from anything.
 Load LoadOf(Storage storage, DType dtype);
 
+// Fills `bytes` bytes with what the first `run` of them hold, over and over.
+void RepeatRun(void* to, size_t run, size_t bytes);
+
 }  // namespace pullback
 
 #endif  // PULLBACK_CPP_KERNELS_STORAGE_H_
