@@ -398,6 +398,7 @@ class Slab {
     const ptrdiff_t step = plan_.stride[k][AxisOf(level)];
     const auto [count, inner] = level_[level];
     if (level == last_ - split_) {
+#pragma GCC unroll 4
       for (size_t i = 0; i < count; ++i, to += step) std::memcpy(to, from + i, sizeof(T));
       return;
     }
