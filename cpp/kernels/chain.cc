@@ -176,7 +176,7 @@ class Walk {
       const size_t element = at / repeat % period;
       if (repeat > 1) {
         const size_t run = std::min(n - done, repeat - at % repeat);
-        std::fill_n(to + done, run, from[element]);
+        Fill(to + done, run, from[element]);
         done += run;
       } else {
         const size_t run = std::min(n - done, period - element);

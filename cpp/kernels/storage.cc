@@ -1,7 +1,6 @@
 #include "kernels/storage.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cstring>
 #include <type_traits>
@@ -63,12 +62,7 @@ void LoadAll(const char* from, ptrdiff_t stride, void* to, size_t n) {
     }
   } else if (stride == 0) {
     const T x = static_cast<T>(Widen(Read<S, kSwapped>(from)));
-    // A line at a time: a loop of single stores varies by a third with where its code lies.
-    std::array<T, 64 / sizeof(T)> line;
-    line.fill(x);
-    size_t i = 0;
-    for (; i + line.size() <= n; i += line.size()) std::memcpy(y + i, line.data(), sizeof(line));
-    std::fill(y + i, y + n, x);
+    Fill(y, n, x);
   } else {
 #pragma GCC unroll 4
     for (size_t i = 0; i < n; ++i, from += stride) {
