@@ -212,7 +212,7 @@ def result_dtype(op: str, *operands: object, names: Sequence[str] = ()) -> np.dt
 def as_arrays(op: str, *operands: object, names: Sequence[str] = ()) -> tuple[Array, ...]:
     """Convert `operands` to arrays of their common `result_dtype`, copying only where needed."""
     names = names or OPERANDS[len(operands)]
-    strong = [
+    strong: list[Any] = [
         o if type(o) is np.ndarray or is_weak(o) else as_array(op, names[i], o)
         for i, o in enumerate(operands)
     ]
