@@ -64,11 +64,12 @@ Load LoadOf(Storage storage, DType dtype);
 // std::fill_n by the line: a loop of single stores varies by a third with where its code lies.
 template <typename T>
 void Fill(T* to, size_t n, T x) {
-  std::array<T, 64 / sizeof(T)> line;
-  line.fill(x);
+  constexpr size_t kLine = 64 / sizeof(T);
   T* const end = to + n;
-  for (; n >= line.size(); n -= line.size(), to += line.size()) {
-    std::memcpy(to, line.data(), sizeof(line));
+  if (n >= kLine) {
+    std::array<T, kLine> line;
+    line.fill(x);
+    for (; n >= kLine; n -= kLine, to += kLine) std::memcpy(to, line.data(), sizeof(line));
   }
   std::fill(to, end, x);
 }
