@@ -1,6 +1,7 @@
 """What calls.py times: every public method of every primitive, with each of its options.
 
-Arrays are small and plain: 16 elements, matrices 4x4, losses 100x10. Options that a method does not
+Arrays are small and plain: 16 elements, matrices 4x4, losses 100x10, those of 3 classes 16x10: the
+exponentials of 100 rows alone would take longer than a limit. Options that a method does not
 take yet are here, too: the call then raises, which is reported.
 """
 
@@ -19,6 +20,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 N, SIDE = 16, 4
 SAMPLES, FEATURES = 100, 10
+SAMPLES_OF_CLASSES = 16
 RANGES = {"arccosh": (1.1, 3.0)}  # of operands, if not within (0.2, 0.9)
 ARITIES = {1: "unary", 2: "binary"}
 
@@ -260,6 +262,10 @@ def loss(name: str, f: Any) -> Iterator[Call]:
                 yield Call("pointwise", name, method, options, limit, function, given, keywords)
 
 
+def _samples(kind: str) -> int:
+    return SAMPLES_OF_CLASSES if kind == "labels" else SAMPLES
+
+
 def _model(kind: str, n: int, d: int) -> tuple[Array, Array, Array, Any]:
     """Return X, y, w and b."""
     rng = np.random.default_rng(n)
@@ -275,7 +281,8 @@ def _model(kind: str, n: int, d: int) -> tuple[Array, Array, Array, Any]:
 
 
 def _loss_variants(kind: str, method: str) -> Iterator[Variant]:
-    X, y, w, b = _model(kind, SAMPLES, FEATURES)
+    n = _samples(kind)
+    X, y, w, b = _model(kind, n, FEATURES)
 
     def arguments(X: Any, y: Any, w: Any, b: Any) -> list[Any]:
         return [X, y, w, b, (2 * w, b)] if method == "hvp" else [X, y, w, b]
@@ -291,7 +298,7 @@ def _loss_variants(kind: str, method: str) -> Iterator[Variant]:
     yield "b is an array", "option", arguments(X, y, w, np.asarray(b)), {}
     yield "no b", "option", arguments(X, y, w, None), {}
     yield "X in F order", "option", arguments(np.asfortranarray(X), y, w, b), {}
-    weights = {"sample_weight": np.linspace(0.5, 1.5, SAMPLES)}
+    weights = {"sample_weight": np.linspace(0.5, 1.5, n)}
     yield "sample_weight=", "option", args, weights
     if method != "partial":
         yield "reduction=", "option", args, {"reduction": "sum"}
@@ -317,11 +324,12 @@ def objectives() -> Iterator[Call]:
     for name, f in pb.primitives.items():
         if signatures.family(name, f) != "loss":
             continue
-        X, y, _, _ = _model(signatures.TARGETS.get(name, "normal"), SAMPLES, FEATURES)
+        kind = signatures.TARGETS.get(name, "normal")
+        X, y, _, _ = _model(kind, _samples(kind), FEATURES)
         ways: dict[str, dict[str, Any]] = {
             "": {},
             "l2=": {"l2": 0.1},
-            "sample_weight=": {"sample_weight": np.linspace(0.5, 1.5, SAMPLES)},
+            "sample_weight=": {"sample_weight": np.linspace(0.5, 1.5, len(X))},
             "fit_intercept=": {"fit_intercept": False},
         }
         for way, options in ways.items():

@@ -268,6 +268,19 @@ def test_repetition_does_not_matter(call: Call) -> None:
             assert_agree(call.native()(*(np.broadcast_to(x, shape) for x in at)), wanted)
 
 
+@pytest.mark.parametrize("length", [2, 7, 100, 511, 512, 513])
+def test_rows_beside_arrays(length: int) -> None:
+    """A row is repeated, whatever it consists of; blocks and tasks begin anywhere in it."""
+    rows = 4 * THRESHOLD // length + 3
+    for single, layout in itertools.product((True, False), LAYOUTS.values()):
+        x = np.arange(rows * length).reshape(rows, length).astype("f4" if single else "f8")
+        for kind in ("f4", "f2", "u1") if single else ("f8", "f4", "i8"):
+            w = layout((np.arange(length) % 7 + 1).astype(kind))
+            y, (dw, dx) = pb.multiply.value_and_derivative(w, x)
+            for actual, desired in ((y, x * w.astype(x.dtype)), (dw, x), (dx, x * 0 + w)):
+                assert_same_bits(actual, desired.astype(x.dtype))
+
+
 @native
 @pytest.mark.parametrize("shape", [(N,), (180, 190), (33, 7, 150), (3, 5, 7, 11, 31)], ids=str)
 def test_results_lie_in_memory_as_numpys_do(shape: tuple[int, ...]) -> None:
@@ -887,6 +900,9 @@ def test_stays_between_guard_pages() -> None:
         out = target.array(n, computed_in(kind), at_end=at_end)
         pb.add(x, x[:1], out=out)
         np.testing.assert_array_equal(out, x.astype(float) + x[:1].astype(float))
+        rows, row = x.reshape(-1, 3), x[-3:]
+        pb.add(rows, row, out=out.reshape(-1, 3))
+        np.testing.assert_array_equal(out.reshape(-1, 3), rows.astype(float) + row.astype(float))
         gw, _ = pb.multiply.vjp(x[:1], x, x, out=(np.empty(1, out.dtype), out))
         assert gw[0] == np.sum(x.astype(float) ** 2)
     gc.collect()

@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdint>
 #include <cstring>
 
 #include "kernels/sums.h"
+#include "kernels/tasks.h"
 #include "runtime/partition.h"
 #include "runtime/scratch.h"
-#include "runtime/threads.h"
 
 namespace pullback {
 namespace {
@@ -30,9 +29,6 @@ constexpr size_t kMinRun = 4096;
 // All slabs' sums together against the number of terms.
 constexpr size_t kTermsPerSum = 8;
 
-// Outputs that leave the caches behind need not pass through them, unless they lie where an input
-// has just been read: streamed, add(x, y, out=x) took 1.7 times as long.
-constexpr size_t kStreamBytes = size_t{8} << 20;
 constexpr size_t kStackBytes = size_t{2} << 10;
 
 constexpr ptrdiff_t kSumSize = sizeof(double);
@@ -51,6 +47,11 @@ struct Plan {
   std::array<size_t, kMaxOperands> sums{};  // how many, of a summed output
   std::array<Load, kMaxOperands> load{};
   std::array<bool, kMaxOperands> native{};  // stored as the kernel reads it
+  // Of an input that is one short run over and over: its length and its stride. Blocks read it from
+  // a copy that is longer by a block, at any of its elements.
+  std::array<size_t, kMaxOperands> run{};
+  std::array<ptrdiff_t, kMaxOperands> run_stride;
+  std::array<const char*, kMaxOperands> copy;
   size_t total = 1;
   std::array<bool, kMaxOperands> stream{};
   bool streams = false;  // any of them
@@ -76,6 +77,7 @@ struct Plan {
         FindSums(at);
       }
     }
+    FindRuns();
     MergeAxes();
     Cut();
     Stream();
@@ -140,6 +142,34 @@ struct Plan {
     }
   }
 
+  // Where all else is one axis, short runs do not cut it up: (33333, 3) x (3,) took 95 us, now 12.
+  void FindRuns() {
+    if (axes == 1) return;
+    std::array<size_t, kMaxOperands> found{};
+    for (size_t k = 0; k < static_cast<size_t>(operands); ++k) {
+      auto a = static_cast<size_t>(axes);
+      const ptrdiff_t step = stride[k][a - 1];
+      size_t length = 1;
+      while (a > 0 && stride[k][a - 1] == step * static_cast<ptrdiff_t>(length)) {
+        length *= extent[--a];
+      }
+      if (summed[k]) return;
+      if (a == 0) continue;
+      if (k >= static_cast<size_t>(inputs) || length > kBlock || step == 0) return;
+      while (a > 0) {
+        if (stride[k][--a] != 0) return;
+      }
+      found[k] = length;
+    }
+    const auto last = static_cast<size_t>(axes - 1);
+    for (size_t k = 0; k < static_cast<size_t>(operands); ++k) {
+      run_stride[k] = stride[k][0] = stride[k][last];
+    }
+    run = found;
+    extent[0] = total;
+    axes = 1;
+  }
+
   // Two neighbouring axes are one where every operand steps alike.
   void MergeAxes() {
     int last = 0;
@@ -202,7 +232,10 @@ class Slab {
  public:
   // `sums` are where the summed outputs of this slab begin, whole arrays.
   Slab(const Plan& plan, Range range, const std::array<double*, kMaxOperands>& sums)
-      : plan_(plan), last_(static_cast<size_t>(plan.axes) - 1), extent_(plan.extent) {
+      : plan_(plan),
+        first_(range.begin),
+        last_(static_cast<size_t>(plan.axes) - 1),
+        extent_(plan.extent) {
     const auto cut = static_cast<size_t>(plan.cut);
     extent_[cut] = range.size();
     for (size_t k = 0; k < static_cast<size_t>(plan.operands); ++k) {
@@ -216,8 +249,8 @@ class Slab {
     while (split_ < last_ && inner_[split_] > kBlock) ++split_;
     const auto inputs = static_cast<size_t>(plan.inputs);
     for (size_t k = 0; k < static_cast<size_t>(plan.operands); ++k) {
-      direct_[k] = (k >= inputs || plan.native[k]) && !plan.summed[k] && base_[k] != nullptr &&
-                   Contiguous(k);
+      direct_[k] = (k >= inputs || plan.native[k]) && !plan.summed[k] && plan.run[k] == 0 &&
+                   base_[k] != nullptr && Contiguous(k);
       constant_[k] = !direct_[k];
       for (size_t a = 0; a <= split_; ++a) {
         constant_[k] = constant_[k] && (plan.stride[k][a] == 0 || extent_[a] == 1);
@@ -293,6 +326,10 @@ class Slab {
     const void* in[kMaxOperands];
     void* out[kMaxOperands];
     for (size_t k = 0; k < inputs; ++k) {
+      if (plan_.run[k] != 0) {
+        in[k] = plan_.copy[k] + (first_ + begin) % plan_.run[k] * sizeof(T);
+        continue;
+      }
       in[k] = direct_[k] ? static_cast<const void*>(At(k, begin)) : buffer_[k];
       if (direct_[k] || (constant_[k] && filled_)) continue;
       Gather(k, 0, At(k, begin), buffer_[k]);
@@ -322,8 +359,7 @@ class Slab {
     size_t ahead = 0;
     for (size_t k = inputs; k < operands; ++k) {
       if (!all_direct_ || !plan_.stream[k]) continue;
-      const size_t beyond = reinterpret_cast<uintptr_t>(out[k - inputs]) % kStreamAlignment;
-      const size_t bytes = beyond == 0 ? 0 : kStreamAlignment - beyond;
+      const size_t bytes = BytesToStream(out[k - inputs]);
       if (streamed == 0) ahead = bytes;
       if (bytes == ahead && bytes % sizeof(T) == 0) streamed |= 1u << (k - inputs);
     }
@@ -362,6 +398,7 @@ class Slab {
     const ptrdiff_t step = plan_.stride[k][AxisOf(level)];
     const auto [count, inner] = level_[level];
     if (level == last_ - split_) {
+#pragma GCC unroll 4
       for (size_t i = 0; i < count; ++i, to += step) std::memcpy(to, from + i, sizeof(T));
       return;
     }
@@ -393,6 +430,7 @@ class Slab {
 
   const Plan& plan_;
   const SumKernels& sums_ = Sums();
+  const size_t first_;  // along the cut axis
   const size_t last_;
   std::array<size_t, kMaxAxes> extent_;
   std::array<size_t, kMaxAxes> inner_;  // elements behind an axis
@@ -424,7 +462,7 @@ void Deliver(const double* sums, size_t n, size_t copies, T* out) {
 
 Outcome RunArrays(const ArrayCall& call, Poll* poll) {
   const KernelFpEnv fp_env(poll);
-  const Plan plan(call);
+  Plan plan(call);
   const auto operands = static_cast<size_t>(plan.operands);
 
   // Sums that are not their results' own memory.
@@ -432,15 +470,23 @@ Outcome RunArrays(const ArrayCall& call, Poll* poll) {
     return plan.summed[k] && (call.dtype == DType::kFloat32 || plan.shared[k]);
   };
   const auto copies = [&](size_t k) { return plan.shared[k] ? plan.slabs.tasks : 1; };
-  using SumScratch = Scratch<kStackBytes>;
+  using CallScratch = Scratch<kStackBytes>;
+  const auto copied = [&](size_t k) { return (plan.run[k] + kBlock) * plan.item; };
   size_t bytes = 0;
   for (size_t k = 0; k < operands; ++k) {
-    if (aside(k)) bytes += SumScratch::Bytes<double>(plan.sums[k] * copies(k));
+    if (aside(k)) bytes += CallScratch::Bytes<double>(plan.sums[k] * copies(k));
+    if (plan.run[k] != 0) bytes += CallScratch::Bytes(copied(k));
   }
-  SumScratch scratch(bytes);
+  CallScratch scratch(bytes);
   if (!scratch) return Outcome::kOutOfMemory;
   std::array<double*, kMaxOperands> sums{};
   for (size_t k = 0; k < operands; ++k) {
+    if (plan.run[k] != 0) {
+      char* const copy = scratch.Take(copied(k));
+      plan.load[k](call.operand[k].data, plan.run_stride[k], copy, plan.run[k]);
+      RepeatRun(copy, plan.run[k] * plan.item, copied(k));
+      plan.copy[k] = copy;
+    }
     if (!plan.summed[k]) continue;
     const size_t count = plan.sums[k] * copies(k);
     sums[k] =
@@ -455,7 +501,7 @@ Outcome RunArrays(const ArrayCall& call, Poll* poll) {
     }
     const Range slab = plan.slabs(task);
     const Partition parts = PartitionBy(slab.size(), CeilDiv(plan.slabs.block, plan.rounds));
-    if (round >= parts.tasks) return;
+    if (round >= parts.tasks) return true;
     const Range part = parts(round);
     const Range range{slab.begin + part.begin, slab.begin + part.end};
     if (call.dtype == DType::kFloat32) {
@@ -464,20 +510,19 @@ Outcome RunArrays(const ArrayCall& call, Poll* poll) {
       Slab<double>(plan, range, own).Run();
     }
     if (plan.streams) FlushStreams();
+    return true;
   };
+  Outcome outcome = Outcome::kDone;
   if (plan.total < kParallelElements || call.in_order) {
-    for (size_t task = 0; task < plan.slabs.tasks; ++task) {
-      for (size_t round = 0; round < plan.rounds; ++round) {
-        run(task, round);
-        if (Interrupted(poll)) return Outcome::kInterrupted;
-      }
-    }
+    outcome = RunTasks(plan.slabs.tasks * plan.rounds, false, poll,
+                       [&](size_t task) { return run(task / plan.rounds, task % plan.rounds); });
   } else {
-    for (size_t round = 0; round < plan.rounds; ++round) {
-      const auto run_round = [&](size_t task) { run(task, round); };
-      if (!ParallelFor(plan.slabs.tasks, run_round, poll)) return Outcome::kInterrupted;
+    for (size_t round = 0; round < plan.rounds && outcome == Outcome::kDone; ++round) {
+      outcome =
+          RunTasks(plan.slabs.tasks, true, poll, [&](size_t task) { return run(task, round); });
     }
   }
+  if (outcome != Outcome::kDone) return outcome;
 
   for (size_t k = 0; k < operands; ++k) {
     if (!aside(k)) continue;

@@ -2,14 +2,14 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cstring>
 #include <optional>
+#include <utility>
 
-#include "kernels/sums.h"
+#include "kernels/storage.h"
+#include "kernels/tasks.h"
 #include "runtime/partition.h"
 #include "runtime/scratch.h"
-#include "runtime/threads.h"
 
 namespace pullback {
 namespace {
@@ -21,8 +21,6 @@ constexpr size_t kMinBlock = 512;
 constexpr size_t kMaxBlock = 2048;
 // A chunk of the fixed partition is worth handing out.
 constexpr size_t kMinChunkBlocks = 4;
-// As in kernels/broadcast.cc: what outgrows the caches need not pass through them.
-constexpr size_t kStreamBytes = size_t{8} << 20;
 
 const OpKernels& Op(OpPlace place) { return Ops(place.shard)[place.row]; }
 
@@ -50,7 +48,8 @@ struct Plan {
   size_t block;
   Partition chunks;
   bool streams;
-  std::optional<Scratch<>> repeated;  // bound operands of a short period, for a block and a period
+  using Copies = Scratch<size_t{2} << 10>;
+  std::optional<Copies> repeated;  // bound operands of a short period, for a block and a period
 
   explicit Plan(const ChainCall& chain)
       : call(chain), item(ItemSize(chain.dtype)), count(chain.steps.size()) {
@@ -99,12 +98,7 @@ struct Plan {
     chunks = PartitionBy(call.n, RoundUp(std::max(chunk, kMinChunkBlocks * block), block));
     const size_t written = (call.value != nullptr) + (call.image != nullptr);
     streams = written * call.n * item >= kStreamBytes;
-    return call.dtype == DType::kFloat32 ? Repeat<float>() : Repeat<double>();
-  }
 
- private:
-  template <typename T>
-  bool Repeat() {
     size_t total = 0;
     const auto is_short = [&](const BoundOperand& bound) {
       return bound.period > 0 && bound.repeat == 1 && bound.period < block;
@@ -112,7 +106,7 @@ struct Plan {
     for (size_t i = 0; i < count; ++i) {
       const BoundOperand& bound = stage[i].bound;
       stage[i].in_place = is_short(bound) || bound.period >= call.n;
-      if (is_short(bound)) total += Scratch<>::Bytes<T>(bound.period + block);
+      if (is_short(bound)) total += Copies::Bytes(bound.period * item + stride);
     }
     if (total == 0) return true;
     repeated.emplace(total);
@@ -120,10 +114,10 @@ struct Plan {
     for (size_t i = 0; i < count; ++i) {
       BoundOperand& bound = stage[i].bound;
       if (!is_short(bound)) continue;
-      const size_t n = bound.period + block;
-      T* const copy = repeated->Take<T>(n);
-      std::memcpy(copy, bound.data, bound.period * sizeof(T));
-      for (size_t k = bound.period; k < n; ++k) copy[k] = copy[k - bound.period];
+      const size_t run = bound.period * item, bytes = run + stride;
+      char* const copy = repeated->Take(bytes);
+      std::memcpy(copy, bound.data, run);
+      RepeatRun(copy, run, bytes);
       bound.data = copy;
     }
     return true;
@@ -151,8 +145,9 @@ class Walk {
   void Run(Range range) {
     size_t begin = range.begin;
     // A short first block, so that the others' results lie aligned.
-    const size_t head = plan_.streams ? Ahead(begin) : 0;
-    if (head > 0 && head < range.size()) {
+    const void* const out = plan_.call.image != nullptr ? plan_.call.image : plan_.call.value;
+    const size_t head = BytesToStream(static_cast<const T*>(out) + begin) / sizeof(T);
+    if (plan_.streams && head > 0 && head < range.size()) {
       Block(begin, head);
       begin += head;
     }
@@ -168,18 +163,6 @@ class Walk {
     return buffer;
   }
 
-  static size_t Beyond(const void* p) { return reinterpret_cast<uintptr_t>(p) % kStreamAlignment; }
-
-  // Elements from `begin` to the first one where results can be streamed.
-  size_t Ahead(size_t begin) const {
-    const ChainCall& call = plan_.call;
-    const void* const out = call.image != nullptr ? call.image : call.value;
-    const size_t beyond = Beyond(static_cast<const T*>(out) + begin);
-    return beyond == 0 ? 0 : (kStreamAlignment - beyond) / sizeof(T);
-  }
-
-  unsigned Streamed(const T* out) const { return plan_.streams && Beyond(out) == 0 ? 1 : 0; }
-
   // The bound operand's elements beside the running value's, from `begin` on.
   const T* Bound(size_t i, size_t begin, size_t n) {
     const Stage& stage = plan_.stage[i];
@@ -193,7 +176,7 @@ class Walk {
       const size_t element = at / repeat % period;
       if (repeat > 1) {
         const size_t run = std::min(n - done, repeat - at % repeat);
-        std::fill_n(to + done, run, from[element]);
+        Fill(to + done, run, from[element]);
         done += run;
       } else {
         const size_t run = std::min(n - done, period - element);
@@ -224,135 +207,137 @@ class Walk {
     return {{v, bound_[i]}, stage.arity};
   }
 
-  void Value(size_t i, const T* v, T* y, size_t n, unsigned streamed) const {
-    const Inputs inputs = Primals(i, v);
-    void* const out[] = {y};
-    plan_.stage[i].value(inputs.in, out, n, streamed);
+  // Where results go.
+  struct Target {
+    T* data;
+    unsigned streamed = 0;  // 1: past the caches
+  };
+
+  Target TargetAt(void* out, size_t begin) const {
+    if (out == nullptr) return {nullptr};
+    T* const data = static_cast<T*>(out) + begin;
+    return {data, plan_.streams && BytesToStream(data) == 0};
   }
 
-  void Both(size_t i, const T* v, T* y, T* slope, size_t n, unsigned streamed) const {
+  void Value(size_t i, const T* v, Target y) const {
     const Inputs inputs = Primals(i, v);
-    void* out[] = {y, slope, dropped_};
+    void* const out[] = {y.data};
+    plan_.stage[i].value(inputs.in, out, n_, y.streamed);
+  }
+
+  void Both(size_t i, const T* v, Target y, T* slope) const {
+    const Inputs inputs = Primals(i, v);
+    void* out[] = {y.data, slope, dropped_};
     if (plan_.stage[i].place == Place::kSecond) std::swap(out[1], out[2]);
-    plan_.stage[i].both(inputs.in, out, n, streamed);
+    plan_.stage[i].both(inputs.in, out, n_, y.streamed);
   }
 
   // to = fl(g * derivative), or the sum of two such terms.
-  void Vjp(size_t i, const T* v, const T* g, T* to, size_t n, unsigned streamed) const {
+  void Vjp(size_t i, const T* v, const T* g, Target to) const {
     const Stage& stage = plan_.stage[i];
     Inputs inputs = Primals(i, v);
     inputs.in[inputs.count] = g;
     if (stage.place == Place::kBoth) {
       void* const out[] = {moving_, dropped_};
-      stage.vjp(inputs.in, out, n, 0);
-      Combine(plan_.add, moving_, dropped_, to, n, streamed);
-      return;
+      stage.vjp(inputs.in, out, n_, 0);
+      Combine(plan_.add, moving_, dropped_, to);
+    } else if (stage.place == Place::kSecond) {
+      void* const out[] = {dropped_, to.data};
+      stage.vjp(inputs.in, out, n_, to.streamed << 1);
+    } else {
+      void* const out[] = {to.data, dropped_};
+      stage.vjp(inputs.in, out, n_, to.streamed);
     }
-    void* out[] = {to, dropped_};
-    if (stage.place == Place::kSecond) std::swap(out[0], out[1]);
-    const unsigned bit = stage.place == Place::kSecond ? streamed << 1 : streamed;
-    stage.vjp(inputs.in, out, n, bit);
   }
 
-  void Jvp(size_t i, const T* v, const T* t, T* to, size_t n, unsigned streamed) const {
+  void Jvp(size_t i, const T* v, const T* t, Target to) const {
     if (plan_.stage[i].place != Place::kBoth) {  // a diagonal Jacobian is its own transpose
-      Vjp(i, v, t, to, n, streamed);
+      Vjp(i, v, t, to);
       return;
     }
     const void* const in[] = {v, v, t, t};
-    void* const out[] = {to};
-    plan_.stage[i].jvp(in, out, n, streamed);
+    void* const out[] = {to.data};
+    plan_.stage[i].jvp(in, out, n_, to.streamed);
   }
 
-  static void Combine(ElementwiseKernel kernel, const T* a, const T* b, T* to, size_t n,
-                      unsigned streamed) {
+  void Combine(ElementwiseKernel kernel, const T* a, const T* b, Target to) const {
     const void* const in[] = {a, b};
-    void* const out[] = {to};
-    kernel(in, out, n, streamed);
+    void* const out[] = {to.data};
+    kernel(in, out, n_, to.streamed);
   }
 
   void Block(size_t begin, size_t n) {
+    n_ = n;
     const ChainCall& call = plan_.call;
-    const auto at = [&](const void* p) {
-      return p == nullptr ? nullptr : static_cast<const T*>(p) + begin;
-    };
-    const auto to = [&](void* p) { return p == nullptr ? nullptr : static_cast<T*>(p) + begin; };
+    const T* const x = static_cast<const T*>(call.x) + begin;
+    const Target value = TargetAt(call.value, begin), image = TargetAt(call.image, begin);
     for (size_t i = 0; i < plan_.count; ++i) bound_[i] = Bound(i, begin, n);
     if (plan_.Backward()) {
-      Pull(at(call.x), at(call.cotangent), to(call.value), to(call.image), n);
+      Pull(x, static_cast<const T*>(call.cotangent) + begin, value, image);
     } else if (plan_.Forward()) {
-      Push(at(call.x), at(call.tangent), to(call.value), to(call.image), n);
+      Push(x, static_cast<const T*>(call.tangent) + begin, value, image);
     } else {
-      Values(at(call.x), to(call.value), n);
+      Values(x, value);
     }
   }
 
-  void Values(const T* v, T* value, size_t n) const {
+  void Values(const T* v, Target value) const {
     const size_t last = plan_.count - 1;
     for (size_t i = 0; i < last; ++i) {
-      Value(i, v, running_, n, 0);
+      Value(i, v, {running_});
       v = running_;
     }
-    Value(last, v, value, n, Streamed(value));
+    Value(last, v, value);
   }
 
-  void Pull(const T* v, const T* g, T* value, T* image, size_t n) const {
+  void Pull(const T* v, const T* g, Target value, Target image) const {
     const size_t last = plan_.count - 1;
     std::array<const T*, kMaxChainSteps> input{};  // of stages that keep it
     for (size_t i = 0; i <= last; ++i) {
-      const bool keeps_input = plan_.stage[i].keeps_input;
       input[i] = v;
-      if (i == last) {
-        if (value == nullptr) break;
-        if (keeps_input) {
-          Value(i, v, value, n, Streamed(value));
-        } else {
-          Both(i, v, value, kept_[i], n, Streamed(value));
-        }
-        break;
-      }
+      if (i == last && value.data == nullptr) break;
       // What the next stage keeps must outlast it.
-      T* const y = plan_.stage[i + 1].keeps_input ? kept_[i + 1] : running_;
-      if (keeps_input) {
-        Value(i, v, y, n, 0);
+      Target y = value;
+      if (i < last) y = {plan_.stage[i + 1].keeps_input ? kept_[i + 1] : running_};
+      if (plan_.stage[i].keeps_input) {
+        Value(i, v, y);
       } else {
-        Both(i, v, y, kept_[i], n, 0);
+        Both(i, v, y, kept_[i]);
       }
-      v = y;
+      v = y.data;
     }
     for (size_t i = last + 1; i-- > 0;) {
-      T* const to = i == 0 ? image : moving_;
-      const unsigned streamed = i == 0 ? Streamed(image) : 0;
+      const Target to = i == 0 ? image : Target{moving_};
       // Where the value is not wanted, the last stage's derivative is needed just once.
-      if (plan_.stage[i].keeps_input || (i == last && value == nullptr)) {
-        Vjp(i, input[i], g, to, n, streamed);
+      if (plan_.stage[i].keeps_input || (i == last && value.data == nullptr)) {
+        Vjp(i, input[i], g, to);
       } else {
-        Combine(plan_.multiply, g, kept_[i], to, n, streamed);
+        Combine(plan_.multiply, g, kept_[i], to);
       }
-      g = to;
+      g = to.data;
     }
   }
 
-  void Push(const T* v, const T* t, T* value, T* image, size_t n) const {
+  void Push(const T* v, const T* t, Target value, Target image) const {
     const size_t last = plan_.count - 1;
     for (size_t i = 0; i <= last; ++i) {
-      T* const y = i == last ? value : running_;
-      T* const to = i == last ? image : moving_;
-      const unsigned streamed = i == last ? Streamed(image) : 0;
-      if (y == nullptr || plan_.stage[i].keeps_input) {
-        Jvp(i, v, t, to, n, streamed);
-        if (y != nullptr) Value(i, v, y, n, i == last ? Streamed(value) : 0);
+      const Target y = i == last ? value : Target{running_};
+      const Target to = i == last ? image : Target{moving_};
+      if (y.data == nullptr || plan_.stage[i].keeps_input) {
+        Jvp(i, v, t, to);
+        if (y.data != nullptr) Value(i, v, y);
       } else {
-        Both(i, v, y, kept_[0], n, i == last ? Streamed(value) : 0);
-        Combine(plan_.multiply, t, kept_[0], to, n, streamed);
+        Both(i, v, y, kept_[0]);
+        Combine(plan_.multiply, t, kept_[0], to);
       }
-      v = y;
-      t = to;
+      v = y.data;
+      t = to.data;
     }
   }
 
   const Plan& plan_;
   char* scratch_;
+  size_t n_ = 0;  // of the current block
   T *running_, *moving_, *dropped_;
   std::array<T*, kMaxChainSteps> kept_{}, gathered_{};
   std::array<const T*, kMaxChainSteps> bound_{};
@@ -365,13 +350,10 @@ Outcome RunChain(const ChainCall& call, Poll* poll) {
   const KernelFpEnv fp_env(poll);
   Plan plan(call);
   if (!plan.Prepare()) return Outcome::kOutOfMemory;
-  std::atomic<bool> out_of_memory{false};
-  const auto run = [&](size_t task) {
+  const bool parallel = call.n * plan.count >= kParallelElements;
+  return RunTasks(plan.chunks.tasks, parallel, poll, [&](size_t task) {
     Scratch<kStackBytes> scratch(plan.buffers * plan.stride);
-    if (!scratch) {
-      out_of_memory.store(true, std::memory_order_relaxed);
-      return;
-    }
+    if (!scratch) return false;
     char* const buffers = scratch.Take(plan.buffers * plan.stride);
     if (call.dtype == DType::kFloat32) {
       Walk<float>(plan, buffers).Run(plan.chunks(task));
@@ -379,13 +361,8 @@ Outcome RunChain(const ChainCall& call, Poll* poll) {
       Walk<double>(plan, buffers).Run(plan.chunks(task));
     }
     if (plan.streams) FlushStreams();
-  };
-  if (call.n * plan.count < kParallelElements) {
-    for (size_t task = 0; task < plan.chunks.tasks; ++task) run(task);
-  } else if (!ParallelFor(plan.chunks.tasks, run, poll)) {
-    return Outcome::kInterrupted;
-  }
-  return out_of_memory.load() ? Outcome::kOutOfMemory : Outcome::kDone;
+    return true;
+  });
 }
 
 }  // namespace pullback

@@ -7,10 +7,10 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cstdint>
 
 #include "kernels/sums.h"
+#include "kernels/tasks.h"
 #include "runtime/partition.h"
 #include "runtime/scratch.h"
 #include "runtime/threads.h"
@@ -38,9 +38,6 @@ constexpr size_t kLocalElements = 65536;
 constexpr size_t kTaskElements = 32768;
 
 constexpr size_t kTaskStackBytes = size_t{24} << 10;
-
-// Results from here on are written past the caches.
-constexpr size_t kStreamBytes = size_t{8} << 20;
 
 // How the slices are cut.
 struct Layout {
@@ -207,17 +204,11 @@ class Reducer {
 
   // `body(range)`: false if out of memory.
   Outcome For(const Partition& tasks, size_t elements, Poll* poll, FunctionRef<bool(Range)> body) {
-    std::atomic<bool> failed = false;
-    const auto task = [&](size_t i) {
-      if (!body(tasks(i))) failed.store(true, std::memory_order_relaxed);
+    return RunTasks(tasks.tasks, tasks.n * elements >= kParallelElements, poll, [&](size_t task) {
+      const bool done = body(tasks(task));
       if (streamed_) FlushStreams();
-    };
-    if (tasks.n * elements < kParallelElements) {
-      for (size_t i = 0; i < tasks.tasks; ++i) task(i);
-    } else if (!ParallelFor(tasks.tasks, task, poll)) {
-      return Outcome::kInterrupted;
-    }
-    return failed ? Outcome::kOutOfMemory : Outcome::kDone;
+      return done;
+    });
   }
 
   void Accumulate(const Segment& segment, double* state, void* kept) const {

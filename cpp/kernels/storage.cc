@@ -1,5 +1,6 @@
 #include "kernels/storage.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <type_traits>
@@ -61,8 +62,9 @@ void LoadAll(const char* from, ptrdiff_t stride, void* to, size_t n) {
     }
   } else if (stride == 0) {
     const T x = static_cast<T>(Widen(Read<S, kSwapped>(from)));
-    for (size_t i = 0; i < n; ++i) y[i] = x;
+    Fill(y, n, x);
   } else {
+#pragma GCC unroll 4
     for (size_t i = 0; i < n; ++i, from += stride) {
       y[i] = static_cast<T>(Widen(Read<S, kSwapped>(from)));
     }
@@ -110,6 +112,14 @@ Load LoadOf(Storage storage, DType dtype) {
       return LoadFrom<double>(swapped, dtype);
   }
   return nullptr;
+}
+
+void RepeatRun(void* to, size_t run, size_t bytes) {
+  // What is there doubles: element by element, each would wait for one that was just written.
+  auto* const begin = static_cast<char*>(to);
+  for (size_t filled = run; filled < bytes; filled *= 2) {
+    std::memcpy(begin + filled, begin, std::min(filled, bytes - filled));
+  }
 }
 
 }  // namespace pullback

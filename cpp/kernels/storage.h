@@ -2,8 +2,11 @@
 #ifndef PULLBACK_CPP_KERNELS_STORAGE_H_
 #define PULLBACK_CPP_KERNELS_STORAGE_H_
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/elementwise.h"
 
@@ -57,6 +60,22 @@ using Load = void (*)(const char* from, ptrdiff_t stride, void* to, size_t n);
 
 // To float from what ComputeType says float32 of, to double from anything.
 Load LoadOf(Storage storage, DType dtype);
+
+// std::fill_n by the line: a loop of single stores varies by a third with where its code lies.
+template <typename T>
+void Fill(T* to, size_t n, T x) {
+  constexpr size_t kLine = 64 / sizeof(T);
+  T* const end = to + n;
+  if (n >= kLine) {
+    std::array<T, kLine> line;
+    line.fill(x);
+    for (; n >= kLine; n -= kLine, to += kLine) std::memcpy(to, line.data(), sizeof(line));
+  }
+  std::fill(to, end, x);
+}
+
+// Fills `bytes` bytes with what the first `run` of them hold, over and over.
+void RepeatRun(void* to, size_t run, size_t bytes);
 
 }  // namespace pullback
 

@@ -1,5 +1,7 @@
 #include "kernels/sums.h"
 
+#include "kernels/tasks.h"
+
 #include "runtime/hwy_config.h"  // before any Highway header
 
 #undef HWY_TARGET_INCLUDE

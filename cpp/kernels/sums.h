@@ -83,9 +83,6 @@ class RunningTree {
   size_t count_ = 0;
 };
 
-// Orders streamed stores before whatever the other threads are told next.
-void FlushStreams();
-
 }  // namespace pullback
 
 #endif  // PULLBACK_CPP_KERNELS_SUMS_H_

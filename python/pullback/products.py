@@ -385,7 +385,10 @@ class Product:
     def _jacobian(self, given: tuple[Any, ...], options: tuple[Any, ...]) -> tuple[Any, ...]:
         op = f"{self.row.name}.jacobian"
         activation = self._activation(op, options)
-        operands = given if are_plain(given) else self._arrays(op, given)
+        lacks = any(
+            a is None and n != self.row.optional for a, n in zip(given, self._names, strict=True)
+        )
+        operands = self._arrays(op, given) if lacks or not are_plain(given) else given
         fit = _fit(op, self.row, operands)
         return _JACOBIANS[self.row.name](self, fit, operands, activation)
 

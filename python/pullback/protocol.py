@@ -201,22 +201,24 @@ def result_dtype(op: str, *operands: object, names: Sequence[str] = ()) -> np.dt
     TypeError
         If an operand's dtype has no kernel.
     """
-    kernels = {
-        kernel_dtype(op, name, (o if type(o) is np.ndarray else as_array(op, name, o)).dtype)
-        for name, o in zip(names or OPERANDS[len(operands)], operands, strict=True)
-        if not is_weak(o)
-    }
+    kernels = set()
+    for name, o in zip(names or OPERANDS[len(operands)], operands, strict=True):
+        if type(o) is np.ndarray or not is_weak(o):
+            dtype = (o if type(o) is np.ndarray else as_array(op, name, o)).dtype
+            kernels.add(_KERNEL_DTYPES.get(dtype.char) or kernel_dtype(op, name, dtype))
     return _FLOAT32 if kernels == {_FLOAT32} else _FLOAT64
 
 
 def as_arrays(op: str, *operands: object, names: Sequence[str] = ()) -> tuple[Array, ...]:
     """Convert `operands` to arrays of their common `result_dtype`, copying only where needed."""
     names = names or OPERANDS[len(operands)]
-    strong = [
+    strong: list[Any] = [
         o if type(o) is np.ndarray or is_weak(o) else as_array(op, names[i], o)
         for i, o in enumerate(operands)
     ]
     dtype = result_dtype(op, *strong, names=names)
+    if all(type(o) is np.ndarray and o.dtype is dtype for o in strong):
+        return tuple(strong)
     with np.errstate(all="ignore"):  # a weak 1e300 overflows to inf in float32
         try:
             return tuple(np.asarray(o, dtype) for o in strong)

@@ -210,7 +210,7 @@ class Diagonal(Shaped):
         return elements
 
     def _diagonal_elements(self) -> Array:
-        return self._diagonal.reshape(-1)
+        return self.diagonal()
 
     def _dense(self) -> Array:
         n = self._diagonal.size
