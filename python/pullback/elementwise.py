@@ -26,6 +26,7 @@ from pullback.protocol import (
     broadcast_shape,
     check_cotangent,
     check_shape,
+    check_unmasked,
     check_where,
     check_wrt,
     deliver,
@@ -259,7 +260,7 @@ class Elementwise:
             terms = [self._ufunc(self._terms[k])(*operands, g, **options) for k in asked.operands]
             if where is not True:  # what is no sum is masked where it is written
                 pairs = zip(terms, own, strict=True)
-                terms = [t if s == whole else np.where(where, t, 0) for t, s in pairs]
+                terms = [t if s == whole else _where(op, where, t) for t, s in pairs]
             sums = tuple(
                 sum_repeated(t, stack, s[len(stack) :]) for t, s in zip(terms, own, strict=True)
             )
@@ -304,9 +305,11 @@ class Elementwise:
         return zeros[()] if out is None else deliver(op, zeros, out, where)
 
     def _jacobian(self, operands: tuple[Any, ...]) -> Any:
+        op = _label(self.row, "jacobian")
+        for name, operand in zip(self.row.operands, operands, strict=True):
+            check_unmasked(op, f"argument {name}", operand)
         if self.nin == 1:
             return Diagonal._of(self._slopes(*operands))
-        op = _label(self.row, "jacobian")
         if list in map(type, operands):  # whose shapes it takes as long to find out
             named = zip(self.row.operands, operands, strict=True)
             operands = tuple(as_array(op, n, o) if type(o) is list else o for n, o in named)
@@ -341,6 +344,11 @@ def _fills(given: Any) -> bool:
 def _masking(out: Any, where: Any) -> Any:
     """Return a mask, without outputs that of everything, which NumPy would leave undefined."""
     return True if out is None else where
+
+
+def _where(op: str, where: Any, term: Any) -> Any:
+    check_unmasked(op, "a term", term)  # whose own mask NumPy forgets
+    return np.where(where, term, 0)
 
 
 def _refuse(w: Any, x: Any, g: Any, wrt: Any) -> Any:
