@@ -76,7 +76,6 @@ class Kronecker(Shaped):
         "_output_batch",
         "_right",
     )
-    __module__ = "pullback.jacobians"
 
     _left: Array | int
     _right: Array | int

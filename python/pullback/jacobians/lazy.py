@@ -33,7 +33,6 @@ class _Lazy(Shaped):
     """
 
     __slots__ = ("_entries", "_is_flat", "_nbytes", "_source")
-    __module__ = "pullback.jacobians"
 
     _borrows = True
     _is_leaf = False
@@ -201,7 +200,6 @@ class Sum(_Lazy):
     """
 
     __slots__ = ()
-    __module__ = "pullback.jacobians"
 
     def __init__(self, *terms: Jacobian) -> None:
         super().__init__(*terms)
@@ -311,7 +309,6 @@ class Product(_Lazy):
     """
 
     __slots__ = ("_is_merged",)
-    __module__ = "pullback.jacobians"
 
     _is_merged: bool  # whether no two neighbours have a rule
 

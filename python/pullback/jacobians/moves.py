@@ -22,7 +22,6 @@ class _Move(Unstored):
     """What the moves share."""
 
     __slots__ = ()
-    __module__ = "pullback.jacobians"
 
     _borrows = True
 
@@ -69,7 +68,6 @@ class Permutation(_Move):
     """
 
     __slots__ = ("_axes",)
-    __module__ = "pullback.jacobians"
 
     def __init__(
         self,
@@ -130,7 +128,6 @@ class Reshape(_Move):
     """
 
     __slots__ = ()
-    __module__ = "pullback.jacobians"
 
     def __init__(
         self,
@@ -182,7 +179,6 @@ class Broadcast(_Move):
     """
 
     __slots__ = ()
-    __module__ = "pullback.jacobians"
 
     def __init__(
         self,
@@ -224,7 +220,6 @@ class SumTo(_Move):
     """
 
     __slots__ = ()
-    __module__ = "pullback.jacobians"
 
     def __init__(
         self,
