@@ -12,7 +12,6 @@ import numpy.typing as npt
 # The module, of which only functions need more than its name: `algebra` builds on this one.
 from pullback import jacobians
 from pullback.jacobians.arguments import Array, as_shape, silent
-from pullback.jacobians.recursion import Steps
 from pullback.protocol import as_arrays, kernel_dtype, shape_of, shown
 from pullback.shapes import check_axes
 
@@ -124,22 +123,22 @@ class Jacobian(ABC):
     # products themselves, nested deeper than Python recurses, as steps for `recursion.run`. What
     # such parts cost is found out once per run, and kept in `known`.
 
-    def _times_steps(self, tangents: Array, known: dict[Any, int]) -> Array | Steps[Array]:
+    def _times_steps(self, tangents: Array, known: dict[Any, int]) -> Any:
         del known
         return self._times(tangents)
 
-    def _flops_steps(self, k: int, known: dict[Any, int]) -> int | Steps[int]:
+    def _flops_steps(self, k: int, known: dict[Any, int]) -> Any:
         del known
         return self.flops(k)
 
-    def _dense_steps(self, known: dict[Any, int]) -> Array | Steps[Array]:
+    def _dense_steps(self, known: dict[Any, int]) -> Any:
         del known
         return self._dense()
 
-    def _diagonal_steps(self) -> Array | Steps[Array]:
+    def _diagonal_steps(self) -> Any:
         return self._diagonal_elements()
 
-    def _scaled_steps(self, c: Any) -> Jacobian | Steps[Jacobian | None] | None:
+    def _scaled_steps(self, c: Any) -> Any:
         return self._scaled(c)
 
     def _applied(self, tangents: Array) -> Array:
