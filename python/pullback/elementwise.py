@@ -305,22 +305,22 @@ class Elementwise:
         return zeros[()] if out is None else deliver(op, zeros, out, where)
 
     def _jacobian(self, operands: tuple[Any, ...]) -> Any:
-        op = _label(self.row, "jacobian")
-        for name, operand in zip(self.row.operands, operands, strict=True):
-            check_unmasked(op, f"argument {name}", operand)
-        if self.nin == 1:
-            return Diagonal._of(self._slopes(*operands))
-        if list in map(type, operands):  # whose shapes it takes as long to find out
-            named = zip(self.row.operands, operands, strict=True)
+        if self.nin > 1 and list in map(type, operands):  # takes as long to find out shapes
+            op, named = _label(self.row, "jacobian"), zip(self.row.operands, operands, strict=True)
             operands = tuple(as_array(op, n, o) if type(o) is list else o for n, o in named)
         try:
             slopes = self._slopes(*operands)
-        except ValueError:  # again, for what the message calls it
+            if self.nin == 1:
+                return Diagonal._of(slopes)
+            if not self._engine.is_native:  # a slope of the oracle's may be an operand
+                slopes = map(np.array, slopes)
+            return tuple(map(of_operand, slopes, operands))
+        except (TypeError, ValueError):  # again, for what the message calls it
+            op = _label(self.row, "jacobian")
+            for name, operand in zip(self.row.operands, operands, strict=True):
+                check_unmasked(op, name, operand)
             broadcast_shape(op, **self._shapes(op, operands))
             raise
-        if not self._engine.is_native:  # a slope of the oracle's may be an operand
-            slopes = map(np.array, slopes)
-        return tuple(map(of_operand, slopes, operands))
 
     def _shapes(self, op: str, operands: tuple[Any, ...]) -> dict[str, tuple[int, ...]]:
         named = zip(self.row.operands, operands, strict=True)

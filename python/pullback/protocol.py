@@ -83,7 +83,8 @@ def as_array(op: str, name: str, given: Any) -> Array:
         If NumPy makes no array of it, such as of a ragged list, or it is masked. What an argument's
         own code raises passes as it is.
     """
-    check_unmasked(op, f"argument {name}", given)
+    if type(given) is not np.ndarray:
+        check_unmasked(op, name, given)
     try:
         return np.asarray(given)
     except (TypeError, ValueError) as error:
@@ -97,8 +98,8 @@ def check_unmasked(op: str, name: str, given: object) -> None:
     masked = sys.modules.get("numpy.ma")  # without it there are none
     if masked is not None and isinstance(given, masked.MaskedArray):
         raise TypeError(
-            f"{op}: {name} is a masked array, whose mask would be lost; give x.filled(value) or "
-            "x.compressed() of it"
+            f"{op}: {name} is a masked array, whose mask would be lost; take its filled(value) or "
+            "compressed()"
         )
 
 
