@@ -19,6 +19,7 @@ from pullback import console, selfbench, selfcheck
 from pullback.__main__ import main
 from pullback.cases import Case
 from pullback.tables.elementwise import OPS
+from pullback.tables.products import PRODUCTS
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -120,7 +121,7 @@ def test_a_wrong_rule_fails_against_differences() -> None:
 @pytest.mark.parametrize(
     ("name", "check"),
     [
-        *((f, f"check_{f}") for f in ("matmul", "linear", "quadratic_form", "bilinear_form")),
+        *((name, "check_product") for name in PRODUCTS),
         *((name, "check_reduction") for name in ("logsumexp", "softmax")),
         ("relu_mse", "check_loss"),
     ],

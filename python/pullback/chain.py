@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from pullback.protocol import Wrt, check_wrt, converted, result_dtype, shape_of
+from pullback.protocol import Wrt, as_array, check_wrt, converted, result_dtype, shape_of
 from pullback.steps import arg, in_sequence, make_step, pull_through, single
 
 __all__ = ["Chain", "arg", "chain"]
@@ -207,12 +207,15 @@ class Chain:
         if not stack:
             return self._pulled(asked, inputs, g)
         # One after the other; of none, their shapes.
-        count, g = math.prod(stack), np.asarray(g)
+        op = f"chain.{method}"
+        count, g = math.prod(stack), as_array(op, "g", g)
         items = g.reshape(count, *shape) if count else np.zeros((1, *shape), g.dtype)
         pulled = [self._pulled(asked, [*inputs], item) for item in items]
         several = pulled if not asked.single else [(one,) for one in pulled]
         cotangents = [
-            np.stack(each)[:count].reshape(stack + np.shape(each[0]))
+            np.stack([as_array(op, "cotangent", one) for one in each])[:count].reshape(
+                stack + np.shape(each[0])
+            )
             for each in zip(*several, strict=True)
         ]
         return asked.result(cotangents)

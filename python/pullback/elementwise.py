@@ -27,6 +27,7 @@ from pullback.protocol import (
     check_cotangent,
     check_outs,
     check_shape,
+    check_unmasked,
     check_where,
     check_wrt,
     deliver,
@@ -275,7 +276,7 @@ class Elementwise:
             terms = [self._run(self._terms[k], *operands, g, **options) for k in asked.operands]
             if where is not True:  # what is no sum is masked where it is written
                 pairs = zip(terms, own, strict=True)
-                terms = [t if s == whole else np.where(where, t, 0) for t, s in pairs]
+                terms = [t if s == whole else _where(op, where, t) for t, s in pairs]
             sums = tuple(
                 sum_repeated(t, stack, s[len(stack) :]) for t, s in zip(terms, own, strict=True)
             )
@@ -324,21 +325,23 @@ class Elementwise:
 
     def _jacobian(self, operands: tuple[Any, ...]) -> Any:
         op = _label(self.row, "jacobian")
-        if self.nin == 1:
-            if type(operands[0]) is int:  # of which NumPy makes an object where it is long
-                operands = as_arrays(op, *operands)
-            return Diagonal._of(self._slopes(*operands))
-        if list in map(type, operands):  # whose shapes it takes as long to find out
+        if self.nin == 1 and type(operands[0]) is int:
+            operands = as_arrays(op, *operands)  # NumPy makes an object of a long one
+        elif self.nin > 1 and list in map(type, operands):  # takes as long to find out shapes
             named = zip(self.row.operands, operands, strict=True)
             operands = tuple(as_array(op, n, o) if type(o) is list else o for n, o in named)
         try:
             slopes = self._slopes(*operands)
-        except ValueError:  # again, for what the message calls it
+            if self.nin == 1:
+                return Diagonal._of(slopes)
+            if not self._engine.is_native:  # a slope of the oracle's may be an operand
+                slopes = map(np.array, slopes)
+            return tuple(map(of_operand, slopes, operands))
+        except (TypeError, ValueError):  # again, for what the message calls it
+            for name, operand in zip(self.row.operands, operands, strict=True):
+                check_unmasked(op, name, operand)
             broadcast_shape(op, **self._shapes(op, operands))
             raise
-        if not self._engine.is_native:  # a slope of the oracle's may be an operand
-            slopes = map(np.array, slopes)
-        return tuple(map(of_operand, slopes, operands))
 
     def _shapes(self, op: str, operands: tuple[Any, ...]) -> dict[str, tuple[int, ...]]:
         named = zip(self.row.operands, operands, strict=True)
@@ -384,6 +387,11 @@ def _check_outs(op: str, outs: tuple[Any, ...], shape: tuple[int, ...], dtype: A
         check_outs(
             op, outs[0] if single else outs, [shape] * n, [dtype] * n, single=single, apart=False
         )
+
+
+def _where(op: str, where: Any, term: Any) -> Any:
+    check_unmasked(op, "a term", term)  # whose own mask NumPy forgets
+    return np.where(where, term, 0)
 
 
 def _refuse(w: Any, x: Any, g: Any, wrt: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from pullback.tables.losses import LOSSES
 from pullback.tables.products import PRODUCTS
 from pullback.tables.reductions import REDUCTIONS
 
-__all__ = ["BACKEND", "ORACLE", "Engine"]
+__all__ = ["BACKEND", "ORACLE", "Engine", "attribute_of", "enter"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,31 @@ class Engine:
     def remark(self) -> str:
         """What sets primitives apart in their repr."""
         return "" if self.is_native else ", NumPy twin"
+
+
+def enter(make: Callable[[Any], Any], owner: Any, name: str, label: str, module: str) -> Any:
+    """Return a native method, made of the owner's own, to which it falls back and which it equals.
+
+    Parameters
+    ----------
+    make : callable
+        ``make(fallback)``, the native method.
+    owner, name : object, str
+        Whose method of what name it is, which is how it pickles.
+    label, module : str
+        What the owner is called, and where.
+    """
+    fallback = getattr(owner, name)
+    call = make(fallback)
+    call.__name__, call.__qualname__ = name, f"{label}.{name}"
+    call.__module__, call.__doc__ = module, fallback.__doc__
+    call.__reduce__ = partial(attribute_of, owner, name)
+    return call
+
+
+def attribute_of(owner: object, name: str) -> Any:
+    """Return what pickles as an attribute of another object."""
+    return getattr, (owner, name)
 
 
 # --- the oracle's ---------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.elementwise import make_elementwise
-from pullback.engine import BACKEND, Engine
+from pullback.engine import BACKEND, Engine, enter
 from pullback.layouts import Sparse
 from pullback.partial import Kinds, PartialSums, Reduction, divisor, tree_sum
 from pullback.pointwise import Pointwise
@@ -69,8 +69,7 @@ class Loss:
         if parameter is None and row.parameter is not None:
             parameter = row.parameter.default
         self._parameter = parameter
-        self.__name__ = row.name
-        self.__qualname__ = row.name
+        self.__name__ = self.__qualname__ = row.name
         self.__module__ = engine.module("losses")
         self.__doc__ = _docstring(row)
         if row.parameter is not None:
@@ -80,15 +79,9 @@ class Loss:
         if not engine.is_native:
             return
         for method in ("value", "grad", "value_and_grad", "hvp", "curvature", "partial"):
-            fallback = getattr(self, method)
             sums = (PartialSums, self._title) if method == "partial" else None
-            call = engine.kernels.loss_method(*self._row_and_parameter, method, sums, fallback)
-            call.__name__ = method
-            call.__qualname__ = f"{self.__qualname__}.{method}"
-            call.__module__ = self.__module__
-            call.__doc__ = fallback.__doc__
-            call.__reduce__ = partial(_reduced, self, method)
-            setattr(self, method, call)
+            make = partial(engine.kernels.loss_method, *self._row_and_parameter, method, sums)
+            setattr(self, method, enter(make, self, method, row.name, self.__module__))
 
     def __repr__(self) -> str:
         return f"<loss {self._title}{self._engine.remark}>"
@@ -483,10 +476,6 @@ class ParametricLoss(Loss):
         if not about.test(parameter):
             raise ValueError(f"{self.__name__}: {about.name} is {parameter}, needs {about.text}")
         return type(self)(self.row, self._engine, parameter)
-
-
-def _reduced(owner: object, attribute: str) -> Any:
-    return getattr, (owner, attribute)
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pullback.engine import enter
 from pullback.layouts import as_data
 from pullback.losses import Loss, losses
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
@@ -133,12 +134,7 @@ class LinearObjective:
         if objective is None:
             return
         for name in ("value", "grad", "value_and_grad", "hvp", "predict", "unpack"):
-            fallback = getattr(self, name)
-            call = objective(name, fallback)
-            call.__name__, call.__qualname__ = name, f"{_OP}.{name}"
-            call.__module__, call.__doc__ = __name__, fallback.__doc__
-            call.__reduce__ = partial(_reduced, self, name)
-            setattr(self, name, call)
+            setattr(self, name, enter(partial(objective, name), self, name, _OP, __name__))
 
     def __repr__(self) -> str:
         return f"<LinearObjective of {self._loss!r}, {self.n_parameters} parameters>"
@@ -437,10 +433,6 @@ def _chunk_source(row: LossRow, chunks: Any) -> Source:
             yield where, check_samples(where, row, X, y, sample_weight)
 
     return source
-
-
-def _reduced(objective: LinearObjective, method: str) -> Any:
-    return getattr, (objective, method)
 
 
 def _check_l2(l2: Any) -> float:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.engine import Engine
+from pullback.engine import Engine, attribute_of, enter
 from pullback.protocol import (
     as_array,
     check_cotangent,
@@ -66,23 +66,17 @@ class Pointwise:
         self._call: Any = self._value
         if not engine.is_native:
             return
-        enter = partial(engine.kernels.loss_method, row.name, parameter)
-        self._call = enter("pointwise", None, self._value)
+        made = partial(engine.kernels.loss_method, row.name, parameter)
+        self._call = made("pointwise", None, self._value)
         for own in ("derivative", "value_and_derivative", "second_derivative", "vjp"):
-            fallback = getattr(self, own)
-            call = enter(f"pointwise.{own}", None, fallback)
-            call.__name__ = own
-            call.__qualname__ = f"{row.name}.pointwise.{own}"
-            call.__module__ = __name__
-            call.__doc__ = fallback.__doc__
-            call.__reduce__ = partial(_reduced, self, own)
-            setattr(self, own, call)
+            make = partial(made, f"pointwise.{own}", None)
+            setattr(self, own, enter(make, self, own, f"{row.name}.pointwise", __name__))
 
     def __repr__(self) -> str:
         return f"<pointwise of {self._loss!r}>"
 
     def __reduce__(self) -> Any:
-        return _reduced(self._loss, "pointwise")
+        return attribute_of(self._loss, "pointwise")
 
     def __call__(self, z: npt.ArrayLike, y: npt.ArrayLike) -> Any:
         """Return the loss of each prediction.
@@ -240,10 +234,6 @@ class Pointwise:
             self._row.name, self._parameter, operands.z, operands.y, order
         )
         return values.reshape(operands.shape if order == 0 else operands.z_shape)
-
-
-def _reduced(owner: object, attribute: str) -> Any:
-    return getattr, (owner, attribute)
 
 
 def _plain(array: Array) -> Array:

@@ -9,14 +9,14 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pullback import elementwise
-from pullback.engine import BACKEND, Engine
+from pullback.engine import BACKEND, Engine, enter
 from pullback.jacobians import Kronecker
 from pullback.jacobians.primitives import are_plain, of_layer, of_matrix, of_product, of_vector
 from pullback.protocol import (
@@ -278,14 +278,10 @@ class Product:
         for name in methods if engine.is_native else ():
             if name == "jacobian":
                 continue
-            fallback = getattr(self, name)
             kind = "value" if name == "__call__" else name
-            call = engine.kernels.product_method(row.name, kind, fallback)
-            call.__name__ = name
-            call.__qualname__ = f"{row.name}.{name}"
-            call.__module__ = self.__module__
-            call.__doc__ = fallback.__doc__
-            setattr(own, name, call)  # where calls look
+            make = partial(engine.kernels.product_method, row.name, kind)
+            # On the class, where calls look.
+            setattr(own, name, enter(make, self, name, row.name, self.__module__))
 
     def __repr__(self) -> str:
         return f"<product {self.__name__}{self._engine.remark}>"
@@ -385,10 +381,9 @@ class Product:
     def _jacobian(self, given: tuple[Any, ...], options: tuple[Any, ...]) -> tuple[Any, ...]:
         op = f"{self.row.name}.jacobian"
         activation = self._activation(op, options)
-        lacks = any(
-            a is None and n != self.row.optional for a, n in zip(given, self._names, strict=True)
+        operands = (
+            given if are_plain(given, self.row.optional is not None) else self._arrays(op, given)
         )
-        operands = self._arrays(op, given) if lacks or not are_plain(given) else given
         fit = _fit(op, self.row, operands)
         return _JACOBIANS[self.row.name](self, fit, operands, activation)
 

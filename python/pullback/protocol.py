@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, update_wrapper
 from itertools import combinations, repeat
@@ -32,6 +33,7 @@ __all__ = [
     "check_cotangent",
     "check_outs",
     "check_shape",
+    "check_unmasked",
     "check_where",
     "check_wrt",
     "converted",
@@ -78,15 +80,27 @@ def as_array(op: str, name: str, given: Any) -> Array:
     Raises
     ------
     TypeError, ValueError
-        If NumPy makes no array of it, such as of a ragged list. What an argument's own code
-        raises passes as it is.
+        If NumPy makes no array of it, such as of a ragged list, or it is masked. What an argument's
+        own code raises passes as it is.
     """
+    if type(given) is not np.ndarray:
+        check_unmasked(op, name, given)
     try:
         return np.asarray(given)
     except (TypeError, ValueError) as error:
         if type(error) not in (TypeError, ValueError) or _is_of_python(error):
             raise
         raise type(error)(f"{op}: argument {name} makes no array: {error}") from None
+
+
+def check_unmasked(op: str, name: str, given: object) -> None:
+    """Raise TypeError for a masked array, of which NumPy would convert what is hidden as well."""
+    masked = sys.modules.get("numpy.ma")  # without it there are none
+    if masked is not None and isinstance(given, masked.MaskedArray):
+        raise TypeError(
+            f"{op}: {name} is a masked array, whose mask would be lost; take its filled(value) or "
+            "compressed()"
+        )
 
 
 def shape_of(op: str, name: str, given: Any) -> tuple[int, ...]:
@@ -513,6 +527,7 @@ def _check_out(
 ) -> None:
     if not isinstance(out, np.ndarray):
         raise TypeError(f"{op}: {name} must be an array, not {type(out).__name__}")
+    check_unmasked(op, name, out)
     if shape is None:
         raise ValueError(f"{op}: {name} is given for a result that does not exist")
     if out.shape != shape:
@@ -647,7 +662,7 @@ def deliver(op: str, results: Any, out: Any, where: Any = True) -> Any:
     `out` is nested alike, or flat. All of it is checked before any of it is written, which is done
     where the mask `where` is true, one for all of them or a tuple with one for each.
     """
-    arrays = [np.asarray(result) for result in _leaves(results)]
+    arrays = [as_array(op, "result", result) for result in _leaves(results)]
     count = len(arrays)
     given = flat_outs(op, out, results)
     shapes, dtypes = [a.shape for a in arrays], [a.dtype for a in arrays]

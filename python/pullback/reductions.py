@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pullback.engine import BACKEND, Engine
+from pullback.engine import BACKEND, Engine, enter
 from pullback.jacobians.primitives import of_reduction
 from pullback.jacobians.rows import RowWise
 from pullback.protocol import (
@@ -65,14 +65,10 @@ class _Rows:
         about = row.parameter
         default, valid = (0.0, None) if about is None else (about.default or 0.0, about.test)
         for name in ("value", "grad", "value_and_grad", "vjp", "jvp"):
-            fallback = getattr(self, name, None)
-            if fallback is None:  # a map has no gradient
+            if not hasattr(self, name):  # a map has no gradient
                 continue
-            call = engine.kernels.reduction_method(row.name, name, default, valid, fallback)
-            call.__name__ = name
-            call.__qualname__ = f"{row.name}.{name}"
-            call.__module__ = self.__module__
-            call.__doc__ = fallback.__doc__
+            make = partial(engine.kernels.reduction_method, row.name, name, default, valid)
+            call = enter(make, self, name, row.name, self.__module__)
             setattr(self, name, call)
             if name == "value":  # which Python looks up on the class, one of its own
                 own.__call__ = call

@@ -22,6 +22,7 @@ from pullback.products import products
 from pullback.reductions import reductions
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow
 from pullback.tables.losses import LOSSES
+from pullback.tables.products import PRODUCTS
 from pullback.tables.reductions import REDUCTIONS
 
 __all__ = ["DTYPES", "Finding", "Measured", "checks"]
@@ -91,7 +92,7 @@ def checks(dtypes: Sequence[np.dtype[Any]] = DTYPES) -> list[Callable[[], Findin
             for row in OPS.values()
             for d in dtypes
         ),
-        *(bind(_PRODUCT_CHECKS[name], f, dtype=d) for name, f in products.items() for d in dtypes),
+        *(bind(check_product, f, dtype=d) for f in products.values() for d in dtypes),
         *(bind(check_reduction, f, dtype=d) for f in reductions.values() for d in dtypes),
         *(bind(check_loss, loss, dtype=d) for loss in losses.losses.values() for d in dtypes),
     ]
@@ -280,114 +281,87 @@ def _worst_sum(actual: Any, exact: Any, magnitude: Any) -> float:
     return float(np.max(np.where(np.isnan(error), np.inf, error)))
 
 
-def check_matmul(primitive: Any, dtype: np.dtype[Any]) -> Finding:
-    """Check the product and its cotangents, in one batch that broadcasts."""
-    rng = np.random.default_rng(7)
-    A = rng.standard_normal((3, 24, 40)).astype(dtype)
-    B = rng.standard_normal((40, 32)).astype(dtype)
-    G = rng.standard_normal((3, 24, 32)).astype(dtype)
-    A_, B_, G_ = (array.astype(np.longdouble) for array in (A, B, G))
-    dA, dB = primitive.vjp(A, B, G)
+class _Sums(NamedTuple):
+    """What a product is by definition.
 
-    def judge(actual: Array, left: Array, right: Array) -> float:
-        return _worst_sum(actual, left @ right, np.abs(left) @ np.abs(right))
+    Parameters
+    ----------
+    shapes : tuple of tuple of int
+        The operands'.
+    value : callable
+        Of the operands.
+    cotangents : callable
+        Of the operands and a cotangent.
+    bounds : (int, int)
+        Lengths of the sums in both, and a rounding or two for each that is nested.
+    """
 
-    # B is shared by the batch, so its cotangent is one product of the stacked rows.
-    rows, cotangents = A_.reshape(-1, 40), G_.reshape(-1, 32)
-    # The bounds are the lengths of the sums, plus two.
-    return Finding(
-        name="matmul",
-        dtype=dtype.name,
-        samples=A.size + B.size + G.size,
-        value=Measured(judge(primitive(A, B), A_, B_), 40 + 2),
-        derivative=Measured(max(judge(dA, G_, B_.T), judge(dB, rows.T, cotangents)), len(rows) + 2),
-    )
+    shapes: tuple[tuple[int, ...], ...]
+    value: Callable[..., Array]
+    cotangents: Callable[..., tuple[Array, ...]]
+    bounds: tuple[int, int]
 
 
-def check_linear(primitive: Any, dtype: np.dtype[Any]) -> Finding:
-    """Check a layer and its cotangents, with an activation, which it has to compute as defined."""
-    rng = np.random.default_rng(8)
-    X = rng.standard_normal((90, 40)).astype(dtype)
-    W, b = rng.standard_normal((40, 32)).astype(dtype), rng.standard_normal(32).astype(dtype)
-    G = rng.standard_normal((90, 32)).astype(dtype)
-    f = elementwise["tanh"]
-    Z = primitive(X, W, b)
-    X_, W_, b_, H_ = (a.astype(np.longdouble) for a in (X, W, b, f.vjp(Z, G)))
-    results = primitive.vjp(X, W, b, G, activation=f)
-    # The last one is a sum, a product with a row of ones.
-    factors = ((H_, W_.T), (X_.T, H_), (np.ones(90, np.longdouble), H_))
-    errors = [
-        _worst_sum(actual, left @ right, np.abs(left) @ np.abs(right))
-        for actual, (left, right) in zip(results, factors, strict=True)
-    ]
-    same = _same(primitive(X, W, b, activation=f), f(Z)).all()
-    magnitude = np.abs(X_) @ np.abs(W_) + np.abs(b_)
-    return Finding(
-        name="linear",
-        dtype=dtype.name,
-        samples=X.size + W.size + b.size + G.size,
-        value=Measured(_worst_sum(Z, X_ @ W_ + b_, magnitude), 40 + 1 + 2),
-        derivative=Measured(max(errors), 90 + 2),
-        failures=() if same else ("the value is not the activation of what it is without one",),
-    )
-
-
-def check_quadratic_form(primitive: Any, dtype: np.dtype[Any]) -> Finding:
-    """Check the quadratic form of some vectors, and its cotangents."""
-    rng = np.random.default_rng(9)
-    n, count = 40, 30
-    x = rng.standard_normal((count, n)).astype(dtype)
-    A = rng.standard_normal((n, n)).astype(dtype)
-    g = rng.standard_normal(count).astype(dtype)
-
-    def exact(x: Array, A: Array, g: Array) -> tuple[Array, Array, Array]:
-        return np.sum(x @ A * x, -1), g[:, None] * (x @ (A + A.T)), (g[:, None] * x).T @ x
-
-    wide = [a.astype(np.longdouble) for a in (x, A, g)]
-    value, *gradients = zip(exact(*wide), exact(*map(np.abs, wide)), strict=True)
-    results = primitive.vjp(x, A, g)
-    errors = [_worst_sum(a, *terms) for a, terms in zip(results, gradients, strict=True)]
-    return Finding(
-        name="quadratic_form",
-        dtype=dtype.name,
-        samples=x.size + A.size + g.size,
-        value=Measured(_worst_sum(primitive(x, A), *value), 2 * (n + 2)),
-        derivative=Measured(max(errors), n + 4),
-    )
-
-
-def check_bilinear_form(primitive: Any, dtype: np.dtype[Any]) -> Finding:
-    """Check the bilinear form of some pairs of vectors, and its cotangents."""
-    rng = np.random.default_rng(10)
-    m, n, count = 40, 25, 30
-    u, X, v = (
-        rng.standard_normal(shape).astype(dtype) for shape in ((count, m), (m, n), (count, n))
-    )
-    g = rng.standard_normal(count).astype(dtype)
-
-    def exact(u: Array, X: Array, v: Array, g: Array) -> tuple[Array, ...]:
-        gv = g[:, None] * v
-        return np.sum(u @ X * v, -1), gv @ X.T, u.T @ gv, g[:, None] * (u @ X)
-
-    wide = [a.astype(np.longdouble) for a in (u, X, v, g)]
-    value, *gradients = zip(exact(*wide), exact(*map(np.abs, wide)), strict=True)
-    results = primitive.vjp(u, X, v, g)
-    errors = [_worst_sum(a, *terms) for a, terms in zip(results, gradients, strict=True)]
-    return Finding(
-        name="bilinear_form",
-        dtype=dtype.name,
-        samples=u.size + X.size + v.size + g.size,
-        value=Measured(_worst_sum(primitive(u, X, v), *value), m + n + 4),
-        derivative=Measured(max(errors), m + 3),
-    )
-
-
-_PRODUCT_CHECKS: Final[Mapping[str, Callable[..., Finding]]] = {
-    "matmul": check_matmul,
-    "linear": check_linear,
-    "quadratic_form": check_quadratic_form,
-    "bilinear_form": check_bilinear_form,
+# A batch shares B, whose cotangent is one product of the stacked rows.
+_PRODUCTS: Final[Mapping[str, _Sums]] = {
+    "matmul": _Sums(
+        ((3, 24, 40), (40, 32)),
+        lambda A, B: A @ B,
+        lambda A, B, G: (G @ B.T, np.einsum("imk,imn->kn", A, G)),
+        (40 + 2, 72 + 2),
+    ),
+    "linear": _Sums(
+        ((90, 40), (40, 32), (32,)),
+        lambda X, W, b: X @ W + b,
+        lambda X, W, b, G: (G @ W.T, X.T @ G, G.sum(0)),
+        (40 + 1 + 2, 90 + 2),
+    ),
+    "quadratic_form": _Sums(
+        ((30, 40), (40, 40)),
+        lambda x, A: np.sum(x @ A * x, -1),
+        lambda x, A, g: (g[:, None] * (x @ (A + A.T)), (g[:, None] * x).T @ x),
+        (2 * (40 + 2), 40 + 4),
+    ),
+    "bilinear_form": _Sums(
+        ((30, 40), (40, 25), (30, 25)),
+        lambda u, X, v: np.sum(u @ X * v, -1),
+        lambda u, X, v, g: (
+            g[:, None] * v @ X.T,
+            u.T @ (g[:, None] * v),
+            g[:, None] * (u @ X),
+        ),
+        (40 + 25 + 4, 40 + 3),
+    ),
 }
+
+
+def check_product(primitive: Any, dtype: np.dtype[Any]) -> Finding:
+    """Check a product and its cotangents; of a layer also that an activation comes after it."""
+    name = primitive.__name__
+    shapes, of_operands, of_cotangent, bounds = _PRODUCTS[name]
+    rng = np.random.default_rng(7)
+    operands = tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
+    value = primitive(*operands)
+    g = rng.standard_normal(value.shape).astype(dtype)
+    cotangents = primitive.vjp(*operands, g)
+    failures: tuple[str, ...] = ()
+    if PRODUCTS[name].options:
+        f = elementwise["tanh"]
+        cotangents, g = primitive.vjp(*operands, g, activation=f), f.vjp(value, g)
+        if not _same(primitive(*operands, activation=f), f(value)).all():
+            failures = ("the value is not the activation of what it is without one",)
+    wide = [a.astype(np.longdouble) for a in (*operands, g)]
+    sizes = list(map(np.abs, wide))
+    exact, magnitude = of_operands(*wide[:-1]), of_operands(*sizes[:-1])
+    errors = map(_worst_sum, cotangents, of_cotangent(*wide), of_cotangent(*sizes))
+    return Finding(
+        name=name,
+        dtype=dtype.name,
+        samples=sum(a.size for a in wide),
+        value=Measured(_worst_sum(value, exact, magnitude), bounds[0]),
+        derivative=Measured(max(errors), bounds[1]),
+        failures=failures,
+    )
 
 
 def check_reduction(primitive: Any, dtype: np.dtype[Any]) -> Finding:

@@ -17,7 +17,7 @@ import numpy as np
 from pullback.jacobians.arguments import Array, add, multiply
 from pullback.jacobians.arguments import product as multiplied
 from pullback.jacobians.base import Jacobian
-from pullback.jacobians.blocks import BlockDiagonal
+from pullback.jacobians.blocks import BlockDiagonal, Blocks
 from pullback.jacobians.dense import Dense, Outer
 from pullback.jacobians.diagonal import Diagonal, Identity, Zero
 from pullback.jacobians.kronecker import Kronecker, extents
@@ -214,25 +214,15 @@ def _applied(J: Jacobian, vector: Array) -> Array:
     return J._applied(vector.reshape(1, -1).astype(dtype)).reshape(J.output_shape)
 
 
-def _rows_scaled(left: Diagonal, right: Dense) -> Dense:
-    matrix = multiply(left.diagonal()[:, np.newaxis], right._matrix)
-    return Dense._of(matrix, right._input_shape, right._output_shape)
+def _rows_scaled(left: Diagonal, right: Blocks) -> Blocks:
+    rows = left.diagonal().reshape(*right._blocks.shape[:-1], 1)
+    return right._of(multiply(rows, right._blocks), right._input_shape, right._output_shape)
 
 
-def _columns_scaled(left: Dense, right: Diagonal) -> Dense:
-    matrix = multiply(left._matrix, right._diagonal.reshape(1, -1))
-    return Dense._of(matrix, left._input_shape, left._output_shape)
-
-
-def _block_rows_scaled(left: Diagonal, right: BlockDiagonal) -> BlockDiagonal:
-    blocks = multiply(left.diagonal().reshape(*right.blocks.shape[:-1], 1), right.blocks)
-    return BlockDiagonal._of(blocks, right.input_shape, right.output_shape)
-
-
-def _block_columns_scaled(left: BlockDiagonal, right: Diagonal) -> BlockDiagonal:
-    *batch, _, q = left.blocks.shape
-    blocks = multiply(left.blocks, right.diagonal().reshape(*batch, 1, q))
-    return BlockDiagonal._of(blocks, left.input_shape, left.output_shape)
+def _columns_scaled(left: Blocks, right: Diagonal) -> Blocks:
+    *batch, _, q = left._blocks.shape
+    columns = right._diagonal.reshape(*batch, 1, q)
+    return left._of(multiply(left._blocks, columns), left._input_shape, left._output_shape)
 
 
 def _blocks_multiplied(left: BlockDiagonal, right: BlockDiagonal) -> BlockDiagonal | None:
@@ -316,18 +306,16 @@ PRODUCTS: Final = Rules(
         (Outer, Jacobian): _outer_first,
         (Jacobian, Outer): _outer_last,
         (Diagonal, Diagonal): _diagonals_multiplied,
-        (Diagonal, Dense): _rows_scaled,
-        (Dense, Diagonal): _columns_scaled,
-        (Diagonal, BlockDiagonal): _block_rows_scaled,
-        (BlockDiagonal, Diagonal): _block_columns_scaled,
+        (Diagonal, Blocks): _rows_scaled,
+        (Blocks, Diagonal): _columns_scaled,
         (BlockDiagonal, BlockDiagonal): _blocks_multiplied,
         (Kronecker, Kronecker): _kronecker,
         (Permutation, Permutation): _permuted,
         (Reshape, Reshape): _reshaped,
         (Broadcast, Broadcast): _broadcast,
         (SumTo, SumTo): _summed,
-        **{(Reshape, kind): _result_presented for kind in (Dense, BlockDiagonal, Kronecker)},
-        **{(kind, Reshape): _operand_presented for kind in (Dense, BlockDiagonal, Kronecker)},
+        **{(Reshape, kind): _result_presented for kind in (Blocks, Kronecker)},
+        **{(kind, Reshape): _operand_presented for kind in (Blocks, Kronecker)},
     }
 )
 
@@ -335,33 +323,24 @@ PRODUCTS: Final = Rules(
 # --- sums: both orders of a pair are tried --------------------------------------------------------
 
 
-def _diagonal_in_dense(left: Dense, right: Jacobian) -> Dense:
-    matrix = left.matrix.astype(np.result_type(left.dtype, right.dtype))
-    own = np.einsum("ii->i", matrix)
-    add(own, right.diagonal(), out=own)
-    return Dense._of(matrix, left.input_shape, left.output_shape)
-
-
-def _diagonal_in_blocks(left: BlockDiagonal, right: Jacobian) -> BlockDiagonal | None:
-    *batch, p, q = left.blocks.shape
+def _diagonal_in_blocks(left: Blocks, right: Jacobian) -> Blocks | None:
+    *batch, p, q = left._blocks.shape
     if p != q:
         return None
-    blocks = left.blocks.astype(np.result_type(left.dtype, right.dtype))
+    blocks = left._blocks.astype(np.result_type(left.dtype, right.dtype))
     own = np.einsum("...ii->...i", blocks)
     add(own, right.diagonal().reshape(*batch, p), out=own)
-    return BlockDiagonal._of(blocks, left.input_shape, left.output_shape)
+    return left._of(blocks, left.input_shape, left.output_shape)
 
 
-def _dense_added(left: Dense, right: Dense | Outer) -> Dense:
-    matrix = add(left.matrix, right._dense())
-    return Dense._of(matrix, left.input_shape, left.output_shape)
-
-
-def _blocks_added(left: BlockDiagonal, right: BlockDiagonal) -> BlockDiagonal | None:
-    if left.blocks.shape != right.blocks.shape:
+def _blocks_added(left: Any, right: Any) -> Any:
+    if left._blocks.shape != right._blocks.shape:
         return None
-    blocks = add(left.blocks, right.blocks)
-    return BlockDiagonal._of(blocks, left.input_shape, left.output_shape)
+    return left._of(add(left._blocks, right._blocks), left.input_shape, left.output_shape)
+
+
+def _outer_added(left: Dense, right: Outer) -> Dense:
+    return Dense._of(add(left.matrix, right._dense()), left.input_shape, left.output_shape)
 
 
 def _kronecker_added(left: Kronecker, right: Kronecker) -> Kronecker | None:
@@ -389,13 +368,11 @@ SUMS: Final = Rules(
         (Identity, Identity): _diagonals_added,
         (Diagonal, Identity): _diagonals_added,
         (Diagonal, Diagonal): _diagonals_added,
-        (Dense, Dense): _dense_added,
-        (Dense, Outer): _dense_added,
-        (Dense, Diagonal): _diagonal_in_dense,
-        (Dense, Identity): _diagonal_in_dense,
+        (Dense, Dense): _blocks_added,
+        (Dense, Outer): _outer_added,
         (BlockDiagonal, BlockDiagonal): _blocks_added,
-        (BlockDiagonal, Diagonal): _diagonal_in_blocks,
-        (BlockDiagonal, Identity): _diagonal_in_blocks,
+        (Blocks, Diagonal): _diagonal_in_blocks,
+        (Blocks, Identity): _diagonal_in_blocks,
         (Kronecker, Kronecker): _kronecker_added,
     }
 )

@@ -12,15 +12,14 @@ import numpy.typing as npt
 # The module, of which only functions need more than its name: `algebra` builds on this one.
 from pullback import jacobians
 from pullback.jacobians.arguments import Array, as_shape, silent
-from pullback.jacobians.recursion import Steps
 from pullback.protocol import as_arrays, kernel_dtype, shape_of, shown
 from pullback.shapes import check_axes
 
-__all__ = ["Jacobian", "Shaped", "Unstored"]
+__all__ = ["UNITS", "Jacobian", "Shaped", "Unstored"]
 
 _ndarray: Final = np.ndarray
 
-_BLOCK = 2**20  # elements of unit vectors at a time
+UNITS: Final = 2**20  # elements of unit vectors at a time
 
 
 class Jacobian(ABC):
@@ -41,6 +40,8 @@ class Jacobian(ABC):
     _is_leaf = True  # not made of others
 
     def __init_subclass__(cls) -> None:
+        if cls.__module__.startswith(Jacobian.__module__):
+            cls.__module__ = Jacobian.__module__
         # Ours take care themselves that they do not warn, and only where they might.
         for name in ("_times", "_scaled", "_diagonal_elements", "_dense"):
             if name in cls.__dict__ and cls.__module__ != Jacobian.__module__:
@@ -122,22 +123,22 @@ class Jacobian(ABC):
     # products themselves, nested deeper than Python recurses, as steps for `recursion.run`. What
     # such parts cost is found out once per run, and kept in `known`.
 
-    def _times_steps(self, tangents: Array, known: dict[Any, int]) -> Array | Steps[Array]:
+    def _times_steps(self, tangents: Array, known: dict[Any, int]) -> Any:
         del known
         return self._times(tangents)
 
-    def _flops_steps(self, k: int, known: dict[Any, int]) -> int | Steps[int]:
+    def _flops_steps(self, k: int, known: dict[Any, int]) -> Any:
         del known
         return self.flops(k)
 
-    def _dense_steps(self, known: dict[Any, int]) -> Array | Steps[Array]:
+    def _dense_steps(self, known: dict[Any, int]) -> Any:
         del known
         return self._dense()
 
-    def _diagonal_steps(self) -> Array | Steps[Array]:
+    def _diagonal_steps(self) -> Any:
         return self._diagonal_elements()
 
-    def _scaled_steps(self, c: Any) -> Jacobian | Steps[Jacobian | None] | None:
+    def _scaled_steps(self, c: Any) -> Any:
         return self._scaled(c)
 
     def _applied(self, tangents: Array) -> Array:
@@ -354,7 +355,7 @@ class Jacobian(ABC):
         rows, columns = self.shape
         n = min(rows, columns)
         elements = np.empty(n, self.dtype)
-        step = max(1, _BLOCK // max(rows, columns, 1))
+        step = max(1, UNITS // max(rows, columns, 1))
         for start in range(0, n, step):
             i = np.arange(min(step, n - start))
             units = np.zeros((i.size, columns), self.dtype)
@@ -433,7 +434,6 @@ class Shaped(Jacobian):
     """A Jacobian that stores the shapes of its operand and of its result, and its dtype."""
 
     __slots__ = ("_dtype", "_input_shape", "_output_shape")
-    __module__ = "pullback.jacobians"
 
     _borrows = False
 
@@ -466,7 +466,6 @@ class Unstored(Shaped):
     """A Jacobian of zeros and ones that follow from its shapes."""
 
     __slots__ = ()
-    __module__ = "pullback.jacobians"
 
     def __init__(
         self, input_shape: tuple[int, ...], output_shape: tuple[int, ...], dtype: npt.DTypeLike

@@ -1,9 +1,9 @@
-"""Jacobians of maps that act on each item of a batch by itself."""
+"""Jacobians that store matrices: of each item of a batch, or of the whole map."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +11,69 @@ import numpy.typing as npt
 from pullback.jacobians.arguments import Array, multiply, own, presented, product
 from pullback.jacobians.base import Shaped
 
-__all__ = ["BlockDiagonal"]
+__all__ = ["BlockDiagonal", "Blocks"]
 
 
-class BlockDiagonal(Shaped):
+class Blocks(Shaped):
+    """What Jacobians that store matrices share.
+
+    Parameters
+    ----------
+    blocks : ndarray, shape (*batch, p, q)
+        A matrix for each item of a batch.
+    input_shape, output_shape : tuple of int or None
+        Shapes of the operand and of the result; None for ``(*batch, q)`` and ``(*batch, p)``.
+    """
+
+    __slots__ = ("_blocks",)
+
+    def __init__(
+        self,
+        blocks: Array,
+        input_shape: tuple[int, ...] | None,
+        output_shape: tuple[int, ...] | None,
+    ) -> None:
+        self._blocks, self._dtype = blocks, blocks.dtype
+        *batch, p, q = blocks.shape
+        op = type(self).__name__
+        self._input_shape = presented(op, "input", input_shape, (*batch, q))
+        self._output_shape = presented(op, "output", output_shape, (*batch, p))
+
+    @classmethod
+    def _of(
+        cls, blocks: Array, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+    ) -> Self:
+        """Return the Jacobian of blocks that nobody else writes to, of shapes that fit."""
+        blocks.setflags(write=False)
+        J = cls._between(input_shape, output_shape, blocks.dtype)
+        J._blocks = blocks
+        return J
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored: those of the elements."""
+        return self._blocks.nbytes
+
+    @property
+    def T(self) -> Self:
+        """The transposed Jacobian, a view of this one."""
+        return self._of(self._blocks.mT, self._output_shape, self._input_shape)
+
+    def flops(self, k: int = 1) -> int:
+        """Return a multiplication and an addition for each element that is stored, k times."""
+        return 2 * k * self._blocks.size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._blocks, self._input_shape, self._output_shape)
+
+    def _scaled(self, c: Any) -> Self:
+        return self._of(multiply(c, self._blocks), self._input_shape, self._output_shape)
+
+    def _presented(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Self:
+        return self._of(self._blocks, input_shape, output_shape)
+
+
+class BlockDiagonal(Blocks):
     """The Jacobian of a map that acts on each item of a batch by itself.
 
     Parameters
@@ -36,8 +95,7 @@ class BlockDiagonal(Shaped):
         If `blocks` are no matrices, or the shapes do not fit.
     """
 
-    __slots__ = ("_blocks",)
-    __module__ = "pullback.jacobians"
+    __slots__ = ()
 
     def __init__(
         self,
@@ -47,51 +105,21 @@ class BlockDiagonal(Shaped):
         *,
         copy: bool = True,
     ) -> None:
-        self._blocks = own("BlockDiagonal", "blocks", blocks, copy=copy)
-        if self._blocks.ndim < 2:
+        owned = own("BlockDiagonal", "blocks", blocks, copy=copy)
+        if owned.ndim < 2:
             raise ValueError(
-                f"BlockDiagonal: blocks have shape {self._blocks.shape}, need two axes or more"
+                f"BlockDiagonal: blocks have shape {owned.shape}, need two axes or more"
             )
-        *batch, p, q = self._blocks.shape
-        self._input_shape = presented("BlockDiagonal", "input", input_shape, (*batch, q))
-        self._output_shape = presented("BlockDiagonal", "output", output_shape, (*batch, p))
-        self._dtype = self._blocks.dtype
+        super().__init__(owned, input_shape, output_shape)
 
     @property
     def blocks(self) -> Array:
         """The blocks, read-only."""
         return self._blocks
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes stored: those of the blocks."""
-        return self._blocks.nbytes
-
-    @property
-    def T(self) -> BlockDiagonal:
-        """The transposed Jacobian, a view of this one."""
-        return BlockDiagonal._of(self._blocks.mT, self._output_shape, self._input_shape)
-
-    def flops(self, k: int = 1) -> int:
-        """Return a multiplication and an addition for each element of the blocks, k times."""
-        return 2 * k * self._blocks.size
-
     def _structure(self) -> str:
         *batch, p, q = self._blocks.shape
         return f", {math.prod(batch)} blocks {p}x{q}"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return BlockDiagonal, (self._blocks, self._input_shape, self._output_shape)
-
-    @staticmethod
-    def _of(
-        blocks: Array, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
-    ) -> BlockDiagonal:
-        """Return the Jacobian of blocks that nobody else writes to, of shapes that fit."""
-        blocks.setflags(write=False)
-        J = BlockDiagonal._between(input_shape, output_shape, blocks.dtype)
-        J._blocks = blocks
-        return J
 
     def _flat(self) -> Array:
         """Return the blocks with one batch axis."""
@@ -104,14 +132,6 @@ class BlockDiagonal(Shaped):
         stack = tangents.reshape(len(tangents), n, q).transpose(1, 0, 2)
         products = product(stack, blocks.mT)
         return products.transpose(1, 0, 2).reshape(len(tangents), self.shape[0])
-
-    def _scaled(self, c: Any) -> BlockDiagonal:
-        return BlockDiagonal._of(multiply(c, self._blocks), self._input_shape, self._output_shape)
-
-    def _presented(
-        self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
-    ) -> BlockDiagonal:
-        return BlockDiagonal._of(self._blocks, input_shape, output_shape)
 
     def _dense(self) -> Array:
         blocks = self._flat()

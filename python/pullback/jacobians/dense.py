@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pullback.jacobians.arguments import Array, multiply, own, presented, product
+from pullback.jacobians.arguments import Array, multiply, own, product
 from pullback.jacobians.base import Shaped
+from pullback.jacobians.blocks import Blocks
 
 __all__ = ["Dense", "Outer"]
 
 
-class Dense(Shaped):
+class Dense(Blocks):
     """A Jacobian that is stored whole.
 
     Parameters
@@ -35,8 +36,7 @@ class Dense(Shaped):
         If `matrix` is none, or the shapes do not fit.
     """
 
-    __slots__ = ("_matrix",)
-    __module__ = "pullback.jacobians"
+    __slots__ = ()
 
     def __init__(
         self,
@@ -46,59 +46,24 @@ class Dense(Shaped):
         *,
         copy: bool = True,
     ) -> None:
-        self._matrix = own("Dense", "matrix", matrix, copy=copy)
-        if self._matrix.ndim != 2:
-            raise ValueError(f"Dense: matrix has shape {self._matrix.shape}, needs two axes")
-        m, n = self._matrix.shape
-        self._input_shape = presented("Dense", "input", input_shape, (n,))
-        self._output_shape = presented("Dense", "output", output_shape, (m,))
-        self._dtype = self._matrix.dtype
-
-    @staticmethod
-    def _of(matrix: Array, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Dense:
-        """Return the Jacobian of a matrix that nobody else writes to, of shapes that fit."""
-        matrix.setflags(write=False)
-        J: Dense = object.__new__(Dense)
-        J._matrix, J._dtype = matrix, matrix.dtype
-        J._input_shape, J._output_shape = input_shape, output_shape
-        return J
+        owned = own("Dense", "matrix", matrix, copy=copy)
+        if owned.ndim != 2:
+            raise ValueError(f"Dense: matrix has shape {owned.shape}, needs two axes")
+        super().__init__(owned, input_shape, output_shape)
 
     @property
     def matrix(self) -> Array:
         """The matrix, read-only."""
-        return self._matrix
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes stored: m n elements."""
-        return self._matrix.nbytes
-
-    @property
-    def T(self) -> Dense:
-        """The transposed Jacobian, a view of this one."""
-        return Dense._of(self._matrix.T, self._output_shape, self._input_shape)
-
-    def flops(self, k: int = 1) -> int:
-        """Return 2 k m n: a multiplication and an addition an element."""
-        return 2 * k * self._matrix.size
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Dense, (self._matrix, self._input_shape, self._output_shape)
+        return self._blocks
 
     def _times(self, tangents: Array) -> Array:
-        return product(tangents, self._matrix.T)
-
-    def _scaled(self, c: Any) -> Dense:
-        return Dense._of(multiply(c, self._matrix), self._input_shape, self._output_shape)
-
-    def _presented(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Dense:
-        return Dense._of(self._matrix, input_shape, output_shape)
+        return product(tangents, self._blocks.T)
 
     def _diagonal_elements(self) -> Array:
-        return self._matrix.diagonal().copy()
+        return self._blocks.diagonal().copy()
 
     def _dense(self) -> Array:
-        return self._matrix
+        return self._blocks
 
 
 class Outer(Shaped):
@@ -120,7 +85,6 @@ class Outer(Shaped):
     """
 
     __slots__ = ("_u", "_v")
-    __module__ = "pullback.jacobians"
 
     def __init__(self, u: npt.ArrayLike, v: npt.ArrayLike, *, copy: bool = True) -> None:
         self._u = own("Outer", "u", u, copy=copy)

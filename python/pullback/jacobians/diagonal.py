@@ -29,7 +29,6 @@ class Identity(Unstored):
     """
 
     __slots__ = ()
-    __module__ = "pullback.jacobians"
 
     _borrows = True
 
@@ -65,7 +64,6 @@ class Zero(Unstored):
     """
 
     __slots__ = ()
-    __module__ = "pullback.jacobians"
 
     def __init__(
         self,
@@ -124,7 +122,6 @@ class Diagonal(Shaped):
     """
 
     __slots__ = ("_diagonal",)
-    __module__ = "pullback.jacobians"
 
     def __init__(self, diagonal: npt.ArrayLike, *, copy: bool = True) -> None:
         self._diagonal = elements = own("Diagonal", "diagonal", diagonal, copy=copy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,13 +71,7 @@ class Kronecker(Shaped):
            [  2.,  20., 200.]])
     """
 
-    __slots__ = (
-        "_input_batch",
-        "_left",
-        "_output_batch",
-        "_right",
-    )
-    __module__ = "pullback.jacobians"
+    __slots__ = ("_input_batch", "_left", "_output_batch", "_right")
 
     _left: Array | int
     _right: Array | int
@@ -182,13 +177,17 @@ class Kronecker(Shaped):
         return f", {left} by {right}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (
-            *self._factors(),
-            self._input_batch,
-            self._output_batch,
-            self._input_shape,
-            self._output_shape,
-        )
+        # Through the constructor, since a pickled array forgets that it is read-only.
+        return partial(Kronecker, **self._shapes()), self._factors()
+
+    def _shapes(self) -> dict[str, Any]:
+        """Return what the constructor takes beside factors."""
+        return {
+            "input_batch": self._input_batch,
+            "output_batch": self._output_batch,
+            "input_shape": self._input_shape,
+            "output_shape": self._output_shape,
+        }
 
     @property
     def left(self) -> Array | int:
@@ -257,13 +256,7 @@ class Kronecker(Shaped):
 
     def _with(self, left: Array | int, right: Array | int, **changed: Any) -> Kronecker:
         """Return the Jacobian with other factors of the same shapes, and what else is changed."""
-        own = {
-            "input_batch": self._input_batch,
-            "output_batch": self._output_batch,
-            "input_shape": self._input_shape,
-            "output_shape": self._output_shape,
-        }
-        return Kronecker(left, right, **(own | changed), copy=False)
+        return Kronecker(left, right, **(self._shapes() | changed), copy=False)
 
     def batches(self) -> set[tuple[int, ...]]:
         """Return the batches of the operand and of the result, and those that factors have."""
@@ -339,25 +332,6 @@ def _with_batch(factor: Array, batch: tuple[int, ...]) -> Array:
 def extents(factor: Array | int) -> tuple[int, int]:
     """Return the rows and columns of a factor."""
     return (factor, factor) if isinstance(factor, int) else factor.shape[-2:]
-
-
-def _restore(
-    left: Any,
-    right: Any,
-    input_batch: tuple[int, ...],
-    output_batch: tuple[int, ...],
-    input_shape: tuple[int, ...],
-    output_shape: tuple[int, ...],
-) -> Kronecker:
-    """Return the Jacobian of a pickle, through the constructor, which makes factors read-only."""
-    return Kronecker(
-        left,
-        right,
-        input_batch=input_batch,
-        output_batch=output_batch,
-        input_shape=input_shape,
-        output_shape=output_shape,
-    )
 
 
 def _with_ndim(stack: Array, ndim: int) -> Array:

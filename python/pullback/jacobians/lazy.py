@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Final
 
@@ -33,7 +34,6 @@ class _Lazy(Shaped):
     """
 
     __slots__ = ("_entries", "_is_flat", "_nbytes", "_source")
-    __module__ = "pullback.jacobians"
 
     _borrows = True
     _is_leaf = False
@@ -153,7 +153,8 @@ class _Lazy(Shaped):
         return run(self._times_steps(tangents, {}))
 
     def _scaled(self, c: Any) -> Jacobian | None:
-        return run(self._scaled_steps(c))
+        scaled: Jacobian | None = run(self._scaled_steps(c))
+        return scaled
 
     def _diagonal_elements(self) -> Array:
         return run(self._diagonal_steps())
@@ -170,18 +171,6 @@ class _Lazy(Shaped):
     @abstractmethod
     def _counted(self, k: int, known: dict[Any, int]) -> Steps[int]:
         """Return what `flops` does."""
-
-    @abstractmethod
-    def _times_steps(self, tangents: Array, known: dict[Any, int]) -> Steps[Array]: ...
-
-    @abstractmethod
-    def _dense_steps(self, known: dict[Any, int]) -> Steps[Array]: ...
-
-    @abstractmethod
-    def _diagonal_steps(self) -> Steps[Array]: ...
-
-    @abstractmethod
-    def _scaled_steps(self, c: Any) -> Steps[Jacobian | None]: ...
 
 
 class Sum(_Lazy):
@@ -201,7 +190,6 @@ class Sum(_Lazy):
     """
 
     __slots__ = ()
-    __module__ = "pullback.jacobians"
 
     def __init__(self, *terms: Jacobian) -> None:
         super().__init__(*terms)
@@ -247,10 +235,16 @@ class Sum(_Lazy):
         return count
 
     def _times_steps(self, tangents: Array, known: dict[Any, int]) -> Steps[Array]:
+        return self._added(lambda term: term._times_steps(tangents, known))
+
+    def _diagonal_steps(self) -> Steps[Array]:
+        return self._added(lambda term: term._diagonal_steps())
+
+    def _added(self, needed: Callable[[Jacobian], Any]) -> Steps[Array]:
         first, *rest = self._parts
-        total: Array = yield first._times_steps(tangents, known)
+        total: Array = yield needed(first)
         for term in rest:
-            more = yield term._times_steps(tangents, known)
+            more = yield needed(term)
             total = add(total, more)
         return total
 
@@ -260,14 +254,6 @@ class Sum(_Lazy):
             scaled = yield jacobians.algebra.scaling(c, term)
             terms.append(scaled)
         return Sum(*terms)
-
-    def _diagonal_steps(self) -> Steps[Array]:
-        first, *rest = self._parts
-        elements: Array = yield first._diagonal_steps()
-        for term in rest:
-            more = yield term._diagonal_steps()
-            elements = add(elements, more)
-        return elements
 
     def _dense_steps(self, known: dict[Any, int]) -> Steps[Array]:
         first, *rest = self._parts
@@ -311,7 +297,6 @@ class Product(_Lazy):
     """
 
     __slots__ = ("_is_merged",)
-    __module__ = "pullback.jacobians"
 
     _is_merged: bool  # whether no two neighbours have a rule
 

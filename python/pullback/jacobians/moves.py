@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.jacobians.arguments import Array, as_shape, silent
-from pullback.jacobians.base import Unstored
+from pullback.jacobians.base import Jacobian, Unstored
 from pullback.protocol import as_ints, shown
 from pullback.shapes import with_room
 
@@ -22,9 +22,20 @@ class _Move(Unstored):
     """What the moves share."""
 
     __slots__ = ()
-    __module__ = "pullback.jacobians"
 
     _borrows = True
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        output_shape: tuple[int, ...],
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        super().__init__(input_shape, output_shape, dtype)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise ValueError if the shapes do not fit."""
 
     def _arguments(self) -> tuple[Any, ...]:
         return self._input_shape, self._output_shape
@@ -69,7 +80,6 @@ class Permutation(_Move):
     """
 
     __slots__ = ("_axes",)
-    __module__ = "pullback.jacobians"
 
     def __init__(
         self,
@@ -130,15 +140,8 @@ class Reshape(_Move):
     """
 
     __slots__ = ()
-    __module__ = "pullback.jacobians"
 
-    def __init__(
-        self,
-        input_shape: tuple[int, ...],
-        output_shape: tuple[int, ...],
-        dtype: npt.DTypeLike = np.float32,
-    ) -> None:
-        super().__init__(input_shape, output_shape, dtype)
+    def _check(self) -> None:
         rows, columns = self.shape
         if rows != columns:
             raise ValueError(
@@ -182,16 +185,9 @@ class Broadcast(_Move):
     """
 
     __slots__ = ()
-    __module__ = "pullback.jacobians"
 
-    def __init__(
-        self,
-        input_shape: tuple[int, ...],
-        output_shape: tuple[int, ...],
-        dtype: npt.DTypeLike = np.float32,
-    ) -> None:
-        super().__init__(input_shape, output_shape, dtype)
-        _check_broadcast("Broadcast", "input", self._input_shape, "output", self._output_shape)
+    def _check(self) -> None:
+        _check_broadcast(self, "input", "output")
 
     @property
     def T(self) -> SumTo:
@@ -224,16 +220,9 @@ class SumTo(_Move):
     """
 
     __slots__ = ()
-    __module__ = "pullback.jacobians"
 
-    def __init__(
-        self,
-        input_shape: tuple[int, ...],
-        output_shape: tuple[int, ...],
-        dtype: npt.DTypeLike = np.float32,
-    ) -> None:
-        super().__init__(input_shape, output_shape, dtype)
-        _check_broadcast("SumTo", "output", self._output_shape, "input", self._input_shape)
+    def _check(self) -> None:
+        _check_broadcast(self, "output", "input")
 
     @property
     def T(self) -> Broadcast:
@@ -278,11 +267,9 @@ def _summed(stack: Array, axes: tuple[int, ...]) -> Array:
     return total.astype(stack.dtype, copy=False)
 
 
-def _check_broadcast(
-    op: str, which: str, shape: tuple[int, ...], whole_name: str, whole: tuple[int, ...]
-) -> None:
+def _check_broadcast(J: Jacobian, few: str, many: str) -> None:
+    shape, whole = getattr(J, f"_{few}_shape"), getattr(J, f"_{many}_shape")
     lacking = len(whole) - len(shape)
     if lacking < 0 or any(n not in (1, m) for n, m in zip(shape, whole[lacking:], strict=True)):
-        raise ValueError(
-            f"{op}: {which}_shape {shape} does not broadcast to {whole_name}_shape {whole}"
-        )
+        op = type(J).__name__
+        raise ValueError(f"{op}: {few}_shape {shape} does not broadcast to {many}_shape {whole}")

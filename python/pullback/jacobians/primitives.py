@@ -33,20 +33,20 @@ _DTYPES: Final = (np.dtype(np.float64), np.dtype(np.float32))
 _CACHED: Final = 1024  # shapes
 
 
-def are_plain(operands: tuple[Any, ...]) -> bool:
+def are_plain(operands: tuple[Any, ...], is_optional: bool) -> bool:
     """Tell whether nothing has to be converted: aligned arrays of one dtype that has kernels.
 
-    Behind the first one there may be None.
+    The last one may be None if it `is_optional`.
     """
+    if is_optional and operands[-1] is None:
+        operands = operands[:-1]
     dtype = getattr(operands[0], "dtype", None)
     if dtype is not _DTYPES[0] and dtype is not _DTYPES[1]:
         return False
     for operand in operands:
-        if operand is not None and not (
-            type(operand) is _ndarray and operand.dtype is dtype and operand.flags.aligned
-        ):
+        if type(operand) is not _ndarray or operand.dtype is not dtype or not operand.flags.aligned:
             return False
-    return type(operands[0]) is _ndarray
+    return True
 
 
 def of_operand(slopes: Any, operand: Any) -> Jacobian:

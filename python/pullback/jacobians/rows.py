@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 
 from pullback.jacobians.arguments import Array
-from pullback.jacobians.base import Shaped
+from pullback.jacobians.base import UNITS, Shaped
 from pullback.shapes import MOST_AXES
 from pullback.slices import Axis, Slices
 
 __all__ = ["RowWise"]
-
-_BLOCK = 2**20  # elements of unit vectors at a time
 
 
 class RowWise(Shaped):
@@ -47,7 +45,6 @@ class RowWise(Shaped):
     """
 
     __slots__ = ("_axis", "_is_transposed", "_options", "_primitive", "_x")
-    __module__ = "pullback.jacobians"
 
     def __init__(
         self,
@@ -122,7 +119,7 @@ class RowWise(Shaped):
         size = self._x.size
         slices = Slices.of("jacobian", self._x, self._axis)
         places = slices.take(np.arange(size).reshape(self._x.shape))
-        step = max(1, _BLOCK // max(1, size))
+        step = max(1, UNITS // max(1, size))
         for start in range(0, slices.n, step):
             at = places[:, start : start + step]
             units = np.zeros((at.shape[1], size), self._dtype)
