@@ -11,6 +11,9 @@
 
 namespace pullback {
 
+// The element of a dtype by NumPy's number for it; nothing for what no kernel reads.
+std::optional<Element> ElementOf(int type_number);
+
 // How an array's elements lie in memory; nothing for what no kernel reads.
 std::optional<Storage> StorageOfArray(PyArrayObject* array);
 
