@@ -181,13 +181,14 @@ bool PlainOperands::Take(PyObject* const* given, size_t count, Strides strides) 
 }
 
 bool PlainOperands::Convert(PyObject* const* given, bool as_stored) {
+  std::array<Ref, kMaxArguments>& owned = owned_.emplace();
   // First all that may run code of the caller's, which may change arrays that were looked at.
   for (size_t i = 0; i < count_; ++i) {
     arrays_[i] = nullptr;
     if (given[i] == nullptr || given[i] == Py_None || IsWeak(given[i])) continue;
-    owned_[i] = AsPlainArray(given[i]);
-    if (!owned_[i] || !PyArray_CheckExact(owned_[i].get())) return false;
-    arrays_[i] = AsArray(owned_[i].get());
+    owned[i] = AsPlainArray(given[i]);
+    if (!owned[i] || !PyArray_CheckExact(owned[i].get())) return false;
+    arrays_[i] = AsArray(owned[i].get());
   }
   std::array<Storage, kMaxArguments> storage;
   bool any = false, wide = false;
@@ -203,12 +204,12 @@ bool PlainOperands::Convert(PyObject* const* given, bool as_stored) {
   for (size_t i = 0; i < count_; ++i) {
     if (given[i] == nullptr || given[i] == Py_None) continue;
     if (arrays_[i] == nullptr) {
-      owned_[i] = WeakNumber(given[i], dtype_);
-    } else if (!as_stored && KernelArray(owned_[i].get()) != dtype_) {
-      owned_[i] = Converted(arrays_[i], storage[i], dtype_);
+      owned[i] = WeakNumber(given[i], dtype_);
+    } else if (!as_stored && KernelArray(owned[i].get()) != dtype_) {
+      owned[i] = Converted(arrays_[i], storage[i], dtype_);
     }
-    if (!owned_[i]) return false;
-    arrays_[i] = AsArray(owned_[i].get());
+    if (!owned[i]) return false;
+    arrays_[i] = AsArray(owned[i].get());
   }
   return true;
 }
@@ -220,8 +221,9 @@ bool PlainOperands::Fill(size_t i, int ndim, const npy_intp* shape) {
     auto* const to = static_cast<decltype(type)*>(DataOf(filled.get()));
     std::fill_n(to, PyArray_SIZE(AsArray(filled.get())), *static_cast<decltype(to)>(data(i)));
   });
-  owned_[i] = std::move(filled);
-  arrays_[i] = AsArray(owned_[i].get());
+  arrays_[i] = AsArray(filled.get());
+  if (!owned_) owned_.emplace();
+  (*owned_)[i] = std::move(filled);
   return true;
 }
 

@@ -55,7 +55,7 @@ class PlainOperands {
   DType dtype_ = DType::kFloat64;
   size_t count_ = 0;
   std::array<PyArrayObject*, kMaxArguments> arrays_;
-  std::array<Ref, kMaxArguments> owned_;
+  std::optional<std::array<Ref, kMaxArguments>> owned_;  // nothing where all are borrowed
 };
 
 bool SameShape(PyArrayObject* a, PyArrayObject* b);
