@@ -81,10 +81,6 @@ bool IsBlock(PyObject* object, int type, size_t size) {
          static_cast<size_t>(PyArray_SIZE(array)) == size;
 }
 
-bool IsWritableBlock(PyObject* object, int type, size_t size) {
-  return IsBlock(object, type, size) && PyArray_ISWRITEABLE(AsArray(object));
-}
-
 Ref AsBlock(PyObject* object, int type) {
   if (!PyArray_CheckExact(object) || !StorageOfArray(AsArray(object))) return Ref();
   if (PyArray_TYPE(AsArray(object)) == type && PyArray_ISCARRAY_RO(AsArray(object))) {
@@ -124,15 +120,27 @@ std::optional<Design> DenseDesign(PyObject* object) {
                 nullptr};
 }
 
-std::optional<Design> EngineDesign(PyObject* object) {
-  return PyTuple_Check(object) ? EngineSparse(object) : DenseDesign(object);
-}
-
-std::optional<TargetType> TargetsOf(PyObject* y, size_t rows, size_t outputs, bool coupled) {
-  if (coupled && IsBlock(y, NPY_INT64, rows)) return TargetType::kLabel;
-  if (IsBlock(y, NPY_FLOAT, rows * outputs)) return TargetType::kFloat32;
-  if (IsBlock(y, NPY_DOUBLE, rows * outputs)) return TargetType::kFloat64;
-  return std::nullopt;
+const char* ReadSamples(PyObject* X, PyObject* y, PyObject* weight, LinearProblem& problem) {
+  const std::optional<Design> found = PyTuple_Check(X) ? EngineSparse(X) : DenseDesign(X);
+  if (!found) return "X";
+  problem.X = *found;
+  const size_t rows = found->rows;
+  if (y != nullptr) {
+    if (problem.loss->coupled && IsBlock(y, NPY_INT64, rows)) {
+      problem.y_type = TargetType::kLabel;
+    } else if (IsBlock(y, NPY_FLOAT, rows * problem.outputs)) {
+      problem.y_type = TargetType::kFloat32;
+    } else if (IsBlock(y, NPY_DOUBLE, rows * problem.outputs)) {
+      problem.y_type = TargetType::kFloat64;
+    } else {
+      return "y";
+    }
+    problem.y = DataOf(y);
+  }
+  if (weight == Py_None) return nullptr;
+  if (!IsBlock(weight, NPY_DOUBLE, rows)) return "sample_weight";
+  problem.weight = static_cast<const double*>(DataOf(weight));
+  return nullptr;
 }
 
 std::optional<Design> UserDesign::From(PyObject* object) {

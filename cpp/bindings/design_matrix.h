@@ -15,7 +15,6 @@ bool IsLarge(const Design& X, size_t outputs);
 
 // C-contiguous, of `type`, that many elements.
 bool IsBlock(PyObject* object, int type, size_t size);
-bool IsWritableBlock(PyObject* object, int type, size_t size);
 
 // An exact array of numbers as a C-contiguous one of `type`: itself, or a copy. Null, perhaps with
 // an exception set, for others.
@@ -28,11 +27,10 @@ std::optional<DType> GradientType(PyObject* object);
 // `object` as dense X, if it is an array of rows or columns that kernels can read where it lies.
 std::optional<Design> DenseDesign(PyObject* object);
 
-// The same of what engines take: an array, or (format, data, indices, indptr, shape).
-std::optional<Design> EngineDesign(PyObject* object);
-
-// The type of targets that engines take; nothing for others.
-std::optional<TargetType> TargetsOf(PyObject* y, size_t rows, size_t outputs, bool coupled);
+// What engines take, into a problem that knows its loss and outputs: X, which is an array or
+// (format, data, indices, indptr, shape), targets unless null, and weights unless None. Returns the
+// argument that is something else, or null.
+const char* ReadSamples(PyObject* X, PyObject* y, PyObject* weight, LinearProblem& problem);
 
 // A user's X, alive for as long as its kernels run.
 class UserDesign {

@@ -50,13 +50,14 @@ struct Entry : MethodEntry {
   int Outputs() const { return part < 0 ? shape.nout : 1; }
 };
 
-constexpr std::pair<std::string_view, Method> kMethodNames[] = {
-    {"value", Method::kValue},
-    {"derivative", Method::kDerivative},
-    {"value_and_derivative", Method::kValueAndDerivative},
-    {"vjp", Method::kVjp},
-    {"jvp", Method::kJvp},
-};
+// In the order of Method.
+constexpr std::string_view kMethodNames[] = {"value", "derivative", "value_and_derivative", "vjp",
+                                             "jvp"};
+
+// What a ufunc carries as its user data.
+const Entry& EntryOf(PyObject* ufunc) {
+  return *static_cast<const Entry*>(reinterpret_cast<PyUFuncObject*>(ufunc)->data[0]);
+}
 
 // A digit behind the method's name asks for that output alone: "vjp0", with respect to the first
 // operand. Null with an exception set when there is no such op or method.
@@ -74,25 +75,25 @@ std::unique_ptr<Entry> NewEntry(const char* op_name, const char* method_name, co
     part = wanted.back() - '0';
     wanted.remove_suffix(1);
   }
-  for (const auto& [candidate, method] : kMethodNames) {
-    if (candidate != wanted) continue;
-    const MethodShape shape = ShapeOf(method, op.Active()->arity);
-    if (part >= shape.nout) break;
-    auto entry = std::make_unique<Entry>();
-    entry->label = op_name;
-    if (method != Method::kValue) entry->label.append(".").append(wanted);
-    entry->name = name;
-    entry->doc = doc;
-    entry->method = method;
-    entry->arity = op.Active()->arity;
-    entry->shape = shape;
-    entry->part = part;
-    entry->op = op;
-    entry->self[0] = entry.get();
-    return entry;
+  const auto* const found = std::find(std::begin(kMethodNames), std::end(kMethodNames), wanted);
+  const auto method = static_cast<Method>(found - kMethodNames);
+  const int arity = op.Active()->arity;
+  if (found == std::end(kMethodNames) || part >= ShapeOf(method, arity).nout) {
+    PyErr_Format(PyExc_KeyError, "op '%s' has no method '%s'", op_name, method_name);
+    return nullptr;
   }
-  PyErr_Format(PyExc_KeyError, "op '%s' has no method '%s'", op_name, method_name);
-  return nullptr;
+  auto entry = std::make_unique<Entry>();
+  entry->label = op_name;
+  if (method != Method::kValue) entry->label.append(".").append(wanted);
+  entry->name = name;
+  entry->doc = doc;
+  entry->method = method;
+  entry->arity = arity;
+  entry->shape = ShapeOf(method, arity);
+  entry->part = part;
+  entry->op = op;
+  entry->self[0] = entry.get();
+  return entry;
 }
 
 // --- ufuncs --------------------------------------------------------------------------------------
@@ -103,8 +104,7 @@ constexpr size_t kPollElements = size_t{1} << 16;
 template <DType kDType>
 int StridedLoop(PyArrayMethod_Context* context, char* const* data, const npy_intp* dimensions,
                 const npy_intp* strides, NpyAuxData*) {
-  const auto* const ufunc = reinterpret_cast<PyUFuncObject*>(context->caller);
-  const auto* const entry = static_cast<const Entry*>(ufunc->data[0]);
+  const Entry* const entry = &EntryOf(context->caller);
   const auto n = static_cast<size_t>(dimensions[0]);
   Operands operands;
   const int nin = entry->shape.nin;
@@ -141,8 +141,8 @@ int StridedLoop(PyArrayMethod_Context* context, char* const* data, const npy_int
 int Promote(PyObject* caller, PyArray_DTypeMeta* const op_dtypes[],
             PyArray_DTypeMeta* const signature[], PyArray_DTypeMeta* new_op_dtypes[]) {
   const auto* const ufunc = reinterpret_cast<PyUFuncObject*>(caller);
-  const auto* const entry = static_cast<const Entry*>(ufunc->data[0]);
-  enum { kWeak, kSingle, kDouble } level = kWeak;
+  const Entry& entry = EntryOf(caller);
+  bool any = false, wide = false;
   const auto refuse = [&](const std::string& what, PyArray_DTypeMeta* dtype) {
     // A class of dtypes has an instance to show, unless it is abstract.
     auto* const shown = dtype->singleton == nullptr ? reinterpret_cast<PyObject*>(dtype)
@@ -150,36 +150,18 @@ int Promote(PyObject* caller, PyArray_DTypeMeta* const op_dtypes[],
     PyErr_Format(PyExc_TypeError,
                  "%s: %s %S, for which there is no kernel; it takes bool, integers, float16, "
                  "float32 and float64",
-                 entry->label.c_str(), what.c_str(), shown);
+                 entry.label.c_str(), what.c_str(), shown);
     return -1;
   };
   for (int i = 0; i < ufunc->nin; ++i) {
     PyArray_DTypeMeta* const dtype = op_dtypes[i];
     if (dtype == &PyArray_PyLongDType || dtype == &PyArray_PyFloatDType) continue;
-    switch (dtype->type_num) {
-      case NPY_BOOL:
-      case NPY_BYTE:
-      case NPY_UBYTE:
-      case NPY_SHORT:
-      case NPY_USHORT:
-      case NPY_HALF:
-      case NPY_FLOAT:
-        if (level == kWeak) level = kSingle;
-        break;
-      case NPY_INT:
-      case NPY_UINT:
-      case NPY_LONG:
-      case NPY_ULONG:
-      case NPY_LONGLONG:
-      case NPY_ULONGLONG:
-      case NPY_DOUBLE:
-        level = kDouble;
-        break;
-      default:
-        return refuse("argument " + entry->ArgumentName(i) + " has dtype", dtype);
-    }
+    const std::optional<Element> element = ElementOf(dtype->type_num);
+    if (!element) return refuse("argument " + entry.ArgumentName(i) + " has dtype", dtype);
+    any = true;
+    wide = wide || ComputeType(*element) == DType::kFloat64;
   }
-  PyArray_DTypeMeta* chosen = level == kSingle ? &PyArray_FloatDType : &PyArray_DoubleDType;
+  PyArray_DTypeMeta* chosen = any && !wide ? &PyArray_FloatDType : &PyArray_DoubleDType;
   // dtype= and signature= decide, as long as they name a dtype that has a kernel.
   for (int i = 0; i < ufunc->nargs; ++i) {
     if (signature[i] == nullptr) continue;
@@ -362,11 +344,9 @@ struct Job {
     return true;
   }
 
-  // False where Python has to look at what was given as out=. A sum comes with all other outputs,
-  // for its order depends on them.
-  bool AskFor(PyObject* out) {
-    std::array<PyObject*, 3> given = {};
-    if (!FlatOuts(out, wanted.count, wanted.single, given.data())) return false;
+  // False where Python has to look at what was given. A sum comes with all other outputs, for its
+  // order depends on them.
+  bool AskFor(const std::array<PyObject*, 3>& given) {
     for (count = 0; count < wanted.count; ++count) {
       if (!Add(wanted.operands[count], given[count])) return false;
     }
@@ -435,26 +415,21 @@ struct Job {
     return true;
   }
 
-  PyObject* Run() {
-    if (!Compute()) return nullptr;
-    std::array<Ref, 3> released;
-    for (size_t i = 0; i < wanted.count; ++i) released[i] = Ref(outputs.Release(i, true));
-    return Nest(released, wanted.count, wanted.single);
-  }
-
-  // The same, of which only what a mask lets through is written to what was given as out=.
-  // Computing all of it takes a third of the time of NumPy's loop over runs of the mask.
-  PyObject* RunMasked(PyObject* where, PyObject* out) {
+  // With a mask, only what it lets through is written to what was given as out=. Computing all of
+  // it takes a third of the time of NumPy's loop over runs of the mask.
+  PyObject* Run(PyObject* out, PyObject* where = nullptr) {
     std::array<PyObject*, 3> given;
-    if (!AskFor(nullptr) || summed || !FlatOuts(out, wanted.count, wanted.single, given.data()) ||
-        !PyArray_CheckExact(where) || PyArray_TYPE(AsArray(where)) != NPY_BOOL ||
-        !shape.Is(AsArray(where))) {
+    if (!FlatOuts(out, wanted.count, wanted.single, given.data())) return nullptr;
+    if (!AskFor(where == nullptr ? given : std::array<PyObject*, 3>{})) return nullptr;
+    if (where != nullptr &&
+        (summed || !PyArray_CheckExact(where) || PyArray_TYPE(AsArray(where)) != NPY_BOOL ||
+         !shape.Is(AsArray(where)))) {
       return nullptr;
     }
-    for (size_t i = 0; i < wanted.count; ++i) {
-      if (given[i] == nullptr) continue;
-      if (KernelArray(given[i]) != x.dtype() || !PyArray_ISWRITEABLE(AsArray(given[i])) ||
-          !results[i].Is(AsArray(given[i]))) {
+    for (size_t i = 0; where != nullptr && i < wanted.count; ++i) {
+      if (given[i] != nullptr &&
+          (KernelArray(given[i]) != x.dtype() || !PyArray_ISWRITEABLE(AsArray(given[i])) ||
+           !results[i].Is(AsArray(given[i])))) {
         return nullptr;
       }
     }
@@ -462,7 +437,7 @@ struct Job {
     std::array<Ref, 3> released;
     for (size_t i = 0; i < wanted.count; ++i) {
       released[i] = Ref(outputs.Release(i, given[i] == nullptr));
-      if (given[i] == nullptr) continue;
+      if (where == nullptr || given[i] == nullptr) continue;
       const Ref done(PyArray_PutMask(AsArray(given[i]), released[i].get(), where));
       if (!done) return nullptr;
       released[i] = Ref(Py_NewRef(given[i]));
@@ -508,9 +483,9 @@ bool FollowsRules(Job& job, const Arguments& args) {
 PyObject* MethodCall(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const Entry&>(own);
   PyObject* const out = Given(args, entry.out_at);
-  PyObject* where = entry.where_at ? args[*entry.where_at] : nullptr;
+  PyObject* where = ArgumentAt(args, entry.where_at);
   if (where == Py_True) where = nullptr;
-  PyObject* asked = entry.wrt_at ? args[*entry.wrt_at] : nullptr;
+  PyObject* asked = ArgumentAt(args, entry.wrt_at);
   if (asked != nullptr && PyUnicode_CheckExact(asked) &&
       PyUnicode_CompareWithASCIIString(asked, "all") == 0) {
     asked = nullptr;
@@ -530,8 +505,7 @@ PyObject* MethodCall(const MethodEntry& own, const Arguments& args) {
     job.wanted = *wrt;
   }
   if (!FollowsRules(job, args) || !job.Broadcast()) return nullptr;
-  if (where != nullptr) return job.RunMasked(where, out);
-  return job.AskFor(out) ? job.Run() : nullptr;
+  return job.Run(out, where);
 }
 
 // What NumPy hands over in buffered or short pieces is ours from this many elements on.
@@ -546,8 +520,7 @@ PyObject* RunLong(const Entry& entry, PyObject* const* args, PyObject* out) {
     return nullptr;
   }
   Job job(entry, x);
-  if (!job.Broadcast() || job.shape.Size() < kOwnElements || !job.AskFor(out)) return nullptr;
-  return job.Run();
+  return job.Broadcast() && job.shape.Size() >= kOwnElements ? job.Run(out) : nullptr;
 }
 
 // What NumPy would have done with a ufunc's call.
@@ -595,9 +568,7 @@ void NameOperation(const Entry& entry, PyObject* const* args, size_t nargs) {
 PyObject* NumpyCall(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
   PyObject* const result = numpy_call(self, args, nargsf, kwnames);
   if (result == nullptr) {
-    const auto* const ufunc = reinterpret_cast<PyUFuncObject*>(self);
-    NameOperation(*static_cast<const Entry*>(ufunc->data[0]), args,
-                  static_cast<size_t>(PyVectorcall_NARGS(nargsf)));
+    NameOperation(EntryOf(self), args, static_cast<size_t>(PyVectorcall_NARGS(nargsf)));
   }
   return result;
 }
@@ -615,8 +586,7 @@ bool OnlyOut(PyObject* kwnames, PyObject* const* keywords, PyObject** out) {
 }
 
 PyObject* UfuncCall(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
-  const auto* const ufunc = reinterpret_cast<PyUFuncObject*>(self);
-  const auto& entry = *static_cast<const Entry*>(ufunc->data[0]);
+  const Entry& entry = EntryOf(self);
   PyObject* result = nullptr;
   PyObject* out;
   const auto nargs = static_cast<size_t>(PyVectorcall_NARGS(nargsf));
@@ -650,9 +620,8 @@ PyObject* NewUfunc(const char* op, const char* method, const char* name, const c
 
 const OpKernels* UnaryOpOf(PyObject* object) {
   if (!PyObject_TypeCheck(object, &PyUFunc_Type)) return nullptr;
-  const auto* const ufunc = reinterpret_cast<PyUFuncObject*>(object);
-  if (ufunc->vectorcall != UfuncCall) return nullptr;
-  const auto& entry = *static_cast<const Entry*>(ufunc->data[0]);
+  if (reinterpret_cast<PyUFuncObject*>(object)->vectorcall != UfuncCall) return nullptr;
+  const Entry& entry = EntryOf(object);
   return entry.method == Method::kValue && entry.shape.nin == 1 ? FindOp(entry.label) : nullptr;
 }
 

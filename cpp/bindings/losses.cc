@@ -23,55 +23,51 @@ namespace {
 // More predictions than this are scored without the GIL.
 constexpr size_t kReleaseGil = 16384;
 
-enum class Kind : uint8_t { kValue, kValueAndGrad, kGrad, kHvp, kCurvature, kPartial };
-
 // The class of partial sums, and the title of the loss that they are of.
 struct PartialSums {
-  static constexpr size_t kSlots = 7;
+  static constexpr const char* kSlots[] = {"loss",      "gw",     "gb",   "weight",
+                                           "n_samples", "source", "kinds"};
 
   // False, perhaps with an exception set, for other than (class, title).
   bool Read(PyObject* of) {
-    constexpr const char* kNames[kSlots] = {"loss",      "gw",     "gb",   "weight",
-                                            "n_samples", "source", "kinds"};
     PyObject *class_of_sums, *title;
     if (!PyTuple_Check(of) || !PyArg_ParseTuple(of, "O!U", &PyType_Type, &class_of_sums, &title)) {
       return false;
     }
     type = Ref(Py_NewRef(class_of_sums));
     source = Ref(Py_NewRef(title));
-    for (size_t i = 0; i < kSlots; ++i) {
-      slots[i] = Ref(PyObject_GetAttrString(class_of_sums, kNames[i]));
-      if (!slots[i] || !Py_IS_TYPE(slots[i].get(), &PyMemberDescr_Type)) return false;
+    for (size_t i = 0; i < offsets.size(); ++i) {
+      const Ref slot(PyObject_GetAttrString(class_of_sums, kSlots[i]));
+      if (!slot || !Py_IS_TYPE(slot.get(), &PyMemberDescr_Type)) return false;
+      const auto* const member = reinterpret_cast<PyMemberDescrObject*>(slot.get())->d_member;
+      if (member->type != T_OBJECT_EX) return false;
+      offsets[i] = member->offset;
     }
     return true;
   }
 
   // The values are in the order of the slots; null, perhaps with an exception set, if one is.
-  PyObject* Make(const std::array<PyObject*, kSlots>& values) const {
+  PyObject* Make(const std::array<PyObject*, std::size(kSlots)>& values) const {
+    if (std::find(values.begin(), values.end(), nullptr) != values.end()) return nullptr;
     auto* const of = reinterpret_cast<PyTypeObject*>(type.get());
-    Ref sums(of->tp_alloc(of, 0));
-    for (size_t i = 0; sums && i < kSlots; ++i) {
-      auto* const slot = reinterpret_cast<PyMemberDescrObject*>(slots[i].get());
-      auto* const at = reinterpret_cast<char*>(sums.get());
-      if (values[i] == nullptr || PyMember_SetOne(at, slot->d_member, values[i]) != 0)
-        return nullptr;
+    PyObject* const sums = of->tp_alloc(of, 0);
+    for (size_t i = 0; sums != nullptr && i < values.size(); ++i) {
+      char* const at = reinterpret_cast<char*>(sums) + offsets[i];
+      *reinterpret_cast<PyObject**>(at) = Py_NewRef(values[i]);
     }
-    return sums.release();
+    return sums;
   }
 
   Ref type, source;
-  std::array<Ref, kSlots> slots;  // the class's descriptors
+  std::array<Py_ssize_t, std::size(kSlots)> offsets;
 };
 
-// A method that adds up the samples, and where its arguments stand in the signature.
+// Where a method's arguments stand in its signature.
 struct LossEntry : MethodEntry {
   double parameter;
-  Kind kind;
   PerTarget<const LossKernels*> kernels;
   std::optional<size_t> sample_weight_at, out_at, reduction_at, wrt_at, v_at;
   PartialSums sums;
-
-  bool has_gradients() const { return kind == Kind::kValueAndGrad || kind == Kind::kGrad; }
 };
 
 // --- the fast way in -----------------------------------------------------------------------------
@@ -89,9 +85,6 @@ std::optional<bool> IsMean(PyObject* reduction) {
   if (PyUnicode_CompareWithASCIIString(reduction, "sum") == 0) return false;
   return std::nullopt;
 }
-
-// A number of Python's own, which fills a shape.
-bool IsNumber(PyObject* object) { return PyFloat_CheckExact(object) || PyLong_CheckExact(object); }
 
 // Whether an array is (rows,), or (rows, outputs) where the outputs have an axis.
 bool HasShape(PyObject* object, npy_intp rows, std::optional<npy_intp> outputs) {
@@ -134,25 +127,39 @@ struct Targets {
 // The sum of each row's probabilities, as NumPy adds them up; null, perhaps with an exception set,
 // where one is not finite, or where the rows are others by now.
 Ref RowSums(PyArrayObject* y, size_t rows) {
-  const auto finite = [&](const auto* from) {
-    return std::all_of(from, from + PyArray_SIZE(y), [](auto p) { return std::isfinite(p); });
-  };
-  if (!(PyArray_TYPE(y) == NPY_FLOAT ? finite(static_cast<const float*>(PyArray_DATA(y)))
-                                     : finite(static_cast<const double*>(PyArray_DATA(y))))) {
-    return Ref();
-  }
+  const bool finite =
+      OfType(PyArray_TYPE(y) == NPY_FLOAT ? DType::kFloat32 : DType::kFloat64, [&](auto type) {
+        const auto* const from = static_cast<const decltype(type)*>(PyArray_DATA(y));
+        return std::all_of(from, from + PyArray_SIZE(y), [](auto p) { return std::isfinite(p); });
+      });
+  if (!finite) return Ref();
   const Ref sums(PyArray_Sum(y, PyArray_NDIM(y) - 1, NPY_DOUBLE, nullptr));
   Ref block(sums ? PyArray_FROM_OTF(sums.get(), NPY_DOUBLE, NPY_ARRAY_CARRAY_RO) : nullptr);
   return block && IsBlock(block.get(), NPY_DOUBLE, rows) ? std::move(block) : Ref();
 }
 
-PyObject* HessiansOf(const ClassHessians& problem, int ndim, const npy_intp* shape) {
+// Null, perhaps with an exception set, where Python has to look at targets that are probabilities.
+PyObject* HessiansOf(ClassHessians problem, PyObject* probabilities, int ndim,
+                     const npy_intp* shape) {
+  Ref sums;
+  if (probabilities != nullptr) {
+    sums = RowSums(AsArray(probabilities), problem.rows);
+    if (!sums) return nullptr;
+    problem.sums = static_cast<const double*>(DataOf(sums.get()));
+  }
   Ref out(NewArray(ndim, shape, problem.dtype));
   const bool large = problem.rows * problem.classes * problem.classes > kReleaseGil;
   const bool done = out && RunKernel(large, [&](Poll* poll) {
                       return MapHessians(problem, DataOf(out.get()), poll);
                     });
   return done ? out.release() : nullptr;
+}
+
+// Whether an array that a caller gave is as the result will be.
+bool IsOutput(PyObject* out, int ndim, const npy_intp* shape, DType dtype) {
+  return KernelArray(out) == dtype && PyArray_NDIM(AsArray(out)) == ndim &&
+         std::equal(shape, shape + ndim, PyArray_DIMS(AsArray(out))) &&
+         PyArray_ISWRITEABLE(AsArray(out));
 }
 
 // The intercepts' values, and their gradient in their own kind: None, an array with one for each
@@ -162,7 +169,6 @@ class Intercepts {
   // False, perhaps with an exception set, for any other kind.
   bool Take(PyObject* b, size_t outputs) {
     b_ = b;
-    axes_ = Axes(b);
     outputs_ = outputs;
     if (b == Py_None) {
       std::fill_n(values_.begin(), outputs, 0.0);
@@ -170,59 +176,51 @@ class Intercepts {
     }
     if (!PyArray_Check(b)) {
       const std::optional<double> number = outputs == 1 ? AsNumber(b) : std::nullopt;
-      if (!number) return false;
-      values_[0] = *number;
-      const bool small = PyArray_IsScalar(b, Float) || PyArray_IsScalar(b, Half);
-      dtype_ = small ? DType::kFloat32 : DType::kFloat64;
-      return true;
+      values_[0] = number.value_or(0);
+      if (PyArray_IsScalar(b, Float) || PyArray_IsScalar(b, Half)) dtype_ = DType::kFloat32;
+      return number.has_value();
     }
     const std::optional<DType> dtype = GradientType(b);
-    if (!dtype || PyArray_NDIM(AsArray(b)) > 1 ||
-        static_cast<size_t>(PyArray_SIZE(AsArray(b))) != outputs) {
-      return false;
-    }
+    PyArrayObject* const array = AsArray(b);
+    axes_ = PyArray_NDIM(array);
+    if (!dtype || axes_ > 1 || static_cast<size_t>(PyArray_SIZE(array)) != outputs) return false;
     dtype_ = *dtype;
-    const Ref block = AsBlock(b, TypeNumber(dtype_));
-    if (!block) return false;
-    if (dtype_ == DType::kFloat32) {
-      std::copy_n(static_cast<const float*>(DataOf(block.get())), outputs, values_.begin());
-    } else {
-      std::copy_n(static_cast<const double*>(DataOf(block.get())), outputs, values_.begin());
-    }
+    LoadOf(StorageOfArray(array).value(), DType::kFloat64)(
+        PyArray_BYTES(array), axes_ == 0 ? 0 : PyArray_STRIDE(array, 0), values_.data(), outputs);
     return true;
   }
 
-  // A direction, which None and a number fill.
-  bool TakeDirection(PyObject* vb, PyObject* like, size_t outputs) {
-    if (vb != Py_None && like == Py_None) return false;
-    if (like != Py_None && IsNumber(vb)) {
-      const std::optional<double> number = AsNumber(vb);
-      std::fill_n(values_.begin(), outputs, number.value_or(0));
-      return number.has_value();
+  // A direction by the intercepts, which None and a number fill.
+  bool TakeDirection(PyObject* v, const Intercepts& along) {
+    const bool fixed = along.b_ == Py_None;
+    if (v == Py_None || fixed || !IsWeak(v)) {
+      return Take(v, along.outputs_) && (v == Py_None || (!fixed && axes_ == along.axes_));
     }
-    return (vb == Py_None || Axes(vb) == Axes(like)) && Take(vb, outputs);
+    const std::optional<double> number = AsNumber(v);
+    std::fill_n(values_.begin(), along.outputs_, number.value_or(0));
+    return number.has_value();
   }
 
   const double* values() const { return values_.data(); }
   DType dtype() const { return dtype_; }
   void* gradient() { return gradient_.data(); }  // room for one of dtype() for each output
 
+  // Whether an array can be given for the gradient.
+  bool Fits(PyObject* out) const {
+    return PyArray_CheckExact(b_) && IsOutput(out, axes_, PyArray_DIMS(AsArray(b_)), dtype_);
+  }
+
   PyObject* Gradient() const {
     if (b_ == Py_None) return Py_NewRef(Py_None);
-    if (IsNumber(b_)) return PyFloat_FromDouble(gradient_[0]);
-    const bool is_array = PyArray_CheckExact(b_);
+    if (IsWeak(b_)) return PyFloat_FromDouble(gradient_[0]);
     auto size = static_cast<npy_intp>(outputs_);
     PyObject* const result = PyArray_SimpleNew(axes_, &size, TypeNumber(dtype_));
     if (result == nullptr) return nullptr;
     std::memcpy(DataOf(result), gradient_.data(), outputs_ * ItemSize(dtype_));
-    return is_array ? result : PyArray_Return(AsArray(result));
+    return PyArray_CheckExact(b_) ? result : PyArray_Return(AsArray(result));
   }
 
  private:
-  static int Axes(PyObject* object) {
-    return PyArray_Check(object) ? PyArray_NDIM(AsArray(object)) : 0;
-  }
-
   PyObject* b_ = nullptr;
   int axes_ = 0;
   size_t outputs_ = 1;
@@ -233,7 +231,7 @@ class Intercepts {
 // A direction by the coefficients, of which None is zero and a number fills their shape; null,
 // perhaps with an exception set, for what Python has to look at.
 Ref DirectionOf(PyObject* vw, PyArrayObject* w) {
-  if (vw == Py_None || IsNumber(vw)) {
+  if (vw == Py_None || IsWeak(vw)) {
     const std::optional<double> number = vw == Py_None ? 0.0 : AsNumber(vw);
     Ref filled(number ? NewArray(PyArray_NDIM(w), PyArray_DIMS(w), DType::kFloat64) : nullptr);
     if (filled) std::fill_n(static_cast<double*>(DataOf(filled.get())), PyArray_SIZE(w), *number);
@@ -242,56 +240,6 @@ Ref DirectionOf(PyObject* vw, PyArrayObject* w) {
   const std::optional<DType> dtype = GradientType(vw);
   return dtype && SameShape(AsArray(vw), w) ? AsBlock(vw, TypeNumber(*dtype)) : Ref();
 }
-
-// What is asked for, and where it goes.
-struct Gradients {
-  Wrt wrt;
-  std::array<PyObject*, kB + 1> outs = {};  // by place in the signature; null for a new array
-
-  // False for what Python has to look at.
-  bool Ask(const LossEntry& entry, const Arguments& args) {
-    PyObject* const given = entry.wrt_at ? args[*entry.wrt_at] : nullptr;
-    if (given == nullptr) {
-      wrt.operands = {kW, kB};
-      wrt.count = 2;
-    } else {
-      const std::optional<Wrt> asked = entry.signature.ReadWrt(given, kB + 1);
-      if (!asked || asked->Has(kY)) return false;
-      wrt = *asked;
-    }
-    PyObject* const out = Given(args, entry.out_at);
-    if (out == nullptr) return true;
-    if (wrt.single) {
-      outs[wrt.operands[0]] = out;
-      return true;
-    }
-    if (!PyTuple_CheckExact(out) || static_cast<size_t>(PyTuple_GET_SIZE(out)) != wrt.count) {
-      return false;
-    }
-    for (size_t i = 0; i < wrt.count; ++i) {
-      PyObject* const item = PyTuple_GET_ITEM(out, static_cast<Py_ssize_t>(i));
-      outs[wrt.operands[i]] = item == Py_None ? nullptr : item;
-    }
-    return true;
-  }
-
-  // Whether a given output is as the result will be.
-  static bool Fits(PyObject* out, int ndim, const npy_intp* shape, DType dtype) {
-    return KernelArray(out) == dtype && PyArray_NDIM(AsArray(out)) == ndim &&
-           std::equal(shape, shape + ndim, PyArray_DIMS(AsArray(out))) &&
-           PyArray_ISWRITEABLE(AsArray(out));
-  }
-
-  // Whether no two of them meet.
-  bool Apart() const {
-    for (size_t i = 0; i < outs.size(); ++i) {
-      for (size_t k = 0; k < i; ++k) {
-        if (outs[i] && outs[k] && Overlap(AsArray(outs[i]), AsArray(outs[k]))) return false;
-      }
-    }
-    return true;
-  }
-};
 
 // A call's samples and parameters as kernels take them, alive for as long as these run. What the
 // methods return is null, perhaps with an exception set, where Python has to look at the call.
@@ -321,8 +269,7 @@ class LossCall {
       weight_ = AsBlock(given, NPY_DOUBLE);
       if (!weight_) return false;
     }
-    const std::optional<bool> mean =
-        IsMean(entry_.reduction_at ? args_[*entry_.reduction_at] : nullptr);
+    const std::optional<bool> mean = IsMean(ArgumentAt(args_, entry_.reduction_at));
     if (!b_.Take(bias_, outputs) || !mean) return false;
     mean_ = *mean;
     problem_.X = *X;
@@ -343,49 +290,13 @@ class LossCall {
     return Run(Job::kValue, result) ? PyFloat_FromDouble(result.loss) : nullptr;
   }
 
-  PyObject* Grad(const Gradients& asked) {
-    const npy_intp gX_shape[] = {rows_, static_cast<npy_intp>(problem_.X.cols)};
-    const DType gX_dtype = GradientType(args_[kX]).value_or(problem_.X.dtype);
-    PyArrayObject* const w = AsArray(w_.get());
-    const auto& outs = asked.outs;
-    if ((outs[kX] && !Gradients::Fits(outs[kX], 2, gX_shape, gX_dtype)) ||
-        (outs[kW] &&
-         !Gradients::Fits(outs[kW], PyArray_NDIM(w), PyArray_DIMS(w), problem_.w_dtype)) ||
-        (outs[kB] && !(PyArray_CheckExact(bias_) &&
-                       Gradients::Fits(outs[kB], PyArray_NDIM(AsArray(bias_)),
-                                       PyArray_DIMS(AsArray(bias_)), b_.dtype()))) ||
-        !asked.Apart()) {
-      return nullptr;
-    }
-    LossResult result = {};
-    Ref gX;
-    if (asked.wrt.Has(kX)) {
-      // What each row's gradient is divided by has to be known before the pass.
-      const std::optional<double> by = Divisor();
-      if (by) gX = Ref(NewArray(2, gX_shape, gX_dtype));
-      if (!gX) return nullptr;
-      problem_.gX = DataOf(gX.get());
-      problem_.gX_dtype = gX_dtype;
-      problem_.gX_stride = gX_shape[1];
-      problem_.scale = 1.0 / *by;
-      result.divisor = *by;
-    }
-    const Ref gw = Gradient(Job::kGradient, result);
-    const Ref gb(gw ? b_.Gradient() : nullptr);
-    if (!gb) return nullptr;
-    std::array<PyObject*, kMaxArguments> all = {};
-    all[kX] = gX.get();
-    all[kW] = gw.get();
-    all[kB] = gb.get();
-    for (size_t k = 0; k < outs.size(); ++k) {
-      if (outs[k] == nullptr) continue;
-      if (PyArray_CopyInto(AsArray(outs[k]), AsArray(all[k])) != 0) return nullptr;
-      all[k] = outs[k];
-    }
-    Ref gradients(asked.wrt.Pack(all.data()));
-    if (entry_.kind != Kind::kValueAndGrad || !gradients) return gradients.release();
-    const Ref loss(PyFloat_FromDouble(result.loss));
-    return loss ? PyTuple_Pack(2, loss.get(), gradients.get()) : nullptr;
+  PyObject* Grad() { return Gradients(nullptr); }
+
+  PyObject* ValueAndGrad() {
+    double loss;
+    const Ref gradients(Gradients(&loss));
+    const Ref value(gradients ? PyFloat_FromDouble(loss) : nullptr);
+    return value ? PyTuple_Pack(2, value.get(), gradients.get()) : nullptr;
   }
 
   PyObject* Hvp() {
@@ -393,7 +304,7 @@ class LossCall {
     if (v == nullptr || !PyTuple_CheckExact(v) || PyTuple_GET_SIZE(v) != 2) return nullptr;
     const Ref vw = DirectionOf(PyTuple_GET_ITEM(v, 0), AsArray(w_.get()));
     Intercepts vb;
-    if (!vw || !vb.TakeDirection(PyTuple_GET_ITEM(v, 1), bias_, problem_.outputs)) return nullptr;
+    if (!vw || !vb.TakeDirection(PyTuple_GET_ITEM(v, 1), b_)) return nullptr;
     problem_.vw = DataOf(vw.get());
     problem_.vw_dtype = *KernelArray(vw.get());
     problem_.vb = vb.values();
@@ -420,15 +331,9 @@ class LossCall {
       }
       return kept.release();
     }
-    ClassHessians hessians = {problem_.X.rows, problem_.outputs, c,  DType::kFloat64,
-                              nullptr,         problem_.weight,  *by};
-    Ref sums;
-    if (y_->type != TargetType::kLabel) {
-      sums = RowSums(AsArray(y_->block.get()), problem_.X.rows);
-      if (!sums) return nullptr;
-      hessians.sums = static_cast<const double*>(DataOf(sums.get()));
-    }
-    return HessiansOf(hessians, 3, shape);
+    return HessiansOf(
+        {problem_.X.rows, problem_.outputs, c, DType::kFloat64, nullptr, problem_.weight, *by},
+        y_->type == TargetType::kLabel ? nullptr : y_->block.get(), 3, shape);
   }
 
   PyObject* Partial() {
@@ -464,6 +369,59 @@ class LossCall {
     const bool done = RunKernel(IsLarge(problem_.X, problem_.outputs),
                                 [&](Poll* poll) { return SumLoss(job, problem_, result, poll); });
     return done && !result.bad && !(mean_ && result.weight == 0);
+  }
+
+  // The gradients that are asked for, computed before any of them is written to what is given.
+  PyObject* Gradients(double* loss) {
+    Wrt wrt = {{kW, kB}, 2, false};
+    if (PyObject* const given = ArgumentAt(args_, entry_.wrt_at)) {
+      const std::optional<Wrt> asked = entry_.signature.ReadWrt(given, kB + 1);
+      if (!asked || asked->Has(kY)) return nullptr;
+      wrt = *asked;
+    }
+    const npy_intp X_shape[] = {rows_, static_cast<npy_intp>(problem_.X.cols)};
+    const DType X_dtype = GradientType(args_[kX]).value_or(problem_.X.dtype);
+    PyArrayObject* const w = AsArray(w_.get());
+    std::array<PyObject*, kB + 1> outs;
+    if (!FlatOuts(Given(args_, entry_.out_at), wrt.count, outs.data(), false)) return nullptr;
+    for (size_t i = 0; i < wrt.count; ++i) {
+      PyObject* const out = outs[i];
+      const size_t by = wrt.operands[i];
+      if (out == nullptr) continue;
+      if (by == kX   ? !IsOutput(out, 2, X_shape, X_dtype)
+          : by == kW ? !IsOutput(out, PyArray_NDIM(w), PyArray_DIMS(w), problem_.w_dtype)
+                     : !b_.Fits(out)) {
+        return nullptr;
+      }
+      for (size_t k = 0; k < i; ++k) {
+        if (outs[k] != nullptr && Overlap(AsArray(out), AsArray(outs[k]))) return nullptr;
+      }
+    }
+    LossResult result = {};
+    Ref gX;
+    if (wrt.Has(kX)) {
+      // What each row's gradient is divided by has to be known before the pass.
+      const std::optional<double> by = Divisor();
+      if (by) gX = Ref(NewArray(2, X_shape, X_dtype));
+      if (!gX) return nullptr;
+      problem_.gX = DataOf(gX.get());
+      problem_.gX_dtype = X_dtype;
+      problem_.gX_stride = X_shape[1];
+      problem_.scale = 1.0 / *by;
+      result.divisor = *by;
+    }
+    const Ref gw = Gradient(Job::kGradient, result);
+    const Ref gb(gw ? b_.Gradient() : nullptr);
+    if (!gb) return nullptr;
+    PyObject* all[] = {gX.get(), nullptr, gw.get(), gb.get()};
+    for (size_t i = 0; i < wrt.count; ++i) {
+      if (outs[i] == nullptr) continue;
+      PyObject*& computed = all[wrt.operands[i]];
+      if (PyArray_CopyInto(AsArray(outs[i]), AsArray(computed)) != 0) return nullptr;
+      computed = outs[i];
+    }
+    if (loss != nullptr) *loss = result.loss;
+    return wrt.Pack(all);
   }
 
   // The gradient by w, or a product; that by b is in b_.
@@ -513,36 +471,7 @@ class LossCall {
   LinearProblem problem_ = {};
 };
 
-PyObject* CallLoss(const MethodEntry& own, const Arguments& args) {
-  const auto& entry = static_cast<const LossEntry&>(own);
-  Gradients gradients;
-  if (entry.has_gradients() && !gradients.Ask(entry, args)) return nullptr;
-  LossCall call(entry, args);
-  if (!call.Take()) return nullptr;
-  switch (entry.kind) {
-    case Kind::kValue:
-      return call.Value();
-    case Kind::kValueAndGrad:
-    case Kind::kGrad:
-      return call.Grad(gradients);
-    case Kind::kHvp:
-      return call.Hvp();
-    case Kind::kCurvature:
-      return call.Curvature();
-    case Kind::kPartial:
-      return call.Partial();
-  }
-  return nullptr;
-}
-
 // --- losses of single predictions ----------------------------------------------------------------
-
-struct PointwiseEntry : MethodEntry {
-  double parameter;
-  enum class Kind : uint8_t { kValue, kDerivative, kValueAndDerivative, kSecondDerivative, kVjp };
-  Kind kind;
-  PerTarget<const LossKernels*> kernels;
-};
 
 template <typename T>
 void Pull(const T* slopes, const T* g, size_t stack, size_t rows, size_t outputs, T* out) {
@@ -555,12 +484,12 @@ void Pull(const T* slopes, const T* g, size_t stack, size_t rows, size_t outputs
 // Predictions, targets and a cotangent, alike in shape; what the methods return is as in LossCall.
 class PointwiseCall {
  public:
-  explicit PointwiseCall(const PointwiseEntry& entry)
-      : entry_(entry), kernels_(*entry.kernels.Active()) {}
+  PointwiseCall(const LossEntry& entry, const Arguments& args)
+      : entry_(entry), kernels_(*entry.kernels.Active()), given_{args[0], args[1], args[2]} {}
 
-  bool Take(const Arguments& args) {
-    const bool coupled = kernels_.coupled, pulls = entry_.kind == PointwiseEntry::Kind::kVjp;
-    std::array<PyObject*, 3> given = {args[0], args[1], pulls ? args[2] : nullptr};
+  bool Take() {
+    const bool coupled = kernels_.coupled, pulls = given_[2] != nullptr;
+    std::array<PyObject*, 3> given = given_;
     // A list's own code may run now, before anything is looked at.
     if (PyList_CheckExact(given[1]) || PyTuple_CheckExact(given[1]) || PyBool_Check(given[1]) ||
         PyArray_IsScalar(given[1], Generic) || (coupled && PyLong_CheckExact(given[1]))) {
@@ -572,7 +501,7 @@ class PointwiseCall {
     } else if (PyArray_CheckExact(given[1])) {
       y_ = Ref(Py_NewRef(given[1]));
     }
-    const bool fills[] = {IsNumber(given[0]), IsNumber(given[1]), pulls && IsNumber(given[2])};
+    const bool fills[] = {IsWeak(given[0]), IsWeak(given[1]), pulls && IsWeak(given[2])};
     // Integer targets have no say in the dtype.
     const bool integers = y_ && HasIntegers(y_.get());
     if (y_) given[1] = integers ? nullptr : y_.get();
@@ -617,24 +546,49 @@ class PointwiseCall {
     return true;
   }
 
-  PyObject* Call() {
-    using Kind = PointwiseEntry::Kind;
-    switch (entry_.kind) {
-      case Kind::kValue:
-        return Give(Map(Wanted::kLoss));
-      case Kind::kDerivative:
-        return Give(Map(Wanted::kSlope));
-      case Kind::kValueAndDerivative: {
-        const Ref value(Give(Map(Wanted::kLoss)));
-        const Ref derivative(value ? Give(Map(Wanted::kSlope)) : nullptr);
-        return derivative ? PyTuple_Pack(2, value.get(), derivative.get()) : nullptr;
-      }
-      case Kind::kSecondDerivative:
-        return kernels_.coupled ? Hessians() : Give(Map(Wanted::kCurvature));
-      case Kind::kVjp:
-        return Vjp();
-    }
-    return nullptr;
+  PyObject* Value() { return Give(Map(Wanted::kLoss)); }
+  PyObject* Derivative() { return Give(Map(Wanted::kSlope)); }
+
+  PyObject* ValueAndDerivative() {
+    const Ref value(Value()), derivative(value ? Derivative() : nullptr);
+    return derivative ? PyTuple_Pack(2, value.get(), derivative.get()) : nullptr;
+  }
+
+  PyObject* SecondDerivative() {
+    if (!kernels_.coupled) return Give(Map(Wanted::kCurvature));
+    const Ref p = z_ndim_ < NPY_MAXDIMS ? Map(Wanted::kCurvature) : Ref();
+    if (!p) return nullptr;
+    auto shape = shape_;
+    shape[static_cast<size_t>(z_ndim_)] = static_cast<npy_intp>(problem_.outputs);
+    return HessiansOf(
+        {problem_.rows, problem_.outputs, DataOf(p.get()), problem_.dtype, nullptr, nullptr, 1.0},
+        problem_.y_type == TargetType::kLabel ? nullptr : y_.get(), z_ndim_ + 1, shape.data());
+  }
+
+  PyObject* Vjp() {
+    const Ref slopes = Map(Wanted::kSlope);
+    Ref out(slopes ? NewArray(stack_ + z_ndim_, out_shape_.data(), problem_.dtype) : nullptr);
+    if (!out) return nullptr;
+    const auto stack = static_cast<size_t>(PyArray_MultiplyList(out_shape_.data(), stack_));
+    const bool large = static_cast<size_t>(PyArray_SIZE(AsArray(out.get()))) > kReleaseGil;
+    const bool done = RunKernel(large, [&](Poll* poll) {
+      const KernelFpEnv fp_env(poll);
+      OfType(problem_.dtype, [&](auto type) {
+        using T = decltype(type);
+        Pull(static_cast<const T*>(DataOf(slopes.get())), static_cast<const T*>(DataOf(g_.get())),
+             stack, problem_.rows, problem_.outputs, static_cast<T*>(DataOf(out.get())));
+      });
+      return Outcome::kDone;
+    });
+    return done ? Give(std::move(out)) : nullptr;
+  }
+
+  Ref Map(Wanted wanted) const {
+    Ref out(NewArray(wanted == Wanted::kLoss ? ndim_ : z_ndim_, shape_.data(), problem_.dtype));
+    const bool done =
+        out && RunKernel(problem_.rows * problem_.outputs > kReleaseGil,
+                         [&](Poll* p) { return MapLoss(wanted, problem_, DataOf(out.get()), p); });
+    return done ? std::move(out) : Ref();
   }
 
  private:
@@ -653,60 +607,13 @@ class PointwiseCall {
     return true;
   }
 
-  Ref Map(Wanted wanted) const {
-    Ref out(NewArray(wanted == Wanted::kLoss ? ndim_ : z_ndim_, shape_.data(), problem_.dtype));
-    const bool done =
-        out && RunKernel(problem_.rows * problem_.outputs > kReleaseGil,
-                         [&](Poll* p) { return MapLoss(wanted, problem_, DataOf(out.get()), p); });
-    return done ? std::move(out) : Ref();
-  }
-
   static PyObject* Give(Ref array) {
     return array ? PyArray_Return(AsArray(array.release())) : nullptr;
   }
 
-  PyObject* Hessians() const {
-    if (z_ndim_ == NPY_MAXDIMS) return nullptr;
-    const Ref p = Map(Wanted::kCurvature);
-    if (!p) return nullptr;
-    ClassHessians hessians = {
-        problem_.rows, problem_.outputs, DataOf(p.get()), problem_.dtype, nullptr, nullptr, 1.0};
-    Ref sums;
-    if (problem_.y_type != TargetType::kLabel) {
-      sums = RowSums(AsArray(y_.get()), problem_.rows);
-      if (!sums) return nullptr;
-      hessians.sums = static_cast<const double*>(DataOf(sums.get()));
-    }
-    auto shape = shape_;
-    shape[static_cast<size_t>(z_ndim_)] = static_cast<npy_intp>(problem_.outputs);
-    return HessiansOf(hessians, z_ndim_ + 1, shape.data());
-  }
-
-  PyObject* Vjp() const {
-    const Ref slopes = Map(Wanted::kSlope);
-    Ref out(slopes ? NewArray(stack_ + z_ndim_, out_shape_.data(), problem_.dtype) : nullptr);
-    if (!out) return nullptr;
-    const auto stack = static_cast<size_t>(PyArray_MultiplyList(out_shape_.data(), stack_));
-    const auto pull = [&](auto type) {
-      using T = decltype(type);
-      Pull(static_cast<const T*>(DataOf(slopes.get())), static_cast<const T*>(DataOf(g_.get())),
-           stack, problem_.rows, problem_.outputs, static_cast<T*>(DataOf(out.get())));
-    };
-    const bool large = static_cast<size_t>(PyArray_SIZE(AsArray(out.get()))) > kReleaseGil;
-    const bool done = RunKernel(large, [&](Poll* poll) {
-      const KernelFpEnv fp_env(poll);
-      if (problem_.dtype == DType::kFloat32) {
-        pull(float{});
-      } else {
-        pull(double{});
-      }
-      return Outcome::kDone;
-    });
-    return done ? Give(std::move(out)) : nullptr;
-  }
-
-  const PointwiseEntry& entry_;
+  const LossEntry& entry_;
   const LossKernels& kernels_;
+  std::array<PyObject*, 3> given_;  // predictions, targets, and a cotangent or null
   PlainOperands x_;
   Ref z_, y_, g_;
   // Copies: while a kernel runs without the GIL, an array may get another shape.
@@ -715,10 +622,33 @@ class PointwiseCall {
   PointwiseProblem problem_ = {};
 };
 
-PyObject* CallPointwise(const MethodEntry& own, const Arguments& args) {
-  PointwiseCall call(static_cast<const PointwiseEntry&>(own));
-  return call.Take(args) ? call.Call() : nullptr;
+// --- all methods ---------------------------------------------------------------------------------
+
+template <class Call, PyObject* (Call::*kMethod)()>
+PyObject* Enter(const MethodEntry& own, const Arguments& args) {
+  Call call(static_cast<const LossEntry&>(own), args);
+  return call.Take() ? (call.*kMethod)() : nullptr;
 }
+
+struct LossMethod {
+  std::string_view name;
+  FastPath path;
+  size_t relied_on = 3;  // arguments
+};
+
+constexpr LossMethod kLossMethods[] = {
+    {"value", Enter<LossCall, &LossCall::Value>},
+    {"value_and_grad", Enter<LossCall, &LossCall::ValueAndGrad>},
+    {"grad", Enter<LossCall, &LossCall::Grad>},
+    {"hvp", Enter<LossCall, &LossCall::Hvp>},
+    {"curvature", Enter<LossCall, &LossCall::Curvature>},
+    {"partial", Enter<LossCall, &LossCall::Partial>},
+    {"pointwise", Enter<PointwiseCall, &PointwiseCall::Value>, 2},
+    {"pointwise.derivative", Enter<PointwiseCall, &PointwiseCall::Derivative>, 2},
+    {"pointwise.value_and_derivative", Enter<PointwiseCall, &PointwiseCall::ValueAndDerivative>, 2},
+    {"pointwise.second_derivative", Enter<PointwiseCall, &PointwiseCall::SecondDerivative>, 2},
+    {"pointwise.vjp", Enter<PointwiseCall, &PointwiseCall::Vjp>},
+};
 
 // --- the engine ----------------------------------------------------------------------------------
 
@@ -727,22 +657,28 @@ PyObject* Refuse(const char* function, const char* argument) {
   return PyErr_Format(PyExc_TypeError, "%s: %s is not what the engine takes", function, argument);
 }
 
-struct NamedJob {
+// What a job takes, and what it does to `kept`.
+struct EngineJob {
   std::string_view name;
   Job job;
+  bool has_samples, has_v, has_gradient;
+  enum { kNone, kMayWrite, kWrites, kReads } kept;
 };
-constexpr NamedJob kJobs[] = {{"value", Job::kValue},   {"gradient", Job::kGradient},
-                              {"hvp", Job::kHvp},       {"curvature", Job::kCurvature},
-                              {"curved", Job::kCurved}, {"predict", Job::kPredict}};
+constexpr EngineJob kJobs[] = {
+    {"value", Job::kValue, true, false, false, EngineJob::kNone},
+    {"gradient", Job::kGradient, true, false, true, EngineJob::kMayWrite},
+    {"hvp", Job::kHvp, true, true, true, EngineJob::kNone},
+    {"curvature", Job::kCurvature, true, false, false, EngineJob::kWrites},
+    {"curved", Job::kCurved, true, true, true, EngineJob::kReads},
+    {"predict", Job::kPredict, false, false, false, EngineJob::kWrites},
+};
 
-// The row of the table by a Python string; null with an exception set.
-const LossKernels* LossNamed(PyObject* name) {
+// The place of a loss by a Python string; nothing, with an exception set, where there is none.
+std::optional<size_t> LossNamed(PyObject* name) {
   const char* const text = PyUnicode_AsUTF8(name);
-  if (text == nullptr) return nullptr;
-  const std::optional<size_t> row = FindLoss(text);
-  if (row) return &LossOps()[*row];
-  PyErr_Format(PyExc_KeyError, "no native loss '%s'", text);
-  return nullptr;
+  const std::optional<size_t> row = text == nullptr ? std::nullopt : FindLoss(text);
+  if (!row && text != nullptr) PyErr_Format(PyExc_KeyError, "no native loss '%s'", text);
+  return row;
 }
 
 const double* DoublesOf(PyObject* array) { return static_cast<const double*>(DataOf(array)); }
@@ -767,64 +703,49 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   if (nargs != kCount) return PyErr_Format(PyExc_TypeError, "%s takes %d arguments", kName, kCount);
 
   LinearProblem problem = {};
-  problem.loss = LossNamed(args[kLoss]);
-  if (problem.loss == nullptr) return nullptr;
-  if (!ReadDouble(args[kParameter], &problem.parameter) ||
+  const std::optional<size_t> row = LossNamed(args[kLoss]);
+  if (!row || !ReadDouble(args[kParameter], &problem.parameter) ||
       !ReadDouble(args[kScale], &problem.scale)) {
     return nullptr;
   }
+  problem.loss = &LossOps()[*row];
   const char* const job_name = PyUnicode_AsUTF8(args[kJob]);
   if (job_name == nullptr) return nullptr;
   const auto* const job = std::find_if(std::begin(kJobs), std::end(kJobs),
-                                       [&](const NamedJob& j) { return j.name == job_name; });
+                                       [&](const EngineJob& j) { return j.name == job_name; });
   if (job == std::end(kJobs)) return Refuse(kName, "job");
-
-  const std::optional<Design> X = EngineDesign(args[kDesign]);
-  if (!X) return Refuse(kName, "X");
-  problem.X = *X;
   if (!PyArray_CheckExact(args[kBias])) return Refuse(kName, "b");
-  const auto outputs = static_cast<size_t>(PyArray_SIZE(AsArray(args[kBias])));
+  const size_t outputs = problem.outputs = static_cast<size_t>(PyArray_SIZE(AsArray(args[kBias])));
   if (outputs == 0 || !IsBlock(args[kBias], NPY_DOUBLE, outputs)) return Refuse(kName, "b");
-  problem.outputs = outputs;
   problem.b = DoublesOf(args[kBias]);
-  if (!IsBlock(args[kWeights], NPY_DOUBLE, X->cols * outputs)) return Refuse(kName, "w");
+  const char* const bad = ReadSamples(args[kDesign], job->has_samples ? args[kTargets] : nullptr,
+                                      job->has_samples ? args[kSampleWeight] : Py_None, problem);
+  if (bad != nullptr) return Refuse(kName, bad);
+  const Design& X = problem.X;
+  if (!IsBlock(args[kWeights], NPY_DOUBLE, X.cols * outputs)) return Refuse(kName, "w");
   problem.w = DataOf(args[kWeights]);
-  problem.w_dtype = DType::kFloat64;
-  const bool predicts = job->job == Job::kPredict;
-  if (!predicts) {
-    const std::optional<TargetType> y_type =
-        TargetsOf(args[kTargets], X->rows, outputs, problem.loss->coupled);
-    if (!y_type) return Refuse(kName, "y");
-    problem.y = DataOf(args[kTargets]);
-    problem.y_type = *y_type;
-  }
-  if (!predicts && args[kSampleWeight] != Py_None) {
-    if (!IsBlock(args[kSampleWeight], NPY_DOUBLE, X->rows)) return Refuse(kName, "sample_weight");
-    problem.weight = DoublesOf(args[kSampleWeight]);
-  }
-  const bool needs_v = job->job == Job::kHvp || job->job == Job::kCurved;
-  if (needs_v) {
+  problem.w_dtype = problem.vw_dtype = DType::kFloat64;
+  if (job->has_v) {
     PyObject *vw, *vb;
     if (!PyTuple_Check(args[kV]) || !PyArg_ParseTuple(args[kV], "OO", &vw, &vb) ||
-        !IsBlock(vw, NPY_DOUBLE, X->cols * outputs) || !IsBlock(vb, NPY_DOUBLE, outputs)) {
+        !IsBlock(vw, NPY_DOUBLE, X.cols * outputs) || !IsBlock(vb, NPY_DOUBLE, outputs)) {
       PyErr_Clear();
       return Refuse(kName, "v");
     }
     problem.vw = DoublesOf(vw);
-    problem.vw_dtype = DType::kFloat64;
     problem.vb = DoublesOf(vb);
   }
-  const bool writes_kept = job->job != Job::kCurved;
-  const bool needs_kept = job->job == Job::kCurvature || job->job == Job::kCurved || predicts;
-  if (needs_kept || (job->job == Job::kGradient && args[kKept] != Py_None)) {
-    if (!(writes_kept ? IsWritableBlock : IsBlock)(args[kKept], NPY_DOUBLE, X->rows * outputs)) {
+  if (job->kept >= EngineJob::kWrites ||
+      (job->kept == EngineJob::kMayWrite && args[kKept] != Py_None)) {
+    if (!IsBlock(args[kKept], NPY_DOUBLE, X.rows * outputs) ||
+        (job->kept != EngineJob::kReads && !PyArray_ISWRITEABLE(AsArray(args[kKept])))) {
       return Refuse(kName, "kept");
     }
     problem.kept = static_cast<double*>(DataOf(args[kKept]));
   }
   if (job->job == Job::kGradient && args[kGX] != Py_None) {
     const std::optional<Design> gX = DenseDesign(args[kGX]);
-    if (!gX || gX->layout != Layout::kRows || gX->rows != X->rows || gX->cols != X->cols ||
+    if (!gX || gX->layout != Layout::kRows || gX->rows != X.rows || gX->cols != X.cols ||
         !PyArray_ISWRITEABLE(AsArray(args[kGX]))) {
       return Refuse(kName, "gX");
     }
@@ -833,22 +754,22 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
     problem.gX_stride = gX->stride;
   }
 
-  const bool with_gradient =
-      job->job == Job::kGradient || job->job == Job::kHvp || job->job == Job::kCurved;
-  npy_intp shape[] = {static_cast<npy_intp>(X->cols), static_cast<npy_intp>(outputs)};
-  const Ref gw(with_gradient ? PyArray_ZEROS(2, shape, NPY_DOUBLE, 0) : Py_NewRef(Py_None));
-  const Ref gb(with_gradient ? PyArray_ZEROS(1, shape + 1, NPY_DOUBLE, 0) : Py_NewRef(Py_None));
+  npy_intp shape[] = {static_cast<npy_intp>(X.cols), static_cast<npy_intp>(outputs)};
+  const auto zeros = [&](int ndim, npy_intp* of) {
+    return job->has_gradient ? PyArray_ZEROS(ndim, of, NPY_DOUBLE, 0) : Py_NewRef(Py_None);
+  };
+  const Ref gw(zeros(2, shape)), gb(zeros(1, shape + 1));
   if (!gw || !gb) return nullptr;
   LossResult result = {};
   result.divisor = 1.0;
   result.gw_dtype = result.gb_dtype = DType::kFloat64;
-  if (with_gradient) {
+  if (job->has_gradient) {
     result.gw = DataOf(gw.get());
     result.gb = DataOf(gb.get());
   }
-  if (X->rows > 0) {
+  if (X.rows > 0) {
     const bool done = RunKernel(
-        IsLarge(*X, outputs), [&](Poll* poll) { return SumLoss(job->job, problem, result, poll); });
+        IsLarge(X, outputs), [&](Poll* poll) { return SumLoss(job->job, problem, result, poll); });
     if (!done) return nullptr;
   }
   if (result.bad) {
@@ -865,34 +786,18 @@ PyObject* LossPointwise(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   constexpr const char* kName = "loss_pointwise";
   enum { kLoss, kParameter, kZ, kTargets, kOrder, kCount };
   if (nargs != kCount) return PyErr_Format(PyExc_TypeError, "%s takes %d arguments", kName, kCount);
-  PointwiseProblem problem = {};
-  problem.loss = LossNamed(args[kLoss]);
-  if (problem.loss == nullptr) return nullptr;
-  if (!ReadDouble(args[kParameter], &problem.parameter)) return nullptr;
+  LossEntry entry;
+  const std::optional<size_t> row = LossNamed(args[kLoss]);
+  if (!row || !ReadDouble(args[kParameter], &entry.parameter)) return nullptr;
+  entry.kernels = RowOf(LossTables(), *row);
   const long order = PyLong_AsLong(args[kOrder]);
   if (PyErr_Occurred() != nullptr) return nullptr;
   constexpr Wanted kOrders[] = {Wanted::kLoss, Wanted::kSlope, Wanted::kCurvature};
   if (order < 0 || order > 2) return Refuse(kName, "order");
-  const std::optional<DType> dtype = KernelArray(args[kZ]);
-  if (!dtype || !PyArray_IS_C_CONTIGUOUS(AsArray(args[kZ]))) return Refuse(kName, "z");
-  PyArrayObject* const z = AsArray(args[kZ]);
-  const bool coupled = problem.loss->coupled;
-  if (coupled && (PyArray_NDIM(z) != 2 || PyArray_DIM(z, 1) == 0)) return Refuse(kName, "z");
-  problem.outputs = coupled ? static_cast<size_t>(PyArray_DIM(z, 1)) : 1;
-  problem.rows = static_cast<size_t>(PyArray_SIZE(z)) / problem.outputs;
-  const std::optional<TargetType> y_type =
-      TargetsOf(args[kTargets], problem.rows, problem.outputs, coupled);
-  if (!y_type) return Refuse(kName, "y");
-  problem.z = PyArray_DATA(z);
-  problem.dtype = *dtype;
-  problem.y = DataOf(args[kTargets]);
-  problem.y_type = *y_type;
-  Ref out(NewArray(coupled && order == 0 ? 1 : PyArray_NDIM(z), PyArray_DIMS(z), *dtype));
-  if (!out) return nullptr;
-  const bool done = RunKernel(static_cast<size_t>(PyArray_SIZE(z)) > kReleaseGil, [&](Poll* poll) {
-    return MapLoss(kOrders[order], problem, DataOf(out.get()), poll);
-  });
-  return done ? out.release() : nullptr;
+  if (!KernelArray(args[kZ]) || !PyArray_CheckExact(args[kTargets])) return Refuse(kName, "z or y");
+  PointwiseCall call(entry, {args[kZ], args[kTargets]});
+  if (call.Take()) return call.Map(kOrders[order]).release();
+  return PyErr_Occurred() != nullptr ? nullptr : Refuse(kName, "z or y");
 }
 
 PyObject* SoftmaxHessians(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
@@ -909,7 +814,7 @@ PyObject* SoftmaxHessians(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   if (!IsBlock(args[kSums], NPY_DOUBLE, rows)) return Refuse(kName, "sums");
   return HessiansOf({rows, static_cast<size_t>(shape[1]), PyArray_DATA(p), *dtype,
                      DoublesOf(args[kSums]), nullptr, 1.0},
-                    3, shape);
+                    nullptr, 3, shape);
 }
 
 PyMethodDef kEngine[] = {
@@ -927,40 +832,23 @@ PyMethodDef kEngine[] = {
 PyObject* NewLossMethod(const char* loss, double parameter, const char* method, PyObject* sums,
                         PyObject* fallback) {
   const std::optional<size_t> row = FindLoss(loss);
-  const auto make = [&](auto entry, auto kind, FastPath path, size_t relied_on) -> PyObject* {
-    if (!entry->signature.Read(fallback, relied_on)) return nullptr;
-    entry->parameter = parameter;
-    entry->kind = kind;
-    entry->kernels = RowOf(LossTables(), *row);
-    return NewMethod(path, std::move(entry), fallback);
-  };
-  constexpr std::string_view kKinds[] = {"value", "value_and_grad", "grad",
-                                         "hvp",   "curvature",      "partial"};
-  const auto* const kind = std::find(std::begin(kKinds), std::end(kKinds), method);
-  if (row && kind != std::end(kKinds)) {
-    auto entry = std::make_unique<LossEntry>();
-    Signature signature;
-    if (!signature.Read(fallback, kW + 1)) return nullptr;
-    entry->sample_weight_at = signature.Find("sample_weight");
-    entry->out_at = signature.Find("out");
-    entry->reduction_at = signature.Find("reduction");
-    entry->wrt_at = signature.Find("wrt");
-    entry->v_at = signature.Find("v");
-    const auto of = static_cast<Kind>(kind - kKinds);
-    if (of == Kind::kPartial && !entry->sums.Read(sums)) return Refuse("loss_method", "sums");
-    return make(std::move(entry), of, CallLoss, kW + 1);
+  const auto* const found = std::find_if(std::begin(kLossMethods), std::end(kLossMethods),
+                                         [&](const LossMethod& m) { return m.name == method; });
+  if (!row || found == std::end(kLossMethods)) {
+    return PyErr_Format(PyExc_KeyError, "no native method '%s' of a loss '%s'", method, loss);
   }
-  constexpr std::string_view kPointwise[] = {"pointwise", "pointwise.derivative",
-                                             "pointwise.value_and_derivative",
-                                             "pointwise.second_derivative", "pointwise.vjp"};
-  const auto* const single = std::find(std::begin(kPointwise), std::end(kPointwise), method);
-  if (row && single != std::end(kPointwise)) {
-    const auto of = static_cast<PointwiseEntry::Kind>(single - kPointwise);
-    return make(std::make_unique<PointwiseEntry>(), of, CallPointwise,
-                of == PointwiseEntry::Kind::kVjp ? 3 : 2);
-  }
-  PyErr_Format(PyExc_KeyError, "no native method '%s' of a loss '%s'", method, loss);
-  return nullptr;
+  auto entry = std::make_unique<LossEntry>();
+  const Signature& signature = entry->signature;
+  if (!entry->signature.Read(fallback, found->relied_on)) return nullptr;
+  entry->parameter = parameter;
+  entry->kernels = RowOf(LossTables(), *row);
+  entry->sample_weight_at = signature.Find("sample_weight");
+  entry->out_at = signature.Find("out");
+  entry->reduction_at = signature.Find("reduction");
+  entry->wrt_at = signature.Find("wrt");
+  entry->v_at = signature.Find("v");
+  if (found->name == "partial" && !entry->sums.Read(sums)) return Refuse("loss_method", "sums");
+  return NewMethod(found->path, std::move(entry), fallback);
 }
 
 bool RegisterLossEngine(PyObject* module) { return PyModule_AddFunctions(module, kEngine) == 0; }

@@ -21,9 +21,14 @@ inline constexpr size_t kMaxArguments = 12;
 // The arguments of a call in the order of the signature: borrowed, null where not given.
 using Arguments = std::array<PyObject*, kMaxArguments>;
 
-// An optional argument; null where the signature has none, or it is not given or None.
+// An optional argument; null where the signature has none, or it is not given.
+inline PyObject* ArgumentAt(const Arguments& args, std::optional<size_t> place) {
+  return place ? args[*place] : nullptr;
+}
+
+// The same, of which None is as good as none.
 inline PyObject* Given(const Arguments& args, std::optional<size_t> place) {
-  PyObject* const given = place ? args[*place] : nullptr;
+  PyObject* const given = ArgumentAt(args, place);
   return given == Py_None ? nullptr : given;
 }
 

@@ -74,6 +74,12 @@ inline bool ReadDouble(PyObject* object, double* value) {
   return *value != -1.0 || PyErr_Occurred() == nullptr;
 }
 
+// f(float{}) or f(double{}).
+template <class F>
+auto OfType(DType dtype, const F& f) {
+  return dtype == DType::kFloat32 ? f(float{}) : f(double{});
+}
+
 inline int TypeNumber(DType dtype) { return dtype == DType::kFloat32 ? NPY_FLOAT : NPY_DOUBLE; }
 
 }  // namespace pullback

@@ -56,7 +56,8 @@ Ref PlainVector(PyObject* object) {
   return array;
 }
 
-// Its data as float64, once no code but ours runs any more: `array` holds them.
+// Makes it float64 once no code but ours runs any more; null, perhaps with an exception set, where
+// it is no vector of parameters.
 const double* VectorOf(Ref& array, const Objective& of) {
   const bool fits = array && PyArray_CheckExact(array.get()) &&
                     PyArray_NDIM(AsArray(array.get())) == 1 &&
@@ -65,57 +66,52 @@ const double* VectorOf(Ref& array, const Objective& of) {
   return array ? static_cast<const double*>(DataOf(array.get())) : nullptr;
 }
 
-// The data as they now are: their owner may have reshaped them since. False with an exception set
-// where they are no longer what the engine takes.
-bool LookAt(const Objective& of, LinearProblem& problem) {
-  const auto& [X, y, weight] = of.data;
-  const std::optional<Design> found = EngineDesign(X.get());
-  const size_t rows = of.problem.X.rows;
-  const std::optional<TargetType> type =
-      TargetsOf(y.get(), rows, problem.outputs, problem.loss->coupled);
-  const bool weighted = weight.get() != Py_None;
-  if (!found || found->rows != rows || found->cols != of.problem.X.cols || !type ||
-      (weighted && !IsBlock(weight.get(), NPY_DOUBLE, rows))) {
-    PyErr_SetString(PyExc_TypeError, "LinearObjective: its data are no longer what they were");
-    return false;
-  }
-  problem.X = *found;
-  problem.y = DataOf(y.get());
-  problem.y_type = *type;
-  problem.weight = weighted ? static_cast<const double*>(DataOf(weight.get())) : nullptr;
-  return true;
-}
-
-// Sums over all rows, at `theta` where there is one. False, perhaps with an exception set, unless
-// it is done and no row is bad.
-bool Sum(Objective& of, Job job, const double* theta, const double* v, double* kept,
-         double* gradient, double* loss) {
+// The problem at a vector, and along a direction that may be null.
+LinearProblem ProblemAt(const Objective& of, const double* theta, const double* v = nullptr) {
+  const auto intercepts = [&](const double* vector) {
+    return of.intercept && vector != nullptr ? vector + of.coefficients() : of.no_intercepts.data();
+  };
   LinearProblem problem = of.problem;
   problem.loss = of.kernels.Active();
-  if (!LookAt(of, problem)) return false;
-  const auto intercepts = [&](const double* vector) {
-    return of.intercept ? vector + of.coefficients() : of.no_intercepts.data();
-  };
   problem.w = theta;
   problem.b = intercepts(theta);
-  if (v != nullptr) {
-    problem.vw = v;
-    problem.vw_dtype = DType::kFloat64;
-    problem.vb = intercepts(v);
+  problem.vw = v;
+  problem.vb = intercepts(v);
+  return problem;
+}
+
+// Looks at the data as they now are: their owner may have reshaped them since. False with an
+// exception set where they are no longer what the engine takes.
+bool LookAt(const Objective& of, LinearProblem& problem) {
+  const auto& [X, y, weight] = of.data;
+  const Design& before = of.problem.X;
+  if (ReadSamples(X.get(), y.get(), weight.get(), problem) == nullptr &&
+      problem.X.rows == before.rows && problem.X.cols == before.cols) {
+    return true;
   }
+  PyErr_SetString(PyExc_TypeError, "LinearObjective: its data are no longer what they were");
+  return false;
+}
+
+// Adds up all rows of X. False, perhaps with an exception set, unless it is done and no row is bad.
+bool Sum(Job job, const LinearProblem& problem, LossResult& result) {
+  const bool done = RunKernel(IsLarge(problem.X, problem.outputs),
+                              [&](Poll* poll) { return SumLoss(job, problem, result, poll); });
+  return done && !result.bad;
+}
+
+// The same of the data.
+bool SumData(const Objective& of, Job job, LinearProblem& problem, double* kept, LossResult& result,
+             double* gradient = nullptr) {
+  if (!LookAt(of, problem)) return false;
   problem.kept = kept;
   std::vector<double> dropped(of.intercept ? 0 : problem.outputs);
-  LossResult result = {};
   result.divisor = 1.0;
   result.gw = gradient;
   result.gw_dtype = result.gb_dtype = DType::kFloat64;
-  if (gradient != nullptr) {
-    result.gb = of.intercept ? gradient + of.coefficients() : dropped.data();
-  }
-  const bool done = RunKernel(IsLarge(problem.X, problem.outputs),
-                              [&](Poll* poll) { return SumLoss(job, problem, result, poll); });
-  *loss = result.loss;
-  return done && !result.bad;
+  const bool has_room = of.intercept && gradient != nullptr;
+  result.gb = has_room ? gradient + of.coefficients() : dropped.data();
+  return Sum(job, problem, result);
 }
 
 // l2/2 ||w||^2; times an infinite parameter, 0 would be NaN.
@@ -158,22 +154,35 @@ PyObject* Unpack(const Objective& of, const double* theta) {
   return PyTuple_Pack(2, w.get(), b.get());
 }
 
+// Keeps the second derivatives at a vector, unless they are kept. False, perhaps with an exception
+// set, if it fails.
+bool KeepCurvature(Objective& of, const double* theta) {
+  // Bytes, not numbers: 0 and -0 are different vectors, NaN the same as itself.
+  const size_t bytes = of.parameters() * sizeof(double);
+  if (of.kept_for && (bytes == 0 || std::memcmp(of.kept_for->data(), theta, bytes) == 0)) {
+    return true;
+  }
+  std::vector<double> at(theta, theta + of.parameters());
+  of.kept.resize(of.problem.X.rows * of.problem.outputs);
+  of.kept_for.reset();
+  of.keeps = true;
+  LinearProblem problem = ProblemAt(of, theta);
+  LossResult result = {};
+  if (!SumData(of, Job::kCurvature, problem, of.kept.data(), result)) return false;
+  of.kept_for = std::move(at);
+  return true;
+}
+
 PyObject* Predict(const Objective& of, const Design& X, const double* theta) {
   Ref z(NewOutputs(of, X.rows));
   if (!z) return nullptr;
-  LinearProblem problem = of.problem;
-  problem.loss = of.kernels.Active();
+  LinearProblem problem = ProblemAt(of, theta);
   problem.X = X;
-  problem.w = theta;
-  problem.b = of.intercept ? theta + of.coefficients() : of.no_intercepts.data();
   problem.kept = static_cast<double*>(DataOf(z.get()));
   LossResult result = {};
-  const bool done = X.rows == 0 || RunKernel(IsLarge(X, problem.outputs), [&](Poll* poll) {
-                      return SumLoss(Job::kPredict, problem, result, poll);
-                    });
-  if (!done || result.bad) return nullptr;
-  if (of.response.get() == Py_None) return z.release();
-  return PyObject_CallOneArg(of.response.get(), z.get());
+  if (X.rows > 0 && !Sum(Job::kPredict, problem, result)) return nullptr;
+  PyObject* const response = of.response.get();
+  return response == Py_None ? z.release() : PyObject_CallOneArg(response, z.get());
 }
 
 PyObject* ObjectiveCall(const MethodEntry& own, const Arguments& args) {
@@ -190,44 +199,29 @@ PyObject* ObjectiveCall(const MethodEntry& own, const Arguments& args) {
   if (theta == nullptr) return nullptr;
   if (predicts) return X && X->cols == of.problem.X.cols ? Predict(of, *X, theta) : nullptr;
   if (entry.kind == Kind::kUnpack) return Unpack(of, theta);
-  double loss;
+  const double* const v = has_v ? VectorOf(direction, of) : nullptr;
+  if (has_v && (v == nullptr || !KeepCurvature(of, theta))) return nullptr;
+  LinearProblem problem = ProblemAt(of, theta, v);
+  LossResult result = {};
+  Ref gradient;
   if (entry.kind == Kind::kValue) {
-    if (!Sum(of, Job::kValue, theta, nullptr, nullptr, nullptr, &loss)) return nullptr;
-    return PyFloat_FromDouble(loss / of.weight + Penalty(of, vector.get()));
-  }
-  const auto size = static_cast<npy_intp>(of.parameters());
-  Ref gradient(NewArray(1, &size, DType::kFloat64));
-  if (!gradient) return nullptr;
-  auto* const to = static_cast<double*>(DataOf(gradient.get()));
-  if (entry.kind == Kind::kHvp) {
-    const double* const v = VectorOf(direction, of);
-    if (v == nullptr) return nullptr;
-    // Bytes, not numbers: 0 and -0 are different vectors, NaN the same as itself.
-    const size_t bytes = of.parameters() * sizeof(double);
-    const bool known =
-        of.kept_for && (bytes == 0 || std::memcmp(of.kept_for->data(), theta, bytes) == 0);
-    if (!known) {
-      std::vector<double> at(theta, theta + of.parameters());
-      of.kept.resize(of.problem.X.rows * of.problem.outputs);
-      of.kept_for.reset();
-      of.keeps = true;
-      if (!Sum(of, Job::kCurvature, theta, nullptr, of.kept.data(), nullptr, &loss)) {
-        return nullptr;
-      }
-      of.kept_for = std::move(at);
+    if (!SumData(of, Job::kValue, problem, nullptr, result)) return nullptr;
+  } else {
+    const auto size = static_cast<npy_intp>(of.parameters());
+    gradient = Ref(NewArray(1, &size, DType::kFloat64));
+    if (!gradient) return nullptr;
+    if (!has_v) of.kept_for.reset();
+    auto* const to = static_cast<double*>(DataOf(gradient.get()));
+    if (!SumData(of, has_v ? Job::kCurved : Job::kGradient, problem,
+                 of.keeps ? of.kept.data() : nullptr, result, to)) {
+      return nullptr;
     }
-    if (!Sum(of, Job::kCurved, theta, v, of.kept.data(), to, &loss)) return nullptr;
-    Finish(of, v, to);
-    return gradient.release();
+    if (of.keeps && !has_v) of.kept_for.emplace(theta, theta + of.parameters());
+    Finish(of, has_v ? v : theta, to);
+    if (entry.kind != Kind::kValueAndGrad) return gradient.release();
   }
-  double* const kept = of.keeps ? of.kept.data() : nullptr;
-  of.kept_for.reset();
-  if (!Sum(of, Job::kGradient, theta, nullptr, kept, to, &loss)) return nullptr;
-  if (of.keeps) of.kept_for.emplace(theta, theta + of.parameters());
-  Finish(of, theta, to);
-  if (entry.kind == Kind::kGrad) return gradient.release();
-  const Ref value(PyFloat_FromDouble(loss / of.weight + Penalty(of, vector.get())));
-  return value ? PyTuple_Pack(2, value.get(), gradient.get()) : nullptr;
+  Ref value(PyFloat_FromDouble(result.loss / of.weight + Penalty(of, vector.get())));
+  return gradient && value ? PyTuple_Pack(2, value.get(), gradient.get()) : value.release();
 }
 
 }  // namespace
@@ -257,25 +251,24 @@ PyObject* NewObjective(PyObject* const* args) {
       !ReadDouble(args[kWeight], &of.weight) || !ReadDouble(args[kL2], &of.l2)) {
     return nullptr;
   }
-  const std::optional<Design> X = EngineDesign(args[kX]);
   PyObject* const response = args[kResponse];
-  const bool several = args[kSeveral] == Py_True;
-  if (!row || !X || X->rows == 0 || outputs <= 0 || (outputs > 1 && !several) ||
-      (response != Py_None && PyCallable_Check(response) == 0)) {
+  of.several = args[kSeveral] == Py_True;
+  const bool valid = row && outputs > 0 && (outputs == 1 || of.several) &&
+                     (response == Py_None || PyCallable_Check(response) != 0);
+  if (valid) {
+    of.kernels = RowOf(LossTables(), *row);
+    of.problem.loss = of.kernels.Active();
+    of.problem.outputs = static_cast<size_t>(outputs);
+    of.problem.w_dtype = of.problem.vw_dtype = DType::kFloat64;
+  }
+  if (!valid || ReadSamples(args[kX], args[kY], args[kSampleWeight], of.problem) != nullptr ||
+      of.problem.X.rows == 0) {
     return PyErr_Format(PyExc_TypeError, "objective: data are not what the engine takes");
   }
-  of.kernels = RowOf(LossTables(), *row);
-  of.problem.loss = of.kernels.Active();
-  of.problem.X = *X;
-  of.problem.outputs = static_cast<size_t>(outputs);
-  of.problem.w_dtype = DType::kFloat64;
   of.intercept = args[kIntercept] == Py_True;
-  of.several = several;
   of.response = Ref(Py_NewRef(response));
   of.no_intercepts.resize(of.problem.outputs);
   for (size_t i = 0; i < of.data.size(); ++i) of.data[i] = Ref(Py_NewRef(args[kX + i]));
-  LinearProblem problem = of.problem;
-  if (!LookAt(of, problem)) return nullptr;
   return PyCapsule_New(
       new std::shared_ptr<Objective>(std::move(objective)), kCapsule, [](PyObject* capsule) {
         delete static_cast<std::shared_ptr<Objective>*>(PyCapsule_GetPointer(capsule, kCapsule));

@@ -107,11 +107,10 @@ Ref WeakNumber(PyObject* number, DType dtype) {
   }
   Ref array(NewArray(0, nullptr, dtype));
   if (!array) return array;
-  if (dtype == DType::kFloat32) {
-    *static_cast<float*>(DataOf(array.get())) = static_cast<float>(value);
-  } else {
-    *static_cast<double*>(DataOf(array.get())) = value;
-  }
+  OfType(dtype, [&](auto type) {
+    using T = decltype(type);
+    *static_cast<T*>(DataOf(array.get())) = static_cast<T>(value);
+  });
   return array;
 }
 
@@ -121,36 +120,46 @@ void LeaveToPython() {
   if (PyErr_ExceptionMatches(PyExc_Exception)) PyErr_Clear();
 }
 
-std::optional<Storage> StorageOfArray(PyArrayObject* array) {
-  const bool swapped = !PyArray_ISNOTSWAPPED(array);
-  switch (PyArray_TYPE(array)) {
+std::optional<Element> ElementOf(int type_number) {
+  constexpr bool kLongIs32 = sizeof(long) == 4;
+  switch (type_number) {
     case NPY_BOOL:
-      return Storage{Element::kBool, swapped};
+      return Element::kBool;
     case NPY_BYTE:
-      return Storage{Element::kInt8, swapped};
+      return Element::kInt8;
     case NPY_UBYTE:
-      return Storage{Element::kUint8, swapped};
+      return Element::kUint8;
     case NPY_SHORT:
-      return Storage{Element::kInt16, swapped};
+      return Element::kInt16;
     case NPY_USHORT:
-      return Storage{Element::kUint16, swapped};
-    case NPY_HALF:
-      return Storage{Element::kFloat16, swapped};
-    case NPY_FLOAT:
-      return Storage{Element::kFloat32, swapped};
-    case NPY_DOUBLE:
-      return Storage{Element::kFloat64, swapped};
+      return Element::kUint16;
     case NPY_INT:
-    case NPY_LONG:
-    case NPY_LONGLONG:
-      return Storage{PyArray_ITEMSIZE(array) == 4 ? Element::kInt32 : Element::kInt64, swapped};
+      return Element::kInt32;
     case NPY_UINT:
+      return Element::kUint32;
+    case NPY_LONG:
+      return kLongIs32 ? Element::kInt32 : Element::kInt64;
     case NPY_ULONG:
+      return kLongIs32 ? Element::kUint32 : Element::kUint64;
+    case NPY_LONGLONG:
+      return Element::kInt64;
     case NPY_ULONGLONG:
-      return Storage{PyArray_ITEMSIZE(array) == 4 ? Element::kUint32 : Element::kUint64, swapped};
+      return Element::kUint64;
+    case NPY_HALF:
+      return Element::kFloat16;
+    case NPY_FLOAT:
+      return Element::kFloat32;
+    case NPY_DOUBLE:
+      return Element::kFloat64;
     default:
       return std::nullopt;
   }
+}
+
+std::optional<Storage> StorageOfArray(PyArrayObject* array) {
+  const std::optional<Element> element = ElementOf(PyArray_TYPE(array));
+  if (!element) return std::nullopt;
+  return Storage{*element, !PyArray_ISNOTSWAPPED(array)};
 }
 
 bool PlainOperands::Take(PyObject* const* given, size_t count, Strides strides) {
@@ -172,13 +181,14 @@ bool PlainOperands::Take(PyObject* const* given, size_t count, Strides strides) 
 }
 
 bool PlainOperands::Convert(PyObject* const* given, bool as_stored) {
+  std::array<Ref, kMaxArguments>& owned = owned_.emplace();
   // First all that may run code of the caller's, which may change arrays that were looked at.
   for (size_t i = 0; i < count_; ++i) {
     arrays_[i] = nullptr;
     if (given[i] == nullptr || given[i] == Py_None || IsWeak(given[i])) continue;
-    owned_[i] = AsPlainArray(given[i]);
-    if (!owned_[i] || !PyArray_CheckExact(owned_[i].get())) return false;
-    arrays_[i] = AsArray(owned_[i].get());
+    owned[i] = AsPlainArray(given[i]);
+    if (!owned[i] || !PyArray_CheckExact(owned[i].get())) return false;
+    arrays_[i] = AsArray(owned[i].get());
   }
   std::array<Storage, kMaxArguments> storage;
   bool any = false, wide = false;
@@ -194,12 +204,12 @@ bool PlainOperands::Convert(PyObject* const* given, bool as_stored) {
   for (size_t i = 0; i < count_; ++i) {
     if (given[i] == nullptr || given[i] == Py_None) continue;
     if (arrays_[i] == nullptr) {
-      owned_[i] = WeakNumber(given[i], dtype_);
-    } else if (!as_stored && KernelArray(owned_[i].get()) != dtype_) {
-      owned_[i] = Converted(arrays_[i], storage[i], dtype_);
+      owned[i] = WeakNumber(given[i], dtype_);
+    } else if (!as_stored && KernelArray(owned[i].get()) != dtype_) {
+      owned[i] = Converted(arrays_[i], storage[i], dtype_);
     }
-    if (!owned_[i]) return false;
-    arrays_[i] = AsArray(owned_[i].get());
+    if (!owned[i]) return false;
+    arrays_[i] = AsArray(owned[i].get());
   }
   return true;
 }
@@ -207,16 +217,13 @@ bool PlainOperands::Convert(PyObject* const* given, bool as_stored) {
 bool PlainOperands::Fill(size_t i, int ndim, const npy_intp* shape) {
   Ref filled(NewArray(ndim, shape, dtype_));
   if (!filled) return false;
-  const auto fill = [&](auto* to) {
+  OfType(dtype_, [&](auto type) {
+    auto* const to = static_cast<decltype(type)*>(DataOf(filled.get()));
     std::fill_n(to, PyArray_SIZE(AsArray(filled.get())), *static_cast<decltype(to)>(data(i)));
-  };
-  if (dtype_ == DType::kFloat32) {
-    fill(static_cast<float*>(DataOf(filled.get())));
-  } else {
-    fill(static_cast<double*>(DataOf(filled.get())));
-  }
-  owned_[i] = std::move(filled);
-  arrays_[i] = AsArray(owned_[i].get());
+  });
+  arrays_[i] = AsArray(filled.get());
+  if (!owned_) owned_.emplace();
+  (*owned_)[i] = std::move(filled);
   return true;
 }
 

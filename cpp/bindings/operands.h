@@ -11,6 +11,9 @@
 
 namespace pullback {
 
+// The element of a dtype by NumPy's number for it; nothing for what no kernel reads.
+std::optional<Element> ElementOf(int type_number);
+
 // How an array's elements lie in memory; nothing for what no kernel reads.
 std::optional<Storage> StorageOfArray(PyArrayObject* array);
 
@@ -52,7 +55,7 @@ class PlainOperands {
   DType dtype_ = DType::kFloat64;
   size_t count_ = 0;
   std::array<PyArrayObject*, kMaxArguments> arrays_;
-  std::array<Ref, kMaxArguments> owned_;
+  std::optional<std::array<Ref, kMaxArguments>> owned_;  // nothing where all are borrowed
 };
 
 bool SameShape(PyArrayObject* a, PyArrayObject* b);

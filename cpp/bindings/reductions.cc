@@ -144,7 +144,7 @@ bool IsPlain(PyObject* object, DType dtype) {
 
 // The parameter, or nothing where it has to be refused or needs a look.
 std::optional<double> ParameterOf(const Entry& entry, const Arguments& args) {
-  PyObject* const given = entry.parameter_at ? args[*entry.parameter_at] : nullptr;
+  PyObject* const given = ArgumentAt(args, entry.parameter_at);
   if (given == nullptr) return entry.parameter;
   const std::optional<double> parameter = AsNumber(given);
   if (!parameter) return std::nullopt;
@@ -159,7 +159,7 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   const std::optional<double> parameter = ParameterOf(entry, args);
   if (!parameter) return nullptr;
   const ReductionKernels& op = entry.Row(*parameter);
-  PyObject* const keep = entry.keepdims_at ? args[*entry.keepdims_at] : nullptr;
+  PyObject* const keep = ArgumentAt(args, entry.keepdims_at);
   if (keep != nullptr && keep != Py_True && keep != Py_False) return nullptr;
 
   // Tangents may be None, but not all of them; nothing else may.
@@ -173,7 +173,7 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   }
   PlainOperands x;
   if (!moves || !x.Take(given.data(), entry.arrays)) return nullptr;
-  PyObject* const axis = entry.axis_at ? args[*entry.axis_at] : nullptr;
+  PyObject* const axis = ArgumentAt(args, entry.axis_at);
   const int ndim = PyArray_NDIM(x[0]);
   const uint64_t all = ndim == 64 ? ~uint64_t{0} : (uint64_t{1} << ndim) - 1;
   std::optional<uint64_t> axes = all;
@@ -232,30 +232,29 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   // The value, the gradients that are asked for, and room for the others, which come with them.
   const size_t values = entry.HasValue() ? 1 : 0;
   const size_t gradients = entry.HasGradients() ? op.outs : 0;
-  PyObject* const given_wrt = entry.wrt_at ? args[*entry.wrt_at] : nullptr;
-  std::optional<Wrt> wrt;  // nothing for all of them
-  if (given_wrt != nullptr) {
-    wrt = entry.signature.ReadWrt(given_wrt, gradients);
-    if (!wrt) return nullptr;
+  Wrt wrt = {{0}, gradients, true};
+  if (gradients > 1) {
+    const std::optional<Wrt> asked =
+        entry.signature.ReadWrt(ArgumentAt(args, entry.wrt_at), gradients);
+    if (!asked) return nullptr;
+    wrt = *asked;
   }
-  const size_t asked = wrt ? wrt->count : gradients;
-  std::array<PyObject*, 1 + kMaxOuts> outs = {};
-  PyObject* const out = Given(args, entry.out_at);
-  const bool bare = values + asked == 1 && (!wrt || wrt->single);
-  if (out != nullptr && !FlatOuts(out, values + asked, bare, outs.data())) return nullptr;
+  std::array<PyObject*, 1 + kMaxOuts> outs;
+  const bool bare = values + wrt.count == 1 && wrt.single;
+  if (!FlatOuts(Given(args, entry.out_at), values + wrt.count, bare, outs.data())) return nullptr;
   Outputs outputs;
   const DType dtype = x.dtype();
   if (values > 0 && !outputs.Add(outs[0], slices.ndim, slices.shape, dtype, x)) return nullptr;
-  std::array<size_t, kMaxOuts> place = {};
+  std::array<size_t, kMaxOuts> place;
   const auto add = [&](size_t operand, PyObject* to) {
     place[operand] = outputs.count();
     return outputs.Add(to, gradient_ndim, gradient, dtype, x);
   };
-  for (size_t i = 0; i < asked; ++i) {
-    if (!add(wrt ? wrt->operands[i] : i, outs[values + i])) return nullptr;
+  for (size_t i = 0; i < wrt.count; ++i) {
+    if (!add(wrt.operands[i], outs[values + i])) return nullptr;
   }
-  for (size_t o = 0; wrt && o < gradients; ++o) {
-    if (!wrt->Has(o) && !add(o, nullptr)) return nullptr;
+  for (size_t o = 0; wrt.count < gradients && o < gradients; ++o) {
+    if (!wrt.Has(o) && !add(o, nullptr)) return nullptr;
   }
   if (!outputs.Make()) return nullptr;
   if (values > 0) call.values = outputs.data(0);
@@ -263,179 +262,122 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   if (!Run(call, stack, entry.is_map)) return nullptr;
   Ref value(values > 0 ? outputs.Release(0, true) : nullptr);
   if (gradients == 0) return value.release();
-  std::array<Ref, kMaxOuts> slopes;
   std::array<PyObject*, kMaxOuts> of_operands;
   for (size_t o = 0; o < gradients; ++o) {
-    slopes[o] = Ref(outputs.Release(place[o], false));
-    of_operands[o] = slopes[o].get();
+    of_operands[o] = reinterpret_cast<PyObject*>(outputs[place[o]]);
   }
-  Ref packed(gradients == 1 ? slopes[0].release()
-             : wrt          ? wrt->Pack(of_operands.data())
-                            : PyTuple_Pack(2, of_operands[0], of_operands[1]));
+  Ref packed(wrt.Pack(of_operands.data()));
   if (!value || !packed) return packed.release();
   return PyTuple_Pack(2, value.get(), packed.get());
 }
 
 // --- the engine ----------------------------------------------------------------------------------
 
-// Reads the arguments of one engine call. All checks guard memory: the Python layer has told the
-// caller what is wrong before. False with an exception set.
-class Reader {
- public:
+// How many arguments a function of the engine takes, the first ones a name and a parameter, and
+// where the others stand: 0 for those that it does not take.
+struct EngineFunction {
+  size_t count;
+  size_t method = 0, x = 0, v = 0, g = 0, t = 0, values = 0, out = 0;
+};
+
+constexpr EngineFunction kSlices = {.count = 6, .x = 2, .g = 3, .values = 4, .out = 5};
+constexpr EngineFunction kTangents = {.count = 5, .x = 2, .t = 3, .values = 4};
+constexpr EngineFunction kTransforms = {.count = 6, .method = 2, .x = 3, .v = 4, .out = 5};
+
+// All checks guard memory: the Python layer has told the caller what is wrong before. Returns None.
+template <const EngineFunction& at>
+PyObject* CallEngine(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
+  if (static_cast<size_t>(nargs) != at.count) {
+    return PyErr_Format(PyExc_TypeError, "%zd arguments, not %zu", nargs, at.count);
+  }
+  const auto refuse = [&](const char* argument) {
+    return PyErr_Format(PyExc_TypeError, "%s is not what the engine takes", argument);
+  };
+  const bool is_map = at.method != 0, pushes = at.t != 0;
+  ReductionCall call = {};
+  if (!ReadDouble(args[1], &call.parameter)) return nullptr;
+  const char* const name = PyUnicode_AsUTF8(args[0]);
+  const char* const method = name != nullptr && is_map ? PyUnicode_AsUTF8(args[at.method]) : "";
+  if (name == nullptr || method == nullptr) return nullptr;
+  const std::string_view row_name = name;
+  const std::optional<size_t> row =
+      is_map ? FindMap(row_name, method)
+             : FindReduction(row_name == "norm" ? RowOfNorm(call.parameter) : row_name);
+  if (!row) return PyErr_Format(PyExc_KeyError, "no row '%s' with a method '%s'", name, method);
+  call.op = &ReductionOps()[*row];
+
+  // All arrays follow the first one.
+  const bool several = PyTuple_CheckExact(args[at.x]) && PyTuple_GET_SIZE(args[at.x]) > 0;
+  PyObject* const first = several && !is_map ? PyTuple_GET_ITEM(args[at.x], 0) : args[at.x];
+  const std::optional<DType> dtype = KernelArray(first);
+  if (!dtype || PyArray_NDIM(AsArray(first)) != 3 || PyArray_DIM(AsArray(first), 1) == 0) {
+    return refuse("x");
+  }
+  const npy_intp* const shape = PyArray_DIMS(AsArray(first));
+  const npy_intp of_slices[] = {shape[0], shape[2]};
+  call.dtype = *dtype;
+  call.outer = static_cast<size_t>(shape[0]);
+  call.n = static_cast<size_t>(shape[1]);
+  call.inner = static_cast<size_t>(shape[2]);
+
   enum Need : uint8_t { kOptional, kRequired, kOptionalOutput, kOutput };
-
-  explicit Reader(const char* function) : function_(function) {}
-
-  bool Refuse(const char* name) const {
-    PyErr_Format(PyExc_TypeError, "%s: %s is not what the engine takes", function_, name);
-    return false;
-  }
-
-  bool Counts(Py_ssize_t nargs, Py_ssize_t wanted) const {
-    if (nargs == wanted) return true;
-    PyErr_Format(PyExc_TypeError, "%s: wrong number of arguments", function_);
-    return false;
-  }
-
-  // The array whose shape and dtype all others follow.
-  bool First(PyObject* object) {
-    const std::optional<DType> dtype = KernelArray(object);
-    if (!dtype || !PyArray_IS_C_CONTIGUOUS(AsArray(object)) || PyArray_NDIM(AsArray(object)) != 3 ||
-        PyArray_DIM(AsArray(object), 1) == 0) {
-      return Refuse("x");
-    }
-    first_ = AsArray(object);
-    call.dtype = *dtype;
-    call.outer = static_cast<size_t>(PyArray_DIM(first_, 0));
-    call.n = static_cast<size_t>(PyArray_DIM(first_, 1));
-    call.inner = static_cast<size_t>(PyArray_DIM(first_, 2));
-    call.x = PyArray_DATA(first_);
-    return true;
-  }
-
-  // An array like x, or of one element for each slice; null for None.
-  template <class T>
-  bool Read(PyObject* object, const char* name, Need need, T** data, bool of_slices = false) const {
-    *data = nullptr;
-    if (object == Py_None) return need == kRequired || need == kOutput ? Refuse(name) : true;
-    if (!IsPlain(object, call.dtype)) return Refuse(name);
+  const auto read = [&](PyObject* object, Need need, auto** data, bool like_x = true) {
+    if (object == Py_None) return need != kRequired && need != kOutput;
+    const int ndim = like_x ? 3 : 2;
     PyArrayObject* const array = AsArray(object);
-    const npy_intp slices[] = {PyArray_DIM(first_, 0), PyArray_DIM(first_, 2)};
-    const npy_intp* const shape = of_slices ? slices : PyArray_DIMS(first_);
-    const int ndim = of_slices ? 2 : 3;
-    if (PyArray_NDIM(array) != ndim || !std::equal(shape, shape + ndim, PyArray_DIMS(array)) ||
+    if (!IsPlain(object, *dtype) || PyArray_NDIM(array) != ndim ||
+        !std::equal(PyArray_DIMS(array), PyArray_DIMS(array) + ndim, like_x ? shape : of_slices) ||
         (need >= kOptionalOutput && !PyArray_ISWRITEABLE(array))) {
-      return Refuse(name);
+      return false;
     }
     *data = PyArray_DATA(array);
     return true;
-  }
-
-  // A tuple of `count` of them.
-  template <class T>
-  bool ReadAll(PyObject* object, const char* name, Need need, size_t count, T** data) const {
+  };
+  // A tuple of `count` arrays like x; of a map a single one.
+  const auto read_all = [&](PyObject* object, Need need, size_t count, auto** data) {
+    if (is_map) return read(object, need, data);
     if (!PyTuple_CheckExact(object) || static_cast<size_t>(PyTuple_GET_SIZE(object)) != count) {
-      return Refuse(name);
+      return false;
     }
     for (size_t i = 0; i < count; ++i) {
-      PyObject* const item = PyTuple_GET_ITEM(object, static_cast<Py_ssize_t>(i));
-      if (!Read(item, name, need, data + i)) return false;
+      if (!read(PyTuple_GET_ITEM(object, static_cast<Py_ssize_t>(i)), need, data + i)) return false;
     }
     return true;
+  };
+
+  const size_t arrays = call.op->arrays, outs = call.op->outs;
+  const void* operands[2] = {};
+  if (!read_all(args[at.x], kRequired, arrays, operands)) return refuse("x");
+  if (is_map &&
+      (!read(args[at.v], kOptional, operands + 1) || (operands[1] == nullptr) != (arrays == 1))) {
+    return refuse("v");
   }
-
-  // A reduction's name, parameter and operands.
-  bool Operands(PyObject* const* args) {
-    if (!ReadDouble(args[1], &call.parameter)) return false;
-    const char* const name = PyUnicode_AsUTF8(args[0]);
-    if (name == nullptr) return false;
-    const bool is_norm = std::string_view(name) == "norm";
-    const std::optional<size_t> row =
-        FindReduction(is_norm ? RowOfNorm(call.parameter) : std::string_view(name));
-    if (!row) {
-      PyErr_Format(PyExc_KeyError, "no reduction '%s'", name);
-      return false;
-    }
-    call.op = &ReductionOps()[*row];
-    PyObject* const x = args[2];
-    const void* data[2];
-    if (!PyTuple_CheckExact(x) || PyTuple_GET_SIZE(x) == 0) return Refuse("x");
-    if (!First(PyTuple_GET_ITEM(x, 0)) || !ReadAll(x, "x", kRequired, call.op->arrays, data)) {
-      return false;
-    }
-    if (call.op->arrays == 2) call.v = data[1];
-    return true;
+  call.x = operands[0];
+  call.v = operands[1];
+  call.tangents = pushes;
+  if (at.g != 0 && !read(args[at.g], kOptional, &call.g, false)) return refuse("g");
+  if (pushes && !read_all(args[at.t], kOptional, outs, call.t)) return refuse("t");
+  if (at.values != 0 &&
+      !read(args[at.values], pushes ? kOutput : kOptionalOutput, &call.values, false)) {
+    return refuse("values");
   }
-
-  ReductionCall call = {};
-
- private:
-  const char* function_;
-  PyArrayObject* first_ = nullptr;
-};
-
-// None on success.
-PyObject* Deliver(Reader& reader) { return Run(reader.call) ? Py_NewRef(Py_None) : nullptr; }
-
-// reduce_slices(name, parameter, x, g, values, slopes)
-PyObject* ReduceSlices(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
-  Reader reader("reduce_slices");
-  ReductionCall& call = reader.call;
-  if (!reader.Counts(nargs, 6) || !reader.Operands(args) ||
-      !reader.Read(args[3], "g", Reader::kOptional, &call.g, true) ||
-      !reader.Read(args[4], "values", Reader::kOptionalOutput, &call.values, true) ||
-      (args[5] != Py_None &&
-       !reader.ReadAll(args[5], "slopes", Reader::kOutput, call.op->outs, call.out))) {
-    return nullptr;
-  }
-  return Deliver(reader);
+  const bool has_out = at.out != 0 && (is_map || args[at.out] != Py_None);
+  if (has_out && !read_all(args[at.out], kOutput, outs, call.out)) return refuse("out");
+  return Run(call) ? Py_NewRef(Py_None) : nullptr;
 }
 
-// reduce_tangents(name, parameter, x, t, out)
-PyObject* ReduceTangents(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
-  Reader reader("reduce_tangents");
-  ReductionCall& call = reader.call;
-  call.tangents = true;
-  if (!reader.Counts(nargs, 5) || !reader.Operands(args) ||
-      !reader.ReadAll(args[3], "t", Reader::kOptional, call.op->outs, call.t) ||
-      !reader.Read(args[4], "out", Reader::kOutput, &call.values, true)) {
-    return nullptr;
-  }
-  return Deliver(reader);
-}
-
-// transform_slices(name, parameter, method, x, v, out)
-PyObject* TransformSlices(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
-  Reader reader("transform_slices");
-  ReductionCall& call = reader.call;
-  if (!reader.Counts(nargs, 6) || !ReadDouble(args[1], &call.parameter)) return nullptr;
-  const char* const name = PyUnicode_AsUTF8(args[0]);
-  const char* const method = name == nullptr ? nullptr : PyUnicode_AsUTF8(args[2]);
-  if (method == nullptr) return nullptr;
-  const std::optional<size_t> row = FindMap(name, method);
-  if (!row) {
-    return PyErr_Format(PyExc_KeyError, "no map of rows '%s' with a method '%s'", name, method);
-  }
-  call.op = &ReductionOps()[*row];
-  if (!reader.First(args[3]) || !reader.Read(args[4], "v", Reader::kOptional, &call.v) ||
-      ((call.v != nullptr) != (call.op->arrays == 2) && !reader.Refuse("v")) ||
-      !reader.Read(args[5], "out", Reader::kOutput, &call.out[0])) {
-    return nullptr;
-  }
-  return Deliver(reader);
-}
-
-PyCFunction AsFunction(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
-  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+template <const EngineFunction& at>
+PyMethodDef Engine(const char* name, const char* signature) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(CallEngine<at>)),
+          METH_FASTCALL, signature};
 }
 
 PyMethodDef kEngine[] = {
-    {"reduce_slices", AsFunction(ReduceSlices), METH_FASTCALL,
-     "reduce_slices(name, parameter, x, g, values, slopes, /)\n--\n\n"},
-    {"reduce_tangents", AsFunction(ReduceTangents), METH_FASTCALL,
-     "reduce_tangents(name, parameter, x, t, out, /)\n--\n\n"},
-    {"transform_slices", AsFunction(TransformSlices), METH_FASTCALL,
-     "transform_slices(name, parameter, method, x, v, out, /)\n--\n\n"},
+    Engine<kSlices>("reduce_slices",
+                    "reduce_slices(name, parameter, x, g, values, slopes, /)\n--\n\n"),
+    Engine<kTangents>("reduce_tangents", "reduce_tangents(name, parameter, x, t, out, /)\n--\n\n"),
+    Engine<kTransforms>("transform_slices",
+                        "transform_slices(name, parameter, method, x, v, out, /)\n--\n\n"),
     {nullptr, nullptr, 0, nullptr},
 };
 

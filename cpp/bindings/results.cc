@@ -69,7 +69,7 @@ PyObject* NewArray(int ndim, const npy_intp* shape, DType dtype) {
   return PyArray_SimpleNew(ndim, dims, TypeNumber(dtype));
 }
 
-bool FlatOuts(PyObject* out, size_t count, bool bare, PyObject** flat) {
+bool FlatOuts(PyObject* out, size_t count, bool bare, PyObject** flat, bool nested) {
   std::fill_n(flat, count, nullptr);
   if (out == nullptr || out == Py_None) return true;
   if (bare) {
@@ -87,7 +87,7 @@ bool FlatOuts(PyObject* out, size_t count, bool bare, PyObject** flat) {
     return true;
   };
   PyObject* pair[2];
-  if (count != 3 || !spread(out, 2, pair)) return spread(out, count, flat);
+  if (!nested || count != 3 || !spread(out, 2, pair)) return spread(out, count, flat);
   flat[0] = pair[0];
   return pair[1] == nullptr || spread(pair[1], 2, flat + 1);
 }

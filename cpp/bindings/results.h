@@ -64,8 +64,9 @@ class Outputs {
 };
 
 // The entries of out=, of which null and None mean new arrays: an array for a bare result, else a
-// tuple of as many as there are, three of them as (a, (b, c)) as well. False for anything else.
-bool FlatOuts(PyObject* out, size_t count, bool bare, PyObject** flat);
+// tuple of as many as there are, three of them as (a, (b, c)) as well where that is how they come.
+// False for anything else.
+bool FlatOuts(PyObject* out, size_t count, bool bare, PyObject** flat, bool nested = true);
 
 // Whether the memory from the first to the last element of one meets the other's.
 bool Overlap(PyArrayObject* a, PyArrayObject* b);
