@@ -176,9 +176,9 @@ bool PlainOperands::Convert(PyObject* const* given, bool as_stored) {
   for (size_t i = 0; i < count_; ++i) {
     arrays_[i] = nullptr;
     if (given[i] == nullptr || given[i] == Py_None || IsWeak(given[i])) continue;
-    owned_[i] = AsPlainArray(given[i]);
-    if (!owned_[i] || !PyArray_CheckExact(owned_[i].get())) return false;
-    arrays_[i] = AsArray(owned_[i].get());
+    Ref array = AsPlainArray(given[i]);
+    if (!array || !PyArray_CheckExact(array.get())) return false;
+    arrays_[i] = Keep(std::move(array));
   }
   std::array<Storage, kMaxArguments> storage;
   bool any = false, wide = false;
@@ -193,13 +193,15 @@ bool PlainOperands::Convert(PyObject* const* given, bool as_stored) {
   dtype_ = any && !wide ? DType::kFloat32 : DType::kFloat64;
   for (size_t i = 0; i < count_; ++i) {
     if (given[i] == nullptr || given[i] == Py_None) continue;
-    if (arrays_[i] == nullptr) {
-      owned_[i] = WeakNumber(given[i], dtype_);
-    } else if (!as_stored && KernelArray(owned_[i].get()) != dtype_) {
-      owned_[i] = Converted(arrays_[i], storage[i], dtype_);
+    PyArrayObject* const array = arrays_[i];
+    if (array != nullptr &&
+        (as_stored || KernelArray(reinterpret_cast<PyObject*>(array)) == dtype_)) {
+      continue;
     }
-    if (!owned_[i]) return false;
-    arrays_[i] = AsArray(owned_[i].get());
+    Ref made =
+        array == nullptr ? WeakNumber(given[i], dtype_) : Converted(array, storage[i], dtype_);
+    if (!made) return false;
+    arrays_[i] = Keep(std::move(made));
   }
   return true;
 }
@@ -215,8 +217,7 @@ bool PlainOperands::Fill(size_t i, int ndim, const npy_intp* shape) {
   } else {
     fill(static_cast<double*>(DataOf(filled.get())));
   }
-  owned_[i] = std::move(filled);
-  arrays_[i] = AsArray(owned_[i].get());
+  arrays_[i] = Keep(std::move(filled));
   return true;
 }
 
