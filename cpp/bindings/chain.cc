@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "bindings/call.h"
+#include "bindings/operands.h"
 #include "bindings/results.h"
 #include "kernels/chain.h"
 
@@ -34,25 +35,14 @@ union Number {
 // A Python number adapts; a NumPy scalar has to be of the dtype.
 bool ReadNumber(PyObject* object, DType dtype, Number* number) {
   const bool single = dtype == DType::kFloat32;
-  double value;
-  if (PyFloat_CheckExact(object) || PyLong_CheckExact(object)) {
-    value = PyFloat_AsDouble(object);
-    if (value == -1.0 && PyErr_Occurred() != nullptr) {
-      PyErr_Clear();  // an integer beyond float64
-      return false;
-    }
-  } else if (single ? PyArray_IsScalar(object, Float) : PyArray_IsScalar(object, Double)) {
-    value = single ? static_cast<double>(PyArrayScalar_VAL(object, Float))
-                   : PyArrayScalar_VAL(object, Double);
-  } else {
+  if (!IsWeak(object) &&
+      !(single ? PyArray_IsScalar(object, Float) : PyArray_IsScalar(object, Double))) {
     return false;
   }
-  if (single) {
-    number->single = static_cast<float>(value);
-  } else {
-    number->wide = value;
-  }
-  return true;
+  const std::optional<double> value = AsNumber(object);
+  if (value && single) number->single = static_cast<float>(*value);
+  if (value && !single) number->wide = *value;
+  return value.has_value();
 }
 
 // An array whose axes, but for those of length 1, are neighbouring ones of x.

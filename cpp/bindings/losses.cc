@@ -383,7 +383,8 @@ class LossCall {
     const DType X_dtype = GradientType(args_[kX]).value_or(problem_.X.dtype);
     PyArrayObject* const w = AsArray(w_.get());
     std::array<PyObject*, kB + 1> outs;
-    if (!FlatOuts(Given(args_, entry_.out_at), wrt.count, outs.data(), false)) return nullptr;
+    if (!FlatOuts(Given(args_, entry_.out_at), wrt.count, wrt.single, outs.data(), false))
+      return nullptr;
     for (size_t i = 0; i < wrt.count; ++i) {
       PyObject* const out = outs[i];
       const size_t by = wrt.operands[i];

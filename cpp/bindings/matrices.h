@@ -95,22 +95,27 @@ struct Matrices {
   }
 };
 
+// Here and below: what a small product takes stays in registers if all of it is inline.
+#define PULLBACK_INLINE [[gnu::always_inline]] inline
+
 // Sets all but the axes; returns how many there are.
-inline size_t SeeAs(const Strided& array, unsigned ends, Matrices& x) {
+PULLBACK_INLINE size_t SeeAs(const Strided& array, unsigned ends, Matrices& x) {
   size_t axis = array.ndim;
   // The stride of an axis of length 1 means nothing, and may be anything.
-  const auto take = [&](size_t& n, ptrdiff_t& stride) {
-    n = static_cast<size_t>(array.shape[--axis]);
-    if (n > 1) stride = array.Step(axis);
-  };
-  if ((ends & kInColumns) != 0) take(x.cols, x.col);
-  if ((ends & kInRows) != 0) take(x.rows, x.row);
+  if ((ends & kInColumns) != 0) {
+    x.cols = static_cast<size_t>(array.shape[--axis]);
+    x.col = x.cols > 1 ? array.Step(axis) : 0;
+  }
+  if ((ends & kInRows) != 0) {
+    x.rows = static_cast<size_t>(array.shape[--axis]);
+    x.row = x.rows > 1 ? array.Step(axis) : 0;
+  }
   x.data = array.data;
   x.item = array.item;
   return axis;
 }
 
-inline Matrices Seen(const Strided& array, unsigned ends, size_t stack = 0) {
+PULLBACK_INLINE Matrices Seen(const Strided& array, unsigned ends, size_t stack = 0) {
   Matrices x;
   x.axes = SeeAs(array, ends, x);
   x.stack = stack;
@@ -197,7 +202,8 @@ class Products {
   Products(DType dtype, const Batch& batch) : dtype_(dtype), batch_(batch) {}
 
   // c = or += a b; the batch axes that c has as 1, or lacks, are summed.
-  void Append(const Matrices& a, const Matrices& b, const Matrices& c, bool add = false) {
+  PULLBACK_INLINE void Append(const Matrices& a, const Matrices& b, const Matrices& c,
+                              bool add = false) {
     Product& product = *new (memory_ + sizeof(Product) * count_++) Product;
     product.m = a.rows;
     product.n = b.cols;
@@ -206,8 +212,24 @@ class Products {
     product.b = {b.data, b.row, b.col};
     product.c = {c.data, c.row, c.col};
     product.add = add;
-    double work = static_cast<double>(a.rows) * static_cast<double>(std::max(a.cols, size_t{1})) *
-                  static_cast<double>(b.cols);
+    const double work = static_cast<double>(a.rows) *
+                        static_cast<double>(std::max(a.cols, size_t{1})) *
+                        static_cast<double>(b.cols);
+    work_ += batch_.axes == 0 ? work : work * AppendBatch(product, a, b, c);
+  }
+
+  void Run() {
+    const auto* const first = std::launder(reinterpret_cast<const Product*>(memory_));
+    const std::span<const Product> products(first, count_);
+    RunOrRaise(work_, [&](Poll* poll) { return Matmul(dtype_, products, poll); });
+    count_ = 0;
+    work_ = 0;
+  }
+
+ private:
+  // How many there are in the batch. By value: what is passed by address has to be in memory.
+  [[gnu::noinline]] double AppendBatch(Product& product, Matrices a, Matrices b, Matrices c) const {
+    double work = 1;
     for (size_t axis = batch_.axes; axis-- > 0;) {
       BatchAxis x{static_cast<size_t>(batch_.extent[axis]), StrideOf(a, axis), StrideOf(b, axis),
                   StrideOf(c, axis)};
@@ -222,21 +244,12 @@ class Products {
         product.batch[axes++] = x;
       }
     }
-    work_ += work;
     // Built from the innermost axis outwards.
     std::reverse(product.batch.begin(),
                  product.batch.begin() + static_cast<ptrdiff_t>(product.batch_axes));
+    return work;
   }
 
-  void Run() {
-    const auto* const first = std::launder(reinterpret_cast<const Product*>(memory_));
-    const std::span<const Product> products(first, count_);
-    RunOrRaise(work_, [&](Poll* poll) { return Matmul(dtype_, products, poll); });
-    count_ = 0;
-    work_ = 0;
-  }
-
- private:
   // Which of its axes is one of the batch; as many as it has where it repeats along that.
   size_t AxisOf(const Matrices& x, size_t axis) const {
     if (axis < batch_.stack) return x.stack > 0 ? axis : x.axes;

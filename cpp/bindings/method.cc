@@ -86,18 +86,10 @@ bool Signature::Inspect(PyObject* callable) {
   return true;
 }
 
-Signature Signature::Positional(size_t count) {
-  Signature signature;
-  signature.count_ = signature.positional_only_ = signature.positional_ = signature.required_ =
-      count;
-  return signature;
-}
-
 bool Signature::Bind(PyObject* const* args, size_t nargs, PyObject* kwnames,
                      Arguments& bound) const {
   if (nargs > positional_) return false;
-  std::copy_n(args, nargs, bound.begin());
-  std::fill(bound.begin() + static_cast<ptrdiff_t>(nargs), bound.end(), nullptr);
+  for (size_t k = 0; k < count_; ++k) bound[k] = k < nargs ? args[k] : nullptr;
   const Py_ssize_t keywords = kwnames == nullptr ? 0 : PyTuple_GET_SIZE(kwnames);
   for (Py_ssize_t i = 0; i < keywords; ++i) {
     PyObject* const name = PyTuple_GET_ITEM(kwnames, i);
@@ -106,8 +98,10 @@ bool Signature::Bind(PyObject* const* args, size_t nargs, PyObject* kwnames,
     if (k == count_) return false;
     bound[k] = args[nargs + static_cast<size_t>(i)];
   }
-  const auto required = bound.begin() + static_cast<ptrdiff_t>(required_);
-  return std::find(bound.begin(), required, nullptr) == required;
+  for (size_t k = nargs; k < required_; ++k) {
+    if (bound[k] == nullptr) return false;
+  }
+  return true;
 }
 
 std::optional<size_t> Signature::Find(std::string_view name) const {
@@ -131,7 +125,7 @@ std::optional<Wrt> Signature::ReadWrt(PyObject* given, size_t operands) const {
         if (names_[k] && PyUnicode_Compare(names_[k].get(), entry) == 0) break;
       }
     }
-    if (k >= operands || wrt.Has(k)) return false;
+    if (k >= std::min(operands, wrt.operands.size()) || wrt.Has(k)) return false;
     wrt.operands[wrt.count++] = k;
     return true;
   };

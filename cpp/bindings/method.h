@@ -41,9 +41,6 @@ class Signature {
   // where that is not as many arguments as a fast path relies on.
   bool Read(PyObject* callable, size_t relied_on);
 
-  // Nothing but that many arguments, by position.
-  static Signature Positional(size_t count);
-
   // False where the call does not fit, or passes a name that is not interned.
   bool Bind(PyObject* const* args, size_t nargs, PyObject* kwnames, Arguments& bound) const;
 
@@ -73,7 +70,7 @@ class Signature {
 
 // The operands by which cotangents are asked for.
 struct Wrt {
-  std::array<size_t, kMaxArguments> operands;
+  std::array<size_t, 4> operands;
   size_t count = 0;
   bool single = false;  // the bare cotangent, not a tuple
 

@@ -181,14 +181,13 @@ bool PlainOperands::Take(PyObject* const* given, size_t count, Strides strides) 
 }
 
 bool PlainOperands::Convert(PyObject* const* given, bool as_stored) {
-  std::array<Ref, kMaxArguments>& owned = owned_.emplace();
   // First all that may run code of the caller's, which may change arrays that were looked at.
   for (size_t i = 0; i < count_; ++i) {
     arrays_[i] = nullptr;
     if (given[i] == nullptr || given[i] == Py_None || IsWeak(given[i])) continue;
-    owned[i] = AsPlainArray(given[i]);
-    if (!owned[i] || !PyArray_CheckExact(owned[i].get())) return false;
-    arrays_[i] = AsArray(owned[i].get());
+    Ref array = AsPlainArray(given[i]);
+    if (!array || !PyArray_CheckExact(array.get())) return false;
+    arrays_[i] = Keep(std::move(array));
   }
   std::array<Storage, kMaxArguments> storage;
   bool any = false, wide = false;
@@ -203,13 +202,15 @@ bool PlainOperands::Convert(PyObject* const* given, bool as_stored) {
   dtype_ = any && !wide ? DType::kFloat32 : DType::kFloat64;
   for (size_t i = 0; i < count_; ++i) {
     if (given[i] == nullptr || given[i] == Py_None) continue;
-    if (arrays_[i] == nullptr) {
-      owned[i] = WeakNumber(given[i], dtype_);
-    } else if (!as_stored && KernelArray(owned[i].get()) != dtype_) {
-      owned[i] = Converted(arrays_[i], storage[i], dtype_);
+    PyArrayObject* const array = arrays_[i];
+    if (array != nullptr &&
+        (as_stored || KernelArray(reinterpret_cast<PyObject*>(array)) == dtype_)) {
+      continue;
     }
-    if (!owned[i]) return false;
-    arrays_[i] = AsArray(owned[i].get());
+    Ref made =
+        array == nullptr ? WeakNumber(given[i], dtype_) : Converted(array, storage[i], dtype_);
+    if (!made) return false;
+    arrays_[i] = Keep(std::move(made));
   }
   return true;
 }
@@ -221,9 +222,7 @@ bool PlainOperands::Fill(size_t i, int ndim, const npy_intp* shape) {
     auto* const to = static_cast<decltype(type)*>(DataOf(filled.get()));
     std::fill_n(to, PyArray_SIZE(AsArray(filled.get())), *static_cast<decltype(to)>(data(i)));
   });
-  arrays_[i] = AsArray(filled.get());
-  if (!owned_) owned_.emplace();
-  (*owned_)[i] = std::move(filled);
+  arrays_[i] = Keep(std::move(filled));
   return true;
 }
 

@@ -3,7 +3,9 @@
 #define PULLBACK_CPP_BINDINGS_OPERANDS_H_
 
 #include <array>
+#include <new>
 #include <optional>
+#include <span>
 
 #include "bindings/method.h"
 #include "bindings/numpy_api.h"
@@ -35,6 +37,13 @@ enum class Strides : uint8_t { kContiguous, kAny, kAsStored };
 // dtype. Borrowed where nothing has to be converted.
 class PlainOperands {
  public:
+  PlainOperands() {}  // what is not there yet as it is: clearing it takes as long as a small call
+  PlainOperands(const PlainOperands&) = delete;
+  PlainOperands& operator=(const PlainOperands&) = delete;
+  ~PlainOperands() {
+    for (PyObject* const array : std::span(kept_.data(), kept_count_)) DropReference(array);
+  }
+
   // Takes `count` arguments, of which null and None stay null. False, perhaps with an exception
   // set, for what only Python knows how to convert: subclasses, odd layouts, what has methods of
   // its own.
@@ -49,13 +58,20 @@ class PlainOperands {
   // Makes of a Python number an array of that shape. False with an exception set.
   bool Fill(size_t i, int ndim, const npy_intp* shape);
 
+  // Owns an array for as long as the call takes.
+  PyArrayObject* Keep(Ref array) {
+    if (kept_count_ == kept_.size()) throw std::bad_alloc();
+    return AsArray(kept_[kept_count_++] = array.release());
+  }
+
  private:
   bool Convert(PyObject* const* given, bool as_stored);
 
   DType dtype_ = DType::kFloat64;
   size_t count_ = 0;
   std::array<PyArrayObject*, kMaxArguments> arrays_;
-  std::optional<std::array<Ref, kMaxArguments>> owned_;  // nothing where all are borrowed
+  std::array<PyObject*, 4 * kMaxArguments> kept_;  // three of each operand, and what else there is
+  size_t kept_count_ = 0;
 };
 
 bool SameShape(PyArrayObject* a, PyArrayObject* b);

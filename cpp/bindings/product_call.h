@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <new>
 #include <span>
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -15,19 +16,21 @@
 #include "bindings/method.h"
 #include "bindings/operands.h"
 #include "bindings/results.h"
-#include "runtime/kept_memory.h"
 #include "runtime/partition.h"
 
 namespace pullback {
 
-// What an operand or a result has to be, as "(..., m?, k)": axes by letter, of which those that may
-// lack have a question mark, and a batch in front.
+// What an operand or a result has to be, as "(..., m?, k)": axes by the place of their letter in
+// the signature's alphabet, of which those that may lack have a question mark, and a batch in
+// front.
 struct Axes {
   bool batch = false;
-  size_t count = 0;
-  std::array<char, 2> letter{};
+  size_t count = 0, required = 0;
+  std::array<uint8_t, 2> letter{};
   std::array<bool, 2> may_lack{};
 };
+
+inline constexpr size_t kMostLetters = 4;
 
 inline constexpr size_t kMostOperands = 3;
 
@@ -38,44 +41,24 @@ struct ShapeRule {
 
   explicit ShapeRule(std::string_view text) {
     size_t count = 0;
+    std::string alphabet;
     for (const char c : text) {
       if (c == '(') ++count;
       Axes& group = groups[std::max(count, size_t{1}) - 1];
       if (c == '.') group.batch = true;
-      if (c == '?') group.may_lack[group.count - 1] = true;
-      if (c >= 'a' && c <= 'z') group.letter[group.count++] = c;
+      if (c == '?') {
+        group.may_lack[group.count - 1] = true;
+        --group.required;
+      }
+      if (c < 'a' || c > 'z') continue;
+      if (alphabet.find(c) == alphabet.npos) alphabet += c;
+      group.letter[group.count++] = static_cast<uint8_t>(alphabet.find(c));
+      ++group.required;
     }
     operands = count - 1;
   }
 
   const Axes& result() const { return groups[operands]; }
-};
-
-// Memory for what comes in between: some at hand, and more where that is not enough.
-class Scratch {
- public:
-  Scratch() {}
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() {
-    for (void* const memory : std::span(more_.data(), count_)) GiveMemory(memory);
-  }
-
-  // Uninitialised; nullptr where there is none.
-  void* Take(size_t bytes) {
-    bytes = RoundUp(bytes, kAlignment);
-    if (used_ + bytes <= kAtHand) return std::exchange(used_, used_ + bytes) + at_hand_;
-    void* const memory = count_ < kMost ? TakeMemory(bytes) : nullptr;
-    if (memory != nullptr) more_[count_++] = memory;
-    return memory;
-  }
-
- private:
-  static constexpr size_t kAtHand = 1024, kAlignment = 64, kMost = 8;
-  alignas(kAlignment) char at_hand_[kAtHand];
-  size_t used_ = 0;
-  std::array<void*, kMost> more_;
-  size_t count_ = 0;
 };
 
 enum class Way : uint8_t { kValue, kVjp, kJvp, kValueAndGrad };
@@ -98,9 +81,6 @@ class Call {
       : row_(row), rule_(rule), way_(way), wrt_(wrt), checked_(checked) {}
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
-  ~Call() {
-    for (PyObject* const array : std::span(kept_.data(), kept_count_)) DropReference(array);
-  }
 
   // How many arrays the method takes.
   static size_t Arrays(size_t operands, Way way) {
@@ -150,12 +130,16 @@ class Call {
         continue;
       }
       any = true;
-      std::array<npy_intp, NPY_MAXDIMS> shape;
+      std::array<npy_intp, NPY_MAXDIMS> stacked;
+      const npy_intp* shape = operand.shape;
       const size_t ndim = batch_.stack + operand.ndim;
       if (ndim > NPY_MAXDIMS) return false;
-      std::copy_n(batch_.extent.begin(), batch_.stack, shape.begin());
-      std::copy_n(operand.shape, operand.ndim, shape.data() + batch_.stack);
-      if (!PlaceOne(k, ndim, shape.data(), out)) return false;
+      if (batch_.stack > 0) {
+        std::copy_n(batch_.extent.begin(), batch_.stack, stacked.begin());
+        std::copy_n(operand.shape, operand.ndim, stacked.data() + batch_.stack);
+        shape = stacked.data();
+      }
+      if (!PlaceOne(k, ndim, shape, out)) return false;
     }
     return any;
   }
@@ -189,7 +173,7 @@ class Call {
   Strided operand(size_t i) const { return AsStrided(x_[i]); }
   Strided tangent(size_t i) const { return AsStrided(x_[rule_.operands + i]); }
   Strided cotangent() const { return AsStrided(x_[rule_.operands]); }
-  Strided result() const { return result_; }
+  Strided result() const { return outs_[kResult] ? out(kResult) : scalar_; }
   Strided out(size_t i) const { return AsStrided(AsArray(outs_[i].get())); }  // if it is wanted
 
   // Whether vectors repeat along the batch.
@@ -258,8 +242,7 @@ class Call {
   }
 
  private:
-  static constexpr size_t kResult = kMostOperands;
-  static constexpr size_t kMostKept = 12;
+  static constexpr size_t kResult = kMostOperands, kAlignment = 64;
 
   // What is aligned has whole strides where doubles are aligned to their size.
   static bool HasWholeStrides(const Strided& array) {
@@ -279,10 +262,9 @@ class Call {
   }
 
   // The operands' shapes against the rule, which gives the result's.
-  bool BindOperands() {
+  PULLBACK_INLINE bool BindOperands() {
     constexpr npy_intp kUnknown = -1;
-    std::array<npy_intp, 26> extents;
-    extents.fill(kUnknown);
+    std::array<npy_intp, kMostLetters> extents = {kUnknown, kUnknown, kUnknown, kUnknown};
     for (size_t i = 0; i < rule_.operands; ++i) {
       const Strided array = AsStrided(x_[i]);
       if (!array) {
@@ -291,14 +273,13 @@ class Call {
       }
       const Axes& axes = rule_.groups[i];
       const bool lacks = array.ndim < axes.count;
-      size_t count = 0;
-      for (size_t k = 0; k < axes.count; ++k) count += lacks && axes.may_lack[k] ? 0 : 1;
+      const size_t count = lacks ? axes.required : axes.count;
       if (array.ndim < count || ((lacks || !axes.batch) && array.ndim != count)) return false;
       const size_t before = array.ndim - count;
       const npy_intp* dim = array.shape + before;
       for (size_t k = 0; k < axes.count; ++k) {
         if (lacks && axes.may_lack[k]) continue;
-        npy_intp& extent = extents[static_cast<size_t>(axes.letter[k] - 'a')];
+        npy_intp& extent = extents[axes.letter[k]];
         if (extent != kUnknown && extent != *dim) return false;
         extent = *dim++;
       }
@@ -308,7 +289,7 @@ class Call {
     ndim_ = batch_.axes;
     std::copy_n(batch_.extent.begin(), ndim_, shape_.begin());
     for (size_t k = 0; k < axes.count; ++k) {
-      const npy_intp extent = extents[static_cast<size_t>(axes.letter[k] - 'a')];
+      const npy_intp extent = extents[axes.letter[k]];
       if (extent != kUnknown) shape_[ndim_++] = extent;
     }
     return true;
@@ -326,15 +307,13 @@ class Call {
 
   bool PlaceResult(PyObject* given) {
     if (ndim_ == 0 && (given == nullptr || given == Py_None)) {
-      result_ = {number_, 0, nullptr, nullptr, static_cast<npy_intp>(ItemSize(dtype())), nullptr};
+      scalar_ = {number_, 0, nullptr, nullptr, static_cast<npy_intp>(ItemSize(dtype())), nullptr};
       return true;
     }
-    if (!PlaceOne(kResult, ndim_, shape_.data(), given)) return false;
-    result_ = AsStrided(AsArray(outs_[kResult].get()));
-    return true;
+    return PlaceOne(kResult, ndim_, shape_.data(), given);
   }
 
-  bool PlaceOne(size_t i, size_t ndim, const npy_intp* shape, PyObject* given) {
+  PULLBACK_INLINE bool PlaceOne(size_t i, size_t ndim, const npy_intp* shape, PyObject* given) {
     if (given == nullptr || given == Py_None) {
       outs_[i] = Ref(NewArray(static_cast<int>(ndim), shape, dtype()));
       return static_cast<bool>(outs_[i]);
@@ -364,15 +343,17 @@ class Call {
 
   Strided Keep(PyObject* array) {
     if (array == nullptr) throw Raised();
-    if (kept_count_ == kMostKept) throw std::bad_alloc();
-    kept_[kept_count_++] = array;
-    return AsStrided(AsArray(array));
+    return AsStrided(x_.Keep(Ref(array)));
   }
 
+  // Uninitialised memory for what comes in between: some at hand, more where that is not enough.
   void* Take(size_t bytes) {
-    void* const memory = scratch_.Take(bytes);
-    if (memory == nullptr) throw std::bad_alloc();
-    return memory;
+    bytes = RoundUp(bytes, kAlignment);
+    if (used_ + bytes <= at_hand_.size()) {
+      return at_hand_.data() + std::exchange(used_, used_ + bytes);
+    }
+    const auto count = static_cast<npy_intp>(bytes / sizeof(double));
+    return Keep(NewArray(1, &count, DType::kFloat64)).data;
   }
 
   const ProductRow& row_;
@@ -387,11 +368,10 @@ class Call {
   std::array<npy_intp, NPY_MAXDIMS + 2> shape_;
   std::array<Ref, kMostOperands + 1> outs_;
   std::array<bool, kMostOperands + 1> given_{};
-  Strided result_;
   alignas(double) char number_[sizeof(double)];  // a new result without axes
-  Scratch scratch_;
-  std::array<PyObject*, kMostKept> kept_;
-  size_t kept_count_ = 0;
+  Strided scalar_;
+  alignas(kAlignment) std::array<char, 1024> at_hand_;
+  size_t used_ = 0;
   std::array<std::pair<PyArrayObject*, PyArrayObject*>, kMostOperands + 1> copies_;
   size_t copy_count_ = 0;
 };

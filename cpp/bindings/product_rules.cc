@@ -10,15 +10,15 @@ namespace {
 // --- matmul --------------------------------------------------------------------------------------
 
 // One-dimensional operands are a row on the left and a column on the right.
-Matrices Left(const Call& call, const Strided& array, size_t stack = 0) {
+PULLBACK_INLINE Matrices Left(const Call& call, const Strided& array, size_t stack = 0) {
   return Seen(array, call.operand(0).ndim > 1 ? kInBoth : kInColumns, stack);
 }
 
-Matrices Right(const Call& call, const Strided& array, size_t stack = 0) {
+PULLBACK_INLINE Matrices Right(const Call& call, const Strided& array, size_t stack = 0) {
   return Seen(array, call.operand(1).ndim > 1 ? kInBoth : kInRows, stack);
 }
 
-Matrices OfProduct(const Call& call, const Strided& array, size_t stack = 0) {
+PULLBACK_INLINE Matrices OfProduct(const Call& call, const Strided& array, size_t stack = 0) {
   const unsigned rows = call.operand(0).ndim > 1 ? kInRows : kInNone;
   const unsigned columns = call.operand(1).ndim > 1 ? kInColumns : kInNone;
   return Seen(array, rows | columns, stack);
