@@ -126,7 +126,8 @@ def test_reductions(name: str, method: str) -> None:
                         if method == "vjp":
                             shape = np.shape(f.value(*operands, *rest, **given))
                             tails: list[list[Any]] = [[rng.standard_normal(shape)], [2]]
-                            tails += [[rng.standard_normal((2, 1, *shape))]]
+                            stacks = (2, 1), (0,)
+                            tails += [[rng.standard_normal((*n, *shape))] for n in stacks]
                         elif method == "jvp":
                             t = kinds((2, 3, 4))[k]
                             tails = [[t] * n_operands, [0.5] * n_operands]

@@ -45,12 +45,12 @@ bool Run(ReductionCall& call, size_t stack = 1, bool of_map = false) {
     if (data != nullptr) data = static_cast<Byte*>(data) + bytes;
   };
   return RunKernel(stack * call.outer * call.n * call.inner > kReleaseGil, [&](Poll* poll) {
-    Outcome outcome = Outcome::kDone;
-    for (size_t i = 0; i < stack && outcome == Outcome::kDone; ++i) {
-      outcome = Reduce(call, poll);
+    Outcome outcome = stack == 0 ? Outcome::kDone : Reduce(call, poll);
+    for (size_t i = 1; i < stack && outcome == Outcome::kDone; ++i) {
       move(call.g, results);
       if (of_map) move(call.v, elements);
       for (void*& out : call.out) move(out, elements);
+      outcome = Reduce(call, poll);
     }
     return outcome;
   });
@@ -232,16 +232,20 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   // The value, the gradients that are asked for, and room for the others, which come with them.
   const size_t values = entry.HasValue() ? 1 : 0;
   const size_t gradients = entry.HasGradients() ? op.outs : 0;
-  Wrt wrt = {{0}, gradients, true};
+  Wrt wrt;
+  wrt.operands[0] = 0;
+  wrt.count = gradients;
+  wrt.single = true;
   if (gradients > 1) {
     const std::optional<Wrt> asked =
         entry.signature.ReadWrt(ArgumentAt(args, entry.wrt_at), gradients);
     if (!asked) return nullptr;
     wrt = *asked;
   }
-  std::array<PyObject*, 1 + kMaxOuts> outs;
+  std::array<PyObject*, 1 + kMaxOuts> outs = {};
+  PyObject* const out = Given(args, entry.out_at);
   const bool bare = values + wrt.count == 1 && wrt.single;
-  if (!FlatOuts(Given(args, entry.out_at), values + wrt.count, bare, outs.data())) return nullptr;
+  if (out != nullptr && !FlatOuts(out, values + wrt.count, bare, outs.data())) return nullptr;
   Outputs outputs;
   const DType dtype = x.dtype();
   if (values > 0 && !outputs.Add(outs[0], slices.ndim, slices.shape, dtype, x)) return nullptr;
