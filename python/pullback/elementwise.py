@@ -323,14 +323,13 @@ class Elementwise:
         return zeros[()] if out is None else deliver(op, zeros, out, where)
 
     def _jacobian(self, operands: tuple[Any, ...]) -> Any:
-        op = _label(self.row, "jacobian")
         if self.nin == 1:
-            if type(operands[0]) is int:  # of which NumPy makes an object where it is long
-                operands = as_arrays(op, *operands)
-            return Diagonal._of(self._slopes(*operands))
-        if list in map(type, operands):  # whose shapes it takes as long to find out
-            named = zip(self.row.operands, operands, strict=True)
-            operands = tuple(as_array(op, n, o) if type(o) is list else o for n, o in named)
+            (x,) = operands
+            return Diagonal._of(self._slopes(x if type(x) is np.ndarray else self._kept("x", x)))
+        w, x = operands
+        if not type(w) is type(x) is np.ndarray:
+            operands = self._kept("w", w), self._kept("x", x)
+        op = _label(self.row, "jacobian")
         try:
             slopes = self._slopes(*operands)
         except ValueError:  # again, for what the message calls it
@@ -339,6 +338,17 @@ class Elementwise:
         if not self._engine.is_native:  # a slope of the oracle's may be an operand
             slopes = map(np.array, slopes)
         return tuple(map(of_operand, slopes, operands))
+
+    def _kept(self, name: str, operand: Any) -> Any:
+        """Return an operand of a Jacobian, refused where that would read through a mask."""
+        op = _label(self.row, "jacobian")
+        if type(operand) is list:  # whose shape it takes as long to find out
+            return as_array(op, name, operand)
+        if type(operand) is int and self.nin == 1:  # of a long one NumPy makes an object
+            return as_arrays(op, operand)[0]
+        if isinstance(operand, np.ndarray):
+            as_array(op, name, operand)
+        return operand
 
     def _shapes(self, op: str, operands: tuple[Any, ...]) -> dict[str, tuple[int, ...]]:
         named = zip(self.row.operands, operands, strict=True)

@@ -78,9 +78,13 @@ def as_array(op: str, name: str, given: Any) -> Array:
     Raises
     ------
     TypeError, ValueError
-        If NumPy makes no array of it, such as of a ragged list. What an argument's own code
-        raises passes as it is.
+        If NumPy makes no array of it, such as of a ragged list, or elements of it are masked. What
+        an argument's own code raises passes as it is.
     """
+    if type(given) is np.ndarray:
+        return given
+    if isinstance(given, np.ndarray) and np.any(getattr(given, "mask", False)):
+        raise ValueError(f"{op}: argument {name} has masked elements")
     try:
         return np.asarray(given)
     except (TypeError, ValueError) as error:
