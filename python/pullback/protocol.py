@@ -83,8 +83,9 @@ def as_array(op: str, name: str, given: Any) -> Array:
         If NumPy makes no array of it, such as of a ragged list, or it is masked. What an argument's
         own code raises passes as it is.
     """
-    if type(given) is not np.ndarray:
-        check_unmasked(op, name, given)
+    if type(given) is np.ndarray:
+        return given
+    check_unmasked(op, name, given)
     try:
         return np.asarray(given)
     except (TypeError, ValueError) as error:
