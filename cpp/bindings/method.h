@@ -37,7 +37,7 @@ struct Wrt;
 // The arguments that a callable takes.
 class Signature {
  public:
-  // What a Python callable takes, up to its *args or **kwargs. False with an exception set, also
+  // What a Python function takes, up to its *args or **kwargs. False with an exception set, also
   // where that is not as many arguments as a fast path relies on.
   bool Read(PyObject* callable, size_t relied_on);
 
@@ -59,7 +59,6 @@ class Signature {
 
   bool Add(PyObject* name, Place place, bool required);
   bool ReadCode(PyObject* function, int self);
-  bool Inspect(PyObject* callable);
 
   std::array<Ref, kMaxArguments> names_;
   size_t count_ = 0;
