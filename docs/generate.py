@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pullback import reference
-from pullback.layouts import ROWS
+from pullback.design_matrix import ROWS
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPoint
 from pullback.tables.losses import LOSSES, LossRow
 from pullback.tables.products import PRODUCTS, ProductRow

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from oracles import assert_same_bits
-from pullback.layouts import as_data
+from pullback.design_matrix import as_data
 from pullback.reference import relu_mse
 
 

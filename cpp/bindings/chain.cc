@@ -5,7 +5,7 @@
 
 #include "bindings/call.h"
 #include "bindings/operands.h"
-#include "bindings/results.h"
+#include "bindings/outputs.h"
 #include "kernels/chain.h"
 
 namespace pullback {

@@ -13,10 +13,10 @@
 #include "bindings/call.h"
 #include "bindings/method.h"
 #include "bindings/operands.h"
-#include "bindings/results.h"
+#include "bindings/outputs.h"
 #include "kernels/broadcast.h"
+#include "kernels/convert.h"
 #include "kernels/elementwise.h"
-#include "kernels/storage.h"
 
 namespace pullback {
 namespace {

@@ -14,7 +14,7 @@
 #include "bindings/design_matrix.h"
 #include "bindings/method.h"
 #include "bindings/operands.h"
-#include "bindings/results.h"
+#include "bindings/outputs.h"
 #include "kernels/losses.h"
 
 namespace pullback {

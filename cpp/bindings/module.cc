@@ -13,14 +13,14 @@
 #include "bindings/losses.h"
 #include "bindings/method.h"
 #include "bindings/objective.h"
+#include "bindings/outputs.h"
 #include "bindings/products.h"
 #include "bindings/reductions.h"
-#include "bindings/results.h"
 #include "kernels/elementwise.h"
 #include "kernels/losses.h"
 #include "kernels/reductions.h"
 #include "runtime/kept_memory.h"
-#include "runtime/limits.h"
+#include "runtime/probe.h"
 #include "runtime/targets.h"
 #include "runtime/threads.h"
 
@@ -203,7 +203,7 @@ PYBIND11_MODULE(_native, m) {
   if (PyArray_ImportNumPyAPI() < 0 || PyUFunc_ImportUFuncAPI() < 0 ||
       !pullback::RegisterMethodType(m.ptr()) || !pullback::RegisterRunType(m.ptr()) ||
       !pullback::RegisterLossEngine(m.ptr()) || !pullback::RegisterReductionEngine(m.ptr()) ||
-      !pullback::RegisterProductEngine(m.ptr()) || !pullback::RegisterResults()) {
+      !pullback::RegisterProductEngine(m.ptr()) || !pullback::RegisterOutputs()) {
     throw py::error_already_set();
   }
   pullback::GetNumThreads();  // by the CPUs of who imports it, not of the thread that calls first

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "bindings/results.h"
+#include "bindings/outputs.h"
 
 namespace pullback {
 namespace {

@@ -9,7 +9,7 @@
 
 #include "bindings/method.h"
 #include "bindings/numpy_api.h"
-#include "kernels/storage.h"
+#include "kernels/convert.h"
 
 namespace pullback {
 

@@ -15,7 +15,7 @@
 #include "bindings/matrices.h"
 #include "bindings/method.h"
 #include "bindings/operands.h"
-#include "bindings/results.h"
+#include "bindings/outputs.h"
 #include "runtime/partition.h"
 
 namespace pullback {

@@ -11,7 +11,7 @@
 
 #include "bindings/call.h"
 #include "bindings/method.h"
-#include "bindings/results.h"
+#include "bindings/outputs.h"
 #include "kernels/reductions.h"
 
 namespace pullback {

@@ -5,9 +5,9 @@
 
 #include <cstddef>
 
+#include "kernels/convert.h"
 #include "kernels/elementwise.h"
 #include "kernels/outcome.h"
-#include "kernels/storage.h"
 
 namespace pullback {
 

@@ -6,7 +6,7 @@
 #include <optional>
 #include <utility>
 
-#include "kernels/storage.h"
+#include "kernels/convert.h"
 #include "kernels/tasks.h"
 #include "runtime/partition.h"
 #include "runtime/scratch.h"

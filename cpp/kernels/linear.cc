@@ -10,7 +10,7 @@
 #include <atomic>
 #include <cstring>
 
-#include "kernels/contraction.h"
+#include "kernels/gemm.h"
 #include "kernels/sums.h"
 #include "runtime/poll.h"
 #include "runtime/scratch.h"

@@ -7,7 +7,7 @@
 #include <optional>
 #include <utility>
 
-#include "kernels/contraction.h"
+#include "kernels/gemm.h"
 #include "runtime/hwy_config.h"  // before any Highway header
 
 #include <hwy/base.h>

@@ -8,8 +8,8 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from pullback.chain_steps import arg, in_sequence, make_step, pull_through, single
 from pullback.protocol import Wrt, as_array, check_wrt, converted, result_dtype, shape_of
-from pullback.steps import arg, in_sequence, make_step, pull_through, single
 
 __all__ = ["Chain", "arg", "chain"]
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pullback.design_matrix import Sparse
 from pullback.elementwise import make_elementwise
 from pullback.engine import BACKEND, Engine, enter
-from pullback.layouts import Sparse
 from pullback.partial import Kinds, PartialSums, Reduction, divisor, tree_sum
 from pullback.pointwise import Pointwise
 from pullback.protocol import as_number, check_outs, check_wrt, named_after

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, Ty
 import numpy as np
 import numpy.typing as npt
 
-from pullback.layouts import Data, as_data
+from pullback.design_matrix import Data, as_data
 from pullback.partial import Kinds
 from pullback.protocol import as_array, as_number, converted, is_weak, kernel_dtype
 

@@ -11,7 +11,7 @@ from pullback.jacobians.dense import Dense, Outer
 from pullback.jacobians.diagonal import Diagonal, Identity, Zero
 from pullback.jacobians.kronecker import Kronecker
 from pullback.jacobians.lazy import Product, Sum
-from pullback.jacobians.moves import Broadcast, Permutation, Reshape, SumTo
+from pullback.jacobians.reindexing import Broadcast, Permutation, Reshape, SumTo
 from pullback.jacobians.rows import RowWise
 
 __all__ = [

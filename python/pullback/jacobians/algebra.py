@@ -22,8 +22,8 @@ from pullback.jacobians.dense import Dense, Outer
 from pullback.jacobians.diagonal import Diagonal, Identity, Zero
 from pullback.jacobians.kronecker import Kronecker, extents
 from pullback.jacobians.lazy import Product, Sum, check_product, check_sum
-from pullback.jacobians.moves import Broadcast, Permutation, Reshape, SumTo
 from pullback.jacobians.recursion import Steps, run
+from pullback.jacobians.reindexing import Broadcast, Permutation, Reshape, SumTo
 from pullback.jacobians.terms import Terms
 
 __all__ = ["PRODUCTS", "SUMS", "Rules", "product", "scaled", "scaling", "total"]

@@ -13,7 +13,7 @@ from pullback.jacobians.dense import Dense
 from pullback.jacobians.diagonal import Diagonal, Identity
 from pullback.jacobians.kronecker import Kronecker
 from pullback.jacobians.lazy import Product
-from pullback.jacobians.moves import Broadcast, Reshape, SumTo
+from pullback.jacobians.reindexing import Broadcast, Reshape, SumTo
 from pullback.protocol import as_matrix
 
 __all__ = [

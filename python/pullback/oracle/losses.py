@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.layouts import KernelData, Rows, blocks_of_rows, pieces
+from pullback.design_matrix import KernelData, Rows, blocks_of_rows, pieces
 from pullback.oracle.elementwise import LOG_2, horner, sum_error
 from pullback.partial import tree_sum
 from pullback.samples import Job, check_rows, sums_of_targets

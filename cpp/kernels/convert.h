@@ -1,6 +1,6 @@
 // How elements lie in memory, and how any of them become the floats that kernels read.
-#ifndef PULLBACK_CPP_KERNELS_STORAGE_H_
-#define PULLBACK_CPP_KERNELS_STORAGE_H_
+#ifndef PULLBACK_CPP_KERNELS_CONVERT_H_
+#define PULLBACK_CPP_KERNELS_CONVERT_H_
 
 #include <algorithm>
 #include <array>
@@ -79,4 +79,4 @@ void RepeatRun(void* to, size_t run, size_t bytes);
 
 }  // namespace pullback
 
-#endif  // PULLBACK_CPP_KERNELS_STORAGE_H_
+#endif  // PULLBACK_CPP_KERNELS_CONVERT_H_

@@ -1,10 +1,10 @@
 // Blocks of matrix products per instruction set, and what is above them.
-#include "kernels/contraction.h"
+#include "kernels/gemm.h"
 
 #include "runtime/hwy_config.h"  // before any Highway header
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kernels/contraction.cc"
+#define HWY_TARGET_INCLUDE "kernels/gemm.cc"
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
@@ -16,8 +16,8 @@
 
 #include "kernels/matmul-inl.h"
 #include "kernels/sums.h"
-#include "runtime/limits.h"
 #include "runtime/partition.h"
+#include "runtime/probe.h"
 #include "runtime/scratch.h"
 #include "runtime/threads.h"
 

@@ -1,4 +1,4 @@
-#include "kernels/storage.h"
+#include "kernels/convert.h"
 
 #include <algorithm>
 #include <bit>

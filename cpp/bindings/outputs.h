@@ -1,7 +1,7 @@
 // Arrays for results: new ones, of which large ones lie in memory kept from earlier ones, and given
 // ones.
-#ifndef PULLBACK_CPP_BINDINGS_RESULTS_H_
-#define PULLBACK_CPP_BINDINGS_RESULTS_H_
+#ifndef PULLBACK_CPP_BINDINGS_OUTPUTS_H_
+#define PULLBACK_CPP_BINDINGS_OUTPUTS_H_
 
 #include <array>
 
@@ -74,8 +74,8 @@ bool Overlap(PyArrayObject* a, PyArrayObject* b);
 // Whether no two elements lie in the same memory. False also where axes merely interlock.
 bool ElementsApart(PyArrayObject* array);
 
-bool RegisterResults();
+bool RegisterOutputs();
 
 }  // namespace pullback
 
-#endif  // PULLBACK_CPP_BINDINGS_RESULTS_H_
+#endif  // PULLBACK_CPP_BINDINGS_OUTPUTS_H_

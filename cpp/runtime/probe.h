@@ -1,6 +1,6 @@
 // What this machine can do at best: the floors that kernels are measured against.
-#ifndef PULLBACK_CPP_RUNTIME_LIMITS_H_
-#define PULLBACK_CPP_RUNTIME_LIMITS_H_
+#ifndef PULLBACK_CPP_RUNTIME_PROBE_H_
+#define PULLBACK_CPP_RUNTIME_PROBE_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -33,4 +33,4 @@ size_t L2CacheBytes();
 
 }  // namespace pullback
 
-#endif  // PULLBACK_CPP_RUNTIME_LIMITS_H_
+#endif  // PULLBACK_CPP_RUNTIME_PROBE_H_

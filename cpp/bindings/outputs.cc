@@ -1,4 +1,4 @@
-#include "bindings/results.h"
+#include "bindings/outputs.h"
 
 #include <algorithm>
 #include <array>
@@ -205,7 +205,7 @@ PyObject* Outputs::Release(size_t i, bool scalar) {
   return scalar && !wanted_[i].given ? PyArray_Return(AsArray(array)) : array;
 }
 
-bool RegisterResults() {
+bool RegisterOutputs() {
   kept_memory = PyCapsule_New(&handler, "mem_handler", nullptr);
   return kept_memory != nullptr;
 }

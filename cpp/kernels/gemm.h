@@ -1,6 +1,6 @@
 // One matrix product at a time, or a few that share what they read: blocking, packing, threads.
-#ifndef PULLBACK_CPP_KERNELS_CONTRACTION_H_
-#define PULLBACK_CPP_KERNELS_CONTRACTION_H_
+#ifndef PULLBACK_CPP_KERNELS_GEMM_H_
+#define PULLBACK_CPP_KERNELS_GEMM_H_
 
 #include <cstddef>
 #include <span>
@@ -128,4 +128,4 @@ class Contraction {
 
 }  // namespace pullback
 
-#endif  // PULLBACK_CPP_KERNELS_CONTRACTION_H_
+#endif  // PULLBACK_CPP_KERNELS_GEMM_H_

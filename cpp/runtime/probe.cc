@@ -1,4 +1,4 @@
-#include "runtime/limits.h"
+#include "runtime/probe.h"
 
 #include <algorithm>
 #include <atomic>
@@ -20,7 +20,7 @@
 #include "runtime/threads.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "runtime/limits.cc"
+#define HWY_TARGET_INCLUDE "runtime/probe.cc"
 #include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"  // must precede highway.h
 #include "hwy/highway.h"

@@ -1,4 +1,4 @@
-#include "runtime/limits.h"
+#include "runtime/probe.h"
 
 #include <cmath>
 #include <cstdint>
@@ -81,5 +81,5 @@ void TestFiguresArePlausible() {
 int main() {
   pullback::TestReadSum();
   pullback::TestFiguresArePlausible();
-  return check::Report("limits_test");
+  return check::Report("probe_test");
 }
