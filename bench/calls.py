@@ -40,7 +40,7 @@ LIMITS = {
     "composed": 40.0,  # of two or three parts: a few for each, and all elements of what has none
     "elements": 80.0,  # all of them, or the diagonal, by products with unit vectors
     "objective": 5.0,  # LinearObjective
-    "chain": 8.0,  # of a few steps
+    "chain": 14.0,  # of two to four steps, each a call or two
     "everything": 24.0,  # wrt= all: steps with an operand are calls of their own, two each
 }
 
