@@ -157,7 +157,7 @@ def reduction(name: str, f: Any) -> Iterator[Call]:
             name, method, is_map, arguments, results
         ):
             if method == "jacobian":
-                limit = "jacobian" if operands == 1 else "jacobians"
+                limit = "reduced" if operands == 1 else "jacobians"
             yield Call(kind, name, method, options, limit, bound(f, method), given, keywords)
 
 
@@ -248,17 +248,21 @@ def _product_variants(name: str, method: str) -> Iterator[Variant]:
 def loss(name: str, f: Any) -> Iterator[Call]:
     """Yield calls of a loss, and of its pointwise part."""
     kind = signatures.TARGETS.get(name, "normal")
+    of_classes = "classes" if kind == "labels" else ""
     for method in signatures.METHODS["loss"]:
+        function = getattr(f, method)
         for options, limit, given, keywords in _loss_variants(kind, method):
-            yield Call("loss", name, method, options, limit, getattr(f, method), given, keywords)
+            limit = of_classes or limit
+            yield Call("loss", name, method, options, limit, function, given, keywords)
     for method in signatures.METHODS["pointwise"]:
         _, y, _, _ = _model(kind, N, FEATURES)
         z = _uniform(name, (N, 3) if kind == "labels" else N, 0)
         args = [z, y, _uniform(name, N, 1)] if method == "vjp" else [z, y]
         function = bound(f.pointwise, method)
-        yield Call("pointwise", name, method, "", "plain", function, args, {})
+        yield Call("pointwise", name, method, "", of_classes or "plain", function, args, {})
         for options, limit, given, keywords in conversions(args, broadcast=True):
             if kind != "labels" or options not in ("float32", "a number beside arrays"):
+                limit = of_classes or limit
                 yield Call("pointwise", name, method, options, limit, function, given, keywords)
 
 

@@ -34,11 +34,13 @@ LIMITS = {
     "option": 8.0,  # wrt, out, axis, weights, a tangent that is None, a stack of cotangents
     "converted": 8.0,  # a number beside arrays, float32 with float64, integers, lists
     "jacobian": 8.0,  # making one; Diagonal @ v and its like
-    "jacobians": 24.0,  # making two or three, and what they are made of: a layer's slopes, copies
+    "reduced": 14.0,  # making that of a reduction: a gradient, up to 5.5 of them, and a structure
+    "jacobians": 30.0,  # making two or three, and what they are made of: a layer's slopes, copies
     # NumPy's matmul takes 3 of these, and as many to keep it from warning.
     "structure": 20.0,  # Kronecker @ v and its like
     "composed": 40.0,  # of two or three parts: a few for each, and all elements of what has none
     "elements": 80.0,  # all of them, or the diagonal, by products with unit vectors
+    "classes": 9.0,  # losses of 3 classes: 48 exponentials, 16 logarithms beside the call
     "objective": 5.0,  # LinearObjective
     "chain": 14.0,  # of two to four steps, each a call or two
     "everything": 24.0,  # wrt= all: steps with an operand are calls of their own, two each

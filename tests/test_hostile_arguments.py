@@ -514,33 +514,3 @@ def test_exceptions_of_overriding_arguments_pass() -> None:
             with pytest.raises(type(error)) as caught:
                 call()
             assert caught.value is error
-
-
-MASKED: Any = np.ma.masked_array([1.0, 2.0], [False, True])
-MASKED_SQUARE: Any = np.ma.masked_array(np.ones((2, 2)), [[False, True], [False, False]])
-READ_THROUGH: list[tuple[str, Callable[[Any], Any]]] = [
-    ("sum: argument x", lambda P: P.sum(MASKED)),
-    ("dot.vjp: argument y", lambda P: P.dot.vjp(PAIR, MASKED, 1.0)),
-    ("dot.jvp: argument ty", lambda P: P.dot.jvp(PAIR, PAIR, None, MASKED)),
-    ("softmax.vjp: argument g", lambda P: P.softmax.vjp(PAIR, MASKED)),
-    ("softmax.jacobian: argument x", lambda P: P.softmax.jacobian(MASKED)),
-    ("matmul: argument A", lambda P: P.matmul(MASKED_SQUARE, PAIR)),
-    ("linear.vjp: argument W", lambda P: P.linear.vjp(PAIR, MASKED_SQUARE, None, 1.0)),
-    ("matmul.jacobian: argument B", lambda P: P.matmul.jacobian(np.eye(2), MASKED_SQUARE)),
-    ("huber.value: argument X", lambda P: P.huber.value(MASKED_SQUARE, PAIR, PAIR)),
-    ("huber.grad: argument y", lambda P: P.huber.grad(np.eye(2), MASKED, PAIR)),
-    ("huber.grad: argument sample_w", lambda P: P.huber.grad(np.eye(2), PAIR, PAIR, None, MASKED)),
-    ("huber.pointwise: argument z", lambda P: P.huber.pointwise(MASKED, PAIR)),
-    ("tanh.jacobian: argument x", lambda P: P.tanh.jacobian(MASKED)),
-    ("add.jacobian: argument w", lambda P: P.add.jacobian(MASKED, 2.0)),
-    ("tanh.vjp: argument where", lambda P: P.tanh.vjp(PAIR, 1.0, where=MASKED > 0)),
-]
-
-
-@backends
-@pytest.mark.parametrize(("argument", "call"), READ_THROUGH)
-def test_masked_elements_are_refused(argument: str, call: Any, primitives: Any) -> None:
-    """Ufuncs honour masks; nothing reads what is behind them."""
-    with pytest.raises(ValueError, match=f"^{argument}.* has masked elements"):
-        call(primitives)
-    assert primitives.sum(np.ma.masked_array(PAIR)) == 2

@@ -124,7 +124,30 @@ PyObject* ProductResults(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   return first && rest ? PySequence_Concat(first.get(), rest.get()) : nullptr;
 }
 
+// Operands as arrays that kernels can read, or None where Python has to convert them.
+PyObject* PlainArrays(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
+  const auto count = static_cast<size_t>(nargs);
+  PlainOperands plain;
+  try {
+    if (count > kMaxArguments || std::find(args, args + count, Py_None) != args + count ||
+        !plain.Take(args, count, Strides::kAny)) {
+      if (PyErr_Occurred() != nullptr) LeaveToPython();
+      return PyErr_Occurred() == nullptr ? Py_NewRef(Py_None) : nullptr;
+    }
+  } catch (const std::bad_alloc&) {
+    return PyErr_NoMemory();
+  }
+  PyObject* const tuple = PyTuple_New(nargs);
+  for (size_t i = 0; tuple != nullptr && i < count; ++i) {
+    PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(i),
+                     Py_NewRef(reinterpret_cast<PyObject*>(plain[i])));
+  }
+  return tuple;
+}
+
 PyMethodDef kEngine[] = {
+    {"plain_arrays", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(PlainArrays)),
+     METH_FASTCALL, "plain_arrays(*operands)\n--\n\n"},
     {"product_results", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(ProductResults)),
      METH_FASTCALL, "product_results(product, method, arrays, activation, wrt, outs, /)\n--\n\n"},
     {nullptr, nullptr, 0, nullptr},

@@ -324,11 +324,10 @@ class Elementwise:
         return zeros[()] if out is None else deliver(op, zeros, out, where)
 
     def _jacobian(self, operands: tuple[Any, ...]) -> Any:
-        op = _label(self.row, "jacobian")
-        if self.nin == 1 and type(operands[0]) is int:
-            operands = as_arrays(op, *operands)  # NumPy makes an object of a long one
+        if self.nin == 1 and type(operands[0]) is int:  # NumPy makes an object of a long one
+            operands = as_arrays(_label(self.row, "jacobian"), *operands)
         elif self.nin > 1 and list in map(type, operands):  # takes as long to find out shapes
-            named = zip(self.row.operands, operands, strict=True)
+            op, named = _label(self.row, "jacobian"), zip(self.row.operands, operands, strict=True)
             operands = tuple(as_array(op, n, o) if type(o) is list else o for n, o in named)
         try:
             slopes = self._slopes(*operands)
@@ -338,6 +337,7 @@ class Elementwise:
                 slopes = map(np.array, slopes)
             return tuple(map(of_operand, slopes, operands))
         except (TypeError, ValueError):  # again, for what the message calls it
+            op = _label(self.row, "jacobian")
             for name, operand in zip(self.row.operands, operands, strict=True):
                 check_unmasked(op, name, operand)
             broadcast_shape(op, **self._shapes(op, operands))

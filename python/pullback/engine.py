@@ -29,7 +29,8 @@ class Engine:
         ``reduce_slices``, ``reduce_tangents`` and ``transform_slices``, as in
         `pullback.oracle.reductions`, ``product_results``, as in `pullback.oracle.products`,
         ``loss_sums`` and ``loss_pointwise``, as in `pullback.oracle.losses`, all of which take a
-        row's name for the row, and its ``softmax_hessians``.
+        row's name for the row, and its ``softmax_hessians``; and ``plain_arrays(*operands)``, as
+        arrays of the dtype that they compute in, or None for what Python converts.
     """
 
     is_native: bool
@@ -84,6 +85,7 @@ ORACLE: Final = Engine(
         reduce_slices=_by_name(REDUCTIONS, reductions.reduce_slices),
         reduce_tangents=_by_name(REDUCTIONS, reductions.reduce_tangents),
         transform_slices=_by_name(REDUCTIONS, reductions.transform_slices),
+        plain_arrays=lambda *_: None,
         product_results=_by_name(PRODUCTS, products.product_results),
         loss_sums=_by_name(LOSSES, losses.loss_sums),
         loss_pointwise=_by_name(LOSSES, losses.loss_pointwise),

@@ -381,9 +381,9 @@ class Product:
     def _jacobian(self, given: tuple[Any, ...], options: tuple[Any, ...]) -> tuple[Any, ...]:
         op = f"{self.row.name}.jacobian"
         activation = self._activation(op, options)
-        operands = (
-            given if are_plain(given, self.row.optional is not None) else self._arrays(op, given)
-        )
+        operands = given
+        if not are_plain(given, self.row.optional is not None):
+            operands = self._engine.kernels.plain_arrays(*given) or self._arrays(op, given)
         fit = _fit(op, self.row, operands)
         return _JACOBIANS[self.row.name](self, fit, operands, activation)
 
