@@ -124,13 +124,13 @@ PyObject* ProductResults(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   return first && rest ? PySequence_Concat(first.get(), rest.get()) : nullptr;
 }
 
-// Operands as arrays that kernels can read, or None where Python has to convert them.
+// Operands as arrays that kernels can read, where None stays; or None where Python has to convert
+// them.
 PyObject* PlainArrays(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   const auto count = static_cast<size_t>(nargs);
   PlainOperands plain;
   try {
-    if (count > kMaxArguments || std::find(args, args + count, Py_None) != args + count ||
-        !plain.Take(args, count, Strides::kAny)) {
+    if (count > kMaxArguments || !plain.Take(args, count, Strides::kAny)) {
       if (PyErr_Occurred() != nullptr) LeaveToPython();
       return PyErr_Occurred() == nullptr ? Py_NewRef(Py_None) : nullptr;
     }
@@ -139,8 +139,9 @@ PyObject* PlainArrays(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   }
   PyObject* const tuple = PyTuple_New(nargs);
   for (size_t i = 0; tuple != nullptr && i < count; ++i) {
+    PyObject* const array = reinterpret_cast<PyObject*>(plain[i]);
     PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(i),
-                     Py_NewRef(reinterpret_cast<PyObject*>(plain[i])));
+                     Py_NewRef(array == nullptr ? Py_None : array));
   }
   return tuple;
 }

@@ -30,7 +30,8 @@ class Engine:
         `pullback.oracle.reductions`, ``product_results``, as in `pullback.oracle.products`,
         ``loss_sums`` and ``loss_pointwise``, as in `pullback.oracle.losses`, all of which take a
         row's name for the row, and its ``softmax_hessians``; and ``plain_arrays(*operands)``, as
-        arrays of the dtype that they compute in, or None for what Python converts.
+        arrays of the dtype that they compute in, where None stays, or None for what Python
+        converts.
     """
 
     is_native: bool

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pullback import elementwise
 from pullback.engine import BACKEND, Engine, enter
 from pullback.jacobians import Kronecker
-from pullback.jacobians.primitives import are_plain, of_layer, of_matrix, of_product, of_vector
+from pullback.jacobians.primitives import of_layer, of_matrix, of_product, of_vector
 from pullback.protocol import (
     Outputs,
     aligned,
@@ -381,9 +381,10 @@ class Product:
     def _jacobian(self, given: tuple[Any, ...], options: tuple[Any, ...]) -> tuple[Any, ...]:
         op = f"{self.row.name}.jacobian"
         activation = self._activation(op, options)
-        operands = given
-        if not are_plain(given, self.row.optional is not None):
-            operands = self._engine.kernels.plain_arrays(*given) or self._arrays(op, given)
+        named = zip(given, self._names, strict=True)
+        lacks = any(a is None and name != self.row.optional for a, name in named)
+        plain = None if lacks else self._engine.kernels.plain_arrays(*given)
+        operands = self._arrays(op, given) if plain is None else plain
         fit = _fit(op, self.row, operands)
         return _JACOBIANS[self.row.name](self, fit, operands, activation)
 

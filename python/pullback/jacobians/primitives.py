@@ -17,7 +17,6 @@ from pullback.jacobians.reindexing import Broadcast, Reshape, SumTo
 from pullback.protocol import as_matrix
 
 __all__ = [
-    "are_plain",
     "of_layer",
     "of_matrix",
     "of_operand",
@@ -28,25 +27,7 @@ __all__ = [
 
 Shape = tuple[int, ...]
 
-_ndarray: Final = np.ndarray
-_DTYPES: Final = (np.dtype(np.float64), np.dtype(np.float32))
 _CACHED: Final = 1024  # shapes
-
-
-def are_plain(operands: tuple[Any, ...], is_optional: bool) -> bool:
-    """Tell whether nothing has to be converted: aligned arrays of one dtype that has kernels.
-
-    The last one may be None if it `is_optional`.
-    """
-    if is_optional and operands[-1] is None:
-        operands = operands[:-1]
-    dtype = getattr(operands[0], "dtype", None)
-    if dtype is not _DTYPES[0] and dtype is not _DTYPES[1]:
-        return False
-    for operand in operands:
-        if type(operand) is not _ndarray or operand.dtype is not dtype or not operand.flags.aligned:
-            return False
-    return True
 
 
 def of_operand(slopes: Any, operand: Any) -> Jacobian:
