@@ -1,7 +1,6 @@
 """What calls.py times: every public method of every primitive, with each of its options.
 
-Arrays are small and plain: 16 elements, matrices 4x4, losses 100x10, those of 3 classes 16x10: the
-exponentials of 100 rows alone would take longer than a limit. Options that a method does not
+Arrays are small and plain: 16 elements, matrices 4x4, losses 100x10. Options that a method does not
 take yet are here, too: the call then raises, which is reported.
 """
 
@@ -20,7 +19,6 @@ Array: TypeAlias = npt.NDArray[Any]
 
 N, SIDE = 16, 4
 SAMPLES, FEATURES = 100, 10
-SAMPLES_OF_CLASSES = 16
 RANGES = {"arccosh": (1.1, 3.0)}  # of operands, if not within (0.2, 0.9)
 ARITIES = {1: "unary", 2: "binary"}
 
@@ -95,8 +93,6 @@ def elementwise(name: str, f: Any) -> Iterator[Call]:
         k = nin + {"vjp": 1, "jvp": nin}.get(method, 0)
         args = [_uniform(name, N, i) for i in range(k)]
         for options, limit, given, keywords in _elementwise_variants(method, nin, args):
-            if method == "jacobian" and nin > 1:
-                limit = "jacobian" if limit == "plain" else "jacobians"
             yield Call(kind, name, method, options, limit, bound(f, method), given, keywords)
 
 
@@ -156,8 +152,6 @@ def reduction(name: str, f: Any) -> Iterator[Call]:
         for options, limit, given, keywords in _reduction_variants(
             name, method, is_map, arguments, results
         ):
-            if method == "jacobian":
-                limit = "reduced" if operands == 1 else "jacobians"
             yield Call(kind, name, method, options, limit, bound(f, method), given, keywords)
 
 
@@ -205,8 +199,6 @@ def product(name: str, f: Any) -> Iterator[Call]:
     """Yield calls of a product of matrices, or a form."""
     for method in signatures.METHODS[name]:
         for options, limit, given, keywords in _product_variants(name, method):
-            if method == "jacobian":
-                limit = "jacobians"
             yield Call(name, name, method, options, limit, bound(f, method), given, keywords)
 
 
@@ -248,26 +240,18 @@ def _product_variants(name: str, method: str) -> Iterator[Variant]:
 def loss(name: str, f: Any) -> Iterator[Call]:
     """Yield calls of a loss, and of its pointwise part."""
     kind = signatures.TARGETS.get(name, "normal")
-    of_classes = "classes" if kind == "labels" else ""
     for method in signatures.METHODS["loss"]:
-        function = getattr(f, method)
         for options, limit, given, keywords in _loss_variants(kind, method):
-            limit = of_classes or limit
-            yield Call("loss", name, method, options, limit, function, given, keywords)
+            yield Call("loss", name, method, options, limit, getattr(f, method), given, keywords)
     for method in signatures.METHODS["pointwise"]:
         _, y, _, _ = _model(kind, N, FEATURES)
         z = _uniform(name, (N, 3) if kind == "labels" else N, 0)
         args = [z, y, _uniform(name, N, 1)] if method == "vjp" else [z, y]
         function = bound(f.pointwise, method)
-        yield Call("pointwise", name, method, "", of_classes or "plain", function, args, {})
+        yield Call("pointwise", name, method, "", "plain", function, args, {})
         for options, limit, given, keywords in conversions(args, broadcast=True):
             if kind != "labels" or options not in ("float32", "a number beside arrays"):
-                limit = of_classes or limit
                 yield Call("pointwise", name, method, options, limit, function, given, keywords)
-
-
-def _samples(kind: str) -> int:
-    return SAMPLES_OF_CLASSES if kind == "labels" else SAMPLES
 
 
 def _model(kind: str, n: int, d: int) -> tuple[Array, Array, Array, Any]:
@@ -285,8 +269,7 @@ def _model(kind: str, n: int, d: int) -> tuple[Array, Array, Array, Any]:
 
 
 def _loss_variants(kind: str, method: str) -> Iterator[Variant]:
-    n = _samples(kind)
-    X, y, w, b = _model(kind, n, FEATURES)
+    X, y, w, b = _model(kind, SAMPLES, FEATURES)
 
     def arguments(X: Any, y: Any, w: Any, b: Any) -> list[Any]:
         return [X, y, w, b, (2 * w, b)] if method == "hvp" else [X, y, w, b]
@@ -302,7 +285,7 @@ def _loss_variants(kind: str, method: str) -> Iterator[Variant]:
     yield "b is an array", "option", arguments(X, y, w, np.asarray(b)), {}
     yield "no b", "option", arguments(X, y, w, None), {}
     yield "X in F order", "option", arguments(np.asfortranarray(X), y, w, b), {}
-    weights = {"sample_weight": np.linspace(0.5, 1.5, n)}
+    weights = {"sample_weight": np.linspace(0.5, 1.5, SAMPLES)}
     yield "sample_weight=", "option", args, weights
     if method != "partial":
         yield "reduction=", "option", args, {"reduction": "sum"}
@@ -328,12 +311,11 @@ def objectives() -> Iterator[Call]:
     for name, f in pb.primitives.items():
         if signatures.family(name, f) != "loss":
             continue
-        kind = signatures.TARGETS.get(name, "normal")
-        X, y, _, _ = _model(kind, _samples(kind), FEATURES)
+        X, y, _, _ = _model(signatures.TARGETS.get(name, "normal"), SAMPLES, FEATURES)
         ways: dict[str, dict[str, Any]] = {
             "": {},
             "l2=": {"l2": 0.1},
-            "sample_weight=": {"sample_weight": np.linspace(0.5, 1.5, len(X))},
+            "sample_weight=": {"sample_weight": np.linspace(0.5, 1.5, SAMPLES)},
             "fit_intercept=": {"fit_intercept": False},
         }
         for way, options in ways.items():
@@ -383,11 +365,10 @@ def chains() -> Iterator[Call]:
                 args = [operand, g]
             if method == "value_and_grad" and np.size(value) > 1:
                 continue
-            limit = "composed" if method == "jacobian" else "chain"
-            yield Call("chain", name, method, "", limit, function, args, {})
+            yield Call("chain", name, method, "", "chain", function, args, {})
             if "vjp" in method or "grad" in method:
                 asked = {"wrt": signatures.ALL}
-                yield Call("chain", name, method, "wrt= all", "everything", function, args, asked)
+                yield Call("chain", name, method, "wrt= all", "chain", function, args, asked)
 
 
 def jacobians() -> Iterator[Call]:
@@ -418,15 +399,7 @@ def jacobians() -> Iterator[Call]:
             ("diagonal", J.diagonal, []),
             ("todense", J.todense, []),
         ):
-            limit = _limit(kind, method)
-            yield Call(kind, name, method, "", limit, function, args, {})
-
-
-def _limit(kind: str, method: str) -> str:
-    if kind == "Diagonal":
-        return "jacobian"
-    elements = method in ("diagonal", "todense") and kind not in ("Dense", "Kronecker")
-    return "elements" if elements else "composed" if kind == "Product" else "structure"
+            yield Call(kind, name, method, "", "jacobian", function, args, {})
 
 
 def all_calls() -> Iterator[Call]:
