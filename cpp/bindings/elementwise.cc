@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "bindings/call.h"
+#include "bindings/jacobians.h"
 #include "bindings/method.h"
 #include "bindings/operands.h"
 #include "bindings/outputs.h"
@@ -508,6 +509,33 @@ PyObject* MethodCall(const MethodEntry& own, const Arguments& args) {
   return job.Run(out, where);
 }
 
+// The Jacobians by each operand, of the derivatives.
+PyObject* JacobianCall(const MethodEntry& own, const Arguments& args) {
+  const auto& entry = static_cast<const Entry&>(own);
+  const auto arity = static_cast<size_t>(entry.arity);
+  PlainOperands x;
+  if (!x.Take(args.data(), arity, Strides::kAsStored)) return nullptr;
+  std::array<Ref, 2> slopes;
+  if (const Ref plain(RunPlain(entry, args.data())); plain) {
+    for (size_t k = 0; k < arity; ++k) {
+      PyObject* const one = arity == 1 ? plain.get() : PyTuple_GET_ITEM(plain.get(), k);
+      slopes[k] = Ref(Py_NewRef(one));
+    }
+  } else {
+    if (PyErr_Occurred() != nullptr) return nullptr;
+    Job job(entry, x);
+    if (!job.Broadcast() || !job.AskFor({}) || !job.Compute()) return nullptr;
+    for (size_t k = 0; k < arity; ++k) slopes[k] = Ref(job.outputs.Release(k, false));
+  }
+  std::array<Ref, 2> jacobians;
+  for (size_t k = 0; k < arity; ++k) {
+    jacobians[k] = JacobianOfElements(std::move(slopes[k]), Extents(x[k]));
+    if (!jacobians[k]) return nullptr;
+  }
+  return arity == 1 ? jacobians[0].release()
+                    : PyTuple_Pack(2, jacobians[0].get(), jacobians[1].get());
+}
+
 // What NumPy hands over in buffered or short pieces is ours from this many elements on.
 constexpr size_t kOwnElements = kParallelElements;
 
@@ -626,11 +654,8 @@ const OpKernels* UnaryOpOf(PyObject* object) {
 }
 
 PyObject* NewElementwiseMethod(const char* op, const char* method, PyObject* fallback) {
-  if (std::string_view(method) == "jacobian") {  // which is structure
-    const FastPath none = [](const MethodEntry&, const Arguments&) -> PyObject* { return nullptr; };
-    return NewMethod(none, std::make_unique<MethodEntry>(), fallback);
-  }
-  std::unique_ptr<Entry> entry = NewEntry(op, method, method, "");
+  const bool is_jacobian = std::string_view(method) == "jacobian";
+  std::unique_ptr<Entry> entry = NewEntry(op, is_jacobian ? "derivative" : method, method, "");
   if (!entry) return nullptr;
   if (!entry->signature.Read(fallback, static_cast<size_t>(entry->shape.nin))) return nullptr;
   entry->out_at = entry->signature.Find("out");
@@ -638,7 +663,7 @@ PyObject* NewElementwiseMethod(const char* op, const char* method, PyObject* fal
   if (entry->method == Method::kVjp && entry->arity > 1) {
     entry->wrt_at = entry->signature.Find("wrt");
   }
-  return NewMethod(MethodCall, std::move(entry), fallback);
+  return NewMethod(is_jacobian ? JacobianCall : MethodCall, std::move(entry), fallback);
 }
 
 }  // namespace pullback

@@ -64,12 +64,17 @@ struct ShapeRule {
 enum class Way : uint8_t { kValue, kVjp, kJvp, kValueAndGrad };
 inline constexpr std::string_view kWays[] = {"value", "vjp", "jvp", "value_and_grad"};
 
+// The Jacobians by each operand.
+inline constexpr std::string_view kJacobian = "jacobian";
+
 class Call;
 
 struct ProductRow {
   std::string_view name, signature;
   size_t may_lack;  // the operand that may be None; none where that is not one of them
   void (*compute[4])(Call& call);  // by way, into the outputs; null for none
+  // Of a call for the value; null, perhaps with an exception set, for what Python has to look at.
+  PyObject* (*jacobians)(Call& call, PyObject* activation);
 };
 
 // Arguments that fit each other, and the outputs.

@@ -76,6 +76,19 @@ PyObject* ProductCall(const MethodEntry& own, const Arguments& args) {
   }
 }
 
+PyObject* ProductJacobians(const MethodEntry& own, const Arguments& args) {
+  const auto& entry = static_cast<const ProductEntry&>(own);
+  Call call(*entry.row, entry.rule, entry.way, entry.wrt, false);
+  PyObject* const activation = Given(args, entry.activation_at);
+  if (activation != nullptr && UnaryOpOf(activation) == nullptr) return nullptr;
+  if (!call.Take(args.data(), nullptr)) return nullptr;
+  try {
+    return entry.row->jacobians(call, activation);
+  } catch (const Raised&) {
+    return nullptr;
+  }
+}
+
 // --- the engine ----------------------------------------------------------------------------------
 
 // product_results(product, method, arrays, activation, wrt, outs)
@@ -157,7 +170,8 @@ PyMethodDef kEngine[] = {
 }  // namespace
 
 PyObject* NewProductMethod(const char* product, const char* method, PyObject* fallback) {
-  const auto found = Find(product, method);
+  const bool is_jacobian = method == kJacobian;
+  const auto found = Find(product, is_jacobian ? "value" : method);
   if (!found) return nullptr;
   auto entry = std::make_unique<ProductEntry>(found->first, found->second);
   const size_t arrays = Call::Arrays(entry->rule.operands, entry->way);
@@ -175,7 +189,7 @@ PyObject* NewProductMethod(const char* product, const char* method, PyObject* fa
   const std::optional<Wrt> wrt = entry->signature.ReadWrt(initial, entry->rule.operands);
   if (!wrt) return PyErr_Format(PyExc_TypeError, "%R has a wrt that is none", fallback);
   entry->wrt = *wrt;
-  return NewMethod(ProductCall, std::move(entry), fallback);
+  return NewMethod(is_jacobian ? ProductJacobians : ProductCall, std::move(entry), fallback);
 }
 
 PyObject* ProductOps() {

@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "bindings/call.h"
+#include "bindings/jacobians.h"
 #include "bindings/method.h"
 #include "bindings/outputs.h"
 #include "kernels/reductions.h"
@@ -65,8 +66,9 @@ struct Entry : MethodEntry {
 
   Kind kind;
   bool is_map;
-  size_t operands;  // of the row
-  size_t arrays;    // among the arguments: the operands, then a cotangent or their tangents
+  bool is_jacobian;  // gradients as Jacobians
+  size_t operands;   // of the row
+  size_t arrays;     // among the arguments: the operands, then a cotangent or their tangents
   // Where arguments stand in the signature.
   std::array<size_t, 4> array_at;
   std::optional<size_t> parameter_at, axis_at, keepdims_at, out_at, wrt_at;
@@ -143,20 +145,20 @@ bool IsPlain(PyObject* object, DType dtype) {
 }
 
 // The parameter, or nothing where it has to be refused or needs a look.
-std::optional<double> ParameterOf(const Entry& entry, const Arguments& args) {
-  PyObject* const given = ArgumentAt(args, entry.parameter_at);
-  if (given == nullptr) return entry.parameter;
+std::optional<double> ParameterOf(double otherwise, const Ref& valid, PyObject* given) {
+  if (given == nullptr) return otherwise;
   const std::optional<double> parameter = AsNumber(given);
   if (!parameter) return std::nullopt;
   const Ref number(PyFloat_FromDouble(*parameter));
-  const Ref answer(number ? PyObject_CallOneArg(entry.valid.get(), number.get()) : nullptr);
+  const Ref answer(number ? PyObject_CallOneArg(valid.get(), number.get()) : nullptr);
   if (!answer) LeaveToPython();
   return answer && PyObject_IsTrue(answer.get()) == 1 ? parameter : std::nullopt;
 }
 
 PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const Entry&>(own);
-  const std::optional<double> parameter = ParameterOf(entry, args);
+  const std::optional<double> parameter =
+      ParameterOf(entry.parameter, entry.valid, ArgumentAt(args, entry.parameter_at));
   if (!parameter) return nullptr;
   const ReductionKernels& op = entry.Row(*parameter);
   PyObject* const keep = ArgumentAt(args, entry.keepdims_at);
@@ -184,13 +186,15 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
     axes = AxesOf(axis, ndim);
   }
   Slices slices;
+  npy_intp row[] = {1, PyArray_SIZE(x[0])};
   if (!axes || !slices.Cut(x[0], *axes, keep == Py_True) || PyArray_SIZE(x[0]) == 0) return nullptr;
   // A cotangent's shape ends in the result's, behind a stack; all else is like x. Numbers fill
   // that.
   size_t stack = 1;
   npy_intp room[NPY_MAXDIMS];
-  const npy_intp* gradient = PyArray_DIMS(x[0]);
-  int gradient_ndim = ndim;
+  const bool is_row = entry.is_jacobian && axes == all;
+  const npy_intp* gradient = is_row ? row : PyArray_DIMS(x[0]);
+  int gradient_ndim = is_row ? 2 : ndim;
   for (size_t i = 1; i < entry.arrays; ++i) {
     if (x[i] == nullptr) continue;
     const bool is_cotangent = entry.kind == Kind::kVjp && i == entry.operands;
@@ -266,6 +270,18 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   if (!Run(call, stack, entry.is_map)) return nullptr;
   Ref value(values > 0 ? outputs.Release(0, true) : nullptr);
   if (gradients == 0) return value.release();
+  if (entry.is_jacobian) {
+    std::array<Ref, kMaxOuts> jacobians;
+    for (size_t o = 0; o < gradients; ++o) {
+      Ref slopes(outputs.Release(place[o], false));
+      jacobians[o] = is_row ? JacobianOfValue(std::move(slopes), Extents(x[0]),
+                                              Extents(slices.ndim, slices.shape))
+                            : JacobianOfSums(std::move(slopes), *axes, keep == Py_True);
+      if (!jacobians[o]) return nullptr;
+    }
+    return gradients == 1 ? jacobians[0].release()
+                          : PyTuple_Pack(2, jacobians[0].get(), jacobians[1].get());
+  }
   std::array<PyObject*, kMaxOuts> of_operands;
   for (size_t o = 0; o < gradients; ++o) {
     of_operands[o] = reinterpret_cast<PyObject*>(outputs[place[o]]);
@@ -273,6 +289,37 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   Ref packed(wrt.Pack(of_operands.data()));
   if (!value || !packed) return packed.release();
   return PyTuple_Pack(2, value.get(), packed.get());
+}
+
+// The Jacobian of a map, which keeps the operand.
+struct MapJacobianEntry : MethodEntry {
+  std::optional<size_t> parameter_at, axis_at;
+  const char* parameter_name;  // null for none
+  double parameter;
+  Ref valid, primitive;
+};
+
+PyObject* MapJacobianCall(const MethodEntry& own, const Arguments& args) {
+  const auto& entry = static_cast<const MapJacobianEntry&>(own);
+  const std::optional<double> parameter =
+      ParameterOf(entry.parameter, entry.valid, ArgumentAt(args, entry.parameter_at));
+  PlainOperands x;
+  if (!parameter || args[0] == Py_None || !x.Take(args.data(), 1, Strides::kAny)) return nullptr;
+  PyObject* const given = ArgumentAt(args, entry.axis_at);
+  Ref axis(given == nullptr ? PyLong_FromLong(-1) : Py_NewRef(given));
+  if (!axis || !PyLong_CheckExact(axis.get()) || !AxesOf(axis.get(), PyArray_NDIM(x[0]))) {
+    return nullptr;
+  }
+  Ref options(PyDict_New());
+  if (entry.parameter_name != nullptr && options) {
+    const Ref number(PyFloat_FromDouble(*parameter));
+    if (!number || PyDict_SetItemString(options.get(), entry.parameter_name, number.get()) != 0) {
+      return nullptr;
+    }
+  }
+  Ref kept(PyArray_NewCopy(x[0], NPY_KEEPORDER));
+  return JacobianOfRows(entry.primitive.get(), std::move(kept), std::move(axis), std::move(options))
+      .release();
 }
 
 // --- the engine ----------------------------------------------------------------------------------
@@ -387,12 +434,42 @@ PyMethodDef kEngine[] = {
 
 }  // namespace
 
+namespace {
+
+// What parameters are called.
+constexpr const char* kParameters[] = {"p", "ddof", "eps"};
+
+PyObject* NewMapJacobian(double parameter, PyObject* valid, PyObject* fallback) {
+  auto entry = std::make_unique<MapJacobianEntry>();
+  if (!entry->signature.Read(fallback, 1)) return nullptr;
+  if (!PyMethod_Check(fallback)) {
+    return PyErr_Format(PyExc_TypeError, "%R is no method of a primitive", fallback);
+  }
+  entry->primitive = Ref(Py_NewRef(PyMethod_GET_SELF(fallback)));
+  entry->parameter = parameter;
+  entry->valid = Ref(Py_NewRef(valid));
+  entry->axis_at = entry->signature.Find("axis");
+  entry->parameter_name = nullptr;
+  for (const char* const name : kParameters) {
+    if (const std::optional<size_t> place = entry->signature.Find(name)) {
+      entry->parameter_at = place;
+      entry->parameter_name = name;
+    }
+  }
+  return NewMethod(MapJacobianCall, std::move(entry), fallback);
+}
+
+}  // namespace
+
 PyObject* NewReductionMethod(const char* reduction, const char* method, double parameter,
                              PyObject* valid, PyObject* fallback) {
   constexpr std::string_view kKinds[] = {"value", "grad", "value_and_grad", "vjp", "jvp"};
-  const auto* const found = std::find(std::begin(kKinds), std::end(kKinds), method);
-  const auto kind = static_cast<Kind>(found - kKinds);
   const bool is_map = FindMap(reduction, "vjp").has_value();
+  const bool is_jacobian = std::string_view(method) == "jacobian";
+  if (is_map && is_jacobian) return NewMapJacobian(parameter, valid, fallback);
+  const auto* const found =
+      std::find(std::begin(kKinds), std::end(kKinds), is_jacobian ? "grad" : method);
+  const auto kind = static_cast<Kind>(found - kKinds);
   std::optional<size_t> row;
   if (!is_map && found != std::end(kKinds)) row = FindReduction(reduction);
   if (is_map && kind != Kind::kGrad && kind != Kind::kValueAndGrad)
@@ -404,6 +481,7 @@ PyObject* NewReductionMethod(const char* reduction, const char* method, double p
   auto entry = std::make_unique<Entry>();
   entry->kind = kind;
   entry->is_map = is_map;
+  entry->is_jacobian = is_jacobian;
   entry->parameter = parameter;
   entry->valid = Ref(Py_NewRef(valid));
   entry->kernels = RowOf(ReductionTables(), *row);
@@ -423,7 +501,7 @@ PyObject* NewReductionMethod(const char* reduction, const char* method, double p
   entry->keepdims_at = signature.Find("keepdims");
   entry->out_at = signature.Find("out");
   if (entry->operands > 1) entry->wrt_at = signature.Find("wrt");
-  for (const std::string_view name : {"p", "ddof", "eps"}) {
+  for (const char* const name : kParameters) {
     if (!entry->parameter_at) entry->parameter_at = signature.Find(name);
   }
   entry->arrays = 0;

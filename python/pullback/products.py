@@ -276,8 +276,6 @@ class Product:
         own: Any = type(type(self).__name__, (type(self),), methods)
         self.__class__ = own  # whose methods have the row's signature
         for name in methods if engine.is_native else ():
-            if name == "jacobian":
-                continue
             kind = "value" if name == "__call__" else name
             make = partial(engine.kernels.product_method, row.name, kind)
             # On the class, where calls look.

@@ -64,7 +64,7 @@ class _Rows:
             return
         about = row.parameter
         default, valid = (0.0, None) if about is None else (about.default or 0.0, about.test)
-        for name in ("value", "grad", "value_and_grad", "vjp", "jvp"):
+        for name in _METHODS:
             if not hasattr(self, name):  # a map has no gradient
                 continue
             make = partial(engine.kernels.reduction_method, row.name, name, default, valid)
