@@ -14,13 +14,13 @@ from guarded import Guarded
 from oracles import assert_same_bits
 from protocol import (
     CALLS,
-    DTYPES,
     TARGETS,
     Call,
     arguments,
     assert_close_in_ulp,
     assert_same_leaves,
-    by_name,
+    calls,
+    dtypes,
     leaves,
     out_argument,
     same_bits,
@@ -31,9 +31,7 @@ LANES = 16  # of the widest vector
 SIZES = (*range(2 * LANES + 2), 63, 64, 65)
 LONG_SIZES = (127, 129, 511, 512, 513, 1023, 1025)  # around unrolled bodies and strided blocks
 
-calls = pytest.mark.parametrize("call", CALLS, ids=by_name)
 rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 # What the driver does around the kernels is the same for all of them.
 on_one_target = pytest.mark.parametrize("any_target", (TARGETS or ["numpy"])[:1], indirect=True)
 

@@ -9,9 +9,8 @@ import numpy as np
 import pullback as pb
 import pytest
 import scipy.sparse
-from protocol import TWINS, native
+from protocol import backends, native
 
-backends = pytest.mark.parametrize("primitives", TWINS, ids=lambda module: module.__name__)
 forms = pytest.mark.parametrize("form", ["csr", "csc"])
 indexes = pytest.mark.parametrize("index", [np.int32, np.int64])
 

@@ -15,19 +15,15 @@ import pytest
 from long_calls import LONG_CALLS
 from oracles import assert_same_bits
 from protocol import (
-    CALLS,
-    DTYPES,
     TARGETS,
     Call,
     arguments,
     assert_same_leaves,
-    by_name,
+    calls,
+    dtypes,
     leaves,
     native,
 )
-
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
 
 # --- the number -----------------------------------------------------------------------------------
 
@@ -135,7 +131,7 @@ SIZES = (32_767, 32_768, 40_001, 100_000, 1_000_003)
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("call", CALLS, ids=by_name)
+@calls
 @dtypes
 def test_same_bits_for_any_number_of_threads(call: Call, dtype: np.dtype) -> None:
     pool = arguments(call, dtype, 3001)
