@@ -160,8 +160,8 @@ def each(
         own = [] if by is None else [inspect.Parameter("group", inspect.Parameter.KEYWORD_ONLY)]
 
         @functools.wraps(test)
-        def run(group: str = "", **fixtures: Any) -> None:
-            for value in groups[group]:
+        def run(**fixtures: Any) -> None:
+            for value in groups["" if by is None else fixtures.pop("group")]:
                 given = dict(zip(split, value if len(split) > 1 else [value], strict=True))
                 try:
                     test(**given, **fixtures)
