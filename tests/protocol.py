@@ -175,6 +175,30 @@ def each(
     return decorate
 
 
+def on_every_target(test: Any) -> Any:
+    """Run a test on each instruction set, as one test that is told its name if it wants that."""
+    signature = inspect.signature(test)
+    told = "target" in signature.parameters
+
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        before = native.active_target()
+        try:
+            for name in TARGETS:
+                native.set_target(name)
+                assert native.active_target() == name
+                test(**fixtures, **({"target": name} if told else {}))
+        except BaseException as error:
+            error.add_note(f"on {native.active_target()}")
+            raise
+        finally:
+            native.set_target(before)
+
+    others = [p for name, p in signature.parameters.items() if name != "target"]
+    run.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
+    return pytest.mark.native(run)
+
+
 def of_every(listed: list[Call]) -> Callable[[Any], Any]:
     """Run a test for each of some calls, as one test for each operation."""
     return each("call", listed, by_name, by=lambda call: call.op)

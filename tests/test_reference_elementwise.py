@@ -126,12 +126,11 @@ def powers_off_by_4_ulp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(np, "power", off)
 
 
-@dtypes
 @pytest.mark.usefixtures("powers_off_by_4_ulp")
-def test_power_does_not_lean_on_numpys(dtype: np.dtype) -> None:
-    test_accuracy(OPS["power"], dtype)
-    test_power_of_a_negative_base(dtype)
-    test_golden_points(OPS["power"], dtype, 37)
+def test_power_does_not_lean_on_numpys() -> None:
+    test_accuracy(row=OPS["power"])
+    test_power_of_a_negative_base()
+    test_golden_points(row=OPS["power"], length=37)
 
 
 # Arguments around which a derivative vanishes or a formula hands over to another.

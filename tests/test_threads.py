@@ -392,6 +392,6 @@ def test_exit_is_clean(run_python: Callable[..., Any], body: str) -> None:
         "x = np.linspace(-5, 5, 400_000)\n"
         "X, y, w = np.ones((3000, 100)), np.ones(3000), np.ones(100)\n"
     )
-    for _ in range(3):
+    for _ in range(2):
         done = run_python(script + body, timeout=30)
         assert not done.stderr
