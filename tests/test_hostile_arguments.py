@@ -15,14 +15,12 @@ import numpy as np
 import pullback as pb
 import pytest
 import scipy.sparse
-from protocol import TWINS
+from protocol import TWINS, backends, each
 from pullback import jacobians as pj
 from pullback.tables.elementwise import OPS
 from pullback.tables.losses import LOSSES
 from pullback.tables.reductions import REDUCTIONS
 from test_registry import EVERYTHING
-
-backends = pytest.mark.parametrize("primitives", TWINS, ids=lambda module: module.__name__)
 
 # --- what is valid, by family ---------------------------------------------------------------------
 
@@ -94,8 +92,11 @@ def cases(primitives: Any) -> Iterator[Case]:
 
 
 CASES = [(case, primitives) for primitives in TWINS for case in cases(primitives)]
-every_case = pytest.mark.parametrize(
-    ("case", "primitives"), CASES, ids=[f"{module.__name__}-{case.name}" for case, module in CASES]
+every_case = each(
+    "case, primitives",
+    CASES,
+    label=lambda pair: f"{pair[0].name} of {pair[1].__name__}",
+    by=lambda pair: pair[0].op,
 )
 
 # --- what is refused, by kind of argument ---------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pullback as pb
 import pytest
-from matrices import DTYPES
+from protocol import dtypes
 from pullback import jacobians
 from pullback.jacobians import (
     BlockDiagonal,
@@ -30,7 +30,6 @@ from pullback.jacobians import (
 )
 from structured import KINDS, check, everything, matrix_of
 
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import pullback as pb
 import pytest
 from matrices import (
-    DTYPES,
     LAYOUTS,
     OUT_LAYOUTS,
     GuardedOut,
@@ -22,10 +21,10 @@ from matrices import (
     wide,
 )
 from oracles import assert_same_bits
+from protocol import dtypes
 from pullback import linear
 from pullback.tables.elementwise import OPS
 
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 UNARY = [name for name, row in OPS.items() if row.nin == 1]
 activations = pytest.mark.parametrize("name", UNARY)
 SHAPES = [  # of X without its last axis, k, n
