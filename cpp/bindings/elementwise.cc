@@ -387,7 +387,6 @@ struct Job {
 
   // False with an exception set.
   bool Compute() {
-    if (!outputs.Make()) return false;
     ArrayCall call;
     call.kernel = entry.Kernel(method, x.dtype());
     call.shape = kernel;
@@ -436,7 +435,7 @@ struct Job {
     if (!Compute()) return nullptr;
     std::array<Ref, 3> released;
     for (size_t i = 0; i < wanted.count; ++i) {
-      released[i] = Ref(outputs.Release(i, given[i] == nullptr));
+      released[i] = Ref(outputs.Release(i));
       if (where == nullptr || given[i] == nullptr) continue;
       const Ref done(PyArray_PutMask(AsArray(given[i]), released[i].get(), where));
       if (!done) return nullptr;

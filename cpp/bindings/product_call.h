@@ -155,8 +155,7 @@ class Call {
   // The value or the tangent, a new one without axes as a scalar. Once.
   PyObject* Result() {
     if (outs_[kResult]) return outs_[kResult].release();
-    const Ref descr(reinterpret_cast<PyObject*>(PyArray_DescrFromType(TypeNumber(dtype()))));
-    return PyArray_Scalar(number_, reinterpret_cast<PyArray_Descr*>(descr.get()), nullptr);
+    return NewScalar(number_, dtype());
   }
 
   PyObject* Cotangents() const {

@@ -248,7 +248,11 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   if (out != nullptr && !FlatOuts(out, values + wrt.count, bare, outs.data())) return nullptr;
   Outputs outputs;
   const DType dtype = x.dtype();
-  if (values > 0 && !outputs.Add(outs[0], slices.ndim, slices.shape, dtype, x)) return nullptr;
+  const bool scalar = values > 0 && slices.ndim == 0 && outs[0] == nullptr;
+  double number;  // or a float32: room for a scalar
+  if (values > 0 && !scalar && !outputs.Add(outs[0], slices.ndim, slices.shape, dtype, x)) {
+    return nullptr;
+  }
   std::array<size_t, kMaxOuts> place;
   const auto add = [&](size_t operand, PyObject* to) {
     place[operand] = outputs.count();
@@ -260,11 +264,10 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   for (size_t o = 0; wrt.count < gradients && o < gradients; ++o) {
     if (!wrt.Has(o) && !add(o, nullptr)) return nullptr;
   }
-  if (!outputs.Make()) return nullptr;
-  if (values > 0) call.values = outputs.data(0);
+  if (values > 0) call.values = scalar ? &number : outputs.data(0);
   for (size_t o = 0; o < gradients; ++o) call.out[o] = outputs.data(place[o]);
   if (!Run(call, stack, entry.is_map)) return nullptr;
-  Ref value(values > 0 ? outputs.Release(0, true) : nullptr);
+  Ref value(scalar ? NewScalar(&number, dtype) : values > 0 ? outputs.Release(0) : nullptr);
   if (gradients == 0) return value.release();
   std::array<PyObject*, kMaxOuts> of_operands;
   for (size_t o = 0; o < gradients; ++o) {
