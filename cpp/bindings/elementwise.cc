@@ -218,13 +218,12 @@ bool AddPromoter(PyObject* ufunc, const Entry& entry) {
 PyObject* Nest(std::array<Ref, 3>& results, size_t count, bool bare) {
   if (bare) return results[0].release();
   if (count == 1) return PyTuple_Pack(1, results[0].get());
-  const Ref last(count == 2 ? Ref(Py_NewRef(results[1].get()))
-                            : Ref(PyTuple_Pack(2, results[1].get(), results[2].get())));
-  return last ? PyTuple_Pack(2, results[0].get(), last.get()) : nullptr;
+  if (count == 3) results[1] = Ref(Pair(std::move(results[1]), std::move(results[2])));
+  return Pair(std::move(results[0]), std::move(results[1]));
 }
 
 // Arrays of one dtype and one shape, all C-contiguous: that is, no conversion and no broadcasting.
-PyObject* RunPlain(const Entry& entry, PyObject* const* args) {
+[[gnu::hot]] PyObject* RunPlain(const Entry& entry, PyObject* const* args) {
   const auto nin = static_cast<size_t>(entry.shape.nin);
   const auto nout = static_cast<size_t>(entry.shape.nout);
   const std::optional<DType> dtype = KernelArray(args[0]);
@@ -236,7 +235,7 @@ PyObject* RunPlain(const Entry& entry, PyObject* const* args) {
   operands.data[0] = PyArray_BYTES(first);
   for (size_t k = 1; k < nin; ++k) {
     PyArrayObject* const array = AsArray(args[k]);
-    if (KernelArray(args[k]) != dtype || !PyArray_SAMESHAPE(first, array) ||
+    if (KernelArray(args[k]) != dtype || !SameShape(first, array) ||
         !PyArray_IS_C_CONTIGUOUS(array)) {
       return nullptr;
     }
@@ -249,7 +248,7 @@ PyObject* RunPlain(const Entry& entry, PyObject* const* args) {
     operands.data[nin + k] = PyArray_BYTES(AsArray(outputs[k].get()));
   }
   for (ptrdiff_t& stride : operands.stride) stride = static_cast<ptrdiff_t>(ItemSize(*dtype));
-  const npy_intp n = PyArray_SIZE(first);
+  const npy_intp n = SizeOf(first);
   const bool done = RunKernel(n > kReleaseGil, [&](Poll* poll) {
     return RunElementwise(entry.Kernel(entry.method, *dtype), entry.shape, *dtype, operands,
                           static_cast<size_t>(n), poll);
@@ -479,7 +478,7 @@ bool FollowsRules(Job& job, const Arguments& args) {
   return true;
 }
 
-PyObject* MethodCall(const MethodEntry& own, const Arguments& args) {
+[[gnu::hot]] PyObject* MethodCall(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const Entry&>(own);
   PyObject* const out = Given(args, entry.out_at);
   PyObject* where = ArgumentAt(args, entry.where_at);

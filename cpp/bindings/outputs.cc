@@ -176,23 +176,17 @@ Ref NewLike(const PlainOperands& operands, int ndim, const npy_intp* shape, DTyp
 
 }  // namespace
 
-bool Outputs::Add(PyObject* given, int ndim, const npy_intp* shape, DType dtype,
-                  const PlainOperands& operands, Order order) {
-  given_[count_] = given != nullptr && given != Py_None;
-  if (given_[count_]) return Give(given, ndim, shape, dtype, operands, order);
-  arrays_[count_] = order == Order::kC ? Ref(NewArray(ndim, shape, dtype))
-                                       : NewLike(operands, ndim, shape, dtype);
-  return static_cast<bool>(arrays_[count_++]);
-}
-
-bool Outputs::Give(PyObject* given, int ndim, const npy_intp* shape, DType dtype,
-                   const PlainOperands& operands, Order order) {
+bool Outputs::AddOther(PyObject* given, int ndim, const npy_intp* shape, DType dtype,
+                       const PlainOperands& operands, Order order) {
+  given_[count_] = given != nullptr;
+  if (given == nullptr) {
+    return static_cast<bool>(arrays_[count_++] = NewLike(operands, ndim, shape, dtype));
+  }
   if (KernelArray(given) != dtype) return false;
   const bool in_c_order = order == Order::kC;
   PyArrayObject* const array = AsArray(given);
   if (!(in_c_order ? PyArray_IS_C_CONTIGUOUS(array) != 0 : ElementsApart(array)) ||
-      !PyArray_ISWRITEABLE(array) || PyArray_NDIM(array) != ndim ||
-      !std::equal(shape, shape + ndim, PyArray_DIMS(array))) {
+      !PyArray_ISWRITEABLE(array) || !IsOfShape(array, ndim, shape)) {
     return false;
   }
   for (size_t i = 0; i < operands.count(); ++i) {

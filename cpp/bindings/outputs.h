@@ -32,7 +32,7 @@ class KeptMemoryScope {
 };
 
 // An uninitialised array in C order; nullptr with an exception set.
-PyObject* NewArray(int ndim, const npy_intp* shape, DType dtype);
+[[gnu::hot]] PyObject* NewArray(int ndim, const npy_intp* shape, DType dtype);
 
 // A NumPy scalar; nullptr with an exception set. An array without axes takes three times as long.
 PyObject* NewScalar(const void* number, DType dtype);
@@ -48,7 +48,14 @@ class Outputs {
   // False, perhaps with an exception set, for a given array that Python has to look at: of another
   // shape, dtype or order, or one that meets an operand or an earlier output.
   bool Add(PyObject* given, int ndim, const npy_intp* shape, DType dtype,
-           const PlainOperands& operands, Order order = Order::kC);
+           const PlainOperands& operands, Order order = Order::kC) {
+    const bool is_new = given == nullptr || given == Py_None;
+    if (!is_new || order != Order::kC) {
+      return AddOther(is_new ? nullptr : given, ndim, shape, dtype, operands, order);
+    }
+    given_[count_] = false;
+    return static_cast<bool>(arrays_[count_++] = Ref(NewArray(ndim, shape, dtype)));
+  }
 
   size_t count() const { return count_; }
   PyArrayObject* operator[](size_t i) const { return AsArray(arrays_[i].get()); }
@@ -58,10 +65,10 @@ class Outputs {
   PyObject* Release(size_t i);
 
  private:
-  bool Give(PyObject* given, int ndim, const npy_intp* shape, DType dtype,
-            const PlainOperands& operands, Order order);
+  bool AddOther(PyObject* given, int ndim, const npy_intp* shape, DType dtype,
+                const PlainOperands& operands, Order order);
 
-  static constexpr size_t kMost = 4;
+  static constexpr size_t kMost = 3;
   size_t count_ = 0;
   std::array<bool, kMost> given_;
   std::array<Ref, kMost> arrays_;

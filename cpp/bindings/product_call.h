@@ -88,7 +88,7 @@ class Call {
   }
 
   // False, perhaps with an exception set, for what Python has to look at.
-  bool Take(PyObject* const* given, PyObject* activation) {
+  [[gnu::hot]] bool Take(PyObject* const* given, PyObject* activation) {
     const size_t operands = rule_.operands;
     activation_ = activation == nullptr ? nullptr : UnaryOpOf(activation);
     if (activation != nullptr && activation_ == nullptr) return false;
@@ -117,7 +117,7 @@ class Call {
 
   // Finds room for the results. False, perhaps with an exception set, where Python has to look at
   // what is given: null and None are new arrays.
-  bool Place(PyObject* const* given) {
+  [[gnu::hot]] bool Place(PyObject* const* given) {
     if (way_ != Way::kVjp && !PlaceResult(given[0])) return false;
     if (way_ == Way::kValue || way_ == Way::kJvp) return true;
     bool any = false;
