@@ -422,15 +422,15 @@ class LossCall {
       problem_.scale = 1.0 / *by;
       result.divisor = *by;
     }
-    const Ref gw = Gradient(Job::kGradient, result);
-    const Ref gb(gw ? b_.Gradient() : nullptr);
+    Ref gw = Gradient(Job::kGradient, result);
+    Ref gb(gw ? b_.Gradient() : nullptr);
     if (!gb) return nullptr;
-    PyObject* all[] = {gX.get(), nullptr, gw.get(), gb.get()};
+    Ref all[] = {std::move(gX), Ref(), std::move(gw), std::move(gb)};
     for (size_t i = 0; i < wrt.count; ++i) {
       if (outs[i] == nullptr) continue;
-      PyObject*& computed = all[wrt.operands[i]];
-      if (PyArray_CopyInto(AsArray(outs[i]), AsArray(computed)) != 0) return nullptr;
-      computed = outs[i];
+      Ref& computed = all[wrt.operands[i]];
+      if (PyArray_CopyInto(AsArray(outs[i]), AsArray(computed.get())) != 0) return nullptr;
+      computed = Ref(Py_NewRef(outs[i]));
     }
     if (loss != nullptr) *loss = result.loss;
     return wrt.Pack(all);

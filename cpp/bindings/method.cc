@@ -128,12 +128,16 @@ bool Wrt::Has(size_t operand) const {
   return std::find(operands.begin(), end, operand) != end;
 }
 
-PyObject* Wrt::Pack(PyObject* const* of_operands) const {
-  if (single) return Py_NewRef(of_operands[operands[0]]);
+PyObject* Wrt::Pack(Ref* of_operands) const {
+  const auto take = [&](size_t i) {
+    PyObject* const result = of_operands[operands[i]].release();
+    return result == nullptr ? Py_NewRef(Py_None) : result;
+  };
+  if (single) return take(0);
   PyObject* const tuple = PyTuple_New(static_cast<Py_ssize_t>(count));
   if (tuple == nullptr) return nullptr;
   for (size_t i = 0; i < count; ++i) {
-    PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(i), Py_NewRef(of_operands[operands[i]]));
+    PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(i), take(i));
   }
   return tuple;
 }

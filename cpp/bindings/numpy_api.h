@@ -85,12 +85,17 @@ inline npy_intp SizeOf(PyArrayObject* array) {
   return size;
 }
 
-inline bool IsOfShape(PyArrayObject* array, int ndim, const npy_intp* shape) {
-  if (PyArray_NDIM(array) != ndim) return false;
+// Whether the last axes, of which there are enough, have such extents.
+inline bool EndsIn(PyArrayObject* array, int ndim, const npy_intp* shape) {
+  const npy_intp* const last = PyArray_DIMS(array) + (PyArray_NDIM(array) - ndim);
   for (int a = 0; a < ndim; ++a) {
-    if (PyArray_DIM(array, a) != shape[a]) return false;
+    if (last[a] != shape[a]) return false;
   }
   return true;
+}
+
+inline bool IsOfShape(PyArrayObject* array, int ndim, const npy_intp* shape) {
+  return PyArray_NDIM(array) == ndim && EndsIn(array, ndim, shape);
 }
 
 inline bool SameShape(PyArrayObject* a, PyArrayObject* b) {

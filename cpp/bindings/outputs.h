@@ -61,6 +61,8 @@ class Outputs {
   PyArrayObject* operator[](size_t i) const { return AsArray(arrays_[i].get()); }
   void* data(size_t i) const { return DataOf(arrays_[i].get()); }
 
+  PyObject* ReleaseArray(size_t i) { return arrays_[i].release(); }
+
   // The result, where not given and without axes a scalar. Once each.
   PyObject* Release(size_t i);
 

@@ -158,11 +158,8 @@ class Call {
     return NewScalar(number_, dtype());
   }
 
-  PyObject* Cotangents() const {
-    std::array<PyObject*, kMostOperands> arrays;
-    for (size_t i = 0; i < kMostOperands; ++i) arrays[i] = outs_[i] ? outs_[i].get() : Py_None;
-    return wrt_.Pack(arrays.data());
-  }
+  // Once.
+  PyObject* Cotangents() { return wrt_.Pack(outs_.data()); }
 
   // --- what computes looks at ---
 

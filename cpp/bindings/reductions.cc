@@ -144,23 +144,25 @@ bool IsPlain(PyObject* object, DType dtype) {
   return KernelArray(object) == dtype && PyArray_IS_C_CONTIGUOUS(AsArray(object));
 }
 
-// The parameter, or nothing where it has to be refused or needs a look.
-std::optional<double> ParameterOf(const Entry& entry, const Arguments& args) {
+// False where a parameter has to be refused or needs a look.
+bool ReadParameter(const Entry& entry, const Arguments& args, double& parameter) {
+  parameter = entry.parameter;
   PyObject* const given = ArgumentAt(args, entry.parameter_at);
-  if (given == nullptr) return entry.parameter;
-  const std::optional<double> parameter = AsNumber(given);
-  if (!parameter) return std::nullopt;
-  const Ref number(PyFloat_FromDouble(*parameter));
+  if (given == nullptr) return true;
+  const std::optional<double> own = AsNumber(given);
+  if (!own) return false;
+  parameter = *own;
+  const Ref number(PyFloat_FromDouble(parameter));
   const Ref answer(number ? PyObject_CallOneArg(entry.valid.get(), number.get()) : nullptr);
   if (!answer) LeaveToPython();
-  return answer && PyObject_IsTrue(answer.get()) == 1 ? parameter : std::nullopt;
+  return answer && PyObject_IsTrue(answer.get()) == 1;
 }
 
 [[gnu::hot]] PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const Entry&>(own);
-  const std::optional<double> parameter = ParameterOf(entry, args);
-  if (!parameter) return nullptr;
-  const ReductionKernels& op = entry.Row(*parameter);
+  double parameter;
+  if (!ReadParameter(entry, args, parameter)) return nullptr;
+  const ReductionKernels& op = entry.Row(parameter);
   PyObject* const keep = ArgumentAt(args, entry.keepdims_at);
   if (keep != nullptr && keep != Py_True && keep != Py_False) return nullptr;
 
@@ -205,7 +207,7 @@ std::optional<double> ParameterOf(const Entry& entry, const Arguments& args) {
     }
     const int more = PyArray_NDIM(x[i]) - own;
     if (more < 0 || (more > 0 && !is_cotangent) || more + ndim > NPY_MAXDIMS ||
-        !std::equal(wanted, wanted + own, PyArray_DIMS(x[i]) + more)) {
+        !EndsIn(x[i], own, wanted)) {
       return nullptr;
     }
     if (more == 0) continue;
@@ -219,7 +221,7 @@ std::optional<double> ParameterOf(const Entry& entry, const Arguments& args) {
   ReductionCall call;  // field by field: g++ clears what is larger by an instruction that is slow
   call.op = &op;
   call.dtype = x.dtype();
-  call.parameter = *parameter;
+  call.parameter = parameter;
   call.outer = slices.outer;
   call.n = slices.n;
   call.inner = slices.inner;
@@ -276,10 +278,8 @@ std::optional<double> ParameterOf(const Entry& entry, const Arguments& args) {
   if (!Run(call, stack, entry.is_map)) return nullptr;
   Ref value(scalar ? NewScalar(&number, dtype) : values > 0 ? outputs.Release(0) : nullptr);
   if (gradients == 0) return value.release();
-  std::array<PyObject*, kMaxOuts> of_operands;
-  for (size_t o = 0; o < gradients; ++o) {
-    of_operands[o] = reinterpret_cast<PyObject*>(outputs[place[o]]);
-  }
+  std::array<Ref, kMaxOuts> of_operands;
+  for (size_t o = 0; o < gradients; ++o) of_operands[o] = Ref(outputs.ReleaseArray(place[o]));
   Ref packed(wrt.Pack(of_operands.data()));
   return values > 0 ? Pair(std::move(value), std::move(packed)) : packed.release();
 }
