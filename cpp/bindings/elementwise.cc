@@ -219,13 +219,12 @@ bool AddPromoter(PyObject* ufunc, const Entry& entry) {
 PyObject* Nest(std::array<Ref, 3>& results, size_t count, bool bare) {
   if (bare) return results[0].release();
   if (count == 1) return PyTuple_Pack(1, results[0].get());
-  const Ref last(count == 2 ? Ref(Py_NewRef(results[1].get()))
-                            : Ref(PyTuple_Pack(2, results[1].get(), results[2].get())));
-  return last ? PyTuple_Pack(2, results[0].get(), last.get()) : nullptr;
+  if (count == 3) results[1] = Ref(Pair(std::move(results[1]), std::move(results[2])));
+  return Pair(std::move(results[0]), std::move(results[1]));
 }
 
 // Arrays of one dtype and one shape, all C-contiguous: that is, no conversion and no broadcasting.
-PyObject* RunPlain(const Entry& entry, PyObject* const* args) {
+[[gnu::hot]] PyObject* RunPlain(const Entry& entry, PyObject* const* args) {
   const auto nin = static_cast<size_t>(entry.shape.nin);
   const auto nout = static_cast<size_t>(entry.shape.nout);
   const std::optional<DType> dtype = KernelArray(args[0]);
@@ -237,7 +236,7 @@ PyObject* RunPlain(const Entry& entry, PyObject* const* args) {
   operands.data[0] = PyArray_BYTES(first);
   for (size_t k = 1; k < nin; ++k) {
     PyArrayObject* const array = AsArray(args[k]);
-    if (KernelArray(args[k]) != dtype || !PyArray_SAMESHAPE(first, array) ||
+    if (KernelArray(args[k]) != dtype || !SameShape(first, array) ||
         !PyArray_IS_C_CONTIGUOUS(array)) {
       return nullptr;
     }
@@ -250,7 +249,7 @@ PyObject* RunPlain(const Entry& entry, PyObject* const* args) {
     operands.data[nin + k] = PyArray_BYTES(AsArray(outputs[k].get()));
   }
   for (ptrdiff_t& stride : operands.stride) stride = static_cast<ptrdiff_t>(ItemSize(*dtype));
-  const npy_intp n = PyArray_SIZE(first);
+  const npy_intp n = SizeOf(first);
   const bool done = RunKernel(n > kReleaseGil, [&](Poll* poll) {
     return RunElementwise(entry.Kernel(entry.method, *dtype), entry.shape, *dtype, operands,
                           static_cast<size_t>(n), poll);
@@ -388,7 +387,6 @@ struct Job {
 
   // False with an exception set.
   bool Compute() {
-    if (!outputs.Make()) return false;
     ArrayCall call;
     call.kernel = entry.Kernel(method, x.dtype());
     call.shape = kernel;
@@ -437,7 +435,7 @@ struct Job {
     if (!Compute()) return nullptr;
     std::array<Ref, 3> released;
     for (size_t i = 0; i < wanted.count; ++i) {
-      released[i] = Ref(outputs.Release(i, given[i] == nullptr));
+      released[i] = Ref(outputs.Release(i));
       if (where == nullptr || given[i] == nullptr) continue;
       const Ref done(PyArray_PutMask(AsArray(given[i]), released[i].get(), where));
       if (!done) return nullptr;
@@ -481,7 +479,7 @@ bool FollowsRules(Job& job, const Arguments& args) {
   return true;
 }
 
-PyObject* MethodCall(const MethodEntry& own, const Arguments& args) {
+[[gnu::hot]] PyObject* MethodCall(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const Entry&>(own);
   PyObject* const out = Given(args, entry.out_at);
   PyObject* where = ArgumentAt(args, entry.where_at);
@@ -525,7 +523,7 @@ PyObject* JacobianCall(const MethodEntry& own, const Arguments& args) {
     if (PyErr_Occurred() != nullptr) return nullptr;
     Job job(entry, x);
     if (!job.Broadcast() || !job.AskFor({}) || !job.Compute()) return nullptr;
-    for (size_t k = 0; k < arity; ++k) slopes[k] = Ref(job.outputs.Release(k, false));
+    for (size_t k = 0; k < arity; ++k) slopes[k] = Ref(job.outputs.ReleaseArray(k));
   }
   std::array<Ref, 2> jacobians;
   for (size_t k = 0; k < arity; ++k) {
@@ -533,7 +531,7 @@ PyObject* JacobianCall(const MethodEntry& own, const Arguments& args) {
     if (!jacobians[k]) return nullptr;
   }
   return arity == 1 ? jacobians[0].release()
-                    : PyTuple_Pack(2, jacobians[0].get(), jacobians[1].get());
+                    : Pair(std::move(jacobians[0]), std::move(jacobians[1]));
 }
 
 // What NumPy hands over in buffered or short pieces is ours from this many elements on.

@@ -39,7 +39,7 @@ struct ProductEntry : MethodEntry {
   Wrt wrt;  // where none is given
 };
 
-PyObject* ProductCall(const MethodEntry& own, const Arguments& args) {
+[[gnu::hot]] PyObject* ProductCall(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const ProductEntry&>(own);
   std::optional<Wrt> given;
   const Wrt* wrt = &entry.wrt;
@@ -67,10 +67,8 @@ PyObject* ProductCall(const MethodEntry& own, const Arguments& args) {
   switch (entry.way) {
     case Way::kVjp:
       return call.Cotangents();
-    case Way::kValueAndGrad: {
-      const Ref value(call.Result()), gradients(call.Cotangents());
-      return value && gradients ? PyTuple_Pack(2, value.get(), gradients.get()) : nullptr;
-    }
+    case Way::kValueAndGrad:
+      return Pair(Ref(call.Result()), Ref(call.Cotangents()));
     default:
       return call.Result();
   }

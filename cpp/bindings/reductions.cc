@@ -138,29 +138,35 @@ struct Slices {
     }
     return true;
   }
+
+  bool IsEmpty() const { return outer == 0 || n == 0 || inner == 0; }
 };
 
 bool IsPlain(PyObject* object, DType dtype) {
   return KernelArray(object) == dtype && PyArray_IS_C_CONTIGUOUS(AsArray(object));
 }
 
-// The parameter, or nothing where it has to be refused or needs a look.
-std::optional<double> ParameterOf(double otherwise, const Ref& valid, PyObject* given) {
-  if (given == nullptr) return otherwise;
-  const std::optional<double> parameter = AsNumber(given);
-  if (!parameter) return std::nullopt;
-  const Ref number(PyFloat_FromDouble(*parameter));
+// False where a parameter has to be refused or needs a look.
+bool ReadParameter(double otherwise, const Ref& valid, PyObject* given, double& parameter) {
+  parameter = otherwise;
+  if (given == nullptr) return true;
+  const std::optional<double> own = AsNumber(given);
+  if (!own) return false;
+  parameter = *own;
+  const Ref number(PyFloat_FromDouble(parameter));
   const Ref answer(number ? PyObject_CallOneArg(valid.get(), number.get()) : nullptr);
   if (!answer) LeaveToPython();
-  return answer && PyObject_IsTrue(answer.get()) == 1 ? parameter : std::nullopt;
+  return answer && PyObject_IsTrue(answer.get()) == 1;
 }
 
-PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
+[[gnu::hot]] PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const Entry&>(own);
-  const std::optional<double> parameter =
-      ParameterOf(entry.parameter, entry.valid, ArgumentAt(args, entry.parameter_at));
-  if (!parameter) return nullptr;
-  const ReductionKernels& op = entry.Row(*parameter);
+  double parameter;
+  if (!ReadParameter(entry.parameter, entry.valid, ArgumentAt(args, entry.parameter_at),
+                     parameter)) {
+    return nullptr;
+  }
+  const ReductionKernels& op = entry.Row(parameter);
   PyObject* const keep = ArgumentAt(args, entry.keepdims_at);
   if (keep != nullptr && keep != Py_True && keep != Py_False) return nullptr;
 
@@ -186,8 +192,8 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
     axes = AxesOf(axis, ndim);
   }
   Slices slices;
-  npy_intp row[] = {1, PyArray_SIZE(x[0])};
-  if (!axes || !slices.Cut(x[0], *axes, keep == Py_True) || PyArray_SIZE(x[0]) == 0) return nullptr;
+  if (!axes || !slices.Cut(x[0], *axes, keep == Py_True) || slices.IsEmpty()) return nullptr;
+  const npy_intp row[] = {1, entry.is_jacobian ? PyArray_SIZE(x[0]) : 0};
   // A cotangent's shape ends in the result's, behind a stack; all else is like x. Numbers fill
   // that.
   size_t stack = 1;
@@ -207,7 +213,7 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
     }
     const int more = PyArray_NDIM(x[i]) - own;
     if (more < 0 || (more > 0 && !is_cotangent) || more + ndim > NPY_MAXDIMS ||
-        !std::equal(wanted, wanted + own, PyArray_DIMS(x[i]) + more)) {
+        !EndsIn(x[i], own, wanted)) {
       return nullptr;
     }
     if (more == 0) continue;
@@ -218,14 +224,19 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
     gradient_ndim = more + ndim;
   }
 
-  ReductionCall call = {};
+  ReductionCall call;  // field by field: g++ clears what is larger by an instruction that is slow
   call.op = &op;
   call.dtype = x.dtype();
-  call.parameter = *parameter;
+  call.parameter = parameter;
   call.outer = slices.outer;
   call.n = slices.n;
   call.inner = slices.inner;
   call.x = x.data(0);
+  call.v = call.g = nullptr;
+  call.values = nullptr;
+  call.tangents = false;
+  std::fill_n(call.out, kMaxOuts, nullptr);
+  std::fill_n(call.t, kMaxOuts, nullptr);
   if (entry.operands == 2 || (entry.is_map && entry.arrays == 2)) call.v = x.data(1);
   if (entry.kind == Kind::kVjp && !entry.is_map) call.g = x.data(entry.operands);
   if (entry.kind == Kind::kJvp && !entry.is_map) {
@@ -252,7 +263,11 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   if (out != nullptr && !FlatOuts(out, values + wrt.count, bare, outs.data())) return nullptr;
   Outputs outputs;
   const DType dtype = x.dtype();
-  if (values > 0 && !outputs.Add(outs[0], slices.ndim, slices.shape, dtype, x)) return nullptr;
+  const bool scalar = values > 0 && slices.ndim == 0 && outs[0] == nullptr;
+  double number;  // or a float32: room for a scalar
+  if (values > 0 && !scalar && !outputs.Add(outs[0], slices.ndim, slices.shape, dtype, x)) {
+    return nullptr;
+  }
   std::array<size_t, kMaxOuts> place;
   const auto add = [&](size_t operand, PyObject* to) {
     place[operand] = outputs.count();
@@ -264,31 +279,27 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   for (size_t o = 0; wrt.count < gradients && o < gradients; ++o) {
     if (!wrt.Has(o) && !add(o, nullptr)) return nullptr;
   }
-  if (!outputs.Make()) return nullptr;
-  if (values > 0) call.values = outputs.data(0);
+  if (values > 0) call.values = scalar ? &number : outputs.data(0);
   for (size_t o = 0; o < gradients; ++o) call.out[o] = outputs.data(place[o]);
   if (!Run(call, stack, entry.is_map)) return nullptr;
-  Ref value(values > 0 ? outputs.Release(0, true) : nullptr);
+  Ref value(scalar ? NewScalar(&number, dtype) : values > 0 ? outputs.Release(0) : nullptr);
   if (gradients == 0) return value.release();
   if (entry.is_jacobian) {
     std::array<Ref, kMaxOuts> jacobians;
     for (size_t o = 0; o < gradients; ++o) {
-      Ref slopes(outputs.Release(place[o], false));
+      Ref slopes(outputs.ReleaseArray(place[o]));
       jacobians[o] = is_row ? JacobianOfValue(std::move(slopes), Extents(x[0]),
                                               Extents(slices.ndim, slices.shape))
                             : JacobianOfSums(std::move(slopes), *axes, keep == Py_True);
       if (!jacobians[o]) return nullptr;
     }
     return gradients == 1 ? jacobians[0].release()
-                          : PyTuple_Pack(2, jacobians[0].get(), jacobians[1].get());
+                          : Pair(std::move(jacobians[0]), std::move(jacobians[1]));
   }
-  std::array<PyObject*, kMaxOuts> of_operands;
-  for (size_t o = 0; o < gradients; ++o) {
-    of_operands[o] = reinterpret_cast<PyObject*>(outputs[place[o]]);
-  }
+  std::array<Ref, kMaxOuts> of_operands;
+  for (size_t o = 0; o < gradients; ++o) of_operands[o] = Ref(outputs.ReleaseArray(place[o]));
   Ref packed(wrt.Pack(of_operands.data()));
-  if (!value || !packed) return packed.release();
-  return PyTuple_Pack(2, value.get(), packed.get());
+  return values > 0 ? Pair(std::move(value), std::move(packed)) : packed.release();
 }
 
 // The Jacobian of a map, which keeps the operand.
@@ -301,10 +312,13 @@ struct MapJacobianEntry : MethodEntry {
 
 PyObject* MapJacobianCall(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const MapJacobianEntry&>(own);
-  const std::optional<double> parameter =
-      ParameterOf(entry.parameter, entry.valid, ArgumentAt(args, entry.parameter_at));
+  double parameter;
   PlainOperands x;
-  if (!parameter || args[0] == Py_None || !x.Take(args.data(), 1, Strides::kAny)) return nullptr;
+  if (!ReadParameter(entry.parameter, entry.valid, ArgumentAt(args, entry.parameter_at),
+                     parameter) ||
+      args[0] == Py_None || !x.Take(args.data(), 1, Strides::kAny)) {
+    return nullptr;
+  }
   PyObject* const given = ArgumentAt(args, entry.axis_at);
   Ref axis(given == nullptr ? PyLong_FromLong(-1) : Py_NewRef(given));
   if (!axis || !PyLong_CheckExact(axis.get()) || !AxesOf(axis.get(), PyArray_NDIM(x[0]))) {
@@ -312,7 +326,7 @@ PyObject* MapJacobianCall(const MethodEntry& own, const Arguments& args) {
   }
   Ref options(PyDict_New());
   if (entry.parameter_name != nullptr && options) {
-    const Ref number(PyFloat_FromDouble(*parameter));
+    const Ref number(PyFloat_FromDouble(parameter));
     if (!number || PyDict_SetItemString(options.get(), entry.parameter_name, number.get()) != 0) {
       return nullptr;
     }
