@@ -420,6 +420,10 @@ class Loss:
         made: Any = make_elementwise if name in OPS else make_reductions
         return made(self._engine)[name]  # type: ignore[no-any-return]
 
+    def _sibling(self, name: str) -> Loss:
+        """Return another loss on the same engine."""
+        return make_losses(self._engine)[name]  # type: ignore[no-any-return]
+
     def _objective(
         self, samples: Samples, l2: float, kinds: Kinds, n_outputs: int
     ) -> Callable[..., Any] | None:
