@@ -293,7 +293,8 @@ def test_tangents_that_are_none(f: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", ["relu", np.tanh, pb.add, pb.tanh.vjp, pb.matmul, len, 0, pb.relu_mse, pb.relu.jvp]
+    "bad",
+    ["rellu", "add", np.tanh, pb.add, pb.tanh.vjp, pb.matmul, len, 0, pb.relu_mse, pb.relu.jvp],
 )
 def test_what_is_no_activation(bad: Any) -> None:
     X, W, b, G = layer((2,), 3, 4, np.float64)

@@ -40,7 +40,7 @@ KINDS: dict[str, Callable[[], Any]] = {
         "hvp",
         nothing,
     ),
-    "pb.LinearObjective": lambda: pb.LinearObjective(X, Y),
+    "pb.LinearObjective": lambda: pb.LinearObjective(X, Y, pb.relu_mse),
     "pb.huber(1.5)": lambda: pb.huber(1.5),
     "pb.chain": lambda: pb.chain(pb.square, pb.exp),
 }

@@ -377,8 +377,11 @@ def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
     """
     missing = [name for name in ("vjp", "jvp") if not callable(getattr(op, name, None))]
     if not callable(op) or missing:
+        from pullback.hints import about_function  # noqa: PLC0415  only of what is wrong
+
         raise TypeError(
             f"{where} is {_shown(op)}, which has no {' and no '.join(missing) or 'value'}"
+            f"{about_function(op)}"
         )
     if not any(operand is arg for operand in operands):
         raise ValueError(f"{where}, {_name(op)}, has no pb.arg among its operands")
