@@ -518,7 +518,7 @@ def _restore(*records: Any) -> Jacobian:
 
 def check_product(left: Jacobian, right: Jacobian) -> None:
     """Raise ValueError unless the operand of `left` has the shape of the result of `right`."""
-    if left.input_shape != right.output_shape:
+    if left._input_shape != right._output_shape:
         one, other = _parts_of(left, Product)[-1], _parts_of(right, Product)[0]
         raise ValueError(
             f"{type(one).__name__} @ {type(other).__name__}: operand shape {left.input_shape} "
