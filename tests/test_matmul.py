@@ -543,6 +543,10 @@ def test_tangents_are_accurate(dtype: np.dtype) -> None:
         B, tB = normal(rng, (2, k, n), dtype)
         both = np.concatenate([tA, A], axis=1), np.concatenate([B, tB], axis=0)
         assert_product(matmul.jvp(A, B, tA, tB), *both)
+    # Both terms in slabs of a long sum, exact.
+    A, tA = integers(rng, (2, 3, 5000), dtype, 3)
+    B, tB = integers(rng, (2, 5000, 4), dtype, 3)
+    np.testing.assert_array_equal(matmul.jvp(A, B, tA, tB), tA @ B + A @ tB)
 
 
 @given(
