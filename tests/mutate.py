@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,7 +71,7 @@ class Mutant(NamedTuple):
     path: str
     text: str
     replacement: str
-    tests: str  # pytest's arguments
+    tests: str  # variables of the environment, then pytest's arguments
 
     @property
     def part(self) -> str:
@@ -210,7 +211,10 @@ def run_tests(
     tree: Path, tests: str, mutant: Mutant | None = None, timeout: float | None = None
 ) -> tuple[str, float]:
     """Run tests; return what became of them and how long that took."""
+    words = shlex.split(tests)
+    variables = list(takewhile(lambda word: "=" in word, words))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PULLBACK_")}
+    environment |= dict(variable.split("=", 1) for variable in variables)
     environment |= {"MUTANT": mutant.name if mutant else "", "PYTHONDONTWRITEBYTECODE": "1"}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as overlay:
@@ -232,7 +236,7 @@ def run_tests(
             "no:cacheprovider",
         ]
         process = subprocess.Popen(
-            [*command, *shlex.split(tests)],
+            [*command, *words[len(variables) :]],
             cwd=tree, env=environment, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip

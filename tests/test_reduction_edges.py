@@ -217,10 +217,10 @@ def test_the_blocks_of_a_long_slice_meet(call: Any, most: float, last: float, va
 def test_slices_far_below_zero(dtype: np.dtype, any_target: str) -> None:
     """What fills up the last vector lies above all elements."""
     for n in range(1, 20):
-        x, t = np.full(n, -1e3, dtype), np.ones(n, dtype)
+        x, t = np.full(n, np.finfo(dtype).min / 2, dtype), np.ones(n, dtype)
         for operand, tangent, axis in ((x, t, 0), (np.stack([x] * 3), np.stack([t] * 3), 1)):
             np.testing.assert_allclose(pb.logsumexp.jvp(operand, tangent, axis=axis), 1, 1e-6)
-            np.testing.assert_array_equal(pb.max(operand, axis=axis), dtype.type(-1e3))
+            np.testing.assert_array_equal(pb.max(operand, axis=axis), x[0])
 
 
 @dtypes
