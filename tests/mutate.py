@@ -306,11 +306,16 @@ def main() -> int:
     make_tree(tree, every)
     results = Results(given.keep / "results.json", fresh=given.fresh)
 
+    keys = {m: key_of(m.tests, m) for m in chosen}
+    baselines = {m.tests: key_of(m.tests) for m in chosen}  # before anyone edits them meanwhile
+
     def baseline(tests: str) -> tuple[str, float]:
         return run_tests(tree, tests)
 
     def trial(mutant: Mutant) -> tuple[str, float]:
-        return run_tests(tree, mutant.tests, mutant, 60 + 10 * results.get(key_of(mutant.tests))[1])
+        return run_tests(
+            tree, mutant.tests, mutant, 60 + 10 * results.get(baselines[mutant.tests])[1]
+        )
 
     with ThreadPoolExecutor(given.n) as pool:
 
@@ -324,8 +329,7 @@ def main() -> int:
                     f"{what} {i + 1}/{len(new)}: {shown}: {found[0]}, {found[1]:.1f} s", flush=True
                 )
 
-        all_of("baseline", {m.tests: key_of(m.tests) for m in chosen}, baseline)
-        keys = {m: key_of(m.tests, m) for m in chosen}
+        all_of("baseline", baselines, baseline)
         all_of("mutant", keys, trial)
     return report([(m, results.get(keys[m])[0]) for m in chosen])
 

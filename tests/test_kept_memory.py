@@ -102,6 +102,22 @@ def test_what_is_alive_is_not_given_away() -> None:
 
 
 def test_sizes_that_do_not_fit_are_not_reused() -> None:
+    large = ones(2 * N)
+    place = address(large)
+    del large
+    assert address(ones(N)) != place  # half of it would lie idle
+    assert address(ones(2 * N - 100)) == place
+
+
+def test_the_limit_is_held_and_the_newest_stay() -> None:
+    pb.set_kept_memory(3 << 20)
+    arrays = [ones() for _ in range(6)]
+    places = [address(x) for x in arrays]
+    while arrays:
+        del arrays[0]
+        assert native.kept_bytes() <= 3 << 20
+    assert native.kept_bytes() == 3 << 20
+    assert {address(x) for x in (ones(), ones(), ones())} <= set(places[3:])
     pb.set_kept_memory(1 << 20)
     assert native.kept_bytes() == 1 << 20
     pb.set_kept_memory(4 << 20)
