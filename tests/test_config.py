@@ -82,6 +82,7 @@ def test_default_target_is_the_best(run_python: Callable[..., Any]) -> None:
         ("PULLBACK_NUM_THREADS", "2.5", []),
         ("PULLBACK_NUM_THREADS", "4 cores", []),
         ("PULLBACK_NUM_THREADS", "99999999999999999999", []),
+        ("PULLBACK_KEPT_MEMORY", "²", []),
         ("PULLBACK_BACKEND", "cuda", ["native", "numpy"]),
         ("PULLBACK_BACKEND", "NumPy", ["native", "numpy"]),
     ],

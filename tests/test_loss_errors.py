@@ -97,6 +97,7 @@ def test_shapes(
     [
         ({"w": np.ones(4)}, r"w has shape \(4,\)"),
         ({"w": np.ones((4, 1))}, r"w has shape \(4, 1\)"),
+        ({"w": np.ones((4, 1)), "b": None}, r"w has shape \(4, 1\)"),
         ({"w": np.ones((5, 3))}, r"w has shape \(5, 3\)"),
         ({"y": np.zeros(29, int)}, r"y has shape \(29,\)"),
         ({"y": np.full((30, 2), 0.5)}, r"y has shape \(30, 2\)"),
@@ -408,6 +409,9 @@ def test_the_row_of_converted_sparse_and_late_samples(method: str, primitives: A
                 call(primitives.logistic, method, arguments | {"y": y})
             with pytest.raises(ValueError, match=rf"{method}: sample_weight\[{row}\] is nan"):
                 call(primitives.logistic, method, arguments | {"sample_weight": weights})
+            below = np.where(np.arange(n) == row, -1.0, 1.0)  # of which the sum tells nothing
+            with pytest.raises(ValueError, match=rf"{method}: sample_weight\[{row}\] is -1"):
+                call(primitives.logistic, method, arguments | {"sample_weight": below})
 
 
 @pytest.mark.native

@@ -224,6 +224,7 @@ def test_blocks_of_converted_rows_are_one_whole(case: Case) -> None:
         lambda X: loss.value_and_grad(X, *m.operands[1:], **options),
         lambda X: loss.hvp(X, *m.operands[1:], m.v, **options),
         lambda X: loss.partial(X, *m.operands[1:], **options).finish("sum"),
+        lambda X: loss.partial(X, *m.operands[1:], **options).finish(),
         lambda X: loss.curvature(X, *m.operands[1:], **options),
         lambda X: loss.grad(X, *m.operands[1:], **options, wrt="X"),
     ):
