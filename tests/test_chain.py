@@ -207,8 +207,10 @@ def test_bits_beside_rows_and_columns(shape: tuple[int, ...], dtype: Any) -> Non
     row = rng.normal(size=shape[1:]).astype(dtype)
     column = rng.normal(size=(*shape[:-1], 1)).astype(dtype)
     middle = rng.normal(size=(1, *shape[1:-1], 1)).astype(dtype)
+    ends = rng.normal(size=(shape[0], *[1] * (len(shape) - 2), shape[-1])).astype(dtype)
     assert_same(
         [
+            Link("subtract", (pb.arg, ends)),
             Link("multiply", (pb.arg, row)),
             Link("tanh"),
             Link("leaky_relu", (pb.arg, column)),

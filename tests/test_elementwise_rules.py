@@ -214,6 +214,7 @@ ERRORS: list[tuple[Any, type[Exception], str]] = [
     (lambda P: P.tanh.vjp(X, X, out=np.ones((4, 2, 3))), ValueError, r"out has shape \(4, 2, 3\)"),
     (lambda P: P.tanh.vjp(X, X, where=np.ones((4, 2, 3), bool)), ValueError, "where has shape"),
     (lambda P: P.tanh.vjp(X, X, where=X), TypeError, "where has dtype float64"),
+    (lambda P: P.tanh.vjp(X, X, where=WHOLE), TypeError, "where has dtype int64"),
     (lambda P: P.tanh.vjp(X, X, wrt=0), TypeError, r"tanh.vjp\(\) got an unexpected .*'wrt'"),
     (lambda P: P.add.vjp(X, X[0], X[0]), ValueError, r"add.vjp: g has shape \(3,\).*\(2, 3\)"),
     (lambda P: P.add.vjp(X, X, X, wrt="y"), ValueError, "add.vjp: wrt must be 'w', 'x'"),

@@ -118,6 +118,24 @@ def test_products_of_every_pair(left: str, right: str) -> None:
         assert found
 
 
+def test_rules_that_shapes_decide() -> None:
+    rng = np.random.default_rng(0)
+    cases: list[tuple[Any, Any]] = [
+        (Permutation((3, 4, 2), (1, 0, 2)), Permutation((2, 3, 4), (1, 2, 0))),
+        (Permutation((4, 2, 3), (1, 2, 0)), Permutation((2, 3, 4), (2, 0, 1))),
+    ]
+    for left, right in cases:
+        agree(left @ right, left.todense() @ right.todense(), left.dtype)
+    # Identities of two sizes have no common factor.
+    R, S = integers(rng, (3, 3), np.float64), integers(rng, (2, 2), np.float64)
+    one = Kronecker(2, R, input_shape=(6,), output_shape=(6,))
+    other = Kronecker(3, S, input_shape=(6,), output_shape=(6,))
+    agree(one + other, one.todense() + other.todense(), np.dtype(np.float64))
+    for n in (1, 2, 3):
+        J = Product(*[Diagonal([2.0, 3.0])] * n)
+        np.testing.assert_array_equal(J.diagonal(), [2.0**n, 3.0**n])
+
+
 def sum_kind(left: str, right: str) -> str:
     if "Zero" in (left, right):
         return right if left == "Zero" else left

@@ -120,6 +120,10 @@ def test_the_limit_is_held_and_the_newest_stay() -> None:
     assert {address(x) for x in (ones(), ones(), ones())} <= set(places[3:])
     pb.set_kept_memory(1 << 20)
     assert native.kept_bytes() == 1 << 20
+    pb.set_kept_memory(4 << 20)
+    small, large = [ones() for _ in range(4)], ones(4 * N)
+    del small[:], large  # takes the place of all others
+    assert native.kept_bytes() == 4 << 20
     pb.set_kept_memory(0)
     assert native.kept_bytes() == 0
     assert (ones() == 1).all()

@@ -96,6 +96,7 @@ def test_shapes(
     [
         ({"w": np.ones(4)}, r"w has shape \(4,\)"),
         ({"w": np.ones((4, 1))}, r"w has shape \(4, 1\)"),
+        ({"w": np.ones((4, 1)), "b": None}, r"w has shape \(4, 1\)"),
         ({"w": np.ones((5, 3))}, r"w has shape \(5, 3\)"),
         ({"y": np.zeros(29, int)}, r"y has shape \(29,\)"),
         ({"y": np.full((30, 2), 0.5)}, r"y has shape \(30, 2\)"),
@@ -376,6 +377,16 @@ def test_bad_weights(case: Case, method: str, primitives: Any) -> None:
 
 @backends
 @methods
+def test_a_bad_target_is_told_before_its_bad_weight(method: str, primitives: Any) -> None:
+    arguments = given(LOGISTIC)
+    y, weights = np.zeros(30), np.ones(30)
+    y[8], weights[8] = 0.5, -1
+    with pytest.raises(ValueError, match=r"y\[8\]"):
+        call(primitives.logistic, method, arguments | {"y": y, "sample_weight": weights})
+
+
+@backends
+@methods
 def test_the_row_of_converted_sparse_and_late_samples(method: str, primitives: Any) -> None:
     """The row is counted from the first of all samples, in every layout and at any size."""
     n, d = 20_011, 33
@@ -397,6 +408,9 @@ def test_the_row_of_converted_sparse_and_late_samples(method: str, primitives: A
                 call(primitives.logistic, method, arguments | {"y": y})
             with pytest.raises(ValueError, match=rf"{method}: sample_weight\[{row}\] is nan"):
                 call(primitives.logistic, method, arguments | {"sample_weight": weights})
+            below = np.where(np.arange(n) == row, -1.0, 1.0)  # of which the sum tells nothing
+            with pytest.raises(ValueError, match=rf"{method}: sample_weight\[{row}\] is -1"):
+                call(primitives.logistic, method, arguments | {"sample_weight": below})
 
 
 @pytest.mark.native
@@ -488,6 +502,7 @@ def test_broken_sparse_arrays(form: str, method: str, index: Any, primitives: An
         (data, indices, indptr[:0]),
         (data[:-1], indices, indptr),
         (data, indices[:-1], indptr),
+        *([(data, changed(indices, 0, 2**32), indptr)] if index is np.int64 else []),
     ):
         X = Parts(form, *parts, dense.shape)
         with pytest.raises(ValueError, match=rf"logistic.{method}: .*X"):

@@ -222,6 +222,7 @@ def test_blocks_of_converted_rows_are_one_whole(case: Case) -> None:
         lambda X: loss.value_and_grad(X, *m.operands[1:], **options),
         lambda X: loss.hvp(X, *m.operands[1:], m.v, **options),
         lambda X: loss.partial(X, *m.operands[1:], **options).finish("sum"),
+        lambda X: loss.partial(X, *m.operands[1:], **options).finish(),
         lambda X: loss.curvature(X, *m.operands[1:], **options),
         lambda X: loss.grad(X, *m.operands[1:], **options, wrt="X"),
     ):
@@ -534,6 +535,26 @@ def test_special_values_in_thin_rows(form: str, primitives: Any) -> None:
     wanted[: len(columns)] = np.inf, np.inf, np.nan, np.inf, np.inf, 3.5
     np.testing.assert_array_equal(gw, wanted)
     assert np.isnan(gb)
+
+
+@pytest.mark.native
+def test_thin_rows_lose_nothing() -> None:
+    """Each number below half of the sum's last place counts."""
+    X = np.zeros((40, 3000))
+    X[:5, 7] = 2.0**54, 2, 2, 2, 2
+    y, w = np.full(40, -0.5), np.ones(3000)
+    gw, _ = pb.quantile.grad(sparse(X, "csr"), y, w, 1.0, reduction="sum")
+    assert gw[7] == 2.0**53 + 4
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@backends
+def test_nothing_behind_the_last_row_counts(order: Any, primitives: Any) -> None:
+    """There, predictions are the intercept, whose exponential is infinite."""
+    for n, d in itertools.product((*range(1, 18), 600), (1, 9)):
+        X = np.full((n, d), -1e3 / d, order=order)
+        loss, (gw, gb) = primitives.poisson.value_and_grad(X, np.ones(n), np.ones(d), 1e3)
+        np.testing.assert_allclose([loss, *gw, gb], [1, *[0] * d, 0], rtol=1e-9, atol=1e-9)
 
 
 # --- blocks of rows -------------------------------------------------------------------------------

@@ -383,7 +383,9 @@ def test_softmax_at_infinity(dtype: np.dtype, primitives: Any, any_target: str) 
         with np.errstate(all="raise"):
             values = loss(row, np.array([y, 0]))
             slopes = loss.derivative(row, np.array([y, 0]))
+            of_probabilities = loss(row, np.eye(3, dtype=dtype)[[y, 0]])
         np.testing.assert_allclose(values[0], value, rtol=1e-6, err_msg=f"{z} {y}")
+        np.testing.assert_allclose(of_probabilities[0], value, rtol=1e-6, err_msg=f"{z} {y}")
         assert np.isfinite(values[1])
         assert np.isfinite(slopes[1]).all()
         for actual, wanted in zip(slopes[0], slope, strict=True):

@@ -400,6 +400,10 @@ def test_gradient_in_the_data(case: Case, dtype: np.dtype) -> None:
             assert gX.dtype == dtype
             assert gX.shape == (n, d)
             assert_within(gX, right.gX, f"X {n} {d} {k} {weighted} {reduction}")
+            twin = case.of(pb.reference).grad(
+                *m.operands, sample_weight=weights, reduction=reduction, wrt="X"
+            )
+            np.testing.assert_allclose(twin, gX, 1e-4 if dtype == "f4" else 1e-9, 1e-9)
 
 
 @on_any_target

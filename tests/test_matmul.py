@@ -534,6 +534,19 @@ def test_a_tangent_of_none_costs_no_product() -> None:
     assert matmul.jvp(A.astype(np.float32), B.astype(np.float32), None, B).dtype == np.float64
 
 
+def test_an_output_whose_elements_share_memory() -> None:
+    """As if the whole product were copied into it."""
+    rng = np.random.default_rng(0)
+    A, B = integers(rng, (3, 900), np.float64, 3), integers(rng, (900, 4), np.float64, 3)
+    results = []
+    for _ in range(2):
+        memory = np.zeros(6)
+        results.append((memory, np.lib.stride_tricks.as_strided(memory, (3, 4), (8, 8))))
+    results[0][1][...] = A @ B
+    matmul(A, B, out=results[1][1])
+    np.testing.assert_array_equal(results[1][0], results[0][0])
+
+
 @dtypes
 def test_tangents_are_accurate(dtype: np.dtype) -> None:
     rng = np.random.default_rng(0)
@@ -542,6 +555,10 @@ def test_tangents_are_accurate(dtype: np.dtype) -> None:
         B, tB = normal(rng, (2, k, n), dtype)
         both = np.concatenate([tA, A], axis=1), np.concatenate([B, tB], axis=0)
         assert_product(matmul.jvp(A, B, tA, tB), *both)
+    # Both terms in slabs of a long sum, exact.
+    A, tA = integers(rng, (2, 3, 5000), dtype, 3)
+    B, tB = integers(rng, (2, 5000, 4), dtype, 3)
+    np.testing.assert_array_equal(matmul.jvp(A, B, tA, tB), tA @ B + A @ tB)
 
 
 @given(

@@ -195,6 +195,19 @@ def test_jacobians_of_reductions(name: str) -> None:
     judge_jacobians(f.jacobian, calls())
 
 
+@pytest.mark.parametrize("given", [[True, False, True], [1, True], (1.0, 2), [[1, 2], (3.0, 4)]])
+def test_lists_of_numbers(given: Any) -> None:
+    judge(pb.squared_norm2.grad, iter([((given,), {})]))
+
+
+@pytest.mark.parametrize(
+    "given", [[[1.0, 2.0], [3.0]], [[1.0], [2.0, 3.0]], [1.0, [2.0]], [[1], 2]]
+)
+def test_lists_that_are_ragged(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"squared_norm2\.grad: argument x makes no array"):
+        pb.squared_norm2.grad(given)
+
+
 # --- products -------------------------------------------------------------------------------------
 
 A, B = rng.standard_normal((2, 4, 4))

@@ -354,6 +354,38 @@ def test_curvature_is_kept(case: Case) -> None:
         assert source.passes - before <= 1
 
 
+def test_curvature_is_that_of_all_of_theta() -> None:
+    m = model(LOGISTIC, 90, 5, np.float64)
+    theta = theta_of(m.w, m.b)
+    t = np.ones_like(theta)
+    objective = pb.LinearObjective(m.X, m.y, pb.logistic)
+    for i in range(len(theta)):
+        objective.hvp(theta, t)
+        moved = theta.copy()
+        moved[i] += 1
+        fresh = pb.LinearObjective(m.X, m.y, pb.logistic)
+        assert_same_bits(objective.hvp(moved, t), fresh.hvp(moved, t))
+
+
+def test_a_pass_that_fails_leaves_no_curvature() -> None:
+    m = model(LOGISTIC, 90, 5, np.float64)
+    theta, fails = theta_of(m.w, m.b), False
+
+    def chunks() -> Iterator[Any]:
+        yield m.X[:30], m.y[:30]
+        if fails:
+            raise EOFError
+        yield m.X[30:], m.y[30:]
+
+    objective = pb.LinearObjective(chunks, loss=pb.logistic)
+    first = objective.hvp(theta, np.ones_like(theta))
+    fails = True
+    with pytest.raises(EOFError):
+        objective.value_and_grad(theta + 1)
+    fails = False
+    assert_same_bits(objective.hvp(theta, np.ones_like(theta)), first)
+
+
 def test_a_second_hessian_product_computes_no_loss() -> None:
     """Targets that change meanwhile, which change the curvature, are not looked at."""
     X, y = np.linspace(-1, 1, 60).reshape(30, 2), np.ones(30)

@@ -152,6 +152,7 @@ def test_numbers_fill(name: str, shapes: Any, dtype: Any, number: Any, primitive
     ("name", "shapes", "why"),
     [
         ("matmul", ((2, 3), (4, 5)), "k is 3 in A, and 4 in B"),
+        ("matmul", ((2, 3), (1, 5)), "k is 3 in A, and 1 in B"),
         ("matmul", ((), (3,)), "A needs (..., m?, k)"),
         ("matmul", ((3,), ()), "B needs (..., k, n?)"),
         ("matmul", ((2, 2, 3), (3, 3, 4)), "the batches do not broadcast"),

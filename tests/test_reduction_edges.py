@@ -96,6 +96,7 @@ SPECIAL: list[tuple[Any, list[float], Any, Any]] = [
     ("variance", [1, 3], 1, [-1, 1]),
     (("variance", {"ddof": 1}), [1, 3], 2, [-2, 2]),
     (("variance", {"ddof": 1}), [1], NAN, ANY),
+    (("variance", {"ddof": 3}), [1, 3], INF, [-INF, INF]),
     ("variance", [NAN, 1], NAN, [NAN, NAN]),
     ("variance", [INF, 1], NAN, [NAN, NAN]),
 ]
@@ -192,6 +193,36 @@ def test_special_values(state: Any, any_target: str) -> None:
     assert not wrong, "\n".join(map(str, wrong))
 
 
+@pytest.mark.parametrize(
+    ("call", "most", "last", "value"),
+    [
+        (("norm2",), 1e-200, 1e200, 1e200),
+        (("norm2",), 1e200, 1e-200, 1e200 * 299_999**0.5),
+        (("norm", 3.0), 1e-200, 1e200, 1e200),
+        (("max",), 1, NAN, NAN),
+        (("min",), 1, NAN, NAN),
+        (("logsumexp",), -1e4, 0, 0),
+    ],
+)
+def test_the_blocks_of_a_long_slice_meet(call: Any, most: float, last: float, value: float) -> None:
+    name, *parameter = call
+    x = np.full((300_000, 2), float(most))
+    x[-1] = last
+    for operand in (x[:, 0].copy(), x):
+        result = getattr(pb, name)(operand, *parameter, axis=0)
+        np.testing.assert_allclose(result, np.full(operand.shape[1:], value), 1e-14)
+
+
+@dtypes
+def test_slices_far_below_zero(dtype: np.dtype, any_target: str) -> None:
+    """What fills up the last vector lies above all elements."""
+    for n in range(1, 20):
+        x, t = np.full(n, np.finfo(dtype).min / 2, dtype), np.ones(n, dtype)
+        for operand, tangent, axis in ((x, t, 0), (np.stack([x] * 3), np.stack([t] * 3), 1)):
+            np.testing.assert_allclose(pb.logsumexp.jvp(operand, tangent, axis=axis), 1, 1e-6)
+            np.testing.assert_array_equal(pb.max(operand, axis=axis), x[0])
+
+
 @dtypes
 def test_special_values_of_row_wise_maps(dtype: np.dtype, any_target: str) -> None:
     cases = [
@@ -205,6 +236,7 @@ def test_special_values_of_row_wise_maps(dtype: np.dtype, any_target: str) -> No
         ("log_softmax", [-INF, 0], [-INF, 0]),
         ("log_softmax", [NAN, 0], [NAN, NAN]),
         ("log_softmax", [1e4, 0], [0, -1e4]),
+        ("log_softmax", [INF, 0], [0, -INF]),
         ("log_softmax", [], []),
         ("layer_norm", [3, 3, 3], [0, 0, 0]),
         ("layer_norm", [NAN, 3], [NAN, NAN]),

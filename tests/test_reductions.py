@@ -221,6 +221,23 @@ def test_out(layout: str) -> None:
         assert_same_bits(op(inplace, out=inplace), op(x))
 
 
+def test_outputs_over_operands_and_each_other() -> None:
+    """As if the operands were copied; two outputs that share memory are refused."""
+    memory = np.random.default_rng(1).normal(size=41)
+    for row in REDUCTIONS:
+        op, options = getattr(pb, row.name), row.options
+        n = len(op.row.operands)
+        wanted = op.grad(*[memory[:-1].copy()] * n, *row.arguments, **options)
+        x = memory.copy()
+        given = [x[:-1], *[memory[:-1]] * (n - 1)]
+        out = (x[1:], np.empty(40)) if n > 1 else x[1:]
+        op.grad(*given, *row.arguments, out=out, **options)
+        assert_same_bits(x[1:], wanted[0] if n > 1 else wanted)
+    x, out = memory[:4], np.empty(6)
+    with pytest.raises(ValueError, match=r"dot\.grad: out\[0\] and out\[1\] overlap"):
+        pb.dot.grad(x, x, out=(out[:4], out[2:]))
+
+
 @pytest.mark.native
 def test_bits_depend_on_neither_threads_nor_place() -> None:
     rng = np.random.default_rng(0)

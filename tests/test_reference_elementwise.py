@@ -311,6 +311,14 @@ def test_docstring_of_a_method(row: OpRow, method: str) -> None:
     assert text.count("Notes\n-----") == 1
 
 
+def test_jacobians_are_their_own() -> None:
+    w, x = np.array([1.0, 2.0]), np.array([3.0, 4.0])
+    by_w, by_x = reference.multiply.jacobian(w, x)
+    w[:], x[:] = 0, 0
+    assert by_w.diagonal().tolist() == [3, 4]
+    assert by_x.diagonal().tolist() == [1, 2]
+
+
 def test_jacobians_compose() -> None:
     x = np.array([0.5, 1.0, 2.0])
     chain = reference.log.jacobian(reference.square(x)) @ reference.square.jacobian(x)

@@ -654,7 +654,8 @@ def test_reduce_is_the_left_fold(row: OpRow) -> None:
         fold = f(fold, element)
         folds.append(fold)
     assert_same_bits(f.reduce(x), fold)
-    assert_same_bits(f.accumulate(x), np.array(folds))
+    for n in (2, 3, 50):  # of three, input and output share a single element
+        assert_same_bits(f.accumulate(x[:n]), np.array(folds[:n]))
 
 
 # --- floating-point environment -------------------------------------------------------------------
