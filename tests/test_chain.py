@@ -334,6 +334,13 @@ def test_operands_of_another_dtype(dtype: Any) -> None:
     assert_same([Link("exp"), Link("add", (pb.arg, [1.0])), Link("tanh")], x, t.astype(float))
 
 
+def test_a_cotangent_of_the_shape_before_an_operand_enlarged_it() -> None:
+    f = pb.chain((pb.add, pb.arg, np.ones((3, 2))), pb.tanh)
+    x = np.ones((1, 2))
+    with pytest.raises(ValueError, match=r"^chain\.vjp: g has shape \(1, 2\)"):
+        f.vjp(x, x)
+
+
 def test_operands_that_enlarge() -> None:
     """Then the cotangent is summed back to x's shape, the tangent is repeated."""
     x, W = np.linspace(-1, 1, 4), np.random.default_rng(0).normal(size=(3, 4))

@@ -48,6 +48,13 @@ def test_accepts_every_derivative(row: OpRow) -> None:
     assert not report.kinks
 
 
+def test_the_tolerance_is_a_millionth() -> None:
+    x = np.linspace(0.5, 2, 5)
+    for error, accepted in ((1e-5, False), (1e-7, True)):
+        report = pb.check_grad(lambda x: np.exp(x).sum(), np.exp(x) * (1 + error), x)
+        assert bool(report) == accepted
+
+
 @rows
 def test_rejects_a_derivative_wrong_by_a_thousandth(row: OpRow) -> None:
     """One coordinate of eight, unless all derivatives are 0."""

@@ -28,6 +28,7 @@ from linear_models import (
 )
 from oracles import assert_same_bits
 from protocol import assert_same_leaves, backends, dtypes, leaves
+from pullback.design_matrix import spans
 
 on_any_target = pytest.mark.usefixtures("any_target")
 cases = pytest.mark.parametrize("case", CASES, ids=by_id)
@@ -228,6 +229,11 @@ def test_blocks_of_converted_rows_are_one_whole(case: Case) -> None:
     ):
         for one, other in zip(leaves(call(X)), leaves(call(plain)), strict=True):
             np.testing.assert_allclose(one, other, rtol=2e-6, atol=1e-9)
+
+
+def test_spans_hold_no_more_entries_than_asked_for() -> None:
+    indptr = np.array([0, 3, 5, 5, 12, 13, 14, 15])
+    assert [*spans(indptr, 5)] == [(0, 3), (3, 4), (4, 7)]
 
 
 def test_converting_does_not_copy_the_whole() -> None:

@@ -717,6 +717,16 @@ def test_one_shot_iterators_are_refused() -> None:
             pb.LinearObjective(source, loss=pb.logistic)
 
 
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_a_pass_gives_as_many_samples_as_the_first(chunks: int) -> None:
+    m, count = model(LOGISTIC, 30, 5, np.float64), 2
+    objective = pb.LinearObjective(lambda: iter([(m.X, m.y)] * count), loss=pb.logistic)
+    objective.value(objective.initial())
+    count = chunks
+    with pytest.raises(ValueError, match=rf"gave {30 * chunks} samples, an earlier one 60"):
+        objective.value(objective.initial())
+
+
 def test_wrong_chunks() -> None:
     m = model(LOGISTIC, 30, 5, np.float64)
     good = m.X, m.y

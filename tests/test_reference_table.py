@@ -175,3 +175,17 @@ def test_as_arrays() -> None:
     assert (swapped == x).all()
     with np.errstate(all="raise"):
         assert as_arrays("f", x, 1e300)[1] == np.inf
+
+
+@pytest.mark.parametrize("row", [row for row in OPS.values() if row.nin == 1], ids=lambda r: r.name)
+def test_where_the_value_or_its_slope_jumps_is_a_kink(row: OpRow) -> None:
+    step = 1e-9
+    for x in {0.0, *(point.at[0] for point in row.special)} - {math.inf, -math.inf}:
+        with np.errstate(all="ignore"):
+            before, after = (
+                np.array([row.value(at), row.derivative(at)]).ravel()
+                for at in (np.array([x - step]), np.array([x + step]))
+            )
+        if np.isfinite([before, after]).all() and np.abs([before, after]).max() < 1e3:
+            jumps = bool(np.abs(after - before).max() > 1e-3)
+            assert not jumps or any(eval(kink, {"x": x}) == 0 for kink in row.kinks), x
