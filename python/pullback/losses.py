@@ -495,6 +495,7 @@ def _divided(total: float, by: float) -> float:
         return float(np.float64(total) / by)
 
 
+@cache
 def _docstring(row: LossRow, kind: type[Loss]) -> str:
     """Return what there is to say about a loss, from its row."""
     lines = [
