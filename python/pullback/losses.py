@@ -74,7 +74,8 @@ class Loss:
         self._parameter = parameter
         self.__name__ = self.__qualname__ = row.name
         self.__module__ = engine.module("losses")
-        self.__doc__ = _docstring(row, type(self))
+        kind: Any = type(self)
+        self.__doc__ = _docstring(row, kind)
         if row.parameter is not None:
             taken = inspect.Parameter(row.parameter.name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
             self.__signature__ = inspect.Signature([taken])
