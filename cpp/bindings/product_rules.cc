@@ -391,7 +391,8 @@ PyObject* MatmulJacobians(Call& call, PyObject*) {
   return Pack({JacobianOfProduct({Ref(), ExtentOf(A, 0)}, {Copied(B.array, true)}, Extents(A.array),
                                  result),
                JacobianOfProduct({Copied(A.array, false)}, {Ref(), ExtentOf(B, 1)},
-                                 Extents(B.array), result)},
+                                 Extents(B.array), result),
+               Ref()},
               2);
 }
 
@@ -455,7 +456,7 @@ PyObject* QuadraticJacobians(Call& call, PyObject*) {
   Products products(call.dtype(), none);
   Forms::BothWays(call.From(x), Seen(call.operand(1), kInBoth), AsMatrices(row), products);
   products.Run();
-  return Pack({ByVector(std::move(row), x), ByMatrix(x, x)}, 2);
+  return Pack({ByVector(std::move(row), x), ByMatrix(x, x), Ref()}, 2);
 }
 
 PyObject* BilinearJacobians(Call& call, PyObject*) {
