@@ -2,7 +2,7 @@
 
 Each has Python code that defines ``make(n)``, which gives a call without arguments, good for once
 where it writes in place; and the n to begin with. Rows repeat by a stride of zero, so that they
-take no memory.
+take no memory. ``spread(low, high, n)`` is an array of numbers between two.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def make(n, d=10_000):
         1_000_000,
         """
 def make(n):
-    x = np.linspace(-1e5, 1e5, n, dtype=np.float32)
+    x = spread(-1e5, 1e5, n, dtype=np.float32)
     return lambda: pb.sin.vjp(x, x, out=x)
 """,
     ),
@@ -118,7 +118,7 @@ def make(n):
         1_000_000,
         """
 def make(n):
-    x, f = np.linspace(-3, 3, n), pb.chain(pb.square, pb.negative, pb.exp, pb.tanh)
+    x, f = spread(-3, 3, n), pb.chain(pb.square, pb.negative, pb.exp, pb.tanh)
     return lambda: f.vjp(x, x)
 """,
     ),
@@ -126,7 +126,7 @@ def make(n):
         1_000_000,
         """
 def make(n):
-    x = np.linspace(-30, 30, n)
+    x = spread(-30, 30, n)
     return lambda: pb.tanh.value_and_derivative(x)
 """,
     ),
@@ -134,7 +134,7 @@ def make(n):
         1_000_000,
         """
 def make(n):
-    x = np.linspace(-1e5, 1e5, 2 * n, dtype=np.float32)[::2]
+    x = spread(-1e5, 1e5, 2 * n, dtype=np.float32)[::2]
     return lambda: pb.sin.vjp(x, x, out=x)
 """,
     ),
@@ -142,7 +142,7 @@ def make(n):
         1000,
         """
 def make(n):
-    x = np.linspace(-1e5, 1e5, n * 1000, dtype=np.float32).reshape(-1, 1000)[:, :990]
+    x = spread(-1e5, 1e5, n * 1000, dtype=np.float32).reshape(-1, 1000)[:, :990]
     return lambda: pb.sin.vjp(x, x, out=x)
 """,
     ),
@@ -166,7 +166,7 @@ def make(n, d=2000):
         1_000_000,
         """
 def make(n):
-    x = np.linspace(-1e5, 1e5, n, dtype=np.float32)
+    x = spread(-1e5, 1e5, n, dtype=np.float32)
     return lambda: pb.sin(x[1:], out=x[:-1])
 """,
     ),
@@ -206,7 +206,7 @@ def make(n, k=1500):
         1_000_000,
         """
 def make(n):
-    x, out = np.linspace(-30, 30, n).astype(">f8"), np.empty(n)
+    x, out = spread(-30, 30, n).astype(">f8"), np.empty(n)
     return lambda: pb.sin.vjp(x, x, out=out)
 """,
     ),
@@ -214,7 +214,7 @@ def make(n):
         1_000_000,
         """
 def make(n):
-    x, where = np.linspace(-1e5, 1e5, n), np.arange(n) % 1000 != 0
+    x, where = spread(-1e5, 1e5, n), np.arange(n) % 1000 != 0
     return lambda: pb.sin(x, out=x, where=where)
 """,
     ),
@@ -222,7 +222,7 @@ def make(n):
         500,
         """
 def make(n):
-    x, y = np.linspace(-30, 30, n), np.linspace(-3, 3, 2000)
+    x, y = spread(-30, 30, n), spread(-3, 3, 2000)
     return lambda: pb.logaddexp.outer(x, y)
 """,
     ),
@@ -230,7 +230,7 @@ def make(n):
         500,
         """
 def make(n):
-    x, y = np.linspace(0, 30, n), np.linspace(-3, 3, 2000)
+    x, y = spread(0, 30, n), spread(-3, 3, 2000)
     return lambda: pb.power(x[:, None], y)
 """,
     ),
@@ -238,7 +238,7 @@ def make(n):
         100_000,
         """
 def make(n):
-    x = np.linspace(-30, 30, n)
+    x = spread(-30, 30, n)
     return lambda: pb.logaddexp.reduce(x)
 """,
     ),
@@ -246,7 +246,7 @@ def make(n):
         100,
         """
 def make(n):
-    x = np.linspace(-30, 30, n * 1000).reshape(-1, 1000)
+    x = spread(-30, 30, n * 1000).reshape(-1, 1000)
     return lambda: pb.logaddexp.reduce(x, axis=1)
 """,
     ),
@@ -254,7 +254,7 @@ def make(n):
         500,
         """
 def make(n):
-    x = np.linspace(-30, 30, n * 2000).reshape(-1, 2000)
+    x = spread(-30, 30, n * 2000).reshape(-1, 2000)
     return lambda: pb.logaddexp.reduce(x, axis=0)
 """,
     ),
@@ -262,7 +262,7 @@ def make(n):
         100_000,
         """
 def make(n):
-    x = np.linspace(-30, 30, n)
+    x = spread(-30, 30, n)
     return lambda: pb.logaddexp.accumulate(x, out=x)
 """,
     ),
@@ -278,7 +278,7 @@ def make(n):
         100_000,
         """
 def make(n):
-    x = np.linspace(-30, 30, n)
+    x = spread(-30, 30, n)
     return lambda: pb.logaddexp.reduceat(x, [0, n // 2])
 """,
     ),
@@ -297,7 +297,7 @@ def make(n):
         1_000_000,
         """
 def make(n):
-    x = np.linspace(-30, 30, n)
+    x = spread(-30, 30, n)
     return lambda: pb.logsumexp.value_and_grad(x)
 """,
     ),
@@ -305,7 +305,7 @@ def make(n):
         500,
         """
 def make(n):
-    x = np.linspace(-30, 30, n * 2000).reshape(-1, 2000)
+    x = spread(-30, 30, n * 2000).reshape(-1, 2000)
     return lambda: pb.norm2.vjp(x, np.ones(2000), axis=0)
 """,
     ),
@@ -313,7 +313,7 @@ def make(n):
         1000,
         """
 def make(n):
-    x = np.linspace(-30, 30, n * 1000).reshape(-1, 1000)
+    x = spread(-30, 30, n * 1000).reshape(-1, 1000)
     return lambda: pb.softmax.vjp(x, x)
 """,
     ),
@@ -321,7 +321,7 @@ def make(n):
         1000,
         """
 def make(n, d=10_000):
-    X, u, v = np.broadcast_to(np.linspace(-1, 1, d), (n, d)), np.linspace(-3, 3, n), np.ones(d)
+    X, u, v = np.broadcast_to(spread(-1, 1, d), (n, d)), spread(-3, 3, n), np.ones(d)
     return lambda: pb.bilinear_form.value_and_grad(u, X, v, wrt=(0, 2))
 """,
     ),
@@ -329,7 +329,7 @@ def make(n, d=10_000):
         100_000,
         """
 def make(n):
-    z = np.linspace(-30, 30, n)
+    z = spread(-30, 30, n)
     y = (z > 0) * 1.0
     return lambda: pb.logistic.pointwise.derivative(z, y)
 """,

@@ -6,7 +6,9 @@ is tested without a new line here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import oracles
 import pullback as pb
+import pytest
 from oracles import assert_same_bits
 from pullback import config
 from pullback.elementwise import make_elementwise
@@ -120,6 +123,93 @@ SINGLE_CALLS = [call for call in CALLS if call.is_single]
 MULTIPLE_CALLS = [call for call in CALLS if not call.is_single]
 
 
+def by_name(call: Call) -> str:
+    """Return the id of a parametrised test."""
+    return call.name
+
+
+# --- tests of many --------------------------------------------------------------------------------
+
+
+def each(
+    names: str, values: Iterable[Any], label: Callable[[Any], Any] = str, by: Any = None
+) -> Callable[[Any], Any]:
+    """Run a test for each of many values: as `parametrize` does, without a report for every one.
+
+    Parameters
+    ----------
+    names : str
+        The test's parameter, or several with commas between, for which a value is a tuple.
+    values : iterable
+        The values; none at all is an error.
+    label : callable
+        What a value is called in the note on a failure.
+    by : callable, optional
+        One test for each of what this gives for the values; by default one for all of them.
+    """
+    split = [name.strip() for name in names.split(",")]
+    groups: dict[str, list[Any]] = {}
+    for value in values:
+        groups.setdefault("" if by is None else str(by(value)), []).append(value)
+    if not groups:
+        raise AssertionError(f"no values for {names}: nothing would be tested")
+
+    def decorate(test: Any) -> Any:
+        signature = inspect.signature(test)
+        others = [p for name, p in signature.parameters.items() if name not in split]
+        own = [] if by is None else [inspect.Parameter("group", inspect.Parameter.KEYWORD_ONLY)]
+
+        @functools.wraps(test)
+        def run(**fixtures: Any) -> None:
+            for value in groups["" if by is None else fixtures.pop("group")]:
+                given = dict(zip(split, value if len(split) > 1 else [value], strict=True))
+                try:
+                    test(**given, **fixtures)
+                except BaseException as error:
+                    error.add_note(f"{names} = {label(value)}")
+                    raise
+
+        run.__signature__ = signature.replace(parameters=[*others, *own])  # type: ignore[attr-defined]
+        return run if by is None else pytest.mark.parametrize("group", groups)(run)
+
+    return decorate
+
+
+def on_every_target(test: Any) -> Any:
+    """Run a test on each instruction set, as one test that is told its name if it wants that."""
+    signature = inspect.signature(test)
+    told = "target" in signature.parameters
+
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        before = native.active_target()
+        try:
+            for name in TARGETS:
+                native.set_target(name)
+                assert native.active_target() == name
+                test(**fixtures, **({"target": name} if told else {}))
+        except BaseException as error:
+            error.add_note(f"on {native.active_target()}")
+            raise
+        finally:
+            native.set_target(before)
+
+    others = [p for name, p in signature.parameters.items() if name != "target"]
+    run.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
+    return pytest.mark.native(run)
+
+
+def of_every(listed: list[Call]) -> Callable[[Any], Any]:
+    """Run a test for each of some calls, as one test for each operation."""
+    return each("call", listed, by_name, by=lambda call: call.op)
+
+
+calls = of_every(CALLS)
+single_calls = of_every(SINGLE_CALLS)
+dtypes = each("dtype", DTYPES)
+backends = each("primitives", TWINS, label=lambda module: module.__name__)
+
+
 def fitted(array: Any, shape: tuple[int, ...]) -> Any:
     """Return an array in a shape: repeated, or where that cannot be, its first element."""
     array = np.asarray(array)
@@ -129,11 +219,6 @@ def fitted(array: Any, shape: tuple[int, ...]) -> Any:
         return np.broadcast_to(array, shape)
     except ValueError:
         return np.broadcast_to(array[(0,) * array.ndim], shape)
-
-
-def by_name(call: Call) -> str:
-    """Return the id of a parametrised test."""
-    return call.name
 
 
 def leaves(tree: Any) -> Iterator[Any]:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import assert_same_bits, special_values, ulp_error
+from protocol import dtypes
 from pullback.chain import Chain
 from pullback.tables.elementwise import OPS
 
@@ -21,8 +22,6 @@ UNARY = [name for name, row in OPS.items() if row.nin == 1]
 BINARY = [name for name, row in OPS.items() if row.nin == 2]
 DTYPES = (np.float32, np.float64)
 METHODS = ("value", "jvp", "vjp", "value_and_vjp")
-
-dtypes = pytest.mark.parametrize("dtype", DTYPES)
 
 
 # --- one operation after the other ----------------------------------------------------------------

@@ -54,7 +54,7 @@ def test_console_script() -> None:
 
 def test_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     every = selfbench.benchmarks
-    monkeypatch.setattr(selfbench, "benchmarks", lambda limits, dtype: every(limits, dtype)[:4])
+    monkeypatch.setattr(selfbench, "benchmarks", lambda *given: every(*given)[:4])
     assert main(["--json", "--dtype", "float32"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["config"]["version"] == pb.__version__
@@ -63,7 +63,16 @@ def test_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert {timing["dtype"] for timing in report["timings"]} == {"float32"}
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["check", "--dtype", "float32"]])
+def test_bench_of_one_primitive(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--json", "tanh|matmul"]) == 0
+    timings = json.loads(capsys.readouterr().out)["timings"]
+    assert {timing["name"] for timing in timings} == {"tanh", "matmul"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nonsense"], ["check", "--dtype", "float32"], ["bench", "tahn"], ["bench", "tanh("]],
+)
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(arguments)

@@ -32,7 +32,6 @@ from pullback.jacobians import (
 from test_calculus import complex_step, sigmoid
 
 Array = Any
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 seeds = st.integers(0, 2**32 - 1)
 LARGEST = 8  # elements of an operand, so that float32 holds every sum of a product of five
 
@@ -139,7 +138,7 @@ class Drawn:
         return J.T @ J, matrix.T @ matrix
 
 
-@dtypes
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @given(seed=seeds, depth=st.integers(1, 5))
 @settings(deadline=None, max_examples=120, derandomize=True)
 def test_products_of_structured_jacobians(seed: int, depth: int, dtype: np.dtype) -> None:
@@ -284,7 +283,7 @@ def draw_step(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> S
     return kinds[rng.integers(len(kinds))]
 
 
-@dtypes
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @given(seed=seeds, depth=st.integers(1, 5))
 @settings(deadline=None, max_examples=100, derandomize=True)
 def test_chains_are_products_of_their_steps(seed: int, depth: int, dtype: np.dtype) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pullback as pb
 import pytest
 from matrices import (
-    DTYPES,
     LAYOUTS,
     OUT_LAYOUTS,
     GuardedOut,
@@ -21,10 +20,10 @@ from matrices import (
     wide,
 )
 from oracles import assert_same_bits
+from protocol import dtypes
 from pullback import bilinear_form, quadratic_form
 from pullback.jacobians import Kronecker
 
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 LENGTHS = (0, 1, 2, 3, 4, 7, 8, 9, 16, 17, 33, 64, 65, 129)
 LEADS: list[tuple[int, ...]] = [(), (1,), (5,), (2, 3), (0,), (3, 0), (33,)]
 PAIRS = [  # batches of u and of v

@@ -15,14 +15,12 @@ import numpy as np
 import pullback as pb
 import pytest
 import scipy.sparse
-from protocol import TWINS
+from protocol import TWINS, backends, each
 from pullback import jacobians as pj
 from pullback.tables.elementwise import OPS
 from pullback.tables.losses import LOSSES
 from pullback.tables.reductions import REDUCTIONS
 from test_registry import EVERYTHING
-
-backends = pytest.mark.parametrize("primitives", TWINS, ids=lambda module: module.__name__)
 
 # --- what is valid, by family ---------------------------------------------------------------------
 
@@ -94,8 +92,11 @@ def cases(primitives: Any) -> Iterator[Case]:
 
 
 CASES = [(case, primitives) for primitives in TWINS for case in cases(primitives)]
-every_case = pytest.mark.parametrize(
-    ("case", "primitives"), CASES, ids=[f"{module.__name__}-{case.name}" for case, module in CASES]
+every_case = each(
+    "case, primitives",
+    CASES,
+    label=lambda pair: f"{pair[0].name} of {pair[1].__name__}",
+    by=lambda pair: pair[0].op,
 )
 
 # --- what is refused, by kind of argument ---------------------------------------------------------
@@ -130,7 +131,7 @@ REFUSED: dict[str, list[Any]] = {
     "keepdims": [PAIR, np.array(True), "yes", b"", 1.5, None, [True], (), Nothing(), {}],
     "wrt": [*INDICES, None, (), -1],
     "reduction": ["median", "", b"mean", None, 0, True, PAIR, ["mean"], HUGER, Nothing(), len],
-    "activation": ["relu", np.tanh, pb.multiply, pb.sum, HUGER, PAIR, Nothing()],
+    "activation": ["rellu", np.tanh, pb.multiply, pb.sum, HUGER, PAIR, Nothing()],
     "out": ["text", b"", 1.0, HUGER, [0.0], {}, Nothing(), len, np.ones(7), np.ones((7, 7))],
     "where": [*ARRAY, None, 1, 1.0, "yes", np.ones((5, 2, 3), bool), np.ones(7, bool), X23],
     "v": [*ARRAY, 1.0, PAIR, (), (PAIR,), (PAIR, 1.0), (TRIPLE, HUGE), (TRIPLE, "text")],
@@ -301,20 +302,40 @@ OTHERS: list[tuple[str, str, Callable[[Any], Any], list[Any]]] = [
         lambda v: pb.chain(pb.exp).vjp(X23, X23, wrt=v),
         ["y", 1, None, PAIR, HUGER],
     ),
-    ("LinearObjective", "X", lambda v: pb.LinearObjective(v, TRIPLE), [*ARRAY, None]),
-    ("LinearObjective", "X", pb.LinearObjective, [HUGER, 1.0, X23, np.array(1), iter(()), None]),
-    ("LinearObjective", "y", lambda v: pb.LinearObjective(SAMPLES["X"], v), ARRAY),
+    (
+        "LinearObjective",
+        "X",
+        lambda v: pb.LinearObjective(v, TRIPLE, pb.squared_error),
+        [*ARRAY, None],
+    ),
+    (
+        "LinearObjective",
+        "X",
+        lambda v: pb.LinearObjective(v, None, pb.squared_error),
+        [HUGER, 1.0, X23, np.array(1), iter(()), None],
+    ),
+    (
+        "LinearObjective",
+        "y",
+        lambda v: pb.LinearObjective(SAMPLES["X"], v, pb.squared_error),
+        ARRAY,
+    ),
     (
         "LinearObjective",
         "loss",
         lambda v: pb.LinearObjective(SAMPLES["X"], THETA, v),
         ["huber", pb.tanh, None, HUGER, PAIR],
     ),
-    ("LinearObjective", "l2", lambda v: pb.LinearObjective(SAMPLES["X"], THETA, l2=v), NUMBER),
+    (
+        "LinearObjective",
+        "l2",
+        lambda v: pb.LinearObjective(SAMPLES["X"], THETA, pb.squared_error, l2=v),
+        NUMBER,
+    ),
     (
         "LinearObjective",
         "n_outputs",
-        lambda v: pb.LinearObjective(SAMPLES["X"], THETA, n_outputs=v),
+        lambda v: pb.LinearObjective(SAMPLES["X"], THETA, pb.squared_error, n_outputs=v),
         [v for v in COUNT if v is not None] + [0, 2],
     ),
     ("LinearObjective.value", "theta", OBJECTIVE.value, [*ARRAY, None, 1.0, PAIR]),
@@ -436,7 +457,12 @@ def test_sparse_matrices_that_are_none(method: str, form: str, primitives: Any) 
 def test_sparse_matrices_that_are_none_in_an_objective(form: str) -> None:
     for X in hostile_matrices(form):
         assert (
-            complaint(lambda X=X: pb.LinearObjective(X, np.ones(4)), "LinearObjective", "X") is None
+            complaint(
+                lambda X=X: pb.LinearObjective(X, np.ones(4), pb.squared_error),
+                "LinearObjective",
+                "X",
+            )
+            is None
         )
         found = complaint(lambda X=X: OBJECTIVE.predict(X, THETA), "LinearObjective.predict", "X")
         assert found is None, label(X)

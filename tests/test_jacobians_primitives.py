@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pullback as pb
 import pytest
-from matrices import DTYPES, integers
+from matrices import integers
+from protocol import dtypes
 from pullback.jacobians import Broadcast, Diagonal, Identity, Kronecker, Product, RowWise
 from pullback.tables.elementwise import OPS
 
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 primitives = pytest.mark.parametrize("of", [pb, pb.reference], ids=["pullback", "reference"])
 
 BROADCAST = [

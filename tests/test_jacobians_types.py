@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pullback as pb
 import pytest
-from matrices import DTYPES
+from protocol import dtypes
 from pullback import jacobians
 from pullback.jacobians import (
     BlockDiagonal,
@@ -30,7 +30,6 @@ from pullback.jacobians import (
 )
 from structured import KINDS, check, everything, matrix_of
 
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -294,3 +293,32 @@ def test_kinds_have_one_home() -> None:
         assert kind.__module__ == "pullback.jacobians"
         assert name in jacobians.__all__
     assert isinstance(Kronecker(2, 2), pb.jacobians.Jacobian)
+
+
+@pytest.mark.parametrize(
+    ("few", "many"),
+    [
+        ((), (3,)),
+        ((4,), (4, 4)),
+        ((4, 1), (4, 4)),
+        ((1, 3, 1, 2), (2, 3, 4, 2)),
+        ((3, 1, 2), (2, 3, 5, 2)),
+        ((2, 3), (2, 3)),
+        ((1, 3), (0, 3)),
+    ],
+)
+def test_diagonals_of_repetitions_are_those_of_the_matrix(few: Any, many: Any) -> None:
+    repeated = Broadcast(few, many)
+    for J in (repeated, repeated.T, Product(Reshape(many, (*many, 1)), repeated)):
+        np.testing.assert_array_equal(J.diagonal(), J.todense().diagonal())
+        assert J.diagonal().dtype == J.dtype
+
+
+def test_products_of_views_return_arrays_of_their_own() -> None:
+    moved = Product(Reshape((3, 2), (6,)), Permutation((2, 3), (1, 0)))
+    alike = Product(Reshape((1, 2, 3), (6,)), Permutation((2, 1, 3), (1, 0, 2)))
+    for J in (moved, alike):
+        t, g = np.ones(J.input_shape), np.ones(J.output_shape)
+        for vector, result in ((t, J @ t), (t, J.jvp(t)), (g, g @ J), (g, J.vjp(g))):
+            assert result.flags.writeable
+            assert not np.may_share_memory(vector, result)

@@ -12,14 +12,13 @@ import pullback as pb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matrices import DTYPES, integers
-from oracles import assert_same_bits
+from matrices import integers
+from oracles import DTYPES, assert_same_bits
+from protocol import dtypes
 from pullback import jacobians
 from pullback.jacobians import Diagonal, Kronecker, Product
 from structured import check
 from test_reference_matmul import SHAPES, operands
-
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def matrix(*shape: int, dtype: Any = float, seed: int = 0) -> Any:
@@ -29,7 +28,7 @@ def matrix(*shape: int, dtype: Any = float, seed: int = 0) -> Any:
 # --- against the dense matrix ---------------------------------------------------------------------
 
 
-@dtypes
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @given(
     sizes=st.tuples(*[st.integers(0, 4)] * 4),
     identities=st.sampled_from([(False, False), (True, False), (False, True), (True, True)]),

@@ -11,7 +11,6 @@ import numpy as np
 import pullback as pb
 import pytest
 from matrices import (
-    DTYPES,
     LAYOUTS,
     OUT_LAYOUTS,
     GuardedOut,
@@ -22,10 +21,10 @@ from matrices import (
     wide,
 )
 from oracles import assert_same_bits
+from protocol import dtypes
 from pullback import linear
 from pullback.tables.elementwise import OPS
 
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 UNARY = [name for name, row in OPS.items() if row.nin == 1]
 activations = pytest.mark.parametrize("name", UNARY)
 SHAPES = [  # of X without its last axis, k, n
@@ -295,7 +294,8 @@ def test_tangents_that_are_none(f: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", ["relu", np.tanh, pb.add, pb.tanh.vjp, pb.matmul, len, 0, pb.relu_mse, pb.relu.jvp]
+    "bad",
+    ["rellu", "add", np.tanh, pb.add, pb.tanh.vjp, pb.matmul, len, 0, pb.relu_mse, pb.relu.jvp],
 )
 def test_what_is_no_activation(bad: Any) -> None:
     X, W, b, G = layer((2,), 3, 4, np.float64)

@@ -17,11 +17,10 @@ import pytest
 import scipy.sparse
 from linear_models import CASES, POINTWISE, Case, by_id, model
 from oracles import assert_same_bits
-from protocol import TWINS, assert_same_leaves
+from protocol import assert_same_leaves, backends
 
 cases = pytest.mark.parametrize("case", CASES, ids=by_id)
 pointwise = pytest.mark.parametrize("case", POINTWISE, ids=by_id)
-backends = pytest.mark.parametrize("primitives", TWINS, ids=lambda module: module.__name__)
 
 METHODS = ("value", "grad", "value_and_grad", "hvp", "curvature", "partial")
 methods = pytest.mark.parametrize("method", METHODS)

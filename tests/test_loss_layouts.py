@@ -27,16 +27,14 @@ from linear_models import (
     model,
 )
 from oracles import assert_same_bits
-from protocol import DTYPES, TWINS, assert_same_leaves, leaves
+from protocol import assert_same_leaves, backends, dtypes, leaves
 from pullback.design_matrix import spans
 
 on_any_target = pytest.mark.usefixtures("any_target")
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 cases = pytest.mark.parametrize("case", CASES, ids=by_id)
 RECTIFIED, LOGISTIC, POISSON = map(Case, ("relu_mse", "logistic", "poisson"))
 FEW = [LOGISTIC, RECTIFIED, SOFTMAX[0]]
 few = pytest.mark.parametrize("case", FEW, ids=by_id)
-backends = pytest.mark.parametrize("primitives", TWINS, ids=lambda module: module.__name__)
 
 
 # --- dense ----------------------------------------------------------------------------------------

@@ -33,9 +33,9 @@ from linear_models import (
     number,
 )
 from mpmath import mp, mpf
-from oracles import DTYPES, PRECISION, Exact, assert_same_bits, special_values, worst_error
+from oracles import PRECISION, Exact, assert_same_bits, special_values, worst_error
+from protocol import dtypes
 
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 cases = pytest.mark.parametrize("case", CASES, ids=by_id)
 pointwise = pytest.mark.parametrize("case", POINTWISE, ids=by_id)
 softmax = pytest.mark.parametrize("case", SOFTMAX, ids=by_id)

@@ -36,13 +36,11 @@ from linear_models import (
 )
 from mpmath import mp, mpf
 from oracles import PRECISION, assert_same_bits
-from protocol import DTYPES, TWINS, assert_same_leaves, leaves
+from protocol import DTYPES, assert_same_leaves, backends, dtypes, leaves
 
 on_any_target = pytest.mark.usefixtures("any_target")
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 cases = pytest.mark.parametrize("case", CASES, ids=by_id)
 pointwise = pytest.mark.parametrize("case", POINTWISE, ids=by_id)
-backends = pytest.mark.parametrize("primitives", TWINS, ids=lambda module: module.__name__)
 
 RECTIFIED = Case("relu_mse")
 LOGISTIC = Case("logistic")

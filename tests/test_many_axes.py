@@ -12,15 +12,13 @@ import numpy as np
 import pullback as pb
 import pytest
 from oracles import DTYPES, assert_same_bits
-from protocol import CALLS, TWINS, Call, by_name, leaves, ordinary
+from protocol import Call, backends, calls, dtypes, each, leaves, ordinary
 from pullback.jacobians import Broadcast, Permutation, SumTo
 from pullback.shapes import broadcast_shapes, with_room
 from pullback.tables.reductions import REDUCTIONS
 from reduction_oracles import leading
 
-backends = pytest.mark.parametrize("primitives", TWINS, ids=lambda module: module.__name__)
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-many = pytest.mark.parametrize("ndim", [33, 64])
+many = each("ndim", [33, 64])
 
 # Takes an array to one of many axes, or leaves it alone.
 Enlarge = Callable[[Any], Any]
@@ -62,7 +60,7 @@ def draw(shape: tuple[int, ...], dtype: Any, seed: int = 0) -> Any:
 
 @backends
 @many
-@pytest.mark.parametrize("call", CALLS, ids=by_name)
+@calls
 def test_elementwise(call: Call, ndim: int, primitives: Any) -> None:
     for dtype in DTYPES:
         given = ordinary(call, dtype, (2, 3, 4))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pullback as pb
 import pytest
-from protocol import TWINS, native
+from protocol import backends, each, native
 from pullback.cases import Case, cases, family
 from pullback.tables.elementwise import OPS
 
@@ -54,8 +54,8 @@ def accepted(call: Callable[..., Any], given: tuple[Any, ...]) -> int:
     return count
 
 
-@pytest.mark.parametrize("primitives", TWINS, ids=lambda module: module.__name__)
-@pytest.mark.parametrize("name", CASES)
+@backends
+@each("name", CASES, by=lambda name: CASES[name].primitive)
 def test_every_argument_of_every_method(name: str, primitives: Any) -> None:
     case: Case = CASES[name]
     given = case.arguments()

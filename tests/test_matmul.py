@@ -29,11 +29,10 @@ from matrices import (
     wide,
 )
 from oracles import assert_same_bits
+from protocol import dtypes
 from pullback import reference
 from pullback.products import matmul
 from test_reference_matmul import SHAPES, operands
-
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 # Around the widths of vectors and of blocks of registers; then every length up to a few vectors,
 # and those around blocks of cache.

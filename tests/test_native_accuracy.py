@@ -15,7 +15,7 @@ import pullback as pb
 import pytest
 from mpmath import mp, mpf
 from oracles import DTYPES
-from protocol import leaves
+from protocol import dtypes, leaves, on_every_target
 from pullback.tables.elementwise import OPS, OpRow
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +55,6 @@ ENTRIES = read()
 MEASURED_TARGETS = sorted({key.target for key in ENTRIES})
 
 rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def outputs(row: OpRow) -> Iterator[tuple[str, float]]:
@@ -91,6 +90,7 @@ def test_nothing_is_on_record_that_is_not_in_the_table() -> None:
 
 
 @rows
+@on_every_target
 @dtypes
 def test_the_worst_points_known_have_not_become_worse(
     row: OpRow, dtype: np.dtype, target: str

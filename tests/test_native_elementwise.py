@@ -14,14 +14,16 @@ from guarded import Guarded
 from oracles import assert_same_bits
 from protocol import (
     CALLS,
-    DTYPES,
-    TARGETS,
     Call,
     arguments,
     assert_close_in_ulp,
     assert_same_leaves,
     by_name,
+    calls,
+    dtypes,
+    each,
     leaves,
+    on_every_target,
     out_argument,
     same_bits,
 )
@@ -31,14 +33,7 @@ LANES = 16  # of the widest vector
 SIZES = (*range(2 * LANES + 2), 63, 64, 65)
 LONG_SIZES = (127, 129, 511, 512, 513, 1023, 1025)  # around unrolled bodies and strided blocks
 
-calls = pytest.mark.parametrize("call", CALLS, ids=by_name)
 rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-# What the driver does around the kernels is the same for all of them.
-on_one_target = pytest.mark.parametrize("any_target", (TARGETS or ["numpy"])[:1], indirect=True)
-
-pytestmark = pytest.mark.usefixtures("target")
-
 
 # --- against the twins ----------------------------------------------------------------------------
 
@@ -69,6 +64,7 @@ def scaled(row: OpRow, slope: np.ndarray, factor: np.ndarray) -> np.ndarray:
 
 
 @calls
+@on_every_target
 @dtypes
 def test_agrees_with_the_twin(call: Call, dtype: np.dtype) -> None:
     """Values and derivatives to within both bounds; products are derivatives times factors."""
@@ -100,6 +96,7 @@ def test_agrees_with_the_twin(call: Call, dtype: np.dtype) -> None:
 
 
 @rows
+@on_every_target
 @dtypes
 def test_value_and_derivative_are_the_same_bits_together(row: OpRow, dtype: np.dtype) -> None:
     f = getattr(pb, row.name)
@@ -119,6 +116,7 @@ _judged: set[tuple[str, np.dtype, int, bytes]] = set()
 
 
 @rows
+@on_every_target
 @dtypes
 def test_accuracy(row: OpRow, dtype: np.dtype) -> None:
     """Value and derivatives are as accurate as the row promises."""
@@ -133,6 +131,7 @@ def test_accuracy(row: OpRow, dtype: np.dtype) -> None:
 
 
 @rows
+@on_every_target
 @dtypes
 def test_golden_points(row: OpRow, dtype: np.dtype) -> None:
     f = getattr(pb, row.name)
@@ -145,6 +144,7 @@ def test_golden_points(row: OpRow, dtype: np.dtype) -> None:
 
 
 @rows
+@on_every_target
 @dtypes
 def test_masked_products_ignore_the_factor(row: OpRow, dtype: np.dtype) -> None:
     """A masked product is +0 where the derivative is; any other is the plain product."""
@@ -193,20 +193,22 @@ def filled(build: Any, values: np.ndarray) -> np.ndarray:
     return view
 
 
-# Strided loops are one template: of every call on one target, of a few on the others.
-@pytest.mark.parametrize(
-    ("any_target", "call"),
-    [
-        pytest.param(target, call, id=f"{target}-{call.name}")
-        for target in TARGETS or ["numpy"]
-        for call in CALLS
-        if target in TARGETS[:1] or call.op in ("tanh", "relu", "power")
-    ],
-    indirect=["any_target"],
-)
+@calls
 @dtypes
 def test_layouts(call: Call, dtype: np.dtype) -> None:
     """Neither size, offset, stride nor misalignment changes bits; only `out` is written."""
+    check_layouts(call, dtype)
+
+
+# Strided loops are one template: a few will do for every target.
+@on_every_target
+@each("call", [call for call in CALLS if call.op in ("tanh", "relu", "power")], by_name)
+@dtypes
+def test_layouts_on_every_target(call: Call, dtype: np.dtype) -> None:
+    check_layouts(call, dtype)
+
+
+def check_layouts(call: Call, dtype: np.dtype) -> None:
     pool = arguments(call, dtype, SIZES[-1] + 5)
     f = call.native()
     expected = list(leaves(f(*pool)))
@@ -232,7 +234,6 @@ def test_layouts(call: Call, dtype: np.dtype) -> None:
             assert memory.tobytes() == b"\xee" * memory.size
 
 
-@on_one_target
 @calls
 @dtypes
 def test_strided_outputs_touch_no_gap(call: Call, dtype: np.dtype) -> None:
@@ -250,7 +251,6 @@ def test_strided_outputs_touch_no_gap(call: Call, dtype: np.dtype) -> None:
             assert (memory == sentinel).all()
 
 
-@on_one_target
 @calls
 @dtypes
 def test_without_out(call: Call, dtype: np.dtype) -> None:
@@ -270,6 +270,7 @@ def test_without_out(call: Call, dtype: np.dtype) -> None:
 
 
 @calls
+@on_every_target
 @dtypes
 def test_scalars_are_lanes(call: Call, dtype: np.dtype) -> None:
     """A NumPy scalar, a 0-d array and one element of a long array are computed alike."""
@@ -283,7 +284,6 @@ def test_scalars_are_lanes(call: Call, dtype: np.dtype) -> None:
                 same_bits(np.asarray(leaf), wanted[i].reshape(()))
 
 
-@on_one_target
 @calls
 @dtypes
 def test_broadcast_operands(call: Call, dtype: np.dtype) -> None:
@@ -302,7 +302,6 @@ def test_broadcast_operands(call: Call, dtype: np.dtype) -> None:
                 same_bits(out, wanted)
 
 
-@on_one_target
 @calls
 @dtypes
 def test_out_may_be_an_operand(call: Call, dtype: np.dtype) -> None:
@@ -332,6 +331,7 @@ def guards() -> Iterator[list[Guarded]]:
 
 
 @calls
+@on_every_target
 @dtypes
 def test_stays_between_guard_pages(call: Call, dtype: np.dtype, guards: list[Guarded]) -> None:
     """Neither reads nor writes past either end, contiguous or strided."""

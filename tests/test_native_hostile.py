@@ -108,6 +108,7 @@ def functions() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
     results = ("matmul", "vjp", (F8, F8.T, SQUARE), None, (0, 1), (None, F8.copy().T))
     yield "product_results", N.product_results, results
     yield "plain_arrays", N.plain_arrays, (F8, F8.astype(np.float32))
+    yield "jacobian_classes", N.jacobian_classes, (vars(pb.jacobians),)
     for name in ("elementwise_ops", "loss_ops", "reduction_ops", "product_ops", "get_num_threads"):
         yield name, getattr(N, name), ()
     for name in (

@@ -11,6 +11,7 @@ import pullback as pb
 import pytest
 from linear_models import CASES, Case, by_id, model
 from protocol import native
+from pullback.jacobians import Jacobian
 from scipy import sparse
 
 pytestmark = pytest.mark.native
@@ -34,6 +35,42 @@ def bits(tree: Any) -> list[Any]:
         else None
         for leaf in leaves(tree)
     ]
+
+
+def held(J: Any) -> Iterator[tuple[str, Any]]:
+    """Yield everything that a Jacobian holds, by name: types, shapes and arrays."""
+    if isinstance(J, tuple) and any(isinstance(part, Jacobian) for part in J):
+        for k, part in enumerate(J):
+            yield from ((f"{k}.{name}", value) for name, value in held(part))
+    elif isinstance(J, Jacobian):
+        yield "", type(J)
+        for name in {n for kind in type(J).__mro__ for n in getattr(kind, "__slots__", ())}:
+            yield from ((f"{name}.{inner}", value) for inner, value in held(getattr(J, name)))
+    else:
+        yield "", J
+
+
+def judge_jacobians(method: Any, calls: Iterator[Call]) -> None:
+    """Compare the Jacobians that a method makes with those of its Python side."""
+    judged = arrays = 0
+    for args, options in calls:
+        before = bits(args)
+        got = dict(held(method(*args, **options)))
+        want = dict(held(method.__wrapped__(*args, **options)))
+        assert got.keys() == want.keys()
+        for name, value in got.items():
+            if isinstance(value, np.ndarray):
+                assert bits(value) == bits(want[name]), (method, args, options, name)
+                assert value.flags.writeable == want[name].flags.writeable
+                given = [x for x in args if isinstance(x, np.ndarray)]
+                assert not any(np.may_share_memory(value, x) for x in given), name
+                arrays += 1
+            else:
+                assert type(value) is type(want[name]), name
+                assert value == want[name], (method, args, options, name)
+        assert bits(args) == before
+        judged += 1
+    assert min(judged, arrays) > 0
 
 
 def nested(tree: Any, new: Callable[[Any], Any]) -> Any:
@@ -142,6 +179,22 @@ def test_reductions(name: str, method: str) -> None:
     judge(bound, calls())
 
 
+@pytest.mark.parametrize("name", reductions)
+def test_jacobians_of_reductions(name: str) -> None:
+    f = pb.primitives[name]
+    exponents = [[1], [2], [2.5]] if len(f.row.leading) > len(f.row.operands) else [[]]
+    keepdims = [{}] if f.row.is_map else [{}, {"keepdims": True}]
+
+    def calls() -> Iterator[Call]:
+        for x, axis in itertools.product(kinds((2, 3, 4)), AXES):
+            if f.row.is_map and axis in (None, ()):
+                continue  # of no axis, or of one that is not told
+            for p, kept, more in itertools.product(exponents, keepdims, PARAMETERS.get(name, [{}])):
+                yield (*[x] * len(f.row.operands), *p), {"axis": axis, **kept, **more}
+
+    judge_jacobians(f.jacobian, calls())
+
+
 @pytest.mark.parametrize("given", [[True, False, True], [1, True], (1.0, 2), [[1, 2], (3.0, 4)]])
 def test_lists_of_numbers(given: Any) -> None:
     judge(pb.squared_norm2.grad, iter([((given,), {})]))
@@ -243,6 +296,12 @@ def test_tangents_of_products(name: str) -> None:
     judge(f.jvp, calls())
 
 
+@products
+def test_jacobians_of_products(name: str) -> None:
+    calls = itertools.product(OPERANDS[name], options_of(name))
+    judge_jacobians(getattr(pb, name).jacobian, iter(calls))
+
+
 @pytest.mark.parametrize("name", ["quadratic_form", "bilinear_form"])
 def test_forms_and_gradients(name: str) -> None:
     f = getattr(pb, name)
@@ -281,7 +340,7 @@ def test_losses(case: Case, k: int | None) -> None:
     parameters = [m.w, m.w.astype("f4"), np.rint(m.w).astype(int), m.w.astype("f2"), m.w[::-1]]
     # Some of all that can meet; each with each over the losses.
     together = list(itertools.product(forms, targets, biases, weights, parameters))
-    for X, y, b, weight, w in together[len(case.id) % 37 :: 37]:
+    for X, y, b, weight, w in together[len(case.id) % 97 :: 97]:
         args = (X, y, w, b)
         both = [{"sample_weight": weight, "reduction": r} for r in ("mean", "sum")]
         given = [(args, g) for g in both]
@@ -396,6 +455,7 @@ def test_binary(name: str) -> None:
         yield from ((x[0], x), (x[:, :1], x[0]), (x, True), (2.0, 3.0), (x[:0], 1.0))
         yield from ((x[0, :2], cube), (x[0, :2].tolist(), cube[..., ::-1]), (cube, 2**70))
 
+    judge_jacobians(f.jacobian, iter([(pair, {}) for pair in pairs()]))
     for method in (f.derivative, f.value_and_derivative):
         judge(method, iter([(pair, {}) for pair in pairs()]))
         judge_masked(method, with_masks([((x, x), {}), ((x, x.astype("f4")), {})], (3, 4)))
@@ -438,6 +498,7 @@ def test_unary(name: str) -> None:
     f = pb.primitives[name]
     operands = [*kinds((3, 4)), 0.5, 2, True, np.float32(0.5), rng.uniform(size=(3, 0))]
     judge(f.value_and_derivative, iter([((x,), {}) for x in operands]))
+    judge_jacobians(f.jacobian, iter([((x,), {}) for x in operands]))
     x = rng.normal(size=(3, 4))
     judge_masked(f.value_and_derivative, with_masks([((x,), {}), ((x[:, ::-1],), {})], (3, 4)))
     for method in (f.vjp, f.jvp):

@@ -9,12 +9,11 @@ import numpy as np
 import pullback as pb
 import pytest
 from guarded import Guarded
-from oracles import DTYPES, assert_same_bits
-from protocol import TARGETS, native
+from oracles import assert_same_bits
+from protocol import TARGETS, dtypes, native
 from pullback.tables.reductions import REDUCTIONS
 from reduction_oracles import check_map, check_reduction, leading, samples
 
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 names = pytest.mark.parametrize("name", REDUCTIONS)
 
 # Around a vector, a row that is turned into columns, a leaf, a segment; and beyond a task.

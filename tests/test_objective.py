@@ -27,6 +27,7 @@ from linear_models import (
 )
 from mpmath import mp, mpf
 from oracles import PRECISION, assert_same_bits
+from pullback.tables.losses import LOSSES
 
 cases = pytest.mark.parametrize("case", CASES, ids=by_id)
 pointwise = pytest.mark.parametrize("case", POINTWISE, ids=by_id)
@@ -479,25 +480,76 @@ def test_penalties_out_of_range(bad: float) -> None:
 def test_arguments_are_checked_at_once() -> None:
     m = model(LOGISTIC, 30, 5, np.float64)
     for arguments, error, message in (
-        ((m.X, m.y[:-1]), ValueError, r"y has shape \(29,\)"),
-        ((m.X[:, 0], m.y), ValueError, r"X has shape \(30,\)"),
-        ((m.X * 1j, m.y), TypeError, r"X"),
+        ((m.X, m.y[:-1], pb.logistic), ValueError, r"y has shape \(29,\)"),
+        ((m.X[:, 0], m.y, pb.logistic), ValueError, r"X has shape \(30,\)"),
+        ((m.X * 1j, m.y, pb.logistic), TypeError, r"X"),
         ((m.X, m.y, "logistic"), TypeError, r"loss"),
         ((m.X, m.y, None), TypeError, r"loss"),
         ((m.X, m.y, pb.logistic, "1"), TypeError, r"l2"),
         ((m.X, m.y, pb.logistic, 0.0, np.ones(29)), ValueError, r"sample_weight"),
-        ((m.X,), (TypeError, ValueError), r"y"),
+        ((m.X, None, pb.logistic), (TypeError, ValueError), r"y"),
     ):
         with pytest.raises(error, match=message):
             at_zero(*arguments)
 
 
-def test_the_default_is_relu_mse() -> None:
+def test_there_is_no_default_loss() -> None:
     m = model(RECTIFIED, 30, 5, np.float64)
-    objective = pb.LinearObjective(m.X, m.y)
-    theta = theta_of(m.w, m.b)
-    assert objective.value(theta) == pb.relu_mse.value(m.X, m.y, m.w, m.b)
-    assert_same_bits(objective.grad(theta), theta_of(*pb.relu_mse.grad(m.X, m.y, m.w, m.b)))
+    with pytest.raises(TypeError, match=r"loss is missing; .*pb\.squared_error, pb\.relu_mse"):
+        pb.LinearObjective(m.X, m.y)
+    with pytest.raises(TypeError, match="loss is missing"):
+        pb.LinearObjective([(m.X, m.y)])
+
+
+def test_flat_at_zero_is_what_the_rows_say() -> None:
+    for row in LOSSES.values():
+        if row.of_classes:
+            assert not row.flat_at_zero
+            continue
+        z = np.zeros(50)
+        y = row.draw(np.random.default_rng(0), z)
+        parameter = 0.0 if row.parameter is None else row.parameter.default
+        assert row.flat_at_zero == (not row.derivative(z, y, parameter).any())
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("shift", [-2.0, 0.0, 2.0, 1e3])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_rectified_model_starts_off_its_flat_side(
+    seed: int, shift: float, fit_intercept: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((200, 4)) * [1.0, 10.0, 0.1, 1.0]
+    y = np.maximum(X @ rng.standard_normal(4) + shift, 0) + 0.1 * rng.standard_normal(200)
+    chunks = [(X[:90], y[:90]), (X[90:], y[90:])]
+    for loss in (pb.relu_mse, pb.reference.relu_mse):
+        objective = pb.LinearObjective(X, y, loss, fit_intercept=fit_intercept)
+        start = objective.initial()
+        zeros = np.zeros_like(start)
+        assert not objective.grad(zeros).any()
+        assert objective.grad(start).any()
+        assert objective.value(start) < objective.value(zeros)
+        again = objective.initial()
+        assert again is not start
+        assert_same_bits(again, start)
+        parts = pb.LinearObjective(chunks, None, loss, fit_intercept=fit_intercept)
+        np.testing.assert_allclose(parts.initial(), start, rtol=1e-10)
+
+
+def test_a_rectified_model_without_positive_targets_starts_at_zeros() -> None:
+    objective = pb.LinearObjective(np.ones((3, 2)), [-1.0, 0.0, -2.0], pb.relu_mse)
+    assert_same_bits(objective.initial(), np.zeros(3))
+
+
+def test_repr_says_what_it_is_of() -> None:
+    X, y = np.ones((4, 2)), np.zeros(4)
+    told = repr(pb.LinearObjective(X, y, pb.huber(2.0), l2=0.5))
+    for text in ("'huber', delta=2.0", "float64 rows", "N=4", "D=2", "l2=0.5", "3 parameters"):
+        assert text in told
+    assert "float32 columns" in repr(pb.LinearObjective(np.asfortranarray(X, "f4"), y, pb.logistic))
+    assert "in chunks (N=not yet known, D=2)" in repr(
+        pb.LinearObjective([(X, y)], None, pb.logistic, fit_intercept=False)
+    )
 
 
 @cases

@@ -8,13 +8,10 @@ from typing import Any
 import numpy as np
 import pullback as pb
 import pytest
-from matrices import DTYPES, OUT_LAYOUTS, GuardedOut, integers, normal
+from matrices import OUT_LAYOUTS, GuardedOut, integers, normal
 from oracles import assert_same_bits
-from protocol import TWINS
+from protocol import backends, dtypes
 from pullback.tables.products import PRODUCTS
-
-backends = pytest.mark.parametrize("primitives", TWINS, ids=lambda module: module.__name__)
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 # Shapes of operands, by product: vectors, batches, batches that broadcast or are empty.
 SHAPES: list[tuple[str, tuple[Any, ...]]] = [

@@ -12,10 +12,10 @@ import pullback as pb
 import pytest
 from exact_reductions import NAMES, REDUCTIONS, ROW_WISE, check
 from oracles import DTYPES, assert_same_bits
+from protocol import dtypes
 from reduction_oracles import leading
 
 INF, NAN = np.inf, np.nan
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 # --- special values -------------------------------------------------------------------------------
 

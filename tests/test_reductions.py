@@ -20,9 +20,8 @@ from exact_reductions import (
 )
 from matrices import LAYOUTS, OUT_LAYOUTS, GuardedOut
 from oracles import DTYPES, assert_same_bits
-from protocol import native
+from protocol import dtypes, native
 
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 reductions = pytest.mark.parametrize("row", REDUCTIONS, ids=lambda row: row.label)
 
 AXES: list[Any] = [None, 0, -1, 1, (0, 2), (-1, 0), (2, 1), (0, 1, 2), ()]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import oracles
 import pytest
-from oracles import DTYPES, assert_same_bits
-from protocol import leaves
+from oracles import assert_same_bits
+from protocol import dtypes, leaves
 from pullback import reference
 from pullback.elementwise import Elementwise, make_elementwise, method_docstring
 from pullback.engine import ORACLE
@@ -18,7 +18,6 @@ from pullback.jacobians import Diagonal
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow
 
 rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 elementwise = make_elementwise(ORACLE)
 UNARY = [name for name, row in OPS.items() if row.nin == 1]
 BINARY = [name for name, row in OPS.items() if row.nin == 2]
@@ -127,12 +126,11 @@ def powers_off_by_4_ulp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(np, "power", off)
 
 
-@dtypes
 @pytest.mark.usefixtures("powers_off_by_4_ulp")
-def test_power_does_not_lean_on_numpys(dtype: np.dtype) -> None:
-    test_accuracy(OPS["power"], dtype)
-    test_power_of_a_negative_base(dtype)
-    test_golden_points(OPS["power"], dtype, 37)
+def test_power_does_not_lean_on_numpys() -> None:
+    test_accuracy(row=OPS["power"])
+    test_power_of_a_negative_base()
+    test_golden_points(row=OPS["power"], length=37)
 
 
 # Arguments around which a derivative vanishes or a formula hands over to another.

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import oracles
 import pytest
-from matrices import DTYPES, assert_cotangents, assert_product, normal
+from matrices import assert_cotangents, assert_product, normal
 from mpmath import mp, mpf
 from oracles import assert_same_bits
-from protocol import native, twin_on
+from protocol import dtypes, native, twin_on
 from pullback import reference
 from pullback.contraction import summed_product
 from pullback.elementwise import make_elementwise
@@ -28,7 +28,6 @@ from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP
 from pullback.tables.products import PRODUCTS
 from test_reference_matmul import recorded
 
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 RNG = np.random.default_rng
 elementwise = make_elementwise(ORACLE)
 

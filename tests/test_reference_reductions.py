@@ -7,12 +7,10 @@ from typing import Any
 
 import pullback as pb
 import pytest
-from oracles import DTYPES
+from protocol import dtypes
 from pullback.tables.elementwise import REFERENCE_MAX_ULP
 from pullback.tables.reductions import REDUCTIONS
 from reduction_oracles import check_map, check_reduction, samples
-
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 @dtypes

@@ -9,12 +9,11 @@ import numpy as np
 import oracles
 import pytest
 from mpmath import mp, mpf
-from oracles import DTYPES
+from protocol import dtypes
 from pullback.protocol import as_arrays, result_dtype
 from pullback.tables.elementwise import OPS, OpRow
 
 rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 @rows

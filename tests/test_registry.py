@@ -14,7 +14,18 @@ from typing import Any
 import numpy as np
 import pullback as pb
 import pytest
-from protocol import CALLS, METHODS, TARGETS, UFUNC_CALLS, Call, by_name, native
+from protocol import (
+    CALLS,
+    METHODS,
+    TARGETS,
+    UFUNC_CALLS,
+    Call,
+    calls,
+    dtypes,
+    each,
+    native,
+    of_every,
+)
 from pullback.cases import cases
 from pullback.protocol import OPERANDS
 from pullback.tables.elementwise import OPS, OpRow
@@ -54,8 +65,11 @@ def callables() -> Iterator[tuple[str, Any, Any]]:
 
 
 EVERYTHING = list(callables())
-everything = pytest.mark.parametrize(
-    ("name", "ours", "twin"), EVERYTHING, ids=[name for name, _, _ in EVERYTHING]
+everything = each(
+    "name, ours, twin",
+    EVERYTHING,
+    label=lambda method: method[0],
+    by=lambda method: method[0].partition(".")[0],
 )
 
 
@@ -80,8 +94,8 @@ def test_no_operation_stands_twice() -> None:
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("call", UFUNC_CALLS, ids=by_name)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@of_every(UFUNC_CALLS)
+@dtypes
 def test_every_ufunc_has_a_loop_for_every_dtype(call: Call, dtype: Any) -> None:
     ufunc = call.native()
     assert ufunc.nin == call.nin
@@ -237,7 +251,7 @@ def _plain(text: str) -> str:
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("call", CALLS, ids=by_name)
+@calls
 def test_values_are_ufuncs(call: Call) -> None:
     f = call.native()
     assert isinstance(f, np.ufunc) == call.is_ufunc

@@ -23,22 +23,20 @@ from hypothesis import strategies as st
 from oracles import assert_same_bits
 from protocol import (
     CALLS,
-    DTYPES,
     MULTIPLE_CALLS,
-    SINGLE_CALLS,
     Call,
     arguments,
     assert_same_leaves,
-    by_name,
+    calls,
+    dtypes,
     leaves,
+    of_every,
     ordinary,
     out_argument,
+    single_calls,
 )
 from pullback.tables.elementwise import OPS, OpRow
 
-calls = pytest.mark.parametrize("call", CALLS, ids=by_name)
-single_calls = pytest.mark.parametrize("call", SINGLE_CALLS, ids=by_name)
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
 native = pytest.mark.native
 
@@ -273,7 +271,7 @@ def test_results_keep_the_order(call: Call) -> None:
         assert call.native()(*at, order="C").flags.c_contiguous
 
 
-@pytest.mark.parametrize("call", [c for c in CALLS if c.nin > 1], ids=by_name)
+@of_every([c for c in CALLS if c.nin > 1])
 def test_operands_broadcast(call: Call) -> None:
     """A broadcast operand acts as its repetition does."""
     shapes = [(4, 1, 5), (3, 1), (1, 3, 5), (4, 3, 5)][: call.nin]
@@ -521,7 +519,7 @@ def test_where(call: Call, dtype: np.dtype) -> None:
 
 
 @native
-@pytest.mark.parametrize("call", MULTIPLE_CALLS, ids=by_name)
+@of_every(MULTIPLE_CALLS)
 def test_where_of_several_outputs(call: Call) -> None:
     at = ordinary(call, float, 30)
     mask = np.arange(30) % 3 == 0

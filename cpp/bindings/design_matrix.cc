@@ -20,32 +20,33 @@ bool IsVector(PyObject* object, int type, size_t size) {
 
 // A matrix in compressed rows or columns, as in scipy.sparse, of vectors that kernels can read
 // where they lie. The kernels check indices and indptr on their way, but for where indptr begins.
-std::optional<Design> SparseDesign(std::string_view format, PyObject* data, PyObject* indices,
-                                   PyObject* indptr, Py_ssize_t rows, Py_ssize_t cols) {
+bool SparseDesign(std::string_view format, PyObject* data, PyObject* indices, PyObject* indptr,
+                  Py_ssize_t rows, Py_ssize_t cols, Design& X) {
   const bool by_rows = format == "csr";
   const std::optional<DType> dtype = KernelArray(data);
   constexpr Py_ssize_t kMostCols = Py_ssize_t{1} << 32;  // kernels hold an index in 32 bits
   if ((!by_rows && format != "csc") || !dtype || !PyArray_CheckExact(indices) || rows < 0 ||
       cols < 0 || cols > kMostCols) {
-    return std::nullopt;
+    return false;
   }
   const bool wide = PyArray_ITEMSIZE(AsArray(indices)) == 8;
   const int index = wide ? NPY_INT64 : NPY_INT32;
   const auto entries = static_cast<size_t>(PyArray_SIZE(AsArray(data)));
   if (!IsVector(data, TypeNumber(*dtype), entries) || !IsVector(indices, index, entries) ||
       !IsVector(indptr, index, static_cast<size_t>(by_rows ? rows : cols) + 1)) {
-    return std::nullopt;
+    return false;
   }
-  return Design{by_rows ? Layout::kCsr : Layout::kCsc,
-                *dtype,
-                wide,
-                static_cast<size_t>(rows),
-                static_cast<size_t>(cols),
-                DataOf(data),
-                0,
-                DataOf(indices),
-                DataOf(indptr),
-                entries};
+  X = {by_rows ? Layout::kCsr : Layout::kCsc,
+       *dtype,
+       wide,
+       static_cast<size_t>(rows),
+       static_cast<size_t>(cols),
+       DataOf(data),
+       0,
+       DataOf(indices),
+       DataOf(indptr),
+       entries};
+  return true;
 }
 
 Ref Attribute(PyObject* object, PyObject* name) {
@@ -55,16 +56,16 @@ Ref Attribute(PyObject* object, PyObject* name) {
 }
 
 // (format, data, indices, indptr, shape).
-std::optional<Design> EngineSparse(PyObject* object) {
+bool EngineSparse(PyObject* object, Design& X) {
   const char* format;
   PyObject *data, *indices, *indptr;
   Py_ssize_t rows, cols;
   if (!PyTuple_CheckExact(object) ||
       !PyArg_ParseTuple(object, "sOOO(nn)", &format, &data, &indices, &indptr, &rows, &cols)) {
     PyErr_Clear();
-    return std::nullopt;
+    return false;
   }
-  return SparseDesign(format, data, indices, indptr, rows, cols);
+  return SparseDesign(format, data, indices, indptr, rows, cols, X);
 }
 
 }  // namespace
@@ -81,15 +82,12 @@ bool IsBlock(PyObject* object, int type, size_t size) {
          static_cast<size_t>(PyArray_SIZE(array)) == size;
 }
 
-Ref AsBlock(PyObject* object, int type) {
+Ref ConvertedBlock(PyObject* object, int type) {
   if (!PyArray_CheckExact(object) || !StorageOfArray(AsArray(object))) return Ref();
-  if (PyArray_TYPE(AsArray(object)) == type && PyArray_ISCARRAY_RO(AsArray(object))) {
-    return Ref(Py_NewRef(object));
-  }
   return Ref(PyArray_FROM_OTF(object, type, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST));
 }
 
-std::optional<DType> GradientType(PyObject* object) {
+std::optional<DType> OtherGradientType(PyObject* object) {
   if (!PyArray_CheckExact(object)) return std::nullopt;
   const std::optional<Storage> storage = StorageOfArray(AsArray(object));
   if (!storage) return std::nullopt;
@@ -97,34 +95,33 @@ std::optional<DType> GradientType(PyObject* object) {
                                                           : DType::kFloat64;
 }
 
-std::optional<Design> DenseDesign(PyObject* object) {
+bool DenseDesign(PyObject* object, Design& X) {
   const std::optional<DType> dtype = KernelArray(object);
-  if (!dtype || PyArray_NDIM(AsArray(object)) != 2) return std::nullopt;
-  PyArrayObject* const X = AsArray(object);
-  const npy_intp rows = PyArray_DIM(X, 0), cols = PyArray_DIM(X, 1);
+  if (!dtype || PyArray_NDIM(AsArray(object)) != 2) return false;
+  PyArrayObject* const array = AsArray(object);
+  const npy_intp rows = PyArray_DIM(array, 0), cols = PyArray_DIM(array, 1);
   const auto item = static_cast<npy_intp>(ItemSize(*dtype));
   // The stride of an axis of length 1 means nothing, and may be anything.
-  const npy_intp down = rows > 1 ? PyArray_STRIDE(X, 0) : item;
-  const npy_intp across = cols > 1 ? PyArray_STRIDE(X, 1) : item;
+  const npy_intp down = rows > 1 ? PyArray_STRIDE(array, 0) : item;
+  const npy_intp across = cols > 1 ? PyArray_STRIDE(array, 1) : item;
   const bool by_rows = across == item;
   const npy_intp stride = by_rows ? down : across;
-  if ((!by_rows && down != item) || stride % item != 0) return std::nullopt;
-  return Design{by_rows ? Layout::kRows : Layout::kColumns,
-                *dtype,
-                false,
-                static_cast<size_t>(rows),
-                static_cast<size_t>(cols),
-                PyArray_DATA(X),
-                stride / item,
-                nullptr,
-                nullptr};
+  if ((!by_rows && down != item) || stride % item != 0) return false;
+  X = {by_rows ? Layout::kRows : Layout::kColumns,
+       *dtype,
+       false,
+       static_cast<size_t>(rows),
+       static_cast<size_t>(cols),
+       PyArray_DATA(array),
+       stride / item,
+       nullptr,
+       nullptr};
+  return true;
 }
 
 const char* ReadSamples(PyObject* X, PyObject* y, PyObject* weight, LinearProblem& problem) {
-  const std::optional<Design> found = PyTuple_Check(X) ? EngineSparse(X) : DenseDesign(X);
-  if (!found) return "X";
-  problem.X = *found;
-  const size_t rows = found->rows;
+  if (!(PyTuple_Check(X) ? EngineSparse(X, problem.X) : DenseDesign(X, problem.X))) return "X";
+  const size_t rows = problem.X.rows;
   if (y != nullptr) {
     if (problem.loss->coupled && IsBlock(y, NPY_INT64, rows)) {
       problem.y_type = TargetType::kLabel;
@@ -143,21 +140,20 @@ const char* ReadSamples(PyObject* X, PyObject* y, PyObject* weight, LinearProble
   return nullptr;
 }
 
-std::optional<Design> UserDesign::From(PyObject* object) {
-  std::optional<Design> X = DenseDesign(object);
-  if (X || !PyArray_Check(object)) return X ? X : Sparse(object);
-  if (!PyArray_CheckExact(object) || PyArray_NDIM(AsArray(object)) != 2) return std::nullopt;
+bool UserDesign::TakeOther(PyObject* object, Design& X) {
+  if (!PyArray_Check(object)) return TakeSparse(object, X);
+  if (!PyArray_CheckExact(object) || PyArray_NDIM(AsArray(object)) != 2) return false;
   const std::optional<Storage> storage = StorageOfArray(AsArray(object));
-  if (!storage) return std::nullopt;
+  if (!storage) return false;
   const DType dtype = ComputeType(storage->element);
   if (static_cast<size_t>(PyArray_SIZE(AsArray(object))) * ItemSize(dtype) > kConvertedBytes) {
-    return std::nullopt;
+    return false;
   }
   parts_[0] = AsBlock(object, TypeNumber(dtype));
-  return parts_[0] ? DenseDesign(parts_[0].get()) : std::nullopt;
+  return parts_[0] && DenseDesign(parts_[0].get(), X);
 }
 
-std::optional<Design> UserDesign::Sparse(PyObject* object) {
+bool UserDesign::TakeSparse(PyObject* object, Design& X) {
   static PyObject* const kFormat = PyUnicode_InternFromString("format");
   static PyObject* const kShape = PyUnicode_InternFromString("shape");
   static PyObject* const kSorted = PyUnicode_InternFromString("has_sorted_indices");
@@ -165,30 +161,27 @@ std::optional<Design> UserDesign::Sparse(PyObject* object) {
                                      PyUnicode_InternFromString("indices"),
                                      PyUnicode_InternFromString("indptr")};
   const Ref format = Attribute(object, kFormat);
-  if (!format || !PyUnicode_CheckExact(format.get())) return std::nullopt;
+  if (!format || !PyUnicode_CheckExact(format.get())) return false;
   const char* const name = PyUnicode_AsUTF8(format.get());
-  if (name == nullptr) return std::nullopt;
+  if (name == nullptr) return false;
   const Ref shape = Attribute(object, kShape);
   Py_ssize_t rows, cols;
   if (!shape || !PyTuple_CheckExact(shape.get()) ||
       !PyArg_ParseTuple(shape.get(), "nn", &rows, &cols)) {
     PyErr_Clear();
-    return std::nullopt;
+    return false;
   }
   if (std::string_view(name) == "csc") {
     const Ref sorted = Attribute(object, kSorted);
-    if (!sorted || sorted.get() != Py_True) return std::nullopt;
+    if (!sorted || sorted.get() != Py_True) return false;
   }
   for (size_t i = 0; i < parts_.size(); ++i) {
     parts_[i] = Attribute(object, kParts[i]);
-    if (!parts_[i]) return std::nullopt;
+    if (!parts_[i]) return false;
   }
-  const std::optional<Design> X =
-      SparseDesign(name, parts_[0].get(), parts_[1].get(), parts_[2].get(), rows, cols);
-  if (!X) return std::nullopt;
-  const bool at_zero = X->wide ? *static_cast<const int64_t*>(X->indptr) == 0
-                               : *static_cast<const int32_t*>(X->indptr) == 0;
-  return at_zero ? X : std::nullopt;
+  return SparseDesign(name, parts_[0].get(), parts_[1].get(), parts_[2].get(), rows, cols, X) &&
+         (X.wide ? *static_cast<const int64_t*>(X.indptr) == 0
+                 : *static_cast<const int32_t*>(X.indptr) == 0);
 }
 
 }  // namespace pullback

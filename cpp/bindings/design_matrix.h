@@ -18,14 +18,26 @@ bool IsBlock(PyObject* object, int type, size_t size);
 
 // An exact array of numbers as a C-contiguous one of `type`: itself, or a copy. Null, perhaps with
 // an exception set, for others.
-Ref AsBlock(PyObject* object, int type);
+Ref ConvertedBlock(PyObject* object, int type);
+inline Ref AsBlock(PyObject* object, int type) {
+  if (!PyArray_CheckExact(object) || PyArray_TYPE(AsArray(object)) != type ||
+      !PyArray_ISCARRAY_RO(AsArray(object))) {
+    return ConvertedBlock(object, type);
+  }
+  return Ref(Py_NewRef(object));
+}
 
 // The dtype of the gradient by an exact array of numbers: float32 by float16 and float32, else
 // float64, since an integer is no storage format. Nothing for others.
-std::optional<DType> GradientType(PyObject* object);
+std::optional<DType> OtherGradientType(PyObject* object);
+inline std::optional<DType> GradientType(PyObject* object) {
+  const std::optional<DType> own = KernelArray(object);
+  return own ? own : OtherGradientType(object);
+}
 
-// `object` as dense X, if it is an array of rows or columns that kernels can read where it lies.
-std::optional<Design> DenseDesign(PyObject* object);
+// `object` as dense X; false unless it is an array of rows or columns that kernels can read where
+// it lies.
+bool DenseDesign(PyObject* object, Design& X);
 
 // What engines take, into a problem that knows its loss and outputs: X, which is an array or
 // (format, data, indices, indptr, shape), targets unless null, and weights unless None. Returns the
@@ -35,14 +47,15 @@ const char* ReadSamples(PyObject* X, PyObject* y, PyObject* weight, LinearProble
 // A user's X, alive for as long as its kernels run.
 class UserDesign {
  public:
-  // Nothing, perhaps with an exception set, unless kernels can read `object` where it lies, or in a
+  // False, perhaps with an exception set, unless kernels can read `object` where it lies, or in a
   // copy of all of it. This may run Python code: it comes before the first look at other arguments.
-  std::optional<Design> From(PyObject* object);
+  bool Take(PyObject* object, Design& X) { return DenseDesign(object, X) || TakeOther(object, X); }
 
  private:
   // Each attribute may be a property, which may change what the others have returned: all of them
   // come before the first look into an array.
-  std::optional<Design> Sparse(PyObject* object);
+  bool TakeSparse(PyObject* object, Design& X);
+  bool TakeOther(PyObject* object, Design& X);
 
   std::array<Ref, 3> parts_;
 };

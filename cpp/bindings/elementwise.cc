@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "bindings/call.h"
+#include "bindings/jacobians.h"
 #include "bindings/method.h"
 #include "bindings/operands.h"
 #include "bindings/outputs.h"
@@ -218,13 +219,12 @@ bool AddPromoter(PyObject* ufunc, const Entry& entry) {
 PyObject* Nest(std::array<Ref, 3>& results, size_t count, bool bare) {
   if (bare) return results[0].release();
   if (count == 1) return PyTuple_Pack(1, results[0].get());
-  const Ref last(count == 2 ? Ref(Py_NewRef(results[1].get()))
-                            : Ref(PyTuple_Pack(2, results[1].get(), results[2].get())));
-  return last ? PyTuple_Pack(2, results[0].get(), last.get()) : nullptr;
+  if (count == 3) results[1] = Ref(Pair(std::move(results[1]), std::move(results[2])));
+  return Pair(std::move(results[0]), std::move(results[1]));
 }
 
 // Arrays of one dtype and one shape, all C-contiguous: that is, no conversion and no broadcasting.
-PyObject* RunPlain(const Entry& entry, PyObject* const* args) {
+[[gnu::hot]] PyObject* RunPlain(const Entry& entry, PyObject* const* args) {
   const auto nin = static_cast<size_t>(entry.shape.nin);
   const auto nout = static_cast<size_t>(entry.shape.nout);
   const std::optional<DType> dtype = KernelArray(args[0]);
@@ -236,7 +236,7 @@ PyObject* RunPlain(const Entry& entry, PyObject* const* args) {
   operands.data[0] = PyArray_BYTES(first);
   for (size_t k = 1; k < nin; ++k) {
     PyArrayObject* const array = AsArray(args[k]);
-    if (KernelArray(args[k]) != dtype || !PyArray_SAMESHAPE(first, array) ||
+    if (KernelArray(args[k]) != dtype || !SameShape(first, array) ||
         !PyArray_IS_C_CONTIGUOUS(array)) {
       return nullptr;
     }
@@ -249,7 +249,7 @@ PyObject* RunPlain(const Entry& entry, PyObject* const* args) {
     operands.data[nin + k] = PyArray_BYTES(AsArray(outputs[k].get()));
   }
   for (ptrdiff_t& stride : operands.stride) stride = static_cast<ptrdiff_t>(ItemSize(*dtype));
-  const npy_intp n = PyArray_SIZE(first);
+  const npy_intp n = SizeOf(first);
   const bool done = RunKernel(n > kReleaseGil, [&](Poll* poll) {
     return RunElementwise(entry.Kernel(entry.method, *dtype), entry.shape, *dtype, operands,
                           static_cast<size_t>(n), poll);
@@ -387,7 +387,6 @@ struct Job {
 
   // False with an exception set.
   bool Compute() {
-    if (!outputs.Make()) return false;
     ArrayCall call;
     call.kernel = entry.Kernel(method, x.dtype());
     call.shape = kernel;
@@ -436,7 +435,7 @@ struct Job {
     if (!Compute()) return nullptr;
     std::array<Ref, 3> released;
     for (size_t i = 0; i < wanted.count; ++i) {
-      released[i] = Ref(outputs.Release(i, given[i] == nullptr));
+      released[i] = Ref(outputs.Release(i));
       if (where == nullptr || given[i] == nullptr) continue;
       const Ref done(PyArray_PutMask(AsArray(given[i]), released[i].get(), where));
       if (!done) return nullptr;
@@ -480,7 +479,7 @@ bool FollowsRules(Job& job, const Arguments& args) {
   return true;
 }
 
-PyObject* MethodCall(const MethodEntry& own, const Arguments& args) {
+[[gnu::hot]] PyObject* MethodCall(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const Entry&>(own);
   PyObject* const out = Given(args, entry.out_at);
   PyObject* where = ArgumentAt(args, entry.where_at);
@@ -506,6 +505,33 @@ PyObject* MethodCall(const MethodEntry& own, const Arguments& args) {
   }
   if (!FollowsRules(job, args) || !job.Broadcast()) return nullptr;
   return job.Run(out, where);
+}
+
+// The Jacobians by each operand, of the derivatives.
+PyObject* JacobianCall(const MethodEntry& own, const Arguments& args) {
+  const auto& entry = static_cast<const Entry&>(own);
+  const auto arity = static_cast<size_t>(entry.arity);
+  PlainOperands x;
+  if (!x.Take(args.data(), arity, Strides::kAsStored)) return nullptr;
+  std::array<Ref, 2> slopes;
+  if (const Ref plain(RunPlain(entry, args.data())); plain) {
+    for (size_t k = 0; k < arity; ++k) {
+      PyObject* const one = arity == 1 ? plain.get() : PyTuple_GET_ITEM(plain.get(), k);
+      slopes[k] = Ref(Py_NewRef(one));
+    }
+  } else {
+    if (PyErr_Occurred() != nullptr) return nullptr;
+    Job job(entry, x);
+    if (!job.Broadcast() || !job.AskFor({}) || !job.Compute()) return nullptr;
+    for (size_t k = 0; k < arity; ++k) slopes[k] = Ref(job.outputs.ReleaseArray(k));
+  }
+  std::array<Ref, 2> jacobians;
+  for (size_t k = 0; k < arity; ++k) {
+    jacobians[k] = JacobianOfElements(std::move(slopes[k]), Extents(x[k]));
+    if (!jacobians[k]) return nullptr;
+  }
+  return arity == 1 ? jacobians[0].release()
+                    : Pair(std::move(jacobians[0]), std::move(jacobians[1]));
 }
 
 // What NumPy hands over in buffered or short pieces is ours from this many elements on.
@@ -626,11 +652,8 @@ const OpKernels* UnaryOpOf(PyObject* object) {
 }
 
 PyObject* NewElementwiseMethod(const char* op, const char* method, PyObject* fallback) {
-  if (std::string_view(method) == "jacobian") {  // which is structure
-    const FastPath none = [](const MethodEntry&, const Arguments&) -> PyObject* { return nullptr; };
-    return NewMethod(none, std::make_unique<MethodEntry>(), fallback);
-  }
-  std::unique_ptr<Entry> entry = NewEntry(op, method, method, "");
+  const bool is_jacobian = std::string_view(method) == "jacobian";
+  std::unique_ptr<Entry> entry = NewEntry(op, is_jacobian ? "derivative" : method, method, "");
   if (!entry) return nullptr;
   if (!entry->signature.Read(fallback, static_cast<size_t>(entry->shape.nin))) return nullptr;
   entry->out_at = entry->signature.Find("out");
@@ -638,7 +661,7 @@ PyObject* NewElementwiseMethod(const char* op, const char* method, PyObject* fal
   if (entry->method == Method::kVjp && entry->arity > 1) {
     entry->wrt_at = entry->signature.Find("wrt");
   }
-  return NewMethod(MethodCall, std::move(entry), fallback);
+  return NewMethod(is_jacobian ? JacobianCall : MethodCall, std::move(entry), fallback);
 }
 
 }  // namespace pullback

@@ -112,15 +112,18 @@ struct Targets {
                                      bool coupled) {
     if (!PyArray_CheckExact(y)) return std::nullopt;
     const bool labels = coupled && PyArray_NDIM(AsArray(y)) == 1;
-    const std::optional<Storage> storage = StorageOfArray(AsArray(y));
-    if (!storage || !HasShape(y, rows, labels ? std::nullopt : outputs) ||
+    std::optional<DType> dtype = KernelArray(y);
+    if (!dtype) {
+      const std::optional<Storage> storage = StorageOfArray(AsArray(y));
+      if (storage) dtype = ComputeType(storage->element);
+    }
+    if (!dtype || !HasShape(y, rows, labels ? std::nullopt : outputs) ||
         (labels && !HasIntegers(y))) {
       return std::nullopt;
     }
-    const DType dtype = ComputeType(storage->element);
-    Ref block = AsBlock(y, labels ? NPY_INT64 : TypeNumber(dtype));
+    Ref block = AsBlock(y, labels ? NPY_INT64 : TypeNumber(*dtype));
     if (!block) return std::nullopt;
-    return Targets{std::move(block), labels ? TargetType::kLabel : TargetOf(dtype)};
+    return Targets{std::move(block), labels ? TargetType::kLabel : TargetOf(*dtype)};
   }
 };
 
@@ -157,8 +160,7 @@ PyObject* HessiansOf(ClassHessians problem, PyObject* probabilities, int ndim,
 
 // Whether an array that a caller gave is as the result will be.
 bool IsOutput(PyObject* out, int ndim, const npy_intp* shape, DType dtype) {
-  return KernelArray(out) == dtype && PyArray_NDIM(AsArray(out)) == ndim &&
-         std::equal(shape, shape + ndim, PyArray_DIMS(AsArray(out))) &&
+  return KernelArray(out) == dtype && IsOfShape(AsArray(out), ndim, shape) &&
          PyArray_ISWRITEABLE(AsArray(out));
 }
 
@@ -173,6 +175,10 @@ class Intercepts {
     if (b == Py_None) {
       std::fill_n(values_.begin(), outputs, 0.0);
       return true;
+    }
+    if (PyFloat_CheckExact(b)) {
+      values_[0] = PyFloat_AS_DOUBLE(b);
+      return outputs == 1;
     }
     if (!PyArray_Check(b)) {
       const std::optional<double> number = outputs == 1 ? AsNumber(b) : std::nullopt;
@@ -248,16 +254,16 @@ class LossCall {
   LossCall(const LossEntry& entry, const Arguments& args)
       : entry_(entry), kernels_(*entry.kernels.Active()), args_(args) {}
 
-  bool Take() {
+  [[gnu::hot]] bool Take() {
     bias_ = args_[kB] == nullptr ? Py_None : args_[kB];
-    const std::optional<Design> X = design_.From(args_[kX]);
+    if (!design_.Take(args_[kX], problem_.X)) return false;
     const std::optional<DType> w_dtype = GradientType(args_[kW]);
-    if (!X || X->rows == 0 || !w_dtype) return false;
-    rows_ = static_cast<npy_intp>(X->rows);
+    if (problem_.X.rows == 0 || !w_dtype) return false;
+    rows_ = static_cast<npy_intp>(problem_.X.rows);
     if (PyArray_NDIM(AsArray(args_[kW])) == 2) axis_ = PyArray_DIM(AsArray(args_[kW]), 1);
     outputs_ = axis_.value_or(1);
     const auto outputs = static_cast<size_t>(outputs_);
-    if (!HasShape(args_[kW], static_cast<npy_intp>(X->cols), axis_) ||
+    if (!HasShape(args_[kW], static_cast<npy_intp>(problem_.X.cols), axis_) ||
         outputs < (kernels_.coupled ? 2U : 1U) || outputs > kMaxOutputs) {
       return false;
     }
@@ -272,14 +278,17 @@ class LossCall {
     const std::optional<bool> mean = IsMean(ArgumentAt(args_, entry_.reduction_at));
     if (!b_.Take(bias_, outputs) || !mean) return false;
     mean_ = *mean;
-    problem_.X = *X;
+    problem_.vw = nullptr;
+    problem_.vb = nullptr;
+    problem_.kept = nullptr;
+    problem_.gX = nullptr;
     problem_.loss = &kernels_;
     problem_.parameter = entry_.parameter;
     problem_.outputs = outputs;
     problem_.y = DataOf(y_->block.get());
     problem_.y_type = y_->type;
     problem_.w = DataOf(w_.get());
-    problem_.w_dtype = *w_dtype;
+    problem_.w_dtype = problem_.vw_dtype = *w_dtype;
     problem_.b = b_.values();
     problem_.weight = weight_ ? static_cast<const double*>(DataOf(weight_.get())) : nullptr;
     return true;
@@ -294,9 +303,9 @@ class LossCall {
 
   PyObject* ValueAndGrad() {
     double loss;
-    const Ref gradients(Gradients(&loss));
-    const Ref value(gradients ? PyFloat_FromDouble(loss) : nullptr);
-    return value ? PyTuple_Pack(2, value.get(), gradients.get()) : nullptr;
+    Ref gradients(Gradients(&loss));
+    Ref value(gradients ? PyFloat_FromDouble(loss) : nullptr);
+    return Pair(std::move(value), std::move(gradients));
   }
 
   PyObject* Hvp() {
@@ -309,9 +318,9 @@ class LossCall {
     problem_.vw_dtype = *KernelArray(vw.get());
     problem_.vb = vb.values();
     LossResult result = {};
-    const Ref hw = Gradient(Job::kHvp, result);
-    const Ref hb(hw ? b_.Gradient() : nullptr);
-    return hb ? PyTuple_Pack(2, hw.get(), hb.get()) : nullptr;
+    Ref hw = Gradient(Job::kHvp, result);
+    Ref hb(hw ? b_.Gradient() : nullptr);
+    return Pair(std::move(hw), std::move(hb));
   }
 
   PyObject* Curvature() {
@@ -372,7 +381,7 @@ class LossCall {
   }
 
   // The gradients that are asked for, computed before any of them is written to what is given.
-  PyObject* Gradients(double* loss) {
+  [[gnu::hot]] PyObject* Gradients(double* loss) {
     Wrt wrt = {{kW, kB}, 2, false};
     if (PyObject* const given = ArgumentAt(args_, entry_.wrt_at)) {
       const std::optional<Wrt> asked = entry_.signature.ReadWrt(given, kB + 1);
@@ -382,9 +391,11 @@ class LossCall {
     const npy_intp X_shape[] = {rows_, static_cast<npy_intp>(problem_.X.cols)};
     const DType X_dtype = GradientType(args_[kX]).value_or(problem_.X.dtype);
     PyArrayObject* const w = AsArray(w_.get());
-    std::array<PyObject*, kB + 1> outs;
-    if (!FlatOuts(Given(args_, entry_.out_at), wrt.count, wrt.single, outs.data(), false))
+    std::array<PyObject*, kB + 1> outs = {};
+    PyObject* const given = Given(args_, entry_.out_at);
+    if (given != nullptr && !FlatOuts(given, wrt.count, wrt.single, outs.data(), false)) {
       return nullptr;
+    }
     for (size_t i = 0; i < wrt.count; ++i) {
       PyObject* const out = outs[i];
       const size_t by = wrt.operands[i];
@@ -411,15 +422,15 @@ class LossCall {
       problem_.scale = 1.0 / *by;
       result.divisor = *by;
     }
-    const Ref gw = Gradient(Job::kGradient, result);
-    const Ref gb(gw ? b_.Gradient() : nullptr);
+    Ref gw = Gradient(Job::kGradient, result);
+    Ref gb(gw ? b_.Gradient() : nullptr);
     if (!gb) return nullptr;
-    PyObject* all[] = {gX.get(), nullptr, gw.get(), gb.get()};
+    Ref all[] = {std::move(gX), Ref(), std::move(gw), std::move(gb)};
     for (size_t i = 0; i < wrt.count; ++i) {
       if (outs[i] == nullptr) continue;
-      PyObject*& computed = all[wrt.operands[i]];
-      if (PyArray_CopyInto(AsArray(outs[i]), AsArray(computed)) != 0) return nullptr;
-      computed = outs[i];
+      Ref& computed = all[wrt.operands[i]];
+      if (PyArray_CopyInto(AsArray(outs[i]), AsArray(computed.get())) != 0) return nullptr;
+      computed = Ref(Py_NewRef(outs[i]));
     }
     if (loss != nullptr) *loss = result.loss;
     return wrt.Pack(all);
@@ -469,7 +480,7 @@ class LossCall {
   npy_intp rows_ = 0, outputs_ = 1;
   std::optional<npy_intp> axis_;  // of the outputs, where they have one
   bool mean_ = true;
-  LinearProblem problem_ = {};
+  LinearProblem problem_;
 };
 
 // --- losses of single predictions ----------------------------------------------------------------
@@ -488,7 +499,7 @@ class PointwiseCall {
   PointwiseCall(const LossEntry& entry, const Arguments& args)
       : entry_(entry), kernels_(*entry.kernels.Active()), given_{args[0], args[1], args[2]} {}
 
-  bool Take() {
+  [[gnu::hot]] bool Take() {
     const bool coupled = kernels_.coupled, pulls = given_[2] != nullptr;
     std::array<PyObject*, 3> given = given_;
     // A list's own code may run now, before anything is looked at.
@@ -551,8 +562,8 @@ class PointwiseCall {
   PyObject* Derivative() { return Give(Map(Wanted::kSlope)); }
 
   PyObject* ValueAndDerivative() {
-    const Ref value(Value()), derivative(value ? Derivative() : nullptr);
-    return derivative ? PyTuple_Pack(2, value.get(), derivative.get()) : nullptr;
+    Ref value(Value()), derivative(value ? Derivative() : nullptr);
+    return Pair(std::move(value), std::move(derivative));
   }
 
   PyObject* SecondDerivative() {
@@ -598,8 +609,7 @@ class PointwiseCall {
   bool Fill(Ref& array, bool number, int ndim) const {
     PyArrayObject* const given = AsArray(array.get());
     if (!number || ndim == 0) {
-      return PyArray_NDIM(given) == ndim &&
-             std::equal(shape_.begin(), shape_.begin() + ndim, PyArray_DIMS(given));
+      return IsOfShape(given, ndim, shape_.data());
     }
     auto shape = shape_;  // which NumPy does not promise to leave alone
     Ref filled(PyArray_SimpleNew(ndim, shape.data(), PyArray_TYPE(given)));
@@ -626,7 +636,7 @@ class PointwiseCall {
 // --- all methods ---------------------------------------------------------------------------------
 
 template <class Call, PyObject* (Call::*kMethod)()>
-PyObject* Enter(const MethodEntry& own, const Arguments& args) {
+[[gnu::hot]] PyObject* Enter(const MethodEntry& own, const Arguments& args) {
   Call call(static_cast<const LossEntry&>(own), args);
   return call.Take() ? (call.*kMethod)() : nullptr;
 }
@@ -745,14 +755,14 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
     problem.kept = static_cast<double*>(DataOf(args[kKept]));
   }
   if (job->job == Job::kGradient && args[kGX] != Py_None) {
-    const std::optional<Design> gX = DenseDesign(args[kGX]);
-    if (!gX || gX->layout != Layout::kRows || gX->rows != X.rows || gX->cols != X.cols ||
-        !PyArray_ISWRITEABLE(AsArray(args[kGX]))) {
+    Design gX;
+    if (!DenseDesign(args[kGX], gX) || gX.layout != Layout::kRows || gX.rows != X.rows ||
+        gX.cols != X.cols || !PyArray_ISWRITEABLE(AsArray(args[kGX]))) {
       return Refuse(kName, "gX");
     }
     problem.gX = DataOf(args[kGX]);
-    problem.gX_dtype = gX->dtype;
-    problem.gX_stride = gX->stride;
+    problem.gX_dtype = gX.dtype;
+    problem.gX_stride = gX.stride;
   }
 
   npy_intp shape[] = {static_cast<npy_intp>(X.cols), static_cast<npy_intp>(outputs)};

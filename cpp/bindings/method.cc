@@ -63,9 +63,11 @@ bool Signature::ReadCode(PyObject* function, int self) {
 bool Signature::Bind(PyObject* const* args, size_t nargs, PyObject* kwnames,
                      Arguments& bound) const {
   if (nargs > positional_) return false;
-  // A fast path may look at the first four, whatever the signature has. To clear all takes 10 ns.
-  const size_t places = std::max(count_, size_t{4});
-  for (size_t k = 0; k < places; ++k) bound[k] = k < nargs ? args[k] : nullptr;
+  // In halves: g++ clears more than 80 bytes by an instruction that takes 10 ns.
+  constexpr size_t kHalf = kMaxArguments / 2;
+  std::fill_n(bound.begin(), kHalf, nullptr);
+  std::fill_n(bound.begin() + kHalf, kHalf, nullptr);
+  for (size_t k = 0; k < nargs; ++k) bound[k] = args[k];
   const Py_ssize_t keywords = kwnames == nullptr ? 0 : PyTuple_GET_SIZE(kwnames);
   for (Py_ssize_t i = 0; i < keywords; ++i) {
     PyObject* const name = PyTuple_GET_ITEM(kwnames, i);
@@ -126,12 +128,16 @@ bool Wrt::Has(size_t operand) const {
   return std::find(operands.begin(), end, operand) != end;
 }
 
-PyObject* Wrt::Pack(PyObject* const* of_operands) const {
-  if (single) return Py_NewRef(of_operands[operands[0]]);
+PyObject* Wrt::Pack(Ref* of_operands) const {
+  const auto take = [&](size_t i) {
+    PyObject* const result = of_operands[operands[i]].release();
+    return result == nullptr ? Py_NewRef(Py_None) : result;
+  };
+  if (single) return take(0);
   PyObject* const tuple = PyTuple_New(static_cast<Py_ssize_t>(count));
   if (tuple == nullptr) return nullptr;
   for (size_t i = 0; i < count; ++i) {
-    PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(i), Py_NewRef(of_operands[operands[i]]));
+    PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(i), take(i));
   }
   return tuple;
 }
@@ -147,7 +153,8 @@ struct MethodObject {
   PyObject* dict;
 };
 
-PyObject* Call(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
+[[gnu::hot]] PyObject* Call(PyObject* self, PyObject* const* args, size_t nargsf,
+                            PyObject* kwnames) {
   const auto* const method = reinterpret_cast<MethodObject*>(self);
   Arguments bound;
   if (method->entry->signature.Bind(args, static_cast<size_t>(PyVectorcall_NARGS(nargsf)), kwnames,

@@ -75,8 +75,8 @@ struct Wrt {
 
   bool Has(size_t operand) const;
 
-  // The results as they were asked for; those of all operands are given, and references kept.
-  PyObject* Pack(PyObject* const* of_operands) const;
+  // The results as they were asked for, taken from those of all operands; None where there is none.
+  PyObject* Pack(Ref* of_operands) const;
 };
 
 // What a method knows of itself. Its Method or ufunc owns it, and it dies with that. Nothing in it

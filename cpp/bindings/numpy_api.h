@@ -54,18 +54,52 @@ class Ref {
   PyObject* object_;
 };
 
+// A tuple of both; null where one of them is.
+inline PyObject* Pair(Ref first, Ref second) {
+  PyObject* const pair = first && second ? PyTuple_New(2) : nullptr;
+  if (pair == nullptr) return nullptr;
+  PyTuple_SET_ITEM(pair, 0, first.release());
+  PyTuple_SET_ITEM(pair, 1, second.release());
+  return pair;
+}
+
 inline PyArrayObject* AsArray(PyObject* object) { return reinterpret_cast<PyArrayObject*>(object); }
 inline void* DataOf(PyObject* array) { return PyArray_DATA(AsArray(array)); }
 
 // The dtype of an array that kernels can read where it lies: an exact ndarray (no subclass, whose
 // meaning we would lose), float32 or float64, aligned, in native byte order. Else nothing.
-inline std::optional<DType> KernelArray(PyObject* object) {
+// Inline, for it is what a small call does most.
+[[gnu::always_inline]] inline std::optional<DType> KernelArray(PyObject* object) {
   if (!PyArray_CheckExact(object)) return std::nullopt;
   PyArrayObject* const array = AsArray(object);
   const int type = PyArray_TYPE(array);
   if (type != NPY_FLOAT && type != NPY_DOUBLE) return std::nullopt;
   if (!PyArray_ISALIGNED(array) || !PyArray_ISNOTSWAPPED(array)) return std::nullopt;
   return type == NPY_FLOAT ? DType::kFloat32 : DType::kFloat64;
+}
+
+// NumPy's own are calls.
+inline npy_intp SizeOf(PyArrayObject* array) {
+  npy_intp size = 1;
+  for (int a = 0; a < PyArray_NDIM(array); ++a) size *= PyArray_DIM(array, a);
+  return size;
+}
+
+// Whether the last axes, of which there are enough, have such extents.
+inline bool EndsIn(PyArrayObject* array, int ndim, const npy_intp* shape) {
+  const npy_intp* const last = PyArray_DIMS(array) + (PyArray_NDIM(array) - ndim);
+  for (int a = 0; a < ndim; ++a) {
+    if (last[a] != shape[a]) return false;
+  }
+  return true;
+}
+
+inline bool IsOfShape(PyArrayObject* array, int ndim, const npy_intp* shape) {
+  return PyArray_NDIM(array) == ndim && EndsIn(array, ndim, shape);
+}
+
+inline bool SameShape(PyArrayObject* a, PyArrayObject* b) {
+  return IsOfShape(a, PyArray_NDIM(b), PyArray_DIMS(b));
 }
 
 // False with an exception set, under which nothing else may be asked of Python.

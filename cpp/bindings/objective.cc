@@ -140,18 +140,18 @@ PyObject* NewOutputs(const Objective& of, size_t rows) {
 
 PyObject* Unpack(const Objective& of, const double* theta) {
   const double* const intercepts = theta + of.coefficients();
-  const Ref w(NewOutputs(of, of.problem.X.cols));
+  Ref w(NewOutputs(of, of.problem.X.cols));
   if (!w) return nullptr;
   std::copy(theta, intercepts, static_cast<double*>(DataOf(w.get())));
   const auto outputs = static_cast<npy_intp>(of.problem.outputs);
-  const Ref b(!of.intercept ? Py_NewRef(Py_None)
-              : of.several  ? NewArray(1, &outputs, DType::kFloat64)
-                            : PyFloat_FromDouble(*intercepts));
+  Ref b(!of.intercept ? Py_NewRef(Py_None)
+        : of.several  ? NewArray(1, &outputs, DType::kFloat64)
+                      : PyFloat_FromDouble(*intercepts));
   if (!b) return nullptr;
   if (of.intercept && of.several) {
     std::copy_n(intercepts, outputs, static_cast<double*>(DataOf(b.get())));
   }
-  return PyTuple_Pack(2, w.get(), b.get());
+  return Pair(std::move(w), std::move(b));
 }
 
 // Keeps the second derivatives at a vector, unless they are kept. False, perhaps with an exception
@@ -185,7 +185,7 @@ PyObject* Predict(const Objective& of, const Design& X, const double* theta) {
   return response == Py_None ? z.release() : PyObject_CallOneArg(response, z.get());
 }
 
-PyObject* ObjectiveCall(const MethodEntry& own, const Arguments& args) {
+[[gnu::hot]] PyObject* ObjectiveCall(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const ObjectiveEntry&>(own);
   Objective& of = *entry.objective;
   const bool predicts = entry.kind == Kind::kPredict, has_v = entry.kind == Kind::kHvp;
@@ -193,11 +193,12 @@ PyObject* ObjectiveCall(const MethodEntry& own, const Arguments& args) {
   Ref vector = PlainVector(args[predicts ? 1 : 0]);
   Ref direction = vector && has_v ? PlainVector(args[1]) : Ref();
   UserDesign design;
-  const std::optional<Design> X = vector && predicts ? design.From(args[0]) : std::nullopt;
+  Design X;
+  const bool reads = vector && predicts && design.Take(args[0], X);
   if (PyErr_Occurred() != nullptr) return nullptr;
   const double* const theta = VectorOf(vector, of);
   if (theta == nullptr) return nullptr;
-  if (predicts) return X && X->cols == of.problem.X.cols ? Predict(of, *X, theta) : nullptr;
+  if (predicts) return reads && X.cols == of.problem.X.cols ? Predict(of, X, theta) : nullptr;
   if (entry.kind == Kind::kUnpack) return Unpack(of, theta);
   const double* const v = has_v ? VectorOf(direction, of) : nullptr;
   if (has_v && (v == nullptr || !KeepCurvature(of, theta))) return nullptr;
@@ -221,7 +222,7 @@ PyObject* ObjectiveCall(const MethodEntry& own, const Arguments& args) {
     if (entry.kind != Kind::kValueAndGrad) return gradient.release();
   }
   Ref value(PyFloat_FromDouble(result.loss / of.weight + Penalty(of, vector.get())));
-  return gradient && value ? PyTuple_Pack(2, value.get(), gradient.get()) : value.release();
+  return gradient ? Pair(std::move(value), std::move(gradient)) : value.release();
 }
 
 }  // namespace

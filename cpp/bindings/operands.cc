@@ -162,25 +162,8 @@ std::optional<Storage> StorageOfArray(PyArrayObject* array) {
   return Storage{*element, !PyArray_ISNOTSWAPPED(array)};
 }
 
-bool PlainOperands::Take(PyObject* const* given, size_t count, Strides strides) {
-  count_ = count;
-  std::optional<DType> common;
-  for (size_t i = 0; i < count; ++i) {
-    arrays_[i] = nullptr;
-    if (given[i] == nullptr || given[i] == Py_None) continue;
-    const std::optional<DType> dtype = KernelArray(given[i]);
-    if (!dtype || (common && dtype != common)) return Convert(given, strides == Strides::kAsStored);
-    if (strides == Strides::kContiguous && !PyArray_IS_C_CONTIGUOUS(AsArray(given[i]))) {
-      return false;
-    }
-    common = dtype;
-    arrays_[i] = AsArray(given[i]);
-  }
-  dtype_ = common.value_or(DType::kFloat64);
-  return true;
-}
-
-bool PlainOperands::Convert(PyObject* const* given, bool as_stored) {
+bool PlainOperands::Convert(PyObject* const* given, Strides strides) {
+  const bool as_stored = strides == Strides::kAsStored;
   // First all that may run code of the caller's, which may change arrays that were looked at.
   for (size_t i = 0; i < count_; ++i) {
     arrays_[i] = nullptr;
@@ -226,13 +209,9 @@ bool PlainOperands::Fill(size_t i, int ndim, const npy_intp* shape) {
   return true;
 }
 
-bool SameShape(PyArrayObject* a, PyArrayObject* b) {
-  return PyArray_NDIM(a) == PyArray_NDIM(b) &&
-         std::equal(PyArray_DIMS(a), PyArray_DIMS(a) + PyArray_NDIM(a), PyArray_DIMS(b));
-}
-
 std::optional<double> AsNumber(PyObject* object) {
-  const bool known = IsWeak(object) || PyArray_IsScalar(object, Integer) ||
+  if (PyFloat_CheckExact(object)) return PyFloat_AS_DOUBLE(object);
+  const bool known = PyLong_CheckExact(object) || PyArray_IsScalar(object, Integer) ||
                      (PyArray_IsScalar(object, Floating) && !PyArray_IsScalar(object, LongDouble));
   if (!known) return std::nullopt;
   double value;

@@ -47,7 +47,21 @@ class PlainOperands {
   // Takes `count` arguments, of which null and None stay null. False, perhaps with an exception
   // set, for what only Python knows how to convert: subclasses, odd layouts, what has methods of
   // its own.
-  bool Take(PyObject* const* given, size_t count, Strides strides = Strides::kContiguous);
+  bool Take(PyObject* const* given, size_t count, Strides strides = Strides::kContiguous) {
+    count_ = count;
+    std::optional<DType> common;
+    for (size_t i = 0; i < count; ++i) {
+      arrays_[i] = nullptr;
+      if (given[i] == nullptr || given[i] == Py_None) continue;
+      const std::optional<DType> dtype = KernelArray(given[i]);
+      if (!dtype || (common && dtype != common)) return Convert(given, strides);
+      if (!HasStrides(given[i], strides)) return false;
+      common = dtype;
+      arrays_[i] = AsArray(given[i]);
+    }
+    dtype_ = common.value_or(DType::kFloat64);
+    return true;
+  }
 
   DType dtype() const { return dtype_; }
   size_t count() const { return count_; }
@@ -65,7 +79,11 @@ class PlainOperands {
   }
 
  private:
-  bool Convert(PyObject* const* given, bool as_stored);
+  static bool HasStrides(PyObject* array, Strides strides) {
+    return strides != Strides::kContiguous || PyArray_IS_C_CONTIGUOUS(AsArray(array));
+  }
+
+  bool Convert(PyObject* const* given, Strides strides);
 
   DType dtype_ = DType::kFloat64;
   size_t count_ = 0;
@@ -73,8 +91,6 @@ class PlainOperands {
   std::array<PyObject*, 4 * kMaxArguments> kept_;  // three of each operand, and what else there is
   size_t kept_count_ = 0;
 };
-
-bool SameShape(PyArrayObject* a, PyArrayObject* b);
 
 // A parameter that is a Python or NumPy number. Nothing, with no exception set, for another.
 std::optional<double> AsNumber(PyObject* object);

@@ -7,6 +7,7 @@
 
 #include "bindings/numpy_api.h"
 #include "bindings/operands.h"
+#include "runtime/kept_memory.h"
 
 namespace pullback {
 
@@ -14,17 +15,27 @@ namespace pullback {
 // that many elements are large enough. An allocator of the user's own is left in place.
 class KeptMemoryScope {
  public:
-  KeptMemoryScope(npy_intp elements, DType dtype);
-  ~KeptMemoryScope();
+  KeptMemoryScope(npy_intp elements, DType dtype) {
+    if (elements >= static_cast<npy_intp>(kLeastKept / ItemSize(dtype))) Enter();
+  }
+  ~KeptMemoryScope() {
+    if (before_ != nullptr) Leave();
+  }
   KeptMemoryScope(const KeptMemoryScope&) = delete;
   KeptMemoryScope& operator=(const KeptMemoryScope&) = delete;
 
  private:
+  void Enter();
+  void Leave();
+
   PyObject* before_ = nullptr;
 };
 
 // An uninitialised array in C order; nullptr with an exception set.
-PyObject* NewArray(int ndim, const npy_intp* shape, DType dtype);
+[[gnu::hot]] PyObject* NewArray(int ndim, const npy_intp* shape, DType dtype);
+
+// A NumPy scalar; nullptr with an exception set. An array without axes takes three times as long.
+PyObject* NewScalar(const void* number, DType dtype);
 
 // Whether results come in C order, and lie apart from the operands, or come in the operands' order,
 // and may lie where one of them does, element for element.
@@ -33,33 +44,35 @@ enum class Order : bool { kC, kOfOperands };
 // The arrays of a call's results, each given by the caller or new.
 class Outputs {
  public:
-  // Asks for a result of that shape, which is the operands' if it comes in their order. False, with
-  // no exception set, for a given array that Python has to look at: of another shape, dtype or
-  // order, or one that meets an operand or an earlier output.
+  // Finds room for a result of that shape, which is the operands' if it comes in their order.
+  // False, perhaps with an exception set, for a given array that Python has to look at: of another
+  // shape, dtype or order, or one that meets an operand or an earlier output.
   bool Add(PyObject* given, int ndim, const npy_intp* shape, DType dtype,
-           const PlainOperands& operands, Order order = Order::kC);
-
-  // Makes what was not given. False with an exception set.
-  bool Make();
+           const PlainOperands& operands, Order order = Order::kC) {
+    const bool is_new = given == nullptr || given == Py_None;
+    if (!is_new || order != Order::kC) {
+      return AddOther(is_new ? nullptr : given, ndim, shape, dtype, operands, order);
+    }
+    given_[count_] = false;
+    return static_cast<bool>(arrays_[count_++] = Ref(NewArray(ndim, shape, dtype)));
+  }
 
   size_t count() const { return count_; }
   PyArrayObject* operator[](size_t i) const { return AsArray(arrays_[i].get()); }
   void* data(size_t i) const { return DataOf(arrays_[i].get()); }
 
-  // The result, where not given and without axes a scalar if that is wanted. Once each.
-  PyObject* Release(size_t i, bool scalar);
+  PyObject* ReleaseArray(size_t i) { return arrays_[i].release(); }
+
+  // The result, where not given and without axes a scalar. Once each.
+  PyObject* Release(size_t i);
 
  private:
-  struct Wanted {
-    int ndim;
-    const npy_intp* shape;
-    DType dtype;
-    bool given;
-    const PlainOperands* like;  // in whose order; null for C order
-  };
-  static constexpr size_t kMost = 4;
+  bool AddOther(PyObject* given, int ndim, const npy_intp* shape, DType dtype,
+                const PlainOperands& operands, Order order);
+
+  static constexpr size_t kMost = 3;
   size_t count_ = 0;
-  std::array<Wanted, kMost> wanted_;
+  std::array<bool, kMost> given_;
   std::array<Ref, kMost> arrays_;
 };
 

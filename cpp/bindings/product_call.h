@@ -64,12 +64,17 @@ struct ShapeRule {
 enum class Way : uint8_t { kValue, kVjp, kJvp, kValueAndGrad };
 inline constexpr std::string_view kWays[] = {"value", "vjp", "jvp", "value_and_grad"};
 
+// The Jacobians by each operand.
+inline constexpr std::string_view kJacobian = "jacobian";
+
 class Call;
 
 struct ProductRow {
   std::string_view name, signature;
   size_t may_lack;  // the operand that may be None; none where that is not one of them
   void (*compute[4])(Call& call);  // by way, into the outputs; null for none
+  // Of a call for the value; null, perhaps with an exception set, for what Python has to look at.
+  PyObject* (*jacobians)(Call& call, PyObject* activation);
 };
 
 // Arguments that fit each other, and the outputs.
@@ -88,7 +93,7 @@ class Call {
   }
 
   // False, perhaps with an exception set, for what Python has to look at.
-  bool Take(PyObject* const* given, PyObject* activation) {
+  [[gnu::hot]] bool Take(PyObject* const* given, PyObject* activation) {
     const size_t operands = rule_.operands;
     activation_ = activation == nullptr ? nullptr : UnaryOpOf(activation);
     if (activation != nullptr && activation_ == nullptr) return false;
@@ -117,7 +122,7 @@ class Call {
 
   // Finds room for the results. False, perhaps with an exception set, where Python has to look at
   // what is given: null and None are new arrays.
-  bool Place(PyObject* const* given) {
+  [[gnu::hot]] bool Place(PyObject* const* given) {
     if (way_ != Way::kVjp && !PlaceResult(given[0])) return false;
     if (way_ == Way::kValue || way_ == Way::kJvp) return true;
     bool any = false;
@@ -155,15 +160,11 @@ class Call {
   // The value or the tangent, a new one without axes as a scalar. Once.
   PyObject* Result() {
     if (outs_[kResult]) return outs_[kResult].release();
-    const Ref descr(reinterpret_cast<PyObject*>(PyArray_DescrFromType(TypeNumber(dtype()))));
-    return PyArray_Scalar(number_, reinterpret_cast<PyArray_Descr*>(descr.get()), nullptr);
+    return NewScalar(number_, dtype());
   }
 
-  PyObject* Cotangents() const {
-    std::array<PyObject*, kMostOperands> arrays;
-    for (size_t i = 0; i < kMostOperands; ++i) arrays[i] = outs_[i] ? outs_[i].get() : Py_None;
-    return wrt_.Pack(arrays.data());
-  }
+  // Once.
+  PyObject* Cotangents() { return wrt_.Pack(outs_.data()); }
 
   // --- what computes looks at ---
 

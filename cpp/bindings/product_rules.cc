@@ -1,4 +1,7 @@
 // What each product computes, from kernels: values, cotangents and tangents.
+#include <cstring>
+
+#include "bindings/jacobians.h"
 #include "bindings/product_call.h"
 #include "kernels/forms.h"
 #include "kernels/linear.h"
@@ -330,25 +333,167 @@ void BilinearValueAndGrad(Call& call) {
   Outer(call, u, v, call.out(1));
 }
 
+// --- Jacobians -----------------------------------------------------------------------------------
+
+// A copy as a matrix of that many rows and columns, which take all elements in C order; in Fortran
+// order where it is `transposed`.
+Ref Copied(PyArrayObject* array, npy_intp rows, npy_intp columns, bool transposed = false) {
+  npy_intp shape[] = {rows, columns};
+  if (transposed) std::swap(shape[0], shape[1]);
+  Ref copy(PyArray_EMPTY(2, shape, PyArray_TYPE(array), transposed));
+  if (!copy) return copy;
+  if (PyArray_IS_C_CONTIGUOUS(array)) {
+    std::memcpy(DataOf(copy.get()), PyArray_DATA(array),
+                static_cast<size_t>(PyArray_NBYTES(array)));
+    return copy;
+  }
+  const Ref view(transposed ? PyArray_Transpose(array, nullptr)
+                            : Py_NewRef(reinterpret_cast<PyObject*>(array)));
+  return view && PyArray_CopyAnyInto(AsArray(copy.get()), AsArray(view.get())) == 0
+             ? std::move(copy)
+             : Ref();
+}
+
+// A copy of a matrix in its own order, on which the bits of products may depend.
+Ref Copied(PyArrayObject* matrix, bool transposed) {
+  if (PyArray_IS_C_CONTIGUOUS(matrix)) {
+    return Copied(matrix, PyArray_DIM(matrix, 0), PyArray_DIM(matrix, 1), transposed);
+  }
+  const Ref view(transposed ? PyArray_Transpose(matrix, nullptr)
+                            : Py_NewRef(reinterpret_cast<PyObject*>(matrix)));
+  return view ? Ref(PyArray_NewCopy(AsArray(view.get()), NPY_KEEPORDER)) : Ref();
+}
+
+Ref CopiedRow(PyArrayObject* vector) { return Copied(vector, 1, PyArray_DIM(vector, 0)); }
+
+constexpr npy_intp kNoExtents[] = {0};
+
+PyObject* Pack(std::array<Ref, 3> jacobians, Py_ssize_t count) {
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (!jacobians[static_cast<size_t>(i)]) return nullptr;
+  }
+  PyObject* const tuple = PyTuple_New(count);
+  for (Py_ssize_t i = 0; tuple != nullptr && i < count; ++i) {
+    PyTuple_SET_ITEM(tuple, i, jacobians[static_cast<size_t>(i)].release());
+  }
+  return tuple;
+}
+
+size_t ExtentOf(const Strided& array, size_t axis) {
+  return static_cast<size_t>(array.shape[axis]);
+}
+
+PyObject* MatmulJacobians(Call& call, PyObject*) {
+  const Strided A = call.operand(0), B = call.operand(1);
+  if (A.ndim != 2 || B.ndim != 2) return nullptr;
+  const npy_intp shape[] = {A.shape[0], B.shape[1]};
+  const Extents result(2, shape);
+  return Pack({JacobianOfProduct({Ref(), ExtentOf(A, 0)}, {Copied(B.array, true)}, Extents(A.array),
+                                 result),
+               JacobianOfProduct({Copied(A.array, false)}, {Ref(), ExtentOf(B, 1)},
+                                 Extents(B.array), result)},
+              2);
+}
+
+PyObject* LinearJacobians(Call& call, PyObject* activation) {
+  const Strided X = call.operand(0), W = call.operand(1), b = call.operand(2);
+  if (X.ndim == 0 || W.ndim != 2) return nullptr;
+  std::array<npy_intp, NPY_MAXDIMS> shape;
+  std::copy_n(X.shape, X.ndim - 1, shape.begin());
+  shape[X.ndim - 1] = W.shape[1];
+  const Extents result(static_cast<int>(X.ndim), shape.data());
+  Ref slopes;
+  if (activation != nullptr) {
+    const Ref derivative(PyObject_GetAttrString(activation, "derivative"));
+    std::array<PyObject*, kMostOperands + 1> none{};
+    if (!derivative || !call.Place(none.data())) return nullptr;
+    call.Compute();
+    const Ref value(call.Result());
+    if (value) slopes = Ref(PyObject_CallOneArg(derivative.get(), value.get()));
+    if (!slopes || !PyArray_CheckExact(slopes.get())) return nullptr;
+  }
+  const npy_intp count = PyArray_MultiplyList(X.shape, static_cast<int>(X.ndim) - 1);
+  Ref rows = X.ndim == 2 ? Copied(X.array, false) : Copied(X.array, count, X.last());
+  std::array<Ref, 3> jacobians{
+      JacobianOfProduct({Ref(), static_cast<size_t>(count)}, {Copied(W.array, true)},
+                        Extents(X.array), result),
+      JacobianOfProduct({std::move(rows)}, {Ref(), ExtentOf(W, 1)}, Extents(W.array), result),
+      b ? JacobianOfBroadcast(Extents(b.array), result, call.dtype()) : Ref(Py_NewRef(Py_None))};
+  for (size_t i = 0; slopes && i < (b ? 3 : 2); ++i) {
+    jacobians[i] = JacobianBehind(slopes.get(), std::move(jacobians[i]));
+  }
+  return Pack(std::move(jacobians), 3);
+}
+
+// Of one number by a vector, of which the gradient is a row.
+Ref ByVector(Ref row, const Strided& vector) {
+  return JacobianOfProduct({Ref(), 1}, {std::move(row)}, Extents(vector.array),
+                           Extents(0, kNoExtents));
+}
+
+// Of u^T X v by X.
+Ref ByMatrix(const Strided& u, const Strided& v) {
+  const npy_intp shape[] = {u.last(), v.last()};
+  return JacobianOfProduct({CopiedRow(u.array)}, {CopiedRow(v.array)}, Extents(2, shape),
+                           Extents(0, kNoExtents));
+}
+
+Ref NewRow(const Call& call, const Strided& vector) {
+  const npy_intp shape[] = {1, vector.last()};
+  Ref row(NewArray(2, shape, call.dtype()));
+  if (!row) throw Raised();
+  return row;
+}
+
+Matrices AsMatrices(const Ref& row) { return Seen(AsStrided(AsArray(row.get())), kInBoth); }
+
+PyObject* QuadraticJacobians(Call& call, PyObject*) {
+  const Strided x = call.operand(0);
+  if (x.ndim != 1) return nullptr;
+  Ref row = NewRow(call, x);
+  const Batch none;
+  Products products(call.dtype(), none);
+  Forms::BothWays(call.From(x), Seen(call.operand(1), kInBoth), AsMatrices(row), products);
+  products.Run();
+  return Pack({ByVector(std::move(row), x), ByMatrix(x, x)}, 2);
+}
+
+PyObject* BilinearJacobians(Call& call, PyObject*) {
+  const Strided u = call.operand(0), v = call.operand(2);
+  if (u.ndim != 1 || v.ndim != 1) return nullptr;
+  Ref by_u = NewRow(call, u), by_v = NewRow(call, v);
+  const Matrices X = Seen(call.operand(1), kInBoth);
+  const Batch none;
+  Products products(call.dtype(), none);
+  products.Append(call.From(v), X.Transposed(), AsMatrices(by_u));
+  products.Append(call.From(u), X, AsMatrices(by_v));
+  products.Run();
+  return Pack({ByVector(std::move(by_u), u), ByMatrix(u, v), ByVector(std::move(by_v), v)}, 3);
+}
+
 // --- the table -----------------------------------------------------------------------------------
 
 constexpr ProductRow kRows[] = {
     {"matmul",
      "(..., m?, k), (..., k, n?) -> (..., m?, n?)",
      kMostOperands,
-     {MatmulValue, MatmulVjp, MatmulJvp, nullptr}},
+     {MatmulValue, MatmulVjp, MatmulJvp, nullptr},
+     MatmulJacobians},
     {"linear",
      "(..., k), (k, n), (n) -> (..., n)",
      2,
-     {LinearValueOf, LinearVjpOf, LinearJvpOf, nullptr}},
+     {LinearValueOf, LinearVjpOf, LinearJvpOf, nullptr},
+     LinearJacobians},
     {"quadratic_form",
      "(..., n), (n, n) -> (...)",
      kMostOperands,
-     {QuadraticValue, QuadraticVjp, QuadraticJvp, QuadraticValueAndGrad}},
+     {QuadraticValue, QuadraticVjp, QuadraticJvp, QuadraticValueAndGrad},
+     QuadraticJacobians},
     {"bilinear_form",
      "(..., m), (m, n), (..., n) -> (...)",
      kMostOperands,
-     {BilinearValue, BilinearVjp, BilinearJvp, BilinearValueAndGrad}},
+     {BilinearValue, BilinearVjp, BilinearJvp, BilinearValueAndGrad},
+     BilinearJacobians},
 };
 
 }  // namespace

@@ -39,7 +39,7 @@ struct ProductEntry : MethodEntry {
   Wrt wrt;  // where none is given
 };
 
-PyObject* ProductCall(const MethodEntry& own, const Arguments& args) {
+[[gnu::hot]] PyObject* ProductCall(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const ProductEntry&>(own);
   std::optional<Wrt> given;
   const Wrt* wrt = &entry.wrt;
@@ -67,12 +67,23 @@ PyObject* ProductCall(const MethodEntry& own, const Arguments& args) {
   switch (entry.way) {
     case Way::kVjp:
       return call.Cotangents();
-    case Way::kValueAndGrad: {
-      const Ref value(call.Result()), gradients(call.Cotangents());
-      return value && gradients ? PyTuple_Pack(2, value.get(), gradients.get()) : nullptr;
-    }
+    case Way::kValueAndGrad:
+      return Pair(Ref(call.Result()), Ref(call.Cotangents()));
     default:
       return call.Result();
+  }
+}
+
+PyObject* ProductJacobians(const MethodEntry& own, const Arguments& args) {
+  const auto& entry = static_cast<const ProductEntry&>(own);
+  Call call(*entry.row, entry.rule, entry.way, entry.wrt, false);
+  PyObject* const activation = Given(args, entry.activation_at);
+  if (activation != nullptr && UnaryOpOf(activation) == nullptr) return nullptr;
+  if (!call.Take(args.data(), nullptr)) return nullptr;
+  try {
+    return entry.row->jacobians(call, activation);
+  } catch (const Raised&) {
+    return nullptr;
   }
 }
 
@@ -157,7 +168,8 @@ PyMethodDef kEngine[] = {
 }  // namespace
 
 PyObject* NewProductMethod(const char* product, const char* method, PyObject* fallback) {
-  const auto found = Find(product, method);
+  const bool is_jacobian = method == kJacobian;
+  const auto found = Find(product, is_jacobian ? "value" : method);
   if (!found) return nullptr;
   auto entry = std::make_unique<ProductEntry>(found->first, found->second);
   const size_t arrays = Call::Arrays(entry->rule.operands, entry->way);
@@ -175,7 +187,7 @@ PyObject* NewProductMethod(const char* product, const char* method, PyObject* fa
   const std::optional<Wrt> wrt = entry->signature.ReadWrt(initial, entry->rule.operands);
   if (!wrt) return PyErr_Format(PyExc_TypeError, "%R has a wrt that is none", fallback);
   entry->wrt = *wrt;
-  return NewMethod(ProductCall, std::move(entry), fallback);
+  return NewMethod(is_jacobian ? ProductJacobians : ProductCall, std::move(entry), fallback);
 }
 
 PyObject* ProductOps() {

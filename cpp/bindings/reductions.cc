@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "bindings/call.h"
+#include "bindings/jacobians.h"
 #include "bindings/method.h"
 #include "bindings/outputs.h"
 #include "kernels/reductions.h"
@@ -65,8 +66,9 @@ struct Entry : MethodEntry {
 
   Kind kind;
   bool is_map;
-  size_t operands;  // of the row
-  size_t arrays;    // among the arguments: the operands, then a cotangent or their tangents
+  bool is_jacobian;  // gradients as Jacobians
+  size_t operands;   // of the row
+  size_t arrays;     // among the arguments: the operands, then a cotangent or their tangents
   // Where arguments stand in the signature.
   std::array<size_t, 4> array_at;
   std::optional<size_t> parameter_at, axis_at, keepdims_at, out_at, wrt_at;
@@ -136,29 +138,35 @@ struct Slices {
     }
     return true;
   }
+
+  bool IsEmpty() const { return outer == 0 || n == 0 || inner == 0; }
 };
 
 bool IsPlain(PyObject* object, DType dtype) {
   return KernelArray(object) == dtype && PyArray_IS_C_CONTIGUOUS(AsArray(object));
 }
 
-// The parameter, or nothing where it has to be refused or needs a look.
-std::optional<double> ParameterOf(const Entry& entry, const Arguments& args) {
-  PyObject* const given = ArgumentAt(args, entry.parameter_at);
-  if (given == nullptr) return entry.parameter;
-  const std::optional<double> parameter = AsNumber(given);
-  if (!parameter) return std::nullopt;
-  const Ref number(PyFloat_FromDouble(*parameter));
-  const Ref answer(number ? PyObject_CallOneArg(entry.valid.get(), number.get()) : nullptr);
+// False where a parameter has to be refused or needs a look.
+bool ReadParameter(double otherwise, const Ref& valid, PyObject* given, double& parameter) {
+  parameter = otherwise;
+  if (given == nullptr) return true;
+  const std::optional<double> own = AsNumber(given);
+  if (!own) return false;
+  parameter = *own;
+  const Ref number(PyFloat_FromDouble(parameter));
+  const Ref answer(number ? PyObject_CallOneArg(valid.get(), number.get()) : nullptr);
   if (!answer) LeaveToPython();
-  return answer && PyObject_IsTrue(answer.get()) == 1 ? parameter : std::nullopt;
+  return answer && PyObject_IsTrue(answer.get()) == 1;
 }
 
-PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
+[[gnu::hot]] PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const Entry&>(own);
-  const std::optional<double> parameter = ParameterOf(entry, args);
-  if (!parameter) return nullptr;
-  const ReductionKernels& op = entry.Row(*parameter);
+  double parameter;
+  if (!ReadParameter(entry.parameter, entry.valid, ArgumentAt(args, entry.parameter_at),
+                     parameter)) {
+    return nullptr;
+  }
+  const ReductionKernels& op = entry.Row(parameter);
   PyObject* const keep = ArgumentAt(args, entry.keepdims_at);
   if (keep != nullptr && keep != Py_True && keep != Py_False) return nullptr;
 
@@ -184,13 +192,15 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
     axes = AxesOf(axis, ndim);
   }
   Slices slices;
-  if (!axes || !slices.Cut(x[0], *axes, keep == Py_True) || PyArray_SIZE(x[0]) == 0) return nullptr;
+  if (!axes || !slices.Cut(x[0], *axes, keep == Py_True) || slices.IsEmpty()) return nullptr;
+  const npy_intp row[] = {1, entry.is_jacobian ? PyArray_SIZE(x[0]) : 0};
   // A cotangent's shape ends in the result's, behind a stack; all else is like x. Numbers fill
   // that.
   size_t stack = 1;
   npy_intp room[NPY_MAXDIMS];
-  const npy_intp* gradient = PyArray_DIMS(x[0]);
-  int gradient_ndim = ndim;
+  const bool is_row = entry.is_jacobian && axes == all;
+  const npy_intp* gradient = is_row ? row : PyArray_DIMS(x[0]);
+  int gradient_ndim = is_row ? 2 : ndim;
   for (size_t i = 1; i < entry.arrays; ++i) {
     if (x[i] == nullptr) continue;
     const bool is_cotangent = entry.kind == Kind::kVjp && i == entry.operands;
@@ -203,7 +213,7 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
     }
     const int more = PyArray_NDIM(x[i]) - own;
     if (more < 0 || (more > 0 && !is_cotangent) || more + ndim > NPY_MAXDIMS ||
-        !std::equal(wanted, wanted + own, PyArray_DIMS(x[i]) + more)) {
+        !EndsIn(x[i], own, wanted)) {
       return nullptr;
     }
     if (more == 0) continue;
@@ -214,14 +224,19 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
     gradient_ndim = more + ndim;
   }
 
-  ReductionCall call = {};
+  ReductionCall call;  // field by field: g++ clears what is larger by an instruction that is slow
   call.op = &op;
   call.dtype = x.dtype();
-  call.parameter = *parameter;
+  call.parameter = parameter;
   call.outer = slices.outer;
   call.n = slices.n;
   call.inner = slices.inner;
   call.x = x.data(0);
+  call.v = call.g = nullptr;
+  call.values = nullptr;
+  call.tangents = false;
+  std::fill_n(call.out, kMaxOuts, nullptr);
+  std::fill_n(call.t, kMaxOuts, nullptr);
   if (entry.operands == 2 || (entry.is_map && entry.arrays == 2)) call.v = x.data(1);
   if (entry.kind == Kind::kVjp && !entry.is_map) call.g = x.data(entry.operands);
   if (entry.kind == Kind::kJvp && !entry.is_map) {
@@ -248,7 +263,11 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   if (out != nullptr && !FlatOuts(out, values + wrt.count, bare, outs.data())) return nullptr;
   Outputs outputs;
   const DType dtype = x.dtype();
-  if (values > 0 && !outputs.Add(outs[0], slices.ndim, slices.shape, dtype, x)) return nullptr;
+  const bool scalar = values > 0 && slices.ndim == 0 && outs[0] == nullptr;
+  double number;  // or a float32: room for a scalar
+  if (values > 0 && !scalar && !outputs.Add(outs[0], slices.ndim, slices.shape, dtype, x)) {
+    return nullptr;
+  }
   std::array<size_t, kMaxOuts> place;
   const auto add = [&](size_t operand, PyObject* to) {
     place[operand] = outputs.count();
@@ -260,19 +279,61 @@ PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   for (size_t o = 0; wrt.count < gradients && o < gradients; ++o) {
     if (!wrt.Has(o) && !add(o, nullptr)) return nullptr;
   }
-  if (!outputs.Make()) return nullptr;
-  if (values > 0) call.values = outputs.data(0);
+  if (values > 0) call.values = scalar ? &number : outputs.data(0);
   for (size_t o = 0; o < gradients; ++o) call.out[o] = outputs.data(place[o]);
   if (!Run(call, stack, entry.is_map)) return nullptr;
-  Ref value(values > 0 ? outputs.Release(0, true) : nullptr);
+  Ref value(scalar ? NewScalar(&number, dtype) : values > 0 ? outputs.Release(0) : nullptr);
   if (gradients == 0) return value.release();
-  std::array<PyObject*, kMaxOuts> of_operands;
-  for (size_t o = 0; o < gradients; ++o) {
-    of_operands[o] = reinterpret_cast<PyObject*>(outputs[place[o]]);
+  if (entry.is_jacobian) {
+    std::array<Ref, kMaxOuts> jacobians;
+    for (size_t o = 0; o < gradients; ++o) {
+      Ref slopes(outputs.ReleaseArray(place[o]));
+      jacobians[o] = is_row ? JacobianOfValue(std::move(slopes), Extents(x[0]),
+                                              Extents(slices.ndim, slices.shape))
+                            : JacobianOfSums(std::move(slopes), *axes, keep == Py_True);
+      if (!jacobians[o]) return nullptr;
+    }
+    return gradients == 1 ? jacobians[0].release()
+                          : Pair(std::move(jacobians[0]), std::move(jacobians[1]));
   }
+  std::array<Ref, kMaxOuts> of_operands;
+  for (size_t o = 0; o < gradients; ++o) of_operands[o] = Ref(outputs.ReleaseArray(place[o]));
   Ref packed(wrt.Pack(of_operands.data()));
-  if (!value || !packed) return packed.release();
-  return PyTuple_Pack(2, value.get(), packed.get());
+  return values > 0 ? Pair(std::move(value), std::move(packed)) : packed.release();
+}
+
+// The Jacobian of a map, which keeps the operand.
+struct MapJacobianEntry : MethodEntry {
+  std::optional<size_t> parameter_at, axis_at;
+  const char* parameter_name;  // null for none
+  double parameter;
+  Ref valid, primitive;
+};
+
+PyObject* MapJacobianCall(const MethodEntry& own, const Arguments& args) {
+  const auto& entry = static_cast<const MapJacobianEntry&>(own);
+  double parameter;
+  PlainOperands x;
+  if (!ReadParameter(entry.parameter, entry.valid, ArgumentAt(args, entry.parameter_at),
+                     parameter) ||
+      args[0] == Py_None || !x.Take(args.data(), 1, Strides::kAny)) {
+    return nullptr;
+  }
+  PyObject* const given = ArgumentAt(args, entry.axis_at);
+  Ref axis(given == nullptr ? PyLong_FromLong(-1) : Py_NewRef(given));
+  if (!axis || !PyLong_CheckExact(axis.get()) || !AxesOf(axis.get(), PyArray_NDIM(x[0]))) {
+    return nullptr;
+  }
+  Ref options(PyDict_New());
+  if (entry.parameter_name != nullptr && options) {
+    const Ref number(PyFloat_FromDouble(parameter));
+    if (!number || PyDict_SetItemString(options.get(), entry.parameter_name, number.get()) != 0) {
+      return nullptr;
+    }
+  }
+  Ref kept(PyArray_NewCopy(x[0], NPY_KEEPORDER));
+  return JacobianOfRows(entry.primitive.get(), std::move(kept), std::move(axis), std::move(options))
+      .release();
 }
 
 // --- the engine ----------------------------------------------------------------------------------
@@ -387,12 +448,42 @@ PyMethodDef kEngine[] = {
 
 }  // namespace
 
+namespace {
+
+// What parameters are called.
+constexpr const char* kParameters[] = {"p", "ddof", "eps"};
+
+PyObject* NewMapJacobian(double parameter, PyObject* valid, PyObject* fallback) {
+  auto entry = std::make_unique<MapJacobianEntry>();
+  if (!entry->signature.Read(fallback, 1)) return nullptr;
+  if (!PyMethod_Check(fallback)) {
+    return PyErr_Format(PyExc_TypeError, "%R is no method of a primitive", fallback);
+  }
+  entry->primitive = Ref(Py_NewRef(PyMethod_GET_SELF(fallback)));
+  entry->parameter = parameter;
+  entry->valid = Ref(Py_NewRef(valid));
+  entry->axis_at = entry->signature.Find("axis");
+  entry->parameter_name = nullptr;
+  for (const char* const name : kParameters) {
+    if (const std::optional<size_t> place = entry->signature.Find(name)) {
+      entry->parameter_at = place;
+      entry->parameter_name = name;
+    }
+  }
+  return NewMethod(MapJacobianCall, std::move(entry), fallback);
+}
+
+}  // namespace
+
 PyObject* NewReductionMethod(const char* reduction, const char* method, double parameter,
                              PyObject* valid, PyObject* fallback) {
   constexpr std::string_view kKinds[] = {"value", "grad", "value_and_grad", "vjp", "jvp"};
-  const auto* const found = std::find(std::begin(kKinds), std::end(kKinds), method);
-  const auto kind = static_cast<Kind>(found - kKinds);
   const bool is_map = FindMap(reduction, "vjp").has_value();
+  const bool is_jacobian = std::string_view(method) == "jacobian";
+  if (is_map && is_jacobian) return NewMapJacobian(parameter, valid, fallback);
+  const auto* const found =
+      std::find(std::begin(kKinds), std::end(kKinds), is_jacobian ? "grad" : method);
+  const auto kind = static_cast<Kind>(found - kKinds);
   std::optional<size_t> row;
   if (!is_map && found != std::end(kKinds)) row = FindReduction(reduction);
   if (is_map && kind != Kind::kGrad && kind != Kind::kValueAndGrad)
@@ -404,6 +495,7 @@ PyObject* NewReductionMethod(const char* reduction, const char* method, double p
   auto entry = std::make_unique<Entry>();
   entry->kind = kind;
   entry->is_map = is_map;
+  entry->is_jacobian = is_jacobian;
   entry->parameter = parameter;
   entry->valid = Ref(Py_NewRef(valid));
   entry->kernels = RowOf(ReductionTables(), *row);
@@ -423,7 +515,7 @@ PyObject* NewReductionMethod(const char* reduction, const char* method, double p
   entry->keepdims_at = signature.Find("keepdims");
   entry->out_at = signature.Find("out");
   if (entry->operands > 1) entry->wrt_at = signature.Find("wrt");
-  for (const std::string_view name : {"p", "ddof", "eps"}) {
+  for (const char* const name : kParameters) {
     if (!entry->parameter_at) entry->parameter_at = signature.Find(name);
   }
   entry->arrays = 0;

@@ -51,8 +51,14 @@ double SumWeights(const double* weight, size_t n, size_t* bad) {
 
 void SumOutputs(const double* slopes, size_t rows, size_t outputs, double* sums) {
   if (outputs > 1) {
-    for (size_t r = 0; r < rows; ++r) {
-      for (size_t k = 0; k < outputs; ++k) sums[k] += slopes[r * outputs + k];
+    const hn::CappedTag<double, 4> d4;
+    for (size_t k = 0; k < outputs; k += hn::Lanes(d4)) {
+      const size_t some = std::min(hn::Lanes(d4), outputs - k);
+      auto sum = LoadSome(d4, sums + k, some);
+      for (size_t r = 0; r < rows; ++r) {
+        sum = hn::Add(sum, LoadSome(d4, slopes + r * outputs + k, some));
+      }
+      StoreFirst(sum, d4, sums + k, some);
     }
     return;
   }

@@ -103,7 +103,8 @@ struct Plan {
         // Predictions or slopes; beside them an hvp's curvature, and expanded weights.
         chunks(size_t{1} + (job == Job::kHvp) + (p.outputs > 1 && p.weight != nullptr)),
         slab_doubles(levels * width + heads * sum_w + exact + state + chunks * chunk),
-        doubles(parameters * (1 + (p.vw != nullptr)) + slabs.tasks * slab_doubles) {}
+        doubles((parameters + PadDoubles(p.outputs)) * (1 + (p.vw != nullptr)) +
+                slabs.tasks * slab_doubles) {}
 
   Steps steps;
   size_t parameters, sum_w, width, row_bytes;
@@ -165,8 +166,13 @@ class Sum {
 
   // Not inlined: the caller guards the floating-point environment.
   HWY_NOINLINE bool Run(LossResult& result, Poll* poll) {
-    w_ = TakeParameters(p_.w, p_.w_dtype);
-    if (p_.vw != nullptr) vw_ = TakeParameters(p_.vw, p_.vw_dtype);
+    const size_t n = p_.X.cols * p_.outputs;
+    w_ = TakeParameters(p_.w, p_.w_dtype, n);
+    b_ = TakeParameters(p_.b, DType::kFloat64, p_.outputs);
+    if (p_.vw != nullptr) {
+      vw_ = TakeParameters(p_.vw, p_.vw_dtype, n);
+      vb_ = TakeParameters(p_.vb, DType::kFloat64, p_.outputs);
+    }
     poll_ = poll;
     const size_t tasks = plan_.slabs.tasks;
     if (p_.X.rows * plan_.row_bytes * p_.outputs < kParallelBytes) {
@@ -186,16 +192,15 @@ class Sum {
   }
 
  private:
-  const double* TakeParameters(const void* from, DType dtype) {
-    const size_t n = p_.X.cols * p_.outputs;
+  const double* TakeParameters(const void* from, DType dtype, size_t n) {
     double* const to = slabs_;
     if (dtype == DType::kFloat64) {
       std::copy_n(static_cast<const double*>(from), n, to);
     } else {
       std::copy_n(static_cast<const float*>(from), n, to);
     }
-    std::fill(to + n, to + plan_.parameters, 0.0);
-    slabs_ += plan_.parameters;
+    std::fill(to + n, to + PadDoubles(n), 0.0);
+    slabs_ += PadDoubles(n);
     return to;
   }
 
@@ -261,7 +266,7 @@ class Sum {
     double* const z = static_cast<double*>(state) + plan_.state;
     if (job_ == Job::kPredict) {
       if (!Advance(rows, state)) return;
-      stages_.forward(p_.X, outputs, rows, w_, p_.b, z, state);
+      stages_.forward(p_.X, outputs, rows, w_, b_, z, state);
       std::copy_n(z, rows.size() * outputs, p_.kept + first);
       return;
     }
@@ -298,7 +303,7 @@ class Sum {
     }
 
     if (!Advance(rows, state)) return;
-    if (plan_.steps.predict) stages_.forward(p_.X, outputs, rows, w_, p_.b, z, state);
+    if (plan_.steps.predict) stages_.forward(p_.X, outputs, rows, w_, b_, z, state);
     if (plan_.steps.score) {
       SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
         ScoreChunk part = chunk;
@@ -311,7 +316,7 @@ class Sum {
       });
     }
     if (plan_.steps.curve) {
-      stages_.forward(p_.X, outputs, rows, vw_, p_.vb, z, state);
+      stages_.forward(p_.X, outputs, rows, vw_, vb_, z, state);
       p_.loss->curve(chunk, curvature, z);
     }
     if (!plan_.steps.backward) return;
@@ -389,7 +394,9 @@ class Sum {
   const Score score_;
   double* slabs_;
   const double* w_ = nullptr;
+  const double* b_ = nullptr;
   const double* vw_ = nullptr;
+  const double* vb_ = nullptr;
   std::atomic<size_t> bad_x_ = kNoRow, bad_y_ = kNoRow, bad_weight_ = kNoRow;
   std::atomic<size_t> walked_ = 0;  // entries of sparse X
   Poll* poll_ = nullptr;

@@ -55,8 +55,8 @@ struct Design {
 // Both take `outputs` predictions a row, k = 0 ... outputs - 1:
 //   forward   z[r * outputs + k] = b[k] + sum_j X[rows.begin + r, j] w[j * outputs + k]
 //   backward  gw[j * outputs + k] += sum_r X[rows.begin + r, j] slopes[r * outputs + k]
-// w and gw are padded by PadDoubles, w with zeros, what gw's padding holds is never read; z and
-// slopes are padded likewise. `state` is the layout's own.
+// w, b and gw are padded by PadDoubles, w and b with zeros, what gw's padding holds is never read;
+// z and slopes are padded likewise. `state` is the layout's own.
 using ForwardStage = void (*)(const Design& X, size_t outputs, Range rows, const double* w,
                               const double* b, double* z, void* state);
 using BackwardStage = void (*)(const Design& X, size_t outputs, Range rows, const double* slopes,

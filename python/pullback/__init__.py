@@ -22,8 +22,8 @@ their gradients in one pass over the data. Every primitive is an object that fol
 
 from __future__ import annotations
 
+import typing as _typing
 from importlib import import_module as _import_module
-from typing import TYPE_CHECKING, Any, Final
 
 from pullback import elementwise, jacobians, losses, products, reductions, reference
 from pullback.chain import Chain, arg, chain
@@ -44,12 +44,12 @@ from pullback.partial import PartialSums
 from pullback.registry import Registry as _Registry
 from pullback.registry import attributes as _attributes
 
-primitives: Final = _Registry.joined(
+primitives: _typing.Final = _Registry.joined(
     elementwise.primitives, products.products, reductions.reductions, losses.losses
 )
 _threadpoolctl.register()
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from pullback.check import GradCheck, check_grad
     from pullback.objective import LinearObjective
     from pullback.reference import *  # noqa: F403
@@ -59,7 +59,7 @@ else:
     _primitive = _attributes(globals(), primitives)
     _modules = {"GradCheck": "check", "check_grad": "check", "LinearObjective": "objective"}
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> _typing.Any:
         if name == "__version__":
             return _version()
         if name in _modules:  # an import need not wait for them
@@ -69,7 +69,7 @@ else:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)
 
 
 __all__ = [

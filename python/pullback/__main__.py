@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from pullback import selfbench, selfcheck
+from pullback import primitives, selfbench, selfcheck
 from pullback.config import show_config
 from pullback.console import table, track
+from pullback.hints import about_name
 
 __all__ = ["main"]
 
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command in ("all", "check"):
         ok = _check(say, report)
     if command in ("all", "bench"):
-        _bench(np.dtype(options.dtype), say, report)
+        _bench(np.dtype(options.dtype), options.name, say, report)
     if command == "all":
         say(f"\n{'All is well' if ok else 'A CHECK FAILED'}; {time.perf_counter() - start:.1f} s.")
     if options.json:
@@ -62,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "time it against plain NumPy and the limits of the machine; without a command, all three.",
     )
     _add_options(parser, dtype=True, default={"json": False, "dtype": "float64"})
+    parser.set_defaults(name="")
     commands = parser.add_subparsers(dest="command", metavar="command")
     for name, text in (
         ("info", "print the configuration"),
@@ -70,7 +73,28 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         _add_options(command, dtype=name == "bench", default={})
+        if name == "bench":
+            command.add_argument(
+                "name",
+                nargs="?",
+                default="",
+                type=_pattern,
+                metavar="NAME",
+                help="time only primitives whose whole name it is, as a regular expression",
+            )
     return parser
+
+
+def _pattern(text: str) -> str:
+    """Return a regular expression that some primitive's name matches, as argparse wants it."""
+    try:
+        if any(map(re.compile(text).fullmatch, primitives)):
+            return text
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+    raise argparse.ArgumentTypeError(
+        f"no primitive is called {text!r}{about_name(text, tuple(primitives))}"
+    )
 
 
 def _add_options(parser: argparse.ArgumentParser, *, dtype: bool, default: dict[str, Any]) -> None:
@@ -107,14 +131,19 @@ def _check(say: Callable[[str], None], report: dict[str, Any]) -> bool:
     return not wrong
 
 
-def _bench(dtype: np.dtype[Any], say: Callable[[str], None], report: dict[str, Any]) -> None:
+def _bench(
+    dtype: np.dtype[Any], name: str, say: Callable[[str], None], report: dict[str, Any]
+) -> None:
     limits = selfbench.measure_limits()
-    timings = [benchmark() for benchmark in track(selfbench.benchmarks(limits, dtype), "timing")]
+    timings = [
+        benchmark() for benchmark in track(selfbench.benchmarks(limits, dtype, name), "timing")
+    ]
     report["limits"] = asdict(limits)
     report["timings"] = [{**asdict(timing), "dtype": dtype.name} for timing in timings]
     say(f"\n{selfbench.title(dtype, limits)}")
     for header, rows in selfbench.as_tables(timings):
-        say("\n" + table(header, rows, left=2))
+        if rows:
+            say("\n" + table(header, rows, left=2))
 
 
 if __name__ == "__main__":

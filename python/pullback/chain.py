@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from pullback.chain_steps import arg, in_sequence, make_step, pull_through, single
+from pullback.chain_steps import arg, in_sequence, make_step, one_like, pull_through, single
 from pullback.protocol import Wrt, as_array, check_wrt, converted, result_dtype, shape_of
 
 __all__ = ["Chain", "arg", "chain"]
@@ -177,7 +177,7 @@ class Chain:
         last, at = whole.last, inputs.pop()
         if asked is not _X and last.n_bound:
             value = single(last.value(at))
-            return value, self._pulled(asked, [*inputs, at], np.ones_like(value)[()])
+            return value, self._pulled(asked, [*inputs, at], one_like(value))
         value, g = last.value_and_grad(at)
         return value, self._pulled(asked, inputs, g)
 
@@ -194,10 +194,9 @@ class Chain:
                 g = vjp(inputs.pop(), g)
             return g
         pulls = self._whole.pulls
-        gx, bound = pull_through(inputs, g, pulls[len(pulls) - len(inputs) :])
+        cotangents = pull_through(inputs, g, pulls[len(pulls) - len(inputs) :])
         if asked is self._all:
-            return (gx, *bound)
-        cotangents = (gx, *bound)
+            return cotangents
         return asked.result([cotangents[k] for k in asked.operands])
 
     def _unusual(self, method: str, asked: Wrt, inputs: list[Any], value: Any, g: Any) -> Any:

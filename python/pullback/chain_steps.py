@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -28,12 +28,13 @@ __all__ = [
     "arg",
     "in_sequence",
     "make_step",
+    "one_like",
     "pull_through",
     "single",
 ]
 
 _ndarray: Final = np.ndarray
-Cotangents: TypeAlias = tuple[Any, list[Any]]  # of the running value, of the bound operands
+Cotangents: TypeAlias = tuple[Any, ...]  # of the running value, of the bound operands
 
 # What a run keeps of every step shares L1 with the other steps'.
 _LONGEST_RUN: Final = 16
@@ -94,7 +95,7 @@ class Part(ABC):
     def value_and_grad(self, x: Any) -> tuple[Any, Any]:
         """Return the value, of one element, and the cotangent of the running value for one."""
         value = single(self.value(x))
-        return value, self.vjp(x, np.ones_like(value)[()])
+        return value, self.vjp(x, one_like(value))
 
 
 class _Step(Part):
@@ -124,11 +125,13 @@ class _Step(Part):
         row = getattr(op, "row", None)
         self.takes_wrt = n > 1 and isinstance(row, OpRow | ProductRow | ReductionRow)
         self._set_vjp(n)
+        jacobian = getattr(op, "jacobian", None)
+        self._jacobians = None if jacobian is None else _call(jacobian, operands, options)
 
     def _set_vjp(self, n: int) -> None:
         """Set what returns cotangents: of the running value, and of everything."""
         op, operands = self.op, (*self.operands, _other)
-        wanted = tuple(sorted((*self.places, *self.bound)))
+        wanted = (*self.places, *self.bound)
         k, *more = self.places
         if self.takes_wrt:  # computes no others than those that it is asked for
             every = _call(op.vjp, operands, self.options | {"wrt": wanted})
@@ -137,11 +140,12 @@ class _Step(Part):
             every = alone = _call(op.vjp, operands, self.options)
             if n > 1:
                 alone = _one_of(every, k)
-                if len(wanted) < n:
+                if wanted != tuple(range(n)):
                     every = _some_of(every, wanted)
         self._every = (lambda x, g: (alone(x, g),)) if n == 1 else every
-        self._wanted = wanted
         self.vjp = (lambda x, g: self.pull(x, g)[0]) if more else alone
+        if not more:
+            self.pull = self._every  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
         shown = [_shown(operand) for operand in self.operands]
@@ -149,12 +153,11 @@ class _Step(Part):
         return _name(self.op) if shown == ["arg"] else f"{_name(self.op)}({', '.join(shown)})"
 
     def pull(self, x: Any, g: Any) -> Cotangents:
-        cotangents = dict(zip(self._wanted, self._every(x, g), strict=True))
+        total, *cotangents = self._every(x, g)
         # Those that meet in the running value add up.
-        total, *more = (cotangents[k] for k in self.places)
-        for term in more:
-            total = self.add(total, term)
-        return total, [cotangents[k] for k in self.bound]
+        for _ in self.places[1:]:
+            total = self.add(total, cotangents.pop(0))
+        return (total, *cotangents)
 
     def fits(self, x: Any, g: Any) -> bool:
         # One of as many axes is no stack, and left to the operation, if that checks it.
@@ -174,7 +177,7 @@ class _Step(Part):
         return single(value), gradient
 
     def jacobian(self, x: Any) -> Any:
-        jacobians = _call(self.op.jacobian, self.operands, self.options)(x)
+        jacobians = self.op.jacobian if self._jacobians is None else self._jacobians(x)
         if not isinstance(jacobians, tuple):
             return jacobians
         first, *more = (jacobians[k] for k in self.places)
@@ -219,6 +222,9 @@ class _Sequence(Part):
             (part.n_bound > 0, part.pull if part.n_bound else part.vjp) for part in self.parts[::-1]
         )
         self.vjps = tuple(part.vjp for part in self.parts[::-1])
+        self.pushes = tuple((part.jvp, part.value) for part in self.parts[:-1])
+        if len(self.parts) == 1:
+            self.pull = self.last.pull  # type: ignore[method-assign]
 
     def value(self, x: Any) -> Any:
         for part in self.parts:
@@ -226,9 +232,9 @@ class _Sequence(Part):
         return x
 
     def jvp(self, x: Any, t: Any) -> Any:
-        for part in self.parts[:-1]:
-            t = part.jvp(x, t)
-            x = part.value(x)
+        for jvp, value in self.pushes:
+            t = jvp(x, t)
+            x = value(x)
         return self.last.jvp(x, t)
 
     def inputs(self, x: Any) -> list[Any]:
@@ -252,10 +258,10 @@ class _Sequence(Part):
         return self.last.fits(self.inputs(x)[-1], g)
 
     def jacobian(self, x: Any) -> Any:
-        first, *rest = zip(self.parts, self.inputs(x), strict=True)
-        jacobian = first[0].jacobian(first[1])
-        for part, at in rest:
-            jacobian = part.jacobian(at) @ jacobian
+        jacobian = self.parts[0].jacobian(x)
+        for before, part in pairwise(self.parts):
+            x = before.value(x)
+            jacobian = part.jacobian(x) @ jacobian
         return jacobian
 
 
@@ -298,13 +304,13 @@ class _Run(_Sequence):
 
 def pull_through(inputs: list[Any], g: Any, pulls: Iterable[tuple[bool, Any]]) -> Cotangents:
     """Return all cotangents, from that of the value; the list of inputs is used up."""
-    bound: list[Any] = []
+    bound: tuple[Any, ...] = ()
     for is_of_all, pull in pulls:
         g = pull(inputs.pop(), g)
         if is_of_all:
-            g, more = g
-            bound[:0] = more
-    return g, bound
+            bound = (*g[1:], *bound)
+            g = g[0]
+    return (g, *bound)
 
 
 # --- calls ---
@@ -377,8 +383,11 @@ def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
     """
     missing = [name for name in ("vjp", "jvp") if not callable(getattr(op, name, None))]
     if not callable(op) or missing:
+        from pullback.hints import about_function  # noqa: PLC0415  only of what is wrong
+
         raise TypeError(
             f"{where} is {_shown(op)}, which has no {' and no '.join(missing) or 'value'}"
+            f"{about_function(op)}"
         )
     if not any(operand is arg for operand in operands):
         raise ValueError(f"{where}, {_name(op)}, has no pb.arg among its operands")
@@ -444,3 +453,12 @@ def single(value: Any) -> Any:
             "element; give value_and_vjp a cotangent"
         )
     return value
+
+
+_ONES: Final = {type(one): one for one in (np.float32(1), np.float64(1))}
+
+
+def one_like(value: Any) -> Any:
+    """Return the cotangent of one of a value of one element."""
+    one = _ONES.get(type(value))
+    return np.ones_like(value)[()] if one is None else one

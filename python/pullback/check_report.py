@@ -90,7 +90,7 @@ class Kink:
         return f"x[{where}] from {low:.6g} to {high:.6g}, given {self.given:.6g}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GradCheck:
     """What `check_grad` found; true if it is `ok`.
 
@@ -130,6 +130,9 @@ class GradCheck:
 
     def __bool__(self) -> bool:
         return self.ok
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
 
     def __str__(self) -> str:
         lines = [

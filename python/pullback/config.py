@@ -30,6 +30,16 @@ _BACKENDS: Final = ("native", "numpy")
 _MOST_DIGITS: Final = 18  # of a number of bytes
 
 
+def _check_variables() -> None:
+    """Warn of environment variables that look like ours, and are not."""
+    if any(name.startswith("PULLBACK_") for name in os.environ):
+        from pullback.hints import KNOWN_VARIABLES, about_variable  # noqa: PLC0415  seldom any
+
+        for name in sorted(os.environ):
+            if name.startswith("PULLBACK_") and name not in KNOWN_VARIABLES:
+                warnings.warn(about_variable(name), RuntimeWarning, stacklevel=2)
+
+
 def _load_native() -> ModuleType | None:
     """Return the extension module, or None for the NumPy backend; set it up from the environment.
 
@@ -86,6 +96,7 @@ def version() -> str:
         return "0+unknown"
 
 
+_check_variables()
 native: Final = _load_native()
 _serial_threads = 1  # what the NumPy backend was asked for; it has nothing to hand to threads
 

@@ -11,15 +11,9 @@ import numpy.typing as npt
 
 from pullback.shapes import broadcast_shapes
 
-__all__ = ["numpy_product", "summed_product"]
+__all__ = ["summed_product"]
 
 Array: TypeAlias = npt.NDArray[Any]
-
-
-def numpy_product(A: Array, B: Array, out: Array | None) -> Array:
-    """Return A @ B, in `out` where that is given, from NumPy's BLAS."""
-    product: Array = np.matmul(A, B, out=out)
-    return product
 
 
 def summed_product(left: Array, right: Array, shape: tuple[int, ...]) -> Array:

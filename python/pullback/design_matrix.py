@@ -65,6 +65,12 @@ class Dense:
             and _has_unit_stride(array)
         )
 
+    @property
+    def layout(self) -> str:
+        """What kernels read, for people."""
+        order = "rows" if self._array.strides[1] == self._array.itemsize else "columns"
+        return f"{self.given_dtype} {order if self.in_place else 'converted by blocks'}"
+
     def blocks(self) -> Iterator[tuple[slice, KernelData]]:
         """Yield all rows, in order, as kernels take them: in place, or converted by the block."""
         rows, columns = self.shape
@@ -123,6 +129,11 @@ class Sparse:
             data = np.require(data, self.dtype, ["C", "A"])
             self.in_place = True
         self._data = data
+
+    @property
+    def layout(self) -> str:
+        """What kernels read, for people."""
+        return f"{self.given_dtype} {self.format.upper()}"
 
     def blocks(self) -> Iterator[tuple[slice, KernelData]]:
         """Yield all rows, in order, as kernels take them: in place, or converted by the block."""

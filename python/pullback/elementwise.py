@@ -34,6 +34,7 @@ from pullback.protocol import (
     flat_outs,
     is_weak,
     method,
+    methods_and_example,
     shape_of,
     sum_repeated,
 )
@@ -41,7 +42,7 @@ from pullback.registry import Registry, attributes
 from pullback.shapes import broadcast_shapes
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPoint
 
-__all__ = ["Elementwise", "is_primitive", "make_elementwise", "primitives"]
+__all__ = ["Elementwise", "make_elementwise", "primitives"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -425,6 +426,7 @@ def _parameters(row: OpRow, name: str) -> str:
     return f"{arrays}, /, out=None, *, {wrt}where=True, **options"
 
 
+@cache
 def _method(row: OpRow, name: str) -> Any:
     """Return a method of an operation."""
     given = f"({', '.join(row.operands)},)"
@@ -489,6 +491,7 @@ def docstring(row: OpRow) -> str:
         "",
         f"Source: {row.source}.",
         "",
+        methods_and_example(row.name, (_method(row, name) for name in METHODS)),
     ]
     return "\n".join(lines)
 
@@ -617,11 +620,6 @@ def make_elementwise(engine: Engine) -> Registry:
         return column._on_ufunc() if engine.is_native else column
 
     return Registry(OPS, make)
-
-
-def is_primitive(given: Any, name: str) -> bool:
-    """Tell whether an object is the operation of that name, on any engine."""
-    return getattr(given, "row", None) is OPS[name]
 
 
 primitives: Final = make_elementwise(BACKEND)

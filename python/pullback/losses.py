@@ -14,8 +14,9 @@ from pullback.design_matrix import Sparse
 from pullback.elementwise import make_elementwise
 from pullback.engine import BACKEND, Engine, enter
 from pullback.partial import Kinds, PartialSums, Reduction, divisor, tree_sum
+from pullback.pointwise import METHODS as POINTWISE_METHODS
 from pullback.pointwise import Pointwise
-from pullback.protocol import as_number, check_outs, check_wrt, named_after
+from pullback.protocol import as_number, check_outs, check_wrt, methods_and_example, named_after
 from pullback.reductions import make_reductions
 from pullback.registry import Registry, attributes
 from pullback.samples import (
@@ -39,6 +40,8 @@ __all__ = ["Loss", "ParametricLoss", "losses", "make_losses"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
+
+METHODS: Final = ("value", "grad", "value_and_grad", "hvp", "curvature", "partial")
 
 # Operands by name or position, one of them or several.
 Wanted: TypeAlias = str | int | tuple[str | int, ...]
@@ -71,14 +74,14 @@ class Loss:
         self._parameter = parameter
         self.__name__ = self.__qualname__ = row.name
         self.__module__ = engine.module("losses")
-        self.__doc__ = _docstring(row)
+        self.__doc__ = _docstring(row, type(self))
         if row.parameter is not None:
             taken = inspect.Parameter(row.parameter.name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
             self.__signature__ = inspect.Signature([taken])
         self.pointwise = _pointwise_of(row.name)(self, row, engine, parameter or 0.0)
         if not engine.is_native:
             return
-        for method in ("value", "grad", "value_and_grad", "hvp", "curvature", "partial"):
+        for method in METHODS:
             sums = (PartialSums, self._title) if method == "partial" else None
             make = partial(engine.kernels.loss_method, *self._row_and_parameter, method, sums)
             setattr(self, method, enter(make, self, method, row.name, self.__module__))
@@ -417,6 +420,10 @@ class Loss:
         made: Any = make_elementwise if name in OPS else make_reductions
         return made(self._engine)[name]  # type: ignore[no-any-return]
 
+    def _sibling(self, name: str) -> Loss:
+        """Return another loss on the same engine."""
+        return make_losses(self._engine)[name]  # type: ignore[no-any-return]
+
     def _objective(
         self, samples: Samples, l2: float, kinds: Kinds, n_outputs: int
     ) -> Callable[..., Any] | None:
@@ -488,7 +495,7 @@ def _divided(total: float, by: float) -> float:
         return float(np.float64(total) / by)
 
 
-def _docstring(row: LossRow) -> str:
+def _docstring(row: LossRow, kind: type[Loss]) -> str:
     """Return what there is to say about a loss, from its row."""
     lines = [
         f"{row.summary}.",
@@ -507,6 +514,10 @@ def _docstring(row: LossRow) -> str:
             f"the loss with another one than {about.default:g}.",
         ]
     lines += [f"Source: {row.source}.", "", *(inspect.getdoc(Loss) or "").splitlines()[2:8]]
+    lines.append("")
+    methods = [getattr(kind, name) for name in METHODS]
+    methods += [getattr(_pointwise_of(row.name), name) for name in POINTWISE_METHODS]
+    lines += methods_and_example(row.name, methods).splitlines()
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -11,11 +12,11 @@ import numpy.typing as npt
 
 from pullback.design_matrix import as_data
 from pullback.engine import enter
-from pullback.losses import Loss, losses
+from pullback.losses import Loss
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
 from pullback.protocol import as_array, as_number, kernel_dtype, shown
-from pullback.samples import Model, Samples, check_outputs, check_samples
-from pullback.tables.losses import LossRow
+from pullback.samples import Job, Model, Samples, check_outputs, check_samples
+from pullback.tables.losses import LOSSES, LossRow
 
 __all__ = ["LinearObjective"]
 
@@ -43,7 +44,7 @@ class LinearObjective:
     y : array_like, shape (N,) or (N, K), optional
         Targets.
     loss : Loss
-        Such as ``pb.logistic`` or ``pb.huber(1.35)``.
+        Such as ``pb.logistic`` or ``pb.huber(1.35)``. Required; there is no default.
     l2 : float
         Weight of the penalty, finite and not negative.
     sample_weight : array_like, shape (N,), optional
@@ -88,7 +89,7 @@ class LinearObjective:
         self,
         X: Any,
         y: npt.ArrayLike | None = None,
-        loss: Loss = losses["relu_mse"],
+        loss: Loss | None = None,
         l2: float = 0.0,
         sample_weight: npt.ArrayLike | None = None,
         fit_intercept: bool = True,
@@ -96,6 +97,10 @@ class LinearObjective:
         n_outputs: int | None = None,
         progress: bool = False,
     ) -> None:
+        if loss is None:
+            raise TypeError(
+                f"{_OP}: loss is missing; there are {', '.join(f'pb.{name}' for name in LOSSES)}"
+            )
         if not isinstance(loss, Loss):
             raise TypeError(f"{_OP}: loss must be a loss such as pb.logistic, not {shown(loss)}")
         self._loss = loss
@@ -112,6 +117,8 @@ class LinearObjective:
         first = next((samples for _, samples in self._source(_OP)), None)
         if first is None:
             raise ValueError(f"{_OP}: X holds no chunks")
+        if y is not None:
+            self._n_samples = first.n_samples
         self._n_features = first.n_features
         shape = self._check_first(first, n_outputs)
         self._n_outputs = shape[0] if shape else 1
@@ -125,6 +132,8 @@ class LinearObjective:
             self._enter_directly(first)
         # Second derivatives, a chunk each, and the theta that they are for, once they are wanted.
         self._wants_curvature = False
+        self._start: Array | None = None
+        self._layout = "in chunks" if y is None else first.data.layout
         self._kept: list[Array] = []
         self._kept_for: bytes | None = None
 
@@ -137,7 +146,13 @@ class LinearObjective:
             setattr(self, name, enter(partial(objective, name), self, name, _OP, __name__))
 
     def __repr__(self) -> str:
-        return f"<LinearObjective of {self._loss!r}, {self.n_parameters} parameters>"
+        n = "not yet known" if self._n_samples is None else self._n_samples
+        outputs = f", K={self._n_outputs}" if self._n_outputs > 1 else ""
+        intercept = "" if self._kinds.b is not None else ", no intercept"
+        return (
+            f"<LinearObjective: {self._loss!r}, X {self._layout} (N={n}, D={self._n_features})"
+            f"{outputs}, l2={self._l2:g}{intercept}, {self.n_parameters} parameters>"
+        )
 
     @property
     def n_parameters(self) -> int:
@@ -145,8 +160,35 @@ class LinearObjective:
         return self._n_coefficients + (0 if self._kinds.b is None else self._n_outputs)
 
     def initial(self) -> Array:
-        """Return zeros, shape (n_parameters,), to start from."""
-        return np.zeros(self.n_parameters)
+        """Return parameters to start from, shape (n_parameters,).
+
+        Zeros, for every loss but ``relu_mse``, whose gradient is 0 there. It starts at the step of
+        steepest descent from zeros, of the best length, that least squares to the targets' positive
+        parts would take: some prediction is then positive where its target is. That takes two
+        passes over the data, once.
+        """
+        if self._start is None:
+            zeros = np.zeros(self.n_parameters)
+            self._start = self._off_flat_side(zeros) if self._loss.row.flat_at_zero else zeros
+        return self._start.copy()
+
+    def _off_flat_side(self, zeros: Array) -> Array:
+        op, model = f"{_OP}.initial", self._model(zeros)
+        linear = self._loss._sibling("squared_error")
+
+        def summed(job: Job, v: tuple[Array, Array] | None = None) -> PartialSums:
+            return tree_sum(
+                linear._sums(where, replace(samples, y=np.maximum(samples.y, 0)), model, job, v=v)
+                for where, samples in self._chunks(op)
+            )
+
+        gradient = self._gradient(op, summed("gradient"), model)
+        along = self._model(gradient)
+        curved = self._gradient(op, summed("hvp", (along.w, along.b)), along)
+        with np.errstate(all="ignore"):
+            step = np.vdot(gradient, gradient) / np.vdot(gradient, curved)
+            start: Array = -step * gradient
+        return start if np.isfinite(start).all() else zeros
 
     def unpack(self, theta: npt.ArrayLike) -> tuple[Array, Any]:
         """Return the model's parameters, in the form that losses take.

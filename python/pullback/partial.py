@@ -60,7 +60,7 @@ class Kinds(NamedTuple):
         return by_w, by_b[()] if isinstance(self.b, np.generic) else by_b
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, repr=False)
 class PartialSums:
     """Sums of a loss and its gradient over some samples, in float64, to be added up.
 
@@ -103,6 +103,10 @@ class PartialSums:
     n_samples: int
     source: str
     kinds: tuple[tuple[int, ...], np.dtype[Any], Any]
+
+    def __repr__(self) -> str:
+        loss, weight, n = f"{self.loss:.6g}", f"{self.weight:g}", self.n_samples
+        return f"<PartialSums of {self.source}: N={n}, weight={weight}, sum of losses {loss}>"
 
     def __add__(self, other: Any) -> PartialSums:
         """Return the sums over the samples of both; ValueError if their shapes differ."""

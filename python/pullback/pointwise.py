@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,9 @@ class _Operands(NamedTuple):
     y: Array
     shape: tuple[int, ...]  # of the values
     z_shape: tuple[int, ...]  # of the derivatives
+
+
+METHODS: Final = ("derivative", "value_and_derivative", "second_derivative", "vjp")
 
 
 class Pointwise:
@@ -68,7 +71,7 @@ class Pointwise:
             return
         made = partial(engine.kernels.loss_method, row.name, parameter)
         self._call = made("pointwise", None, self._value)
-        for own in ("derivative", "value_and_derivative", "second_derivative", "vjp"):
+        for own in METHODS:
             make = partial(made, f"pointwise.{own}", None)
             setattr(self, own, enter(make, self, own, f"{row.name}.pointwise", __name__))
 

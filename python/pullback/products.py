@@ -26,12 +26,13 @@ from pullback.protocol import (
     check_wrt,
     is_weak,
     method,
+    methods_and_example,
     shown,
     tangents_of,
 )
 from pullback.registry import Registry, attributes
 from pullback.shapes import broadcast_shapes, check_axes, with_room
-from pullback.tables.elementwise import OPS
+from pullback.tables.elementwise import OPS, OpRow
 from pullback.tables.products import PRODUCTS, ProductRow
 
 __all__ = ["Product", "make_products", "products"]
@@ -241,6 +242,12 @@ def _listed(row: ProductRow, operands: Sequence[Any]) -> str:
     return ", ".join(f"{name} has shape {a.shape}" for name, a in named if a is not None)
 
 
+def _row_of(primitive: Any) -> OpRow | None:
+    """Return the row of an elementwise primitive, on any engine, or None for all else."""
+    row = getattr(primitive, "row", None)
+    return row if isinstance(row, OpRow) and row is OPS.get(row.name) else None
+
+
 def _whole(array: Any) -> bool:
     """Tell whether strides are whole elements, which those of aligned arrays may not be."""
     return all(stride % array.itemsize == 0 for stride in array.strides)
@@ -272,12 +279,11 @@ class Product:
         self.__name__ = self.__qualname__ = row.name
         self.__module__ = engine.module("products")
         methods = {name: _method(row, name) for name in ("__call__", *row.methods)}
-        self.__doc__ = methods["__call__"].__doc__
+        end = methods_and_example(row.name, (methods[name] for name in row.methods))
+        self.__doc__ = f"{methods['__call__'].__doc__}\n\n{end}"
         own: Any = type(type(self).__name__, (type(self),), methods)
         self.__class__ = own  # whose methods have the row's signature
         for name in methods if engine.is_native else ():
-            if name == "jacobian":
-                continue
             kind = "value" if name == "__call__" else name
             make = partial(engine.kernels.product_method, row.name, kind)
             # On the class, where calls look.
@@ -407,15 +413,14 @@ class Product:
         (activation,) = options or (None,)
         if activation is None:
             return None
-        name = str(getattr(activation, "__name__", "")).rpartition(".")[2]
-        known = name in OPS and OPS[name].nin == 1
-        if known and (
-            activation is self._activations[name] or elementwise.is_primitive(activation, name)
-        ):
-            return self._activations[name]
+        row = OPS.get(activation) if isinstance(activation, str) else _row_of(activation)
+        if row is not None and row.nin == 1:
+            return self._activations[row.name]
+        from pullback.hints import about_function  # noqa: PLC0415  only of what is wrong
+
         raise TypeError(
-            f"{op}: activation must be None or a unary elementwise primitive of pullback, "
-            f"not {shown(activation)}"
+            f"{op}: activation must be None or a unary elementwise primitive of pullback, or its "
+            f"name, not {shown(activation)}{about_function(activation, unary=True)}"
         )
 
     def _results(

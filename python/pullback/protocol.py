@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, update_wrapper
 from itertools import combinations, repeat
 from operator import index
@@ -42,6 +43,7 @@ __all__ = [
     "is_weak",
     "kernel_dtype",
     "method",
+    "methods_and_example",
     "named_after",
     "result_dtype",
     "shape_of",
@@ -729,6 +731,30 @@ def method(op: str, name: str, parameters: str, call: str, doc: str, result: str
     )
     function.__doc__ = doc
     return function
+
+
+def methods_and_example(op: str, methods: Iterable[FunctionType]) -> str:
+    """Return the end of an operation's docstring: its methods, and how one is called."""
+    from pullback.tables.examples import EXAMPLES  # noqa: PLC0415  an import makes no primitives
+
+    lines = ["Methods", "-------"]
+    for function in methods:
+        given = inspect.signature(function)
+        parameters = [
+            parameter.replace(annotation=parameter.empty)
+            for name, parameter in given.parameters.items()
+            if name != "self"
+        ]
+        bare = given.replace(parameters=parameters, return_annotation=given.empty)
+        signature = f"{function.__qualname__.removeprefix(f'{op}.')}{bare}"
+        lines += [signature, textwrap.indent(textwrap.fill(_summary(function), 96), "    ")]
+    return "\n".join([*lines, "", "Examples", "--------", EXAMPLES.get(op, ""), ""])
+
+
+def _summary(function: FunctionType) -> str:
+    """Return the first sentence of a docstring, behind the signature that some begin with."""
+    paragraphs = (" ".join(text.split()) for text in (function.__doc__ or "").split("\n\n"))
+    return next(text for text in paragraphs if text.endswith("."))
 
 
 @cache

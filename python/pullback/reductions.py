@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -25,6 +26,7 @@ from pullback.protocol import (
     is_weak,
     kernel_dtype,
     method,
+    methods_and_example,
     tangents_of,
 )
 from pullback.registry import Registry, attributes
@@ -57,14 +59,15 @@ class _Rows:
         self._engine = engine
         self.__name__ = self.__qualname__ = row.name
         self.__module__ = engine.module("reductions")
-        self.__doc__ = _docstring(row, self.ABOUT)
-        own: Any = type(type(self).__name__, (type(self),), _methods(row))
+        methods = _methods(row)
+        self.__doc__ = _docstring(row, self.ABOUT, methods)
+        own: Any = type(type(self).__name__, (type(self),), methods)
         self.__class__ = own  # whose methods have the row's signature
         if not engine.is_native:
             return
         about = row.parameter
         default, valid = (0.0, None) if about is None else (about.default or 0.0, about.test)
-        for name in ("value", "grad", "value_and_grad", "vjp", "jvp"):
+        for name in _METHODS:
             if not hasattr(self, name):  # a map has no gradient
                 continue
             make = partial(engine.kernels.reduction_method, row.name, name, default, valid)
@@ -463,7 +466,7 @@ def _method_docstring(row: ReductionRow, name: str) -> str:
     return "\n".join([*lines, f"{fits}{empty}."])
 
 
-def _docstring(row: ReductionRow, kind: str) -> str:
+def _docstring(row: ReductionRow, kind: str, methods: Mapping[str, Any]) -> str:
     """Return what there is to say about a reduction, from its row."""
     about = row.parameter
     slopes = zip(row.operands, row.derivative_formula, strict=True)
@@ -478,7 +481,9 @@ def _docstring(row: ReductionRow, kind: str) -> str:
     if about is not None:
         default = "" if about.default is None else f"; {about.default:g} when omitted"
         lines.append(f"Parameter: {about.name}, which needs to be {about.text}{default}.")
-    return "\n".join([*lines, f"Source: {row.source}.", "", *textwrap.wrap(kind, 100)])
+    named = (function for name, function in methods.items() if name != "__call__")
+    end = methods_and_example(row.name, named)
+    return "\n".join([*lines, f"Source: {row.source}.", "", *textwrap.wrap(kind, 100), "", end])
 
 
 # --- all of them ----------------------------------------------------------------------------------

@@ -55,7 +55,14 @@ def attributes(scope: dict[str, Any], registry: Registry) -> Callable[[str], Any
 
     def getattr_(name: str) -> Any:
         if name not in registry:
-            raise AttributeError(f"module {scope['__name__']!r} has no attribute {name!r}")
+            hint = ""
+            if not name.startswith("_"):
+                from pullback.hints import about_name  # noqa: PLC0415  only of what is not there
+
+                hint = about_name(name, (*registry, *scope["__all__"]))
+            # With a name and no object, Python adds no guess of its own.
+            message = f"module {scope['__name__']!r} has no attribute {name!r}{hint}"
+            raise AttributeError(message, name=name)
         return scope.setdefault(name, registry[name])
 
     return getattr_

@@ -100,12 +100,19 @@ def _compare(case: Case, arguments: Sequence[Any]) -> tuple[Timer, Timer]:
 # --- the benchmarks -------------------------------------------------------------------------------
 
 
-def benchmarks(limits: Limits, dtype: np.dtype[Any]) -> list[Callable[[], Timing]]:
-    """Return the benchmarks of all primitives, to be called one by one."""
-    return [partial(_timed, make, limits) for make in _chosen(dtype.name)]
+def benchmarks(limits: Limits, dtype: np.dtype[Any], name: str = "") -> list[Callable[[], Timing]]:
+    """Return benchmarks, to be called one by one: of all primitives, or of those whose name fits.
+
+    `name` is a regular expression for the whole name; an empty one fits all.
+    """
+    return [
+        partial(_timed, make, limits)
+        for make in _chosen(dtype.name)
+        if not name or re.fullmatch(name, make.args[0])
+    ]
 
 
-def _chosen(dtype: str) -> Iterator[Callable[[], Case]]:
+def _chosen(dtype: str) -> Iterator[partial[Case]]:
     """Yield what makes the cases: of each primitive those that tell most, small and large."""
     for name in OPS:
         for method in ("value", "vjp"):

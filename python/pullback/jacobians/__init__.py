@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from pullback.config import native
 from pullback.jacobians import algebra as algebra
 from pullback.jacobians.base import Jacobian
 from pullback.jacobians.blocks import BlockDiagonal
@@ -35,3 +36,6 @@ __all__ = [
 
 # Above this a dense Jacobian is more likely a mistake than a wish.
 DENSE_LIMIT_BYTES: Final = 2**28
+
+if native is not None:  # which makes those of primitives
+    native.jacobian_classes(globals())

@@ -71,7 +71,7 @@ def product(*factors: Jacobian) -> Jacobian:
         return Product._merged(*factors) if merged is None else merged
     for factor in factors:
         parts: tuple[Jacobian, ...] = (factor,)
-        if isinstance(factor, Product) and not factor._is_merged:
+        if type(factor) is Product and not factor._is_merged:
             parts = factor.factors
         for part in parts:
             merged = part if merged is None else _joined(merged, part)
@@ -112,7 +112,7 @@ class _Peeled:
         return bool(self.factors)
 
     def outermost(self) -> Jacobian:
-        while isinstance(J := self.factors[-1], Product):
+        while type(J := self.factors[-1]) is Product:  # isinstance of an abstract base is slow
             self.factors.pop()
             opened = J._opened()
             self.factors += opened if self.end else reversed(opened)

@@ -5,18 +5,28 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pullback.config import native
-from pullback.contraction import numpy_product
 from pullback.protocol import as_array, as_ints, kernel_dtype, shown
 
-__all__ = ["Array", "add", "as_shape", "multiply", "own", "presented", "product", "silent"]
+__all__ = [
+    "Array",
+    "add",
+    "as_shape",
+    "multiply",
+    "own",
+    "presented",
+    "product",
+    "silent",
+    "sum_along",
+]
 
 Array: TypeAlias = npt.NDArray[Any]
+_FEW: Final = 2**12  # multiplications, for which NumPy's BLAS is not worth the call
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -29,18 +39,35 @@ def silent(function: F) -> F:
     return silenced
 
 
-@silent
 def product(A: Array, B: Array) -> Array:
     """Return A @ B."""
-    return numpy_product(A, B, None)
+    few = A.size * B.shape[-1] <= _FEW
+    return _small_product(A, B) if few else _large_product(A, B)
+
+
+def _large_product(A: Array, B: Array) -> Array:
+    with np.errstate(all="ignore"):
+        product: Array = np.matmul(A, B)
+        return product
+
+
+def _summed(x: Array, axis: tuple[int, ...]) -> Array:
+    with np.errstate(all="ignore"):
+        total: Array = np.add.reduce(x, axis, np.float64)
+        return total.astype(x.dtype, copy=False)
 
 
 # Natively without the warnings, and the time that it takes to silence them.
 add: Callable[..., Any]
 multiply: Callable[..., Any]
+sum_along: Callable[[Array, tuple[int, ...]], Array]  # in float64
+_small_product: Callable[[Array, Array], Array]
 if native is None:
     add, multiply = silent(np.add), silent(np.multiply)
+    sum_along, _small_product = _summed, _large_product
 else:
+    _small_product = native.product_method("matmul", "value", _large_product)
+    sum_along = native.reduction_method("sum", "value", 0.0, None, _summed)
     add, multiply = (
         native.elementwise_ufunc(name, "value", f"jacobians.{name}", "Of elements.")
         for name in ("add", "multiply")

@@ -59,6 +59,9 @@ class Dense(Blocks):
     def _times(self, tangents: Array) -> Array:
         return product(tangents, self._blocks.T)
 
+    def _pull(self, cotangents: Array) -> Array:
+        return product(cotangents, self._blocks)
+
     def _diagonal_elements(self) -> Array:
         return self._blocks.diagonal().copy()
 

@@ -20,7 +20,7 @@ from pullback.jacobians.arguments import (
     product,
     silent,
 )
-from pullback.jacobians.base import Shaped
+from pullback.jacobians.base import Shaped, identity_matrix
 from pullback.protocol import as_index, shown
 from pullback.shapes import broadcast_shapes, with_room
 
@@ -158,8 +158,8 @@ class Kronecker(Shaped):
         """The transposed Jacobian, a view of this one."""
         left, right = self._left, self._right
         return Kronecker._of(
-            left if type(left) is int else left.mT,  # type: ignore[union-attr]
-            right if type(right) is int else right.mT,  # type: ignore[union-attr]
+            _transposed(left),
+            _transposed(right),
             (self._output_batch, self._input_batch),
             self._output_shape,
             self._input_shape,
@@ -203,38 +203,31 @@ class Kronecker(Shaped):
         return self._left, self._right
 
     def _times(self, tangents: Array) -> Array:
-        (p, q), (r, s) = extents(self._left), extents(self._right)
-        k = len(tangents)
-        stack = tangents.reshape(k, *self._input_batch, q, s)
-        if not self._input_batch and not self._output_batch:
-            # Of factors without a batch, too, unless they are summed over one.
-            if type(self._left) is int and np.ndim(self._right) == 2:
-                return product(stack, self._right.mT).reshape(k, p * r)  # type: ignore[union-attr]
-            if type(self._right) is int and np.ndim(self._left) == 2:
-                return product(self._left, stack).reshape(k, p * r)  # type: ignore[arg-type]
-        # The tangents' axis stands in front of all batches.
-        ndim = max(map(len, (self._input_batch, self._output_batch, *map(_batch, self._factors()))))
-        stack = _with_ndim(stack, ndim)
-        shape = (k, *(1,) * (ndim - len(self._output_batch)), *self._output_batch, p, r)
-        left, right = self._left, self._right
-        if not isinstance(left, int) and not isinstance(right, int):
-            # The cheaper product first.
-            if p * s * (q + r) <= q * r * (s + p):
-                stack, left = product(left, stack), p
-            else:
-                stack, right = product(stack, right.mT), r
-        if not isinstance(left, int):
-            result = _summed(left, stack, shape)
-        elif not isinstance(right, int):
-            result = _summed(stack, right.mT, shape)
-        else:
-            result = _sum_to(stack, shape)
-        return result.reshape(k, self.shape[0])
+        batches = self._input_batch, self._output_batch
+        return _moved(self._left, self._right, batches, tangents)
+
+    def _pull(self, cotangents: Array) -> Array:
+        batches = self._output_batch, self._input_batch
+        return _moved(_transposed(self._left), _transposed(self._right), batches, cotangents)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether there are no batches."""
+        return not (
+            self._input_batch
+            or self._output_batch
+            or (type(self._left) is not int and self._left.ndim > 2)  # type: ignore[union-attr]
+            or (type(self._right) is not int and self._right.ndim > 2)  # type: ignore[union-attr]
+        )
 
     def flops(self, k: int = 1) -> int:
         """Return what the cheaper order takes of the products with the factors, k times."""
         (p, q), (r, s) = extents(self._left), extents(self._right)
-        left, right = (not isinstance(factor, int) for factor in self._factors())
+        left, right = type(self._left) is not int, type(self._right) is not int
+        if self._is_plain:
+            if left and right:
+                return 2 * k * min(p * s * (q + r), q * r * (s + p))
+            return 2 * k * p * s * (q * left + r * right)
         batches = [self._input_batch, *map(_batch, self._factors())]
         one = [math.prod(broadcast_shapes(batches[0], batch)) for batch in batches[1:]]
         both = math.prod(broadcast_shapes(*batches))
@@ -264,18 +257,42 @@ class Kronecker(Shaped):
         return {self._input_batch, self._output_batch, *filter(None, dense)}
 
     def _diagonal_elements(self) -> Array:
-        if self.batches() != {()} or any(n != m for n, m in map(extents, self._factors())):
+        left, right = self._left, self._right
+        (p, q), (r, s) = extents(left), extents(right)
+        if p != q or r != s or not self._is_plain:
             return super()._diagonal_elements()
-        ones = (
-            np.ones(f, self.dtype) if isinstance(f, int) else np.diagonal(f)
-            for f in self._factors()
-        )
-        one, other = ones
-        elements: Array = multiply(one[:, np.newaxis], other)
+        elements = np.empty((p, r), self._dtype)
+        elements[...] = 1 if type(left) is int else left.diagonal()[:, np.newaxis]  # type: ignore[union-attr]
+        if type(right) is not int:
+            multiply(elements, right.diagonal(), out=elements)  # type: ignore[union-attr]
         return elements.reshape(-1)
 
-    @silent
     def _dense(self) -> Array:
+        if not self._is_plain:
+            return self._dense_of_batches()
+        left: Any = self._left
+        right: Any = self._right
+        (p, q), (r, s) = extents(left), extents(right)
+        if type(left) is type(right) is int:
+            return identity_matrix(p * r, self._dtype)
+        dense = np.zeros((p * r, q * s), self._dtype)
+        row, step = dense.strides
+        # Zeros of an identity are structure: they hide even an infinity, as in the products.
+        if not dense.size:
+            pass
+        elif type(left) is int:
+            strides = r * row + s * step, row, step
+            np.ndarray((p, r, s), self._dtype, dense, 0, strides)[...] = right
+        elif type(right) is int:
+            strides = row + step, r * row, s * step
+            np.ndarray((r, p, q), self._dtype, dense, 0, strides)[...] = left
+        else:
+            places = dense.reshape(p, r, q, s)
+            multiply(left[:, np.newaxis, :, np.newaxis], right[:, np.newaxis], out=places)
+        return dense
+
+    @silent
+    def _dense_of_batches(self) -> Array:
         (p, q), (r, s) = extents(self._left), extents(self._right)
         batches = (*map(_batch, self._factors()), self._input_batch, self._output_batch)
         batch = broadcast_shapes(*batches)
@@ -291,8 +308,6 @@ class Kronecker(Shaped):
         else:
             blocks[...] = left[..., :, None, :, None] * right[..., None, :, None, :]
         n_out, n_in = math.prod(self._output_batch), math.prod(self._input_batch)
-        if not batch:
-            return blocks.reshape(self.shape)
         dense = np.zeros((n_out, n_in, p, r, q, s), self.dtype)
         rows, columns = (
             np.broadcast_to(np.arange(n).reshape(shape), batch).reshape(-1)
@@ -301,6 +316,64 @@ class Kronecker(Shaped):
         # Of batches of more than 32 axes, add.at makes a segmentation fault.
         np.add.at(dense, (rows, columns), blocks.reshape(rows.size, p, r, q, s))
         return dense.transpose(0, 2, 3, 1, 4, 5).reshape(self.shape)
+
+
+def _moved(left: Any, right: Any, batches: tuple[Any, Any], rows: Array) -> Array:
+    """Return ``L T R^T`` of each row T, as rows; `batches` are those of T and of the result."""
+    dense_left, dense_right = type(left) is not int, type(right) is not int
+    if batches != ((), ()) or (dense_left and left.ndim > 2) or (dense_right and right.ndim > 2):
+        return _moved_in_batches(left, right, batches, rows)
+    if not dense_left:
+        return _on_right(right, rows, left) if dense_right else rows.copy()
+    if not dense_right:
+        return _on_left(left, rows, right)
+    (p, q), (r, s) = left.shape, right.shape
+    if p * s * (q + r) <= q * r * (s + p):  # the cheaper product first
+        return _on_right(right, _on_left(left, rows, s), p)
+    return _on_left(left, _on_right(right, rows, q), r)
+
+
+def _on_left(left: Array, rows: Array, n: int) -> Array:
+    """Return ``L T`` of each row T, an array of n columns, as rows."""
+    k, (p, q) = len(rows), left.shape
+    if k == 1:
+        return product(left, rows.reshape(q, n)).reshape(1, p * n)
+    # One product, of the arrays next to each other.
+    beside = rows.reshape(k, q, n).transpose(1, 0, 2).reshape(q, k * n)
+    return product(left, beside).reshape(p, k, n).transpose(1, 0, 2).reshape(k, p * n)
+
+
+def _on_right(right: Array, rows: Array, n: int) -> Array:
+    """Return ``T R^T`` of each row T, an array of n rows, as rows."""
+    k, (r, s) = len(rows), right.shape
+    return product(rows.reshape(k * n, s), right.T).reshape(k, n * r)
+
+
+def _moved_in_batches(left: Any, right: Any, batches: tuple[Any, Any], rows: Array) -> Array:
+    input_batch, output_batch = batches
+    (p, q), (r, s) = extents(left), extents(right)
+    k = len(rows)
+    # The tangents' axis stands in front of all batches.
+    ndim = max(map(len, (input_batch, output_batch, _batch(left), _batch(right))))
+    stack = _with_ndim(rows.reshape(k, *input_batch, q, s), ndim)
+    shape = (k, *(1,) * (ndim - len(output_batch)), *output_batch, p, r)
+    if not isinstance(left, int) and not isinstance(right, int):
+        # The cheaper product first.
+        if p * s * (q + r) <= q * r * (s + p):
+            stack, left = product(left, stack), p
+        else:
+            stack, right = product(stack, right.mT), r
+    if not isinstance(left, int):
+        result = _summed(left, stack, shape)
+    elif not isinstance(right, int):
+        result = _summed(stack, right.mT, shape)
+    else:
+        result = _sum_to(stack, shape)
+    return result.reshape(k, math.prod(output_batch) * p * r)
+
+
+def _transposed(factor: Any) -> Any:
+    return factor if type(factor) is int else factor.mT
 
 
 # --- factors of a Kronecker product ---------------------------------------------------------------

@@ -13,8 +13,9 @@ from pullback import jacobians
 from pullback.jacobians.arguments import Array, add, multiply
 from pullback.jacobians.association import Plan, evaluate, plan
 from pullback.jacobians.base import Jacobian, Shaped
-from pullback.jacobians.diagonal import Diagonal
+from pullback.jacobians.diagonal import Diagonal, Identity
 from pullback.jacobians.recursion import Steps, run
+from pullback.jacobians.reindexing import Permutation, Reshape
 from pullback.jacobians.terms import Terms
 
 __all__ = ["Product", "Sum", "check_product", "check_sum"]
@@ -22,6 +23,9 @@ __all__ = ["Product", "Sum", "check_product", "check_sum"]
 _LONGEST_REPR: Final = 1000  # lines
 _FEW: Final = 8
 _PLANNED: Final = 2**16  # operations that take as long as it takes to find an order for them
+# Compared by type: isinstance takes several times as long for what has an abstract base.
+_IDENTITIES: Final = frozenset((Identity, Reshape))
+_VIEWS: Final = _IDENTITIES | {Permutation}
 _FLOAT64: Final[np.dtype[Any]] = np.dtype(np.float64)
 
 
@@ -35,7 +39,6 @@ class _Lazy(Shaped):
 
     __slots__ = ("_entries", "_is_flat", "_nbytes", "_source")
 
-    _borrows = True
     _is_leaf = False
 
     _entries: Any  # the parts, among which there may be some of the same kind
@@ -78,8 +81,23 @@ class _Lazy(Shaped):
         """Return the type of which parts are taken apart."""
 
     @property
+    def _borrows(self) -> bool:  # type: ignore[override]
+        """Whether no part makes an array of its own, or one is of a type that is not known."""
+        if not self._is_flat:
+            return True
+        borrows = True
+        for part in self._entries:
+            if not part._borrows:
+                borrows = False
+            elif type(part) not in _VIEWS:
+                return True
+        return borrows
+
+    @property
     def _parts(self) -> tuple[Jacobian, ...]:
         """The parts, of which none is of the same kind."""
+        if self._is_flat:
+            return tuple(self._entries)
         kind = self._kind()
         parts: list[Jacobian] = []
         waiting: list[tuple[Jacobian, bool]] = [(self, False)]
@@ -362,16 +380,28 @@ class Product(_Lazy):
 
     def _is_cheap(self, k: int) -> bool:
         """Tell whether k columns meet few factors one by one in less time than a plan takes."""
-        return self._is_flat and (
-            k == 1 or sum(factor.flops(k) for factor in self._entries) <= _PLANNED
-        )
+        if not self._is_flat:
+            return False
+        flops = 0
+        for factor in self._entries:
+            flops += factor.flops(k)
+        return flops <= _PLANNED
 
     def _times(self, tangents: Array) -> Array:
-        if not self._is_cheap(len(tangents)):
+        k = len(tangents)
+        if not (self._is_flat if k == 1 else self._is_cheap(k)):
             return super()._times(tangents)
         for factor in self._entries[::-1]:
             tangents = factor._times(tangents)
         return tangents
+
+    def _pull(self, cotangents: Array) -> Array:
+        k = len(cotangents)
+        if not (self._is_flat if k == 1 else self._is_cheap(k)):
+            return super()._pull(cotangents)
+        for factor in self._entries:
+            cotangents = factor._pull(cotangents)
+        return cotangents
 
     def _dense(self) -> Array:
         if not self._is_cheap(self.shape[1]):
@@ -383,7 +413,7 @@ class Product(_Lazy):
         return dense
 
     def _times_steps(self, tangents: Array, known: dict[Any, int]) -> Steps[Array]:
-        if self._is_cheap(len(tangents)):
+        if self._is_flat and (len(tangents) == 1 or self._is_cheap(len(tangents))):
             return self._times(tangents)
         factors = self._parts
         if len(tangents) > 1:
@@ -405,24 +435,39 @@ class Product(_Lazy):
         J._is_merged = self._is_merged and type(scaled) is type(factors[i])
         return J
 
-    def _diagonal_steps(self) -> Steps[Array]:
-        # Diagonal factors on either side scale the elements of what stands between them.
-        factors = self._parts
+    def _core(self) -> tuple[Jacobian, list[Jacobian]]:
+        """Return a Jacobian, and those by whose diagonals its own one is that of the product."""
+        # Diagonal factors on either side scale the elements of what stands between them. To
+        # present an array in another shape is the identity.
+        parts = self._parts
+        factors = [part for part in parts if type(part) not in _IDENTITIES] or [*parts[:1]]
         begin, end = 0, len(factors)
-        while begin < end - 1 and isinstance(factors[begin], Diagonal):
+        while begin < end - 1 and type(factors[begin]) is Diagonal:
             begin += 1
-        while begin < end - 1 and isinstance(factors[end - 1], Diagonal):
+        while begin < end - 1 and type(factors[end - 1]) is Diagonal:
             end -= 1
-        inner: Jacobian = factors[begin] if begin == end - 1 else Product(*factors[begin:end])
-        if end < len(factors):
-            inner = inner.T
+        single = begin == end - 1
+        inner: Jacobian = factors[begin] if single else Product._merged(*factors[begin:end])
+        return inner.T if end < len(factors) else inner, factors[end:] + factors[:begin][::-1]
+
+    def _diagonal_elements(self) -> Array:
+        inner, scales = self._core()
+        if not inner._is_leaf:
+            return super()._diagonal_elements()
+        return self._scaled_elements(inner._diagonal_elements(), scales)
+
+    def _diagonal_steps(self) -> Steps[Array]:
+        inner, scales = self._core()
         if isinstance(inner, Product):
             elements: Array = Jacobian._diagonal_elements(inner)
         else:
             elements = yield inner._diagonal_steps()
-        for factor in (*factors[end:], *reversed(factors[:begin])):
-            elements = multiply(factor.diagonal()[: elements.size], elements)
-        return elements
+        return self._scaled_elements(elements, scales)
+
+    def _scaled_elements(self, elements: Array, scales: list[Jacobian]) -> Array:
+        for scale in scales:
+            elements = multiply(scale.diagonal()[: elements.size], elements)
+        return elements if elements.dtype is self._dtype else elements.astype(self._dtype)
 
     def _dense_steps(self, known: dict[Any, int]) -> Steps[Array]:
         if self._is_cheap(self.shape[1]):
@@ -473,7 +518,7 @@ def _restore(*records: Any) -> Jacobian:
 
 def check_product(left: Jacobian, right: Jacobian) -> None:
     """Raise ValueError unless the operand of `left` has the shape of the result of `right`."""
-    if left.input_shape != right.output_shape:
+    if left._input_shape != right._output_shape:
         one, other = _parts_of(left, Product)[-1], _parts_of(right, Product)[0]
         raise ValueError(
             f"{type(one).__name__} @ {type(other).__name__}: operand shape {left.input_shape} "

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pullback.jacobians.arguments import Array, as_shape, silent
+from pullback.jacobians.arguments import Array, as_shape, sum_along
 from pullback.jacobians.base import Jacobian, Unstored
 from pullback.protocol import as_ints, shown
 from pullback.shapes import with_room
@@ -22,8 +22,6 @@ class _Move(Unstored):
     """What the moves share."""
 
     __slots__ = ()
-
-    _borrows = True
 
     def __init__(
         self,
@@ -39,14 +37,6 @@ class _Move(Unstored):
 
     def _arguments(self) -> tuple[Any, ...]:
         return self._input_shape, self._output_shape
-
-    def _diagonal_elements(self) -> Array:
-        # Where each element of the result comes from; whole numbers below 2**53.
-        rows, columns = self.shape
-        sources = self._times(np.arange(columns, dtype=np.float64)[np.newaxis])[0]
-        n = min(rows, columns)
-        own: Array = sources[:n] == np.arange(n)
-        return own.astype(self._dtype)
 
 
 class Permutation(_Move):
@@ -80,6 +70,8 @@ class Permutation(_Move):
     """
 
     __slots__ = ("_axes",)
+
+    _borrows = True
 
     def __init__(
         self,
@@ -122,6 +114,12 @@ class Permutation(_Move):
         moved = stack.transpose(0, *(place[axis] for axis in self._axes if axis in place))
         return moved.reshape(len(tangents), self.shape[0])
 
+    def _diagonal_elements(self) -> Array:
+        # Where each element of the result comes from; whole numbers below 2**53.
+        n = self.shape[0]
+        own: Array = self._times(np.arange(n, dtype=np.float64)[np.newaxis])[0] == np.arange(n)
+        return own.astype(self._dtype)
+
 
 class Reshape(_Move):
     """The Jacobian of ``numpy.reshape``, in row-major order.
@@ -141,6 +139,8 @@ class Reshape(_Move):
 
     __slots__ = ()
 
+    _borrows = True
+
     def _check(self) -> None:
         rows, columns = self.shape
         if rows != columns:
@@ -156,6 +156,11 @@ class Reshape(_Move):
 
     def _times(self, tangents: Array) -> Array:
         return tangents
+
+    _pull = _times
+
+    def _diagonal_elements(self) -> Array:
+        return np.ones(self.shape[0], self._dtype)
 
 
 class Broadcast(_Move):
@@ -195,11 +200,17 @@ class Broadcast(_Move):
         return SumTo._between(self._output_shape, self._input_shape, self._dtype)
 
     def _times(self, tangents: Array) -> Array:
-        k = len(tangents)
-        own, whole, n, _ = _folded(self._input_shape, self._output_shape)
-        repeated = np.empty((k, *whole), tangents.dtype)
-        repeated[...] = tangents.reshape(k, *own)
-        return repeated.reshape(k, n)
+        return _repeated(tangents, self._input_shape, self._output_shape)
+
+    def _pull(self, cotangents: Array) -> Array:
+        return _summed(cotangents, self._output_shape, self._input_shape)
+
+    def _diagonal_elements(self) -> Array:
+        # An element is its own source up to where the first repetition ends.
+        own, _, n, axes = _folded(self._input_shape, self._output_shape)
+        elements = np.zeros(min(math.prod(own), n), self._dtype)
+        elements[: math.prod(own[axes[-1] :]) if axes else n] = 1
+        return elements
 
 
 class SumTo(_Move):
@@ -235,12 +246,10 @@ class SumTo(_Move):
         return k * max(columns - rows, 0)
 
     def _times(self, tangents: Array) -> Array:
-        k = len(tangents)
-        own, whole, _, axes = _folded(self._output_shape, self._input_shape)
-        stack = tangents.reshape(k, *whole)
-        if axes:
-            stack = _summed(stack, axes)
-        return stack.reshape(k, math.prod(own))
+        return _summed(tangents, self._input_shape, self._output_shape)
+
+    def _pull(self, cotangents: Array) -> Array:
+        return _repeated(cotangents, self._output_shape, self._input_shape)
 
     def _diagonal_elements(self) -> Array:
         return self.T._diagonal_elements()
@@ -261,10 +270,24 @@ def _folded(
     return own, whole, math.prod(whole), axes
 
 
-@silent
-def _summed(stack: Array, axes: tuple[int, ...]) -> Array:
-    total: Array = np.add.reduce(stack, axes, np.float64)
-    return total.astype(stack.dtype, copy=False)
+def _repeated(rows: Array, few: tuple[int, ...], many: tuple[int, ...]) -> Array:
+    """Return rows (k, n) of arrays of the shape `few`, repeated to the shape `many`."""
+    k = len(rows)
+    own, whole, n, _ = _folded(few, many)
+    repeated = np.empty((k, *whole), rows.dtype)
+    repeated[...] = rows.reshape(k, *own)
+    return repeated.reshape(k, n)
+
+
+def _summed(rows: Array, many: tuple[int, ...], few: tuple[int, ...]) -> Array:
+    """Return rows (k, n) of arrays of the shape `many`, summed to the shape `few`; a copy."""
+    k = len(rows)
+    own, whole, _, axes = _folded(few, many)
+    if not axes:
+        return rows.copy()
+    # In which order is summed depends on the layout.
+    stack = np.ascontiguousarray(rows).reshape(k, *whole)
+    return sum_along(stack, axes).reshape(k, math.prod(own))
 
 
 def _check_broadcast(J: Jacobian, few: str, many: str) -> None:

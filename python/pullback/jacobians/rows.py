@@ -86,29 +86,42 @@ class RowWise(Shaped):
         return RowWise(self._primitive, x, self._axis, self._options, is_transposed)
 
     def _times(self, tangents: Array) -> Array:
+        return self._moved(tangents, self._is_transposed)
+
+    def _pull(self, cotangents: Array) -> Array:
+        return self._moved(cotangents, not self._is_transposed)
+
+    def _moved(self, vectors: Array, back: bool) -> Array:
         x, axis = self._x, self._axis
-        method = self._primitive.vjp if self._is_transposed else self._primitive.jvp
-        k = len(tangents)
+        method = self._primitive.vjp if back else self._primitive.jvp
+        k = len(vectors)
         if k == 1:
-            moved = method(x, tangents.reshape(x.shape), axis=axis, **self._options)
+            moved = method(x, vectors.reshape(x.shape), axis=axis, **self._options)
             return moved.reshape(1, -1)  # type: ignore[no-any-return]
         if x.ndim == MOST_AXES or k == 0:  # no room for a stack's axis
-            rows = (self._times(tangents[i : i + 1]) for i in range(k))
-            return np.concatenate([np.empty((0, x.size), tangents.dtype), *rows])
+            rows = (self._moved(vectors[i : i + 1], back) for i in range(k))
+            return np.concatenate([np.empty((0, x.size), vectors.dtype), *rows])
         stack = np.empty((k, *x.shape), self._dtype)
         stack[...] = x
         if axis is None:
-            axis = tuple(range(x.ndim))
-        axes = tuple(a % x.ndim + 1 for a in (axis if isinstance(axis, tuple) else (axis,)))
-        moved = method(
-            stack, np.ascontiguousarray(tangents).reshape(stack.shape), axis=axes, **self._options
-        )
-        return moved.reshape(k, -1)  # type: ignore[no-any-return]
+            axis = tuple(range(-x.ndim, 0))
+        elif type(axis) is tuple:
+            axis = tuple(a % x.ndim + 1 for a in axis)
+        elif axis >= 0:  # type: ignore[operator]
+            axis += 1  # type: ignore[operator]
+        vectors = np.ascontiguousarray(vectors).reshape(stack.shape)
+        return method(stack, vectors, axis=axis, **self._options).reshape(k, -1)  # type: ignore[no-any-return]
 
     def _scaled(self, c: Any) -> RowWise | None:
         return (
             self._like(self._x.astype(c.dtype, copy=False), self._is_transposed) if c == 1 else None
         )
+
+    @property
+    def _is_small(self) -> bool:
+        """Whether all is one slice, and the matrix small enough to come of one product."""
+        x = self._x
+        return (x.ndim == 1 or self._axis is None) and x.size**2 <= UNITS
 
     def _columns(self) -> Iterator[tuple[Array, Array, Array]]:
         """Yield columns of the matrix: where they stand, where they are not zero, and all of each.
@@ -127,12 +140,16 @@ class RowWise(Shaped):
             yield at, places, self._times(units)
 
     def _diagonal_elements(self) -> Array:
+        if self._is_small:
+            return self._dense().diagonal().copy()
         elements = np.empty(self._x.size, self._dtype)
         for at, _, columns in self._columns():
             elements[at] = columns[_numbers(at), at]
         return elements
 
     def _dense(self) -> Array:
+        if self._is_small:
+            return super()._dense()
         dense = np.zeros(self.shape, self._dtype)
         for at, places, columns in self._columns():
             dense[places[:, np.newaxis], at[:, :, np.newaxis]] = columns[:, places].swapaxes(0, 1)

@@ -115,6 +115,7 @@ class LossRow:
     value: Callable[[Array, Array, float], Array]
     derivative: Callable[[Array, Array, float], Array]
     second_derivative: Callable[[Array, Array, float], Array]  # of classes: their probabilities
+    flat_at_zero: bool  # whether its derivative at z = 0 is 0 whatever the target is
     response: str | None  # the primitive that makes it a mean response
     response_formula: str
     draw: Callable[[np.random.Generator, Array], Array]  # targets for predictions
@@ -161,6 +162,7 @@ def _loss(
     draw: Callable[[np.random.Generator, Array], Array],
     source: str,
     mean: str = "z",
+    flat_at_zero: bool = False,
     response: str | None = None,
     kinks: tuple[str, ...] = (),
     parameter: Parameter | None = None,
@@ -175,6 +177,7 @@ def _loss(
         value=value,
         derivative=derivative,
         second_derivative=second_derivative,
+        flat_at_zero=flat_at_zero,
         response=response,
         response_formula=mean,
         draw=draw,
@@ -216,7 +219,7 @@ _ROWS: Final = (
         value=lambda z, y, _: np.square(y - np.where(z <= 0, 0, z)),
         derivative=lf.relu_mse_slope,
         second_derivative=lambda z, y, _: lf.where_number(z, 2.0 * (z > 0)),
-        mean="max(0, z)",                     response="relu",
+        mean="max(0, z)",                     response="relu",            flat_at_zero=True,
         draw=lambda rng, z: np.maximum(z, 0) + rng.standard_normal(z.shape),
         kinks=("z",),
         source="Finding the Gradient of a Vector Function; 0 at the kink"),

@@ -35,6 +35,7 @@ class ProductRow:
     vjp: Callable[..., Any]
     jvp: Callable[..., Any]
     source: str
+    example: str  # a call, behind the product's name
 
     def arguments(self, method: str) -> tuple[str, ...]:
         """Return the names of a method's positional arguments."""
@@ -65,7 +66,8 @@ _ROWS: Final = (
         value=products.matmul,
         vjp=products.matmul_vjp,
         jvp=products.matmul_jvp,
-        source="<G, dA B + A dB> = <G B^T, dA> + <A^T G, dB>"),
+        source="<G, dA B + A dB> = <G B^T, dA> + <A^T G, dB>",
+        example=".vjp([[1.0, 2.0]], [[3.0], [4.0]], [[1.0]])"),
 
     ProductRow(name="linear", summary="Linear layer: a product, a bias, an activation",
         formula="activation(X @ W + b)",
@@ -79,7 +81,7 @@ _ROWS: Final = (
         cotangent="G",
         result="shape (n,) or (..., n)",
         options={
-            "activation": "None or a unary elementwise primitive, such as `pullback.relu`",
+            "activation": "None, or a unary elementwise primitive or its name, such as 'relu'",
         },
         methods={
             "vjp": "`(H @ W.T, X.T @ H, sum of H)`, where `H = f.vjp(Z, G)`",
@@ -89,7 +91,8 @@ _ROWS: Final = (
         value=products.linear,
         vjp=products.linear_vjp,
         jvp=products.linear_jvp,
-        source="chain rule, with Z = X @ W + b and f the activation"),
+        source="chain rule, with Z = X @ W + b and f the activation",
+        example="([[1.0, 2.0]], [[3.0], [4.0]], [0.5], activation='relu')"),
 
     ProductRow(name="quadratic_form", summary="Quadratic form, of each vector of a batch",
         formula="x^T A x",
@@ -110,7 +113,8 @@ _ROWS: Final = (
         value=products.quadratic_form,
         vjp=products.quadratic_form_vjp,
         jvp=products.quadratic_form_jvp,
-        source="product rule"),
+        source="product rule",
+        example=".value_and_grad([1.0, 2.0], [[2.0, 1.0], [1.0, 3.0]])"),
 
     ProductRow(name="bilinear_form", summary="Bilinear form, of each pair of vectors of a batch",
         formula="u^T X v",
@@ -131,7 +135,8 @@ _ROWS: Final = (
         value=products.bilinear_form,
         vjp=products.bilinear_form_vjp,
         jvp=products.bilinear_form_jvp,
-        source="product rule"),
+        source="product rule",
+        example=".value_and_grad([1.0, 2.0], [[2.0, 1.0], [1.0, 3.0]], [1.0, 0.0])"),
 )
 # fmt: on
 

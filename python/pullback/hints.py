@@ -1,0 +1,109 @@
+"""What to use instead of a name that is not here; read once something has gone wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+from pullback.tables.elementwise import OPS
+from pullback.tables.products import PRODUCTS
+from pullback.tables.reductions import REDUCTIONS
+
+__all__ = ["KNOWN_VARIABLES", "about_function", "about_name", "about_variable", "nearest"]
+
+_GRADIENT: Final = (
+    "every primitive has its own derivatives: vjp, jvp and jacobian, such as pb.tanh.vjp(x, g)"
+)
+_PLAIN: Final = "import numpy itself; pb.tanh is the primitive of np.tanh"
+
+# Names of NumPy, SciPy, torch, JAX and autograd for what has another name here.
+_ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        **dict.fromkeys(("grad", "gradient", "value_and_grad", "vjp", "jvp"), _GRADIENT),
+        **dict.fromkeys(("jacobian", "jacfwd", "jacrev", "hessian", "derivative"), _GRADIENT),
+        **dict.fromkeys(("np", "numpy", "jnp"), _PLAIN),
+        **dict.fromkeys(("jit", "vmap"), "primitives are compiled, and take batches as they are"),
+        **dict.fromkeys(("compose", "Sequential"), "use pb.chain"),
+        **dict.fromkeys(("gradcheck", "check_grads", "approx_fprime"), "use pb.check_grad"),
+        **dict.fromkeys(("einsum", "tensordot"), "use pb.matmul, whose leading axes are a batch"),
+        **dict.fromkeys(("mse", "mse_loss", "mean_squared_error"), "use pb.squared_error"),
+        **dict.fromkeys(("cross_entropy", "nll_loss"), "use pb.softmax_cross_entropy"),
+        **dict.fromkeys(("bce", "binary_cross_entropy", "log_loss"), "use pb.logistic"),
+        **dict.fromkeys(("huber_loss", "smooth_l1_loss"), "use pb.huber"),
+        **dict.fromkeys(("hinge_loss", "hinge_embedding_loss"), "use pb.hinge"),
+        **dict.fromkeys(("pinball", "quantile_loss"), "use pb.quantile"),
+        **dict.fromkeys(("minimize", "optimize"), "pb.LinearObjective goes into scipy.optimize"),
+        "absolute": "use pb.abs",
+        "acos": "use pb.arccos",
+        "acosh": "use pb.arccosh",
+        "amax": "use pb.max",
+        "amin": "use pb.min",
+        "asin": "use pb.arcsin",
+        "asinh": "use pb.arcsinh",
+        "atan": "use pb.arctan",
+        "atan2": "use pb.arctan2",
+        "atanh": "use pb.arctanh",
+        "clamp": "use pb.minimum and pb.maximum",
+        "clip": "use pb.minimum and pb.maximum",
+        "div": "use pb.divide",
+        "expit": "use pb.sigmoid",
+        "fabs": "use pb.abs",
+        "heaviside": "use pb.step",
+        "layernorm": "use pb.layer_norm",
+        "mul": "use pb.multiply",
+        "neg": "use pb.negative",
+        "pow": "use pb.power",
+        "sub": "use pb.subtract",
+        "swish": "use pb.silu",
+        "true_divide": "use pb.divide",
+        "var": "use pb.variance",
+    }
+)
+
+_PREFIX: Final = "PULLBACK_"
+
+# Those that the package reads, and those of its build.
+KNOWN_VARIABLES: Final = (
+    "PULLBACK_BACKEND",
+    "PULLBACK_TARGET",
+    "PULLBACK_NUM_THREADS",
+    "PULLBACK_KEPT_MEMORY",
+    "PULLBACK_REQUIRE_NATIVE",
+    "PULLBACK_BUILD_PYTHON",
+    "PULLBACK_BUILD_TESTS",
+    "PULLBACK_SANITIZE",
+    "PULLBACK_WERROR",
+)
+
+
+def nearest(name: str, known: Sequence[str]) -> list[str]:
+    """Return the names, three at most, that look most like one; the same one alone."""
+    from difflib import get_close_matches  # noqa: PLC0415  an import need not wait for it
+
+    return [name] if name in known else get_close_matches(name, dict.fromkeys(known))
+
+
+def about_name(name: str, known: Sequence[str]) -> str:
+    """Return the end of a message about a name that stands for nothing here, or nothing."""
+    if name in _ELSEWHERE:
+        return f"; {_ELSEWHERE[name]}"
+    near = nearest(name, known)
+    return f"; did you mean {' or '.join(f'pb.{one}' for one in near)}?" if near else ""
+
+
+def about_function(given: object, *, unary: bool = False) -> str:
+    """Return the end of a message about what is no primitive, such as NumPy's ufunc or a name."""
+    name = given if isinstance(given, str) else getattr(given, "__name__", None)
+    if not isinstance(name, str):
+        return ""
+    table = {**OPS, **({} if unary else {**PRODUCTS, **REDUCTIONS})}
+    return about_name(name, [one for one in table if not unary or OPS[one].nin == 1])
+
+
+def about_variable(name: str) -> str:
+    """Return a warning about an environment variable that nothing reads."""
+    by_ending = {known.removeprefix(_PREFIX): known for known in KNOWN_VARIABLES}
+    near = nearest(name.removeprefix(_PREFIX), tuple(by_ending))
+    hint = f"; did you mean {by_ending[near[0]]}?" if near else ""
+    return f"the environment variable {name} means nothing to pullback{hint}"
