@@ -3,7 +3,8 @@
 ``tests/mutants.txt`` is the table. All mutations in C++ are compiled together, once, for one
 instruction set, and the environment variable ``MUTANT`` chooses one at run time; those in Python
 are made in a copy of the package. A mutant is killed if one of its tests fails, crashes or takes
-far longer than without it. Results are kept, so that the next run does what is new or has changed.
+far longer than without it. Results are kept, so that the next run does what is new or has changed,
+in the tests or in the file that a mutant is in.
 
     python tests/mutate.py [--only REGEX] [--list] [-n WORKERS] [--keep DIR] [--fresh]
 
@@ -278,6 +279,7 @@ def key_of(tests: str, mutant: Mutant | None = None) -> str:
     """Return a key of tests, and of a mutant and the source that it is in."""
     paths = [word.partition("::")[0] for word in shlex.split(tests) if ".py" in word]
     paths += [mutant.path] if mutant else []
+    paths += [path for path in sorted(TABLE.parent.glob("*.py")) if path.name[:5] != "test_"]
     parts = [repr(mutant), tests, *((ROOT / path).read_text() for path in paths)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

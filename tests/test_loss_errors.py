@@ -96,7 +96,7 @@ def test_shapes(
     [
         ({"w": np.ones(4)}, r"w has shape \(4,\)"),
         ({"w": np.ones((4, 1))}, r"w has shape \(4, 1\)"),
-        ({"w": np.ones((4, 1)), "b": None}, r"w has shape \(4, 1\)"),
+        ({"w": np.ones((4, 1)), "b": None, "y": np.zeros(30, int)}, r"w has shape \(4, 1\)"),
         ({"w": np.ones((5, 3))}, r"w has shape \(5, 3\)"),
         ({"y": np.zeros(29, int)}, r"y has shape \(29,\)"),
         ({"y": np.full((30, 2), 0.5)}, r"y has shape \(30, 2\)"),

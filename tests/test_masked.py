@@ -100,6 +100,16 @@ def test_everything_else_refuses(name: str) -> None:
     assert accepted(call, given) == 0
 
 
+def test_classes_of_masked_arrays_are_masked_arrays() -> None:
+    class Own(np.ma.MaskedArray):
+        pass
+
+    for given in (np.ma.array(X, mask=X > 0).view(Own), np.ma.masked):
+        for P in (pb, pb.reference):
+            with pytest.raises(TypeError, match="x is a masked array"):
+                P.sum(given)
+
+
 def test_chains_do_as_their_steps() -> None:
     for P in (pb, pb.reference):
         honours = native is not None and P is pb  # as ufuncs do
