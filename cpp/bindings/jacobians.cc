@@ -84,7 +84,9 @@ PyObject* SetClasses(PyObject*, PyObject* given) {
   for (size_t k = 0; k < kKinds; ++k) {
     PyObject* const type =
         PyDict_Check(given) ? PyDict_GetItemString(given, kSlots[k].name.data()) : nullptr;
-    if (type == nullptr || !Read(static_cast<Kind>(k), type, read[k])) {
+    if (type == nullptr || !Read(static_cast<Kind>(k), type, read[k]) ||
+        !std::equal(read[k].offset.begin(), read[k].offset.begin() + kShared.size(),
+                    read[0].offset.begin())) {
       PyErr_Clear();
       return PyErr_Format(PyExc_TypeError, "jacobian_classes: no class %s with the slots wanted",
                           kSlots[k].name.data());
@@ -132,14 +134,10 @@ void SetReadOnly(const Ref& array) {
   PyArray_CLEARFLAGS(AsArray(array.get()), NPY_ARRAY_WRITEABLE);
 }
 
-// One of the shared slots of an object made here.
+// One of the shared slots of an object made here, which are in the same places in all classes.
 Ref Shared(PyObject* jacobian, size_t slot) {
-  for (const Class& one : classes) {
-    if (!Py_IS_TYPE(jacobian, one.type)) continue;
-    char* const at = reinterpret_cast<char*>(jacobian) + one.offset[slot];
-    return Ref(Py_NewRef(*reinterpret_cast<PyObject**>(at)));
-  }
-  return Ref();
+  char* const at = reinterpret_cast<char*>(jacobian) + classes[0].offset[slot];
+  return Ref(Py_NewRef(*reinterpret_cast<PyObject**>(at)));
 }
 
 // A product of two or three that have no rule with each other.

@@ -403,16 +403,6 @@ PyObject* LinearJacobians(Call& call, PyObject* activation) {
   std::copy_n(X.shape, X.ndim - 1, shape.begin());
   shape[X.ndim - 1] = W.shape[1];
   const Extents result(static_cast<int>(X.ndim), shape.data());
-  Ref slopes;
-  if (activation != nullptr) {
-    const Ref derivative(PyObject_GetAttrString(activation, "derivative"));
-    std::array<PyObject*, kMostOperands + 1> none{};
-    if (!derivative || !call.Place(none.data())) return nullptr;
-    call.Compute();
-    const Ref value(call.Result());
-    if (value) slopes = Ref(PyObject_CallOneArg(derivative.get(), value.get()));
-    if (!slopes || !PyArray_CheckExact(slopes.get())) return nullptr;
-  }
   const npy_intp count = PyArray_MultiplyList(X.shape, static_cast<int>(X.ndim) - 1);
   Ref rows = X.ndim == 2 ? Copied(X.array, false) : Copied(X.array, count, X.last());
   std::array<Ref, 3> jacobians{
@@ -420,8 +410,20 @@ PyObject* LinearJacobians(Call& call, PyObject* activation) {
                         Extents(X.array), result),
       JacobianOfProduct({std::move(rows)}, {Ref(), ExtentOf(W, 1)}, Extents(W.array), result),
       b ? JacobianOfBroadcast(Extents(b.array), result, call.dtype()) : Ref(Py_NewRef(Py_None))};
-  for (size_t i = 0; slopes && i < (b ? 3 : 2); ++i) {
-    jacobians[i] = JacobianBehind(slopes.get(), std::move(jacobians[i]));
+  if (activation != nullptr) {  // last: it runs Python, which may do anything to the operands
+    const Ref derivative(PyObject_GetAttrString(activation, "derivative"));
+    std::array<PyObject*, kMostOperands + 1> none{};
+    if (!derivative || !call.Place(none.data())) return nullptr;
+    call.Compute();
+    const Ref value(call.Result());
+    const Ref slopes(value ? PyObject_CallOneArg(derivative.get(), value.get()) : nullptr);
+    if (!slopes || KernelArray(slopes.get()) != call.dtype() ||
+        !(Extents(AsArray(slopes.get())) == result)) {
+      return nullptr;
+    }
+    for (Ref& jacobian : jacobians) {
+      if (jacobian.get() != Py_None) jacobian = JacobianBehind(slopes.get(), std::move(jacobian));
+    }
   }
   return Pack(std::move(jacobians), 3);
 }
