@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -154,3 +155,40 @@ def test_missing_kernels_are_told_once(run_python: Callable[..., Any]) -> None:
     assert not done.stderr
     done = run_python(hide + "import pullback", check=False, PULLBACK_BACKEND="native")
     assert "ImportError: PULLBACK_BACKEND=native" in done.stderr
+
+
+OLD_CPU = """
+import sys
+from numpy._core._multiarray_umath import __cpu_features__ as features
+{change}
+import pullback as pb
+print(pb.backend(), "pullback._native" in sys.modules, pb.tanh(0.0))
+"""
+
+
+@pytest.mark.native
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other CPUs have no levels")
+@pytest.mark.parametrize(
+    ("change", "lacks"),
+    [
+        ("features.update(SSE42=False, POPCNT=False)", "SSE42, POPCNT"),
+        ("features.update(SSE3=False, SSSE3=False, SSE41=False)", "SSE3, SSSE3, SSE41"),
+        ("features.update(AVX=False, AVX2=False)", ""),
+        ("features.clear()", ""),  # a release that does not look below its own baseline
+    ],
+)
+def test_cpu_is_asked_before_the_extension_is_loaded(
+    run_python: Callable[..., Any], change: str, lacks: str
+) -> None:
+    """What an old CPU would crash on stays out of its process, and it is told why."""
+    script = OLD_CPU.format(change=change)
+    done = run_python(script)
+    assert done.stdout.split() == (["numpy", "False"] if lacks else ["native", "True"]) + ["0.0"]
+    assert done.stderr.count("RuntimeWarning") == bool(lacks)
+    assert not lacks or f"x86-64-v2, and this one lacks {lacks}." in done.stderr
+    done = run_python(script, check=False, PULLBACK_BACKEND="native")
+    assert ("ImportError: PULLBACK_BACKEND=native" in done.stderr) == bool(lacks)
+    assert not lacks or done.stderr.endswith(f"this one lacks {lacks}\n")
+    done = run_python(script, PULLBACK_BACKEND="numpy")
+    assert done.stdout.split() == ["numpy", "False", "0.0"]
+    assert not done.stderr

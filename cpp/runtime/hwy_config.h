@@ -7,8 +7,8 @@
 #error "runtime/hwy_config.h must come before every hwy header"
 #endif
 
-// The baseline of old CPUs is SCALAR with every compiler. EMU128, which clang would get, turns
-// infinity into the largest float where it narrows doubles.
+// Where Highway has nothing better, the target is SCALAR with every compiler. EMU128, which clang
+// would get, turns infinity into the largest float where it narrows doubles.
 #ifndef HWY_BROKEN_EMU128
 #define HWY_BROKEN_EMU128 1
 #endif
@@ -18,7 +18,7 @@
 // ISAs elsewhere. Other architectures keep Highway's defaults. A value given by the build wins.
 #ifndef HWY_DISABLED_TARGETS
 #if defined(__x86_64__) || defined(__i386__) || defined(_M_X64) || defined(_M_IX86)
-// AVX3, AVX2, SSE4 and the baseline (SSE2, or SCALAR where Highway has no SSE2 target).
+// AVX3, AVX2 and SSE4, which is the baseline; see CMakeLists.txt for what is below.
 #define PULLBACK_HWY_AVX10_2 (1LL << 3)
 #define PULLBACK_HWY_AVX3_SPR (1LL << 4)
 #define PULLBACK_HWY_AVX3_ZEN4 (1LL << 6)

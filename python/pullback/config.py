@@ -40,6 +40,22 @@ def _check_variables() -> None:
                 warnings.warn(about_variable(name), RuntimeWarning, stacklevel=2)
 
 
+def _missing_features() -> str:
+    """Return what this CPU lacks of x86-64-v2, for which the extension is compiled on x86-64.
+
+    NumPy has asked the CPU when it was imported. What its table does not name is not missing: from
+    2.4 on NumPy itself needs x86-64-v2, and refuses to be imported without.
+    """
+    if platform.machine() not in ("x86_64", "AMD64", "amd64"):
+        return ""
+    try:
+        features = import_module("numpy._core._multiarray_umath").__cpu_features__
+    except (ImportError, AttributeError):
+        return ""
+    needed = ("SSE3", "SSSE3", "SSE41", "SSE42", "POPCNT")
+    return ", ".join(name for name in needed if not features.get(name, True))
+
+
 def _load_native() -> ModuleType | None:
     """Return the extension module, or None for the NumPy backend; set it up from the environment.
 
@@ -49,12 +65,26 @@ def _load_native() -> ModuleType | None:
         For a value of PULLBACK_BACKEND, PULLBACK_TARGET, PULLBACK_NUM_THREADS or
         PULLBACK_KEPT_MEMORY that names nothing there is.
     ImportError
-        If PULLBACK_BACKEND asks for native kernels that are not installed.
+        If PULLBACK_BACKEND asks for native kernels that are not installed, or not for this CPU.
     """
     wanted = os.environ.get("PULLBACK_BACKEND", "")
     if wanted not in ("", *_BACKENDS):
         raise ValueError(f"PULLBACK_BACKEND={wanted!r} is not one of {', '.join(_BACKENDS)}")
     if wanted == "numpy":
+        return None
+    missing = _missing_features()
+    if missing:
+        reason = (
+            f"pullback's native kernels need a CPU with x86-64-v2, and this one lacks {missing}"
+        )
+        if wanted == "native":
+            raise ImportError(f"PULLBACK_BACKEND=native, but {reason}")
+        warnings.warn(
+            f"{reason}. It computes in plain NumPy; set PULLBACK_BACKEND=numpy to keep it so "
+            "without this warning.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return None
     try:
         module = import_module("pullback._native")
