@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -15,7 +16,7 @@ import numpy as np
 import pullback as pb
 import pytest
 from oracles import DTYPES
-from pullback import console, selfbench, selfcheck
+from pullback import blas, console, selfbench, selfcheck
 from pullback.__main__ import main
 from pullback.cases import Case
 from pullback.tables.elementwise import OPS
@@ -32,12 +33,37 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_everything_in_one_run() -> None:
-    finished = run()
-    assert finished.returncode == 0, finished.stdout
-    assert finished.stderr == ""  # no progress bar where nobody watches
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check once, and time little."""
+    monkeypatch.setattr(selfcheck, "checks", lambda: CHECKS)
+    for name in ("_MIN_ARRAY_BYTES", "_MAX_ARRAY_BYTES"):
+        monkeypatch.setattr(selfbench, name, 2**16)
+    for name in ("_SECONDS", "_LARGE_SECONDS", "_ALL_SECONDS"):
+        monkeypatch.setattr(selfbench, name, 0.0)
+
+
+CHECKS = [functools.cache(check) for check in selfcheck.checks()]
+
+
+@pytest.mark.usefixtures("quick")
+def test_everything_in_one_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([]) == 0
+    shown, errors = capsys.readouterr()
+    assert errors == ""  # no progress bar where nobody watches
     for text in (*pb.primitives, pb.backend(), "checks passed", "All is well"):
-        assert text in finished.stdout
+        assert text in shown
+    assert len(shown.splitlines()) < 120
+    assert max(map(len, shown.splitlines())) < 150
+
+    benchmarks = selfbench.benchmarks
+    monkeypatch.setattr(selfbench, "benchmarks", lambda *given: benchmarks(*given)[::40])
+    assert main(["--all"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.endswith("ok") for line in lines) == len(CHECKS)
+    assert len(pb.primitives) * 2 == len(CHECKS)
 
 
 def test_info_is_show_config(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,6 +78,7 @@ def test_console_script() -> None:
     assert script.load() is main
 
 
+@pytest.mark.usefixtures("quick")
 def test_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     every = selfbench.benchmarks
     monkeypatch.setattr(selfbench, "benchmarks", lambda *given: every(*given)[:4])
@@ -63,10 +90,19 @@ def test_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert {timing["dtype"] for timing in report["timings"]} == {"float32"}
 
 
-def test_bench_of_one_primitive(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("quick")
+def test_bench_of_some_primitives(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--json", "tanh|matmul"]) == 0
     timings = json.loads(capsys.readouterr().out)["timings"]
-    assert {timing["name"] for timing in timings} == {"tanh", "matmul"}
+    assert [timing["name"] for timing in timings] == ["tanh"] * 4 + ["matmul"] * 2
+    assert main(["bench", "tanh|matmul"]) == 0  # a few are shown in full
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines if line.startswith(("tanh", "matmul"))] == [
+        ["tanh", "value"],
+        ["tanh", "vjp"],
+        ["matmul", "vjp"],
+        ["matmul", "vjp"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +192,67 @@ def test_a_failed_check_gives_exit_code_1(
 def test_a_benchmark_of_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Case, "native", np.sin)
     with pytest.raises(RuntimeError, match="tanh"):
-        selfbench._compare(Case("tanh", "value", "float64", (3,)), (np.ones(3),))
+        selfbench.Benchmark(selfbench.measure_limits(), "float64", "tanh", "value", (3,))()
+
+
+def settled(*speed_ups: float) -> tuple[float, int]:
+    """Return what is shown of a call that was measured so, and how often it was measured."""
+    measured = iter(speed_ups)
+
+    def benchmark() -> selfbench.Timing:
+        return selfbench.Timing(
+            name="tanh",
+            call="vjp",
+            size="16",
+            rate=1.0,
+            unit="GB/s",
+            seconds=1.0,
+            numpy_seconds=next(measured),
+            share=None,
+        )
+
+    (shown,) = selfbench.settled([benchmark], console.track)
+    return shown.speed_up, len(speed_ups) - len(list(measured))
+
+
+def test_outliers_are_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settled(2.1, 2.0, 9.0) == (2.0, 2)
+    assert settled(122.0, 2.0, 2.1, 1.9, 2.2, 9.0) == (2.1, 5)
+    assert settled(2.0, 0.1, 2.1, 1.9, 2.2, 9.0) == (2.0, 5)
+    monkeypatch.setattr(selfbench, "_ALL_SECONDS", 0.0)
+    assert settled(122.0, 2.0) == (122.0, 1)
+
+
+def blas_threads() -> list[int]:
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    return [
+        library["num_threads"]
+        for library in threadpoolctl.threadpool_info()
+        if library["internal_api"] == "openblas" and "numpy" in library["filepath"]
+    ]
+
+
+def test_numpy_has_the_better_number_of_blas_threads() -> None:
+    before = blas_threads()
+    seen = []
+    contender = selfbench._Contender(lambda n: seen.append((n, blas_threads())), (7,), 3)
+    assert contender.seconds() > 0
+    assert seen == [(7, [3] * len(before))]
+    assert blas_threads() == before
+    with pytest.raises(RuntimeError), blas.threads(3) as can_be_set:  # noqa: PT012
+        assert can_be_set == bool(before)
+        raise RuntimeError
+    assert blas_threads() == before
+    with blas.threads(None):
+        assert blas_threads() == before
+
+
+def test_a_blas_without_threads_to_set_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = blas_threads()
+    monkeypatch.setattr(blas, "_function", lambda name: None)
+    with blas.threads(3) as can_be_set:
+        assert not can_be_set
+        assert blas_threads() == before
 
 
 def test_worst_error_knows_the_edges() -> None:
@@ -181,6 +277,12 @@ def test_table_aligns() -> None:
         "----  -----",
         "tanh    0.5",
         "exp   10.25",
+    ]
+    assert console.in_two("op\n--\nexp\nlog\nsin").splitlines() == [
+        "op    op",
+        "--    --",
+        "exp    sin",
+        "log",
     ]
 
 

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from pullback import primitives, selfbench, selfcheck
 from pullback.config import show_config
-from pullback.console import table, track
+from pullback.console import track
 from pullback.hints import about_name
 
 __all__ = ["main"]
@@ -46,9 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show_config()
     ok = True
     if command in ("all", "check"):
-        ok = _check(say, report)
+        ok = _check(say, report, brief=not options.all)
     if command in ("all", "bench"):
-        _bench(np.dtype(options.dtype), options.name, say, report)
+        brief = not (options.all or options.name)
+        _bench(np.dtype(options.dtype), options.name, say, report, brief=brief)
     if command == "all":
         say(f"\n{'All is well' if ok else 'A CHECK FAILED'}; {time.perf_counter() - start:.1f} s.")
     if options.json:
@@ -63,21 +64,21 @@ def _parser() -> argparse.ArgumentParser:
         description="Show what pullback runs on, check every primitive against its NumPy twin, and "
         "time it against plain NumPy and the limits of the machine; without a command, all three.",
     )
-    _add_options(parser, dtype=True, default={"json": False, "dtype": "float64"})
-    parser.set_defaults(name="")
+    defaults = {"json": False, "all": False, "dtype": "float64"}
+    _add_options(parser, "json", "all", "dtype", default=defaults)
+    parser.set_defaults(name=None)
     commands = parser.add_subparsers(dest="command", metavar="command")
-    for name, text in (
-        ("info", "print the configuration"),
-        ("check", "check every primitive; exit code 1 if one is wrong"),
-        ("bench", "time every primitive against plain NumPy"),
+    for name, text, taken in (
+        ("info", "print the configuration", ["json"]),
+        ("check", "check every primitive; exit code 1 if one is wrong", ["json", "all"]),
+        ("bench", "time every primitive against plain NumPy", ["json", "all", "dtype"]),
     ):
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
-        _add_options(command, dtype=name == "bench", default={})
+        _add_options(command, *taken, default={})
         if name == "bench":
             command.add_argument(
                 "name",
                 nargs="?",
-                default="",
                 type=_pattern,
                 metavar="NAME",
                 help="time only primitives whose whole name it is, as a regular expression",
@@ -97,32 +98,29 @@ def _pattern(text: str) -> str:
     )
 
 
-def _add_options(parser: argparse.ArgumentParser, *, dtype: bool, default: dict[str, Any]) -> None:
-    # A subcommand's defaults would overwrite what was given in front of it.
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        default=default.get("json", argparse.SUPPRESS),
-        help="print one JSON document instead of tables",
-    )
-    if dtype:
-        parser.add_argument(
-            "--dtype",
-            choices=[dtype.name for dtype in selfcheck.DTYPES],
-            default=default.get("dtype", argparse.SUPPRESS),
-            help="what to time (default: float64)",
-        )
+def _add_options(parser: argparse.ArgumentParser, *taken: str, default: Mapping[str, Any]) -> None:
+    ways: dict[str, dict[str, Any]] = {
+        "json": {"action": "store_true", "help": "print one JSON document instead of tables"},
+        "all": {"action": "store_true", "help": "print a line for each check and each call"},
+        "dtype": {
+            "choices": [dtype.name for dtype in selfcheck.DTYPES],
+            "help": "what to time (default: float64)",
+        },
+    }
+    for name in taken:
+        # A subcommand's defaults would overwrite what was given in front of it.
+        parser.add_argument(f"--{name}", default=default.get(name, argparse.SUPPRESS), **ways[name])
 
 
 def _say_nothing(text: str) -> None:
     pass
 
 
-def _check(say: Callable[[str], None], report: dict[str, Any]) -> bool:
+def _check(say: Callable[[str], None], report: dict[str, Any], *, brief: bool) -> bool:
     findings = [check() for check in track(selfcheck.checks(), "checking")]
     report["checks"] = [selfcheck.as_json(finding) for finding in findings]
     say(f"\n{selfcheck.TITLE}\n")
-    say(table(selfcheck.HEADER, map(selfcheck.as_row, findings), left=2))
+    say(selfcheck.as_text(findings, brief=brief))
     wrong = [finding for finding in findings if not finding.ok]
     for finding in wrong:
         for problem in finding.problems:
@@ -132,18 +130,19 @@ def _check(say: Callable[[str], None], report: dict[str, Any]) -> bool:
 
 
 def _bench(
-    dtype: np.dtype[Any], name: str, say: Callable[[str], None], report: dict[str, Any]
+    dtype: np.dtype[Any],
+    name: str | None,
+    say: Callable[[str], None],
+    report: dict[str, Any],
+    *,
+    brief: bool,
 ) -> None:
     limits = selfbench.measure_limits()
-    timings = [
-        benchmark() for benchmark in track(selfbench.benchmarks(limits, dtype, name), "timing")
-    ]
+    timings = selfbench.settled(selfbench.benchmarks(limits, dtype, name), track)
     report["limits"] = asdict(limits)
     report["timings"] = [{**asdict(timing), "dtype": dtype.name} for timing in timings]
-    say(f"\n{selfbench.title(dtype, limits)}")
-    for header, rows in selfbench.as_tables(timings):
-        if rows:
-            say("\n" + table(header, rows, left=2))
+    say(f"\n{selfbench.title(dtype, limits)}\n")
+    say(selfbench.as_text(timings, brief=brief))
 
 
 if __name__ == "__main__":

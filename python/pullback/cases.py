@@ -8,6 +8,7 @@ and bench/ time them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -210,7 +211,8 @@ def _elementwise(row: OpRow) -> Family:
         count = nin + {"vjp": 1, "jvp": nin}.get(method, 0)
         rng = np.random.default_rng(count)
         ranges = [domain.ordinary for domain in row.domain] + [(0.1, 3.0)] * (count - nin)
-        return tuple(rng.uniform(*ends, size).astype(dtype) for ends in ranges)
+        few = min(math.prod(size), 2**16)  # long arrays repeat themselves, since drawing takes time
+        return tuple(np.resize(rng.uniform(*ends, few).astype(dtype), size) for ends in ranges)
 
     return Family(
         ((16,), (1000,), (100_000,)),

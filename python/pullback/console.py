@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
+from itertools import zip_longest
 from typing import TypeVar
 
-__all__ = ["table", "track"]
+__all__ = ["in_two", "table", "track"]
 
 T = TypeVar("T")
 
@@ -32,6 +33,17 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
+    )
+
+
+def in_two(text: str) -> str:
+    """Return a table's halves side by side."""
+    header, rule, *rows = text.splitlines()
+    middle = (len(rows) + 1) // 2
+    halves = ([header, rule, *half] for half in (rows[:middle], rows[middle:]))
+    return "\n".join(
+        f"{one:<{len(rule)}}    {other}".rstrip()
+        for one, other in zip_longest(*halves, fillvalue="")
     )
 
 

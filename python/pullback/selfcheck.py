@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pullback import losses, reference
 from pullback.config import backend
+from pullback.console import table
 from pullback.elementwise import primitives as elementwise
 from pullback.products import products
 from pullback.reductions import reductions
@@ -42,6 +43,13 @@ class Measured(NamedTuple):
 
     error: float
     bound: float
+
+    @property
+    def share(self) -> float:
+        """The error in units of its bound, where that is not 0; infinity where it is exceeded."""
+        if not self.error <= self.bound:
+            return float("inf")
+        return self.error / self.bound if self.bound else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +79,8 @@ class Finding:
         """One line for each promise that is broken."""
         exceeded = [
             f"{what}: error {measured.error:.4g}, bound {measured.bound:g}"
-            for what in ("value", "derivative", "difference")
-            if (measured := getattr(self, what)) is not None
-            and not measured.error <= measured.bound
+            for what in _MEASURED
+            if (measured := getattr(self, what)) is not None and measured.share > 1
         ]
         return (*exceeded, *self.failures)
 
@@ -444,29 +451,54 @@ TITLE: Final = (
     "Against the NumPy twins in the next wider format: largest error / bound, in ULP, for sums of\n"
     "products in units of rounding; difference: derivatives against difference quotients, relative"
 )
-HEADER: Final = ("primitive", "dtype", "samples", "value", "derivative", "difference", "result")
+
+_MEASURED: Final = ("value", "derivative", "difference")
+_COLUMNS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "elementwise": OPS,
+    "products": PRODUCTS,
+    "reductions": REDUCTIONS,
+    "losses": LOSSES,
+}
 
 
-def as_row(finding: Finding) -> tuple[str, ...]:
-    """Return a finding as cells under `HEADER`."""
+def as_text(findings: Sequence[Finding], *, brief: bool) -> str:
+    """Return a table of findings; in brief, of those that come closest to their bounds."""
+    if brief:
+        header = ("closest to its bound", "primitives", *_MEASURED)
+        return table(header, [_closest(name, findings) for name in _COLUMNS])
+    return table(
+        ("primitive", "dtype", "samples", *_MEASURED, "result"), map(_row, findings), left=2
+    )
 
-    def cell(measured: Measured | None) -> str:
-        return "" if measured is None else f"{measured.error:.3g} / {measured.bound:.4g}"
 
+def _row(finding: Finding) -> tuple[str, ...]:
     return (
         finding.name,
         finding.dtype,
         str(finding.samples),
-        cell(finding.value),
-        cell(finding.derivative),
-        cell(finding.difference),
+        *(_cell(getattr(finding, what)) for what in _MEASURED),
         "ok" if finding.ok else "FAILED",
     )
 
 
+def _closest(column: str, findings: Sequence[Finding]) -> tuple[str, ...]:
+    own = [finding for finding in findings if finding.name in _COLUMNS[column]]
+    cells = []
+    for what in _MEASURED:
+        measured = [(getattr(finding, what), finding.name) for finding in own]
+        some = [(m, name) for m, name in measured if m is not None]
+        worst, name = max(some, key=lambda one: one[0].share, default=(None, ""))
+        cells.append(f"{name} {_cell(worst)}")
+    return (column, str(len({finding.name for finding in own})), *cells)
+
+
+def _cell(measured: Measured | None) -> str:
+    return "" if measured is None else f"{measured.error:.3g} / {measured.bound:.4g}"
+
+
 def as_json(finding: Finding) -> Mapping[str, Any]:
     """Return a finding as what JSON can hold."""
-    measured = {what: getattr(finding, what) for what in ("value", "derivative", "difference")}
+    measured = {what: getattr(finding, what) for what in _MEASURED}
     return {
         "primitive": finding.name,
         "dtype": finding.dtype,
