@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Final, Literal, Self
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 # The module, of which only functions need more than its name: `algebra` builds on this one.
 from pullback import jacobians
+from pullback.config import native
 from pullback.jacobians.arguments import Array, as_shape, silent
 from pullback.protocol import as_arrays, kernel_dtype, shape_of, shown
 from pullback.shapes import check_axes
@@ -18,6 +20,12 @@ from pullback.shapes import check_axes
 __all__ = ["UNITS", "Jacobian", "Shaped", "Unstored", "identity_matrix"]
 
 _ndarray: Final = np.ndarray
+
+# Natively, what is small and plain; None leaves it to Python, which gives the same bits.
+moved: Callable[[Any, Any, bool, bool], Any] = lambda *_: None  # J, vectors, transposed, stacked
+elements: Callable[[Any, bool], Any] = lambda *_: None  # J, whether all or the diagonal
+if native is not None:
+    moved, elements = native.jacobian_product, native.jacobian_elements
 
 UNITS: Final = 2**20  # elements of unit vectors at a time
 
@@ -180,6 +188,9 @@ class Jacobian(ABC):
         ValueError
             If the shape is none of these.
         """
+        result = moved(self, other, False, False)
+        if result is not None:
+            return result
         tangent = other
         if type(other) is not _ndarray or other.dtype is not self._dtype:
             if isinstance(other, Jacobian):
@@ -217,6 +228,9 @@ class Jacobian(ABC):
         ValueError
             If the shape is none of these.
         """
+        result = moved(self, other, True, False)
+        if result is not None:
+            return result
         cotangent = other
         if type(other) is not _ndarray or other.dtype is not self._dtype:
             if _is_foreign(other):
@@ -280,6 +294,9 @@ class Jacobian(ABC):
         given: tuple[int, ...],
         wanted: tuple[int, ...],
     ) -> Any:
+        result = moved(self, vectors, method == "vjp", True)
+        if result is not None:
+            return result
         move = self._applied if method == "jvp" else self._pulled
         if type(vectors) is not _ndarray or vectors.dtype is not self._dtype:
             op = f"{type(self).__name__}.{method}"
@@ -363,7 +380,8 @@ class Jacobian(ABC):
 
     def diagonal(self) -> Array:
         """Return the diagonal elements, as ``todense().diagonal()`` would."""
-        return self._diagonal_elements()
+        result = elements(self, False)
+        return self._diagonal_elements() if result is None else result
 
     def _diagonal_elements(self) -> Array:
         # By products with unit vectors, a block of them at a time.
@@ -402,6 +420,9 @@ class Jacobian(ABC):
         MemoryError
             If the array would exceed `DENSE_LIMIT_BYTES` and `force` is false.
         """
+        dense: Array = elements(self, True)
+        if dense is not None and dense.nbytes <= jacobians.DENSE_LIMIT_BYTES:
+            return dense
         rows, columns = self.shape
         nbytes = rows * columns * self._dtype.itemsize
         if nbytes > jacobians.DENSE_LIMIT_BYTES and not force:
