@@ -46,7 +46,7 @@ constexpr std::array<Slots, kKinds> kSlots = {{
     {"Dense", {"_blocks"}},
     {"Diagonal", {"_diagonal"}},
     {"Identity"},
-    {"Kronecker", {"_left", "_right", "_input_batch", "_output_batch"}},
+    {"Kronecker", {"_left", "_right", "_batches"}},
     {"Product", {"_entries", "_source", "_nbytes", "_is_flat", "_is_merged"}},
     {"Reshape"},
     {"RowWise", {"_primitive", "_x", "_axis", "_options", "_is_transposed"}},
@@ -103,6 +103,10 @@ PyObject* SetClasses(PyObject*, PyObject* given) {
   classes = read;
   Py_RETURN_NONE;
 }
+
+// For as long as the process lives: axis, vjp, jvp, interned; and ((), ()).
+std::array<PyObject*, 3> row_names;
+PyObject* no_batches = nullptr;
 
 // An object with all slots, of which those of its own are given in their order.
 Ref Make(Kind kind, PyObject* dtype, const Ref& operand, const Ref& result,
@@ -170,9 +174,6 @@ constexpr size_t kFew = size_t{1} << 12;
 constexpr Py_ssize_t kMostFactors = 8;
 constexpr Py_ssize_t kMostOptions = 4;  // of a map of rows
 
-// axis, vjp, jvp: interned, for as long as the process lives.
-std::array<PyObject*, 3> row_names;
-
 // What a slot holds, borrowed; null where it is empty.
 PyObject* Held(PyObject* jacobian, Kind kind, size_t slot) {
   const char* const at = reinterpret_cast<char*>(jacobian) + classes[kind].offset[slot];
@@ -223,6 +224,13 @@ struct Shape {
   }
 };
 
+bool IsNoBatches(PyObject* batches) {
+  if (batches == no_batches || batches == nullptr) return batches != nullptr;
+  return PyTuple_CheckExact(batches) && PyTuple_GET_SIZE(batches) == 2 &&
+         PyTuple_GET_ITEM(batches, 0) == PyTuple_GET_ITEM(no_batches, 0) &&
+         PyTuple_GET_ITEM(batches, 1) == PyTuple_GET_ITEM(no_batches, 0);
+}
+
 // A factor of a Kronecker product; null data for an identity.
 struct Side {
   Matrices matrix;
@@ -270,9 +278,6 @@ class Factor {
     const bool is_square = in.size == out.size;
     PyObject* const first = kSlots[kind].own[0] == nullptr ? nullptr : Held(jacobian, kind, kOwn);
     const auto held = [&](size_t i) { return Held(jacobian, kind, kOwn + i); };
-    const auto is_empty = [](PyObject* tuple) {
-      return tuple != nullptr && PyTuple_CheckExact(tuple) && PyTuple_GET_SIZE(tuple) == 0;
-    };
     switch (kind) {
       case kIdentity:
       case kReshape:
@@ -300,7 +305,7 @@ class Factor {
       case kKronecker:
         array_ = Ref(Py_XNewRef(first));
         other_ = Ref(Py_XNewRef(held(1)));
-        return is_empty(held(2)) && is_empty(held(3)) && left.Read(first, dtype, transposed) &&
+        return IsNoBatches(held(2)) && left.Read(first, dtype, transposed) &&
                right.Read(held(1), dtype, transposed) && Fits();
       default:
         return false;
@@ -900,10 +905,9 @@ Ref JacobianOfProduct(KroneckerFactor left, KroneckerFactor right, Extents opera
           Ref(PyErr_Occurred() == nullptr ? PyLong_FromSize_t(factor->identity) : nullptr);
     }
   }
-  const Ref none(PyTuple_New(0));
-  if (dtype == nullptr || !factors[0] || !factors[1] || !none) return Ref();
+  if (dtype == nullptr || !factors[0] || !factors[1]) return Ref();
   return Make(kKronecker, dtype, Tuple(operand), Tuple(result),
-              {factors[0].get(), factors[1].get(), none.get(), none.get()});
+              {factors[0].get(), factors[1].get(), no_batches});
 }
 
 Ref JacobianOfBroadcast(Extents operand, Extents result, DType dtype) {
@@ -928,6 +932,9 @@ bool RegisterJacobians(PyObject* module) {
     row_names[i] = PyUnicode_InternFromString(kRowNames[i]);
     if (row_names[i] == nullptr) return false;
   }
+  const Ref none(PyTuple_New(0));
+  no_batches = none ? PyTuple_Pack(2, none.get(), none.get()) : nullptr;
+  if (no_batches == nullptr) return false;
   static PyMethodDef kFunctions[] = {
       {"jacobian_classes", SetClasses, METH_O, "jacobian_classes(classes, /)\n--\n\n"},
       {"jacobian_product", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(MoveVectors)),

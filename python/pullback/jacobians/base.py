@@ -21,10 +21,13 @@ __all__ = ["UNITS", "Jacobian", "Shaped", "Unstored", "identity_matrix"]
 
 _ndarray: Final = np.ndarray
 
-# Natively, what is small and plain; None leaves it to Python, which gives the same bits.
-moved: Callable[[Any, Any, bool, bool], Any] = lambda *_: None  # J, vectors, transposed, stacked
-elements: Callable[[Any, bool], Any] = lambda *_: None  # J, whether all or the diagonal
-if native is not None:
+# Of J, of vectors, whether of the transpose, and whether these are a stack; or of J, and whether of
+# the whole matrix or its diagonal. None leaves it to what follows, which gives the same bits.
+moved: Callable[[Any, Any, bool, bool], Any]
+elements: Callable[[Any, bool], Any]
+if native is None:
+    moved, elements = (lambda *_: None,) * 2
+else:  # what is small and plain
     moved, elements = native.jacobian_product, native.jacobian_elements
 
 UNITS: Final = 2**20  # elements of unit vectors at a time
