@@ -248,6 +248,7 @@ struct Side {
     }
     if (KernelArray(held) != dtype || PyArray_NDIM(AsArray(held)) != 2) return false;
     matrix = Seen(AsStrided(AsArray(held)), kInBoth);
+    if (std::max(matrix.rows, matrix.cols) > kMostWork) return false;  // their products are numbers
     if (transposed) matrix = matrix.Transposed();
     return true;
   }
@@ -837,12 +838,9 @@ bool Extents::operator==(const Extents& other) const {
 Ref JacobianOfElements(Ref slopes, Extents operand) {
   if (!slopes) return Ref();
   const Extents whole(AsArray(slopes.get()));
-  const Ref shape = Tuple(whole);
-  Ref diagonal = DiagonalOf(slopes, shape);
-  if (!diagonal || operand == whole) return diagonal;
-  const Ref repeated = Make(kBroadcast, DtypeOf(slopes), Tuple(operand), shape);
-  return repeated ? ProductOf(DtypeOf(slopes), Ref(PyTuple_Pack(2, diagonal.get(), repeated.get())))
-                  : Ref();
+  if (operand == whole) return DiagonalOf(slopes, Tuple(whole));
+  const DType dtype = KernelArray(slopes.get()).value();
+  return JacobianBehind(slopes.get(), JacobianOfBroadcast(operand, whole, dtype));
 }
 
 Ref JacobianOfValue(Ref row, Extents operand, Extents result) {
@@ -867,20 +865,13 @@ Ref JacobianOfSums(Ref slopes, uint64_t axes, bool keepdims) {
             reduced = sums == whole ? Ref(Py_XNewRef(shape.get())) : Tuple(sums);
   Ref diagonal = DiagonalOf(slopes, shape);
   if (!diagonal || !reduced) return Ref();
-  std::array<Ref, 3> factors;
-  Py_ssize_t moves = 0;
-  if (!keepdims && axes != 0) {
-    factors[static_cast<size_t>(moves++)] = Make(kReshape, dtype, reduced, Tuple(result));
-  }
-  if (!(sums == whole)) factors[static_cast<size_t>(moves++)] = Make(kSumTo, dtype, shape, reduced);
-  if (moves == 0) return diagonal;
-  factors[static_cast<size_t>(moves++)] = std::move(diagonal);
-  Ref tuple(PyTuple_New(moves));
-  for (Py_ssize_t i = 0; tuple && i < moves; ++i) {
-    if (!factors[static_cast<size_t>(i)]) return Ref();
-    PyTuple_SET_ITEM(tuple.get(), i, factors[static_cast<size_t>(i)].release());
-  }
-  return ProductOf(dtype, std::move(tuple));
+  const Ref sum = sums == whole ? Ref() : Make(kSumTo, dtype, shape, reduced);
+  const Ref moved = keepdims || axes == 0 ? Ref() : Make(kReshape, dtype, reduced, Tuple(result));
+  if (PyErr_Occurred() != nullptr) return Ref();
+  if (!sum && !moved) return diagonal;
+  return ProductOf(
+      dtype, Ref(sum && moved ? PyTuple_Pack(3, moved.get(), sum.get(), diagonal.get())
+                              : PyTuple_Pack(2, (moved ? moved : sum).get(), diagonal.get())));
 }
 
 Ref JacobianOfRows(PyObject* primitive, Ref x, Ref axis, Ref options) {

@@ -46,8 +46,6 @@ class Jacobian(ABC):
     __slots__ = ()
     __module__ = "pullback.jacobians"
 
-    # Whether `_times` may return a view of the tangents, or what is read-only.
-    _borrows = True
     _is_leaf = True  # not made of others
 
     def __init_subclass__(cls) -> None:
@@ -165,11 +163,8 @@ class Jacobian(ABC):
         return self._owned(self._pull(cotangents), cotangents)
 
     def _owned(self, products: Array, vectors: Array) -> Array:
-        if self._borrows and (
-            not products.flags.writeable or np.may_share_memory(products, vectors)
-        ):
-            return products.copy()
-        return products
+        own = products.flags.writeable and not np.may_share_memory(products, vectors)
+        return products if own else products.copy()
 
     def __matmul__(self, other: Any) -> Any:
         """Return J @ other.
@@ -473,8 +468,6 @@ class Shaped(Jacobian):
     """A Jacobian that stores the shapes of its operand and of its result, and its dtype."""
 
     __slots__ = ("_dtype", "_input_shape", "_output_shape")
-
-    _borrows = False
 
     @classmethod
     def _between(

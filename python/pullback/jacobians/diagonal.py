@@ -30,8 +30,6 @@ class Identity(Unstored):
 
     __slots__ = ()
 
-    _borrows = True
-
     def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float64) -> None:
         super().__init__(shape, shape, dtype)
 
