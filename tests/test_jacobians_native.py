@@ -65,6 +65,8 @@ def singles(dtype: Any, odd: bool) -> Iterator[Jacobian]:
         yield Kronecker(left, right).T
     x = np.asfortranarray(fill((3, 4)))
     yield pb.tanh.jacobian(x)
+    yield Product(Diagonal(fill((3, 70))), Broadcast((70,), (3, 70), dtype))
+    yield pb.softmax.jacobian(fill((300,)))
     yield Product(Diagonal(x), Broadcast((4,), (3, 4), dtype))
     for many, few in (((3, 1, 4), (4,)), ((2, 3, 4), (2, 1, 4)), ((2, 3, 4), (1, 3, 1))):
         yield SumTo(many, few, dtype)

@@ -440,6 +440,7 @@ class Factor {
           return true;
         }
         case kRowWise: {
+          if (n * n > kMostWork) return false;
           const auto columns = std::make_unique_for_overwrite<T[]>(n * n);
           if (!Columns(columns.get())) return false;
           for (size_t i = 0; i < n; ++i) elements[i] = columns[i * (n + 1)];
@@ -817,7 +818,7 @@ PyObject* FindElements(PyObject*, PyObject* const* args, Py_ssize_t nargs) try {
   Factors factors;
   if (!factors.Read(args[0], false)) return LeftToPython();
   const size_t rows = factors.last().out.size, columns = factors.first().in.size;
-  if (rows * columns > kMostWork) return LeftToPython();
+  if (whole && rows * columns > kMostWork) return LeftToPython();
   const npy_intp shape[] = {static_cast<npy_intp>(whole ? columns : std::min(rows, columns)),
                             static_cast<npy_intp>(rows)};
   Ref elements(NewArray(whole ? 2 : 1, shape, factors.dtype));
