@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <initializer_list>
 #include <memory>
 #include <new>
 #include <string_view>
@@ -108,22 +107,26 @@ PyObject* SetClasses(PyObject*, PyObject* given) {
 std::array<PyObject*, 3> row_names;
 PyObject* no_batches = nullptr;
 
+PyObject* Owned(Ref&& object) { return object.release(); }
+PyObject* Owned(PyObject* object) { return Py_NewRef(object); }
+Ref Again(const Ref& object) { return Ref(Py_XNewRef(object.get())); }
+
 // An object with all slots, of which those of its own are given in their order.
-Ref Make(Kind kind, PyObject* dtype, const Ref& operand, const Ref& result,
-         std::initializer_list<PyObject*> own = {}) {
+template <class... Own>
+Ref Make(Kind kind, PyObject* dtype, Ref&& operand, Ref&& result, Own&&... own) {
   const Class& made = classes[kind];
   if (made.type == nullptr || !operand || !result) return Ref();
   Ref object(made.type->tp_alloc(made.type, 0));
   if (!object) return object;
   const auto set = [&](size_t slot, PyObject* value) {
     char* const at = reinterpret_cast<char*>(object.get()) + made.offset[slot];
-    *reinterpret_cast<PyObject**>(at) = Py_NewRef(value);
+    *reinterpret_cast<PyObject**>(at) = value;
   };
-  set(0, dtype);
-  set(1, operand.get());
-  set(2, result.get());
+  set(0, Py_NewRef(dtype));
+  set(1, operand.release());
+  set(2, result.release());
   size_t slot = kShared.size();
-  for (PyObject* const value : own) set(slot++, value);
+  (set(slot++, Owned(std::forward<Own>(own))), ...);
   return object;
 }
 
@@ -155,13 +158,13 @@ Ref Shared(PyObject* jacobian, size_t slot) {
 Ref ProductOf(PyObject* dtype, Ref factors) {
   if (!factors) return Ref();
   const Py_ssize_t count = PyTuple_GET_SIZE(factors.get());
-  const Ref operand = Shared(PyTuple_GET_ITEM(factors.get(), count - 1), 1);
-  return Make(kProduct, dtype, operand, Shared(PyTuple_GET_ITEM(factors.get(), 0), 2),
-              {factors.get(), Py_None, Py_None, Py_True, Py_True});
+  return Make(kProduct, dtype, Shared(PyTuple_GET_ITEM(factors.get(), count - 1), 1),
+              Shared(PyTuple_GET_ITEM(factors.get(), 0), 2), std::move(factors), Py_None, Py_None,
+              Py_True, Py_True);
 }
 
 Ref DiagonalOf(const Ref& slopes, const Ref& shape) {
-  return Make(kDiagonal, DtypeOf(slopes), shape, shape, {slopes.get()});
+  return Make(kDiagonal, DtypeOf(slopes), Again(shape), Again(shape), slopes.get());
 }
 
 // --- products and elements -----------------------------------------------------------------------
@@ -847,7 +850,7 @@ Ref JacobianOfElements(Ref slopes, Extents operand) {
 Ref JacobianOfValue(Ref row, Extents operand, Extents result) {
   if (!row) return row;
   SetReadOnly(row);
-  return Make(kDense, DtypeOf(row), Tuple(operand), Tuple(result), {row.get()});
+  return Make(kDense, DtypeOf(row), Tuple(operand), Tuple(result), std::move(row));
 }
 
 Ref JacobianOfSums(Ref slopes, uint64_t axes, bool keepdims) {
@@ -866,8 +869,9 @@ Ref JacobianOfSums(Ref slopes, uint64_t axes, bool keepdims) {
             reduced = sums == whole ? Ref(Py_XNewRef(shape.get())) : Tuple(sums);
   Ref diagonal = DiagonalOf(slopes, shape);
   if (!diagonal || !reduced) return Ref();
-  const Ref sum = sums == whole ? Ref() : Make(kSumTo, dtype, shape, reduced);
-  const Ref moved = keepdims || axes == 0 ? Ref() : Make(kReshape, dtype, reduced, Tuple(result));
+  const Ref sum = sums == whole ? Ref() : Make(kSumTo, dtype, Again(shape), Again(reduced));
+  const Ref moved =
+      keepdims || axes == 0 ? Ref() : Make(kReshape, dtype, Again(reduced), Tuple(result));
   if (PyErr_Occurred() != nullptr) return Ref();
   if (!sum && !moved) return diagonal;
   return ProductOf(
@@ -878,8 +882,8 @@ Ref JacobianOfSums(Ref slopes, uint64_t axes, bool keepdims) {
 Ref JacobianOfRows(PyObject* primitive, Ref x, Ref axis, Ref options) {
   if (!x || !axis || !options) return Ref();
   const Ref shape = Tuple(Extents(AsArray(x.get())));
-  return Make(kRowWise, DtypeOf(x), shape, shape,
-              {primitive, x.get(), axis.get(), options.get(), Py_False});
+  return Make(kRowWise, DtypeOf(x), Again(shape), Again(shape), primitive, std::move(x),
+              std::move(axis), std::move(options), Py_False);
 }
 
 Ref JacobianOfProduct(KroneckerFactor left, KroneckerFactor right, Extents operand,
@@ -898,15 +902,14 @@ Ref JacobianOfProduct(KroneckerFactor left, KroneckerFactor right, Extents opera
     }
   }
   if (dtype == nullptr || !factors[0] || !factors[1]) return Ref();
-  return Make(kKronecker, dtype, Tuple(operand), Tuple(result),
-              {factors[0].get(), factors[1].get(), no_batches});
+  return Make(kKronecker, dtype, Tuple(operand), Tuple(result), std::move(factors[0]),
+              std::move(factors[1]), no_batches);
 }
 
 Ref JacobianOfBroadcast(Extents operand, Extents result, DType dtype) {
   const Ref descr(reinterpret_cast<PyObject*>(PyArray_DescrFromType(TypeNumber(dtype))));
-  const Ref shape = Tuple(operand);
-  if (operand == result) return Make(kIdentity, descr.get(), shape, shape);
-  return Make(kBroadcast, descr.get(), shape, Tuple(result));
+  const Kind kind = operand == result ? kIdentity : kBroadcast;
+  return Make(kind, descr.get(), Tuple(operand), Tuple(result));
 }
 
 Ref JacobianBehind(PyObject* slopes, Ref jacobian) {
