@@ -73,6 +73,17 @@ ANYTHING: list[Any] = [
 Function = Callable[..., Any]
 
 
+def jacobians() -> Iterator[Any]:
+    """Yield Jacobians of each class whose slots the extension reads, by an operand like F8."""
+    J, flat = pb.jacobians, (F8.size,)
+    sides = np.ones((2, 2)), np.ones((3, 3))
+    yield J.Product(J.Reshape(F8.shape, flat), J.Diagonal(F8), J.Kronecker(*sides))
+    yield pb.softmax.jacobian(F8.reshape(-1))
+    yield from (J.SumTo(F8.shape, (3,), F8.dtype), J.Broadcast(flat, (2, *flat), F8.dtype))
+    yield from (J.Diagonal(F8), J.Dense(np.ones((2, 6))), J.Kronecker(2, sides[1]))
+    yield from (J.Identity(flat), J.Reshape(F8.shape, flat, F8.dtype))
+
+
 def functions() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
     """Yield functions, and arguments that each of them takes."""
     N, target = native, native.active_target()
@@ -109,6 +120,10 @@ def functions() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
     yield "product_results", N.product_results, results
     yield "plain_arrays", N.plain_arrays, (F8, F8.astype(np.float32))
     yield "jacobian_classes", N.jacobian_classes, (vars(pb.jacobians),)
+    for J in jacobians():
+        vectors = F8.reshape(J.input_shape)
+        yield "jacobian_product", N.jacobian_product, (J, vectors, False, False)
+        yield "jacobian_elements", N.jacobian_elements, (J, True)
     for name in ("elementwise_ops", "loss_ops", "reduction_ops", "product_ops", "get_num_threads"):
         yield name, getattr(N, name), ()
     for name in (
@@ -269,6 +284,33 @@ def test_everything_is_refused_or_computed() -> None:
     native.set_kept_limit(before[2])
     assert not wrong, "\n".join(sorted(set(wrong)))
     assert calls > 20_000
+
+
+def test_slots_of_jacobians_hold_anything() -> None:
+    """Whatever stands in them is read as what it is, or left to Python."""
+    calls = left = 0
+    for J in jacobians():
+        names = [n for kind in type(J).__mro__ for n in getattr(kind, "__slots__", ())]
+        vectors, rows = F8.reshape(J.input_shape), np.ones(J.output_shape)
+        for name in names:
+            kept = getattr(J, name)
+            for value in (*ANYTHING, (3, 2), (6,), (2**62, 4), (J,), (J, J)):
+                delattr(J, name)
+                if value is not ...:  # else there is none
+                    setattr(J, name, value)
+                for ask in (
+                    lambda J=J: native.jacobian_elements(J, False),
+                    lambda J=J: native.jacobian_elements(J, True),
+                    lambda J=J, v=vectors: native.jacobian_product(J, v, False, False),
+                    lambda J=J, v=rows: native.jacobian_product(J, v, True, True),
+                ):
+                    calls += 1
+                    try:
+                        left += ask() is None
+                    except (*REFUSALS, AttributeError):
+                        pass
+                setattr(J, name, kept)
+    assert calls > left > 5_000
 
 
 def test_links_of_a_run() -> None:

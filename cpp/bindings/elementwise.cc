@@ -362,13 +362,15 @@ struct Job {
   // Whether outputs that are given have the strides that new ones would have, on which the order of
   // a sum depends.
   bool LieAsNew(PyObject* const* given) const {
-    bool in_c_order = true;
-    for (size_t k = 0; k < static_cast<size_t>(kernel.nin); ++k) {
-      in_c_order = in_c_order && PyArray_IS_C_CONTIGUOUS(Input(k));
-    }
+    const bool in_c_order = InCOrder();
     return std::all_of(given, given + wanted.count, [&](PyObject* out) {
       return out == nullptr || (in_c_order && PyArray_IS_C_CONTIGUOUS(AsArray(out)));
     });
+  }
+
+  bool InCOrder() const {
+    return std::all_of(inputs.begin(), inputs.begin() + kernel.nin,
+                       [&](size_t k) { return PyArray_IS_C_CONTIGUOUS(x[k]) != 0; });
   }
 
   bool Add(size_t output, PyObject* given) {
@@ -381,8 +383,10 @@ struct Job {
       std::copy_n(PyArray_DIMS(operand), PyArray_NDIM(operand), result.extent.begin() + batch);
     }
     summed = summed || result.Size() != shape.Size();
+    // NumPy takes half a microsecond to find the order of operands that are not in C order.
+    const bool as_operands = result == shape && (given != nullptr || !InCOrder());
     return outputs.Add(given, result.ndim, result.extent.data(), x.dtype(), x,
-                       result == shape ? Order::kOfOperands : Order::kC);
+                       as_operands ? Order::kOfOperands : Order::kC);
   }
 
   // False with an exception set.
@@ -534,19 +538,21 @@ PyObject* JacobianCall(const MethodEntry& own, const Arguments& args) {
                     : Pair(std::move(jacobians[0]), std::move(jacobians[1]));
 }
 
-// What NumPy hands over in buffered or short pieces is ours from this many elements on.
+// What NumPy hands over in buffered or short pieces is ours: with a given output, which NumPy may
+// see in fewer steps, from this many elements on.
 constexpr size_t kOwnElements = kParallelElements;
 
-// Conversions, broadcasting, odd layouts of many elements: what NumPy would hand over in pieces.
-PyObject* RunLong(const Entry& entry, PyObject* const* args, PyObject* out) {
+// Conversions, broadcasting, odd layouts.
+PyObject* RunAny(const Entry& entry, PyObject* const* args, PyObject* out) {
   const auto nin = static_cast<size_t>(entry.shape.nin);
   PlainOperands x;
-  if (!std::all_of(args, args + nin, [](PyObject* arg) { return PyArray_CheckExact(arg); }) ||
-      !x.Take(args, nin, Strides::kAsStored)) {
+  const auto is_ours = [](PyObject* arg) { return PyArray_CheckExact(arg) || IsWeak(arg); };
+  if (!std::all_of(args, args + nin, is_ours) || !x.Take(args, nin, Strides::kAsStored)) {
     return nullptr;
   }
   Job job(entry, x);
-  return job.Broadcast() && job.shape.Size() >= kOwnElements ? job.Run(out) : nullptr;
+  return job.Broadcast() && (out == nullptr || job.shape.Size() >= kOwnElements) ? job.Run(out)
+                                                                                 : nullptr;
 }
 
 // What NumPy would have done with a ufunc's call.
@@ -618,7 +624,7 @@ PyObject* UfuncCall(PyObject* self, PyObject* const* args, size_t nargsf, PyObje
   const auto nargs = static_cast<size_t>(PyVectorcall_NARGS(nargsf));
   if (nargs == static_cast<size_t>(entry.shape.nin) && OnlyOut(kwnames, args + nargs, &out)) {
     if (out == nullptr) result = RunPlain(entry, args);
-    if (result == nullptr && PyErr_Occurred() == nullptr) result = RunLong(entry, args, out);
+    if (result == nullptr && PyErr_Occurred() == nullptr) result = RunAny(entry, args, out);
   }
   if (result != nullptr || PyErr_Occurred() != nullptr) return result;
   return NumpyCall(self, args, nargsf, kwnames);

@@ -340,7 +340,8 @@ void BilinearValueAndGrad(Call& call) {
 Ref Copied(PyArrayObject* array, npy_intp rows, npy_intp columns, bool transposed = false) {
   npy_intp shape[] = {rows, columns};
   if (transposed) std::swap(shape[0], shape[1]);
-  Ref copy(PyArray_EMPTY(2, shape, PyArray_TYPE(array), transposed));
+  const DType dtype = PyArray_TYPE(array) == NPY_FLOAT ? DType::kFloat32 : DType::kFloat64;
+  Ref copy(transposed ? PyArray_EMPTY(2, shape, TypeNumber(dtype), 1) : NewArray(2, shape, dtype));
   if (!copy) return copy;
   if (PyArray_IS_C_CONTIGUOUS(array)) {
     std::memcpy(DataOf(copy.get()), PyArray_DATA(array),

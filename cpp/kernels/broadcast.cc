@@ -471,7 +471,8 @@ Outcome RunArrays(const ArrayCall& call, Poll* poll) {
   };
   const auto copies = [&](size_t k) { return plan.shared[k] ? plan.slabs.tasks : 1; };
   using CallScratch = Scratch<kStackBytes>;
-  const auto copied = [&](size_t k) { return (plan.run[k] + kBlock) * plan.item; };
+  const size_t block = std::min(kBlock, plan.total);
+  const auto copied = [&](size_t k) { return (plan.run[k] + block) * plan.item; };
   size_t bytes = 0;
   for (size_t k = 0; k < operands; ++k) {
     if (aside(k)) bytes += CallScratch::Bytes<double>(plan.sums[k] * copies(k));

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Final, Literal, Self
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 # The module, of which only functions need more than its name: `algebra` builds on this one.
 from pullback import jacobians
+from pullback.config import native
 from pullback.jacobians.arguments import Array, as_shape, silent
 from pullback.protocol import as_arrays, kernel_dtype, shape_of, shown
 from pullback.shapes import check_axes
@@ -18,6 +20,15 @@ from pullback.shapes import check_axes
 __all__ = ["UNITS", "Jacobian", "Shaped", "Unstored", "identity_matrix"]
 
 _ndarray: Final = np.ndarray
+
+# Of J, of vectors, whether of the transpose, and whether these are a stack; or of J, and whether of
+# the whole matrix or its diagonal. None leaves it to what follows, which gives the same bits.
+moved: Callable[[Any, Any, bool, bool], Any]
+elements: Callable[[Any, bool], Any]
+if native is None:
+    moved, elements = (lambda *_: None,) * 2
+else:  # what is small and plain
+    moved, elements = native.jacobian_product, native.jacobian_elements
 
 UNITS: Final = 2**20  # elements of unit vectors at a time
 
@@ -35,8 +46,6 @@ class Jacobian(ABC):
     __slots__ = ()
     __module__ = "pullback.jacobians"
 
-    # Whether `_times` may return a view of the tangents, or what is read-only.
-    _borrows = True
     _is_leaf = True  # not made of others
 
     def __init_subclass__(cls) -> None:
@@ -154,11 +163,8 @@ class Jacobian(ABC):
         return self._owned(self._pull(cotangents), cotangents)
 
     def _owned(self, products: Array, vectors: Array) -> Array:
-        if self._borrows and (
-            not products.flags.writeable or np.may_share_memory(products, vectors)
-        ):
-            return products.copy()
-        return products
+        own = products.flags.writeable and not np.may_share_memory(products, vectors)
+        return products if own else products.copy()
 
     def __matmul__(self, other: Any) -> Any:
         """Return J @ other.
@@ -180,6 +186,9 @@ class Jacobian(ABC):
         ValueError
             If the shape is none of these.
         """
+        result = moved(self, other, False, False)
+        if result is not None:
+            return result
         tangent = other
         if type(other) is not _ndarray or other.dtype is not self._dtype:
             if isinstance(other, Jacobian):
@@ -217,6 +226,9 @@ class Jacobian(ABC):
         ValueError
             If the shape is none of these.
         """
+        result = moved(self, other, True, False)
+        if result is not None:
+            return result
         cotangent = other
         if type(other) is not _ndarray or other.dtype is not self._dtype:
             if _is_foreign(other):
@@ -280,6 +292,9 @@ class Jacobian(ABC):
         given: tuple[int, ...],
         wanted: tuple[int, ...],
     ) -> Any:
+        result = moved(self, vectors, method == "vjp", True)
+        if result is not None:
+            return result
         move = self._applied if method == "jvp" else self._pulled
         if type(vectors) is not _ndarray or vectors.dtype is not self._dtype:
             op = f"{type(self).__name__}.{method}"
@@ -363,7 +378,8 @@ class Jacobian(ABC):
 
     def diagonal(self) -> Array:
         """Return the diagonal elements, as ``todense().diagonal()`` would."""
-        return self._diagonal_elements()
+        result = elements(self, False)
+        return self._diagonal_elements() if result is None else result
 
     def _diagonal_elements(self) -> Array:
         # By products with unit vectors, a block of them at a time.
@@ -402,6 +418,9 @@ class Jacobian(ABC):
         MemoryError
             If the array would exceed `DENSE_LIMIT_BYTES` and `force` is false.
         """
+        dense: Array = elements(self, True)
+        if dense is not None and dense.nbytes <= jacobians.DENSE_LIMIT_BYTES:
+            return dense
         rows, columns = self.shape
         nbytes = rows * columns * self._dtype.itemsize
         if nbytes > jacobians.DENSE_LIMIT_BYTES and not force:
@@ -449,8 +468,6 @@ class Shaped(Jacobian):
     """A Jacobian that stores the shapes of its operand and of its result, and its dtype."""
 
     __slots__ = ("_dtype", "_input_shape", "_output_shape")
-
-    _borrows = False
 
     @classmethod
     def _between(

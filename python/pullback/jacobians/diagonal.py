@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.jacobians.arguments import Array, multiply, own
-from pullback.jacobians.base import Jacobian, Shaped, Unstored
+from pullback.jacobians.base import Shaped, Unstored
 
 __all__ = ["Diagonal", "Identity", "Zero"]
 
@@ -29,8 +29,6 @@ class Identity(Unstored):
     """
 
     __slots__ = ()
-
-    _borrows = True
 
     def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float64) -> None:
         super().__init__(shape, shape, dtype)
@@ -160,40 +158,6 @@ class Diagonal(Shaped):
     def __reduce__(self) -> tuple[Any, ...]:
         # Through the constructor, since a pickled array forgets that it is read-only.
         return Diagonal, (self._diagonal,)
-
-    def __matmul__(self, other: Any) -> Any:
-        diagonal = self._diagonal
-        if (
-            type(other) is _ndarray
-            and other.dtype is self._dtype
-            and other.shape == self._input_shape
-        ):
-            return multiply(diagonal, other)
-        return super().__matmul__(other)
-
-    def __rmatmul__(self, other: Any) -> Any:
-        diagonal = self._diagonal
-        if (
-            type(other) is _ndarray
-            and other.dtype is self._dtype
-            and other.shape == self._input_shape
-        ):
-            return multiply(other, diagonal)
-        return super().__rmatmul__(other)
-
-    def _stacked(self, method: Any, name: str, vectors: Any, *shapes: Any) -> Any:
-        if (
-            type(vectors) is _ndarray
-            and vectors.dtype is self._dtype
-            and vectors.shape == self._input_shape
-        ):
-            return multiply(self._diagonal, vectors)
-        return super()._stacked(method, name, vectors, *shapes)
-
-    __matmul__.__doc__, __rmatmul__.__doc__ = (
-        Jacobian.__matmul__.__doc__,
-        Jacobian.__rmatmul__.__doc__,
-    )
 
     def _times(self, tangents: Array) -> Array:
         # Of two axes, too, since one row then takes a third of the time.

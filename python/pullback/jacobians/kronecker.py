@@ -71,10 +71,11 @@ class Kronecker(Shaped):
            [  2.,  20., 200.]])
     """
 
-    __slots__ = ("_input_batch", "_left", "_output_batch", "_right")
+    __slots__ = ("_batches", "_left", "_right")
 
     _left: Array | int
     _right: Array | int
+    _batches: tuple[tuple[int, ...], tuple[int, ...]]  # of the operand and of the result
 
     def __init__(
         self,
@@ -103,13 +104,12 @@ class Kronecker(Shaped):
                 f"Kronecker: batches {', '.join(map(str, (*batches, *given)))} of factors, operand "
                 "and result do not broadcast"
             ) from None
-        self._input_batch = own if input_batch is None else input_batch
-        self._output_batch = own if output_batch is None else output_batch
+        input_batch = own if input_batch is None else input_batch
+        output_batch = own if output_batch is None else output_batch
+        self._batches = input_batch, output_batch
         (p, q), (r, s) = extents(self._left), extents(self._right)
-        self._input_shape = presented("Kronecker", "input", input_shape, (*self._input_batch, q, s))
-        self._output_shape = presented(
-            "Kronecker", "output", output_shape, (*self._output_batch, p, r)
-        )
+        self._input_shape = presented("Kronecker", "input", input_shape, (*input_batch, q, s))
+        self._output_shape = presented("Kronecker", "output", output_shape, (*output_batch, p, r))
         dense = [factor.dtype for factor in self._factors() if not isinstance(factor, int)]
         self._dtype = np.result_type(*dense) if dense else np.dtype(np.float64)
         self._make_room()
@@ -133,20 +133,20 @@ class Kronecker(Shaped):
             left.setflags(write=False)  # type: ignore[union-attr]
         if type(right) is not int:
             right.setflags(write=False)  # type: ignore[union-attr]
-        J._input_batch, J._output_batch = batches
+        J._batches = batches
         J._input_shape, J._output_shape, J._dtype = input_shape, output_shape, dtype
         return J
 
     def _make_room(self) -> None:
         """Merge axes of batches that have too many for the arrays of products and elements."""
-        batches = *map(_batch, self._factors()), self._input_batch, self._output_batch
+        batches = *map(_batch, self._factors()), *self._batches
         few = with_room(4, *batches)
         if few is not batches:
             self._left, self._right = (
                 factor if isinstance(factor, int) else _with_batch(factor, batch)
                 for factor, batch in zip(self._factors(), few[:2], strict=True)
             )
-            self._input_batch, self._output_batch = few[2:]
+            self._batches = few[2], few[3]
 
     @property
     def nbytes(self) -> int:
@@ -160,7 +160,7 @@ class Kronecker(Shaped):
         return Kronecker._of(
             _transposed(left),
             _transposed(right),
-            (self._output_batch, self._input_batch),
+            self._batches[::-1],
             self._output_shape,
             self._input_shape,
             self._dtype,
@@ -183,8 +183,8 @@ class Kronecker(Shaped):
     def _shapes(self) -> dict[str, Any]:
         """Return what the constructor takes beside factors."""
         return {
-            "input_batch": self._input_batch,
-            "output_batch": self._output_batch,
+            "input_batch": self._batches[0],
+            "output_batch": self._batches[1],
             "input_shape": self._input_shape,
             "output_shape": self._output_shape,
         }
@@ -203,19 +203,17 @@ class Kronecker(Shaped):
         return self._left, self._right
 
     def _times(self, tangents: Array) -> Array:
-        batches = self._input_batch, self._output_batch
-        return _moved(self._left, self._right, batches, tangents)
+        return _moved(self._left, self._right, self._batches, tangents)
 
     def _pull(self, cotangents: Array) -> Array:
-        batches = self._output_batch, self._input_batch
-        return _moved(_transposed(self._left), _transposed(self._right), batches, cotangents)
+        left, right = _transposed(self._left), _transposed(self._right)
+        return _moved(left, right, self._batches[::-1], cotangents)
 
     @property
     def _is_plain(self) -> bool:
         """Whether there are no batches."""
         return not (
-            self._input_batch
-            or self._output_batch
+            any(self._batches)
             or (type(self._left) is not int and self._left.ndim > 2)  # type: ignore[union-attr]
             or (type(self._right) is not int and self._right.ndim > 2)  # type: ignore[union-attr]
         )
@@ -228,7 +226,7 @@ class Kronecker(Shaped):
             if left and right:
                 return 2 * k * min(p * s * (q + r), q * r * (s + p))
             return 2 * k * p * s * (q * left + r * right)
-        batches = [self._input_batch, *map(_batch, self._factors())]
+        batches = [self._batches[0], *map(_batch, self._factors())]
         one = [math.prod(broadcast_shapes(batches[0], batch)) for batch in batches[1:]]
         both = math.prod(broadcast_shapes(*batches))
         if left and right:
@@ -254,7 +252,7 @@ class Kronecker(Shaped):
     def batches(self) -> set[tuple[int, ...]]:
         """Return the batches of the operand and of the result, and those that factors have."""
         dense = (factor.shape[:-2] for factor in self._factors() if not isinstance(factor, int))
-        return {self._input_batch, self._output_batch, *filter(None, dense)}
+        return {*self._batches, *filter(None, dense)}
 
     def _diagonal_elements(self) -> Array:
         left, right = self._left, self._right
@@ -294,7 +292,7 @@ class Kronecker(Shaped):
     @silent
     def _dense_of_batches(self) -> Array:
         (p, q), (r, s) = extents(self._left), extents(self._right)
-        batches = (*map(_batch, self._factors()), self._input_batch, self._output_batch)
+        batches = (*map(_batch, self._factors()), *self._batches)
         batch = broadcast_shapes(*batches)
         left, right = self._left, self._right
         blocks = np.zeros((*batch, p, r, q, s), self.dtype)
@@ -307,11 +305,11 @@ class Kronecker(Shaped):
                 blocks[..., j, :, j] = left
         else:
             blocks[...] = left[..., :, None, :, None] * right[..., None, :, None, :]
-        n_out, n_in = math.prod(self._output_batch), math.prod(self._input_batch)
+        n_in, n_out = map(math.prod, self._batches)
         dense = np.zeros((n_out, n_in, p, r, q, s), self.dtype)
         rows, columns = (
             np.broadcast_to(np.arange(n).reshape(shape), batch).reshape(-1)
-            for n, shape in ((n_out, self._output_batch), (n_in, self._input_batch))
+            for n, shape in ((n_out, self._batches[1]), (n_in, self._batches[0]))
         )
         # Of batches of more than 32 axes, add.at makes a segmentation fault.
         np.add.at(dense, (rows, columns), blocks.reshape(rows.size, p, r, q, s))

@@ -15,7 +15,7 @@ from pullback.jacobians.association import Plan, evaluate, plan
 from pullback.jacobians.base import Jacobian, Shaped
 from pullback.jacobians.diagonal import Diagonal, Identity
 from pullback.jacobians.recursion import Steps, run
-from pullback.jacobians.reindexing import Permutation, Reshape
+from pullback.jacobians.reindexing import Reshape
 from pullback.jacobians.terms import Terms
 
 __all__ = ["Product", "Sum", "check_product", "check_sum"]
@@ -25,7 +25,6 @@ _FEW: Final = 8
 _PLANNED: Final = 2**16  # operations that take as long as it takes to find an order for them
 # Compared by type: isinstance takes several times as long for what has an abstract base.
 _IDENTITIES: Final = frozenset((Identity, Reshape))
-_VIEWS: Final = _IDENTITIES | {Permutation}
 _FLOAT64: Final[np.dtype[Any]] = np.dtype(np.float64)
 
 
@@ -79,19 +78,6 @@ class _Lazy(Shaped):
     @abstractmethod
     def _kind() -> type[_Lazy]:
         """Return the type of which parts are taken apart."""
-
-    @property
-    def _borrows(self) -> bool:  # type: ignore[override]
-        """Whether no part makes an array of its own, or one is of a type that is not known."""
-        if not self._is_flat:
-            return True
-        borrows = True
-        for part in self._entries:
-            if not part._borrows:
-                borrows = False
-            elif type(part) not in _VIEWS:
-                return True
-        return borrows
 
     @property
     def _parts(self) -> tuple[Jacobian, ...]:
@@ -387,14 +373,6 @@ class Product(_Lazy):
             flops += factor.flops(k)
         return flops <= _PLANNED
 
-    def _times(self, tangents: Array) -> Array:
-        k = len(tangents)
-        if not (self._is_flat if k == 1 else self._is_cheap(k)):
-            return super()._times(tangents)
-        for factor in self._entries[::-1]:
-            tangents = factor._times(tangents)
-        return tangents
-
     def _pull(self, cotangents: Array) -> Array:
         k = len(cotangents)
         if not (self._is_flat if k == 1 else self._is_cheap(k)):
@@ -403,21 +381,10 @@ class Product(_Lazy):
             cotangents = factor._pull(cotangents)
         return cotangents
 
-    def _dense(self) -> Array:
-        if not self._is_cheap(self.shape[1]):
-            return super()._dense()
-        *factors, last = self._entries
-        dense: Array = last._dense()
-        for factor in factors[::-1]:
-            dense = factor._times(dense.T).T
-        return dense
-
     def _times_steps(self, tangents: Array, known: dict[Any, int]) -> Steps[Array]:
-        if self._is_flat and (len(tangents) == 1 or self._is_cheap(len(tangents))):
-            return self._times(tangents)
-        factors = self._parts
-        if len(tangents) > 1:
-            order = yield plan(factors, len(tangents), known)
+        factors, k = self._parts, len(tangents)
+        if k > 1 and not self._is_cheap(k):
+            order = yield plan(factors, k, known)
             product: Array = yield evaluate(order, factors, tangents.T, known)
             return product.T
         for factor in reversed(factors):
@@ -470,11 +437,15 @@ class Product(_Lazy):
         return elements if elements.dtype is self._dtype else elements.astype(self._dtype)
 
     def _dense_steps(self, known: dict[Any, int]) -> Steps[Array]:
-        if self._is_cheap(self.shape[1]):
-            return self._dense()
         factors = self._parts
-        order = yield plan(factors, None, known)
-        dense: Array = yield evaluate(order, factors, None, known)
+        if not self._is_cheap(self.shape[1]):
+            order = yield plan(factors, None, known)
+            dense: Array = yield evaluate(order, factors, None, known)
+            return dense
+        dense = yield factors[-1]._dense_steps(known)
+        for factor in factors[-2::-1]:
+            rows = yield factor._times_steps(dense.T, known)
+            dense = rows.T
         return dense
 
 

@@ -71,8 +71,6 @@ class Permutation(_Move):
 
     __slots__ = ("_axes",)
 
-    _borrows = True
-
     def __init__(
         self,
         input_shape: tuple[int, ...],
@@ -138,8 +136,6 @@ class Reshape(_Move):
     """
 
     __slots__ = ()
-
-    _borrows = True
 
     def _check(self) -> None:
         rows, columns = self.shape
