@@ -150,9 +150,10 @@ std::optional<size_t> FindLoss(std::string_view name);
 struct ChunkKernels {
   // *bad: the first that is not finite or negative, or kNoRow.
   double (*sum_weights)(const double* weight, size_t rows, size_t* bad);
-  // sums[k] += sum_r slopes[r * outputs + k]
-  void (*sum_outputs)(const double* slopes, size_t rows, size_t outputs, double* sums);
-  // gX[r, j] = scale * sum_k slopes[r * outputs + k] w[j * outputs + k], by dtype of gX.
+  // sums[k] += sum_r slopes[r * outputs + k], by whether the loss is coupled: of each output in
+  // order, or of few in any.
+  void (*sum_outputs[2])(const double* slopes, size_t rows, size_t outputs, double* sums);
+  // gX[r, j] = scale * sum_k slopes[r * outputs + k] w[k * PadDoubles(cols) + j], by dtype of gX.
   void (*write_gx[kDTypes])(const double* slopes, size_t rows, size_t outputs, const double* w,
                             size_t cols, double scale, void* gX, ptrdiff_t stride);
 };
