@@ -12,6 +12,8 @@
 #include <array>
 #include <cstddef>
 
+#include "kernels/load-inl.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace pullback {
 namespace HWY_NAMESPACE {
@@ -44,23 +46,44 @@ HWY_INLINE void StoreRows(const std::array<V, kOutputs>& v, D d, double* p) {
   }
 }
 
+// So many of the n elements are in a vector that begins at the i-th.
+template <class D>
+HWY_INLINE size_t LanesAt(D d, size_t i, size_t n) {
+  return std::min(hn::Lanes(d), n - std::min(i, n));
+}
+
+// n elements between memory and a buffer of whole vectors, of which the rest becomes zero.
+template <class D>
+HWY_NOINLINE void CopyIn(D d, const double* p, size_t n, double* whole, size_t size) {
+  for (size_t i = 0; i < size; i += hn::Lanes(d)) {
+    hn::Store(LoadTail(d, p + i, LanesAt(d, i, n)), d, whole + i);
+  }
+}
+
+template <class D>
+HWY_NOINLINE void CopyOut(D d, const double* whole, size_t n, double* p) {
+  for (size_t i = 0; i < n; i += hn::Lanes(d)) {
+    StoreFirst(hn::Load(d, whole + i), d, p + i, LanesAt(d, i, n));
+  }
+}
+
 // The first `count` rows, zeros behind them: a partial vector passes a buffer.
 template <size_t kOutputs, class D, class V = hn::Vec<D>>
 HWY_INLINE std::array<V, kOutputs> LoadSomeRows(D d, const double* p, size_t count) {
-  constexpr size_t kWhole = kOutputs * hn::MaxLanes(D());
-  if (HWY_LIKELY(count * kOutputs == kWhole)) return LoadRows<kOutputs>(d, p);
+  constexpr size_t kLanes = hn::MaxLanes(D()), kWhole = kOutputs * kLanes;
+  if (HWY_LIKELY(count == kLanes)) return LoadRows<kOutputs>(d, p);
   HWY_ALIGN double part[kWhole];
-  std::fill(std::copy_n(p, count * kOutputs, part), part + kWhole, 0.0);
+  CopyIn(d, p, count * kOutputs, part, kWhole);
   return LoadRows<kOutputs>(d, part);
 }
 
 template <size_t kOutputs, class D, class V = hn::Vec<D>>
 HWY_INLINE void StoreSomeRows(const std::array<V, kOutputs>& v, D d, double* p, size_t count) {
-  constexpr size_t kWhole = kOutputs * hn::MaxLanes(D());
-  if (HWY_LIKELY(count * kOutputs == kWhole)) return StoreRows(v, d, p);
+  constexpr size_t kLanes = hn::MaxLanes(D()), kWhole = kOutputs * kLanes;
+  if (HWY_LIKELY(count == kLanes)) return StoreRows(v, d, p);
   HWY_ALIGN double part[kWhole];
   StoreRows(v, d, part);
-  std::copy_n(part, count * kOutputs, p);
+  CopyOut(d, part, count * kOutputs, p);
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

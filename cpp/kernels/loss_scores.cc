@@ -8,6 +8,7 @@
 
 #include <array>
 #include <cstddef>
+#include <iterator>
 #include <utility>
 
 #include "kernels/loss_scores-inl.h"
@@ -117,35 +118,41 @@ void SumClasses(const double* slopes, size_t rows, size_t outputs, double* sums)
   }
 }
 
-// The last vector overlaps the one before: masked stores take 20 cycles each on some CPUs.
-template <typename T>
-void WriteGradientInX(const double* slopes, size_t rows, size_t outputs, const double* w,
-                      size_t cols, double scale, void* gX, ptrdiff_t stride) {
+// kOutputs: 0 for any number. The last vector overlaps the one before: masked stores take 20 cycles
+// each on some CPUs.
+template <typename T, size_t kOutputs>
+void WriteRowsInX(const double* slopes, size_t rows, size_t outputs, const double* w, size_t cols,
+                  double scale, T* gX, ptrdiff_t stride) {
   const hn::ScalableTag<double> d;
   const hn::Rebind<T, decltype(d)> dt;
-  const size_t lanes = hn::Lanes(d), some = std::min(lanes, cols);
-  for (size_t r = 0; r < rows; ++r) {
-    const double* const slope = slopes + r * outputs;
-    T* const row = static_cast<T*>(gX) + static_cast<ptrdiff_t>(r) * stride;
-    const auto factor = hn::Set(d, outputs == 1 ? scale * slope[0] : scale);
+  const size_t lanes = hn::Lanes(d), some = std::min(lanes, cols), w_row = PadDoubles(cols);
+  const size_t n = kOutputs == 0 ? outputs : kOutputs;
+  for (size_t r = 0; r < rows; ++r, slopes += n, gX += stride) {
+    const auto factor = hn::Set(d, n == 1 ? scale * slopes[0] : scale);
     for (size_t at = 0; at < cols; at += lanes) {
       const size_t j = std::min(at, cols - some);
-      auto sum = hn::LoadU(d, w + j);
-      if (outputs > 1) {
-        sum = hn::Zero(d);
-        for (size_t k = 0; k < outputs; ++k) {
-          sum = hn::Add(sum,
-                        hn::Mul(hn::Set(d, slope[k]), hn::LoadU(d, w + k * PadDoubles(cols) + j)));
-        }
+      auto sum = n == 1 ? hn::LoadU(d, w + j) : hn::Zero(d);
+      PB_UNROLL
+      for (size_t k = 0; n > 1 && k < n; ++k) {
+        sum = hn::Add(sum, hn::Mul(hn::Set(d, slopes[k]), hn::LoadU(d, w + k * w_row + j)));
       }
       const auto product = hn::Mul(factor, sum);
       if constexpr (sizeof(T) == 8) {
-        StoreFirst(product, d, row + j, some);
+        StoreFirst(product, d, gX + j, some);
       } else {
-        StoreFirst(hn::DemoteTo(dt, product), dt, row + j, some);
+        StoreFirst(hn::DemoteTo(dt, product), dt, gX + j, some);
       }
     }
   }
+}
+
+template <typename T>
+void WriteGradientInX(const double* slopes, size_t rows, size_t outputs, const double* w,
+                      size_t cols, double scale, void* gX, ptrdiff_t stride) {
+  constexpr decltype(&WriteRowsInX<T, 0>) kFew[] = {WriteRowsInX<T, 1>, WriteRowsInX<T, 2>,
+                                                    WriteRowsInX<T, 3>, WriteRowsInX<T, 4>};
+  const auto write = outputs <= std::size(kFew) ? kFew[outputs - 1] : WriteRowsInX<T, 0>;
+  write(slopes, rows, outputs, w, cols, scale, static_cast<T*>(gX), stride);
 }
 
 const ChunkKernels* ChunkTable() {

@@ -101,7 +101,8 @@ struct Plan {
         polled(chunk_rows * row_bytes * p.outputs >= kPolledBytes),
         chunk(PadDoubles(chunk_rows * p.outputs)),
         // Predictions or slopes; beside them an hvp's curvature, and expanded weights.
-        chunks(size_t{1} + (job == Job::kHvp) + (p.outputs > 1 && p.weight != nullptr)),
+        repeats(p.outputs > 1 && !p.loss->coupled && p.weight != nullptr),
+        chunks(size_t{1} + (job == Job::kHvp) + repeats),
         slab_doubles(levels * width + heads * sum_w + exact + state + chunks * chunk),
         transposed(p.gX == nullptr ? 0 : PadDoubles(p.X.cols) * p.outputs),
         doubles((parameters + PadDoubles(p.outputs)) * (1 + (p.vw != nullptr)) + transposed +
@@ -117,7 +118,9 @@ struct Plan {
   size_t exact;  // of the layout's own sums of the gradient, or 0
   size_t state;
   bool polled;
-  size_t chunk, chunks, slab_doubles;
+  size_t chunk;
+  bool repeats;  // a sample's weight, for each of its outputs
+  size_t chunks, slab_doubles;
   size_t transposed;  // of the coefficients, for the gradient by X, or 0
   size_t doubles;
 };
@@ -307,7 +310,7 @@ class Sum {
         sums[kSumWeight] += others_.sum_weights(chunk.weight + piece.begin, piece.size(), &bad);
         if (HWY_UNLIKELY(bad != kNoRow)) KeepLowest(bad_weight_, rows.begin + piece.begin + bad);
       });
-      if (outputs > 1) {
+      if (plan_.repeats) {
         double* const repeated = z + (plan_.chunks - 1) * plan_.chunk;
         for (size_t r = 0; r < chunk.rows; ++r) {
           std::fill_n(repeated + r * outputs, outputs, chunk.weight[r]);
@@ -321,7 +324,7 @@ class Sum {
     if (plan_.steps.score) {
       SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
         ScoreChunk part = chunk;
-        TakePart(part, piece);
+        TakePart(part, piece, p_.loss->coupled);
         score_(part);
         sums[kSumLoss] += part.loss_sum;
         if (HWY_UNLIKELY(part.bad_row != kNoRow)) {
@@ -357,12 +360,12 @@ class Sum {
     }
   }
 
-  static void TakePart(ScoreChunk& chunk, Range rows) {
+  static void TakePart(ScoreChunk& chunk, Range rows, bool coupled) {
     const size_t first = rows.begin * chunk.outputs;
     chunk.rows = rows.size();
     chunk.y = static_cast<const char*>(chunk.y) +
               (chunk.y_type == TargetType::kLabel ? rows.begin : first) * ItemSize(chunk.y_type);
-    if (chunk.weight != nullptr) chunk.weight += first;
+    if (chunk.weight != nullptr) chunk.weight += coupled ? rows.begin : first;
     chunk.z += first;
     chunk.slope += first;
     if (chunk.curvature != nullptr) chunk.curvature += first;

@@ -104,13 +104,14 @@ enum class TargetType : uint8_t { kFloat32, kFloat64, kLabel };  // kLabel: int6
 constexpr size_t ItemSize(TargetType type) { return type == TargetType::kFloat32 ? 4 : 8; }
 
 // One chunk on its way through a score. All arrays begin at the chunk's first row, and all but
-// labels and where noted are (rows, outputs).
+// labels and where noted are (rows, outputs). Of a row-coupled loss rows * outputs are at most
+// kLossBlock, unless there are no more rows than kDoublePadding.
 struct ScoreChunk {
   double parameter;
   size_t rows, outputs;
   TargetType y_type;
   const void* y;         // labels: (rows,)
-  const double* weight;  // each row's, repeated `outputs` times; null: all 1
+  const double* weight;  // each sample's, (rows,) for a row-coupled loss; null: all 1
   const double* z;
   double* loss;       // if not null: l, not weighted; a row-coupled loss's is (rows,)
   double* slope;      // dl/dz, weighted; may be z

@@ -142,13 +142,8 @@ void MultiplyAddPanels(Block block, size_t side, size_t outputs) {
   }
 }
 
-// A few outputs do not fill the widest vectors.
 inline void MultiplyAdd(const Block& block, size_t side, size_t outputs) {
-  if (outputs <= 4) {
-    MultiplyAddPanels<hn::CappedTag<double, 4>>(block, side, outputs);
-  } else {
-    MultiplyAddPanels<hn::ScalableTag<double>>(block, side, outputs);
-  }
+  MultiplyAddPanels<hn::ScalableTag<double>>(block, side, outputs);
 }
 
 // --- two to four outputs -------------------------------------------------------------------------
@@ -327,6 +322,15 @@ struct RowsOfX {
       return {At(X, rows.begin, cols.begin), X.stride};
     } else {
       const TileTag d;
+      if (X.stride == static_cast<ptrdiff_t>(cols.size())) {  // whole rows that follow each other
+        using D = hn::ScalableTag<double>;
+        const T* const from = At(X, rows.begin, cols.begin);
+        const size_t n = rows.size() * cols.size();
+        for (size_t i = 0; i < n; i += hn::Lanes(D())) {
+          hn::StoreU(LoadSome(D(), from + i, std::min(hn::Lanes(D()), n - i)), D(), tile + i);
+        }
+        return {tile, X.stride};
+      }
       for (size_t r = 0; r < rows.size(); ++r) {
         const T* const from = At(X, rows.begin + r, cols.begin);
         double* const to = tile + r * tile_cols;

@@ -20,7 +20,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 #include "kernels/interleaved-inl.h"
 #include "kernels/load-inl.h"
@@ -86,13 +85,7 @@ HWY_NOINLINE void SumLosses(ScoreChunk& chunk, const RowTerms& terms) {
       loss =
           labels ? hn::Add(log1p, loss) : hn::MulAdd(hn::Load(d, terms.targets + row), log1p, loss);
       if (chunk.loss != nullptr) StoreFirst(loss, d, chunk.loss + row, count);
-      if (chunk.weight != nullptr) {
-        HWY_ALIGN double weight[kSoftmaxLanes];
-        for (size_t r = 0; r < kSoftmaxLanes; ++r) {
-          weight[r] = chunk.weight[(row + std::min(r, count - 1)) * chunk.outputs];
-        }
-        loss = hn::Mul(loss, hn::Load(d, weight));
-      }
+      if (chunk.weight != nullptr) loss = hn::Mul(loss, LoadSome(d, chunk.weight + row, count));
     } else {
       rest = hn::IfThenElseZero(present, rest);
       all = hn::MulAdd(all, rest, hn::Add(all, rest));
@@ -313,7 +306,7 @@ void ScoreFew(ScoreChunk& chunk, const double* y, Asked asked, RowTerms& terms) 
       PB_UNROLL
       for (V& slope : slopes) slope = hn::Div(slope, sum);
       if (chunk.weight != nullptr) {
-        const V weight = LoadSomeRows<kClasses>(d, chunk.weight + first, count)[0];
+        const V weight = LoadSome(d, chunk.weight + row, count);
         PB_UNROLL
         for (V& slope : slopes) slope = hn::Mul(slope, weight);
       }
@@ -416,15 +409,8 @@ class SoftmaxGroup {
   // Those of Load(k) that exist.
   HWY_INLINE size_t Some(size_t k) const { return std::min(kSquareSide, classes_ - k); }
 
-  // Of an array that repeats each row's value `classes` times, or null for all 1.
   HWY_INLINE V Weights(const double* weight) const {
-    const D d;
-    if (weight == nullptr) return hn::Set(d, 1);
-    HWY_ALIGN double lanes[kSoftmaxLanes];
-    for (size_t r = 0; r < kSoftmaxLanes; ++r) {
-      lanes[r] = weight[(row_ + std::min(r, count_ - 1)) * classes_];
-    }
-    return hn::Load(d, lanes);
+    return weight == nullptr ? hn::Set(D(), 1) : LoadSome(D(), weight + row_, count_);
   }
 
  private:
@@ -596,8 +582,10 @@ void ScoreMany(ScoreChunk& chunk, Asked asked, RowTerms& terms) {
       for (size_t i = 0; i < kSquareSide; ++i) {
         if (i == group.Some(k)) break;
         const auto is_largest = IsClass(d, largest.at, k + i);
-        const V gap = hn::Sub(largest.value, z[i]);
-        distance = hn::Add(distance, targets.Term(y[i], gap, is_largest));
+        if (asked.loss) {
+          const V gap = hn::Sub(largest.value, z[i]);
+          distance = hn::Add(distance, targets.Term(y[i], gap, is_largest));
+        }
         const V e = ExpBelow(d, z[i], largest.value);
         rest = hn::Add(rest, hn::IfThenZeroElse(is_largest, e));
         z[i] = hn::IfThenElse(is_largest, one, e);
@@ -615,7 +603,14 @@ void ScoreMany(ScoreChunk& chunk, Asked asked, RowTerms& terms) {
     const V sum = hn::IfThenElse(good, hn::Add(one, rest), nan);
     const V weight = group.Weights(chunk.weight);
     for (size_t k = 0; k < chunk.outputs; k += kSquareSide) {
-      auto e = group.Load(exponentials, k);
+      const auto e = group.Load(exponentials, k);
+      if (asked.curvature) {
+        auto p = e;
+        PB_UNROLL
+        for (V& probability : p) probability = hn::Div(probability, sum);
+        group.Store(p, chunk.curvature, k);
+      }
+      if (!asked.slopes) continue;
       const auto y = targets.Load(k);
       auto slope = e;
       PB_UNROLL
@@ -623,10 +618,8 @@ void ScoreMany(ScoreChunk& chunk, Asked asked, RowTerms& terms) {
         if (i == group.Some(k)) break;
         const V others = hn::IfThenElse(IsClass(d, largest.at, k + i), rest, hn::Sub(sum, e[i]));
         slope[i] = hn::Mul(hn::Div(targets.Slope(e[i], others, y[i], k + i), sum), weight);
-        e[i] = hn::Div(e[i], sum);
       }
-      if (asked.curvature) group.Store(e, chunk.curvature, k);
-      if (asked.slopes) group.Store(slope, chunk.slope, k);
+      group.Store(slope, chunk.slope, k);
     }
   }
 }
@@ -758,7 +751,7 @@ inline void CurveSoftmaxCrossEntropy(const ScoreChunk& whole, const double* p, c
     p += n;
     v += n;
     chunk.slope += n;
-    if (chunk.weight != nullptr) chunk.weight += n;
+    if (chunk.weight != nullptr) chunk.weight += chunk.rows;
     chunk.y = static_cast<const char*>(chunk.y) +
               (chunk.y_type == TargetType::kLabel ? chunk.rows : n) * ItemSize(chunk.y_type);
   }
