@@ -28,6 +28,17 @@ constexpr size_t kSumLoss = 0, kSumWeight = 1, kSumB = 2;
 // So many times a piece of a chunk is summed: its weights, its losses, its slopes.
 constexpr size_t kSumsOfPiece = 3;
 
+// to[i] = f(from[i]) for i < n, rounded to `dtype`.
+template <class F>
+void WriteEach(const double* from, size_t n, DType dtype, void* to, const F& f) {
+  if (dtype == DType::kFloat64) {
+    std::transform(from, from + n, static_cast<double*>(to), f);
+  } else {
+    std::transform(from, from + n, static_cast<float*>(to),
+                   [&](double value) { return static_cast<float>(f(value)); });
+  }
+}
+
 // What a job does to each chunk.
 struct Steps {
   bool predict, score, curve, backward;
@@ -395,12 +406,9 @@ class Sum {
     const double divisor = result.divisor.value_or(result.weight);
     result.loss = total[kSumLoss] / divisor;
     if (!plan_.steps.backward) return;
-    for (size_t k = 0; k < p_.outputs; ++k) {
-      Write(total[kSumB + k] / divisor, result.gb_dtype, result.gb, k);
-    }
-    for (size_t i = 0; i < p_.X.cols * p_.outputs; ++i) {
-      Write(total[plan_.sum_w + i] / divisor, result.gw_dtype, result.gw, i);
-    }
+    const auto mean = [divisor](double sum) { return sum / divisor; };
+    WriteEach(total + kSumB, p_.outputs, result.gb_dtype, result.gb, mean);
+    WriteEach(total + plan_.sum_w, p_.X.cols * p_.outputs, result.gw_dtype, result.gw, mean);
   }
 
   const Job job_;
@@ -472,8 +480,9 @@ Outcome MapLoss(Wanted wanted, const PointwiseProblem& p, void* out, Poll* poll)
           0.0,         kNoRow};
       if (wanted != Wanted::kLoss) chunk.loss = nullptr;
       score(chunk);
-      const size_t to = a_row ? row : first;
-      for (size_t i = 0; i < (a_row ? count : n); ++i) Write(result[i], p.dtype, out, to + i);
+      WriteEach(result, a_row ? count : n, p.dtype,
+                static_cast<char*>(out) + (a_row ? row : first) * z_item,
+                [](double value) { return value; });
     }
   };
   const KernelFpEnv fp_env(poll);
