@@ -182,6 +182,18 @@ PyObject* Predict(const Objective& of, const Design& X, const double* theta) {
   LossResult result = {};
   if (X.rows > 0 && !Sum(Job::kPredict, problem, result)) return nullptr;
   PyObject* const response = of.response.get();
+  if (problem.loss->coupled) {  // the kernel that the response calls, at any labels
+    const std::vector<int64_t> labels(X.rows);
+    Ref p(NewOutputs(of, X.rows));
+    if (!p) return nullptr;
+    const PointwiseProblem of_z = {problem.loss,       problem.parameter, X.rows,
+                                   of.problem.outputs, problem.kept,      DType::kFloat64,
+                                   labels.data(),      TargetType::kLabel};
+    const bool done = RunKernel(IsLarge(X, of.problem.outputs), [&](Poll* poll) {
+      return MapLoss(Wanted::kCurvature, of_z, DataOf(p.get()), poll);
+    });
+    return done ? p.release() : nullptr;
+  }
   return response == Py_None ? z.release() : PyObject_CallOneArg(response, z.get());
 }
 

@@ -8,11 +8,13 @@
 
 #include <array>
 #include <cstddef>
+#include <iterator>
 #include <utility>
 
 #include "kernels/loss_scores-inl.h"
 #include "kernels/losses.h"
 #include "kernels/softmax-inl.h"
+#include "kernels/sums.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace pullback {
@@ -76,43 +78,86 @@ void SumOutputs(const double* slopes, size_t rows, size_t outputs, double* sums)
   *sums += SumLanes(d, hn::Add(s0, s1));
 }
 
-template <typename T>
-void WriteGradientInX(const double* slopes, size_t rows, size_t outputs, const double* w,
-                      size_t cols, double scale, void* gX, ptrdiff_t stride) {
+// Of up to four outputs whole vectors, whose lanes belong to other outputs in each of as many.
+template <size_t kOutputs>
+void SumFewOutputs(const double* slopes, size_t rows, double* sums) {
+  const hn::ScalableTag<double> d;
+  constexpr size_t kLanes = hn::MaxLanes(decltype(d)()), kStep = kOutputs * kLanes;
+  using V = hn::Vec<decltype(d)>;
+  std::array<V, kOutputs> sum;
+  sum.fill(hn::Zero(d));
+  const size_t n = rows * kOutputs;
+  size_t i = 0;
+  for (; i + kStep <= n; i += kStep) {
+    PB_UNROLL
+    for (size_t v = 0; v < kOutputs; ++v) {
+      sum[v] = hn::Add(sum[v], hn::LoadU(d, slopes + i + v * kLanes));
+    }
+  }
+  HWY_ALIGN double lanes[kStep];
+  PB_UNROLL
+  for (size_t v = 0; v < kOutputs; ++v) hn::Store(sum[v], d, lanes + v * kLanes);
+  for (size_t k = 0; i < n; ++i, k = k + 1 == kStep ? 0 : k + 1) lanes[k] += slopes[i];
+  for (size_t k = 0; k < kOutputs; ++k) {
+    double total = 0;
+    for (size_t lane = k; lane < kStep; lane += kOutputs) total += lanes[lane];
+    sums[k] += total;
+  }
+}
+
+void SumClasses(const double* slopes, size_t rows, size_t outputs, double* sums) {
+  switch (outputs) {
+    case 2:
+      return SumFewOutputs<2>(slopes, rows, sums);
+    case 3:
+      return SumFewOutputs<3>(slopes, rows, sums);
+    case 4:
+      return SumFewOutputs<4>(slopes, rows, sums);
+    default:
+      return SumOutputs(slopes, rows, outputs, sums);
+  }
+}
+
+// kOutputs: 0 for any number. The last vector overlaps the one before: masked stores take 20 cycles
+// each on some CPUs.
+template <typename T, size_t kOutputs>
+void WriteRowsInX(const double* slopes, size_t rows, size_t outputs, const double* w, size_t cols,
+                  double scale, T* gX, ptrdiff_t stride) {
   const hn::ScalableTag<double> d;
   const hn::Rebind<T, decltype(d)> dt;
-  for (size_t r = 0; r < rows; ++r) {
-    const double* const slope = slopes + r * outputs;
-    T* const row = static_cast<T*>(gX) + static_cast<ptrdiff_t>(r) * stride;
-    if (outputs > 1) {
-      for (size_t j = 0; j < cols; ++j) {
-        double sum = 0;
-        for (size_t k = 0; k < outputs; ++k) sum += slope[k] * w[j * outputs + k];
-        row[j] = static_cast<T>(scale * sum);
+  const size_t lanes = hn::Lanes(d), some = std::min(lanes, cols), w_row = PadDoubles(cols);
+  const size_t n = kOutputs == 0 ? outputs : kOutputs;
+  for (size_t r = 0; r < rows; ++r, slopes += n, gX += stride) {
+    const auto factor = hn::Set(d, n == 1 ? scale * slopes[0] : scale);
+    for (size_t at = 0; at < cols; at += lanes) {
+      const size_t j = std::min(at, cols - some);
+      auto sum = n == 1 ? hn::LoadU(d, w + j) : hn::Zero(d);
+      PB_UNROLL
+      for (size_t k = 0; n > 1 && k < n; ++k) {
+        sum = hn::Add(sum, hn::Mul(hn::Set(d, slopes[k]), hn::LoadU(d, w + k * w_row + j)));
       }
-      continue;
-    }
-    const auto factor = hn::Set(d, scale * slope[0]);
-    for (size_t j = 0; j < cols; j += hn::Lanes(d)) {
-      const auto product = hn::Mul(factor, hn::LoadU(d, w + j));
-      const size_t count = std::min(hn::Lanes(d), cols - j);
+      const auto product = hn::Mul(factor, sum);
       if constexpr (sizeof(T) == 8) {
-        StoreSome(product, d, row, j, count);
+        StoreFirst(product, d, gX + j, some);
       } else {
-        const auto rounded = hn::DemoteTo(dt, product);
-        if (count == hn::Lanes(d)) {
-          hn::StoreU(rounded, dt, row + j);
-        } else {
-          StoreTail(rounded, dt, row + j, count);
-        }
+        StoreFirst(hn::DemoteTo(dt, product), dt, gX + j, some);
       }
     }
   }
 }
 
+template <typename T>
+void WriteGradientInX(const double* slopes, size_t rows, size_t outputs, const double* w,
+                      size_t cols, double scale, void* gX, ptrdiff_t stride) {
+  constexpr decltype(&WriteRowsInX<T, 0>) kFew[] = {WriteRowsInX<T, 1>, WriteRowsInX<T, 2>,
+                                                    WriteRowsInX<T, 3>, WriteRowsInX<T, 4>};
+  const auto write = outputs <= std::size(kFew) ? kFew[outputs - 1] : WriteRowsInX<T, 0>;
+  write(slopes, rows, outputs, w, cols, scale, static_cast<T*>(gX), stride);
+}
+
 const ChunkKernels* ChunkTable() {
   static constexpr ChunkKernels kTable = {
-      SumWeights, SumOutputs, {WriteGradientInX<float>, WriteGradientInX<double>}};
+      SumWeights, {SumOutputs, SumClasses}, {WriteGradientInX<float>, WriteGradientInX<double>}};
   return &kTable;
 }
 

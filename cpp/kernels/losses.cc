@@ -28,6 +28,17 @@ constexpr size_t kSumLoss = 0, kSumWeight = 1, kSumB = 2;
 // So many times a piece of a chunk is summed: its weights, its losses, its slopes.
 constexpr size_t kSumsOfPiece = 3;
 
+// to[i] = f(from[i]) for i < n, rounded to `dtype`.
+template <class F>
+void WriteEach(const double* from, size_t n, DType dtype, void* to, const F& f) {
+  if (dtype == DType::kFloat64) {
+    std::transform(from, from + n, static_cast<double*>(to), f);
+  } else {
+    std::transform(from, from + n, static_cast<float*>(to),
+                   [&](double value) { return static_cast<float>(f(value)); });
+  }
+}
+
 // What a job does to each chunk.
 struct Steps {
   bool predict, score, curve, backward;
@@ -101,9 +112,11 @@ struct Plan {
         polled(chunk_rows * row_bytes * p.outputs >= kPolledBytes),
         chunk(PadDoubles(chunk_rows * p.outputs)),
         // Predictions or slopes; beside them an hvp's curvature, and expanded weights.
-        chunks(size_t{1} + (job == Job::kHvp) + (p.outputs > 1 && p.weight != nullptr)),
+        repeats(p.outputs > 1 && !p.loss->coupled && p.weight != nullptr),
+        chunks(size_t{1} + (job == Job::kHvp) + repeats),
         slab_doubles(levels * width + heads * sum_w + exact + state + chunks * chunk),
-        doubles((parameters + PadDoubles(p.outputs)) * (1 + (p.vw != nullptr)) +
+        transposed(p.gX == nullptr ? 0 : PadDoubles(p.X.cols) * p.outputs),
+        doubles((parameters + PadDoubles(p.outputs)) * (1 + (p.vw != nullptr)) + transposed +
                 slabs.tasks * slab_doubles) {}
 
   Steps steps;
@@ -116,7 +129,11 @@ struct Plan {
   size_t exact;  // of the layout's own sums of the gradient, or 0
   size_t state;
   bool polled;
-  size_t chunk, chunks, slab_doubles, doubles;
+  size_t chunk;
+  bool repeats;  // a sample's weight, for each of its outputs
+  size_t chunks, slab_doubles;
+  size_t transposed;  // of the coefficients, for the gradient by X, or 0
+  size_t doubles;
 };
 
 // Sums over a block's rows but for the gradient by w. A block of more than kLossBlock rows has a
@@ -173,6 +190,7 @@ class Sum {
       vw_ = TakeParameters(p_.vw, p_.vw_dtype, n);
       vb_ = TakeParameters(p_.vb, DType::kFloat64, p_.outputs);
     }
+    if (p_.gX != nullptr) Transpose();
     poll_ = poll;
     const size_t tasks = plan_.slabs.tasks;
     if (p_.X.rows * plan_.row_bytes * p_.outputs < kParallelBytes) {
@@ -202,6 +220,16 @@ class Sum {
     std::fill(to + n, to + PadDoubles(n), 0.0);
     slabs_ += PadDoubles(n);
     return to;
+  }
+
+  void Transpose() {
+    const size_t cols = p_.X.cols, row = PadDoubles(cols);
+    std::fill_n(slabs_, plan_.transposed, 0.0);
+    for (size_t j = 0; j < cols; ++j) {
+      for (size_t k = 0; k < p_.outputs; ++k) slabs_[k * row + j] = w_[j * p_.outputs + k];
+    }
+    transposed_w_ = slabs_;
+    slabs_ += plan_.transposed;
   }
 
   double* SumsOf(size_t slab) const { return slabs_ + slab * plan_.slab_doubles; }
@@ -293,7 +321,7 @@ class Sum {
         sums[kSumWeight] += others_.sum_weights(chunk.weight + piece.begin, piece.size(), &bad);
         if (HWY_UNLIKELY(bad != kNoRow)) KeepLowest(bad_weight_, rows.begin + piece.begin + bad);
       });
-      if (outputs > 1) {
+      if (plan_.repeats) {
         double* const repeated = z + (plan_.chunks - 1) * plan_.chunk;
         for (size_t r = 0; r < chunk.rows; ++r) {
           std::fill_n(repeated + r * outputs, outputs, chunk.weight[r]);
@@ -307,7 +335,7 @@ class Sum {
     if (plan_.steps.score) {
       SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
         ScoreChunk part = chunk;
-        TakePart(part, piece);
+        TakePart(part, piece, p_.loss->coupled);
         score_(part);
         sums[kSumLoss] += part.loss_sum;
         if (HWY_UNLIKELY(part.bad_row != kNoRow)) {
@@ -324,11 +352,12 @@ class Sum {
       char* const gX =
           static_cast<char*>(p_.gX) + static_cast<ptrdiff_t>(rows.begin) * p_.gX_stride *
                                           static_cast<ptrdiff_t>(ItemSize(p_.gX_dtype));
-      others_.write_gx[static_cast<size_t>(p_.gX_dtype)](z, chunk.rows, outputs, w_, p_.X.cols,
-                                                         p_.scale, gX, p_.gX_stride);
+      others_.write_gx[static_cast<size_t>(p_.gX_dtype)](z, chunk.rows, outputs, transposed_w_,
+                                                         p_.X.cols, p_.scale, gX, p_.gX_stride);
     }
     SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
-      others_.sum_outputs(z + piece.begin * outputs, piece.size(), outputs, sums + kSumB);
+      others_.sum_outputs[p_.loss->coupled](z + piece.begin * outputs, piece.size(), outputs,
+                                            sums + kSumB);
     });
     stages_.backward(p_.X, outputs, rows, z, gw, state);
   }
@@ -342,12 +371,12 @@ class Sum {
     }
   }
 
-  static void TakePart(ScoreChunk& chunk, Range rows) {
+  static void TakePart(ScoreChunk& chunk, Range rows, bool coupled) {
     const size_t first = rows.begin * chunk.outputs;
     chunk.rows = rows.size();
     chunk.y = static_cast<const char*>(chunk.y) +
               (chunk.y_type == TargetType::kLabel ? rows.begin : first) * ItemSize(chunk.y_type);
-    if (chunk.weight != nullptr) chunk.weight += first;
+    if (chunk.weight != nullptr) chunk.weight += coupled ? rows.begin : first;
     chunk.z += first;
     chunk.slope += first;
     if (chunk.curvature != nullptr) chunk.curvature += first;
@@ -377,12 +406,9 @@ class Sum {
     const double divisor = result.divisor.value_or(result.weight);
     result.loss = total[kSumLoss] / divisor;
     if (!plan_.steps.backward) return;
-    for (size_t k = 0; k < p_.outputs; ++k) {
-      Write(total[kSumB + k] / divisor, result.gb_dtype, result.gb, k);
-    }
-    for (size_t i = 0; i < p_.X.cols * p_.outputs; ++i) {
-      Write(total[plan_.sum_w + i] / divisor, result.gw_dtype, result.gw, i);
-    }
+    const auto mean = [divisor](double sum) { return sum / divisor; };
+    WriteEach(total + kSumB, p_.outputs, result.gb_dtype, result.gb, mean);
+    WriteEach(total + plan_.sum_w, p_.X.cols * p_.outputs, result.gw_dtype, result.gw, mean);
   }
 
   const Job job_;
@@ -394,6 +420,7 @@ class Sum {
   const Score score_;
   double* slabs_;
   const double* w_ = nullptr;
+  const double* transposed_w_ = nullptr;
   const double* b_ = nullptr;
   const double* vw_ = nullptr;
   const double* vb_ = nullptr;
@@ -453,8 +480,9 @@ Outcome MapLoss(Wanted wanted, const PointwiseProblem& p, void* out, Poll* poll)
           0.0,         kNoRow};
       if (wanted != Wanted::kLoss) chunk.loss = nullptr;
       score(chunk);
-      const size_t to = a_row ? row : first;
-      for (size_t i = 0; i < (a_row ? count : n); ++i) Write(result[i], p.dtype, out, to + i);
+      WriteEach(result, a_row ? count : n, p.dtype,
+                static_cast<char*>(out) + (a_row ? row : first) * z_item,
+                [](double value) { return value; });
     }
   };
   const KernelFpEnv fp_env(poll);
@@ -463,34 +491,59 @@ Outcome MapLoss(Wanted wanted, const PointwiseProblem& p, void* out, Poll* poll)
 
 namespace {
 
+// sum * factor * (diag p - p p^T) of one row. 1 - p of each class is the sum of the others: the
+// difference would lose its digits. Of few classes a plain sum keeps them.
+template <size_t kClasses, typename T>
+void WriteHessian(const T* p, size_t, double sum, double factor, long double*, T* to) {
+  for (size_t i = 0; i < kClasses; ++i) {
+    const double scaled = sum * double{p[i]};
+    double others = -0.0;
+    for (size_t k = 0; k < kClasses; ++k) {
+      if (k != i) others += double{p[k]};
+    }
+    to[i * kClasses + i] = static_cast<T>(scaled * others * factor);
+    for (size_t k = i + 1; k < kClasses; ++k) {
+      to[i * kClasses + k] = to[k * kClasses + i] = static_cast<T>(-scaled * double{p[k]} * factor);
+    }
+  }
+}
+
+template <typename T>
+void WriteAnyHessian(const T* p, size_t classes, double sum, double factor, long double* others,
+                     T* to) {
+  others[0] = 0;
+  for (size_t k = 1; k < classes; ++k) {
+    others[k] = k == 1 ? double{p[0]} : others[k - 1] + double{p[k - 1]};
+  }
+  long double behind = 0;
+  for (size_t k = classes - 1; k-- > 0;) {
+    behind = k + 2 == classes ? double{p[k + 1]} : behind + double{p[k + 1]};
+    others[k] += behind;
+  }
+  for (size_t i = 0; i < classes; ++i) {
+    const double scaled = -sum * double{p[i]};
+    for (size_t k = 0; k < classes; ++k) {
+      to[i * classes + k] = static_cast<T>(scaled * double{p[k]} * factor);
+    }
+    const double diagonal = sum * double{p[i]} * static_cast<double>(others[i]);
+    to[i * classes + i] = static_cast<T>(diagonal * factor);
+  }
+}
+
 template <typename T>
 bool WriteHessians(const ClassHessians& h, long double* others, T* out, Poll* poll) {
   constexpr size_t kPolledElements = size_t{1} << 20;
+  constexpr decltype(&WriteAnyHessian<T>) kFew[] = {WriteHessian<2, T>, WriteHessian<3, T>,
+                                                    WriteHessian<4, T>};
   const size_t classes = h.classes;
+  const auto write = classes >= 2 && classes <= 4 ? kFew[classes - 2] : WriteAnyHessian<T>;
+  const double factor = 1.0 / h.divisor;
   size_t written = 0;
   for (size_t row = 0; row < h.rows; ++row) {
-    const T* const p = static_cast<const T*>(h.p) + row * classes;
-    T* const to = out + row * classes * classes;
-    const double sum = h.sums == nullptr ? 1.0 : h.sums[row];
-    const double factor = (h.weight == nullptr ? 1.0 : h.weight[row]) / h.divisor;
-    // 1 - p of each class is the sum of the others: the difference would lose its digits.
-    others[0] = 0;
-    for (size_t k = 1; k < classes; ++k) {
-      others[k] = k == 1 ? double{p[0]} : others[k - 1] + double{p[k - 1]};
-    }
-    long double behind = 0;
-    for (size_t k = classes - 1; k-- > 0;) {
-      behind = k + 2 == classes ? double{p[k + 1]} : behind + double{p[k + 1]};
-      others[k] += behind;
-    }
-    for (size_t i = 0; i < classes; ++i) {
-      const double scaled = -sum * double{p[i]};
-      for (size_t k = 0; k < classes; ++k) {
-        to[i * classes + k] = static_cast<T>(scaled * double{p[k]} * factor);
-      }
-      const double diagonal = sum * double{p[i]} * static_cast<double>(others[i]);
-      to[i * classes + i] = static_cast<T>(diagonal * factor);
-    }
+    write(static_cast<const T*>(h.p) + row * classes, classes,
+          h.sums == nullptr ? 1.0 : h.sums[row],
+          h.weight == nullptr ? factor : h.weight[row] / h.divisor, others,
+          out + row * classes * classes);
     written += classes * classes;
     if (written < kPolledElements) continue;
     written = 0;

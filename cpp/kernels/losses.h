@@ -104,13 +104,14 @@ enum class TargetType : uint8_t { kFloat32, kFloat64, kLabel };  // kLabel: int6
 constexpr size_t ItemSize(TargetType type) { return type == TargetType::kFloat32 ? 4 : 8; }
 
 // One chunk on its way through a score. All arrays begin at the chunk's first row, and all but
-// labels and where noted are (rows, outputs).
+// labels and where noted are (rows, outputs). Of a row-coupled loss rows * outputs are at most
+// kLossBlock, unless there are no more rows than kDoublePadding.
 struct ScoreChunk {
   double parameter;
   size_t rows, outputs;
   TargetType y_type;
   const void* y;         // labels: (rows,)
-  const double* weight;  // each row's, repeated `outputs` times; null: all 1
+  const double* weight;  // each sample's, (rows,) for a row-coupled loss; null: all 1
   const double* z;
   double* loss;       // if not null: l, not weighted; a row-coupled loss's is (rows,)
   double* slope;      // dl/dz, weighted; may be z
@@ -150,9 +151,10 @@ std::optional<size_t> FindLoss(std::string_view name);
 struct ChunkKernels {
   // *bad: the first that is not finite or negative, or kNoRow.
   double (*sum_weights)(const double* weight, size_t rows, size_t* bad);
-  // sums[k] += sum_r slopes[r * outputs + k]
-  void (*sum_outputs)(const double* slopes, size_t rows, size_t outputs, double* sums);
-  // gX[r, j] = scale * sum_k slopes[r * outputs + k] w[j * outputs + k], by dtype of gX.
+  // sums[k] += sum_r slopes[r * outputs + k], by whether the loss is coupled: of each output in
+  // order, or of few in any.
+  void (*sum_outputs[2])(const double* slopes, size_t rows, size_t outputs, double* sums);
+  // gX[r, j] = scale * sum_k slopes[r * outputs + k] w[k * PadDoubles(cols) + j], by dtype of gX.
   void (*write_gx[kDTypes])(const double* slopes, size_t rows, size_t outputs, const double* w,
                             size_t cols, double scale, void* gX, ptrdiff_t stride);
 };

@@ -22,6 +22,7 @@
 #include <utility>
 
 #include "kernels/dense-inl.h"
+#include "kernels/interleaved-inl.h"
 #include "kernels/load-inl.h"
 #include "kernels/losses.h"
 #include "runtime/partition.h"
@@ -141,13 +142,148 @@ void MultiplyAddPanels(Block block, size_t side, size_t outputs) {
   }
 }
 
-// A few outputs do not fill the widest vectors.
 inline void MultiplyAdd(const Block& block, size_t side, size_t outputs) {
-  if (outputs <= 4) {
-    MultiplyAddPanels<hn::CappedTag<double, 4>>(block, side, outputs);
-  } else {
-    MultiplyAddPanels<hn::ScalableTag<double>>(block, side, outputs);
+  MultiplyAddPanels<hn::ScalableTag<double>>(block, side, outputs);
+}
+
+// --- two to four outputs -------------------------------------------------------------------------
+
+// Vectors of so few are mostly empty, and the loop above waits for its broadcasts: here lanes are
+// rows (forward) or columns (backward). Sums are the same, term by term.
+using FewTag = hn::CappedTag<double, 4>;
+constexpr size_t kFewLanes = hn::MaxLanes(FewTag());
+
+// z[r * kOutputs + k] = (b ? b[k] : z[r * kOutputs + k]) + sum_j x[r * stride + j] w[j * kOutputs +
+// k] for at least kFewLanes columns.
+template <size_t kOutputs>
+void ForwardFew(const double* x, ptrdiff_t stride, size_t rows, size_t cols, const double* w,
+                const double* b, double* z) {
+  const FewTag d;
+  using V = hn::Vec<FewTag>;
+  constexpr size_t kGroups = 2;
+  for (size_t row = 0; row < rows; row += kGroups * kFewLanes) {
+    const double* from[kGroups * kFewLanes];
+    for (size_t r = 0; r < kGroups * kFewLanes; ++r) {
+      from[r] = x + static_cast<ptrdiff_t>(std::min(row + r, rows - 1)) * stride;
+    }
+    const auto some = [&](size_t g) {
+      return std::min(kFewLanes, rows - std::min(rows, row + g * kFewLanes));
+    };
+    std::array<V, kOutputs> sum[kGroups];
+    PB_UNROLL
+    for (size_t g = 0; g < kGroups; ++g) {
+      if (b == nullptr) {
+        sum[g] = LoadSomeRows<kOutputs>(d, z + (row + g * kFewLanes) * kOutputs, some(g));
+        continue;
+      }
+      PB_UNROLL
+      for (size_t k = 0; k < kOutputs; ++k) sum[g][k] = hn::Set(d, b[k]);
+    }
+    // Columns j to j + kFewLanes, of which the first `seen` have been added.
+    const auto add = [&](size_t j, size_t seen) HWY_ATTR {
+      std::array<V, kFewLanes> square[kGroups];
+      PB_UNROLL
+      for (size_t g = 0; g < kGroups; ++g) {
+        PB_UNROLL
+        for (size_t i = 0; i < kFewLanes; ++i) {
+          square[g][i] = hn::LoadU(d, from[g * kFewLanes + i] + j);
+        }
+        Transpose(d, square[g]);
+      }
+      PB_UNROLL
+      for (size_t i = 0; i < kFewLanes; ++i) {
+        if (i < seen) continue;
+        PB_UNROLL
+        for (size_t k = 0; k < kOutputs; ++k) {
+          const V weight = hn::Set(d, w[(j + i) * kOutputs + k]);
+          PB_UNROLL
+          for (size_t g = 0; g < kGroups; ++g) {
+            sum[g][k] = hn::MulAdd(square[g][i], weight, sum[g][k]);
+          }
+        }
+      }
+    };
+    size_t j = 0;
+    for (; j + kFewLanes <= cols; j += kFewLanes) add(j, 0);
+    if (j < cols) add(cols - kFewLanes, kFewLanes - (cols - j));
+    PB_UNROLL
+    for (size_t g = 0; g < kGroups; ++g) {
+      StoreSomeRows(sum[g], d, z + (row + g * kFewLanes) * kOutputs, some(g));
+    }
   }
+}
+
+// gw[j * kOutputs + k] += sum_r x[r * stride + j] slopes[r * kOutputs + k] for the columns of
+// kVectors vectors, of which the last may overlap the one before.
+template <size_t kOutputs, size_t kVectors>
+void BackwardFew(const double* x, ptrdiff_t stride, size_t rows, size_t cols, const double* slopes,
+                 double* gw) {
+  const FewTag d;
+  using V = hn::Vec<FewTag>;
+  const size_t last = cols - kFewLanes;
+  std::array<V, kOutputs> sum[kVectors];
+  PB_UNROLL
+  for (size_t v = 0; v < kVectors; ++v) {
+    sum[v] = LoadRows<kOutputs>(d, gw + (v + 1 < kVectors ? v * kFewLanes : last) * kOutputs);
+  }
+  for (size_t r = 0; r < rows; ++r) {
+    V part[kVectors];
+    PB_UNROLL
+    for (size_t v = 0; v < kVectors; ++v) {
+      part[v] = hn::LoadU(d, x + (v + 1 < kVectors ? v * kFewLanes : last));
+    }
+    PB_UNROLL
+    for (size_t k = 0; k < kOutputs; ++k) {
+      const V slope = hn::Set(d, slopes[k]);
+      PB_UNROLL
+      for (size_t v = 0; v < kVectors; ++v) sum[v][k] = hn::MulAdd(part[v], slope, sum[v][k]);
+    }
+    x += stride;
+    slopes += kOutputs;
+  }
+  PB_UNROLL
+  for (size_t v = 0; v < kVectors; ++v) {
+    StoreRows(sum[v], d, gw + (v + 1 < kVectors ? v * kFewLanes : last) * kOutputs);
+  }
+}
+
+// Vectors go in panels of up to three, a last one that overlaps never alone.
+template <size_t kOutputs>
+void BackwardFew(const double* x, ptrdiff_t stride, size_t rows, size_t cols, const double* slopes,
+                 double* gw) {
+  size_t vectors = CeilDiv(cols, kFewLanes);
+  for (size_t panels = CeilDiv(vectors, size_t{3}); panels > 0; --panels) {
+    const size_t wide = CeilDiv(vectors, panels), width = std::min(wide * kFewLanes, cols);
+    switch (wide) {
+      case 1:
+        BackwardFew<kOutputs, 1>(x, stride, rows, width, slopes, gw);
+        break;
+      case 2:
+        BackwardFew<kOutputs, 2>(x, stride, rows, width, slopes, gw);
+        break;
+      default:
+        BackwardFew<kOutputs, 3>(x, stride, rows, width, slopes, gw);
+    }
+    vectors -= wide;
+    cols -= width;
+    x += width;
+    gw += width * kOutputs;
+  }
+}
+
+struct FewStages {
+  void (*forward)(const double* x, ptrdiff_t stride, size_t rows, size_t cols, const double* w,
+                  const double* b, double* z);
+  void (*backward)(const double* x, ptrdiff_t stride, size_t rows, size_t cols,
+                   const double* slopes, double* gw);
+};
+
+// Null where the loop for any number of outputs is to be taken.
+inline const FewStages* StagesOfFew(size_t outputs, size_t cols) {
+  static constexpr FewStages kStages[] = {{ForwardFew<2>, BackwardFew<2>},
+                                          {ForwardFew<3>, BackwardFew<3>},
+                                          {ForwardFew<4>, BackwardFew<4>}};
+  return outputs < 2 || outputs > kFewOutputs || cols < kFewLanes ? nullptr : &kStages[outputs - 2];
 }
 
 // --- blocks of X as rows of float64 --------------------------------------------------------------
@@ -186,6 +322,15 @@ struct RowsOfX {
       return {At(X, rows.begin, cols.begin), X.stride};
     } else {
       const TileTag d;
+      if (X.stride == static_cast<ptrdiff_t>(cols.size())) {  // whole rows that follow each other
+        using D = hn::ScalableTag<double>;
+        const T* const from = At(X, rows.begin, cols.begin);
+        const size_t n = rows.size() * cols.size();
+        for (size_t i = 0; i < n; i += hn::Lanes(D())) {
+          hn::StoreU(LoadSome(D(), from + i, std::min(hn::Lanes(D()), n - i)), D(), tile + i);
+        }
+        return {tile, X.stride};
+      }
       for (size_t r = 0; r < rows.size(); ++r) {
         const T* const from = At(X, rows.begin + r, cols.begin);
         double* const to = tile + r * tile_cols;
@@ -255,9 +400,14 @@ void ForwardOutputs(const Design& X, size_t outputs, Range rows, const double* w
       const TileRows x = Source::Tile(X, some_rows, some_cols, tile, tile_cols);
       Source::Ahead(X, some_rows, some_cols);
       const bool first = col == 0;
-      MultiplyAdd({some_cols.size(), x.data, 1, x.stride, w + col * outputs, outputs,
-                   first ? b : to, first ? 0 : outputs, to, outputs, 0},
-                  some_rows.size(), outputs);
+      if (const FewStages* const few = StagesOfFew(outputs, some_cols.size())) {
+        few->forward(x.data, x.stride, some_rows.size(), some_cols.size(), w + col * outputs,
+                     first ? b : nullptr, to);
+      } else {
+        MultiplyAdd({some_cols.size(), x.data, 1, x.stride, w + col * outputs, outputs,
+                     first ? b : to, first ? 0 : outputs, to, outputs, 0},
+                    some_rows.size(), outputs);
+      }
       col += Source::kCols;
     } while (col < X.cols);
   }
@@ -275,6 +425,11 @@ void BackwardOutputs(const Design& X, size_t outputs, Range rows, const double* 
       const Range some_cols{col, std::min(col + kCols, X.cols)};
       const TileRows x = Source::Tile(X, some_rows, some_cols, tile, kCols);
       double* const to = gw + col * outputs;
+      if (const FewStages* const few = StagesOfFew(outputs, some_cols.size())) {
+        few->backward(x.data, x.stride, some_rows.size(), some_cols.size(),
+                      slopes + (row - rows.begin) * outputs, to);
+        continue;
+      }
       MultiplyAdd({some_rows.size(), x.data, x.stride, 1, slopes + (row - rows.begin) * outputs,
                    outputs, to, outputs, to, outputs, 0},
                   some_cols.size(), outputs);

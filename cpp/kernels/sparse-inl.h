@@ -525,8 +525,9 @@ inline size_t CsrStateDoubles(const Design& X) {
   return CeilDiv(offsetof(RowsState, bounds), sizeof(double)) + rows + 1;
 }
 
-// The rows of a chunk.
-template <typename T, typename Index>
+// The rows of a chunk. Doubles may be given as floats: these are widened as their indices are
+// checked.
+template <typename T>
 class RowSpans {
  public:
   using Data = T;
@@ -540,8 +541,12 @@ class RowSpans {
         entries(X.entries),
         count(n_rows),
         bounds(own.bounds),
-        given_(static_cast<const Index*>(X.indices)),
+        given_(X.indices),
+        wide_(X.wide),
         cols_(X.cols),
+        narrow_(sizeof(T) == sizeof(double) && X.dtype == DType::kFloat32
+                    ? static_cast<const float*>(X.data)
+                    : nullptr),
         outside_(own.outside) {}
 
   HWY_INLINE size_t Begin(size_t row) const { return bounds[row]; }
@@ -565,29 +570,42 @@ class RowSpans {
   HWY_NOINLINE void CheckFrom(size_t begin) {
     held_ = {begin, std::min(bounds[count], begin + kWindow)};
     indices = window_ - begin;
-    if (HWY_UNLIKELY(!CopyBelow(given_ + begin, held_.size(), cols_, window_))) {
+    const size_t n = held_.size();
+    if constexpr (sizeof(T) == sizeof(double)) {
+      if (narrow_ != nullptr) {
+        std::copy_n(narrow_ + begin, n, values_);
+        data = values_ - begin;
+      }
+    }
+    const bool below =
+        wide_ ? CopyBelow(static_cast<const int64_t*>(given_) + begin, n, cols_, window_)
+              : CopyBelow(static_cast<const int32_t*>(given_) + begin, n, cols_, window_);
+    if (HWY_UNLIKELY(!below)) {
       outside_ = true;
       std::fill_n(window_, held_.size(), 0U);
     }
   }
 
-  const T* const data;
+  const T* data;
   const size_t entries, count;
   const size_t* const bounds;
   const uint32_t* indices = nullptr;
 
  private:
-  const Index* const given_;
+  const void* const given_;
+  const bool wide_;
   const size_t cols_;
+  const float* const narrow_;
   bool& outside_;
   Range held_ = {0, 0};
   alignas(64) uint32_t window_[kWindow + kIndexPadding];
+  alignas(64) T values_[kWindow];
 };
 
-template <Walk kWalk, bool kOneOutput, typename T, typename Index>
+template <Walk kWalk, bool kOneOutput, typename T>
 void WalkRows(const Design& X, size_t outputs, Range rows, const double* from, double* to,
-              RowsState& state) {
-  RowSpans<T, Index> spans(X, rows.size(), state);
+              void* state) {
+  RowSpans<T> spans(X, rows.size(), *static_cast<RowsState*>(state));
   WalkSpans<kWalk, kOneOutput>(spans, outputs, from, to);
 }
 
@@ -595,22 +613,11 @@ template <typename T, bool kOneOutput>
 void ForwardCsr(const Design& X, size_t outputs, Range rows, const double* w, const double* b,
                 double* z, void* state) {
   FillRows(rows.size(), outputs, b, z);
-  auto* const walk = X.wide ? WalkRows<Walk::kGather, kOneOutput, T, int64_t>
-                            : WalkRows<Walk::kGather, kOneOutput, T, int32_t>;
-  walk(X, outputs, rows, w, z, *static_cast<RowsState*>(state));
-}
-
-template <Walk kWalk, typename T, bool kOneOutput>
-void BackwardCsr(const Design& X, size_t outputs, Range rows, const double* slopes, double* gw,
-                 void* state) {
-  auto* const walk =
-      X.wide ? WalkRows<kWalk, kOneOutput, T, int64_t> : WalkRows<kWalk, kOneOutput, T, int32_t>;
-  walk(X, outputs, rows, slopes, gw, *static_cast<RowsState*>(state));
+  WalkRows<Walk::kGather, kOneOutput, T>(X, outputs, rows, w, z, state);
 }
 
 template <typename T, bool kOneOutput, Walk kScatter>
-inline constexpr Stages kCsrStages = {ForwardCsr<T, kOneOutput>,
-                                      BackwardCsr<kScatter, T, kOneOutput>};
+inline constexpr Stages kCsrStages = {ForwardCsr<T, kOneOutput>, WalkRows<kScatter, kOneOutput, T>};
 
 // Thin rows: the gradient's compensated sums, (cols, 2, outputs).
 inline size_t ThinSumDoubles(const Design& X, size_t outputs) {
@@ -691,7 +698,7 @@ inline size_t CscStateDoubles(const Design& X) {
 }
 
 // Each column's entries in a chunk's rows. They ascend, or they are not all found.
-template <typename T, typename Index>
+template <typename T>
 class ColumnSpans {
  public:
   using Data = T;
@@ -702,8 +709,9 @@ class ColumnSpans {
       : data(static_cast<const T*>(X.data)),
         entries(X.entries),
         count(X.cols),
-        given_(static_cast<const Index*>(X.indices)),
-        indptr_(static_cast<const Index*>(X.indptr)),
+        given_(X.indices),
+        indptr_(X.indptr),
+        wide_(X.wide),
         first_(rows.begin),
         rows_(rows.size()),
         columns_(columns) {}
@@ -714,14 +722,53 @@ class ColumnSpans {
   // at kAtOnce of them before it visits any.
   template <size_t kAtOnce, class F>
   HWY_INLINE void ForEach(size_t col, const F& visit) {
+    if (wide_) {
+      ForEachOf<kAtOnce, int64_t>(col, visit);
+    } else {
+      ForEachOf<kAtOnce, int32_t>(col, visit);
+    }
+  }
+
+  HWY_INLINE size_t Begin(size_t col) {
+    const size_t ahead = columns_.begin[col + kColumnsAhead];
+    hwy::Prefetch(static_cast<const char*>(given_) +
+                  ahead * (wide_ ? sizeof(int64_t) : sizeof(int32_t)));
+    hwy::Prefetch(data + ahead);
+    return columns_.begin[col];
+  }
+
+  HWY_INLINE size_t Check(size_t col, size_t i) {
+    indices = block_ - i;
+    const size_t size = std::min(columns_.end[col] - i, kLossBlock);
+    if (wide_) {
+      CopyClamped(static_cast<const int64_t*>(given_) + i, size, entries - i, first_, rows_,
+                  block_);
+    } else {
+      CopyClamped(static_cast<const int32_t*>(given_) + i, size, entries - i, first_, rows_,
+                  block_);
+    }
+    return i + size;
+  }
+
+  HWY_INLINE bool More(size_t col, size_t stop) const { return stop < columns_.end[col]; }
+
+  const T* const data;
+  const size_t entries, count;
+  const uint32_t* indices = nullptr;
+
+ private:
+  template <size_t kAtOnce, typename Index, class F>
+  HWY_INLINE void ForEachOf(size_t col, const F& visit) {
     using Unsigned = std::make_unsigned_t<Index>;
+    const auto* const given = static_cast<const Index*>(given_);
     const auto row_of = [&](size_t i) -> size_t {
-      return static_cast<Unsigned>(static_cast<Unsigned>(ReadOnce(given_ + i)) -
+      return static_cast<Unsigned>(static_cast<Unsigned>(ReadOnce(given + i)) -
                                    static_cast<Unsigned>(first_));
     };
     size_t i = Begin(col);
     // Negative ones are beyond, too.
-    const size_t stop = std::min(static_cast<size_t>(ReadOnce(indptr_ + col + 1)), entries);
+    const size_t stop = std::min(
+        static_cast<size_t>(ReadOnce(static_cast<const Index*>(indptr_) + col + 1)), entries);
     for (; kAtOnce > 1 && i + kAtOnce <= stop; i += kAtOnce) {
       std::array<size_t, kAtOnce> rows;
       PB_UNROLL
@@ -738,38 +785,18 @@ class ColumnSpans {
     columns_.end[col] = i;
   }
 
-  HWY_INLINE size_t Begin(size_t col) {
-    const size_t ahead = columns_.begin[col + kColumnsAhead];
-    hwy::Prefetch(given_ + ahead);
-    hwy::Prefetch(data + ahead);
-    return columns_.begin[col];
-  }
-
-  HWY_INLINE size_t Check(size_t col, size_t i) {
-    indices = block_ - i;
-    const size_t size = std::min(columns_.end[col] - i, kLossBlock);
-    CopyClamped(given_ + i, size, entries - i, first_, rows_, block_);
-    return i + size;
-  }
-
-  HWY_INLINE bool More(size_t col, size_t stop) const { return stop < columns_.end[col]; }
-
-  const T* const data;
-  const size_t entries, count;
-  const uint32_t* indices = nullptr;
-
- private:
-  const Index* const given_;
-  const Index* const indptr_;
+  const void* const given_;
+  const void* const indptr_;
+  const bool wide_;
   const size_t first_, rows_;
   const ColumnsState& columns_;
   alignas(64) uint32_t block_[kLossBlock + kIndexPadding];
 };
 
-template <Walk kWalk, bool kOneOutput, typename T, typename Index>
+template <Walk kWalk, bool kOneOutput, typename T>
 void WalkColumns(const Design& X, size_t outputs, Range rows, const double* from, double* to,
-                 const void* state) {
-  ColumnSpans<T, Index> spans(X, rows, *static_cast<const ColumnsState*>(state));
+                 void* state) {
+  ColumnSpans<T> spans(X, rows, *static_cast<const ColumnsState*>(state));
   WalkSpans<kWalk, kOneOutput>(spans, outputs, from, to);
 }
 
@@ -777,21 +804,12 @@ template <typename T, bool kOneOutput>
 void ForwardCsc(const Design& X, size_t outputs, Range rows, const double* w, const double* b,
                 double* z, void* state) {
   FillRows(rows.size(), outputs, b, z);
-  auto* const walk = X.wide ? WalkColumns<Walk::kScatter, kOneOutput, T, int64_t>
-                            : WalkColumns<Walk::kScatter, kOneOutput, T, int32_t>;
-  walk(X, outputs, rows, w, z, state);
+  WalkColumns<Walk::kScatter, kOneOutput, T>(X, outputs, rows, w, z, state);
 }
 
 template <typename T, bool kOneOutput>
-void BackwardCsc(const Design& X, size_t outputs, Range rows, const double* slopes, double* gw,
-                 void* state) {
-  auto* const walk = X.wide ? WalkColumns<Walk::kGather, kOneOutput, T, int64_t>
-                            : WalkColumns<Walk::kGather, kOneOutput, T, int32_t>;
-  walk(X, outputs, rows, slopes, gw, state);
-}
-
-template <typename T, bool kOneOutput>
-inline constexpr Stages kCscStages = {ForwardCsc<T, kOneOutput>, BackwardCsc<T, kOneOutput>};
+inline constexpr Stages kCscStages = {ForwardCsc<T, kOneOutput>,
+                                      WalkColumns<Walk::kGather, kOneOutput, T>};
 
 // The first of [begin, end) that is not below `row`, sought from where it would be if all of them
 // were spread evenly over `rows`: a binary search would miss the cache at every step.
