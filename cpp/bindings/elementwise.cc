@@ -261,6 +261,14 @@ struct Shape {
   int ndim = 0;
   std::array<npy_intp, kMaxAxes> extent;
 
+  Shape() {}  // extents as they are
+  Shape(const Shape& other) { *this = other; }
+  Shape& operator=(const Shape& other) {  // all of them take as long as a small call
+    ndim = other.ndim;
+    std::copy_n(other.extent.begin(), ndim, extent.begin());
+    return *this;
+  }
+
   // False where the two do not broadcast.
   bool Broadcast(PyArrayObject* array) {
     const int more = PyArray_NDIM(array) - ndim;
@@ -648,7 +656,7 @@ const OpKernels* UnaryOpOf(PyObject* object) {
   if (!PyObject_TypeCheck(object, &PyUFunc_Type)) return nullptr;
   if (reinterpret_cast<PyUFuncObject*>(object)->vectorcall != UfuncCall) return nullptr;
   const Entry& entry = EntryOf(object);
-  return entry.method == Method::kValue && entry.shape.nin == 1 ? FindOp(entry.label) : nullptr;
+  return entry.method == Method::kValue && entry.shape.nin == 1 ? entry.op.Active() : nullptr;
 }
 
 PyObject* NewElementwiseMethod(const char* op, const char* method, PyObject* fallback) {
