@@ -692,6 +692,16 @@ def test_chains_in_chains() -> None:
     assert len(f.vjp(x, x, wrt="all")) == 3
 
 
+def test_methods_of_a_subclass() -> None:
+    class Doubled(Chain):
+        def vjp(self, x: Any, g: Any, /, *, wrt: Any = 0) -> Any:
+            return 2 * super().vjp(x, g, wrt=wrt)
+
+    x, f = np.linspace(0, 1, 5), Doubled(pb.exp, pb.tanh)
+    assert_same_bits(f.vjp(x, x), 2 * pb.chain(pb.exp, pb.tanh).vjp(x, x))
+    assert_same_bits(f.jvp(x, x), pb.chain(pb.exp, pb.tanh).jvp(x, x))
+
+
 def test_pickle_and_repr() -> None:
     f = pb.chain(
         (pb.linear, pb.arg, np.ones((2, 3)), {"activation": pb.relu}),

@@ -189,12 +189,11 @@ class Walk {
   size_t bound() const { return bound_; }
   const Step& LastStep() const { return steps_.back(); }
 
-  // A handler of signals may have raised between two steps, which are too short to look.
   Ref Value(Parts parts, PyObject* x) const {
     Ref at(Py_NewRef(x));
-    for (const Part& part : parts) {
-      if (at && PyErr_CheckSignals() != 0) return Ref();
-      if (at) at = ValueOf(part, at.get());
+    for (size_t i = 0; at && i < parts.size(); ++i) {
+      if (HasRaised(i)) return Ref();
+      at = ValueOf(parts[i], at.get());
     }
     return at;
   }
@@ -204,7 +203,7 @@ class Walk {
     inputs.reserve(parts.size());
     inputs.emplace_back(Py_NewRef(x));
     for (size_t i = 0; i + 1 < parts.size(); ++i) {
-      if (PyErr_CheckSignals() != 0) return false;
+      if (HasRaised(i)) return false;
       Ref value = ValueOf(parts[i], inputs.back().get());
       if (!value) return false;
       inputs.push_back(std::move(value));
@@ -215,7 +214,7 @@ class Walk {
   Ref Jvp(Parts parts, PyObject* x, PyObject* t) const {
     Ref at(Py_NewRef(x)), moved(Py_NewRef(t));
     for (size_t i = 0; i < parts.size(); ++i) {
-      if (PyErr_CheckSignals() != 0) return Ref();
+      if (HasRaised(i)) return Ref();
       moved = JvpOf(parts[i], at.get(), moved.get());
       if (!moved) return moved;
       if (i + 1 < parts.size()) at = ValueOf(parts[i], at.get());
@@ -228,7 +227,7 @@ class Walk {
   // are used up. Where there is room for them, with the bound operands' behind the first place.
   Ref Pull(Parts parts, Refs& inputs, Ref g, Refs* cotangents = nullptr) const {
     while (g && !inputs.empty()) {
-      if (PyErr_CheckSignals() != 0) return Ref();
+      if (HasRaised(inputs.size())) return Ref();
       const Part& part = parts[inputs.size() - 1];
       const Step& step = steps_[part.begin];
       if (cotangents == nullptr || step.bound == 0) {
@@ -256,7 +255,7 @@ class Walk {
   Ref Jacobian(Parts parts, PyObject* x) const {
     Ref at(Py_NewRef(x)), product;
     for (size_t i = 0; i < parts.size(); ++i) {
-      if (PyErr_CheckSignals() != 0) return Ref();
+      if (HasRaised(i)) return Ref();
       Ref own = JacobianOf(parts[i], at.get());
       if (own && product) own = JacobianProduct(own.get(), product.get());
       if (!own) return own;
@@ -302,6 +301,9 @@ class Walk {
   }
 
  private:
+  // Whether a handler of signals has. Steps may be too short to look themselves.
+  static bool HasRaised(size_t step) { return step % 16 == 0 && PyErr_CheckSignals() != 0; }
+
   std::vector<Part> Parted(bool apart) const;
 
   std::span<const Step> Run(const Part& part) const {

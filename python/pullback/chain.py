@@ -40,7 +40,8 @@ class Chain:
         self._walk = new_walk(self._steps)
         n_bound = sum(step.n_bound for step in self._steps)
         self._names: tuple[Any, ...] = ("x", *range(1, n_bound + 1))
-        for name in _METHODS if BACKEND.is_native else ():
+        # A subclass may have methods of its own.
+        for name in _METHODS if BACKEND.is_native and type(self) is Chain else ():
             make = partial(BACKEND.kernels.chain_method, self._walk, name)
             setattr(self, name, enter(make, self, name, "chain", __name__))
 
