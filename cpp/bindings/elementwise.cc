@@ -389,6 +389,10 @@ struct Job {
       std::copy_n(PyArray_DIMS(operand), PyArray_NDIM(operand), result.extent.begin() + batch);
     }
     summed = summed || result.Size() != shape.Size();
+    if (given == nullptr && result.ndim == 0 && shape.ndim > 0) {
+      outputs.AddNumber(x.dtype());
+      return true;
+    }
     return outputs.Add(given, result.ndim, result.extent.data(), x.dtype(), x,
                        result == shape ? Order::kOfOperands : Order::kC);
   }
@@ -409,7 +413,14 @@ struct Job {
     }
     for (int o = 0; o < kernel.nout; ++o) call.operand[kernel.nin + o].data = nullptr;
     for (size_t i = 0; i < count; ++i) {
-      SetOperand(call, nin + wanted.operands[i], outputs[i], StorageOf(x.dtype()), batch);
+      const size_t k = nin + wanted.operands[i];
+      if (outputs[i] != nullptr) {
+        SetOperand(call, k, outputs[i], StorageOf(x.dtype()), batch);
+      } else {
+        call.operand[k].data = static_cast<char*>(outputs.data(i));
+        call.operand[k].storage = StorageOf(x.dtype());
+        std::fill_n(call.operand[k].stride, call.axes, 0);
+      }
     }
     const size_t size = shape.Size();
     if (size > 0) {
@@ -417,7 +428,8 @@ struct Job {
                        [&](Poll* poll) { return RunArrays(call, poll); });
     }
     for (size_t i = 0; i < count; ++i) {  // sums of nothing
-      std::memset(outputs.data(i), 0, static_cast<size_t>(PyArray_NBYTES(outputs[i])));
+      const npy_intp bytes = outputs[i] == nullptr ? sizeof(double) : PyArray_NBYTES(outputs[i]);
+      std::memset(outputs.data(i), 0, static_cast<size_t>(bytes));
     }
     return true;
   }

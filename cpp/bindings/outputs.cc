@@ -208,6 +208,7 @@ bool Outputs::AddOther(PyObject* given, int ndim, const npy_intp* shape, DType d
 }
 
 PyObject* Outputs::Release(size_t i) {
+  if (!arrays_[i]) return NewScalar(&numbers_[i], dtype_);
   PyObject* const array = arrays_[i].release();
   return given_[i] ? array : PyArray_Return(AsArray(array));
 }
