@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import signal
+import time
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import mpmath
@@ -561,6 +564,124 @@ def test_jacobian_of_layers() -> None:
     np.testing.assert_allclose(g @ J, f.vjp(x, g), rtol=1e-12)
 
 
+# --- primitives that run anything -----------------------------------------------------------------
+
+
+class Meddling:
+    """The identity, which runs something at each of its calls."""
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+
+    def __call__(self, x: Any) -> Any:
+        self._run()
+        return x
+
+    def vjp(self, x: Any, g: Any) -> Any:
+        self._run()
+        return g
+
+    jvp = vjp
+
+
+def calls_of(f: Chain, x: Any, g: Any) -> Iterator[Any]:
+    yield lambda: f.value(x)
+    yield lambda: f.jvp(x, x)
+    for wrt in (0, "all", 1):
+        yield lambda wrt=wrt: f.vjp(x, g, wrt=wrt)
+        yield lambda wrt=wrt: f.value_and_vjp(x, g, wrt=wrt)
+        yield lambda wrt=wrt: f.value_and_grad(x, wrt=wrt)
+
+
+def test_a_primitive_that_lets_the_chain_go() -> None:
+    x, g = np.linspace(0, 1, 5), np.float64(1)
+    for k in range(11):
+        held: list[Any] = []
+        f = pb.chain(pb.exp, Meddling(held.clear), (pb.multiply, pb.arg, np.ones(5)), pb.sum)
+        held += [*calls_of(f, x, g)][k : k + 1]
+        expected = [*calls_of(pb.chain(pb.exp, (pb.multiply, pb.arg, np.ones(5)), pb.sum), x, g)]
+        del f
+        for one, other in zip(leaves(held[0]()), leaves(expected[k]()), strict=True):
+            for a, b in zip(leaves(one), leaves(other), strict=True):
+                assert_same_bits(a, b)
+        assert not held
+
+
+def test_a_primitive_that_resizes_what_is_bound() -> None:
+    """Steps behind it see what there is then: it fits, or it is refused, and no call reads past."""
+    for shape, error in (((1,), None), ((4000,), ValueError), ((0,), ValueError)):
+        for k in range(11):
+            x, w = np.linspace(0, 1, 2000), np.ones(2000)
+            meddling = Meddling(lambda w=w, shape=shape: w.resize(shape, refcheck=False))
+            f = pb.chain(pb.exp, meddling, (pb.multiply, pb.arg, w), pb.tanh, pb.sum)
+            call = [*calls_of(f, x, np.float64(1))][k]
+            if error is None:
+                call()
+            else:
+                with pytest.raises(error):
+                    call()
+            assert x.tobytes() == np.linspace(0, 1, 2000).tobytes()
+
+
+def test_what_primitives_raise_passes() -> None:
+    calls = 0
+
+    def refuse() -> None:
+        nonlocal calls
+        calls += 1
+        raise ZeroDivisionError
+
+    f = pb.chain(pb.exp, Meddling(refuse), (pb.multiply, pb.arg, 2.0), pb.sum)
+    for k, call in enumerate(calls_of(f, np.ones(3), np.float64(1)), 1):
+        with pytest.raises(ZeroDivisionError):
+            call()
+        assert calls == k  # once each
+
+
+def test_a_primitive_that_returns_too_few_cotangents() -> None:
+    class Few(Total):
+        def vjp(self, x: Any, w: Any, g: Any) -> Any:  # type: ignore[override]
+            return (g * w,)
+
+    f = pb.chain((Few(), pb.arg, 2.0))
+    with pytest.raises((IndexError, TypeError)):
+        f.value_and_grad(np.ones(()), wrt="all")
+
+
+@pytest.mark.native  # between Python's own lines it is Python that looks
+def test_interrupted_between_short_steps() -> None:
+    """Long chains of steps that are too short to look for signals."""
+    f = pb.chain(*(pb.tanh, pb.layer_norm) * 20_000)  # a quarter of a second
+    x = np.linspace(-1, 1, 4000)
+    raised = 0.0
+
+    def handler(*_: Any) -> None:
+        nonlocal raised
+        raised = time.perf_counter()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        for call in (
+            lambda: f(x),
+            lambda: f.jvp(x, x),
+            lambda: f.vjp(x, x),
+            lambda: f.value_and_vjp(x, x, wrt="all"),
+            lambda: f.jacobian(x),
+        ):
+            delays = []
+            for _ in range(3):  # others may have the machine meanwhile
+                signal.setitimer(signal.ITIMER_REAL, 0.03)
+                with contextlib.suppress(KeyboardInterrupt):
+                    call()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                delays.append(time.perf_counter() - raised)
+            assert min(delays) < 0.1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 # --- the object -----------------------------------------------------------------------------------
 
 
@@ -571,6 +692,16 @@ def test_chains_in_chains() -> None:
     x = np.linspace(0, 1, 9)
     assert_same_bits(f(x), pb.tanh(inner(inner(pb.sin(x)))))
     assert len(f.vjp(x, x, wrt="all")) == 3
+
+
+def test_methods_of_a_subclass() -> None:
+    class Doubled(Chain):
+        def vjp(self, x: Any, g: Any, /, *, wrt: Any = 0) -> Any:
+            return 2 * super().vjp(x, g, wrt=wrt)
+
+    x, f = np.linspace(0, 1, 5), Doubled(pb.exp, pb.tanh)
+    assert_same_bits(f.vjp(x, x), 2 * pb.chain(pb.exp, pb.tanh).vjp(x, x))
+    assert_same_bits(f.jvp(x, x), pb.chain(pb.exp, pb.tanh).jvp(x, x))
 
 
 def test_pickle_and_repr() -> None:

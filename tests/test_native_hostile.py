@@ -6,6 +6,7 @@ broke Python's rules, and a crash ends the tests.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import numpy as np
 import pullback as pb
 import pytest
 from protocol import native
+from pullback.chain_steps import Step, make_step, other
 
 RNG = random.Random(0)
 DRAWN = 400  # calls with arguments drawn at random, of each function
@@ -46,6 +48,34 @@ def refusing(parameters: str) -> Any:
 
 
 F8 = np.ones((2, 3))
+
+
+def step(*given: Any, **options: Any) -> Step:
+    """Return a step of a chain."""
+    op, *operands = given
+    return make_step("step", op, tuple(operands) or (pb.arg,), options)
+
+
+TANH, SCALED = step(pb.tanh), step(pb.multiply, pb.arg, 2.0)
+
+
+def wrong_step(i: int, part: Any) -> tuple[Any, ...]:
+    """Return steps of which one is wrong in one part."""
+    return (TANH, (*SCALED[:i], part, *SCALED[i + 1 :]), TANH)
+
+
+# By their places in a step.
+WRONG_PARTS: list[tuple[int, Any]] = [
+    *((i, part) for i in range(6) for part in (1, (), (print,), (print, [], {}), (print, (), ()))),
+    *((i, (Angry(), (pb.arg, pb.arg, 1), {"out": 1, "where": F8})) for i in range(6)),
+    *((i, (print, (), {1: 2})) for i in range(6)),
+    *((0, None), (2, None), (3, None), (5, None), (6, ()), (6, (-1,)), (6, (Angry(),)), (6, [0])),
+    *((6, (10**30,)), (6, (7,)), (7, -1), (7, 5), (7, 2**62), (7, 10**30), (7, "1"), (7, 0)),
+    *((8, Angry()), (9, 1), (9, "tanh"), (9, ("tanh",)), (9, ("tanh", 0, None)), (10, 1)),
+    *((9, ("a\0b", (0,), None)), (9, ("multiply", (0, 7), None)), (9, ("tanh", (), None))),
+    *((9, ("multiply", (Angry(),), 1)), (9, ("multiply", (10**30,), 1)), (9, ("tanh", (1,), None))),
+    *((9, ("multiply", (0,), Angry())), (9, ("multiply", (0,), F8.T)), (10, None)),
+]
 ROWS, VALUES = np.ones((2, 3, 4)), np.ones((2, 4))
 VECTOR, SQUARE = np.ones(3), np.ones((2, 2))
 X, W, B, Y = np.ones((4, 3)), np.ones((3, 1)), np.ones(1), np.ones(4)
@@ -64,10 +94,7 @@ ANYTHING: list[Any] = [
     ("csr", VECTOR, I4, np.array([0, 9], np.int32), (1, 3)),
     ("csc", VECTOR, I4 + 77, np.array([0, 1, 2, 3], np.int32), (4, 3)),
     ("csr", VECTOR, VECTOR, None, (1, 2, 3)),
-    ("tanh", (0,), None),
-    *([("tanh", (0,), None)], [("multiply", (0,), F8)], [("multiply", (0, 7), None)], ["tanh"]),
-    *([("multiply", (Angry(),), None)], [("tanh",)], [("a\0b", (0,), None)], [1]),
-    *([("tanh", [0], None)], [("tanh", (), None)], [("tanh", (0,), None)] * 17),
+    *(wrong_step(i, part) for i, part in WRONG_PARTS),
 ]
 
 Function = Callable[..., Any]
@@ -101,7 +128,7 @@ def functions() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
     yield "set_target", N.set_target, (target,)
     yield "set_num_threads", N.set_num_threads, (1,)
     yield "set_kept_limit", N.set_kept_limit, (2**20,)
-    yield "ElementwiseRun", N.ElementwiseRun, ([("tanh", (0,), None), ("multiply", (0,), 2.0)],)
+    yield "ChainWalk", N.ChainWalk, ((TANH, SCALED, step(pb.sum)), pb.arg, other)
     yield "elementwise_ufunc", N.elementwise_ufunc, ("tanh", "value", "name", "doc")
     yield (
         "elementwise_method",
@@ -124,6 +151,10 @@ def functions() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
         vectors = F8.reshape(J.input_shape)
         yield "jacobian_product", N.jacobian_product, (J, vectors, False, False)
         yield "jacobian_elements", N.jacobian_elements, (J, True)
+    classes = pb.Diagonal, pb.jacobians.Dense, pb.jacobians.Product
+    rules = (*classes, pb.jacobians.algebra.PRODUCTS._found)
+    yield "jacobian_rules", N.jacobian_rules, rules
+    N.jacobian_rules(*rules)
     for name in ("elementwise_ops", "loss_ops", "reduction_ops", "product_ops", "get_num_threads"):
         yield name, getattr(N, name), ()
     for name in (
@@ -224,10 +255,36 @@ def made() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
                 return native.product_results(*at[:2], a[: at[2]], None, at[3], a[at[2] :])
 
             yield f"engine {product}.{method}", engine, (*given, *more, *[None] * count)
-    run = N.ElementwiseRun([("multiply", (0,), F8), ("multiply", (0, 1), None)])
-    yield "run.value", run.value, (F8,)
-    for method in ("vjp", "jvp", "value_and_vjp"):
-        yield f"run.{method}", getattr(run, method), (F8, F8)
+    yield from of_chains()
+
+
+def of_chains() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
+    """Yield what chains are made of."""
+    N = native
+    twice = step(pb.multiply, pb.arg, pb.arg)
+    for name, steps in (
+        ("run", (step(pb.multiply, pb.arg, F8), twice)),
+        ("mixed", (twice, step(pb.matmul, pb.arg, F8.T), SCALED, step(pb.softmax))),
+        ("sum", (TANH, step(pb.sum, pb.arg, axis=0), step(pb.linear, pb.arg, F8.T), step(pb.sum))),
+    ):
+        walk = N.ChainWalk(steps, pb.arg, other)
+        value = np.asarray(walk.value(F8))
+        yield f"{name}.value", walk.value, (F8,)
+        yield f"{name}.jvp", walk.jvp, (F8, F8)
+        yield f"{name}.vjp", walk.vjp, (F8, value, True)
+        yield f"{name}.jacobian", walk.jacobian, (F8,)
+        yield "chain_method", N.chain_method, (walk, "vjp", refusing("x, g, wrt=0"))
+        for method, taken, given in (
+            ("value", "x", (F8,)),
+            ("jvp", "x, t", (F8, F8)),
+            ("vjp", "x, g, wrt=0", (F8, value, "all")),
+            ("value_and_vjp", "x, g, wrt=0", (F8, value, (0,))),
+            ("value_and_grad", "x, wrt=0", (F8, 0)),
+            ("jacobian", "x", (F8,)),
+        ):
+            if method == "value_and_grad" and value.ndim:
+                continue
+            yield f"{name}.{method}", N.chain_method(walk, method, refusing(taken)), given
 
 
 PRODUCTS: dict[str, tuple[str, tuple[Any, ...]]] = {
@@ -313,28 +370,40 @@ def test_slots_of_jacobians_hold_anything() -> None:
     assert calls > left > 5_000
 
 
-def test_links_of_a_run() -> None:
-    for links in ([1], ["tanh"], [None], [["tanh", (0,), None]]):
-        with pytest.raises(TypeError, match=r"ElementwiseRun: a link must be a tuple"):
-            native.ElementwiseRun(links)
-    for links in ([()], [("tanh", (0,))], [(1, (0,), None)], [("tanh", 0, None)], 1, None):
-        with pytest.raises(TypeError, match="ElementwiseRun"):
-            native.ElementwiseRun(links)
+def test_steps_of_a_walk() -> None:
+    def walk(*steps: Any) -> Any:
+        return native.ChainWalk(steps, pb.arg, other)
 
-    class Clearing:
-        def __index__(self) -> int:
-            links.clear()
-            return 0
-
-    links = [("tanh", (0,), None), ("multiply", (Clearing(),), F8 + 0)] + [("tanh", (0,), None)] * 9
-    np.testing.assert_allclose(native.ElementwiseRun(links).value(F8), np.tanh(1.0), atol=0.7)
-    run = native.ElementwiseRun([("tanh", (0,), None)])
-    for method, count in (("value", 1), ("vjp", 2), ("jvp", 2), ("value_and_vjp", 2)):
-        for wrong in {0, 1, 2, 3} - {count}:
-            with pytest.raises(
-                TypeError, match=f"ElementwiseRun: takes {count} arguments, not {wrong}"
-            ):
-                getattr(run, method)(*[F8] * wrong)
+    for given in (1, None, [0]):
+        with pytest.raises(TypeError, match=r"ChainWalk: a step must be a tuple"):
+            walk(given)
+    with pytest.raises(ValueError, match="ChainWalk: there are no steps"):
+        walk()
+    with pytest.raises(TypeError, match="ChainWalk"):
+        native.ChainWalk([TANH], pb.arg, other)
+    refused = 0
+    for i, part in WRONG_PARTS:
+        try:
+            made = native.ChainWalk(wrong_step(i, part), pb.arg, other)
+        except (TypeError, ValueError, OverflowError, KeyError):
+            refused += 1
+            continue
+        for call in (made.value, made.jacobian, lambda x, f=made: f.vjp(x, x, True)):
+            with contextlib.suppress(*REFUSALS, AttributeError):
+                call(F8)
+    assert refused > 40
+    with pytest.raises(
+        TypeError, match=r"(?s)chain: multiply\(arg, 2.0\) has returned .* 2 cotangents"
+    ):
+        walk(SCALED._replace(pull=TANH.vjp)).vjp(F8, F8, True)
+    for method, count in (("value", 1), ("vjp", 3), ("jvp", 2), ("jacobian", 1)):
+        for wrong in {0, 1, 2, 3, 4} - {count}:
+            with pytest.raises(TypeError, match=f"ChainWalk: takes {count} arguments, not {wrong}"):
+                getattr(walk(TANH), method)(*[F8] * wrong)
+    with pytest.raises(TypeError, match="is no walk"):
+        native.chain_method(1, "vjp", refuse)
+    with pytest.raises(KeyError, match="no native method"):
+        native.chain_method(walk(TANH), "grad", refuse)
 
 
 def test_what_partial_sums_are_made_of() -> None:
@@ -367,6 +436,7 @@ def test_too_few_arguments_to_rely_on() -> None:
         lambda f: N.product_method("bilinear_form", "value", f),
         lambda f: N.objective_method(objective, "hvp", f),
         lambda f: N.objective_method(objective, "predict", f),
+        lambda f: N.chain_method(N.ChainWalk((TANH,), pb.arg, other), "vjp", f),
     ):
         for function in (refuse, refusing("x=None, y=None")):
             with pytest.raises(TypeError):

@@ -14,6 +14,7 @@ import numpy as np
 import pullback as pb
 import pytest
 from protocol import TARGETS, native
+from pullback.chain_steps import make_step, other
 from test_hostile_arguments import CASES
 
 
@@ -31,7 +32,8 @@ KINDS: dict[str, Callable[[], Any]] = {
     "a map of rows": lambda: native.reduction_method("softmax", "vjp", 0.0, None, lambda x, g: x),
     "a loss": lambda: native.loss_method("huber", 1.5, "value", None, nothing),
     "a product": lambda: native.product_method("matmul", "value", nothing),
-    "a run of a chain": lambda: native.ElementwiseRun([("tanh", (0,), None)]),
+    "a walk of a chain": lambda: native.ChainWalk(STEPS, pb.arg, other),
+    "a chain that leads back to itself": lambda: Model(),
     "partial sums": lambda: native.loss_method(
         "huber", 1.5, "partial", (pb.PartialSums, "title"), nothing
     ),
@@ -44,6 +46,24 @@ KINDS: dict[str, Callable[[], Any]] = {
     "pb.huber(1.5)": lambda: pb.huber(1.5),
     "pb.chain": lambda: pb.chain(pb.square, pb.exp),
 }
+
+
+STEPS = (make_step("step", pb.tanh, (pb.arg,), {}),)
+
+
+class Model:
+    """A primitive that holds a chain of which it is a step."""
+
+    def __init__(self) -> None:
+        self.f = pb.chain(pb.tanh, (self, pb.arg))
+
+    def __call__(self, x: Any) -> Any:
+        return x
+
+    def vjp(self, x: Any, g: Any) -> Any:
+        return g
+
+    jvp = vjp
 
 
 def resident() -> int:

@@ -11,6 +11,7 @@ import pullback as pb
 import pytest
 from linear_models import CASES, Case, by_id, model
 from protocol import native
+from pullback.chain_steps import Walk
 from pullback.jacobians import Jacobian
 from scipy import sparse
 
@@ -308,6 +309,107 @@ def test_forms_and_gradients(name: str) -> None:
     single = [x for x in OPERANDS[name] if np.ndim(f(*x)) == 0]
     wrts: list[dict[str, Any]] = [{}, *({"wrt": w} for w in (0, 1, (1, 0), "all", (0,)))]
     judge(f.value_and_grad, itertools.product(single, wrts), outs=False)
+
+
+# --- chains ---------------------------------------------------------------------------------------
+
+LAYER = (pb.linear, pb.arg, B, BIAS, {"activation": pb.tanh})
+CHAINS: dict[str, tuple[Any, ...]] = {
+    "one": (pb.square,),
+    "run": (pb.square, (pb.multiply, pb.arg, -0.5), pb.exp),
+    "row": (pb.exp, (pb.multiply, BIAS, pb.arg), (pb.add, pb.arg, BIAS.astype("f4"))),
+    "numbers": ((pb.multiply, pb.arg, 2), pb.tanh, (pb.add, np.float32(3), pb.arg), pb.sum),
+    "twice": ((pb.multiply, pb.arg, pb.arg), pb.tanh, (pb.dot, pb.arg, pb.arg)),
+    "form": ((pb.bilinear_form, pb.arg, B, pb.arg), pb.square),
+    "enlarged": ((pb.add, pb.arg, np.ones((3, 1, 1))), pb.tanh),
+    "sum": (pb.tanh, (pb.subtract, 1.5, pb.arg), pb.sum, pb.exp),
+    "norm": (pb.tanh, (pb.norm, pb.arg, 3.0)),
+    "axis": (pb.tanh, (pb.logsumexp, pb.arg, {"axis": 1}), pb.sin),
+    "kept": (pb.tanh, (pb.sum, pb.arg, {"axis": 0, "keepdims": True}), (pb.mean, pb.arg)),
+    "map": (pb.exp, pb.softmax, pb.sqrt, pb.layer_norm),
+    "matmul": ((pb.matmul, pb.arg, B), pb.tanh, (pb.matmul, B, pb.arg)),
+    "linear": (LAYER, pb.sum),
+    "layers": (LAYER, (pb.multiply, pb.arg, 0.5), LAYER, (pb.linear, pb.arg, B), pb.norm2),
+    "twin": (pb.exp, pb.reference.tanh, (pb.reference.multiply, pb.arg, 2.0), pb.sum),
+    "long": (pb.sin, pb.cos) * 20,
+}
+
+
+class Walked:
+    """A method of a chain, and the same made of steps that Python walks."""
+
+    def __init__(self, steps: tuple[Any, ...], name: str) -> None:
+        chain, plain = pb.chain(*steps), pb.chain(*steps)
+        plain._walk = Walk(plain._steps)
+        self._method, self.__wrapped__ = getattr(chain, name), getattr(plain, name).__wrapped__
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self._method(*arguments, **options)
+
+
+def points() -> list[Any]:
+    return [*kinds((4, 4)), A.T, A[:0], B[::2].repeat(2, 0)]
+
+
+chains = pytest.mark.parametrize("name", CHAINS)
+
+
+@chains
+def test_chains(name: str) -> None:
+    f = pb.chain(*CHAINS[name])
+    there = [(x,) for x in points() if fits(f, (x,))]
+    assert len(there) > 5
+    judge(Walked(CHAINS[name], "value"), ((x, {}) for x in there), outs=False)
+    given = []
+    for (x,) in there:
+        t = rng.standard_normal(np.shape(x))
+        given += [((x, t), {}), ((x, t.astype("f4")), {}), ((x, 2), {}), ((x, None), {})]
+    judge(Walked(CHAINS[name], "jvp"), iter(given), outs=False)
+
+
+@chains
+@pytest.mark.parametrize("method", ["vjp", "value_and_vjp"])
+def test_cotangents_of_chains(name: str, method: str) -> None:
+    f = pb.chain(*CHAINS[name])
+    n = len(f._names)
+    wrts: list[dict[str, Any]] = [{}, {"wrt": "all"}, {"wrt": 0}, {"wrt": "x"}, {"wrt": ("x",)}]
+    wrts += [{"wrt": n - 1}, {"wrt": tuple(range(n))[::-1]}]
+
+    def calls() -> Iterator[Call]:
+        for x in points():
+            if not fits(f, (x,)):
+                continue
+            value = np.asarray(f(x))
+            g = rng.standard_normal(value.shape)
+            cotangents: list[Any] = [g, value.dtype.type(2), g.astype("f4"), 2, 0.5]
+            cotangents += [g.tolist()] * (value.size > 0)
+            cotangents = cotangents if value.ndim == 0 else [*cotangents[:1], *cotangents[2:]]
+            cotangents += [rng.standard_normal((2, *value.shape)), np.asfortranarray(g)]
+            for k, cotangent in enumerate(cotangents):
+                yield (x, cotangent), wrts[k % len(wrts)]
+            yield from (((x, g), wrt) for wrt in wrts)
+
+    judge(Walked(CHAINS[name], method), calls(), outs=False)
+
+
+@pytest.mark.parametrize("name", ["numbers", "twice", "sum", "norm", "linear", "layers", "twin"])
+def test_gradients_of_chains(name: str) -> None:
+    f = pb.chain(*CHAINS[name])
+    wrts: list[dict[str, Any]] = [{}, {"wrt": "all"}, {"wrt": (len(f._names) - 1, 0)}]
+    wrts = wrts if len(f._names) > 1 else wrts[:2]
+    given = [((x,), wrt) for x in points() if fits(f, (x,)) for wrt in wrts]
+    judge(Walked(CHAINS[name], "value_and_grad"), iter(given), outs=False)
+    one = (pb.exp, pb.tanh)
+    for x in (np.array([0.5]), np.full((1, 1), 2, "f4"), np.float64(2), 0.5, [0.5]):
+        judge(Walked(one, "value_and_grad"), iter([((x,), {})]), outs=False)
+
+
+@pytest.mark.parametrize("name", [name for name in CHAINS if name not in ("form", "long", "twin")])
+def test_jacobians_of_chains(name: str) -> None:
+    """But of long runs, whose derivatives are multiplied from the last to the first."""
+    f = pb.chain(*CHAINS[name])
+    given = [((x,), {}) for x in points() if fits(f, (x,)) and np.size(x)]
+    judge_jacobians(Walked(CHAINS[name], "jacobian"), iter(given))
 
 
 # Weights whose sum is exact, in whatever order.

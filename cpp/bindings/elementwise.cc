@@ -261,6 +261,14 @@ struct Shape {
   int ndim = 0;
   std::array<npy_intp, kMaxAxes> extent;
 
+  Shape() {}  // extents as they are
+  Shape(const Shape& other) { *this = other; }
+  Shape& operator=(const Shape& other) {  // all of them take as long as a small call
+    ndim = other.ndim;
+    std::copy_n(other.extent.begin(), ndim, extent.begin());
+    return *this;
+  }
+
   // False where the two do not broadcast.
   bool Broadcast(PyArrayObject* array) {
     const int more = PyArray_NDIM(array) - ndim;
@@ -385,6 +393,10 @@ struct Job {
     summed = summed || result.Size() != shape.Size();
     // NumPy takes half a microsecond to find the order of operands that are not in C order.
     const bool as_operands = result == shape && (given != nullptr || !InCOrder());
+    if (given == nullptr && result.ndim == 0 && shape.ndim > 0) {
+      outputs.AddNumber(x.dtype());
+      return true;
+    }
     return outputs.Add(given, result.ndim, result.extent.data(), x.dtype(), x,
                        as_operands ? Order::kOfOperands : Order::kC);
   }
@@ -405,7 +417,14 @@ struct Job {
     }
     for (int o = 0; o < kernel.nout; ++o) call.operand[kernel.nin + o].data = nullptr;
     for (size_t i = 0; i < count; ++i) {
-      SetOperand(call, nin + wanted.operands[i], outputs[i], StorageOf(x.dtype()), batch);
+      const size_t k = nin + wanted.operands[i];
+      if (outputs[i] != nullptr) {
+        SetOperand(call, k, outputs[i], StorageOf(x.dtype()), batch);
+      } else {
+        call.operand[k].data = static_cast<char*>(outputs.data(i));
+        call.operand[k].storage = StorageOf(x.dtype());
+        std::fill_n(call.operand[k].stride, call.axes, 0);
+      }
     }
     const size_t size = shape.Size();
     if (size > 0) {
@@ -413,7 +432,8 @@ struct Job {
                        [&](Poll* poll) { return RunArrays(call, poll); });
     }
     for (size_t i = 0; i < count; ++i) {  // sums of nothing
-      std::memset(outputs.data(i), 0, static_cast<size_t>(PyArray_NBYTES(outputs[i])));
+      const npy_intp bytes = outputs[i] == nullptr ? sizeof(double) : PyArray_NBYTES(outputs[i]);
+      std::memset(outputs.data(i), 0, static_cast<size_t>(bytes));
     }
     return true;
   }
@@ -654,7 +674,7 @@ const OpKernels* UnaryOpOf(PyObject* object) {
   if (!PyObject_TypeCheck(object, &PyUFunc_Type)) return nullptr;
   if (reinterpret_cast<PyUFuncObject*>(object)->vectorcall != UfuncCall) return nullptr;
   const Entry& entry = EntryOf(object);
-  return entry.method == Method::kValue && entry.shape.nin == 1 ? FindOp(entry.label) : nullptr;
+  return entry.method == Method::kValue && entry.shape.nin == 1 ? entry.op.Active() : nullptr;
 }
 
 PyObject* NewElementwiseMethod(const char* op, const char* method, PyObject* fallback) {

@@ -184,7 +184,7 @@ int Traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
   Py_VISIT(method->fallback);
   Py_VISIT(method->dict);
-  return 0;
+  return method->entry->Traverse(visit, arg);
 }
 
 int Clear(PyObject* self) {

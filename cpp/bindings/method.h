@@ -87,6 +87,9 @@ struct MethodEntry {
   MethodEntry& operator=(const MethodEntry&) = delete;
   virtual ~MethodEntry() = default;
 
+  // What it holds that may lead back to the method.
+  virtual int Traverse(visitproc, void*) const { return 0; }
+
   Signature signature;
 };
 

@@ -10,6 +10,7 @@
 #include "bindings/chain.h"
 #include "bindings/elementwise.h"
 #include "bindings/interrupt.h"
+#include "bindings/jacobian_products.h"
 #include "bindings/jacobians.h"
 #include "bindings/losses.h"
 #include "bindings/method.h"
@@ -95,6 +96,12 @@ void RegisterPrimitives(py::module_& m) {
         return Steal(NewObjectiveMethod(objective.ptr(), method.c_str(), fallback.ptr()));
       },
       py::arg("objective"), py::arg("method"), py::arg("fallback"));
+  m.def(
+      "chain_method",
+      [](const py::object& walk, const std::string& method, const py::function& fallback) {
+        return Steal(NewChainMethod(walk.ptr(), method.c_str(), fallback.ptr()));
+      },
+      py::arg("walk"), py::arg("method"), py::arg("fallback"));
   m.def("product_ops", [] { return Steal(ProductOps()); });
   m.def(
       "product_method",
@@ -202,10 +209,10 @@ __attribute__((visibility("default"))) const char* pullback_get_version() {
 // Not mod_gil_not_used: it was never run without the GIL.
 PYBIND11_MODULE(_native, m) {
   if (PyArray_ImportNumPyAPI() < 0 || PyUFunc_ImportUFuncAPI() < 0 ||
-      !pullback::RegisterMethodType(m.ptr()) || !pullback::RegisterRunType(m.ptr()) ||
+      !pullback::RegisterMethodType(m.ptr()) || !pullback::RegisterChains(m.ptr()) ||
       !pullback::RegisterLossEngine(m.ptr()) || !pullback::RegisterReductionEngine(m.ptr()) ||
       !pullback::RegisterProductEngine(m.ptr()) || !pullback::RegisterJacobians(m.ptr()) ||
-      !pullback::RegisterOutputs()) {
+      !pullback::RegisterJacobianRules(m.ptr()) || !pullback::RegisterOutputs()) {
     throw py::error_already_set();
   }
   pullback::GetNumThreads();  // by the CPUs of who imports it, not of the thread that calls first

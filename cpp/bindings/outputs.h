@@ -57,9 +57,16 @@ class Outputs {
     return static_cast<bool>(arrays_[count_++] = Ref(NewArray(ndim, shape, dtype)));
   }
 
+  // Room for a new result without axes, which is a scalar from the first on.
+  void AddNumber(DType dtype) {
+    dtype_ = dtype;
+    given_[count_++] = false;
+  }
+
   size_t count() const { return count_; }
+  // Null for a number.
   PyArrayObject* operator[](size_t i) const { return AsArray(arrays_[i].get()); }
-  void* data(size_t i) const { return DataOf(arrays_[i].get()); }
+  void* data(size_t i) { return arrays_[i] ? DataOf(arrays_[i].get()) : &numbers_[i]; }
 
   PyObject* ReleaseArray(size_t i) { return arrays_[i].release(); }
 
@@ -74,6 +81,8 @@ class Outputs {
   size_t count_ = 0;
   std::array<bool, kMost> given_;
   std::array<Ref, kMost> arrays_;
+  std::array<double, kMost> numbers_;
+  DType dtype_;  // of these
 };
 
 // The entries of out=, of which null and None mean new arrays: an array for a bare result, else a

@@ -64,7 +64,7 @@ struct ShapeRule {
 enum class Way : uint8_t { kValue, kVjp, kJvp, kValueAndGrad };
 inline constexpr std::string_view kWays[] = {"value", "vjp", "jvp", "value_and_grad"};
 
-// The Jacobians by each operand.
+// The Jacobians by each operand; with a digit behind it, the one by that operand alone.
 inline constexpr std::string_view kJacobian = "jacobian";
 
 class Call;
@@ -73,8 +73,9 @@ struct ProductRow {
   std::string_view name, signature;
   size_t may_lack;  // the operand that may be None; none where that is not one of them
   void (*compute[4])(Call& call);  // by way, into the outputs; null for none
-  // Of a call for the value; null, perhaps with an exception set, for what Python has to look at.
-  PyObject* (*jacobians)(Call& call, PyObject* activation);
+  // Of a call for the value, by the operands that are wanted at least. False, perhaps with an
+  // exception set, for what Python has to look at.
+  bool (*jacobians)(Call& call, PyObject* activation, Ref* jacobians);
 };
 
 // Arguments that fit each other, and the outputs.
@@ -165,6 +166,9 @@ class Call {
 
   // Once.
   PyObject* Cotangents() { return wrt_.Pack(outs_.data()); }
+
+  // Whether a result by that operand is asked for.
+  bool Wants(size_t i) const { return wrt_.Has(i); }
 
   // --- what computes looks at ---
 

@@ -369,64 +369,64 @@ Ref CopiedRow(PyArrayObject* vector) { return Copied(vector, 1, PyArray_DIM(vect
 
 constexpr npy_intp kNoExtents[] = {0};
 
-PyObject* Pack(std::array<Ref, 3> jacobians, Py_ssize_t count) {
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    if (!jacobians[static_cast<size_t>(i)]) return nullptr;
-  }
-  PyObject* const tuple = PyTuple_New(count);
-  for (Py_ssize_t i = 0; tuple != nullptr && i < count; ++i) {
-    PyTuple_SET_ITEM(tuple, i, jacobians[static_cast<size_t>(i)].release());
-  }
-  return tuple;
-}
-
 size_t ExtentOf(const Strided& array, size_t axis) {
   return static_cast<size_t>(array.shape[axis]);
 }
 
-PyObject* MatmulJacobians(Call& call, PyObject*) {
+bool MatmulJacobians(Call& call, PyObject*, Ref* jacobians) {
   const Strided A = call.operand(0), B = call.operand(1);
-  if (A.ndim != 2 || B.ndim != 2) return nullptr;
+  if (A.ndim != 2 || B.ndim != 2) return false;
   const npy_intp shape[] = {A.shape[0], B.shape[1]};
   const Extents result(2, shape);
-  return Pack({JacobianOfProduct({Ref(), ExtentOf(A, 0)}, {Copied(B.array, true)}, Extents(A.array),
-                                 result),
-               JacobianOfProduct({Copied(A.array, false)}, {Ref(), ExtentOf(B, 1)},
-                                 Extents(B.array), result),
-               Ref()},
-              2);
+  if (call.Wants(0)) {
+    jacobians[0] = JacobianOfProduct({Ref(), ExtentOf(A, 0)}, {Copied(B.array, true)},
+                                     Extents(A.array), result);
+  }
+  if (call.Wants(1)) {
+    jacobians[1] = JacobianOfProduct({Copied(A.array, false)}, {Ref(), ExtentOf(B, 1)},
+                                     Extents(B.array), result);
+  }
+  return true;
 }
 
-PyObject* LinearJacobians(Call& call, PyObject* activation) {
+bool LinearJacobians(Call& call, PyObject* activation, Ref* jacobians) {
   const Strided X = call.operand(0), W = call.operand(1), b = call.operand(2);
-  if (X.ndim == 0 || W.ndim != 2) return nullptr;
+  if (X.ndim == 0 || W.ndim != 2) return false;
   std::array<npy_intp, NPY_MAXDIMS> shape;
   std::copy_n(X.shape, X.ndim - 1, shape.begin());
   shape[X.ndim - 1] = W.shape[1];
   const Extents result(static_cast<int>(X.ndim), shape.data());
   const npy_intp count = PyArray_MultiplyList(X.shape, static_cast<int>(X.ndim) - 1);
-  Ref rows = X.ndim == 2 ? Copied(X.array, false) : Copied(X.array, count, X.last());
-  std::array<Ref, 3> jacobians{
-      JacobianOfProduct({Ref(), static_cast<size_t>(count)}, {Copied(W.array, true)},
-                        Extents(X.array), result),
-      JacobianOfProduct({std::move(rows)}, {Ref(), ExtentOf(W, 1)}, Extents(W.array), result),
-      b ? JacobianOfBroadcast(Extents(b.array), result, call.dtype()) : Ref(Py_NewRef(Py_None))};
+  if (call.Wants(0)) {
+    jacobians[0] = JacobianOfProduct({Ref(), static_cast<size_t>(count)}, {Copied(W.array, true)},
+                                     Extents(X.array), result);
+  }
+  if (call.Wants(1)) {
+    Ref rows = X.ndim == 2 ? Copied(X.array, false) : Copied(X.array, count, X.last());
+    jacobians[1] =
+        JacobianOfProduct({std::move(rows)}, {Ref(), ExtentOf(W, 1)}, Extents(W.array), result);
+  }
+  if (call.Wants(2) && b) {
+    jacobians[2] = JacobianOfBroadcast(Extents(b.array), result, call.dtype());
+  }
+  if (PyErr_Occurred() != nullptr) return false;
   if (activation != nullptr) {  // last: it runs Python, which may do anything to the operands
-    const Ref derivative(PyObject_GetAttrString(activation, "derivative"));
+    static PyObject* const kName = PyUnicode_InternFromString("derivative");
+    const Ref derivative(kName == nullptr ? nullptr : PyObject_GetAttr(activation, kName));
     std::array<PyObject*, kMostOperands + 1> none{};
-    if (!derivative || !call.Place(none.data())) return nullptr;
+    if (!derivative || !call.Place(none.data())) return false;
     call.Compute();
     const Ref value(call.Result());
     const Ref slopes(value ? PyObject_CallOneArg(derivative.get(), value.get()) : nullptr);
     if (!slopes || KernelArray(slopes.get()) != call.dtype() ||
         !(Extents(AsArray(slopes.get())) == result)) {
-      return nullptr;
+      return false;
     }
-    for (Ref& jacobian : jacobians) {
-      if (jacobian.get() != Py_None) jacobian = JacobianBehind(slopes.get(), std::move(jacobian));
+    for (Ref& jacobian : std::span(jacobians, kMostOperands)) {
+      if (jacobian) jacobian = JacobianBehind(slopes.get(), std::move(jacobian));
     }
   }
-  return Pack(std::move(jacobians), 3);
+  return true;
 }
 
 // Of one number by a vector, of which the gradient is a row.
@@ -451,20 +451,22 @@ Ref NewRow(const Call& call, const Strided& vector) {
 
 Matrices AsMatrices(const Ref& row) { return Seen(AsStrided(AsArray(row.get())), kInBoth); }
 
-PyObject* QuadraticJacobians(Call& call, PyObject*) {
+bool QuadraticJacobians(Call& call, PyObject*, Ref* jacobians) {
   const Strided x = call.operand(0);
-  if (x.ndim != 1) return nullptr;
+  if (x.ndim != 1) return false;
   Ref row = NewRow(call, x);
   const Batch none;
   Products products(call.dtype(), none);
   Forms::BothWays(call.From(x), Seen(call.operand(1), kInBoth), AsMatrices(row), products);
   products.Run();
-  return Pack({ByVector(std::move(row), x), ByMatrix(x, x), Ref()}, 2);
+  jacobians[0] = ByVector(std::move(row), x);
+  jacobians[1] = ByMatrix(x, x);
+  return true;
 }
 
-PyObject* BilinearJacobians(Call& call, PyObject*) {
+bool BilinearJacobians(Call& call, PyObject*, Ref* jacobians) {
   const Strided u = call.operand(0), v = call.operand(2);
-  if (u.ndim != 1 || v.ndim != 1) return nullptr;
+  if (u.ndim != 1 || v.ndim != 1) return false;
   Ref by_u = NewRow(call, u), by_v = NewRow(call, v);
   const Matrices X = Seen(call.operand(1), kInBoth);
   const Batch none;
@@ -472,7 +474,10 @@ PyObject* BilinearJacobians(Call& call, PyObject*) {
   products.Append(call.From(v), X.Transposed(), AsMatrices(by_u));
   products.Append(call.From(u), X, AsMatrices(by_v));
   products.Run();
-  return Pack({ByVector(std::move(by_u), u), ByMatrix(u, v), ByVector(std::move(by_v), v)}, 3);
+  jacobians[0] = ByVector(std::move(by_u), u);
+  jacobians[1] = ByMatrix(u, v);
+  jacobians[2] = ByVector(std::move(by_v), v);
+  return true;
 }
 
 // --- the table -----------------------------------------------------------------------------------

@@ -80,11 +80,17 @@ PyObject* ProductJacobians(const MethodEntry& own, const Arguments& args) {
   PyObject* const activation = Given(args, entry.activation_at);
   if (activation != nullptr && UnaryOpOf(activation) == nullptr) return nullptr;
   if (!call.Take(args.data(), nullptr)) return nullptr;
+  std::array<Ref, kMostOperands> jacobians;
   try {
-    return entry.row->jacobians(call, activation);
+    if (!entry.row->jacobians(call, activation, jacobians.data())) return nullptr;
   } catch (const Raised&) {
     return nullptr;
   }
+  for (size_t i = 0; i < entry.wrt.count; ++i) {
+    const size_t k = entry.wrt.operands[i];
+    if (!jacobians[k] && call.operand(k)) return nullptr;
+  }
+  return entry.wrt.Pack(jacobians.data());
 }
 
 // --- the engine ----------------------------------------------------------------------------------
@@ -168,7 +174,13 @@ PyMethodDef kEngine[] = {
 }  // namespace
 
 PyObject* NewProductMethod(const char* product, const char* method, PyObject* fallback) {
-  const bool is_jacobian = method == kJacobian;
+  std::string_view asked = method;
+  std::optional<size_t> alone;
+  if (asked.starts_with(kJacobian) && asked.size() == kJacobian.size() + 1) {
+    alone = static_cast<size_t>(asked.back() - '0');
+    asked.remove_suffix(1);
+  }
+  const bool is_jacobian = asked == kJacobian;
   const auto found = Find(product, is_jacobian ? "value" : method);
   if (!found) return nullptr;
   auto entry = std::make_unique<ProductEntry>(found->first, found->second);
@@ -187,6 +199,13 @@ PyObject* NewProductMethod(const char* product, const char* method, PyObject* fa
   const std::optional<Wrt> wrt = entry->signature.ReadWrt(initial, entry->rule.operands);
   if (!wrt) return PyErr_Format(PyExc_TypeError, "%R has a wrt that is none", fallback);
   entry->wrt = *wrt;
+  if (alone) {
+    if (*alone >= entry->rule.operands) {
+      return PyErr_Format(PyExc_KeyError, "no native method '%s' of a product '%s'", method,
+                          product);
+    }
+    entry->wrt = {{*alone}, 1, true};
+  }
   return NewMethod(is_jacobian ? ProductJacobians : ProductCall, std::move(entry), fallback);
 }
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from pullback.chain_steps import arg, in_sequence, make_step, one_like, pull_through, single
-from pullback.protocol import Wrt, as_array, check_wrt, converted, result_dtype, shape_of
+from pullback.chain_steps import arg, make_step, new_walk
+from pullback.engine import BACKEND, enter
+from pullback.protocol import as_array, check_wrt, converted, is_weak, result_dtype, shape_of
 
 __all__ = ["Chain", "arg", "chain"]
 
 
 # Operands by name or position, one of them or several.
 Wanted: TypeAlias = str | int | tuple[str | int, ...]
-
-_X: Final = Wrt((0,), single=True)
-
-# --- the chain ------------------------------------------------------------------------------------
 
 
 class Chain:
@@ -35,17 +33,20 @@ class Chain:
         if not steps:
             raise ValueError("chain: there are no steps")
         self._given = tuple(_flattened(steps))
-        self._steps = [
+        self._steps = tuple(
             make_step(f"chain: step {number}", op, operands, options)
             for number, (op, operands, options) in enumerate(self._given, 1)
-        ]
-        self._alone = in_sequence(self._steps)
-        self._whole = in_sequence(self._steps, apart=True)  # bound operands have cotangents
-        self._all = Wrt(tuple(range(self._whole.n_bound + 1)), single=False)
-        self._names: tuple[Any, ...] = ("x", *self._all.operands[1:])
+        )
+        self._walk = new_walk(self._steps)
+        n_bound = sum(step.n_bound for step in self._steps)
+        self._names: tuple[Any, ...] = ("x", *range(1, n_bound + 1))
+        # A subclass may have methods of its own.
+        for name in _METHODS if BACKEND.is_native and type(self) is Chain else ():
+            make = partial(BACKEND.kernels.chain_method, self._walk, name)
+            setattr(self, name, enter(make, self, name, "chain", __name__))
 
     def __repr__(self) -> str:
-        return f"chain({', '.join(map(repr, self._steps))})"
+        return f"chain({', '.join(step.text for step in self._steps)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Chain, tuple((op, *operands, options) for op, operands, options in self._given)
@@ -68,7 +69,7 @@ class Chain:
         TypeError, ValueError
             As the steps do.
         """
-        return self._alone.value(x)
+        return self._walk.value(x)
 
     value = __call__
 
@@ -94,10 +95,8 @@ class Chain:
             As the steps do; if `t` has not the shape of `x`.
         """
         if t is None:
-            return np.zeros_like(self._alone.value(x))[()]
-        if getattr(t, "shape", None) != getattr(x, "shape", ()):
-            t = self._filling("jvp", "t", t, "x", x)
-        return self._alone.jvp(x, t)
+            return np.zeros_like(self._walk.value(x))[()]
+        return self._walk.jvp(x, self._filling("jvp", "t", t, "x", x))
 
     def vjp(self, x: Any, g: Any, /, *, wrt: Wanted = 0) -> Any:
         """Return the cotangent of `x`, or of everything.
@@ -125,30 +124,11 @@ class Chain:
             As the steps do; if the shape of `g` does not end in the value's, or `wrt` names no
             operand.
         """
-        asked = _X if type(wrt) is int and wrt == 0 else self._asked("vjp", wrt)
-        whole = self._alone if asked is _X else self._whole
-        inputs = whole.inputs(x)
-        if not whole.fits_last(inputs[-1], g):
-            return self._unusual("vjp", asked, inputs, whole.last.value(inputs[-1]), g)
-        if asked is not _X:
-            return self._pulled(asked, inputs, g)
-        for vjp in whole.vjps:
-            g = vjp(inputs.pop(), g)
-        return g
+        return self._value_and_vjp("vjp", x, g, wrt)[1]
 
     def value_and_vjp(self, x: Any, g: Any, /, *, wrt: Wanted = 0) -> tuple[Any, Any]:
         """Return the value and what `vjp` returns; arguments and errors are those of `vjp`."""
-        asked = _X if type(wrt) is int and wrt == 0 else self._asked("value_and_vjp", wrt)
-        whole = self._alone if asked is _X else self._whole
-        inputs = whole.inputs(x)
-        last, at = whole.last, inputs.pop()
-        if not whole.fits_last(at, g):
-            value = last.value(at)
-            return value, self._unusual("value_and_vjp", asked, [*inputs, at], value, g)
-        if asked is not _X and last.n_bound:
-            return last.value(at), self._pulled(asked, [*inputs, at], g)
-        value, g = last.value_and_vjp(at, g)
-        return value, self._pulled(asked, inputs, g)
+        return self._value_and_vjp("value_and_vjp", x, g, wrt)
 
     def value_and_grad(self, x: Any, /, *, wrt: Wanted = 0) -> tuple[Any, Any]:
         """Return the value, which has one element, and its gradient.
@@ -171,53 +151,42 @@ class Chain:
         TypeError, ValueError
             As the steps do; ValueError if the value has several elements.
         """
-        asked = _X if type(wrt) is int and wrt == 0 else self._asked("value_and_grad", wrt)
-        whole = self._alone if asked is _X else self._whole
-        inputs = whole.inputs(x)
-        last, at = whole.last, inputs.pop()
-        if asked is not _X and last.n_bound:
-            value = single(last.value(at))
-            return value, self._pulled(asked, [*inputs, at], one_like(value))
-        value, g = last.value_and_grad(at)
-        return value, self._pulled(asked, inputs, g)
+        op = "chain.value_and_grad"
+        asked = check_wrt(op, wrt, self._names)
+        value = self._walk.value(x)
+        if np.size(value) != 1:
+            raise ValueError(
+                f"{op}: the value has shape {np.shape(value)}, a gradient needs one element; "
+                "give value_and_vjp a cotangent"
+            )
+        return value, asked.result(self._pulled(x, np.ones_like(value)[()], asked.operands))
 
-    def _asked(self, method: str, wrt: Any) -> Wrt:
-        if type(wrt) is str and wrt == "all":
-            return self._all
-        return check_wrt(f"chain.{method}", wrt, self._names)
-
-    def _pulled(self, asked: Wrt, inputs: list[Any], g: Any) -> Any:
-        """Return what is asked for, from the cotangent of what the inputs lead to; uses them up."""
-        if asked is _X:
-            vjps = self._alone.vjps
-            for vjp in vjps[len(vjps) - len(inputs) :]:
-                g = vjp(inputs.pop(), g)
-            return g
-        pulls = self._whole.pulls
-        cotangents = pull_through(inputs, g, pulls[len(pulls) - len(inputs) :])
-        if asked is self._all:
-            return cotangents
-        return asked.result([cotangents[k] for k in asked.operands])
-
-    def _unusual(self, method: str, asked: Wrt, inputs: list[Any], value: Any, g: Any) -> Any:
-        """Return the cotangents for any `g`: a number, a list, a stack."""
+    def _value_and_vjp(self, method: str, x: Any, g: Any, wrt: Any) -> tuple[Any, Any]:
+        op = f"chain.{method}"
+        asked = check_wrt(op, wrt, self._names)
+        value = self._walk.value(x)
         g = self._filling(method, "g", g, "the value", value, stacked=True)
         shape, stack = np.shape(value), np.shape(g)[: np.ndim(g) - np.ndim(value)]
         if not stack:
-            return self._pulled(asked, inputs, g)
+            return value, asked.result(self._pulled(x, g, asked.operands))
         # One after the other; of none, their shapes.
-        op = f"chain.{method}"
         count, g = math.prod(stack), as_array(op, "g", g)
         items = g.reshape(count, *shape) if count else np.zeros((1, *shape), g.dtype)
-        pulled = [self._pulled(asked, [*inputs], item) for item in items]
-        several = pulled if not asked.single else [(one,) for one in pulled]
+        pulled = [self._pulled(x, item, asked.operands) for item in items]
         cotangents = [
             np.stack([as_array(op, "cotangent", one) for one in each])[:count].reshape(
                 stack + np.shape(each[0])
             )
-            for each in zip(*several, strict=True)
+            for each in zip(*pulled, strict=True)
         ]
-        return asked.result(cotangents)
+        return value, asked.result(cotangents)
+
+    def _pulled(self, x: Any, g: Any, operands: tuple[int, ...]) -> list[Any]:
+        """Return the cotangents of operands."""
+        if operands == (0,):
+            return [self._walk.vjp(x, g, False)]
+        cotangents = self._walk.vjp(x, g, True)
+        return [cotangents[k] for k in operands]
 
     def _filling(
         self, method: str, name: str, given: Any, of: str, like: Any, *, stacked: bool = False
@@ -227,7 +196,7 @@ class Chain:
         A Python number fills it.
         """
         op, shape = f"chain.{method}", shape_of(f"chain.{method}", of, like)
-        if isinstance(given, int | float) and not isinstance(given, np.generic):
+        if is_weak(given):
             if not shape:
                 return given
             dtype = result_dtype(op, like, names=(of,))
@@ -256,7 +225,10 @@ class Chain:
         TypeError, ValueError
             As the steps do.
         """
-        return self._alone.jacobian(x)
+        return self._walk.jacobian(x)
+
+
+_METHODS = ("value", "jvp", "vjp", "value_and_vjp", "value_and_grad", "jacobian")
 
 
 def chain(*steps: Any) -> Chain:
