@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "bindings/call.h"
 #include "bindings/jacobians.h"
@@ -33,6 +34,7 @@ struct Entry : MethodEntry {
   int part;           // the one output that is wanted, or -1 for all of them
   PerTarget<const OpKernels*> op;
   void* self[1];  // what the ufunc carries as its user data
+  Ref door;       // door(operands, out, where): the operands as NumPy is to see them; null for none
 
   std::optional<size_t> out_at, where_at, wrt_at;  // of a Method
 
@@ -591,11 +593,53 @@ void NameOperation(const Entry& entry, PyObject* const* args, size_t nargs) {
   Py_XDECREF(value);
 }
 
+// Whether NumPy and the promoter do with an argument what has to be done: no code of the caller's
+// runs, and nothing is hidden or lost. The other arguments go through the door first.
+bool IsKnown(PyObject* object) {
+  if (PyArray_CheckExact(object)) return ElementOf(PyArray_TYPE(AsArray(object))).has_value();
+  return IsWeak(object) || PyBool_Check(object) || object == Py_None;
+}
+
 PyObject* NumpyCall(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
-  PyObject* const result = numpy_call(self, args, nargsf, kwnames);
-  if (result == nullptr) {
-    NameOperation(EntryOf(self), args, static_cast<size_t>(PyVectorcall_NARGS(nargsf)));
+  const Entry& entry = EntryOf(self);
+  const auto nargs = static_cast<size_t>(PyVectorcall_NARGS(nargsf));
+  const auto nin = static_cast<size_t>(entry.shape.nin);
+  const size_t keywords = kwnames == nullptr ? 0 : static_cast<size_t>(PyTuple_GET_SIZE(kwnames));
+  std::vector<PyObject*> all(args, args + nargs + keywords);
+  Ref admitted;
+  if (entry.door && nargs >= nin) {
+    Ref out(nargs > nin ? PyTuple_New(static_cast<Py_ssize_t>(nargs - nin)) : Py_NewRef(Py_None));
+    if (!out) return nullptr;
+    for (size_t k = nin; k < nargs; ++k) {
+      PyTuple_SET_ITEM(out.get(), static_cast<Py_ssize_t>(k - nin), Py_NewRef(args[k]));
+    }
+    PyObject* where = Py_True;
+    for (size_t k = 0; k < keywords; ++k) {
+      PyObject* const name = PyTuple_GET_ITEM(kwnames, static_cast<Py_ssize_t>(k));
+      if (PyUnicode_CompareWithASCIIString(name, "out") == 0) out = Ref(Py_NewRef(args[nargs + k]));
+      if (PyUnicode_CompareWithASCIIString(name, "where") == 0) where = args[nargs + k];
+    }
+    if (!std::all_of(args, args + nin, [](PyObject* o) { return o != Py_None && IsKnown(o); }) ||
+        !IsKnown(out.get()) || !IsKnown(where)) {
+      const Ref given(PyTuple_New(static_cast<Py_ssize_t>(nin)));
+      if (!given) return nullptr;
+      for (size_t k = 0; k < nin; ++k) {
+        PyTuple_SET_ITEM(given.get(), static_cast<Py_ssize_t>(k), Py_NewRef(args[k]));
+      }
+      admitted = Ref(
+          PyObject_CallFunctionObjArgs(entry.door.get(), given.get(), out.get(), where, nullptr));
+      if (!admitted) return nullptr;
+      if (!PyTuple_CheckExact(admitted.get()) ||
+          PyTuple_GET_SIZE(admitted.get()) != static_cast<Py_ssize_t>(nin)) {
+        PyErr_Format(PyExc_TypeError, "%s: the door returned %R", entry.label.c_str(),
+                     admitted.get());
+        return nullptr;
+      }
+      std::copy_n(&PyTuple_GET_ITEM(admitted.get(), 0), nin, all.begin());
+    }
   }
+  PyObject* const result = numpy_call(self, all.data(), nargs, kwnames);
+  if (result == nullptr) NameOperation(entry, all.data(), nargs);
   return result;
 }
 
@@ -626,9 +670,11 @@ PyObject* UfuncCall(PyObject* self, PyObject* const* args, size_t nargsf, PyObje
 
 }  // namespace
 
-PyObject* NewUfunc(const char* op, const char* method, const char* name, const char* doc) {
+PyObject* NewUfunc(const char* op, const char* method, const char* name, const char* doc,
+                   PyObject* door) {
   std::unique_ptr<Entry> entry = NewEntry(op, method, name, doc);
   if (!entry) return nullptr;
+  if (door != Py_None) entry->door = Ref(Py_NewRef(door));
   Ref ufunc(PyUFunc_FromFuncAndData(nullptr, entry->self, nullptr, 0, entry->shape.nin,
                                     entry->Outputs(), PyUFunc_None, entry->name.c_str(),
                                     entry->doc.c_str(), 0));

@@ -77,17 +77,6 @@ class NumberList {
   size_t at_ = 0;
 };
 
-// The argument as an array; null, with no exception set, where Python has to look at it.
-Ref AsPlainArray(PyObject* object) {
-  if (PyArray_CheckExact(object)) return Ref(Py_NewRef(object));
-  const bool is_list = PyList_CheckExact(object) || PyTuple_CheckExact(object);
-  if (!is_list && !PyBool_Check(object) && !PyArray_IsScalar(object, Generic)) return Ref();
-  Ref array(is_list ? NumberList::Read(object) : Ref());
-  if (!array && PyErr_Occurred() == nullptr) array = Ref(PyArray_FROM_O(object));
-  if (!array) LeaveToPython();
-  return array;
-}
-
 // A C-contiguous copy in the dtype of the call.
 Ref Converted(PyArrayObject* array, Storage storage, DType dtype) {
   Ref copy(NewArray(PyArray_NDIM(array), PyArray_DIMS(array), dtype));
@@ -115,6 +104,16 @@ Ref WeakNumber(PyObject* number, DType dtype) {
 }
 
 }  // namespace
+
+Ref AsPlainArray(PyObject* object) {
+  if (PyArray_CheckExact(object)) return Ref(Py_NewRef(object));
+  const bool is_list = PyList_CheckExact(object) || PyTuple_CheckExact(object);
+  if (!is_list && !PyBool_Check(object) && !PyArray_IsScalar(object, Generic)) return Ref();
+  // What else a list holds, such as masked arrays, is for Python.
+  Ref array(is_list ? NumberList::Read(object) : Ref(PyArray_FROM_O(object)));
+  if (!array) LeaveToPython();
+  return array;
+}
 
 void LeaveToPython() {
   if (PyErr_ExceptionMatches(PyExc_Exception)) PyErr_Clear();
