@@ -594,52 +594,70 @@ void NameOperation(const Entry& entry, PyObject* const* args, size_t nargs) {
 }
 
 // Whether NumPy and the promoter do with an argument what has to be done: no code of the caller's
-// runs, and nothing is hidden or lost. The other arguments go through the door first.
+// runs, and nothing is hidden or lost.
 bool IsKnown(PyObject* object) {
   if (PyArray_CheckExact(object)) return ElementOf(PyArray_TYPE(AsArray(object))).has_value();
-  return IsWeak(object) || PyBool_Check(object) || object == Py_None;
+  return IsWeak(object) || PyBool_Check(object) || PyArray_IsScalar(object, Integer) ||
+         PyArray_IsScalar(object, Double) || PyArray_IsScalar(object, Float) ||
+         PyArray_IsScalar(object, Half) || PyArray_IsScalar(object, Bool);
+}
+
+bool IsKnownOption(PyObject* object) { return object == Py_None || IsKnown(object); }
+
+// A call's operands as NumPy is to see them, a tuple; null, perhaps with an exception set, where
+// they are that as they were given.
+Ref Admitted(const Entry& entry, PyObject* const* args, size_t nargs, PyObject* kwnames) {
+  const auto nin = static_cast<size_t>(entry.shape.nin);
+  const size_t keywords = kwnames == nullptr ? 0 : static_cast<size_t>(PyTuple_GET_SIZE(kwnames));
+  if (!entry.door || nargs < nin) return Ref();
+  const bool known_options = std::all_of(args + nin, args + nargs + keywords, IsKnownOption);
+  if (known_options && std::all_of(args, args + nin, IsKnown)) return Ref();
+  Ref operands(PyTuple_New(static_cast<Py_ssize_t>(nin)));
+  Ref out(nargs > nin ? PyTuple_New(static_cast<Py_ssize_t>(nargs - nin)) : Py_NewRef(Py_None));
+  if (!operands || !out) return Ref();
+  bool known = known_options;
+  for (size_t k = 0; k < nargs; ++k) {
+    const bool is_list = k < nin && (PyList_CheckExact(args[k]) || PyTuple_CheckExact(args[k]));
+    Ref operand(is_list ? AsPlainArray(args[k]) : Ref());
+    if (PyErr_Occurred() != nullptr) return Ref();
+    known = known && (operand || k >= nin || IsKnown(args[k]));
+    PyTuple_SET_ITEM((k < nin ? operands : out).get(),
+                     static_cast<Py_ssize_t>(k < nin ? k : k - nin),
+                     operand ? operand.release() : Py_NewRef(args[k]));
+  }
+  if (known) return operands;
+  PyObject* where = Py_True;
+  for (size_t k = 0; k < keywords; ++k) {
+    PyObject* const name = PyTuple_GET_ITEM(kwnames, static_cast<Py_ssize_t>(k));
+    if (PyUnicode_CompareWithASCIIString(name, "out") == 0) out = Ref(Py_NewRef(args[nargs + k]));
+    if (PyUnicode_CompareWithASCIIString(name, "where") == 0) where = args[nargs + k];
+  }
+  Ref admitted(
+      PyObject_CallFunctionObjArgs(entry.door.get(), operands.get(), out.get(), where, nullptr));
+  if (admitted && (!PyTuple_CheckExact(admitted.get()) ||
+                   PyTuple_GET_SIZE(admitted.get()) != static_cast<Py_ssize_t>(nin))) {
+    PyErr_Format(PyExc_TypeError, "%s: the door returned %R", entry.label.c_str(), admitted.get());
+    return Ref();
+  }
+  return admitted;
 }
 
 PyObject* NumpyCall(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
   const Entry& entry = EntryOf(self);
   const auto nargs = static_cast<size_t>(PyVectorcall_NARGS(nargsf));
-  const auto nin = static_cast<size_t>(entry.shape.nin);
-  const size_t keywords = kwnames == nullptr ? 0 : static_cast<size_t>(PyTuple_GET_SIZE(kwnames));
-  std::vector<PyObject*> all(args, args + nargs + keywords);
-  Ref admitted;
-  if (entry.door && nargs >= nin) {
-    Ref out(nargs > nin ? PyTuple_New(static_cast<Py_ssize_t>(nargs - nin)) : Py_NewRef(Py_None));
-    if (!out) return nullptr;
-    for (size_t k = nin; k < nargs; ++k) {
-      PyTuple_SET_ITEM(out.get(), static_cast<Py_ssize_t>(k - nin), Py_NewRef(args[k]));
-    }
-    PyObject* where = Py_True;
-    for (size_t k = 0; k < keywords; ++k) {
-      PyObject* const name = PyTuple_GET_ITEM(kwnames, static_cast<Py_ssize_t>(k));
-      if (PyUnicode_CompareWithASCIIString(name, "out") == 0) out = Ref(Py_NewRef(args[nargs + k]));
-      if (PyUnicode_CompareWithASCIIString(name, "where") == 0) where = args[nargs + k];
-    }
-    if (!std::all_of(args, args + nin, [](PyObject* o) { return o != Py_None && IsKnown(o); }) ||
-        !IsKnown(out.get()) || !IsKnown(where)) {
-      const Ref given(PyTuple_New(static_cast<Py_ssize_t>(nin)));
-      if (!given) return nullptr;
-      for (size_t k = 0; k < nin; ++k) {
-        PyTuple_SET_ITEM(given.get(), static_cast<Py_ssize_t>(k), Py_NewRef(args[k]));
-      }
-      admitted = Ref(
-          PyObject_CallFunctionObjArgs(entry.door.get(), given.get(), out.get(), where, nullptr));
-      if (!admitted) return nullptr;
-      if (!PyTuple_CheckExact(admitted.get()) ||
-          PyTuple_GET_SIZE(admitted.get()) != static_cast<Py_ssize_t>(nin)) {
-        PyErr_Format(PyExc_TypeError, "%s: the door returned %R", entry.label.c_str(),
-                     admitted.get());
-        return nullptr;
-      }
-      std::copy_n(&PyTuple_GET_ITEM(admitted.get(), 0), nin, all.begin());
-    }
+  std::vector<PyObject*> all;
+  const Ref admitted = Admitted(entry, args, nargs, kwnames);
+  if (admitted) {
+    const auto keywords = kwnames == nullptr ? 0 : PyTuple_GET_SIZE(kwnames);
+    all.assign(args, args + nargs + static_cast<size_t>(keywords));
+    std::copy_n(&PyTuple_GET_ITEM(admitted.get(), 0), entry.shape.nin, all.begin());
+    args = all.data();
+    nargsf = nargs;  // nothing is to be written in front of them
+  } else if (PyErr_Occurred() != nullptr) {
+    return nullptr;
   }
-  PyObject* const result = numpy_call(self, all.data(), nargs, kwnames);
-  if (result == nullptr) NameOperation(entry, all.data(), nargs);
+  PyObject* const result = numpy_call(self, args, nargsf, kwnames);
+  if (result == nullptr) NameOperation(entry, args, nargs);
   return result;
 }
 

@@ -22,6 +22,7 @@ from pullback.foreign import admitted, check_labels, is_plain, overriding
 from pullback.jacobians import Diagonal
 from pullback.jacobians.primitives import of_operand
 from pullback.protocol import (
+    as_array,
     as_arrays,
     broadcast_shape,
     check_cotangent,
@@ -313,8 +314,10 @@ class Elementwise:
             term = self._terms[asked.operands[0]]
             return self._run(term, *operands, g, out=out, where=_masking(out, where), **options)
         if where is True and dtype is not None:
-            stored = given if self._engine.is_native else arrays
-            sums = self._sums(stored, whole, asked.operands)
+            if self._engine.is_native:
+                named = zip((*names, "g"), given, strict=True)
+                arrays = tuple(a if is_weak(a) else as_array(op, n, a) for n, a in named)
+            sums = self._sums(arrays, whole, asked.operands)
         else:
             terms = [self._run(self._terms[k], *operands, g, **options) for k in asked.operands]
             if where is not True:  # what is no sum is masked where it is written
@@ -334,7 +337,7 @@ class Elementwise:
         """
         if self._engine.is_native:
             sums = self._engine.kernels.elementwise_method(self.row.name, "vjp", _refuse)
-            return sums(*(a if is_weak(a) else np.asarray(a) for a in given), wrt)
+            return sums(*given, wrt)
         *arrays, g = given
         g = np.broadcast_to(g, whole)
         stack = whole[: len(whole) - len(broadcast_shapes(*(a.shape for a in arrays)))]
@@ -384,10 +387,10 @@ class Elementwise:
     def _plain(
         self, op: str, names: tuple[str, ...], given: tuple[Any, ...], options: Any
     ) -> tuple[tuple[Any, ...], Any]:
-        """Return arguments as arrays and their dtype, or as they are and None."""
+        """Return arguments as arrays and their dtype, or as ufuncs take them and None."""
         if options or not all(map(is_plain, given)):
             check_labels(op, names, given)
-            return given, None
+            return admitted(op, names, given, None, True), None
         arrays = as_arrays(op, *given, names=names)
         return arrays, arrays[0].dtype
 

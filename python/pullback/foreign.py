@@ -15,6 +15,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pullback.shapes import MOST_AXES
+
 __all__ = [
     "FLOAT32",
     "FLOAT64",
@@ -108,17 +110,14 @@ def is_weak(operand: object) -> bool:
 # --- what hides elements, or takes calls over -----------------------------------------------------
 
 
-def _masked() -> Any:
-    """Return NumPy's module of masked arrays; None where it is not loaded, and there are none."""
-    return sys.modules.get("numpy.ma")
-
-
-def _hides(given: object) -> bool:
+def _hides(given: object, depth: int = MOST_AXES) -> bool:
     """Tell whether something is a masked array, or a list that holds one."""
-    masked = _masked()
+    masked = sys.modules.get("numpy.ma")  # without it there are none
+    if masked is None or not depth:
+        return False
     if isinstance(given, list | tuple):
-        return masked is not None and any(map(_hides, given))
-    return masked is not None and isinstance(given, masked.MaskedArray)
+        return any(_hides(entry, depth - 1) for entry in given)
+    return isinstance(given, masked.MaskedArray)
 
 
 def check_unmasked(op: str, name: str, given: object) -> None:
@@ -200,19 +199,8 @@ def array_of(op: str, name: str, given: Any) -> Array:
         )
     if _is_pandas(given):
         return _of_pandas(op, name, given)
-    is_foreign = hasattr(type(given), "__dlpack__") and not isinstance(given, np.ndarray)
-    try:
-        if is_foreign and not hasattr(type(given), "__array__"):
-            return np.from_dlpack(given)
-        array = np.asarray(given)
-    except (TypeError, ValueError, RuntimeError, BufferError) as error:
-        ours = type(error) in (TypeError, ValueError) and not _is_of_python(error)
-        if not (ours or is_foreign):
-            raise
-        kind = ValueError if isinstance(error, ValueError) else TypeError
-        text = f"{op}: argument {name} makes no array: {error}"
-        raise kind(text) from (error if is_foreign else None)
-    if array.dtype.char in KERNEL_DTYPES:
+    array = _converted(op, name, given)
+    if array.dtype.char in KERNEL_DTYPES or isinstance(given, list | tuple):
         return array
     labels = getattr(given, "column_names", getattr(given, "columns", None))
     if labels is not None and array.ndim == 2:
@@ -225,7 +213,22 @@ def array_of(op: str, name: str, given: Any) -> Array:
             f"{op}: argument {name} must be numbers, or make an array of them, not {shown(given)}"
             f"{hint}"
         )
-    return array if isinstance(given, list | tuple) else _of_column(given, array)
+    return _of_column(given, array)
+
+
+def _converted(op: str, name: str, given: Any) -> Array:
+    is_foreign = hasattr(type(given), "__dlpack__") and not isinstance(given, np.ndarray)
+    try:
+        if is_foreign and not hasattr(type(given), "__array__"):
+            return np.from_dlpack(given)
+        return np.asarray(given)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        ours = type(error) in (TypeError, ValueError) and not _is_of_python(error)
+        if not (ours or is_foreign):
+            raise
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        text = f"{op}: argument {name} makes no array: {error}"
+        raise kind(text) from (error if is_foreign else None)
 
 
 def _is_of_python(error: Exception) -> bool:
@@ -270,11 +273,8 @@ def _of_column(column: Any, array: Array) -> Array:
 
 
 def _is_pandas(given: Any) -> bool:
-    pandas = sys.modules.get("pandas")  # without it there are none
-    if pandas is None:
-        return False
-    kinds = (pandas.DataFrame, pandas.Series, pandas.Index, pandas.api.extensions.ExtensionArray)
-    return isinstance(given, kinds)
+    """Tell whether something is a frame, a column or an index as pandas has them."""
+    return hasattr(type(given), "isna") and hasattr(type(given), "to_numpy")
 
 
 def _pandas_dtypes(op: str, name: str, given: Any) -> list[Any]:
@@ -286,7 +286,8 @@ def _pandas_dtypes(op: str, name: str, given: Any) -> list[Any]:
             raise _no_numbers(op, name, unfit)
         return dtypes
     if not _is_number(given.dtype):
-        hint = f"; give {name}.cat.codes" * (str(given.dtype) == "category")
+        hint = _ADVICE.get(given.dtype.kind, "")
+        hint = f"; give {name}.cat.codes" if str(given.dtype) == "category" else hint
         raise TypeError(f"{op}: argument {name} has dtype {given.dtype}, which is no number{hint}")
     return [given.dtype]
 
@@ -328,30 +329,27 @@ def _of_block(block: Any, dtype: Any) -> Array:
 
 
 def _homogeneous(op: str, name: str, given: Any, *, alone: bool) -> Any:
-    """Return what pandas takes over; beside others, a frame of several dtypes as one of one."""
-    if len(set(_pandas_dtypes(op, name, given))) < 2 or alone:
+    """Return what pandas takes over; beside others, a frame as one of one of NumPy's dtypes."""
+    dtypes = set(_pandas_dtypes(op, name, given))
+    if alone or given.ndim == 1 or (len(dtypes) < 2 and all(hasattr(d, "char") for d in dtypes)):
         return given
     return type(given)(_of_pandas(op, name, given), index=given.index, columns=given.columns)
 
 
 def as_sparse(given: Any) -> Any:
     """Return a frame whose columns are all sparse as CSR, and all else as it is."""
-    pandas = sys.modules.get("pandas")
-    if pandas is None or not isinstance(given, pandas.DataFrame) or not given.shape[1]:
+    if not (_is_pandas(given) and given.ndim > 1 and given.shape[1]):
         return given
-    sparse = all(isinstance(dtype, pandas.SparseDtype) for dtype in given.dtypes)
+    sparse = all(str(dtype).startswith("Sparse[") for dtype in given.dtypes)
     return given.sparse.to_coo().tocsr() if sparse else given
 
 
 def check_labels(op: str, names: Sequence[str], given: Sequence[Any]) -> None:
     """Raise ValueError for pandas objects that meet element by element under other labels."""
-    pandas = sys.modules.get("pandas")
-    if pandas is None:
-        return
     labelled = [
         (name, g.index)
         for name, g in zip(names, given, strict=False)
-        if isinstance(g, pandas.DataFrame | pandas.Series)
+        if _is_pandas(g) and hasattr(g, "index")
     ]
     for name, index in labelled[1:]:
         first, other = labelled[0]
