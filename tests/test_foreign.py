@@ -245,6 +245,30 @@ def test_parameters_and_sparse_data_are_refused_by_what_is_wrong(primitives: Any
             call()
 
 
+class Tagged(np.ndarray):
+    """A subclass that says so."""
+
+
+@backends
+def test_subclasses_are_kept_by_elementwise_operations(primitives: Any) -> None:
+    P, x = primitives, X.view(Tagged)
+    for found, wanted in (
+        (P.tanh(x), P.tanh(X)),
+        (P.tanh.derivative(x), P.tanh.derivative(X)),
+        (P.tanh.value_and_derivative(x), P.tanh.value_and_derivative(X)),
+        (P.tanh.vjp(X, x), P.tanh.vjp(X, X)),
+        (P.multiply(2.0, x), P.multiply(2.0, X)),
+        (P.multiply.jvp(x, X, None, x), P.multiply.jvp(X, X, None, X)),
+        (P.multiply.vjp(x, X, X), P.multiply.vjp(X, X, X)),
+    ):
+        for leaf, exact in zip(leaves(found), leaves(wanted), strict=True):
+            assert type(leaf) is Tagged
+            assert_same_bits(np.asarray(leaf), exact)
+    assert type(P.sum(x)) is np.float64
+    assert type(P.matmul(x, x.T)) is np.ndarray
+    assert type(P.softmax(x)) is np.ndarray
+
+
 # --- Series and frames ----------------------------------------------------------------------------
 
 LABELS = ["u", "v", "w"]

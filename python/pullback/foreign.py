@@ -307,9 +307,7 @@ def _of_pandas(op: str, name: str, given: Any) -> Array:
         return _of_block(given, kinds[0]) if kinds else np.empty(given.shape)
     places = [[k for k, dtype in enumerate(dtypes) if dtype == kind] for kind in kinds]
     blocks = [_of_block(given.iloc[:, at], kind) for at, kind in zip(places, kinds, strict=True)]
-    whole = np.empty(
-        given.shape, np.result_type(*(KERNEL_DTYPES[b.dtype.char] for b in blocks)), order="F"
-    )
+    whole = np.empty(given.shape, np.result_type(*(b.dtype for b in blocks)), order="F")
     for at, block in zip(places, blocks, strict=True):
         whole[:, at] = block
     return whole

@@ -69,7 +69,8 @@ class LinearObjective:
     Notes
     -----
     `theta` is copied, never kept by reference; results are new float64 arrays. An objective keeps
-    state between calls, so each thread needs its own.
+    state between calls, so each thread needs its own. Pickles and copies are made of the arguments
+    again. A chunk of no rows adds nothing.
 
     Examples
     --------
