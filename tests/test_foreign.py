@@ -171,6 +171,7 @@ class Refusal(NamedTuple):
 REFUSALS = {
     "a string": Refusal(lambda: "a", "must be numbers, not 'a'"),
     "bytes": Refusal(lambda: b"a", "must be numbers, not b'a'"),
+    "a long integer": Refusal(lambda: 10**400, "is an integer too large for float64"),
     "None": Refusal(lambda: None, "must be numbers, not None"),
     "strings": Refusal(lambda: ["a", "b", "c"], "dtype <U1, .* by astype"),
     "objects": Refusal(

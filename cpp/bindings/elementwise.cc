@@ -597,7 +597,12 @@ void NameOperation(const Entry& entry, PyObject* const* args, size_t nargs) {
 // runs, and nothing is hidden or lost.
 bool IsKnown(PyObject* object) {
   if (PyArray_CheckExact(object)) return ElementOf(PyArray_TYPE(AsArray(object))).has_value();
-  return IsWeak(object) || PyBool_Check(object) || PyArray_IsScalar(object, Integer) ||
+  if (PyLong_CheckExact(object)) {
+    int overflow;
+    PyLong_AsLongAndOverflow(object, &overflow);
+    return overflow == 0;
+  }
+  return PyFloat_CheckExact(object) || PyBool_Check(object) || PyArray_IsScalar(object, Integer) ||
          PyArray_IsScalar(object, Double) || PyArray_IsScalar(object, Float) ||
          PyArray_IsScalar(object, Half) || PyArray_IsScalar(object, Bool);
 }

@@ -74,6 +74,9 @@ class _OracleUfunc:
         self.nout = several if name in ("derivative", "value_and_derivative") else 1
         self.types = [f"{t * self.nin}->{t * self.nout}" for t in "fd"]
 
+    def __repr__(self) -> str:
+        return f"<ufunc {self.__name__!r}>"
+
     def __reduce__(self) -> Any:
         return _of_oracle, (self._row.name, self._name)
 

@@ -26,6 +26,7 @@ __all__ = [
     "as_sparse",
     "check_labels",
     "check_unmasked",
+    "converted",
     "is_plain",
     "is_weak",
     "kernel_dtype",
@@ -107,6 +108,21 @@ def is_weak(operand: object) -> bool:
     return isinstance(operand, int | float) and not isinstance(operand, bool | np.generic)
 
 
+def converted(op: str, name: str, operand: Any, dtype: np.dtype[Any]) -> Array:
+    """Return an array or a Python number in the dtype that it computes in.
+
+    Raises
+    ------
+    TypeError
+        If it is an integer that float64, or an integer dtype, does not hold.
+    """
+    try:
+        return np.asarray(operand, dtype)
+    except OverflowError:
+        holds = dtype if dtype.kind == "i" else FLOAT64
+        raise TypeError(f"{op}: argument {name} is an integer too large for {holds}") from None
+
+
 # --- what hides elements, or takes calls over -----------------------------------------------------
 
 
@@ -164,6 +180,8 @@ def admitted(
         if outs:
             check_unmasked(op, name, operand)
         if is_weak(operand):
+            if not overriding(*given):  # who may take any integer
+                converted(op, name, operand, FLOAT64)
             operands.append(operand)
         elif _is_pandas(operand):
             operands.append(_homogeneous(op, name, operand, alone=len(given) == 1))
@@ -199,13 +217,13 @@ def array_of(op: str, name: str, given: Any) -> Array:
         )
     if _is_pandas(given):
         return _of_pandas(op, name, given)
-    array = _converted(op, name, given)
+    array = _asked(op, name, given)
     if array.dtype.char in KERNEL_DTYPES or isinstance(given, list | tuple):
         return array
     labels = getattr(given, "column_names", getattr(given, "columns", None))
     if labels is not None and array.ndim == 2:
         return _of_columns(op, name, {label: given[label] for label in labels})
-    if array.dtype == object and array.ndim == 0 and not is_weak(given):
+    if array.dtype == object and array.ndim == 0:
         hint = f"; give {name}.collect()" if hasattr(given, "collect") else ""
         if getattr(type(given), "__array_ufunc__", ...) is None:
             hint = "; its __array_ufunc__ is None, which refuses ufuncs"
@@ -216,12 +234,12 @@ def array_of(op: str, name: str, given: Any) -> Array:
     return _of_column(given, array)
 
 
-def _converted(op: str, name: str, given: Any) -> Array:
+def _asked(op: str, name: str, given: Any) -> Array:
+    """Return the array that something makes when NumPy asks it."""
     is_foreign = hasattr(type(given), "__dlpack__") and not isinstance(given, np.ndarray)
+    by_dlpack = is_foreign and not hasattr(type(given), "__array__")
     try:
-        if is_foreign and not hasattr(type(given), "__array__"):
-            return np.from_dlpack(given)
-        return np.asarray(given)
+        array: Array = np.from_dlpack(given) if by_dlpack else np.asarray(given)
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
         ours = type(error) in (TypeError, ValueError) and not _is_of_python(error)
         if not (ours or is_foreign):
@@ -229,6 +247,9 @@ def _converted(op: str, name: str, given: Any) -> Array:
         kind = ValueError if isinstance(error, ValueError) else TypeError
         text = f"{op}: argument {name} makes no array: {error}"
         raise kind(text) from (error if is_foreign else None)
+    # NumPy makes objects of long integers.
+    is_long = array.dtype == object and is_weak(given)
+    return converted(op, name, given, FLOAT64) if is_long else array
 
 
 def _is_of_python(error: Exception) -> bool:

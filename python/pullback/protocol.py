@@ -22,6 +22,7 @@ from pullback.foreign import (
     array_of,
     check_labels,
     check_unmasked,
+    converted,
     is_weak,
     kernel_dtype,
     shown,
@@ -176,21 +177,6 @@ def as_arrays(op: str, *operands: object, names: Sequence[str] = ()) -> tuple[Ar
             return tuple(np.asarray(o, dtype) for o in strong)
         except OverflowError:  # of one of them, which is told
             return tuple(map(converted, repeat(op), names, strong, repeat(dtype)))
-
-
-def converted(op: str, name: str, operand: Any, dtype: np.dtype[Any]) -> Array:
-    """Return an array or a Python number in the dtype that it computes in.
-
-    Raises
-    ------
-    TypeError
-        If it is an integer that float64, or an integer dtype, does not hold.
-    """
-    try:
-        return np.asarray(operand, dtype)
-    except OverflowError:
-        holds = dtype if dtype.kind == "i" else FLOAT64
-        raise TypeError(f"{op}: argument {name} is an integer too large for {holds}") from None
 
 
 def as_number(op: str, name: str, given: Any) -> float:
