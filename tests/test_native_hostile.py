@@ -181,6 +181,8 @@ def made() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
     ):
         ufunc = N.elementwise_ufunc(op, method, f"hostile.{op}.{method}", "doc")
         yield f"ufunc {op}.{method}", ufunc, (F8,) * nin
+    door = N.elementwise_ufunc("tanh", "value", "hostile.door", "doc", lambda given, *_: given)
+    yield "ufunc with a door", door, (F8,)
     mask = F8 > 0
     for op, method, taken, more in (
         ("tanh", "value_and_derivative", "x", ()),
@@ -441,3 +443,18 @@ def test_too_few_arguments_to_rely_on() -> None:
         for function in (refuse, refusing("x=None, y=None")):
             with pytest.raises(TypeError):
                 make(function)
+
+
+@pytest.mark.native
+def test_doors_of_ufuncs_are_not_trusted() -> None:
+    for answer in (None, F8, [F8], (), (F8, F8), "a"):
+        f = native.elementwise_ufunc("tanh", "value", "hostile.answer", "doc", lambda *_: answer)  # noqa: B023
+        with pytest.raises(TypeError, match="^tanh: the door returned"):
+            f("not plain")
+    f = native.elementwise_ufunc("tanh", "value", "hostile.answer", "doc", lambda *_: (F8,))
+    np.testing.assert_array_equal(f("not plain"), pb.tanh(F8))
+    np.testing.assert_array_equal(f(F8.astype(object), out=None), pb.tanh(F8))
+    for not_callable in (3, "door", object()):
+        f = native.elementwise_ufunc("tanh", "value", "hostile.answer", "doc", not_callable)
+        with pytest.raises(TypeError, match="not callable"):
+            f("not plain")

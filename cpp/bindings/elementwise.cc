@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "bindings/call.h"
 #include "bindings/jacobians.h"
@@ -33,6 +34,7 @@ struct Entry : MethodEntry {
   int part;           // the one output that is wanted, or -1 for all of them
   PerTarget<const OpKernels*> op;
   void* self[1];  // what the ufunc carries as its user data
+  Ref door;       // door(operands, out, where): the operands as NumPy is to see them; null for none
 
   std::optional<size_t> out_at, where_at, wrt_at;  // of a Method
 
@@ -391,14 +393,12 @@ struct Job {
       std::copy_n(PyArray_DIMS(operand), PyArray_NDIM(operand), result.extent.begin() + batch);
     }
     summed = summed || result.Size() != shape.Size();
-    // NumPy takes half a microsecond to find the order of operands that are not in C order.
-    const bool as_operands = result == shape && (given != nullptr || !InCOrder());
     if (given == nullptr && result.ndim == 0 && shape.ndim > 0) {
       outputs.AddNumber(x.dtype());
       return true;
     }
     return outputs.Add(given, result.ndim, result.extent.data(), x.dtype(), x,
-                       as_operands ? Order::kOfOperands : Order::kC);
+                       result == shape ? Order::kOfOperands : Order::kC);
   }
 
   // False with an exception set.
@@ -617,11 +617,76 @@ void NameOperation(const Entry& entry, PyObject* const* args, size_t nargs) {
   Py_XDECREF(value);
 }
 
-PyObject* NumpyCall(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
-  PyObject* const result = numpy_call(self, args, nargsf, kwnames);
-  if (result == nullptr) {
-    NameOperation(EntryOf(self), args, static_cast<size_t>(PyVectorcall_NARGS(nargsf)));
+// Whether NumPy and the promoter do with an argument what has to be done: no code of the caller's
+// runs, and nothing is hidden or lost.
+bool IsKnown(PyObject* object) {
+  if (PyArray_CheckExact(object)) return ElementOf(PyArray_TYPE(AsArray(object))).has_value();
+  if (PyLong_CheckExact(object)) {
+    int overflow;
+    PyLong_AsLongAndOverflow(object, &overflow);
+    return overflow == 0;
   }
+  return PyFloat_CheckExact(object) || PyBool_Check(object) || PyArray_IsScalar(object, Integer) ||
+         PyArray_IsScalar(object, Double) || PyArray_IsScalar(object, Float) ||
+         PyArray_IsScalar(object, Half) || PyArray_IsScalar(object, Bool);
+}
+
+bool IsKnownOption(PyObject* object) { return object == Py_None || IsKnown(object); }
+
+// A call's operands as NumPy is to see them, a tuple; null, perhaps with an exception set, where
+// they are that as they were given.
+Ref Admitted(const Entry& entry, PyObject* const* args, size_t nargs, PyObject* kwnames) {
+  const auto nin = static_cast<size_t>(entry.shape.nin);
+  const size_t keywords = kwnames == nullptr ? 0 : static_cast<size_t>(PyTuple_GET_SIZE(kwnames));
+  if (!entry.door || nargs < nin) return Ref();
+  const bool known_options = std::all_of(args + nin, args + nargs + keywords, IsKnownOption);
+  if (known_options && std::all_of(args, args + nin, IsKnown)) return Ref();
+  Ref operands(PyTuple_New(static_cast<Py_ssize_t>(nin)));
+  Ref out(nargs > nin ? PyTuple_New(static_cast<Py_ssize_t>(nargs - nin)) : Py_NewRef(Py_None));
+  if (!operands || !out) return Ref();
+  bool known = known_options;
+  for (size_t k = 0; k < nargs; ++k) {
+    const bool is_list = k < nin && (PyList_CheckExact(args[k]) || PyTuple_CheckExact(args[k]));
+    Ref operand(is_list ? AsPlainArray(args[k]) : Ref());
+    if (PyErr_Occurred() != nullptr) return Ref();
+    known = known && (operand || k >= nin || IsKnown(args[k]));
+    PyTuple_SET_ITEM((k < nin ? operands : out).get(),
+                     static_cast<Py_ssize_t>(k < nin ? k : k - nin),
+                     operand ? operand.release() : Py_NewRef(args[k]));
+  }
+  if (known) return operands;
+  PyObject* where = Py_True;
+  for (size_t k = 0; k < keywords; ++k) {
+    PyObject* const name = PyTuple_GET_ITEM(kwnames, static_cast<Py_ssize_t>(k));
+    if (PyUnicode_CompareWithASCIIString(name, "out") == 0) out = Ref(Py_NewRef(args[nargs + k]));
+    if (PyUnicode_CompareWithASCIIString(name, "where") == 0) where = args[nargs + k];
+  }
+  Ref admitted(
+      PyObject_CallFunctionObjArgs(entry.door.get(), operands.get(), out.get(), where, nullptr));
+  if (admitted && (!PyTuple_CheckExact(admitted.get()) ||
+                   PyTuple_GET_SIZE(admitted.get()) != static_cast<Py_ssize_t>(nin))) {
+    PyErr_Format(PyExc_TypeError, "%s: the door returned %R", entry.label.c_str(), admitted.get());
+    return Ref();
+  }
+  return admitted;
+}
+
+PyObject* NumpyCall(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
+  const Entry& entry = EntryOf(self);
+  const auto nargs = static_cast<size_t>(PyVectorcall_NARGS(nargsf));
+  std::vector<PyObject*> all;
+  const Ref admitted = Admitted(entry, args, nargs, kwnames);
+  if (admitted) {
+    const auto keywords = kwnames == nullptr ? 0 : PyTuple_GET_SIZE(kwnames);
+    all.assign(args, args + nargs + static_cast<size_t>(keywords));
+    std::copy_n(&PyTuple_GET_ITEM(admitted.get(), 0), entry.shape.nin, all.begin());
+    args = all.data();
+    nargsf = nargs;  // nothing is to be written in front of them
+  } else if (PyErr_Occurred() != nullptr) {
+    return nullptr;
+  }
+  PyObject* const result = numpy_call(self, args, nargsf, kwnames);
+  if (result == nullptr) NameOperation(entry, args, nargs);
   return result;
 }
 
@@ -652,9 +717,11 @@ PyObject* UfuncCall(PyObject* self, PyObject* const* args, size_t nargsf, PyObje
 
 }  // namespace
 
-PyObject* NewUfunc(const char* op, const char* method, const char* name, const char* doc) {
+PyObject* NewUfunc(const char* op, const char* method, const char* name, const char* doc,
+                   PyObject* door) {
   std::unique_ptr<Entry> entry = NewEntry(op, method, name, doc);
   if (!entry) return nullptr;
+  if (door != Py_None) entry->door = Ref(Py_NewRef(door));
   Ref ufunc(PyUFunc_FromFuncAndData(nullptr, entry->self, nullptr, 0, entry->shape.nin,
                                     entry->Outputs(), PyUFunc_None, entry->name.c_str(),
                                     entry->doc.c_str(), 0));

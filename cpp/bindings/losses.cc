@@ -502,16 +502,13 @@ class PointwiseCall {
   [[gnu::hot]] bool Take() {
     const bool coupled = kernels_.coupled, pulls = given_[2] != nullptr;
     std::array<PyObject*, 3> given = given_;
-    // A list's own code may run now, before anything is looked at.
-    if (PyList_CheckExact(given[1]) || PyTuple_CheckExact(given[1]) || PyBool_Check(given[1]) ||
-        PyArray_IsScalar(given[1], Generic) || (coupled && PyLong_CheckExact(given[1]))) {
-      y_ = Ref(PyArray_FROM_O(given[1]));
+    const bool label = coupled && PyLong_CheckExact(given[1]);
+    if (label || !IsWeak(given[1])) {
+      y_ = label ? Ref(PyArray_FROM_O(given[1])) : AsPlainArray(given[1]);
       if (!y_) {
         LeaveToPython();
         return false;
       }
-    } else if (PyArray_CheckExact(given[1])) {
-      y_ = Ref(Py_NewRef(given[1]));
     }
     const bool fills[] = {IsWeak(given[0]), IsWeak(given[1]), pulls && IsWeak(given[2])};
     // Integer targets have no say in the dtype.

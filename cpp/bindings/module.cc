@@ -58,10 +58,11 @@ void RegisterPrimitives(py::module_& m) {
   m.def(
       "elementwise_ufunc",
       [](const std::string& op, const std::string& method, const std::string& name,
-         const std::string& doc) {
-        return Steal(NewUfunc(op.c_str(), method.c_str(), name.c_str(), doc.c_str()));
+         const std::string& doc, const py::object& door) {
+        return Steal(NewUfunc(op.c_str(), method.c_str(), name.c_str(), doc.c_str(), door.ptr()));
       },
-      py::arg("op"), py::arg("method"), py::arg("name"), py::arg("doc"));
+      py::arg("op"), py::arg("method"), py::arg("name"), py::arg("doc"),
+      py::arg("door") = py::none());
   m.def(
       "elementwise_method",
       [](const std::string& op, const std::string& method, const py::function& fallback) {

@@ -46,16 +46,6 @@ struct ObjectiveEntry : MethodEntry {
   std::shared_ptr<Objective> objective;
 };
 
-// A vector of parameters as an array, which may run a list's own code; null, perhaps with an
-// exception set, for what Python has to look at.
-Ref PlainVector(PyObject* object) {
-  if (PyArray_CheckExact(object)) return Ref(Py_NewRef(object));
-  Ref array(PyList_CheckExact(object) || PyTuple_CheckExact(object) ? PyArray_FROM_O(object)
-                                                                    : nullptr);
-  if (!array && PyErr_Occurred() != nullptr) LeaveToPython();
-  return array;
-}
-
 // Makes it float64 once no code but ours runs any more; null, perhaps with an exception set, where
 // it is no vector of parameters.
 const double* VectorOf(Ref& array, const Objective& of) {
@@ -202,8 +192,8 @@ PyObject* Predict(const Objective& of, const Design& X, const double* theta) {
   Objective& of = *entry.objective;
   const bool predicts = entry.kind == Kind::kPredict, has_v = entry.kind == Kind::kHvp;
   // What may run Python code comes before the first look at what it may change.
-  Ref vector = PlainVector(args[predicts ? 1 : 0]);
-  Ref direction = vector && has_v ? PlainVector(args[1]) : Ref();
+  Ref vector = AsPlainArray(args[predicts ? 1 : 0]);
+  Ref direction = vector && has_v ? AsPlainArray(args[1]) : Ref();
   UserDesign design;
   Design X;
   const bool reads = vector && predicts && design.Take(args[0], X);

@@ -85,24 +85,6 @@ Ref AsArrayOf(const void* number, DType dtype) {
   return array;
 }
 
-// The argument as an array; null, with no exception set, where Python has to look at it.
-Ref AsPlainArray(PyObject* object) {
-  if (PyArray_CheckExact(object)) return Ref(Py_NewRef(object));
-  // These two are what sums return: NumPy takes ten times as long over them.
-  if (Py_IS_TYPE(object, &PyDoubleArrType_Type)) {
-    return AsArrayOf(&PyArrayScalar_VAL(object, Double), DType::kFloat64);
-  }
-  if (Py_IS_TYPE(object, &PyFloatArrType_Type)) {
-    return AsArrayOf(&PyArrayScalar_VAL(object, Float), DType::kFloat32);
-  }
-  const bool is_list = PyList_CheckExact(object) || PyTuple_CheckExact(object);
-  if (!is_list && !PyBool_Check(object) && !PyArray_IsScalar(object, Generic)) return Ref();
-  Ref array(is_list ? NumberList::Read(object) : Ref());
-  if (!array && PyErr_Occurred() == nullptr) array = Ref(PyArray_FROM_O(object));
-  if (!array) LeaveToPython();
-  return array;
-}
-
 // A C-contiguous copy in the dtype of the call.
 Ref Converted(PyArrayObject* array, Storage storage, DType dtype) {
   Ref copy(NewArray(PyArray_NDIM(array), PyArray_DIMS(array), dtype));
@@ -125,6 +107,23 @@ Ref WeakNumber(PyObject* number, DType dtype) {
 }
 
 }  // namespace
+
+Ref AsPlainArray(PyObject* object) {
+  if (PyArray_CheckExact(object)) return Ref(Py_NewRef(object));
+  // These two are what sums return: NumPy takes ten times as long over them.
+  if (Py_IS_TYPE(object, &PyDoubleArrType_Type)) {
+    return AsArrayOf(&PyArrayScalar_VAL(object, Double), DType::kFloat64);
+  }
+  if (Py_IS_TYPE(object, &PyFloatArrType_Type)) {
+    return AsArrayOf(&PyArrayScalar_VAL(object, Float), DType::kFloat32);
+  }
+  const bool is_list = PyList_CheckExact(object) || PyTuple_CheckExact(object);
+  if (!is_list && !PyBool_Check(object) && !PyArray_IsScalar(object, Generic)) return Ref();
+  // What else a list holds, such as masked arrays, is for Python.
+  Ref array(is_list ? NumberList::Read(object) : Ref(PyArray_FROM_O(object)));
+  if (!array) LeaveToPython();
+  return array;
+}
 
 void LeaveToPython() {
   if (PyErr_ExceptionMatches(PyExc_Exception)) PyErr_Clear();

@@ -23,6 +23,10 @@ std::optional<Storage> StorageOfArray(PyArrayObject* array);
 // such as a KeyboardInterrupt, would not come again, and stays.
 void LeaveToPython();
 
+// An argument as an array: one itself, a list of numbers, a NumPy number or a bool; no code of the
+// caller's runs. Null where Python has to look at it.
+Ref AsPlainArray(PyObject* object);
+
 // Python's int and float, which take the others' dtype.
 inline bool IsWeak(PyObject* object) {
   return PyFloat_CheckExact(object) || PyLong_CheckExact(object);

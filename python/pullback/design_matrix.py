@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pullback.foreign import as_sparse
 from pullback.partial import tree_sum
 from pullback.protocol import as_array, as_index, kernel_dtype, shown
 
@@ -98,6 +99,7 @@ class Sparse:
 
     def __init__(self, op: str, matrix: Any) -> None:
         if matrix.format not in ("csr", "csc"):
+            _extents(op, _attribute(op, matrix, "shape"))
             raise TypeError(
                 f"{op}: X is in the sparse format {shown(matrix.format)}; "
                 "give it as CSR or CSC, such as X.tocsr()"
@@ -226,6 +228,7 @@ def as_data(op: str, X: Any) -> Data:
     ValueError
         If it is not a matrix, or a sparse one's arrays contradict each other.
     """
+    X = as_sparse(X)
     sparse = isinstance(getattr(X, "format", None), str) and not isinstance(X, np.ndarray)
     if sparse and (hasattr(X, "indptr") or hasattr(X, "tocsr")):
         return Sparse(op, X)

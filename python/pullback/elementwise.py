@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pullback.engine import BACKEND, Engine
+from pullback.engine import BACKEND, ORACLE, Engine
+from pullback.foreign import admitted, check_labels, is_plain, overriding
 from pullback.jacobians import Diagonal
 from pullback.jacobians.primitives import of_operand
 from pullback.protocol import (
@@ -33,6 +34,7 @@ from pullback.protocol import (
     deliver,
     flat_outs,
     is_weak,
+    kernel_dtype,
     method,
     methods_and_example,
     shape_of,
@@ -65,15 +67,50 @@ class _OracleUfunc:
         self._row, self._name = row, name
         self._op = _label(row, name.rstrip("01"))
         self._names = _arguments(row, name.rstrip("01"))
+        # What those that take a ufunc's call over ask of it; pandas reads the name, see above.
+        self.__name__ = f"reference.{row.name}.{name}"
+        self.nin, self.signature = len(self._names), None
+        several = 1 + row.nin if name == "value_and_derivative" else row.nin
+        self.nout = several if name in ("derivative", "value_and_derivative") else 1
+        self.types = [f"{t * self.nin}->{t * self.nout}" for t in "fd"]
 
-    def __call__(self, *given: Any, out: Any = None, where: Any = True, **options: Any) -> Any:
+    def __repr__(self) -> str:
+        return f"<ufunc {self.__name__!r}>"
+
+    def __reduce__(self) -> Any:
+        return _of_oracle, (self._row.name, self._name)
+
+    def __call__(
+        self, *given: Any, out: Any = None, where: Any = True, dtype: Any = None, **options: Any
+    ) -> Any:
         for option in options:
             raise TypeError(f"{self._op}() got an unexpected keyword argument {option!r}")
-        arrays = as_arrays(self._op, *given, names=self._names)
+        given = admitted(self._op, self._names, given, out, where)
+        outs = out if isinstance(out, tuple) else (out,)
+        out = None if all(target is None for target in outs) else out
+        if overriding(*given, *outs):
+            keywords = {} if out is None else {"out": outs}
+            keywords |= {} if where is True else {"where": where}
+            keywords |= {} if dtype is None else {"dtype": dtype}
+            return _overridden(self, given, outs, keywords)
+        plain = (np.asarray(g) if isinstance(g, np.ndarray) else g for g in given)
+        arrays = as_arrays(self._op, *plain, names=self._names)
+        if dtype is not None:
+            to = kernel_dtype(self._op, "dtype", dtype)
+            arrays = tuple(a.astype(to, copy=False) for a in arrays)
         shapes = {name: a.shape for name, a in zip(self._names, arrays, strict=True)}
         where = check_where(self._op, where, broadcast_shape(self._op, **shapes))
         with np.errstate(all="ignore"):
-            return deliver(self._op, self.of(*arrays), out, where)
+            results = self.of(*arrays)
+            subclasses = [g for g in given if not is_plain(g)]
+            if not subclasses or out is not None:
+                return deliver(self._op, results, out, where)
+            first = max(subclasses, key=lambda g: g.__array_priority__)
+            wrapped = tuple(
+                first.__array_wrap__(np.asarray(result), (self, given, k), False)
+                for k, result in enumerate(results if isinstance(results, tuple) else (results,))
+            )
+            return wrapped if isinstance(results, tuple) else wrapped[0]
 
     def of(self, *arrays: Array) -> Any:
         """Return an array or a flat tuple of them."""
@@ -102,6 +139,30 @@ class _OracleUfunc:
         return product
 
 
+def _of_oracle(op: str, name: str) -> _OracleUfunc:
+    """Return a method of the oracle's, for pickle."""
+    return make_elementwise(ORACLE)[op]._ufunc(name)  # type: ignore[no-any-return]
+
+
+def _overridden(ufunc: Any, given: Any, outs: Any, keywords: Any) -> Any:
+    """Return what the ``__array_ufunc__`` of operands and outputs make of a call; see NEP 13."""
+    asked: list[Any] = []
+    for operand in filter(overriding, (*given, *outs)):
+        if not any(type(operand) is type(other) for other in asked):
+            later = (k for k, other in enumerate(asked) if isinstance(operand, type(other)))
+            asked.insert(next(later, len(asked)), operand)
+    for operand in asked:
+        take_over = type(operand).__array_ufunc__
+        if take_over is None:
+            name = type(operand).__name__
+            raise TypeError(f"operand {name!r} does not support ufuncs (__array_ufunc__=None)")
+        result = take_over(operand, ufunc, "__call__", *given, **keywords)
+        if result is not NotImplemented:
+            return result
+    kinds = ", ".join(type(operand).__name__ for operand in asked)
+    raise TypeError(f"{ufunc.__name__}: __array_ufunc__ of {kinds} returned NotImplemented")
+
+
 def _together(*operands: Array) -> tuple[Array, ...]:
     """Return operands in the shape that they broadcast to."""
     if len(operands) == 1:
@@ -113,34 +174,19 @@ def _together(*operands: Array) -> tuple[Array, ...]:
 def _native_ufunc(kernels: Any, row: OpRow, name: str, *, public: bool) -> Any:
     """Return a ufunc; one that others call travels under a private name."""
     path = "" if name == "value" else f".{'_' * (not public)}{name}"
+    op, names = _label(row, name.rstrip("01")), _arguments(row, name.rstrip("01"))
     doc = f"Part of {row.name}."
     if public:
         doc = method_docstring(row, name) if path else docstring(row)
     full_name = f"elementwise.{row.name}{path}"
-    return _named(kernels.elementwise_ufunc(row.name, name, full_name, doc), full_name)
+    door = partial(admitted, op, names)
+    return _named(kernels.elementwise_ufunc(row.name, name, full_name, doc, door), full_name)
 
 
 def _named(function: Any, name: str) -> Any:
     function.__module__ = "pullback"  # where pickle looks the dotted name up
     function.__qualname__ = name
     return function
-
-
-def _overrides(*operands: object) -> bool:
-    """Tell whether an operand takes ufunc calls over (Dask, pandas, ...)."""
-    return any(
-        getattr(type(operand), "__array_ufunc__", np.ndarray.__array_ufunc__)
-        is not np.ndarray.__array_ufunc__
-        for operand in operands
-    )
-
-
-def _own_rules(*operands: object) -> bool:
-    """Tell whether an operand overrides ufuncs, or is a subclass that results may have to be."""
-    return _overrides(*operands) or any(
-        isinstance(operand, np.ndarray) and type(operand) not in (np.ndarray, np.memmap)
-        for operand in operands
-    )
 
 
 # --- the column -----------------------------------------------------------------------------------
@@ -233,7 +279,7 @@ class Elementwise:
             _check_outs(op, outs, shape, dtype)
         # Where there is no output, nothing is masked.
         together = where is True or not any(target is None for target in outs)
-        if together and not _overrides(*operands, *outs):
+        if together and not overriding(*operands, *outs):
             return self._run(name, *operands, out=outs, where=where, **keywords)
         return tuple(
             self._run(part, *operands, out=target, where=_masking(target, where), **keywords)
@@ -271,8 +317,10 @@ class Elementwise:
             term = self._terms[asked.operands[0]]
             return self._run(term, *operands, g, out=out, where=_masking(out, where), **options)
         if where is True and dtype is not None:
-            stored = given if self._engine.is_native else arrays
-            sums = self._sums(stored, whole, asked.operands)
+            if self._engine.is_native:
+                named = zip((*names, "g"), given, strict=True)
+                arrays = tuple(a if is_weak(a) else as_array(op, n, a) for n, a in named)
+            sums = self._sums(arrays, whole, asked.operands)
         else:
             terms = [self._run(self._terms[k], *operands, g, **options) for k in asked.operands]
             if where is not True:  # what is no sum is masked where it is written
@@ -292,7 +340,7 @@ class Elementwise:
         """
         if self._engine.is_native:
             sums = self._engine.kernels.elementwise_method(self.row.name, "vjp", _refuse)
-            return sums(*(a if is_weak(a) else np.asarray(a) for a in given), wrt)
+            return sums(*given, wrt)
         *arrays, g = given
         g = np.broadcast_to(g, whole)
         stack = whole[: len(whole) - len(broadcast_shapes(*(a.shape for a in arrays)))]
@@ -325,24 +373,15 @@ class Elementwise:
         return zeros[()] if out is None else deliver(op, zeros, out, where)
 
     def _jacobian(self, operands: tuple[Any, ...]) -> Any:
-        if self.nin == 1 and type(operands[0]) is int:  # NumPy makes an object of a long one
-            operands = as_arrays(_label(self.row, "jacobian"), *operands)
-        elif self.nin > 1 and list in map(type, operands):  # takes as long to find out shapes
-            op, named = _label(self.row, "jacobian"), zip(self.row.operands, operands, strict=True)
-            operands = tuple(as_array(op, n, o) if type(o) is list else o for n, o in named)
-        try:
-            slopes = self._slopes(*operands)
-            if self.nin == 1:
-                return Diagonal._of(slopes)
-            if not self._engine.is_native:  # a slope of the oracle's may be an operand
-                slopes = map(np.array, slopes)
-            return tuple(map(of_operand, slopes, operands))
-        except (TypeError, ValueError):  # again, for what the message calls it
-            op = _label(self.row, "jacobian")
-            for name, operand in zip(self.row.operands, operands, strict=True):
-                check_unmasked(op, name, operand)
-            broadcast_shape(op, **self._shapes(op, operands))
-            raise
+        op = _label(self.row, "jacobian")
+        operands = as_arrays(op, *operands, names=self.row.operands)
+        if self.nin == 1:
+            return Diagonal._of(self._slopes(*operands))
+        broadcast_shape(op, **self._shapes(op, operands))
+        slopes = self._slopes(*operands)
+        if not self._engine.is_native:  # a slope of the oracle's may be an operand
+            slopes = map(np.array, slopes)
+        return tuple(map(of_operand, slopes, operands))
 
     def _shapes(self, op: str, operands: tuple[Any, ...]) -> dict[str, tuple[int, ...]]:
         named = zip(self.row.operands, operands, strict=True)
@@ -351,20 +390,17 @@ class Elementwise:
     def _plain(
         self, op: str, names: tuple[str, ...], given: tuple[Any, ...], options: Any
     ) -> tuple[tuple[Any, ...], Any]:
-        """Return arguments as arrays and their dtype, or as they are and None."""
-        if options or self._foreign(*given):
-            return given, None
+        """Return arguments as arrays and their dtype, or as ufuncs take them and None."""
+        if options or not all(map(is_plain, given)):
+            check_labels(op, names, given)
+            return admitted(op, names, given, None, True), None
         arrays = as_arrays(op, *given, names=names)
         return arrays, arrays[0].dtype
-
-    def _foreign(self, *given: Any) -> bool:
-        """Tell whether arguments have to be passed on as they are."""
-        return self._engine.is_native and _own_rules(*given)
 
 
 def _hides_shape(given: Any) -> bool:
     """Tell whether an argument overrides ufuncs without telling its shape."""
-    return _overrides(given) and not hasattr(given, "shape")
+    return overriding(given) and not hasattr(given, "shape")
 
 
 def _fills(given: Any) -> bool:
@@ -380,7 +416,7 @@ def _masking(out: Any, where: Any) -> Any:
 
 def _check_outs(op: str, outs: tuple[Any, ...], shape: tuple[int, ...], dtype: Any) -> None:
     """Refuse what results of a shape do not go to: NumPy would repeat them, or name no argument."""
-    if dtype is None or _overrides(*outs):
+    if dtype is None or overriding(*outs):
         for target in outs:
             check_shape(op, target, shape)
     else:

@@ -314,7 +314,8 @@ class Loss:
         Parameters
         ----------
         X, y, w, b, sample_weight
-            As for `value_and_grad`; parts of one sum agree in all shapes but the first axis.
+            As for `value_and_grad`; parts of one sum agree in all shapes but the first axis. A part
+            of no samples adds nothing.
 
         Returns
         -------
@@ -322,7 +323,7 @@ class Loss:
             ``sum(parts).finish()`` is what `value_and_grad` returns for all samples.
         """
         op = f"{self.__name__}.partial"
-        samples, model = self._arguments(op, X, y, w, b, sample_weight)
+        samples, model = self._arguments(op, X, y, w, b, sample_weight, may_lack=True)
         return self._sums(op, samples, model, "gradient")
 
     # --- what they share ---
@@ -333,9 +334,9 @@ class Loss:
         return f"'{self.__name__}'" + (f", {about.name}={self._parameter!r}" if about else "")
 
     def _arguments(
-        self, op: str, X: Any, y: Any, w: Any, b: Any, sample_weight: Any
+        self, op: str, X: Any, y: Any, w: Any, b: Any, sample_weight: Any, *, may_lack: bool = False
     ) -> tuple[Samples, Model]:
-        samples = check_samples(op, self.row, X, y, sample_weight)
+        samples = check_samples(op, self.row, X, y, sample_weight, may_lack=may_lack)
         return samples, check_model(op, self.row, samples, w, b)
 
     def _gradients(
@@ -393,6 +394,10 @@ class Loss:
     ) -> PartialSums:
         """Let the engine add up all samples, as many at once as it can read in place."""
         none = np.empty(0)  # of a gradient that was not computed
+        title, kinds = self._title, tuple(model.kinds)
+        if samples.n_samples == 0:
+            zeros = np.zeros_like(model.w), np.zeros_like(model.b)
+            return PartialSums(0.0, *zeros, 0.0, 0, title, kinds)
 
         def part(rows: slice, X: Any) -> PartialSums:
             y, weights, kept_rows, gX_rows = (
@@ -407,7 +412,6 @@ class Loss:
             whole = n_rows == samples.n_samples
             weight = samples.weight if whole else n_rows if weights is None else np.sum(weights)
             gw, gb = (none if gradient is None else gradient for gradient in (gw, gb))
-            title, kinds = self._title, tuple(model.kinds)
             return PartialSums(loss, gw, gb, float(weight), n_rows, title, kinds)
 
         return tree_sum(part(rows, X) for rows, X in samples.data.blocks())

@@ -69,7 +69,8 @@ class LinearObjective:
     Notes
     -----
     `theta` is copied, never kept by reference; results are new float64 arrays. An objective keeps
-    state between calls, so each thread needs its own.
+    state between calls, so each thread needs its own. Pickles and copies are made of the arguments
+    again. A chunk of no rows adds nothing.
 
     Examples
     --------
@@ -114,15 +115,17 @@ class LinearObjective:
             self._source = _chunk_source(loss.row, X)
         else:
             raise TypeError(f"{_OP}: y is missing; the sample_weight of chunks is part of them")
-        first = next((samples for _, samples in self._source(_OP)), None)
+        # What it is made of again; by position, as the constructor takes it.
+        self._arguments = (X, y, loss, l2, sample_weight, fit_intercept, n_outputs, progress)
+        where, first = next((part for part in self._source(_OP) if part[1].n_samples), (_OP, None))
         if first is None:
-            raise ValueError(f"{_OP}: X holds no chunks")
+            raise ValueError(f"{_OP}: X holds no chunks that hold samples")
         if y is not None:
             self._n_samples = first.n_samples
         self._n_features = first.n_features
         shape = self._check_first(first, n_outputs)
         self._n_outputs = shape[0] if shape else 1
-        self._loss._check_rows(_OP if y is not None else f"{_OP}: chunk 0", first, self._n_outputs)
+        self._loss._check_rows(where, first, self._n_outputs)
         self._n_coefficients = self._n_features * self._n_outputs
         self._w_shape = w_shape = (self._n_features, *shape)
         like = (np.zeros(shape) if shape else 0.0) if fit_intercept else None
@@ -144,6 +147,10 @@ class LinearObjective:
             return
         for name in ("value", "grad", "value_and_grad", "hvp", "predict", "unpack"):
             setattr(self, name, enter(partial(objective, name), self, name, _OP, __name__))
+
+    def __reduce__(self) -> Any:
+        """Return what pickles and copies: the arguments; what is kept for speed stays behind."""
+        return _made_again, self._arguments
 
     def __repr__(self) -> str:
         n = "not yet known" if self._n_samples is None else self._n_samples
@@ -407,6 +414,8 @@ class LinearObjective:
                 raise ValueError(
                     f"{where}: X has shape {samples.data.shape}, needs (N, {self._n_features})"
                 )
+            if samples.n_samples == 0:
+                continue  # it adds nothing
             if self._w_shape is not None:
                 check_outputs(where, self._loss.row, samples, self._w_shape)
             n_samples += samples.n_samples
@@ -444,6 +453,11 @@ class LinearObjective:
         return shape
 
 
+def _made_again(*arguments: Any) -> LinearObjective:
+    *positional, n_outputs, progress = arguments
+    return LinearObjective(*positional, n_outputs=n_outputs, progress=progress)
+
+
 def _array_source(row: LossRow, X: Any, y: Any, sample_weight: Any) -> Source:
     """Return a source of one part, checked once."""
     samples = check_samples(_OP, row, X, y, sample_weight)
@@ -472,7 +486,7 @@ def _chunk_source(row: LossRow, chunks: Any) -> Source:
             if not isinstance(chunk, tuple | list) or len(chunk) not in (2, 3):
                 raise TypeError(f"{where} must be (X, y) or (X, y, sample_weight)")
             X, y, sample_weight = (*chunk, None)[:3]
-            yield where, check_samples(where, row, X, y, sample_weight)
+            yield where, check_samples(where, row, X, y, sample_weight, may_lack=True)
 
     return source
 

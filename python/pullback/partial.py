@@ -18,7 +18,7 @@ Reduction: TypeAlias = Literal["mean", "sum"]
 T = TypeVar("T")
 
 
-def divisor(op: str, reduction: str, weight: float) -> float:
+def divisor(op: str, reduction: str, weight: float, n_samples: int | None = None) -> float:
     """Return what sums are divided by: 1, or the samples' weight.
 
     Raises
@@ -30,6 +30,8 @@ def divisor(op: str, reduction: str, weight: float) -> float:
         raise ValueError(f"{op}: reduction must be 'mean' or 'sum', not {shown(reduction)}")
     if reduction == "sum":
         return 1.0
+    if n_samples == 0:
+        raise ValueError(f"{op}: a mean over no samples")
     if weight == 0:
         raise ValueError(f"{op}: sample_weight sums to 0: a mean over samples without weight")
     return weight
@@ -154,7 +156,7 @@ class PartialSums:
         ValueError
             If the reduction is unknown, or the mean of samples whose weights sum to 0.
         """
-        by = divisor("PartialSums.finish", reduction, self.weight)
+        by = divisor("PartialSums.finish", reduction, self.weight, self.n_samples)
         with np.errstate(all="ignore"):
             gradients = Kinds(*self.kinds).deliver(self.gw / by, self.gb / by)
             return float(np.float64(self.loss) / by), gradients

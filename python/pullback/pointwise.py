@@ -13,6 +13,7 @@ from pullback.engine import Engine, attribute_of, enter
 from pullback.protocol import (
     as_array,
     check_cotangent,
+    check_labels,
     converted,
     is_weak,
     kernel_dtype,
@@ -189,8 +190,8 @@ class Pointwise:
         """
         op = f"{self._row.name}.pointwise.vjp"
         number = is_weak(g)
-        g = g if number else as_array(op, "g", g)
         operands = self._operands(".vjp", z, y, g)
+        g = g if number else as_array(op, "g", g)
         derivative = self._evaluate(operands, 1)
         with np.errstate(all="ignore"):
             g = converted(op, "g", g, derivative.dtype)
@@ -205,6 +206,7 @@ class Pointwise:
         """Return predictions and targets of one shape, in the dtype that all three compute in."""
         of_classes = self._row.of_classes
         op = f"{self._row.name}.pointwise{method}"
+        check_labels(op, ("z", "y", "g"), (z, y, g))
         z_fills, y_fills = is_weak(z), is_weak(y)
         z = z if z_fills else as_array(op, "z", z)
         y = y if y_fills else as_array(op, "y", y)

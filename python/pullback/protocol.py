@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, update_wrapper
@@ -16,6 +15,18 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pullback.foreign import (
+    FLOAT32,
+    FLOAT64,
+    KERNEL_DTYPES,
+    array_of,
+    check_labels,
+    check_unmasked,
+    converted,
+    is_weak,
+    kernel_dtype,
+    shown,
+)
 from pullback.shapes import broadcast_shapes
 
 __all__ = [
@@ -32,6 +43,7 @@ __all__ = [
     "as_number",
     "broadcast_shape",
     "check_cotangent",
+    "check_labels",
     "check_outs",
     "check_shape",
     "check_unmasked",
@@ -58,17 +70,6 @@ T = TypeVar("T")
 # What an elementwise operation's operands are called, by their number.
 OPERANDS: Final[Mapping[int, tuple[str, ...]]] = MappingProxyType({1: ("x",), 2: ("w", "x")})
 
-_LONGEST: Final = 60  # of what is shown of an argument
-
-
-def shown(given: object) -> str:
-    """Return the repr of an argument for a message: on one line, and a short one."""
-    try:
-        text = " ".join(repr(given).split())
-    except ValueError:  # Python refuses to write the digits of a long integer
-        text = f"<{type(given).__name__}>"
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
-
 
 def _is_of_python(error: Exception) -> bool:
     """Tell whether an error that a caller has caught came from Python code, such as a method."""
@@ -82,34 +83,15 @@ def as_array(op: str, name: str, given: Any) -> Array:
     Raises
     ------
     TypeError, ValueError
-        If NumPy makes no array of it, such as of a ragged list, or it is masked. What an argument's
-        own code raises passes as it is.
+        If nothing makes an array of numbers of it: see `pullback.foreign.array_of`.
     """
-    if type(given) is np.ndarray:
-        return given
-    check_unmasked(op, name, given)
-    try:
-        return np.asarray(given)
-    except (TypeError, ValueError) as error:
-        if type(error) not in (TypeError, ValueError) or _is_of_python(error):
-            raise
-        raise type(error)(f"{op}: argument {name} makes no array: {error}") from None
-
-
-def check_unmasked(op: str, name: str, given: object) -> None:
-    """Raise TypeError for a masked array, of which NumPy would convert what is hidden as well."""
-    masked = sys.modules.get("numpy.ma")  # without it there are none
-    if masked is not None and isinstance(given, masked.MaskedArray):
-        raise TypeError(
-            f"{op}: {name} is a masked array, whose mask would be lost; take its filled(value) or "
-            "compressed()"
-        )
+    return given if type(given) is np.ndarray else array_of(op, name, given)
 
 
 def shape_of(op: str, name: str, given: Any) -> tuple[int, ...]:
     """Return the shape of an argument, which is not converted if it has one; errors as above."""
     shape = getattr(given, "shape", None)
-    return shape if isinstance(shape, tuple) else as_array(op, name, given).shape
+    return tuple(shape) if isinstance(shape, tuple) else as_array(op, name, given).shape
 
 
 def as_index(
@@ -149,52 +131,6 @@ def as_flag(op: str, name: str, given: Any) -> bool:
 
 # --- dtypes ---------------------------------------------------------------------------------------
 
-_FLOAT32: Final[np.dtype[Any]] = np.dtype(np.float32)
-_FLOAT64: Final[np.dtype[Any]] = np.dtype(np.float64)
-
-# By type character, which ignores byte order and tells a long double from a double even where both
-# are 8 bytes wide.
-_KERNEL_DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
-    **dict.fromkeys("?bBhHef", _FLOAT32),
-    **dict.fromkeys("iIlLqQd", _FLOAT64),
-}
-
-
-def kernel_dtype(op: str, name: str, dtype: npt.DTypeLike) -> np.dtype[Any]:
-    """Return the dtype, float32 or float64, in which an argument of `dtype` is computed.
-
-    Parameters
-    ----------
-    op, name : str
-        Operation and argument, for the error message.
-    dtype : dtype_like
-        The argument's dtype.
-
-    Returns
-    -------
-    dtype
-        float32 for bool, 8- and 16-bit integers, float16 and float32; float64 for wider integers
-        and float64.
-
-    Raises
-    ------
-    TypeError
-        For any other dtype (complex, long double, object, strings, dates).
-    """
-    dtype = np.dtype(dtype)
-    try:
-        return _KERNEL_DTYPES[dtype.char]
-    except KeyError:
-        raise TypeError(
-            f"{op}: argument {name} has dtype {dtype}, for which there is no kernel; "
-            "it takes bool, integers, float16, float32 and float64"
-        ) from None
-
-
-def is_weak(operand: object) -> bool:
-    """Tell whether `operand` is a Python number that adapts to the others' dtype (NEP 50)."""
-    return isinstance(operand, int | float) and not isinstance(operand, bool | np.generic)
-
 
 def result_dtype(op: str, *operands: object, names: Sequence[str] = ()) -> np.dtype[Any]:
     """Return the dtype, float32 or float64, in which an operation on `operands` is computed.
@@ -222,8 +158,8 @@ def result_dtype(op: str, *operands: object, names: Sequence[str] = ()) -> np.dt
     for name, o in zip(names or OPERANDS[len(operands)], operands, strict=True):
         if type(o) is np.ndarray or not is_weak(o):
             dtype = (o if type(o) is np.ndarray else as_array(op, name, o)).dtype
-            kernels.add(_KERNEL_DTYPES.get(dtype.char) or kernel_dtype(op, name, dtype))
-    return _FLOAT32 if kernels == {_FLOAT32} else _FLOAT64
+            kernels.add(KERNEL_DTYPES.get(dtype.char) or kernel_dtype(op, name, dtype))
+    return FLOAT32 if kernels == {FLOAT32} else FLOAT64
 
 
 def as_arrays(op: str, *operands: object, names: Sequence[str] = ()) -> tuple[Array, ...]:
@@ -243,21 +179,6 @@ def as_arrays(op: str, *operands: object, names: Sequence[str] = ()) -> tuple[Ar
             return tuple(map(converted, repeat(op), names, strong, repeat(dtype)))
 
 
-def converted(op: str, name: str, operand: Any, dtype: np.dtype[Any]) -> Array:
-    """Return an array or a Python number in the dtype that it computes in.
-
-    Raises
-    ------
-    TypeError
-        If it is an integer that float64, or an integer dtype, does not hold.
-    """
-    try:
-        return np.asarray(operand, dtype)
-    except OverflowError:
-        holds = dtype if dtype.kind == "i" else _FLOAT64
-        raise TypeError(f"{op}: argument {name} is an integer too large for {holds}") from None
-
-
 def as_number(op: str, name: str, given: Any) -> float:
     """Return a parameter as a float.
 
@@ -266,10 +187,11 @@ def as_number(op: str, name: str, given: Any) -> float:
     TypeError
         If it is no real number, or an integer that float64 does not hold.
     """
-    array = converted(op, name, given, _FLOAT64) if is_weak(given) else as_array(op, name, given)
-    kernel_dtype(op, name, array.dtype)
-    if array.ndim != 0:
+    if is_weak(given):
+        return float(converted(op, name, given, FLOAT64))
+    if given is None or isinstance(given, str) or (array := as_array(op, name, given)).ndim != 0:
         raise TypeError(f"{op}: {name} must be a number, not {shown(given)}")
+    kernel_dtype(op, name, array.dtype)
     return float(array)
 
 
@@ -598,8 +520,10 @@ def sum_repeated(terms: Any, batch: tuple[int, ...], shape: tuple[int, ...]) -> 
 
     The sum accumulates in float64; where nothing was repeated, `terms` keep their bits.
     """
-    if terms.shape == batch + shape:  # also of what has no reshape, such as a pandas Series
+    if terms.shape == batch + shape:
         return terms
+    if not hasattr(type(terms), "__array_function__"):  # such as a Series, whose labels are summed
+        terms = np.asarray(terms)
     if terms.size == math.prod(batch + shape):
         return terms.reshape(batch + shape)[()]
     new_axes = terms.ndim - len(shape)

@@ -21,6 +21,7 @@ from pullback.protocol import (
     as_ints,
     as_number,
     check_cotangent,
+    check_labels,
     check_wrt,
     flat_outs,
     is_weak,
@@ -111,9 +112,6 @@ class Reduction(_Rows):
         "the bits are the same for any number of threads. float32 results are rounded once."
     )
 
-    def _arrays(self, op: str, operands: tuple[Any, ...]) -> tuple[Array, ...]:
-        return aligned(op, *operands, names=self.row.operands)
-
     def _slices(self, op: str, arrays: tuple[Array, ...], axis: Axis, keepdims: bool) -> Slices:
         as_flag(op, "keepdims", keepdims)
         shape = arrays[0].shape
@@ -141,7 +139,8 @@ class Reduction(_Rows):
     ) -> Any:
         op = self._op(method)
         parameter = self._parameter(op, p)
-        arrays = self._arrays(op, operands)
+        check_labels(op, self.row.operands, operands)
+        arrays = aligned(op, *operands, names=self.row.operands)
         slices = self._slices(op, arrays, axis, keepdims)
         outer, _, inner = slices.blocks
         dtype = arrays[0].dtype
@@ -172,6 +171,7 @@ class Reduction(_Rows):
         given = operands if g is _ONES else (*operands, g)
         if g is None:
             raise TypeError(f"{op}: g is None, which is no cotangent")
+        check_labels(op, names, operands)
         everything = aligned(op, *given, names=(*names, "g")[: len(given)])
         arrays = everything[: len(names)]
         slices = self._slices(op, arrays, axis, keepdims)
@@ -230,7 +230,9 @@ class Reduction(_Rows):
     ) -> Any:
         op = self._op(method)
         parameter = self._parameter(op, p)
-        arrays, given = tangents_of(op, operands, tangents, self.row.operands, _tangents(self.row))
+        names, t_names = self.row.operands, _tangents(self.row)
+        check_labels(op, (*names, *t_names), (*operands, *tangents))
+        arrays, given = tangents_of(op, operands, tangents, names, t_names)
         slices = self._slices(op, arrays, axis, keepdims)
         outer, n, inner = slices.blocks
         dtype, shape = arrays[0].dtype, slices.result_shape(keepdims)
@@ -281,6 +283,7 @@ class RowMap(_Rows):
         op = self._op(method)
         parameter = self._parameter(op, p)
         stack: tuple[int, ...] = ()
+        check_labels(op, ("x", "t" if method == "jvp" else "g"), (x, v))
         if method == "jvp":
             (x,), (v,) = tangents_of(op, (x,), (v,), ("x",), ("t",))
         elif method:

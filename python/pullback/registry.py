@@ -46,6 +46,10 @@ class Registry(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def __reduce__(self) -> Any:
+        """Return what pickles: the values, each of which pickles by its name."""
+        return Registry.joined, (dict(self),)
+
     def __repr__(self) -> str:
         return f"<{len(self)} primitives: {', '.join(self)}>"
 

@@ -12,7 +12,14 @@ import numpy.typing as npt
 
 from pullback.design_matrix import Data, as_data
 from pullback.partial import Kinds
-from pullback.protocol import as_array, as_number, converted, is_weak, kernel_dtype
+from pullback.protocol import (
+    as_array,
+    as_number,
+    check_labels,
+    converted,
+    is_weak,
+    kernel_dtype,
+)
 
 if TYPE_CHECKING:
     from pullback.tables.losses import LossRow
@@ -83,8 +90,12 @@ class Model(NamedTuple):
     kinds: Kinds
 
 
-def check_samples(op: str, row: LossRow, X: Any, y: Any, sample_weight: Any) -> Samples:
+def check_samples(
+    op: str, row: LossRow, X: Any, y: Any, sample_weight: Any, *, may_lack: bool = False
+) -> Samples:
     """Convert data, targets and weights for the kernels, which look at the targets' values.
+
+    Only what is added to others may lack samples.
 
     Raises
     ------
@@ -93,11 +104,12 @@ def check_samples(op: str, row: LossRow, X: Any, y: Any, sample_weight: Any) -> 
     ValueError
         If a shape does not fit, or there are no samples.
     """
+    check_labels(op, ("X", "y", "sample_weight"), (X, y, sample_weight))
     data = as_data(op, X)
     given_y = as_array(op, "y", y)
     targets = _as_targets(op, row, given_y)
     n_samples = data.shape[0]
-    if n_samples == 0:
+    if n_samples == 0 and not may_lack:
         raise ValueError(f"{op}: X has shape {data.shape}: there are no samples")
     if targets.ndim not in (1, 2) or len(targets) != n_samples:
         raise ValueError(
@@ -127,7 +139,7 @@ def weight_complaint(sample_weight: Array, row: int) -> str:
 def _as_targets(op: str, row: LossRow, y: Array) -> Array:
     dtype = kernel_dtype(op, "y", y.dtype)
     if row.of_classes and y.ndim == 1:
-        if y.dtype.kind not in "biu":
+        if y.dtype.kind not in "biu" and y.size > 0:
             raise TypeError(
                 f"{op}: y has shape {y.shape} and dtype {y.dtype}; labels need integers, "
                 "probabilities a column for each class"
@@ -177,6 +189,7 @@ def check_model(op: str, row: LossRow, samples: Samples, w: Any, b: Any) -> Mode
         coefficients = np.require(w, np.float64, ["C", "A", "E"]).reshape(shape[1], n_outputs)
         intercepts = np.zeros(n_outputs)
         if b is not None:
+            b = b if is_weak(b) else as_array(op, "b", b)
             intercepts[...] = converted(op, "b", b, intercepts.dtype)
     return Model(coefficients, intercepts, Kinds(w.shape, w_dtype, like))
 
