@@ -39,6 +39,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if not needs_native(item)]
 
 
+def pytest_collection_finish() -> None:
+    """Leave what was collected out of later collections of garbage, which tests ask for."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(params=TARGETS or ["numpy"])
 def any_target(request: pytest.FixtureRequest) -> Iterator[str]:
     """Force each instruction set in turn; the NumPy backend counts as one."""

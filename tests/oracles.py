@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import mpmath
@@ -123,11 +123,11 @@ def formulas(row: OpRow) -> tuple[Callable[..., Any], ...]:
     return tuple(formula(text, row.operands) for text in (row.formula, *row.derivative_formula))
 
 
-@cache
+@lru_cache(maxsize=8)
 def exact_samples(name: str, dtype: np.dtype[Any], which: int) -> Exact:
     """Return the exact value (`which` 0) or derivative (1, 2) of a row of the table at `samples`.
 
-    Cached, since several backends are judged at the same points.
+    Cached for one test, since several backends are judged at the same points.
     """
     row = OPS[name]
     exact = formulas(row)[which]

@@ -112,24 +112,6 @@ def test_value_and_derivative_are_the_same_bits_together(row: OpRow, dtype: np.d
 # --- against mathematics --------------------------------------------------------------------------
 
 
-_judged: set[tuple[str, np.dtype, int, bytes]] = set()
-
-
-@rows
-@on_every_target
-@dtypes
-def test_accuracy(row: OpRow, dtype: np.dtype) -> None:
-    """Value and derivatives are as accurate as the row promises."""
-    f = getattr(pb, row.name)
-    results = list(leaves(f.value_and_derivative(*oracles.samples(row, dtype))))
-    for which, result in enumerate(results):
-        key = (row.name, dtype, which, result.tobytes())
-        if key not in _judged:  # by which another target's equal bits are judged as well
-            bound = row.max_ulp[min(which, 1)]
-            oracles.assert_accurate(row, dtype, which, lambda *_, r=result: r, bound)
-            _judged.add(key)
-
-
 @rows
 @on_every_target
 @dtypes
