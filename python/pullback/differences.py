@@ -182,9 +182,8 @@ class Function:
         # Multiples of this leave x without a rounding.
         self._grid = np.spacing(np.maximum(np.abs(x), (eps * scale).astype(x.dtype))) * 2.0
         self._grid = self._grid.astype(np.float64)
-        noise, size = self._measured_noise()
-        self._noise = SAFETY * noise
-        self.is_rough = noise > max(_NOISE * eps * self._size, 0.1 * size)
+        self.is_rough = False  # at the smallest steps f moves as far as at larger ones
+        self._noise = SAFETY * self._measured_noise()
 
     def __call__(self, step: float, v: Array, base: Array | None = None) -> float:
         """Return f at x + step v, or at `base` + step v; NaN where it cannot be had."""
@@ -195,19 +194,20 @@ class Function:
             except (ArithmeticError, ValueError):  # beyond the domain
                 return math.nan
 
-    def _measured_noise(self) -> tuple[float, float]:
-        """Return the standard deviation of f's errors, and how far f moves at the same steps.
+    def _measured_noise(self) -> float:
+        """Return the standard deviation of f's errors.
 
         A smooth function is a cubic polynomial over steps that are small enough, noise is not. If
         there is no noise by chance, the least change of f stands for it. Steps are multiples of
         x's rounding, so that x moves by what it is said to. All of x moves towards 0, or away from
         it where f ends there.
         """
-        found = []
+        found, moves = [], []
         grid, scale = np.ravel(self._grid), np.ravel(self.scale)
         scale = scale * np.random.default_rng(1).uniform(0.5, 1, scale.shape)  # nothing cancels
+        least = 1 + np.arange(scale.size) % 5
         for fine in _FINE_STEPS[self.eps < 1e-10]:
-            unit = np.maximum(1, np.rint(fine * scale / grid)) * grid
+            unit = np.maximum(least, np.rint(fine * scale / grid)) * grid
             for sign in (-1, 1):
                 v = (unit * np.where(np.ravel(self.x) < 0, -sign, sign)).reshape(self.x.shape)
                 values = np.array([self(i, v) for i in _POINTS])
@@ -215,15 +215,20 @@ class Function:
                     break
             else:
                 continue
+            moves.append((float(np.max(unit / grid, initial=0.0)), float(np.ptp(values))))
             levels = np.unique(values)
             if len(levels) <= len(_POINTS) // 2:
                 continue  # too fine
             moved = values - values[0]
             rest = math.hypot(*(moved - _CUBIC @ (_CUBIC.T @ moved)))
-            least = float(np.diff(levels).min())
-            noise = max(rest / math.sqrt(len(_POINTS) - 4), least / math.sqrt(12))
-            found.append((noise, float(np.ptp(values))))
-        return min(found, default=(0.0, 0.0))
+            found.append(max(rest / math.sqrt(len(_POINTS) - 4),
+                             float(np.diff(levels).min()) / math.sqrt(12)))  # fmt: skip
+        if moves and moves[0][0] > 64:
+            move = moves[-1][1]
+            self.is_rough = move > max(4 * _NOISE * self.eps * self._size, moves[0][1] / 16)
+            if self.is_rough:
+                return move / 3
+        return min(found, default=0.0)
 
     def partial(self, i: int) -> Slope:
         """Return the derivative by the flat coordinate i; measured once."""
@@ -281,7 +286,9 @@ class Function:
                     t = middle
                 else:
                     inside = middle
-            if not abs(line.at(side * 1.01 * t) - self.at_x) > 1e4 * noise:
+            # A step stays, a kink goes on as a low power; what grows faster does so all along.
+            near, far = (abs(line.at(side * by * t) - self.at_x) for by in (1.01, 1.02))
+            if not (near > 1e4 * noise and 0.9 * near <= far <= 9 * near):
                 return False
         return True
 
