@@ -361,14 +361,6 @@ def test_arguments() -> None:
     assert pb.check_grad(math.sin, math.cos(0.5), 0.5).ok
     assert pb.check_grad(f, np.zeros((0, 3)), np.zeros((0, 3))).ok
     x = np.array([1.0, 2.0])
-    kept = x.copy()
-
-    def writes(x: Any) -> Any:
-        x *= 2
-        return np.sum(x)
-
-    pb.check_grad(writes, [2.0, 2.0], x)
-    assert (x == kept).all()
     for change, error, message in (
         ({"x": x + 0j}, TypeError, "argument x has dtype complex128"),
         ({"grad": [1.0]}, ValueError, r"grad has shape \(1,\), x has \(2,\)"),
@@ -403,3 +395,186 @@ def test_report() -> None:
     assert lines[-1] == "  kinks, one-sided derivatives: x[0, 0] from 0 to 1, given 0.5"
     grad[1, 0] = 3
     assert str(pb.check_grad(f, grad, x)).startswith("check_grad: ok; 4 coordinates")
+
+
+# --- what differences resolve ---------------------------------------------------------------------
+
+
+def test_kinks_at_one_distance_on_both_sides() -> None:
+    """They make central differences linear: relu at [-d, d] has slope 1 along (1, 1)."""
+    for d in (0.3, 1e-2, 1e-3, 1e-5, 1e-8, 1e-12):
+        x = np.array([-d, d])
+        report = pb.check_grad(lambda x: np.sum(pb.relu(x)), [0.0, 1.0], x)
+        assert report.ok, report
+        assert report.verdicts.tolist() == ["ok", "ok"]
+        for wrong in ([0.5, 0.5], [0.0, 1.01], [1.0, 0.0], [0.0, 0.0]):
+            assert not pb.check_grad(lambda x: np.sum(pb.relu(x)), wrong, x)
+
+
+MAGNITUDES = [
+    ("log", np.array([1e-3], np.float32)),
+    ("log", np.array([1e-8])),
+    ("log", np.array([1e-30, 3e20])),
+    ("reciprocal", np.array([1e-6])),
+    ("sqrt", np.array([1e-20])),
+    ("exp", np.array([-50.0])),
+    ("sin", np.array([1e9])),
+]
+
+
+@pytest.mark.parametrize(("name", "x"), MAGNITUDES, ids=lambda a: str(a))
+def test_steps_follow_the_size_of_x(name: str, x: np.ndarray) -> None:
+    op = getattr(pb, name)
+    right = op.derivative(x)
+    report = pb.check_grad(lambda x: np.sum(op(x)), right, x)
+    assert report.ok, report
+    assert set(report.verdicts) == {"ok"}
+    for factor in (1.01, -1, 0):
+        wrong = right * right.dtype.type(factor)
+        assert set(pb.check_grad(lambda x: np.sum(op(x)), wrong, x).verdicts) == {"wrong"}
+
+
+def test_rounding_leaves_nothing_to_resolve() -> None:
+    """A large constant: what it drowns is no error, and not confirmed."""
+    x = np.array([1.0, 2.0, -3.0])
+    for constant in (1e15, 1e16, 1e18, 1e30):
+        f = lambda x: constant + np.sum(pb.square(x))  # noqa: B023, E731
+        report = pb.check_grad(f, 2 * x, x)
+        assert set(report.verdicts) == {"unresolved"}
+        assert not report.ok
+        assert not report.failures
+        assert "nothing is resolved" in str(report)
+        for factor in (-2, 0, 6):
+            report = pb.check_grad(f, factor * x, x)
+            assert set(report.verdicts) <= {"unresolved", "wrong"}
+            assert not report.ok
+    f = lambda x: 1e12 + np.sum(pb.square(x))  # noqa: E731
+    assert set(pb.check_grad(f, 2 * x, x).verdicts) == {"ok"}
+    for factor in (-2, 0, 6, 2.02):
+        assert set(pb.check_grad(f, factor * x, x).verdicts) == {"wrong"}
+
+
+def test_rounding_that_cancels_in_the_value() -> None:
+    """The value tanh(20) + tanh(-20) is 0, and its rounding 1e-16."""
+    x = np.array([20.0, -20.0])
+    right = pb.tanh.derivative(x)
+    for factor in (1, 1.01, -1, 0):
+        report = pb.check_grad(lambda x: np.sum(pb.tanh(x)), right * factor, x)
+        assert report.verdicts.tolist() == ["unresolved"] * 2
+        assert not report.ok
+
+
+def test_noise_is_measured() -> None:
+    """Rounding that neither the dtype nor the value tells of."""
+    x = np.array([1.0, 2.0, 0.3])
+    rng = np.random.default_rng(0)
+    single = lambda x: float(np.sum(np.square(x.astype(np.float32))))  # noqa: E731
+    cancelling = lambda x: float(np.sum((x**2 + 1e8) - 1e8))  # noqa: E731
+    noisy = lambda x: float(np.sum(x**2) + 1e-7 * rng.normal())  # noqa: E731
+    for f in (single, cancelling, noisy):
+        report = pb.check_grad(f, 2 * x, x)
+        assert report.ok, report
+        assert set(report.verdicts) == {"ok"}
+        for factor in (2.02, -2, 0):
+            assert set(pb.check_grad(f, factor * x, x).verdicts) == {"wrong"}
+
+
+def test_zeros() -> None:
+    """A derivative of 0 is confirmed where f is seen to be flat, or never to change."""
+    x = np.array([0.3, -0.4])
+    for f in (np.sign, np.floor, lambda x: np.full(2, 5.0), lambda x: 0 * x, pb.step):
+        total = lambda x: float(np.sum(f(x)))  # noqa: B023, E731
+        assert pb.check_grad(total, np.zeros(2), x).verdicts.tolist() == ["ok", "ok"]
+        assert not pb.check_grad(total, np.array([0.0, 1e-3]), x)
+    # exp underflows beside 1, and is no step.
+    hidden = lambda x: 1 + float(np.sum(np.exp(x)))  # noqa: E731
+    assert pb.check_grad(hidden, np.zeros(1), np.array([-50.0])).verdicts == ["unresolved"]
+
+
+def test_verdicts_of_elements() -> None:
+    x = np.array([[1.0, 0.0], [-2.0, 1e-18]])
+    f = lambda x: 1 + np.sum(pb.relu(x))  # noqa: E731
+    report = pb.check_grad(f, np.array([[1.5, 0.5], [0.0, 1.0]]), x)
+    assert report.verdicts.tolist() == [["wrong", "kink"], ["ok", "unresolved"]]
+    assert report.unresolved == ((1, 1),)
+    assert not report.ok
+    report = pb.check_grad(f, np.array([[1.0, 0.5], [0.0, 1.0]]), x)
+    assert report.ok  # something is confirmed, and nothing wrong
+    report = pb.check_grad(f, np.array([[1.0, 0.5], [0.0, 1.0]]), x, max_coordinates=1)
+    assert np.count_nonzero(report.verdicts == "skipped") == 3
+
+
+def test_what_changes_its_argument_is_named() -> None:
+    x = np.array([1.0, 2.0])
+    kept = x.copy()
+
+    def f(x: Any) -> Any:
+        return np.sum(x**2)
+
+    def f_writes(x: Any) -> Any:
+        x *= 2
+        return np.sum(x)
+
+    def f_clips(x: Any) -> Any:
+        return np.sum(np.clip(x, 0.5, 2, out=x))  # which changes nothing at x itself
+
+    def grad_writes(x: Any) -> Any:
+        x *= 2
+        return x
+
+    def vjp_writes_x(x: Any, g: Any) -> Any:
+        x *= 2
+        return x * g
+
+    def product_writes_second(x: Any, g: Any) -> Any:
+        product = 2 * x * g
+        g *= 3
+        return product
+
+    for function, grad, products, names in (
+        (f_writes, [2.0, 2.0], {}, "f changes its argument x"),
+        (f_clips, [1.0, 1.0], {}, "f changes its argument x"),
+        (f, grad_writes, {}, "grad changes its argument x"),
+        (f, None, {"vjp": vjp_writes_x}, "vjp changes its argument x"),
+        (np.square, None, {"vjp": product_writes_second}, "vjp changes its argument g"),
+        (np.square, None, {"jvp": product_writes_second}, "jvp changes its argument t"),
+    ):
+        with pytest.raises(RuntimeError, match=f"check_grad: {names}; it has to work on a copy"):
+            pb.check_grad(function, grad, x, **products)
+        assert (x == kept).all()
+
+    buffer = np.zeros(2)  # results may be one array, overwritten
+    assert pb.check_grad(lambda x: np.square(x, out=buffer), None, x, vjp=lambda x, g: 2 * x * g)
+
+
+def test_step_and_scale() -> None:
+    x = np.array([0.3, 0.4])
+    f = lambda x: np.sum(pb.sin(1e9 * x))  # noqa: E731
+    right = 1e9 * np.cos(1e9 * x)
+    for options in ({"scale": 1e-9}, {"scale": [1e-9, 2e-9]}, {"step": 1e-10}):
+        assert pb.check_grad(f, right, x, **options).ok
+        assert not pb.check_grad(f, 1.01 * right, x, **options).ok
+    seen = []
+
+    def smooth(x: Any) -> Any:
+        seen.append(x.copy())
+        return np.sum(x**2)
+
+    before = pb.check_grad(smooth, 2 * x, x, directions=0)
+    assert before.ok
+    seen.clear()
+    assert pb.check_grad(smooth, 2 * x, x, step=[1e-3, 1e-2], directions=0).ok
+    moved = np.abs(np.array(seen) - x)
+    for step, column in ((1e-3, moved[:, 0]), (1e-2, moved[:, 1])):
+        taken = {step, step / 4, step / 16, step / 64}
+        assert all(any(abs(m - s) < 1e-9 for s in taken) for m in column if m > 2e-6)
+    for options, message in (
+        ({"step": 0.0}, "step is 0 for x of 0.3"),
+        ({"step": [1e-3, -1.0]}, "step is -1 for x of 0.4"),
+        ({"scale": math.inf}, "scale is inf"),
+        ({"step": 1e-17}, "more than x's rounding"),
+        ({"scale": [1.0] * 3}, r"scale has shape \(3,\), x has \(2,\)"),
+        ({"step": 1.0, "scale": 1.0}, "step and scale exclude each other"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pb.check_grad(f, right, x, **options)

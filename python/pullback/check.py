@@ -11,15 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.check_report import Discrepancy, GradCheck, Index, Kink
-from pullback.differences import SAFETY, Function, Slope
+from pullback.differences import SAFETY, Estimate, Function, Slope
 from pullback.protocol import as_array, as_index, as_number, kernel_dtype, shown
 
 __all__ = ["Discrepancy", "GradCheck", "Kink", "check_grad"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
-_UNRESOLVED: Final = 0.01  # of the largest partial derivative: an error that says nothing
 _COTANGENTS: Final = 3
+_STEPS: Final = 4  # where the first is given
+_VERDICTS: Final = ("skipped", "unresolved", "ok", "kink", "wrong")  # the last of several counts
 
 
 class _Checker:
@@ -51,10 +52,10 @@ class _Checker:
         self._rng = rng
         self.found: list[Discrepancy] = []
         self.kinks: list[Kink] = []
-        self.unresolved: list[Index] = []
         self.is_linear = True
         self._slopes: dict[int, Slope] = {}  # by coordinate, flat
         self._partials: dict[int, float] = {}  # the given ones
+        self._bad: set[int] = set()  # coordinates that are no part of a direction
         self.is_complete = False  # every coordinate was measured
 
     def coordinates(self, most: int) -> int:
@@ -63,38 +64,38 @@ class _Checker:
         chosen = np.arange(n) if n <= most else np.sort(self._rng.choice(n, most, replace=False))
         self.is_complete = n <= most
         for i in map(int, chosen):
-            slope = self._f.partial(i)
             v = np.zeros(self._f.x.shape)
             v.reshape(-1)[i] = 1
-            given = self._given(v)
-            self._slopes[i], self._partials[i] = slope, given
+            self._slopes[i], self._partials[i] = self._f.partial(i), self._given(v)
+        for i, slope in self._slopes.items():
+            given = self._partials[i]
+            # A derivative is compared with itself, 0 with what is seen of f.
+            is_resolved = slope.is_resolved(given or slope.variation)
+            if given == 0 and slope.is_constant:
+                is_resolved = self._f.departs(i)
+            error = slope.error
+            if math.isinf(slope.interval[0]) and slope.variation < abs(given) < math.inf:
+                error, is_resolved = math.inf, False  # as steep as that
             index = tuple(map(int, np.unravel_index(i, self._f.x.shape)))
-            self._compare(slope.interval, slope.error, given, abs(given), index=index)
+            self._compare(slope, error, given, abs(given), is_resolved, index=index)
             if slope.is_kink:
                 self.kinks.append(Kink(index, slope.interval, given))
-        partials = (*self._partials.values(), *(s.both.value for s in self._slopes.values()))
-        largest = max((abs(p) for p in partials if math.isfinite(p)), default=0.0)
-        floor = self._f.eps ** (1 / 3) * abs(self._f.at_x)
-        for i, slope in self._slopes.items():
-            if not SAFETY * slope.error <= max(_UNRESOLVED * largest, floor):
-                index = tuple(map(int, np.unravel_index(i, self._f.x.shape)))
-                self.unresolved.append(index)
+            if not is_resolved or not np.isfinite([given, *slope.interval]).all():
+                self._bad.add(i)
         return len(chosen)
 
     def directions(self, count: int) -> int:
         """Compare derivatives along random directions."""
-        ends = (end for slope in self._slopes.values() for end in slope.interval)
-        if self.unresolved or not np.isfinite([*self._partials.values(), *ends]).all():
-            return 0  # the coordinates tell
-        smooth = [i for i, slope in self._slopes.items() if not slope.is_kink]
-        kinked = [i for i, slope in self._slopes.items() if slope.is_kink]
+        good = {i: slope for i, slope in self._slopes.items() if i not in self._bad}
+        smooth = [i for i, slope in good.items() if not slope.is_kink]
+        kinked = [i for i, slope in good.items() if slope.is_kink]
         done = 0
         if len(smooth) > 1:
             for _ in range(count):
                 self._smooth_direction(self._direction(smooth))
             done += count
         if kinked or not self.is_complete:
-            everything = range(self._f.x.size)
+            everything = [i for i in range(self._f.x.size) if i not in self._bad]
             directions = [self._direction(everything) for _ in range(count)]
             if len(kinked) > 1:  # where ties show
                 directions.append(self._direction(kinked, alike=True))
@@ -111,20 +112,19 @@ class _Checker:
         v[at] = signs * self._rng.uniform(0.5, 1, len(at)) / math.sqrt(len(at))
         if alike:
             v[at] = 1 / math.sqrt(len(at))
-        return v.reshape(self._f.x.shape) * self._f.scale
+        return self._f.snapped(v.reshape(self._f.x.shape) * self._f.scale)
 
     def _smooth_direction(self, v: Array) -> None:
         """Compare along coordinates that have partial derivatives: they must add up."""
-        slope = self._f.slope(v)
         terms = [(self._slopes[i], t) for i, t in _moves(v)]
+        slope = self._f.slope(v)
         sum_of_partials = math.fsum(s.both.value * t for s, t in terms)
         size = math.hypot(*(s.both.value * t for s, t in terms))
         error = slope.error + math.fsum(s.error * abs(t) for s, t in terms)
-        low, high = slope.interval
         tolerance = SAFETY * error + self._rtol * size
-        if not slope.is_kink and abs(low - sum_of_partials) > tolerance:
+        if not slope.is_kink and abs(slope.both.value - sum_of_partials) > tolerance:
             self.is_linear = False
-        self._compare((low, high), slope.error, self._given(v), size, direction=v)
+        self._compare(slope, slope.error, self._given(v), size, direction=v)
 
     def _any_direction(self, v: Array, kinked: list[int]) -> None:
         """Compare along a direction that may cross kinks.
@@ -133,8 +133,7 @@ class _Checker:
         both kinds may have more: coordinate by coordinate, or what points nearby have.
         """
         slope, given = self._f.slope(v), self._given(v)
-        flat = np.ravel(v)
-        size = math.hypot(*(p * float(flat[i]) for i, p in self._partials.items()))
+        size = math.hypot(*(self._partials.get(i, 0.0) * t for i, t in _moves(v)))
         if not self.is_complete:
             size *= math.sqrt(v.size / len(self._partials))
         low, high = slope.interval
@@ -145,7 +144,9 @@ class _Checker:
             nearby = self._f.nearby(v, self._rng)
             low, high = min(low, nearby[0]), max(high, nearby[1])
             size = max(size, abs(low), abs(high)) / math.sqrt(self._rtol)  # no extrapolation there
-        self._compare((low, high), slope.error, given, size, direction=v)
+            error = slope.error
+            slope = Slope(Estimate(high, error), Estimate(low, error), slope.both, True)
+        self._compare(slope, slope.error, given, size, direction=v)
 
     def _is_additive(self, slope: Slope, v: Array, tolerance: float) -> bool:
         """Tell whether the one-sided derivatives along v are the coordinates' own, added up."""
@@ -177,19 +178,26 @@ class _Checker:
 
     def _compare(
         self,
-        interval: tuple[float, float],
+        slope: Slope,
         error: float,
         given: float,
         size: float,
+        is_resolved: bool | None = None,
         index: Index | None = None,
         direction: Array | None = None,
     ) -> None:
-        low, high = interval
+        low, high = slope.interval
         measured = low if math.isnan(given) else min(max(given, low), high)
         distance = self._distance(low, high, given)
         tolerance = self._tolerance(error, size, low, high)
+        if is_resolved is None:
+            is_resolved = slope.is_resolved(size)
         self.found.append(
-            Discrepancy(self._what, index, direction, given, measured, distance, tolerance)
+            Discrepancy(
+                *(self._what, index, direction, given, measured, distance, tolerance),
+                is_resolved=is_resolved,
+                is_kink=slope.is_kink,
+            )
         )
 
 
@@ -203,6 +211,8 @@ def check_grad(
     rtol: float | None = None,
     max_coordinates: int = 100,
     directions: int = 6,
+    step: npt.ArrayLike | None = None,
+    scale: npt.ArrayLike | None = None,
 ) -> GradCheck:
     """Compare derivatives with differences of the function, kinks included.
 
@@ -226,11 +236,18 @@ def check_grad(
         Of an `x` with more elements, so many are looked at one by one.
     directions : int, default 6
         How many random directions to look along; twice as many where there are kinks.
+    step : array_like, optional
+        The largest step, for all elements of `x` or one for each; three more follow, each 1/4 of
+        the one before (1/2 in float32), and no others.
+    scale : array_like, optional
+        By how much elements have to change for `f` to change: steps are sought from 0.19 times
+        that. ``abs(x)`` when omitted, or 1 where `x` is 0.
 
     Returns
     -------
     GradCheck
-        True if everything agrees. Printing it says what was found.
+        True if nothing is wrong and something is confirmed. Printing it says what was found;
+        `GradCheck.verdicts` says it of each element.
 
     Raises
     ------
@@ -240,13 +257,22 @@ def check_grad(
     ValueError
         If f(x) is not finite, shapes do not fit, there is nothing to check, or a number is out of
         range.
+    RuntimeError
+        If `f` or a derivative changes its argument. They get copies.
 
     Notes
     -----
-    Differences with steps from 0.19 max(1, |x|) down to the root of the dtype's precision are
-    extrapolated to 0 by Richardson's scheme, from the right, from the left and centrally; the
-    entry with the smallest estimated error counts. Where `f` takes complex numbers and agrees with
-    the differences, Squire and Trapp's complex step takes their place.
+    Differences with steps from 0.19 `scale` downwards, and upwards where these do not suffice, are
+    extrapolated to 0 by Richardson's scheme, from the right, from the left and from both sides.
+    Each entry has an error: its distance from its neighbours and what rounding of f, measured by
+    differences of high order, does to it. The smallest error counts, unless smaller steps exclude
+    the entry. From both sides, the even part of f has to extrapolate as well as the odd part:
+    two kinks beside x are no smooth function. Where `f` takes complex numbers and agrees with the
+    differences, Squire and Trapp's complex step takes their place.
+
+    An element is resolved where four times the error is at most 1/200 of its derivative; 0 where
+    that is so beside other derivatives, or beside differences of f that are seen. What is not
+    resolved can be wrong, but not ok: 1e15 + x**2 has no digits left for x**2.
 
     A coordinate is on a kink where the one-sided derivatives differ; any value between them is
     accepted, as along a direction. Where f jumps, the slopes beside the jump count. Partial
@@ -278,7 +304,9 @@ def check_grad(
             raise ValueError(f"check_grad: rtol is {rtol}, needs to be finite and not negative")
     max_coordinates = _count("max_coordinates", max_coordinates, 1)
     directions = _count("directions", directions, 0)
-    comparison = _Comparison(f, _point(x), rtol)
+    if step is not None and scale is not None:
+        raise ValueError("check_grad: step and scale exclude each other")
+    comparison = _Comparison(f, _point(x), rtol, step, scale)
     if grad is not None:
         comparison.add_gradient(grad)
     if vjp is not None or jvp is not None:
@@ -289,16 +317,24 @@ def check_grad(
 class _Comparison:
     """Everything that is given of a function, and what it is compared with."""
 
-    def __init__(self, f: Callable[[Any], Any], x: Array, rtol: float | None) -> None:
-        self._f = f
+    def __init__(
+        self, f: Callable[[Any], Any], x: Array, rtol: float | None, step: Any, scale: Any
+    ) -> None:
+        self._f = _with_copies("f", f, "x")
         self._x = x
-        self._at = x.copy()[()]
-        self._value = value = _real("f(x)", f(self._at))
+        self._value = value = _real("f(x)", self._f(x)).copy()
         if not np.isfinite(value).all():
             shown = np.array2string(value, threshold=6)
             raise ValueError(f"check_grad: f(x) is not finite: {shown}")
         self._eps = float(max(np.finfo(x.dtype).eps, np.finfo(value.dtype).eps))
         self._rtol = (1e-6 if self._eps < 1e-10 else 5e-4) if rtol is None else rtol
+        self._steps = None if step is None else _STEPS
+        if step is None and scale is None:
+            self._scale = np.where(x == 0, 1.0, np.abs(x.astype(np.float64)))
+        elif step is None:
+            self._scale = _sizes("scale", scale, x)
+        else:
+            self._scale = _sizes("step", step, x)
         self._rng = np.random.default_rng(0)
         self._functions: list[Function] = []
         self._checkers: list[_Checker] = []
@@ -311,7 +347,8 @@ class _Comparison:
                 f"check_grad: f(x) has shape {self._value.shape}, a gradient needs one element; "
                 "give vjp or jvp instead"
             )
-        gradient = _shaped("grad", grad(self._at) if callable(grad) else grad, self._x)
+        gradient = grad if not callable(grad) else _with_copies("grad", grad, "x")(self._x)
+        gradient = _shaped("grad", gradient, self._x)
         self._check("grad", self._weighted(np.ones(self._value.shape)), _inner(gradient))
 
     def add_products(
@@ -319,13 +356,15 @@ class _Comparison:
     ) -> None:
         """Take products with the Jacobian, for random cotangents."""
         shape, dtype = self._value.shape, self._value.dtype
+        vjp = vjp and _with_copies("vjp", vjp, "x", "g")
+        jvp = jvp and _with_copies("jvp", jvp, "x", "t")
         for _ in range(_COTANGENTS if self._value.size > 1 else 1):
             g = self._rng.uniform(0.5, 1.5, shape) * self._rng.choice([-1.0, 1.0], shape)
             g = g.astype(dtype)
             function = self._weighted(g.astype(np.float64))
             pulled = pushed = None
             if vjp is not None:
-                pulled = _shaped("vjp(x, g)", vjp(self._at, g[()]), self._x)
+                pulled = _shaped("vjp(x, g)", vjp(self._x, g), self._x)
                 self._check("vjp", function, _inner(pulled))
             if jvp is not None:
                 pushed = self._pushed(jvp, g)
@@ -340,17 +379,23 @@ class _Comparison:
         coordinates = sum(checker.coordinates(max_coordinates) for checker in checkers)
         along = sum(checker.directions(directions) for checker in checkers)
         found = [*self._adjoints, *(d for checker in checkers for d in checker.found)]
-        failures = tuple(d for d in found if not d.ok)
-        unresolved = tuple(dict.fromkeys(i for checker in checkers for i in checker.unresolved))
+        failures = tuple(d for d in found if d.verdict == "wrong")
+        verdicts = np.zeros(self._x.shape, int)
+        for d in found:
+            if d.index is not None:
+                verdicts[d.index] = max(verdicts[d.index], _VERDICTS.index(d.verdict))
+        unresolved = np.argwhere(verdicts == _VERDICTS.index("unresolved")).tolist()
+        is_confirmed = not verdicts.size or any(d.ok for c in checkers for d in c.found)
         is_linear = all(checker.is_linear for checker in checkers)
         telling = [d for d in failures if d.index is not None] or failures or found
         nothing = Discrepancy("grad", None, None, 0.0, 0.0, 0.0, 0.0)  # of an empty x
         return GradCheck(
-            ok=not failures and is_linear and not unresolved,
+            ok=not failures and is_linear and is_confirmed,
+            verdicts=np.array(_VERDICTS)[verdicts],
             worst=max(telling, key=lambda d: d.excess, default=nothing),
             kinks=tuple({k.index: k for checker in checkers for k in checker.kinks}.values()),
             is_linear=is_linear,
-            unresolved=unresolved,
+            unresolved=tuple(map(tuple, unresolved)),
             failures=failures,
             coordinates=coordinates,
             directions=along + len(self._adjoints),
@@ -364,16 +409,18 @@ class _Comparison:
         """Return the real function <g, f>."""
 
         def along(x: Array) -> Any:
-            total = np.sum(g * np.asarray(self._f(x[()])))
+            total = np.sum(g * np.asarray(self._f(x)))
             return complex(total) if np.iscomplexobj(total) else float(total)
 
         size = float(np.sum(np.abs(g * self._value)))
-        self._functions.append(Function(along, self._x, self._eps, self._rtol, size))
+        self._functions.append(
+            Function(along, self._x, self._eps, self._rtol, size, self._scale, self._steps)
+        )
         return self._functions[-1]
 
     def _pushed(self, jvp: Callable[[Any, Any], Any], g: Array) -> Callable[[Array], float]:
         def pushed(v: Array) -> float:
-            tangent = _real("jvp(x, t)", jvp(self._at, v.astype(self._x.dtype)[()]))
+            tangent = _real("jvp(x, t)", jvp(self._x, v.astype(self._x.dtype)))
             if tangent.shape != self._value.shape:
                 raise ValueError(
                     f"check_grad: jvp(x, t) has shape {tangent.shape}, f(x) {self._value.shape}"
@@ -391,6 +438,38 @@ def _count(name: str, given: Any, least: int) -> int:
     if not least <= n <= sys.maxsize:
         raise ValueError(f"check_grad: {name} is {shown(n)}, needs at least {least}, and an end")
     return n
+
+
+def _with_copies(name: str, function: Callable[..., Any], *names: str) -> Callable[..., Any]:
+    """Return a function that calls another with copies, and raises where it changes one."""
+
+    def call(*arrays: Array) -> Any:
+        copies = [array.copy() for array in arrays]
+        result = function(*(copy[()] for copy in copies))
+        for argument, array, copy in zip(names, arrays, copies, strict=True):
+            if not np.array_equal(array, copy, equal_nan=True):
+                raise RuntimeError(
+                    f"check_grad: {name} changes its argument {argument}; it has to work on a copy"
+                )
+        return result
+
+    return call
+
+
+def _sizes(name: str, given: Any, x: Array) -> Array:
+    """Return steps or scales in the shape of x."""
+    array = _real(name, given).astype(np.float64)
+    if array.shape not in ((), x.shape):
+        raise ValueError(f"check_grad: {name} has shape {array.shape}, x has {x.shape}")
+    sizes = np.broadcast_to(array, x.shape)
+    fits = np.isfinite(sizes) & (sizes > 0) & ((x + sizes / 512).astype(x.dtype) != x)
+    if not fits.all():
+        at = tuple(map(int, np.argwhere(~fits)[0]))
+        raise ValueError(
+            f"check_grad: {name} is {sizes[at]:g} for x of {x[at]:g}, needs to be positive, finite "
+            "and more than x's rounding"
+        )
+    return sizes
 
 
 def _point(x: npt.ArrayLike) -> Array:

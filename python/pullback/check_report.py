@@ -33,6 +33,10 @@ class Discrepancy:
         Their distance.
     tolerance : float
         What it may be: relative, plus the estimated error of the measurement.
+    is_resolved : bool
+        Whether that error is small enough to tell.
+    is_kink : bool
+        Whether one-sided derivatives differ.
     """
 
     what: str
@@ -42,16 +46,27 @@ class Discrepancy:
     measured: float
     error: float
     tolerance: float
+    is_resolved: bool = True
+    is_kink: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """``"ok"``, ``"wrong"``, ``"kink"`` (it is allowed there), or ``"unresolved"``."""
+        if self.error > self.tolerance:
+            return "wrong"
+        if not self.is_resolved:
+            return "unresolved"
+        return "kink" if self.is_kink else "ok"
 
     @property
     def ok(self) -> bool:
-        """Whether the error is within the tolerance."""
-        return self.error <= self.tolerance
+        """Whether differences confirm what was given."""
+        return self.verdict in ("ok", "kink")
 
     @property
     def excess(self) -> float:
         """The error in terms of the tolerance."""
-        if self.error <= 0:
+        if self.error <= 0 or math.isinf(self.tolerance):
             return 0.0
         return self.error / self.tolerance if self.tolerance > 0 else math.inf
 
@@ -62,7 +77,7 @@ class Discrepancy:
             where = f"direction {np.array2string(np.asarray(self.direction), threshold=6)}"
         return (
             f"{self.what} at {where}: given {self.given:.10g}, measured {self.measured:.10g}, "
-            f"error {self.error:.2g}, tolerance {self.tolerance:.2g}"
+            f"error {self.error:.2g}, tolerance {self.tolerance:.2g}: {self.verdict}"
         )
 
 
@@ -97,7 +112,11 @@ class GradCheck:
     Parameters
     ----------
     ok : bool
-        Whether everything that was compared agrees.
+        Whether nothing that was compared is wrong, and something is confirmed.
+    verdicts : ndarray of str
+        In the shape of x: ``"ok"``, ``"wrong"``, ``"kink"`` (where one-sided derivatives differ,
+        and allow what was given), ``"unresolved"`` (differences cannot tell: their error is large
+        beside the derivative), or ``"skipped"``, beyond `max_coordinates`.
     worst : Discrepancy
         The largest error in terms of its tolerance; a coordinate, if one disagrees.
     kinks : tuple of Kink
@@ -106,9 +125,9 @@ class GradCheck:
         Whether the function's directional derivatives are linear in the direction where partial
         derivatives exist; if not, it has no gradient, whatever these are.
     unresolved : tuple of tuple of int
-        Coordinates where no difference says anything: noise, a pole, a step. They do not pass.
+        Coordinates where differences cannot tell: rounding errors of a large value, noise, a pole.
     failures : tuple of Discrepancy
-        All that disagree.
+        All that are wrong.
     coordinates, directions : int
         How many were looked at.
     method : str
@@ -118,6 +137,7 @@ class GradCheck:
     """
 
     ok: bool
+    verdicts: Array
     worst: Discrepancy
     kinks: tuple[Kink, ...]
     is_linear: bool
@@ -144,6 +164,8 @@ class GradCheck:
             lines.append("  directional derivatives are not linear: there is no gradient at x")
         if self.unresolved:
             lines.append(f"  not resolved by any step: x at {_listed(self.unresolved)}")
+        if not self.ok and not self.failures and self.is_linear:
+            lines.append("  nothing is resolved: step= or scale= may help, or f less f(x)")
         if len(self.failures) > 1:
             lines.append(f"  {len(self.failures)} comparisons fail")
         if self.kinks:
