@@ -401,18 +401,20 @@ def test_softmax_at_infinity(dtype: np.dtype, primitives: Any, any_target: str) 
 
 @backends
 @dtypes
-def test_softmax_targets_outside_the_domain(dtype: np.dtype, primitives: Any) -> None:
+@pytest.mark.parametrize("k", [3, 6])
+def test_softmax_targets_outside_the_domain(k: int, dtype: np.dtype, primitives: Any) -> None:
     loss = primitives.softmax_cross_entropy.pointwise
-    z = np.arange(12, dtype=dtype).reshape(4, 3) / 8
-    for y in ([0, -1, 3, 2], np.array([0, -1, 3, 2], np.int8)):
+    z = np.arange(4 * k, dtype=dtype).reshape(4, k) / 8
+    for y in ([0, -1, k, k - 1], np.array([0, -1, k, k - 1], np.int8)):
         assert np.isnan(loss(z, y)).tolist() == [False, True, True, False]
         assert np.isnan(loss.derivative(z, y)).all(axis=1).tolist() == [False, True, True, False]
-    good = [0.25, 0.25, 0.5]
+    others = [0.0] * (k - 3)
+    good = [0.25, 0.25, 0.5, *others]
     for bad in ([-0.25, 0.75, 0.5], [0.3, 0.3, 0.3], [math.nan, 0.5, 0.5], [math.inf, 0, 0]):
-        y = np.array([good, bad, good, bad], dtype)
+        y = np.array([good, [*bad, *others]] * 2, dtype)
         assert np.isnan(loss(z, y)).tolist() == [False, True] * 2
         assert np.isnan(loss.derivative(z, y)).all(axis=1).tolist() == [False, True] * 2
-    almost = np.array([[0.25, 0.25, 0.5 + 9e-6]] * 4, dtype)
+    almost = np.array([[0.25, 0.25, 0.5 + 9e-6, *others]] * 4, dtype)
     assert np.isfinite(loss(z, almost)).all()
     assert np.isnan(loss(z, almost + dtype.type(1e-5))).all()
 
