@@ -460,7 +460,8 @@ class _Line:
     def _judged(self) -> Slope:
         f, noises = self._f, self._noises()
         both = self._both(noises)
-        seen = [(max(abs(s.right - f.at_x), abs(s.left - f.at_x)) - 2 * SAFETY * noise) / s.step
+        seen_from = 64 if f.is_rough else 2 * SAFETY
+        seen = [(max(abs(s.right - f.at_x), abs(s.left - f.at_x)) - seen_from * noise) / s.step
                 for s, noise in zip(self._samples, noises, strict=True)
                 if s.step <= self._first or f._steps is not None]  # fmt: skip
         variation = max((a for a in seen if math.isfinite(a) and a > 0), default=0.0)
