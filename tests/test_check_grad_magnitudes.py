@@ -20,8 +20,8 @@ KINKS = (1.0, -1.0, 3.0, -3.0, 6.0)
 
 
 def points(row: OpRow, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield operands of a quarter of the magnitudes, pairs of them, and points beside kinks."""
-    for exponent in EXPONENTS[list(OPS).index(row.name) % 4 :: 4]:
+    """Yield operands of a third of the magnitudes, pairs of them, and points beside kinks."""
+    for exponent in EXPONENTS[list(OPS).index(row.name) % 3 :: 3]:
         near, far = (rng.uniform(1, 9, 2) * 10.0**k for k in (exponent, rng.integers(-12, 13)))
         for sign in (1, -1):
             if row.nin == 1:
@@ -47,31 +47,31 @@ def test_right_is_never_wrong_and_wrong_is_never_ok(row: OpRow) -> None:
     def f(x: Any) -> Any:
         return np.sum(op(*x) if row.nin > 1 else op(x))
 
-    for dtype in DTYPES:
-        for turn, point in enumerate(points(row, rng)):
-            x = point.astype(dtype)
-            with np.errstate(all="ignore"):
-                right = np.array(op.derivative(*x) if row.nin > 1 else op.derivative(x))
-                finite = np.isfinite(right).all() and np.isfinite(f(x))
-            if not finite:
+    for turn, point in enumerate(points(row, rng)):
+        dtype = DTYPES[turn % 2]
+        x = point.astype(dtype)
+        with np.errstate(all="ignore"):
+            right = np.array(op.derivative(*x) if row.nin > 1 else op.derivative(x))
+            finite = np.isfinite(right).all() and np.isfinite(f(x))
+        if not finite:
+            continue
+        report = pb.check_grad(f, right, x, directions=2)
+        assert not report.failures, (x, right, report)
+        assert report.is_linear, (x, right, report)
+        told = np.isin(report.verdicts, ["ok", "kink"])
+        assert report.ok == told.any()
+        resolved += np.count_nonzero(told)
+        others = (
+            ("sign", -right),
+            ("zero", 0 * right),
+            ("swapped", np.ravel(right)[::-1].reshape(x.shape)),
+        )
+        for name, wrong in (("1.01", right * dtype(1.01)), others[turn % 3]):
+            differs = np.abs(wrong - right) > 5e-3 * np.abs(right)
+            if not differs.any():
                 continue
-            report = pb.check_grad(f, right, x, directions=2)
-            assert not report.failures, (x, right, report)
-            assert report.is_linear, (x, right, report)
-            told = np.isin(report.verdicts, ["ok", "kink"])
-            assert report.ok == told.any()
-            resolved += np.count_nonzero(told)
-            others = (
-                ("sign", -right),
-                ("zero", 0 * right),
-                ("swapped", np.ravel(right)[::-1].reshape(x.shape)),
-            )
-            for name, wrong in (("1.01", right * dtype(1.01)), others[turn % 3]):
-                differs = np.abs(wrong - right) > 5e-3 * np.abs(right)
-                if not differs.any():
-                    continue
-                verdicts = pb.check_grad(f, wrong, x, directions=0).verdicts
-                if name == "zero" or not wrong.all():
-                    differs &= report.verdicts != "unresolved"
-                assert not (verdicts[differs] == "ok").any(), (x, right, name, verdicts)
+            verdicts = pb.check_grad(f, wrong, x, directions=0).verdicts
+            if name == "zero" or not wrong.all():
+                differs &= report.verdicts != "unresolved"
+            assert not (verdicts[differs] == "ok").any(), (x, right, name, verdicts)
     assert resolved > 1
