@@ -9,13 +9,12 @@ import numpy as np
 import pullback as pb
 import pytest
 from oracles import formula
-from pullback.tables.elementwise import OPS, OpRow
+from protocol import rows
+from pullback.tables.elementwise import OpRow
 from pullback.tables.losses import LOSSES
 
 RNG = np.random.default_rng(0)
 WEIGHTS = np.array([0.7, -1.3, 0.4, 2.1])
-
-rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
 
 
 def ordinary(row: OpRow) -> np.ndarray:
