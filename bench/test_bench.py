@@ -79,8 +79,8 @@ def best_of(library: str, case: Case, arguments: Any, expected: Any) -> peers.Co
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Without the clock there is one test for each method and dtype, of the first size."""
-    if "case" not in metafunc.fixturenames:
+    """Without the clock there is one test for each primitive, of the first size of all it has."""
+    if "some" not in metafunc.fixturenames:
         return
     every = list(cases())
     libraries = [name for name in metafunc.config.getoption("peers").split(",") if name]
@@ -97,34 +97,52 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for case in every:
             first.setdefault((case.primitive, case.method, case.dtype), case)
         every = list(first.values())
-    metafunc.parametrize(
-        ("case", "contender"),
-        [
-            pytest.param(case, contender, id=f"{case.group}[{contender}]")
-            for case in every
-            for contender in (*CONTENDERS[: None if timed else 1], *libraries)
-            if contender != "numpy" or case.by_hand is not None
-            if contender not in libraries or contenders(case) is not None
-        ],
-    )
+    tests: dict[str, tuple[list[Case], str]] = {}
+    for case in every:
+        for contender in (*CONTENDERS[: None if timed else 1], *libraries):
+            if contender == "numpy" and case.by_hand is None:
+                continue
+            if contender in libraries and contenders(case) is None:
+                continue
+            name = f"{case.group if timed else case.primitive}[{contender}]"
+            tests.setdefault(name, ([], contender))[0].append(case)
+    metafunc.parametrize(("some", "contender"), tests.values(), ids=tests.keys())
 
 
-def test_bench(benchmark: Any, case: Case, contender: str) -> None:
-    benchmark.group = case.group
+def test_bench(benchmark: Any, some: list[Case], contender: str) -> None:
+    if benchmark.enabled:
+        (case,) = some
+        benchmark.group = case.group
+        benchmark.extra_info |= run(case, contender, benchmark)
+        return
+
+    @benchmark
+    def once() -> None:
+        for case in some:
+            try:
+                run(case, contender, lambda function, *arguments: function(*arguments))
+            except BaseException as error:
+                error.add_note(case.group)
+                raise
+
+
+def run(case: Case, contender: str, timed: Any) -> dict[str, str]:
+    """Check a call and have it `timed`; return what there is to say about it."""
     arguments = case.arguments()
     expected = case.twin(*arguments)
     if contender == "numpy":
-        check_by_hand(case, benchmark(case.by_hand, *arguments), expected)
+        check_by_hand(case, timed(case.by_hand, *arguments), expected)
     elif contender in CONTENDERS:
         function = getattr(case, contender)
         check_twin(function(*arguments), expected)
-        check_twin(benchmark(function, *arguments), expected)
-        if not benchmark.enabled and case.by_hand is not None:
+        check_twin(timed(function, *arguments), expected)
+        if contender == "native" and case.by_hand is not None:
             check_by_hand(case, case.by_hand(*arguments), expected)
     else:
         way = best_of(contender, case, arguments, expected)
-        benchmark.extra_info["way"] = way.name
-        benchmark(way.call)
+        timed(way.call)
+        return {"way": way.name}
+    return {}
 
 
 @pytest.mark.parametrize("table", ["_ELEMENTWISE", "_REDUCTIONS", "_MAPS", "_LOSSES"])

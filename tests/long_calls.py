@@ -164,7 +164,7 @@ def make(n, d=2000):
 """,
     ),
     "over what lies behind": (
-        1_000_000,
+        16_000_000,
         """
 def make(n):
     x = spread(-1e300, 1e300, n)

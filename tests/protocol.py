@@ -10,6 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -199,13 +200,14 @@ def on_every_target(test: Any) -> Any:
     return pytest.mark.native(run)
 
 
-def of_every(listed: list[Call]) -> Callable[[Any], Any]:
-    """Run a test for each of some calls, as one test for each operation."""
-    return each("call", listed, by_name, by=lambda call: call.op)
+def of_every(listed: list[Call], by: str = "method") -> Callable[[Any], Any]:
+    """Run a test for each of some calls, as one test for each method, or each ``op``."""
+    return each("call", listed, by_name, by=attrgetter(by))
 
 
 calls = of_every(CALLS)
 single_calls = of_every(SINGLE_CALLS)
+rows = each("row", OPS.values(), label=attrgetter("name"))
 dtypes = each("dtype", DTYPES)
 backends = each("primitives", TWINS, label=lambda module: module.__name__)
 

@@ -32,6 +32,7 @@ from protocol import (
     arguments,
     assert_same_leaves,
     by_name,
+    each,
     leaves,
     ordinary,
     out_argument,
@@ -156,8 +157,8 @@ def every_kind_of(kind: np.dtype, n: int = N) -> np.ndarray:
     return bits
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=code)
 @layouts
+@each("kind", KINDS, label=code)
 def test_every_number_is_read_as_it_is(kind: np.dtype, layout: Any) -> None:
     """Rounded to nearest where float64 does not hold it; subnormals, infinities and NaN kept."""
     values = every_kind_of(kind)
@@ -182,7 +183,7 @@ def test_uint64_is_rounded_once() -> None:
     assert_same_bits(pb.identity(x), np.resize(np.array(list(map(float, numbers))), N))
 
 
-@pytest.mark.parametrize("kinds", list(itertools.product(KINDS, repeat=2)), ids=str)
+@each("kinds", itertools.product(KINDS, repeat=2))
 def test_mixed_number_types(kinds: tuple[np.dtype, np.dtype]) -> None:
     """One product of the operands, each converted to the common dtype."""
     rng = np.random.default_rng(3)
@@ -373,8 +374,8 @@ REPETITIONS = [
 ]
 
 
-@pytest.mark.parametrize(("w", "x", "batch"), REPETITIONS, ids=str)
 @pytest.mark.parametrize("kinds", [("f8", "f8", "f8"), ("f4", "f4", "f4"), ("i2", "f2", ">f4")])
+@each("w, x, batch", REPETITIONS)
 def test_sums_are_exact_on_integers(w: Any, x: Any, batch: Any, kinds: Any) -> None:
     shape = (*batch, *np.broadcast_shapes(w, x))
     for i, layout in enumerate((LAYOUTS["C"], LAYOUTS["F"], backwards, rolled)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import pickle
 import signal
 import time
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import assert_same_bits, special_values, ulp_error
-from protocol import dtypes
+from protocol import dtypes, each
 from pullback.chain import Chain
 from pullback.tables.elementwise import OPS
 
@@ -159,7 +160,7 @@ def test_bits_of_the_twins(case: Any) -> None:
 
 
 @dtypes
-@pytest.mark.parametrize("name", UNARY)
+@each("name", UNARY)
 def test_every_unary_operation_inside(name: str, dtype: Any, any_target: str) -> None:
     """Between two others, at special points as well, on every instruction set."""
     x = numbers(dtype)
@@ -167,7 +168,7 @@ def test_every_unary_operation_inside(name: str, dtype: Any, any_target: str) ->
 
 
 @dtypes
-@pytest.mark.parametrize("name", BINARY)
+@each("name", BINARY)
 def test_every_binary_operation_inside(name: str, dtype: Any, any_target: str) -> None:
     x = numbers(dtype)
     for operands in (
@@ -671,10 +672,12 @@ def test_interrupted_between_short_steps() -> None:
         ):
             delays = []
             for _ in range(3):  # others may have the machine meanwhile
+                gc.disable()  # what a callback of its raises is lost
                 signal.setitimer(signal.ITIMER_REAL, 0.03)
                 with contextlib.suppress(KeyboardInterrupt):
                     call()
                 signal.setitimer(signal.ITIMER_REAL, 0)
+                gc.enable()
                 delays.append(time.perf_counter() - raised)
             assert min(delays) < 0.1
     finally:

@@ -9,13 +9,12 @@ import numpy as np
 import pullback as pb
 import pytest
 from oracles import formula
-from pullback.tables.elementwise import OPS, OpRow
+from protocol import rows
+from pullback.tables.elementwise import OpRow
 from pullback.tables.losses import LOSSES
 
 RNG = np.random.default_rng(0)
 WEIGHTS = np.array([0.7, -1.3, 0.4, 2.1])
-
-rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
 
 
 def ordinary(row: OpRow) -> np.ndarray:
@@ -369,7 +368,7 @@ def test_arguments() -> None:
         ({"grad": None}, ValueError, "nothing to check"),
         ({"f": lambda x: x}, ValueError, r"f\(x\) has shape \(2,\)"),
         ({"f": lambda x: x[0] * math.inf}, ValueError, r"f\(x\) is not finite: inf"),
-        ({"f": lambda x: "x"}, TypeError, r"f\(x\) has dtype <U1"),
+        ({"f": lambda x: "x"}, TypeError, r"argument f\(x\) must be numbers"),
         ({"vjp": lambda x, g: x[:1]}, ValueError, r"vjp\(x, g\) has shape \(1,\)"),
         ({"jvp": lambda x, t: x}, ValueError, r"jvp\(x, t\) has shape \(2,\), f\(x\) \(\)"),
     ):
@@ -567,7 +566,7 @@ def test_step_and_scale() -> None:
     moved = np.abs(np.array(seen) - x)
     for step, column in ((1e-3, moved[:, 0]), (1e-2, moved[:, 1])):
         taken = {step, step / 4, step / 16, step / 64}
-        assert all(any(abs(m - s) < 1e-9 for s in taken) for m in column if m > 2e-6)
+        assert all(any(abs(m - s) < 1e-9 for s in taken) for m in column if m > 1e-4)
     for options, message in (
         ({"step": 0.0}, "step is 0 for x of 0.3"),
         ({"step": [1e-3, -1.0]}, "step is -1 for x of 0.4"),

@@ -10,10 +10,8 @@ import numpy as np
 import pullback as pb
 import pytest
 from oracles import assert_same_bits
-from protocol import backends, leaves
+from protocol import backends, leaves, rows
 from pullback.tables.elementwise import OPS, OpRow
-
-rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
 
 SHAPES = {
     1: [((),), ((3,),), ((3, 1),), ((2, 0),), ((2, 3, 4),)],

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pullback as pb
 import pytest
+from protocol import each
 from pullback import hints
 
 X = np.ones((2, 2))
@@ -136,7 +137,7 @@ def public_methods(primitive: Any) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", pb.primitives)
+@each("name", pb.primitives)
 def test_a_docstring_names_every_method_and_its_example_runs(name: str) -> None:
     for P in (pb, pb.reference):
         doc = inspect.getdoc(getattr(P, name))

@@ -77,7 +77,7 @@ def tensors(given: tuple[Any, ...], kind: Any) -> list[Any]:
 
 
 @backends
-@each("name", CASES, by=lambda name: CASES[name].primitive)
+@each("name", CASES)
 def test_tensors_in_arrays_out(name: str, primitives: Any) -> None:
     case: Case = CASES[name]
     call, given = case._of(primitives), case.arguments()

@@ -96,7 +96,7 @@ every_case = each(
     "case, primitives",
     CASES,
     label=lambda pair: f"{pair[0].name} of {pair[1].__name__}",
-    by=lambda pair: pair[0].op,
+    by=lambda pair: pair[1].__name__,
 )
 
 # --- what is refused, by kind of argument ---------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import DTYPES, integers
+from protocol import each
 from pullback import jacobians
 from pullback.jacobians import (
     BlockDiagonal,
@@ -89,7 +90,7 @@ def product_kinds(left: str, right: str) -> set[str]:
 
 
 @pytest.mark.parametrize("left", KINDS)
-@pytest.mark.parametrize("right", KINDS)
+@each("right", KINDS)
 def test_products_of_every_pair(left: str, right: str) -> None:
     found: set[str] = set()
     shapes = [*product(OPERANDS, repeat=3)]
@@ -143,7 +144,7 @@ def sum_kind(left: str, right: str) -> str:
 
 
 @pytest.mark.parametrize("left", KINDS)
-@pytest.mark.parametrize("right", KINDS)
+@each("right", KINDS)
 def test_sums_of_every_pair(left: str, right: str) -> None:
     for i, (out, into) in enumerate(product(OPERANDS, repeat=2)):
         first, second = DTYPES[i % 2], DTYPES[i // 2 % 2]

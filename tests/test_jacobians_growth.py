@@ -204,7 +204,7 @@ def calls(function: Callable[[], Any]) -> tuple[int, Any]:
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_work_grows_with_the_length(name: str) -> None:
     """Calls, for four times the length, at most five times; a cube would be 64 times."""
-    short, long = (calls(lambda n=n: EXPRESSIONS[name](n)) for n in (72, 288))
+    short, long = (calls(lambda n=n: EXPRESSIONS[name](n)) for n in (60, 240))
     assert long[0] < 5 * short[0], "the expression itself"
     for method, function in METHODS.items():
         few, many = (calls(lambda f=function, J=J: f(J))[0] for _, J in (short, long))
@@ -235,7 +235,7 @@ def test_an_operation_takes_the_same_for_any_length() -> None:
 @pytest.mark.parametrize("name", [name for name in EXPRESSIONS if "pairs" not in name])
 def test_nothing_recurses(name: str) -> None:
     before, depth = sys.getrecursionlimit(), len(inspect.stack(0))
-    n = 5000 if name == "product of Dense, left" else 400
+    n = 2500 if name == "product of Dense, left" else 300
     J = EXPRESSIONS[name](n)
     sys.setrecursionlimit(depth + 250)
     try:

@@ -9,7 +9,7 @@ import numpy as np
 import pullback as pb
 import pytest
 from matrices import integers
-from protocol import dtypes
+from protocol import dtypes, each
 from pullback.jacobians import Broadcast, Diagonal, Identity, Kronecker, Product, RowWise
 from pullback.tables.elementwise import OPS
 
@@ -35,7 +35,7 @@ def by_unit_cotangents(vjp: Any, shape: tuple[int, ...], dtype: Any) -> list[Any
 
 @primitives
 @dtypes
-@pytest.mark.parametrize(("a", "b"), BROADCAST, ids=str)
+@each("a, b", BROADCAST)
 @pytest.mark.parametrize("op", ["multiply", "subtract", "maximum", "squared_difference", "less"])
 def test_broadcast_operands(op: str, a: Any, b: Any, dtype: np.dtype, of: Any) -> None:
     f, rng = getattr(of, op), np.random.default_rng(0)
@@ -80,9 +80,9 @@ def test_every_binary_operation_broadcasts(op: str, of: Any) -> None:
 
 @primitives
 @dtypes
-@pytest.mark.parametrize("samples", [(3,), (4, 3), (2, 1, 3), (0, 3)], ids=str)
-@pytest.mark.parametrize("activation", [None, "square", "relu"])
-@pytest.mark.parametrize("has_bias", [True, False])
+@each("samples", [(3,), (4, 3), (2, 1, 3), (0, 3)])
+@each("activation", [None, "square", "relu"])
+@each("has_bias", [True, False])
 def test_layers(samples: Any, activation: Any, has_bias: bool, dtype: np.dtype, of: Any) -> None:
     rng = np.random.default_rng(1)
     X, W, b = (integers(rng, shape, dtype, 3) for shape in (samples, (3, 2), (2,)))

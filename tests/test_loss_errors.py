@@ -17,13 +17,13 @@ import pytest
 import scipy.sparse
 from linear_models import CASES, POINTWISE, Case, by_id, model
 from oracles import assert_same_bits
-from protocol import assert_same_leaves, backends
+from protocol import assert_same_leaves, backends, each
 
 cases = pytest.mark.parametrize("case", CASES, ids=by_id)
 pointwise = pytest.mark.parametrize("case", POINTWISE, ids=by_id)
 
 METHODS = ("value", "grad", "value_and_grad", "hvp", "curvature", "partial")
-methods = pytest.mark.parametrize("method", METHODS)
+methods = each("method", METHODS)
 LOGISTIC = Case("logistic")
 
 
@@ -456,9 +456,9 @@ def test_other_sparse_formats(form: str, method: str, primitives: Any) -> None:
 
 @backends
 @pytest.mark.parametrize("method", ["value", "value_and_grad", "hvp"])
-@pytest.mark.parametrize("form", ["csr", "csc"])
-@pytest.mark.parametrize("index", [np.int32, np.int64])
-@pytest.mark.parametrize("part", ["data", "indices", "indptr"])
+@each("form", ["csr", "csc"])
+@each("index", [np.int32, np.int64])
+@each("part", ["data", "indices", "indptr"])
 def test_sparse_arrays_are_vectors(
     form: str, method: str, index: Any, part: str, primitives: Any
 ) -> None:
@@ -476,8 +476,8 @@ def test_sparse_arrays_are_vectors(
 
 @backends
 @pytest.mark.parametrize("method", ["value", "value_and_grad", "hvp"])
-@pytest.mark.parametrize("form", ["csr", "csc"])
-@pytest.mark.parametrize("index", [np.int32, np.int64])
+@each("form", ["csr", "csc"])
+@each("index", [np.int32, np.int64])
 def test_broken_sparse_arrays(form: str, method: str, index: Any, primitives: Any) -> None:
     """Indices out of range and pointers that do not fit are refused before memory is touched."""
     arguments = given(LOGISTIC)

@@ -27,7 +27,7 @@ from linear_models import (
     model,
 )
 from oracles import assert_same_bits
-from protocol import assert_same_leaves, backends, dtypes, leaves
+from protocol import assert_same_leaves, backends, dtypes, each, leaves
 from pullback.design_matrix import spans
 
 on_any_target = pytest.mark.usefixtures("any_target")
@@ -115,7 +115,7 @@ def test_layouts_of_the_data(layout: Callable[..., Any], case: Case, dtype: np.d
 @on_any_target
 @dtypes
 @few
-@pytest.mark.parametrize("d", [*range(41), 63, 64, 65, 130])
+@each("d", [*range(41), 63, 64, 65, 130])
 def test_every_width_of_columns(d: int, case: Case, dtype: np.dtype) -> None:
     """Fortran order, at every number of columns and around every number of lanes of rows."""
     for n in ((1, 7, 16), (2, 8, 33), (3, 9, (511, 512, 513, 1031)[d % 4]))[d % 3]:
@@ -153,7 +153,7 @@ def test_where_the_bytes_lie_does_not_matter(
 
 @dtypes
 @few
-@pytest.mark.parametrize("k", [None, 3])
+@each("k", [None, 3])
 def test_layouts_of_the_vectors(case: Case, k: int | None, dtype: np.dtype) -> None:
     m = model(case, 40, 17, dtype, k)
     wanted = judge(case, *m.operands)
@@ -348,13 +348,13 @@ def thinned(X: np.ndarray, share: float = 0.2) -> np.ndarray:
     return thin
 
 
-forms = pytest.mark.parametrize("form", ["csr", "csc"])
+forms = each("form", ["csr", "csc"])
 
 
 @on_any_target
 @dtypes
 @forms
-@pytest.mark.parametrize("index", [np.int32, np.int64])
+@each("index", [np.int32, np.int64])
 @few
 def test_sparse(case: Case, form: str, index: Any, dtype: np.dtype) -> None:
     for n, d, k in (
@@ -723,7 +723,7 @@ FORMS: dict[str, Callable[[np.ndarray], Any]] = {
     "csc": lambda X: sparse(thinned(X), "csc"),
     "strided": lambda X: np.repeat(X, 2, axis=1)[:, ::2],
 }
-every_form = pytest.mark.parametrize("form", FORMS)
+every_form = each("form", FORMS)
 
 
 def everything(case: Case, X: Any, m: Any) -> Any:
@@ -740,8 +740,8 @@ def everything(case: Case, X: Any, m: Any) -> Any:
 @pytest.mark.native
 @dtypes
 @every_form
-@pytest.mark.parametrize(
-    ("n", "d", "k"),
+@each(
+    "n, d, k",
     [(513, 100, None), (5000, 33, None), (30_003, 10, None), (3000, 400, None), (6000, 20, 3)],
 )
 def test_same_bits_for_any_number_of_threads(

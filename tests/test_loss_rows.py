@@ -10,7 +10,6 @@ import copy
 import itertools
 import math
 import pickle
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -34,21 +33,12 @@ from linear_models import (
 )
 from mpmath import mp, mpf
 from oracles import PRECISION, Exact, assert_same_bits, special_values, worst_error
-from protocol import dtypes
+from protocol import TWINS, backends, dtypes, each
 
 cases = pytest.mark.parametrize("case", CASES, ids=by_id)
 pointwise = pytest.mark.parametrize("case", POINTWISE, ids=by_id)
 softmax = pytest.mark.parametrize("case", SOFTMAX, ids=by_id)
 METHODS = ("__call__", "derivative", "second_derivative")  # of a loss's `pointwise`
-
-# Both engines wherever there are two.
-BACKENDS = [pb] if pb.backend() == "numpy" else [pb, pb.reference]
-
-
-def backends(test: Callable[..., None]) -> Callable[..., None]:
-    names = [primitives.__name__ for primitives in BACKENDS]
-    return pytest.mark.parametrize("primitives", BACKENDS, ids=names)(test)
-
 
 # --- where to look --------------------------------------------------------------------------------
 
@@ -143,7 +133,7 @@ def judge_points(case: Case, dtype: np.dtype, order: int, primitives: Any) -> No
 
 
 @dtypes
-@pytest.mark.parametrize("order", range(3), ids=["value", *METHODS[1:]])
+@each("order", range(3), label=METHODS.__getitem__)
 @pointwise
 def test_accuracy(case: Case, order: int, dtype: np.dtype, any_target: str) -> None:
     del any_target
@@ -151,13 +141,13 @@ def test_accuracy(case: Case, order: int, dtype: np.dtype, any_target: str) -> N
 
 
 @dtypes
-@pytest.mark.parametrize("order", range(3), ids=["value", *METHODS[1:]])
+@each("order", range(3), label=METHODS.__getitem__)
 @pointwise
 def test_accuracy_of_the_twin(case: Case, order: int, dtype: np.dtype) -> None:
     judge_points(case, dtype, order, pb.reference)
 
 
-@pytest.mark.parametrize("order", [0, 1])
+@each("order", [0, 1])
 @pointwise
 def test_formulas_are_each_others_derivatives(case: Case, order: int) -> None:
     """The judge itself: by numerical differentiation with 400 bits."""
@@ -356,7 +346,7 @@ def test_softmax_accuracy(case: Case, k: int, dtype: np.dtype, any_target: str) 
         probabilities = [v for row in rows for v in row[2]]
         scales = None if case.labels else np.array([float(v) for row in rows for v in row[3]])
     loss_terms = None if case.labels else np.array([float(v) for v in values])
-    for primitives in BACKENDS:
+    for primitives in TWINS:
         loss = primitives.softmax_cross_entropy.pointwise
         worst = worst_error(loss(z, y), values, dtype, loss_terms)
         assert worst.error <= ULP[0], (z[worst.index], y[worst.index], worst)

@@ -36,7 +36,7 @@ from linear_models import (
 )
 from mpmath import mp, mpf
 from oracles import PRECISION, assert_same_bits
-from protocol import DTYPES, assert_same_leaves, backends, dtypes, leaves
+from protocol import DTYPES, assert_same_leaves, backends, dtypes, each, leaves
 
 on_any_target = pytest.mark.usefixtures("any_target")
 cases = pytest.mark.parametrize("case", CASES, ids=by_id)
@@ -77,7 +77,7 @@ def judge_model(
 @pytest.mark.native
 @on_any_target
 @dtypes
-@pytest.mark.parametrize("n", range(1, 41))
+@each("n", range(1, 41))
 def test_every_small_shape(n: int, dtype: np.dtype) -> None:
     """Two losses at every n and every d: what a loss adds to the walk over X is the same at all.
 
@@ -107,12 +107,11 @@ def test_around_the_size_of_a_block(case: Case, dtype: np.dtype) -> None:
 
 @on_any_target
 @dtypes
-@pytest.mark.parametrize(
-    ("case", "k"),
-    [(case, k) for case in CASES for k in (1, 2, 3, 10) if k > 1 or not case.coupled],
-    ids=lambda value: value.id if isinstance(value, Case) else str(value),
-)
+@cases
+@each("k", (1, 2, 3, 10))
 def test_several_outputs(case: Case, k: int, dtype: np.dtype) -> None:
+    if k == 1 and case.coupled:
+        return
     for i, (n, d) in enumerate(((1, 1), (2, 0), (7, 5), (33, 16), (40, 40), (515, 9))):
         judge_model(case, n, d, dtype, k, weighted=i % 2 == 1)
 
@@ -120,7 +119,7 @@ def test_several_outputs(case: Case, k: int, dtype: np.dtype) -> None:
 @pytest.mark.native
 @on_any_target
 @dtypes
-@pytest.mark.parametrize("k", range(2, 19))
+@each("k", range(2, 19))
 def test_every_number_of_outputs(k: int, dtype: np.dtype) -> None:
     for n, d in ((3, 1), (9, 7), (20, 18)):
         judge_model(LOGISTIC, n, d, dtype, k)
@@ -172,7 +171,7 @@ def test_mixed_dtypes(case: Case) -> None:
 @on_any_target
 @dtypes
 @pytest.mark.parametrize("case", [c for c in POINTWISE if c.formula.exact and c.parameter is None])
-@pytest.mark.parametrize("n", [1, 2, 16, 64, 512, 1024, 32_768])
+@each("n", [1, 2, 16, 64, 512, 1024, 32_768])
 def test_integers_are_exact(case: Case, n: int, dtype: np.dtype) -> None:
     """With integers, and a power of two of samples, no operation rounds: no error at all."""
     for d in (0, 1, 2, 5, 8, 31) if n < 1024 else (3,):
@@ -632,7 +631,7 @@ def test_forms_of_a_call(method: str) -> None:
 WHOLE = ("i8", "i4", "i1", ">i2", "f4")
 
 
-@pytest.mark.parametrize("k", [None, 1, 2, 65])
+@each("k", [None, 1, 2, 65])
 @cases
 def test_short_and_long_ways_have_the_same_bits(case: Case, k: int | None) -> None:
     """With `wrt` a call takes the long way, whatever it asks for."""
@@ -691,7 +690,7 @@ BIASES = [
 
 @on_any_target
 @pytest.mark.parametrize("name", ["relu_mse", "logistic"])
-@pytest.mark.parametrize(("b", "kind", "shape"), BIASES, ids=lambda value: repr(value)[:40])
+@each("b, kind, shape", BIASES)
 def test_intercept_comes_back_in_kind(
     b: Any, kind: type, shape: tuple[int, ...] | None, name: str
 ) -> None:
@@ -786,7 +785,7 @@ def test_integer_parameters_and_targets(case: Case) -> None:
 @on_any_target
 @dtypes
 @cases
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@each("bad", [math.nan, math.inf, -math.inf])
 def test_special_values_propagate_as_in_the_twin(case: Case, bad: float, dtype: np.dtype) -> None:
     """Wherever a value that is not finite stands, the result is the twin's, and nothing warns."""
     for n, d, k in ((1, 1, None), (9, 5, None), (515, 3, 3)):

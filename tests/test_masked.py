@@ -55,7 +55,7 @@ def accepted(call: Callable[..., Any], given: tuple[Any, ...]) -> int:
 
 
 @backends
-@each("name", CASES, by=lambda name: CASES[name].primitive)
+@each("name", CASES)
 def test_every_argument_of_every_method(name: str, primitives: Any) -> None:
     case: Case = CASES[name]
     given = case.arguments()

@@ -29,7 +29,7 @@ from matrices import (
     wide,
 )
 from oracles import assert_same_bits
-from protocol import dtypes
+from protocol import dtypes, each
 from pullback import reference
 from pullback.products import matmul
 from test_reference_matmul import SHAPES, operands
@@ -352,7 +352,7 @@ def test_what_wrt_cannot_be(wrt: Any, error: type[Exception]) -> None:
 
 @dtypes
 @pytest.mark.parametrize("layout", OUT_LAYOUTS)
-@pytest.mark.parametrize(("a", "b"), [*SHAPES, ((33, 17), (17, 70)), ((3, 9, 8), (8, 5))], ids=str)
+@each("a, b", [*SHAPES, ((33, 17), (17, 70)), ((3, 9, 8), (8, 5))])
 def test_out(a: tuple[int, ...], b: tuple[int, ...], layout: str, dtype: np.dtype) -> None:
     if a == b == (3,) or a == b == (0,):
         layout = "C"  # a scalar has no layout

@@ -19,10 +19,10 @@ from protocol import (
     assert_close_in_ulp,
     assert_same_leaves,
     by_name,
-    calls,
     dtypes,
     each,
     leaves,
+    of_every,
     on_every_target,
     out_argument,
     same_bits,
@@ -34,6 +34,7 @@ SIZES = (*range(2 * LANES + 2), 63, 64, 65)
 LONG_SIZES = (127, 129, 511, 512, 513, 1023, 1025)  # around unrolled bodies and strided blocks
 
 rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
+calls = of_every(CALLS, by="op")
 
 # --- against the twins ----------------------------------------------------------------------------
 

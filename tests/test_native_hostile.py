@@ -146,15 +146,13 @@ def functions() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
     results = ("matmul", "vjp", (F8, F8.T, SQUARE), None, (0, 1), (None, F8.copy().T))
     yield "product_results", N.product_results, results
     yield "plain_arrays", N.plain_arrays, (F8, F8.astype(np.float32))
-    yield "jacobian_classes", N.jacobian_classes, (vars(pb.jacobians),)
+    told = vars(pb.jacobians), pb.jacobians.algebra.PRODUCTS.found
+    yield "jacobian_classes", N.jacobian_classes, told
+    N.jacobian_classes(*told)
     for J in jacobians():
         vectors = F8.reshape(J.input_shape)
         yield "jacobian_product", N.jacobian_product, (J, vectors, False, False)
         yield "jacobian_elements", N.jacobian_elements, (J, True)
-    classes = pb.Diagonal, pb.jacobians.Dense, pb.jacobians.Product
-    rules = (*classes, pb.jacobians.algebra.PRODUCTS._found)
-    yield "jacobian_rules", N.jacobian_rules, rules
-    N.jacobian_rules(*rules)
     for name in ("elementwise_ops", "loss_ops", "reduction_ops", "product_ops", "get_num_threads"):
         yield name, getattr(N, name), ()
     for name in (

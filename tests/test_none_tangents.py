@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pullback as pb
 import pytest
-from pullback.tables.elementwise import OPS, OpRow
+from protocol import rows
+from pullback.tables.elementwise import OpRow
 
 OPERANDS = {
     "float": lambda v: v,
@@ -36,7 +37,7 @@ def test_of_python_numbers(ns: Any) -> None:
 
 
 @backends
-@pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
+@rows
 def test_elementwise(row: OpRow, ns: Any) -> None:
     """The other terms alone: products with what the derivative has for the other operand."""
     op = getattr(ns, row.name)

@@ -27,6 +27,7 @@ from linear_models import (
 )
 from mpmath import mp, mpf
 from oracles import PRECISION, assert_same_bits
+from protocol import each
 from pullback.tables.losses import LOSSES
 
 cases = pytest.mark.parametrize("case", CASES, ids=by_id)
@@ -645,8 +646,8 @@ SPLITS: dict[str, list[int]] = {
 
 
 @cases
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("split", SPLITS)
+@each("weighted", [False, True])
+@each("split", SPLITS)
 def test_chunks_equal_the_whole(case: Case, split: str, weighted: bool) -> None:
     k = 3 if case.coupled else None
     m = model(case, 600, 7, np.float64, k)

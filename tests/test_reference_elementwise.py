@@ -11,19 +11,19 @@ import oracles
 import pullback as pb
 import pytest
 from oracles import assert_same_bits
-from protocol import dtypes, leaves, native, on_every_target
+from protocol import dtypes, each, leaves, native, on_every_target, rows
 from pullback import reference
 from pullback.elementwise import Elementwise, make_elementwise, method_docstring
 from pullback.engine import ORACLE
 from pullback.jacobians import Diagonal
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow
 
-rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
+by_row = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
 elementwise = make_elementwise(ORACLE)
 UNARY = [name for name, row in OPS.items() if row.nin == 1]
 BINARY = [name for name, row in OPS.items() if row.nin == 2]
-unary = pytest.mark.parametrize("f", [elementwise[name] for name in UNARY], ids=UNARY)
-binary = pytest.mark.parametrize("f", [elementwise[name] for name in BINARY], ids=BINARY)
+unary = each("f", [elementwise[name] for name in UNARY])
+binary = each("f", [elementwise[name] for name in BINARY])
 
 
 def outputs(row: OpRow) -> list[Any]:
@@ -38,7 +38,7 @@ def outputs(row: OpRow) -> list[Any]:
 
 
 # In one test, since exact numbers take longer than all that they judge.
-@rows
+@by_row
 @dtypes
 def test_accuracy(row: OpRow, dtype: np.dtype) -> None:
     """Value and derivatives are as accurate as promised: of the twin, and of each target."""
@@ -77,9 +77,9 @@ def wrong_by_a_thousandth(row: OpRow) -> OpRow:
     )
 
 
-@rows
+@by_row
 @dtypes
-@pytest.mark.parametrize("length", [None, 1, 37])
+@each("length", [None, 1, 37])
 def test_golden_points(row: OpRow, dtype: np.dtype, length: int | None) -> None:
     f = elementwise[row.name]
     shape = () if length is None else (length,)
@@ -144,7 +144,7 @@ def powers_off_by_4_ulp(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_power_does_not_lean_on_numpys() -> None:
     test_accuracy(row=OPS["power"])
     test_power_of_a_negative_base()
-    test_golden_points(row=OPS["power"], length=37)
+    test_golden_points(row=OPS["power"])
 
 
 # Arguments around which a derivative vanishes or a formula hands over to another.
@@ -315,7 +315,7 @@ def test_docstring_tells_what_the_row_knows(row: OpRow) -> None:
 
 
 @rows
-@pytest.mark.parametrize("method", ["derivative", "value_and_derivative", "vjp", "jvp", "jacobian"])
+@each("method", ["derivative", "value_and_derivative", "vjp", "jvp", "jacobian"])
 def test_docstring_of_a_method(row: OpRow, method: str) -> None:
     text = method_docstring(row, method)
     signature, *_ = text.splitlines()

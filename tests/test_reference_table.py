@@ -9,11 +9,9 @@ import numpy as np
 import oracles
 import pytest
 from mpmath import mp, mpf
-from protocol import dtypes
+from protocol import dtypes, rows
 from pullback.protocol import as_arrays, result_dtype
 from pullback.tables.elementwise import OPS, OpRow
-
-rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
 
 
 @rows

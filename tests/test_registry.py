@@ -25,6 +25,7 @@ from protocol import (
     each,
     native,
     of_every,
+    rows,
 )
 from pullback.cases import cases
 from pullback.protocol import OPERANDS
@@ -32,8 +33,6 @@ from pullback.tables.elementwise import OPS, OpRow
 from pullback.tables.losses import LOSSES
 from pullback.tables.products import PRODUCTS
 from pullback.tables.reductions import REDUCTIONS
-
-rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
 
 LOSS_METHODS = ("value", "grad", "value_and_grad", "hvp", "curvature", "partial", "pointwise")
 POINTWISE_METHODS = ("derivative", "value_and_derivative", "second_derivative", "vjp")
@@ -69,7 +68,6 @@ everything = each(
     "name, ours, twin",
     EVERYTHING,
     label=lambda method: method[0],
-    by=lambda method: method[0].partition(".")[0],
 )
 
 
@@ -148,7 +146,7 @@ def public_methods(primitive: Any) -> set[str]:
     return {name for name in names if callable(getattr(primitive, name))}
 
 
-@pytest.mark.parametrize("name", PRIMITIVES)
+@each("name", PRIMITIVES)
 def test_reference_mirrors_every_method(name: str) -> None:
     ours, twin = getattr(pb, name), getattr(pb.reference, name)
     assert public_methods(ours) == public_methods(twin)
@@ -266,7 +264,7 @@ def test_signatures_are_the_same_on_both_backends(name: str, ours: Any, twin: An
         assert inspect.signature(ours) == inspect.signature(twin)
 
 
-@pytest.mark.parametrize("name", PRIMITIVES)
+@each("name", PRIMITIVES)
 def test_repr_names_it(name: str) -> None:
     assert name in repr(pb.primitives[name])
     twin = repr(getattr(pb.reference, name))
@@ -319,7 +317,7 @@ def test_docstring(name: str, ours: Any, twin: Any) -> None:
         assert "shape" in doc
 
 
-@pytest.mark.parametrize("name", [n for n in pb.__all__ if not n.startswith("_")])
+@each("name", [n for n in pb.__all__ if not n.startswith("_")])
 def test_every_public_name_is_documented(name: str) -> None:
     thing = getattr(pb, name)
     if name == "primitives":  # a mapping; the module's docstring tells what it holds

@@ -33,11 +33,11 @@ from protocol import (
     of_every,
     ordinary,
     out_argument,
+    rows,
     single_calls,
 )
 from pullback.tables.elementwise import OPS, OpRow
 
-rows = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())
 native = pytest.mark.native
 
 NARROW = (np.bool_, np.int8, np.uint8, np.int16, np.uint16, np.float16, np.float32)

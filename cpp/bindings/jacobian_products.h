@@ -7,13 +7,8 @@
 namespace pullback {
 
 // left @ right as pullback.jacobians.algebra has it, to the bit. New reference; null with an
-// exception set.
+// exception set. All of them are Python's until it has told its rules.
 Ref JacobianProduct(PyObject* left, PyObject* right);
-
-// Adds jacobian_rules(Diagonal, Dense, Product, rules), by which Python says what there is: the
-// rules that it has found for pairs of types, None for a pair that stays two factors. Until then
-// all products are Python's.
-bool RegisterJacobianRules(PyObject* module);
 
 }  // namespace pullback
 

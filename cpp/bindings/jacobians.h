@@ -45,8 +45,9 @@ Ref JacobianOfBroadcast(Extents operand, Extents result, DType dtype);
 // The same with the derivatives of an activation behind it.
 Ref JacobianBehind(PyObject* slopes, Ref jacobian);
 
-// Adds jacobian_classes(classes), by which Python says where the classes are: until then, and with
-// others, all above are null without an exception set.
+// Adds jacobian_classes(classes, rules), by which Python says where the classes are, and which of
+// them have a rule for their product: until then, and with others, all above are null without an
+// exception set.
 bool RegisterJacobians(PyObject* module);
 
 }  // namespace pullback

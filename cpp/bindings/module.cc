@@ -10,7 +10,6 @@
 #include "bindings/chain.h"
 #include "bindings/elementwise.h"
 #include "bindings/interrupt.h"
-#include "bindings/jacobian_products.h"
 #include "bindings/jacobians.h"
 #include "bindings/losses.h"
 #include "bindings/method.h"
@@ -213,7 +212,7 @@ PYBIND11_MODULE(_native, m) {
       !pullback::RegisterMethodType(m.ptr()) || !pullback::RegisterChains(m.ptr()) ||
       !pullback::RegisterLossEngine(m.ptr()) || !pullback::RegisterReductionEngine(m.ptr()) ||
       !pullback::RegisterProductEngine(m.ptr()) || !pullback::RegisterJacobians(m.ptr()) ||
-      !pullback::RegisterJacobianRules(m.ptr()) || !pullback::RegisterOutputs()) {
+      !pullback::RegisterOutputs()) {
     throw py::error_already_set();
   }
   pullback::GetNumThreads();  // by the CPUs of who imports it, not of the thread that calls first

@@ -11,8 +11,6 @@ from pullback import elementwise
 from pullback.config import native
 from pullback.elementwise import Elementwise, make_elementwise
 from pullback.engine import BACKEND, ORACLE
-from pullback.jacobians import Dense, Diagonal, algebra
-from pullback.jacobians import Product as JacobianProduct
 from pullback.products import Product
 from pullback.protocol import shown
 from pullback.reductions import Reduction, RowMap
@@ -23,10 +21,6 @@ from pullback.tables.reductions import ReductionRow
 __all__ = ["Call", "Cotangents", "Link", "Step", "Walk", "arg", "make_step", "new_walk"]
 
 Cotangents: TypeAlias = tuple[Any, ...]  # of the running value, of the bound operands
-
-
-if native is not None:
-    native.jacobian_rules(Diagonal, Dense, JacobianProduct, algebra.PRODUCTS._found)
 
 
 class _Mark:

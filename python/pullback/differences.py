@@ -23,7 +23,7 @@ _FEWEST: Final = 4  # steps, before an answer
 _COLUMNS: Final = 6  # of an extrapolation
 _NOISE: Final = 4.0  # units in the last place that values are taken to be wrong by, at least
 # Steps at which noise is looked for, by the scale, in float32 and float64; 0: the smallest.
-_FINE_STEPS: Final = ((2.0**-12, 2.0**-16, 0.0), (2.0**-20, 2.0**-32, 0.0))
+_FINE_STEPS: Final = ((2.0**-12, 2.0**-16, 0.0), (2.0**-12, 2.0**-20, 2.0**-32, 0.0))
 # Multiples of them: irregular, so that no period looks smooth; and cubic polynomials there.
 _POINTS: Final = (1, 2, 4, 5, 9, 10, 14, 17, 19, 22, 23, 26)
 _CUBIC: Final = np.linalg.qr(np.vander(np.array(_POINTS) / 13 - 1, 4))[0]
@@ -202,7 +202,9 @@ class Function:
         x's rounding, so that x moves by what it is said to. All of x moves towards 0, or away from
         it where f ends there.
         """
-        found, moves = [], []
+        found: list[float] = []
+        moves: list[tuple[float, float]] = []
+        rest = 0.0
         grid, scale = np.ravel(self._grid), np.ravel(self.scale)
         scale = scale * np.random.default_rng(1).uniform(0.5, 1, scale.shape)  # nothing cancels
         least = 1 + np.arange(scale.size) % 5
@@ -215,17 +217,22 @@ class Function:
                     break
             else:
                 continue
+            rest = 0.0
             moves.append((float(np.max(unit / grid, initial=0.0)), float(np.ptp(values))))
             levels = np.unique(values)
-            if len(levels) <= len(_POINTS) // 2:
-                continue  # too fine
+            if len(levels) <= len(_POINTS) // 2:  # steps of f show
+                found.extend(np.diff(levels)[:1] / 2)
+                continue
             moved = values - values[0]
             rest = math.hypot(*(moved - _CUBIC @ (_CUBIC.T @ moved)))
-            found.append(max(rest / math.sqrt(len(_POINTS) - 4),
-                             float(np.diff(levels).min()) / math.sqrt(12)))  # fmt: skip
+            rest /= math.sqrt(len(_POINTS) - 4)
+            if fine > self.eps ** (1 / 3):
+                continue  # too coarse
+            found.append(max(rest, float(np.diff(levels).min()) / math.sqrt(12)))
         if moves and moves[0][0] > 64:
             move = moves[-1][1]
-            self.is_rough = move > max(4 * _NOISE * self.eps * self._size, moves[0][1] / 16)
+            is_seen = move > 4 * _NOISE * self.eps * self._size
+            self.is_rough = is_seen and (move > moves[0][1] / 16 or move < 10 * rest)
             if self.is_rough:
                 return move / 3
         return min(found, default=0.0)
@@ -441,16 +448,20 @@ class _Line:
             curve = ((right - self._f.at_x) + (left - self._f.at_x)) / step**2
             even.append((step, curve, 2 * noise / step**2))
         both = [math.isfinite(o[1]) and math.isfinite(e[1]) for o, e in zip(odd, even, strict=True)]
-        return _settled(
+        entries = [
             a._replace(error=max(a.error, a.smallest * b.error))
             for one, other in zip(_finite(odd, both), _finite(even, both), strict=True)
             for a, b in zip(_extrapolated(*one, 2), _extrapolated(*other, 2), strict=True)
-        )
+        ]
+        # Beyond the size of x, what does not converge is another piece of f.
+        first = self._samples[0].step if self._f._steps else self._first
+        return _settled(e for e in entries if e.largest <= first or e.error < 0.5 * abs(e.value))
 
     def _judged(self) -> Slope:
         f, noises = self._f, self._noises()
         both = self._both(noises)
-        seen = [(max(abs(s.right - f.at_x), abs(s.left - f.at_x)) - 2 * SAFETY * noise) / s.step
+        seen_from = 64 if f.is_rough else 2 * SAFETY
+        seen = [(max(abs(s.right - f.at_x), abs(s.left - f.at_x)) - seen_from * noise) / s.step
                 for s, noise in zip(self._samples, noises, strict=True)
                 if s.step <= self._first or f._steps is not None]  # fmt: skip
         variation = max((a for a in seen if math.isfinite(a) and a > 0), default=0.0)

@@ -38,4 +38,4 @@ __all__ = [
 DENSE_LIMIT_BYTES: Final = 2**28
 
 if native is not None:  # which makes those of primitives
-    native.jacobian_classes(globals())
+    native.jacobian_classes(globals(), algebra.PRODUCTS.found)

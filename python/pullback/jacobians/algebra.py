@@ -50,15 +50,15 @@ class Rules:
 
     def __init__(self, table: Mapping[tuple[type, type], Rule]) -> None:
         self.table = MappingProxyType({**table})
-        self._found: dict[tuple[type, type], Rule | None] = {}
+        self.found: dict[tuple[type, type], Rule | None] = {}
 
     def apply(self, left: Jacobian, right: Jacobian) -> Jacobian | None:
         """Return what the first rule that fits makes of two Jacobians, None where none does."""
         pair = type(left), type(right)
-        if pair not in self._found:
+        if pair not in self.found:
             fitting = (r for p, r in self.table.items() if all(map(issubclass, pair, p)))
-            self._found[pair] = next(fitting, None)
-        rule = self._found[pair]
+            self.found[pair] = next(fitting, None)
+        rule = self.found[pair]
         return None if rule is None else rule(left, right)
 
 
