@@ -21,6 +21,16 @@ namespace pullback {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// `count` elements from the i-th on; those of the driver's own arrays are padded.
+template <class D>
+HWY_INLINE void StoreSome(hn::Vec<D> v, D d, double* p, size_t i, size_t count) {
+  if (HWY_LIKELY(count == hn::Lanes(d))) {
+    hn::StoreU(v, d, p + i);
+  } else {
+    StoreTail(v, d, p + i, count);
+  }
+}
+
 template <class D>
 HWY_INLINE hn::Vec<D> LoadTargets(D d, const ScoreChunk& chunk, size_t i, size_t count) {
   return chunk.y_type == TargetType::kFloat64
@@ -37,38 +47,18 @@ HWY_NOINLINE size_t FirstOutsideDomain(const ScoreChunk& chunk) {
   return kNoRow;
 }
 
-// Whole vectors alone are scored, so that a row of the table is compiled once for each of its jobs:
-// the last elements pass a block of their own.
 template <class Row, Wanted kWanted>
 class PointwiseScore {
  public:
   static void Run(ScoreChunk& chunk) {
+    const size_t n = chunk.rows * chunk.outputs;
+    PointwiseScore score(chunk);
+    size_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) score.Add(i, kLanes);
+    if (i < n) score.Add(i, n - i);
     const D d;
-    const size_t n = chunk.rows * chunk.outputs, whole = n / kLanes * kLanes, left = n - whole;
-    V loss_sum = hn::Zero(d);
-    V within = hn::VecFromMask(d, hn::Eq(loss_sum, loss_sum));
-    Add(chunk, whole, within, loss_sum, within);
-    if (left != 0) {
-      HWY_ALIGN double y[kLanes], weight[kLanes], curvature[kLanes];
-      const auto present = hn::FirstN(d, left);
-      const V t = LoadTargets(d, chunk, whole, left);
-      hn::Store(hn::IfThenElse(present, t, hn::Set(d, hn::GetLane(t))), d, y);
-      ScoreChunk rest = chunk;
-      rest.y = y;
-      rest.y_type = TargetType::kFloat64;
-      rest.z += whole;
-      rest.slope += whole;
-      if (rest.loss != nullptr) rest.loss += whole;
-      if (rest.weight != nullptr) {
-        hn::Store(LoadSome(d, chunk.weight + whole, left), d, weight);
-        rest.weight = weight;
-      }
-      rest.curvature = curvature;
-      Add(rest, kLanes, hn::VecFromMask(d, present), loss_sum, within);
-      if (kCurvature) std::copy_n(curvature, left, chunk.curvature + whole);
-    }
-    chunk.loss_sum = SumLanes(d, loss_sum);
-    chunk.bad_row = HWY_LIKELY(hn::AllTrue(d, hn::MaskFromVec(within)))
+    chunk.loss_sum = SumLanes(d, score.loss_sum_);
+    chunk.bad_row = HWY_LIKELY(hn::AllTrue(d, hn::MaskFromVec(score.within_)))
                         ? kNoRow
                         : FirstOutsideDomain<Row>(chunk);
   }
@@ -81,36 +71,43 @@ class PointwiseScore {
   static constexpr bool kSlope = kWanted == Wanted::kSlope || kWanted == Wanted::kAll;
   static constexpr bool kCurvature = kWanted == Wanted::kCurvature || kWanted == Wanted::kAll;
 
-  // Scores whole vectors, of whose losses those that are `present` are added up.
-  static HWY_NOINLINE void Add(const ScoreChunk& chunk, size_t n, const V& present, V& sum,
-                               V& all_within) {
+  HWY_INLINE explicit PointwiseScore(const ScoreChunk& chunk)
+      : chunk_(chunk),
+        parameter_(hn::Set(D(), chunk.parameter)),
+        loss_sum_(hn::Zero(D())),
+        within_(hn::VecFromMask(D(), hn::Eq(loss_sum_, loss_sum_))) {}
+
+  HWY_INLINE void Add(size_t i, size_t count) {
     const D d;
-    const V parameter = hn::Set(d, chunk.parameter), counted = present;
-    V loss_sum = sum, within = all_within;
-    for (size_t i = 0; i < n; i += kLanes) {
-      const V t = LoadTargets(d, chunk, i, kLanes);
-      V loss, dloss, d2loss;
-      Row::Eval(d, hn::LoadU(d, chunk.z + i), t, parameter, loss, dloss, d2loss);
-      const V domain = hn::VecFromMask(d, Row::Domain(d, t));
-      within = hn::And(within, domain);
-      // All bits set in place of a number are a NaN.
-      const V outside = hn::Not(domain);
-      loss = hn::Or(loss, outside);
-      dloss = hn::Or(dloss, outside);
-      d2loss = hn::Or(d2loss, outside);
-      if (kCurvature) hn::StoreU(d2loss, d, chunk.curvature + i);
-      if (kLoss && chunk.loss != nullptr) hn::StoreU(loss, d, chunk.loss + i);
-      if (kLoss && chunk.weight != nullptr) {
-        const V weight = hn::LoadU(d, chunk.weight + i);
-        loss = hn::Mul(loss, weight);
-        dloss = hn::Mul(dloss, weight);
-      }
-      if (kLoss) loss_sum = hn::Add(loss_sum, hn::And(counted, loss));
-      if (kSlope) hn::StoreU(dloss, d, chunk.slope + i);
+    const V t = LoadTargets(d, chunk_, i, count);
+    V loss, dloss, d2loss;
+    Row::Eval(d, hn::LoadU(d, chunk_.z + i), t, parameter_, loss, dloss, d2loss);
+    V domain = hn::VecFromMask(d, Row::Domain(d, t));
+    // All bits set in place of a number are a NaN.
+    const V outside = hn::Not(domain);
+    loss = hn::Or(loss, outside);
+    dloss = hn::Or(dloss, outside);
+    d2loss = hn::Or(d2loss, outside);
+    if (HWY_UNLIKELY(count < kLanes)) {
+      const auto present = hn::FirstN(d, count);
+      loss = hn::IfThenElseZero(present, loss);
+      domain = hn::Or(domain, hn::VecFromMask(d, hn::Not(present)));
     }
-    sum = loss_sum;
-    all_within = within;
+    within_ = hn::And(within_, domain);
+    if (kCurvature) StoreSome(d2loss, d, chunk_.curvature, i, count);
+    if (kLoss && chunk_.loss != nullptr) hn::StoreU(loss, d, chunk_.loss + i);
+    if (kLoss && chunk_.weight != nullptr) {
+      const V weight = LoadSome(d, chunk_.weight + i, count);
+      loss = hn::Mul(loss, weight);
+      dloss = hn::Mul(dloss, weight);
+    }
+    if (kLoss) loss_sum_ = hn::Add(loss_sum_, loss);
+    if (kSlope) hn::StoreU(dloss, d, chunk_.slope + i);
   }
+
+  const ScoreChunk& chunk_;
+  const V parameter_;
+  V loss_sum_, within_;
 };
 
 inline void CurvePointwise(const ScoreChunk& chunk, const double* curvature,

@@ -494,7 +494,7 @@ namespace {
 // sum * factor * (diag p - p p^T) of one row. 1 - p of each class is the sum of the others: the
 // difference would lose its digits. Of few classes a plain sum keeps them.
 template <size_t kClasses, typename T>
-void WriteHessian(const T* p, size_t, double sum, double factor, long double*, T* to) {
+HWY_INLINE void WriteHessian(const T* p, double sum, double factor, T* to) {
   for (size_t i = 0; i < kClasses; ++i) {
     const double scaled = sum * double{p[i]};
     double others = -0.0;
@@ -530,20 +530,25 @@ void WriteAnyHessian(const T* p, size_t classes, double sum, double factor, long
   }
 }
 
-template <typename T>
+// kClasses: 0 for any number.
+template <size_t kClasses, typename T>
 bool WriteHessians(const ClassHessians& h, long double* others, T* out, Poll* poll) {
   constexpr size_t kPolledElements = size_t{1} << 20;
-  constexpr decltype(&WriteAnyHessian<T>) kFew[] = {WriteHessian<2, T>, WriteHessian<3, T>,
-                                                    WriteHessian<4, T>};
-  const size_t classes = h.classes;
-  const auto write = classes >= 2 && classes <= 4 ? kFew[classes - 2] : WriteAnyHessian<T>;
-  const double factor = 1.0 / h.divisor;
+  const size_t classes = kClasses == 0 ? h.classes : kClasses;
+  const double divisor = h.divisor, factor = 1.0 / divisor;
+  const double *const sums = h.sums, *const weight = h.weight;
+  const auto* p = static_cast<const T*>(h.p);
   size_t written = 0;
   for (size_t row = 0; row < h.rows; ++row) {
-    write(static_cast<const T*>(h.p) + row * classes, classes,
-          h.sums == nullptr ? 1.0 : h.sums[row],
-          h.weight == nullptr ? factor : h.weight[row] / h.divisor, others,
-          out + row * classes * classes);
+    const double sum = sums == nullptr ? 1.0 : sums[row];
+    const double by = weight == nullptr ? factor : weight[row] / divisor;
+    if constexpr (kClasses == 0) {
+      WriteAnyHessian(p, classes, sum, by, others, out);
+    } else {
+      WriteHessian<kClasses>(p, sum, by, out);
+    }
+    p += classes;
+    out += classes * classes;
     written += classes * classes;
     if (written < kPolledElements) continue;
     written = 0;
@@ -552,16 +557,24 @@ bool WriteHessians(const ClassHessians& h, long double* others, T* out, Poll* po
   return true;
 }
 
+template <typename T>
+Outcome MapHessiansTo(const ClassHessians& h, T* out, Poll* poll) {
+  constexpr decltype(&WriteHessians<0, T>) kFew[] = {WriteHessians<2, T>, WriteHessians<3, T>,
+                                                     WriteHessians<4, T>};
+  const bool few = h.classes >= 2 && h.classes <= 4;
+  const std::unique_ptr<long double[]> others(few ? nullptr
+                                                  : new (std::nothrow) long double[h.classes]);
+  if (!few && !others) return Outcome::kOutOfMemory;
+  const auto write = few ? kFew[h.classes - 2] : WriteHessians<0, T>;
+  const KernelFpEnv fp_env(poll);
+  return write(h, others.get(), out, poll) ? Outcome::kDone : Outcome::kInterrupted;
+}
+
 }  // namespace
 
 Outcome MapHessians(const ClassHessians& problem, void* out, Poll* poll) {
-  const std::unique_ptr<long double[]> others(new (std::nothrow) long double[problem.classes]);
-  if (!others) return Outcome::kOutOfMemory;
-  const KernelFpEnv fp_env(poll);
-  const bool done = problem.dtype == DType::kFloat32
-                        ? WriteHessians(problem, others.get(), static_cast<float*>(out), poll)
-                        : WriteHessians(problem, others.get(), static_cast<double*>(out), poll);
-  return done ? Outcome::kDone : Outcome::kInterrupted;
+  return problem.dtype == DType::kFloat32 ? MapHessiansTo(problem, static_cast<float*>(out), poll)
+                                          : MapHessiansTo(problem, static_cast<double*>(out), poll);
 }
 
 }  // namespace pullback

@@ -272,15 +272,23 @@ HWY_INLINE std::array<V, kClasses> ExponentialsOfFew(const std::array<V, kClasse
   return e;
 }
 
-template <size_t kClasses, bool kLabels>
-void ScoreFew(ScoreChunk& chunk, const double* y, Asked asked, RowTerms& terms) {
+// Scores kGroups groups of `count` rows each, whose latencies overlap.
+template <bool kLabels, size_t kClasses, size_t kGroups, class V = hn::Vec<SoftmaxTag>>
+HWY_INLINE void ScoreGroups(ScoreChunk& chunk, const double* y, Asked asked, RowTerms& terms,
+                            size_t begin, size_t count,
+                            const std::array<std::array<V, kClasses>, kGroups>& z) {
   const SoftmaxTag d;
   const hn::RebindToUnsigned<SoftmaxTag> du;
-  using V = hn::Vec<SoftmaxTag>;
   const V one = hn::Set(d, 1);
-  for (size_t row = 0; row < chunk.rows; row += kSoftmaxLanes) {
-    const size_t count = std::min(kSoftmaxLanes, chunk.rows - row);
-    const size_t first = row * kClasses;
+  std::array<std::array<V, kClasses>, kGroups> e;
+  std::array<V, kGroups> largest, rest;
+  PB_UNROLL
+  for (size_t g = 0; g < kGroups; ++g) {
+    e[g] = ExponentialsOfFew<kClasses>(z[g], largest[g], rest[g]);
+  }
+  PB_UNROLL
+  for (size_t g = 0; g < kGroups; ++g) {
+    const size_t row = begin + g * kSoftmaxLanes, first = row * kClasses;
     const auto targets = [&]() HWY_ATTR {
       if constexpr (kLabels) {
         const auto* const labels = static_cast<const uint64_t*>(chunk.y);
@@ -289,20 +297,17 @@ void ScoreFew(ScoreChunk& chunk, const double* y, Asked asked, RowTerms& terms) 
         return FewTargets<kClasses, false>(LoadSomeRows<kClasses>(d, y + first, count));
       }
     }();
-    const auto z = LoadSomeRows<kClasses>(d, chunk.z + first, count);
-    V largest, rest;
-    const auto e = ExponentialsOfFew<kClasses>(z, largest, rest);
     const auto good = targets.Good();
     if (HWY_UNLIKELY(!hn::AllTrue(d, good))) KeepBad(chunk, row, count, good);
     if (asked.loss) {
-      const V distance = targets.Distance(z, largest);
-      hn::Store(rest, d, terms.rest + row);
-      hn::Store(hn::IfThenElse(good, distance, hn::NaN(d)), d, terms.linear + row);
-      if constexpr (!kLabels) hn::Store(targets.Sum(), d, terms.targets + row);
+      const V distance = targets.Distance(z[g], largest[g]);
+      hn::StoreU(rest[g], d, terms.rest + row);
+      hn::StoreU(hn::IfThenElse(good, distance, hn::NaN(d)), d, terms.linear + row);
+      if constexpr (!kLabels) hn::StoreU(targets.Sum(), d, terms.targets + row);
     }
-    const V sum = hn::IfThenElse(good, hn::Add(one, rest), hn::NaN(d));
+    const V sum = hn::IfThenElse(good, hn::Add(one, rest[g]), hn::NaN(d));
     if (asked.slopes) {
-      auto slopes = targets.Slopes(z, largest, e, rest, sum);
+      auto slopes = targets.Slopes(z[g], largest[g], e[g], rest[g], sum);
       PB_UNROLL
       for (V& slope : slopes) slope = hn::Div(slope, sum);
       if (chunk.weight != nullptr) {
@@ -313,11 +318,45 @@ void ScoreFew(ScoreChunk& chunk, const double* y, Asked asked, RowTerms& terms) 
       StoreSomeRows(slopes, d, chunk.slope + first, count);
     }
     if (asked.curvature) {
-      auto p = e;
+      auto p = e[g];
       PB_UNROLL
       for (V& probability : p) probability = hn::Div(probability, sum);
       StoreSomeRows(p, d, chunk.curvature + first, count);
     }
+  }
+}
+
+// The last rows of an array, as many as a vector has lanes, unless there are fewer: where these are
+// no whole vector, some are in the one before, too, and get the same result again. They are read
+// before that is written, perhaps to their place.
+template <size_t kClasses>
+struct LastRows {
+  LastRows(const double* p, size_t rows)
+      : count(std::min(kSoftmaxLanes, rows)),
+        row(rows - count),
+        values(LoadSomeRows<kClasses>(SoftmaxTag(), p + row * kClasses, count)) {}
+
+  size_t count, row;
+  std::array<hn::Vec<SoftmaxTag>, kClasses> values;
+};
+
+template <size_t kClasses, bool kLabels>
+void ScoreFew(ScoreChunk& chunk, const double* y, Asked asked, RowTerms& terms) {
+  const SoftmaxTag d;
+  using Classes = std::array<hn::Vec<SoftmaxTag>, kClasses>;
+  constexpr size_t kStep = 2 * kSoftmaxLanes;
+  const LastRows<kClasses> last(chunk.z, chunk.rows);
+  size_t row = 0;
+  for (; row + kStep <= chunk.rows; row += kStep) {
+    const double* const from = chunk.z + row * kClasses;
+    const std::array<Classes, 2> z = {LoadRows<kClasses>(d, from),
+                                      LoadRows<kClasses>(d, from + kSoftmaxLanes * kClasses)};
+    ScoreGroups<kLabels>(chunk, y, asked, terms, row, kSoftmaxLanes, z);
+  }
+  for (; row < chunk.rows; row += kSoftmaxLanes) {
+    const std::array<Classes, 1> z = {
+        row < last.row ? LoadRows<kClasses>(d, chunk.z + row * kClasses) : last.values};
+    ScoreGroups<kLabels>(chunk, y, asked, terms, std::min(row, last.row), last.count, z);
   }
 }
 
@@ -328,10 +367,11 @@ void CurveFew(const double* p, const double* v, const double* factors, size_t ro
               double* slopes) {
   const SoftmaxTag d;
   using V = hn::Vec<SoftmaxTag>;
-  for (size_t row = 0; row < rows; row += kSoftmaxLanes) {
-    const size_t count = std::min(kSoftmaxLanes, rows - row), first = row * kClasses;
-    const auto probability = LoadSomeRows<kClasses>(d, p + first, count);
-    auto direction = LoadSomeRows<kClasses>(d, v + first, count);
+  const LastRows<kClasses> last(v, rows);
+  for (size_t at = 0; at < rows; at += kSoftmaxLanes) {
+    const size_t row = std::min(at, last.row), first = row * kClasses;
+    const auto probability = LoadSomeRows<kClasses>(d, p + first, last.count);
+    auto direction = at < last.row ? LoadRows<kClasses>(d, v + first) : last.values;
     V largest = probability[0], center = direction[0];
     PB_UNROLL
     for (size_t k = 1; k < kClasses; ++k) {
@@ -345,13 +385,13 @@ void CurveFew(const double* p, const double* v, const double* factors, size_t ro
       direction[k] = hn::Sub(direction[k], center);
       mean = hn::MulAdd(probability[k], direction[k], mean);
     }
-    const V factor = hn::Load(d, factors + row);
+    const V factor = hn::LoadU(d, factors + row);
     PB_UNROLL
     for (size_t k = 0; k < kClasses; ++k) {
       const V distance = hn::Sub(direction[k], mean);
       direction[k] = hn::Mul(hn::Mul(probability[k], distance), factor);
     }
-    StoreSomeRows(direction, d, slopes + first, count);
+    StoreSomeRows(direction, d, slopes + first, last.count);
   }
 }
 

@@ -6,26 +6,10 @@
 
 #include "runtime/hwy_config.h"
 
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "runtime/targets.cc"
-#include "hwy/foreach_target.h"  // must precede highway.h
-#include "hwy/highway.h"
+#include "hwy/targets.h"  // after it
 
-HWY_BEFORE_NAMESPACE();
-namespace pullback {
-namespace HWY_NAMESPACE {
-
-const char* NameOfTarget() { return hwy::TargetName(HWY_TARGET); }
-
-}  // namespace HWY_NAMESPACE
-}  // namespace pullback
-HWY_AFTER_NAMESPACE();
-
-#if HWY_ONCE
 namespace pullback {
 namespace {
-
-HWY_EXPORT(NameOfTarget);
 
 // hwy::SupportedTargets() undoes any earlier choice, so it is asked once, and the choice is always
 // written after it.
@@ -79,8 +63,7 @@ std::vector<std::string> SupportedTargetNames() {
 }
 
 std::string ActiveTarget() {
-  Supported();
-  return HWY_DYNAMIC_DISPATCH(NameOfTarget)();
+  return hwy::TargetName(BestOf(SupportedFrom(internal::active_target.load())));
 }
 
 bool SetTarget(const std::string& name, std::string* error) {
@@ -98,4 +81,3 @@ bool SetTarget(const std::string& name, std::string* error) {
 }
 
 }  // namespace pullback
-#endif  // HWY_ONCE
