@@ -41,15 +41,18 @@ while seconds < 0.8 * long:  # it was slow when it was first timed
 INTERRUPT = """
 signal.signal(signal.SIGPROF, signal.default_int_handler)
 call = make(n)
-begin = time.process_time()
-signal.setitimer(signal.ITIMER_PROF, 0.02)
-try:
-    call()
-except KeyboardInterrupt:
-    taken = time.process_time() - begin
-    assert taken < 0.75 * seconds, (taken, seconds)
-else:
+def interrupted():
+    begin = time.process_time()
+    signal.setitimer(signal.ITIMER_PROF, 0.02)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return time.process_time() - begin
     raise AssertionError("was not interrupted")
+for _ in range(3):  # others may have the CPU of the thread that asks
+    if (taken := interrupted()) < 0.75 * seconds:
+        break
+assert taken < 0.75 * seconds, (taken, seconds)
 x = np.linspace(-5, 5, 400_000)
 for threads in (1, 2, 4):
     pb.set_num_threads(threads)
