@@ -37,7 +37,6 @@ struct Lanes {
   static constexpr size_t kLanes = hn::MaxLanes(D());
   static constexpr size_t kWide = hn::MaxLanes(Wide());
   static constexpr size_t kParts = kLanes / kWide;
-  static constexpr size_t kSide = std::max<size_t>(4 / kParts, 1);  // vectors at once
   using Parts = std::array<W, kParts>;
 
   static HWY_INLINE V Load(const T* p, size_t count) {
@@ -128,78 +127,6 @@ HWY_INLINE hn::TFromD<D> FoldLanes(D d, V folds) {
 // Elements that are summed in registers; each of four or more sums then has at most a quarter.
 constexpr size_t kLeaf = 1024;
 
-// Sums along a slice are kept side by side, and joined in a fixed order.
-constexpr size_t kChains = 4;
-using Chains = std::array<hn::Vec<hn::ScalableTag<double>>, kChains>;
-
-HWY_INLINE double Total(const Chains& sum, bool product) {
-  const hn::ScalableTag<double> d;
-  if (!product) {
-    return SumLanes(d, hn::Add(hn::Add(sum[0], sum[1]), hn::Add(sum[2], sum[3])));
-  }
-  HWY_ALIGN double lanes[hn::MaxLanes(hn::ScalableTag<double>())];
-  hn::Store(hn::Mul(hn::Mul(sum[0], sum[1]), hn::Mul(sum[2], sum[3])), d, lanes);
-  double result = lanes[0];
-  for (size_t i = 1; i < hn::Lanes(d); ++i) result *= lanes[i];
-  return result;
-}
-
-template <Pivot kKind, typename T>
-HWY_NOINLINE double PivotAlong(const T* x, size_t n) {
-  using L = Lanes<T>;
-  using D = typename L::D;
-  using V = typename L::V;
-  constexpr size_t kLanes = L::kLanes, kParts = L::kParts, kSide = L::kSide;
-  if constexpr (kKind == Pivot::kMean) {
-    double total = 0;
-    for (size_t begin = 0; begin < n; begin += kLeaf) {
-      const size_t end = std::min(begin + kLeaf, n);
-      Chains sum;
-      sum.fill(hn::Zero(hn::ScalableTag<double>()));
-      size_t i = begin;
-      for (; i + kSide * kLanes <= end; i += kSide * kLanes) {
-        PB_UNROLL
-        for (size_t side = 0; side < kSide; ++side) {
-          const auto parts = L::Widen(hn::LoadU(D(), x + i + side * kLanes));
-          PB_UNROLL
-          for (size_t part = 0; part < kParts; ++part) {
-            sum[side * kParts + part] = hn::Add(sum[side * kParts + part], parts[part]);
-          }
-        }
-      }
-      for (; i < end; i += kLanes) {  // zeros behind the last add nothing
-        const auto parts = L::Widen(L::Load(x + i, std::min(kLanes, end - i)));
-        PB_UNROLL
-        for (size_t part = 0; part < kParts; ++part) {
-          sum[part] = hn::Add(sum[part], parts[part]);
-        }
-      }
-      total += Total(sum, false);
-    }
-    return total;
-  } else {
-    using F = Fold<kKind>;
-    const D d;
-    const V start = hn::Set(d, F::template kStart<T>);
-    std::array<V, 4> fold;
-    fold.fill(start);
-    size_t i = 0;
-    for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-      PB_UNROLL
-      for (size_t side = 0; side < 4; ++side) {
-        fold[side] = F::Add(d, fold[side], hn::LoadU(d, x + i + side * kLanes));
-      }
-    }
-    for (; i + kLanes <= n; i += kLanes) fold[0] = F::Add(d, fold[0], hn::LoadU(d, x + i));
-    if (i < n) {
-      const V last = LoadTail(d, x + i, n - i);
-      fold[0] = F::Add(d, fold[0], hn::IfThenElse(hn::FirstN(d, n - i), last, start));
-    }
-    const V folds = F::Add(d, F::Add(d, fold[0], fold[1]), F::Add(d, fold[2], fold[3]));
-    return static_cast<double>(FoldLanes<kKind>(d, folds));
-  }
-}
-
 // What the sums of one segment fetch for what comes next, while they keep the core busy: the next
 // segment of x and v, in which its pivot is then folded, and where this segment's slopes will go.
 template <typename T, size_t kElements>
@@ -222,8 +149,9 @@ class Along {
   using Wide = typename L::Wide;
   using W = typename L::W;
   using Parts = typename L::Parts;
-  static constexpr size_t kLanes = L::kLanes, kParts = L::kParts, kSide = L::kSide;
-  static_assert(kSide * kParts == kChains);
+  static constexpr size_t kLanes = L::kLanes, kParts = L::kParts;
+  static constexpr size_t kSide = std::max<size_t>(4 / kParts, 1);  // vectors at once
+  static constexpr size_t kChains = kSide * kParts;
   static constexpr Pivot kPivotKind = Row::template kPivotOf<T>;
   static constexpr bool kTwo = Row::kArrays == 2;
   static constexpr size_t kLeastAhead = 4096;  // bytes
@@ -237,7 +165,7 @@ class Along {
     state[kCount] = static_cast<double>(s.length);
     state[kPivot] = 1;
     if constexpr (kPivotKind != Pivot::kNone) {
-      state[kPivot] = Row::Settle(PivotAlong<kPivotKind>(x, s.length), state[kCount]);
+      state[kPivot] = Row::Settle(PivotOf(x, s.length), state[kCount]);
     }
     double* const sums = state + kSums;
     std::fill_n(sums, Row::kTerms, 0.0);
@@ -291,47 +219,74 @@ class Along {
     });
   }
 
+  static void Tangents(const Segment& s, const double* coefs, const void* const* t, double* sums) {
+    const std::array<W, Row::kCoefs> c = Broadcast(coefs);
+    const T* const x = static_cast<const T*>(s.x);
+    const T* const v = static_cast<const T*>(s.v);
+    const V pivot = hn::Set(D(), static_cast<T>(coefs[Row::kCoefs]));
+    double total = 0;
+    for (size_t begin = 0; begin < s.length; begin += kLeaf) {
+      const size_t end = std::min(begin + kLeaf, s.length);
+      std::array<W, kChains> sum;
+      sum.fill(hn::Zero(Wide()));
+      size_t chain = 0;
+      for (size_t i = begin; i < end; i += kLanes) {
+        const size_t count = std::min(kLanes, end - i);
+        std::array<std::array<W, Row::kOuts>, kParts> slopes;
+        WideSlopes(x + i, kTwo ? v + i : nullptr, nullptr, count, pivot, c, slopes);
+        for (size_t o = 0; o < Row::kOuts; ++o) {
+          if (t[o] == nullptr) continue;
+          const Parts tangent = L::Widen(L::Load(static_cast<const T*>(t[o]) + i, count));
+          PB_UNROLL
+          for (size_t part = 0; part < kParts; ++part) {
+            W term = hn::Mul(slopes[part][o], tangent[part]);
+            if (HWY_UNLIKELY(count < kLanes)) {
+              term = hn::IfThenElseZero(L::First(part, count), term);
+            }
+            sum[chain + part] = hn::Add(sum[chain + part], term);
+          }
+        }
+        chain = (chain + kParts) % kChains;
+      }
+      total += Total(sum, false);
+    }
+    sums[0] = total;
+  }
+
  private:
   // slope(i, count, y): the results from element i on.
   template <class F>
   static HWY_INLINE void WriteSlopes(size_t n, void* const* out, bool streamed, const F& slope) {
     T* to[Row::kOuts];
     for (size_t o = 0; o < Row::kOuts; ++o) to[o] = static_cast<T*>(out[o]);
-    const auto some = [&](size_t i, size_t count, bool past) HWY_ATTR {
+    const auto some = [&](size_t i, size_t count) HWY_ATTR {
       std::array<V, Row::kOuts> y;
       slope(i, count, y);
       PB_UNROLL
-      for (size_t o = 0; o < Row::kOuts; ++o) {
-        if (HWY_UNLIKELY(past)) {
-          hn::Stream(y[o], D(), to[o] + i);
-        } else {
-          L::Store(y[o], to[o] + i, count);
-        }
-      }
+      for (size_t o = 0; o < Row::kOuts; ++o) L::Store(y[o], to[o] + i, count);
     };
-    // All outputs lie alike, see the driver; whole lines are streamed.
-    const size_t beyond = reinterpret_cast<uintptr_t>(to[0]) % kStreamAlignment;
-    const size_t ahead = beyond == 0 ? 0 : (kStreamAlignment - beyond) / sizeof(T);
-    const size_t head = streamed ? std::min(ahead, n) : 0;
-    constexpr size_t kLine = std::max(kStreamAlignment / sizeof(T), kLanes);
-    const size_t lines_end = streamed ? head + (n - head) / kLine * kLine : 0;
-    if constexpr (Row::kLong) {
-      for (size_t i = 0; i < n;) {
-        const size_t count = std::min(kLanes, (i < head ? head : n) - i);
-        some(i, count, i >= head && i < lines_end);
-        i += count;
-      }
-    } else {
-      size_t i = 0;
+    size_t i = 0;
+    if (streamed) {
+      // All outputs lie alike, see the driver.
+      const size_t beyond = reinterpret_cast<uintptr_t>(to[0]) % kStreamAlignment;
+      const size_t head = std::min(beyond == 0 ? 0 : (kStreamAlignment - beyond) / sizeof(T), n);
       while (i < head) {
         const size_t count = std::min(kLanes, head - i);
-        some(i, count, false);
+        some(i, count);
         i += count;
       }
-      for (; i < lines_end; i += kLanes) some(i, kLanes, true);
-      for (; i + kLanes <= n; i += kLanes) some(i, kLanes, false);
-      if (i < n) some(i, n - i, false);
+      constexpr size_t kLine = std::max(kStreamAlignment / sizeof(T), kLanes);
+      for (; i + kLine <= n; i += kLine) {
+        for (size_t j = i; j < i + kLine; j += kLanes) {
+          std::array<V, Row::kOuts> y;
+          slope(j, kLanes, y);
+          PB_UNROLL
+          for (size_t o = 0; o < Row::kOuts; ++o) hn::Stream(y[o], D(), to[o] + j);
+        }
+      }
     }
+    for (; i + kLanes <= n; i += kLanes) some(i, kLanes);
+    if (i < n) some(i, n - i);
   }
 
   static HWY_INLINE std::array<W, Row::kCoefs> Broadcast(const double* coefs) {
@@ -339,6 +294,77 @@ class Along {
     PB_UNROLL
     for (size_t k = 0; k < Row::kCoefs; ++k) c[k] = hn::Set(Wide(), coefs[k]);
     return c;
+  }
+
+  static double PivotOf(const T* x, size_t n) {
+    if constexpr (kPivotKind == Pivot::kMean) {
+      double total = 0;
+      for (size_t begin = 0; begin < n; begin += kLeaf) {
+        const size_t end = std::min(begin + kLeaf, n);
+        std::array<W, kChains> sum;
+        sum.fill(hn::Zero(Wide()));
+        size_t i = begin;
+        for (; i + kSide * kLanes <= end; i += kSide * kLanes) {
+          PB_UNROLL
+          for (size_t side = 0; side < kSide; ++side) {
+            const Parts parts = L::Widen(hn::LoadU(D(), x + i + side * kLanes));
+            PB_UNROLL
+            for (size_t part = 0; part < kParts; ++part) {
+              sum[side * kParts + part] = hn::Add(sum[side * kParts + part], parts[part]);
+            }
+          }
+        }
+        for (; i < end; i += kLanes) {  // zeros behind the last add nothing
+          const Parts parts = L::Widen(L::Load(x + i, std::min(kLanes, end - i)));
+          PB_UNROLL
+          for (size_t part = 0; part < kParts; ++part) {
+            sum[part] = hn::Add(sum[part], parts[part]);
+          }
+        }
+        total += Total(sum, false);
+      }
+      return total;
+    } else {
+      using F = Fold<kPivotKind>;
+      const D d;
+      const V start = hn::Set(d, F::template kStart<T>);
+      std::array<V, 4> fold;
+      fold.fill(start);
+      size_t i = 0;
+      for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+        PB_UNROLL
+        for (size_t side = 0; side < 4; ++side) {
+          fold[side] = F::Add(d, fold[side], hn::LoadU(d, x + i + side * kLanes));
+        }
+      }
+      for (; i + kLanes <= n; i += kLanes) fold[0] = F::Add(d, fold[0], hn::LoadU(d, x + i));
+      if (i < n) {
+        const V last = LoadTail(d, x + i, n - i);
+        fold[0] = F::Add(d, fold[0], hn::IfThenElse(hn::FirstN(d, n - i), last, start));
+      }
+      const V folds = F::Add(d, F::Add(d, fold[0], fold[1]), F::Add(d, fold[2], fold[3]));
+      return static_cast<double>(FoldLanes<kPivotKind>(d, folds));
+    }
+  }
+
+  // In a fixed order.
+  static HWY_INLINE double Total(const std::array<W, kChains>& sum, bool product) {
+    const Wide d;
+    W total = sum[0];
+    if constexpr (kChains == 4) {
+      if (product) {
+        total = hn::Mul(hn::Mul(sum[0], sum[1]), hn::Mul(sum[2], sum[3]));
+      } else {
+        total = hn::Add(hn::Add(sum[0], sum[1]), hn::Add(sum[2], sum[3]));
+      }
+    }
+    static_assert(kChains == 4);
+    if (!product) return SumLanes(d, total);
+    HWY_ALIGN double lanes[L::kWide];
+    hn::Store(total, d, lanes);
+    double result = lanes[0];
+    for (size_t i = 1; i < L::kWide; ++i) result *= lanes[i];
+    return result;
   }
 
   static void SumLeaf(const T* x, const T* v, size_t n, double pivot, double parameter, T* kept,
@@ -374,25 +400,14 @@ class Along {
         }
       }
     };
-    const auto fetch_next = [&](size_t i) HWY_ATTR {
+    size_t i = 0;
+    for (; i + kSide * kLanes <= n; i += kSide * kLanes) {
       fetch(x + i, kTwo ? v + i : nullptr, out == nullptr ? nullptr : out + i);
-    };
-    constexpr size_t kVectors = kSide * kLanes;
-    if constexpr (Row::kLong) {  // the sums are in L1
-      const size_t whole = n / kVectors * kVectors;
-      for (size_t i = 0; i < n; i += kLanes) {
-        if (i % kVectors == 0 && i < whole) fetch_next(i);
-        add(i, i < whole ? i / kLanes % kSide : 0, std::min(kLanes, n - i));
-      }
-    } else {
-      size_t i = 0;
-      for (; i + kVectors <= n; i += kVectors) {
-        fetch_next(i);
-        PB_UNROLL
-        for (size_t side = 0; side < kSide; ++side) add(i + side * kLanes, side, kLanes);
-      }
-      for (; i < n; i += kLanes) add(i, 0, std::min(kLanes, n - i));
+      PB_UNROLL
+      for (size_t side = 0; side < kSide; ++side) add(i + side * kLanes, side, kLanes);
     }
+    for (; i + kLanes <= n; i += kLanes) add(i, 0, kLanes);
+    if (i < n) add(i, 0, n - i);
     for (size_t k = 0; k < Row::kTerms; ++k) leaf[k] = Total(sums[k], Row::kProduct && k == 0);
   }
 
@@ -428,43 +443,6 @@ class Along {
 
 // --- across slices -------------------------------------------------------------------------------
 
-// The pivots of a segment's columns; extrema on lanes of their own type, too.
-template <Pivot kKind, typename T>
-HWY_NOINLINE void PivotsAcross(const Segment& s, T* pivots, double* pivot) {
-  using L = Lanes<T>;
-  using D = typename L::D;
-  using V = typename L::V;
-  constexpr size_t kLanes = L::kLanes;
-  if constexpr (kKind == Pivot::kMean) {
-    const typename L::Wide wide;
-    std::fill_n(pivot, s.width, 0.0);
-    for (size_t i = 0; i < s.length; ++i) {
-      const T* const x = static_cast<const T*>(s.x) + static_cast<ptrdiff_t>(i) * s.stride;
-      for (size_t c = 0; c < s.columns; c += kLanes) {
-        const auto parts = L::Widen(L::Load(x + c, std::min(kLanes, s.columns - c)));
-        PB_UNROLL
-        for (size_t part = 0; part < L::kParts; ++part) {
-          double* const sum = pivot + c + part * L::kWide;
-          hn::StoreU(hn::Add(hn::LoadU(wide, sum), parts[part]), wide, sum);
-        }
-      }
-    }
-  } else {
-    using F = Fold<kKind>;
-    const D d;
-    const V start = hn::Set(d, F::template kStart<T>);
-    for (size_t c = 0; c < s.columns; c += kLanes) hn::Store(start, d, pivots + c);
-    for (size_t i = 0; i < s.length; ++i) {
-      const T* const x = static_cast<const T*>(s.x) + static_cast<ptrdiff_t>(i) * s.stride;
-      for (size_t c = 0; c < s.columns; c += kLanes) {
-        const V own = L::Load(x + c, std::min(kLanes, s.columns - c));
-        hn::Store(F::Add(d, hn::Load(d, pivots + c), own), d, pivots + c);
-      }
-    }
-    std::copy_n(pivots, s.columns, pivot);
-  }
-}
-
 template <class Row, typename T>
 class Across {
   using L = Lanes<T>;
@@ -488,7 +466,7 @@ class Across {
     std::fill_n(state + kCount * width, width, n);
     std::fill_n(pivot, width, 1.0);
     if constexpr (kPivotKind != Pivot::kNone) {
-      PivotsAcross<kPivotKind>(s, pivots, pivot);
+      FoldPivots(s, pivots, pivot);
       for (size_t c = 0; c < s.columns; ++c) pivot[c] = Row::Settle(pivot[c], n);
     }
     for (size_t k = 0; k < Row::kTerms; ++k) {
@@ -556,7 +534,63 @@ class Across {
     }
   }
 
+  static void Tangents(const Segment& s, const double* coefs, const void* const* t, double* sums) {
+    HWY_ALIGN T pivots[kMaxColumns];
+    TakePivots(s, coefs, pivots);
+    std::fill_n(sums, s.width, 0.0);
+    const Wide wide;
+    for (size_t i = 0; i < s.length; ++i) {
+      const ptrdiff_t row = static_cast<ptrdiff_t>(i) * s.stride;
+      for (size_t c = 0; c < s.columns; c += kLanes) {
+        const size_t count = std::min(kLanes, s.columns - c);
+        std::array<std::array<W, Row::kOuts>, kParts> slopes;
+        Slope(s, row, c, count, nullptr, coefs, pivots, slopes);
+        for (size_t o = 0; o < Row::kOuts; ++o) {
+          if (t[o] == nullptr) continue;
+          const Parts tangent = L::Widen(L::Load(static_cast<const T*>(t[o]) + row + c, count));
+          PB_UNROLL
+          for (size_t part = 0; part < kParts; ++part) {
+            double* const sum = sums + c + part * kWide;
+            const W term = hn::Mul(slopes[part][o], tangent[part]);
+            hn::StoreU(hn::Add(hn::LoadU(wide, sum), term), wide, sum);
+          }
+        }
+      }
+    }
+  }
+
  private:
+  static void FoldPivots(const Segment& s, T* pivots, double* pivot) {
+    if constexpr (kPivotKind == Pivot::kMean) {
+      const Wide wide;
+      std::fill_n(pivot, s.width, 0.0);
+      for (size_t i = 0; i < s.length; ++i) {
+        const T* const x = static_cast<const T*>(s.x) + static_cast<ptrdiff_t>(i) * s.stride;
+        for (size_t c = 0; c < s.columns; c += kLanes) {
+          const Parts parts = L::Widen(L::Load(x + c, std::min(kLanes, s.columns - c)));
+          PB_UNROLL
+          for (size_t part = 0; part < kParts; ++part) {
+            double* const sum = pivot + c + part * kWide;
+            hn::StoreU(hn::Add(hn::LoadU(wide, sum), parts[part]), wide, sum);
+          }
+        }
+      }
+    } else {
+      using F = Fold<kPivotKind>;
+      const D d;
+      const V start = hn::Set(d, F::template kStart<T>);
+      for (size_t c = 0; c < s.columns; c += kLanes) hn::Store(start, d, pivots + c);
+      for (size_t i = 0; i < s.length; ++i) {
+        const T* const x = static_cast<const T*>(s.x) + static_cast<ptrdiff_t>(i) * s.stride;
+        for (size_t c = 0; c < s.columns; c += kLanes) {
+          const V own = L::Load(x + c, std::min(kLanes, s.columns - c));
+          hn::Store(F::Add(d, hn::Load(d, pivots + c), own), d, pivots + c);
+        }
+      }
+      std::copy_n(pivots, s.columns, pivot);
+    }
+  }
+
   static void TakePivots(const Segment& s, const double* coefs, T* pivots) {
     if constexpr (kPivotKind == Pivot::kMax) {
       const size_t width = s.width;
@@ -593,141 +627,11 @@ class Across {
   }
 };
 
-// --- tangents ------------------------------------------------------------------------------------
-
-// Slopes of a few elements as they are before they are rounded to float32, by the float64 loops on
-// elements made double: a row has no loops of its own for tangents. That takes a pass through L1.
-template <typename T>
-class DoubleSlopes {
-  using D = hn::ScalableTag<double>;
-  static constexpr size_t kLanes = hn::MaxLanes(D());
-  using Block = double[kLeaf + kLanes];  // whole vectors are stored
-
- public:
-  // At most kLeaf elements, row after row.
-  static_assert(kMaxColumns <= kLeaf);
-  void Compute(const ReductionKernels& op, const ReductionLoops* loops, const Segment& s,
-               const double* coefs) {
-    Segment wide = s;
-    wide.stride = static_cast<ptrdiff_t>(s.columns);
-    wide.x = Doubles(static_cast<const T*>(s.x), s, x_);
-    if (s.v != nullptr) wide.v = Doubles(static_cast<const T*>(s.v), s, v_);
-    const void* kept = nullptr;
-    if (std::is_same_v<T, float> && op.keeps) {
-      // Prepared on lanes of its own type: slopes are multiples of that.
-      double once[2 * kMaxColumns];
-      std::fill_n(once, s.width, 1.0);
-      std::copy_n(coefs + s.width, s.width, once + s.width);
-      T own[kLeaf];
-      for (size_t r = 0; r < s.length; ++r) {
-        std::copy_n(static_cast<const T*>(s.x) + static_cast<ptrdiff_t>(r) * s.stride, s.columns,
-                    own + r * s.columns);
-      }
-      void* const to[] = {own};
-      Segment narrow = wide;
-      narrow.x = own;
-      loops[static_cast<size_t>(DType::kFloat32)].slopes(narrow, once, nullptr, to, false);
-      kept = Doubles(own, narrow, v_);
-    }
-    void* const to[kMaxOuts] = {of[0], of[1]};
-    loops[static_cast<size_t>(DType::kFloat64)].slopes(wide, coefs, kept, to, false);
-  }
-
-  HWY_ALIGN Block of[kMaxOuts];
-
- private:
-  template <typename U>
-  static const double* Doubles(const U* from, const Segment& s, double* to) {
-    const bool dense = s.stride == static_cast<ptrdiff_t>(s.columns);
-    if constexpr (std::is_same_v<U, double>) {
-      if (dense) return from;
-    }
-    const size_t rows = dense ? 1 : s.length, columns = s.length * s.columns / rows;
-    for (size_t r = 0; r < rows; ++r) {
-      const U* const row = from + static_cast<ptrdiff_t>(r) * s.stride;
-      for (size_t c = 0; c < columns; c += kLanes) {
-        const size_t count = std::min(kLanes, columns - c);
-        hn::StoreU(LoadSome(D(), row + c, count), D(), to + r * columns + c);
-      }
-    }
-    return to;
-  }
-
-  HWY_ALIGN Block x_;
-  HWY_ALIGN Block v_;
-};
-
-template <typename T>
-Segment PartOf(const Segment& s, size_t begin, size_t length) {
-  Segment part = s;
-  part.x = static_cast<const T*>(s.x) + static_cast<ptrdiff_t>(begin) * s.stride;
-  if (s.v != nullptr)
-    part.v = static_cast<const T*>(s.v) + static_cast<ptrdiff_t>(begin) * s.stride;
-  part.length = length;
-  return part;
-}
-
-template <typename T>
-void TangentsAlong(const ReductionKernels& op, const Segment& s, const double* coefs,
-                   const void* const* t, double* sums) {
-  const hn::ScalableTag<double> d;
-  const size_t lanes = hn::Lanes(d);
-  DoubleSlopes<T> slopes;
-  sums[0] = 0;
-  for (size_t begin = 0; begin < s.length; begin += kLeaf) {
-    const size_t n = std::min(kLeaf, s.length - begin);
-    slopes.Compute(op, op.along, PartOf<T>(s, begin, n), coefs);
-    Chains sum;
-    sum.fill(hn::Zero(d));
-    for (size_t i = 0; i < n; i += lanes) {
-      const size_t count = std::min(lanes, n - i);
-      for (size_t o = 0; o < op.outs; ++o) {
-        if (t[o] == nullptr) continue;
-        const auto slope = LoadSome(d, slopes.of[o] + i, count);
-        const auto tangent = LoadSome(d, static_cast<const T*>(t[o]) + begin + i, count);
-        auto& chain = sum[i / lanes % kChains];
-        chain = hn::Add(chain, hn::Mul(slope, tangent));
-      }
-    }
-    sums[0] += Total(sum, false);
-  }
-}
-
-template <typename T>
-void TangentsAcross(const ReductionKernels& op, const Segment& s, const double* coefs,
-                    const void* const* t, double* sums) {
-  const hn::ScalableTag<double> d;
-  const size_t lanes = hn::Lanes(d);
-  DoubleSlopes<T> slopes;
-  std::fill_n(sums, s.width, 0.0);
-  const size_t rows = std::max<size_t>(kLeaf / s.columns, 1);
-  for (size_t begin = 0; begin < s.length; begin += rows) {
-    const size_t some = std::min(rows, s.length - begin);
-    slopes.Compute(op, op.across, PartOf<T>(s, begin, some), coefs);
-    for (size_t r = 0; r < some; ++r) {
-      for (size_t c = 0; c < s.columns; c += lanes) {
-        const size_t count = std::min(lanes, s.columns - c);
-        for (size_t o = 0; o < op.outs; ++o) {
-          if (t[o] == nullptr) continue;
-          const ptrdiff_t row = static_cast<ptrdiff_t>(begin + r) * s.stride;
-          const auto slope = LoadSome(d, slopes.of[o] + r * s.columns + c, count);
-          const auto tangent = LoadSome(d, static_cast<const T*>(t[o]) + row + c, count);
-          hn::StoreU(hn::Add(hn::LoadU(d, sums + c), hn::Mul(slope, tangent)), d, sums + c);
-        }
-      }
-    }
-  }
-}
-
 // --- the table -----------------------------------------------------------------------------------
 
 template <template <class, typename> class Loops, class Row, typename T>
-constexpr ReductionLoops LoopsOf() {
-  using Like = LikeRow<Row>;
-  const bool along = std::is_same_v<Loops<Row, T>, Along<Row, T>>;
-  return {Loops<typename Like::Sums, T>::Accumulate, Loops<typename Like::Slopes, T>::Slopes,
-          along ? TangentsAlong<T> : TangentsAcross<T>};
-}
+inline constexpr ReductionLoops kLoops = {Loops<Row, T>::Accumulate, Loops<Row, T>::Slopes,
+                                          Loops<Row, T>::Tangents};
 
 // The coefficients, and behind them the pivot, for what Prepare makes of an element.
 template <class Row>
@@ -749,8 +653,8 @@ inline constexpr ReductionKernels kReduction = {
     Row::Merge,
     Row::Finish,
     CoefficientsOf<Row>,
-    {LoopsOf<Along, Row, float>(), LoopsOf<Along, Row, double>()},
-    {LoopsOf<Across, Row, float>(), LoopsOf<Across, Row, double>()}};
+    {kLoops<Along, Row, float>, kLoops<Along, Row, double>},
+    {kLoops<Across, Row, float>, kLoops<Across, Row, double>}};
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE

@@ -231,7 +231,7 @@ class Reducer {
       if (call_.t[o] == nullptr) continue;
       t[o] = static_cast<const char*>(call_.t[o]) + FirstElement(unit, index) * item_;
     }
-    loops_.tangents(op_, segment, coefs, t, sums);
+    loops_.tangents(segment, coefs, t, sums);
   }
 
   // Field by field of one column.
@@ -389,7 +389,7 @@ class Reducer {
     if (call_.tangents) {
       const void* t[kMaxOuts] = {};
       for (size_t o = 0; o < op_.outs; ++o) t[o] = in(call_.t[o], turned.parts[2 + o]);
-      loops_.tangents(op_, segment, coefs, t, sums);
+      loops_.tangents(segment, coefs, t, sums);
       WriteTangents(unit, sums);
       return;
     }

@@ -41,8 +41,6 @@ inline constexpr size_t kMaxSegment = 8192;  // along slices
 inline constexpr size_t kMaxState = 8;       // fields of states, and of coefficients
 inline constexpr size_t kMaxOuts = 2;
 
-struct ReductionKernels;
-
 struct ReductionLoops {
   // `kept`, if not null: room for a segment, in x's type, for the slopes of the same segment.
   void (*accumulate)(const Segment& segment, double parameter, bool value_only, double* state,
@@ -50,9 +48,8 @@ struct ReductionLoops {
   // Element i of slice c goes to out[i * stride + c]. Streamed: past the caches.
   void (*slopes)(const Segment& segment, const double* coefs, const void* kept, void* const* out,
                  bool streamed);
-  // The sums of slopes times tangents; null is a tangent of zeros. The same for all rows.
-  void (*tangents)(const ReductionKernels& op, const Segment& segment, const double* coefs,
-                   const void* const* t, double* sums);
+  // The sums of slopes times tangents; null is a tangent of zeros.
+  void (*tangents)(const Segment& segment, const double* coefs, const void* const* t, double* sums);
 };
 
 struct ReductionKernels {

@@ -54,7 +54,6 @@ struct Reduction {
   static constexpr bool kPivotIsAll = false;  // the value needs no sums
   static constexpr bool kProduct = false;     // the first sum is a product
   static constexpr bool kOneProduct = false;  // slopes are elements, or less, times coefficient 0
-  static constexpr bool kLong = false;        // of many instructions, whose one copy is enough
   template <typename T>
   static constexpr Pivot kPivotOf = Pivot::kNone;
 
@@ -197,14 +196,13 @@ struct Norm2Row : Reduction<1, 2> {
 // Powers of |x| by its largest, the pivot.
 struct NormRow : Reduction<1, 6> {
   static constexpr const char* kName = "norm";
-  static constexpr bool kLong = true;
   template <typename T>
   static constexpr Pivot kPivotOf = Pivot::kMaxAbs;
   static double Settle(double largest, double) {
     return largest == 0 ? std::numeric_limits<double>::denorm_min() : largest;
   }
   template <class D, class V>
-  static HWY_NOINLINE V PowerOf(D d, V base, V exponent) {
+  static HWY_INLINE V PowerOf(D d, V base, V exponent) {
     V y, da, db;
     Power(d, base, exponent, y, da, db);
     return y;
@@ -308,7 +306,6 @@ struct NormInfRow : Extremum<Pivot::kLargestAbs> {
 template <size_t kSumsOfRow, size_t kCoefsOfRow>
 struct Exponentials : Reduction<kSumsOfRow, kCoefsOfRow> {
   static constexpr bool kKeeps = true;
-  static constexpr bool kLong = true;
   template <typename T>
   static constexpr Pivot kPivotOf = Pivot::kMax;
   template <class D, class V>
@@ -530,7 +527,6 @@ struct LayerNormProductRow : Moments<4, 5> {
 struct ProdRow : Reduction<5, 6> {
   static constexpr const char* kName = "prod";
   static constexpr bool kProduct = true;
-  static constexpr bool kLong = true;
   static constexpr size_t kExponent = kSums + 1, kZeros = kSums + 2, kInfs = kSums + 3,
                           kNaNs = kSums + 4;
 
@@ -596,27 +592,6 @@ struct ProdRow : Reduction<5, 6> {
     product = hn::IfThenElse(hn::Or(nans, hn::And(zeros, infs)), hn::NaN(d), product);
     out[0] = hn::Mul(product, c[5]);
   }
-};
-
-// Rows that sum alike, or slope alike, share the code of one of them.
-template <class Row>
-struct LikeRow {
-  using Sums = Row;
-  using Slopes = Row;
-};
-template <>
-struct LikeRow<MeanRow> : LikeRow<SumRow> {};
-template <>
-struct LikeRow<LayerNormRow> : LikeRow<VarianceRow> {};
-template <>
-struct LikeRow<LogSoftmaxRow> {
-  using Sums = LogSumExpRow;
-  using Slopes = LogSoftmaxRow;
-};
-template <>
-struct LikeRow<LogSoftmaxJvpRow> {
-  using Sums = SoftmaxProductRow;
-  using Slopes = LogSoftmaxJvpRow;
 };
 
 using ReductionRows = std::tuple<SumRow, MeanRow, ProdRow, DotRow, Norm1Row, Norm2Row,
