@@ -21,7 +21,9 @@ bool BoundCall::Read(PyObject* given, PyObject* x, PyObject* other, bool numbers
   const Py_ssize_t keywords = PyDict_GET_SIZE(options);
   const auto hold = [&](PyObject* argument) {
     const Kind kind = argument == x ? kX : argument == other ? kOther : kBound;
-    arguments_.push_back({kind, Ref(Py_NewRef(argument)), {}});
+    Argument& held = arguments_.emplace_back();
+    held.kind = kind;
+    held.bound = Ref(Py_NewRef(argument));
   };
   for (size_t i = 0; i < positional_; ++i) {
     hold(PyTuple_GET_ITEM(arguments, static_cast<Py_ssize_t>(i)));
