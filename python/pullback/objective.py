@@ -115,8 +115,9 @@ class LinearObjective:
             self._source = _chunk_source(loss.row, X)
         else:
             raise TypeError(f"{_OP}: y is missing; the sample_weight of chunks is part of them")
-        # What it is made of again; by position, as the constructor takes it.
-        self._arguments = (X, y, loss, l2, sample_weight, fit_intercept, n_outputs, progress)
+        # What it is made of again.
+        self._made = partial(type(self), n_outputs=n_outputs, progress=progress)
+        self._arguments = (X, y, loss, l2, sample_weight, fit_intercept)
         where, first = next((part for part in self._source(_OP) if part[1].n_samples), (_OP, None))
         if first is None:
             raise ValueError(f"{_OP}: X holds no chunks that hold samples")
@@ -150,7 +151,7 @@ class LinearObjective:
 
     def __reduce__(self) -> Any:
         """Return what pickles and copies: the arguments; what is kept for speed stays behind."""
-        return _made_again, self._arguments
+        return self._made, self._arguments
 
     def __repr__(self) -> str:
         n = "not yet known" if self._n_samples is None else self._n_samples
@@ -451,11 +452,6 @@ class LinearObjective:
         if shape and shape[0] < least:
             raise ValueError(f"{_OP}: {self._loss.__name__} needs {least} outputs, not {shape[0]}")
         return shape
-
-
-def _made_again(*arguments: Any) -> LinearObjective:
-    *positional, n_outputs, progress = arguments
-    return LinearObjective(*positional, n_outputs=n_outputs, progress=progress)
 
 
 def _array_source(row: LossRow, X: Any, y: Any, sample_weight: Any) -> Source:
