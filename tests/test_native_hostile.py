@@ -140,7 +140,7 @@ def functions() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
     )
     yield "loss_method", N.loss_method, (*("huber", 1.0, "value"), None, refusing("X, y, w"))
     yield "objective", N.objective, OBJECTIVE
-    yield "reduction_method", N.reduction_method, (*("sum", "value", 0.0), None, refusing("x"))
+    yield "reduction_method", N.reduction_method, (*("sum", "value", "", 0.0), None, refusing("x"))
     pulled = refusing("A, B, G, wrt='all', out=None")
     yield "product_method", N.product_method, ("matmul", "vjp", pulled)
     results = ("matmul", "vjp", (F8, F8.T, SQUARE), None, (0, 1), (None, F8.copy().T))
@@ -227,7 +227,8 @@ def made() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
         ("softmax", "vjp", "x, g, axis=-1, out=None", (F8, F8)),
         ("layer_norm", "value", "x, axis=-1, eps=1e-5, out=None", (F8, -1)),
     ):
-        made_of = N.reduction_method(name, method, 1.0, lambda p: p >= 0, refusing(taken))
+        called = {"norm": "p", "layer_norm": "eps"}.get(name, "")
+        made_of = N.reduction_method(name, method, called, 1.0, lambda p: p >= 0, refusing(taken))
         yield f"{name}.{method}", made_of, given
     for product, (taken, given) in PRODUCTS.items():
         operands = taken.count(",") + 1
@@ -429,8 +430,8 @@ def test_too_few_arguments_to_rely_on() -> None:
         lambda f: N.elementwise_method("multiply", "vjp", f),
         lambda f: N.loss_method("huber", 1.0, "grad", None, f),
         lambda f: N.loss_method("huber", 1.0, "pointwise.vjp", None, f),
-        lambda f: N.reduction_method("dot", "jvp", 0.0, None, f),
-        lambda f: N.reduction_method("sum", "value", 0.0, None, f),
+        lambda f: N.reduction_method("dot", "jvp", "", 0.0, None, f),
+        lambda f: N.reduction_method("sum", "value", "", 0.0, None, f),
         lambda f: N.product_method("matmul", "vjp", f),
         lambda f: N.product_method("linear", "jvp", f),
         lambda f: N.product_method("bilinear_form", "value", f),

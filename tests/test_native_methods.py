@@ -28,8 +28,10 @@ X, Y = np.ones((4, 3)), np.ones(4)
 KINDS: dict[str, Callable[[], Any]] = {
     "a method of several outputs": lambda: native.elementwise_method("multiply", "vjp", nothing),
     "a ufunc": lambda: native.elementwise_ufunc("tanh", "vjp", "name", "doc"),
-    "a reduction": lambda: native.reduction_method("norm", "grad", 3.0, None, lambda x: None),
-    "a map of rows": lambda: native.reduction_method("softmax", "vjp", 0.0, None, lambda x, g: x),
+    "a reduction": lambda: native.reduction_method("norm", "grad", "p", 3.0, None, lambda x: None),
+    "a map of rows": lambda: native.reduction_method(
+        "softmax", "vjp", "", 0.0, None, lambda x, g: x
+    ),
     "a loss": lambda: native.loss_method("huber", 1.5, "value", None, nothing),
     "a product": lambda: native.product_method("matmul", "value", nothing),
     "a walk of a chain": lambda: native.ChainWalk(STEPS, pb.arg, other),

@@ -114,7 +114,7 @@ def test_unknown_operations_and_methods() -> None:
             native.loss_method(loss, 0.0, method, None, print)
     for name, method in (("nonsense", "value"), ("sum", "nonsense"), ("softmax", "grad")):
         with pytest.raises(KeyError):
-            native.reduction_method(name, method, 0.0, None, print)
+            native.reduction_method(name, method, "", 0.0, None, print)
 
 
 # --- the registry ---------------------------------------------------------------------------------

@@ -79,12 +79,12 @@ void RegisterPrimitives(py::module_& m) {
       py::arg("fallback"));
   m.def(
       "reduction_method",
-      [](const std::string& name, const std::string& method, double parameter,
-         const py::object& valid, const py::function& fallback) {
-        return Steal(NewReductionMethod(name.c_str(), method.c_str(), parameter, valid.ptr(),
-                                        fallback.ptr()));
+      [](const std::string& name, const std::string& method, const std::string& called,
+         double parameter, const py::object& valid, const py::function& fallback) {
+        return Steal(NewReductionMethod(name.c_str(), method.c_str(), called.c_str(), parameter,
+                                        valid.ptr(), fallback.ptr()));
       },
-      py::arg("name"), py::arg("method"), py::arg("parameter"), py::arg("valid"),
+      py::arg("name"), py::arg("method"), py::arg("called"), py::arg("parameter"), py::arg("valid"),
       py::arg("fallback"));
   m.def("objective", [](const py::args& args) {
     if (args.size() != kObjectiveArguments) throw py::type_error("objective: eleven arguments");

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <memory>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <type_traits>
 
@@ -305,7 +306,7 @@ bool ReadParameter(double otherwise, const Ref& valid, PyObject* given, double& 
 // The Jacobian of a map, which keeps the operand.
 struct MapJacobianEntry : MethodEntry {
   std::optional<size_t> parameter_at, axis_at;
-  const char* parameter_name;  // null for none
+  std::string parameter_name;  // empty for none
   double parameter;
   Ref valid, primitive;
 };
@@ -325,9 +326,10 @@ PyObject* MapJacobianCall(const MethodEntry& own, const Arguments& args) {
     return nullptr;
   }
   Ref options(PyDict_New());
-  if (entry.parameter_name != nullptr && options) {
+  if (!entry.parameter_name.empty() && options) {
     const Ref number(PyFloat_FromDouble(parameter));
-    if (!number || PyDict_SetItemString(options.get(), entry.parameter_name, number.get()) != 0) {
+    if (!number ||
+        PyDict_SetItemString(options.get(), entry.parameter_name.c_str(), number.get()) != 0) {
       return nullptr;
     }
   }
@@ -450,10 +452,8 @@ PyMethodDef kEngine[] = {
 
 namespace {
 
-// What parameters are called.
-constexpr const char* kParameters[] = {"p", "ddof", "eps"};
-
-PyObject* NewMapJacobian(double parameter, PyObject* valid, PyObject* fallback) {
+PyObject* NewMapJacobian(const char* called, double parameter, PyObject* valid,
+                         PyObject* fallback) {
   auto entry = std::make_unique<MapJacobianEntry>();
   if (!entry->signature.Read(fallback, 1)) return nullptr;
   if (!PyMethod_Check(fallback)) {
@@ -463,24 +463,19 @@ PyObject* NewMapJacobian(double parameter, PyObject* valid, PyObject* fallback) 
   entry->parameter = parameter;
   entry->valid = Ref(Py_NewRef(valid));
   entry->axis_at = entry->signature.Find("axis");
-  entry->parameter_name = nullptr;
-  for (const char* const name : kParameters) {
-    if (const std::optional<size_t> place = entry->signature.Find(name)) {
-      entry->parameter_at = place;
-      entry->parameter_name = name;
-    }
-  }
+  entry->parameter_at = entry->signature.Find(called);
+  if (entry->parameter_at) entry->parameter_name = called;
   return NewMethod(MapJacobianCall, std::move(entry), fallback);
 }
 
 }  // namespace
 
-PyObject* NewReductionMethod(const char* reduction, const char* method, double parameter,
-                             PyObject* valid, PyObject* fallback) {
+PyObject* NewReductionMethod(const char* reduction, const char* method, const char* called,
+                             double parameter, PyObject* valid, PyObject* fallback) {
   constexpr std::string_view kKinds[] = {"value", "grad", "value_and_grad", "vjp", "jvp"};
   const bool is_map = FindMap(reduction, "vjp").has_value();
   const bool is_jacobian = std::string_view(method) == "jacobian";
-  if (is_map && is_jacobian) return NewMapJacobian(parameter, valid, fallback);
+  if (is_map && is_jacobian) return NewMapJacobian(called, parameter, valid, fallback);
   const auto* const found =
       std::find(std::begin(kKinds), std::end(kKinds), is_jacobian ? "grad" : method);
   const auto kind = static_cast<Kind>(found - kKinds);
@@ -515,9 +510,7 @@ PyObject* NewReductionMethod(const char* reduction, const char* method, double p
   entry->keepdims_at = signature.Find("keepdims");
   entry->out_at = signature.Find("out");
   if (entry->operands > 1) entry->wrt_at = signature.Find("wrt");
-  for (const char* const name : kParameters) {
-    if (!entry->parameter_at) entry->parameter_at = signature.Find(name);
-  }
+  entry->parameter_at = signature.Find(called);
   entry->arrays = 0;
   for (const std::string_view name : {"x", "y", "g", "t", "tx", "ty"}) {
     if (const std::optional<size_t> place = signature.Find(name)) {

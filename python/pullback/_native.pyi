@@ -77,6 +77,7 @@ def reduction_ops() -> list[tuple[str, str]]: ...
 def reduction_method(
     name: str,
     method: str,
+    called: str,
     parameter: float,
     valid: Callable[[float], bool] | None,
     fallback: Callable[..., Any],

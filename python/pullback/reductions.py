@@ -67,11 +67,13 @@ class _Rows:
         if not engine.is_native:
             return
         about = row.parameter
-        default, valid = (0.0, None) if about is None else (about.default or 0.0, about.test)
+        called, default, valid = "", 0.0, None
+        if about is not None:
+            called, default, valid = about.name, about.default or 0.0, about.test
         for name in _METHODS:
             if not hasattr(self, name):  # a map has no gradient
                 continue
-            make = partial(engine.kernels.reduction_method, row.name, name, default, valid)
+            make = partial(engine.kernels.reduction_method, row.name, name, called, default, valid)
             call = enter(make, self, name, row.name, self.__module__)
             setattr(self, name, call)
             if name == "value":  # which Python looks up on the class, one of its own

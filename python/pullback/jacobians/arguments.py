@@ -67,7 +67,7 @@ if native is None:
     sum_along, _small_product = _summed, _large_product
 else:
     _small_product = native.product_method("matmul", "value", _large_product)
-    sum_along = native.reduction_method("sum", "value", 0.0, None, _summed)
+    sum_along = native.reduction_method("sum", "value", "", 0.0, None, _summed)
     add, multiply = (
         native.elementwise_ufunc(name, "value", f"jacobians.{name}", "Of elements.")
         for name in ("add", "multiply")
