@@ -25,7 +25,7 @@ from pullback.jacobians import (
 )
 from structured import KINDS, OPERANDS, everything
 
-pytestmark = pytest.mark.skipif(native is None, reason="needs the native backend")
+pytestmark = pytest.mark.native
 
 OURS = ("Broadcast", "Dense", "Diagonal", "Identity", "Kronecker", "Reshape", "RowWise", "SumTo")
 ODD = (np.inf, -np.inf, np.nan, -0.0, 0.0)

@@ -422,6 +422,14 @@ def test_what_partial_sums_are_made_of() -> None:
             native.loss_method("huber", 1.0, "partial", sums, refusing("X, y, w"))
 
 
+def test_parameters_under_another_name() -> None:
+    """They would be taken for their defaults in silence."""
+    for name, method in (("norm", "value"), ("variance", "vjp"), ("layer_norm", "value")):
+        taken = refusing("x, g, q" if method == "vjp" else "x, q")
+        with pytest.raises(TypeError, match="does not take the parameter 'p'"):
+            native.reduction_method(name, method, "p", 0.0, None, taken)
+
+
 def test_too_few_arguments_to_rely_on() -> None:
     """A fast path looks at arguments that its Python side requires, so these have to be there."""
     N = native

@@ -28,7 +28,9 @@ X, Y = np.ones((4, 3)), np.ones(4)
 KINDS: dict[str, Callable[[], Any]] = {
     "a method of several outputs": lambda: native.elementwise_method("multiply", "vjp", nothing),
     "a ufunc": lambda: native.elementwise_ufunc("tanh", "vjp", "name", "doc"),
-    "a reduction": lambda: native.reduction_method("norm", "grad", "p", 3.0, None, lambda x: None),
+    "a reduction": lambda: native.reduction_method(
+        "norm", "grad", "p", 3.0, None, lambda x, p: None
+    ),
     "a map of rows": lambda: native.reduction_method(
         "softmax", "vjp", "", 0.0, None, lambda x, g: x
     ),

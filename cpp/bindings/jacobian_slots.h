@@ -73,7 +73,7 @@ inline PyObject*& Held(PyObject* jacobian, Kind kind, size_t slot) {
 // where that is.
 Ref ProductOf(PyObject* dtype, Ref operand, Ref result, Ref factors);
 
-// Where the functions of a file are added to the module.
+// Adds jacobian_product and jacobian_elements, which move vectors and find elements.
 bool RegisterVectors(PyObject* module);
 
 }  // namespace pullback::jacobian

@@ -452,6 +452,11 @@ PyMethodDef kEngine[] = {
 
 namespace {
 
+// A parameter that is not read would be taken for its default.
+PyObject* HasNoParameter(PyObject* fallback, const char* called) {
+  return PyErr_Format(PyExc_TypeError, "%R does not take the parameter '%s'", fallback, called);
+}
+
 PyObject* NewMapJacobian(const char* called, double parameter, PyObject* valid,
                          PyObject* fallback) {
   auto entry = std::make_unique<MapJacobianEntry>();
@@ -463,8 +468,9 @@ PyObject* NewMapJacobian(const char* called, double parameter, PyObject* valid,
   entry->parameter = parameter;
   entry->valid = Ref(Py_NewRef(valid));
   entry->axis_at = entry->signature.Find("axis");
+  entry->parameter_name = called;
   entry->parameter_at = entry->signature.Find(called);
-  if (entry->parameter_at) entry->parameter_name = called;
+  if (*called != 0 && !entry->parameter_at) return HasNoParameter(fallback, called);
   return NewMethod(MapJacobianCall, std::move(entry), fallback);
 }
 
@@ -511,6 +517,7 @@ PyObject* NewReductionMethod(const char* reduction, const char* method, const ch
   entry->out_at = signature.Find("out");
   if (entry->operands > 1) entry->wrt_at = signature.Find("wrt");
   entry->parameter_at = signature.Find(called);
+  if (*called != 0 && !entry->parameter_at) return HasNoParameter(fallback, called);
   entry->arrays = 0;
   for (const std::string_view name : {"x", "y", "g", "t", "tx", "ty"}) {
     if (const std::optional<size_t> place = signature.Find(name)) {

@@ -27,6 +27,7 @@ __all__ = [
     "check_labels",
     "check_unmasked",
     "converted",
+    "is_of_python",
     "is_plain",
     "is_weak",
     "kernel_dtype",
@@ -241,7 +242,7 @@ def _asked(op: str, name: str, given: Any) -> Array:
     try:
         array: Array = np.from_dlpack(given) if by_dlpack else np.asarray(given)
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
-        ours = type(error) in (TypeError, ValueError) and not _is_of_python(error)
+        ours = type(error) in (TypeError, ValueError) and not is_of_python(error)
         if not (ours or is_foreign):
             raise
         kind = ValueError if isinstance(error, ValueError) else TypeError
@@ -252,7 +253,7 @@ def _asked(op: str, name: str, given: Any) -> Array:
     return converted(op, name, given, FLOAT64) if is_long else array
 
 
-def _is_of_python(error: Exception) -> bool:
+def is_of_python(error: Exception) -> bool:
     """Tell whether an error that a caller has caught came from Python code, such as a method."""
     here = error.__traceback__
     return here is not None and here.tb_next is not None  # C code leaves no frame below here

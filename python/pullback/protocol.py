@@ -23,6 +23,7 @@ from pullback.foreign import (
     check_labels,
     check_unmasked,
     converted,
+    is_of_python,
     is_weak,
     kernel_dtype,
     shown,
@@ -71,12 +72,6 @@ T = TypeVar("T")
 OPERANDS: Final[Mapping[int, tuple[str, ...]]] = MappingProxyType({1: ("x",), 2: ("w", "x")})
 
 
-def _is_of_python(error: Exception) -> bool:
-    """Tell whether an error that a caller has caught came from Python code, such as a method."""
-    here = error.__traceback__
-    return here is not None and here.tb_next is not None  # C code leaves no frame below here
-
-
 def as_array(op: str, name: str, given: Any) -> Array:
     """Return an argument as an array, copied only where needed.
 
@@ -102,7 +97,7 @@ def as_index(
         if not isinstance(given, bool | np.bool_):
             return index(given)
     except TypeError as error:
-        if _is_of_python(error):
+        if is_of_python(error):
             raise
     raise TypeError(
         f"{op}: {name} must be {wanted}, not {shown(given if whole is None else whole)}"
