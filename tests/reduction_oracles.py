@@ -155,7 +155,7 @@ class Sample(NamedTuple):
         return {} if about is None or about.default is None else {about.name: self.parameter}
 
 
-PARAMETERS = {"variance": (0.0, 1.0), "layer_norm": (1e-5,)}
+PARAMETERS = {"variance": (0.0, 1.0), "layer_norm": (1e-5, 0.0)}
 OTHERS = (1.0, 1.25, 2.0, 3.0, 17.5, math.inf)  # of these what a row allows
 
 
@@ -176,11 +176,13 @@ def samples(name: str, dtype: Any) -> Iterator[Sample]:
             kinds = [x, np.round(2 * x), 30 * x, 1000 + x]
             if name in ("norm", "norm1", "norm2", "prod", "max", "min"):
                 kinds += [x * 10.0**far, x / 10.0**far, x * 10.0 ** rng.uniform(-far, far, n)]
-            if name in ("variance", "layer_norm"):
-                kinds += [1e6 + x]
+            if name in ("variance", "layer_norm", "squared_norm2"):
+                kinds += [1e6 + x, x * 10.0**far, x / 10.0**far, x / 10.0 ** (far / 2)]
             if name in ("logsumexp", "softmax", "log_softmax"):
                 kinds += [200 * x, x - 80, x / 1e9]
             for kind in kinds:
+                if name == "layer_norm" and not parameter and not np.ptp(kind):
+                    continue
                 yield Sample(row, kind.astype(dtype), y, parameter)
 
 
@@ -248,8 +250,10 @@ def check_map(row_map: Any, sample: Sample, least_ulp: float = 0.0) -> None:
         given = getattr(row_map, method)(*operands, **sample.options)
         with mp.workprec(PRECISION):
             names = names_of(sample)
-            x, eps = names["x"], names.get("eps", mpf(0))
-            known = names | {"mean": _mean(x), "r": eps and 1 / mpmath.sqrt(_var(x) + eps)}
+            x = names["x"]
+            known = names | {"mean": _mean(x)}
+            if "eps" in names:
+                known |= {"r": 1 / mpmath.sqrt(_var(x) + names["eps"])}
             for i, number in enumerate(mapped(sample, method, names)):
                 text = row.terms if method == "value" else row.slope_terms
                 if row.name == "log_softmax" and method == "jvp":

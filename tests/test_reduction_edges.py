@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,9 @@ EXTREME: list[tuple[Any, list[float], Any, Any]] = [
     ("logsumexp", [0, -700], 0, [1, np.exp(-700.0)]),
     ("variance", [1e200, -1e200], INF, [1e200, -1e200]),
     ("variance", [1e-200, -1e-200], 0, [1e-200, -1e-200]),
+    ("variance", [1.5e308, 1.5e308], 0, [0, 0]),
+    (("variance", {"ddof": -6}), [2e154, -2e154], 1e308, [5e153, -5e153]),
+    ("squared_norm2", [3e-162] * 8, 7.2e-323, [6e-162] * 8),
 ]
 # What float32 alone would lose, and sums in float64 keep.
 SINGLE: list[tuple[Any, list[float], Any, Any]] = [
@@ -248,6 +252,25 @@ def test_special_values_of_row_wise_maps(dtype: np.dtype, any_target: str) -> No
             assert agree(np.abs(getattr(pb, name)(row)), np.abs(desired), dtype), (name, given)
             both = np.stack([row, np.ones_like(row)])
             assert agree(np.abs(getattr(pb, name)(both)[0]), np.abs(desired), dtype), (name, given)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((40,), 0), ((9, 5), 1), ((30, 7), 0), ((70_001,), 0)])
+def test_magnitudes_do_not_matter(shape: tuple[int, ...], axis: int, any_target: str) -> None:
+    """All is homogeneous, but for what keeps the divisor from zero."""
+    x, g = np.random.default_rng(7).normal(size=(2, *shape))
+    for k, m in ((660, 0), (-660, 0), (1015, 0), (-970, 0), (480, 700), (-90, -960), (0, 1020)):
+        for name, options in (("layer_norm", {"eps": 0.0}), ("variance", {})):
+            op, degree = getattr(pb, name), 0 if name == "layer_norm" else 2
+            given = {"value": (), "jvp": (g,), "vjp": (g if degree == 0 else g.max(axis) / 4,)}
+            for method, linear in given.items():
+                f = partial(getattr(op, method), axis=axis, **options)
+                with np.errstate(all="raise"):
+                    one = f(x, *linear)
+                    other = f(np.ldexp(x, k), *(np.ldexp(v, m) for v in linear))
+                power = (degree - len(linear)) * k + len(linear) * m
+                with np.errstate(over="ignore", under="ignore"):
+                    wanted = np.ldexp(one, power)
+                    np.testing.assert_allclose(other, wanted, rtol=1e-9, atol=5e-323)
 
 
 @dtypes

@@ -122,6 +122,14 @@ HWY_INLINE hn::TFromD<D> FoldLanes(D d, V folds) {
   }
 }
 
+// Whether one state is suspect, whose fields lie `width` apart.
+template <class Row>
+bool IsSuspect(const double* state, size_t width, double parameter) {
+  const hn::CappedTag<double, 1> d;
+  const auto field = [=](size_t k) HWY_ATTR { return hn::Set(d, state[k * width]); };
+  return Row::kCanSuffer && !hn::AllFalse(d, Row::Suspects(d, field, parameter));
+}
+
 // --- along slices --------------------------------------------------------------------------------
 
 // Elements that are summed in registers; each of four or more sums then has at most a quarter.
@@ -157,7 +165,7 @@ class Along {
   static constexpr size_t kLeastAhead = 4096;  // bytes
 
  public:
-  static void Accumulate(const Segment& s, double parameter, bool value_only, double* state,
+  static bool Accumulate(const Segment& s, double parameter, bool value_only, double* state,
                          void* kept) {
     const T* const x = static_cast<const T*>(s.x);
     const T* const v = static_cast<const T*>(s.v);
@@ -169,7 +177,7 @@ class Along {
     }
     double* const sums = state + kSums;
     std::fill_n(sums, Row::kTerms, 0.0);
-    if (Row::kPivotIsAll && value_only) return;
+    if (Row::kPivotIsAll && value_only) return false;
     const T* const out = static_cast<const T*>(s.out);
     const Fetcher<T, kSide * kLanes> fetch{
         std::max(kPivotKind == Pivot::kNone ? 0 : s.length, kLeastAhead / sizeof(T))};
@@ -191,6 +199,7 @@ class Along {
       if constexpr (Row::kProduct) Row::Close(state);
     }
     if constexpr (!Row::kProduct) Row::Close(state);
+    return IsSuspect<Row>(state, 1, parameter);
   }
 
   static void Slopes(const Segment& s, const double* coefs, const void* kept, void* const* out,
@@ -456,7 +465,7 @@ class Across {
   static constexpr bool kTwo = Row::kArrays == 2;
 
  public:
-  static void Accumulate(const Segment& s, double parameter, bool value_only, double* state,
+  static bool Accumulate(const Segment& s, double parameter, bool value_only, double* state,
                          void* kept) {
     const size_t width = s.width;
     const Wide wide;
@@ -472,7 +481,7 @@ class Across {
     for (size_t k = 0; k < Row::kTerms; ++k) {
       std::fill_n(state + (kSums + k) * width, width, Row::kProduct && k == 0 ? 1.0 : 0.0);
     }
-    if (Row::kPivotIsAll && value_only) return;
+    if (Row::kPivotIsAll && value_only) return false;
     for (size_t i = 0; i < s.length; ++i) {
       const ptrdiff_t row = static_cast<ptrdiff_t>(i) * s.stride;
       const T* const x = static_cast<const T*>(s.x) + row;
@@ -504,12 +513,20 @@ class Across {
         }
       }
     }
+    bool suspect = false;
     for (size_t c = 0; c < s.columns; ++c) {
       double own[kSums + Row::kTerms];
       for (size_t k = 0; k < kSums + Row::kTerms; ++k) own[k] = state[k * width + c];
       Row::Close(own);
       for (size_t k = 0; k < kSums + Row::kTerms; ++k) state[k * width + c] = own[k];
     }
+    for (size_t c = 0; Row::kCanSuffer && c < s.columns; c += kWide) {
+      const auto field = [=](size_t k) HWY_ATTR { return hn::LoadU(wide, state + k * width + c); };
+      const auto suspects = Row::Suspects(wide, field, parameter);
+      const auto present = hn::FirstN(wide, std::min(kWide, s.columns - c));
+      suspect |= !hn::AllFalse(wide, hn::And(suspects, present));
+    }
+    return suspect;
   }
 
   static void Slopes(const Segment& s, const double* coefs, const void* kept, void* const* out,
@@ -650,9 +667,12 @@ inline constexpr ReductionKernels kReduction = {
     Row::kCoefs + 1,
     Row::kStateless,
     Row::kKeeps,
+    Row::kDegree,
+    Row::kParameterDegree,
     Row::Merge,
     Row::Finish,
     CoefficientsOf<Row>,
+    Row::kCanSuffer ? IsSuspect<Row> : nullptr,
     {kLoops<Along, Row, float>, kLoops<Along, Row, double>},
     {kLoops<Across, Row, float>, kLoops<Across, Row, double>}};
 

@@ -54,6 +54,9 @@ struct Reduction {
   static constexpr bool kPivotIsAll = false;  // the value needs no sums
   static constexpr bool kProduct = false;     // the first sum is a product
   static constexpr bool kOneProduct = false;  // slopes are elements, or less, times coefficient 0
+  // Of x times c, values, or a map's results, are c^kDegree times as large; slopes are of a degree
+  // less. Of c^kParameterDegree times the parameter, that is.
+  static constexpr int kDegree = 0, kParameterDegree = 0;
   template <typename T>
   static constexpr Pivot kPivotOf = Pivot::kNone;
 
@@ -68,7 +71,23 @@ struct Reduction {
     for (size_t k = 0; k < kTerms; ++k) into[kSums + k] += from[kSums + k];
   }
   static double Finish(const double*, double) { return 0; }
+  // Which states may have suffered: squares or products have over- or underflowed, infinities have
+  // met. The slice is then looked at, and if need be reduced again: see ReduceAgain. `field(k)` is
+  // field k of several states.
+  static constexpr bool kCanSuffer = false;
+  template <class D, class F>
+  static HWY_INLINE hn::Mask<D> Suspects(D d, const F&, double) {
+    return hn::FirstN(d, 0);
+  }
 };
+
+// Whether numbers lie within 2^low and 2^high; NaN does not.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE hn::Mask<D> IsWithin(D d, V x, int low, int high) {
+  return hn::And(hn::Ge(x, hn::Set(d, std::ldexp(1.0, low))),
+                 hn::Le(x, hn::Set(d, std::ldexp(1.0, high))));
+}
+constexpr int kLowest = -900, kHighest = 1000;  // of a sum, none of whose terms that count is lost
 
 template <class D, size_t kTerms>
 using Terms = std::array<hn::Vec<D>, kTerms>;
@@ -144,6 +163,12 @@ struct SquaredNorm2Row : Reduction<1, 1> {
   static constexpr const char* kName = "squared_norm2";
   static constexpr bool kStateless = true;
   static constexpr bool kOneProduct = true;
+  static constexpr int kDegree = 2;
+  static constexpr bool kCanSuffer = true;
+  template <class D, class F>
+  static HWY_INLINE hn::Mask<D> Suspects(D d, const F& field, double) {
+    return hn::Lt(field(kSums), hn::Set(d, std::ldexp(1.0, kLowest)));
+  }
   template <class D, class V>
   static HWY_INLINE void Sum(D, V x, V, V, double, Terms<D, 1>& t) {
     t[0] = hn::Mul(x, x);
@@ -433,6 +458,7 @@ template <size_t kSumsOfRow, size_t kCoefsOfRow>
 struct Moments : Reduction<kSumsOfRow, kCoefsOfRow> {
   template <typename T>
   static constexpr Pivot kPivotOf = Pivot::kMean;
+  static constexpr bool kCanSuffer = true;
   static double Settle(double sum, double count) { return sum / count; }
   static void Close(double* s) {
     const double rest = s[kMeanLo];
@@ -467,6 +493,14 @@ struct Moments : Reduction<kSumsOfRow, kCoefsOfRow> {
 
 struct VarianceRow : Moments<2, 3> {
   static constexpr const char* kName = "variance";
+  static constexpr int kDegree = 2;
+  template <class D, class F>
+  static HWY_INLINE hn::Mask<D> Suspects(D d, const F& field, double) {
+    // Elements that are not small differ by what has a square.
+    const auto equal = hn::And(hn::Eq(field(kSquares), hn::Zero(d)),
+                               hn::Gt(hn::Abs(field(kPivot)), hn::Set(d, 0x1p-400)));
+    return hn::Not(hn::Or(equal, IsWithin(d, field(kSquares), kLowest, kHighest)));
+  }
   template <class D, class V>
   static HWY_INLINE void Sum(D, V x, V, V pivot, double, Terms<D, 2>& t) {
     t[1] = hn::Sub(x, pivot);
@@ -478,7 +512,7 @@ struct VarianceRow : Moments<2, 3> {
   static void Coefs(const double* s, double n, double ddof, double g, double* c) {
     c[0] = s[kPivot];
     c[1] = s[kMeanLo];
-    c[2] = 2 * g / std::max(n - ddof, 0.0);
+    c[2] = g / (0.5 * std::max(n - ddof, 0.0));  // of which 2 * g may overflow
   }
   template <class D, class V>
   static HWY_INLINE void Slope(D, V x, V, V, const std::array<V, 3>& c, std::array<V, 1>& out) {
@@ -489,6 +523,12 @@ struct VarianceRow : Moments<2, 3> {
 struct LayerNormRow : VarianceRow {
   static constexpr const char* kName = "layer_norm";
   static constexpr const char* kMethod = "value";
+  static constexpr int kDegree = 0, kParameterDegree = 2;
+  template <class D, class F>
+  static HWY_INLINE hn::Mask<D> Suspects(D d, const F& field, double eps) {
+    const auto squares = hn::Add(field(kSquares), hn::Mul(field(kCount), hn::Set(d, eps)));
+    return hn::Not(IsWithin(d, squares, kLowest, kHighest));
+  }
   static void Coefs(const double* s, double, double eps, double, double* c) {
     c[0] = s[kPivot];
     c[1] = s[kMeanLo];
@@ -500,6 +540,16 @@ struct LayerNormProductRow : Moments<4, 5> {
   static constexpr const char* kName = "layer_norm";
   static constexpr const char* kMethod = "vjp";
   static constexpr size_t kArrays = 2;
+  static constexpr int kDegree = -1, kParameterDegree = 2;
+  // Also where products with v have, of which small sums tell nothing.
+  template <class D, class F>
+  static HWY_INLINE hn::Mask<D> Suspects(D d, const F& field, double eps) {
+    const auto squares = hn::Add(field(kSquares), hn::Mul(field(kCount), hn::Set(d, eps)));
+    // Of v's size, by the least rate.
+    const auto size =
+        hn::Add(hn::Abs(field(kSumV)), hn::Mul(hn::Abs(field(kSumXV)), hn::Set(d, 0x1p-450)));
+    return hn::Not(hn::And(IsWithin(d, squares, -200, 900), IsWithin(d, size, kLowest, kHighest)));
+  }
   template <class D, class V>
   static HWY_INLINE void Sum(D, V x, V v, V pivot, double, Terms<D, 4>& t) {
     t[1] = hn::Sub(x, pivot);

@@ -588,7 +588,8 @@ are -inf; the value's error is in ULP of the largest of it and the operands.
 variance: Final[_Variance]
 """Variance, ``sum((x - mean(x))**2)/(n - ddof)``.
 
-Derivative ``2*(x[i] - mean(x))/(n - ddof)``; NaN where an element is infinite, as the mean then is.
+Derivative ``2*(x[i] - mean(x))/(n - ddof)``; NaN where an element is infinite, as the mean then is;
+squares over- and underflow only where the result does.
 """
 softmax: Final[_Softmax]
 """Exponentials by their sum, along an axis, ``exp(x)/sum(exp(x))``.
@@ -606,7 +607,7 @@ layer_norm: Final[_LayerNorm]
 eps)``.
 
 Derivative ``((i = j) - 1/n - y[i]*y[j]/n)/sqrt(var(x) + eps)``; r is 1/sqrt(var(x) + eps), var(x)
-the variance with ddof = 0.
+the variance with ddof = 0, whose squares never over- or underflow.
 """
 squared_error: Final[Loss]
 """Squared error of a linear model.

@@ -37,10 +37,11 @@ def constant(value: float, x: Array) -> Array:
 # --- norms ----------------------------------------------------------------------------------------
 
 
-def _scaled(x: Array) -> tuple[Array, Array]:
-    """Return x * 2**-k with its largest element of each row in [1/2, 1), and k."""
+def _scaled(x: Array, least: float = -np.inf) -> tuple[Array, Array]:
+    """Return x * 2**-k with its largest element of each row in [1/2, 1), and k >= `least`."""
     largest = np.max(np.abs(x), axis=1)
     k = np.where(np.isfinite(largest), np.frexp(largest)[1], 0)
+    k = np.maximum(k, least).astype(int)
     return np.ldexp(x, -column(k)), k
 
 
@@ -48,6 +49,12 @@ def norm2(x: Array) -> Array:
     """Return the Euclidean norm, whatever the magnitude."""
     scaled, k = _scaled(x)
     return np.asarray(np.ldexp(np.sqrt(np.sum(np.square(scaled), axis=1)), k))
+
+
+def squared_norm2(x: Array) -> Array:
+    """Return the sum of squares; no square underflows that counts."""
+    scaled, k = _scaled(x)
+    return np.asarray(np.ldexp(np.sum(np.square(scaled), axis=1), 2 * k))
 
 
 def norm2_slopes(x: Array) -> Array:
@@ -229,18 +236,26 @@ def _centred(x: Array) -> Array:
 
 def variance(x: Array, ddof: float) -> Array:
     """Return sum((x - mean(x))**2) / (n - ddof)."""
-    return np.asarray(np.sum(np.square(_centred(x)), axis=1) / np.maximum(x.shape[1] - ddof, 0))
+    scaled, k = _scaled(x)
+    total = np.sum(np.square(_centred(scaled)), axis=1)
+    return np.asarray(np.ldexp(total / np.maximum(x.shape[1] - ddof, 0), 2 * k))
 
 
 def variance_slopes(x: Array, ddof: float) -> Array:
     """Return 2 (x - mean(x)) / (n - ddof)."""
-    return np.asarray(2 * _centred(x) / np.maximum(x.shape[1] - ddof, 0))
+    scaled, k = _scaled(x)
+    slopes = 2 * _centred(scaled) / np.maximum(x.shape[1] - ddof, 0)
+    return np.asarray(np.ldexp(slopes, column(k)))
 
 
-def _normalised(x: Array, eps: float) -> tuple[Array, Array]:
-    centred = _centred(x)
-    rate = 1 / np.sqrt(np.mean(np.square(centred), axis=1) + eps)
-    return centred * column(rate), rate
+def _normalised(x: Array, eps: float) -> tuple[Array, Array, Array]:
+    """Return the result, and the rate 1 / sqrt(var(x) + eps) as a number times 2**-k."""
+    least = np.frexp(eps)[1] // 2 if eps > 0 else -np.inf  # below which eps is all
+    varies = np.ptp(x, axis=1) != 0
+    scaled, k = _scaled(np.where(column(varies), x, 0), least)
+    centred = _centred(scaled)
+    rate = 1 / np.sqrt(np.mean(np.square(centred), axis=1) + np.ldexp(eps, -2 * k))
+    return centred * column(rate), rate, k
 
 
 def layer_norm(x: Array, eps: float) -> Array:
@@ -250,8 +265,10 @@ def layer_norm(x: Array, eps: float) -> Array:
 
 def layer_norm_product(x: Array, v: Array, eps: float) -> Array:
     """Return r (v - mean(v) - y mean(y v)), the symmetric Jacobian's product with `v`."""
-    y, rate = _normalised(x, eps)
-    return np.asarray(column(rate) * (_centred(v) - y * column(np.mean(y * v, axis=1))))
+    y, rate, k = _normalised(x, eps)
+    v, more = _scaled(v)
+    product = column(rate) * (_centred(v) - y * column(np.mean(y * v, axis=1)))
+    return np.asarray(np.ldexp(product, column(more - k)))
 
 
 # --- slices ---------------------------------------------------------------------------------------
@@ -315,12 +332,24 @@ def reduce_tangents(
     assert row.slopes is not None
     rows = tuple(map(_rows, x))
     with np.errstate(all="ignore"):
-        terms = [
-            slope * _rows(tangent)
+        pairs = [
+            (slope, _rows(tangent))
             for slope, tangent in zip(row.slopes(rows, parameter), t, strict=True)
             if tangent is not None
         ]
-        out[...] = np.sum(sum(terms), axis=1).reshape(out.shape)
+        total = np.asarray(np.sum(sum(slope * tangent for slope, tangent in pairs), axis=1))
+        if (met := np.isnan(total)).any():  # infinities have met, if only on the way
+            total[met] = _sums([(slope[met], tangent[met]) for slope, tangent in pairs])
+        out[...] = total.reshape(out.shape)
+
+
+def _sums(pairs: list[tuple[Array, Array]]) -> Array:
+    """Return sums of products, in which no product overflows."""
+    total = np.zeros(len(pairs[0][0]))
+    for slope, tangent in pairs:
+        (one, j), (other, k) = _scaled(slope), _scaled(tangent)
+        total += np.ldexp(np.sum(one * other, axis=1), j + k)
+    return total
 
 
 def transform_slices(

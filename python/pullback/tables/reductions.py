@@ -251,7 +251,7 @@ _ROWS: Final = (
 
     _reduction("squared_norm2", "Sum of squares",
         f="sum(x**2)",                        df=("2*x[i]",),
-        values=lambda x: np.sum(np.square(x), axis=1),
+        values=rf.squared_norm2,
         slopes=lambda x: 2 * x,
         empty=0.0,                            max_ulp=(1.0, 0.0),
         terms="value",                        slope_terms="0",
@@ -299,7 +299,8 @@ _ROWS: Final = (
         empty=math.nan,                       max_ulp=(2.0, 2.0),
         terms="4*value",
         slope_terms="fsum(abs(v - mean) for v in x)/n*2/(n - ddof)",
-        conventions="NaN where an element is infinite, as the mean then is",
+        conventions="NaN where an element is infinite, as the mean then is; squares over- and "
+                    "underflow only where the result does",
         parameter=_DDOF,
         source="Chan, Golub and LeVeque 1983"),
 
@@ -331,7 +332,8 @@ _ROWS: Final = (
         max_ulp=(3.0, 6.0),
         terms="abs(value) + fsum(abs(v - mean) for v in x)/n*r",
         slope_terms="r*(abs(g[i]) + 2*fsum(map(abs, g)))",
-        conventions="r is 1/sqrt(var(x) + eps), var(x) the variance with ddof = 0",
+        conventions="r is 1/sqrt(var(x) + eps), var(x) the variance with ddof = 0, whose squares "
+                    "never over- or underflow",
         parameter=_EPS,
         source="Ba, Kiros and Hinton 2016"),
 )
