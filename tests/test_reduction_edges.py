@@ -125,7 +125,9 @@ EXTREME: list[tuple[Any, list[float], Any, Any]] = [
     ("max", [5e-324, 0], 5e-324, [1, 0]),
     ("logsumexp", [1e308, 1e308], 1e308, [0.5, 0.5]),
     ("logsumexp", [-1e308, -1e308], -1e308, [0.5, 0.5]),
-    ("logsumexp", [0, -700], 0, [1, np.exp(-700.0)]),
+    ("logsumexp", [0, -700], np.exp(-700.0), [1, np.exp(-700.0)]),
+    ("logsumexp", [0, -50], 1.9287498479639178e-22, [1, 1.9287498479639178e-22]),
+    ("logsumexp", [-50, 0, -50], 3.8574996959278356e-22, [1.9287498479639178e-22, 1, ANY]),
     ("variance", [1e200, -1e200], INF, [1e200, -1e200]),
     ("variance", [1e-200, -1e-200], 0, [1e-200, -1e-200]),
     ("variance", [1.5e308, 1.5e308], 0, [0, 0]),
@@ -206,6 +208,7 @@ def test_special_values(state: Any, any_target: str) -> None:
         (("max",), 1, NAN, NAN),
         (("min",), 1, NAN, NAN),
         (("logsumexp",), -1e4, 0, 0),
+        (("logsumexp",), -60, 0, 299_999 * np.exp(-60.0)),
     ],
 )
 def test_the_blocks_of_a_long_slice_meet(call: Any, most: float, last: float, value: float) -> None:
@@ -240,6 +243,7 @@ def test_special_values_of_row_wise_maps(dtype: np.dtype, any_target: str) -> No
         ("log_softmax", [-INF, 0], [-INF, 0]),
         ("log_softmax", [NAN, 0], [NAN, NAN]),
         ("log_softmax", [1e4, 0], [0, -1e4]),
+        ("log_softmax", [7, -43], [-1.9287498479639178e-22, -50]),
         ("log_softmax", [INF, 0], [0, -INF]),
         ("log_softmax", [], []),
         ("layer_norm", [3, 3, 3], [0, 0, 0]),
@@ -271,6 +275,46 @@ def test_magnitudes_do_not_matter(shape: tuple[int, ...], axis: int, any_target:
                 with np.errstate(over="ignore", under="ignore"):
                     wanted = np.ldexp(one, power)
                     np.testing.assert_allclose(other, wanted, rtol=1e-9, atol=5e-323)
+
+
+FAR = ([-INF, -INF], [INF, -INF], [INF, INF], [INF, 1], [1, INF], [0, INF])
+
+
+@dtypes
+@pytest.mark.parametrize("name", [*NAMES, *ROW_WISE])
+def test_nothing_comes_of_a_zero(name: str, dtype: np.dtype, any_target: str) -> None:
+    """A cotangent or tangent of zeros gives zeros, but where an operand is NaN."""
+    op = getattr(pb, name)
+    for given, (rows, columns) in itertools.product(FAR, ((1, 1), (3, 1), (1, 20), (1, 1200))):
+        x = np.ones((rows, 2, columns), dtype)
+        x[-1, :, -1] = given
+        operands = leading(name, x, x)
+        g = np.ones_like(x) if name in ROW_WISE else np.ones((rows, columns), dtype)
+        t = np.ones_like(x)
+        g[-1, ..., -1] = t[-1, :, -1] = 0
+        with np.errstate(all="raise"):
+            pulled = op.vjp(*operands, g, axis=1)
+            pushed = op.jvp(*operands, *(t,) * len(op.row.operands), axis=1)
+        for gradient in pulled if isinstance(pulled, tuple) else (pulled,):
+            assert (gradient[-1, :, -1] == 0).all(), (given, rows, columns)
+            assert np.isfinite(gradient).all()
+        assert (pushed[-1, ..., -1] == 0).all(), (given, rows, columns)
+        assert np.isfinite(pushed).all()
+    x = np.full(20, NAN, dtype)
+    g = np.zeros_like(x) if name in ROW_WISE else dtype.type(0)
+    if name in ("norm2", "logsumexp", "max", "variance", *ROW_WISE):
+        assert np.isnan(op.vjp(x, g)).all()
+
+
+def test_nothing_comes_of_what_does_not_move() -> None:
+    for name, x, t, wanted in (
+        ("squared_norm2", [INF, 1], [0, 1], 2),
+        ("norm2", [INF, 1], [0, 1], 0),
+        ("prod", [INF, 0, 2], [1, 0, 0], 0),
+        ("variance", [1e200, -1e200], [1e200, 1e200], 0),
+    ):
+        assert getattr(pb, name).jvp(x, t) == wanted
+    assert pb.dot.jvp([INF, 1], [1, INF], [1, 0], [0, 1]) == 2
 
 
 @dtypes

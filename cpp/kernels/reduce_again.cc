@@ -1,9 +1,8 @@
-// Slices that the loops of reductions cannot do justice: again, from copies times powers of two.
+// Slices that the loops of reductions do no justice to: again, from copies times powers of two.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <limits>
-#include <optional>
 
 #include "kernels/reductions.h"
 #include "kernels/sums.h"
@@ -26,25 +25,34 @@ class Elements {
     return dtype_ == DType::kFloat64 ? static_cast<const double*>(array)[at]
                                      : static_cast<double>(static_cast<const float*>(array)[at]);
   }
-
   void Set(void* array, size_t i, double value) const {
     Write(value, dtype_, array, first_ + i * stride_);
   }
 
-  bool AreEqual(const void* array) const {
-    size_t i = 1;
-    while (i < n_ && Get(array, i) == Get(array, 0)) ++i;
-    return i >= n_;
+  // Of no array there are none.
+  template <class Test>
+  bool Any(const void* array, const Test& test) const {
+    bool any = false;
+    for (size_t i = 0; array != nullptr && i < n_; ++i) any |= test(Get(array, i));
+    return any;
+  }
+  bool AnyNaN(const void* array) const {
+    return Any(array, [](double x) { return x != x; });
+  }
+  bool AllZero(const void* array) const {
+    return !Any(array, [](double x) { return x != 0; });
+  }
+  bool AllFinite(const void* array) const {
+    return !Any(array, [](double x) { return !std::isfinite(x); });
+  }
+  bool AllEqual(const void* array) const {
+    return !Any(array, [first = Get(array, 0)](double x) { return x != first; });
   }
 
-  // The least one above all magnitudes; 0 of zeros. Nothing where there is a NaN or infinity.
-  std::optional<int> Exponent(const void* array) const {
+  // The least exponent above all magnitudes, which are finite; 0 of zeros.
+  int Exponent(const void* array) const {
     double largest = 0;
-    for (size_t i = 0; i < n_; ++i) {
-      const double size = std::abs(Get(array, i));
-      if (!(size <= std::numeric_limits<double>::max())) return std::nullopt;
-      largest = std::max(largest, size);
-    }
+    for (size_t i = 0; i < n_; ++i) largest = std::max(largest, std::abs(Get(array, i)));
     return largest == 0 ? 0 : std::ilogb(largest) + 1;
   }
 
@@ -54,33 +62,73 @@ class Elements {
 };
 
 // Where neither squares nor products with each other over- or underflow.
-constexpr int kVanish = 10000;  // the exponent by which all doubles do
 bool IsModerate(int exponent) { return exponent >= -100 && exponent <= 400; }
+
+constexpr int kVanish = 10000;  // dividing by that power of two leaves nothing of a double
+
+// By which powers of two x is divided, and what results are linear in: a map's v, or tangents.
+struct Powers {
+  int x = 0, linear = 0;
+  bool vanishes = false;  // beside the parameter nothing of x counts, as it does not vary
+
+  Powers(const ReductionCall& call, const Elements& elements, const void* moved) {
+    const int by_parameter = call.op->parameter_degree;
+    if ((call.op->degree == 0 && by_parameter == 0) || !elements.AllFinite(call.x)) return;
+    x = elements.Exponent(call.x);
+    if (moved != nullptr && elements.AllFinite(moved)) linear = elements.Exponent(moved);
+    if (by_parameter != 0 && call.parameter > 0 && std::isfinite(call.parameter)) {
+      const int least = std::ilogb(call.parameter) / by_parameter + 1;
+      vanishes = x > least && elements.AllEqual(call.x);
+      x = vanishes ? least : std::max(x, least);
+    }
+  }
+
+  bool Matter() const { return vanishes || !IsModerate(x) || !IsModerate(linear); }
+};
+
+// The sum of products of n doubles.
+Outcome Dot(const double* x, const double* v, size_t n, Poll* poll, double& sum) {
+  ReductionCall dot = {};
+  dot.op = &ReductionOps()[FindReduction("dot").value()];
+  dot.dtype = DType::kFloat64;
+  dot.outer = dot.inner = 1;
+  dot.n = n;
+  dot.x = x;
+  dot.v = v;
+  dot.values = &sum;
+  return Reduce(dot, poll);
+}
 
 }  // namespace
 
 Outcome ReduceAgain(const ReductionCall& call, size_t slice, Poll* poll) {
   const ReductionKernels& op = *call.op;
-  if (op.is_suspect == nullptr) return Outcome::kDone;  // it has no degree
   const Elements elements(call, slice);
   const size_t n = call.n;
   const bool is_map = *op.method != 0;
-  const void* const moved = call.tangents ? call.t[0] : is_map ? call.v : nullptr;
-
-  // By which powers of two x and what results are linear in are divided.
-  const std::optional<int> of_x = elements.Exponent(call.x);
-  if (!of_x) return Outcome::kDone;
-  int x = *of_x, linear = moved == nullptr ? 0 : elements.Exponent(moved).value_or(0);
-  // Beside a parameter, of elements that do not vary nothing counts.
-  bool vanishes = false;
-  if (op.parameter_degree != 0 && call.parameter > 0) {
-    const int least = std::ilogb(call.parameter) / op.parameter_degree + 1;
-    vanishes = x > least && elements.AreEqual(call.x);
-    x = vanishes ? least : std::max(x, least);
+  double g = 1;
+  if (call.g != nullptr) {
+    g = call.dtype == DType::kFloat64 ? static_cast<const double*>(call.g)[slice]
+                                      : static_cast<const float*>(call.g)[slice];
   }
-  if (!vanishes && IsModerate(x) && IsModerate(linear)) return Outcome::kDone;
+  const bool is_nan = elements.AnyNaN(call.x) || (!is_map && elements.AnyNaN(call.v));
+  // Of a zero nothing comes, even where it has met an infinity.
+  if (is_map ? call.v != nullptr && elements.AllZero(call.v) : g == 0) {
+    for (size_t o = 0; !is_nan && o < op.outs; ++o) {
+      if (!elements.AnyNaN(call.out[o])) continue;
+      for (size_t i = 0; i < n; ++i) {
+        if (std::isnan(elements.Get(call.out[o], i))) elements.Set(call.out[o], i, 0);
+      }
+    }
+    return Outcome::kDone;
+  }
+  const void* const moved = call.tangents ? call.t[0] : is_map ? call.v : nullptr;
+  Powers powers(call, elements, moved);
+  // Of tangents, what does not move adds nothing either.
+  if (!powers.Matter() && (is_nan || !call.tangents)) return Outcome::kDone;
 
-  Scratch<> scratch(3 * Scratch<>::Bytes<double>(n));
+  const size_t arrays = 2 + 2 * op.outs;
+  Scratch<> scratch(arrays * Scratch<>::Bytes<double>(n));
   if (!scratch) return Outcome::kOutOfMemory;
   const auto copy = [&](const void* array, int exponent) -> const double* {
     if (array == nullptr) return nullptr;
@@ -91,32 +139,40 @@ Outcome ReduceAgain(const ReductionCall& call, size_t slice, Poll* poll) {
   ReductionCall again = {};
   again.op = &op;
   again.dtype = DType::kFloat64;
-  again.parameter = std::ldexp(call.parameter, -op.parameter_degree * x);
+  again.parameter = std::ldexp(call.parameter, -op.parameter_degree * powers.x);
   again.outer = again.inner = 1;
   again.n = n;
-  again.x = copy(call.x, vanishes ? kVanish : x);
-  (call.tangents ? again.t[0] : again.v) = copy(moved, linear);
-  again.tangents = call.tangents;
-  double g = 1, value;
-  if (call.g != nullptr) {
-    g = std::frexp(call.dtype == DType::kFloat64 ? static_cast<const double*>(call.g)[slice]
-                                                 : static_cast<const float*>(call.g)[slice],
-                   &linear);
+  again.again = true;
+  again.x = copy(call.x, powers.vanishes ? kVanish : powers.x);
+  again.v = copy(call.v, is_map ? powers.linear : 0);
+  double mantissa = g, value = 0;
+  if (call.g != nullptr) mantissa = std::frexp(g, &powers.linear);
+  again.g = &mantissa;
+  again.values = call.tangents || call.values == nullptr ? nullptr : &value;
+  double* slopes[kMaxOuts] = {};
+  for (size_t o = 0; (call.tangents || call.out[0] != nullptr) && o < op.outs; ++o) {
+    again.out[o] = slopes[o] = scratch.Take<double>(n);
   }
-  again.g = &g;
-  again.values = call.values == nullptr ? nullptr : &value;
-  double* const slopes = call.out[0] == nullptr ? nullptr : scratch.Take<double>(n);
-  again.out[0] = slopes;
-  const Outcome outcome = Reduce(again, poll);
+  Outcome outcome = Reduce(again, poll);
+  for (size_t o = 0; call.tangents && outcome == Outcome::kDone && o < op.outs; ++o) {
+    const double* const t = copy(call.t[o], powers.linear);
+    if (t == nullptr) continue;
+    for (size_t i = 0; i < n; ++i) slopes[o][i] = t[i] == 0 ? 0 : slopes[o][i];
+    double sum;
+    outcome = Dot(slopes[o], t, n, poll, sum);
+    value += sum;
+  }
   if (outcome != Outcome::kDone) return outcome;
 
-  const int by_slope = (is_map ? op.degree : op.degree - 1) * x + linear;
+  const int by_slope = (is_map ? op.degree : op.degree - 1) * powers.x + powers.linear;
   if (call.values != nullptr) {
-    const int by_value = call.tangents ? by_slope : op.degree * x;
+    const int by_value = call.tangents ? by_slope : op.degree * powers.x;
     Write(std::ldexp(value, by_value), call.dtype, call.values, slice);
   }
-  for (size_t i = 0; slopes != nullptr && i < n; ++i) {
-    elements.Set(call.out[0], i, std::ldexp(slopes[i], by_slope));
+  for (size_t o = 0; call.out[0] != nullptr && o < op.outs; ++o) {
+    for (size_t i = 0; i < n; ++i) {
+      elements.Set(call.out[o], i, std::ldexp(slopes[o][i], by_slope));
+    }
   }
   return Outcome::kDone;
 }

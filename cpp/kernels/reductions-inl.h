@@ -130,6 +130,28 @@ bool IsSuspect(const double* state, size_t width, double parameter) {
   return Row::kCanSuffer && !hn::AllFalse(d, Row::Suspects(d, field, parameter));
 }
 
+// Behind the sums, where a row has that, what lies below the largest: see ops/reductions-inl.h.
+// `d` has as many lanes as states are padded to.
+template <class Row, class Loops, class D>
+void AddRest(D d, const Segment& s, double* state) {
+  const double* const pivot = state + kPivot * s.width;
+  const double* const whole = state + kSums * s.width;
+  double* const rest = state + Row::kRest * s.width;
+  auto wanted = hn::FirstN(d, 0);
+  for (size_t c = 0; c < s.columns; c += hn::Lanes(d)) {
+    const auto own = hn::LoadU(d, whole + c);
+    hn::StoreU(hn::Sub(own, hn::Set(d, 1)), d, rest + c);
+    const auto near = hn::Lt(hn::Abs(hn::LoadU(d, pivot + c)), hn::Set(d, Row::kNear));
+    wanted = hn::Or(wanted, hn::And(hn::Lt(own, hn::Set(d, Row::kSmallWhole)), near));
+  }
+  if (HWY_LIKELY(hn::AllFalse(d, wanted))) return;
+  HWY_ALIGN double below[(kSums + 1) * kMaxColumns];
+  Loops::Accumulate(s, 0, true, below, nullptr);
+  for (size_t c = 0; c < s.columns; ++c) {
+    if (whole[c] < Row::kSmallWhole) rest[c] = below[kSums * s.width + c];
+  }
+}
+
 // --- along slices --------------------------------------------------------------------------------
 
 // Elements that are summed in registers; each of four or more sums then has at most a quarter.
@@ -199,6 +221,8 @@ class Along {
       if constexpr (Row::kProduct) Row::Close(state);
     }
     if constexpr (!Row::kProduct) Row::Close(state);
+    if constexpr (Row::kHasRest)
+      AddRest<Row, Along<RestRow, T>>(hn::CappedTag<double, 1>(), s, state);
     return IsSuspect<Row>(state, 1, parameter);
   }
 
@@ -520,6 +544,7 @@ class Across {
       Row::Close(own);
       for (size_t k = 0; k < kSums + Row::kTerms; ++k) state[k * width + c] = own[k];
     }
+    if constexpr (Row::kHasRest) AddRest<Row, Across<RestRow, T>>(wide, s, state);
     for (size_t c = 0; Row::kCanSuffer && c < s.columns; c += kWide) {
       const auto field = [=](size_t k) HWY_ATTR { return hn::LoadU(wide, state + k * width + c); };
       const auto suspects = Row::Suspects(wide, field, parameter);
@@ -663,7 +688,7 @@ inline constexpr ReductionKernels kReduction = {
     Row::kMethod,
     Row::kArrays,
     Row::kOuts,
-    kSums + Row::kTerms,
+    kSums + Row::kTerms + Row::kHasRest,
     Row::kCoefs + 1,
     Row::kStateless,
     Row::kKeeps,

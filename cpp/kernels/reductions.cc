@@ -264,18 +264,47 @@ class Reducer {
     }
   }
 
-  void Coefficients(size_t unit, const double* state, double* coefs) const {
+  // Whether a cotangent is 0.
+  bool Coefficients(size_t unit, const double* state, double* coefs) const {
+    bool any = false;
     for (size_t c = 0; c < Columns(unit); ++c) {
       double one[kMaxState] = {}, own[kMaxState];
       if (state != nullptr) Take(state, c, one);
-      op_.coefficients(one, static_cast<double>(call_.n), call_.parameter,
-                       Cotangent(FirstSlice(unit) + c), own);
+      const double g = Cotangent(FirstSlice(unit) + c);
+      any |= g == 0;
+      op_.coefficients(one, static_cast<double>(call_.n), call_.parameter, g, own);
       for (size_t k = 0; k < op_.coefs; ++k) coefs[k * layout_.width + c] = own[k];
     }
+    return any;
   }
 
-  // Whether a slice has to be looked at: its state is suspect, or what tangents give is NaN.
+  // Whether there is a NaN among the slopes of a unit.
+  bool AnyNaN(size_t unit) const {
+    const size_t runs = call_.inner == 1 ? 1 : call_.n;
+    const size_t length = call_.inner == 1 ? Columns(unit) * call_.n : Columns(unit);
+    bool any = false;
+    for (size_t o = 0; slopes_ && o < op_.outs; ++o) {
+      for (size_t run = 0; run < runs; ++run) {
+        const size_t first = FirstElement(unit, 0) + run * call_.inner;
+        any |= call_.dtype == DType::kFloat64
+                   ? AnyNaN(static_cast<const double*>(call_.out[o]) + first, length)
+                   : AnyNaN(static_cast<const float*>(call_.out[o]) + first, length);
+      }
+    }
+    return any;
+  }
+
+  template <typename T>
+  static bool AnyNaN(const T* p, size_t n) {
+    bool any = false;
+    for (size_t i = 0; i < n; ++i) any |= p[i] != p[i];
+    return any;
+  }
+
+  // Whether a slice has to be looked at: its state is suspect, what tangents give is NaN, or its
+  // cotangent is 0, of which nothing comes.
   bool IsSuspect(size_t slice, size_t column, const double* states) const {
+    if (call_.g != nullptr && Cotangent(slice) == 0) return true;
     if (call_.tangents && std::isnan(At(call_.values, slice))) return true;
     if (!states_ || op_.is_suspect == nullptr) return false;
     return op_.is_suspect(states + column, layout_.width, call_.parameter);
@@ -283,6 +312,7 @@ class Reducer {
 
   // Of a unit whose results are written, the slices again that need it.
   HWY_NOINLINE Outcome Mend(size_t unit, const double* states, Poll* poll) const {
+    if (call_.again) return Outcome::kDone;
     for (size_t c = 0; c < Columns(unit); ++c) {
       const size_t slice = FirstSlice(unit) + c;
       if (!IsSuspect(slice, c, states)) continue;
@@ -293,7 +323,7 @@ class Reducer {
   }
 
   Outcome MendAll(const double* states, Poll* poll) const {
-    if (!call_.tangents && op_.is_suspect == nullptr) return Outcome::kDone;
+    if (!call_.tangents && call_.g == nullptr && op_.is_suspect == nullptr) return Outcome::kDone;
     Outcome outcome = Outcome::kDone;
     for (size_t u = 0; u < layout_.Units() && outcome == Outcome::kDone; ++u) {
       outcome = Mend(u, states + u * layout_.segments * fields_, poll);
@@ -363,7 +393,7 @@ class Reducer {
       if (sums_) Finish(unit, states);
     }
     if (!slopes_ && !call_.tangents) return suspect;
-    Coefficients(unit, states_ ? states : nullptr, coefs);
+    const bool any_zero = Coefficients(unit, states_ ? states : nullptr, coefs);
     for (size_t i = 0; i < segments; ++i) {
       const Segment segment = SegmentOf(unit, i);
       if (call_.tangents) {
@@ -373,7 +403,7 @@ class Reducer {
       }
     }
     if (call_.tangents) suspect |= WriteTangents(unit, sums);
-    return suspect;
+    return suspect || (any_zero && AnyNaN(unit));
   }
 
   // --- short rows ---
@@ -426,7 +456,7 @@ class Reducer {
       if (sums_) Finish(unit, states);
     }
     if (!slopes_ && !call_.tangents) return suspect;
-    Coefficients(unit, states_ ? states : nullptr, coefs);
+    const bool any_zero = Coefficients(unit, states_ ? states : nullptr, coefs);
     if (call_.tangents) {
       const void* t[kMaxOuts] = {};
       for (size_t o = 0; o < op_.outs; ++o) t[o] = in(call_.t[o], turned.parts[2 + o]);
@@ -439,7 +469,7 @@ class Reducer {
     for (size_t o = 0; o < op_.outs; ++o) {
       Turn(out[o], call_.n, columns, static_cast<char*>(call_.out[o]) + first);
     }
-    return suspect;
+    return suspect || (any_zero && AnyNaN(unit));
   }
 
   const ReductionCall& call_;

@@ -92,6 +92,7 @@ struct ReductionCall {
   // Instead: values are the sums of slopes times these; a null is a tangent of zeros.
   bool tangents;
   const void* t[kMaxOuts];
+  bool again = false;  // whether this is a slice that is reduced again
 };
 
 // Reduces one slice of outer * inner again, if need be, from copies times powers of two, so that no

@@ -189,10 +189,17 @@ def _exponentials(x: Array) -> tuple[Array, Array, Array]:
     return e, np.sum(e, axis=1), largest
 
 
+def _log_of_sum(e: Array) -> Array:
+    """Return the logarithm of the sum of exponentials, of which the largest is 1."""
+    others = e.copy()
+    others[np.arange(len(e)), np.argmax(e, axis=1)] -= 1
+    return np.asarray(np.log1p(np.sum(others, axis=1)))
+
+
 def logsumexp(x: Array) -> Array:
     """Return log(sum(exp(x))), without over- or underflow."""
-    _, total, largest = _exponentials(x)
-    return np.where(np.isinf(largest), largest, largest + np.log(total))
+    e, _, largest = _exponentials(x)
+    return np.where(np.isinf(largest), largest, largest + _log_of_sum(e))
 
 
 def softmax(x: Array) -> Array:
@@ -209,10 +216,10 @@ def softmax_product(x: Array, v: Array) -> Array:
 
 def log_softmax(x: Array) -> Array:
     """Return x - log(sum(exp(x)))."""
-    _, total, largest = _exponentials(x)
+    e, _, largest = _exponentials(x)
     distance = np.where(x == column(largest), 0.0, x - column(largest))
     undefined = column(largest == -np.inf)
-    return np.where(undefined, np.nan, distance - column(np.log(total)))
+    return np.where(undefined, np.nan, distance - column(_log_of_sum(e)))
 
 
 def log_softmax_vjp(x: Array, g: Array) -> Array:
@@ -285,6 +292,14 @@ def _blocks(rows: Array, out: Array) -> None:
     out[...] = rows.reshape(outer, inner, n).swapaxes(1, 2)
 
 
+def _without_infinities(result: Array, nothing: Array, operands: tuple[Array, ...]) -> Array:
+    """Return 0 for a NaN where nothing can come of anything, unless an operand has one."""
+    lost = nothing & ~np.isfinite(result)
+    for operand in operands if lost.any() else ():
+        lost = lost & ~np.isnan(operand).any(axis=1, keepdims=True)
+    return np.where(lost, 0.0, result)
+
+
 def reduce_slices(
     row: ReductionRow,
     parameter: float,
@@ -318,7 +333,11 @@ def reduce_slices(
             values[...] = row.values(rows, parameter).reshape(values.shape)
         if slopes is not None:
             for out, slope in zip(slopes, row.slopes(rows, parameter), strict=True):
-                _blocks(slope if g is None else slope * g.reshape(-1, 1).astype(np.float64), out)
+                if g is None:
+                    _blocks(slope, out)
+                else:
+                    by = g.reshape(-1, 1).astype(np.float64)
+                    _blocks(_without_infinities(slope * by, by == 0, rows), out)
 
 
 def reduce_tangents(
@@ -339,7 +358,12 @@ def reduce_tangents(
         ]
         total = np.asarray(np.sum(sum(slope * tangent for slope, tangent in pairs), axis=1))
         if (met := np.isnan(total)).any():  # infinities have met, if only on the way
-            total[met] = _sums([(slope[met], tangent[met]) for slope, tangent in pairs])
+            known = tuple(operand[met] for operand in rows)
+            again = [
+                (_without_infinities(slope[met], tangent[met] == 0, known), tangent[met])
+                for slope, tangent in pairs
+            ]
+            total[met] = _sums(again)
         out[...] = total.reshape(out.shape)
 
 
@@ -364,5 +388,8 @@ def transform_slices(
         else:
             product = row.vjp if method == "vjp" else row.jvp
             assert product is not None
-            result = product(rows, _rows(v), parameter)
+            given = _rows(v)
+            result = product(rows, given, parameter)
+            nothing = np.all(given == 0, axis=1, keepdims=True)
+            result = _without_infinities(result, nothing, (rows,))
         _blocks(result, out)
