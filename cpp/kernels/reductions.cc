@@ -278,27 +278,54 @@ class Reducer {
     return any;
   }
 
-  // Whether there is a NaN among the slopes of a unit.
-  bool AnyNaN(size_t unit) const {
+  // Whether a test, of many elements at once, holds of some of a unit's: `test(p, n)`.
+  template <class Test>
+  bool Any(size_t unit, const void* array, const Test& test) const {
     const size_t runs = call_.inner == 1 ? 1 : call_.n;
     const size_t length = call_.inner == 1 ? Columns(unit) * call_.n : Columns(unit);
     bool any = false;
-    for (size_t o = 0; slopes_ && o < op_.outs; ++o) {
-      for (size_t run = 0; run < runs; ++run) {
-        const size_t first = FirstElement(unit, 0) + run * call_.inner;
-        any |= call_.dtype == DType::kFloat64
-                   ? AnyNaN(static_cast<const double*>(call_.out[o]) + first, length)
-                   : AnyNaN(static_cast<const float*>(call_.out[o]) + first, length);
-      }
+    for (size_t run = 0; run < runs && !any; ++run) {
+      const size_t first = FirstElement(unit, 0) + run * call_.inner;
+      any = call_.dtype == DType::kFloat64 ? test(static_cast<const double*>(array) + first, length)
+                                           : test(static_cast<const float*>(array) + first, length);
     }
     return any;
   }
 
-  template <typename T>
-  static bool AnyNaN(const T* p, size_t n) {
+  // Whether there is a NaN or an infinity among the slopes of a unit.
+  bool AnyNaN(size_t unit) const {
     bool any = false;
-    for (size_t i = 0; i < n; ++i) any |= p[i] != p[i];
+    for (size_t o = 0; slopes_ && o < op_.outs; ++o) {
+      any = any || Any(unit, call_.out[o], [](const auto* p, size_t n) {
+              return IsNotZero(p, n, [](auto x) { return x - x; });
+            });
+    }
     return any;
+  }
+
+  // Whether a sum over elements is not 0.
+  template <typename T, class F>
+  static bool IsNotZero(const T* p, size_t n, const F& f) {
+    std::array<T, 16> sums = {};
+    size_t i = 0;
+    for (; i + sums.size() <= n; i += sums.size()) {
+      for (size_t k = 0; k < sums.size(); ++k) sums[k] += f(p[i + k]);
+    }
+    for (; i < n; ++i) sums[0] += f(p[i]);
+    bool any = false;
+    for (const T sum : sums) any |= sum != 0;
+    return any;
+  }
+
+  // Whether a unit is as it should be: of zeros comes nothing.
+  bool IsOfZeros(size_t unit) const {
+    const bool is_map = *op_.method != 0;
+    const void* const array = is_map ? call_.v : call_.g == nullptr ? call_.x : nullptr;
+    if (array == nullptr || call_.tangents) return false;
+    const bool other = Any(unit, array, [](const auto* p, size_t n) {
+      return IsNotZero(p, n, [](auto x) { return std::abs(x); });
+    });
+    return !other && !AnyNaN(unit);
   }
 
   // Whether a slice has to be looked at: its state is suspect, what tangents give is NaN, or its
@@ -312,7 +339,7 @@ class Reducer {
 
   // Of a unit whose results are written, the slices again that need it.
   HWY_NOINLINE Outcome Mend(size_t unit, const double* states, Poll* poll) const {
-    if (call_.again) return Outcome::kDone;
+    if (call_.again || IsOfZeros(unit)) return Outcome::kDone;
     for (size_t c = 0; c < Columns(unit); ++c) {
       const size_t slice = FirstSlice(unit) + c;
       if (!IsSuspect(slice, c, states)) continue;
@@ -326,6 +353,7 @@ class Reducer {
     if (!call_.tangents && call_.g == nullptr && op_.is_suspect == nullptr) return Outcome::kDone;
     Outcome outcome = Outcome::kDone;
     for (size_t u = 0; u < layout_.Units() && outcome == Outcome::kDone; ++u) {
+      if (op_.is_suspect == nullptr && !call_.tangents && !AnyNaN(u)) continue;
       outcome = Mend(u, states + u * layout_.segments * fields_, poll);
     }
     return outcome;
