@@ -124,7 +124,7 @@ HWY_INLINE hn::TFromD<D> FoldLanes(D d, V folds) {
 
 // Whether one state is suspect, whose fields lie `width` apart.
 template <class Row>
-bool IsSuspect(const double* state, size_t width, double parameter) {
+HWY_INLINE bool IsSuspect(const double* state, size_t width, double parameter) {
   const hn::CappedTag<double, 1> d;
   const auto field = [=](size_t k) HWY_ATTR { return hn::Set(d, state[k * width]); };
   return Row::kCanSuffer && !hn::AllFalse(d, Row::Suspects(d, field, parameter));
@@ -683,6 +683,11 @@ void CoefficientsOf(const double* state, double n, double parameter, double g, d
 }
 
 template <class Row>
+bool SuspectOf(const double* state, size_t width, double parameter) {
+  return IsSuspect<Row>(state, width, parameter);
+}
+
+template <class Row>
 inline constexpr ReductionKernels kReduction = {
     Row::kName,
     Row::kMethod,
@@ -697,7 +702,7 @@ inline constexpr ReductionKernels kReduction = {
     Row::Merge,
     Row::Finish,
     CoefficientsOf<Row>,
-    Row::kCanSuffer ? IsSuspect<Row> : nullptr,
+    Row::kCanSuffer ? SuspectOf<Row> : nullptr,
     {kLoops<Along, Row, float>, kLoops<Along, Row, double>},
     {kLoops<Across, Row, float>, kLoops<Across, Row, double>}};
 
