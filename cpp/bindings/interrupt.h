@@ -19,6 +19,9 @@ class ScopedGil {
   PyGILState_STATE state_;
 };
 
+// What this thread's outermost guarded call has set; see method.h.
+inline thread_local DefaultFpEnv* t_guard = nullptr;
+
 // Runs pending signal handlers; a handler that raised (KeyboardInterrupt) leaves its exception set.
 inline Poll SignalPoll() {
   return {[](void*) {
@@ -27,7 +30,7 @@ inline Poll SignalPoll() {
             const ScopedGil locked;
             return PyErr_CheckSignals() != 0;
           },
-          nullptr};
+          nullptr, 0, t_guard};
 }
 
 // Gives the GIL up for its scope, but only where the work is long enough to be worth it. Declare it

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 # The module, of which only functions need more than its name: `algebra` builds on this one.
 from pullback import jacobians
-from pullback.config import native
+from pullback.config import guarded_class, native
 from pullback.jacobians.arguments import Array, as_shape, silent
 from pullback.protocol import as_arrays, kernel_dtype, shape_of, shown
 from pullback.shapes import check_axes
@@ -33,6 +33,7 @@ else:  # what is small and plain
 UNITS: Final = 2**20  # elements of unit vectors at a time
 
 
+@guarded_class
 class Jacobian(ABC):
     """What every structured Jacobian can do.
 
@@ -55,6 +56,7 @@ class Jacobian(ABC):
         for name in ("_times", "_scaled", "_diagonal_elements", "_dense"):
             if name in cls.__dict__ and cls.__module__ != Jacobian.__module__:
                 setattr(cls, name, silent(cls.__dict__[name]))
+        guarded_class(cls)
 
     # NumPy must leave `g @ J` to us, and must never expand J behind the caller's back.
     __array_ufunc__ = None
