@@ -131,10 +131,12 @@ int StridedLoop(PyArrayMethod_Context* context, char* const* data, const npy_int
   const ElementwiseKernel kernel = entry->Kernel(entry->method, kDType);
   Outcome outcome;
   if (poll_now) {
-    thread_local Poll poll = SignalPoll();
-    poll.kernel_env = t_guard;
+    thread_local int64_t last_ns = 0;
+    Poll poll = SignalPoll();
+    poll.last_ns = last_ns;
     outcome = RunElementwise(kernel, entry->shape, kDType, operands, n, &poll);
     if (outcome == Outcome::kDone && Interrupted(&poll)) outcome = Outcome::kInterrupted;
+    last_ns = poll.last_ns;
   } else {
     outcome = RunElementwise(kernel, entry->shape, kDType, operands, n, nullptr);
   }

@@ -19,19 +19,8 @@ class ScopedGil {
   PyGILState_STATE state_;
 };
 
-// What this thread's outermost guarded call has set; see method.h.
-inline thread_local DefaultFpEnv* t_guard = nullptr;
-
 // Runs pending signal handlers; a handler that raised (KeyboardInterrupt) leaves its exception set.
-inline Poll SignalPoll() {
-  return {[](void*) {
-            // A thread that sleeps for ever amid a job keeps the workers from all others.
-            if (IsFinalizing()) return false;
-            const ScopedGil locked;
-            return PyErr_CheckSignals() != 0;
-          },
-          nullptr, 0, t_guard};
-}
+Poll SignalPoll();
 
 // Gives the GIL up for its scope, but only where the work is long enough to be worth it. Declare it
 // before what the work holds: that is to be let go before the GIL is asked for.

@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <cstddef>
 #include <new>
+#include <utility>
+
+#include "bindings/interrupt.h"
 
 namespace pullback {
 namespace {
@@ -18,6 +21,9 @@ struct MethodObject {
   PyObject* fallback;
   PyObject* dict;
 };
+
+// What this thread's innermost guarded call has set.
+thread_local DefaultFpEnv* t_guard = nullptr;
 
 PyTypeObject* method_type = nullptr;
 PyTypeObject* guarded_type = nullptr;
@@ -286,6 +292,27 @@ bool RegisterMethodType(PyObject* module) {
 PyObject* NewMethod(FastPath fast_path, std::unique_ptr<const MethodEntry> entry,
                     PyObject* fallback) {
   return New(method_type, Guarded<Call>, fast_path, std::move(entry), fallback);
+}
+
+PyObject* CallUnderGuard(vectorcallfunc call, PyObject* self, PyObject* const* args, size_t nargsf,
+                         PyObject* kwnames) {
+  DefaultFpEnv env;
+  env.Enter();
+  DefaultFpEnv* const outer = std::exchange(t_guard, &env);
+  PyObject* const result = call(self, args, nargsf, kwnames);
+  t_guard = outer;
+  env.Leave();
+  return result;
+}
+
+Poll SignalPoll() {
+  return {[](void*) {
+            // A thread that sleeps for ever amid a job keeps the workers from all others.
+            if (IsFinalizing()) return false;
+            const ScopedGil locked;
+            return PyErr_CheckSignals() != 0;
+          },
+          nullptr, 0, t_guard};
 }
 
 PyObject* NewGuarded(PyObject* function) {

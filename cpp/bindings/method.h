@@ -11,10 +11,9 @@
 #include <memory>
 #include <optional>
 #include <string_view>
-#include <utility>
 
-#include "bindings/interrupt.h"
 #include "bindings/numpy_api.h"
+#include "runtime/fp_env.h"
 
 namespace pullback {
 
@@ -104,20 +103,16 @@ using FastPath = PyObject* (*)(const MethodEntry& entry, const Arguments& args);
 PyObject* NewMethod(FastPath fast_path, std::unique_ptr<const MethodEntry> entry,
                     PyObject* fallback);
 
+PyObject* CallUnderGuard(vectorcallfunc call, PyObject* self, PyObject* const* args, size_t nargsf,
+                         PyObject* kwnames);
+
 // A call in the default floating-point environment, whatever the thread has (a library that was
 // compiled with -ffast-math flushes subnormals from its loading on): kernels see to that
 // themselves, NumPy does not. Handlers run in the thread's own.
 template <vectorcallfunc kCall>
 PyObject* Guarded(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
-  if (DefaultFpEnv::IsSet()) [[likely]]
-    return kCall(self, args, nargsf, kwnames);
-  DefaultFpEnv env;
-  env.Enter();
-  DefaultFpEnv* const outer = std::exchange(t_guard, &env);
-  PyObject* const result = kCall(self, args, nargsf, kwnames);
-  t_guard = outer;
-  env.Leave();
-  return result;
+  return DefaultFpEnv::IsSet() ? kCall(self, args, nargsf, kwnames)
+                               : CallUnderGuard(kCall, self, args, nargsf, kwnames);
 }
 
 // A Python function as one that runs under guard, and else is called and bound as it is. What tells

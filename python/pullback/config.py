@@ -151,10 +151,11 @@ def guarded(function: F) -> F:
     return call  # type: ignore[no-any-return]
 
 
-def guarded_class(kind: type[T]) -> type[T]:
-    """Guard a class's own public methods and operators."""
+def guarded_class(kind: type[T], but: tuple[str, ...] = ()) -> type[T]:
+    """Guard a class's own public methods and operators, but for some."""
     for name, member in tuple(vars(kind).items()):
-        if isinstance(member, FunctionType) and (name[0] != "_" or name[-2:] == "__"):
+        public = name not in but and (name[0] != "_" or name[-2:] == "__")
+        if public and isinstance(member, FunctionType):
             setattr(kind, name, guarded(member))
     return kind
 
