@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from pullback.chain_steps import arg, make_step, new_walk
+from pullback.config import guarded_class
 from pullback.engine import BACKEND, enter
 from pullback.protocol import as_array, check_wrt, converted, is_weak, result_dtype, shape_of
 
@@ -20,6 +21,7 @@ __all__ = ["Chain", "arg", "chain"]
 Wanted: TypeAlias = str | int | tuple[str | int, ...]
 
 
+@guarded_class
 class Chain:
     """Primitives applied one after the other; see `chain`.
 

@@ -170,6 +170,8 @@ def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
         raise ValueError(f"{where}, {_name(op)}, has no pb.arg among its operands")
     row = getattr(op, "row", None)
     taken = row.nin if isinstance(row, OpRow) else len(operands)
+    if isinstance(row, OpRow) and row.default is not None and len(operands) == taken - 1:
+        operands = (*operands, row.default)
     if isinstance(op, Reduction):
         taken = len(op.row.leading)
     if len(operands) != taken:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.check_report import Discrepancy, GradCheck, Index, Kink
+from pullback.config import guarded
 from pullback.differences import SAFETY, Estimate, Function, Slope
 from pullback.protocol import as_array, as_index, as_number, kernel_dtype, shown
 
@@ -201,6 +202,7 @@ class _Checker:
         )
 
 
+@guarded
 def check_grad(
     f: Callable[[Any], Any],
     grad: Any,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pullback.config import guarded_class
 from pullback.design_matrix import Sparse
 from pullback.elementwise import make_elementwise
 from pullback.engine import BACKEND, Engine, enter
@@ -541,7 +542,8 @@ def make_losses(engine: Engine) -> Registry:
 
     def make(name: str) -> Loss:
         row = LOSSES[name]
-        return named_after(Loss if row.parameter is None else ParametricLoss, name)(row, engine)
+        kind = named_after(Loss if row.parameter is None else ParametricLoss, name)
+        return guarded_class(kind)(row, engine)
 
     return Registry(LOSSES, make)
 

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pullback.config import guarded_class
 from pullback.design_matrix import as_data
 from pullback.engine import enter
 from pullback.losses import Loss
@@ -27,6 +28,7 @@ Source: TypeAlias = Callable[[str], Iterator[tuple[str, Samples]]]
 _OP: Final = "LinearObjective"
 
 
+@guarded_class
 class LinearObjective:
     """The loss of a linear model as a function of its parameters, one vector.
 

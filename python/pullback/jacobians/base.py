@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 # The module, of which only functions need more than its name: `algebra` builds on this one.
 from pullback import jacobians
-from pullback.config import native
+from pullback.config import guarded, guarded_class, native
 from pullback.jacobians.arguments import Array, as_shape, silent
 from pullback.protocol import as_arrays, kernel_dtype, shape_of, shown
 from pullback.shapes import check_axes
@@ -55,6 +55,7 @@ class Jacobian(ABC):
         for name in ("_times", "_scaled", "_diagonal_elements", "_dense"):
             if name in cls.__dict__ and cls.__module__ != Jacobian.__module__:
                 setattr(cls, name, silent(cls.__dict__[name]))
+        guarded_class(cls)
 
     # NumPy must leave `g @ J` to us, and must never expand J behind the caller's back.
     __array_ufunc__ = None
@@ -187,8 +188,10 @@ class Jacobian(ABC):
             If the shape is none of these.
         """
         result = moved(self, other, False, False)
-        if result is not None:
-            return result
+        return self._matmul(other) if result is None else result
+
+    @guarded
+    def _matmul(self, other: Any) -> Any:
         tangent = other
         if type(other) is not _ndarray or other.dtype is not self._dtype:
             if isinstance(other, Jacobian):
@@ -227,8 +230,10 @@ class Jacobian(ABC):
             If the shape is none of these.
         """
         result = moved(self, other, True, False)
-        if result is not None:
-            return result
+        return self._rmatmul(other) if result is None else result
+
+    @guarded
+    def _rmatmul(self, other: Any) -> Any:
         cotangent = other
         if type(other) is not _ndarray or other.dtype is not self._dtype:
             if _is_foreign(other):
@@ -263,6 +268,9 @@ class Jacobian(ABC):
         ValueError
             If the shape of `t` does not end in the operand's.
         """
+        result = moved(self, t, False, True)
+        if result is not None:
+            return result
         return self._stacked("jvp", "t", t, self._input_shape, self._output_shape)
 
     def vjp(self, g: npt.ArrayLike) -> Any:
@@ -282,8 +290,12 @@ class Jacobian(ABC):
         ValueError
             If the shape of `g` does not end in the result's.
         """
+        result = moved(self, g, True, True)
+        if result is not None:
+            return result
         return self._stacked("vjp", "g", g, self._output_shape, self._input_shape)
 
+    @guarded
     def _stacked(
         self,
         method: Literal["jvp", "vjp"],
@@ -292,9 +304,6 @@ class Jacobian(ABC):
         given: tuple[int, ...],
         wanted: tuple[int, ...],
     ) -> Any:
-        result = moved(self, vectors, method == "vjp", True)
-        if result is not None:
-            return result
         move = self._applied if method == "jvp" else self._pulled
         if type(vectors) is not _ndarray or vectors.dtype is not self._dtype:
             op = f"{type(self).__name__}.{method}"
@@ -462,6 +471,13 @@ class Jacobian(ABC):
         J = self if layout == "numerator" else self.T
         check_axes("tensor", J.output_shape + J.input_shape)
         return J.todense(force).reshape(J.output_shape + J.input_shape)
+
+
+# What kernels do at once they do unguarded, and the rest of these looks after itself.
+guarded_class(
+    Jacobian,  # type: ignore[type-abstract]
+    but=("__matmul__", "__rmatmul__", "jvp", "vjp"),
+)
 
 
 class Shaped(Jacobian):
