@@ -134,7 +134,7 @@ MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 # What the error of an operator says, with J on the left and on the right.
 ADDED = r"A has shape .*, J \(2, 2\); J\.todense\(\) is an array"
-SCALED = r"J [*/] c: c is .*, not a number; J @ c .*J\.todense\(\)"
+SCALED = r"(c \* J|J / c): c is .*, not a number; J @ A .*J\.todense\(\)"
 
 
 def refused(name: str, other: Any, *, mirrored: bool) -> tuple[Any, str] | None:

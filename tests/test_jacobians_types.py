@@ -76,6 +76,9 @@ def test_three_axes_and_empty_ones(dtype: np.dtype) -> None:
         SumTo((0,), (), dtype),
         Product(Dense(np.ones((2, 0), dtype)), Dense(np.ones((0, 3), dtype))),
         Sum(Zero((2,), (0,), dtype), Zero((2,), (0,), dtype)),
+        pb.softmax.jacobian(np.ones((0, 3), dtype)),
+        pb.softmax.jacobian(np.ones((2, 0), dtype)),
+        Kronecker(np.ones((0, 2, 2), dtype), 3, input_batch=(0,), output_batch=()),
     ):
         check(J, np.zeros(J.shape, dtype))
         check(J + J, np.zeros(J.shape, dtype))

@@ -200,7 +200,7 @@ class Pointwise(Hinted):
         """
         op = f"{self._row.name}.pointwise.vjp"
         number = is_weak(g)
-        operands = self._operands(".vjp", z, y, g)
+        operands = self._operands(".vjp", z, y, g=g)
         g = g if number else as_array(op, "g", g)
         derivative = self._evaluate(operands, 1)
         with np.errstate(all="ignore"):
@@ -269,19 +269,18 @@ class Pointwise(Hinted):
         blocks = derivative.reshape(math.prod(operands.shape), 1, operands.z_shape[-1])
         return BlockDiagonal._of(blocks, operands.z_shape, operands.shape)
 
-    def _operands(self, method: str, z: Any, y: Any, g: Any = None, t: Any = None) -> _Operands:
+    def _operands(self, method: str, z: Any, y: Any, **moved: Any) -> _Operands:
         """Return predictions and targets of one shape, in the dtype that all three compute in."""
         of_classes = self._row.of_classes
         op = f"{self._row.name}.pointwise{method}"
-        check_labels(op, ("z", "y", "g", "t"), (z, y, g, t))
+        check_labels(op, ("z", "y", *moved), (z, y, *moved.values()))
         z_fills, y_fills = is_weak(z), is_weak(y)
         z = z if z_fills else as_array(op, "z", z)
         y = y if y_fills else as_array(op, "y", y)
         if not y_fills:
             kernel_dtype(op, "y", y.dtype)
         integers = isinstance(y, int) if y_fills else y.dtype.kind in "biu"
-        given = {"z": z} | ({} if integers else {"y": y})
-        given |= {name: other for name, other in (("g", g), ("t", t)) if other is not None}
+        given = {"z": z} | ({} if integers else {"y": y}) | moved
         dtype = result_dtype(op, *given.values(), names=tuple(given))
         labels = of_classes and integers
         with np.errstate(all="ignore"):

@@ -406,7 +406,7 @@ class Jacobian(ABC):
 
     def __mul__(self, c: Any) -> Jacobian:
         """Return the product with a number."""
-        return self._with_number("J * c", multiply, c)
+        return self._with_number("c * J", multiply, c)
 
     __rmul__ = __mul__
 
@@ -417,8 +417,8 @@ class Jacobian(ABC):
     def _with_number(self, op: str, by: Scaling, c: Any) -> Jacobian:
         if isinstance(c, Jacobian) or shape_of(op, "c", c):
             raise TypeError(
-                f"{op}: c is {shown(c)}, not a number; J @ c is the product of matrices, "
-                f"{op.replace('J', 'J.todense()')} works on elements"
+                f"{op}: c is {shown(c)}, not a number; J @ A is the product of matrices, "
+                "J.todense() has those of elements"
             )
         _, number = as_arrays(op, np.empty(0, self.dtype), c, names=("J", "c"))
         return jacobians.algebra.scaled(number[()], self, by)
@@ -534,7 +534,8 @@ class Jacobian(ABC):
             If the elements would exceed `DENSE_LIMIT_BYTES` and `force` is false.
         """
         build = Builder(f"{type(self).__name__}.tosparse", self._dtype, force)
-        return build.finished(self._sparse(build), lambda: self.todense(force))
+        matrix = self._sparse(build)
+        return build.finished(self.todense(force) if matrix is None else matrix)
 
     def tensor(
         self, layout: Literal["numerator", "denominator"] = "numerator", *, force: bool = False

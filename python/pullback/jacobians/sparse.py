@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -65,13 +64,12 @@ class Builder:
         self._check(min(terms, A.shape[0] * B.shape[1]))
         return A @ B
 
-    def finished(self, matrix: Any, dense: Callable[[], Any]) -> Any:
-        """Return a sparse array, or what the dense one makes in place of None, without zeros."""
-        if matrix is None:
-            return self._array(dense())
-        matrix.eliminate_zeros()
-        matrix.sort_indices()
-        return matrix
+    def finished(self, matrix: Any) -> Any:
+        """Return a sparse array, or what a dense one makes, without zeros."""
+        found = self._array(matrix)
+        found.eliminate_zeros()
+        found.sort_indices()
+        return found
 
     def _check(self, elements: int) -> None:
         nbytes = elements * self._dtype.itemsize
