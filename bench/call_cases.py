@@ -351,6 +351,7 @@ def chains() -> Iterator[Call]:
         "an axis": ((p["tanh"], (p["logsumexp"], arg, {"axis": 1})), M),
         "softmax": ((p["tanh"], p["softmax"]), x),
         "matmul": (((p["matmul"], arg, M), p["tanh"]), M),
+        "a vector": (((p["matmul"], M, arg), p["tanh"]), M[0]),
         "linear": ((linear, p["sum"]), M),
         "a loss": ((p["tanh"], (p["squared_error"].pointwise, arg, 2 * x)), x),
     }
