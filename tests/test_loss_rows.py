@@ -10,7 +10,7 @@ import copy
 import itertools
 import math
 import pickle
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import mpmath
@@ -407,6 +407,22 @@ def test_softmax_targets_outside_the_domain(k: int, dtype: np.dtype, primitives:
     almost = np.array([[0.25, 0.25, 0.5 + 9e-6, *others]] * 4, dtype)
     assert np.isfinite(loss(z, almost)).all()
     assert np.isnan(loss(z, almost + dtype.type(1e-5))).all()
+
+
+@backends
+@dtypes
+@pytest.mark.parametrize("k", [2, 3, 8, 9, 20, 65])
+def test_softmax_where_a_class_is_impossible(k: int, dtype: np.dtype, primitives: Any) -> None:
+    """A prediction of -inf adds nothing where its target is 0."""
+    z = np.full((5, k), -np.inf, dtype)
+    z[:, :2] = 0, math.log(3)
+    slope = np.array([-0.5, 0.5, *[0.0] * (k - 2)], dtype)
+    y = np.zeros((5, k), dtype)
+    y[:, :2] = 0.75, 0.25
+    close = partial(np.testing.assert_allclose, rtol=4 * np.finfo(dtype).eps)
+    loss = primitives.softmax_cross_entropy.pointwise
+    close(loss(z, y), math.log(4) - math.log(3) / 4)
+    close(loss.derivative(z, y), np.tile(slope, (5, 1)))
 
 
 @backends

@@ -328,6 +328,7 @@ CHAINS: dict[str, tuple[Any, ...]] = {
     "kept": (pb.tanh, (pb.sum, pb.arg, {"axis": 0, "keepdims": True}), (pb.mean, pb.arg)),
     "map": (pb.exp, pb.softmax, pb.sqrt, pb.layer_norm),
     "matmul": ((pb.matmul, pb.arg, B), pb.tanh, (pb.matmul, B, pb.arg)),
+    "merged": (pb.tanh, (pb.logsumexp, pb.arg, {"axis": 1}), pb.sin, pb.norm2),
     "linear": (LAYER, pb.sum),
     "layers": (LAYER, (pb.multiply, pb.arg, 0.5), LAYER, (pb.linear, pb.arg, B), pb.norm2),
     "loss": (pb.tanh, (pb.huber.pointwise, pb.arg, 0.5), pb.mean),
