@@ -51,9 +51,11 @@ METHODS: dict[str, tuple[str, ...]] = {
         "value_and_derivative",
         "second_derivative",
         "vjp",
+        "jvp",
+        "jacobian",
     ),
     "LinearObjective": ("value", "grad", "value_and_grad", "hvp", "predict", "initial", "unpack"),
-    "Chain": ("value", "jvp", "vjp", "value_and_vjp", "value_and_grad", "jacobian"),
+    "Chain": ("value", "jvp", "vjp", "value_and_vjp", "grad", "value_and_grad", "jacobian"),
 }
 
 ALL = "all"  # what a chain's wrt says for the bound operands as well

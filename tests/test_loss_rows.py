@@ -440,7 +440,17 @@ def test_softmax_over_leading_axes(case: Case, primitives: Any) -> None:
         assert_same_bits(loss(zs, ys), value.reshape(shape))
         assert_same_bits(loss.derivative(zs, ys), slope.reshape(*shape, 3))
         assert_same_bits(loss.vjp(zs, ys, g.reshape(shape)), pulled.reshape(zs.shape))
+        J, t = loss.jacobian(zs, ys), np.cos(zs)
+        assert_same_bits(J.jvp(t), J @ t)
+        assert (J.input_shape, J.output_shape) == (zs.shape, shape)
+        np.testing.assert_array_equal(np.diag(np.ones(60)) @ J, J.todense())
+        pushed, scale = loss.jvp(zs, ys, t), np.abs(slope).max(1).reshape(shape)
+        for wanted in (J @ t, (slope * t.reshape(60, 3)).sum(1).reshape(shape)):
+            assert (np.abs(pushed - wanted) <= 1e-15 * scale).all()
+        assert_same_bits(loss.jvp(zs, ys, None), np.zeros(shape))
+        assert J.tosparse().nnz <= 180
     assert loss(z[0], y[0]).shape == ()
+    assert loss.jvp(z[0], y[0], z[0]).shape == ()
     assert loss.derivative(z[0], y[0]).shape == (3,)
 
 
@@ -459,6 +469,14 @@ def test_methods_agree(case: Case, dtype: np.dtype, primitives: Any) -> None:
     g = np.random.default_rng(0).normal(size=z.size).astype(dtype)
     with np.errstate(all="ignore"):
         assert_same_bits(np.abs(loss.vjp(z, y, g)), np.abs(g * slope))
+        assert_same_bits(np.abs(loss.jvp(z, y, g)), np.abs(g * slope))
+    assert_same_bits(loss.jacobian(z, y).diagonal(), slope)
+    assert_same_bits(loss.jvp(z, y, None), np.zeros_like(value))
+    with np.errstate(all="ignore"):
+        assert_same_bits(loss.jvp(z, y, 2), 2 * slope)
+    for t in (g[1:], np.stack([g, g]), g[:, np.newaxis], g[0]):
+        with pytest.raises(ValueError, match=rf"pointwise\.jvp: t has shape .*, z \({z.size},\)"):
+            loss.jvp(z, y, t)
 
 
 @backends

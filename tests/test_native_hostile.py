@@ -205,11 +205,12 @@ def made() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
         direction = (w, None)
         product = N.loss_method(loss, 0.0, "hvp", None, fallback)
         yield f"{loss}.hvp", product, (X, y, w, None, direction)
-    for method in ("", ".derivative", ".value_and_derivative", ".second_derivative", ".vjp"):
+    plain = ("", ".derivative", ".value_and_derivative", ".second_derivative", ".jacobian")
+    for method in (*plain, ".vjp", ".jvp"):
         name = f"pointwise{method}"
-        taken = "z, y, g" if method == ".vjp" else "z, y"
+        taken = "z, y" if method in plain else "z, y, g"
         for loss, z, y in (("huber", Y, Y), ("softmax_cross_entropy", X, Y.astype(int))):
-            given = (z, y, Y) if method == ".vjp" else (z, y)
+            given = (z, y, *{".vjp": (Y,), ".jvp": (z,)}.get(method, ()))
             yield f"{loss}.{name}", N.loss_method(loss, 1.0, name, None, refusing(taken)), given
     objective = N.objective(*OBJECTIVE)
     for method in ("value", "grad", "value_and_grad", "unpack"):
@@ -281,9 +282,10 @@ def of_chains() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
             ("vjp", "x, g, wrt=0", (F8, value, "all")),
             ("value_and_vjp", "x, g, wrt=0", (F8, value, (0,))),
             ("value_and_grad", "x, wrt=0", (F8, 0)),
+            ("grad", "x, wrt=0", (F8, 0)),
             ("jacobian", "x", (F8,)),
         ):
-            if method == "value_and_grad" and value.ndim:
+            if "grad" in method and value.ndim:
                 continue
             yield f"{name}.{method}", N.chain_method(walk, method, refusing(taken)), given
 
@@ -404,7 +406,7 @@ def test_steps_of_a_walk() -> None:
     with pytest.raises(TypeError, match="is no walk"):
         native.chain_method(1, "vjp", refuse)
     with pytest.raises(KeyError, match="no native method"):
-        native.chain_method(walk(TANH), "grad", refuse)
+        native.chain_method(walk(TANH), "hessian", refuse)
 
 
 def test_what_partial_sums_are_made_of() -> None:

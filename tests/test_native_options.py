@@ -331,6 +331,8 @@ CHAINS: dict[str, tuple[Any, ...]] = {
     "merged": (pb.tanh, (pb.logsumexp, pb.arg, {"axis": 1}), pb.sin, pb.norm2),
     "linear": (LAYER, pb.sum),
     "layers": (LAYER, (pb.multiply, pb.arg, 0.5), LAYER, (pb.linear, pb.arg, B), pb.norm2),
+    "loss": (pb.tanh, (pb.huber.pointwise, pb.arg, 0.5), pb.mean),
+    "classes": (pb.tanh, (pb.softmax_cross_entropy.pointwise, pb.arg, np.array([1, 0, 3, 2]))),
     "twin": (pb.exp, pb.reference.tanh, (pb.reference.multiply, pb.arg, 2.0), pb.sum),
     "long": (pb.sin, pb.cos) * 20,
 }
@@ -393,16 +395,20 @@ def test_cotangents_of_chains(name: str, method: str) -> None:
     judge(Walked(CHAINS[name], method), calls(), outs=False)
 
 
-@pytest.mark.parametrize("name", ["numbers", "twice", "sum", "norm", "linear", "layers", "twin"])
-def test_gradients_of_chains(name: str) -> None:
+SCALAR = ["numbers", "twice", "sum", "norm", "linear", "layers", "loss", "twin"]
+
+
+@pytest.mark.parametrize("name", SCALAR)
+@pytest.mark.parametrize("method", ["grad", "value_and_grad"])
+def test_gradients_of_chains(method: str, name: str) -> None:
     f = pb.chain(*CHAINS[name])
     wrts: list[dict[str, Any]] = [{}, {"wrt": "all"}, {"wrt": (len(f._names) - 1, 0)}]
     wrts = wrts if len(f._names) > 1 else wrts[:2]
     given = [((x,), wrt) for x in points() if fits(f, (x,)) for wrt in wrts]
-    judge(Walked(CHAINS[name], "value_and_grad"), iter(given), outs=False)
+    judge(Walked(CHAINS[name], method), iter(given), outs=False)
     one = (pb.exp, pb.tanh)
     for x in (np.array([0.5]), np.full((1, 1), 2, "f4"), np.float64(2), 0.5, [0.5]):
-        judge(Walked(one, "value_and_grad"), iter([((x,), {})]), outs=False)
+        judge(Walked(one, method), iter([((x,), {})]), outs=False)
 
 
 @pytest.mark.parametrize("name", [name for name in CHAINS if name not in ("form", "long", "twin")])
@@ -524,6 +530,17 @@ def test_pointwise(case: Case) -> None:
         for g in (rng.standard_normal(shape), np.ones((2, *shape)), np.ones(shape, int), 2, 0.5)
     ]
     judge(f.vjp, iter(pulled), outs=False)
+    pushed = [
+        ((a, b, t), {})
+        for a, b in forms
+        for shape in [np.shape(f.derivative(a, b))]
+        for t in (rng.standard_normal(shape), np.ones(shape, "f4"), np.ones(shape, int), 2, 0.5)
+    ]
+    judge(f.jvp, iter([*pushed, ((z, y, None), {})]), outs=False)
+    for form in forms:
+        J, plain = f.jacobian(*form), f.jacobian.__wrapped__(*form)
+        assert repr(J) == repr(plain)
+        assert bits(J.todense()) == bits(plain.todense())
 
 
 def with_masks(calls: list[Call], shape: tuple[int, ...]) -> Iterator[Call]:

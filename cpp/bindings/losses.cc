@@ -12,6 +12,7 @@
 
 #include "bindings/call.h"
 #include "bindings/design_matrix.h"
+#include "bindings/jacobians.h"
 #include "bindings/method.h"
 #include "bindings/operands.h"
 #include "bindings/outputs.h"
@@ -68,6 +69,7 @@ struct LossEntry : MethodEntry {
   PerTarget<const LossKernels*> kernels;
   std::optional<size_t> sample_weight_at, out_at, reduction_at, wrt_at, v_at;
   PartialSums sums;
+  bool takes_tangent = false;  // of the predictions' shape, and no cotangent
 };
 
 // --- the fast way in -----------------------------------------------------------------------------
@@ -493,14 +495,25 @@ void Pull(const T* slopes, const T* g, size_t stack, size_t rows, size_t outputs
   }
 }
 
-// Predictions, targets and a cotangent, alike in shape; what the methods return is as in LossCall.
+// Sums over the classes in float64.
+template <typename T>
+void Push(const T* slopes, const T* t, size_t rows, size_t outputs, T* out) {
+  for (size_t i = 0; i < rows; ++i, slopes += outputs, t += outputs) {
+    double sum = double{slopes[0]} * t[0];
+    for (size_t k = 1; k < outputs; ++k) sum += double{slopes[k]} * t[k];
+    out[i] = static_cast<T>(sum);
+  }
+}
+
+// Predictions, targets and a tangent or cotangent, alike in shape; what the methods return is as in
+// LossCall.
 class PointwiseCall {
  public:
   PointwiseCall(const LossEntry& entry, const Arguments& args)
       : entry_(entry), kernels_(*entry.kernels.Active()), given_{args[0], args[1], args[2]} {}
 
   [[gnu::hot]] bool Take() {
-    const bool coupled = kernels_.coupled, pulls = given_[2] != nullptr;
+    const bool coupled = kernels_.coupled, moves = given_[2] != nullptr;
     std::array<PyObject*, 3> given = given_;
     const bool label = coupled && PyLong_CheckExact(given[1]);
     if (label || !IsWeak(given[1])) {
@@ -510,11 +523,11 @@ class PointwiseCall {
         return false;
       }
     }
-    const bool fills[] = {IsWeak(given[0]), IsWeak(given[1]), pulls && IsWeak(given[2])};
+    const bool fills[] = {IsWeak(given[0]), IsWeak(given[1]), moves && IsWeak(given[2])};
     // Integer targets have no say in the dtype.
     const bool integers = y_ && HasIntegers(y_.get());
     if (y_) given[1] = integers ? nullptr : y_.get();
-    if (!x_.Take(given.data(), given.size()) || x_[0] == nullptr || (pulls && !x_[2])) return false;
+    if (!x_.Take(given.data(), given.size()) || x_[0] == nullptr || (moves && !x_[2])) return false;
     if (integers) {
       y_ = AsBlock(y_.get(), coupled ? NPY_INT64 : TypeNumber(x_.dtype()));
     } else {
@@ -541,13 +554,14 @@ class PointwiseCall {
     problem_.dtype = x_.dtype();
     problem_.y = DataOf(y_.get());
     problem_.y_type = coupled && integers ? TargetType::kLabel : TargetOf(x_.dtype());
-    if (!pulls) return true;
+    if (!moves) return true;
+    const int own = entry_.takes_tangent ? z_ndim_ : ndim_;
     g_ = Ref(Py_NewRef(reinterpret_cast<PyObject*>(x_[2])));
-    if (fills[2] && !Fill(g_, true, ndim_)) return false;
+    if (fills[2] && !Fill(g_, true, own)) return false;
     PyArrayObject* const g = AsArray(g_.get());
-    stack_ = PyArray_NDIM(g) - ndim_;
-    if (stack_ < 0 || stack_ + z_ndim_ > NPY_MAXDIMS ||
-        !std::equal(shape_.begin(), shape_.begin() + ndim_, PyArray_DIMS(g) + stack_)) {
+    stack_ = PyArray_NDIM(g) - own;
+    if (stack_ < 0 || stack_ + z_ndim_ > NPY_MAXDIMS || (entry_.takes_tangent && stack_ > 0) ||
+        !std::equal(shape_.begin(), shape_.begin() + own, PyArray_DIMS(g) + stack_)) {
       return false;
     }
     std::copy_n(PyArray_DIMS(g), stack_, out_shape_.begin());
@@ -575,21 +589,25 @@ class PointwiseCall {
   }
 
   PyObject* Vjp() {
-    const Ref slopes = Map(Wanted::kSlope);
-    Ref out(slopes ? NewArray(stack_ + z_ndim_, out_shape_.data(), problem_.dtype) : nullptr);
-    if (!out) return nullptr;
     const auto stack = static_cast<size_t>(PyArray_MultiplyList(out_shape_.data(), stack_));
-    const bool large = static_cast<size_t>(PyArray_SIZE(AsArray(out.get()))) > kReleaseGil;
-    const bool done = RunKernel(large, [&](Poll* poll) {
-      const KernelFpEnv fp_env(poll);
-      OfType(problem_.dtype, [&](auto type) {
-        using T = decltype(type);
-        Pull(static_cast<const T*>(DataOf(slopes.get())), static_cast<const T*>(DataOf(g_.get())),
-             stack, problem_.rows, problem_.outputs, static_cast<T*>(DataOf(out.get())));
-      });
-      return Outcome::kDone;
+    return Move(NewArray(stack_ + z_ndim_, out_shape_.data(), problem_.dtype),
+                [&](auto slopes, auto g, auto out) {
+                  Pull(slopes, g, stack, problem_.rows, problem_.outputs, out);
+                });
+  }
+
+  PyObject* Jvp() {
+    return Move(NewArray(ndim_, shape_.data(), problem_.dtype), [&](auto slopes, auto t, auto out) {
+      Push(slopes, t, problem_.rows, problem_.outputs, out);
     });
-    return done ? Give(std::move(out)) : nullptr;
+  }
+
+  PyObject* Jacobian() {
+    const Extents operand(z_ndim_, shape_.data()), result(ndim_, shape_.data());
+    Ref slopes = Map(Wanted::kSlope);
+    return (kernels_.coupled ? JacobianOfItems(std::move(slopes), operand, result)
+                             : JacobianOfElements(std::move(slopes), operand))
+        .release();
   }
 
   Ref Map(Wanted wanted) const {
@@ -615,13 +633,33 @@ class PointwiseCall {
     return true;
   }
 
+  // By `move`, of derivatives and what was given.
+  template <class F>
+  PyObject* Move(PyObject* array, F&& move) const {
+    Ref out(array);
+    const Ref slopes = out ? Map(Wanted::kSlope) : Ref();
+    if (!slopes) return nullptr;
+    const bool large = problem_.rows * problem_.outputs > kReleaseGil ||
+                       static_cast<size_t>(PyArray_SIZE(AsArray(array))) > kReleaseGil;
+    const bool done = RunKernel(large, [&](Poll* poll) {
+      const KernelFpEnv fp_env(poll);
+      OfType(problem_.dtype, [&](auto type) {
+        using T = decltype(type);
+        move(static_cast<const T*>(DataOf(slopes.get())), static_cast<const T*>(DataOf(g_.get())),
+             static_cast<T*>(DataOf(array)));
+      });
+      return Outcome::kDone;
+    });
+    return done ? Give(std::move(out)) : nullptr;
+  }
+
   static PyObject* Give(Ref array) {
     return array ? PyArray_Return(AsArray(array.release())) : nullptr;
   }
 
   const LossEntry& entry_;
   const LossKernels& kernels_;
-  std::array<PyObject*, 3> given_;  // predictions, targets, and a cotangent or null
+  std::array<PyObject*, 3> given_;  // predictions, targets, and a tangent, a cotangent or null
   PlainOperands x_;
   Ref z_, y_, g_;
   // Copies: while a kernel runs without the GIL, an array may get another shape.
@@ -656,6 +694,8 @@ constexpr LossMethod kLossMethods[] = {
     {"pointwise.value_and_derivative", Enter<PointwiseCall, &PointwiseCall::ValueAndDerivative>, 2},
     {"pointwise.second_derivative", Enter<PointwiseCall, &PointwiseCall::SecondDerivative>, 2},
     {"pointwise.vjp", Enter<PointwiseCall, &PointwiseCall::Vjp>},
+    {"pointwise.jvp", Enter<PointwiseCall, &PointwiseCall::Jvp>},
+    {"pointwise.jacobian", Enter<PointwiseCall, &PointwiseCall::Jacobian>, 2},
 };
 
 // --- the engine ----------------------------------------------------------------------------------
@@ -855,6 +895,7 @@ PyObject* NewLossMethod(const char* loss, double parameter, const char* method, 
   entry->reduction_at = signature.Find("reduction");
   entry->wrt_at = signature.Find("wrt");
   entry->v_at = signature.Find("v");
+  entry->takes_tangent = found->name == "pointwise.jvp";
   if (found->name == "partial" && !entry->sums.Read(sums)) return Refuse("loss_method", "sums");
   return NewMethod(found->path, std::move(entry), fallback);
 }

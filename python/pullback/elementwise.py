@@ -41,7 +41,7 @@ from pullback.protocol import (
     shape_of,
     sum_repeated,
 )
-from pullback.registry import Registry, attributes
+from pullback.registry import Hinted, Registry, attributes
 from pullback.shapes import broadcast_shapes
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPoint
 
@@ -195,7 +195,7 @@ def _named(function: Any, name: str) -> Any:
 # --- the column -----------------------------------------------------------------------------------
 
 
-class Elementwise:
+class Elementwise(Hinted):
     """An elementwise operation: a row of the table, on an engine.
 
     Parameters

@@ -19,7 +19,7 @@ from pullback.pointwise import METHODS as POINTWISE_METHODS
 from pullback.pointwise import Pointwise
 from pullback.protocol import as_number, check_outs, check_wrt, methods_and_example, named_after
 from pullback.reductions import make_reductions
-from pullback.registry import Registry, attributes
+from pullback.registry import Hinted, Registry, attributes
 from pullback.samples import (
     OPERANDS,
     Job,
@@ -48,7 +48,7 @@ METHODS: Final = ("value", "grad", "value_and_grad", "hvp", "curvature", "partia
 Wanted: TypeAlias = str | int | tuple[str | int, ...]
 
 
-class Loss:
+class Loss(Hinted):
     """A loss of a linear model, the weighted mean over the samples of a pointwise loss.
 
     With z = X w + b, the loss is ``1/N sum_i l(z_i, y_i)``; its gradients are ``1/N X^T r`` and

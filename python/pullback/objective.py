@@ -16,6 +16,7 @@ from pullback.engine import enter
 from pullback.losses import Loss
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
 from pullback.protocol import as_array, as_number, kernel_dtype, shown
+from pullback.registry import Hinted
 from pullback.samples import Job, Model, Samples, check_outputs, check_samples
 from pullback.tables.losses import LOSSES, LossRow
 
@@ -29,7 +30,7 @@ _OP: Final = "LinearObjective"
 
 
 @guarded_class
-class LinearObjective:
+class LinearObjective(Hinted):
     """The loss of a linear model as a function of its parameters, one vector.
 
     The parameters are ``theta = [w.ravel(), b]``, and the objective is the mean loss plus
