@@ -437,18 +437,15 @@ class Loss:
         """Return another loss on the same engine."""
         return make_losses(self._engine)[name]  # type: ignore[no-any-return]
 
-    def _objective(
-        self, samples: Samples, l2: float, kinds: Kinds, n_outputs: int
+    def _objective_methods(
+        self, data: tuple[Any, ...], shape: tuple[int, int], l2: float, kinds: Kinds, n_outputs: int
     ) -> Callable[..., Any] | None:
-        """Return ``method(name, fallback)`` of an objective on data that need no conversion."""
+        """Return ``make(name, fallback)``, native methods of an objective on data of a shape."""
         if not self._engine.is_native:
             return None
-        ((_, X),) = samples.data.blocks()
-        data = (X, samples.y, samples.sample_weight, samples.weight)
         outputs = (n_outputs, kinds.b is not None, len(kinds.w_shape) > 1, self._response)
-        make = self._engine.kernels.objective
-        objective = make(*self._row_and_parameter, *data, l2, *outputs)
-        return partial(self._engine.kernels.objective_method, objective)
+        make = self._engine.kernels.objective_method
+        return partial(make, *self._row_and_parameter, *data, *shape, l2, *outputs)
 
     def _check_rows(self, op: str, samples: Samples, n_outputs: int) -> None:
         """Raise the errors that a pass over these samples would raise for their values."""
