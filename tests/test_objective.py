@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import pickle
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -580,6 +581,25 @@ def test_unpack_and_initial() -> None:
     assert_same_bits(np.asarray(b), theta[20:])
 
 
+def test_a_set_that_lacks_the_last_classes() -> None:
+    """Its labels tell of fewer outputs than the parameters of another set have."""
+    X, y = np.eye(4), np.array([0, 1, 2, 3])
+    theta = pb.LinearObjective(X, y, pb.softmax_cross_entropy).initial()
+    for primitives in TWINS:
+        for few in ((X[:3], y[:3]), ([(X[:3], y[:3])], None)):
+            validation = pb.LinearObjective(*few, primitives.softmax_cross_entropy)
+            message = r"theta has shape \(20,\), needs \(15,\); .* 3 classes, n_outputs="
+            for call in (validation.value, validation.grad, validation.unpack):
+                with pytest.raises(ValueError, match=message):
+                    call(theta)
+            with pytest.raises(ValueError, match=r"\(20,\), needs \(15,\); .*n_outputs"):
+                validation.predict(X, theta)
+            given = pb.LinearObjective(*few, primitives.softmax_cross_entropy, n_outputs=4)
+            assert given.value(theta) == pytest.approx(math.log(4))
+            with pytest.raises(ValueError, match=r"needs \(20,\)$"):
+                given.value(theta[1:])
+
+
 def test_number_of_outputs() -> None:
     rng = np.random.default_rng(0)
     X = rng.normal(size=(40, 3))
@@ -899,9 +919,19 @@ def test_progress(capfd: pytest.CaptureFixture[str]) -> None:
     value, gradient = shown.value_and_grad(theta)
     bar = capfd.readouterr()
     assert bar.out == ""
-    assert "600" in bar.err  # samples
+    assert "logistic, pass 1: 600 samples" in bar.err  # whose total is not known yet
     assert value == wanted[0]
     assert_same_bits(gradient, wanted[1])
+    for k in range(2, 20):
+        (shown.value if k % 2 else shown.grad)(theta)
+    shown.hvp(theta, theta)
+    bar = capfd.readouterr()
+    for text in ("pass 2:   0%", "pass 19: 100%", "pass 20:   0%", "pass 20: 100%", " 600/600 "):
+        assert text in bar.err
+    assert re.search(rf"pass 20: .*\[\d+:\d+<\d+:\d+, .* samples/s, loss={value:.6g}\]", bar.err)
+    assert bar.err.count("\n") == 0  # all on one line
+    pb.LinearObjective(m.X, m.y, pb.logistic, progress=True).value(theta)
+    assert "pass 1: 100%" in capfd.readouterr().err
 
 
 def test_progress_without_tqdm(run_python: Callable[..., Any]) -> None:

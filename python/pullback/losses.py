@@ -283,6 +283,19 @@ class Loss:
         ndarray, shape (N,), or (N, K) for several outputs, float64
             With the samples' weights and the mean's divisor in it. For a loss of classes, shape
             (N, K, K): a matrix for each sample.
+
+        Examples
+        --------
+        Standard errors, of a loss that is a negative log-likelihood, at its optimum. Two groups
+        have the means 4 and 8, and the logarithms of the means are the model's.
+
+        >>> import numpy as np
+        >>> import pullback as pb
+        >>> X = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
+        >>> y, w = np.array([3.0, 5.0, 7.0, 9.0]), np.log([4.0, 2.0])
+        >>> c = pb.poisson.curvature(X, y, w, reduction="sum")
+        >>> np.sqrt(np.diag(np.linalg.inv(X.T @ (c[:, None] * X)))).round(4)
+        array([0.3536, 0.433 ])
         """
         op = f"{self.__name__}.curvature"
         samples, model = self._arguments(op, X, y, w, b, sample_weight)

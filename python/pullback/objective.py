@@ -385,7 +385,8 @@ class LinearObjective:
         n_samples = 0
         if self._bar is not None:
             self._passes += 1
-            self._bar.set_description(f"{self._loss.__name__}, pass {self._passes}", refresh=False)
+            about = f"{self._loss.__name__}, pass {self._passes}"
+            self._bar.set_description_str(about, refresh=False)
             self._bar.reset(self._n_samples)
         for where, samples in self._source(op):
             if samples.n_features != self._n_features:
