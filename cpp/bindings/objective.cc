@@ -190,11 +190,14 @@ PyObject* Predict(const Objective& of, LinearProblem problem) {
   Ref vector = kind == Kind::kInitial ? Ref() : AsPlainArray(args[predicts ? 1 : 0]);
   Ref direction = kind == Kind::kHvp && vector ? AsPlainArray(args[1]) : Ref();
   if (PyErr_Occurred() != nullptr) return nullptr;
-  LinearProblem problem = {};
+  LinearProblem problem;  // field by field: g++ clears it by an instruction that is slow
   problem.loss = of.kernels.Active();
   problem.parameter = of.parameter;
   problem.outputs = of.outputs;
   problem.w_dtype = problem.vw_dtype = DType::kFloat64;
+  problem.weight = nullptr;
+  problem.kept = nullptr;
+  problem.gX = nullptr;
   // What may run Python code comes before the first look at what it may change.
   UserDesign design;
   UserTargets targets;
