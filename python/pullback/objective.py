@@ -76,7 +76,8 @@ class LinearObjective:
     anew in every pass, whatever they are. The number of samples stays as it is.
 
     Results are new float64 arrays. Copies share data with the original, deep copies and pickles
-    have their own. A chunk of no rows adds nothing.
+    have their own. Threads may share an objective that shows no progress. A chunk of no rows adds
+    nothing.
 
     Examples
     --------
