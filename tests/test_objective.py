@@ -492,6 +492,10 @@ def test_copies_answer_for_themselves(how: str, primitives: Any) -> None:
         now = answers(objective)
         assert now[0] != before[0]
         assert_same_answers(answers(other), now if how == "copy" else before)
+    labels = np.array([0, 1, 2, 1])
+    objective = pb.LinearObjective(np.eye(4), labels, primitives.softmax_cross_entropy)
+    labels[labels == 2] = 0
+    assert_same_answers(answers(COPIES[how](objective)), answers(objective))
     listed = {name: given.tolist() for name, given in zeros_and_ones("hinge", "y", "int8").items()}
     listed["y"] = [2 * label - 1 for label in listed["y"]]
     objective = pb.LinearObjective(loss=primitives.hinge, **listed)

@@ -126,9 +126,6 @@ class LinearObjective:
             self._source = _chunk_source(loss.row, X)
         else:
             raise TypeError(f"{_OP}: y is missing; the sample_weight of chunks is part of them")
-        # What it is made of again.
-        self._made = partial(type(self), n_outputs=n_outputs, progress=progress)
-        self._arguments = (X, y, loss, l2, sample_weight, fit_intercept)
         where, first = next((part for part in self._source(_OP) if part[1].n_samples), (_OP, None))
         if first is None:
             raise ValueError(f"{_OP}: X holds no chunks that hold samples")
@@ -138,6 +135,9 @@ class LinearObjective:
         self._n_features = first.n_features
         shape = self._check_first(first, n_outputs)
         self._n_outputs = shape[0] if shape else 1
+        # What it is made of again, with as many outputs, whatever its labels have become.
+        self._made = partial(type(self), n_outputs=self._n_outputs, progress=progress)
+        self._arguments = (X, y, loss, l2, sample_weight, fit_intercept)
         self._loss._check_rows(where, first, self._n_outputs)
         self._n_coefficients = self._n_features * self._n_outputs
         self._w_shape = w_shape = (self._n_features, *shape)
