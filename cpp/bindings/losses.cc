@@ -335,8 +335,11 @@ class LossCall {
     if (!Run(Job::kCurvature, result)) return nullptr;
     if (!kernels_.coupled) {
       for (size_t row = 0; row < problem_.X.rows; ++row) {
-        const double factor = (problem_.weight == nullptr ? 1.0 : problem_.weight[row]) / *by;
-        for (size_t k = 0; k < problem_.outputs; ++k) c[row * problem_.outputs + k] *= factor;
+        const double weight = problem_.weight == nullptr ? 1.0 : problem_.weight[row];
+        for (size_t k = 0; k < problem_.outputs; ++k) {
+          double& second = c[row * problem_.outputs + k];
+          second = weight == 0 ? 0 : second * (weight / *by);
+        }
       }
       return kept.release();
     }
@@ -452,8 +455,7 @@ class LossCall {
   // exception set, where it is not finite and positive.
   std::optional<double> Weight() const {
     if (!weight_) return static_cast<double>(rows_);
-    size_t bad;
-    const double sum = KernelsOfChunks().sum_weights(problem_.weight, problem_.X.rows, &bad);
+    const auto [sum, bad, _] = KernelsOfChunks().sum_weights(problem_.weight, problem_.X.rows);
     if (bad != kNoRow || !(sum > 0) || !std::isfinite(sum)) return std::nullopt;
     // In half the time of PyArray_Sum.
     static PyObject* const kReduce = [] {

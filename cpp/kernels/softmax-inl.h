@@ -85,7 +85,10 @@ HWY_NOINLINE void SumLosses(ScoreChunk& chunk, const RowTerms& terms) {
       loss =
           labels ? hn::Add(log1p, loss) : hn::MulAdd(hn::Load(d, terms.targets + row), log1p, loss);
       if (chunk.loss != nullptr) StoreFirst(loss, d, chunk.loss + row, count);
-      if (chunk.weight != nullptr) loss = hn::Mul(loss, LoadSome(d, chunk.weight + row, count));
+      if (chunk.weight != nullptr) {
+        const V weight = LoadSome(d, chunk.weight + row, count);
+        loss = hn::IfThenZeroElse(hn::Eq(weight, hn::Zero(d)), hn::Mul(loss, weight));
+      }
     } else {
       rest = hn::IfThenElseZero(present, rest);
       all = hn::MulAdd(all, rest, hn::Add(all, rest));
@@ -117,13 +120,14 @@ HWY_INLINE hn::Mask<SoftmaxTag> IsTarget(hn::Vec<SoftmaxTag> least, hn::Vec<Soft
                  hn::Le(hn::Abs(hn::Sub(sum, hn::Set(d, 1))), hn::Set(d, kTolerance)));
 }
 
-// Keeps the first bad one of a group's rows, unless one was before.
+// Keeps the first bad one of a group's rows that has a weight, unless one was before.
 HWY_NOINLINE void KeepBad(ScoreChunk& chunk, size_t row, size_t count, hn::Mask<SoftmaxTag> good) {
   const SoftmaxTag d;
   HWY_ALIGN double lanes[kSoftmaxLanes];
   hn::Store(hn::IfThenElseZero(good, hn::Set(d, 1)), d, lanes);
   for (size_t r = 0; r < count && chunk.bad_row == kNoRow; ++r) {
-    if (lanes[r] == 0) chunk.bad_row = row + r;
+    const bool counts = chunk.weight == nullptr || chunk.weight[row + r] != 0;
+    if (counts && lanes[r] == 0) chunk.bad_row = row + r;
   }
 }
 
