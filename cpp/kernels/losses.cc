@@ -360,11 +360,6 @@ class Sum {
       p_.loss->curve(chunk, curvature, z);
     }
     if (!plan_.steps.backward) return;
-    if (has_zero) {
-      for (size_t r = 0; r < chunk.rows; ++r) {
-        if (weight[r] == 0) std::fill_n(z + r * outputs, outputs, 0.0);
-      }
-    }
     bool is_finite = x_is_finite;
     SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
       others_.sum_outputs[p_.loss->coupled](z + piece.begin * outputs, piece.size(), outputs,

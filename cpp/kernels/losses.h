@@ -108,8 +108,8 @@ const LayoutKernels& KernelsOf(const Design& X);
 enum class TargetType : uint8_t { kFloat32, kFloat64, kLabel };  // kLabel: int64_t
 constexpr size_t ItemSize(TargetType type) { return type == TargetType::kFloat32 ? 4 : 8; }
 
-// One chunk on its way through a score. A row of weight 0 has no loss and no bad target, but may
-// have a slope that is NaN. All arrays begin at the chunk's first row, and all but
+// One chunk on its way through a score. A row of weight 0 has loss and slopes 0, whatever it
+// holds, and no bad target. All arrays begin at the chunk's first row, and all but
 // labels and where noted are (rows, outputs). Of a row-coupled loss rows * outputs are at most
 // kLossBlock, unless there are no more rows than kDoublePadding.
 struct ScoreChunk {
