@@ -286,8 +286,11 @@ class LossCall {
     if (!Run(Job::kCurvature, result)) return nullptr;
     if (!kernels_.coupled) {
       for (size_t row = 0; row < problem_.X.rows; ++row) {
-        const double factor = (problem_.weight == nullptr ? 1.0 : problem_.weight[row]) / *by;
-        for (size_t k = 0; k < problem_.outputs; ++k) c[row * problem_.outputs + k] *= factor;
+        const double weight = problem_.weight == nullptr ? 1.0 : problem_.weight[row];
+        for (size_t k = 0; k < problem_.outputs; ++k) {
+          double& second = c[row * problem_.outputs + k];
+          second = weight == 0 ? 0 : second * (weight / *by);
+        }
       }
       return kept.release();
     }

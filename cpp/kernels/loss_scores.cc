@@ -32,23 +32,41 @@ LossTable TableOfLosses() {
 }
 
 // The four chains of additions hide their latency.
-double SumWeights(const double* weight, size_t n, size_t* bad) {
+WeightSum SumWeights(const double* weight, size_t n) {
   const hn::ScalableTag<double> d;
   using V = hn::Vec<decltype(d)>;
   V sum = hn::Zero(d);
-  V within = hn::VecFromMask(d, hn::Eq(sum, sum));
+  V within = hn::VecFromMask(d, hn::Eq(sum, sum)), positive = within;
   for (size_t i = 0; i < n; i += hn::Lanes(d)) {
-    const V some = LoadSome(d, weight + i, std::min(hn::Lanes(d), n - i));
+    const size_t count = std::min(hn::Lanes(d), n - i);
+    const V some = LoadSome(d, weight + i, count);
     const auto domain = hn::And(hn::Ge(some, hn::Zero(d)), hn::Lt(some, Infinity(d)));
+    V above = hn::VecFromMask(d, hn::Gt(some, hn::Zero(d)));
+    if (count < hn::Lanes(d))
+      above = hn::Or(above, hn::VecFromMask(d, hn::Not(hn::FirstN(d, count))));
     within = hn::And(within, hn::VecFromMask(d, domain));
+    positive = hn::And(positive, above);
     sum = hn::Add(sum, some);
   }
-  *bad = kNoRow;
+  WeightSum result = {SumLanes(d, sum), kNoRow, !hn::AllTrue(d, hn::MaskFromVec(positive))};
   if (HWY_UNLIKELY(!hn::AllTrue(d, hn::MaskFromVec(within)))) {
-    *bad = 0;
-    while (weight[*bad] >= 0 && weight[*bad] <= hwy::HighestValue<double>()) ++*bad;
+    result.bad = 0;
+    while (weight[result.bad] >= 0 && weight[result.bad] <= hwy::HighestValue<double>()) {
+      ++result.bad;
+    }
   }
-  return SumLanes(d, sum);
+  return result;
+}
+
+// x - x is a NaN of what is not finite.
+bool AllFinite(const double* values, size_t n) {
+  const hn::ScalableTag<double> d;
+  auto rests = hn::Zero(d);
+  for (size_t i = 0; i < n; i += hn::Lanes(d)) {
+    const auto some = LoadSome(d, values + i, std::min(hn::Lanes(d), n - i));
+    rests = hn::Or(rests, hn::Sub(some, some));
+  }
+  return hn::AllTrue(d, hn::Eq(rests, rests));
 }
 
 void SumOutputs(const double* slopes, size_t rows, size_t outputs, double* sums) {
@@ -156,8 +174,10 @@ void WriteGradientInX(const double* slopes, size_t rows, size_t outputs, const d
 }
 
 const ChunkKernels* ChunkTable() {
-  static constexpr ChunkKernels kTable = {
-      SumWeights, {SumOutputs, SumClasses}, {WriteGradientInX<float>, WriteGradientInX<double>}};
+  static constexpr ChunkKernels kTable = {SumWeights,
+                                          AllFinite,
+                                          {SumOutputs, SumClasses},
+                                          {WriteGradientInX<float>, WriteGradientInX<double>}};
   return &kTable;
 }
 

@@ -298,9 +298,18 @@ class _DenseRows:
         """Return X w."""
         return self._X @ w
 
-    def backward(self, slopes: Array) -> Array:
-        """Return X^T slopes."""
-        return tree_sum(self._X[rows].T @ slopes[rows] for rows in pieces(0, len(slopes)))
+    def backward(self, slopes: Array, counts: Array | None) -> Array:
+        """Return X^T slopes; of the rows that count, and elements that are not 0, where given."""
+
+        def part(rows: slice) -> Array:
+            X = self._X[rows]
+            if counts is None:
+                return X.T @ slopes[rows]
+            adds = (X != 0) & counts[rows, None]
+            terms = (np.where(adds, X * slope[:, None], 0) for slope in slopes[rows].T)
+            return np.stack([by_output.sum(axis=0) for by_output in terms], axis=1)
+
+        return tree_sum(part(rows) for rows in pieces(0, len(slopes)))
 
 
 class _Entries:
@@ -325,13 +334,15 @@ class _Entries:
                 z[:, k] += np.bincount(rows, data * w[columns, k], self._shape[0])
         return z
 
-    def backward(self, slopes: Array) -> Array:
-        """Return X^T slopes."""
+    def backward(self, slopes: Array, counts: Array | None) -> Array:
+        """Return X^T slopes; of the rows that count, and elements that are not 0, where given."""
 
         def part(rows: Array, columns: Array, data: Array) -> Array:
             gw = np.zeros((self._shape[1], slopes.shape[1]))
             for k in range(slopes.shape[1]):
                 terms = data * slopes[rows, k]
+                if counts is not None:
+                    terms = np.where((data != 0) & counts[rows], terms, 0)
                 if not self._by_columns:
                     gw[:, k] = np.bincount(columns, terms, self._shape[1])
                 elif len(columns):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
@@ -192,7 +193,8 @@ class Loss:
         b : array_like, shape (), (1,) or (K,), or None
             Intercepts; None for a model without. A single one is shared by all outputs.
         sample_weight : array_like, shape (N,), optional
-            Weights, finite and not negative.
+            Weights, finite and not negative. A sample of weight 0 adds nothing, whatever it holds:
+            NaN or inf in its row of `X`, a prediction that overflows, a target outside the domain.
         out : tuple of (ndarray or None), or an ndarray for a bare `wrt`
             Where the gradients go, in their shapes; written only on success.
         reduction : {"mean", "sum"}
@@ -216,6 +218,11 @@ class Loss:
         ValueError
             If a shape does not fit, N = 0, a mean's weights sum to 0, or a target or weight is
             outside its domain; the message names the first such row.
+
+        Notes
+        -----
+        A sample whose slope overflows adds nothing by the coefficients whose entry in `X` is 0:
+        theirs are as finite as the other samples make them.
         """
         op = f"{self.__name__}.value_and_grad"
         return self._gradients(op, X, y, w, b, sample_weight, out, reduction, wrt)
@@ -302,15 +309,16 @@ class Loss:
         by = divisor(op, reduction, samples.weight)
         kept = np.empty((samples.n_samples, model.w.shape[1]))
         self._sums(op, samples, model, "curvature", kept=kept)
-        factor = np.ones(1) if samples.sample_weight is None else samples.sample_weight
+        weight = (
+            np.ones(samples.n_samples) if samples.sample_weight is None else samples.sample_weight
+        )
         with np.errstate(all="ignore"):
             if self.row.of_classes:
-                sums = sums_of_targets(samples.y)
-                hessians: Array = self._engine.kernels.softmax_hessians(kept, sums)
-                hessians *= (factor / by)[:, None, None]
-                return hessians
-            kept *= (factor / by)[:, None]
-        return kept.reshape(samples.n_samples, *model.kinds.w_shape[1:])
+                kept = self._engine.kernels.softmax_hessians(kept, sums_of_targets(samples.y))
+            np.multiply(kept.T, weight / by, out=kept.T)
+        kept[weight == 0] = 0
+        shape = kept.shape[1:] if self.row.of_classes else model.kinds.w_shape[1:]
+        return kept.reshape(samples.n_samples, *shape)
 
     @raising_as("`value_and_grad`")
     def partial(
@@ -537,6 +545,7 @@ def _docstring(row: LossRow, kind: type[Loss]) -> str:
             f"Parameter: {about.name}, which needs {about.text}; ``{row.name}({about.name})`` is ",
             f"the loss with another one than {about.default:g}.",
         ]
+    lines += textwrap.wrap(row.note, 96)
     lines += [f"Source: {row.source}.", "", *(inspect.getdoc(Loss) or "").splitlines()[2:8]]
     lines.append("")
     methods = [getattr(kind, name) for name in METHODS]

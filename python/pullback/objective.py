@@ -118,7 +118,7 @@ class LinearObjective:
         self._bar = _progress_bar() if progress else None
         self._passes = 0
         self._counted = ""  # what to say of parameters that do not fit
-        data = None if y is None else as_given(_OP, X, y, sample_weight)
+        data = None if y is None else as_given(_OP, loss.row, X, y, sample_weight)
         if data is not None:
             X, y, sample_weight = data
             self._source: Source = lambda op: iter([(op, check_samples(op, loss.row, *data))])

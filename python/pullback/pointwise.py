@@ -17,10 +17,9 @@ from pullback.protocol import (
     check_labels,
     converted,
     is_weak,
-    kernel_dtype,
     result_dtype,
 )
-from pullback.samples import raising_as, sums_of_targets
+from pullback.samples import as_targets, raising_as, sums_of_targets
 from pullback.shapes import check_axes
 from pullback.tables.losses import LossRow
 
@@ -212,9 +211,7 @@ class Pointwise:
             check_computed(op, name, operand, "give the method to dask.array.map_blocks")
         z_fills, y_fills = is_weak(z), is_weak(y)
         z = z if z_fills else as_array(op, "z", z)
-        y = y if y_fills else as_array(op, "y", y)
-        if not y_fills:
-            kernel_dtype(op, "y", y.dtype)
+        y = y if y_fills else as_targets(op, self._row, y)
         integers = isinstance(y, int) if y_fills else y.dtype.kind in "biu"
         given = {"z": z} | ({} if integers else {"y": y}) | ({} if g is None else {"g": g})
         dtype = result_dtype(op, *given.values(), names=tuple(given))

@@ -31,6 +31,7 @@ __all__ = [
     "Model",
     "Samples",
     "as_given",
+    "as_targets",
     "check_direction",
     "check_model",
     "check_outputs",
@@ -92,7 +93,9 @@ class Model(NamedTuple):
     kinds: Kinds
 
 
-def as_given(op: str, X: Any, y: Any, sample_weight: Any) -> tuple[Any, Array, Array | None]:
+def as_given(
+    op: str, row: LossRow, X: Any, y: Any, sample_weight: Any
+) -> tuple[Any, Array, Array | None]:
     """Return data, targets and weights as views of what was given, or as copies of what has none.
 
     Raises
@@ -105,7 +108,7 @@ def as_given(op: str, X: Any, y: Any, sample_weight: Any) -> tuple[Any, Array, A
     check_computed(op, "y", y)
     check_computed(op, "sample_weight", sample_weight)
     weights = None if sample_weight is None else as_array(op, "sample_weight", sample_weight)
-    return X, as_array(op, "y", y), weights
+    return X, as_targets(op, row, y), weights
 
 
 def check_samples(
@@ -122,9 +125,9 @@ def check_samples(
     ValueError
         If a shape does not fit, or there are no samples.
     """
-    X, given_y, weights = as_given(op, X, y, sample_weight)
+    X, given_y, weights = as_given(op, row, X, y, sample_weight)
     data = as_data(op, X)
-    targets = _as_targets(op, row, given_y)
+    targets = _for_kernels(op, row, given_y)
     n_samples = data.shape[0]
     if n_samples == 0 and not may_lack:
         raise ValueError(f"{op}: X has shape {data.shape}: there are no samples")
@@ -154,7 +157,29 @@ def weight_complaint(sample_weight: Array, row: int) -> str:
     return f"sample_weight[{row}] is {sample_weight[row]}, needs to be finite and not negative"
 
 
-def _as_targets(op: str, row: LossRow, y: Array) -> Array:
+def as_targets(op: str, row: LossRow, y: Any) -> Array:
+    """Return targets as an array of numbers.
+
+    Raises
+    ------
+    TypeError
+        If a dtype has no kernel; of labels, it says what makes targets of them.
+    """
+    try:
+        array = as_array(op, "y", y)
+        kernel_dtype(op, "y", array.dtype)
+    except TypeError:
+        dtype = np.asarray(y).dtype if isinstance(y, list | tuple) else getattr(y, "dtype", None)
+        # pandas has dtypes of its own, all of whose kinds but numbers' are "O".
+        if not row.targets.encoding or getattr(dtype, "kind", None) not in tuple("OSTU"):
+            raise
+    else:
+        return array
+    needed = f"needs {row.targets.text}{row.targets.advice}"
+    raise TypeError(f"{op}: argument y has dtype {dtype}, {needed}")
+
+
+def _for_kernels(op: str, row: LossRow, y: Array) -> Array:
     dtype = kernel_dtype(op, "y", y.dtype)
     if row.of_classes and y.ndim == 1:
         if y.dtype.kind not in "biu" and y.size > 0:
@@ -243,11 +268,12 @@ def check_rows(
 ) -> None:
     """Raise a ValueError, as kernels do, for the first row with a bad target or weight.
 
-    Its number counts from `first`.
+    Its number counts from `first`. The target of a row of weight 0 is not looked at.
     """
     valid = row.targets.valid(y, n_outputs).reshape(len(y), -1).all(axis=1)
     bad = {"y": ~valid}
     if sample_weight is not None:
+        bad["y"] &= sample_weight != 0
         bad["sample_weight"] = ~((sample_weight >= 0) & (sample_weight < np.inf))
     found = [(int(np.argmax(rows)), name) for name, rows in bad.items() if rows.any()]
     if found:
