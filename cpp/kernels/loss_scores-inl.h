@@ -75,8 +75,8 @@ class PointwiseScore {
   using V = hn::Vec<D>;
   static constexpr size_t kLanes = hn::MaxLanes(D());
   static constexpr bool kLoss = kWanted != Wanted::kCurvature;
-  static constexpr bool kSlope = kWanted == Wanted::kSlope || kWanted == Wanted::kAll;
-  static constexpr bool kCurvature = kWanted == Wanted::kCurvature || kWanted == Wanted::kAll;
+  static constexpr bool kSlope = kWanted == Wanted::kSlope;
+  static constexpr bool kCurvature = kWanted == Wanted::kCurvature;
 
   HWY_INLINE explicit PointwiseScore(const ScoreChunk& chunk)
       : chunk_(chunk),
@@ -137,7 +137,7 @@ inline constexpr LossKernels kPointwiseLoss = {
     Row::kName,
     false,
     {PointwiseScore<Row, Wanted::kLoss>::Run, PointwiseScore<Row, Wanted::kSlope>::Run,
-     PointwiseScore<Row, Wanted::kCurvature>::Run, PointwiseScore<Row, Wanted::kAll>::Run},
+     PointwiseScore<Row, Wanted::kCurvature>::Run},
     CurvePointwise};
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

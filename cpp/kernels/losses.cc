@@ -42,32 +42,30 @@ void WriteEach(const double* from, size_t n, DType dtype, void* to, const F& f) 
 
 // What a job does to each chunk.
 struct Steps {
-  bool predict, score, curve, backward;
+  bool score, curve, backward;
 };
 
 constexpr Steps StepsOf(Job job) {
   switch (job) {
     case Job::kValue:
     case Job::kCurvature:
-      return {true, true, false, false};
+      return {true, false, false};
     case Job::kGradient:
-      return {true, true, false, true};
+      return {true, false, true};
     case Job::kHvp:
-      return {true, true, true, true};
-    case Job::kCurved:
-      return {false, false, true, true};
+      return {true, true, true};
     case Job::kPredict:
-      return {true, false, false, false};
+      return {false, false, false};
   }
   return {};
 }
 
-constexpr Wanted WantedOf(Job job, bool keeps) {
+constexpr Wanted WantedOf(Job job) {
   switch (job) {
     case Job::kValue:
       return Wanted::kLoss;
     case Job::kGradient:
-      return keeps ? Wanted::kAll : Wanted::kSlope;
+      return Wanted::kSlope;
     default:
       return Wanted::kCurvature;
   }
@@ -179,7 +177,7 @@ class Sum {
         layout_(layout),
         stages_((p_.outputs == 1 ? layout.one : layout.many)[static_cast<size_t>(p_.X.dtype)]),
         others_(KernelsOfChunks()),
-        score_(p_.loss->score[static_cast<size_t>(WantedOf(job, p_.kept != nullptr))]),
+        score_(p_.loss->score[static_cast<size_t>(WantedOf(job))]),
         slabs_(scratch) {}
 
   // Not inlined: the caller guards the floating-point environment.
@@ -343,7 +341,7 @@ class Sum {
       stages_.forward(p_.X, outputs, rows, w, b, z, state);
       if (has_zero) x_is_finite = others_.all_finite(z, chunk.rows * outputs);
     };
-    if (plan_.steps.predict) predict(w_, b_);
+    predict(w_, b_);
     if (plan_.steps.score) {
       SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
         ScoreChunk part = chunk;

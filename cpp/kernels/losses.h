@@ -128,9 +128,9 @@ struct ScoreChunk {
 
 inline constexpr size_t kNoRow = ~size_t{0};
 
-// What a score writes of ScoreChunk; kSlope and kAll include the loss, kCurvature is it alone.
-enum class Wanted : uint8_t { kLoss, kSlope, kCurvature, kAll };
-inline constexpr size_t kWanted = 4;
+// What a score writes of ScoreChunk; kSlope includes the loss, kCurvature is it alone.
+enum class Wanted : uint8_t { kLoss, kSlope, kCurvature };
+inline constexpr size_t kWanted = 3;
 
 using Score = void (*)(ScoreChunk& chunk);
 
@@ -175,9 +175,9 @@ const ChunkKernels& KernelsOfChunks();
 
 // --- jobs ----------------------------------------------------------------------------------------
 
-// kCurvature writes `kept` alone, kCurved reads it: a Hessian-vector product without the loss.
-// kPredict writes the predictions there, and takes neither y nor weight.
-enum class Job : uint8_t { kValue, kGradient, kHvp, kCurvature, kCurved, kPredict };
+// kCurvature writes `kept` alone. kPredict writes the predictions there, and takes neither y nor
+// weight.
+enum class Job : uint8_t { kValue, kGradient, kHvp, kCurvature, kPredict };
 
 struct LinearProblem {
   Design X;
@@ -190,10 +190,10 @@ struct LinearProblem {
   DType w_dtype;
   const double* b;       // (outputs,)
   const double* weight;  // (rows,), or null
-  const void* vw;        // (cols, outputs), for kHvp and kCurved
+  const void* vw;        // (cols, outputs), for kHvp
   DType vw_dtype;
   const double* vb;
-  double* kept;  // (rows, outputs); kGradient: may be null
+  double* kept;  // (rows, outputs), for kCurvature and kPredict, else null
   // kGradient, if not null: (rows, cols), contiguous rows, scale * slopes w^T.
   void* gX;
   DType gX_dtype;
@@ -235,7 +235,6 @@ struct PointwiseProblem {
   TargetType y_type;
 };
 
-// `wanted`: one array, not kAll.
 Outcome MapLoss(Wanted wanted, const PointwiseProblem& problem, void* out, Poll* poll);
 
 // Hessians by the predictions of a coupled loss, weight / divisor * sum * (diag p - p p^T) of each

@@ -108,8 +108,8 @@ HWY_NOINLINE void SumLosses(ScoreChunk& chunk, const RowTerms& terms) {
 struct Asked {
   explicit Asked(Wanted wanted)
       : loss(wanted != Wanted::kCurvature),
-        slopes(wanted == Wanted::kSlope || wanted == Wanted::kAll),
-        curvature(wanted == Wanted::kCurvature || wanted == Wanted::kAll) {}
+        slopes(wanted == Wanted::kSlope),
+        curvature(wanted == Wanted::kCurvature) {}
   bool loss, slopes, curvature;
 };
 
@@ -806,7 +806,7 @@ inline constexpr LossKernels kSoftmaxCrossEntropy = {
     "softmax_cross_entropy",
     true,
     {ScoreSoftmaxCrossEntropy<Wanted::kLoss>, ScoreSoftmaxCrossEntropy<Wanted::kSlope>,
-     ScoreSoftmaxCrossEntropy<Wanted::kCurvature>, ScoreSoftmaxCrossEntropy<Wanted::kAll>},
+     ScoreSoftmaxCrossEntropy<Wanted::kCurvature>},
     CurveSoftmaxCrossEntropy};
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
