@@ -158,6 +158,9 @@ PyObject* HessiansOf(ClassHessians problem, PyObject* probabilities, int ndim,
   return done ? out.release() : nullptr;
 }
 
+// Whether a mean may be divided by it; of others, Python brings the weights near 1.
+bool IsOrdinary(double weight) { return 0x1p-500 < weight && weight < 0x1p500; }
+
 // Whether an array that a caller gave is as the result will be.
 bool IsOutput(PyObject* out, int ndim, const npy_intp* shape, DType dtype) {
   return KernelArray(out) == dtype && IsOfShape(AsArray(out), ndim, shape) &&
@@ -380,7 +383,7 @@ class LossCall {
     if (!mean_) result.divisor = 1.0;
     const bool done = RunKernel(IsLarge(problem_.X, problem_.outputs),
                                 [&](Poll* poll) { return SumLoss(job, problem_, result, poll); });
-    return done && !result.bad && !(mean_ && result.weight == 0);
+    return done && !result.bad && (!mean_ || IsOrdinary(result.weight));
   }
 
   // The gradients that are asked for, computed before any of them is written to what is given.
@@ -469,7 +472,11 @@ class LossCall {
     return value;
   }
 
-  std::optional<double> Divisor() const { return mean_ ? Weight() : 1.0; }
+  std::optional<double> Divisor() const {
+    if (!mean_) return 1.0;
+    const std::optional<double> weight = Weight();
+    return weight && IsOrdinary(*weight) ? weight : std::nullopt;
+  }
 
   const LossEntry& entry_;
   const LossKernels& kernels_;

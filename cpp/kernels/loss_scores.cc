@@ -6,6 +6,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <iterator>
@@ -31,29 +32,28 @@ LossTable TableOfLosses() {
   return kTable;
 }
 
-// The four chains of additions hide their latency.
 WeightSum SumWeights(const double* weight, size_t n) {
   const hn::ScalableTag<double> d;
   using V = hn::Vec<decltype(d)>;
-  V sum = hn::Zero(d);
-  V within = hn::VecFromMask(d, hn::Eq(sum, sum)), positive = within;
+  V sum = hn::Zero(d), least = hn::Set(d, 1), most = sum;
   for (size_t i = 0; i < n; i += hn::Lanes(d)) {
     const size_t count = std::min(hn::Lanes(d), n - i);
     const V some = LoadSome(d, weight + i, count);
-    const auto domain = hn::And(hn::Ge(some, hn::Zero(d)), hn::Lt(some, Infinity(d)));
-    V above = hn::VecFromMask(d, hn::Gt(some, hn::Zero(d)));
-    if (count < hn::Lanes(d))
-      above = hn::Or(above, hn::VecFromMask(d, hn::Not(hn::FirstN(d, count))));
-    within = hn::And(within, hn::VecFromMask(d, domain));
-    positive = hn::And(positive, above);
+    const bool whole = HWY_LIKELY(count == hn::Lanes(d));
+    least = hn::Min(least, whole ? some : hn::IfThenElse(hn::FirstN(d, count), some, least));
+    most = hn::Max(most, some);
     sum = hn::Add(sum, some);
   }
-  WeightSum result = {SumLanes(d, sum), kNoRow, !hn::AllTrue(d, hn::MaskFromVec(positive))};
-  if (HWY_UNLIKELY(!hn::AllTrue(d, hn::MaskFromVec(within)))) {
-    result.bad = 0;
-    while (weight[result.bad] >= 0 && weight[result.bad] <= hwy::HighestValue<double>()) {
-      ++result.bad;
-    }
+  const double total = SumLanes(d, sum);
+  const double lowest = hn::GetLane(hn::MinOfLanes(d, least));
+  const double highest = hn::GetLane(hn::MaxOfLanes(d, most));
+  WeightSum result = {total, kNoRow, lowest == 0};
+  // A NaN may pass the others, but not the sum.
+  if (HWY_UNLIKELY(!(lowest >= 0) || !(highest <= hwy::HighestValue<double>()) || total != total)) {
+    const auto* const bad = std::find_if(
+        weight, weight + n, [](double w) { return !(w >= 0 && w <= hwy::HighestValue<double>()); });
+    // Their owner may have changed them meanwhile.
+    if (bad != weight + n) result.bad = static_cast<size_t>(bad - weight);
   }
   return result;
 }
