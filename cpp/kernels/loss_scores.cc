@@ -32,30 +32,36 @@ LossTable TableOfLosses() {
   return kTable;
 }
 
+HWY_NOINLINE size_t FirstBadWeight(const double* weight, size_t n) {
+  for (size_t i = 0; i < n; ++i) {
+    if (!(weight[i] >= 0 && weight[i] <= hwy::HighestValue<double>())) return i;
+  }
+  return kNoRow;  // their owner has changed them meanwhile
+}
+
 WeightSum SumWeights(const double* weight, size_t n) {
   const hn::ScalableTag<double> d;
   using V = hn::Vec<decltype(d)>;
   V sum = hn::Zero(d), least = hn::Set(d, 1), most = sum;
-  for (size_t i = 0; i < n; i += hn::Lanes(d)) {
-    const size_t count = std::min(hn::Lanes(d), n - i);
-    const V some = LoadSome(d, weight + i, count);
-    const bool whole = HWY_LIKELY(count == hn::Lanes(d));
-    least = hn::Min(least, whole ? some : hn::IfThenElse(hn::FirstN(d, count), some, least));
+  size_t i = 0;
+  for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
+    const V some = hn::LoadU(d, weight + i);
+    least = hn::Min(least, some);
+    most = hn::Max(most, some);
+    sum = hn::Add(sum, some);
+  }
+  if (i < n) {
+    const V some = LoadSome(d, weight + i, n - i);
+    least = hn::Min(least, hn::IfThenElse(hn::FirstN(d, n - i), some, least));
     most = hn::Max(most, some);
     sum = hn::Add(sum, some);
   }
   const double total = SumLanes(d, sum);
-  const double lowest = hn::GetLane(hn::MinOfLanes(d, least));
-  const double highest = hn::GetLane(hn::MaxOfLanes(d, most));
-  WeightSum result = {total, kNoRow, lowest == 0};
-  // A NaN may pass the others, but not the sum.
-  if (HWY_UNLIKELY(!(lowest >= 0) || !(highest <= hwy::HighestValue<double>()) || total != total)) {
-    const auto* const bad = std::find_if(
-        weight, weight + n, [](double w) { return !(w >= 0 && w <= hwy::HighestValue<double>()); });
-    // Their owner may have changed them meanwhile.
-    if (bad != weight + n) result.bad = static_cast<size_t>(bad - weight);
-  }
-  return result;
+  const bool has_zero = !hn::AllTrue(d, hn::Gt(least, hn::Zero(d)));
+  const auto within = hn::And(hn::Ge(least, hn::Zero(d)), hn::Lt(most, Infinity(d)));
+  // A NaN may pass these, but not the sum.
+  const bool good = HWY_LIKELY(hn::AllTrue(d, within) && total == total);
+  return {total, good ? kNoRow : FirstBadWeight(weight, n), has_zero};
 }
 
 // x - x is a NaN of what is not finite.
