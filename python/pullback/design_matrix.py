@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.foreign import as_sparse
+from pullback.foreign import as_sparse, check_computed
 from pullback.partial import tree_sum
 from pullback.protocol import as_array, as_index, kernel_dtype, shown
 
@@ -22,6 +22,7 @@ __all__ = [
     "Rows",
     "Sparse",
     "as_data",
+    "as_matrix",
     "blocks_of_rows",
     "pieces",
     "spans",
@@ -218,6 +219,22 @@ def spans(indptr: Array, entries: int) -> Iterator[tuple[int, int]]:
 Data: TypeAlias = Dense | Sparse
 
 
+def as_matrix(op: str, X: Any) -> Any:
+    """Return a data matrix as an array, of the caller's memory where NumPy has a view, or sparse.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither.
+    """
+    check_computed(op, "X", X)
+    X = as_sparse(X)
+    sparse = isinstance(getattr(X, "format", None), str) and not isinstance(X, np.ndarray)
+    if sparse and (hasattr(X, "indptr") or hasattr(X, "tocsr")):
+        return X
+    return as_array(op, "X", X)
+
+
 def as_data(op: str, X: Any) -> Data:
     """Return a data matrix, dense or sparse, for kernels; nothing large is copied.
 
@@ -228,11 +245,8 @@ def as_data(op: str, X: Any) -> Data:
     ValueError
         If it is not a matrix, or a sparse one's arrays contradict each other.
     """
-    X = as_sparse(X)
-    sparse = isinstance(getattr(X, "format", None), str) and not isinstance(X, np.ndarray)
-    if sparse and (hasattr(X, "indptr") or hasattr(X, "tocsr")):
-        return Sparse(op, X)
-    return Dense(op, as_array(op, "X", X))
+    X = as_matrix(op, X)
+    return Dense(op, X) if isinstance(X, np.ndarray) else Sparse(op, X)
 
 
 def _has_unit_stride(array: Array) -> bool:

@@ -291,6 +291,19 @@ class Loss:
         ndarray, shape (N,), or (N, K) for several outputs, float64
             With the samples' weights and the mean's divisor in it. For a loss of classes, shape
             (N, K, K): a matrix for each sample.
+
+        Examples
+        --------
+        Standard errors, of a loss that is a negative log-likelihood, at its optimum. Two groups
+        have the means 4 and 8, and the logarithms of the means are the model's.
+
+        >>> import numpy as np
+        >>> import pullback as pb
+        >>> X = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
+        >>> y, w = np.array([3.0, 5.0, 7.0, 9.0]), np.log([4.0, 2.0])
+        >>> c = pb.poisson.curvature(X, y, w, reduction="sum")
+        >>> np.sqrt(np.diag(np.linalg.inv(X.T @ (c[:, None] * X)))).round(4)
+        array([0.3536, 0.433 ])
         """
         op = f"{self.__name__}.curvature"
         samples, model = self._arguments(op, X, y, w, b, sample_weight)
@@ -446,18 +459,15 @@ class Loss:
         """Return another loss on the same engine."""
         return make_losses(self._engine)[name]  # type: ignore[no-any-return]
 
-    def _objective(
-        self, samples: Samples, l2: float, kinds: Kinds, n_outputs: int
+    def _objective_methods(
+        self, data: tuple[Any, ...], shape: tuple[int, int], l2: float, kinds: Kinds, n_outputs: int
     ) -> Callable[..., Any] | None:
-        """Return ``method(name, fallback)`` of an objective on data that need no conversion."""
+        """Return ``make(name, fallback)``, native methods of an objective on data of a shape."""
         if not self._engine.is_native:
             return None
-        ((_, X),) = samples.data.blocks()
-        data = (X, samples.y, samples.sample_weight, samples.weight)
         outputs = (n_outputs, kinds.b is not None, len(kinds.w_shape) > 1, self._response)
-        make = self._engine.kernels.objective
-        objective = make(*self._row_and_parameter, *data, l2, *outputs)
-        return partial(self._engine.kernels.objective_method, objective)
+        make = self._engine.kernels.objective_method
+        return partial(make, *self._row_and_parameter, *data, *shape, l2, *outputs)
 
     def _check_rows(self, op: str, samples: Samples, n_outputs: int) -> None:
         """Raise the errors that a pass over these samples would raise for their values."""

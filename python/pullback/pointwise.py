@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.engine import Engine, attribute_of, enter
+from pullback.foreign import check_computed
 from pullback.protocol import (
     as_array,
     check_cotangent,
@@ -206,6 +207,8 @@ class Pointwise:
         of_classes = self._row.of_classes
         op = f"{self._row.name}.pointwise{method}"
         check_labels(op, ("z", "y", "g"), (z, y, g))
+        for name, operand in (("z", z), ("y", y), ("g", g)):
+            check_computed(op, name, operand, "give the method to dask.array.map_blocks")
         z_fills, y_fills = is_weak(z), is_weak(y)
         z = z if z_fills else as_array(op, "z", z)
         y = y if y_fills else as_targets(op, self._row, y)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, Ty
 import numpy as np
 import numpy.typing as npt
 
-from pullback.design_matrix import Data, as_data
+from pullback.design_matrix import Data, as_data, as_matrix
+from pullback.foreign import check_computed
 from pullback.partial import Kinds, divisor
 from pullback.protocol import (
     as_array,
@@ -29,6 +30,7 @@ __all__ = [
     "Job",
     "Model",
     "Samples",
+    "as_given",
     "as_targets",
     "check_direction",
     "check_model",
@@ -44,7 +46,7 @@ __all__ = [
 
 Array: TypeAlias = npt.NDArray[Any]
 
-Job: TypeAlias = Literal["value", "gradient", "hvp", "curvature", "curved", "predict"]
+Job: TypeAlias = Literal["value", "gradient", "hvp", "curvature", "predict"]
 
 OPERANDS: Final = ("X", "y", "w", "b")
 
@@ -92,6 +94,24 @@ class Model(NamedTuple):
     kinds: Kinds
 
 
+def as_given(
+    op: str, row: LossRow, X: Any, y: Any, sample_weight: Any
+) -> tuple[Any, Array, Array | None]:
+    """Return data, targets and weights as views of what was given, or as copies of what has none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one of them makes no array, or they have other labels.
+    """
+    check_labels(op, ("X", "y", "sample_weight"), (X, y, sample_weight))
+    X = as_matrix(op, X)
+    check_computed(op, "y", y)
+    check_computed(op, "sample_weight", sample_weight)
+    weights = None if sample_weight is None else as_array(op, "sample_weight", sample_weight)
+    return X, as_targets(op, row, y), weights
+
+
 def check_samples(
     op: str, row: LossRow, X: Any, y: Any, sample_weight: Any, *, may_lack: bool = False
 ) -> Samples:
@@ -106,9 +126,8 @@ def check_samples(
     ValueError
         If a shape does not fit, or there are no samples.
     """
-    check_labels(op, ("X", "y", "sample_weight"), (X, y, sample_weight))
+    X, given_y, weights = as_given(op, row, X, y, sample_weight)
     data = as_data(op, X)
-    given_y = as_targets(op, row, y)
     targets = _for_kernels(op, row, given_y)
     n_samples = data.shape[0]
     if n_samples == 0 and not may_lack:
@@ -118,9 +137,10 @@ def check_samples(
             f"{op}: y has shape {targets.shape}, X of shape {data.shape} needs ({n_samples},) or, "
             f"for several outputs, ({n_samples}, K)"
         )
-    weights, weight = None, float(n_samples)
-    if sample_weight is not None:
-        weights = _vector(op, "sample_weight", sample_weight)
+    weight = float(n_samples)
+    if weights is not None:
+        kernel_dtype(op, "sample_weight", weights.dtype)
+        weights = np.require(weights, np.float64, ["C", "A", "E"])
         if weights.shape != (n_samples,):
             raise ValueError(
                 f"{op}: sample_weight has shape {weights.shape}, X of shape {data.shape} needs "
@@ -187,13 +207,6 @@ def _for_kernels(op: str, row: LossRow, y: Array) -> Array:
             )
         dtype = np.dtype(np.int64)
     return np.require(y, dtype, ["C", "A", "E"])
-
-
-def _vector(op: str, name: str, argument: Any) -> Array:
-    """Return an argument as float64, contiguous."""
-    array = as_array(op, name, argument)
-    kernel_dtype(op, name, array.dtype)
-    return np.require(array, np.float64, ["C", "A", "E"])
 
 
 def check_model(op: str, row: LossRow, samples: Samples, w: Any, b: Any) -> Model:

@@ -243,15 +243,14 @@ def loss_sums(
         Intercepts.
     sample_weight : ndarray, shape (N,), float64, or None
         Weights.
-    job : {"value", "gradient", "hvp", "curvature", "curved", "predict"}
+    job : {"value", "gradient", "hvp", "curvature", "predict"}
         What to compute: a forward pass for the loss or for `kept` alone, or with a backward pass
-        for the gradient or the Hessian's product with `v`, whose second derivatives are computed,
-        or taken from `kept`.
+        for the gradient or the Hessian's product with `v`.
     v : (ndarray, ndarray) or None
         Direction, shaped as `w` and `b`.
     kept : ndarray, shape (N, K), float64, or None
-        Second derivatives, of classes their probabilities: written in a curvature and a gradient;
-        of predictions these themselves.
+        Written: of a curvature the second derivatives, of classes their probabilities; of
+        predictions these themselves.
     gX : ndarray, shape (N, D), or None
         Written in a gradient: `scale` times each sample's weighted gradient by its row.
     scale : float
@@ -281,14 +280,12 @@ def loss_sums(
         weight = np.ones(n) if sample_weight is None else sample_weight[rows]
         targets = _targets(row, y[rows], weight)
         check_rows(row, targets, weight, n_outputs, rows.start)
-        second = np.empty((n, n_outputs)) if job == "hvp" else None if kept is None else kept[rows]
-        total, slopes = 0.0, None
-        if job != "curved":
-            z = block.forward(w) + b
-            total, slopes = _scores(row, parameter, job, z, targets, weight)
-            if second is not None:
-                second[...] = row.second_derivative(z, targets, parameter)
-        if v is not None and second is not None:
+        z = block.forward(w) + b
+        total, slopes = _scores(row, parameter, job, z, targets, weight)
+        if kept is not None:
+            kept[rows] = row.second_derivative(z, targets, parameter)
+        if v is not None:
+            second = row.second_derivative(z, targets, parameter)
             z = block.forward(v[0]) + v[1]
             slopes = _curved(row, second, targets, z)
         if slopes is None:
