@@ -525,6 +525,54 @@ def test_threads_share_an_objective(primitives: Any) -> None:
                     assert_same_leaves(one, other)
 
 
+@backends
+@cases
+def test_samples_of_weight_0(case: Case, primitives: Any) -> None:
+    """Add nothing, in one array or in chunks; a chunk may be of such samples alone."""
+    m = model(case, 30, 4, np.float64)
+    weights = m.sample_weight.copy()
+    weights[::4] = weights[5:10] = 0
+    X, y = m.X.copy(), m.y.copy()
+    X[::4, 1], X[7] = math.nan, math.inf
+    y[weights == 0] = -1 if case.labels else math.nan
+    parts = [slice(0, 5), slice(5, 10), slice(10, 30)]
+    chunks = [(X[rows], y[rows], weights[rows]) for rows in parts]
+    theta = theta_of(m.w, m.b)
+    loss, k = case.of(primitives), 3 if case.coupled else None
+    right = exact(case, m.X, m.y, m.w, m.b, weights, m.v)
+    right = divided(right, 30, weights, "mean")
+    for objective in (
+        pb.LinearObjective(X, y, loss, sample_weight=weights, n_outputs=k),
+        pb.LinearObjective(chunks, loss=loss, n_outputs=k),
+    ):
+        value, gradient = objective.value_and_grad(theta)
+        product = objective.hvp(theta, theta_of(*m.v))
+        assert_within(value, right.value)
+        assert_within(objective.value(theta), right.value)
+        for actual, gw, gb in (
+            (gradient, right.gw, right.gb),
+            (objective.grad(theta), right.gw, right.gb),
+            (product, right.hw, right.hb),
+        ):
+            assert_within(actual[: m.w.size], gw)
+            assert_within(actual[m.w.size :], gb)
+        assert np.isfinite(objective.initial()).all()
+
+
+@backends
+@each("exponent", [-1074, -600, 600, 1022])
+def test_weights_of_any_scale(exponent: int, primitives: Any) -> None:
+    """A common factor does not change a mean, even where sums or products leave the range."""
+    m = model(LOGISTIC, 30, 4, np.float64)
+    theta, weights = theta_of(m.w, m.b), np.arange(30) % 4 * 1.0
+
+    def results(weights: np.ndarray) -> tuple[Any, ...]:
+        objective = pb.LinearObjective(m.X, m.y, primitives.logistic, 0.5, weights)
+        return (*objective.value_and_grad(theta), objective.hvp(theta, theta))
+
+    assert_same_leaves(results(weights * 2.0**exponent), results(weights))
+
+
 def test_weights_and_targets_that_are_no_longer_valid() -> None:
     data = zeros_and_ones("logistic", "y", "float64")
     for primitives in TWINS:

@@ -93,6 +93,9 @@ class UserTargets {
 // The sum of a problem's weights, or its rows, with the bits of NumPy's sum. The GIL is held.
 double SumOfWeights(const LinearProblem& problem);
 
+// Whether a mean may be divided by such a sum; of others, Python brings the weights near 1.
+constexpr bool IsOrdinary(double sum) { return 0x1p-500 < sum && sum < 0x1p500; }
+
 }  // namespace pullback
 
 #endif  // PULLBACK_CPP_BINDINGS_DESIGN_MATRIX_H_

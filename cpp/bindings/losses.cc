@@ -331,7 +331,7 @@ class LossCall {
     if (!mean_) result.divisor = 1.0;
     const bool done = RunKernel(IsLarge(problem_.X, problem_.outputs),
                                 [&](Poll* poll) { return SumLoss(job, problem_, result, poll); });
-    return done && !result.bad && !(mean_ && result.weight == 0);
+    return done && !result.bad && (!mean_ || IsOrdinary(result.weight));
   }
 
   // The gradients that are asked for, computed before any of them is written to what is given.
@@ -409,7 +409,11 @@ class LossCall {
     return sum > 0 && std::isfinite(sum) ? std::optional(sum) : std::nullopt;
   }
 
-  std::optional<double> Divisor() const { return mean_ ? Weight() : 1.0; }
+  std::optional<double> Divisor() const {
+    if (!mean_) return 1.0;
+    const std::optional<double> weight = Weight();
+    return weight && IsOrdinary(*weight) ? weight : std::nullopt;
+  }
 
   const LossEntry& entry_;
   const LossKernels& kernels_;

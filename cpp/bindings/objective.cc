@@ -81,7 +81,7 @@ bool Mean(const Objective& of, Job job, const LinearProblem& problem, double* gr
   result.gw_dtype = result.gb_dtype = DType::kFloat64;
   const bool has_room = of.intercept && gradient != nullptr;
   result.gb = has_room ? gradient + of.coefficients() : dropped.data();
-  if (!Sum(job, problem, result) || *result.divisor == 0) return false;
+  if (!IsOrdinary(*result.divisor) || !Sum(job, problem, result)) return false;
   loss = result.loss;
   if (of.l2 == 0 || gradient == nullptr) return true;
   const auto* const at = static_cast<const double*>(job == Job::kHvp ? problem.vw : problem.w);

@@ -120,16 +120,18 @@ class PointwiseScore {
 inline void CurvePointwise(const ScoreChunk& chunk, const double* curvature,
                            const double* direction) {
   const hn::ScalableTag<double> d;
-  const size_t n = chunk.rows * chunk.outputs;
-  for (size_t i = 0; i < n; i += hn::Lanes(d)) {
-    const size_t count = std::min(hn::Lanes(d), n - i);
+  const size_t lanes = hn::Lanes(d), n = chunk.rows * chunk.outputs;
+  const auto at = [&](size_t i, size_t count) HWY_ATTR {
     const auto second = LoadSome(d, curvature + i, count), change = hn::LoadU(d, direction + i);
     // Where the curvature overflowed, a prediction that does not change adds nothing.
     const auto none = hn::And(hn::Eq(change, hn::Zero(d)), hn::Eq(second, Infinity(d)));
     auto slope = hn::IfThenZeroElse(none, hn::Mul(second, change));
     if (chunk.weight != nullptr) slope = Weighted(slope, LoadSome(d, chunk.weight + i, count));
     hn::StoreU(slope, d, chunk.slope + i);
-  }
+  };
+  size_t i = 0;
+  for (; i + lanes <= n; i += lanes) at(i, lanes);
+  if (i < n) at(i, n - i);
 }
 
 template <class Row>

@@ -6,6 +6,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <iterator>
@@ -31,31 +32,36 @@ LossTable TableOfLosses() {
   return kTable;
 }
 
-// The four chains of additions hide their latency.
+HWY_NOINLINE size_t FirstBadWeight(const double* weight, size_t n) {
+  for (size_t i = 0; i < n; ++i) {
+    if (!(weight[i] >= 0 && weight[i] <= hwy::HighestValue<double>())) return i;
+  }
+  return kNoRow;  // their owner has changed them meanwhile
+}
+
 WeightSum SumWeights(const double* weight, size_t n) {
   const hn::ScalableTag<double> d;
   using V = hn::Vec<decltype(d)>;
-  V sum = hn::Zero(d);
-  V within = hn::VecFromMask(d, hn::Eq(sum, sum)), positive = within;
-  for (size_t i = 0; i < n; i += hn::Lanes(d)) {
-    const size_t count = std::min(hn::Lanes(d), n - i);
-    const V some = LoadSome(d, weight + i, count);
-    const auto domain = hn::And(hn::Ge(some, hn::Zero(d)), hn::Lt(some, Infinity(d)));
-    V above = hn::VecFromMask(d, hn::Gt(some, hn::Zero(d)));
-    if (count < hn::Lanes(d))
-      above = hn::Or(above, hn::VecFromMask(d, hn::Not(hn::FirstN(d, count))));
-    within = hn::And(within, hn::VecFromMask(d, domain));
-    positive = hn::And(positive, above);
+  V sum = hn::Zero(d), least = hn::Set(d, 1), most = sum;
+  size_t i = 0;
+  for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
+    const V some = hn::LoadU(d, weight + i);
+    least = hn::Min(least, some);
+    most = hn::Max(most, some);
     sum = hn::Add(sum, some);
   }
-  WeightSum result = {SumLanes(d, sum), kNoRow, !hn::AllTrue(d, hn::MaskFromVec(positive))};
-  if (HWY_UNLIKELY(!hn::AllTrue(d, hn::MaskFromVec(within)))) {
-    result.bad = 0;
-    while (weight[result.bad] >= 0 && weight[result.bad] <= hwy::HighestValue<double>()) {
-      ++result.bad;
-    }
+  if (i < n) {
+    const V some = LoadSome(d, weight + i, n - i);
+    least = hn::Min(least, hn::IfThenElse(hn::FirstN(d, n - i), some, least));
+    most = hn::Max(most, some);
+    sum = hn::Add(sum, some);
   }
-  return result;
+  const double total = SumLanes(d, sum);
+  const bool has_zero = !hn::AllTrue(d, hn::Gt(least, hn::Zero(d)));
+  const auto within = hn::And(hn::Ge(least, hn::Zero(d)), hn::Lt(most, Infinity(d)));
+  // A NaN may pass these, but not the sum.
+  const bool good = HWY_LIKELY(hn::AllTrue(d, within) && total == total);
+  return {total, good ? kNoRow : FirstBadWeight(weight, n), has_zero};
 }
 
 // x - x is a NaN of what is not finite.

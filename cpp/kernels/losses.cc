@@ -358,12 +358,13 @@ class Sum {
       p_.loss->curve(chunk, curvature, z);
     }
     if (!plan_.steps.backward) return;
-    bool is_finite = x_is_finite;
+    double rest = 0;  // or NaN, if a sum is not finite
     SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
       others_.sum_outputs[p_.loss->coupled](z + piece.begin * outputs, piece.size(), outputs,
                                             sums + kSumB);
-      for (size_t k = 0; k < outputs; ++k) is_finite &= std::isfinite(sums[kSumB + k]);
+      for (size_t k = 0; k < outputs; ++k) rest += sums[kSumB + k] - sums[kSumB + k];
     });
+    const bool is_finite = x_is_finite && rest == 0;
     if (p_.gX != nullptr) {
       char* const gX =
           static_cast<char*>(p_.gX) + static_cast<ptrdiff_t>(rows.begin) * p_.gX_stride *
@@ -382,7 +383,7 @@ class Sum {
 
   // Writes the gradient by X once more for rows of weight 0, which is 0, and where slopes are not
   // finite, which a coefficient of 0 must not meet.
-  void GuardGradientInX(const double* slopes, Range rows, void* gX) const {
+  HWY_NOINLINE void GuardGradientInX(const double* slopes, Range rows, void* gX) const {
     for (size_t r = 0; r < rows.size(); ++r, slopes += p_.outputs) {
       const bool counts = p_.weight == nullptr || p_.weight[rows.begin + r] != 0;
       if (counts && others_.all_finite(slopes, p_.outputs)) continue;

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pullback.design_matrix import Sparse
 from pullback.elementwise import make_elementwise
 from pullback.engine import BACKEND, Engine, enter
-from pullback.partial import Kinds, PartialSums, Reduction, divisor, tree_sum
+from pullback.partial import Kinds, PartialSums, Reduction, tree_sum
 from pullback.pointwise import METHODS as POINTWISE_METHODS
 from pullback.pointwise import Pointwise
 from pullback.protocol import as_number, check_outs, check_wrt, methods_and_example, named_after
@@ -32,6 +32,7 @@ from pullback.samples import (
     parameter_dtype,
     raising_as,
     sums_of_targets,
+    weighing,
     weight_complaint,
 )
 from pullback.tables.elementwise import OPS
@@ -136,7 +137,7 @@ class Loss:
         """
         op = f"{self.__name__}.value"
         samples, model = self._arguments(op, X, y, w, b, sample_weight)
-        by = divisor(op, reduction, samples.weight)
+        samples, by = weighing(op, reduction, samples)
         return _divided(self._sums(op, samples, model, "value").loss, by)
 
     @raising_as("`value_and_grad`")
@@ -261,7 +262,7 @@ class Loss:
         if v is None:
             raise TypeError(f"{op}: missing argument v, the direction (vw, vb)")
         samples, model = self._arguments(op, X, y, w, b, sample_weight)
-        by = divisor(op, reduction, samples.weight)
+        samples, by = weighing(op, reduction, samples)
         direction = check_direction(op, v, model)
         sums = self._sums(op, samples, model, "hvp", v=direction)
         with np.errstate(all="ignore"):
@@ -306,7 +307,7 @@ class Loss:
         """
         op = f"{self.__name__}.curvature"
         samples, model = self._arguments(op, X, y, w, b, sample_weight)
-        by = divisor(op, reduction, samples.weight)
+        samples, by = weighing(op, reduction, samples)
         kept = np.empty((samples.n_samples, model.w.shape[1]))
         self._sums(op, samples, model, "curvature", kept=kept)
         weight = (
@@ -375,7 +376,7 @@ class Loss:
         asked = check_wrt(op, wrt, OPERANDS, without=("y",))
         names = [OPERANDS[k] for k in asked.operands]
         samples, model = self._arguments(op, X, y, w, b, sample_weight)
-        by = divisor(op, reduction, samples.weight)
+        samples, by = weighing(op, reduction, samples)
         kinds = model.kinds
         X_dtype = parameter_dtype(op, "X", samples.data.given_dtype)
         b_like = np.asarray(0.0 if kinds.b is None else kinds.b)

@@ -15,7 +15,15 @@ from pullback.engine import enter
 from pullback.losses import Loss
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
 from pullback.protocol import as_array, as_number, kernel_dtype, shown
-from pullback.samples import Job, Model, Samples, as_given, check_outputs, check_samples
+from pullback.samples import (
+    Job,
+    Model,
+    Samples,
+    as_given,
+    check_outputs,
+    check_samples,
+    weighing,
+)
 from pullback.tables.losses import LOSSES, LossRow
 
 __all__ = ["LinearObjective"]
@@ -121,7 +129,7 @@ class LinearObjective:
         data = None if y is None else as_given(_OP, loss.row, X, y, sample_weight)
         if data is not None:
             X, y, sample_weight = data
-            self._source: Source = lambda op: iter([(op, check_samples(op, loss.row, *data))])
+            self._source: Source = partial(_array_source, loss.row, data)
         elif sample_weight is None:
             self._source = _chunk_source(loss.row, X)
         else:
@@ -130,7 +138,6 @@ class LinearObjective:
         if first is None:
             raise ValueError(f"{_OP}: X holds no chunks that hold samples")
         if data is not None:
-            divisor(_OP, "mean", first.weight)
             self._n_samples = first.n_samples
         self._n_features = first.n_features
         shape = self._check_first(first, n_outputs)
@@ -434,6 +441,11 @@ class LinearObjective:
         if shape and shape[0] < least:
             raise ValueError(f"{_OP}: {self._loss.__name__} needs {least} outputs, not {shape[0]}")
         return shape
+
+
+def _array_source(row: LossRow, data: tuple[Any, ...], op: str) -> Iterator[tuple[str, Samples]]:
+    samples, _ = weighing(op, "mean", check_samples(op, row, *data))
+    yield op, samples
 
 
 def _chunk_source(row: LossRow, chunks: Any) -> Source:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from textwrap import indent
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pullback.design_matrix import Data, as_data, as_matrix
 from pullback.foreign import check_computed
-from pullback.partial import Kinds
+from pullback.partial import Kinds, divisor
 from pullback.protocol import (
     as_array,
     as_number,
@@ -40,6 +40,7 @@ __all__ = [
     "parameter_dtype",
     "raising_as",
     "sums_of_targets",
+    "weighing",
     "weight_complaint",
 ]
 
@@ -150,6 +151,23 @@ def check_samples(
         if not weight > 0 and (bad := ~((weights >= 0) & (weights < np.inf))).any():
             raise ValueError(f"{op}: {weight_complaint(weights, int(np.argmax(bad)))}")
     return Samples(data, targets, given_y, weights, weight)
+
+
+def weighing(op: str, reduction: str, samples: Samples) -> tuple[Samples, float]:
+    """Return samples and what their sums are divided by.
+
+    A mean's weights may have any common factor: where their sum is far from 1, so that products
+    with it over- or underflow, a power of 2 brings the largest of them near 1.
+    """
+    by = divisor(op, reduction, samples.weight)
+    weights = samples.sample_weight
+    if reduction == "sum" or weights is None or 2.0**-500 < by < 2.0**500:
+        return samples, by
+    if not (weights >= 0).all() or not np.isfinite(weights).all():
+        return samples, by  # of which the pass complains
+    weights = np.ldexp(weights, -np.frexp(weights.max())[1])
+    samples = replace(samples, sample_weight=weights, weight=float(np.sum(weights)))
+    return samples, samples.weight
 
 
 def weight_complaint(sample_weight: Array, row: int) -> str:
