@@ -1045,7 +1045,7 @@ def _asked(f: Any, args: tuple[Any, ...], options: Any, method: str, X: Array) -
         return function()
     if method == "predict":
         return function(X, theta)
-    if method == "hvp":  # cold, warm, at another point, after a gradient there
+    if method == "hvp":  # twice at one point, at another one, after a gradient there
         results = [function(theta, v), function(theta, other), function(v, other)]
         return (*results, objective.value_and_grad(other), function(other, v))
     return function(theta), function(other)

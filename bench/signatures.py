@@ -28,7 +28,7 @@ PARAMETERS: dict[str, tuple[dict[str, float], ...]] = {
 EXPONENTS = (1, 2, 0.5, 1.5, 2.5, 3, 4.0, 100.0, np.inf, 0)  # of the norm; the last is refused
 # Of losses: what targets they take, if not any number, and what they are called with.
 _KINDS = {
-    "0 or 1": "bits",
+    "in [0, 1]": "bits",
     "finite and not negative": "counts",
     "finite and positive": "positive",
     "-1 or 1": "signs",

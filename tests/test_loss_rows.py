@@ -201,6 +201,44 @@ def test_kinks(name: str, dtype: np.dtype, primitives: Any, any_target: str) -> 
                     )
 
 
+# Soft labels where terms nearly cancel, or are far from each other, and in both tails.
+SOFT = [1e-300, 1e-20, 0.25, 0.3, 0.5, 0.75, 1 - 2.0**-20, 1 - 2.0**-53]
+
+
+@backends
+def test_soft_labels(primitives: Any, any_target: str) -> None:
+    """Value and second derivative are right to their last digits, the first to its terms'."""
+    del any_target
+    loss, case = primitives.logistic, Case("logistic")
+    assert loss.value([[1.0]], [0.3], [1.0]) == pytest.approx(1.0132616875182228, rel=4e-16)
+    roots = [math.log(y) - math.log1p(-y) for y in SOFT]
+    far = [s * z for s in (1, -1) for z in (1e-300, 1e-9, 1, 30, 50, 700, 745, 800, 1e5, 1e300)]
+    z, y = (a.ravel() for a in np.meshgrid([0.0, *far, *roots], SOFT))
+    at = [(mpf(a), mpf(t)) for a, t in zip(z.tolist(), y.tolist(), strict=True)]
+    with mp.workprec(PRECISION):
+        terms = [max(case.formula.terms[1](SINGLE, *point, 0), 0) for point in at]
+    for order, method in enumerate(METHODS):
+        exact = Exact([number(case, order, *point) for point in at])
+        sizes = np.array(terms, float) if order == 1 else None
+        worst = worst_error(getattr(loss.pointwise, method)(z, y), exact, z.dtype, sizes)
+        assert worst.error <= ULP[order], (method, worst, z[worst.index], y[worst.index])
+
+
+@backends
+@dtypes
+def test_labels_of_logistic_are_each_others_mirror(
+    dtype: np.dtype, primitives: Any, any_target: str
+) -> None:
+    """To the last bit: soft labels have not made 0 and 1 special."""
+    del any_target
+    loss = primitives.logistic.pointwise
+    z, y = points(Case("logistic"), dtype)
+    for method, sign in zip(METHODS, (1, -1, 1), strict=True):
+        for one, zero in ((np.ones_like(y), np.zeros_like(y)), (1 - y, 1 - (1 - y))):
+            mirrored = getattr(loss, method)(-z, zero)
+            assert_same_bits(getattr(loss, method)(z, one), sign * mirrored)
+
+
 OUTSIDE = [math.nan, math.inf, -math.inf, -1.0, 0.5, 0.0, -0.0, 1.0, 2.0, -5e-324, 5e-324, 1e300]
 
 

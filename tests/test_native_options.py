@@ -667,6 +667,46 @@ def test_objectives(case: Case) -> None:
         judge(ours.unpack, iter([((theta,), {}), ((theta.astype("f4").tolist(),), {})]), outs=False)
 
 
+@losses
+def test_objectives_of_any_data(case: Case) -> None:
+    """Whether they are read where they lie, converted or left to Python."""
+    m = model(case, 50, 3)
+    X, y, weights = m.X, m.y, rng.uniform(0, 2, 50)
+    whole = np.rint(2 * X)
+    datas = [
+        *((A, y, weights) for A in (*kinds_of(X), *kinds_of(whole, np.int8, np.int64, "f2"))),
+        *(
+            (make(A), y, weights)
+            for make in (sparse.csr_array, sparse.csc_array)
+            for A in (X, whole)
+        ),
+        (sparse.csc_array(whole.astype(np.int16)), y, None),
+        (np.tile(whole.astype(int), 200), y, weights),
+        *((X, targets, None) for targets in kinds_of(y)),
+        *((X, y, given) for given in kinds_of(weights, "f4", "f2")),
+        *((X, y, given) for given in kinds_of(np.rint(2 * weights), np.int8, np.int64)),
+    ]
+    if np.array_equal(y, np.rint(y)) and not (case.coupled and y.ndim > 1):
+        datas += [(X, targets, None) for targets in kinds_of(y, np.int64, np.int8)]
+    for data in datas:
+        objective = pb.LinearObjective(*data[:2], case.of(), 0.3, data[2])
+        theta, v = rng.standard_normal((2, objective.n_parameters)) / 8
+        for method in ("value", "grad", "value_and_grad"):
+            judge(getattr(objective, method), iter([((theta,), {})]), outs=False)
+        judge(objective.hvp, iter([((theta, v), {})]), outs=False)
+        if case.name == "relu_mse":
+            judge(objective.initial, iter([((), {})]), outs=False)
+
+
+def kinds_of(array: Any, *dtypes: Any) -> list[Any]:
+    """Return an array of several layouts, or of several dtypes."""
+    if dtypes:
+        return [array.astype(dtype) for dtype in dtypes]
+    strided = np.repeat(array, 2, axis=-1)[..., ::2]
+    swapped = array.astype(array.dtype.newbyteorder())
+    return [array, np.asfortranarray(array), array[::-1].copy()[::-1], strided, swapped]
+
+
 def test_all_methods_are_here() -> None:
     """Whatever has a Python side behind it is judged above."""
     assert native is not None

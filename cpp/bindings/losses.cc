@@ -88,47 +88,6 @@ std::optional<bool> IsMean(PyObject* reduction) {
   return std::nullopt;
 }
 
-// Whether an array is (rows,), or (rows, outputs) where the outputs have an axis.
-bool HasShape(PyObject* object, npy_intp rows, std::optional<npy_intp> outputs) {
-  PyArrayObject* const array = AsArray(object);
-  return PyArray_NDIM(array) == 1 + outputs.has_value() && PyArray_DIM(array, 0) == rows &&
-         (!outputs || PyArray_DIM(array, 1) == *outputs);
-}
-
-bool HasIntegers(PyObject* array) {
-  const int type = PyArray_TYPE(AsArray(array));
-  return PyTypeNum_ISINTEGER(type) || PyTypeNum_ISBOOL(type);
-}
-
-constexpr TargetType TargetOf(DType dtype) {
-  return dtype == DType::kFloat32 ? TargetType::kFloat32 : TargetType::kFloat64;
-}
-
-// Targets as they are given, or a copy in the type that kernels read.
-struct Targets {
-  Ref block;
-  TargetType type;
-
-  // Nothing, perhaps with an exception set, for others.
-  static std::optional<Targets> From(PyObject* y, npy_intp rows, std::optional<npy_intp> outputs,
-                                     bool coupled) {
-    if (!PyArray_CheckExact(y)) return std::nullopt;
-    const bool labels = coupled && PyArray_NDIM(AsArray(y)) == 1;
-    std::optional<DType> dtype = KernelArray(y);
-    if (!dtype) {
-      const std::optional<Storage> storage = StorageOfArray(AsArray(y));
-      if (storage) dtype = ComputeType(storage->element);
-    }
-    if (!dtype || !HasShape(y, rows, labels ? std::nullopt : outputs) ||
-        (labels && !HasIntegers(y))) {
-      return std::nullopt;
-    }
-    Ref block = AsBlock(y, labels ? NPY_INT64 : TypeNumber(*dtype));
-    if (!block) return std::nullopt;
-    return Targets{std::move(block), labels ? TargetType::kLabel : TargetOf(*dtype)};
-  }
-};
-
 // The sum of each row's probabilities, as NumPy adds them up; null, perhaps with an exception set,
 // where one is not finite, or where the rows are others by now.
 Ref RowSums(PyArrayObject* y, size_t rows) {
@@ -270,13 +229,9 @@ class LossCall {
       return false;
     }
     w_ = AsBlock(args_[kW], TypeNumber(*w_dtype));
-    y_ = w_ ? Targets::From(args_[kY], rows_, axis_, kernels_.coupled) : std::nullopt;
-    if (!y_) return false;
-    if (PyObject* const given = Given(args_, entry_.sample_weight_at)) {
-      if (!PyArray_CheckExact(given) || !HasShape(given, rows_, std::nullopt)) return false;
-      weight_ = AsBlock(given, NPY_DOUBLE);
-      if (!weight_) return false;
-    }
+    problem_.loss = &kernels_;
+    PyObject* const weight = ArgumentAt(args_, entry_.sample_weight_at);
+    if (!w_ || !targets_.Take(args_[kY], weight, axis_, problem_)) return false;
     const std::optional<bool> mean = IsMean(ArgumentAt(args_, entry_.reduction_at));
     if (!b_.Take(bias_, outputs) || !mean) return false;
     mean_ = *mean;
@@ -284,15 +239,11 @@ class LossCall {
     problem_.vb = nullptr;
     problem_.kept = nullptr;
     problem_.gX = nullptr;
-    problem_.loss = &kernels_;
     problem_.parameter = entry_.parameter;
     problem_.outputs = outputs;
-    problem_.y = DataOf(y_->block.get());
-    problem_.y_type = y_->type;
     problem_.w = DataOf(w_.get());
     problem_.w_dtype = problem_.vw_dtype = *w_dtype;
     problem_.b = b_.values();
-    problem_.weight = weight_ ? static_cast<const double*>(DataOf(weight_.get())) : nullptr;
     return true;
   }
 
@@ -337,14 +288,17 @@ class LossCall {
     if (!Run(Job::kCurvature, result)) return nullptr;
     if (!kernels_.coupled) {
       for (size_t row = 0; row < problem_.X.rows; ++row) {
-        const double factor = (problem_.weight == nullptr ? 1.0 : problem_.weight[row]) / *by;
-        for (size_t k = 0; k < problem_.outputs; ++k) c[row * problem_.outputs + k] *= factor;
+        const double weight = problem_.weight == nullptr ? 1.0 : problem_.weight[row];
+        for (size_t k = 0; k < problem_.outputs; ++k) {
+          double& second = c[row * problem_.outputs + k];
+          second = weight == 0 ? 0 : second * (weight / *by);
+        }
       }
       return kept.release();
     }
     return HessiansOf(
         {problem_.X.rows, problem_.outputs, c, DType::kFloat64, nullptr, problem_.weight, *by},
-        y_->type == TargetType::kLabel ? nullptr : y_->block.get(), 3, shape);
+        problem_.y_type == TargetType::kLabel ? nullptr : targets_.y(), 3, shape);
   }
 
   PyObject* Partial() {
@@ -379,7 +333,7 @@ class LossCall {
     if (!mean_) result.divisor = 1.0;
     const bool done = RunKernel(IsLarge(problem_.X, problem_.outputs),
                                 [&](Poll* poll) { return SumLoss(job, problem_, result, poll); });
-    return done && !result.bad && !(mean_ && result.weight == 0);
+    return done && !result.bad && (!mean_ || IsOrdinary(result.weight));
   }
 
   // The gradients that are asked for, computed before any of them is written to what is given.
@@ -450,34 +404,26 @@ class LossCall {
     return Run(job, result) ? std::move(gw) : Ref();
   }
 
-  // The sum of the samples' weights before a pass, as NumPy adds them up; nothing, perhaps with an
-  // exception set, where it is not finite and positive.
+  // The sum of the samples' weights before a pass, as NumPy adds them up; nothing where it is not
+  // finite and positive.
   std::optional<double> Weight() const {
-    if (!weight_) return static_cast<double>(rows_);
-    size_t bad;
-    const double sum = KernelsOfChunks().sum_weights(problem_.weight, problem_.X.rows, &bad);
-    if (bad != kNoRow || !(sum > 0) || !std::isfinite(sum)) return std::nullopt;
-    // In half the time of PyArray_Sum.
-    static PyObject* const kReduce = [] {
-      const Ref numpy(PyImport_ImportModule("numpy"));
-      const Ref add(numpy ? PyObject_GetAttrString(numpy.get(), "add") : nullptr);
-      return add ? PyObject_GetAttrString(add.get(), "reduce") : nullptr;
-    }();
-    const Ref total(kReduce == nullptr ? nullptr : PyObject_CallOneArg(kReduce, weight_.get()));
-    double value;
-    if (!total || !ReadDouble(total.get(), &value)) return std::nullopt;
-    return value;
+    const double sum = SumOfWeights(problem_);
+    return sum > 0 && std::isfinite(sum) ? std::optional(sum) : std::nullopt;
   }
 
-  std::optional<double> Divisor() const { return mean_ ? Weight() : 1.0; }
+  std::optional<double> Divisor() const {
+    if (!mean_) return 1.0;
+    const std::optional<double> weight = Weight();
+    return weight && IsOrdinary(*weight) ? weight : std::nullopt;
+  }
 
   const LossEntry& entry_;
   const LossKernels& kernels_;
   const Arguments& args_;
   PyObject* bias_ = nullptr;
   UserDesign design_;
-  Ref w_, weight_;
-  std::optional<Targets> y_;
+  UserTargets targets_;
+  Ref w_;
   Intercepts b_;
   npy_intp rows_ = 0, outputs_ = 1;
   std::optional<npy_intp> axis_;  // of the outputs, where they have one
@@ -705,20 +651,18 @@ PyObject* Refuse(const char* function, const char* argument) {
   return PyErr_Format(PyExc_TypeError, "%s: %s is not what the engine takes", function, argument);
 }
 
-// What a job takes, and what it does to `kept`.
+// What a job takes and makes.
 struct EngineJob {
   std::string_view name;
   Job job;
-  bool has_samples, has_v, has_gradient;
-  enum { kNone, kMayWrite, kWrites, kReads } kept;
+  bool has_samples, has_v, has_gradient, has_kept;
 };
 constexpr EngineJob kJobs[] = {
-    {"value", Job::kValue, true, false, false, EngineJob::kNone},
-    {"gradient", Job::kGradient, true, false, true, EngineJob::kMayWrite},
-    {"hvp", Job::kHvp, true, true, true, EngineJob::kNone},
-    {"curvature", Job::kCurvature, true, false, false, EngineJob::kWrites},
-    {"curved", Job::kCurved, true, true, true, EngineJob::kReads},
-    {"predict", Job::kPredict, false, false, false, EngineJob::kWrites},
+    {"value", Job::kValue, true, false, false, false},
+    {"gradient", Job::kGradient, true, false, true, false},
+    {"hvp", Job::kHvp, true, true, true, false},
+    {"curvature", Job::kCurvature, true, false, false, true},
+    {"predict", Job::kPredict, false, false, false, true},
 };
 
 // The place of a loss by a Python string; nothing, with an exception set, where there is none.
@@ -783,10 +727,9 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
     problem.vw = DoublesOf(vw);
     problem.vb = DoublesOf(vb);
   }
-  if (job->kept >= EngineJob::kWrites ||
-      (job->kept == EngineJob::kMayWrite && args[kKept] != Py_None)) {
+  if (job->has_kept) {
     if (!IsBlock(args[kKept], NPY_DOUBLE, X.rows * outputs) ||
-        (job->kept != EngineJob::kReads && !PyArray_ISWRITEABLE(AsArray(args[kKept])))) {
+        !PyArray_ISWRITEABLE(AsArray(args[kKept]))) {
       return Refuse(kName, "kept");
     }
     problem.kept = static_cast<double*>(DataOf(args[kKept]));

@@ -87,16 +87,12 @@ void RegisterPrimitives(py::module_& m) {
       },
       py::arg("name"), py::arg("method"), py::arg("called"), py::arg("parameter"), py::arg("valid"),
       py::arg("fallback"));
-  m.def("objective", [](const py::args& args) {
-    if (args.size() != kObjectiveArguments) throw py::type_error("objective: eleven arguments");
-    return Steal(NewObjective(&PyTuple_GET_ITEM(args.ptr(), 0)));
+  m.def("objective_method", [](const py::args& args) {
+    if (args.size() != kObjectiveArguments) {
+      throw py::type_error("objective_method: fourteen arguments");
+    }
+    return Steal(NewObjectiveMethod(&PyTuple_GET_ITEM(args.ptr(), 0)));
   });
-  m.def(
-      "objective_method",
-      [](const py::object& objective, const std::string& method, const py::function& fallback) {
-        return Steal(NewObjectiveMethod(objective.ptr(), method.c_str(), fallback.ptr()));
-      },
-      py::arg("objective"), py::arg("method"), py::arg("fallback"));
   m.def(
       "chain_method",
       [](const py::object& walk, const std::string& method, const py::function& fallback) {

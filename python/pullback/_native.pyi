@@ -76,21 +76,23 @@ def loss_sums(
 ) -> tuple[float, Any, Any]: ...
 def loss_pointwise(name: str, parameter: float, z: Any, y: Any, order: int, /) -> Any: ...
 def softmax_hessians(p: Any, sums: Any, /) -> Any: ...
-def objective(
+def objective_method(
     name: str,
     parameter: float,
     X: Any,
     y: Any,
     sample_weight: Any,
-    weight: float,
+    rows: int,
+    cols: int,
     l2: float,
     outputs: int,
     intercept: bool,
     several: bool,
     response: Callable[..., Any] | None,
+    method: str,
+    fallback: Callable[..., Any],
     /,
-) -> Any: ...
-def objective_method(objective: Any, method: str, fallback: Callable[..., Any]) -> Method: ...
+) -> Method: ...
 def reduction_ops() -> list[tuple[str, str]]: ...
 def reduction_method(
     name: str,

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.engine import Engine, attribute_of, enter
+from pullback.foreign import check_computed
 from pullback.jacobians import BlockDiagonal, Diagonal, Jacobian
 from pullback.protocol import (
     as_array,
@@ -17,11 +18,10 @@ from pullback.protocol import (
     check_labels,
     converted,
     is_weak,
-    kernel_dtype,
     result_dtype,
 )
 from pullback.registry import Hinted
-from pullback.samples import raising_as, sums_of_targets
+from pullback.samples import as_targets, raising_as, sums_of_targets
 from pullback.shapes import check_axes
 from pullback.tables.losses import LossRow
 
@@ -274,11 +274,11 @@ class Pointwise(Hinted):
         of_classes = self._row.of_classes
         op = f"{self._row.name}.pointwise{method}"
         check_labels(op, ("z", "y", *moved), (z, y, *moved.values()))
+        for name, operand in (("z", z), ("y", y), *moved.items()):
+            check_computed(op, name, operand, "give the method to dask.array.map_blocks")
         z_fills, y_fills = is_weak(z), is_weak(y)
         z = z if z_fills else as_array(op, "z", z)
-        y = y if y_fills else as_array(op, "y", y)
-        if not y_fills:
-            kernel_dtype(op, "y", y.dtype)
+        y = y if y_fills else as_targets(op, self._row, y)
         integers = isinstance(y, int) if y_fills else y.dtype.kind in "biu"
         given = {"z": z} | ({} if integers else {"y": y}) | moved
         dtype = result_dtype(op, *given.values(), names=tuple(given))
