@@ -80,8 +80,8 @@ HWY_INLINE void Softplus(D d, V x, V& y, V& dy) {
   y = hn::IfThenElse(hn::Gt(x, hn::Set(d, C::kLarge)), x, y);
 }
 
-// log(1 + exp(x)) - t x for t in [0, 1], sigmoid(x) - t and sigmoid'(x), full range, double, in half
-// of Softplus's time: a sum over many does not show the difference. All to about 2 ULP, the second
+// log(1 + exp(x)) - t x for t in [0, 1], sigmoid(x) - t and sigmoid'(x), full range, double, in
+// half of Softplus's time: a sum over many does not show it. All to about 2 ULP, the second
 // of its larger term: near its root that is all that x tells. With e = exp(-|x|), where x >= 0,
 //   (1 - t) x + log(1 + e),   ((1 - t) - t e) / (1 + e),
 // and for x < 0 with t and 1 - t exchanged, and the other sign of the second.
