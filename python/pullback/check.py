@@ -243,7 +243,7 @@ def check_grad(
         the one before (1/2 in float32), and no others.
     scale : array_like, optional
         By how much elements have to change for `f` to change: steps are sought from 0.19 times
-        that. ``abs(x)`` when omitted, or 1 where `x` is 0.
+        that. ``abs(x)`` when omitted, 1 where `x` is 0, and not much below the normal numbers.
 
     Returns
     -------
@@ -332,7 +332,10 @@ class _Comparison:
         self._rtol = (1e-6 if self._eps < 1e-10 else 5e-4) if rtol is None else rtol
         self._steps = None if step is None else _STEPS
         if step is None and scale is None:
-            self._scale = np.where(x == 0, 1.0, np.abs(x.astype(np.float64)))
+            kind = np.finfo(x.dtype)
+            # Closer to 0, steps that are small beside x would have no digits.
+            sizes = np.maximum(np.abs(x.astype(np.float64)), float(kind.tiny) / float(kind.eps))
+            self._scale = np.where(x == 0, 1.0, sizes)
         elif step is None:
             self._scale = _sizes("scale", scale, x)
         else:
