@@ -195,8 +195,8 @@ void PullOnes(const void* const* in, void* const* out, size_t n, unsigned stream
 
 template <class Row, Method kMethod, typename T>
 constexpr ElementwiseKernel KernelOf() {
-  if constexpr (kMethod == Method::kDerivative && Row::kWide) {
-    return PullOnes<Row, T>;  // wide ones are long: to pull ones costs little beside them
+  if constexpr (kMethod == Method::kDerivative && Row::kWide && !Row::kMasked) {
+    return PullOnes<Row, T>;  // of a wide row, to pull ones costs little; of a masked one, a -0
   } else if constexpr (kMethod == Method::kJvp && Row::kArity == 1) {
     return Loop<Row, Method::kVjp, T>;  // a diagonal Jacobian is its own transpose
   } else {
