@@ -968,14 +968,16 @@ def _pointwise_calls(f: Any, method: str, kind: str) -> Iterator[tuple[str, Call
     tail: Shape = (3,) if classes else ()
 
     def call(*args: Any) -> Callable[[], Any]:
+        if method == "jacobian":
+            return lambda: applied(lambda: bound(f, method)(*args))
         return lambda: bound(f, method)(*args)
 
     def arguments(z_kind: str, dtype: str, shape: Shape, layout: str = "") -> list[Any]:
         y_shape = shape if kind == "labels" else (*shape, *tail)
         y = draw(kind, "int64" if kind == "labels" else dtype, y_shape, 1)
         args = [draw(z_kind, dtype, (*shape, *tail)), y]
-        if method == "vjp":
-            args.append(draw("normal", dtype, shape, 2))
+        if method in ("vjp", "jvp"):
+            args.append(draw("normal", dtype, (*shape, *tail) if method == "jvp" else shape, 2))
         return [laid_out(a, layout) if layout and a.shape else a for a in args]
 
     for dtype in DTYPES:
@@ -1001,7 +1003,7 @@ def _pointwise_calls(f: Any, method: str, kind: str) -> Iterator[tuple[str, Call
         yield "refused", call(z[:3], y, *g)
         yield "refused", call(z.astype(complex), y, *g)
     pair = [draw("normal", "float64", 900), draw("mixed", "float64", 900)]
-    yield "targets", call(*pair, *[np.ones(900)] * (method == "vjp"))
+    yield "targets", call(*pair, *[np.ones(900)] * (method in ("vjp", "jvp")))
 
 
 # --- what is built on primitives ------------------------------------------------------------------
@@ -1043,7 +1045,7 @@ def _asked(f: Any, args: tuple[Any, ...], options: Any, method: str, X: Array) -
         return function()
     if method == "predict":
         return function(X, theta)
-    if method == "hvp":  # cold, warm, at another point, after a gradient there
+    if method == "hvp":  # twice at one point, at another one, after a gradient there
         results = [function(theta, v), function(theta, other), function(v, other)]
         return (*results, objective.value_and_grad(other), function(other, v))
     return function(theta), function(other)
@@ -1078,6 +1080,7 @@ def _chain_calls(
         yield method, pull(method)
         yield f"{method} wrt", pull(method, wrt=signatures.ALL)
     if is_scalar:
+        yield "grad", lambda: (f().grad(x), f().grad(x, wrt=signatures.ALL))
         yield "value_and_grad", lambda: f().value_and_grad(x)
         yield "value_and_grad wrt", lambda: f().value_and_grad(x, wrt=signatures.ALL)
     yield "jacobian", lambda: applied(lambda: f().jacobian(x))
@@ -1110,6 +1113,8 @@ def _chains(p: dict[str, Any], dtype: str) -> Iterator[tuple[str, tuple[Any, ...
         yield f"map {rows}", (p["layer_norm"], (p["log_softmax"], arg, {"axis": 0})), shape, False
     form = (p["quadratic_form"], arg, draw("normal", dtype, (9, 9), 3))
     yield "form", (p["sin"], form), (9,), True
+    y = draw("normal", dtype, 9, 4)
+    yield "loss", (p["sin"], (p["huber"].pointwise, arg, y), p["mean"]), (9,), True
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {

@@ -246,7 +246,8 @@ def loss(name: str, f: Any) -> Iterator[Call]:
     for method in signatures.METHODS["pointwise"]:
         _, y, _, _ = _model(kind, N, FEATURES)
         z = _uniform(name, (N, 3) if kind == "labels" else N, 0)
-        args = [z, y, _uniform(name, N, 1)] if method == "vjp" else [z, y]
+        moved = {"vjp": [_uniform(name, N, 1)], "jvp": [2 * z]}
+        args = [z, y, *moved.get(method, [])]
         function = bound(f.pointwise, method)
         yield Call("pointwise", name, method, "", "plain", function, args, {})
         for options, limit, given, keywords in conversions(args, broadcast=True):
@@ -350,7 +351,9 @@ def chains() -> Iterator[Call]:
         "an axis": ((p["tanh"], (p["logsumexp"], arg, {"axis": 1})), M),
         "softmax": ((p["tanh"], p["softmax"]), x),
         "matmul": (((p["matmul"], arg, M), p["tanh"]), M),
+        "a vector": (((p["matmul"], M, arg), p["tanh"]), M[0]),
         "linear": ((linear, p["sum"]), M),
+        "a loss": ((p["tanh"], (p["squared_error"].pointwise, arg, 2 * x)), x),
     }
     for name, (given, operand) in many.items():
         f = pb.chain(*given)
@@ -363,7 +366,7 @@ def chains() -> Iterator[Call]:
                 args = [operand, 2 * operand]
             elif "vjp" in method:
                 args = [operand, g]
-            if method == "value_and_grad" and np.size(value) > 1:
+            if "grad" in method and np.size(value) > 1:
                 continue
             yield Call("chain", name, method, "", "chain", function, args, {})
             if "vjp" in method or "grad" in method:

@@ -28,7 +28,7 @@ PARAMETERS: dict[str, tuple[dict[str, float], ...]] = {
 EXPONENTS = (1, 2, 0.5, 1.5, 2.5, 3, 4.0, 100.0, np.inf, 0)  # of the norm; the last is refused
 # Of losses: what targets they take, if not any number, and what they are called with.
 _KINDS = {
-    "0 or 1": "bits",
+    "in [0, 1]": "bits",
     "finite and not negative": "counts",
     "finite and positive": "positive",
     "-1 or 1": "signs",
@@ -51,9 +51,11 @@ METHODS: dict[str, tuple[str, ...]] = {
         "value_and_derivative",
         "second_derivative",
         "vjp",
+        "jvp",
+        "jacobian",
     ),
     "LinearObjective": ("value", "grad", "value_and_grad", "hvp", "predict", "initial", "unpack"),
-    "Chain": ("value", "jvp", "vjp", "value_and_vjp", "value_and_grad", "jacobian"),
+    "Chain": ("value", "jvp", "vjp", "value_and_vjp", "grad", "value_and_grad", "jacobian"),
 }
 
 ALL = "all"  # what a chain's wrt says for the bound operands as well

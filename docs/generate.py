@@ -89,7 +89,7 @@ def stub() -> str:
 
 
 def _arity(name: str) -> str:
-    return ARITIES[OPS[name].nin] if name in OPS else ""
+    return ARITIES[OPS[name].nin] if name in OPS and OPS[name].default is None else ""
 
 
 def _protocol_body(name: str) -> str:

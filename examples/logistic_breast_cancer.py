@@ -2,8 +2,8 @@
 
 The table is scikit-learn's bundled breast cancer table: thirty measurements of cell nuclei of 569
 tumours, and which of them were benign. SciPy's trust-ncg takes the loss and its gradient from
-`pullback.LinearObjective.value_and_grad` and products with the Hessian from its `hvp`, which keeps
-the curvature of the last theta, so that each further product at it is one plain pass over X.
+`pullback.LinearObjective.value_and_grad` and products with the Hessian from its `hvp`, each in one
+pass over X.
 
 One sees the coefficients of both side by side; they agree to 1e-6 (else the exit code is 1). Then
 how many evaluations and products it took, and what share of tumours held back is told right.

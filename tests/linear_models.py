@@ -10,6 +10,7 @@ block + levels + 8) u times the sum of the terms' magnitudes.
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Callable
 from functools import cache
@@ -92,9 +93,12 @@ INF = math.inf
 # By what the table says of targets: which finite ones are allowed, and ordinary ones.
 TARGETS: dict[str, tuple[Callable[[Any], Any], Callable[[np.random.Generator, Any], Any]]] = {
     "finite": (lambda y: abs(y) < INF, lambda rng, shape: rng.normal(1, 1, shape)),
-    "0 or 1": (
-        lambda y: (y == 0) | (y == 1),
-        lambda rng, shape: rng.integers(0, 2, shape).astype(float),
+    "in [0, 1]": (
+        lambda y: (y >= 0) & (y <= 1),
+        lambda rng, shape: (
+            np.clip(rng.uniform(-0.5, 1.5, shape), 0, 1)
+            * np.exp2(-rng.choice([0, 0, 0, 30, 140], shape))
+        ),
     ),
     "finite and not negative": (
         lambda y: (y >= 0) & (y < INF),
@@ -113,6 +117,13 @@ def _sigmoid(m: Any, s: Any) -> Any:
     return m.pick(s > 0, 1 / (1 + m.exp(-s)), m.exp(s) / (1 + m.exp(s)))
 
 
+def _logistic_terms(m: Any, z: Any, y: Any) -> Any:
+    """Return those whose difference is the derivative: (1 - y) sigmoid(z) and y sigmoid(-z)."""
+    e = m.exp(-abs(z))
+    larger, smaller = 1 / (1 + e), e / (1 + e)
+    return (1 - y) * m.pick(z > 0, larger, smaller), y * m.pick(z > 0, smaller, larger)
+
+
 def _log_cosh(m: Any, e: Any) -> Any:
     near = m.log1p(2 * m.sinh2(m.pick(abs(e) < 1, e, 0 * e) / 2))
     far = abs(e) + m.log1p(m.exp(-2 * abs(e))) - m.log1p(1 + 0 * e)
@@ -122,13 +133,11 @@ def _log_cosh(m: Any, e: Any) -> Any:
 # What loses digits as the table writes it.
 CAREFUL: dict[str, dict[str, Any]] = {
     "logistic": {
-        "value": lambda m, z, y, p: (
-            m.pick((1 - 2 * y) * z > 0, (1 - 2 * y) * z, 0 * z) + m.log1p(m.exp(-abs(z)))
-        ),
-        "derivative": lambda m, z, y, p: (1 - 2 * y) * _sigmoid(m, (1 - 2 * y) * z),
+        "value": lambda m, z, y, p: m.pick(z > 0, (1 - y) * z, -y * z) + m.log1p(m.exp(-abs(z))),
+        "derivative": lambda m, z, y, p: operator.sub(*_logistic_terms(m, z, y)),
         "second": lambda m, z, y, p: m.exp(-abs(z)) / (1 + m.exp(-abs(z))) ** 2,
         "mean": _sigmoid,
-        "terms": (None, None),
+        "terms": (None, lambda m, z, y, p: m.max(*_logistic_terms(m, z, y))),
     },
     "log_cosh": {
         "value": lambda m, z, y, p: _log_cosh(m, z - y),

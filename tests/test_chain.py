@@ -501,6 +501,7 @@ def test_value_and_grad() -> None:
     assert_same_bits(gradient, f.vjp(x, 1.0))
     assert pb.check_grad(f, gradient, x).ok
     assert f.value_and_grad(x, wrt="all")[1][0].tobytes() == gradient.tobytes()
+    assert f.grad(x).tobytes() == f.grad(x, wrt=("x",))[0].tobytes() == gradient.tobytes()
     one = pb.chain(pb.exp, pb.tanh).value_and_grad(np.array([0.5]))
     assert one[1] == pb.chain(pb.exp, pb.tanh).vjp(np.array([0.5]), np.ones(1))
     A = np.random.default_rng(0).normal(size=(4, 4))
@@ -553,6 +554,39 @@ def test_jacobian_of_elementwise_chains_is_diagonal() -> None:
     np.testing.assert_allclose(J.diagonal(), pb.chain(pb.exp, pb.tanh).vjp([0.5, 1.0], np.ones(2)))
 
 
+@pytest.mark.parametrize("name", pb.losses.losses)
+@pytest.mark.parametrize("of", [pb, pb.reference], ids=["pullback", "reference"])
+def test_pointwise_losses_are_steps(name: str, of: Any) -> None:
+    """With the bits of one call after the other; their mean is the loss."""
+    rng, loss = np.random.default_rng(0), getattr(of, name)
+    of_classes = name == "softmax_cross_entropy"
+    X, w = rng.normal(size=(6, 4)), rng.normal(size=(4, 3) if of_classes else 4)
+    y = np.array([1, 0, 1, 1, 0, 1])
+    y = 2 * y - 1 if name in ("hinge", "squared_hinge", "exponential") else y + (name == "gamma")
+    mean = pb.chain((of.matmul, X, pb.arg), (loss.pointwise, pb.arg, y), of.mean)
+    assert f"matmul(<float64 (6, 4)>, arg), {name}.pointwise(arg, <int64 (6,)>), mean" in repr(mean)
+    for f in (mean, pickle.loads(pickle.dumps(mean))):
+        np.testing.assert_allclose(f(w), loss.value(X, y, w), rtol=1e-14)
+        np.testing.assert_allclose(f.grad(w), loss.grad(X, y, w)[0], rtol=1e-12, atol=1e-16)
+        gw, gX = f.grad(w, wrt="all")  # none of the targets
+        assert_same_bits(gw, f.grad(w))
+        assert gX.shape == X.shape
+    z = X @ w
+    f = pb.chain((loss.pointwise, pb.arg, y))
+    g, t = rng.normal(size=6), np.cos(z)
+    value, pulled = f.value_and_vjp(z, g)
+    assert_same_bits(value, loss.pointwise(z, y))
+    for found in (pulled, f.vjp(z, g), f.vjp(z, g, wrt="all")[0]):
+        assert_same_bits(found, loss.pointwise.vjp(z, y, g))
+    assert_same_bits(f.jvp(z, t), loss.pointwise.jvp(z, y, t))
+    assert_same_bits(f.jacobian(z).todense(), loss.pointwise.jacobian(z, y).todense())
+    assert_same_bits(f.vjp(z, np.stack([g, 2 * g]))[0], pulled)
+    with pytest.raises(ValueError, match=r"vjp: g has shape \(5,\)"):
+        f.vjp(z, g[1:])
+    with pytest.raises(ValueError, match=r"jvp: t has shape"):
+        f.jvp(z, t[1:])
+
+
 def test_jacobian_of_layers() -> None:
     f, _ = layers()
     x = np.random.default_rng(1).normal(size=(2, 4))
@@ -592,6 +626,7 @@ def calls_of(f: Chain, x: Any, g: Any) -> Iterator[Any]:
         yield lambda wrt=wrt: f.vjp(x, g, wrt=wrt)
         yield lambda wrt=wrt: f.value_and_vjp(x, g, wrt=wrt)
         yield lambda wrt=wrt: f.value_and_grad(x, wrt=wrt)
+        yield lambda wrt=wrt: f.grad(x, wrt=wrt)
 
 
 def test_a_primitive_that_lets_the_chain_go() -> None:
@@ -725,7 +760,7 @@ def test_pickle_and_repr() -> None:
 
 
 def test_errors() -> None:
-    x = np.ones(3)
+    x, inner, loss = np.ones(3), pb.chain(pb.tanh), pb.hinge.pointwise
     for steps, error, message in (
         ((), ValueError, "no steps"),
         ((pb.exp, np.tanh), TypeError, "step 2 is tanh, which has no vjp and no jvp"),
@@ -735,7 +770,16 @@ def test_errors() -> None:
         (((pb.exp, pb.arg, x),), ValueError, "step 1: exp takes 1 operands, not 2"),
         (((pb.exp, pb.arg, {"out": x}),), TypeError, "exp takes no out in a chain"),
         (((),), TypeError, r"step 1 is \(\)"),
-        (((pb.norm, x, pb.arg),), ValueError, "norm has no derivative by operand 2"),
+        (((pb.norm, x, pb.arg),), ValueError, "step 1: norm has no derivative by operand 2"),
+        (((pb.add, pb.arg, inner),), TypeError, r"operand 2 of add is Chain, a function; bound"),
+        ((pb.exp, (pb.matmul, inner, pb.arg)), TypeError, "step 2: operand 1 of matmul is Chain"),
+        (((Total(), pb.arg, inner),), TypeError, "operand 2 of Total is Chain, a function"),
+        (((inner, pb.arg, inner),), TypeError, "operand 2 of Chain is Chain, a function"),
+        (((pb.dot, pb.arg, pb.tanh),), TypeError, "operand 2 of dot is tanh, a function"),
+        (((pb.add, pb.arg, np.sin),), TypeError, "operand 2 of add is sin, a function"),
+        (((pb.hinge, x, x, pb.arg),), TypeError, r"no jvp; its form for .*\(pb\.hinge\.pointw"),
+        (((loss, x, pb.arg),), ValueError, r"step 1: hinge\.pointwise has no derivative by op"),
+        ((loss,), ValueError, r"step 1: hinge\.pointwise takes 2 operands, not 1"),
         (((pb.sum, pb.arg, 0),), ValueError, "step 1: sum takes 1 operands, not 2"),
     ):
         with pytest.raises(error, match=message):
@@ -751,8 +795,11 @@ def test_errors() -> None:
             f.vjp(x, x, wrt=wrt)
     with pytest.raises(TypeError, match="chain.vjp: wrt must be"):
         f.vjp(x, x, wrt=None)
-    with pytest.raises(ValueError, match=r"value_and_grad: the value has shape \(3,\)"):
-        f.value_and_grad(x)
+    for method in (f.value_and_grad, f.grad):
+        vjp = method.__name__.replace("grad", "vjp")
+        message = rf"chain\.{method.__name__}: the value has shape \(3,\), .* give {vjp} a cotang"
+        with pytest.raises(ValueError, match=message):
+            method(x)
     with pytest.raises(TypeError, match="complex128"):
         f(x + 1j)
     with pytest.raises(ValueError, match="broadcast"):

@@ -75,3 +75,26 @@ def test_right_is_never_wrong_and_wrong_is_never_ok(row: OpRow) -> None:
                 differs &= report.verdicts != "unresolved"
             assert not (verdicts[differs] == "ok").any(), (x, right, name, verdicts)
     assert resolved > 1
+
+
+# f, its gradient, and whether anything of it shows at x.
+TINY = {
+    "linear": (lambda x: 2 * x, lambda x: np.full_like(x, 2), True),
+    "sinh": (pb.sinh, pb.sinh.derivative, True),
+    "square": (lambda x: x * x, lambda x: 2 * x, False),
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("x", [5e-324, -3e-320, 1e-310, -1e-300, 1e-200, 1e-45, -1e-38])
+def test_tiny_numbers(name: str, x: float) -> None:
+    """Subnormal, or with squares below them: steps have digits, and zeros may have underflowed."""
+    f, slope, shows = TINY[name]
+    point = np.array([x], np.float32 if abs(x) > 1e-100 and abs(x) < 1e-30 else np.float64)
+    right = slope(point)
+    report = pb.check_grad(lambda x: f(x).sum(), right, point)
+    assert report.verdicts.tolist() == ["ok" if shows else "unresolved"]
+    verdicts = pb.check_grad(lambda x: f(x).sum(), right + np.float32(0.01), point).verdicts
+    assert verdicts.tolist() == ["wrong"]
+    both = np.array([x, 1.0], point.dtype)
+    assert pb.check_grad(lambda x: f(x).sum(), slope(both), both)

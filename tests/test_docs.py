@@ -78,6 +78,7 @@ def test_links_lead_somewhere(path: Path) -> None:
     "module",
     [
         import_module("pullback.chain"),  # pb.chain is the function
+        import_module("pullback.losses"),
         check,
         config,
         jacobians,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -210,6 +211,69 @@ def test_integers_of_any_length(primitives: Any) -> None:
         same(P.sqrt.jacobian(n).todense(), P.sqrt.jacobian(float(n)).todense())
 
 
+# --- a last operand that is left out --------------------------------------------------------------
+
+DEFAULTS = {"leaky_relu": 0.01, "elu": 1.0}
+DEFAULTED = [row for row in OPS.values() if row.default is not None]
+
+
+@backends
+def test_defaults_are_those_of_pytorch(primitives: Any) -> None:
+    assert {row.name: row.default for row in DEFAULTED} == DEFAULTS
+    x = np.array([-2.0, 3.0])
+    assert primitives.leaky_relu(x).tolist() == [-0.02, 3.0]
+    assert primitives.leaky_relu.vjp(x, x).tolist() == [-0.02, 3.0]
+    np.testing.assert_allclose(primitives.elu(x), [math.expm1(-2), 3.0], rtol=1e-15)
+    np.testing.assert_allclose(primitives.elu.vjp(x, x), [-2 * math.exp(-2), 3.0], rtol=1e-15)
+
+
+@backends
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_what_is_left_out_is_the_default(name: str, primitives: Any) -> None:
+    f, default = getattr(primitives, name), DEFAULTS[name]
+    rng = np.random.default_rng(0)
+    for shape, dtype in itertools.product([(), (5,), (2, 3)], (float, "f4", "f2", int)):
+        x = (rng.normal(size=shape) * 3).astype(dtype)
+        t = rng.normal(size=shape).astype("f4")
+        mask, stack = np.resize([True, False], shape), np.stack([t, -t])
+        y, (dw, _) = f.value_and_derivative(x, default)
+        same(f(x), y)
+        same(f.derivative(x), dw)
+        same(f.value_and_derivative(x), (y, dw))
+        same(f.jvp(x, t), f.jvp(x, default, t, None))
+        same(f.jvp(x, 2), f.jvp(x, default, 2, None))
+        same(f.jvp(x, None), np.zeros_like(y))
+        same(f.jvp(x, default, t), f.jvp(x, default, t, None))
+        for g in (t, stack, 2, 0.5):
+            gw = f.vjp(x, default, g, wrt="w")
+            same(f.vjp(x, g), gw)
+            same(f.vjp(x, g, wrt=0), gw)
+            same(f.vjp(x, g, wrt=("w",)), (gw,))
+            same(f.vjp(x, g, where=mask), f.vjp(x, default, g, wrt=0, where=mask))
+        J = f.jacobian(x)
+        same(J.todense(), f.jacobian(x, default)[0].todense())
+        assert type(J) is pb.Diagonal
+        for call, given, whole in (
+            (f, (x,), y),
+            (f.derivative, (x,), dw),
+            (f.vjp, (x, t), f.vjp(x, default, t, wrt=0)),
+            (f.jvp, (x, t), f.jvp(x, default, t, None)),
+        ):
+            out = np.full_like(np.asarray(whole), 7)
+            assert call(*given, out=out, where=mask) is out
+            same(out, np.where(mask, whole, out))
+        outs = np.empty_like(y), np.empty_like(y)
+        assert f.value_and_derivative(x, out=outs)[1] is outs[1]
+        same(outs, (y, dw))
+        for chain, bound in ((pb.chain(f), None), (pb.chain(f, pb.exp), pb.exp)):
+            explicit = pb.chain((f, pb.arg, default), *(() if bound is None else (bound,)))
+            assert str(chain) == str(explicit)
+            same(chain(x), explicit(x))
+            same(chain.jvp(x, t), explicit.jvp(x, t))
+            same(chain.vjp(x, t), explicit.vjp(x, t))
+            same(chain.jacobian(x).todense(), explicit.jacobian(x).todense())
+
+
 X, COLUMN = np.ones((2, 3)), np.ones((3, 1))
 WHOLE = np.ones((2, 3), int)
 # Operation, call, exception, message.
@@ -253,6 +317,11 @@ ERRORS: list[tuple[Any, type[Exception], str]] = [
         ValueError,
         r"tanh.value_and_derivative: out\[1\] has shape \(4, 2, 3\), the result \(2, 3\)",
     ),
+    (lambda P: P.elu.vjp(X), TypeError, r"elu.vjp\(\) missing 1 required positional argument: 'x'"),
+    (lambda P: P.elu.vjp(X, np.ones(2)), ValueError, r"elu.vjp: g has shape \(2,\)"),
+    (lambda P: P.elu.derivative(X, out=(X, X)), TypeError, r"elu.derivative: out\[0\] must be an"),
+    (lambda P: P.elu(), TypeError, r"elu\(\)"),
+    (lambda P: P.maximum(X), TypeError, r"maximum\(\)"),
     (
         lambda P: P.dot.vjp(X, X, 1.0, wrt=("y",), out=X.copy()),
         TypeError,

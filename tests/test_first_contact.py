@@ -68,6 +68,32 @@ def test_no_hint_where_nothing_is_near() -> None:
 
 
 @pytest.mark.parametrize(
+    ("of", "name", "hint"),
+    [
+        (lambda P: pb.chain(P.tanh), "gradient", "; it has grad, value_and_grad, vjp, value_and_v"),
+        (lambda P: pb.chain(P.tanh), "hessian", "; it has .*, jvp, jacobian$"),
+        (lambda P: pb.chain(P.tanh), "backward", "; it has grad, "),
+        (lambda P: pb.chain(P.tanh), "jacobain", r"; did you mean jacobian\?$"),
+        (lambda P: P.sum, "derivative", "; it has grad, value_and_grad, vjp, jvp, jacobian$"),
+        (lambda P: P.softmax, "grad", "; it has vjp, jvp, jacobian$"),
+        (lambda P: P.matmul, "jac", "; it has vjp, jvp, jacobian$"),
+        (lambda P: P.hinge, "gradient", r"; it has grad, .*hvp, curvature, pointwise\.derivative"),
+        (lambda P: P.huber, "jacobian", r"; it has .*, pointwise\.vjp, pointwise\.jvp$"),
+        (lambda P: P.hinge.pointwise, "grad", "; it has derivative, "),
+        (lambda P: pb.LinearObjective(X, X[0], P.hinge), "gradient", "; it has grad, value_and_g"),
+        (lambda _: pb.reference.tanh, "grad", "; it has derivative, value_and_derivative, vjp"),
+        (lambda P: P.sum, "zzzzz", "$"),
+        (lambda P: P.sum, "_gradient", "$"),
+    ],
+)
+def test_an_attribute_that_is_elsewhere_gives_a_hint(of: Any, name: str, hint: str) -> None:
+    for primitives in (pb, pb.reference):
+        with pytest.raises(AttributeError, match=rf"' object has no attribute '{name}'{hint}"):
+            getattr(of(primitives), name)
+        assert not hasattr(of(primitives), name)
+
+
+@pytest.mark.parametrize(
     ("call", "hint"),
     [
         (lambda P: pb.chain(np.exp), r"step 1 is exp, .*; did you mean pb\.exp\?$"),

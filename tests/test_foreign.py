@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import dask
 import dask.array as da
 import numpy as np
 import pandas as pd
@@ -425,6 +426,75 @@ def test_nullable_targets_are_numbers(primitives: Any) -> None:
     assert P.logistic.value(X, truth, W) == P.logistic.value(X, Y, W)
     with pytest.raises(ValueError, match=r"y\[1\] is nan"):
         P.logistic.value(X, pd.Series([1, None, 0], dtype="Int64"), W)
+
+
+class Graph:
+    """What other libraries hand Dask, such as an xarray, of which some are in memory."""
+
+    def __init__(self, graph: object) -> None:
+        self.graph = graph
+
+    def __dask_graph__(self) -> object:
+        return self.graph
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return Y.astype(dtype)
+
+
+def lazy(array: Any) -> Any:
+    return da.from_array(array, chunks=(2, *array.shape[1:]))
+
+
+# What takes X, y and weights, from a backend's losses.
+TAKES_DATA: dict[str, Callable[..., Any]] = {
+    "LinearObjective": lambda P, X, y, s: pb.LinearObjective(X, y, P.logistic, 0.0, s),
+    "LinearObjective: chunk 0": lambda P, X, y, s: pb.LinearObjective([(X, y, s)], loss=P.logistic),
+    "logistic.value": lambda P, X, y, s: P.logistic.value(X, y, W, None, s),
+    "logistic.grad": lambda P, X, y, s: P.logistic.grad(X, y, W, None, s),
+    "logistic.value_and_grad": lambda P, X, y, s: P.logistic.value_and_grad(X, y, W, None, s),
+    "logistic.hvp": lambda P, X, y, s: P.logistic.hvp(X, y, W, None, (W, None), sample_weight=s),
+    "logistic.curvature": lambda P, X, y, s: P.logistic.curvature(X, y, W, sample_weight=s),
+    "logistic.partial": lambda P, X, y, s: P.logistic.partial(X, y, W, sample_weight=s),
+}
+
+
+@backends
+@pytest.mark.parametrize("op", TAKES_DATA)
+def test_data_that_dask_would_compute(op: str, primitives: Any) -> None:
+    call, names = TAKES_DATA[op], ("X", "y", "sample_weight")
+    for k, name in enumerate(names):
+        for found in (lazy((X, Y, Y)[k]), dask.delayed((X, Y, Y)[k]), Graph({})):
+            given = [X, Y, Y]
+            given[k] = found
+            message = rf"^{op}: {name} is a Dask collection.*\(X\.blocks\[i\]\.compute\(\), "
+            with pytest.raises(TypeError, match=message):
+                call(primitives, *given)
+    call(primitives, X, Graph(None), Y)
+
+
+@backends
+def test_chunks_that_dask_computes(primitives: Any) -> None:
+    """What the error advises."""
+    dX, dy = lazy(X), lazy(Y)
+
+    def chunks() -> Any:
+        with dask.config.set(scheduler="synchronous"):
+            for i in range(dX.numblocks[0]):
+                yield dX.blocks[i].compute(), dy.blocks[i].compute()
+
+    parts, whole = (
+        pb.LinearObjective(*data, primitives.logistic) for data in ((chunks, None), (X, Y))
+    )
+    theta = np.array([0.5, -1.0, 0.25])
+    assert parts.value(theta) == pytest.approx(whole.value(theta), rel=1e-15)
+    with pytest.raises(TypeError, match=r"^LinearObjective\.predict: X is a Dask collection"):
+        whole.predict(dX, theta)
+    pointwise = primitives.logistic.pointwise
+    for call in (lambda: pointwise(dy, Y), lambda: pointwise.vjp(Y, Y, dy)):
+        with pytest.raises(TypeError, match=r"is a Dask collection.*dask\.array\.map_blocks"):
+            call()
+    mapped = da.map_blocks(pointwise, dy, dy)
+    assert_same_bits(mapped.compute(scheduler="synchronous"), pointwise(Y, Y))
 
 
 @pytest.mark.parametrize("method", ["value", "vjp", "value_and_derivative"])

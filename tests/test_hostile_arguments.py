@@ -41,8 +41,8 @@ SAMPLES = {"X": np.ones((4, 3)), "y": np.ones(4), "w": TRIPLE, "b": 0.5} | {
     "v": (TRIPLE, 1.0),
 }
 CLASSES = SAMPLES | {"y": np.ones(4, int), "w": np.ones((3, 2)), "v": (np.ones((3, 2)), 1.0)}
-SCORES = {"z": np.ones(4), "y": np.ones(4), "g": np.ones(4)}
-CLASS_SCORES = SCORES | {"z": np.ones((4, 2)), "y": np.ones(4, int)}
+SCORES = {"z": np.ones(4), "y": np.ones(4), "g": np.ones(4), "t": np.ones(4)}
+CLASS_SCORES = SCORES | {"z": np.ones((4, 2)), "y": np.ones(4, int), "t": np.ones((4, 2))}
 
 
 def valid(name: str) -> dict[str, Any]:
@@ -291,6 +291,9 @@ OTHERS: list[tuple[str, str, Callable[[Any], Any], list[Any]]] = [
     ("J @ t", "t", lambda v: D @ v, [*ARRAY, None, 1.0, PAIR]),
     ("g @ J", "g", lambda v: v @ D, [HUGE, HUGER, "text", 1j, RAGGED, DEEP, None, 1.0]),
     ("c * J", "c", lambda v: D * v, [HUGE, HUGER, "text", 1j, RAGGED, DEEP, None, {}, len]),
+    ("J / c", "c", lambda v: D / v, [HUGE, HUGER, "text", 1j, RAGGED, DEEP, None, {}, len]),
+    ("J + A", "A", lambda v: D + v, [HUGE, HUGER, "text", 1j, RAGGED, DEEP, None, {}, len]),
+    ("A - J", "A", lambda v: v - D, [HUGE, HUGER, "text", 1j, RAGGED, DEEP, None, {}, len]),
     ("tensor", "layout", D.tensor, ["", "rows", None, 0, PAIR, HUGER, ["numerator"]]),
     ("Sum", "Sum", pj.Sum, [*ARRAY, None]),
     ("Product", "Product", pj.Product, [*ARRAY, None]),

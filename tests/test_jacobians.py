@@ -112,10 +112,6 @@ def test_type_errors() -> None:
         Diagonal([1j])
     with pytest.raises(TypeError, match="argument t has dtype complex128"):
         Diagonal([1.0]) @ [1j]
-    with pytest.raises(TypeError, match="ufunc"):
-        np.matmul(np.ones(1), Diagonal([1.0]))
-    with pytest.raises(TypeError, match="ufunc"):
-        Diagonal([1.0]) + np.ones(1)  # type: ignore[operator]
 
 
 def test_dense_guard(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,12 +157,6 @@ def test_copies_and_repr() -> None:
         assert isinstance(other, Diagonal)
         assert other.input_shape == (2, 3)
         assert_same_bits(other.diagonal(), J.diagonal())
-
-
-def test_never_becomes_an_array_unasked() -> None:
-    assert not hasattr(Diagonal, "__array__")
-    assert Diagonal.__array_ufunc__ is None
-    assert np.asarray(Diagonal([1.0])).dtype == object
 
 
 def test_scipy_linear_operator() -> None:

@@ -168,6 +168,7 @@ METHODS: dict[str, Callable[[Any], Any]] = {
     "todense": lambda J: J.todense(),
     "tensor": lambda J: J.tensor("denominator"),
     "T.todense": lambda J: J.T.todense(),
+    "tosparse": lambda J: J.tosparse(),
     "diagonal": lambda J: J.diagonal(),
     "flops": lambda J: (J.flops(), J.flops(7), J.T.flops(7)),
     "description": lambda J: (J.nbytes, J.dtype, J.shape, J.T.nbytes),

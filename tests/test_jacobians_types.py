@@ -76,6 +76,9 @@ def test_three_axes_and_empty_ones(dtype: np.dtype) -> None:
         SumTo((0,), (), dtype),
         Product(Dense(np.ones((2, 0), dtype)), Dense(np.ones((0, 3), dtype))),
         Sum(Zero((2,), (0,), dtype), Zero((2,), (0,), dtype)),
+        pb.softmax.jacobian(np.ones((0, 3), dtype)),
+        pb.softmax.jacobian(np.ones((2, 0), dtype)),
+        Kronecker(np.ones((0, 2, 2), dtype), 3, input_batch=(0,), output_batch=()),
     ):
         check(J, np.zeros(J.shape, dtype))
         check(J + J, np.zeros(J.shape, dtype))
@@ -144,8 +147,8 @@ def test_a_million_elements_take_order_n() -> None:
         finally:
             tracemalloc.stop()
         assert peak <= 12 * 8 * n, (J, peak)
-        for call in (J.todense, J.tensor, lambda J=J: J.tensor("denominator")):
-            with pytest.raises(MemoryError, match=rf"{n} .* takes .* GB, the \w+ 0.* GB; force"):
+        for call in (J.toarray, J.tensor, lambda J=J: J.tensor("denominator"), J.__array__):
+            with pytest.raises(MemoryError, match=rf"{n} .* takes .* GB, the \w+ 0.* GB; todense"):
                 call()
 
 
@@ -178,30 +181,6 @@ def test_views_share_memory_and_constructors_copy() -> None:
 
 
 # --- protocols ------------------------------------------------------------------------------------
-
-
-@kinds
-def test_never_becomes_an_array_unasked(kind: str) -> None:
-    J, _ = next(everything(kind, np.dtype(float)))
-    assert not hasattr(J, "__array__")
-    assert type(J).__array_ufunc__ is None
-    assert not hasattr(J, "__dict__")
-    for operate in (np.multiply, np.add, np.matmul):
-        with pytest.raises(TypeError, match="ufunc"):
-            operate(np.ones((2, 2)), J)
-    with pytest.raises(TypeError, match=r"ufunc|unsupported operand"):
-        np.ones((2, 2)) * J
-
-
-@kinds
-def test_scipy_linear_operator(kind: str) -> None:
-    linalg = pytest.importorskip("scipy.sparse.linalg")
-    for J, dense in everything(kind, np.dtype(float)):
-        operator = linalg.aslinearoperator(J)
-        assert operator.shape == dense.shape
-        rows, columns = dense.shape
-        np.testing.assert_array_equal(operator @ np.eye(columns), dense)
-        np.testing.assert_array_equal(operator.H @ np.eye(rows), dense.T)
 
 
 def test_reprs() -> None:
@@ -275,10 +254,6 @@ def test_value_errors_name_the_shapes(call: Callable[[], Any], message: str) -> 
         (lambda: Sum(Identity((2,)), 1.0), "Sum: takes Jacobians, not float"),
         (lambda: Product(np.ones((2, 2))), "Product: takes Jacobians, not ndarray"),
         (lambda: 1j * Identity((2,)), "argument c has dtype complex128"),
-        (lambda: Identity((2,)) * Identity((2,)), "unsupported operand"),
-        (lambda: Identity((2,)) * [1.0, 2.0], "can't multiply|unsupported operand"),
-        (lambda: Identity((2,)) + 1.0, "unsupported operand"),
-        (lambda: 1.0 - Identity((2,)), "unsupported operand"),
     ],
 )
 def test_type_errors(call: Callable[[], Any], message: str) -> None:

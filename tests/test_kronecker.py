@@ -265,10 +265,6 @@ def test_type_errors() -> None:
         Kronecker([[1j]], 1)
     with pytest.raises(TypeError, match="argument t has dtype complex128"):
         Kronecker(1, [[1.0]]) @ [1j]
-    with pytest.raises(TypeError, match="ufunc"):
-        np.matmul(np.ones((1, 1)), Kronecker(1, 1))
-    assert not hasattr(Kronecker, "__array__")
-    assert np.asarray(Kronecker(1, 1)).dtype == object
 
 
 # --- elements, memory -----------------------------------------------------------------------------

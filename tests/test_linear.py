@@ -21,7 +21,7 @@ from matrices import (
     wide,
 )
 from oracles import assert_same_bits
-from protocol import dtypes
+from protocol import backends, dtypes
 from pullback import linear
 from pullback.tables.elementwise import OPS
 
@@ -141,6 +141,20 @@ def test_the_bias_is_summed_in_float64(dtype: np.dtype) -> None:
         assert abs(db[2] - exact[2]) <= (count * 2.0**-53 + np.finfo(dtype).eps) * exact[2]
     if dtype == np.float32:
         assert np.cumsum(column, dtype=dtype)[-1] != count / 3  # the trap is one
+
+
+@dtypes
+@backends
+@pytest.mark.parametrize("lead", [(), (1,), (3,), (700,), (2, 3)])
+def test_negative_zeros_sum_to_zero(lead: tuple[int, ...], dtype: Any, primitives: Any) -> None:
+    """As those of np.sum, which begins at +0."""
+    X, W, b, _ = layer(lead, 3, 4, dtype)
+    G = np.full((*lead, 4), -0.0, dtype)
+    for f in (None, primitives.identity):
+        for wrt in ("all", ("b",)):
+            assert_same_bits(
+                primitives.linear.vjp(X, W, b, G, activation=f, wrt=wrt)[-1], 0 * np.abs(b)
+            )
 
 
 def test_masked_activations_hide_what_is_inactive() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import pullback as pb
 import pytest
 import scipy.sparse
@@ -314,8 +315,8 @@ def test_bad_targets(case: Case, method: str, primitives: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "bad", "needs"),
     [
-        ("logistic", 2.0, r"needs 0 or 1"),
-        ("hinge", 0.0, r"needs.*-1.*1"),
+        ("logistic", 2.0, r"needs to be in \[0, 1\]; labels of any two.* encode: y == positive"),
+        ("hinge", 0.0, r"needs -1 or 1; labels of any two.* np.where\(y == positive, 1, -1\)"),
         ("poisson", -1.0, r"needs.*(not|negative|>=|0)"),
         ("gamma", 0.0, r"needs.*(positive|> 0)"),
         ("huber", math.nan, r"needs.*finite"),
@@ -329,6 +330,51 @@ def test_a_bad_target_is_told_what_is_needed(
     y[3] = bad
     with pytest.raises(ValueError, match=rf"{name}\.{method}: y\[3\] is {bad}.*{needs}"):
         call(getattr(primitives, name), method, arguments | {"y": y})
+
+
+LABELS: dict[str, Callable[[Any], Any]] = {
+    "list": lambda y: y,
+    "str": np.array,
+    "bytes": lambda y: np.array(y, "S"),
+    "object": lambda y: np.array(y, object),
+    "pandas": pd.Series,
+    "categories": lambda y: pd.Series(y, dtype="category"),
+}
+
+
+@backends
+@pytest.mark.parametrize("label", LABELS.values(), ids=LABELS.keys())
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("logistic", r"two values, strings included, .*: y == positive makes 0 and 1 of them"),
+        ("hinge", r"two values, strings included, .*: np\.where\(y == positive, 1, -1\)"),
+        ("softmax_cross_entropy", r"values, strings .*: np\.unique\(y, return_inverse=True\)\[1\]"),
+    ],
+)
+def test_labels_that_are_no_numbers(
+    name: str, advice: str, label: Callable[[Any], Any], primitives: Any
+) -> None:
+    """The message says whose task it is to encode them, and how."""
+    loss, y = getattr(primitives, name), label(["no", "yes", "no"])
+    w = np.ones((3, 3)) if name == "softmax_cross_entropy" else np.ones(3)
+    asked = rf"y has dtype .*, needs .*labels of any {advice}"
+    with pytest.raises(TypeError, match=rf"^{name}.value: argument {asked}"):
+        loss.value(np.eye(3), y, w)
+    with pytest.raises(TypeError, match=rf"^{name}.pointwise: argument {asked}"):
+        loss.pointwise(w, y)
+    with pytest.raises(TypeError, match=rf"^LinearObjective: argument {asked}"):
+        pb.LinearObjective(np.eye(3), y, loss=loss)
+
+
+def test_encoded_labels_are_targets() -> None:
+    """What the messages advise."""
+    y, positive, X = np.array(["no", "yes", "no"]), "yes", np.eye(3)
+    assert pb.logistic.value(X, y == positive, np.zeros(3)) == pytest.approx(math.log(2))
+    assert pb.hinge.value(X, np.where(y == positive, 1, -1), np.zeros(3)) == 1
+    labels = np.unique(y, return_inverse=True)[1]
+    wanted = pytest.approx(math.log(2))
+    assert pb.softmax_cross_entropy.value(X, labels, np.zeros((3, 2))) == wanted
 
 
 @backends
@@ -382,7 +428,7 @@ def test_bad_weights(case: Case, method: str, primitives: Any) -> None:
 def test_a_bad_target_is_told_before_its_bad_weight(method: str, primitives: Any) -> None:
     arguments = given(LOGISTIC)
     y, weights = np.zeros(30), np.ones(30)
-    y[8], weights[8] = 0.5, -1
+    y[8], weights[8] = 1.5, -1
     with pytest.raises(ValueError, match=r"y\[8\]"):
         call(primitives.logistic, method, arguments | {"y": y, "sample_weight": weights})
 

@@ -18,7 +18,9 @@ from guarded import Guarded
 from linear_models import (
     CASES,
     SOFTMAX,
+    Bounded,
     Case,
+    Model,
     assert_within,
     by_id,
     divided,
@@ -856,3 +858,131 @@ def test_kernels_agree_between_layouts(case: Case) -> None:
     sums = exact(case, X, *m.operands[1:], m.sample_weight, m.v)
     for given in (X, np.asfortranarray(X), sparse(X, "csr"), sparse(X, "csc"), misaligned(X)):
         judge(case, given, *m.operands[1:], m.sample_weight, m.v, dense=X, sums=sums)
+
+
+# --- what must not become NaN ---------------------------------------------------------------------
+
+GUARDED: dict[str, Callable[[np.ndarray], Any]] = {
+    "rows": np.ascontiguousarray,
+    "columns": np.asfortranarray,
+    "every other row": spread,
+    "every other column": lambda X: np.repeat(X, 2, axis=1)[:, ::2],
+    "csr": lambda X: sparse(X, "csr"),
+    "csc": lambda X: sparse(X, "csc", np.int64),
+    "stored zeros, csr": lambda X: zeros_stored(X, "csr"),
+    "stored zeros, csc": lambda X: zeros_stored(X, "csc"),
+    "thin": lambda X: sparse(np.concatenate([X, np.zeros((len(X), 4096), X.dtype)], 1), "csr"),
+}
+
+
+def zeros_stored(X: np.ndarray, form: str) -> Any:
+    filled = sparse(np.where(X == 0, 7, X), form)
+    filled.data[filled.data == 7] = 0
+    return filled
+
+
+def fitted(given: Any, m: Model) -> tuple[Any, tuple[Any, Any]]:
+    """Return coefficients and a direction for all columns, some of which a layout has added."""
+    more = np.zeros((given.shape[1] - len(m.w), *m.w.shape[1:]))
+    return np.concatenate([m.w, more]), (np.concatenate([m.v[0], more]), m.v[1])
+
+
+def judge_rows_of_weight_0(case: Case, dtype: np.dtype, primitives: Any) -> None:
+    """Rows of weight 0 hold what is not finite, or outside the domain: the sums are the others'."""
+    loss = case.of(primitives)
+    for n, d, k in ((9, 3, None), (530, 5, None), (21, 9, 3)):
+        m = model(case, n, d, dtype, k)
+        zero = np.arange(1, n, 3)
+        weights, clean, y = m.sample_weight.copy(), thinned(m.X, 0.7), m.y.copy()
+        weights[zero] = 0
+        X = clean.copy()
+        for i, bad in zip(zero, itertools.cycle([math.nan, math.inf, -math.inf, 1e30])):
+            X[i, i % d] = bad
+            y[i] = -1 if case.coupled and case.labels else bad
+        sums = exact(case, clean, *m.operands[1:], weights, m.v)
+        options = {"sample_weight": weights, "reduction": "sum"}
+        for name, layout in GUARDED.items():
+            if name == "thin" and n > 9:
+                continue
+            given = layout(X)
+            w, v = fitted(given, m)
+            value, (gX, gw, gb) = loss.value_and_grad(
+                given, y, w, m.b, **options, wrt=("X", "w", "b")
+            )
+            hw, hb = loss.hvp(given, y, w, m.b, v, **options)
+            c = loss.curvature(given, y, w, m.b, **options)
+            results = value, gw[:d], gb, gX[:, :d], c, hw[:d], hb
+            for field, actual in zip(sums._fields, results, strict=True):
+                assert_within(actual, getattr(sums, field), f"{field}, {name}")
+            assert_within(loss.value(given, y, w, m.b, **options), sums.value)
+            assert not gw[d:].any()
+            partial = loss.partial(given, y, w, m.b, sample_weight=weights)
+            assert_within(partial.loss, sums.value)
+            assert_within(partial.gw[:d], sums.gw)
+
+
+@backends
+@dtypes
+@cases
+def test_rows_of_weight_0(case: Case, dtype: np.dtype, primitives: Any) -> None:
+    judge_rows_of_weight_0(case, dtype, primitives)
+
+
+def judge_columns(case: Case, dtype: np.dtype, primitives: Any) -> None:
+    """Some rows are not finite in one column and 0 in the others: these are the other rows'."""
+    loss = case.of(primitives)
+    for n, d, k in ((9, 3, None), (530, 5, None), (21, 9, 2), (21, 9, 5)):
+        m = model(case, n, d, dtype, k)
+        bad = [0, n // 2, n - 1]
+        good = np.setdiff1d(np.arange(n), bad)
+        X, w = thinned(m.X, 0.7), m.w.copy()
+        X[good, 0] = X[bad] = w[1] = 0
+        X[bad, 0] = math.nan, math.inf, -math.inf
+        m = m._replace(w=w)
+        sums = exact(case, X[good], m.y[good], w, m.b, None, m.v)
+        for name, layout in GUARDED.items():
+            if name == "thin" and n > 9:
+                continue
+            given = layout(X)
+            w, v = fitted(given, m)
+            gX, gw = loss.grad(given, m.y, w, m.b, reduction="sum", wrt=("X", "w"))
+            hw, _ = loss.hvp(given, m.y, w, m.b, v, reduction="sum")
+            assert np.isnan(gw[0]).all()
+            assert_within(gw[1:d], Bounded(*(a[1:] for a in sums.gw)), name)
+            assert_within(hw[1:d], Bounded(*(a[1:] for a in sums.hw)), name)
+            assert_within(gX[good, :d], sums.gX, name)
+            assert not gX[bad, 1].any()
+
+
+@backends
+@dtypes
+@cases
+def test_what_is_not_finite_stays_in_its_columns(
+    case: Case, dtype: np.dtype, primitives: Any
+) -> None:
+    judge_columns(case, dtype, primitives)
+
+
+@pytest.mark.native
+@on_any_target
+@few
+def test_what_is_not_finite_on_every_target(case: Case) -> None:
+    judge_rows_of_weight_0(case, np.dtype(np.float64), pb)
+    judge_columns(case, np.dtype(np.float64), pb)
+
+
+@backends
+@pytest.mark.parametrize("layout", GUARDED.values(), ids=GUARDED.keys())
+def test_overflow_in_one_row(layout: Callable[..., Any], primitives: Any, any_target: str) -> None:
+    """Where X is 0 it adds nothing, nor to a Hessian product if its prediction does not change."""
+    del any_target
+    loss = primitives.poisson
+    X = layout(np.eye(2))
+    w, y = np.array([1000.0, 0.0, *np.zeros(X.shape[1] - 2)]), [1, 2]
+    ones = np.ones(X.shape[1])
+    np.testing.assert_array_equal(loss.grad(X, y, w)[0][:2], [math.inf, -0.5])
+    for v, wanted in ((ones, [math.inf, 0.5]), (ones - (w > 0), [0, 0.5])):
+        np.testing.assert_array_equal(loss.hvp(X, y, w, None, (v, None))[0][:2], wanted)
+    value, (gw, _) = loss.value_and_grad(X, y, w, None, [0, 1])
+    assert value == 1
+    np.testing.assert_array_equal(gw[:2], [0, -1])

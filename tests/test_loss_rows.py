@@ -10,7 +10,7 @@ import copy
 import itertools
 import math
 import pickle
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import mpmath
@@ -199,6 +199,44 @@ def test_kinks(name: str, dtype: np.dtype, primitives: Any, any_target: str) -> 
                     np.testing.assert_array_equal(
                         getattr(loss, method)(beside, y), np.full(n, exact, dtype)
                     )
+
+
+# Soft labels where terms nearly cancel, or are far from each other, and in both tails.
+SOFT = [1e-300, 1e-20, 0.25, 0.3, 0.5, 0.75, 1 - 2.0**-20, 1 - 2.0**-53]
+
+
+@backends
+def test_soft_labels(primitives: Any, any_target: str) -> None:
+    """Value and second derivative are right to their last digits, the first to its terms'."""
+    del any_target
+    loss, case = primitives.logistic, Case("logistic")
+    assert loss.value([[1.0]], [0.3], [1.0]) == pytest.approx(1.0132616875182228, rel=4e-16)
+    roots = [math.log(y) - math.log1p(-y) for y in SOFT]
+    far = [s * z for s in (1, -1) for z in (1e-300, 1e-9, 1, 30, 50, 700, 745, 800, 1e5, 1e300)]
+    z, y = (a.ravel() for a in np.meshgrid([0.0, *far, *roots], SOFT))
+    at = [(mpf(a), mpf(t)) for a, t in zip(z.tolist(), y.tolist(), strict=True)]
+    with mp.workprec(PRECISION):
+        terms = [max(case.formula.terms[1](SINGLE, *point, 0), 0) for point in at]
+    for order, method in enumerate(METHODS):
+        exact = Exact([number(case, order, *point) for point in at])
+        sizes = np.array(terms, float) if order == 1 else None
+        worst = worst_error(getattr(loss.pointwise, method)(z, y), exact, z.dtype, sizes)
+        assert worst.error <= ULP[order], (method, worst, z[worst.index], y[worst.index])
+
+
+@backends
+@dtypes
+def test_labels_of_logistic_are_each_others_mirror(
+    dtype: np.dtype, primitives: Any, any_target: str
+) -> None:
+    """To the last bit: soft labels have not made 0 and 1 special."""
+    del any_target
+    loss = primitives.logistic.pointwise
+    z, y = points(Case("logistic"), dtype)
+    for method, sign in zip(METHODS, (1, -1, 1), strict=True):
+        for one, zero in ((np.ones_like(y), np.zeros_like(y)), (1 - y, 1 - (1 - y))):
+            mirrored = getattr(loss, method)(-z, zero)
+            assert_same_bits(getattr(loss, method)(z, one), sign * mirrored)
 
 
 OUTSIDE = [math.nan, math.inf, -math.inf, -1.0, 0.5, 0.0, -0.0, 1.0, 2.0, -5e-324, 5e-324, 1e300]
@@ -410,6 +448,22 @@ def test_softmax_targets_outside_the_domain(k: int, dtype: np.dtype, primitives:
 
 
 @backends
+@dtypes
+@pytest.mark.parametrize("k", [2, 3, 8, 9, 20, 65])
+def test_softmax_where_a_class_is_impossible(k: int, dtype: np.dtype, primitives: Any) -> None:
+    """A prediction of -inf adds nothing where its target is 0."""
+    z = np.full((5, k), -np.inf, dtype)
+    z[:, :2] = 0, math.log(3)
+    slope = np.array([-0.5, 0.5, *[0.0] * (k - 2)], dtype)
+    y = np.zeros((5, k), dtype)
+    y[:, :2] = 0.75, 0.25
+    close = partial(np.testing.assert_allclose, rtol=4 * np.finfo(dtype).eps)
+    loss = primitives.softmax_cross_entropy.pointwise
+    close(loss(z, y), math.log(4) - math.log(3) / 4)
+    close(loss.derivative(z, y), np.tile(slope, (5, 1)))
+
+
+@backends
 @softmax
 def test_softmax_over_leading_axes(case: Case, primitives: Any) -> None:
     """The last axis holds the classes, whatever lies before it."""
@@ -424,7 +478,17 @@ def test_softmax_over_leading_axes(case: Case, primitives: Any) -> None:
         assert_same_bits(loss(zs, ys), value.reshape(shape))
         assert_same_bits(loss.derivative(zs, ys), slope.reshape(*shape, 3))
         assert_same_bits(loss.vjp(zs, ys, g.reshape(shape)), pulled.reshape(zs.shape))
+        J, t = loss.jacobian(zs, ys), np.cos(zs)
+        assert_same_bits(J.jvp(t), J @ t)
+        assert (J.input_shape, J.output_shape) == (zs.shape, shape)
+        np.testing.assert_array_equal(np.diag(np.ones(60)) @ J, J.todense())
+        pushed, scale = loss.jvp(zs, ys, t), np.abs(slope).max(1).reshape(shape)
+        for wanted in (J @ t, (slope * t.reshape(60, 3)).sum(1).reshape(shape)):
+            assert (np.abs(pushed - wanted) <= 1e-15 * scale).all()
+        assert_same_bits(loss.jvp(zs, ys, None), np.zeros(shape))
+        assert J.tosparse().nnz <= 180
     assert loss(z[0], y[0]).shape == ()
+    assert loss.jvp(z[0], y[0], z[0]).shape == ()
     assert loss.derivative(z[0], y[0]).shape == (3,)
 
 
@@ -443,6 +507,14 @@ def test_methods_agree(case: Case, dtype: np.dtype, primitives: Any) -> None:
     g = np.random.default_rng(0).normal(size=z.size).astype(dtype)
     with np.errstate(all="ignore"):
         assert_same_bits(np.abs(loss.vjp(z, y, g)), np.abs(g * slope))
+        assert_same_bits(np.abs(loss.jvp(z, y, g)), np.abs(g * slope))
+    assert_same_bits(loss.jacobian(z, y).diagonal(), slope)
+    assert_same_bits(loss.jvp(z, y, None), np.zeros_like(value))
+    with np.errstate(all="ignore"):
+        assert_same_bits(loss.jvp(z, y, 2), 2 * slope)
+    for t in (g[1:], np.stack([g, g]), g[:, np.newaxis], g[0]):
+        with pytest.raises(ValueError, match=rf"pointwise\.jvp: t has shape .*, z \({z.size},\)"):
+            loss.jvp(z, y, t)
 
 
 @backends

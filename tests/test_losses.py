@@ -354,6 +354,32 @@ def test_weights_count_samples(case: Case) -> None:
                 np.testing.assert_allclose(a, c, rtol=1e-12, atol=1e-14)
 
 
+@backends
+@cases
+def test_weights_of_any_scale(case: Case, primitives: Any) -> None:
+    """A common factor does not change a mean, even where sums or products leave the range."""
+    loss = case.of(primitives)
+    X, y, w, b, _, v = model(case, 30, 4, np.float64)
+    weights = np.arange(30) % 4 * 1.0
+
+    def results(weights: np.ndarray) -> list[Any]:
+        options = {"sample_weight": weights}
+        gradients = loss.value_and_grad(X, y, w, b, **options, wrt=("X", "w", "b"))
+        value, c = loss.value(X, y, w, b, **options), loss.curvature(X, y, w, b, **options)
+        return [value, gradients, loss.hvp(X, y, w, b, v, **options), c]
+
+    wanted = results(weights)
+    for exponent in (-1074, -1000, -600, 600, 1000, 1022):
+        for one, other in zip(results(weights * 2.0**exponent), wanted, strict=True):
+            assert_same_leaves(one, other)
+    huge = [1e308, 1e308]
+    value, (gw, _) = primitives.squared_error.value_and_grad(
+        [[2.0], [1]], [0, 1], [1.0], None, huge
+    )
+    assert value == 2
+    assert gw == [4]
+
+
 @on_any_target
 @cases
 def test_kinds_of_weights(case: Case) -> None:

@@ -7,6 +7,7 @@ broke Python's rules, and a crash ends the tests.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -80,7 +81,16 @@ ROWS, VALUES = np.ones((2, 3, 4)), np.ones((2, 4))
 VECTOR, SQUARE = np.ones(3), np.ones((2, 2))
 X, W, B, Y = np.ones((4, 3)), np.ones((3, 1)), np.ones(1), np.ones(4)
 I4 = np.array([0, 1, 2], np.int32)
-OBJECTIVE = ("logistic", 0.0, X, Y, None, 4.0, 0.5, 1, True, False, None)
+OBJECTIVE = ("logistic", 0.0, X, Y, Y, 4, 3, 0.5, 1, True, False, None)
+THETA = np.ones(4)
+OBJECTIVE_METHODS: list[tuple[str, str, tuple[Any, ...]]] = [
+    *((method, "theta", (THETA,)) for method in ("value", "grad", "value_and_grad", "unpack")),
+    *(
+        ("hvp", "theta, v", (THETA, THETA)),
+        ("predict", "X, theta", (X, THETA)),
+        ("initial", "", ()),
+    ),
+]
 ANYTHING: list[Any] = [
     *(None, True, 0, 1, -1, 2, 2**31, 2**63, 10**400, -(10**400), 1.5, np.nan, np.inf, 1j, ...),
     *("", "tanh", "sum", "norm", "softmax", "huber", "relu_mse", "value", "gradient", "curved"),
@@ -139,7 +149,8 @@ def functions() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
         ),
     )
     yield "loss_method", N.loss_method, (*("huber", 1.0, "value"), None, refusing("X, y, w"))
-    yield "objective", N.objective, OBJECTIVE
+    grad = (*OBJECTIVE, "grad", refusing("theta"))
+    yield "objective_method", N.objective_method, grad
     yield "reduction_method", N.reduction_method, (*("sum", "value", "", 0.0), None, refusing("x"))
     pulled = refusing("A, B, G, wrt='all', out=None")
     yield "product_method", N.product_method, ("matmul", "vjp", pulled)
@@ -205,19 +216,15 @@ def made() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
         direction = (w, None)
         product = N.loss_method(loss, 0.0, "hvp", None, fallback)
         yield f"{loss}.hvp", product, (X, y, w, None, direction)
-    for method in ("", ".derivative", ".value_and_derivative", ".second_derivative", ".vjp"):
+    plain = ("", ".derivative", ".value_and_derivative", ".second_derivative", ".jacobian")
+    for method in (*plain, ".vjp", ".jvp"):
         name = f"pointwise{method}"
-        taken = "z, y, g" if method == ".vjp" else "z, y"
+        taken = "z, y" if method in plain else "z, y, g"
         for loss, z, y in (("huber", Y, Y), ("softmax_cross_entropy", X, Y.astype(int))):
-            given = (z, y, Y) if method == ".vjp" else (z, y)
+            given = (z, y, *{".vjp": (Y,), ".jvp": (z,)}.get(method, ()))
             yield f"{loss}.{name}", N.loss_method(loss, 1.0, name, None, refusing(taken)), given
-    objective = N.objective(*OBJECTIVE)
-    for method in ("value", "grad", "value_and_grad", "unpack"):
-        yield method, N.objective_method(objective, method, refusing("theta")), (np.ones(4),)
-    predictor = N.objective_method(objective, "predict", refusing("X, theta"))
-    yield "predict", predictor, (X, np.ones(4))
-    product = N.objective_method(objective, "hvp", refusing("theta, v"))
-    yield "hvp", product, (np.ones(4), np.ones(4))
+    for method, taken, given in OBJECTIVE_METHODS:
+        yield method, N.objective_method(*OBJECTIVE, method, refusing(taken)), given
     for name, method, taken, given in (
         ("sum", "grad", "x, axis=None, keepdims=False, where=True", (F8, 0, True, True)),
         ("dot", "vjp", "x, y, g, axis=None, out=None, wrt='all'", (F8, F8, np.ones(3), 0)),
@@ -282,9 +289,10 @@ def of_chains() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
             ("vjp", "x, g, wrt=0", (F8, value, "all")),
             ("value_and_vjp", "x, g, wrt=0", (F8, value, (0,))),
             ("value_and_grad", "x, wrt=0", (F8, 0)),
+            ("grad", "x, wrt=0", (F8, 0)),
             ("jacobian", "x", (F8,)),
         ):
-            if method == "value_and_grad" and value.ndim:
+            if "grad" in method and value.ndim:
                 continue
             yield f"{name}.{method}", N.chain_method(walk, method, refusing(taken)), given
 
@@ -343,6 +351,21 @@ def test_everything_is_refused_or_computed() -> None:
     native.set_kept_limit(before[2])
     assert not wrong, "\n".join(sorted(set(wrong)))
     assert calls > 20_000
+
+
+def test_data_of_objectives_hold_anything() -> None:
+    """They are looked at in each call, whatever they have become since."""
+    computed = left = 0
+    for k, (method, taken, given) in itertools.product((2, 3, 4), OBJECTIVE_METHODS):
+        for value in ANYTHING:
+            data = (*OBJECTIVE[:k], value, *OBJECTIVE[k + 1 :])
+            try:
+                native.objective_method(*data, method, refusing(taken))(*given)
+                computed += 1
+            except REFUSALS:
+                left += 1
+    assert left > 1000
+    assert computed > 200
 
 
 def test_slots_of_jacobians_hold_anything() -> None:
@@ -405,7 +428,7 @@ def test_steps_of_a_walk() -> None:
     with pytest.raises(TypeError, match="is no walk"):
         native.chain_method(1, "vjp", refuse)
     with pytest.raises(KeyError, match="no native method"):
-        native.chain_method(walk(TANH), "grad", refuse)
+        native.chain_method(walk(TANH), "hessian", refuse)
 
 
 def test_what_partial_sums_are_made_of() -> None:
@@ -434,7 +457,6 @@ def test_parameters_under_another_name() -> None:
 def test_too_few_arguments_to_rely_on() -> None:
     """A fast path looks at arguments that its Python side requires, so these have to be there."""
     N = native
-    objective = N.objective(*OBJECTIVE)
     for make in (
         lambda f: N.elementwise_method("multiply", "vjp", f),
         lambda f: N.loss_method("huber", 1.0, "grad", None, f),
@@ -444,8 +466,8 @@ def test_too_few_arguments_to_rely_on() -> None:
         lambda f: N.product_method("matmul", "vjp", f),
         lambda f: N.product_method("linear", "jvp", f),
         lambda f: N.product_method("bilinear_form", "value", f),
-        lambda f: N.objective_method(objective, "hvp", f),
-        lambda f: N.objective_method(objective, "predict", f),
+        lambda f: N.objective_method(*OBJECTIVE, "hvp", f),
+        lambda f: N.objective_method(*OBJECTIVE, "predict", f),
         lambda f: N.chain_method(N.ChainWalk((TANH,), pb.arg, other), "vjp", f),
     ):
         for function in (refuse, refusing("x=None, y=None")):

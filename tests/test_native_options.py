@@ -329,8 +329,11 @@ CHAINS: dict[str, tuple[Any, ...]] = {
     "kept": (pb.tanh, (pb.sum, pb.arg, {"axis": 0, "keepdims": True}), (pb.mean, pb.arg)),
     "map": (pb.exp, pb.softmax, pb.sqrt, pb.layer_norm),
     "matmul": ((pb.matmul, pb.arg, B), pb.tanh, (pb.matmul, B, pb.arg)),
+    "merged": (pb.tanh, (pb.logsumexp, pb.arg, {"axis": 1}), pb.sin, pb.norm2),
     "linear": (LAYER, pb.sum),
     "layers": (LAYER, (pb.multiply, pb.arg, 0.5), LAYER, (pb.linear, pb.arg, B), pb.norm2),
+    "loss": (pb.tanh, (pb.huber.pointwise, pb.arg, 0.5), pb.mean),
+    "classes": (pb.tanh, (pb.softmax_cross_entropy.pointwise, pb.arg, np.array([1, 0, 3, 2]))),
     "twin": (pb.exp, pb.reference.tanh, (pb.reference.multiply, pb.arg, 2.0), pb.sum),
     "long": (pb.sin, pb.cos) * 20,
 }
@@ -393,16 +396,20 @@ def test_cotangents_of_chains(name: str, method: str) -> None:
     judge(Walked(CHAINS[name], method), calls(), outs=False)
 
 
-@pytest.mark.parametrize("name", ["numbers", "twice", "sum", "norm", "linear", "layers", "twin"])
-def test_gradients_of_chains(name: str) -> None:
+SCALAR = ["numbers", "twice", "sum", "norm", "linear", "layers", "loss", "twin"]
+
+
+@pytest.mark.parametrize("name", SCALAR)
+@pytest.mark.parametrize("method", ["grad", "value_and_grad"])
+def test_gradients_of_chains(method: str, name: str) -> None:
     f = pb.chain(*CHAINS[name])
     wrts: list[dict[str, Any]] = [{}, {"wrt": "all"}, {"wrt": (len(f._names) - 1, 0)}]
     wrts = wrts if len(f._names) > 1 else wrts[:2]
     given = [((x,), wrt) for x in points() if fits(f, (x,)) for wrt in wrts]
-    judge(Walked(CHAINS[name], "value_and_grad"), iter(given), outs=False)
+    judge(Walked(CHAINS[name], method), iter(given), outs=False)
     one = (pb.exp, pb.tanh)
     for x in (np.array([0.5]), np.full((1, 1), 2, "f4"), np.float64(2), 0.5, [0.5]):
-        judge(Walked(one, "value_and_grad"), iter([((x,), {})]), outs=False)
+        judge(Walked(one, method), iter([((x,), {})]), outs=False)
 
 
 @pytest.mark.parametrize("name", [name for name in CHAINS if name not in ("form", "long", "twin")])
@@ -524,6 +531,17 @@ def test_pointwise(case: Case) -> None:
         for g in (rng.standard_normal(shape), np.ones((2, *shape)), np.ones(shape, int), 2, 0.5)
     ]
     judge(f.vjp, iter(pulled), outs=False)
+    pushed = [
+        ((a, b, t), {})
+        for a, b in forms
+        for shape in [np.shape(f.derivative(a, b))]
+        for t in (rng.standard_normal(shape), np.ones(shape, "f4"), np.ones(shape, int), 2, 0.5)
+    ]
+    judge(f.jvp, iter([*pushed, ((z, y, None), {})]), outs=False)
+    for form in forms:
+        J, plain = f.jacobian(*form), f.jacobian.__wrapped__(*form)
+        assert repr(J) == repr(plain)
+        assert bits(J.todense()) == bits(plain.todense())
 
 
 def with_masks(calls: list[Call], shape: tuple[int, ...]) -> Iterator[Call]:
@@ -648,6 +666,46 @@ def test_objectives(case: Case) -> None:
             judge(ours.predict, iter([((new, theta), {}), ((new, theta.tolist()), {})]), outs=False)
             assert bits(ours.predict(new, theta)) == bits(by_chunks.predict(new, theta))
         judge(ours.unpack, iter([((theta,), {}), ((theta.astype("f4").tolist(),), {})]), outs=False)
+
+
+@losses
+def test_objectives_of_any_data(case: Case) -> None:
+    """Whether they are read where they lie, converted or left to Python."""
+    m = model(case, 50, 3)
+    X, y, weights = m.X, m.y, rng.uniform(0, 2, 50)
+    whole = np.rint(2 * X)
+    datas = [
+        *((A, y, weights) for A in (*kinds_of(X), *kinds_of(whole, np.int8, np.int64, "f2"))),
+        *(
+            (make(A), y, weights)
+            for make in (sparse.csr_array, sparse.csc_array)
+            for A in (X, whole)
+        ),
+        (sparse.csc_array(whole.astype(np.int16)), y, None),
+        (np.tile(whole.astype(int), 200), y, weights),
+        *((X, targets, None) for targets in kinds_of(y)),
+        *((X, y, given) for given in kinds_of(weights, "f4", "f2")),
+        *((X, y, given) for given in kinds_of(np.rint(2 * weights), np.int8, np.int64)),
+    ]
+    if np.array_equal(y, np.rint(y)) and not (case.coupled and y.ndim > 1):
+        datas += [(X, targets, None) for targets in kinds_of(y, np.int64, np.int8)]
+    for data in datas:
+        objective = pb.LinearObjective(*data[:2], case.of(), 0.3, data[2])
+        theta, v = rng.standard_normal((2, objective.n_parameters)) / 8
+        for method in ("value", "grad", "value_and_grad"):
+            judge(getattr(objective, method), iter([((theta,), {})]), outs=False)
+        judge(objective.hvp, iter([((theta, v), {})]), outs=False)
+        if case.name == "relu_mse":
+            judge(objective.initial, iter([((), {})]), outs=False)
+
+
+def kinds_of(array: Any, *dtypes: Any) -> list[Any]:
+    """Return an array of several layouts, or of several dtypes."""
+    if dtypes:
+        return [array.astype(dtype) for dtype in dtypes]
+    strided = np.repeat(array, 2, axis=-1)[..., ::2]
+    swapped = array.astype(array.dtype.newbyteorder())
+    return [array, np.asfortranarray(array), array[::-1].copy()[::-1], strided, swapped]
 
 
 def test_all_methods_are_here() -> None:

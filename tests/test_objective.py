@@ -1,10 +1,15 @@
-"""LinearObjective: right sums, a penalty, curvature kept but never theta, SciPy's optimizers."""
+"""LinearObjective: right sums, a penalty, data read anew in each call, SciPy's optimizers."""
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import pickle
+import re
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -27,7 +32,7 @@ from linear_models import (
 )
 from mpmath import mp, mpf
 from oracles import PRECISION, assert_same_bits
-from protocol import each
+from protocol import TWINS, assert_same_leaves, backends, each
 from pullback.tables.losses import LOSSES
 
 cases = pytest.mark.parametrize("case", CASES, ids=by_id)
@@ -335,69 +340,272 @@ class Counted:
 
 
 @cases
-def test_curvature_is_kept(case: Case) -> None:
-    """A second Hessian product at one theta reads X once, and so does one after the gradient."""
+def test_each_call_is_one_pass(case: Case) -> None:
     m = model(case, 90, 5, np.float64, 3 if case.coupled else None)
     source = Counted([(m.X[i : i + 30], m.y[i : i + 30]) for i in (0, 30, 60)])
     objective = pb.LinearObjective(source, loss=case.of(), n_outputs=3 if case.coupled else None)
     theta = theta_of(m.w, m.b)
-    t = np.ones_like(theta)
-    objective.value_and_grad(theta)
-    for call in (
-        lambda: objective.hvp(theta, t),
-        lambda: objective.hvp(theta, 2 * t),
-        lambda: objective.hvp(theta.copy(), t),
-        lambda: objective.value_and_grad(theta + 1),
-        lambda: objective.hvp(theta, t),
-    ):
+    for method in (objective.value, objective.grad, objective.value_and_grad, objective.hvp):
         before = source.passes
-        call()
-        assert source.passes - before <= 1
+        method(*[theta] * (1 + (method == objective.hvp)))
+        assert source.passes == before + 1
 
 
-def test_curvature_is_that_of_all_of_theta() -> None:
-    m = model(LOGISTIC, 90, 5, np.float64)
+# --- data that change in place --------------------------------------------------------------------
+
+ARRAYS: dict[str, Callable[[Any], Any]] = {
+    "float64": lambda a: a.astype(float),
+    "float32": lambda a: a.astype(np.float32),
+    "float16": lambda a: a.astype(np.float16),
+    "int64": lambda a: a.astype(np.int64),
+    "int8": lambda a: a.astype(np.int8),
+    "bool": lambda a: a.astype(bool),
+    "swapped": lambda a: a.astype(">f8"),
+    "strided": lambda a: np.repeat(a.astype(float), 2, axis=-1)[..., ::2],
+}
+MATRICES: dict[str, Callable[[Any], Any]] = {
+    **ARRAYS,
+    "columns": lambda a: np.asfortranarray(a.astype(float)),
+    "blocks": lambda a: np.tile(a.astype(np.int64), 90),  # which are not converted as a whole
+    "CSR": lambda a: scipy.sparse.csr_array(a.astype(float)),
+    "CSR of integers": lambda a: scipy.sparse.csr_array(a.astype(np.int16)),
+    "CSC": lambda a: scipy.sparse.csc_array(a.astype(float)),
+    "CSC of integers": lambda a: scipy.sparse.csc_array(a.astype(np.int16)),
+    "CSC, unsorted": lambda a: unsorted(scipy.sparse.csc_array(a.astype(float))),
+}
+
+
+def unsorted(matrix: Any) -> Any:
+    for at, end in itertools.pairwise(matrix.indptr):
+        matrix.indices[at:end] = matrix.indices[at:end][::-1].copy()
+    matrix.has_sorted_indices = False
+    return matrix
+
+
+def changes(given: Any) -> Iterator[None]:
+    """Change an array of zeros and ones, or a sparse matrix, in place, in several ways."""
+    if isinstance(given, np.ndarray):
+        for at in (np.s_[:], np.s_[: len(given) // 2]):
+            given[at] = given[at][::-1].copy()
+            yield
+        return
+    given.data *= 3
+    yield
+    with warnings.catch_warnings(action="ignore", category=scipy.sparse.SparseEfficiencyWarning):
+        given[1, 2] = given[2, 0] = 5  # which may be new entries
+    yield
+    given.data[::2] = 0
+    given.eliminate_zeros()
+    yield
+    given.sort_indices()
+    given.data[:] = 1
+    yield
+
+
+def answers(objective: Any) -> list[Any]:
+    theta, v = np.random.default_rng(3).normal(size=(2, objective.n_parameters)) / 4
+    called = [objective.value(theta), *objective.value_and_grad(theta), objective.grad(theta)]
+    return [*called, objective.hvp(theta, v), objective.initial(), objective.hvp(theta, v)]
+
+
+def assert_same_answers(one: list[Any], other: list[Any]) -> None:
+    for a, b in zip(one, other, strict=True):
+        assert_same_bits(np.asarray(a), np.asarray(b))
+
+
+def zeros_and_ones(loss: str, argument: str, kind: str) -> dict[str, Any]:
+    """Return data of which one argument is of a kind, and which every loss takes."""
+    rng = np.random.default_rng(7)
+    data = {"X": rng.integers(0, 2, (60, 4)), "y": rng.integers(0, 2, 60)}
+    data["sample_weight"] = rng.integers(0, 2, 60)
+    if loss != "softmax_cross_entropy":
+        data["y"] = data["y"].astype(float)
+    return {**data, argument: MATRICES[kind](data[argument])}
+
+
+LIVE = [
+    (loss, argument, kind)
+    for loss in ("relu_mse", "softmax_cross_entropy")
+    for argument, kinds in (("X", MATRICES), ("y", ARRAYS), ("sample_weight", ARRAYS))
+    for kind in kinds
+    if argument != "y" or loss != "softmax_cross_entropy" or kind in {"int64", "int8", "bool"}
+]
+
+
+@backends
+@each("loss,argument,kind", LIVE, label="-".join)
+def test_each_call_reads_the_data_as_they_are(
+    loss: str, argument: str, kind: str, primitives: Any
+) -> None:
+    f = getattr(primitives, loss)
+    data = zeros_and_ones(loss, argument, kind)
+    objective = pb.LinearObjective(loss=f, **data)
+    w, b = objective.unpack(np.linspace(-1, 1, objective.n_parameters))
+    seen = [answers(objective)]
+    for _ in changes(data[argument]):
+        now = copy.deepcopy(data)
+        seen.append(answers(objective))
+        assert_same_answers(seen[-1], answers(pb.LinearObjective(loss=f, **now)))
+        assert_same_leaves(f.value_and_grad(**data, w=w, b=b), f.value_and_grad(**now, w=w, b=b))
+        assert seen[-1][0] != seen[-2][0]
+    assert len(seen) > 2
+
+
+@backends
+def test_chunks_are_read_as_they_are(primitives: Any) -> None:
+    data = zeros_and_ones("logistic", "X", "int64")
+    chunks = [(data["X"][i : i + 30], data["y"][i : i + 30].tolist()) for i in (0, 30)]
+    objective = pb.LinearObjective(chunks, loss=primitives.logistic)
+    before = answers(objective)
+    data["X"] *= 2
+    chunks[0][1][3] = 1 - chunks[0][1][3]
+    now = answers(objective)
+    assert now[0] != before[0]
+    assert_same_answers(now, answers(pb.LinearObjective(chunks, loss=primitives.logistic)))
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda objective: pickle.loads(pickle.dumps(objective)),
+}
+
+
+@backends
+@each("how", COPIES)
+def test_copies_answer_for_themselves(how: str, primitives: Any) -> None:
+    """What is listed is copied once; deep copies have data of their own."""
+    for argument, kind in (
+        ("X", "float64"),
+        ("X", "CSR"),
+        ("y", "int8"),
+        ("sample_weight", "bool"),
+    ):
+        data = zeros_and_ones("relu_mse", argument, kind)
+        objective = pb.LinearObjective(loss=primitives.relu_mse, **data)
+        other = COPIES[how](objective)
+        before = answers(objective)
+        assert_same_answers(answers(other), before)
+        other.hvp(np.ones(5), np.ones(5))
+        assert_same_answers(answers(objective), before)
+        next(changes(data[argument]))
+        now = answers(objective)
+        assert now[0] != before[0]
+        assert_same_answers(answers(other), now if how == "copy" else before)
+    labels = np.array([0, 1, 2, 1])
+    objective = pb.LinearObjective(np.eye(4), labels, primitives.softmax_cross_entropy)
+    labels[labels == 2] = 0
+    assert_same_answers(answers(COPIES[how](objective)), answers(objective))
+    listed = {name: given.tolist() for name, given in zeros_and_ones("hinge", "y", "int8").items()}
+    listed["y"] = [2 * label - 1 for label in listed["y"]]
+    objective = pb.LinearObjective(loss=primitives.hinge, **listed)
+    before = answers(objective)
+    for given in listed.values():
+        given[:] = given[::-1]
+    listed["X"][0][0] = 9
+    assert_same_answers(answers(objective), before)
+    assert_same_answers(answers(COPIES[how](objective)), before)
+
+
+@backends
+def test_threads_share_an_objective(primitives: Any) -> None:
+    rng = np.random.default_rng(5)
+    X, y = rng.normal(size=(4000, 6)), rng.integers(0, 2, 4000)
+    thetas = rng.normal(size=(8, 7))
+    for data in ((X, y), ([(X[:9], y[:9]), (X[9:], y[9:])], None)):
+        objective = pb.LinearObjective(*data, primitives.logistic)
+
+        def ask(theta: Any, of: Any = objective) -> Any:
+            return of.value(theta), of.grad(theta), of.hvp(theta, theta)
+
+        wanted = [*map(ask, thetas)]
+        with ThreadPoolExecutor(4) as pool:
+            for got in (pool.map(ask, thetas) for _ in range(3)):
+                for one, other in zip(got, wanted, strict=True):
+                    assert_same_leaves(one, other)
+
+
+@backends
+@cases
+def test_samples_of_weight_0(case: Case, primitives: Any) -> None:
+    """Add nothing, in one array or in chunks; a chunk may be of such samples alone."""
+    m = model(case, 30, 4, np.float64)
+    weights = m.sample_weight.copy()
+    weights[::4] = weights[5:10] = 0
+    X, y = m.X.copy(), m.y.copy()
+    X[::4, 1], X[7] = math.nan, math.inf
+    y[weights == 0] = -1 if case.labels else math.nan
+    parts = [slice(0, 5), slice(5, 10), slice(10, 30)]
+    chunks = [(X[rows], y[rows], weights[rows]) for rows in parts]
     theta = theta_of(m.w, m.b)
-    t = np.ones_like(theta)
-    objective = pb.LinearObjective(m.X, m.y, pb.logistic)
-    for i in range(len(theta)):
-        objective.hvp(theta, t)
-        moved = theta.copy()
-        moved[i] += 1
-        fresh = pb.LinearObjective(m.X, m.y, pb.logistic)
-        assert_same_bits(objective.hvp(moved, t), fresh.hvp(moved, t))
+    loss, k = case.of(primitives), 3 if case.coupled else None
+    right = exact(case, m.X, m.y, m.w, m.b, weights, m.v)
+    right = divided(right, 30, weights, "mean")
+    for objective in (
+        pb.LinearObjective(X, y, loss, sample_weight=weights, n_outputs=k),
+        pb.LinearObjective(chunks, loss=loss, n_outputs=k),
+    ):
+        value, gradient = objective.value_and_grad(theta)
+        product = objective.hvp(theta, theta_of(*m.v))
+        assert_within(value, right.value)
+        assert_within(objective.value(theta), right.value)
+        for actual, gw, gb in (
+            (gradient, right.gw, right.gb),
+            (objective.grad(theta), right.gw, right.gb),
+            (product, right.hw, right.hb),
+        ):
+            assert_within(actual[: m.w.size], gw)
+            assert_within(actual[m.w.size :], gb)
+        assert np.isfinite(objective.initial()).all()
 
 
-def test_a_pass_that_fails_leaves_no_curvature() -> None:
-    m = model(LOGISTIC, 90, 5, np.float64)
-    theta, fails = theta_of(m.w, m.b), False
+@backends
+@each("exponent", [-1074, -600, 600, 1022])
+def test_weights_of_any_scale(exponent: int, primitives: Any) -> None:
+    """A common factor does not change a mean, even where sums or products leave the range."""
+    m = model(LOGISTIC, 30, 4, np.float64)
+    theta, weights = theta_of(m.w, m.b), np.arange(30) % 4 * 1.0
 
-    def chunks() -> Iterator[Any]:
-        yield m.X[:30], m.y[:30]
-        if fails:
-            raise EOFError
-        yield m.X[30:], m.y[30:]
+    def results(weights: np.ndarray) -> tuple[Any, ...]:
+        objective = pb.LinearObjective(m.X, m.y, primitives.logistic, 0.5, weights)
+        return (*objective.value_and_grad(theta), objective.hvp(theta, theta))
 
-    objective = pb.LinearObjective(chunks, loss=pb.logistic)
-    first = objective.hvp(theta, np.ones_like(theta))
-    fails = True
-    with pytest.raises(EOFError):
-        objective.value_and_grad(theta + 1)
-    fails = False
-    assert_same_bits(objective.hvp(theta, np.ones_like(theta)), first)
+    assert_same_leaves(results(weights * 2.0**exponent), results(weights))
 
 
-def test_a_second_hessian_product_computes_no_loss() -> None:
-    """Targets that change meanwhile, which change the curvature, are not looked at."""
-    X, y = np.linspace(-1, 1, 60).reshape(30, 2), np.ones(30)
-    theta, t = np.array([2.0, 1.0, 0.5]), np.ones(3)
-    objective = pb.LinearObjective(X, y, pb.squared_hinge)
-    first = objective.hvp(theta, t)
-    y *= -1
-    assert_same_bits(objective.hvp(theta, t), first)
-    fresh = pb.LinearObjective(X, y, pb.squared_hinge)
-    assert (fresh.hvp(theta, t) != first).any()
-    assert objective.value(theta) == fresh.value(theta)
+def test_weights_and_targets_that_are_no_longer_valid() -> None:
+    data = zeros_and_ones("logistic", "y", "float64")
+    for primitives in TWINS:
+        data["sample_weight"] = np.ones(60)
+        objective = pb.LinearObjective(loss=primitives.logistic, **data)
+        theta = np.ones(5)
+        for argument, value, message in (
+            ("sample_weight", -1.0, r"sample_weight\[7\] is -1\.0"),
+            ("sample_weight", math.nan, r"sample_weight\[7\] is nan"),
+            ("y", 2.0, r"y\[7\] is 2\.0"),
+        ):
+            kept, data[argument][7] = data[argument][7], value
+            for call in (objective.value, objective.grad, lambda t, o=objective: o.hvp(t, t)):
+                with pytest.raises(ValueError, match=rf"^LinearObjective\.\w+: {message}"):
+                    call(theta)
+            data[argument][7] = kept
+        data["sample_weight"][:] = 0
+        with pytest.raises(ValueError, match="sample_weight sums to 0"):
+            objective.value(theta)
+
+
+@pytest.mark.native
+@each("n", [1, 7, 8, 9, 100, 128, 129, 1000, 4097, 20_001])
+def test_weights_add_up_as_numpys(n: int) -> None:
+    rng = np.random.default_rng(n)
+    X, y, weights = rng.normal(size=(n, 1)), rng.normal(size=n), rng.uniform(0, 3, n)
+    loss, w = pb.squared_error, np.ones(1)
+    sums = loss.partial(X, y, w, sample_weight=weights)
+    assert sums.weight == weights.sum()
+    curvature = loss.curvature(X, y, w, sample_weight=weights)
+    assert_same_bits(curvature, 2 * (weights / weights.sum()))
+    objective = pb.LinearObjective(X, y, loss, sample_weight=weights, fit_intercept=False)
+    assert objective.value(w) == sums.loss / weights.sum()
 
 
 @pytest.mark.parametrize("bad", [np.ones(5), np.ones(7), np.ones((6, 1)), 1.0, []], ids=np.shape)
@@ -442,6 +650,25 @@ def test_unpack_and_initial() -> None:
     w, b = objective.unpack(theta)
     assert_same_bits(np.asarray(w), theta[:20].reshape(5, 4))
     assert_same_bits(np.asarray(b), theta[20:])
+
+
+def test_a_set_that_lacks_the_last_classes() -> None:
+    """Its labels tell of fewer outputs than the parameters of another set have."""
+    X, y = np.eye(4), np.array([0, 1, 2, 3])
+    theta = pb.LinearObjective(X, y, pb.softmax_cross_entropy).initial()
+    for primitives in TWINS:
+        for few in ((X[:3], y[:3]), ([(X[:3], y[:3])], None)):
+            validation = pb.LinearObjective(*few, primitives.softmax_cross_entropy)
+            message = r"theta has shape \(20,\), needs \(15,\); .* 3 classes, n_outputs="
+            for call in (validation.value, validation.grad, validation.unpack):
+                with pytest.raises(ValueError, match=message):
+                    call(theta)
+            with pytest.raises(ValueError, match=r"\(20,\), needs \(15,\); .*n_outputs"):
+                validation.predict(X, theta)
+            given = pb.LinearObjective(*few, primitives.softmax_cross_entropy, n_outputs=4)
+            assert given.value(theta) == pytest.approx(math.log(4))
+            with pytest.raises(ValueError, match=r"needs \(20,\)$"):
+                given.value(theta[1:])
 
 
 def test_number_of_outputs() -> None:
@@ -763,9 +990,19 @@ def test_progress(capfd: pytest.CaptureFixture[str]) -> None:
     value, gradient = shown.value_and_grad(theta)
     bar = capfd.readouterr()
     assert bar.out == ""
-    assert "600" in bar.err  # samples
+    assert "logistic, pass 1: 600 samples" in bar.err  # whose total is not known yet
     assert value == wanted[0]
     assert_same_bits(gradient, wanted[1])
+    for k in range(2, 20):
+        (shown.value if k % 2 else shown.grad)(theta)
+    shown.hvp(theta, theta)
+    bar = capfd.readouterr()
+    for text in ("pass 2:   0%", "pass 19: 100%", "pass 20:   0%", "pass 20: 100%", " 600/600 "):
+        assert text in bar.err
+    assert re.search(rf"pass 20: .*\[\d+:\d+<\d+:\d+, .* samples/s, loss={value:.6g}\]", bar.err)
+    assert bar.err.count("\n") == 0  # all on one line
+    pb.LinearObjective(m.X, m.y, pb.logistic, progress=True).value(theta)
+    assert "pass 1: 100%" in capfd.readouterr().err
 
 
 def test_progress_without_tqdm(run_python: Callable[..., Any]) -> None:

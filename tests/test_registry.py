@@ -35,7 +35,14 @@ from pullback.tables.products import PRODUCTS
 from pullback.tables.reductions import REDUCTIONS
 
 LOSS_METHODS = ("value", "grad", "value_and_grad", "hvp", "curvature", "partial", "pointwise")
-POINTWISE_METHODS = ("derivative", "value_and_derivative", "second_derivative", "vjp")
+POINTWISE_METHODS = (
+    "derivative",
+    "value_and_derivative",
+    "second_derivative",
+    "vjp",
+    "jvp",
+    "jacobian",
+)
 PRODUCT_METHODS = {name: tuple(row.methods) for name, row in PRODUCTS.items()}
 MAP_METHODS = ("value", "vjp", "jvp", "jacobian")
 REDUCTION_METHODS = {

@@ -304,7 +304,7 @@ def test_operands_broadcast(call: Call) -> None:
 def test_number_of_arguments(call: Call) -> None:
     f = call.native()
     x = np.ones(3)
-    for count in (0, call.nin - 1):
+    for count in (0,) if call.row.default is not None else (0, call.nin - 1):
         with pytest.raises(TypeError):
             f(*[x] * count)
     with pytest.raises(TypeError):

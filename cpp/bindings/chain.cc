@@ -550,11 +550,11 @@ PyType_Spec kSpec = {"pullback._native.ChainWalk", sizeof(WalkObject), 0,
 
 // --- calls as a user makes them ------------------------------------------------------------------
 
-enum class Way : uint8_t { kValue, kJvp, kVjp, kValueAndVjp, kValueAndGrad, kJacobian };
+enum class Way : uint8_t { kValue, kJvp, kVjp, kValueAndVjp, kGrad, kValueAndGrad, kJacobian };
 
 // In the order of Way, with how many arguments each looks at.
 constexpr std::pair<std::string_view, size_t> kWays[] = {
-    {"value", 1},          {"jvp", 2},     {"vjp", 2}, {"value_and_vjp", 2},
+    {"value", 1},          {"jvp", 2},     {"vjp", 2}, {"value_and_vjp", 2}, {"grad", 1},
     {"value_and_grad", 1}, {"jacobian", 1}};
 
 struct ChainEntry : MethodEntry {
@@ -609,6 +609,7 @@ struct Asked {
   }
 };
 
+// Of a null g, a gradient.
 PyObject* Cotangents(const Walk& walk, Way way, PyObject* x, PyObject* g, const Asked& asked) {
   const Walk::Parts parts = asked.alone ? walk.alone() : walk.whole();
   Refs inputs, cotangents(asked.alone ? 1 : 1 + walk.bound());
@@ -617,7 +618,7 @@ PyObject* Cotangents(const Walk& walk, Way way, PyObject* x, PyObject* g, const 
   Ref value, pulled;
   PyObject* const at = inputs.back().get();
   const bool apart = !asked.alone && walk.LastStep().bound > 0;
-  if (way == Way::kValueAndGrad) {
+  if (g == nullptr) {
     if (!apart && walk.LastStep().both) {
       const Ref both = walk.LastStep().both(at);
       if (!both || !PyTuple_CheckExact(both.get()) || PyTuple_GET_SIZE(both.get()) != 2) {
@@ -649,7 +650,8 @@ PyObject* Cotangents(const Walk& walk, Way way, PyObject* x, PyObject* g, const 
   if (!pulled) return nullptr;
   cotangents[0] = std::move(pulled);
   Ref packed = asked.Pack(cotangents);
-  return way == Way::kVjp ? packed.release() : Pair(std::move(value), std::move(packed));
+  const bool alone = way == Way::kVjp || way == Way::kGrad;
+  return alone ? packed.release() : Pair(std::move(value), std::move(packed));
 }
 
 [[gnu::hot]] PyObject* CallChain(const MethodEntry& own, const Arguments& args) {
@@ -658,7 +660,8 @@ PyObject* Cotangents(const Walk& walk, Way way, PyObject* x, PyObject* g, const 
   PyObject* const x = args[0];
   if (entry.way == Way::kValue) return walk.Value(walk.alone(), x).release();
   if (entry.way == Way::kJacobian) return walk.Jacobian(walk.alone(), x).release();
-  PyObject* const other = entry.way == Way::kValueAndGrad ? nullptr : args[1];
+  const bool seeded = entry.way == Way::kGrad || entry.way == Way::kValueAndGrad;
+  PyObject* const other = seeded ? nullptr : args[1];
   const std::optional<Extents> shape = other == nullptr ? std::nullopt : ShapeOf(other);
   if (other != nullptr && !shape) return nullptr;
   if (entry.way == Way::kJvp) {

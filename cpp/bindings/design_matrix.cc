@@ -1,8 +1,11 @@
 #include "bindings/design_matrix.h"
 
+#include <algorithm>
 #include <string_view>
 
+#include "bindings/interrupt.h"
 #include "bindings/operands.h"
+#include "runtime/poll.h"
 
 namespace pullback {
 namespace {
@@ -47,6 +50,28 @@ bool SparseDesign(std::string_view format, PyObject* data, PyObject* indices, Py
        DataOf(indptr),
        entries};
   return true;
+}
+
+// NumPy's sum: pairs of halves, of which the smallest have eight sums.
+double PairwiseSum(const double* from, size_t n) {
+  constexpr size_t kSums = 8, kMost = 128;
+  if (n > kMost) {
+    const size_t half = n / 2 / kSums * kSums;
+    return PairwiseSum(from, half) + PairwiseSum(from + half, n - half);
+  }
+  double rest = 0;
+  size_t i = 0;
+  if (n >= kSums) {
+    std::array<double, kSums> sums;
+    std::copy_n(from, kSums, sums.begin());
+    for (i = kSums; i + kSums <= n; i += kSums) {
+      for (size_t k = 0; k < kSums; ++k) sums[k] += from[i + k];
+    }
+    rest =
+        ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+  }
+  for (; i < n; ++i) rest += from[i];
+  return rest;
 }
 
 Ref Attribute(PyObject* object, PyObject* name) {
@@ -182,6 +207,40 @@ bool UserDesign::TakeSparse(PyObject* object, Design& X) {
   return SparseDesign(name, parts_[0].get(), parts_[1].get(), parts_[2].get(), rows, cols, X) &&
          (X.wide ? *static_cast<const int64_t*>(X.indptr) == 0
                  : *static_cast<const int32_t*>(X.indptr) == 0);
+}
+
+bool UserTargets::Take(PyObject* y, PyObject* weight, std::optional<npy_intp> outputs,
+                       LinearProblem& problem) {
+  if (!PyArray_CheckExact(y)) return false;
+  const auto rows = static_cast<npy_intp>(problem.X.rows);
+  const bool labels = problem.loss->coupled && PyArray_NDIM(AsArray(y)) == 1;
+  std::optional<DType> dtype = KernelArray(y);
+  if (!dtype) {
+    const std::optional<Storage> storage = StorageOfArray(AsArray(y));
+    if (storage) dtype = ComputeType(storage->element);
+  }
+  if (!dtype || !HasShape(y, rows, labels ? std::nullopt : outputs) ||
+      (labels && !HasIntegers(y))) {
+    return false;
+  }
+  y_ = AsBlock(y, labels ? NPY_INT64 : TypeNumber(*dtype));
+  if (!y_) return false;
+  problem.y = DataOf(y_.get());
+  problem.y_type = labels ? TargetType::kLabel : TargetOf(*dtype);
+  problem.weight = nullptr;
+  if (weight == nullptr || weight == Py_None) return true;
+  if (!PyArray_CheckExact(weight) || !HasShape(weight, rows, std::nullopt)) return false;
+  weight_ = AsBlock(weight, NPY_DOUBLE);
+  if (!weight_) return false;
+  problem.weight = static_cast<const double*>(DataOf(weight_.get()));
+  return true;
+}
+
+double SumOfWeights(const LinearProblem& problem) {
+  if (problem.weight == nullptr) return static_cast<double>(problem.X.rows);
+  const ScopedGilRelease unlocked(problem.X.rows > kReleaseGil);
+  const KernelFpEnv fp_env(nullptr);
+  return PairwiseSum(problem.weight, problem.X.rows);
 }
 
 }  // namespace pullback

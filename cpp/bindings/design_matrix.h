@@ -35,6 +35,22 @@ inline std::optional<DType> GradientType(PyObject* object) {
   return own ? own : OtherGradientType(object);
 }
 
+// Whether an array is (rows,), or (rows, outputs) where the outputs have an axis.
+inline bool HasShape(PyObject* object, npy_intp rows, std::optional<npy_intp> outputs) {
+  PyArrayObject* const array = AsArray(object);
+  return PyArray_NDIM(array) == 1 + outputs.has_value() && PyArray_DIM(array, 0) == rows &&
+         (!outputs || PyArray_DIM(array, 1) == *outputs);
+}
+
+inline bool HasIntegers(PyObject* array) {
+  const int type = PyArray_TYPE(AsArray(array));
+  return PyTypeNum_ISINTEGER(type) || PyTypeNum_ISBOOL(type);
+}
+
+constexpr TargetType TargetOf(DType dtype) {
+  return dtype == DType::kFloat32 ? TargetType::kFloat32 : TargetType::kFloat64;
+}
+
 // `object` as dense X; false unless it is an array of rows or columns that kernels can read where
 // it lies.
 bool DenseDesign(PyObject* object, Design& X);
@@ -59,6 +75,26 @@ class UserDesign {
 
   std::array<Ref, 3> parts_;
 };
+
+// A user's targets and weights, alive for as long as its kernels run.
+class UserTargets {
+ public:
+  // Into a problem that has its loss and X. False, perhaps with an exception set, unless they are
+  // arrays, which are copied where kernels cannot read them: targets of (rows,), or (rows, outputs)
+  // where the outputs have an axis, or labels, and weights of (rows,) unless null or None.
+  bool Take(PyObject* y, PyObject* weight, std::optional<npy_intp> outputs, LinearProblem& problem);
+
+  PyObject* y() const { return y_.get(); }
+
+ private:
+  Ref y_, weight_;
+};
+
+// The sum of a problem's weights, or its rows, with the bits of NumPy's sum. The GIL is held.
+double SumOfWeights(const LinearProblem& problem);
+
+// Whether a mean may be divided by such a sum; of others, Python brings the weights near 1.
+constexpr bool IsOrdinary(double sum) { return 0x1p-500 < sum && sum < 0x1p500; }
 
 }  // namespace pullback
 

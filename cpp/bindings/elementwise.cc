@@ -34,6 +34,7 @@ struct Entry : MethodEntry {
   int part;           // the one output that is wanted, or -1 for all of them
   PerTarget<const OpKernels*> op;
   void* self[1];  // what the ufunc carries as its user data
+  Ref last;       // the last operand where a value's call leaves it out; null for none
   Ref door;       // door(operands, out, where): the operands as NumPy is to see them; null for none
 
   std::optional<size_t> out_at, where_at, wrt_at;  // of a Method
@@ -130,9 +131,12 @@ int StridedLoop(PyArrayMethod_Context* context, char* const* data, const npy_int
   const ElementwiseKernel kernel = entry->Kernel(entry->method, kDType);
   Outcome outcome;
   if (poll_now) {
-    thread_local Poll poll = SignalPoll();
+    thread_local int64_t last_ns = 0;
+    Poll poll = SignalPoll();
+    poll.last_ns = last_ns;
     outcome = RunElementwise(kernel, entry->shape, kDType, operands, n, &poll);
     if (outcome == Outcome::kDone && Interrupted(&poll)) outcome = Outcome::kInterrupted;
+    last_ns = poll.last_ns;
   } else {
     outcome = RunElementwise(kernel, entry->shape, kDType, operands, n, nullptr);
   }
@@ -505,6 +509,7 @@ bool FollowsRules(Job& job, const Arguments& args) {
 
 [[gnu::hot]] PyObject* MethodCall(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const Entry&>(own);
+  if (args[static_cast<size_t>(entry.shape.nin) - 1] == nullptr) return nullptr;  // left out
   PyObject* const out = Given(args, entry.out_at);
   PyObject* where = ArgumentAt(args, entry.where_at);
   if (where == Py_True) where = nullptr;
@@ -536,7 +541,7 @@ PyObject* JacobianCall(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const Entry&>(own);
   const auto arity = static_cast<size_t>(entry.arity);
   PlainOperands x;
-  if (!x.Take(args.data(), arity, Strides::kAsStored)) return nullptr;
+  if (args[arity - 1] == nullptr || !x.Take(args.data(), arity, Strides::kAsStored)) return nullptr;
   std::array<Ref, 2> slopes;
   if (const Ref plain(RunPlain(entry, args.data())); plain) {
     for (size_t k = 0; k < arity; ++k) {
@@ -712,15 +717,24 @@ PyObject* UfuncCall(PyObject* self, PyObject* const* args, size_t nargsf, PyObje
     if (result == nullptr && PyErr_Occurred() == nullptr) result = RunAny(entry, args, out);
   }
   if (result != nullptr || PyErr_Occurred() != nullptr) return result;
-  return NumpyCall(self, args, nargsf, kwnames);
+  if (!entry.last || nargs + 1 != static_cast<size_t>(entry.shape.nin)) {
+    return NumpyCall(self, args, nargsf, kwnames);
+  }
+  std::vector<PyObject*> all(args, args + nargs);
+  all.push_back(entry.last.get());
+  if (kwnames != nullptr) {
+    all.insert(all.end(), args + nargs, args + nargs + PyTuple_GET_SIZE(kwnames));
+  }
+  return UfuncCall(self, all.data(), nargs + 1, kwnames);
 }
 
 }  // namespace
 
 PyObject* NewUfunc(const char* op, const char* method, const char* name, const char* doc,
-                   PyObject* door) {
+                   PyObject* door, PyObject* last) {
   std::unique_ptr<Entry> entry = NewEntry(op, method, name, doc);
   if (!entry) return nullptr;
+  if (last != Py_None) entry->last = Ref(Py_NewRef(last));
   if (door != Py_None) entry->door = Ref(Py_NewRef(door));
   Ref ufunc(PyUFunc_FromFuncAndData(nullptr, entry->self, nullptr, 0, entry->shape.nin,
                                     entry->Outputs(), PyUFunc_None, entry->name.c_str(),
@@ -732,14 +746,15 @@ PyObject* NewUfunc(const char* op, const char* method, const char* name, const c
   auto* const object = reinterpret_cast<PyUFuncObject*>(ufunc.get());
   // Parts serve operands that no kernel knows; results of several outputs nest in a Method only.
   numpy_call = object->vectorcall;
-  object->vectorcall = entry->part < 0 && entry->shape.nout == 1 ? UfuncCall : NumpyCall;
+  object->vectorcall =
+      entry->part < 0 && entry->shape.nout == 1 ? Guarded<UfuncCall> : Guarded<NumpyCall>;
   object->obj = OwnerOf(std::move(entry)).release();  // let go of when the ufunc is
   return object->obj == nullptr ? nullptr : ufunc.release();
 }
 
 const OpKernels* UnaryOpOf(PyObject* object) {
   if (!PyObject_TypeCheck(object, &PyUFunc_Type)) return nullptr;
-  if (reinterpret_cast<PyUFuncObject*>(object)->vectorcall != UfuncCall) return nullptr;
+  if (reinterpret_cast<PyUFuncObject*>(object)->vectorcall != Guarded<UfuncCall>) return nullptr;
   const Entry& entry = EntryOf(object);
   return entry.method == Method::kValue && entry.shape.nin == 1 ? entry.op.Active() : nullptr;
 }
@@ -748,7 +763,7 @@ PyObject* NewElementwiseMethod(const char* op, const char* method, PyObject* fal
   const bool is_jacobian = std::string_view(method) == "jacobian";
   std::unique_ptr<Entry> entry = NewEntry(op, is_jacobian ? "derivative" : method, method, "");
   if (!entry) return nullptr;
-  if (!entry->signature.Read(fallback, static_cast<size_t>(entry->shape.nin))) return nullptr;
+  if (!entry->signature.Read(fallback, static_cast<size_t>(entry->arity) - 1)) return nullptr;
   entry->out_at = entry->signature.Find("out");
   entry->where_at = entry->signature.Find("where");
   if (entry->method == Method::kVjp && entry->arity > 1) {

@@ -20,15 +20,7 @@ class ScopedGil {
 };
 
 // Runs pending signal handlers; a handler that raised (KeyboardInterrupt) leaves its exception set.
-inline Poll SignalPoll() {
-  return {[](void*) {
-            // A thread that sleeps for ever amid a job keeps the workers from all others.
-            if (IsFinalizing()) return false;
-            const ScopedGil locked;
-            return PyErr_CheckSignals() != 0;
-          },
-          nullptr};
-}
+Poll SignalPoll();
 
 // Gives the GIL up for its scope, but only where the work is long enough to be worth it. Declare it
 // before what the work holds: that is to be let go before the GIL is asked for.

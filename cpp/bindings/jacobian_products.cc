@@ -131,23 +131,17 @@ class Factors {
     }
   }
 
-  // Merges the one at `seam` with the next one, and what comes of it with its neighbours: first
-  // with those before it.
+  // Merges the one at `seam` with the next one. What comes of it is of the first one's type, so
+  // that it has no rule with those before it either; where it has one with the next, Python goes
+  // on.
   void Merge(size_t seam, DType dtype) {
     Ref joined = Apply(factors_[seam].get(), factors_[seam + 1].get(), dtype);
-    while (joined) {
-      factors_[seam] = Ref(joined.release());
-      std::move(factors_.begin() + static_cast<ptrdiff_t>(seam) + 2,
-                factors_.begin() + static_cast<ptrdiff_t>(count_),
-                factors_.begin() + static_cast<ptrdiff_t>(seam) + 1);
-      --count_;
-      if (seam > 0) joined = Apply(factors_[seam - 1].get(), factors_[seam].get(), dtype);
-      if (joined) {
-        --seam;
-      } else if (seam + 1 < count_) {
-        joined = Apply(factors_[seam].get(), factors_[seam + 1].get(), dtype);
-      }
-    }
+    if (!joined) return;
+    const auto at = factors_.begin() + static_cast<ptrdiff_t>(seam);
+    *at = std::move(joined);
+    std::move(at + 2, factors_.begin() + static_cast<ptrdiff_t>(count_), at + 1);
+    --count_;
+    if (seam + 1 < count_ && Apply(at[0].get(), at[1].get(), dtype)) throw Left();
   }
 
  private:

@@ -10,6 +10,7 @@
 namespace pullback::jacobian {
 
 enum Kind : size_t {
+  kBlockDiagonal,
   kBroadcast,
   kDense,
   kDiagonal,
@@ -34,6 +35,7 @@ struct Slots {
 };
 
 constexpr std::array<Slots, kKinds> kSlots = {{
+    {"BlockDiagonal", {"_blocks"}},
     {"Broadcast"},
     {"Dense", {"_blocks"}},
     {"Diagonal", {"_diagonal"}},

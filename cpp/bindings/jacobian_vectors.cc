@@ -605,6 +605,7 @@ PyObject* LeftToPython() {
 // jacobian_product(J, vectors, transposed, stacked): J @ t, g @ J, or of stacks.
 PyObject* MoveVectors(PyObject*, PyObject* const* args, Py_ssize_t nargs) try {
   if (nargs != 4) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 4", nargs);
+  if (!DefaultFpEnv::IsSet()) return LeftToPython();  // whose side is guarded
   const bool transposed = args[2] == Py_True, stacked = args[3] == Py_True;
   const std::optional<DType> dtype = KernelArray(args[1]);
   Factors factors;

@@ -147,6 +147,17 @@ Ref JacobianOfValue(Ref row, Extents operand, Extents result) {
   return Make(kDense, DtypeOf(row), Tuple(operand), Tuple(result), std::move(row));
 }
 
+Ref JacobianOfItems(Ref rows, Extents operand, Extents result) {
+  if (!rows) return rows;
+  npy_intp shape[] = {PyArray_MultiplyList(result.extent, result.ndim), 1,
+                      operand.extent[operand.ndim - 1]};
+  PyArray_Dims dims = {shape, 3};
+  Ref blocks(PyArray_Newshape(AsArray(rows.get()), &dims, NPY_CORDER));
+  if (!blocks) return blocks;
+  SetReadOnly(blocks);
+  return Make(kBlockDiagonal, DtypeOf(blocks), Tuple(operand), Tuple(result), std::move(blocks));
+}
+
 Ref JacobianOfSums(Ref slopes, uint64_t axes, bool keepdims) {
   if (!slopes) return Ref();
   const Extents whole(AsArray(slopes.get()));

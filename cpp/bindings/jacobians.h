@@ -26,6 +26,9 @@ Ref JacobianOfElements(Ref slopes, Extents operand);
 // Of a reduction along all axes, of which `row` (1, n) holds the derivatives.
 Ref JacobianOfValue(Ref row, Extents operand, Extents result);
 
+// Of a map of each row (outputs) of the operand to one number, whose derivatives are the rows.
+Ref JacobianOfItems(Ref rows, Extents operand, Extents result);
+
 // Of a reduction along axes, given in bits, from its derivatives.
 Ref JacobianOfSums(Ref slopes, uint64_t axes, bool keepdims);
 

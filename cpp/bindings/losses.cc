@@ -12,6 +12,7 @@
 
 #include "bindings/call.h"
 #include "bindings/design_matrix.h"
+#include "bindings/jacobians.h"
 #include "bindings/method.h"
 #include "bindings/operands.h"
 #include "bindings/outputs.h"
@@ -68,6 +69,7 @@ struct LossEntry : MethodEntry {
   PerTarget<const LossKernels*> kernels;
   std::optional<size_t> sample_weight_at, out_at, reduction_at, wrt_at, v_at;
   PartialSums sums;
+  bool takes_tangent = false;  // of the predictions' shape, and no cotangent
 };
 
 // --- the fast way in -----------------------------------------------------------------------------
@@ -85,47 +87,6 @@ std::optional<bool> IsMean(PyObject* reduction) {
   if (PyUnicode_CompareWithASCIIString(reduction, "sum") == 0) return false;
   return std::nullopt;
 }
-
-// Whether an array is (rows,), or (rows, outputs) where the outputs have an axis.
-bool HasShape(PyObject* object, npy_intp rows, std::optional<npy_intp> outputs) {
-  PyArrayObject* const array = AsArray(object);
-  return PyArray_NDIM(array) == 1 + outputs.has_value() && PyArray_DIM(array, 0) == rows &&
-         (!outputs || PyArray_DIM(array, 1) == *outputs);
-}
-
-bool HasIntegers(PyObject* array) {
-  const int type = PyArray_TYPE(AsArray(array));
-  return PyTypeNum_ISINTEGER(type) || PyTypeNum_ISBOOL(type);
-}
-
-constexpr TargetType TargetOf(DType dtype) {
-  return dtype == DType::kFloat32 ? TargetType::kFloat32 : TargetType::kFloat64;
-}
-
-// Targets as they are given, or a copy in the type that kernels read.
-struct Targets {
-  Ref block;
-  TargetType type;
-
-  // Nothing, perhaps with an exception set, for others.
-  static std::optional<Targets> From(PyObject* y, npy_intp rows, std::optional<npy_intp> outputs,
-                                     bool coupled) {
-    if (!PyArray_CheckExact(y)) return std::nullopt;
-    const bool labels = coupled && PyArray_NDIM(AsArray(y)) == 1;
-    std::optional<DType> dtype = KernelArray(y);
-    if (!dtype) {
-      const std::optional<Storage> storage = StorageOfArray(AsArray(y));
-      if (storage) dtype = ComputeType(storage->element);
-    }
-    if (!dtype || !HasShape(y, rows, labels ? std::nullopt : outputs) ||
-        (labels && !HasIntegers(y))) {
-      return std::nullopt;
-    }
-    Ref block = AsBlock(y, labels ? NPY_INT64 : TypeNumber(*dtype));
-    if (!block) return std::nullopt;
-    return Targets{std::move(block), labels ? TargetType::kLabel : TargetOf(*dtype)};
-  }
-};
 
 // The sum of each row's probabilities, as NumPy adds them up; null, perhaps with an exception set,
 // where one is not finite, or where the rows are others by now.
@@ -268,13 +229,9 @@ class LossCall {
       return false;
     }
     w_ = AsBlock(args_[kW], TypeNumber(*w_dtype));
-    y_ = w_ ? Targets::From(args_[kY], rows_, axis_, kernels_.coupled) : std::nullopt;
-    if (!y_) return false;
-    if (PyObject* const given = Given(args_, entry_.sample_weight_at)) {
-      if (!PyArray_CheckExact(given) || !HasShape(given, rows_, std::nullopt)) return false;
-      weight_ = AsBlock(given, NPY_DOUBLE);
-      if (!weight_) return false;
-    }
+    problem_.loss = &kernels_;
+    PyObject* const weight = ArgumentAt(args_, entry_.sample_weight_at);
+    if (!w_ || !targets_.Take(args_[kY], weight, axis_, problem_)) return false;
     const std::optional<bool> mean = IsMean(ArgumentAt(args_, entry_.reduction_at));
     if (!b_.Take(bias_, outputs) || !mean) return false;
     mean_ = *mean;
@@ -282,15 +239,11 @@ class LossCall {
     problem_.vb = nullptr;
     problem_.kept = nullptr;
     problem_.gX = nullptr;
-    problem_.loss = &kernels_;
     problem_.parameter = entry_.parameter;
     problem_.outputs = outputs;
-    problem_.y = DataOf(y_->block.get());
-    problem_.y_type = y_->type;
     problem_.w = DataOf(w_.get());
     problem_.w_dtype = problem_.vw_dtype = *w_dtype;
     problem_.b = b_.values();
-    problem_.weight = weight_ ? static_cast<const double*>(DataOf(weight_.get())) : nullptr;
     return true;
   }
 
@@ -335,14 +288,17 @@ class LossCall {
     if (!Run(Job::kCurvature, result)) return nullptr;
     if (!kernels_.coupled) {
       for (size_t row = 0; row < problem_.X.rows; ++row) {
-        const double factor = (problem_.weight == nullptr ? 1.0 : problem_.weight[row]) / *by;
-        for (size_t k = 0; k < problem_.outputs; ++k) c[row * problem_.outputs + k] *= factor;
+        const double weight = problem_.weight == nullptr ? 1.0 : problem_.weight[row];
+        for (size_t k = 0; k < problem_.outputs; ++k) {
+          double& second = c[row * problem_.outputs + k];
+          second = weight == 0 ? 0 : second * (weight / *by);
+        }
       }
       return kept.release();
     }
     return HessiansOf(
         {problem_.X.rows, problem_.outputs, c, DType::kFloat64, nullptr, problem_.weight, *by},
-        y_->type == TargetType::kLabel ? nullptr : y_->block.get(), 3, shape);
+        problem_.y_type == TargetType::kLabel ? nullptr : targets_.y(), 3, shape);
   }
 
   PyObject* Partial() {
@@ -377,7 +333,7 @@ class LossCall {
     if (!mean_) result.divisor = 1.0;
     const bool done = RunKernel(IsLarge(problem_.X, problem_.outputs),
                                 [&](Poll* poll) { return SumLoss(job, problem_, result, poll); });
-    return done && !result.bad && !(mean_ && result.weight == 0);
+    return done && !result.bad && (!mean_ || IsOrdinary(result.weight));
   }
 
   // The gradients that are asked for, computed before any of them is written to what is given.
@@ -448,34 +404,26 @@ class LossCall {
     return Run(job, result) ? std::move(gw) : Ref();
   }
 
-  // The sum of the samples' weights before a pass, as NumPy adds them up; nothing, perhaps with an
-  // exception set, where it is not finite and positive.
+  // The sum of the samples' weights before a pass, as NumPy adds them up; nothing where it is not
+  // finite and positive.
   std::optional<double> Weight() const {
-    if (!weight_) return static_cast<double>(rows_);
-    size_t bad;
-    const double sum = KernelsOfChunks().sum_weights(problem_.weight, problem_.X.rows, &bad);
-    if (bad != kNoRow || !(sum > 0) || !std::isfinite(sum)) return std::nullopt;
-    // In half the time of PyArray_Sum.
-    static PyObject* const kReduce = [] {
-      const Ref numpy(PyImport_ImportModule("numpy"));
-      const Ref add(numpy ? PyObject_GetAttrString(numpy.get(), "add") : nullptr);
-      return add ? PyObject_GetAttrString(add.get(), "reduce") : nullptr;
-    }();
-    const Ref total(kReduce == nullptr ? nullptr : PyObject_CallOneArg(kReduce, weight_.get()));
-    double value;
-    if (!total || !ReadDouble(total.get(), &value)) return std::nullopt;
-    return value;
+    const double sum = SumOfWeights(problem_);
+    return sum > 0 && std::isfinite(sum) ? std::optional(sum) : std::nullopt;
   }
 
-  std::optional<double> Divisor() const { return mean_ ? Weight() : 1.0; }
+  std::optional<double> Divisor() const {
+    if (!mean_) return 1.0;
+    const std::optional<double> weight = Weight();
+    return weight && IsOrdinary(*weight) ? weight : std::nullopt;
+  }
 
   const LossEntry& entry_;
   const LossKernels& kernels_;
   const Arguments& args_;
   PyObject* bias_ = nullptr;
   UserDesign design_;
-  Ref w_, weight_;
-  std::optional<Targets> y_;
+  UserTargets targets_;
+  Ref w_;
   Intercepts b_;
   npy_intp rows_ = 0, outputs_ = 1;
   std::optional<npy_intp> axis_;  // of the outputs, where they have one
@@ -493,14 +441,25 @@ void Pull(const T* slopes, const T* g, size_t stack, size_t rows, size_t outputs
   }
 }
 
-// Predictions, targets and a cotangent, alike in shape; what the methods return is as in LossCall.
+// Sums over the classes in float64.
+template <typename T>
+void Push(const T* slopes, const T* t, size_t rows, size_t outputs, T* out) {
+  for (size_t i = 0; i < rows; ++i, slopes += outputs, t += outputs) {
+    double sum = double{slopes[0]} * t[0];
+    for (size_t k = 1; k < outputs; ++k) sum += double{slopes[k]} * t[k];
+    out[i] = static_cast<T>(sum);
+  }
+}
+
+// Predictions, targets and a tangent or cotangent, alike in shape; what the methods return is as in
+// LossCall.
 class PointwiseCall {
  public:
   PointwiseCall(const LossEntry& entry, const Arguments& args)
       : entry_(entry), kernels_(*entry.kernels.Active()), given_{args[0], args[1], args[2]} {}
 
   [[gnu::hot]] bool Take() {
-    const bool coupled = kernels_.coupled, pulls = given_[2] != nullptr;
+    const bool coupled = kernels_.coupled, moves = given_[2] != nullptr;
     std::array<PyObject*, 3> given = given_;
     const bool label = coupled && PyLong_CheckExact(given[1]);
     if (label || !IsWeak(given[1])) {
@@ -510,11 +469,11 @@ class PointwiseCall {
         return false;
       }
     }
-    const bool fills[] = {IsWeak(given[0]), IsWeak(given[1]), pulls && IsWeak(given[2])};
+    const bool fills[] = {IsWeak(given[0]), IsWeak(given[1]), moves && IsWeak(given[2])};
     // Integer targets have no say in the dtype.
     const bool integers = y_ && HasIntegers(y_.get());
     if (y_) given[1] = integers ? nullptr : y_.get();
-    if (!x_.Take(given.data(), given.size()) || x_[0] == nullptr || (pulls && !x_[2])) return false;
+    if (!x_.Take(given.data(), given.size()) || x_[0] == nullptr || (moves && !x_[2])) return false;
     if (integers) {
       y_ = AsBlock(y_.get(), coupled ? NPY_INT64 : TypeNumber(x_.dtype()));
     } else {
@@ -541,13 +500,14 @@ class PointwiseCall {
     problem_.dtype = x_.dtype();
     problem_.y = DataOf(y_.get());
     problem_.y_type = coupled && integers ? TargetType::kLabel : TargetOf(x_.dtype());
-    if (!pulls) return true;
+    if (!moves) return true;
+    const int own = entry_.takes_tangent ? z_ndim_ : ndim_;
     g_ = Ref(Py_NewRef(reinterpret_cast<PyObject*>(x_[2])));
-    if (fills[2] && !Fill(g_, true, ndim_)) return false;
+    if (fills[2] && !Fill(g_, true, own)) return false;
     PyArrayObject* const g = AsArray(g_.get());
-    stack_ = PyArray_NDIM(g) - ndim_;
-    if (stack_ < 0 || stack_ + z_ndim_ > NPY_MAXDIMS ||
-        !std::equal(shape_.begin(), shape_.begin() + ndim_, PyArray_DIMS(g) + stack_)) {
+    stack_ = PyArray_NDIM(g) - own;
+    if (stack_ < 0 || stack_ + z_ndim_ > NPY_MAXDIMS || (entry_.takes_tangent && stack_ > 0) ||
+        !std::equal(shape_.begin(), shape_.begin() + own, PyArray_DIMS(g) + stack_)) {
       return false;
     }
     std::copy_n(PyArray_DIMS(g), stack_, out_shape_.begin());
@@ -575,21 +535,25 @@ class PointwiseCall {
   }
 
   PyObject* Vjp() {
-    const Ref slopes = Map(Wanted::kSlope);
-    Ref out(slopes ? NewArray(stack_ + z_ndim_, out_shape_.data(), problem_.dtype) : nullptr);
-    if (!out) return nullptr;
     const auto stack = static_cast<size_t>(PyArray_MultiplyList(out_shape_.data(), stack_));
-    const bool large = static_cast<size_t>(PyArray_SIZE(AsArray(out.get()))) > kReleaseGil;
-    const bool done = RunKernel(large, [&](Poll* poll) {
-      const KernelFpEnv fp_env(poll);
-      OfType(problem_.dtype, [&](auto type) {
-        using T = decltype(type);
-        Pull(static_cast<const T*>(DataOf(slopes.get())), static_cast<const T*>(DataOf(g_.get())),
-             stack, problem_.rows, problem_.outputs, static_cast<T*>(DataOf(out.get())));
-      });
-      return Outcome::kDone;
+    return Move(NewArray(stack_ + z_ndim_, out_shape_.data(), problem_.dtype),
+                [&](auto slopes, auto g, auto out) {
+                  Pull(slopes, g, stack, problem_.rows, problem_.outputs, out);
+                });
+  }
+
+  PyObject* Jvp() {
+    return Move(NewArray(ndim_, shape_.data(), problem_.dtype), [&](auto slopes, auto t, auto out) {
+      Push(slopes, t, problem_.rows, problem_.outputs, out);
     });
-    return done ? Give(std::move(out)) : nullptr;
+  }
+
+  PyObject* Jacobian() {
+    const Extents operand(z_ndim_, shape_.data()), result(ndim_, shape_.data());
+    Ref slopes = Map(Wanted::kSlope);
+    return (kernels_.coupled ? JacobianOfItems(std::move(slopes), operand, result)
+                             : JacobianOfElements(std::move(slopes), operand))
+        .release();
   }
 
   Ref Map(Wanted wanted) const {
@@ -615,13 +579,33 @@ class PointwiseCall {
     return true;
   }
 
+  // By `move`, of derivatives and what was given.
+  template <class F>
+  PyObject* Move(PyObject* array, F&& move) const {
+    Ref out(array);
+    const Ref slopes = out ? Map(Wanted::kSlope) : Ref();
+    if (!slopes) return nullptr;
+    const bool large = problem_.rows * problem_.outputs > kReleaseGil ||
+                       static_cast<size_t>(PyArray_SIZE(AsArray(array))) > kReleaseGil;
+    const bool done = RunKernel(large, [&](Poll* poll) {
+      const KernelFpEnv fp_env(poll);
+      OfType(problem_.dtype, [&](auto type) {
+        using T = decltype(type);
+        move(static_cast<const T*>(DataOf(slopes.get())), static_cast<const T*>(DataOf(g_.get())),
+             static_cast<T*>(DataOf(array)));
+      });
+      return Outcome::kDone;
+    });
+    return done ? Give(std::move(out)) : nullptr;
+  }
+
   static PyObject* Give(Ref array) {
     return array ? PyArray_Return(AsArray(array.release())) : nullptr;
   }
 
   const LossEntry& entry_;
   const LossKernels& kernels_;
-  std::array<PyObject*, 3> given_;  // predictions, targets, and a cotangent or null
+  std::array<PyObject*, 3> given_;  // predictions, targets, and a tangent, a cotangent or null
   PlainOperands x_;
   Ref z_, y_, g_;
   // Copies: while a kernel runs without the GIL, an array may get another shape.
@@ -656,6 +640,8 @@ constexpr LossMethod kLossMethods[] = {
     {"pointwise.value_and_derivative", Enter<PointwiseCall, &PointwiseCall::ValueAndDerivative>, 2},
     {"pointwise.second_derivative", Enter<PointwiseCall, &PointwiseCall::SecondDerivative>, 2},
     {"pointwise.vjp", Enter<PointwiseCall, &PointwiseCall::Vjp>},
+    {"pointwise.jvp", Enter<PointwiseCall, &PointwiseCall::Jvp>},
+    {"pointwise.jacobian", Enter<PointwiseCall, &PointwiseCall::Jacobian>, 2},
 };
 
 // --- the engine ----------------------------------------------------------------------------------
@@ -665,20 +651,18 @@ PyObject* Refuse(const char* function, const char* argument) {
   return PyErr_Format(PyExc_TypeError, "%s: %s is not what the engine takes", function, argument);
 }
 
-// What a job takes, and what it does to `kept`.
+// What a job takes and makes.
 struct EngineJob {
   std::string_view name;
   Job job;
-  bool has_samples, has_v, has_gradient;
-  enum { kNone, kMayWrite, kWrites, kReads } kept;
+  bool has_samples, has_v, has_gradient, has_kept;
 };
 constexpr EngineJob kJobs[] = {
-    {"value", Job::kValue, true, false, false, EngineJob::kNone},
-    {"gradient", Job::kGradient, true, false, true, EngineJob::kMayWrite},
-    {"hvp", Job::kHvp, true, true, true, EngineJob::kNone},
-    {"curvature", Job::kCurvature, true, false, false, EngineJob::kWrites},
-    {"curved", Job::kCurved, true, true, true, EngineJob::kReads},
-    {"predict", Job::kPredict, false, false, false, EngineJob::kWrites},
+    {"value", Job::kValue, true, false, false, false},
+    {"gradient", Job::kGradient, true, false, true, false},
+    {"hvp", Job::kHvp, true, true, true, false},
+    {"curvature", Job::kCurvature, true, false, false, true},
+    {"predict", Job::kPredict, false, false, false, true},
 };
 
 // The place of a loss by a Python string; nothing, with an exception set, where there is none.
@@ -743,10 +727,9 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
     problem.vw = DoublesOf(vw);
     problem.vb = DoublesOf(vb);
   }
-  if (job->kept >= EngineJob::kWrites ||
-      (job->kept == EngineJob::kMayWrite && args[kKept] != Py_None)) {
+  if (job->has_kept) {
     if (!IsBlock(args[kKept], NPY_DOUBLE, X.rows * outputs) ||
-        (job->kept != EngineJob::kReads && !PyArray_ISWRITEABLE(AsArray(args[kKept])))) {
+        !PyArray_ISWRITEABLE(AsArray(args[kKept]))) {
       return Refuse(kName, "kept");
     }
     problem.kept = static_cast<double*>(DataOf(args[kKept]));
@@ -855,6 +838,7 @@ PyObject* NewLossMethod(const char* loss, double parameter, const char* method, 
   entry->reduction_at = signature.Find("reduction");
   entry->wrt_at = signature.Find("wrt");
   entry->v_at = signature.Find("v");
+  entry->takes_tangent = found->name == "pointwise.jvp";
   if (found->name == "partial" && !entry->sums.Read(sums)) return Refuse("loss_method", "sums");
   return NewMethod(found->path, std::move(entry), fallback);
 }

@@ -5,8 +5,35 @@
 #include <algorithm>
 #include <cstddef>
 #include <new>
+#include <utility>
+
+#include "bindings/interrupt.h"
 
 namespace pullback {
+namespace {
+
+// A Method, or a function under guard, which binds to objects as a function does and has no entry.
+struct MethodObject {
+  PyObject_HEAD
+  vectorcallfunc vectorcall;
+  FastPath fast_path;
+  const MethodEntry* entry;  // its own
+  PyObject* fallback;
+  PyObject* dict;
+};
+
+// What this thread's innermost guarded call has set.
+thread_local DefaultFpEnv* t_guard = nullptr;
+
+PyTypeObject* method_type = nullptr;
+PyTypeObject* guarded_type = nullptr;
+
+PyObject* Unguarded(PyObject* function) {
+  return Py_IS_TYPE(function, guarded_type) ? reinterpret_cast<MethodObject*>(function)->fallback
+                                            : function;
+}
+
+}  // namespace
 
 bool Signature::Add(PyObject* name, Place place, bool required) {
   if (count_ == kMaxArguments) {
@@ -23,12 +50,13 @@ bool Signature::Add(PyObject* name, Place place, bool required) {
 }
 
 bool Signature::Read(PyObject* callable, size_t relied_on) {
-  PyObject* const function = PyMethod_Check(callable) ? PyMethod_GET_FUNCTION(callable) : callable;
+  PyObject* const method = PyMethod_Check(callable) ? PyMethod_GET_FUNCTION(callable) : callable;
+  PyObject* const function = Unguarded(method);
   if (!PyFunction_Check(function)) {
     PyErr_Format(PyExc_TypeError, "%R is no function, whose arguments can be read", callable);
     return false;
   }
-  if (!ReadCode(function, function == callable ? 0 : 1)) return false;
+  if (!ReadCode(function, method == callable ? 0 : 1)) return false;
   if (required_ >= relied_on) return true;
   PyErr_Format(PyExc_TypeError, "%R requires %zu arguments, not %zu", callable, required_,
                relied_on);
@@ -144,15 +172,6 @@ PyObject* Wrt::Pack(Ref* of_operands) const {
 
 namespace {
 
-struct MethodObject {
-  PyObject_HEAD
-  vectorcallfunc vectorcall;
-  FastPath fast_path;
-  const MethodEntry* entry;  // its own
-  PyObject* fallback;
-  PyObject* dict;
-};
-
 [[gnu::hot]] PyObject* Call(PyObject* self, PyObject* const* args, size_t nargsf,
                             PyObject* kwnames) {
   const auto* const method = reinterpret_cast<MethodObject*>(self);
@@ -170,6 +189,15 @@ struct MethodObject {
   return PyObject_Vectorcall(method->fallback, args, nargsf, kwnames);
 }
 
+PyObject* CallFunction(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
+  return PyObject_Vectorcall(reinterpret_cast<MethodObject*>(self)->fallback, args, nargsf,
+                             kwnames);
+}
+
+PyObject* Bind(PyObject* self, PyObject* object, PyObject*) {
+  return object == nullptr ? Py_NewRef(self) : PyMethod_New(self, object);
+}
+
 PyObject* Repr(PyObject* self) {
   const Ref name(PyObject_GetAttrString(self, "__qualname__"));
   if (!name) return nullptr;
@@ -184,7 +212,7 @@ int Traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
   Py_VISIT(method->fallback);
   Py_VISIT(method->dict);
-  return method->entry->Traverse(visit, arg);
+  return method->entry == nullptr ? 0 : method->entry->Traverse(visit, arg);
 }
 
 int Clear(PyObject* self) {
@@ -217,6 +245,7 @@ PyMemberDef kMembers[] = {
 };
 
 PyType_Slot kSlots[] = {
+    {Py_tp_descr_get, reinterpret_cast<void*>(Bind)},  // of guarded functions alone
     {Py_tp_call, reinterpret_cast<void*>(PyVectorcall_Call)},
     {Py_tp_repr, reinterpret_cast<void*>(Repr)},
     {Py_tp_traverse, reinterpret_cast<void*>(Traverse)},
@@ -229,31 +258,65 @@ PyType_Slot kSlots[] = {
     {0, nullptr},
 };
 
-PyType_Spec kSpec = {"pullback._native.Method", sizeof(MethodObject), 0,
-                     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL |
-                         Py_TPFLAGS_DISALLOW_INSTANTIATION,
-                     kSlots};
+constexpr unsigned kFlags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL |
+                            Py_TPFLAGS_DISALLOW_INSTANTIATION;
+PyType_Spec kMethodSpec = {"pullback._native.Method", sizeof(MethodObject), 0, kFlags, kSlots + 1};
+PyType_Spec kGuardedSpec = {"pullback._native.Guarded", sizeof(MethodObject), 0,
+                            kFlags | Py_TPFLAGS_METHOD_DESCRIPTOR, kSlots};
 
-PyTypeObject* method_type = nullptr;
-
-}  // namespace
-
-bool RegisterMethodType(PyObject* module) {
-  method_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&kSpec));
-  return method_type != nullptr && PyModule_AddType(module, method_type) == 0;
+bool RegisterType(PyObject* module, PyType_Spec& spec, PyTypeObject*& type) {
+  type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
+  return type != nullptr && PyModule_AddType(module, type) == 0;
 }
 
-PyObject* NewMethod(FastPath fast_path, std::unique_ptr<const MethodEntry> entry,
-                    PyObject* fallback) {
-  auto* const method = PyObject_GC_New(MethodObject, method_type);
+PyObject* New(PyTypeObject* type, vectorcallfunc call, FastPath fast_path,
+              std::unique_ptr<const MethodEntry> entry, PyObject* fallback) {
+  auto* const method = PyObject_GC_New(MethodObject, type);
   if (method == nullptr) return nullptr;
-  method->vectorcall = Call;
+  method->vectorcall = call;
   method->fast_path = fast_path;
   method->entry = entry.release();
   method->fallback = Py_NewRef(fallback);
   method->dict = nullptr;
   PyObject_GC_Track(method);
   return reinterpret_cast<PyObject*>(method);
+}
+
+}  // namespace
+
+bool RegisterMethodType(PyObject* module) {
+  return RegisterType(module, kMethodSpec, method_type) &&
+         RegisterType(module, kGuardedSpec, guarded_type);
+}
+
+PyObject* NewMethod(FastPath fast_path, std::unique_ptr<const MethodEntry> entry,
+                    PyObject* fallback) {
+  return New(method_type, Guarded<Call>, fast_path, std::move(entry), fallback);
+}
+
+PyObject* CallUnderGuard(vectorcallfunc call, PyObject* self, PyObject* const* args, size_t nargsf,
+                         PyObject* kwnames) {
+  DefaultFpEnv env;
+  env.Enter();
+  DefaultFpEnv* const outer = std::exchange(t_guard, &env);
+  PyObject* const result = call(self, args, nargsf, kwnames);
+  t_guard = outer;
+  env.Leave();
+  return result;
+}
+
+Poll SignalPoll() {
+  return {[](void*) {
+            // A thread that sleeps for ever amid a job keeps the workers from all others.
+            if (IsFinalizing()) return false;
+            const ScopedGil locked;
+            return PyErr_CheckSignals() != 0;
+          },
+          nullptr, 0, t_guard};
+}
+
+PyObject* NewGuarded(PyObject* function) {
+  return New(guarded_type, Guarded<CallFunction>, nullptr, nullptr, function);
 }
 
 Ref OwnerOf(std::unique_ptr<const MethodEntry> entry) {

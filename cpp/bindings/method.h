@@ -13,6 +13,7 @@
 #include <string_view>
 
 #include "bindings/numpy_api.h"
+#include "runtime/fp_env.h"
 
 namespace pullback {
 
@@ -101,6 +102,22 @@ using FastPath = PyObject* (*)(const MethodEntry& entry, const Arguments& args);
 // pickles as module and qualified name, like a function.
 PyObject* NewMethod(FastPath fast_path, std::unique_ptr<const MethodEntry> entry,
                     PyObject* fallback);
+
+PyObject* CallUnderGuard(vectorcallfunc call, PyObject* self, PyObject* const* args, size_t nargsf,
+                         PyObject* kwnames);
+
+// A call in the default floating-point environment, whatever the thread has (a library that was
+// compiled with -ffast-math flushes subnormals from its loading on): kernels see to that
+// themselves, NumPy does not. Handlers run in the thread's own.
+template <vectorcallfunc kCall>
+PyObject* Guarded(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
+  return DefaultFpEnv::IsSet() ? kCall(self, args, nargsf, kwnames)
+                               : CallUnderGuard(kCall, self, args, nargsf, kwnames);
+}
+
+// A Python function as one that runs under guard, and else is called and bound as it is. What tells
+// of it is set from Python as well.
+PyObject* NewGuarded(PyObject* function);
 
 // A capsule that owns the entry, for what is called otherwise.
 Ref OwnerOf(std::unique_ptr<const MethodEntry> entry);

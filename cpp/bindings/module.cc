@@ -57,11 +57,12 @@ void RegisterPrimitives(py::module_& m) {
   m.def(
       "elementwise_ufunc",
       [](const std::string& op, const std::string& method, const std::string& name,
-         const std::string& doc, const py::object& door) {
-        return Steal(NewUfunc(op.c_str(), method.c_str(), name.c_str(), doc.c_str(), door.ptr()));
+         const std::string& doc, const py::object& door, const py::object& last) {
+        return Steal(NewUfunc(op.c_str(), method.c_str(), name.c_str(), doc.c_str(), door.ptr(),
+                              last.ptr()));
       },
       py::arg("op"), py::arg("method"), py::arg("name"), py::arg("doc"),
-      py::arg("door") = py::none());
+      py::arg("door") = py::none(), py::arg("last") = py::none());
   m.def(
       "elementwise_method",
       [](const std::string& op, const std::string& method, const py::function& fallback) {
@@ -86,22 +87,21 @@ void RegisterPrimitives(py::module_& m) {
       },
       py::arg("name"), py::arg("method"), py::arg("called"), py::arg("parameter"), py::arg("valid"),
       py::arg("fallback"));
-  m.def("objective", [](const py::args& args) {
-    if (args.size() != kObjectiveArguments) throw py::type_error("objective: eleven arguments");
-    return Steal(NewObjective(&PyTuple_GET_ITEM(args.ptr(), 0)));
+  m.def("objective_method", [](const py::args& args) {
+    if (args.size() != kObjectiveArguments) {
+      throw py::type_error("objective_method: fourteen arguments");
+    }
+    return Steal(NewObjectiveMethod(&PyTuple_GET_ITEM(args.ptr(), 0)));
   });
-  m.def(
-      "objective_method",
-      [](const py::object& objective, const std::string& method, const py::function& fallback) {
-        return Steal(NewObjectiveMethod(objective.ptr(), method.c_str(), fallback.ptr()));
-      },
-      py::arg("objective"), py::arg("method"), py::arg("fallback"));
   m.def(
       "chain_method",
       [](const py::object& walk, const std::string& method, const py::function& fallback) {
         return Steal(NewChainMethod(walk.ptr(), method.c_str(), fallback.ptr()));
       },
       py::arg("walk"), py::arg("method"), py::arg("fallback"));
+  m.def(
+      "guarded", [](const py::function& function) { return Steal(NewGuarded(function.ptr())); },
+      py::arg("function"));
   m.def("product_ops", [] { return Steal(ProductOps()); });
   m.def(
       "product_method",

@@ -2,7 +2,7 @@
 #include "bindings/objective.h"
 
 #include <algorithm>
-#include <cstring>
+#include <cmath>
 #include <memory>
 #include <string_view>
 #include <vector>
@@ -17,33 +17,29 @@
 namespace pullback {
 namespace {
 
-constexpr const char* kCapsule = "pullback.objective";
+enum class Kind : uint8_t { kValue, kValueAndGrad, kGrad, kHvp, kInitial, kPredict, kUnpack };
 
-// Data that stay where they are, and the second derivatives kept from the last vector. Its methods
-// share it.
-struct Objective {
-  std::array<Ref, 3> data;  // X, y and sample_weight: alive for as long as this
+// Data that stay where they are, and are looked at anew in each call: nothing of their values is
+// kept.
+struct Objective : MethodEntry {
+  int Traverse(visitproc visit, void* arg) const override {
+    for (const Ref& of : data) Py_VISIT(of.get());
+    Py_VISIT(response.get());
+    return 0;
+  }
+
+  size_t coefficients() const { return cols * outputs; }
+  size_t parameters() const { return coefficients() + (intercept ? outputs : 0); }
+
+  Kind kind;
+  std::array<Ref, 3> data;  // X, y and sample_weight
   PerTarget<const LossKernels*> kernels;
-  LinearProblem problem = {};
-  double weight, l2;
+  PerTarget<const LossKernels*> squares;  // of the loss that `initial` fits
+  double parameter, l2;
+  size_t rows, cols, outputs;
   bool intercept, several;  // whether outputs have an axis
   Ref response;             // of predictions, or None
   std::vector<double> no_intercepts;
-
-  // Once a Hessian-vector product was asked for, gradients keep the second derivatives.
-  bool keeps = false;
-  std::vector<double> kept;
-  std::optional<std::vector<double>> kept_for;  // the vector, which may be of no parameters
-
-  size_t coefficients() const { return problem.X.cols * problem.outputs; }
-  size_t parameters() const { return coefficients() + (intercept ? problem.outputs : 0); }
-};
-
-enum class Kind : uint8_t { kValue, kValueAndGrad, kGrad, kHvp, kPredict, kUnpack };
-
-struct ObjectiveEntry : MethodEntry {
-  Kind kind;
-  std::shared_ptr<Objective> objective;
 };
 
 // Makes it float64 once no code but ours runs any more; null, perhaps with an exception set, where
@@ -56,31 +52,15 @@ const double* VectorOf(Ref& array, const Objective& of) {
   return array ? static_cast<const double*>(DataOf(array.get())) : nullptr;
 }
 
-// The problem at a vector, and along a direction that may be null.
-LinearProblem ProblemAt(const Objective& of, const double* theta, const double* v = nullptr) {
+// Puts a problem at a vector, and along a direction that may be null.
+void PutAt(const Objective& of, const double* theta, const double* v, LinearProblem& problem) {
   const auto intercepts = [&](const double* vector) {
     return of.intercept && vector != nullptr ? vector + of.coefficients() : of.no_intercepts.data();
   };
-  LinearProblem problem = of.problem;
-  problem.loss = of.kernels.Active();
   problem.w = theta;
   problem.b = intercepts(theta);
   problem.vw = v;
   problem.vb = intercepts(v);
-  return problem;
-}
-
-// Looks at the data as they now are: their owner may have reshaped them since. False with an
-// exception set where they are no longer what the engine takes.
-bool LookAt(const Objective& of, LinearProblem& problem) {
-  const auto& [X, y, weight] = of.data;
-  const Design& before = of.problem.X;
-  if (ReadSamples(X.get(), y.get(), weight.get(), problem) == nullptr &&
-      problem.X.rows == before.rows && problem.X.cols == before.cols) {
-    return true;
-  }
-  PyErr_SetString(PyExc_TypeError, "LinearObjective: its data are no longer what they were");
-  return false;
 }
 
 // Adds up all rows of X. False, perhaps with an exception set, unless it is done and no row is bad.
@@ -90,50 +70,86 @@ bool Sum(Job job, const LinearProblem& problem, LossResult& result) {
   return done && !result.bad;
 }
 
-// The same of the data.
-bool SumData(const Objective& of, Job job, LinearProblem& problem, double* kept, LossResult& result,
-             double* gradient = nullptr) {
-  if (!LookAt(of, problem)) return false;
-  problem.kept = kept;
-  std::vector<double> dropped(of.intercept ? 0 : problem.outputs);
-  result.divisor = 1.0;
+// The means over the data, and the penalty's part in the gradient, which has as many elements as
+// there are parameters; unless null.
+bool Mean(const Objective& of, Job job, const LinearProblem& problem, double* gradient,
+          double& loss) {
+  std::vector<double> dropped(of.intercept ? 0 : of.outputs);
+  LossResult result = {};
+  result.divisor = SumOfWeights(problem);
   result.gw = gradient;
   result.gw_dtype = result.gb_dtype = DType::kFloat64;
   const bool has_room = of.intercept && gradient != nullptr;
   result.gb = has_room ? gradient + of.coefficients() : dropped.data();
-  return Sum(job, problem, result);
+  if (!IsOrdinary(*result.divisor) || !Sum(job, problem, result)) return false;
+  loss = result.loss;
+  if (of.l2 == 0 || gradient == nullptr) return true;
+  const auto* const at = static_cast<const double*>(job == Job::kHvp ? problem.vw : problem.w);
+  for (size_t i = 0; i < of.coefficients(); ++i) gradient[i] += of.l2 * at[i];
+  return true;
+}
+
+// As NumPy's vdot.
+double Dot(PyArrayObject* array, const double* one, const double* other, size_t n) {
+  double product = 0;
+  PyArray_Descr* const descr = PyArray_DESCR(array);
+  // NumPy's signature does not promise that it only reads.
+  PyDataType_GetArrFuncs(descr)->dotfunc(const_cast<double*>(one), sizeof(double),
+                                         const_cast<double*>(other), sizeof(double), &product,
+                                         static_cast<npy_intp>(n), array);
+  return product;
 }
 
 // l2/2 ||w||^2; times an infinite parameter, 0 would be NaN.
 double Penalty(const Objective& of, PyObject* theta) {
   if (of.l2 == 0) return 0.0;
-  double square = 0;
-  char* const w = PyArray_BYTES(AsArray(theta));
-  PyArray_Descr* const descr = PyArray_DESCR(AsArray(theta));
-  PyDataType_GetArrFuncs(descr)->dotfunc(w, sizeof(double), w, sizeof(double), &square,
-                                         static_cast<npy_intp>(of.coefficients()), theta);
-  return 0.5 * of.l2 * square;
+  const auto* const w = static_cast<const double*>(DataOf(theta));
+  return 0.5 * of.l2 * Dot(AsArray(theta), w, w, of.coefficients());
 }
 
-// The mean, and the penalty's part in it at `w`.
-void Finish(const Objective& of, const double* w, double* gradient) {
-  for (size_t i = 0; i < of.parameters(); ++i) gradient[i] /= of.weight;
-  if (of.l2 == 0) return;
-  for (size_t i = 0; i < of.coefficients(); ++i) gradient[i] += of.l2 * w[i];
+// See LinearObjective.initial: the step from zeros, of a problem that has its data.
+PyObject* Initial(const Objective& of, LinearProblem problem) {
+  const auto size = static_cast<npy_intp>(of.parameters());
+  Ref step(NewArray(1, &size, DType::kFloat64));
+  if (!step) return nullptr;
+  auto* const to = static_cast<double*>(DataOf(step.get()));
+  const std::vector<double> zeros(of.parameters());
+  std::vector<double> positive(of.rows * of.outputs), curved(of.parameters());
+  const auto clip = [](auto y) { return y <= 0 ? 0.0 : static_cast<double>(y); };
+  OfType(problem.y_type == TargetType::kFloat32 ? DType::kFloat32 : DType::kFloat64,
+         [&](auto type) {
+           const auto* const y = static_cast<const decltype(type)*>(problem.y);
+           std::transform(y, y + positive.size(), positive.begin(), clip);
+         });
+  problem.loss = of.squares.Active();
+  problem.y = positive.data();
+  problem.y_type = TargetType::kFloat64;
+  double loss;
+  PutAt(of, zeros.data(), nullptr, problem);
+  if (!Mean(of, Job::kGradient, problem, to, loss)) return nullptr;
+  PutAt(of, zeros.data(), to, problem);
+  if (!Mean(of, Job::kHvp, problem, curved.data(), loss)) return nullptr;
+  const double length = Dot(AsArray(step.get()), to, to, of.parameters()) /
+                        Dot(AsArray(step.get()), to, curved.data(), of.parameters());
+  std::transform(to, to + size, to, [&](double g) { return -length * g; });
+  if (!std::all_of(to, to + size, [](double t) { return std::isfinite(t); })) {
+    std::fill_n(to, size, 0.0);
+  }
+  return step.release();
 }
 
 // An array of the shape of predictions, or of the coefficients.
 PyObject* NewOutputs(const Objective& of, size_t rows) {
-  const npy_intp shape[] = {static_cast<npy_intp>(rows), static_cast<npy_intp>(of.problem.outputs)};
+  const npy_intp shape[] = {static_cast<npy_intp>(rows), static_cast<npy_intp>(of.outputs)};
   return NewArray(1 + of.several, shape, DType::kFloat64);
 }
 
 PyObject* Unpack(const Objective& of, const double* theta) {
   const double* const intercepts = theta + of.coefficients();
-  Ref w(NewOutputs(of, of.problem.X.cols));
+  Ref w(NewOutputs(of, of.cols));
   if (!w) return nullptr;
   std::copy(theta, intercepts, static_cast<double*>(DataOf(w.get())));
-  const auto outputs = static_cast<npy_intp>(of.problem.outputs);
+  const auto outputs = static_cast<npy_intp>(of.outputs);
   Ref b(!of.intercept ? Py_NewRef(Py_None)
         : of.several  ? NewArray(1, &outputs, DType::kFloat64)
                       : PyFloat_FromDouble(*intercepts));
@@ -144,30 +160,10 @@ PyObject* Unpack(const Objective& of, const double* theta) {
   return Pair(std::move(w), std::move(b));
 }
 
-// Keeps the second derivatives at a vector, unless they are kept. False, perhaps with an exception
-// set, if it fails.
-bool KeepCurvature(Objective& of, const double* theta) {
-  // Bytes, not numbers: 0 and -0 are different vectors, NaN the same as itself.
-  const size_t bytes = of.parameters() * sizeof(double);
-  if (of.kept_for && (bytes == 0 || std::memcmp(of.kept_for->data(), theta, bytes) == 0)) {
-    return true;
-  }
-  std::vector<double> at(theta, theta + of.parameters());
-  of.kept.resize(of.problem.X.rows * of.problem.outputs);
-  of.kept_for.reset();
-  of.keeps = true;
-  LinearProblem problem = ProblemAt(of, theta);
-  LossResult result = {};
-  if (!SumData(of, Job::kCurvature, problem, of.kept.data(), result)) return false;
-  of.kept_for = std::move(at);
-  return true;
-}
-
-PyObject* Predict(const Objective& of, const Design& X, const double* theta) {
+PyObject* Predict(const Objective& of, LinearProblem problem) {
+  const Design& X = problem.X;
   Ref z(NewOutputs(of, X.rows));
   if (!z) return nullptr;
-  LinearProblem problem = ProblemAt(of, theta);
-  problem.X = X;
   problem.kept = static_cast<double*>(DataOf(z.get()));
   LossResult result = {};
   if (X.rows > 0 && !Sum(Job::kPredict, problem, result)) return nullptr;
@@ -176,10 +172,10 @@ PyObject* Predict(const Objective& of, const Design& X, const double* theta) {
     const std::vector<int64_t> labels(X.rows);
     Ref p(NewOutputs(of, X.rows));
     if (!p) return nullptr;
-    const PointwiseProblem of_z = {problem.loss,       problem.parameter, X.rows,
-                                   of.problem.outputs, problem.kept,      DType::kFloat64,
-                                   labels.data(),      TargetType::kLabel};
-    const bool done = RunKernel(IsLarge(X, of.problem.outputs), [&](Poll* poll) {
+    const PointwiseProblem of_z = {problem.loss,  problem.parameter, X.rows,
+                                   of.outputs,    problem.kept,      DType::kFloat64,
+                                   labels.data(), TargetType::kLabel};
+    const bool done = RunKernel(IsLarge(X, of.outputs), [&](Poll* poll) {
       return MapLoss(Wanted::kCurvature, of_z, DataOf(p.get()), poll);
     });
     return done ? p.release() : nullptr;
@@ -188,111 +184,115 @@ PyObject* Predict(const Objective& of, const Design& X, const double* theta) {
 }
 
 [[gnu::hot]] PyObject* ObjectiveCall(const MethodEntry& own, const Arguments& args) {
-  const auto& entry = static_cast<const ObjectiveEntry&>(own);
-  Objective& of = *entry.objective;
-  const bool predicts = entry.kind == Kind::kPredict, has_v = entry.kind == Kind::kHvp;
-  // What may run Python code comes before the first look at what it may change.
-  Ref vector = AsPlainArray(args[predicts ? 1 : 0]);
-  Ref direction = vector && has_v ? AsPlainArray(args[1]) : Ref();
-  UserDesign design;
-  Design X;
-  const bool reads = vector && predicts && design.Take(args[0], X);
+  const auto& of = static_cast<const Objective&>(own);
+  const Kind kind = of.kind;
+  const bool predicts = kind == Kind::kPredict;
+  Ref vector = kind == Kind::kInitial ? Ref() : AsPlainArray(args[predicts ? 1 : 0]);
+  Ref direction = kind == Kind::kHvp && vector ? AsPlainArray(args[1]) : Ref();
   if (PyErr_Occurred() != nullptr) return nullptr;
+  LinearProblem problem;  // field by field: g++ clears it by an instruction that is slow
+  problem.loss = of.kernels.Active();
+  problem.parameter = of.parameter;
+  problem.outputs = of.outputs;
+  problem.w_dtype = problem.vw_dtype = DType::kFloat64;
+  problem.weight = nullptr;
+  problem.kept = nullptr;
+  problem.gX = nullptr;
+  // What may run Python code comes before the first look at what it may change.
+  UserDesign design;
+  UserTargets targets;
+  if (kind != Kind::kUnpack && !design.Take(predicts ? args[0] : of.data[0].get(), problem.X)) {
+    return nullptr;
+  }
   const double* const theta = VectorOf(vector, of);
-  if (theta == nullptr) return nullptr;
-  if (predicts) return reads && X.cols == of.problem.X.cols ? Predict(of, X, theta) : nullptr;
-  if (entry.kind == Kind::kUnpack) return Unpack(of, theta);
-  const double* const v = has_v ? VectorOf(direction, of) : nullptr;
-  if (has_v && (v == nullptr || !KeepCurvature(of, theta))) return nullptr;
-  LinearProblem problem = ProblemAt(of, theta, v);
-  LossResult result = {};
+  if (theta == nullptr && kind != Kind::kInitial) return nullptr;
+  if (kind == Kind::kUnpack) return Unpack(of, theta);
+  const double* const v = kind == Kind::kHvp ? VectorOf(direction, of) : nullptr;
+  if (problem.X.cols != of.cols || (kind == Kind::kHvp && v == nullptr)) return nullptr;
+  PutAt(of, theta, v, problem);
+  if (predicts) return Predict(of, problem);
+  const auto outputs = of.several ? std::optional(static_cast<npy_intp>(of.outputs)) : std::nullopt;
+  if (problem.X.rows != of.rows ||
+      !targets.Take(of.data[1].get(), of.data[2].get(), outputs, problem)) {
+    return nullptr;
+  }
+  if (kind == Kind::kInitial) return Initial(of, problem);
+  double loss;
   Ref gradient;
-  if (entry.kind == Kind::kValue) {
-    if (!SumData(of, Job::kValue, problem, nullptr, result)) return nullptr;
+  if (kind == Kind::kValue) {
+    if (!Mean(of, Job::kValue, problem, nullptr, loss)) return nullptr;
   } else {
     const auto size = static_cast<npy_intp>(of.parameters());
     gradient = Ref(NewArray(1, &size, DType::kFloat64));
     if (!gradient) return nullptr;
-    if (!has_v) of.kept_for.reset();
     auto* const to = static_cast<double*>(DataOf(gradient.get()));
-    if (!SumData(of, has_v ? Job::kCurved : Job::kGradient, problem,
-                 of.keeps ? of.kept.data() : nullptr, result, to)) {
-      return nullptr;
-    }
-    if (of.keeps && !has_v) of.kept_for.emplace(theta, theta + of.parameters());
-    Finish(of, has_v ? v : theta, to);
-    if (entry.kind != Kind::kValueAndGrad) return gradient.release();
+    const Job job = kind == Kind::kHvp ? Job::kHvp : Job::kGradient;
+    if (!Mean(of, job, problem, to, loss)) return nullptr;
+    if (kind != Kind::kValueAndGrad) return gradient.release();
   }
-  Ref value(PyFloat_FromDouble(result.loss / of.weight + Penalty(of, vector.get())));
+  Ref value(PyFloat_FromDouble(loss + Penalty(of, vector.get())));
   return gradient ? Pair(std::move(value), std::move(gradient)) : value.release();
 }
 
 }  // namespace
 
-PyObject* NewObjective(PyObject* const* args) {
+PyObject* NewObjectiveMethod(PyObject* const* args) {
   enum {
     kLoss,
     kParameter,
     kX,
     kY,
     kSampleWeight,
-    kWeight,
+    kRows,
+    kCols,
     kL2,
     kOutputs,
     kIntercept,
     kSeveral,
     kResponse,
+    kMethod,
+    kFallback,
     kCount
   };
   static_assert(kCount == kObjectiveArguments);
-  auto objective = std::make_shared<Objective>();
-  Objective& of = *objective;
-  const char* const name = PyUnicode_AsUTF8(args[kLoss]);
-  const std::optional<size_t> row = name == nullptr ? std::nullopt : FindLoss(name);
-  const Py_ssize_t outputs = PyLong_AsSsize_t(args[kOutputs]);
-  if (PyErr_Occurred() != nullptr || !ReadDouble(args[kParameter], &of.problem.parameter) ||
-      !ReadDouble(args[kWeight], &of.weight) || !ReadDouble(args[kL2], &of.l2)) {
+  const char* const loss = PyUnicode_AsUTF8(args[kLoss]);
+  const char* const method = loss == nullptr ? nullptr : PyUnicode_AsUTF8(args[kMethod]);
+  if (method == nullptr) return nullptr;
+  auto made = std::make_unique<Objective>();
+  Objective& of = *made;
+  const auto size = [&](size_t k) {
+    return PyErr_Occurred() == nullptr ? PyLong_AsSize_t(args[k]) : 0;
+  };
+  of.rows = size(kRows);
+  of.cols = size(kCols);
+  of.outputs = size(kOutputs);
+  if (PyErr_Occurred() != nullptr || !ReadDouble(args[kParameter], &of.parameter) ||
+      !ReadDouble(args[kL2], &of.l2)) {
     return nullptr;
   }
-  PyObject* const response = args[kResponse];
-  of.several = args[kSeveral] == Py_True;
-  const bool valid = row && outputs > 0 && (outputs == 1 || of.several) &&
-                     (response == Py_None || PyCallable_Check(response) != 0);
-  if (valid) {
-    of.kernels = RowOf(LossTables(), *row);
-    of.problem.loss = of.kernels.Active();
-    of.problem.outputs = static_cast<size_t>(outputs);
-    of.problem.w_dtype = of.problem.vw_dtype = DType::kFloat64;
-  }
-  if (!valid || ReadSamples(args[kX], args[kY], args[kSampleWeight], of.problem) != nullptr ||
-      of.problem.X.rows == 0) {
-    return PyErr_Format(PyExc_TypeError, "objective: data are not what the engine takes");
-  }
   of.intercept = args[kIntercept] == Py_True;
-  of.response = Ref(Py_NewRef(response));
-  of.no_intercepts.resize(of.problem.outputs);
-  for (size_t i = 0; i < of.data.size(); ++i) of.data[i] = Ref(Py_NewRef(args[kX + i]));
-  return PyCapsule_New(
-      new std::shared_ptr<Objective>(std::move(objective)), kCapsule, [](PyObject* capsule) {
-        delete static_cast<std::shared_ptr<Objective>*>(PyCapsule_GetPointer(capsule, kCapsule));
-      });
-}
-
-PyObject* NewObjectiveMethod(PyObject* objective, const char* method, PyObject* fallback) {
-  void* const held = PyCapsule_GetPointer(objective, kCapsule);
-  if (held == nullptr) return nullptr;
-  constexpr std::string_view kKinds[] = {"value", "value_and_grad", "grad",
-                                         "hvp",   "predict",        "unpack"};
+  of.several = args[kSeveral] == Py_True;
+  PyObject* const response = args[kResponse];
+  constexpr std::string_view kKinds[] = {"value",   "value_and_grad", "grad",  "hvp",
+                                         "initial", "predict",        "unpack"};
   const auto* const kind = std::find(std::begin(kKinds), std::end(kKinds), method);
-  auto entry = std::make_unique<ObjectiveEntry>();
-  if (kind == std::end(kKinds)) {
-    return PyErr_Format(PyExc_KeyError, "no native method '%s' of an objective", method);
-  }
-  entry->kind = static_cast<Kind>(kind - kKinds);
-  entry->objective = *static_cast<std::shared_ptr<Objective>*>(held);
-  const bool two = entry->kind == Kind::kHvp || entry->kind == Kind::kPredict;
-  if (!entry->signature.Read(fallback, two ? 2 : 1)) return nullptr;
-  return NewMethod(ObjectiveCall, std::move(entry), fallback);
+  const std::optional<size_t> row = FindLoss(loss), squares = FindLoss("squared_error");
+  constexpr size_t kMost = PTRDIFF_MAX / sizeof(double);
+  const bool valid = kind != std::end(kKinds) && row && squares && of.rows > 0 && of.outputs > 0 &&
+                     (of.outputs == 1 || of.several) && of.rows <= kMost / of.outputs &&
+                     of.cols < kMost / of.outputs &&
+                     (response == Py_None || PyCallable_Check(response) != 0);
+  if (!valid) return PyErr_Format(PyExc_TypeError, "objective_method: no such objective or method");
+  of.kind = static_cast<Kind>(kind - kKinds);
+  of.kernels = RowOf(LossTables(), *row);
+  of.squares = RowOf(LossTables(), *squares);
+  of.response = Ref(Py_NewRef(response));
+  of.no_intercepts.resize(of.outputs);
+  for (size_t i = 0; i < of.data.size(); ++i) of.data[i] = Ref(Py_NewRef(args[kX + i]));
+  const bool two = of.kind == Kind::kHvp || of.kind == Kind::kPredict;
+  const size_t relied_on = of.kind == Kind::kInitial ? 0 : two ? 2 : 1;
+  if (!of.signature.Read(args[kFallback], relied_on)) return nullptr;
+  return NewMethod(ObjectiveCall, std::move(made), args[kFallback]);
 }
 
 }  // namespace pullback

@@ -5,18 +5,15 @@
 
 namespace pullback {
 
-// A loss and all of its data as a function of one vector, for as long as its methods live:
-// (name, parameter, X, y, sample_weight, weight, l2, outputs, intercept, several, response), of
-// which X, y and sample_weight are as the losses' engine takes them, `several` says whether outputs
-// have an axis, and `response`, or None, is called as response(z). New reference; null with
-// an exception set.
-PyObject* NewObjective(PyObject* const* args);
-inline constexpr size_t kObjectiveArguments = 11;
-
-// `value`, `value_and_grad`, `grad`, `hvp`, `predict` or `unpack` of one, which calls `fallback`
-// for vectors that are no plain arrays or lists, and for bad rows. New reference; null with an
-// exception set.
-PyObject* NewObjectiveMethod(PyObject* objective, const char* method, PyObject* fallback);
+// A loss and all of its data as a function of one vector: (name, parameter, X, y, sample_weight,
+// rows, cols, l2, outputs, intercept, several, response, method, fallback). X, y and sample_weight
+// are looked at in each call, as a loss's methods look at theirs; `several` says whether outputs
+// have an axis, and `response`, or None, is called as response(z). The method is `value`,
+// `value_and_grad`, `grad`, `hvp`, `initial` off the flat side, `predict` or `unpack`, and calls
+// `fallback` for what is no plain array or list, or no X that is read where it lies, and for bad
+// rows. New reference; null with an exception set.
+PyObject* NewObjectiveMethod(PyObject* const* args);
+inline constexpr size_t kObjectiveArguments = 14;
 
 }  // namespace pullback
 

@@ -375,16 +375,19 @@ size_t ExtentOf(const Strided& array, size_t axis) {
 
 bool MatmulJacobians(Call& call, PyObject*, Ref* jacobians) {
   const Strided A = call.operand(0), B = call.operand(1);
-  if (A.ndim != 2 || B.ndim != 2) return false;
-  const npy_intp shape[] = {A.shape[0], B.shape[1]};
-  const Extents result(2, shape);
+  const bool rows = A.ndim == 2, columns = B.ndim == 2;
+  if ((!rows && A.ndim != 1) || (!columns && B.ndim != 1)) return false;
+  const npy_intp shape[] = {rows ? A.shape[0] : 1, columns ? B.shape[1] : 1};
+  const Extents result(rows + columns, shape + !rows);
   if (call.Wants(0)) {
-    jacobians[0] = JacobianOfProduct({Ref(), ExtentOf(A, 0)}, {Copied(B.array, true)},
+    jacobians[0] = JacobianOfProduct({Ref(), static_cast<size_t>(shape[0])},
+                                     {columns ? Copied(B.array, true) : CopiedRow(B.array)},
                                      Extents(A.array), result);
   }
   if (call.Wants(1)) {
-    jacobians[1] = JacobianOfProduct({Copied(A.array, false)}, {Ref(), ExtentOf(B, 1)},
-                                     Extents(B.array), result);
+    jacobians[1] =
+        JacobianOfProduct({rows ? Copied(A.array, false) : CopiedRow(A.array)},
+                          {Ref(), static_cast<size_t>(shape[1])}, Extents(B.array), result);
   }
   return true;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <utility>
 
 #include "kernels/sums.h"
 #include "kernels/tasks.h"
@@ -83,13 +84,27 @@ struct Plan {
     Stream();
   }
 
+  // Where the first and the last element in memory begin.
+  std::pair<const char*, const char*> Ends(int k) const {
+    std::pair<const char*, const char*> ends{call.operand[k].data, call.operand[k].data};
+    for (int a = 0; a < call.axes; ++a) {
+      const ptrdiff_t step = call.operand[k].stride[a];
+      (step < 0 ? ends.first : ends.second) += static_cast<ptrdiff_t>(call.extent[a] - 1) * step;
+    }
+    return ends;
+  }
+
   void Stream() {
+    if (total * item * static_cast<size_t>(operands - inputs) < kStreamBytes) return;
     size_t written = 0;
     for (int k = inputs; k < operands; ++k) {
       const auto at = static_cast<size_t>(k);
-      const char* const out = call.operand[k].data;
-      stream[at] = out != nullptr && !summed[at];
-      for (int i = 0; i < inputs; ++i) stream[at] = stream[at] && call.operand[i].data != out;
+      stream[at] = call.operand[k].data != nullptr && !summed[at];
+      const auto [first, last] = Ends(k);
+      for (int i = 0; i < inputs; ++i) {
+        const auto [begin, end] = Ends(i);
+        stream[at] = stream[at] && (last < begin || end < first);
+      }
       if (stream[at]) written += total * item;
     }
     streams = written >= kStreamBytes;

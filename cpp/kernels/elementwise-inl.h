@@ -9,8 +9,10 @@
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
+#include <type_traits>
 #include <utility>
 
 #include "kernels/elementwise.h"
@@ -48,7 +50,6 @@ HWY_INLINE void Eval(D d, const std::array<V, 2>& in, std::array<V, 3>& out) {
 // The same for float lanes, on double lanes.
 template <class Row, class D, class V, size_t kIn, size_t kOut>
 HWY_INLINE void EvalWide(D d, const std::array<V, kIn>& in, std::array<V, kOut>& out) {
-#if HWY_TARGET == HWY_SCALAR
   const ForFloat32<hn::Rebind<double, D>> wide;
   using W = hn::Vec<decltype(wide)>;
   std::array<W, kIn> x;
@@ -58,28 +59,22 @@ HWY_INLINE void EvalWide(D d, const std::array<V, kIn>& in, std::array<V, kOut>&
   Eval<Row>(wide, x, y);
   PB_UNROLL
   for (size_t k = 0; k < kOut; ++k) {
+#if HWY_TARGET == HWY_SCALAR
     // Highway's own makes the largest float of what overflows.
     out[k] = hn::Set(d, static_cast<float>(hn::GetLane(y[k])));
-  }
 #else
-  const hn::Half<D> half;
-  const ForFloat32<hn::Rebind<double, hn::Half<D>>> wide;
-  using W = hn::Vec<decltype(wide)>;
-  std::array<W, kIn> lower, upper;
-  std::array<W, kOut> y_lower, y_upper;
-  PB_UNROLL
-  for (size_t k = 0; k < kIn; ++k) {
-    lower[k] = hn::PromoteTo(wide, hn::LowerHalf(half, in[k]));
-    upper[k] = hn::PromoteTo(wide, hn::UpperHalf(half, in[k]));
-  }
-  Eval<Row>(wide, lower, y_lower);
-  Eval<Row>(wide, upper, y_upper);
-  PB_UNROLL
-  for (size_t k = 0; k < kOut; ++k) {
-    out[k] = hn::Combine(d, hn::DemoteTo(half, y_upper[k]), hn::DemoteTo(half, y_lower[k]));
-  }
+    out[k] = hn::DemoteTo(d, y[k]);
 #endif
+  }
 }
+
+template <class Row, typename T>
+inline constexpr bool kOnDoubleLanes = Row::kWide&& std::is_same_v<T, float>;
+
+// What a loop takes at once: a vector, of floats on double lanes as many as there are of those.
+template <class Row, typename T>
+using LoopTag = std::conditional_t<kOnDoubleLanes<Row, T>, hn::Rebind<T, hn::ScalableTag<double>>,
+                                   hn::ScalableTag<T>>;
 
 // in -> out for one vector of each operand, by method; `Row` is a row of the op table.
 template <class Row, Method kMethod, class D, class V, size_t kIn, size_t kOut>
@@ -89,7 +84,7 @@ HWY_INLINE void Apply(D d, const std::array<V, kIn>& in, std::array<V, kOut>& ou
   std::array<V, kArity + 1> y;  // value, then derivatives
   PB_UNROLL
   for (size_t k = 0; k < kArity; ++k) primals[k] = in[k];
-  if constexpr (Row::kWide && sizeof(hn::TFromD<D>) == sizeof(float)) {
+  if constexpr (kOnDoubleLanes<Row, hn::TFromD<D>>) {
     EvalWide<Row>(d, primals, y);
   } else {
     Eval<Row>(d, primals, y);
@@ -110,67 +105,109 @@ HWY_INLINE void Apply(D d, const std::array<V, kIn>& in, std::array<V, kOut>& ou
   }
 }
 
+// The last, partial vector of n elements: it goes through memory that has room for all of it, by
+// the loop that the others took. Loops may be long, so there is no second copy of Apply in them.
+template <size_t kIn, size_t kOut, class D>
+HWY_NOINLINE void Rest(ElementwiseKernel loop, const void* const* in, void* const* out, size_t n) {
+  using T = hn::TFromD<D>;
+  const D d;
+  constexpr size_t kMaxLanes = hn::MaxLanes(D());
+  HWY_ALIGN T last_in[kIn * kMaxLanes];
+  HWY_ALIGN T last_out[kOut * kMaxLanes];
+  const void* from[kIn];
+  void* to[kOut];
+  const size_t rest = n & (hn::Lanes(d) - 1), begin = n - rest;
+  for (size_t k = 0; k < kIn; ++k) {
+    T* const last = last_in + k * kMaxLanes;
+    hn::Store(LoadTail(d, static_cast<const T*>(in[k]) + begin, rest), d, last);
+    from[k] = last;
+  }
+  for (size_t k = 0; k < kOut; ++k) to[k] = last_out + k * kMaxLanes;
+  loop(from, to, hn::Lanes(d), 0);
+  for (size_t k = 0; k < kOut; ++k) {
+    StoreTail(hn::Load(d, last_out + k * kMaxLanes), d, static_cast<T*>(out[k]) + begin, rest);
+  }
+}
+
 template <class Row, Method kMethod, typename T>
 void Loop(const void* const* in, void* const* out, size_t n, unsigned streamed) {
   constexpr MethodShape kShape = ShapeOf(kMethod, Row::kArity);
   constexpr size_t kIn = static_cast<size_t>(kShape.nin);
   constexpr size_t kOut = static_cast<size_t>(kShape.nout);
-  const hn::ScalableTag<T> d;
-  using V = hn::Vec<decltype(d)>;
+  using D = LoopTag<Row, T>;
+  using V = hn::Vec<D>;
+  const D d;
   const size_t lanes = hn::Lanes(d);
 
   std::array<const T*, kIn> from;
   std::array<T*, kOut> to;
+  PB_UNROLL
   for (size_t k = 0; k < kIn; ++k) from[k] = static_cast<const T*>(in[k]);
+  PB_UNROLL
   for (size_t k = 0; k < kOut; ++k) to[k] = static_cast<T*>(out[k]);
+  const size_t end = n & ~(lanes - 1);
+  for (size_t i = 0; i < end; i += lanes) {
+    std::array<V, kIn> x;
+    std::array<V, kOut> y;
+    PB_UNROLL
+    for (size_t k = 0; k < kIn; ++k) x[k] = hn::LoadU(d, from[k] + i);
+    Apply<Row, kMethod>(d, x, y);
+    PB_UNROLL
+    for (size_t k = 0; k < kOut; ++k) {
+      // Less than 128 bits cannot be streamed.
+      if (hn::MaxLanes(D()) * sizeof(T) >= 16 && HWY_UNLIKELY((streamed >> k & 1) != 0)) {
+        hn::Stream(y[k], d, to[k] + i);
+      } else {
+        hn::StoreU(y[k], d, to[k] + i);
+      }
+    }
+  }
+  if (end != n) Rest<kIn, kOut, D>(Loop<Row, kMethod, T>, in, out, n);
+}
 
-  // One copy of Apply for whole vectors and for the last one, since it may be long: a partial
-  // vector goes through memory that has room for all of it.
-  constexpr size_t kMaxLanes = hn::MaxLanes(hn::ScalableTag<T>());
-  HWY_ALIGN T last_in[kIn * kMaxLanes];
-  HWY_ALIGN T last_out[kOut * kMaxLanes];
-  size_t end = n & ~(lanes - 1);
-  for (bool last = false;; last = true) {
-    for (size_t i = 0; i < end; i += lanes) {
-      std::array<V, kIn> x;
-      std::array<V, kOut> y;
-      PB_UNROLL
-      for (size_t k = 0; k < kIn; ++k) x[k] = hn::LoadU(d, from[k] + i);
-      Apply<Row, kMethod>(d, x, y);
-      PB_UNROLL
-      for (size_t k = 0; k < kOut; ++k) {
-        if (HWY_UNLIKELY((streamed >> k & 1) != 0)) {
-          hn::Stream(y[k], d, to[k] + i);
-        } else {
-          hn::StoreU(y[k], d, to[k] + i);
-        }
-      }
+template <typename T>
+inline constexpr auto kOnes = [] {
+  std::array<T, 512> ones;
+  ones.fill(1);
+  return ones;
+}();
+
+// The derivative by the loop of the vjp.
+template <size_t kArity, typename T>
+HWY_NOINLINE void PullOnesBy(ElementwiseKernel vjp, const void* const* in, void* const* out,
+                             size_t n, unsigned streamed) {
+  const void* from[kArity + 1];
+  void* to[kArity];
+  from[kArity] = kOnes<T>.data();
+  for (size_t begin = 0; begin < n; begin += kOnes<T>.size()) {
+    for (size_t k = 0; k < kArity; ++k) {
+      from[k] = static_cast<const T*>(in[k]) + begin;
+      to[k] = static_cast<T*>(out[k]) + begin;
     }
-    const size_t rest = n & (lanes - 1);
-    if (rest == 0) return;
-    const size_t begin = n - rest;
-    if (last) {
-      for (size_t k = 0; k < kOut; ++k) {
-        StoreTail(hn::Load(d, last_out + k * kMaxLanes), d, static_cast<T*>(out[k]) + begin, rest);
-      }
-      return;
-    }
-    for (size_t k = 0; k < kIn; ++k) {
-      hn::Store(LoadTail(d, from[k] + begin, rest), d, last_in + k * kMaxLanes);
-      from[k] = last_in + k * kMaxLanes;
-    }
-    for (size_t k = 0; k < kOut; ++k) to[k] = last_out + k * kMaxLanes;
-    end = lanes;
-    streamed = 0;
+    vjp(from, to, std::min(n - begin, kOnes<T>.size()), streamed);
+  }
+}
+
+template <class Row, typename T>
+void PullOnes(const void* const* in, void* const* out, size_t n, unsigned streamed) {
+  PullOnesBy<Row::kArity, T>(Loop<Row, Method::kVjp, T>, in, out, n, streamed);
+}
+
+template <class Row, Method kMethod, typename T>
+constexpr ElementwiseKernel KernelOf() {
+  if constexpr (kMethod == Method::kDerivative && Row::kWide && !Row::kMasked) {
+    return PullOnes<Row, T>;  // of a wide row, to pull ones costs little; of a masked one, a -0
+  } else if constexpr (kMethod == Method::kJvp && Row::kArity == 1) {
+    return Loop<Row, Method::kVjp, T>;  // a diagonal Jacobian is its own transpose
+  } else {
+    return Loop<Row, kMethod, T>;
   }
 }
 
 template <class Row, Method kMethod>
 constexpr void SetKernels(OpKernels& op) {
-  // A diagonal Jacobian is its own transpose.
-  constexpr Method kSame = kMethod == Method::kJvp && Row::kArity == 1 ? Method::kVjp : kMethod;
-  op.kernel[static_cast<size_t>(kMethod)][0] = Loop<Row, kSame, float>;
-  op.kernel[static_cast<size_t>(kMethod)][1] = Loop<Row, kSame, double>;
+  op.kernel[static_cast<size_t>(kMethod)][0] = KernelOf<Row, kMethod, float>();
+  op.kernel[static_cast<size_t>(kMethod)][1] = KernelOf<Row, kMethod, double>();
 }
 
 template <class Row, size_t... kMethodIndex>

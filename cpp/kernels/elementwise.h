@@ -59,7 +59,7 @@ struct OpKernels {
 };
 
 // The table's rows are spread over shards; which row is where is the same for every target.
-inline constexpr size_t kOpShards = 3;
+inline constexpr size_t kOpShards = 2;
 using OpTable = std::span<const OpKernels>;
 const PerTarget<OpTable>& OpTables(size_t shard);
 template <size_t kShard>

@@ -162,7 +162,7 @@ Outcome Layer::Vjp(const LinearCotangents& cotangents) {
     if (layer_.activation != nullptr) Map(Kernel(Method::kVjp), h, &cotangents.g, h, range);
     if (cotangents.dbias != nullptr) {
       double* const sum = sums + range.begin / blocks_.block * n;
-      std::fill(sum, sum + n, -0.0);
+      std::fill(sum, sum + n, 0.0);  // as np.sum does: of -0 alone it is +0
       for (size_t row = range.begin; row < range.end; ++row) {
         Sums().add[static_cast<size_t>(layer_.dtype)](Row(h, row), sum, n);
       }

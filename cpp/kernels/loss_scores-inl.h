@@ -31,6 +31,12 @@ HWY_INLINE void StoreSome(hn::Vec<D> v, D d, double* p, size_t i, size_t count) 
   }
 }
 
+// value * weight, 0 for a weight of 0, whatever the value.
+template <class V>
+HWY_INLINE V Weighted(V value, V weight) {
+  return hn::IfThenZeroElse(hn::Eq(weight, hn::Zero(hn::DFromV<V>())), hn::Mul(value, weight));
+}
+
 template <class D>
 HWY_INLINE hn::Vec<D> LoadTargets(D d, const ScoreChunk& chunk, size_t i, size_t count) {
   return chunk.y_type == TargetType::kFloat64
@@ -42,6 +48,7 @@ template <class Row>
 HWY_NOINLINE size_t FirstOutsideDomain(const ScoreChunk& chunk) {
   const hn::CappedTag<double, 1> d;
   for (size_t i = 0; i < chunk.rows * chunk.outputs; ++i) {
+    if (chunk.weight != nullptr && chunk.weight[i] == 0) continue;
     if (!hn::AllTrue(d, Row::Domain(d, LoadTargets(d, chunk, i, 1)))) return i / chunk.outputs;
   }
   return kNoRow;
@@ -68,8 +75,8 @@ class PointwiseScore {
   using V = hn::Vec<D>;
   static constexpr size_t kLanes = hn::MaxLanes(D());
   static constexpr bool kLoss = kWanted != Wanted::kCurvature;
-  static constexpr bool kSlope = kWanted == Wanted::kSlope || kWanted == Wanted::kAll;
-  static constexpr bool kCurvature = kWanted == Wanted::kCurvature || kWanted == Wanted::kAll;
+  static constexpr bool kSlope = kWanted == Wanted::kSlope;
+  static constexpr bool kCurvature = kWanted == Wanted::kCurvature;
 
   HWY_INLINE explicit PointwiseScore(const ScoreChunk& chunk)
       : chunk_(chunk),
@@ -98,8 +105,8 @@ class PointwiseScore {
     if (kLoss && chunk_.loss != nullptr) hn::StoreU(loss, d, chunk_.loss + i);
     if (kLoss && chunk_.weight != nullptr) {
       const V weight = LoadSome(d, chunk_.weight + i, count);
-      loss = hn::Mul(loss, weight);
-      dloss = hn::Mul(dloss, weight);
+      loss = Weighted(loss, weight);
+      dloss = Weighted(dloss, weight);
     }
     if (kLoss) loss_sum_ = hn::Add(loss_sum_, loss);
     if (kSlope) hn::StoreU(dloss, d, chunk_.slope + i);
@@ -113,13 +120,18 @@ class PointwiseScore {
 inline void CurvePointwise(const ScoreChunk& chunk, const double* curvature,
                            const double* direction) {
   const hn::ScalableTag<double> d;
-  const size_t n = chunk.rows * chunk.outputs;
-  for (size_t i = 0; i < n; i += hn::Lanes(d)) {
-    const size_t count = std::min(hn::Lanes(d), n - i);
-    auto slope = hn::Mul(LoadSome(d, curvature + i, count), hn::LoadU(d, direction + i));
-    if (chunk.weight != nullptr) slope = hn::Mul(slope, LoadSome(d, chunk.weight + i, count));
+  const size_t lanes = hn::Lanes(d), n = chunk.rows * chunk.outputs;
+  const auto at = [&](size_t i, size_t count) HWY_ATTR {
+    const auto second = LoadSome(d, curvature + i, count), change = hn::LoadU(d, direction + i);
+    // Where the curvature overflowed, a prediction that does not change adds nothing.
+    const auto none = hn::And(hn::Eq(change, hn::Zero(d)), hn::Eq(second, Infinity(d)));
+    auto slope = hn::IfThenZeroElse(none, hn::Mul(second, change));
+    if (chunk.weight != nullptr) slope = Weighted(slope, LoadSome(d, chunk.weight + i, count));
     hn::StoreU(slope, d, chunk.slope + i);
-  }
+  };
+  size_t i = 0;
+  for (; i + lanes <= n; i += lanes) at(i, lanes);
+  if (i < n) at(i, n - i);
 }
 
 template <class Row>
@@ -127,7 +139,7 @@ inline constexpr LossKernels kPointwiseLoss = {
     Row::kName,
     false,
     {PointwiseScore<Row, Wanted::kLoss>::Run, PointwiseScore<Row, Wanted::kSlope>::Run,
-     PointwiseScore<Row, Wanted::kCurvature>::Run, PointwiseScore<Row, Wanted::kAll>::Run},
+     PointwiseScore<Row, Wanted::kCurvature>::Run},
     CurvePointwise};
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

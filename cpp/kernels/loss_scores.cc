@@ -6,6 +6,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <iterator>
@@ -31,24 +32,47 @@ LossTable TableOfLosses() {
   return kTable;
 }
 
-// The four chains of additions hide their latency.
-double SumWeights(const double* weight, size_t n, size_t* bad) {
+HWY_NOINLINE size_t FirstBadWeight(const double* weight, size_t n) {
+  for (size_t i = 0; i < n; ++i) {
+    if (!(weight[i] >= 0 && weight[i] <= hwy::HighestValue<double>())) return i;
+  }
+  return kNoRow;  // their owner has changed them meanwhile
+}
+
+WeightSum SumWeights(const double* weight, size_t n) {
   const hn::ScalableTag<double> d;
   using V = hn::Vec<decltype(d)>;
-  V sum = hn::Zero(d);
-  V within = hn::VecFromMask(d, hn::Eq(sum, sum));
-  for (size_t i = 0; i < n; i += hn::Lanes(d)) {
-    const V some = LoadSome(d, weight + i, std::min(hn::Lanes(d), n - i));
-    const auto domain = hn::And(hn::Ge(some, hn::Zero(d)), hn::Lt(some, Infinity(d)));
-    within = hn::And(within, hn::VecFromMask(d, domain));
+  V sum = hn::Zero(d), least = hn::Set(d, 1), most = sum;
+  size_t i = 0;
+  for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
+    const V some = hn::LoadU(d, weight + i);
+    least = hn::Min(least, some);
+    most = hn::Max(most, some);
     sum = hn::Add(sum, some);
   }
-  *bad = kNoRow;
-  if (HWY_UNLIKELY(!hn::AllTrue(d, hn::MaskFromVec(within)))) {
-    *bad = 0;
-    while (weight[*bad] >= 0 && weight[*bad] <= hwy::HighestValue<double>()) ++*bad;
+  if (i < n) {
+    const V some = LoadSome(d, weight + i, n - i);
+    least = hn::Min(least, hn::IfThenElse(hn::FirstN(d, n - i), some, least));
+    most = hn::Max(most, some);
+    sum = hn::Add(sum, some);
   }
-  return SumLanes(d, sum);
+  const double total = SumLanes(d, sum);
+  const bool has_zero = !hn::AllTrue(d, hn::Gt(least, hn::Zero(d)));
+  const auto within = hn::And(hn::Ge(least, hn::Zero(d)), hn::Lt(most, Infinity(d)));
+  // A NaN may pass these, but not the sum.
+  const bool good = HWY_LIKELY(hn::AllTrue(d, within) && total == total);
+  return {total, good ? kNoRow : FirstBadWeight(weight, n), has_zero};
+}
+
+// x - x is a NaN of what is not finite.
+bool AllFinite(const double* values, size_t n) {
+  const hn::ScalableTag<double> d;
+  auto rests = hn::Zero(d);
+  for (size_t i = 0; i < n; i += hn::Lanes(d)) {
+    const auto some = LoadSome(d, values + i, std::min(hn::Lanes(d), n - i));
+    rests = hn::Or(rests, hn::Sub(some, some));
+  }
+  return hn::AllTrue(d, hn::Eq(rests, rests));
 }
 
 void SumOutputs(const double* slopes, size_t rows, size_t outputs, double* sums) {
@@ -156,8 +180,10 @@ void WriteGradientInX(const double* slopes, size_t rows, size_t outputs, const d
 }
 
 const ChunkKernels* ChunkTable() {
-  static constexpr ChunkKernels kTable = {
-      SumWeights, {SumOutputs, SumClasses}, {WriteGradientInX<float>, WriteGradientInX<double>}};
+  static constexpr ChunkKernels kTable = {SumWeights,
+                                          AllFinite,
+                                          {SumOutputs, SumClasses},
+                                          {WriteGradientInX<float>, WriteGradientInX<double>}};
   return &kTable;
 }
 

@@ -7,6 +7,7 @@
 #include <hwy/highway.h>
 
 #include "kernels/dense-inl.h"
+#include "kernels/guarded-inl.h"
 #include "kernels/losses.h"
 #include "kernels/outputs-inl.h"
 #include "kernels/sparse-inl.h"
@@ -21,17 +22,20 @@ const LayoutKernels* LayoutTable() {
       {.one = {{ForwardRows<float>, BackwardRows<float>},
                {ForwardRows<double>, BackwardRows<double>}},
        .many = {kOutputs<RowsOfX<float>>, kOutputs<RowsOfX<double>>},
+       .guarded = {GuardedRows<float>, GuardedRows<double>},
        .chunk_rows = ChunkOfRows,
        .row_bytes = DenseRowBytes},
       {.one = {{ForwardColumns<float>, BackwardColumns<float>},
                {ForwardColumns<double>, BackwardColumns<double>}},
        .many = {kOutputs<ColumnsOfX<float>>, kOutputs<ColumnsOfX<double>>},
+       .guarded = {GuardedColumns<float>, GuardedColumns<double>},
        .chunk_rows = ChunkOfColumns,
        .slab_rows = SlabOfColumns,
        .row_bytes = DenseRowBytes},
       {.one = {kCsrStages<float, true, Walk::kScatter>, kCsrStages<double, true, Walk::kScatter>},
        .many = {kCsrStages<double, false, Walk::kScatter>,
                 kCsrStages<double, false, Walk::kScatter>},
+       .guarded = {GuardedCsr<Sums::kPlain>, GuardedCsr<Sums::kPlain>},
        .chunk_rows = CsrChunkRows,
        .slab_rows = SparseSlabRows,
        .row_bytes = SparseRowBytes,
@@ -41,6 +45,7 @@ const LayoutKernels* LayoutTable() {
        .walked = WalkedCsr},
       {.one = {kCscStages<float, true>, kCscStages<double, true>},
        .many = {kCscStages<float, false>, kCscStages<double, false>},
+       .guarded = {GuardedCsc<float>, GuardedCsc<double>},
        .chunk_rows = CscChunkRows,
        .slab_rows = CscSlabRows,
        .row_bytes = SparseRowBytes,
@@ -52,6 +57,7 @@ const LayoutKernels* LayoutTable() {
                kCsrStages<double, true, Walk::kScatterCompensated>},
        .many = {kCsrStages<double, false, Walk::kScatterCompensated>,
                 kCsrStages<double, false, Walk::kScatterCompensated>},
+       .guarded = {GuardedCsr<Sums::kCompensated>, GuardedCsr<Sums::kCompensated>},
        .chunk_rows = CsrChunkRows,
        .slab_rows = SparseSlabRows,
        .row_bytes = SparseRowBytes,

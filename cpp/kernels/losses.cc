@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <thread>
 
@@ -41,32 +42,30 @@ void WriteEach(const double* from, size_t n, DType dtype, void* to, const F& f) 
 
 // What a job does to each chunk.
 struct Steps {
-  bool predict, score, curve, backward;
+  bool score, curve, backward;
 };
 
 constexpr Steps StepsOf(Job job) {
   switch (job) {
     case Job::kValue:
     case Job::kCurvature:
-      return {true, true, false, false};
+      return {true, false, false};
     case Job::kGradient:
-      return {true, true, false, true};
+      return {true, false, true};
     case Job::kHvp:
-      return {true, true, true, true};
-    case Job::kCurved:
-      return {false, false, true, true};
+      return {true, true, true};
     case Job::kPredict:
-      return {true, false, false, false};
+      return {false, false, false};
   }
   return {};
 }
 
-constexpr Wanted WantedOf(Job job, bool keeps) {
+constexpr Wanted WantedOf(Job job) {
   switch (job) {
     case Job::kValue:
       return Wanted::kLoss;
     case Job::kGradient:
-      return keeps ? Wanted::kAll : Wanted::kSlope;
+      return Wanted::kSlope;
     default:
       return Wanted::kCurvature;
   }
@@ -178,7 +177,7 @@ class Sum {
         layout_(layout),
         stages_((p_.outputs == 1 ? layout.one : layout.many)[static_cast<size_t>(p_.X.dtype)]),
         others_(KernelsOfChunks()),
-        score_(p_.loss->score[static_cast<size_t>(WantedOf(job, p_.kept != nullptr))]),
+        score_(p_.loss->score[static_cast<size_t>(WantedOf(job))]),
         slabs_(scratch) {}
 
   // Not inlined: the caller guards the floating-point environment.
@@ -315,23 +314,34 @@ class Sum {
                      curvature,
                      0.0,
                      kNoRow};
-    if (chunk.weight != nullptr) {
+    const double* const weight = chunk.weight;
+    bool has_zero = false;  // among the weights
+    if (weight != nullptr) {
       SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
-        size_t bad;
-        sums[kSumWeight] += others_.sum_weights(chunk.weight + piece.begin, piece.size(), &bad);
-        if (HWY_UNLIKELY(bad != kNoRow)) KeepLowest(bad_weight_, rows.begin + piece.begin + bad);
+        const WeightSum sum = others_.sum_weights(weight + piece.begin, piece.size());
+        sums[kSumWeight] += sum.sum;
+        if (HWY_UNLIKELY(sum.bad != kNoRow)) {
+          KeepLowest(bad_weight_, rows.begin + piece.begin + sum.bad);
+        }
+        has_zero |= sum.has_zero;
       });
       if (plan_.repeats) {
         double* const repeated = z + (plan_.chunks - 1) * plan_.chunk;
         for (size_t r = 0; r < chunk.rows; ++r) {
-          std::fill_n(repeated + r * outputs, outputs, chunk.weight[r]);
+          std::fill_n(repeated + r * outputs, outputs, weight[r]);
         }
         chunk.weight = repeated;
       }
     }
 
     if (!Advance(rows, state)) return;
-    if (plan_.steps.predict) stages_.forward(p_.X, outputs, rows, w_, b_, z, state);
+    // A row of weight 0 may hold what is not finite: then nor is its prediction, along v either.
+    bool x_is_finite = true;
+    const auto predict = [&](const double* w, const double* b) {
+      stages_.forward(p_.X, outputs, rows, w, b, z, state);
+      if (has_zero) x_is_finite = others_.all_finite(z, chunk.rows * outputs);
+    };
+    predict(w_, b_);
     if (plan_.steps.score) {
       SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
         ScoreChunk part = chunk;
@@ -344,22 +354,54 @@ class Sum {
       });
     }
     if (plan_.steps.curve) {
-      stages_.forward(p_.X, outputs, rows, vw_, vb_, z, state);
+      predict(vw_, vb_);
       p_.loss->curve(chunk, curvature, z);
     }
     if (!plan_.steps.backward) return;
+    double rest = 0;  // or NaN, if a sum is not finite
+    SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
+      others_.sum_outputs[p_.loss->coupled](z + piece.begin * outputs, piece.size(), outputs,
+                                            sums + kSumB);
+      for (size_t k = 0; k < outputs; ++k) rest += sums[kSumB + k] - sums[kSumB + k];
+    });
+    const bool is_finite = x_is_finite && rest == 0;
     if (p_.gX != nullptr) {
       char* const gX =
           static_cast<char*>(p_.gX) + static_cast<ptrdiff_t>(rows.begin) * p_.gX_stride *
                                           static_cast<ptrdiff_t>(ItemSize(p_.gX_dtype));
       others_.write_gx[static_cast<size_t>(p_.gX_dtype)](z, chunk.rows, outputs, transposed_w_,
                                                          p_.X.cols, p_.scale, gX, p_.gX_stride);
+      if (HWY_UNLIKELY(has_zero || !is_finite)) GuardGradientInX(z, rows, gX);
     }
-    SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
-      others_.sum_outputs[p_.loss->coupled](z + piece.begin * outputs, piece.size(), outputs,
-                                            sums + kSumB);
-    });
-    stages_.backward(p_.X, outputs, rows, z, gw, state);
+    // The sums may overflow where the slopes do not.
+    if (HWY_LIKELY(is_finite) || (x_is_finite && others_.all_finite(z, chunk.rows * outputs))) {
+      stages_.backward(p_.X, outputs, rows, z, gw, state);
+    } else {
+      layout_.guarded[static_cast<size_t>(p_.X.dtype)](p_.X, outputs, rows, z, weight, gw, state);
+    }
+  }
+
+  // Writes the gradient by X once more for rows of weight 0, which is 0, and where slopes are not
+  // finite, which a coefficient of 0 must not meet.
+  HWY_NOINLINE void GuardGradientInX(const double* slopes, Range rows, void* gX) const {
+    for (size_t r = 0; r < rows.size(); ++r, slopes += p_.outputs) {
+      const bool counts = p_.weight == nullptr || p_.weight[rows.begin + r] != 0;
+      if (counts && others_.all_finite(slopes, p_.outputs)) continue;
+      for (size_t j = 0; j < p_.X.cols; ++j) {
+        double sum = 0;
+        for (size_t k = 0; counts && k < p_.outputs; ++k) {
+          const double w = w_[j * p_.outputs + k];
+          if (w != 0) sum += slopes[k] * w;
+        }
+        const double by_x = counts ? p_.scale * sum : 0.0;
+        const ptrdiff_t at = static_cast<ptrdiff_t>(r) * p_.gX_stride + static_cast<ptrdiff_t>(j);
+        if (p_.gX_dtype == DType::kFloat64) {
+          static_cast<double*>(gX)[at] = by_x;
+        } else {
+          static_cast<float*>(gX)[at] = static_cast<float>(by_x);
+        }
+      }
+    }
   }
 
   // Calls sum(piece, sums) for few rows of a chunk at a time, counted from its first.
@@ -542,7 +584,9 @@ bool WriteHessians(const ClassHessians& h, long double* others, T* out, Poll* po
   for (size_t row = 0; row < h.rows; ++row) {
     const double sum = sums == nullptr ? 1.0 : sums[row];
     const double by = weight == nullptr ? factor : weight[row] / divisor;
-    if constexpr (kClasses == 0) {
+    if (weight != nullptr && weight[row] == 0) {
+      std::fill_n(out, classes * classes, T{0});
+    } else if constexpr (kClasses == 0) {
       WriteAnyHessian(p, classes, sum, by, others, out);
     } else {
       WriteHessian<kClasses>(p, sum, by, out);

@@ -61,6 +61,10 @@ using ForwardStage = void (*)(const Design& X, size_t outputs, Range rows, const
                               const double* b, double* z, void* state);
 using BackwardStage = void (*)(const Design& X, size_t outputs, Range rows, const double* slopes,
                                double* gw, void* state);
+// backward where a product may be 0 * inf, or NaN: an element of X that is 0 adds nothing, nor does
+// a row whose weight is; `weight` may be null.
+using GuardedStage = void (*)(const Design& X, size_t outputs, Range rows, const double* slopes,
+                              const double* weight, double* gw, void* state);
 
 struct Stages {
   ForwardStage forward;
@@ -70,6 +74,7 @@ struct Stages {
 struct LayoutKernels {
   Stages one[kDTypes];   // by dtype of X, for one output
   Stages many[kDTypes];  // for any number of outputs
+  GuardedStage guarded[kDTypes];
 
   // Rows that pass all stages while they are in cache.
   size_t (*chunk_rows)(const Design& X, size_t outputs);
@@ -103,7 +108,8 @@ const LayoutKernels& KernelsOf(const Design& X);
 enum class TargetType : uint8_t { kFloat32, kFloat64, kLabel };  // kLabel: int64_t
 constexpr size_t ItemSize(TargetType type) { return type == TargetType::kFloat32 ? 4 : 8; }
 
-// One chunk on its way through a score. All arrays begin at the chunk's first row, and all but
+// One chunk on its way through a score. A row of weight 0 has loss and slopes 0, whatever it
+// holds, and no bad target. All arrays begin at the chunk's first row, and all but
 // labels and where noted are (rows, outputs). Of a row-coupled loss rows * outputs are at most
 // kLossBlock, unless there are no more rows than kDoublePadding.
 struct ScoreChunk {
@@ -122,9 +128,9 @@ struct ScoreChunk {
 
 inline constexpr size_t kNoRow = ~size_t{0};
 
-// What a score writes of ScoreChunk; kSlope and kAll include the loss, kCurvature is it alone.
-enum class Wanted : uint8_t { kLoss, kSlope, kCurvature, kAll };
-inline constexpr size_t kWanted = 4;
+// What a score writes of ScoreChunk; kSlope includes the loss, kCurvature is it alone.
+enum class Wanted : uint8_t { kLoss, kSlope, kCurvature };
+inline constexpr size_t kWanted = 3;
 
 using Score = void (*)(ScoreChunk& chunk);
 
@@ -148,9 +154,15 @@ std::optional<size_t> FindLoss(std::string_view name);
 
 // --- what else happens to a chunk ----------------------------------------------------------------
 
+struct WeightSum {
+  double sum;
+  size_t bad;  // the first that is not finite or negative, or kNoRow
+  bool has_zero;
+};
+
 struct ChunkKernels {
-  // *bad: the first that is not finite or negative, or kNoRow.
-  double (*sum_weights)(const double* weight, size_t rows, size_t* bad);
+  WeightSum (*sum_weights)(const double* weight, size_t rows);
+  bool (*all_finite)(const double* values, size_t n);
   // sums[k] += sum_r slopes[r * outputs + k], by whether the loss is coupled: of each output in
   // order, or of few in any.
   void (*sum_outputs[2])(const double* slopes, size_t rows, size_t outputs, double* sums);
@@ -163,9 +175,9 @@ const ChunkKernels& KernelsOfChunks();
 
 // --- jobs ----------------------------------------------------------------------------------------
 
-// kCurvature writes `kept` alone, kCurved reads it: a Hessian-vector product without the loss.
-// kPredict writes the predictions there, and takes neither y nor weight.
-enum class Job : uint8_t { kValue, kGradient, kHvp, kCurvature, kCurved, kPredict };
+// kCurvature writes `kept` alone. kPredict writes the predictions there, and takes neither y nor
+// weight.
+enum class Job : uint8_t { kValue, kGradient, kHvp, kCurvature, kPredict };
 
 struct LinearProblem {
   Design X;
@@ -178,10 +190,10 @@ struct LinearProblem {
   DType w_dtype;
   const double* b;       // (outputs,)
   const double* weight;  // (rows,), or null
-  const void* vw;        // (cols, outputs), for kHvp and kCurved
+  const void* vw;        // (cols, outputs), for kHvp
   DType vw_dtype;
   const double* vb;
-  double* kept;  // (rows, outputs); kGradient: may be null
+  double* kept;  // (rows, outputs), for kCurvature and kPredict, else null
   // kGradient, if not null: (rows, cols), contiguous rows, scale * slopes w^T.
   void* gX;
   DType gX_dtype;
@@ -223,7 +235,6 @@ struct PointwiseProblem {
   TargetType y_type;
 };
 
-// `wanted`: one array, not kAll.
 Outcome MapLoss(Wanted wanted, const PointwiseProblem& problem, void* out, Poll* poll);
 
 // Hessians by the predictions of a coupled loss, weight / divisor * sum * (diag p - p p^T) of each

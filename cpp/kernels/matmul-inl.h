@@ -125,26 +125,31 @@ template <typename T>
 using HalfTag = hn::Half<hn::ScalableTag<T> >;
 #endif
 
-template <typename T, bool kPacked>
-struct MicroKernels {
-  using Row = std::array<MicroKernel<T>, kVectors + 1>;
-
+template <typename T>
+class MicroKernels {
+ public:
   // For `vectors` whole vectors a row; 0 means half a vector.
-  static HWY_INLINE MicroKernel<T> Get(size_t rows, size_t vectors) {
-    return kTable[rows - 1][vectors];
+  static HWY_INLINE MicroKernel<T> Unpacked(size_t rows, size_t vectors) {
+    return kUnpacked[rows - 1][vectors];
+  }
+  // Blocks of fewer than kRows rows are few: those take the strides of panels.
+  static HWY_INLINE MicroKernel<T> Packed(size_t rows, size_t vectors) {
+    return HWY_LIKELY(rows == kRows) ? kPacked[vectors] : Unpacked(rows, vectors);
   }
 
  private:
-  template <size_t kM, size_t... kN>
+  using Row = std::array<MicroKernel<T>, kVectors + 1>;
+  template <size_t kM, bool kOfPanels, size_t... kN>
   static constexpr Row RowOf(std::index_sequence<kN...>) {
-    return {Micro<kM, 1, kPacked, HalfTag<T>, T>,
-            Micro<kM, kN + 1, kPacked, hn::ScalableTag<T>, T>...};
+    return {Micro<kM, 1, kOfPanels, HalfTag<T>, T>,
+            Micro<kM, kN + 1, kOfPanels, hn::ScalableTag<T>, T>...};
   }
   template <size_t... kM>
   static constexpr std::array<Row, kRows> Table(std::index_sequence<kM...>) {
-    return {RowOf<kM + 1>(std::make_index_sequence<kVectors>())...};
+    return {RowOf<kM + 1, false>(std::make_index_sequence<kVectors>())...};
   }
-  static constexpr std::array<Row, kRows> kTable = Table(std::make_index_sequence<kRows>());
+  static constexpr std::array<Row, kRows> kUnpacked = Table(std::make_index_sequence<kRows>());
+  static constexpr Row kPacked = RowOf<kRows, true>(std::make_index_sequence<kVectors>());
 };
 
 #if HWY_TARGET != HWY_SCALAR
@@ -362,6 +367,9 @@ HWY_INLINE void MultiplyPacked(const BlockProduct& product) {
   const size_t fetched = RoundUp(kColumns * k * kRows / m + 1, kLine);
   MicroBlock<T> block{};
   block.k = k;
+  block.a_row = 1;
+  block.a_col = kRows;
+  block.b_row = kColumns;
   block.c_row = product.c_row;
   block.add = product.add;
   for (size_t j = 0; j < n; j += kColumns) {
@@ -377,7 +385,7 @@ HWY_INLINE void MultiplyPacked(const BlockProduct& product) {
       block.a = a + i * k;
       block.c =
           c + static_cast<ptrdiff_t>(i) * product.c_row + static_cast<ptrdiff_t>(j) * product.c_col;
-      MultiplyPanel<T>(MicroKernels<T, true>::Get(rows, panel.vectors), block, product.c_col, rows,
+      MultiplyPanel<T>(MicroKernels<T>::Packed(rows, panel.vectors), block, product.c_col, rows,
                        panel);
     }
   }
@@ -410,7 +418,7 @@ HWY_INLINE void MultiplyUnpacked(const BlockSize& size, const T* a, ptrdiff_t a_
       }
       const Panel<T> panel(n, j);
       block.c = c + static_cast<ptrdiff_t>(i) * c_row + static_cast<ptrdiff_t>(j) * c_col;
-      MultiplyPanel<T>(MicroKernels<T, false>::Get(rows, panel.vectors), block, c_col, rows, panel);
+      MultiplyPanel<T>(MicroKernels<T>::Unpacked(rows, panel.vectors), block, c_col, rows, panel);
     }
   }
 }
@@ -444,7 +452,7 @@ void MultiplySmall(const SmallProducts& products) {
   // One block of registers needs no loops around it.
   const bool single = 0 < m && m <= kRows && 0 < n && n <= kColumns && products.c_col == 1;
   const Panel<T> panel(n, 0);
-  const MicroKernel<T> kernel = MicroKernels<T, false>::Get(single ? m : 1, panel.vectors);
+  const MicroKernel<T> kernel = MicroKernels<T>::Unpacked(single ? m : 1, panel.vectors);
   MicroBlock<T> block{k,     a, products.a_row, products.a_col, right,
                       b_row, c, products.c_row, panel.last,     products.add};
   for (size_t index = 0; index < products.count; ++index) {

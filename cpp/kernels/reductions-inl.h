@@ -292,34 +292,34 @@ class Along {
   static HWY_INLINE void WriteSlopes(size_t n, void* const* out, bool streamed, const F& slope) {
     T* to[Row::kOuts];
     for (size_t o = 0; o < Row::kOuts; ++o) to[o] = static_cast<T*>(out[o]);
-    const auto some = [&](size_t i, size_t count) HWY_ATTR {
-      std::array<V, Row::kOuts> y;
-      slope(i, count, y);
-      PB_UNROLL
-      for (size_t o = 0; o < Row::kOuts; ++o) L::Store(y[o], to[o] + i, count);
-    };
+    // All outputs lie alike, see the driver.
+    const size_t beyond = reinterpret_cast<uintptr_t>(to[0]) % kStreamAlignment;
+    const size_t ahead = beyond == 0 ? 0 : (kStreamAlignment - beyond) / sizeof(T);
     size_t i = 0;
-    if (streamed) {
-      // All outputs lie alike, see the driver.
-      const size_t beyond = reinterpret_cast<uintptr_t>(to[0]) % kStreamAlignment;
-      const size_t head = std::min(beyond == 0 ? 0 : (kStreamAlignment - beyond) / sizeof(T), n);
-      while (i < head) {
-        const size_t count = std::min(kLanes, head - i);
-        some(i, count);
+    // One copy of what comes before the first line that is streamed, and behind the last vector.
+    for (size_t end = streamed ? std::min(ahead, n) : 0;; end = n) {
+      while (i < end) {
+        const size_t count = std::min(kLanes, end - i);
+        std::array<V, Row::kOuts> y;
+        slope(i, count, y);
+        PB_UNROLL
+        for (size_t o = 0; o < Row::kOuts; ++o) L::Store(y[o], to[o] + i, count);
         i += count;
       }
-      constexpr size_t kLine = std::max(kStreamAlignment / sizeof(T), kLanes);
-      for (; i + kLine <= n; i += kLine) {
-        for (size_t j = i; j < i + kLine; j += kLanes) {
-          std::array<V, Row::kOuts> y;
-          slope(j, kLanes, y);
-          PB_UNROLL
-          for (size_t o = 0; o < Row::kOuts; ++o) hn::Stream(y[o], D(), to[o] + j);
+      if (end == n) return;
+      for (; i + kLanes <= n; i += kLanes) {
+        std::array<V, Row::kOuts> y;
+        slope(i, kLanes, y);
+        PB_UNROLL
+        for (size_t o = 0; o < Row::kOuts; ++o) {
+          if (HWY_UNLIKELY(streamed)) {
+            hn::Stream(y[o], D(), to[o] + i);
+          } else {
+            hn::StoreU(y[o], D(), to[o] + i);
+          }
         }
       }
     }
-    for (; i + kLanes <= n; i += kLanes) some(i, kLanes);
-    if (i < n) some(i, n - i);
   }
 
   static HWY_INLINE std::array<W, Row::kCoefs> Broadcast(const double* coefs) {
@@ -439,8 +439,7 @@ class Along {
       PB_UNROLL
       for (size_t side = 0; side < kSide; ++side) add(i + side * kLanes, side, kLanes);
     }
-    for (; i + kLanes <= n; i += kLanes) add(i, 0, kLanes);
-    if (i < n) add(i, 0, n - i);
+    for (; i < n; i += kLanes) add(i, 0, std::min(kLanes, n - i));
     for (size_t k = 0; k < Row::kTerms; ++k) leaf[k] = Total(sums[k], Row::kProduct && k == 0);
   }
 
@@ -671,9 +670,15 @@ class Across {
 
 // --- the table -----------------------------------------------------------------------------------
 
+// Only rows that are no map of rows have tangents.
 template <template <class, typename> class Loops, class Row, typename T>
-inline constexpr ReductionLoops kLoops = {Loops<Row, T>::Accumulate, Loops<Row, T>::Slopes,
-                                          Loops<Row, T>::Tangents};
+constexpr ReductionLoops LoopsOf() {
+  using Like = LikeRow<Row>;
+  ReductionLoops loops{Loops<typename Like::Sums, T>::Accumulate,
+                       Loops<typename Like::Slopes, T>::Slopes, nullptr};
+  if constexpr (*Row::kMethod == 0) loops.tangents = Loops<typename Like::Slopes, T>::Tangents;
+  return loops;
+}
 
 // The coefficients, and behind them the pivot, for what Prepare makes of an element.
 template <class Row>
@@ -703,8 +708,8 @@ inline constexpr ReductionKernels kReduction = {
     Row::Finish,
     CoefficientsOf<Row>,
     Row::kCanSuffer ? SuspectOf<Row> : nullptr,
-    {kLoops<Along, Row, float>, kLoops<Along, Row, double>},
-    {kLoops<Across, Row, float>, kLoops<Across, Row, double>}};
+    {LoopsOf<Along, Row, float>(), LoopsOf<Along, Row, double>()},
+    {LoopsOf<Across, Row, float>(), LoopsOf<Across, Row, double>()}};
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE

@@ -49,7 +49,7 @@ struct ReductionLoops {
   // Element i of slice c goes to out[i * stride + c]. Streamed: past the caches.
   void (*slopes)(const Segment& segment, const double* coefs, const void* kept, void* const* out,
                  bool streamed);
-  // The sums of slopes times tangents; null is a tangent of zeros.
+  // The sums of slopes times tangents; null is a tangent of zeros. Of a map there is no such loop.
   void (*tangents)(const Segment& segment, const double* coefs, const void* const* t, double* sums);
 };
 

@@ -23,6 +23,7 @@
 
 #include "kernels/interleaved-inl.h"
 #include "kernels/load-inl.h"
+#include "kernels/loss_scores-inl.h"
 #include "kernels/losses.h"
 #include "math/exp-inl.h"
 #include "math/log-inl.h"
@@ -85,7 +86,10 @@ HWY_NOINLINE void SumLosses(ScoreChunk& chunk, const RowTerms& terms) {
       loss =
           labels ? hn::Add(log1p, loss) : hn::MulAdd(hn::Load(d, terms.targets + row), log1p, loss);
       if (chunk.loss != nullptr) StoreFirst(loss, d, chunk.loss + row, count);
-      if (chunk.weight != nullptr) loss = hn::Mul(loss, LoadSome(d, chunk.weight + row, count));
+      if (chunk.weight != nullptr) {
+        const V weight = LoadSome(d, chunk.weight + row, count);
+        loss = Weighted(loss, weight);
+      }
     } else {
       rest = hn::IfThenElseZero(present, rest);
       all = hn::MulAdd(all, rest, hn::Add(all, rest));
@@ -104,8 +108,8 @@ HWY_NOINLINE void SumLosses(ScoreChunk& chunk, const RowTerms& terms) {
 struct Asked {
   explicit Asked(Wanted wanted)
       : loss(wanted != Wanted::kCurvature),
-        slopes(wanted == Wanted::kSlope || wanted == Wanted::kAll),
-        curvature(wanted == Wanted::kCurvature || wanted == Wanted::kAll) {}
+        slopes(wanted == Wanted::kSlope),
+        curvature(wanted == Wanted::kCurvature) {}
   bool loss, slopes, curvature;
 };
 
@@ -117,13 +121,14 @@ HWY_INLINE hn::Mask<SoftmaxTag> IsTarget(hn::Vec<SoftmaxTag> least, hn::Vec<Soft
                  hn::Le(hn::Abs(hn::Sub(sum, hn::Set(d, 1))), hn::Set(d, kTolerance)));
 }
 
-// Keeps the first bad one of a group's rows, unless one was before.
+// Keeps the first bad one of a group's rows that has a weight, unless one was before.
 HWY_NOINLINE void KeepBad(ScoreChunk& chunk, size_t row, size_t count, hn::Mask<SoftmaxTag> good) {
   const SoftmaxTag d;
   HWY_ALIGN double lanes[kSoftmaxLanes];
   hn::Store(hn::IfThenElseZero(good, hn::Set(d, 1)), d, lanes);
   for (size_t r = 0; r < count && chunk.bad_row == kNoRow; ++r) {
-    if (lanes[r] == 0) chunk.bad_row = row + r;
+    const bool counts = chunk.weight == nullptr || chunk.weight[row + r] != 0;
+    if (counts && lanes[r] == 0) chunk.bad_row = row + r;
   }
 }
 
@@ -313,7 +318,7 @@ HWY_INLINE void ScoreGroups(ScoreChunk& chunk, const double* y, Asked asked, Row
       if (chunk.weight != nullptr) {
         const V weight = LoadSome(d, chunk.weight + row, count);
         PB_UNROLL
-        for (V& slope : slopes) slope = hn::Mul(slope, weight);
+        for (V& slope : slopes) slope = Weighted(slope, weight);
       }
       StoreSomeRows(slopes, d, chunk.slope + first, count);
     }
@@ -389,7 +394,7 @@ void CurveFew(const double* p, const double* v, const double* factors, size_t ro
     PB_UNROLL
     for (size_t k = 0; k < kClasses; ++k) {
       const V distance = hn::Sub(direction[k], mean);
-      direction[k] = hn::Mul(hn::Mul(probability[k], distance), factor);
+      direction[k] = Weighted(hn::Mul(probability[k], distance), factor);
     }
     StoreSomeRows(direction, d, slopes + first, last.count);
   }
@@ -657,7 +662,7 @@ void ScoreMany(ScoreChunk& chunk, Asked asked, RowTerms& terms) {
       for (size_t i = 0; i < kSquareSide; ++i) {
         if (i == group.Some(k)) break;
         const V others = hn::IfThenElse(IsClass(d, largest.at, k + i), rest, hn::Sub(sum, e[i]));
-        slope[i] = hn::Mul(hn::Div(targets.Slope(e[i], others, y[i], k + i), sum), weight);
+        slope[i] = Weighted(hn::Div(targets.Slope(e[i], others, y[i], k + i), sum), weight);
       }
       group.Store(slope, chunk.slope, k);
     }
@@ -703,7 +708,7 @@ inline void CurveMany(const double* p, const double* v, const double* factors, s
       for (size_t i = 0; i < kSquareSide; ++i) {
         if (i == group.Some(k)) break;
         const V distance = hn::Sub(hn::Sub(direction[i], center), mean);
-        direction[i] = hn::Mul(hn::Mul(probability[i], distance), factor);
+        direction[i] = Weighted(hn::Mul(probability[i], distance), factor);
       }
       group.Store(direction, slopes, k);
     }
@@ -758,8 +763,8 @@ HWY_INLINE void RowFactors(const ScoreChunk& chunk, double* factors) {
   for (size_t row = 0; row < chunk.rows; row += kSoftmaxLanes) {
     const SoftmaxGroup group(row, chunk.rows, chunk.outputs);
     const SoftmaxTargets<kLabels> targets(chunk, group);
-    const auto factor = hn::Mul(group.Weights(chunk.weight), targets.Sum());
-    hn::Store(hn::IfThenElse(targets.Good(), factor, hn::NaN(d)), d, factors + row);
+    const auto sum = hn::IfThenElse(targets.Good(), targets.Sum(), hn::NaN(d));
+    hn::Store(Weighted(sum, group.Weights(chunk.weight)), d, factors + row);
   }
 }
 
@@ -801,7 +806,7 @@ inline constexpr LossKernels kSoftmaxCrossEntropy = {
     "softmax_cross_entropy",
     true,
     {ScoreSoftmaxCrossEntropy<Wanted::kLoss>, ScoreSoftmaxCrossEntropy<Wanted::kSlope>,
-     ScoreSoftmaxCrossEntropy<Wanted::kCurvature>, ScoreSoftmaxCrossEntropy<Wanted::kAll>},
+     ScoreSoftmaxCrossEntropy<Wanted::kCurvature>},
     CurveSoftmaxCrossEntropy};
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

@@ -31,7 +31,7 @@ template <>
 struct SigmoidConstants<double> {
   static constexpr double kMin = -760.0;
   static constexpr double kGap = 512;
-  static constexpr double kGapDown = 0x1p-512;
+  static constexpr double kGapUp = 0x1p512, kGapDown = 0x1p-512;
   static constexpr double kFourGapDown = 0x1p-510;
 };
 

@@ -28,8 +28,8 @@ HWY_INLINE auto IsFinite(D d, V t) {
 }
 
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE auto IsBinary(D d, V t) {
-  return hn::Or(hn::Eq(t, hn::Zero(d)), hn::Eq(t, hn::Set(d, 1)));
+HWY_INLINE auto IsShare(D d, V t) {
+  return hn::And(hn::Ge(t, hn::Zero(d)), hn::Le(t, hn::Set(d, 1)));
 }
 
 template <class D, class V = hn::Vec<D>>
@@ -54,11 +54,7 @@ PB_LOSS(relu_mse, IsFinite(d, t)) {
   d2loss = hn::IfThenZeroElse(inactive, ConstantUnlessNaN(d, 2, z));
 }
 
-PB_LOSS(logistic, IsBinary(d, t)) {
-  const V sign = hn::NegMulAdd(hn::Set(d, 2), t, hn::Set(d, 1));
-  LogisticLoss(d, hn::Mul(sign, z), loss, dloss, d2loss);
-  dloss = hn::Mul(sign, dloss);
-}
+PB_LOSS(logistic, IsShare(d, t)) { LogisticLoss(d, z, t, loss, dloss, d2loss); }
 
 PB_LOSS(poisson, hn::And(IsFinite(d, t), hn::Ge(t, hn::Zero(d)))) {
   d2loss = Exp(d, z);

@@ -228,7 +228,7 @@ struct NormRow : Reduction<1, 6> {
     return largest == 0 ? std::numeric_limits<double>::denorm_min() : largest;
   }
   template <class D, class V>
-  static HWY_INLINE V PowerOf(D d, V base, V exponent) {
+  static HWY_NOINLINE V PowerOf(D d, V base, V exponent) {
     V y, da, db;
     Power(d, base, exponent, y, da, db);
     return y;
@@ -684,6 +684,23 @@ struct ProdRow : Reduction<5, 6> {
     product = hn::IfThenElse(hn::Or(nans, hn::And(zeros, infs)), hn::NaN(d), product);
     out[0] = hn::Mul(product, c[5]);
   }
+};
+
+// Rows that sum alike, or slope alike, share the loops of one of them. log_softmax wants the rest
+// where logsumexp does not.
+template <class Row>
+struct LikeRow {
+  using Sums = Row;
+  using Slopes = Row;
+};
+template <>
+struct LikeRow<MeanRow> : LikeRow<SumRow> {};
+template <>
+struct LikeRow<LayerNormRow> : LikeRow<VarianceRow> {};
+template <>
+struct LikeRow<LogSoftmaxJvpRow> {
+  using Sums = SoftmaxProductRow;
+  using Slopes = LogSoftmaxJvpRow;
 };
 
 using ReductionRows = std::tuple<SumRow, MeanRow, ProdRow, DotRow, Norm1Row, Norm2Row,

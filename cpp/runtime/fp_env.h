@@ -9,6 +9,7 @@
 #else
 #define PULLBACK_FP_ENV_MXCSR 0
 #include <cfenv>
+#include <cstdint>
 #endif
 
 namespace pullback {
@@ -21,6 +22,8 @@ namespace pullback {
 class DefaultFpEnv {
  public:
 #if PULLBACK_FP_ENV_MXCSR
+  // Whether the thread has it, whatever flags are up; false where that costs more than to set it.
+  static bool IsSet() { return (_mm_getcsr() & ~kStatusFlags) == kDefault; }
   void Enter() {
     saved_ = _mm_getcsr();
     if ((saved_ & ~kStatusFlags) != kDefault) _mm_setcsr(kDefault);
@@ -33,6 +36,15 @@ class DefaultFpEnv {
   static constexpr unsigned kStatusFlags = 0x3F;
   unsigned saved_;
 #else
+  static bool IsSet() {
+#if defined(__aarch64__)
+    uint64_t control;
+    asm volatile("mrs %0, fpcr" : "=r"(control));
+    return control == 0;
+#else
+    return false;
+#endif
+  }
   void Enter() {
     std::fegetenv(&saved_);
     std::fesetenv(FE_DFL_ENV);

@@ -15,6 +15,18 @@ class Method:
     def __wrapped__(self) -> Callable[..., Any]: ...
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
+# A function that runs in the default floating-point environment, and binds as functions do.
+@final
+class Guarded:
+    __name__: str
+    __qualname__: str
+    __module__: str
+    __doc__: str | None
+    @property
+    def __wrapped__(self) -> Callable[..., Any]: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+    def __get__(self, instance: Any, owner: type | None = None, /) -> Any: ...
+
 # Steps one after the other, as pullback.chain_steps describes them.
 @final
 class ChainWalk:
@@ -27,9 +39,15 @@ class ChainWalk:
 build: Final[dict[str, str]]
 max_threads: Final[int]
 
+def guarded(function: Callable[..., Any]) -> Guarded: ...
 def elementwise_ops() -> dict[str, int]: ...
 def elementwise_ufunc(
-    op: str, method: str, name: str, doc: str, door: Callable[..., Any] | None = None
+    op: str,
+    method: str,
+    name: str,
+    doc: str,
+    door: Callable[..., Any] | None = None,
+    last: float | None = None,
 ) -> np.ufunc: ...
 def elementwise_method(op: str, method: str, fallback: Callable[..., Any]) -> Method: ...
 def chain_method(walk: ChainWalk, method: str, fallback: Callable[..., Any]) -> Method: ...
@@ -58,21 +76,23 @@ def loss_sums(
 ) -> tuple[float, Any, Any]: ...
 def loss_pointwise(name: str, parameter: float, z: Any, y: Any, order: int, /) -> Any: ...
 def softmax_hessians(p: Any, sums: Any, /) -> Any: ...
-def objective(
+def objective_method(
     name: str,
     parameter: float,
     X: Any,
     y: Any,
     sample_weight: Any,
-    weight: float,
+    rows: int,
+    cols: int,
     l2: float,
     outputs: int,
     intercept: bool,
     several: bool,
     response: Callable[..., Any] | None,
+    method: str,
+    fallback: Callable[..., Any],
     /,
-) -> Any: ...
-def objective_method(objective: Any, method: str, fallback: Callable[..., Any]) -> Method: ...
+) -> Method: ...
 def reduction_ops() -> list[tuple[str, str]]: ...
 def reduction_method(
     name: str,

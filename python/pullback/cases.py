@@ -518,6 +518,10 @@ _LOSSES: Final[Mapping[str, tuple[Function, Function]]] = {
 }
 
 
+def _of_samples(products: Array, of_classes: bool) -> Any:
+    return products.sum(axis=-1) if of_classes else products
+
+
 def _loss(row: LossRow) -> Family:
     parameter = 0.0 if row.parameter is None else row.parameter.default
     value, slopes = _LOSSES.get(row.name) or (
@@ -556,7 +560,8 @@ def _loss(row: LossRow) -> Family:
         if not method.startswith("pointwise"):
             return X, y, w, b
         z = X @ w + np.asarray(b, dtype)
-        return (z, y, np.ones(len(z), dtype)) if method == "pointwise.vjp" else (z, y)
+        moved = {"pointwise.vjp": (np.ones(len(z), dtype),), "pointwise.jvp": (z,)}
+        return z, y, *moved.get(method, ())
 
     return Family(
         ((100, 10), (1000, 20), (10_000, 100)),
@@ -573,5 +578,7 @@ def _loss(row: LossRow) -> Family:
             "pointwise.value_and_derivative": lambda z, y: (value(z, y), slopes(z, y)),
             "pointwise.second_derivative": second,
             "pointwise.vjp": vjp,
+            "pointwise.jvp": lambda z, y, t: _of_samples(slopes(z, y) * t, row.of_classes),
+            "pointwise.jacobian": None if row.of_classes else slopes,
         },
     )

@@ -10,8 +10,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from pullback.chain_steps import arg, make_step, new_walk
+from pullback.config import guarded_class
 from pullback.engine import BACKEND, enter
 from pullback.protocol import as_array, check_wrt, converted, is_weak, result_dtype, shape_of
+from pullback.registry import Hinted
 
 __all__ = ["Chain", "arg", "chain"]
 
@@ -20,7 +22,8 @@ __all__ = ["Chain", "arg", "chain"]
 Wanted: TypeAlias = str | int | tuple[str | int, ...]
 
 
-class Chain:
+@guarded_class
+class Chain(Hinted):
     """Primitives applied one after the other; see `chain`.
 
     Parameters
@@ -130,6 +133,10 @@ class Chain:
         """Return the value and what `vjp` returns; arguments and errors are those of `vjp`."""
         return self._value_and_vjp("value_and_vjp", x, g, wrt)
 
+    def grad(self, x: Any, /, *, wrt: Wanted = 0) -> Any:
+        """Return the gradient of the value, which has one element, as `value_and_grad` does."""
+        return self._value_and_grad("grad", x, wrt)[1]
+
     def value_and_grad(self, x: Any, /, *, wrt: Wanted = 0) -> tuple[Any, Any]:
         """Return the value, which has one element, and its gradient.
 
@@ -151,13 +158,16 @@ class Chain:
         TypeError, ValueError
             As the steps do; ValueError if the value has several elements.
         """
-        op = "chain.value_and_grad"
+        return self._value_and_grad("value_and_grad", x, wrt)
+
+    def _value_and_grad(self, method: str, x: Any, wrt: Any) -> tuple[Any, Any]:
+        op = f"chain.{method}"
         asked = check_wrt(op, wrt, self._names)
         value = self._walk.value(x)
         if np.size(value) != 1:
             raise ValueError(
                 f"{op}: the value has shape {np.shape(value)}, a gradient needs one element; "
-                "give value_and_vjp a cotangent"
+                f"give {method.replace('grad', 'vjp')} a cotangent"
             )
         return value, asked.result(self._pulled(x, np.ones_like(value)[()], asked.operands))
 
@@ -228,7 +238,7 @@ class Chain:
         return self._walk.jacobian(x)
 
 
-_METHODS = ("value", "jvp", "vjp", "value_and_vjp", "value_and_grad", "jacobian")
+_METHODS = ("value", "jvp", "vjp", "value_and_vjp", "grad", "value_and_grad", "jacobian")
 
 
 def chain(*steps: Any) -> Chain:
@@ -243,7 +253,9 @@ def chain(*steps: Any) -> Chain:
         The first is applied first. A step is a primitive of one operand; a tuple of a primitive
         and its operands, `arg` standing for the running value (several times, if it must), the
         others bound: held, not copied; a tuple whose last entry is a dict of keywords, such as
-        ``(pb.sum, pb.arg, {"axis": 0})``; or another chain, whose steps are taken over.
+        ``(pb.sum, pb.arg, {"axis": 0})``; or another chain, whose steps are taken over. The
+        pointwise form of a loss is a step beside its targets, which have no cotangent:
+        ``(pb.logistic.pointwise, pb.arg, y)``.
         Anything with a value (by call), ``vjp(*operands, g)`` and ``jvp(*operands, *tangents)``
         counts as a primitive: of several operands it returns a tuple of cotangents, and takes None
         for the tangent of a bound one.
@@ -251,13 +263,13 @@ def chain(*steps: Any) -> Chain:
     Returns
     -------
     Chain
-        With ``value`` (or a call), ``jvp``, ``vjp``, ``value_and_vjp``, ``value_and_grad`` and
-        ``jacobian``.
+        With ``value`` (or a call), ``jvp``, ``vjp``, ``value_and_vjp``, ``grad``,
+        ``value_and_grad`` and ``jacobian``.
 
     Raises
     ------
     TypeError
-        If a step is none of these.
+        If a step is none of these, or a bound operand is a function, such as a chain.
     ValueError
         If there are no steps, a tuple has no `arg`, or the number of operands is not the
         primitive's.

@@ -11,6 +11,7 @@ from pullback import elementwise
 from pullback.config import native
 from pullback.elementwise import Elementwise, make_elementwise
 from pullback.engine import BACKEND, ORACLE
+from pullback.pointwise import Pointwise
 from pullback.products import Product
 from pullback.protocol import shown
 from pullback.reductions import Reduction, RowMap
@@ -154,7 +155,7 @@ def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
     Raises
     ------
     TypeError
-        If it is no primitive, or an elementwise one with options.
+        If it is no primitive, an elementwise one with options, or beside a function.
     ValueError
         If `arg` is not among its operands, or there are too many or too few.
     """
@@ -166,23 +167,20 @@ def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
             f"{where} is {_shown(op)}, which has no {' and no '.join(missing) or 'value'}"
             f"{about_function(op)}"
         )
-    if not any(operand is arg for operand in operands):
-        raise ValueError(f"{where}, {_name(op)}, has no pb.arg among its operands")
     row = getattr(op, "row", None)
-    taken = row.nin if isinstance(row, OpRow) else len(operands)
-    if isinstance(op, Reduction):
-        taken = len(op.row.leading)
-    if len(operands) != taken:
-        raise ValueError(f"{where}: {_name(op)} takes {taken} operands, not {len(operands)}")
+    if isinstance(row, OpRow) and row.default is not None and len(operands) == row.nin - 1:
+        operands = (*operands, row.default)
+    _check_operands(where, op, operands)
     if options and isinstance(row, OpRow):
         raise TypeError(f"{where}: {row.name} takes no {', '.join(options)} in a chain")
-    # Behind the operands stands a parameter, such as a norm's p: it has no derivative.
+    # Behind the operands stand a parameter, such as a norm's p, or targets: without derivative.
     n = len(op.row.operands) if isinstance(op, Reduction) else len(operands)
+    n = 1 if isinstance(op, Pointwise) else n
     if isinstance(op, Product) and op.row.optional and n == len(op.row.operands) - 1:
         operands, n = (*operands, None), n + 1  # its derivatives want that operand, or None
     places = tuple(k for k, operand in enumerate(operands) if operand is arg)
     if places[-1] >= n:
-        raise ValueError(f"{op.__name__} has no derivative by operand {places[-1] + 1}")
+        raise ValueError(f"{where}: {_name(op)} has no derivative by operand {places[-1] + 1}")
     bound = tuple(k for k, o in enumerate(operands[:n]) if o is not arg and o is not None)
     options = {**options}
     jacobian = getattr(op, "jacobian", None) or (lambda *_, **__: op.jacobian)  # which raises
@@ -195,7 +193,7 @@ def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
     vjp, pull = _pulls(op, operands, options, places, bound, n)
     tangents = (other if operand is arg else None for operand in operands[:n])
     runs = isinstance(row, OpRow) and len(places) + len(bound) == n and not _is_twin(op)
-    checks = isinstance(op, Reduction | RowMap | Product)
+    checks = isinstance(op, Reduction | RowMap | Product | Pointwise)
     return Step(
         value=Call(op.__call__ if checks else op, operands, options),  # past the type's slot
         jvp=Call(op.jvp, (*operands, *tangents), options),
@@ -209,6 +207,26 @@ def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
         link=Link(op.row.name, places, *(operands[k] for k in bound)) if runs else None,
         text=_text(op, operands, options),
     )
+
+
+def _check_operands(where: str, op: Any, operands: tuple[Any, ...]) -> None:
+    """Raise if `arg` is not among operands, there are too many or too few, or one is a function."""
+    if not any(operand is arg for operand in operands):
+        raise ValueError(f"{where}, {_name(op)}, has no pb.arg among its operands")
+    row = getattr(op, "row", None)
+    for number, operand in enumerate(operands, 1):
+        if callable(operand) and (row is not None or hasattr(operand, "vjp")):
+            raise TypeError(
+                f"{where}: operand {number} of {_name(op)} is {_shown(operand)}, a function; bound "
+                "operands are arrays or numbers, and a function is a step of its own"
+            )
+    taken = row.nin if isinstance(row, OpRow) else len(operands)
+    if isinstance(op, Reduction):
+        taken = len(op.row.leading)
+    if isinstance(op, Pointwise):
+        taken = 2
+    if len(operands) != taken:
+        raise ValueError(f"{where}: {_name(op)} takes {taken} operands, not {len(operands)}")
 
 
 def _pulls(
@@ -266,7 +284,7 @@ def _text(op: Any, operands: tuple[Any, ...], options: dict[str, Any]) -> str:
 
 def _name(op: Any) -> str:
     name: str = getattr(op, "__name__", type(op).__name__)
-    return name.rpartition(".")[2]
+    return name.removeprefix("elementwise.")
 
 
 def _shown(operand: Any) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.check_report import Discrepancy, GradCheck, Index, Kink
+from pullback.config import guarded
 from pullback.differences import SAFETY, Estimate, Function, Slope
 from pullback.protocol import as_array, as_index, as_number, kernel_dtype, shown
 
@@ -201,6 +202,7 @@ class _Checker:
         )
 
 
+@guarded
 def check_grad(
     f: Callable[[Any], Any],
     grad: Any,
@@ -241,7 +243,7 @@ def check_grad(
         the one before (1/2 in float32), and no others.
     scale : array_like, optional
         By how much elements have to change for `f` to change: steps are sought from 0.19 times
-        that. ``abs(x)`` when omitted, or 1 where `x` is 0.
+        that. ``abs(x)`` when omitted, 1 where `x` is 0, and not much below the normal numbers.
 
     Returns
     -------
@@ -330,7 +332,10 @@ class _Comparison:
         self._rtol = (1e-6 if self._eps < 1e-10 else 5e-4) if rtol is None else rtol
         self._steps = None if step is None else _STEPS
         if step is None and scale is None:
-            self._scale = np.where(x == 0, 1.0, np.abs(x.astype(np.float64)))
+            kind = np.finfo(x.dtype)
+            # Closer to 0, steps that are small beside x would have no digits.
+            sizes = np.maximum(np.abs(x.astype(np.float64)), float(kind.tiny) / float(kind.eps))
+            self._scale = np.where(x == 0, 1.0, sizes)
         elif step is None:
             self._scale = _sizes("scale", scale, x)
         else:

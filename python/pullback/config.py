@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import WRAPPER_ASSIGNMENTS
 from importlib import import_module
-from types import ModuleType
-from typing import Any, Final, Literal, overload
+from types import FunctionType, ModuleType
+from typing import Any, Final, Literal, TypeVar, overload
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from pullback.protocol import as_index, shown
 __all__ = [
     "backend",
     "get_num_threads",
+    "guarded",
+    "guarded_class",
     "native",
     "set_kept_memory",
     "set_num_threads",
@@ -128,6 +131,35 @@ def version() -> str:
 
 _check_variables()
 native: Final = _load_native()
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+
+def guarded(function: F) -> F:
+    """Return a function that runs in the default floating-point environment.
+
+    Kernels see to that themselves, and so do methods that enter them; this is for what else NumPy
+    finishes, which would flush subnormals where a library has set the thread to do so. Only the
+    bindings can set that: on the NumPy backend it is the function itself.
+    """
+    if native is None:
+        return function
+    call = native.guarded(function)
+    for name in (*WRAPPER_ASSIGNMENTS, "__isabstractmethod__"):
+        if hasattr(function, name):
+            setattr(call, name, getattr(function, name))
+    return call  # type: ignore[no-any-return]
+
+
+def guarded_class(kind: type[T], but: tuple[str, ...] = ()) -> type[T]:
+    """Guard a class's own public methods and operators, but for some."""
+    for name, member in tuple(vars(kind).items()):
+        public = name not in but and (name[0] != "_" or name[-2:] == "__")
+        if public and isinstance(member, FunctionType):
+            setattr(kind, name, guarded(member))
+    return kind
+
+
 _serial_threads = 1  # what the NumPy backend was asked for; it has nothing to hand to threads
 
 
@@ -138,6 +170,11 @@ def backend() -> Literal["native", "numpy"]:
     -------
     str
         ``"native"`` for the SIMD kernels, ``"numpy"`` for the twins in `pullback.reference`.
+
+    Notes
+    -----
+    Native calls round to nearest and keep subnormals even where another library has made the thread
+    do otherwise; the NumPy backend computes as the thread does.
     """
     return "numpy" if native is None else "native"
 

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.foreign import as_sparse
+from pullback.foreign import as_sparse, check_computed
 from pullback.partial import tree_sum
 from pullback.protocol import as_array, as_index, kernel_dtype, shown
 
@@ -22,6 +22,7 @@ __all__ = [
     "Rows",
     "Sparse",
     "as_data",
+    "as_matrix",
     "blocks_of_rows",
     "pieces",
     "spans",
@@ -218,6 +219,22 @@ def spans(indptr: Array, entries: int) -> Iterator[tuple[int, int]]:
 Data: TypeAlias = Dense | Sparse
 
 
+def as_matrix(op: str, X: Any) -> Any:
+    """Return a data matrix as an array, of the caller's memory where NumPy has a view, or sparse.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither.
+    """
+    check_computed(op, "X", X)
+    X = as_sparse(X)
+    sparse = isinstance(getattr(X, "format", None), str) and not isinstance(X, np.ndarray)
+    if sparse and (hasattr(X, "indptr") or hasattr(X, "tocsr")):
+        return X
+    return as_array(op, "X", X)
+
+
 def as_data(op: str, X: Any) -> Data:
     """Return a data matrix, dense or sparse, for kernels; nothing large is copied.
 
@@ -228,11 +245,8 @@ def as_data(op: str, X: Any) -> Data:
     ValueError
         If it is not a matrix, or a sparse one's arrays contradict each other.
     """
-    X = as_sparse(X)
-    sparse = isinstance(getattr(X, "format", None), str) and not isinstance(X, np.ndarray)
-    if sparse and (hasattr(X, "indptr") or hasattr(X, "tocsr")):
-        return Sparse(op, X)
-    return Dense(op, as_array(op, "X", X))
+    X = as_matrix(op, X)
+    return Dense(op, X) if isinstance(X, np.ndarray) else Sparse(op, X)
 
 
 def _has_unit_stride(array: Array) -> bool:
@@ -284,9 +298,18 @@ class _DenseRows:
         """Return X w."""
         return self._X @ w
 
-    def backward(self, slopes: Array) -> Array:
-        """Return X^T slopes."""
-        return tree_sum(self._X[rows].T @ slopes[rows] for rows in pieces(0, len(slopes)))
+    def backward(self, slopes: Array, counts: Array | None) -> Array:
+        """Return X^T slopes; of the rows that count, and elements that are not 0, where given."""
+
+        def part(rows: slice) -> Array:
+            X = self._X[rows]
+            if counts is None:
+                return X.T @ slopes[rows]
+            adds = (X != 0) & counts[rows, None]
+            terms = (np.where(adds, X * slope[:, None], 0) for slope in slopes[rows].T)
+            return np.stack([by_output.sum(axis=0) for by_output in terms], axis=1)
+
+        return tree_sum(part(rows) for rows in pieces(0, len(slopes)))
 
 
 class _Entries:
@@ -311,13 +334,15 @@ class _Entries:
                 z[:, k] += np.bincount(rows, data * w[columns, k], self._shape[0])
         return z
 
-    def backward(self, slopes: Array) -> Array:
-        """Return X^T slopes."""
+    def backward(self, slopes: Array, counts: Array | None) -> Array:
+        """Return X^T slopes; of the rows that count, and elements that are not 0, where given."""
 
         def part(rows: Array, columns: Array, data: Array) -> Array:
             gw = np.zeros((self._shape[1], slopes.shape[1]))
             for k in range(slopes.shape[1]):
                 terms = data * slopes[rows, k]
+                if counts is not None:
+                    terms = np.where((data != 0) & counts[rows], terms, 0)
                 if not self._by_columns:
                     gw[:, k] = np.bincount(columns, terms, self._shape[1])
                 elif len(columns):

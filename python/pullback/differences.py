@@ -171,6 +171,8 @@ class Function:
         self.eps = eps
         self.rtol = rtol
         self.scale = scale
+        kind = np.finfo(np.float64 if eps < 1e-10 else np.float32)
+        self.tiny, self.least = float(kind.tiny), float(kind.smallest_subnormal)
         self.at_x = float(f(x))
         self._size = max(size, abs(self.at_x))
         self._steps = steps
@@ -325,6 +327,8 @@ class Function:
             return both
         if not isinstance(value, complex) or not math.isfinite(value.imag):
             return both
+        if abs(value.imag) * self.eps < self.tiny and float(np.abs(v).max()) < self.eps:
+            return both  # it may have underflowed
         exact = value.imag / h
         if abs(exact - both.value) > SAFETY * both.error + self.rtol * abs(exact):
             return both  # it takes complex numbers, but is not analytic there
@@ -374,7 +378,8 @@ class _Line:
         """Return what a value of this size may be wrong by."""
         if self._is_constant():  # what cancels in f(x) shows elsewhere
             size = max(size, self._largest)
-        return max(self._f._noise, _NOISE * self._f.eps * max(self._f._size, size))
+        f = self._f
+        return max(f._noise, _NOISE * f.eps * max(f._size, size), _NOISE * f.least)
 
     def slope(self) -> Slope:
         """Return the derivative at 0."""
@@ -410,7 +415,8 @@ class _Line:
         return slope
 
     def _sample(self, t: float) -> None:
-        t = round(t / self._grid) * self._grid if self._grid else t
+        if t < self._grid * 2.0**53:  # else it is a multiple
+            t = round(t / self._grid) * self._grid
         new = _Sample(t, self.at(t), self.at(-t))
         if self._samples and t > self._samples[0].step:
             self._samples.insert(0, new)
@@ -445,8 +451,8 @@ class _Line:
         odd, even = [], []
         for (step, right, left), noise in zip(self._samples, noises, strict=True):
             odd.append((step, (right - left) / (2 * step), noise / step))
-            curve = ((right - self._f.at_x) + (left - self._f.at_x)) / step**2
-            even.append((step, curve, 2 * noise / step**2))
+            curve = ((right - self._f.at_x) + (left - self._f.at_x)) / step
+            even.append((step, curve / step, 2 * noise / step / step))
         both = [math.isfinite(o[1]) and math.isfinite(e[1]) for o, e in zip(odd, even, strict=True)]
         entries = [
             a._replace(error=max(a.error, a.smallest * b.error))

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.engine import BACKEND, ORACLE, Engine
+from pullback.config import guarded
+from pullback.engine import BACKEND, ORACLE, Engine, attribute_of
 from pullback.foreign import admitted, check_labels, is_plain, overriding
 from pullback.jacobians import Diagonal
 from pullback.jacobians.primitives import of_operand
@@ -40,7 +41,7 @@ from pullback.protocol import (
     shape_of,
     sum_repeated,
 )
-from pullback.registry import Registry, attributes
+from pullback.registry import Hinted, Registry, attributes
 from pullback.shapes import broadcast_shapes
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPoint
 
@@ -180,7 +181,9 @@ def _native_ufunc(kernels: Any, row: OpRow, name: str, *, public: bool) -> Any:
         doc = method_docstring(row, name) if path else docstring(row)
     full_name = f"elementwise.{row.name}{path}"
     door = partial(admitted, op, names)
-    return _named(kernels.elementwise_ufunc(row.name, name, full_name, doc, door), full_name)
+    default = row.default if name == "value" else None
+    ufunc = kernels.elementwise_ufunc(row.name, name, full_name, doc, door, default)
+    return _named(ufunc, full_name)
 
 
 def _named(function: Any, name: str) -> Any:
@@ -192,7 +195,7 @@ def _named(function: Any, name: str) -> Any:
 # --- the column -----------------------------------------------------------------------------------
 
 
-class Elementwise:
+class Elementwise(Hinted):
     """An elementwise operation: a row of the table, on an engine.
 
     Parameters
@@ -219,6 +222,7 @@ class Elementwise:
         own: Any = type(type(self).__name__, (type(self),), methods)
         self.__class__ = own  # whose methods have the row's signature
         self._slopes: Callable[..., Any] = self.derivative  # type: ignore[attr-defined]
+        self._primitive: Any = self
 
     def __repr__(self) -> str:
         return f"<elementwise '{self.__name__}'{self._engine.remark}>"
@@ -257,7 +261,12 @@ class Elementwise:
             call.__name__ = name
             call.__doc__ = fallback.__doc__
             setattr(primitive, name, _named(call, f"elementwise.{self.row.name}.{name}"))
+        for name in ("reduce", "accumulate", "reduceat", "outer", "at"):
+            call = guarded(getattr(primitive, name))  # whose casts are NumPy's
+            call.__reduce__ = partial(attribute_of, primitive, name)
+            setattr(primitive, name, call)
         self._slopes = primitive.derivative
+        self._primitive = primitive
         return primitive
 
     # --- what the methods do ---
@@ -372,6 +381,22 @@ class Elementwise:
         zeros = np.zeros_like(self._run("value", *given, **options))
         return zeros[()] if out is None else deliver(op, zeros, out, where)
 
+    def _with_default(self, name: str, given: tuple[Any, ...], out: Any, keywords: Any) -> Any:
+        """Return a method's results for the default of the last operand, those by the first."""
+        call, (w, *rest), default = getattr(self._primitive, name), given, self.row.default
+        if name == "vjp":
+            wrt = 0 if keywords["wrt"] == "all" else keywords["wrt"]
+            return call(w, default, *rest, out, **keywords | {"wrt": wrt})
+        if name == "jvp":
+            return call(w, default, *rest, None, out, **keywords)
+        if name == "jacobian":
+            return call(w, default)[0]
+        both = name == "value_and_derivative"
+        like = ("value", "derivative") if both else ("derivative",)
+        outs = flat_outs(_label(self.row, name), out if both or out is None else (out,), like)
+        results = call(w, default, None if outs is None else (*outs, None), **keywords)
+        return (results[0], results[1][0]) if both else results[0]
+
     def _jacobian(self, operands: tuple[Any, ...]) -> Any:
         op = _label(self.row, "jacobian")
         operands = as_arrays(op, *operands, names=self.row.operands)
@@ -453,9 +478,19 @@ def _arguments(row: OpRow, name: str) -> tuple[str, ...]:
     return row.operands + {"vjp": ("g",), "jvp": _tangents(row)}.get(name, ())
 
 
+def _left_out(row: OpRow, name: str) -> int:
+    """Return how many arrays there are where the last operand is left out, and its tangent."""
+    return row.nin - 1 + (name in ("vjp", "jvp"))
+
+
 def _parameters(row: OpRow, name: str) -> str:
     """Return what a method takes."""
-    arrays = ", ".join(_arguments(row, name))
+    names = list(_arguments(row, name))
+    if row.default is not None:
+        k = _left_out(row, name)
+        names[k] += f"={row.default}" if name == "__call__" else "=LEFT_OUT"
+        names[k + 1 :] = [f"{tangent}=None" for tangent in names[k + 1 :]]
+    arrays = ", ".join(names)
     if name == "jacobian":
         return f"{arrays}, /"
     wrt = "wrt='all', " if name == "vjp" and row.nin > 1 else ""
@@ -475,8 +510,13 @@ def _method(row: OpRow, name: str) -> Any:
         "jvp": f"self._jvp({given}, ({', '.join(_tangents(row))},), out, where, options)",
         "jacobian": f"self._jacobian({given})",
     }[name]
+    if row.default is not None and name != "__call__":
+        k, names = _left_out(row, name), _arguments(row, name)
+        more = {"jacobian": "None, None", "vjp": "out, {'wrt': wrt, 'where': where, **options}"}
+        given = f"({', '.join(names[:k])},), {more.get(name, f'out, {keywords}')}"
+        call += f" if {names[k]} is not LEFT_OUT else self._with_default({name!r}, {given})"
     doc = docstring(row) if name == "__call__" else method_docstring(row, name)
-    result = _RESULTS.get((name, row.nin), "Any")
+    result = _RESULTS.get((name, row.nin), "Any") if row.default is None else "Any"
     return method(row.name, name, f"self, {_parameters(row, name)}", call, doc, result)
 
 
@@ -498,7 +538,7 @@ def docstring(row: OpRow) -> str:
     """Return the numpydoc docstring of an operation, from its row."""
     operands = ", ".join(row.operands)
     lines = [
-        f"{row.name}({operands}, /, out=None)",
+        f"{row.name}({_parameters(row, '__call__')})".replace(", *, where=True, **options", ""),
         "",
         _paragraph(f"{row.summary}, element by element: ``{row.formula}``."),
         "",
@@ -618,6 +658,12 @@ def _notes(row: OpRow) -> list[str]:
     ]
     if row.ulp_of_operands:
         lines += ["The value's error is in ULP of the largest of the value and the operands."]
+    if row.default is not None:
+        lines += [
+            "",
+            f"Where `{row.operands[-1]}` is left out, it is {row.default}: what stands behind it",
+            f"moves up, and results are those by `{row.operands[0]}` alone, not in tuples.",
+        ]
     if row.kinks:
         zeros = " and ".join(f"``{kink} = 0``" for kink in row.kinks)
         lines += ["", f"No derivative exists at {zeros}; the special points give the convention."]

@@ -24,6 +24,7 @@ __all__ = [
     "admitted",
     "array_of",
     "as_sparse",
+    "check_computed",
     "check_labels",
     "check_unmasked",
     "converted",
@@ -143,6 +144,25 @@ def check_unmasked(op: str, name: str, given: object) -> None:
         raise TypeError(
             f"{op}: {name} is a masked array, whose mask would be lost; take its filled(value) or "
             "compressed()"
+        )
+
+
+BY_CHUNKS: Final = (
+    "give LinearObjective chunks of rows: a function that yields (X.blocks[i].compute(), "
+    "y.blocks[i].compute()) for each i"
+)
+
+
+def check_computed(op: str, name: str, given: object, advice: str = BY_CHUNKS) -> None:
+    """Raise TypeError for what Dask would compute, such as one of its arrays, all in memory."""
+    graph = getattr(given, "__dask_graph__", None)
+    if isinstance(given, type) or not callable(graph):
+        return
+    # Dask's own always have a graph, which a frame takes long to make; an xarray's may be None.
+    if type(given).__module__.startswith("dask") or graph() is not None:
+        raise TypeError(
+            f"{op}: {name} is a Dask collection, which would be computed into memory as a whole; "
+            f"{advice}"
         )
 
 

@@ -10,7 +10,14 @@ from pullback.tables.elementwise import OPS
 from pullback.tables.products import PRODUCTS
 from pullback.tables.reductions import REDUCTIONS
 
-__all__ = ["KNOWN_VARIABLES", "about_function", "about_name", "about_variable", "nearest"]
+__all__ = [
+    "KNOWN_VARIABLES",
+    "about_attribute",
+    "about_function",
+    "about_name",
+    "about_variable",
+    "nearest",
+]
 
 _GRADIENT: Final = (
     "every primitive has its own derivatives: vjp, jvp and jacobian, such as pb.tanh.vjp(x, g)"
@@ -61,6 +68,16 @@ _ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
+# Attributes that stand for derivatives: those that there are, and others.
+_OWN: Final = (
+    *("derivative", "value_and_derivative", "second_derivative", "grad", "value_and_grad"),
+    *("vjp", "value_and_vjp", "jvp", "jacobian", "hvp", "curvature"),
+)
+_DERIVATIVES: Final = (
+    *(*_OWN, "gradient", "gradients", "backward", "forward", "deriv", "derivatives", "diff"),
+    *("jac", "jacfwd", "jacrev", "hess", "hessian", "hessp", "prime", "fprime", "pullback"),
+    *("pushforward", "value_and_gradient", "value_and_jacobian"),
+)
 _PREFIX: Final = "PULLBACK_"
 
 # Those that the package reads, and those of its build.
@@ -93,9 +110,21 @@ def about_name(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(f'pb.{one}' for one in near)}?" if near else ""
 
 
+def about_attribute(name: str, own: Sequence[str]) -> str:
+    """Return the end of a message about an attribute that an object of `own` has not."""
+    if name in _DERIVATIVES:
+        found = [one for one in _OWN if one in own]
+        found += [f"pointwise.{one}" for one in ("derivative", "vjp", "jvp") if "pointwise" in own]
+        return f"; it has {', '.join(found)}" if found else ""
+    near = nearest(name, own)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
 def about_function(given: object, *, unary: bool = False) -> str:
     """Return the end of a message about what is no primitive, such as NumPy's ufunc or a name."""
     name = given if isinstance(given, str) else getattr(given, "__name__", None)
+    if hasattr(given, "pointwise"):
+        return f"; its form for a step is (pb.{name}.pointwise, pb.arg, y)"
     if not isinstance(name, str):
         return ""
     table = {**OPS, **({} if unary else {**PRODUCTS, **REDUCTIONS})}

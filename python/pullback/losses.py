@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
@@ -10,15 +11,16 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pullback.config import guarded_class
 from pullback.design_matrix import Sparse
 from pullback.elementwise import make_elementwise
 from pullback.engine import BACKEND, Engine, enter
-from pullback.partial import Kinds, PartialSums, Reduction, divisor, tree_sum
+from pullback.partial import Kinds, PartialSums, Reduction, tree_sum
 from pullback.pointwise import METHODS as POINTWISE_METHODS
 from pullback.pointwise import Pointwise
 from pullback.protocol import as_number, check_outs, check_wrt, methods_and_example, named_after
 from pullback.reductions import make_reductions
-from pullback.registry import Registry, attributes
+from pullback.registry import Hinted, Registry, attributes
 from pullback.samples import (
     OPERANDS,
     Job,
@@ -31,6 +33,7 @@ from pullback.samples import (
     parameter_dtype,
     raising_as,
     sums_of_targets,
+    weighing,
     weight_complaint,
 )
 from pullback.tables.elementwise import OPS
@@ -47,7 +50,7 @@ METHODS: Final = ("value", "grad", "value_and_grad", "hvp", "curvature", "partia
 Wanted: TypeAlias = str | int | tuple[str | int, ...]
 
 
-class Loss:
+class Loss(Hinted):
     """A loss of a linear model, the weighted mean over the samples of a pointwise loss.
 
     With z = X w + b, the loss is ``1/N sum_i l(z_i, y_i)``; its gradients are ``1/N X^T r`` and
@@ -135,7 +138,7 @@ class Loss:
         """
         op = f"{self.__name__}.value"
         samples, model = self._arguments(op, X, y, w, b, sample_weight)
-        by = divisor(op, reduction, samples.weight)
+        samples, by = weighing(op, reduction, samples)
         return _divided(self._sums(op, samples, model, "value").loss, by)
 
     @raising_as("`value_and_grad`")
@@ -192,7 +195,8 @@ class Loss:
         b : array_like, shape (), (1,) or (K,), or None
             Intercepts; None for a model without. A single one is shared by all outputs.
         sample_weight : array_like, shape (N,), optional
-            Weights, finite and not negative.
+            Weights, finite and not negative. A sample of weight 0 adds nothing, whatever it holds:
+            NaN or inf in its row of `X`, a prediction that overflows, a target outside the domain.
         out : tuple of (ndarray or None), or an ndarray for a bare `wrt`
             Where the gradients go, in their shapes; written only on success.
         reduction : {"mean", "sum"}
@@ -216,6 +220,11 @@ class Loss:
         ValueError
             If a shape does not fit, N = 0, a mean's weights sum to 0, or a target or weight is
             outside its domain; the message names the first such row.
+
+        Notes
+        -----
+        A sample whose slope overflows adds nothing by the coefficients whose entry in `X` is 0:
+        theirs are as finite as the other samples make them.
         """
         op = f"{self.__name__}.value_and_grad"
         return self._gradients(op, X, y, w, b, sample_weight, out, reduction, wrt)
@@ -254,7 +263,7 @@ class Loss:
         if v is None:
             raise TypeError(f"{op}: missing argument v, the direction (vw, vb)")
         samples, model = self._arguments(op, X, y, w, b, sample_weight)
-        by = divisor(op, reduction, samples.weight)
+        samples, by = weighing(op, reduction, samples)
         direction = check_direction(op, v, model)
         sums = self._sums(op, samples, model, "hvp", v=direction)
         with np.errstate(all="ignore"):
@@ -283,21 +292,35 @@ class Loss:
         ndarray, shape (N,), or (N, K) for several outputs, float64
             With the samples' weights and the mean's divisor in it. For a loss of classes, shape
             (N, K, K): a matrix for each sample.
+
+        Examples
+        --------
+        Standard errors, of a loss that is a negative log-likelihood, at its optimum. Two groups
+        have the means 4 and 8, and the logarithms of the means are the model's.
+
+        >>> import numpy as np
+        >>> import pullback as pb
+        >>> X = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
+        >>> y, w = np.array([3.0, 5.0, 7.0, 9.0]), np.log([4.0, 2.0])
+        >>> c = pb.poisson.curvature(X, y, w, reduction="sum")
+        >>> np.sqrt(np.diag(np.linalg.inv(X.T @ (c[:, None] * X)))).round(4)
+        array([0.3536, 0.433 ])
         """
         op = f"{self.__name__}.curvature"
         samples, model = self._arguments(op, X, y, w, b, sample_weight)
-        by = divisor(op, reduction, samples.weight)
+        samples, by = weighing(op, reduction, samples)
         kept = np.empty((samples.n_samples, model.w.shape[1]))
         self._sums(op, samples, model, "curvature", kept=kept)
-        factor = np.ones(1) if samples.sample_weight is None else samples.sample_weight
+        weight = (
+            np.ones(samples.n_samples) if samples.sample_weight is None else samples.sample_weight
+        )
         with np.errstate(all="ignore"):
             if self.row.of_classes:
-                sums = sums_of_targets(samples.y)
-                hessians: Array = self._engine.kernels.softmax_hessians(kept, sums)
-                hessians *= (factor / by)[:, None, None]
-                return hessians
-            kept *= (factor / by)[:, None]
-        return kept.reshape(samples.n_samples, *model.kinds.w_shape[1:])
+                kept = self._engine.kernels.softmax_hessians(kept, sums_of_targets(samples.y))
+            np.multiply(kept.T, weight / by, out=kept.T)
+        kept[weight == 0] = 0
+        shape = kept.shape[1:] if self.row.of_classes else model.kinds.w_shape[1:]
+        return kept.reshape(samples.n_samples, *shape)
 
     @raising_as("`value_and_grad`")
     def partial(
@@ -354,7 +377,7 @@ class Loss:
         asked = check_wrt(op, wrt, OPERANDS, without=("y",))
         names = [OPERANDS[k] for k in asked.operands]
         samples, model = self._arguments(op, X, y, w, b, sample_weight)
-        by = divisor(op, reduction, samples.weight)
+        samples, by = weighing(op, reduction, samples)
         kinds = model.kinds
         X_dtype = parameter_dtype(op, "X", samples.data.given_dtype)
         b_like = np.asarray(0.0 if kinds.b is None else kinds.b)
@@ -437,18 +460,15 @@ class Loss:
         """Return another loss on the same engine."""
         return make_losses(self._engine)[name]  # type: ignore[no-any-return]
 
-    def _objective(
-        self, samples: Samples, l2: float, kinds: Kinds, n_outputs: int
+    def _objective_methods(
+        self, data: tuple[Any, ...], shape: tuple[int, int], l2: float, kinds: Kinds, n_outputs: int
     ) -> Callable[..., Any] | None:
-        """Return ``method(name, fallback)`` of an objective on data that need no conversion."""
+        """Return ``make(name, fallback)``, native methods of an objective on data of a shape."""
         if not self._engine.is_native:
             return None
-        ((_, X),) = samples.data.blocks()
-        data = (X, samples.y, samples.sample_weight, samples.weight)
         outputs = (n_outputs, kinds.b is not None, len(kinds.w_shape) > 1, self._response)
-        make = self._engine.kernels.objective
-        objective = make(*self._row_and_parameter, *data, l2, *outputs)
-        return partial(self._engine.kernels.objective_method, objective)
+        make = self._engine.kernels.objective_method
+        return partial(make, *self._row_and_parameter, *data, *shape, l2, *outputs)
 
     def _check_rows(self, op: str, samples: Samples, n_outputs: int) -> None:
         """Raise the errors that a pass over these samples would raise for their values."""
@@ -527,6 +547,7 @@ def _docstring(row: LossRow, kind: type[Loss]) -> str:
             f"Parameter: {about.name}, which needs {about.text}; ``{row.name}({about.name})`` is ",
             f"the loss with another one than {about.default:g}.",
         ]
+    lines += textwrap.wrap(row.note, 96)
     lines += [f"Source: {row.source}.", "", *(inspect.getdoc(Loss) or "").splitlines()[2:8]]
     lines.append("")
     methods = [getattr(kind, name) for name in METHODS]
@@ -541,7 +562,8 @@ def make_losses(engine: Engine) -> Registry:
 
     def make(name: str) -> Loss:
         row = LOSSES[name]
-        return named_after(Loss if row.parameter is None else ParametricLoss, name)(row, engine)
+        kind = named_after(Loss if row.parameter is None else ParametricLoss, name)
+        return guarded_class(kind)(row, engine)
 
     return Registry(LOSSES, make)
 

@@ -10,12 +10,22 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pullback.config import guarded_class
 from pullback.design_matrix import as_data
 from pullback.engine import enter
 from pullback.losses import Loss
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
 from pullback.protocol import as_array, as_number, kernel_dtype, shown
-from pullback.samples import Job, Model, Samples, check_outputs, check_samples
+from pullback.registry import Hinted
+from pullback.samples import (
+    Job,
+    Model,
+    Samples,
+    as_given,
+    check_outputs,
+    check_samples,
+    weighing,
+)
 from pullback.tables.losses import LOSSES, LossRow
 
 __all__ = ["LinearObjective"]
@@ -27,13 +37,13 @@ Source: TypeAlias = Callable[[str], Iterator[tuple[str, Samples]]]
 _OP: Final = "LinearObjective"
 
 
-class LinearObjective:
+@guarded_class
+class LinearObjective(Hinted):
     """The loss of a linear model as a function of its parameters, one vector.
 
     The parameters are ``theta = [w.ravel(), b]``, and the objective is the mean loss plus
     ``l2/2 ||w||^2``; intercepts are not penalised. Every method makes one pass over the data, which
-    stay where they are. The second derivatives by the predictions are kept from the last `theta`,
-    so that further Hessian-vector products there read the data once and compute no loss.
+    stay where they are.
 
     Parameters
     ----------
@@ -55,7 +65,9 @@ class LinearObjective:
         Number of outputs, K, where `y` does not tell: of labels, it is otherwise the largest and
         one.
     progress : bool
-        Whether to show, by tqdm, how many samples were read, how fast, and the last loss.
+        Whether to show, by tqdm, which pass this is, how many samples of it were read and when it
+        will end, and the last loss. Until the first pass over chunks has ended, their total is not
+        known.
 
     Raises
     ------
@@ -68,9 +80,15 @@ class LinearObjective:
 
     Notes
     -----
-    `theta` is copied, never kept by reference; results are new float64 arrays. An objective keeps
-    state between calls, so each thread needs its own. Pickles and copies are made of the arguments
-    again. A chunk of no rows adds nothing.
+    Each call reads `X`, `y` and `sample_weight` as they are then: a change in place counts from the
+    next call on, and nothing that was computed from their values is kept. What NumPy cannot view,
+    such as a list or a frame of several dtypes, is copied once, when the objective is made; what
+    it can but kernels cannot read, such as integers in `y`, is converted in each call. Chunks come
+    anew in every pass, whatever they are. The number of samples stays as it is.
+
+    Results are new float64 arrays. Copies share data with the original, deep copies and pickles
+    have their own. Threads may share an objective that shows no progress. A chunk of no rows adds
+    nothing.
 
     Examples
     --------
@@ -108,49 +126,49 @@ class LinearObjective:
         self._l2 = _check_l2(l2)
         self._n_samples: int | None = None  # of a whole pass
         self._w_shape: tuple[int, ...] | None = None  # before the number of outputs is known
-        self._bar = _progress_bar(loss.__name__) if progress else None
-        if y is not None:
-            self._source = _array_source(loss.row, X, y, sample_weight)
+        self._bar = _progress_bar() if progress else None
+        self._passes = 0
+        self._counted = ""  # what to say of parameters that do not fit
+        data = None if y is None else as_given(_OP, loss.row, X, y, sample_weight)
+        if data is not None:
+            X, y, sample_weight = data
+            self._source: Source = partial(_array_source, loss.row, data)
         elif sample_weight is None:
             self._source = _chunk_source(loss.row, X)
         else:
             raise TypeError(f"{_OP}: y is missing; the sample_weight of chunks is part of them")
-        # What it is made of again.
-        self._made = partial(type(self), n_outputs=n_outputs, progress=progress)
-        self._arguments = (X, y, loss, l2, sample_weight, fit_intercept)
         where, first = next((part for part in self._source(_OP) if part[1].n_samples), (_OP, None))
         if first is None:
             raise ValueError(f"{_OP}: X holds no chunks that hold samples")
-        if y is not None:
+        if data is not None:
             self._n_samples = first.n_samples
         self._n_features = first.n_features
         shape = self._check_first(first, n_outputs)
         self._n_outputs = shape[0] if shape else 1
+        # What it is made of again, with as many outputs, whatever its labels have become.
+        self._made = partial(type(self), n_outputs=self._n_outputs, progress=progress)
+        self._arguments = (X, y, loss, l2, sample_weight, fit_intercept)
         self._loss._check_rows(where, first, self._n_outputs)
         self._n_coefficients = self._n_features * self._n_outputs
         self._w_shape = w_shape = (self._n_features, *shape)
         like = (np.zeros(shape) if shape else 0.0) if fit_intercept else None
         self._kinds = Kinds(w_shape, np.dtype(np.float64), like)
-        # Where the engine takes all of the data as they lie, it does each call at once.
-        if y is not None and self._bar is None and first.data.in_place:
-            self._enter_directly(first)
-        # Second derivatives, a chunk each, and the theta that they are for, once they are wanted.
-        self._wants_curvature = False
-        self._start: Array | None = None
-        self._layout = "in chunks" if y is None else first.data.layout
-        self._kept: list[Array] = []
-        self._kept_for: bytes | None = None
+        self._layout = "in chunks" if data is None else first.data.layout
+        if data is not None and self._bar is None:
+            self._enter_directly(data, first.data.shape)
 
-    def _enter_directly(self, samples: Samples) -> None:
-        """Let calls enter the kernels, with vectors that are arrays or lists."""
-        objective = self._loss._objective(samples, self._l2, self._kinds, self._n_outputs)
-        if objective is None:
+    def _enter_directly(self, data: tuple[Any, ...], shape: tuple[int, int]) -> None:
+        """Let calls enter the kernels, with all of the data at once."""
+        about = shape, self._l2, self._kinds, self._n_outputs
+        make = self._loss._objective_methods(data, *about)
+        if make is None:
             return
-        for name in ("value", "grad", "value_and_grad", "hvp", "predict", "unpack"):
-            setattr(self, name, enter(partial(objective, name), self, name, _OP, __name__))
+        names = ["value", "grad", "value_and_grad", "hvp", "predict", "unpack"]
+        for name in names + ["initial"] * self._loss.row.flat_at_zero:
+            setattr(self, name, enter(partial(make, name), self, name, _OP, __name__))
 
     def __reduce__(self) -> Any:
-        """Return what pickles and copies: the arguments; what is kept for speed stays behind."""
+        """Return what pickles and copies: what it is made of."""
         return self._made, self._arguments
 
     def __repr__(self) -> str:
@@ -173,14 +191,11 @@ class LinearObjective:
         Zeros, for every loss but ``relu_mse``, whose gradient is 0 there. It starts at the step of
         steepest descent from zeros, of the best length, that least squares to the targets' positive
         parts would take: some prediction is then positive where its target is. That takes two
-        passes over the data, once.
+        passes over the data.
         """
-        if self._start is None:
-            zeros = np.zeros(self.n_parameters)
-            self._start = self._off_flat_side(zeros) if self._loss.row.flat_at_zero else zeros
-        return self._start.copy()
-
-    def _off_flat_side(self, zeros: Array) -> Array:
+        zeros = np.zeros(self.n_parameters)
+        if not self._loss.row.flat_at_zero:
+            return zeros
         op, model = f"{_OP}.initial", self._model(zeros)
         linear = self._loss._sibling("squared_error")
 
@@ -234,9 +249,7 @@ class LinearObjective:
         """
         op = f"{_OP}.value"
         model = self._model(self._vector(op, theta))
-        sums = tree_sum(
-            self._loss._sums(where, samples, model, "value") for where, samples in self._chunks(op)
-        )
+        sums = self._summed(op, model, "value")
         return self._finished(op, sums, model)
 
     def grad(self, theta: npt.ArrayLike) -> Array:
@@ -285,28 +298,11 @@ class LinearObjective:
         ------
         ValueError
             If `theta` or `v` has another shape, or a chunk holds what the loss does not take.
-
-        Notes
-        -----
-        Once this was called, `value_and_grad` keeps the second derivatives in its own pass. At a
-        `theta` that it was not called for, they cost a forward pass of their own.
         """
         op = f"{_OP}.hvp"
-        theta, v = self._vector(op, theta), self._vector(op, v, "v")
-        direction = self._model(v)
-        along = direction.w, direction.b
-        known = self._kept_for == theta.tobytes()
-        model = self._model(theta)
-
-        def part(i: int, where: str, samples: Samples) -> PartialSums:
-            kept = self._buffer(i, samples)
-            if not known:
-                self._loss._sums(where, samples, model, "curvature", kept=kept)
-            return self._loss._sums(where, samples, model, "curved", v=along, kept=kept)
-
-        self._kept_for = None
-        sums = tree_sum(part(i, *chunk) for i, chunk in enumerate(self._chunks(op)))
-        self._wants_curvature, self._kept_for = True, theta.tobytes()
+        model = self._model(self._vector(op, theta))
+        direction = self._model(self._vector(op, v, "v"))
+        sums = self._summed(op, model, "hvp", (direction.w, direction.b))
         return self._gradient(op, sums, direction)
 
     def predict(self, X: Any, theta: npt.ArrayLike) -> Array:
@@ -345,20 +341,17 @@ class LinearObjective:
 
     # --- one pass ---
 
+    def _summed(
+        self, op: str, model: Model, job: Job, v: tuple[Array, Array] | None = None
+    ) -> PartialSums:
+        return tree_sum(
+            self._loss._sums(where, samples, model, job, v=v) for where, samples in self._chunks(op)
+        )
+
     def _value_and_grad(self, op: str, theta: npt.ArrayLike) -> tuple[float, Array]:
-        theta = self._vector(op, theta)
-        self._kept_for = None
-        model = self._model(theta)
-
-        def part(i: int, where: str, samples: Samples) -> PartialSums:
-            kept = self._buffer(i, samples) if self._wants_curvature else None
-            return self._loss._sums(where, samples, model, "gradient", kept=kept)
-
-        sums = tree_sum(part(i, *chunk) for i, chunk in enumerate(self._chunks(op)))
-        both = self._finished(op, sums, model), self._gradient(op, sums, model)
-        if self._wants_curvature:
-            self._kept_for = theta.tobytes()
-        return both
+        model = self._model(self._vector(op, theta))
+        sums = self._summed(op, model, "gradient")
+        return self._finished(op, sums, model), self._gradient(op, sums, model)
 
     def _finished(self, op: str, sums: PartialSums, model: Model) -> float:
         by = divisor(op, "mean", sums.weight)
@@ -386,7 +379,9 @@ class LinearObjective:
         given = as_array(op, name, theta)
         kernel_dtype(op, name, given.dtype)
         if given.shape != (self.n_parameters,):
-            raise ValueError(f"{op}: {name} has shape {given.shape}, needs ({self.n_parameters},)")
+            raise ValueError(
+                f"{op}: {name} has shape {given.shape}, needs ({self.n_parameters},){self._counted}"
+            )
         return np.array(given, np.float64, order="C")
 
     def _model(self, theta: Array) -> Model:
@@ -394,22 +389,16 @@ class LinearObjective:
         b = theta[self._n_coefficients :]
         return Model(w, b if len(b) else np.zeros(self._n_outputs), self._kinds)
 
-    def _buffer(self, i: int, samples: Samples) -> Array:
-        """Return where the second derivatives of a chunk are kept, the same in every pass."""
-        shape = (samples.n_samples, self._n_outputs)
-        if i == len(self._kept):
-            self._kept.append(np.empty(shape))
-        elif self._kept[i].shape != shape:
-            raise ValueError(
-                f"{_OP}: chunk {i} holds {shape[0]} samples, and held {len(self._kept[i])} before"
-            )
-        return self._kept[i]
-
     # --- the data ---
 
     def _chunks(self, op: str) -> Iterator[tuple[str, Samples]]:
         """Yield the data in one pass: what to call each part in messages, and its samples."""
         n_samples = 0
+        if self._bar is not None:
+            self._passes += 1
+            about = f"{self._loss.__name__}, pass {self._passes}"
+            self._bar.set_description_str(about, refresh=False)
+            self._bar.reset(self._n_samples)
         for where, samples in self._source(op):
             if samples.n_features != self._n_features:
                 raise ValueError(
@@ -423,6 +412,8 @@ class LinearObjective:
             yield where, samples
             if self._bar is not None:
                 self._bar.update(samples.n_samples)
+        if self._bar is not None:
+            self._bar.refresh()
         if self._n_samples not in (None, n_samples):
             raise ValueError(
                 f"{op}: this pass over X gave {n_samples} samples, an earlier one "
@@ -441,10 +432,11 @@ class LinearObjective:
             raise ValueError(f"{_OP}: n_outputs must be a positive integer, not {shown(n_outputs)}")
         shape: tuple[int, ...] = first.y.shape[1:]
         if self._loss.row.of_classes and not shape:
-            labels = n_outputs is None and (
-                max((int(samples.y.max()) for _, samples in self._chunks(_OP)), default=0) + 1
-            )
-            shape = (max(2, labels) if n_outputs is None else int(n_outputs),)
+            if n_outputs is None:
+                largest = max(int(samples.y.max()) for _, samples in self._chunks(_OP))
+                n_outputs = max(2, largest + 1)
+                self._counted = f"; y has labels of {n_outputs} classes, n_outputs= tells of more"
+            shape = (int(n_outputs),)
             n_outputs = None
         if n_outputs is not None and n_outputs != (shape[0] if shape else 1):
             raise ValueError(f"{_OP}: n_outputs is {shown(n_outputs)}, y has shape {first.y.shape}")
@@ -454,12 +446,9 @@ class LinearObjective:
         return shape
 
 
-def _array_source(row: LossRow, X: Any, y: Any, sample_weight: Any) -> Source:
-    """Return a source of one part, checked once."""
-    samples = check_samples(_OP, row, X, y, sample_weight)
-    if samples.sample_weight is not None:
-        divisor(_OP, "mean", samples.weight)
-    return lambda op: iter([(op, samples)])
+def _array_source(row: LossRow, data: tuple[Any, ...], op: str) -> Iterator[tuple[str, Samples]]:
+    samples, _ = weighing(op, "mean", check_samples(op, row, *data))
+    yield op, samples
 
 
 def _chunk_source(row: LossRow, chunks: Any) -> Source:
@@ -494,11 +483,11 @@ def _check_l2(l2: Any) -> float:
     return value
 
 
-def _progress_bar(label: str) -> Any:
+def _progress_bar() -> Any:
     try:
         from tqdm import tqdm  # noqa: PLC0415  an optional dependency
     except ImportError as error:
         raise ImportError(
             f"{_OP}: progress=True needs tqdm: pip install 'pullback[progress]'"
         ) from error
-    return tqdm(desc=label, unit=" samples", unit_scale=True)
+    return tqdm(unit=" samples", unit_scale=True)

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pullback.config import guarded_class
 from pullback.protocol import is_weak, shown
 
 __all__ = ["Kinds", "PartialSums", "Reduction", "divisor", "tree_sum"]
@@ -62,6 +63,7 @@ class Kinds(NamedTuple):
         return by_w, by_b[()] if isinstance(self.b, np.generic) else by_b
 
 
+@guarded_class
 @dataclass(frozen=True, eq=False, slots=True, repr=False)
 class PartialSums:
     """Sums of a loss and its gradient over some samples, in float64, to be added up.

@@ -10,16 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.engine import Engine, attribute_of, enter
+from pullback.foreign import check_computed
+from pullback.jacobians import BlockDiagonal, Diagonal, Jacobian
 from pullback.protocol import (
     as_array,
     check_cotangent,
     check_labels,
     converted,
     is_weak,
-    kernel_dtype,
     result_dtype,
 )
-from pullback.samples import raising_as, sums_of_targets
+from pullback.registry import Hinted
+from pullback.samples import as_targets, raising_as, sums_of_targets
 from pullback.shapes import check_axes
 from pullback.tables.losses import LossRow
 
@@ -38,10 +40,17 @@ class _Operands(NamedTuple):
     z_shape: tuple[int, ...]  # of the derivatives
 
 
-METHODS: Final = ("derivative", "value_and_derivative", "second_derivative", "vjp")
+METHODS: Final = (
+    "derivative",
+    "value_and_derivative",
+    "second_derivative",
+    "vjp",
+    "jvp",
+    "jacobian",
+)
 
 
-class Pointwise:
+class Pointwise(Hinted):
     """A loss of single predictions and targets, and its derivatives by the prediction.
 
     Calling it gives the values, element by element; targets have the predictions' shape, and a
@@ -67,6 +76,7 @@ class Pointwise:
         self._row = row
         self._kernels = engine.kernels
         self._parameter = parameter
+        self.__name__ = f"{row.name}.pointwise"
         self._call: Any = self._value
         if not engine.is_native:
             return
@@ -190,7 +200,7 @@ class Pointwise:
         """
         op = f"{self._row.name}.pointwise.vjp"
         number = is_weak(g)
-        operands = self._operands(".vjp", z, y, g)
+        operands = self._operands(".vjp", z, y, g=g)
         g = g if number else as_array(op, "g", g)
         derivative = self._evaluate(operands, 1)
         with np.errstate(all="ignore"):
@@ -202,18 +212,75 @@ class Pointwise:
                 g = g[..., np.newaxis]
             return (g * derivative)[()]
 
-    def _operands(self, method: str, z: Any, y: Any, g: Any = None) -> _Operands:
+    def jvp(self, z: npt.ArrayLike, y: npt.ArrayLike, t: npt.ArrayLike | None) -> Any:
+        """Return the tangent of the values: the derivative times t, summed over classes.
+
+        Parameters
+        ----------
+        z, y : array_like
+            As for the call.
+        t : array_like, shape of z, a Python number, which fills it, or None
+            Tangent of z; None is zero. Targets have none.
+
+        Returns
+        -------
+        ndarray or scalar
+            The shape of the call's result.
+
+        Raises
+        ------
+        ValueError
+            If t's shape is not z's.
+        """
+        op = f"{self._row.name}.pointwise.jvp"
+        if t is None:
+            return np.zeros_like(self._value(z, y))[()]
+        number = is_weak(t)
+        operands = self._operands(".jvp", z, y, t=t)
+        t = t if number else as_array(op, "t", t)
+        derivative = self._evaluate(operands, 1)
+        with np.errstate(all="ignore"):
+            t = converted(op, "t", t, derivative.dtype)
+            if t.shape != operands.z_shape and not number:
+                raise ValueError(f"{op}: t has shape {t.shape}, z {operands.z_shape}")
+            if not self._row.of_classes:
+                return (derivative * t)[()]
+            products = np.multiply(derivative, t, dtype=np.float64)
+            return np.cumsum(products, -1)[..., -1].astype(derivative.dtype)[()]
+
+    @raising_as("the call")
+    def jacobian(self, z: npt.ArrayLike, y: npt.ArrayLike) -> Jacobian:
+        """Return the Jacobian by z.
+
+        Parameters
+        ----------
+        z, y : array_like
+            As for the call.
+
+        Returns
+        -------
+        pullback.jacobians.Jacobian, from the shape of z to that of the call's result
+            A `Diagonal`; for a loss of classes a `BlockDiagonal`.
+        """
+        operands = self._operands(".jacobian", z, y)
+        derivative = self._evaluate(operands, 1)
+        if not self._row.of_classes:
+            return Diagonal._of(derivative)
+        blocks = derivative.reshape(math.prod(operands.shape), 1, operands.z_shape[-1])
+        return BlockDiagonal._of(blocks, operands.z_shape, operands.shape)
+
+    def _operands(self, method: str, z: Any, y: Any, **moved: Any) -> _Operands:
         """Return predictions and targets of one shape, in the dtype that all three compute in."""
         of_classes = self._row.of_classes
         op = f"{self._row.name}.pointwise{method}"
-        check_labels(op, ("z", "y", "g"), (z, y, g))
+        check_labels(op, ("z", "y", *moved), (z, y, *moved.values()))
+        for name, operand in (("z", z), ("y", y), *moved.items()):
+            check_computed(op, name, operand, "give the method to dask.array.map_blocks")
         z_fills, y_fills = is_weak(z), is_weak(y)
         z = z if z_fills else as_array(op, "z", z)
-        y = y if y_fills else as_array(op, "y", y)
-        if not y_fills:
-            kernel_dtype(op, "y", y.dtype)
+        y = y if y_fills else as_targets(op, self._row, y)
         integers = isinstance(y, int) if y_fills else y.dtype.kind in "biu"
-        given = {"z": z} | ({} if integers else {"y": y}) | ({} if g is None else {"g": g})
+        given = {"z": z} | ({} if integers else {"y": y}) | moved
         dtype = result_dtype(op, *given.values(), names=tuple(given))
         labels = of_classes and integers
         with np.errstate(all="ignore"):

@@ -30,7 +30,7 @@ from pullback.protocol import (
     shown,
     tangents_of,
 )
-from pullback.registry import Registry, attributes
+from pullback.registry import Hinted, Registry, attributes
 from pullback.shapes import broadcast_shapes, check_axes, with_room
 from pullback.tables.elementwise import OPS, OpRow
 from pullback.tables.products import PRODUCTS, ProductRow
@@ -256,7 +256,7 @@ def _whole(array: Any) -> bool:
 # --- the primitives -------------------------------------------------------------------------------
 
 
-class Product:
+class Product(Hinted):
     """A primitive made of matrix products: a row of the table, on an engine.
 
     Arguments compute in `pullback.protocol.result_dtype` and are never written.

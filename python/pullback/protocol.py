@@ -640,6 +640,13 @@ def check_where(op: str, where: Any, shape: tuple[int, ...], whose: str = "the r
 # --- methods --------------------------------------------------------------------------------------
 
 
+class _LeftOut:
+    """The default of what may be left out and has no other."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
 def method(op: str, name: str, parameters: str, call: str, doc: str, result: str = "Any") -> Any:
     """Return a method made of its parameters, the call that it stands for and its result's type.
 
@@ -682,7 +689,7 @@ def _template(name: str, parameters: str, call: str, result: str) -> FunctionTyp
     """Return a function, which many operations share."""
     scope: dict[str, Any] = {}
     text = f"def {name}({parameters}) -> {result}:\n    return {call}"
-    exec(text, {"__name__": __name__}, scope)
+    exec(text, {"__name__": __name__, "LEFT_OUT": _LeftOut()}, scope)
     return scope[name]  # type: ignore[no-any-return]
 
 

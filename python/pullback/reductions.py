@@ -33,7 +33,7 @@ from pullback.protocol import (
     methods_and_example,
     tangents_of,
 )
-from pullback.registry import Registry, attributes
+from pullback.registry import Hinted, Registry, attributes
 from pullback.shapes import check_axes
 from pullback.slices import AXES, Axis, Slices
 from pullback.tables.reductions import REDUCTIONS, Parameter, ReductionRow
@@ -45,7 +45,7 @@ Array: TypeAlias = npt.NDArray[Any]
 _ONES: Final = object()  # the cotangent of a gradient
 
 
-class _Rows:
+class _Rows(Hinted):
     """What reductions and maps of rows share: a row of the table, on an engine.
 
     Parameters

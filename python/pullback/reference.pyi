@@ -60,6 +60,40 @@ class _Binary(Protocol):
             wrt: _Wrt = "all", where: Any = True, **options: Any) -> Any: ...
 
 @type_check_only
+class _LeakyRelu(Protocol):
+    __name__: str
+    nin: int
+    def __call__(self, w: ArrayLike, x: ArrayLike = 0.01, /, out: _Out = None, *, where: Any = True,
+            **options: Any) -> Any: ...
+    def derivative(self, w: ArrayLike, x: ArrayLike = ..., /, out: _Out = None, *,
+            where: Any = True, **options: Any) -> Any: ...
+    def jacobian(self, w: ArrayLike, x: ArrayLike = ..., /) -> Any: ...
+    def jvp(self, w: ArrayLike, x: ArrayLike, tw: ArrayLike | None = ...,
+            tx: ArrayLike | None = None, /, out: _Out = None, *, where: Any = True,
+            **options: Any) -> Any: ...
+    def value_and_derivative(self, w: ArrayLike, x: ArrayLike = ..., /, out: _Out = None, *,
+            where: Any = True, **options: Any) -> Any: ...
+    def vjp(self, w: ArrayLike, x: ArrayLike, g: ArrayLike = ..., /, out: _Out = None, *,
+            wrt: _Wrt = "all", where: Any = True, **options: Any) -> Any: ...
+
+@type_check_only
+class _Elu(Protocol):
+    __name__: str
+    nin: int
+    def __call__(self, w: ArrayLike, x: ArrayLike = 1.0, /, out: _Out = None, *, where: Any = True,
+            **options: Any) -> Any: ...
+    def derivative(self, w: ArrayLike, x: ArrayLike = ..., /, out: _Out = None, *,
+            where: Any = True, **options: Any) -> Any: ...
+    def jacobian(self, w: ArrayLike, x: ArrayLike = ..., /) -> Any: ...
+    def jvp(self, w: ArrayLike, x: ArrayLike, tw: ArrayLike | None = ...,
+            tx: ArrayLike | None = None, /, out: _Out = None, *, where: Any = True,
+            **options: Any) -> Any: ...
+    def value_and_derivative(self, w: ArrayLike, x: ArrayLike = ..., /, out: _Out = None, *,
+            where: Any = True, **options: Any) -> Any: ...
+    def vjp(self, w: ArrayLike, x: ArrayLike, g: ArrayLike = ..., /, out: _Out = None, *,
+            wrt: _Wrt = "all", where: Any = True, **options: Any) -> Any: ...
+
+@type_check_only
 class _Matmul(Protocol):
     __name__: str
     def __call__(self, A: ArrayLike, B: ArrayLike, /, out: _Out = None) -> Any: ...
@@ -504,12 +538,12 @@ squared_difference: Final[_Binary]
 
 Derivative ``2*(w - x)``, ``2*(x - w)``; domain: w real, x real.
 """
-leaky_relu: Final[_Binary]
+leaky_relu: Final[_LeakyRelu]
 """Rectifier of w whose negative side has slope x, ``w if w > 0 else x*w``.
 
 Derivative ``1 if w > 0 else x``, ``0 if w > 0 else w``; domain: w real, x real.
 """
-elu: Final[_Binary]
+elu: Final[_Elu]
 """Exponential linear unit of w with scale x, ``w if w > 0 else x*expm1(w)``.
 
 Derivative ``1 if w > 0 else x*exp(w)``, ``0 if w > 0 else expm1(w)``; domain: w real, x real.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-__all__ = ["Registry", "attributes"]
+__all__ = ["Hinted", "Registry", "attributes"]
 
 
 class Registry(Mapping[str, Any]):
@@ -52,6 +52,23 @@ class Registry(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"<{len(self)} primitives: {', '.join(self)}>"
+
+
+class Hinted:
+    """What tells, of an attribute that it has not, what there is instead."""
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # to which it would have every attribute
+
+        def __getattr__(self, name: str) -> NoReturn:
+            hint = ""
+            if not name.startswith("_"):
+                from pullback.hints import about_attribute  # noqa: PLC0415  as below
+
+                hint = about_attribute(name, [own for own in dir(self) if own[0] != "_"])
+            message = f"{type(self).__name__!r} object has no attribute {name!r}{hint}"
+            raise AttributeError(message, name=name)
 
 
 def attributes(scope: dict[str, Any], registry: Registry) -> Callable[[str], Any]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from textwrap import indent
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from pullback.design_matrix import Data, as_data
-from pullback.partial import Kinds
+from pullback.design_matrix import Data, as_data, as_matrix
+from pullback.foreign import check_computed
+from pullback.partial import Kinds, divisor
 from pullback.protocol import (
     as_array,
     as_number,
@@ -29,6 +30,8 @@ __all__ = [
     "Job",
     "Model",
     "Samples",
+    "as_given",
+    "as_targets",
     "check_direction",
     "check_model",
     "check_outputs",
@@ -37,12 +40,13 @@ __all__ = [
     "parameter_dtype",
     "raising_as",
     "sums_of_targets",
+    "weighing",
     "weight_complaint",
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
 
-Job: TypeAlias = Literal["value", "gradient", "hvp", "curvature", "curved", "predict"]
+Job: TypeAlias = Literal["value", "gradient", "hvp", "curvature", "predict"]
 
 OPERANDS: Final = ("X", "y", "w", "b")
 
@@ -90,6 +94,24 @@ class Model(NamedTuple):
     kinds: Kinds
 
 
+def as_given(
+    op: str, row: LossRow, X: Any, y: Any, sample_weight: Any
+) -> tuple[Any, Array, Array | None]:
+    """Return data, targets and weights as views of what was given, or as copies of what has none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one of them makes no array, or they have other labels.
+    """
+    check_labels(op, ("X", "y", "sample_weight"), (X, y, sample_weight))
+    X = as_matrix(op, X)
+    check_computed(op, "y", y)
+    check_computed(op, "sample_weight", sample_weight)
+    weights = None if sample_weight is None else as_array(op, "sample_weight", sample_weight)
+    return X, as_targets(op, row, y), weights
+
+
 def check_samples(
     op: str, row: LossRow, X: Any, y: Any, sample_weight: Any, *, may_lack: bool = False
 ) -> Samples:
@@ -104,10 +126,9 @@ def check_samples(
     ValueError
         If a shape does not fit, or there are no samples.
     """
-    check_labels(op, ("X", "y", "sample_weight"), (X, y, sample_weight))
+    X, given_y, weights = as_given(op, row, X, y, sample_weight)
     data = as_data(op, X)
-    given_y = as_array(op, "y", y)
-    targets = _as_targets(op, row, given_y)
+    targets = _for_kernels(op, row, given_y)
     n_samples = data.shape[0]
     if n_samples == 0 and not may_lack:
         raise ValueError(f"{op}: X has shape {data.shape}: there are no samples")
@@ -116,9 +137,10 @@ def check_samples(
             f"{op}: y has shape {targets.shape}, X of shape {data.shape} needs ({n_samples},) or, "
             f"for several outputs, ({n_samples}, K)"
         )
-    weights, weight = None, float(n_samples)
-    if sample_weight is not None:
-        weights = _vector(op, "sample_weight", sample_weight)
+    weight = float(n_samples)
+    if weights is not None:
+        kernel_dtype(op, "sample_weight", weights.dtype)
+        weights = np.require(weights, np.float64, ["C", "A", "E"])
         if weights.shape != (n_samples,):
             raise ValueError(
                 f"{op}: sample_weight has shape {weights.shape}, X of shape {data.shape} needs "
@@ -131,12 +153,51 @@ def check_samples(
     return Samples(data, targets, given_y, weights, weight)
 
 
+def weighing(op: str, reduction: str, samples: Samples) -> tuple[Samples, float]:
+    """Return samples and what their sums are divided by.
+
+    A mean's weights may have any common factor: where their sum is far from 1, so that products
+    with it over- or underflow, a power of 2 brings the largest of them near 1.
+    """
+    by = divisor(op, reduction, samples.weight)
+    weights = samples.sample_weight
+    if reduction == "sum" or weights is None or 2.0**-500 < by < 2.0**500:
+        return samples, by
+    if not (weights >= 0).all() or not np.isfinite(weights).all():
+        return samples, by  # of which the pass complains
+    weights = np.ldexp(weights, -np.frexp(weights.max())[1])
+    samples = replace(samples, sample_weight=weights, weight=float(np.sum(weights)))
+    return samples, samples.weight
+
+
 def weight_complaint(sample_weight: Array, row: int) -> str:
     """Return what is wrong with a weight."""
     return f"sample_weight[{row}] is {sample_weight[row]}, needs to be finite and not negative"
 
 
-def _as_targets(op: str, row: LossRow, y: Array) -> Array:
+def as_targets(op: str, row: LossRow, y: Any) -> Array:
+    """Return targets as an array of numbers.
+
+    Raises
+    ------
+    TypeError
+        If a dtype has no kernel; of labels, it says what makes targets of them.
+    """
+    try:
+        array = as_array(op, "y", y)
+        kernel_dtype(op, "y", array.dtype)
+    except TypeError:
+        dtype = np.asarray(y).dtype if isinstance(y, list | tuple) else getattr(y, "dtype", None)
+        # pandas has dtypes of its own, all of whose kinds but numbers' are "O".
+        if not row.targets.encoding or getattr(dtype, "kind", None) not in tuple("OSTU"):
+            raise
+    else:
+        return array
+    needed = f"needs {row.targets.text}{row.targets.advice}"
+    raise TypeError(f"{op}: argument y has dtype {dtype}, {needed}")
+
+
+def _for_kernels(op: str, row: LossRow, y: Array) -> Array:
     dtype = kernel_dtype(op, "y", y.dtype)
     if row.of_classes and y.ndim == 1:
         if y.dtype.kind not in "biu" and y.size > 0:
@@ -146,13 +207,6 @@ def _as_targets(op: str, row: LossRow, y: Array) -> Array:
             )
         dtype = np.dtype(np.int64)
     return np.require(y, dtype, ["C", "A", "E"])
-
-
-def _vector(op: str, name: str, argument: Any) -> Array:
-    """Return an argument as float64, contiguous."""
-    array = as_array(op, name, argument)
-    kernel_dtype(op, name, array.dtype)
-    return np.require(array, np.float64, ["C", "A", "E"])
 
 
 def check_model(op: str, row: LossRow, samples: Samples, w: Any, b: Any) -> Model:
@@ -232,11 +286,12 @@ def check_rows(
 ) -> None:
     """Raise a ValueError, as kernels do, for the first row with a bad target or weight.
 
-    Its number counts from `first`.
+    Its number counts from `first`. The target of a row of weight 0 is not looked at.
     """
     valid = row.targets.valid(y, n_outputs).reshape(len(y), -1).all(axis=1)
     bad = {"y": ~valid}
     if sample_weight is not None:
+        bad["y"] &= sample_weight != 0
         bad["sample_weight"] = ~((sample_weight >= 0) & (sample_weight < np.inf))
     found = [(int(np.argmax(rows)), name) for name, rows in bad.items() if rows.any()]
     if found:

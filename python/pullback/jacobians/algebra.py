@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from pullback.jacobians.arguments import Array, add, multiply
+from pullback.jacobians.arguments import Array, Scaling, add, multiply
 from pullback.jacobians.arguments import product as multiplied
 from pullback.jacobians.base import Jacobian
 from pullback.jacobians.blocks import BlockDiagonal, Blocks
@@ -165,23 +165,25 @@ def _likeness(J: Jacobian) -> Hashable:
     return type(J)
 
 
-def scaled(c: Any, J: Jacobian) -> Jacobian:
-    """Return c J, for a NumPy scalar of J's dtype or a wider one."""
-    return run(scaling(c, J))
+def scaled(c: Any, J: Jacobian, by: Scaling = multiply) -> Jacobian:
+    """Return c J or J / c, for a NumPy scalar of J's dtype or a wider one."""
+    return run(scaling(c, J, by))
 
 
-def scaling(c: Any, J: Jacobian) -> Steps[Jacobian]:
+def scaling(c: Any, J: Jacobian, by: Scaling) -> Steps[Jacobian]:
     """Return what `scaled` does."""
     if c == 1 and c.dtype == J.dtype:
         return J
-    own: Jacobian | None = yield J._scaled_steps(c)
+    own: Jacobian | None = yield J._scaled_steps(c, by)
     if own is not None:
         return own
     # What cannot hold a number is given a diagonal, where there are the fewest elements.
     factors = J.factors if isinstance(J, Product) else (J,)
     shapes = [*(factor.output_shape for factor in factors), J.input_shape]
     i = min(range(len(shapes)), key=lambda i: prod(shapes[i]))
-    return product(*factors[:i], Diagonal._of(np.full(shapes[i], c)), *factors[i:])
+    return product(
+        *factors[:i], Diagonal._of(np.full(shapes[i], by(c.dtype.type(1), c))), *factors[i:]
+    )
 
 
 def _promoted(J: Jacobian, other: Jacobian) -> Any:

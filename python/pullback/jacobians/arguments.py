@@ -15,17 +15,21 @@ from pullback.protocol import as_array, as_ints, kernel_dtype, shown
 
 __all__ = [
     "Array",
+    "Scaling",
     "add",
     "as_shape",
+    "divide",
     "multiply",
     "own",
     "presented",
     "product",
     "silent",
+    "subtract",
     "sum_along",
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
+Scaling: TypeAlias = Callable[[Any, Any], Any]  # `multiply` or `divide`, of elements and a number
 _FEW: Final = 2**12  # multiplications, for which NumPy's BLAS is not worth the call
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,18 +63,21 @@ def _summed(x: Array, axis: tuple[int, ...]) -> Array:
 
 # Natively without the warnings, and the time that it takes to silence them.
 add: Callable[..., Any]
+divide: Callable[..., Any]
 multiply: Callable[..., Any]
+subtract: Callable[..., Any]
 sum_along: Callable[[Array, tuple[int, ...]], Array]  # in float64
 _small_product: Callable[[Array, Array], Array]
 if native is None:
-    add, multiply = silent(np.add), silent(np.multiply)
+    add, divide = silent(np.add), silent(np.divide)
+    multiply, subtract = silent(np.multiply), silent(np.subtract)
     sum_along, _small_product = _summed, _large_product
 else:
     _small_product = native.product_method("matmul", "value", _large_product)
     sum_along = native.reduction_method("sum", "value", "", 0.0, None, _summed)
-    add, multiply = (
+    add, divide, multiply, subtract = (
         native.elementwise_ufunc(name, "value", f"jacobians.{name}", "Of elements.")
-        for name in ("add", "multiply")
+        for name in ("add", "divide", "multiply", "subtract")
     )
 
 

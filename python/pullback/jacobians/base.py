@@ -12,9 +12,19 @@ import numpy.typing as npt
 
 # The module, of which only functions need more than its name: `algebra` builds on this one.
 from pullback import jacobians
-from pullback.config import native
-from pullback.jacobians.arguments import Array, as_shape, silent
-from pullback.protocol import as_arrays, kernel_dtype, shape_of, shown
+from pullback.config import guarded, guarded_class, native
+from pullback.jacobians.arguments import (
+    Array,
+    Scaling,
+    add,
+    as_shape,
+    divide,
+    multiply,
+    silent,
+    subtract,
+)
+from pullback.jacobians.sparse import Builder
+from pullback.protocol import as_arrays, is_weak, kernel_dtype, shape_of, shown
 from pullback.shapes import check_axes
 
 __all__ = ["UNITS", "Jacobian", "Shaped", "Unstored", "identity_matrix"]
@@ -41,6 +51,10 @@ class Jacobian(ABC):
     (``scipy.sparse.linalg.aslinearoperator(J)``). ``@``, ``+``, ``-`` and multiplication by a
     number keep what structure there is by the rules of `pullback.jacobians.algebra`, and give a
     lazy `Product` or `Sum` where there is none to keep.
+
+    NumPy's functions take it as its matrix, and ``+`` and ``-`` an array of that shape, for an
+    array; both raise MemoryError above `DENSE_LIMIT_BYTES`. Other operators raise TypeError. Two
+    Jacobians are equal if they are one object.
     """
 
     __slots__ = ()
@@ -49,15 +63,19 @@ class Jacobian(ABC):
     _is_leaf = True  # not made of others
 
     def __init_subclass__(cls) -> None:
+        guarded_class(cls)
         if cls.__module__.startswith(Jacobian.__module__):
             cls.__module__ = Jacobian.__module__
-        # Ours take care themselves that they do not warn, and only where they might.
+            return  # they take care themselves that they do not warn, and only where they might
         for name in ("_times", "_scaled", "_diagonal_elements", "_dense"):
-            if name in cls.__dict__ and cls.__module__ != Jacobian.__module__:
+            if name in cls.__dict__:
                 setattr(cls, name, silent(cls.__dict__[name]))
+        if (own := cls.__dict__.get("_scaled")) is not None:  # of a factor
+            cls._scaled = lambda self, c, by: own(self, by(c.dtype.type(1), c))  # type: ignore[method-assign]
 
-    # NumPy must leave `g @ J` to us, and must never expand J behind the caller's back.
-    __array_ufunc__ = None
+    # NumPy must leave `g @ J` to us; its functions, also ufuncs, are given the matrix.
+    __array_priority__ = 1e3
+    __hash__ = object.__hash__
 
     # --- description ---
 
@@ -151,8 +169,11 @@ class Jacobian(ABC):
     def _diagonal_steps(self) -> Any:
         return self._diagonal_elements()
 
-    def _scaled_steps(self, c: Any) -> Any:
-        return self._scaled(c)
+    def _scaled_steps(self, c: Any, by: Scaling) -> Any:
+        return self._scaled(c, by)
+
+    def _sparse_steps(self, build: Builder) -> Any:
+        return self._sparse(build)
 
     def _applied(self, tangents: Array) -> Array:
         """Return `_times` as an array that belongs to the caller."""
@@ -187,8 +208,10 @@ class Jacobian(ABC):
             If the shape is none of these.
         """
         result = moved(self, other, False, False)
-        if result is not None:
-            return result
+        return self._matmul(other) if result is None else result
+
+    @guarded
+    def _matmul(self, other: Any) -> Any:
         tangent = other
         if type(other) is not _ndarray or other.dtype is not self._dtype:
             if isinstance(other, Jacobian):
@@ -227,8 +250,10 @@ class Jacobian(ABC):
             If the shape is none of these.
         """
         result = moved(self, other, True, False)
-        if result is not None:
-            return result
+        return self._rmatmul(other) if result is None else result
+
+    @guarded
+    def _rmatmul(self, other: Any) -> Any:
         cotangent = other
         if type(other) is not _ndarray or other.dtype is not self._dtype:
             if _is_foreign(other):
@@ -263,6 +288,9 @@ class Jacobian(ABC):
         ValueError
             If the shape of `t` does not end in the operand's.
         """
+        result = moved(self, t, False, True)
+        if result is not None:
+            return result
         return self._stacked("jvp", "t", t, self._input_shape, self._output_shape)
 
     def vjp(self, g: npt.ArrayLike) -> Any:
@@ -282,8 +310,12 @@ class Jacobian(ABC):
         ValueError
             If the shape of `g` does not end in the result's.
         """
+        result = moved(self, g, True, True)
+        if result is not None:
+            return result
         return self._stacked("vjp", "g", g, self._output_shape, self._input_shape)
 
+    @guarded
     def _stacked(
         self,
         method: Literal["jvp", "vjp"],
@@ -292,9 +324,6 @@ class Jacobian(ABC):
         given: tuple[int, ...],
         wanted: tuple[int, ...],
     ) -> Any:
-        result = moved(self, vectors, method == "vjp", True)
-        if result is not None:
-            return result
         move = self._applied if method == "jvp" else self._pulled
         if type(vectors) is not _ndarray or vectors.dtype is not self._dtype:
             op = f"{type(self).__name__}.{method}"
@@ -343,36 +372,73 @@ class Jacobian(ABC):
     # --- algebra ---
 
     @abstractmethod
-    def _scaled(self, c: Any) -> Jacobian | None:
-        """Return c J for a NumPy scalar of J's dtype or a wider one, which the result gets.
+    def _scaled(self, c: Any, by: Scaling) -> Jacobian | None:
+        """Return c J or J / c for a NumPy scalar of J's dtype or a wider one, which both get.
 
-        None where the structure cannot hold a factor other than 1.
+        None where the structure cannot hold a factor other than 1. A kind of one's own takes c.
         """
 
     def __add__(self, other: Any) -> Any:
-        """Return the sum of two Jacobians of one shape."""
-        if not isinstance(other, Jacobian):
-            return NotImplemented
-        return jacobians.algebra.total(self, other)
+        """Return the sum of two Jacobians of one shape, or an array, of J and one of its shape."""
+        if isinstance(other, Jacobian):
+            return jacobians.algebra.total(self, other)
+        return add(*self._beside("J + A", other))
+
+    __radd__ = __add__
 
     def __sub__(self, other: Any) -> Any:
-        """Return the difference of two Jacobians of one shape."""
-        if not isinstance(other, Jacobian):
-            return NotImplemented
-        return jacobians.algebra.total(self, -other)
+        """Return the difference as `__add__` does the sum."""
+        if isinstance(other, Jacobian):
+            return jacobians.algebra.total(self, -other)
+        return subtract(*self._beside("J - A", other))
+
+    def __rsub__(self, other: Any) -> Any:
+        """Return the difference of an array and J."""
+        return subtract(*self._beside("A - J", other)[::-1])
+
+    def _beside(self, op: str, other: Any) -> tuple[Array, ...]:
+        """Return the matrix and an array of its shape, of one dtype."""
+        if (shape := shape_of(op, "A", other)) != self.shape:
+            raise ValueError(
+                f"{op}: A has shape {shape}, J {self.shape}; J.todense() is an array, which "
+                "broadcasts"
+            )
+        return as_arrays(op, self.todense(), other, names=("J", "A"))
+
+    def __pos__(self) -> Self:
+        """Return J."""
+        return self
 
     def __neg__(self) -> Jacobian:
         """Return -J."""
         return jacobians.algebra.scaled(self.dtype.type(-1), self)
 
-    def __mul__(self, c: Any) -> Any:
+    def __mul__(self, c: Any) -> Jacobian:
         """Return the product with a number."""
-        if isinstance(c, Jacobian) or shape_of("c * J", "c", c):
-            return NotImplemented
-        _, number = as_arrays("c * J", np.empty(0, self.dtype), c, names=("J", "c"))
-        return jacobians.algebra.scaled(number[()], self)
+        return self._with_number("c * J", multiply, c)
 
     __rmul__ = __mul__
+
+    def __truediv__(self, c: Any) -> Jacobian:
+        """Return the quotient by a number."""
+        return self._with_number("J / c", divide, c)
+
+    def _with_number(self, op: str, by: Scaling, c: Any) -> Jacobian:
+        if isinstance(c, Jacobian) or shape_of(op, "c", c):
+            raise TypeError(
+                f"{op}: c is {shown(c)}, not a number; J @ A is the product of matrices, "
+                "J.todense() has those of elements"
+            )
+        _, number = as_arrays(op, np.empty(0, self.dtype), c, names=("J", "c"))
+        return jacobians.algebra.scaled(number[()], self, by)
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether both are one; of what NumPy compares by elements, raise TypeError."""
+        if isinstance(other, Jacobian):
+            return self is other
+        if is_weak(other) or isinstance(other, list) or hasattr(other, "shape"):
+            raise _refusal(self, "==", other)
+        return NotImplemented
 
     # --- elements ---
 
@@ -426,11 +492,59 @@ class Jacobian(ABC):
         if nbytes > jacobians.DENSE_LIMIT_BYTES and not force:
             raise MemoryError(
                 f"a dense {rows} x {columns} {self.dtype} Jacobian takes {nbytes / 1e9:.3g} GB, "
-                f"the {type(self).__name__} {self.nbytes / 1e9:.3g} GB; force=True builds it all "
-                "the same"
+                f"the {type(self).__name__} {self.nbytes / 1e9:.3g} GB; todense(force=True) "
+                "builds it all the same, tosparse() what is not zero by structure"
             )
         dense = self._dense()
         return dense if dense.flags.writeable else dense.copy()
+
+    toarray = todense  # SciPy's name for it
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        """Return `todense`, as NumPy asks for it: never a view."""
+        if copy is False:
+            raise ValueError(f"a {type(self).__name__} makes no array without a copy")
+        return self.todense().astype(self.dtype if dtype is None else dtype, copy=False)
+
+    def _coordinates(self) -> tuple[Any, Any, Any] | None:
+        """Return elements, their rows and their columns, which broadcast; two in a place add up.
+
+        Others are zero by structure. None where none is.
+        """
+        return None
+
+    def _sparse(self, build: Builder) -> Any:
+        """Return the matrix as a sparse array, or None where no element is zero by structure."""
+        found = self._coordinates()
+        return None if found is None else build.matrix(self.shape, *found)
+
+    def tosparse(self, force: bool = False) -> Any:
+        """Return the matrix as a sparse array of SciPy's.
+
+        Nothing dense is made on the way, unless a factor or a term of J has no structure. No zeros
+        are stored.
+
+        Parameters
+        ----------
+        force : bool, default False
+            Build it even where its elements, or those of a step on the way, take more than
+            `DENSE_LIMIT_BYTES`.
+
+        Returns
+        -------
+        scipy.sparse.csr_array, shape ``J.shape``
+            Of J's dtype.
+
+        Raises
+        ------
+        ImportError
+            Without SciPy.
+        MemoryError
+            If the elements would exceed `DENSE_LIMIT_BYTES` and `force` is false.
+        """
+        build = Builder(f"{type(self).__name__}.tosparse", self._dtype, force)
+        matrix = self._sparse(build)
+        return build.finished(self.todense(force) if matrix is None else matrix)
 
     def tensor(
         self, layout: Literal["numerator", "denominator"] = "numerator", *, force: bool = False
@@ -462,6 +576,13 @@ class Jacobian(ABC):
         J = self if layout == "numerator" else self.T
         check_axes("tensor", J.output_shape + J.input_shape)
         return J.todense(force).reshape(J.output_shape + J.input_shape)
+
+
+# What kernels do at once they do unguarded, and the rest of these looks after itself.
+guarded_class(
+    Jacobian,  # type: ignore[type-abstract]
+    but=("__matmul__", "__rmatmul__", "jvp", "vjp"),
+)
 
 
 class Shaped(Jacobian):
@@ -528,12 +649,38 @@ class Unstored(Shaped):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (*self._arguments(), self._dtype)
 
-    def _scaled(self, c: Any) -> Jacobian | None:
+    def _scaled(self, c: Any, by: Scaling) -> Jacobian | None:
+        del by
         if c != 1:
             return None
         kind: Any = type(self)
         promoted: Jacobian = kind(*self._arguments(), c.dtype)
         return promoted
+
+
+def _refusal(self: Jacobian, operator: str, other: object) -> TypeError:
+    """Return the error of an operator that Jacobians do not have."""
+    names = (type(one).__name__ for one in (self, other))
+    return TypeError(
+        f"{operator} of {' and '.join(names)}: Jacobians have no such operator; J.todense() is an "
+        "array, which has"
+    )
+
+
+def _refusing(operator: str) -> Callable[..., Any]:
+    def refuse(self: Jacobian, other: object, *_: Any) -> Any:
+        raise _refusal(self, operator, other)
+
+    return refuse
+
+
+# NumPy would compute them of the matrix where an array stands on the right, and only there.
+_COMPARISONS: Final = {"lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+_BINARY: Final = {"truediv": "/", "floordiv": "//", "mod": "%", "divmod": "divmod", "pow": "**"}
+for _names in (_COMPARISONS, _BINARY, {f"r{_name}": _BINARY[_name] for _name in _BINARY}):
+    for _name, _operator in _names.items():
+        if (_method := f"__{_name}__") not in vars(Jacobian):
+            setattr(Jacobian, _method, _refusing(_operator))
 
 
 def identity_matrix(n: int, dtype: np.dtype[Any]) -> Array:

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from pullback.jacobians.arguments import Array, multiply, own, presented, product
+from pullback.jacobians.arguments import Array, Scaling, own, presented, product
 from pullback.jacobians.base import Shaped
 
 __all__ = ["BlockDiagonal", "Blocks"]
@@ -66,8 +66,8 @@ class Blocks(Shaped):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._blocks, self._input_shape, self._output_shape)
 
-    def _scaled(self, c: Any) -> Self:
-        return self._of(multiply(c, self._blocks), self._input_shape, self._output_shape)
+    def _scaled(self, c: Any, by: Scaling) -> Self:
+        return self._of(by(self._blocks, c), self._input_shape, self._output_shape)
 
     def _presented(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Self:
         return self._of(self._blocks, input_shape, output_shape)
@@ -140,3 +140,10 @@ class BlockDiagonal(Blocks):
         items = np.arange(n)
         dense[items, :, items] = blocks
         return dense.reshape(self.shape)
+
+    def _coordinates(self) -> tuple[Any, Any, Any] | None:
+        blocks = self._flat()
+        n, p, q = blocks.shape
+        if n == 1:
+            return None
+        return blocks, np.arange(n * p).reshape(n, p, 1), np.arange(n * q).reshape(n, 1, q)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pullback.jacobians.arguments import Array, multiply, own, product
+from pullback.jacobians.arguments import Array, Scaling, multiply, own, product
 from pullback.jacobians.base import Shaped
 from pullback.jacobians.blocks import Blocks
 
@@ -126,10 +126,10 @@ class Outer(Shaped):
         products: Array = multiply(product(tangents, self._v.reshape(-1, 1)), self._u.reshape(-1))
         return products
 
-    def _scaled(self, c: Any) -> Outer:
+    def _scaled(self, c: Any, by: Scaling) -> Outer:
         if self._u.size <= self._v.size:
-            return Outer(multiply(c, self._u), self._v, copy=False)
-        return Outer(self._u, multiply(c, self._v), copy=False)
+            return Outer(by(self._u, c), self._v, copy=False)
+        return Outer(self._u, by(self._v, c), copy=False)
 
     def _diagonal_elements(self) -> Array:
         n = min(self.shape)

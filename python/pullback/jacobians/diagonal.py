@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from pullback.jacobians.arguments import Array, multiply, own
+from pullback.jacobians.arguments import Array, Scaling, multiply, own
 from pullback.jacobians.base import Shaped, Unstored
 
 __all__ = ["Diagonal", "Identity", "Zero"]
@@ -49,6 +49,10 @@ class Identity(Unstored):
     def _diagonal_elements(self) -> Array:
         return np.ones(self.shape[0], self._dtype)
 
+    def _coordinates(self) -> tuple[Any, Any, Any]:
+        places = np.arange(self.shape[0])
+        return 1, places, places
+
 
 class Zero(Unstored):
     """The Jacobian of a constant.
@@ -84,11 +88,16 @@ class Zero(Unstored):
     def _times(self, tangents: Array) -> Array:
         return np.zeros((len(tangents), self.shape[0]), tangents.dtype)
 
-    def _scaled(self, c: Any) -> Zero:
+    def _scaled(self, c: Any, by: Scaling) -> Zero:
+        del by
         return Zero(self._output_shape, self._input_shape, c.dtype)
 
     def _diagonal_elements(self) -> Array:
         return np.zeros(min(self.shape), self._dtype)
+
+    def _coordinates(self) -> tuple[Any, Any, Any]:
+        none = np.arange(0)
+        return none, none, none
 
     def _dense(self) -> Array:
         return np.zeros(self.shape, self._dtype)
@@ -166,8 +175,8 @@ class Diagonal(Shaped):
 
     _pull = _times
 
-    def _scaled(self, c: Any) -> Diagonal:
-        return Diagonal._of(multiply(c, self._diagonal))
+    def _scaled(self, c: Any, by: Scaling) -> Diagonal:
+        return Diagonal._of(by(self._diagonal, c))
 
     def diagonal(self) -> Array:
         """Return the n diagonal elements, flat and read-only, as ``todense().diagonal()`` would."""
@@ -177,6 +186,10 @@ class Diagonal(Shaped):
 
     def _diagonal_elements(self) -> Array:
         return self.diagonal()
+
+    def _coordinates(self) -> tuple[Any, Any, Any]:
+        places = np.arange(self._diagonal.size)
+        return self.diagonal(), places, places
 
     def _dense(self) -> Array:
         n = self._diagonal.size

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pullback.contraction import summed_product
 from pullback.jacobians.arguments import (
     Array,
+    Scaling,
     as_shape,
     multiply,
     own,
@@ -234,13 +235,13 @@ class Kronecker(Shaped):
             return 2 * k * min(left_first, one[1] * q * r * s + both * p * q * r)
         return 2 * k * both * p * s * (q * left + r * right)
 
-    def _scaled(self, c: Any) -> Kronecker | None:
+    def _scaled(self, c: Any, by: Scaling) -> Kronecker | None:
         left, right = self._left, self._right
         if isinstance(left, int) and isinstance(right, int):
             return None
         if isinstance(right, int) or (not isinstance(left, int) and left.size <= right.size):
-            return self._with(multiply(c, left), right)
-        return self._with(left, multiply(c, right))
+            return self._with(by(left, c), right)
+        return self._with(left, by(right, c))
 
     def _presented(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Kronecker:
         return self._with(*self._factors(), input_shape=input_shape, output_shape=output_shape)
@@ -291,29 +292,38 @@ class Kronecker(Shaped):
 
     @silent
     def _dense_of_batches(self) -> Array:
-        (p, q), (r, s) = extents(self._left), extents(self._right)
-        batches = (*map(_batch, self._factors()), *self._batches)
-        batch = broadcast_shapes(*batches)
-        left, right = self._left, self._right
-        blocks = np.zeros((*batch, p, r, q, s), self.dtype)
-        # Zeros of an identity are structure: they hide even an infinity, as in the products.
-        if isinstance(left, int):
-            for i in range(left):
-                blocks[..., i, :, i, :] = np.eye(right) if isinstance(right, int) else right
-        elif isinstance(right, int):
-            for j in range(right):
-                blocks[..., j, :, j] = left
-        else:
-            blocks[...] = left[..., :, None, :, None] * right[..., None, :, None, :]
-        n_in, n_out = map(math.prod, self._batches)
-        dense = np.zeros((n_out, n_in, p, r, q, s), self.dtype)
+        dense = np.zeros(self.shape, self._dtype)
+        elements, rows, columns = self._placed()
+        whole = broadcast_shapes(np.shape(elements), rows.shape, columns.shape)
+        at = rows * self.shape[1] + columns
+        flat = (np.broadcast_to(each, whole).reshape(-1) for each in (at, elements))
+        # Of more than 32 axes, add.at makes a segmentation fault.
+        np.add.at(dense.reshape(-1), *flat)
+        return dense
+
+    def _coordinates(self) -> tuple[Any, Any, Any] | None:
+        if self._is_plain and type(self._left) is not int and type(self._right) is not int:
+            return None
+        return self._placed()
+
+    def _placed(self) -> tuple[Any, Any, Any]:
+        """Return elements, their rows and their columns, which broadcast; two in a place add up."""
+        left: Any = self._left
+        right: Any = self._right
+        (p, q), (r, s) = extents(left), extents(right)
         rows, columns = (
-            np.broadcast_to(np.arange(n).reshape(shape), batch).reshape(-1)
-            for n, shape in ((n_out, self._batches[1]), (n_in, self._batches[0]))
+            np.arange(n).reshape(*batch, *own)
+            for n, batch, own in zip(self.shape, self._batches[::-1], ((p, r), (q, s)), strict=True)
         )
-        # Of batches of more than 32 axes, add.at makes a segmentation fault.
-        np.add.at(dense, (rows, columns), blocks.reshape(rows.size, p, r, q, s))
-        return dense.transpose(0, 2, 3, 1, 4, 5).reshape(self.shape)
+        # Zeros of an identity are structure: they hide even an infinity, as in the products.
+        if type(left) is type(right) is int:
+            return 1, rows, columns
+        if type(left) is int:  # axes p, r, s
+            return right[..., None, :, :], rows[..., None], columns[..., None, :]
+        if type(right) is int:  # axes p, r, q
+            return left[..., None, :], rows[..., None], columns.mT[..., None, :, :]
+        elements = multiply(left[..., :, None, :, None], right[..., None, :, None, :])
+        return elements, rows[..., None, None], columns[..., None, None, :, :]
 
 
 def _moved(left: Any, right: Any, batches: tuple[Any, Any], rows: Array) -> Array:

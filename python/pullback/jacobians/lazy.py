@@ -10,12 +10,13 @@ from typing import Any, Final
 import numpy as np
 
 from pullback import jacobians
-from pullback.jacobians.arguments import Array, add, multiply
+from pullback.jacobians.arguments import Array, Scaling, add, multiply
 from pullback.jacobians.association import Plan, evaluate, plan
 from pullback.jacobians.base import Jacobian, Shaped
 from pullback.jacobians.diagonal import Diagonal, Identity
 from pullback.jacobians.recursion import Steps, run
 from pullback.jacobians.reindexing import Reshape
+from pullback.jacobians.sparse import Builder
 from pullback.jacobians.terms import Terms
 
 __all__ = ["Product", "Sum", "check_product", "check_sum"]
@@ -156,8 +157,8 @@ class _Lazy(Shaped):
     def _times(self, tangents: Array) -> Array:
         return run(self._times_steps(tangents, {}))
 
-    def _scaled(self, c: Any) -> Jacobian | None:
-        scaled: Jacobian | None = run(self._scaled_steps(c))
+    def _scaled(self, c: Any, by: Scaling) -> Jacobian | None:
+        scaled: Jacobian | None = run(self._scaled_steps(c, by))
         return scaled
 
     def _diagonal_elements(self) -> Array:
@@ -165,6 +166,9 @@ class _Lazy(Shaped):
 
     def _dense(self) -> Array:
         return run(self._dense_steps({}))
+
+    def _sparse(self, build: Builder) -> Any:
+        return run(self._sparse_steps(build))
 
     def _flops_steps(self, k: int, known: dict[Any, int]) -> Steps[int]:
         key = *self._identity, k
@@ -252,10 +256,19 @@ class Sum(_Lazy):
             total = add(total, more)
         return total
 
-    def _scaled_steps(self, c: Any) -> Steps[Sum]:
+    def _sparse_steps(self, build: Builder) -> Steps[Any]:
         terms = []
         for term in self._parts:
-            scaled = yield jacobians.algebra.scaling(c, term)
+            matrix = yield term._sparse_steps(build)
+            if matrix is None:
+                return None
+            terms.append(matrix)
+        return build.total(terms)
+
+    def _scaled_steps(self, c: Any, by: Scaling) -> Steps[Sum]:
+        terms = []
+        for term in self._parts:
+            scaled = yield jacobians.algebra.scaling(c, term, by)
             terms.append(scaled)
         return Sum(*terms)
 
@@ -391,11 +404,26 @@ class Product(_Lazy):
             tangents = yield factor._times_steps(tangents, known)
         return tangents
 
-    def _scaled_steps(self, c: Any) -> Steps[Product | None]:
+    def _sparse_steps(self, build: Builder) -> Steps[Any]:
+        few_rows = self.shape[0] <= self.shape[1]
+        product = None
+        for factor in self._parts[:: 1 if few_rows else -1]:
+            matrix = yield factor._sparse_steps(build)
+            if matrix is None:
+                return None
+            if product is None:
+                product = matrix
+            elif few_rows:
+                product = build.product(product, matrix)
+            else:
+                product = build.product(matrix, product)
+        return product
+
+    def _scaled_steps(self, c: Any, by: Scaling) -> Steps[Product | None]:
         factors = self._parts
         stored = [i for i, factor in enumerate(factors) if factor.nbytes]
         i = min(stored, key=lambda i: factors[i].nbytes, default=0)
-        scaled = yield factors[i]._scaled_steps(c)
+        scaled = yield factors[i]._scaled_steps(c, by)
         if scaled is None:
             return None
         J = Product(*factors[:i], scaled, *factors[i + 1 :])

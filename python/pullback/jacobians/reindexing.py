@@ -38,6 +38,12 @@ class _Move(Unstored):
     def _arguments(self) -> tuple[Any, ...]:
         return self._input_shape, self._output_shape
 
+    def _coordinates(self) -> tuple[Any, Any, Any]:
+        # Where each element of the result comes from; whole numbers below 2**53.
+        rows, columns = (np.arange(n) for n in self.shape)
+        (sources,) = self._times(columns[np.newaxis].astype(np.float64))
+        return 1, rows, sources.astype(np.intp)
+
 
 class Permutation(_Move):
     """The Jacobian of ``numpy.transpose``.
@@ -113,9 +119,8 @@ class Permutation(_Move):
         return moved.reshape(len(tangents), self.shape[0])
 
     def _diagonal_elements(self) -> Array:
-        # Where each element of the result comes from; whole numbers below 2**53.
-        n = self.shape[0]
-        own: Array = self._times(np.arange(n, dtype=np.float64)[np.newaxis])[0] == np.arange(n)
+        _, rows, columns = self._coordinates()
+        own: Array = rows == columns
         return own.astype(self._dtype)
 
 
@@ -249,6 +254,10 @@ class SumTo(_Move):
 
     def _diagonal_elements(self) -> Array:
         return self.T._diagonal_elements()
+
+    def _coordinates(self) -> tuple[Any, Any, Any]:
+        one, columns, rows = self.T._coordinates()
+        return one, rows, columns
 
 
 @lru_cache(1024)

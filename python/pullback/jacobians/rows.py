@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pullback.jacobians.arguments import Array
+from pullback.jacobians.arguments import Array, Scaling
 from pullback.jacobians.base import UNITS, Shaped
 from pullback.shapes import MOST_AXES
 from pullback.slices import Axis, Slices
@@ -112,7 +112,8 @@ class RowWise(Shaped):
         vectors = np.ascontiguousarray(vectors).reshape(stack.shape)
         return method(stack, vectors, axis=axis, **self._options).reshape(k, -1)  # type: ignore[no-any-return]
 
-    def _scaled(self, c: Any) -> RowWise | None:
+    def _scaled(self, c: Any, by: Scaling) -> RowWise | None:
+        del by
         return (
             self._like(self._x.astype(c.dtype, copy=False), self._is_transposed) if c == 1 else None
         )
@@ -151,9 +152,22 @@ class RowWise(Shaped):
         if self._is_small:
             return super()._dense()
         dense = np.zeros(self.shape, self._dtype)
-        for at, places, columns in self._columns():
-            dense[places[:, np.newaxis], at[:, :, np.newaxis]] = columns[:, places].swapaxes(0, 1)
+        for elements, rows, columns in self._pieces():
+            dense[rows, columns] = elements
         return dense
+
+    def _pieces(self) -> Iterator[tuple[Array, Array, Array]]:
+        """Yield elements, their rows and their columns, which broadcast: all but zeros."""
+        for at, places, columns in self._columns():
+            elements = columns[:, places].swapaxes(0, 1)
+            yield elements, places[:, np.newaxis], at[:, :, np.newaxis]
+
+    def _coordinates(self) -> tuple[Any, Any, Any] | None:
+        if Slices.of("jacobian", self._x, self._axis).n == self._x.size:
+            return None
+        pieces = [map(np.ravel, np.broadcast_arrays(*piece)) for piece in self._pieces()]
+        elements, rows, columns = (np.concatenate(each) for each in zip(*pieces, strict=True))
+        return elements, rows, columns
 
 
 def _numbers(at: Array) -> Array:

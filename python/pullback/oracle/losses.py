@@ -32,6 +32,18 @@ def relu_mse_slope(z: Array, y: Array, _: float) -> Array:
     return np.where(z <= 0, 0, 2 * (z - y))
 
 
+def logistic(z: Array, y: Array, _: float) -> Any:
+    # log(1 + exp(z)) - y z, in terms of one sign.
+    share, size = np.where(z > 0, 1 - y, y), np.abs(z)
+    return np.where(share == 0, 0, share * size) + np.log1p(np.exp(-size))
+
+
+def logistic_slope(z: Array, y: Array, _: float) -> Any:
+    # sigmoid(z) - y, where 1 and y would lose the sigmoid's digits in both tails.
+    e = np.exp(-np.abs(z))
+    return np.where(z < 0, (1 - y) * e - y, -(y * e - (1 - y))) / (1 + e)
+
+
 def poisson(z: Array, y: Array, _: float) -> Any:
     # Where the exponential overflows it decides, and a product with y = 0 is none.
     mean = np.exp(z)
@@ -231,15 +243,14 @@ def loss_sums(
         Intercepts.
     sample_weight : ndarray, shape (N,), float64, or None
         Weights.
-    job : {"value", "gradient", "hvp", "curvature", "curved", "predict"}
+    job : {"value", "gradient", "hvp", "curvature", "predict"}
         What to compute: a forward pass for the loss or for `kept` alone, or with a backward pass
-        for the gradient or the Hessian's product with `v`, whose second derivatives are computed,
-        or taken from `kept`.
+        for the gradient or the Hessian's product with `v`.
     v : (ndarray, ndarray) or None
         Direction, shaped as `w` and `b`.
     kept : ndarray, shape (N, K), float64, or None
-        Second derivatives, of classes their probabilities: written in a curvature and a gradient;
-        of predictions these themselves.
+        Written: of a curvature the second derivatives, of classes their probabilities; of
+        predictions these themselves.
     gX : ndarray, shape (N, D), or None
         Written in a gradient: `scale` times each sample's weighted gradient by its row.
     scale : float
@@ -266,26 +277,25 @@ def loss_sums(
             kept[rows] = block.forward(w) + b
             return np.zeros(1)
         n = rows.stop - rows.start
-        targets = y[rows] if y.dtype.kind == "i" else y[rows].astype(np.float64, copy=False)
-        of_rows = None if sample_weight is None else sample_weight[rows]
-        check_rows(row, targets, of_rows, n_outputs, rows.start)
-        if not row.of_classes:
-            targets = targets.reshape(n, -1)
-        second = np.empty((n, n_outputs)) if job == "hvp" else None if kept is None else kept[rows]
-        total, slopes = 0.0, None
-        if job != "curved":
-            z = block.forward(w) + b
-            total, slopes = _scores(row, parameter, job, z, targets, of_rows)
-            if second is not None:
-                second[...] = row.second_derivative(z, targets, parameter)
-        if v is not None and second is not None:
-            slopes = _curved(row, second, targets, block.forward(v[0]) + v[1])
+        weight = np.ones(n) if sample_weight is None else sample_weight[rows]
+        targets = _targets(row, y[rows], weight)
+        check_rows(row, targets, weight, n_outputs, rows.start)
+        z = block.forward(w) + b
+        total, slopes = _scores(row, parameter, job, z, targets, weight)
+        if kept is not None:
+            kept[rows] = row.second_derivative(z, targets, parameter)
+        if v is not None:
+            second = row.second_derivative(z, targets, parameter)
+            z = block.forward(v[0]) + v[1]
+            slopes = _curved(row, second, targets, z)
         if slopes is None:
             return np.array([total])
-        slopes = _weighted(slopes, of_rows)
+        slopes = _weighted(slopes, weight)
         if gX is not None:
-            gX[rows] = (scale * slopes) @ w.T
-        return np.concatenate([[total], _sum_rows(slopes), block.backward(slopes).ravel()])
+            gX[rows] = _gradient_in_X(slopes, w, weight, scale)
+        finite = np.isfinite(slopes).all() and np.isfinite(z).all()
+        gw = block.backward(slopes, None if finite else weight != 0)
+        return np.concatenate([[total], _sum_rows(slopes), gw.ravel()])
 
     with np.errstate(all="ignore"):
         sums = tree_sum(part(rows, block) for rows, block in blocks_of_rows(X))
@@ -320,26 +330,42 @@ def loss_pointwise(row: LossRow, parameter: float, z: Array, y: Array, order: in
         return np.where(valid, result, np.nan).astype(z.dtype)
 
 
+def _targets(row: LossRow, y: Array, weight: Array) -> Array:
+    """Return targets as formulas take them; of labels without weight any."""
+    if row.of_classes and y.ndim == 1:
+        return np.where(weight == 0, 0, y)
+    y = y.astype(np.float64, copy=False)
+    return y if row.of_classes else y.reshape(len(y), -1)
+
+
 def _scores(
-    row: LossRow, parameter: float, job: Job, z: Array, y: Array, sample_weight: Array | None
+    row: LossRow, parameter: float, job: Job, z: Array, y: Array, weight: Array
 ) -> tuple[float, Array | None]:
     """Return the sum of the weighted losses, and the slopes; what the job does not need, not."""
     if job not in ("value", "gradient"):
         return 0.0, None
     losses = row.value(z, y, parameter).reshape(len(z), -1)
     slopes = row.derivative(z, y, parameter) if job == "gradient" else None
-    return float(np.sum(_weighted(losses, sample_weight))), slopes
+    return float(np.sum(_weighted(losses, weight))), slopes
 
 
-def _weighted(values: Array, sample_weight: Array | None) -> Array:
-    return values if sample_weight is None else values * sample_weight[:, None]
+def _weighted(values: Array, weight: Array) -> Array:
+    return np.where(weight[:, None] == 0, 0, values * weight[:, None])
+
+
+def _gradient_in_X(slopes: Array, w: Array, weight: Array, scale: float) -> Array:
+    gX = (scale * slopes) @ w.T
+    if not np.isfinite(slopes).all():
+        gX = scale * np.where(w == 0, 0, slopes[:, None, :] * w).sum(axis=-1)
+    return np.where(weight[:, None] == 0, 0, gX)
 
 
 def _curved(row: LossRow, second: Array, y: Array, u: Array) -> Any:
     """Return the slopes' change along a direction that changes the predictions by `u`."""
     if row.of_classes:
         return softmax_hessian_product(second, sums_of_targets(y), u)
-    return second * u
+    # Where the curvature overflowed, a prediction that does not change adds nothing.
+    return np.where((u == 0) & (second == np.inf), 0, second * u)
 
 
 def _sum_rows(values: Array) -> Array:

@@ -88,6 +88,7 @@ class OpRow:
     kinks: tuple[str, ...]  # expressions that vanish where there is no derivative
     ulp_of_operands: bool  # the value's errors count in ULP of the largest of it and the operands
     masked: bool  # vjp and jvp select +0 where the derivative is 0, whatever they multiply
+    default: float | None = None  # of the last operand, where it is left out
 
     @cached_property
     def nin(self) -> int:
@@ -183,6 +184,7 @@ def _binary(
     kinks: tuple[str, ...] = (),
     ulp_of_operands: bool = False,
     masked: bool = False,
+    default: float | None = None,
 ) -> OpRow:
     return OpRow(
         name=name,
@@ -198,6 +200,7 @@ def _binary(
         kinks=kinks,
         ulp_of_operands=ulp_of_operands,
         masked=masked,
+        default=default,
     )
 
 
@@ -667,7 +670,7 @@ _ROWS: Final = (
                 "-1 0.25 -> -0.25, 0.25 -1;  0 inf -> nan, inf 0;  inf 0.25 -> inf, 1 0;"
                 "-inf 0.25 -> -inf, 0.25 -inf;  -inf 0 -> nan, 0 -inf;  1 nan -> 1, 1 0;"
                 "-1 nan -> nan, nan -1;  nan 0.25 -> nan, nan nan",
-        kinks=("w",),                         masked=True,
+        kinks=("w",),                         masked=True,           default=0.01,
         max_ulp=(0.5, 0.0),                   source="definition; the left derivative at the kink"),
 
     _binary("elu", "Exponential linear unit of w with scale x",
@@ -678,7 +681,7 @@ _ROWS: Final = (
                 "0 inf -> nan, inf 0;  inf 0.25 -> inf, 1 0;  -inf 0.25 -> -0.25, 0 -1;"
                 "-inf 0 -> -0, 0 -1;  -inf inf -> -inf, nan -1;  1 nan -> 1, 1 0;"
                 "-inf nan -> nan, nan -1;  nan 0.25 -> nan, nan nan",
-        kinks=("w",),                         masked=True,
+        kinks=("w",),                         masked=True,           default=1.0,
         max_ulp=(2.0, 3.0),                   source="Clevert et al. 2015, eq. 15; "
                                                      "the left derivative at the kink"),
 
