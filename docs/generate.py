@@ -55,6 +55,7 @@ _Wrt: TypeAlias = str | int | tuple[str | int, ...]
 
 TYPES = {
     "axis": "_Axis",
+    "b": "Any",
     "keepdims": "bool",
     "out": "_Out",
     "where": "Any",
@@ -254,9 +255,12 @@ terms' magnitudes, r = {run}, and has the same bits for any number of threads.
 | `jacobian(x)` | `Dense` where all is reduced to one value, else a sum of a `Diagonal` |
 
 `dot(x, y)` takes two operands of one shape and gives a pair, or what `wrt` asks for; `norm(x, p)`
-takes its exponent behind `x`; `variance` takes `ddof`. The maps of rows have a `value`,
-`vjp(x, g)`, `jvp(x, t)` and `jacobian` along `axis=-1`. In formulas x is a slice of n elements, i
-and j are indices into it, p is softmax(x), y the map's value and r that of its scale.
+takes its exponent behind `x`; `variance` takes `ddof`, `logsumexp` weights `b`. All take `where`,
+and leave out what a masked array hides: a result is that of the same elements without the others,
+their derivative is 0. A slice whose cotangent is 0 has the derivative 0, infinite or not. The maps
+of rows have a `value`, `vjp(x, g)`, `jvp(x, t)` and `jacobian` along `axis=-1`. In formulas x is a
+slice of n elements, i and j are indices into it, p is softmax(x), y the map's value and r that of
+its scale.
 
 {reductions}
 

@@ -226,12 +226,13 @@ def made() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
     for method, taken, given in OBJECTIVE_METHODS:
         yield method, N.objective_method(*OBJECTIVE, method, refusing(taken)), given
     for name, method, taken, given in (
-        ("sum", "grad", "x, axis=None, keepdims=False, out=None", (F8, 0, True)),
+        ("sum", "grad", "x, axis=None, keepdims=False, where=True", (F8, 0, True, True)),
         ("dot", "vjp", "x, y, g, axis=None, out=None, wrt='all'", (F8, F8, np.ones(3), 0)),
         ("dot", "grad", "x, y, axis=None, wrt='all', out=None", (F8, F8, 0, 1, F8.copy())),
         ("dot", "jvp", "x, y, tx, ty, axis=None, out=None", (F8, F8, F8, None)),
         ("norm", "value_and_grad", "x, p, axis=None, out=None", (F8, 3.0)),
-        ("softmax", "vjp", "x, g, axis=-1, out=None", (F8, F8)),
+        ("softmax", "vjp", "x, g, axis=-1, out=None, where=True", (F8, F8)),
+        ("logsumexp", "value", "x, b=None, where=True", (F8,)),
         ("layer_norm", "value", "x, axis=-1, eps=1e-5, out=None", (F8, -1)),
     ):
         called = {"norm": "p", "layer_norm": "eps"}.get(name, "")

@@ -155,7 +155,8 @@ def test_reductions(name: str, method: str) -> None:
         for k, axis in itertools.islice(together, len(name) % 3, None, 3):
             operands = [kinds((2, 3, 4))[k] for _ in range(n_operands)]
             for options in PARAMETERS.get(name, [{}]):
-                keepdims = [{}] if f.row.is_map else [{}, {"keepdims": True}, {"keepdims": False}]
+                kept = [{"keepdims": True}, {"keepdims": False, "where": True}]
+                keepdims = [{}, {"where": True}] if f.row.is_map else [{}, *kept]
                 for more in keepdims:
                     given = {**options, **more, "axis": axis}
                     exponents = [1, 2, 2.5, np.inf] if len(f.row.leading) > n_operands else [None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -124,9 +125,14 @@ EXTREME: list[tuple[Any, list[float], Any, Any]] = [
     ("max", [5e-324, 0], 5e-324, [1, 0]),
     ("logsumexp", [1e308, 1e308], 1e308, [0.5, 0.5]),
     ("logsumexp", [-1e308, -1e308], -1e308, [0.5, 0.5]),
-    ("logsumexp", [0, -700], 0, [1, np.exp(-700.0)]),
+    ("logsumexp", [0, -700], np.exp(-700.0), [1, np.exp(-700.0)]),
+    ("logsumexp", [0, -50], 1.9287498479639178e-22, [1, 1.9287498479639178e-22]),
+    ("logsumexp", [-50, 0, -50], 3.8574996959278356e-22, [1.9287498479639178e-22, 1, ANY]),
     ("variance", [1e200, -1e200], INF, [1e200, -1e200]),
     ("variance", [1e-200, -1e-200], 0, [1e-200, -1e-200]),
+    ("variance", [1.5e308, 1.5e308], 0, [0, 0]),
+    (("variance", {"ddof": -6}), [2e154, -2e154], 1e308, [5e153, -5e153]),
+    ("squared_norm2", [3e-162] * 8, 7.2e-323, [6e-162] * 8),
 ]
 # What float32 alone would lose, and sums in float64 keep.
 SINGLE: list[tuple[Any, list[float], Any, Any]] = [
@@ -202,6 +208,7 @@ def test_special_values(state: Any, any_target: str) -> None:
         (("max",), 1, NAN, NAN),
         (("min",), 1, NAN, NAN),
         (("logsumexp",), -1e4, 0, 0),
+        (("logsumexp",), -60, 0, 299_999 * np.exp(-60.0)),
     ],
 )
 def test_the_blocks_of_a_long_slice_meet(call: Any, most: float, last: float, value: float) -> None:
@@ -236,6 +243,7 @@ def test_special_values_of_row_wise_maps(dtype: np.dtype, any_target: str) -> No
         ("log_softmax", [-INF, 0], [-INF, 0]),
         ("log_softmax", [NAN, 0], [NAN, NAN]),
         ("log_softmax", [1e4, 0], [0, -1e4]),
+        ("log_softmax", [7, -43], [-1.9287498479639178e-22, -50]),
         ("log_softmax", [INF, 0], [0, -INF]),
         ("log_softmax", [], []),
         ("layer_norm", [3, 3, 3], [0, 0, 0]),
@@ -248,6 +256,65 @@ def test_special_values_of_row_wise_maps(dtype: np.dtype, any_target: str) -> No
             assert agree(np.abs(getattr(pb, name)(row)), np.abs(desired), dtype), (name, given)
             both = np.stack([row, np.ones_like(row)])
             assert agree(np.abs(getattr(pb, name)(both)[0]), np.abs(desired), dtype), (name, given)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((40,), 0), ((9, 5), 1), ((30, 7), 0), ((70_001,), 0)])
+def test_magnitudes_do_not_matter(shape: tuple[int, ...], axis: int, any_target: str) -> None:
+    """All is homogeneous, but for what keeps the divisor from zero."""
+    x, g = np.random.default_rng(7).normal(size=(2, *shape))
+    for k, m in ((660, 0), (-660, 0), (1015, 0), (-970, 0), (480, 700), (-90, -960), (0, 1020)):
+        for name, options in (("layer_norm", {"eps": 0.0}), ("variance", {})):
+            op, degree = getattr(pb, name), 0 if name == "layer_norm" else 2
+            given = {"value": (), "jvp": (g,), "vjp": (g if degree == 0 else g.max(axis) / 4,)}
+            for method, linear in given.items():
+                f = partial(getattr(op, method), axis=axis, **options)
+                with np.errstate(all="raise"):
+                    one = f(x, *linear)
+                    other = f(np.ldexp(x, k), *(np.ldexp(v, m) for v in linear))
+                power = (degree - len(linear)) * k + len(linear) * m
+                with np.errstate(over="ignore", under="ignore"):
+                    wanted = np.ldexp(one, power)
+                    np.testing.assert_allclose(other, wanted, rtol=1e-9, atol=5e-323)
+
+
+FAR = ([-INF, -INF], [INF, -INF], [INF, INF], [INF, 1], [1, INF], [0, INF])
+
+
+@dtypes
+@pytest.mark.parametrize("name", [*NAMES, *ROW_WISE])
+def test_nothing_comes_of_a_zero(name: str, dtype: np.dtype, any_target: str) -> None:
+    """A cotangent or tangent of zeros gives zeros, but where an operand is NaN."""
+    op = getattr(pb, name)
+    for given, (rows, columns) in itertools.product(FAR, ((1, 1), (3, 1), (1, 20), (1, 1200))):
+        x = np.ones((rows, 2, columns), dtype)
+        x[-1, :, -1] = given
+        operands = leading(name, x, x)
+        g = np.ones_like(x) if name in ROW_WISE else np.ones((rows, columns), dtype)
+        t = np.ones_like(x)
+        g[-1, ..., -1] = t[-1, :, -1] = 0
+        with np.errstate(all="raise"):
+            pulled = op.vjp(*operands, g, axis=1)
+            pushed = op.jvp(*operands, *(t,) * len(op.row.operands), axis=1)
+        for gradient in pulled if isinstance(pulled, tuple) else (pulled,):
+            assert (gradient[-1, :, -1] == 0).all(), (given, rows, columns)
+            assert np.isfinite(gradient).all()
+        assert (pushed[-1, ..., -1] == 0).all(), (given, rows, columns)
+        assert np.isfinite(pushed).all()
+    x = np.full(20, NAN, dtype)
+    g = np.zeros_like(x) if name in ROW_WISE else dtype.type(0)
+    if name in ("norm2", "logsumexp", "max", "variance", *ROW_WISE):
+        assert np.isnan(op.vjp(x, g)).all()
+
+
+def test_nothing_comes_of_what_does_not_move() -> None:
+    for name, x, t, wanted in (
+        ("squared_norm2", [INF, 1], [0, 1], 2),
+        ("norm2", [INF, 1], [0, 1], 0),
+        ("prod", [INF, 0, 2], [1, 0, 0], 0),
+        ("variance", [1e200, -1e200], [1e200, 1e200], 0),
+    ):
+        assert getattr(pb, name).jvp(x, t) == wanted
+    assert pb.dot.jvp([INF, 1], [1, INF], [1, 0], [0, 1]) == 2
 
 
 @dtypes

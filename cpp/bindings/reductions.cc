@@ -72,7 +72,7 @@ struct Entry : MethodEntry {
   size_t arrays;     // among the arguments: the operands, then a cotangent or their tangents
   // Where arguments stand in the signature.
   std::array<size_t, 4> array_at;
-  std::optional<size_t> parameter_at, axis_at, keepdims_at, out_at, wrt_at;
+  std::optional<size_t> parameter_at, axis_at, keepdims_at, out_at, wrt_at, where_at, weights_at;
   double parameter;  // where none is given
   Ref valid;         // tells of a given one whether it is
   Kernels kernels;
@@ -160,6 +160,12 @@ bool ReadParameter(double otherwise, const Ref& valid, PyObject* given, double& 
   return answer && PyObject_IsTrue(answer.get()) == 1;
 }
 
+// Whether no elements are left out.
+bool AllCount(const Arguments& args, std::optional<size_t> where_at) {
+  PyObject* const where = ArgumentAt(args, where_at);
+  return where == nullptr || where == Py_True;
+}
+
 [[gnu::hot]] PyObject* ReductionCallMethod(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const Entry&>(own);
   double parameter;
@@ -167,6 +173,7 @@ bool ReadParameter(double otherwise, const Ref& valid, PyObject* given, double& 
                      parameter)) {
     return nullptr;
   }
+  if (!AllCount(args, entry.where_at) || Given(args, entry.weights_at) != nullptr) return nullptr;
   const ReductionKernels& op = entry.Row(parameter);
   PyObject* const keep = ArgumentAt(args, entry.keepdims_at);
   if (keep != nullptr && keep != Py_True && keep != Py_False) return nullptr;
@@ -305,7 +312,7 @@ bool ReadParameter(double otherwise, const Ref& valid, PyObject* given, double& 
 
 // The Jacobian of a map, which keeps the operand.
 struct MapJacobianEntry : MethodEntry {
-  std::optional<size_t> parameter_at, axis_at;
+  std::optional<size_t> parameter_at, axis_at, where_at;
   std::string parameter_name;  // empty for none
   double parameter;
   Ref valid, primitive;
@@ -317,7 +324,8 @@ PyObject* MapJacobianCall(const MethodEntry& own, const Arguments& args) {
   PlainOperands x;
   if (!ReadParameter(entry.parameter, entry.valid, ArgumentAt(args, entry.parameter_at),
                      parameter) ||
-      args[0] == Py_None || !x.Take(args.data(), 1, Strides::kAny)) {
+      !AllCount(args, entry.where_at) || args[0] == Py_None ||
+      !x.Take(args.data(), 1, Strides::kAny)) {
     return nullptr;
   }
   PyObject* const given = ArgumentAt(args, entry.axis_at);
@@ -468,6 +476,7 @@ PyObject* NewMapJacobian(const char* called, double parameter, PyObject* valid,
   entry->parameter = parameter;
   entry->valid = Ref(Py_NewRef(valid));
   entry->axis_at = entry->signature.Find("axis");
+  entry->where_at = entry->signature.Find("where");
   entry->parameter_name = called;
   entry->parameter_at = entry->signature.Find(called);
   if (*called != 0 && !entry->parameter_at) return HasNoParameter(fallback, called);
@@ -515,6 +524,8 @@ PyObject* NewReductionMethod(const char* reduction, const char* method, const ch
   entry->axis_at = signature.Find("axis");
   entry->keepdims_at = signature.Find("keepdims");
   entry->out_at = signature.Find("out");
+  entry->where_at = signature.Find("where");
+  entry->weights_at = signature.Find("b");
   if (entry->operands > 1) entry->wrt_at = signature.Find("wrt");
   entry->parameter_at = signature.Find(called);
   if (*called != 0 && !entry->parameter_at) return HasNoParameter(fallback, called);

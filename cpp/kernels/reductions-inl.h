@@ -122,6 +122,36 @@ HWY_INLINE hn::TFromD<D> FoldLanes(D d, V folds) {
   }
 }
 
+// Whether one state is suspect, whose fields lie `width` apart.
+template <class Row>
+HWY_INLINE bool IsSuspect(const double* state, size_t width, double parameter) {
+  const hn::CappedTag<double, 1> d;
+  const auto field = [=](size_t k) HWY_ATTR { return hn::Set(d, state[k * width]); };
+  return Row::kCanSuffer && !hn::AllFalse(d, Row::Suspects(d, field, parameter));
+}
+
+// Behind the sums, where a row has that, what lies below the largest: see ops/reductions-inl.h.
+// `d` has as many lanes as states are padded to.
+template <class Row, class Loops, class D>
+void AddRest(D d, const Segment& s, double* state) {
+  const double* const pivot = state + kPivot * s.width;
+  const double* const whole = state + kSums * s.width;
+  double* const rest = state + Row::kRest * s.width;
+  auto wanted = hn::FirstN(d, 0);
+  for (size_t c = 0; c < s.columns; c += hn::Lanes(d)) {
+    const auto own = hn::LoadU(d, whole + c);
+    hn::StoreU(hn::Sub(own, hn::Set(d, 1)), d, rest + c);
+    const auto near = hn::Lt(hn::Abs(hn::LoadU(d, pivot + c)), hn::Set(d, Row::kNear));
+    wanted = hn::Or(wanted, hn::And(hn::Lt(own, hn::Set(d, Row::kSmallWhole)), near));
+  }
+  if (HWY_LIKELY(hn::AllFalse(d, wanted))) return;
+  HWY_ALIGN double below[(kSums + 1) * kMaxColumns];
+  Loops::Accumulate(s, 0, true, below, nullptr);
+  for (size_t c = 0; c < s.columns; ++c) {
+    if (whole[c] < Row::kSmallWhole) rest[c] = below[kSums * s.width + c];
+  }
+}
+
 // --- along slices --------------------------------------------------------------------------------
 
 // Elements that are summed in registers; each of four or more sums then has at most a quarter.
@@ -157,7 +187,7 @@ class Along {
   static constexpr size_t kLeastAhead = 4096;  // bytes
 
  public:
-  static void Accumulate(const Segment& s, double parameter, bool value_only, double* state,
+  static bool Accumulate(const Segment& s, double parameter, bool value_only, double* state,
                          void* kept) {
     const T* const x = static_cast<const T*>(s.x);
     const T* const v = static_cast<const T*>(s.v);
@@ -169,7 +199,7 @@ class Along {
     }
     double* const sums = state + kSums;
     std::fill_n(sums, Row::kTerms, 0.0);
-    if (Row::kPivotIsAll && value_only) return;
+    if (Row::kPivotIsAll && value_only) return false;
     const T* const out = static_cast<const T*>(s.out);
     const Fetcher<T, kSide * kLanes> fetch{
         std::max(kPivotKind == Pivot::kNone ? 0 : s.length, kLeastAhead / sizeof(T))};
@@ -191,6 +221,9 @@ class Along {
       if constexpr (Row::kProduct) Row::Close(state);
     }
     if constexpr (!Row::kProduct) Row::Close(state);
+    if constexpr (Row::kHasRest)
+      AddRest<Row, Along<RestRow, T>>(hn::CappedTag<double, 1>(), s, state);
+    return IsSuspect<Row>(state, 1, parameter);
   }
 
   static void Slopes(const Segment& s, const double* coefs, const void* kept, void* const* out,
@@ -455,7 +488,7 @@ class Across {
   static constexpr bool kTwo = Row::kArrays == 2;
 
  public:
-  static void Accumulate(const Segment& s, double parameter, bool value_only, double* state,
+  static bool Accumulate(const Segment& s, double parameter, bool value_only, double* state,
                          void* kept) {
     const size_t width = s.width;
     const Wide wide;
@@ -471,7 +504,7 @@ class Across {
     for (size_t k = 0; k < Row::kTerms; ++k) {
       std::fill_n(state + (kSums + k) * width, width, Row::kProduct && k == 0 ? 1.0 : 0.0);
     }
-    if (Row::kPivotIsAll && value_only) return;
+    if (Row::kPivotIsAll && value_only) return false;
     for (size_t i = 0; i < s.length; ++i) {
       const ptrdiff_t row = static_cast<ptrdiff_t>(i) * s.stride;
       const T* const x = static_cast<const T*>(s.x) + row;
@@ -503,12 +536,21 @@ class Across {
         }
       }
     }
+    bool suspect = false;
     for (size_t c = 0; c < s.columns; ++c) {
       double own[kSums + Row::kTerms];
       for (size_t k = 0; k < kSums + Row::kTerms; ++k) own[k] = state[k * width + c];
       Row::Close(own);
       for (size_t k = 0; k < kSums + Row::kTerms; ++k) state[k * width + c] = own[k];
     }
+    if constexpr (Row::kHasRest) AddRest<Row, Across<RestRow, T>>(wide, s, state);
+    for (size_t c = 0; Row::kCanSuffer && c < s.columns; c += kWide) {
+      const auto field = [=](size_t k) HWY_ATTR { return hn::LoadU(wide, state + k * width + c); };
+      const auto suspects = Row::Suspects(wide, field, parameter);
+      const auto present = hn::FirstN(wide, std::min(kWide, s.columns - c));
+      suspect |= !hn::AllFalse(wide, hn::And(suspects, present));
+    }
+    return suspect;
   }
 
   static void Slopes(const Segment& s, const double* coefs, const void* kept, void* const* out,
@@ -646,18 +688,26 @@ void CoefficientsOf(const double* state, double n, double parameter, double g, d
 }
 
 template <class Row>
+bool SuspectOf(const double* state, size_t width, double parameter) {
+  return IsSuspect<Row>(state, width, parameter);
+}
+
+template <class Row>
 inline constexpr ReductionKernels kReduction = {
     Row::kName,
     Row::kMethod,
     Row::kArrays,
     Row::kOuts,
-    kSums + Row::kTerms,
+    kSums + Row::kTerms + Row::kHasRest,
     Row::kCoefs + 1,
     Row::kStateless,
     Row::kKeeps,
+    Row::kDegree,
+    Row::kParameterDegree,
     Row::Merge,
     Row::Finish,
     CoefficientsOf<Row>,
+    Row::kCanSuffer ? SuspectOf<Row> : nullptr,
     {LoopsOf<Along, Row, float>(), LoopsOf<Along, Row, double>()},
     {LoopsOf<Across, Row, float>(), LoopsOf<Across, Row, double>()}};
 

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 
 #include "kernels/sums.h"
@@ -136,7 +137,8 @@ class Reducer {
         return true;
       });
     }
-    if (outcome != Outcome::kDone || (!call_.tangents && (!slopes_ || at_once))) return outcome;
+    if (outcome != Outcome::kDone) return outcome;
+    if (!call_.tangents && (!slopes_ || at_once)) return MendAll(states, poll);
     outcome = For(pieces, piece, poll, [&](Range range) {
       for (size_t i = range.begin; i < range.end; ++i) {
         const size_t u = i / segments;
@@ -155,7 +157,7 @@ class Reducer {
         WriteTangents(u, tangents + u * segments * layout_.width);
       }
     }
-    return outcome;
+    return outcome == Outcome::kDone ? MendAll(states, poll) : outcome;
   }
 
  private:
@@ -211,8 +213,8 @@ class Reducer {
     });
   }
 
-  void Accumulate(const Segment& segment, double* state, void* kept) const {
-    loops_.accumulate(segment, call_.parameter, !slopes_ && !call_.tangents, state, kept);
+  bool Accumulate(const Segment& segment, double* state, void* kept) const {
+    return loops_.accumulate(segment, call_.parameter, !slopes_ && !call_.tangents, state, kept);
   }
 
   void Slopes(size_t unit, size_t index, const Segment& segment, const double* coefs,
@@ -262,31 +264,121 @@ class Reducer {
     }
   }
 
-  void Coefficients(size_t unit, const double* state, double* coefs) const {
+  // Whether a cotangent is 0.
+  bool Coefficients(size_t unit, const double* state, double* coefs) const {
+    bool any = false;
     for (size_t c = 0; c < Columns(unit); ++c) {
       double one[kMaxState] = {}, own[kMaxState];
       if (state != nullptr) Take(state, c, one);
-      op_.coefficients(one, static_cast<double>(call_.n), call_.parameter,
-                       Cotangent(FirstSlice(unit) + c), own);
+      const double g = Cotangent(FirstSlice(unit) + c);
+      any |= g == 0;
+      op_.coefficients(one, static_cast<double>(call_.n), call_.parameter, g, own);
       for (size_t k = 0; k < op_.coefs; ++k) coefs[k * layout_.width + c] = own[k];
     }
+    return any;
   }
 
-  double Cotangent(size_t slice) const {
-    if (call_.g == nullptr) return 1;
+  // Whether a test, of many elements at once, holds of some of a unit's: `test(p, n)`.
+  template <class Test>
+  bool Any(size_t unit, const void* array, const Test& test) const {
+    const size_t runs = call_.inner == 1 ? 1 : call_.n;
+    const size_t length = call_.inner == 1 ? Columns(unit) * call_.n : Columns(unit);
+    bool any = false;
+    for (size_t run = 0; run < runs && !any; ++run) {
+      const size_t first = FirstElement(unit, 0) + run * call_.inner;
+      any = call_.dtype == DType::kFloat64 ? test(static_cast<const double*>(array) + first, length)
+                                           : test(static_cast<const float*>(array) + first, length);
+    }
+    return any;
+  }
+
+  // Whether there is a NaN or an infinity among the slopes of a unit.
+  bool AnyNaN(size_t unit) const {
+    bool any = false;
+    for (size_t o = 0; slopes_ && o < op_.outs; ++o) {
+      any = any || Any(unit, call_.out[o], [](const auto* p, size_t n) {
+              return IsNotZero(p, n, [](auto x) { return x - x; });
+            });
+    }
+    return any;
+  }
+
+  // Whether a sum over elements is not 0.
+  template <typename T, class F>
+  static bool IsNotZero(const T* p, size_t n, const F& f) {
+    std::array<T, 16> sums = {};
+    size_t i = 0;
+    for (; i + sums.size() <= n; i += sums.size()) {
+      for (size_t k = 0; k < sums.size(); ++k) sums[k] += f(p[i + k]);
+    }
+    for (; i < n; ++i) sums[0] += f(p[i]);
+    bool any = false;
+    for (const T sum : sums) any |= sum != 0;
+    return any;
+  }
+
+  // Whether a unit is as it should be: of zeros comes nothing.
+  bool IsOfZeros(size_t unit) const {
+    const bool is_map = *op_.method != 0;
+    const void* const array = is_map ? call_.v : call_.g == nullptr ? call_.x : nullptr;
+    if (array == nullptr || call_.tangents) return false;
+    const bool other = Any(unit, array, [](const auto* p, size_t n) {
+      return IsNotZero(p, n, [](auto x) { return std::abs(x); });
+    });
+    return !other && !AnyNaN(unit);
+  }
+
+  // Whether a slice has to be looked at: its state is suspect, what tangents give is NaN, or its
+  // cotangent is 0, of which nothing comes.
+  bool IsSuspect(size_t slice, size_t column, const double* states) const {
+    if (call_.g != nullptr && Cotangent(slice) == 0) return true;
+    if (call_.tangents && std::isnan(At(call_.values, slice))) return true;
+    if (!states_ || op_.is_suspect == nullptr) return false;
+    return op_.is_suspect(states + column, layout_.width, call_.parameter);
+  }
+
+  // Of a unit whose results are written, the slices again that need it.
+  HWY_NOINLINE Outcome Mend(size_t unit, const double* states, Poll* poll) const {
+    if (call_.again || IsOfZeros(unit)) return Outcome::kDone;
+    for (size_t c = 0; c < Columns(unit); ++c) {
+      const size_t slice = FirstSlice(unit) + c;
+      if (!IsSuspect(slice, c, states)) continue;
+      const Outcome outcome = ReduceAgain(call_, slice, poll);
+      if (outcome != Outcome::kDone) return outcome;
+    }
+    return Outcome::kDone;
+  }
+
+  Outcome MendAll(const double* states, Poll* poll) const {
+    if (!call_.tangents && call_.g == nullptr && op_.is_suspect == nullptr) return Outcome::kDone;
+    Outcome outcome = Outcome::kDone;
+    for (size_t u = 0; u < layout_.Units() && outcome == Outcome::kDone; ++u) {
+      if (op_.is_suspect == nullptr && !call_.tangents && !AnyNaN(u)) continue;
+      outcome = Mend(u, states + u * layout_.segments * fields_, poll);
+    }
+    return outcome;
+  }
+
+  double Cotangent(size_t slice) const { return call_.g == nullptr ? 1 : At(call_.g, slice); }
+
+  double At(const void* array, size_t i) const {
     return call_.dtype == DType::kFloat64
-               ? static_cast<const double*>(call_.g)[slice]
-               : static_cast<double>(static_cast<const float*>(call_.g)[slice]);
+               ? static_cast<const double*>(array)[i]
+               : static_cast<double>(static_cast<const float*>(array)[i]);
   }
 
-  void WriteTangents(size_t unit, double* sums) const {
+  // Whether one is NaN.
+  bool WriteTangents(size_t unit, double* sums) const {
+    bool any = false;
     const size_t width = layout_.width;
     MergeTree(layout_.segments, [&](size_t to, size_t from) {
       for (size_t c = 0; c < Columns(unit); ++c) sums[to * width + c] += sums[from * width + c];
     });
     for (size_t c = 0; c < Columns(unit); ++c) {
       Write(sums[c], call_.dtype, call_.values, FirstSlice(unit) + c);
+      any |= std::isnan(sums[c]);
     }
+    return any;
   }
 
   // --- whole slices at once ---
@@ -310,26 +402,26 @@ class Reducer {
       for (size_t i = 0; i < blocks; ++i) turned.parts[i] = scratch.Take(block);
     }
     for (size_t unit = units.begin; unit < units.end; ++unit) {
-      if (layout_.turned) {
-        LocalTurned(unit, turned, states, sums, coefs, kept);
-      } else {
-        LocalUnit(unit, states, sums, coefs, kept);
-      }
+      const bool suspect = layout_.turned ? LocalTurned(unit, turned, states, sums, coefs, kept)
+                                          : LocalUnit(unit, states, sums, coefs, kept);
+      if (HWY_UNLIKELY(suspect) && Mend(unit, states, nullptr) != Outcome::kDone) return false;
     }
     return true;
   }
 
-  void LocalUnit(size_t unit, double* states, double* sums, double* coefs, void* kept) const {
+  // Whether a slice has to be looked at.
+  bool LocalUnit(size_t unit, double* states, double* sums, double* coefs, void* kept) const {
     const size_t segments = layout_.segments;
+    bool suspect = segments > 1 && op_.is_suspect != nullptr;  // what merges may as well
     if (states_) {
       for (size_t i = 0; i < segments; ++i) {
-        Accumulate(SegmentOf(unit, i), states + i * fields_, kept);
+        suspect |= Accumulate(SegmentOf(unit, i), states + i * fields_, kept);
       }
       Merge(unit, states);
       if (sums_) Finish(unit, states);
     }
-    if (!slopes_ && !call_.tangents) return;
-    Coefficients(unit, states_ ? states : nullptr, coefs);
+    if (!slopes_ && !call_.tangents) return suspect;
+    const bool any_zero = Coefficients(unit, states_ ? states : nullptr, coefs);
     for (size_t i = 0; i < segments; ++i) {
       const Segment segment = SegmentOf(unit, i);
       if (call_.tangents) {
@@ -338,7 +430,8 @@ class Reducer {
         Slopes(unit, i, segment, coefs, kept);
       }
     }
-    if (call_.tangents) WriteTangents(unit, sums);
+    if (call_.tangents) suspect |= WriteTangents(unit, sums);
+    return suspect || (any_zero && AnyNaN(unit));
   }
 
   // --- short rows ---
@@ -349,15 +442,20 @@ class Reducer {
 
   template <typename T>
   static void Turn(const void* from, size_t rows, size_t columns, void* to) {
-    for (size_t r = 0; r < rows; ++r) {
+    // Eight rows at once, whose elements then lie in a row, or eight columns.
+    constexpr size_t kSide = 8;
+    const auto* const in = static_cast<const T*>(from);
+    auto* const out = static_cast<T*>(to);
+    for (size_t r = 0; r < rows; r += kSide) {
+      const size_t count = std::min(kSide, rows - r);
       for (size_t c = 0; c < columns; ++c) {
-        static_cast<T*>(to)[c * rows + r] = static_cast<const T*>(from)[r * columns + c];
+        for (size_t i = 0; i < count; ++i) out[c * rows + r + i] = in[(r + i) * columns + c];
       }
     }
   }
 
   // (rows, columns) -> (columns, rows)
-  void Turn(const void* from, size_t rows, size_t columns, void* to) const {
+  HWY_NOINLINE void Turn(const void* from, size_t rows, size_t columns, void* to) const {
     if (call_.dtype == DType::kFloat64) {
       Turn<double>(from, rows, columns, to);
     } else {
@@ -365,7 +463,7 @@ class Reducer {
     }
   }
 
-  void LocalTurned(size_t unit, const Turned& turned, double* states, double* sums, double* coefs,
+  bool LocalTurned(size_t unit, const Turned& turned, double* states, double* sums, double* coefs,
                    void* kept) const {
     const size_t columns = Columns(unit);
     const size_t first = FirstElement(unit, 0) * item_;
@@ -380,18 +478,18 @@ class Reducer {
                           columns,
                           static_cast<ptrdiff_t>(columns),
                           layout_.width};
+    bool suspect = false;
     if (states_) {
-      Accumulate(segment, states, kept);
+      suspect = Accumulate(segment, states, kept);
       if (sums_) Finish(unit, states);
     }
-    if (!slopes_ && !call_.tangents) return;
-    Coefficients(unit, states_ ? states : nullptr, coefs);
+    if (!slopes_ && !call_.tangents) return suspect;
+    const bool any_zero = Coefficients(unit, states_ ? states : nullptr, coefs);
     if (call_.tangents) {
       const void* t[kMaxOuts] = {};
       for (size_t o = 0; o < op_.outs; ++o) t[o] = in(call_.t[o], turned.parts[2 + o]);
       loops_.tangents(segment, coefs, t, sums);
-      WriteTangents(unit, sums);
-      return;
+      return WriteTangents(unit, sums) || suspect;
     }
     void* out[kMaxOuts];
     for (size_t o = 0; o < op_.outs; ++o) out[o] = turned.parts[2 + o];
@@ -399,6 +497,7 @@ class Reducer {
     for (size_t o = 0; o < op_.outs; ++o) {
       Turn(out[o], call_.n, columns, static_cast<char*>(call_.out[o]) + first);
     }
+    return suspect || (any_zero && AnyNaN(unit));
   }
 
   const ReductionCall& call_;

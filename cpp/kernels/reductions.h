@@ -42,8 +42,9 @@ inline constexpr size_t kMaxState = 8;       // fields of states, and of coeffic
 inline constexpr size_t kMaxOuts = 2;
 
 struct ReductionLoops {
-  // `kept`, if not null: room for a segment, in x's type, for the slopes of the same segment.
-  void (*accumulate)(const Segment& segment, double parameter, bool value_only, double* state,
+  // Whether a slice's state is suspect. `kept`, if not null: room for a segment, in x's type, for
+  // the slopes of the same segment.
+  bool (*accumulate)(const Segment& segment, double parameter, bool value_only, double* state,
                      void* kept);
   // Element i of slice c goes to out[i * stride + c]. Streamed: past the caches.
   void (*slopes)(const Segment& segment, const double* coefs, const void* kept, void* const* out,
@@ -57,10 +58,12 @@ struct ReductionKernels {
   const char* method;  // of a map of rows; else empty
   size_t arrays, outs, state, coefs;
   bool stateless, keeps;
+  int degree, parameter_degree;  // see ops/reductions-inl.h
   // Of one slice.
   void (*merge)(double* into, const double* from, double parameter);
   double (*finish)(const double* state, double parameter);
   void (*coefficients)(const double* state, double n, double parameter, double g, double* coefs);
+  bool (*is_suspect)(const double* state, size_t width, double parameter);  // or null
   ReductionLoops along[kDTypes], across[kDTypes];
 };
 
@@ -89,7 +92,12 @@ struct ReductionCall {
   // Instead: values are the sums of slopes times these; a null is a tangent of zeros.
   bool tangents;
   const void* t[kMaxOuts];
+  bool again = false;  // whether this is a slice that is reduced again
 };
+
+// Reduces one slice of outer * inner again, if need be, from copies times powers of two, so that no
+// square over- or underflows that the results do not.
+Outcome ReduceAgain(const ReductionCall& call, size_t slice, Poll* poll);
 
 // The bits depend on the shape and the target, never on the thread count.
 Outcome Reduce(const ReductionCall& call, Poll* poll);

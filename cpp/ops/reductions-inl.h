@@ -52,8 +52,12 @@ struct Reduction {
   static constexpr bool kStateless = false;   // slopes do not depend on the state
   static constexpr bool kKeeps = false;       // Prepare is worth keeping
   static constexpr bool kPivotIsAll = false;  // the value needs no sums
+  static constexpr bool kHasRest = false;     // behind the sums: see Exponentials
   static constexpr bool kProduct = false;     // the first sum is a product
   static constexpr bool kOneProduct = false;  // slopes are elements, or less, times coefficient 0
+  // Of x times c, values, or a map's results, are c^kDegree times as large; slopes are of a degree
+  // less. Of c^kParameterDegree times the parameter, that is.
+  static constexpr int kDegree = 0, kParameterDegree = 0;
   template <typename T>
   static constexpr Pivot kPivotOf = Pivot::kNone;
 
@@ -68,7 +72,23 @@ struct Reduction {
     for (size_t k = 0; k < kTerms; ++k) into[kSums + k] += from[kSums + k];
   }
   static double Finish(const double*, double) { return 0; }
+  // Which states may have suffered: squares or products have over- or underflowed, infinities have
+  // met. The slice is then looked at, and if need be reduced again: see ReduceAgain. `field(k)` is
+  // field k of several states.
+  static constexpr bool kCanSuffer = false;
+  template <class D, class F>
+  static HWY_INLINE hn::Mask<D> Suspects(D d, const F&, double) {
+    return hn::FirstN(d, 0);
+  }
 };
+
+// Whether numbers lie within bounds; NaN does not.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE hn::Mask<D> IsWithin(D d, V x, double low, double high) {
+  return hn::And(hn::Ge(x, hn::Set(d, low)), hn::Le(x, hn::Set(d, high)));
+}
+// Of a sum, none of whose terms that count is lost.
+constexpr double kLowest = 0x1p-900, kHighest = 0x1p1000;
 
 template <class D, size_t kTerms>
 using Terms = std::array<hn::Vec<D>, kTerms>;
@@ -144,6 +164,12 @@ struct SquaredNorm2Row : Reduction<1, 1> {
   static constexpr const char* kName = "squared_norm2";
   static constexpr bool kStateless = true;
   static constexpr bool kOneProduct = true;
+  static constexpr int kDegree = 2;
+  static constexpr bool kCanSuffer = true;
+  template <class D, class F>
+  static HWY_INLINE hn::Mask<D> Suspects(D d, const F& field, double) {
+    return hn::Lt(field(kSums), hn::Set(d, kLowest));
+  }
   template <class D, class V>
   static HWY_INLINE void Sum(D, V x, V, V, double, Terms<D, 1>& t) {
     t[0] = hn::Mul(x, x);
@@ -316,6 +342,13 @@ struct Exponentials : Reduction<kSumsOfRow, kCoefsOfRow> {
   static void Merge(double* into, const double* from, double) {
     MergeFirst(into, from, kSumsOfRow);
   }
+  // Of a map's products: what is infinite.
+  template <class D, class F>
+  static HWY_INLINE hn::Mask<D> Suspects(D d, const F& field, double) {
+    auto size = hn::Abs(field(kPivot));
+    for (size_t k = 0; k < kSumsOfRow; ++k) size = hn::Add(size, hn::Abs(field(kSums + k)));
+    return hn::Not(hn::Lt(size, Infinity(d)));
+  }
   static void MergeFirst(double* into, const double* from, size_t exponentials) {
     const double largest = std::max(into[kPivot], from[kPivot]);
     const auto factor = [&](const double* s) {
@@ -328,6 +361,23 @@ struct Exponentials : Reduction<kSumsOfRow, kCoefsOfRow> {
     }
     into[kPivot] = largest;
   }
+  // The rest, all below the largest, is summed apart where log1p of it has digits that the
+  // logarithm of the whole has lost: by a second sum, as a third one in the first took 1.1 to 1.2
+  // times as long. Else it is the whole less 1.
+  static constexpr size_t kRest = kSums + kSumsOfRow;
+  static constexpr double kSmallWhole = 1.0625;
+  static void MergeWithRest(double* into, const double* from) {
+    const double mine = into[kPivot], theirs = from[kPivot];
+    const double below = mine < theirs   ? into[kSums] * std::exp(mine - theirs) + from[kRest]
+                         : theirs < mine ? into[kRest] + from[kSums] * std::exp(theirs - mine)
+                                         : into[kRest] + from[kRest] + 1;
+    MergeFirst(into, from, 1);
+    into[kRest] = below;
+  }
+  static double LogOfSum(const double* s, double near) {
+    const bool by_rest = s[kSums] < kSmallWhole && std::abs(s[kPivot]) < near;
+    return by_rest ? std::log1p(s[kRest]) : std::log(s[kSums]);
+  }
   // 1 / sum, NaN where all elements are -inf.
   static double Share(const double* s) {
     constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -335,14 +385,25 @@ struct Exponentials : Reduction<kSumsOfRow, kCoefsOfRow> {
   }
 };
 
+// Those below the largest.
+struct RestRow : Exponentials<1, 1> {
+  template <class D, class V>
+  static HWY_INLINE void Sum(D d, V e, V, V, double, Terms<D, 1>& t) {
+    t[0] = hn::IfThenZeroElse(hn::Eq(e, hn::Set(d, 1)), e);
+  }
+};
+
 // Also softmax, whose value is its gradient.
 struct LogSumExpRow : Exponentials<1, 1> {
   static constexpr const char* kName = "logsumexp";
+  static constexpr bool kHasRest = true;
   template <class D, class V>
   static HWY_INLINE void Sum(D, V e, V, V, double, Terms<D, 1>& t) {
     t[0] = e;
   }
-  static double Finish(const double* s, double) { return s[kPivot] + std::log(s[kSums]); }
+  static constexpr double kNear = 0.5;  // a pivot that does not drown the logarithm
+  static void Merge(double* into, const double* from, double) { MergeWithRest(into, from); }
+  static double Finish(const double* s, double) { return s[kPivot] + LogOfSum(s, kNear); }
   static void Coefs(const double* s, double, double, double g, double* c) { c[0] = g * Share(s); }
   template <class D, class V>
   static HWY_INLINE void Slope(D, V, V, V e, const std::array<V, 1>& c, std::array<V, 1>& out) {
@@ -354,6 +415,7 @@ struct SoftmaxProductRow : Exponentials<2, 2> {
   static constexpr const char* kName = "softmax";
   static constexpr const char* kMethod = "vjp";
   static constexpr size_t kArrays = 2;
+  static constexpr bool kCanSuffer = true;
   template <class D, class V>
   static HWY_INLINE void Sum(D, V e, V v, V, double, Terms<D, 2>& t) {
     t[0] = e;
@@ -373,13 +435,16 @@ struct LogSoftmaxRow : Exponentials<1, 2> {
   static constexpr const char* kName = "log_softmax";
   static constexpr const char* kMethod = "value";
   static constexpr bool kKeeps = false;
+  static constexpr bool kHasRest = true;
   template <class D, class V>
   static HWY_INLINE void Sum(D, V e, V, V, double, Terms<D, 1>& t) {
     t[0] = e;
   }
+  static constexpr double kNear = std::numeric_limits<double>::infinity();
+  static void Merge(double* into, const double* from, double) { MergeWithRest(into, from); }
   static void Coefs(const double* s, double, double, double, double* c) {
     c[0] = s[kPivot];
-    c[1] = std::log(s[kSums]) + NaNOf(Share(s));
+    c[1] = LogOfSum(s, kNear) + NaNOf(Share(s));
   }
   template <class D, class V>
   static HWY_INLINE void Slope(D, V x, V, V, const std::array<V, 2>& c, std::array<V, 1>& out) {
@@ -392,6 +457,7 @@ struct LogSoftmaxVjpRow : Exponentials<2, 1> {
   static constexpr const char* kName = "log_softmax";
   static constexpr const char* kMethod = "vjp";
   static constexpr size_t kArrays = 2;
+  static constexpr bool kCanSuffer = true;
   template <class D, class V>
   static HWY_INLINE void Sum(D, V e, V v, V, double, Terms<D, 2>& t) {
     t[0] = e;
@@ -433,6 +499,7 @@ template <size_t kSumsOfRow, size_t kCoefsOfRow>
 struct Moments : Reduction<kSumsOfRow, kCoefsOfRow> {
   template <typename T>
   static constexpr Pivot kPivotOf = Pivot::kMean;
+  static constexpr bool kCanSuffer = true;
   static double Settle(double sum, double count) { return sum / count; }
   static void Close(double* s) {
     const double rest = s[kMeanLo];
@@ -467,6 +534,14 @@ struct Moments : Reduction<kSumsOfRow, kCoefsOfRow> {
 
 struct VarianceRow : Moments<2, 3> {
   static constexpr const char* kName = "variance";
+  static constexpr int kDegree = 2;
+  template <class D, class F>
+  static HWY_INLINE hn::Mask<D> Suspects(D d, const F& field, double) {
+    // Elements that are not small differ by what has a square.
+    const auto equal = hn::And(hn::Eq(field(kSquares), hn::Zero(d)),
+                               hn::Gt(hn::Abs(field(kPivot)), hn::Set(d, 0x1p-400)));
+    return hn::Not(hn::Or(equal, IsWithin(d, field(kSquares), kLowest, kHighest)));
+  }
   template <class D, class V>
   static HWY_INLINE void Sum(D, V x, V, V pivot, double, Terms<D, 2>& t) {
     t[1] = hn::Sub(x, pivot);
@@ -478,7 +553,7 @@ struct VarianceRow : Moments<2, 3> {
   static void Coefs(const double* s, double n, double ddof, double g, double* c) {
     c[0] = s[kPivot];
     c[1] = s[kMeanLo];
-    c[2] = 2 * g / std::max(n - ddof, 0.0);
+    c[2] = g / (0.5 * std::max(n - ddof, 0.0));  // of which 2 * g may overflow
   }
   template <class D, class V>
   static HWY_INLINE void Slope(D, V x, V, V, const std::array<V, 3>& c, std::array<V, 1>& out) {
@@ -489,6 +564,12 @@ struct VarianceRow : Moments<2, 3> {
 struct LayerNormRow : VarianceRow {
   static constexpr const char* kName = "layer_norm";
   static constexpr const char* kMethod = "value";
+  static constexpr int kDegree = 0, kParameterDegree = 2;
+  template <class D, class F>
+  static HWY_INLINE hn::Mask<D> Suspects(D d, const F& field, double eps) {
+    const auto squares = hn::Add(field(kSquares), hn::Mul(field(kCount), hn::Set(d, eps)));
+    return hn::Not(IsWithin(d, squares, kLowest, kHighest));
+  }
   static void Coefs(const double* s, double, double eps, double, double* c) {
     c[0] = s[kPivot];
     c[1] = s[kMeanLo];
@@ -500,6 +581,17 @@ struct LayerNormProductRow : Moments<4, 5> {
   static constexpr const char* kName = "layer_norm";
   static constexpr const char* kMethod = "vjp";
   static constexpr size_t kArrays = 2;
+  static constexpr int kDegree = -1, kParameterDegree = 2;
+  // Also where products with v have, of which small sums tell nothing.
+  template <class D, class F>
+  static HWY_INLINE hn::Mask<D> Suspects(D d, const F& field, double eps) {
+    const auto squares = hn::Add(field(kSquares), hn::Mul(field(kCount), hn::Set(d, eps)));
+    // Of v's size, by the least rate.
+    const auto size =
+        hn::Add(hn::Abs(field(kSumV)), hn::Mul(hn::Abs(field(kSumXV)), hn::Set(d, 0x1p-450)));
+    return hn::Not(
+        hn::And(IsWithin(d, squares, 0x1p-200, 0x1p900), IsWithin(d, size, kLowest, kHighest)));
+  }
   template <class D, class V>
   static HWY_INLINE void Sum(D, V x, V v, V pivot, double, Terms<D, 4>& t) {
     t[1] = hn::Sub(x, pivot);
@@ -594,7 +686,8 @@ struct ProdRow : Reduction<5, 6> {
   }
 };
 
-// Rows that sum alike, or slope alike, share the loops of one of them.
+// Rows that sum alike, or slope alike, share the loops of one of them. log_softmax wants the rest
+// where logsumexp does not.
 template <class Row>
 struct LikeRow {
   using Sums = Row;
@@ -604,11 +697,6 @@ template <>
 struct LikeRow<MeanRow> : LikeRow<SumRow> {};
 template <>
 struct LikeRow<LayerNormRow> : LikeRow<VarianceRow> {};
-template <>
-struct LikeRow<LogSoftmaxRow> {
-  using Sums = LogSumExpRow;
-  using Slopes = LogSoftmaxRow;
-};
 template <>
 struct LikeRow<LogSoftmaxJvpRow> {
   using Sums = SoftmaxProductRow;

@@ -609,8 +609,8 @@ def check_shape(op: str, out: Any, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{op}: out has shape {target.shape}, the result {shape}")
 
 
-def check_where(op: str, where: Any, shape: tuple[int, ...]) -> Any:
-    """Return a mask that broadcasts to a result's shape, or True.
+def check_where(op: str, where: Any, shape: tuple[int, ...], whose: str = "the result") -> Any:
+    """Return a mask that broadcasts to a result's shape, or an operand's, or True.
 
     Raises
     ------
@@ -627,7 +627,8 @@ def check_where(op: str, where: Any, shape: tuple[int, ...]) -> Any:
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"{op}: where has shape {own}, the result {shape}")
+        has = "" if whose == "the result" else " has"
+        raise ValueError(f"{op}: where has shape {own}, {whose}{has} {shape}")
     if hasattr(type(where), "__array_ufunc__") and not isinstance(where, np.ndarray | np.generic):
         return where
     mask = as_array(op, "where", where)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pullback.engine import BACKEND, Engine, enter
 from pullback.jacobians.primitives import of_reduction
 from pullback.jacobians.rows import RowWise
+from pullback.masks import Packed, Weighted, unmasked
 from pullback.protocol import (
     Outputs,
     aligned,
@@ -20,8 +21,10 @@ from pullback.protocol import (
     as_flag,
     as_ints,
     as_number,
+    broadcast_shape,
     check_cotangent,
     check_labels,
+    check_where,
     check_wrt,
     flat_outs,
     is_weak,
@@ -98,6 +101,24 @@ class _Rows(Hinted):
             raise ValueError(f"{op}: {about.name} is {parameter}, needs {about.text}")
         return parameter
 
+    def _kernels(self, op: str, slices: Slices, axis: Axis, where: Any, b: Any = None) -> Any:
+        """Return the engine's functions, for the elements that are kept and with their weights."""
+        kernels, row = self._engine.kernels, self.row
+        keep = check_where(op, where, slices.shape, "x")
+        if b is not None:
+            weights = np.broadcast_to(b, slices.shape)
+            keep = np.logical_and(keep, weights != 0)
+        keep = np.broadcast_to(as_array(op, "where", keep), slices.shape)
+        if not keep.all():
+            blocks = slices.take(keep)
+            if row.empty is None and not row.is_map and not blocks.any(axis=1).all():
+                along = "all axes" if axis is None else f"axis {axis}"
+                raise ValueError(f"{op}: where leaves no elements along {along}")
+            kernels = Packed(kernels, row, blocks)
+        if b is not None:
+            kernels = Weighted(kernels, slices.take(np.where(keep, weights, 0).astype(np.float64)))
+        return kernels
+
 
 class Reduction(_Rows):
     """A reduction: what the elements along an axis, several, or all of them give together.
@@ -126,31 +147,52 @@ class Reduction(_Rows):
             raise ValueError(f"{op}: x has shape {shape}, no elements along {axes}")
         return slices
 
+    def _with_weights(
+        self, op: str, given: tuple[Any, ...], names: tuple[str, ...], b: Any
+    ) -> tuple[tuple[Array, ...], Any]:
+        """Return arrays of one dtype, of which the weights have a say, and the weights."""
+        if b is None:
+            return aligned(op, *given, names=names), None
+        *arrays, weights = aligned(op, *given, b, names=(*names, "b"))
+        if broadcast_shape(op, x=arrays[0].shape, b=weights.shape) != arrays[0].shape:
+            raise ValueError(f"{op}: b has shape {weights.shape}, x has {arrays[0].shape}")
+        return tuple(arrays), weights
+
     def _reduce(
-        self, slices: Slices, arrays: Any, p: float, g: Any, values: Any, slopes: Any
+        self, kernels: Any, slices: Slices, arrays: Any, p: float, g: Any, values: Any, slopes: Any
     ) -> None:
         """Fill `values` (outer, inner) and `slopes` (outer, n, inner), either of them or both."""
         if slices.n > 0:
             blocks = tuple(map(slices.take, arrays))
-            self._engine.kernels.reduce_slices(self.row.name, p, blocks, g, values, slopes)
+            kernels.reduce_slices(self.row.name, p, blocks, g, values, slopes)
         elif values is not None:
             values.fill(self.row.empty)
 
     def _value(
-        self, method: str, operands: tuple[Any, ...], p: Any, axis: Axis, keepdims: bool, out: Any
+        self,
+        method: str,
+        operands: tuple[Any, ...],
+        p: Any,
+        axis: Axis,
+        keepdims: bool,
+        out: Any,
+        where: Any,
+        b: Any = None,
     ) -> Any:
         op = self._op(method)
         parameter = self._parameter(op, p)
+        operands, where = unmasked(operands, where)
         check_labels(op, self.row.operands, operands)
-        arrays = aligned(op, *operands, names=self.row.operands)
+        arrays, b = self._with_weights(op, operands, self.row.operands, b)
         slices = self._slices(op, arrays, axis, keepdims)
+        kernels = self._kernels(op, slices, axis, where, b)
         outer, _, inner = slices.blocks
         dtype = arrays[0].dtype
         shape = slices.result_shape(keepdims)
         outputs = Outputs(op, out, (shape,), dtype, arrays, single=True)
         (target,) = slices.targets(outputs, (outer, inner))
         values = np.empty((outer, inner), dtype) if target is None else target
-        self._reduce(slices, arrays, parameter, None, values, None)
+        self._reduce(kernels, slices, arrays, parameter, None, values, None)
         (value,) = outputs.deliver((slices.give_results(values, keepdims),))
         return value if out is not None else value[()]
 
@@ -161,6 +203,8 @@ class Reduction(_Rows):
         p: Any,
         axis: Axis,
         keepdims: bool,
+        where: Any,
+        b: Any = None,
         wrt: Any = 0,
         out: Any = None,
         g: Any = _ONES,
@@ -170,13 +214,15 @@ class Reduction(_Rows):
         parameter = self._parameter(op, p)
         names = self.row.operands
         asked = check_wrt(op, wrt, names)
+        operands, where = unmasked(operands, where)
         given = operands if g is _ONES else (*operands, g)
         if g is None:
             raise TypeError(f"{op}: g is None, which is no cotangent")
         check_labels(op, names, operands)
-        everything = aligned(op, *given, names=(*names, "g")[: len(given)])
+        everything, b = self._with_weights(op, given, (*names, "g")[: len(given)], b)
         arrays = everything[: len(names)]
         slices = self._slices(op, arrays, axis, keepdims)
+        kernels = self._kernels(op, slices, axis, where, b)
         outer, n, inner = slices.blocks
         dtype, shape = arrays[0].dtype, slices.result_shape(keepdims)
         stack: tuple[int, ...] = ()
@@ -207,7 +253,7 @@ class Reduction(_Rows):
         results: list[Any] = [np.empty(stack + slices.shape, dtype) for _ in of_asked if stack]
         for index in np.ndindex(*stack):
             of_slices = None if cotangents is None else slices.take_results(cotangents[index])
-            self._reduce(slices, arrays, parameter, of_slices, values, tuple(slopes))
+            self._reduce(kernels, slices, arrays, parameter, of_slices, values, tuple(slopes))
             for result, room in zip(results, of_asked, strict=False):
                 result[index] = slices.give(room)
         if not stack:
@@ -229,13 +275,20 @@ class Reduction(_Rows):
         axis: Axis,
         keepdims: bool,
         out: Any,
+        where: Any,
+        b: Any = None,
     ) -> Any:
         op = self._op(method)
         parameter = self._parameter(op, p)
         names, t_names = self.row.operands, _tangents(self.row)
+        operands, where = unmasked(operands, where)
         check_labels(op, (*names, *t_names), (*operands, *tangents))
         arrays, given = tangents_of(op, operands, tangents, names, t_names)
+        if b is not None:
+            arrays, b = self._with_weights(op, arrays, names, b)
+            given = tuple(t if t is None else t.astype(arrays[0].dtype) for t in given)
         slices = self._slices(op, arrays, axis, keepdims)
+        kernels = self._kernels(op, slices, axis, where, b)
         outer, n, inner = slices.blocks
         dtype, shape = arrays[0].dtype, slices.result_shape(keepdims)
         outputs = Outputs(op, out, (shape,), dtype, (*arrays, *given), single=True)
@@ -244,26 +297,35 @@ class Reduction(_Rows):
         if n > 0 and any(t is not None for t in given):
             blocks = tuple(map(slices.take, arrays))
             moved = tuple(None if t is None else slices.take(t) for t in given)
-            self._engine.kernels.reduce_tangents(self.row.name, parameter, blocks, moved, values)
+            kernels.reduce_tangents(self.row.name, parameter, blocks, moved, values)
         else:
             values.fill(0.0)
         (value,) = outputs.deliver((slices.give_results(values, keepdims),))
         return value if out is not None else value[()]
 
-    def _jacobians(self, operands: tuple[Any, ...], p: Any, axis: Axis, keepdims: bool) -> Any:
+    def _jacobians(
+        self,
+        operands: tuple[Any, ...],
+        p: Any,
+        axis: Axis,
+        keepdims: bool,
+        where: Any,
+        b: Any = None,
+    ) -> Any:
         if type(keepdims) is not bool:
             keepdims = as_flag(self._op("jacobian"), "keepdims", keepdims)
         axis = _hashable(self._op("jacobian"), axis)
         given, options = operands, dict[str, Any]()
         if self.row.parameter is not None:
             given, options = _with_parameter(self.row.parameter, operands, p)
+        options |= {"where": where} | ({} if b is None else {"b": b})
         try:
             slopes = self.grad(*given, axis=axis, **options)  # type: ignore[attr-defined]
             if type(slopes) is tuple:
                 return tuple(of_reduction(each, axis, keepdims) for each in slopes)
             return of_reduction(slopes, axis, keepdims)
         except (TypeError, ValueError):  # again, for what the message calls it
-            self._gradients("jacobian", operands, p, axis, keepdims, _wrt(self.row))
+            self._gradients("jacobian", operands, p, axis, keepdims, where, b, _wrt(self.row))
             raise
 
 
@@ -281,9 +343,12 @@ class RowMap(_Rows):
         "blocks, so the bits are the same for any number of threads."
     )
 
-    def _transform(self, method: str, x: Any, v: Any, p: Any, axis: Axis, out: Any) -> Any:
+    def _transform(
+        self, method: str, x: Any, v: Any, p: Any, axis: Axis, out: Any, where: Any
+    ) -> Any:
         op = self._op(method)
         parameter = self._parameter(op, p)
+        (x,), where = unmasked((x,), where)
         stack: tuple[int, ...] = ()
         check_labels(op, ("x", "t" if method == "jvp" else "g"), (x, v))
         if method == "jvp":
@@ -296,6 +361,7 @@ class RowMap(_Rows):
         else:
             (x,) = aligned(op, x, names=("x",))
         slices = Slices.of(op, x, axis)
+        kernels = self._kernels(op, slices, axis, where)
         outputs = Outputs(op, out, (stack + x.shape,), x.dtype, (x, v), single=True)
         (target,) = slices.targets(outputs, slices.blocks) if not stack else (None,)
         room = np.empty(slices.blocks, x.dtype) if target is None else target
@@ -305,16 +371,15 @@ class RowMap(_Rows):
                 room.fill(0)
             elif room.size > 0:
                 blocks = slices.take(x), None if v is None else slices.take(v[index])
-                self._engine.kernels.transform_slices(
-                    self.row.name, parameter, method, *blocks, room
-                )
+                kernels.transform_slices(self.row.name, parameter, method, *blocks, room)
             if result is not None:
                 result[index] = slices.give(room)
         (delivered,) = outputs.deliver((slices.give(room) if result is None else result,))
         return delivered
 
-    def _jacobian(self, x: Any, p: Any, axis: Axis) -> Any:
+    def _jacobian(self, x: Any, p: Any, axis: Axis, where: Any) -> Any:
         op, options = self._op("jacobian"), dict[str, Any]()
+        (x,), where = unmasked((x,), where)
         array = as_array(op, "x", x)
         x = np.array(array, kernel_dtype(op, "x", array.dtype))
         axis = _hashable(op, axis)
@@ -323,6 +388,8 @@ class RowMap(_Rows):
         if (about := self.row.parameter) is not None:
             p = p if type(p) is float and about.test(p) else self._parameter(op, p)
             options = {about.name: p}
+        if where is not True:
+            options["where"] = np.array(check_where(op, where, x.shape, "x"))
         return RowWise(self, x, axis, options)
 
 
@@ -356,10 +423,13 @@ def _method(row: ReductionRow, name: str) -> Any:
     """Return a method, which takes the parameter where the table wants it."""
     about = row.parameter
     p = "None" if about is None else about.name
-    option, keyword = "", ""
+    option, keywords = "", list[str]()
     if about is not None and about.default is not None:
-        given_later = f", {p}={about.default!r}"
-        option, keyword = ("", f", *{given_later}") if about.keyword_only else (given_later, "")
+        given_later = f"{p}={about.default!r}"
+        if about.keyword_only:
+            keywords.append(given_later)
+        else:
+            option = f", {given_later}"
     operands = ", ".join(row.operands)
     tangents = ", ".join(_tangents(row))
     extra = {"vjp": "g, ", "jvp": f"{tangents}, "}.get(name, "")
@@ -367,24 +437,25 @@ def _method(row: ReductionRow, name: str) -> Any:
     wrt = "wrt" if several else "0"
     axis = f"axis=-1{option}" if row.is_map else f"axis=None{option}, keepdims=False"
     out = "" if name == "jacobian" else ", out=None"
-    if several:
-        keyword = f"{keyword or ', *'}, wrt='all'"
-    parameters = f"self, {', '.join(row.leading)}, {extra}{axis}{out}{keyword}"
+    keywords += ["wrt='all'"] * several + ["b=None"] * row.weighs + ["where=True"]
+    parameters = f"self, {', '.join(row.leading)}, {extra}{axis}{out}, *, {', '.join(keywords)}"
     given = f"({operands},), {p}"
+    some = "where, b" if row.weighs else "where"
+    rest = f"axis, keepdims, where, {'b' if row.weighs else None}, {wrt}, out"
     call = {
-        "value": f"self._value('', {given}, axis, keepdims, out)",
-        "grad": f"self._gradients('grad', {given}, axis, keepdims, {wrt}, out)",
-        "value_and_grad": f"self._gradients('value_and_grad', {given}, axis, keepdims, {wrt}, out)",
-        "vjp": f"self._gradients('vjp', {given}, axis, keepdims, {wrt}, out, g)",
-        "jvp": f"self._push('jvp', {given}, ({tangents},), axis, keepdims, out)",
-        "jacobian": f"self._jacobians({given}, axis, keepdims)",
+        "value": f"self._value('', {given}, axis, keepdims, out, {some})",
+        "grad": f"self._gradients('grad', {given}, {rest})",
+        "value_and_grad": f"self._gradients('value_and_grad', {given}, {rest})",
+        "vjp": f"self._gradients('vjp', {given}, {rest}, g)",
+        "jvp": f"self._push('jvp', {given}, ({tangents},), axis, keepdims, out, {some})",
+        "jacobian": f"self._jacobians({given}, axis, keepdims, {some})",
     }
     if row.is_map:
         call = {
-            "value": f"self._transform('', x, None, {p}, axis, out)",
-            "vjp": f"self._transform('vjp', x, g, {p}, axis, out)",
-            "jvp": f"self._transform('jvp', x, t, {p}, axis, out)",
-            "jacobian": f"self._jacobian(x, {p}, axis)",
+            "value": f"self._transform('', x, None, {p}, axis, out, where)",
+            "vjp": f"self._transform('vjp', x, g, {p}, axis, out, where)",
+            "jvp": f"self._transform('jvp', x, t, {p}, axis, out, where)",
+            "jacobian": f"self._jacobian(x, {p}, axis, where)",
         }
     return method(row.name, name, parameters, call[name], _method_docstring(row, name))
 
@@ -461,6 +532,19 @@ def _method_docstring(row: ReductionRow, name: str) -> str:
             "keepdims : bool",
             "    Whether the reduced axes stay, of length 1.",
         ]
+    if row.weighs:
+        lines += [
+            "b : array_like, optional",
+            "    Weights of the exponentials, of any sign; they broadcast to the shape of `x`.",
+            "    There is no derivative by them. What has the weight 0 does not count.",
+        ]
+    hidden = f"the result there is {row.hidden:g}" if row.is_map and name == "value" else ""
+    hidden = hidden or "their derivative is 0"
+    lines += [
+        "where : array_like of bool",
+        "    Which elements count; broadcasts to the shape of `x`. Of others nothing comes, and",
+        f"    {hidden}; neither do those that a masked array hides.",
+    ]
     if target:
         lines += [f"out : {target}, optional", "    Where the result goes."]
     lines += ["", "Returns", "-------", result, "", "Raises", "------", "TypeError"]

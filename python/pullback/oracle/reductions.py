@@ -37,10 +37,11 @@ def constant(value: float, x: Array) -> Array:
 # --- norms ----------------------------------------------------------------------------------------
 
 
-def _scaled(x: Array) -> tuple[Array, Array]:
-    """Return x * 2**-k with its largest element of each row in [1/2, 1), and k."""
+def _scaled(x: Array, least: float = -np.inf) -> tuple[Array, Array]:
+    """Return x * 2**-k with its largest element of each row in [1/2, 1), and k >= `least`."""
     largest = np.max(np.abs(x), axis=1)
     k = np.where(np.isfinite(largest), np.frexp(largest)[1], 0)
+    k = np.maximum(k, least).astype(int)
     return np.ldexp(x, -column(k)), k
 
 
@@ -48,6 +49,12 @@ def norm2(x: Array) -> Array:
     """Return the Euclidean norm, whatever the magnitude."""
     scaled, k = _scaled(x)
     return np.asarray(np.ldexp(np.sqrt(np.sum(np.square(scaled), axis=1)), k))
+
+
+def squared_norm2(x: Array) -> Array:
+    """Return the sum of squares; no square underflows that counts."""
+    scaled, k = _scaled(x)
+    return np.asarray(np.ldexp(np.sum(np.square(scaled), axis=1), 2 * k))
 
 
 def norm2_slopes(x: Array) -> Array:
@@ -182,10 +189,17 @@ def _exponentials(x: Array) -> tuple[Array, Array, Array]:
     return e, np.sum(e, axis=1), largest
 
 
+def _log_of_sum(e: Array) -> Array:
+    """Return the logarithm of the sum of exponentials, of which the largest is 1."""
+    others = e.copy()
+    others[np.arange(len(e)), np.argmax(e, axis=1)] -= 1
+    return np.asarray(np.log1p(np.sum(others, axis=1)))
+
+
 def logsumexp(x: Array) -> Array:
     """Return log(sum(exp(x))), without over- or underflow."""
-    _, total, largest = _exponentials(x)
-    return np.where(np.isinf(largest), largest, largest + np.log(total))
+    e, _, largest = _exponentials(x)
+    return np.where(np.isinf(largest), largest, largest + _log_of_sum(e))
 
 
 def softmax(x: Array) -> Array:
@@ -202,10 +216,10 @@ def softmax_product(x: Array, v: Array) -> Array:
 
 def log_softmax(x: Array) -> Array:
     """Return x - log(sum(exp(x)))."""
-    _, total, largest = _exponentials(x)
+    e, _, largest = _exponentials(x)
     distance = np.where(x == column(largest), 0.0, x - column(largest))
     undefined = column(largest == -np.inf)
-    return np.where(undefined, np.nan, distance - column(np.log(total)))
+    return np.where(undefined, np.nan, distance - column(_log_of_sum(e)))
 
 
 def log_softmax_vjp(x: Array, g: Array) -> Array:
@@ -229,18 +243,26 @@ def _centred(x: Array) -> Array:
 
 def variance(x: Array, ddof: float) -> Array:
     """Return sum((x - mean(x))**2) / (n - ddof)."""
-    return np.asarray(np.sum(np.square(_centred(x)), axis=1) / np.maximum(x.shape[1] - ddof, 0))
+    scaled, k = _scaled(x)
+    total = np.sum(np.square(_centred(scaled)), axis=1)
+    return np.asarray(np.ldexp(total / np.maximum(x.shape[1] - ddof, 0), 2 * k))
 
 
 def variance_slopes(x: Array, ddof: float) -> Array:
     """Return 2 (x - mean(x)) / (n - ddof)."""
-    return np.asarray(2 * _centred(x) / np.maximum(x.shape[1] - ddof, 0))
+    scaled, k = _scaled(x)
+    slopes = 2 * _centred(scaled) / np.maximum(x.shape[1] - ddof, 0)
+    return np.asarray(np.ldexp(slopes, column(k)))
 
 
-def _normalised(x: Array, eps: float) -> tuple[Array, Array]:
-    centred = _centred(x)
-    rate = 1 / np.sqrt(np.mean(np.square(centred), axis=1) + eps)
-    return centred * column(rate), rate
+def _normalised(x: Array, eps: float) -> tuple[Array, Array, Array]:
+    """Return the result, and the rate 1 / sqrt(var(x) + eps) as a number times 2**-k."""
+    least = np.frexp(eps)[1] // 2 if eps > 0 else -np.inf  # below which eps is all
+    varies = np.ptp(x, axis=1) != 0
+    scaled, k = _scaled(np.where(column(varies), x, 0), least)
+    centred = _centred(scaled)
+    rate = 1 / np.sqrt(np.mean(np.square(centred), axis=1) + np.ldexp(eps, -2 * k))
+    return centred * column(rate), rate, k
 
 
 def layer_norm(x: Array, eps: float) -> Array:
@@ -250,8 +272,10 @@ def layer_norm(x: Array, eps: float) -> Array:
 
 def layer_norm_product(x: Array, v: Array, eps: float) -> Array:
     """Return r (v - mean(v) - y mean(y v)), the symmetric Jacobian's product with `v`."""
-    y, rate = _normalised(x, eps)
-    return np.asarray(column(rate) * (_centred(v) - y * column(np.mean(y * v, axis=1))))
+    y, rate, k = _normalised(x, eps)
+    v, more = _scaled(v)
+    product = column(rate) * (_centred(v) - y * column(np.mean(y * v, axis=1)))
+    return np.asarray(np.ldexp(product, column(more - k)))
 
 
 # --- slices ---------------------------------------------------------------------------------------
@@ -266,6 +290,14 @@ def _blocks(rows: Array, out: Array) -> None:
     """Write rows to blocks."""
     outer, n, inner = out.shape
     out[...] = rows.reshape(outer, inner, n).swapaxes(1, 2)
+
+
+def _without_infinities(result: Array, nothing: Array, operands: tuple[Array, ...]) -> Array:
+    """Return 0 for a NaN where nothing can come of anything, unless an operand has one."""
+    lost = nothing & ~np.isfinite(result)
+    for operand in operands if lost.any() else ():
+        lost = lost & ~np.isnan(operand).any(axis=1, keepdims=True)
+    return np.where(lost, 0.0, result)
 
 
 def reduce_slices(
@@ -301,7 +333,11 @@ def reduce_slices(
             values[...] = row.values(rows, parameter).reshape(values.shape)
         if slopes is not None:
             for out, slope in zip(slopes, row.slopes(rows, parameter), strict=True):
-                _blocks(slope if g is None else slope * g.reshape(-1, 1).astype(np.float64), out)
+                if g is None:
+                    _blocks(slope, out)
+                else:
+                    by = g.reshape(-1, 1).astype(np.float64)
+                    _blocks(_without_infinities(slope * by, by == 0, rows), out)
 
 
 def reduce_tangents(
@@ -315,12 +351,29 @@ def reduce_tangents(
     assert row.slopes is not None
     rows = tuple(map(_rows, x))
     with np.errstate(all="ignore"):
-        terms = [
-            slope * _rows(tangent)
+        pairs = [
+            (slope, _rows(tangent))
             for slope, tangent in zip(row.slopes(rows, parameter), t, strict=True)
             if tangent is not None
         ]
-        out[...] = np.sum(sum(terms), axis=1).reshape(out.shape)
+        total = np.asarray(np.sum(sum(slope * tangent for slope, tangent in pairs), axis=1))
+        if (met := np.isnan(total)).any():  # infinities have met, if only on the way
+            known = tuple(operand[met] for operand in rows)
+            again = [
+                (_without_infinities(slope[met], tangent[met] == 0, known), tangent[met])
+                for slope, tangent in pairs
+            ]
+            total[met] = _sums(again)
+        out[...] = total.reshape(out.shape)
+
+
+def _sums(pairs: list[tuple[Array, Array]]) -> Array:
+    """Return sums of products, in which no product overflows."""
+    total = np.zeros(len(pairs[0][0]))
+    for slope, tangent in pairs:
+        (one, j), (other, k) = _scaled(slope), _scaled(tangent)
+        total += np.ldexp(np.sum(one * other, axis=1), j + k)
+    return total
 
 
 def transform_slices(
@@ -335,5 +388,8 @@ def transform_slices(
         else:
             product = row.vjp if method == "vjp" else row.jvp
             assert product is not None
-            result = product(rows, _rows(v), parameter)
+            given = _rows(v)
+            result = product(rows, given, parameter)
+            nothing = np.all(given == 0, axis=1, keepdims=True)
+            result = _without_infinities(result, nothing, (rows,))
         _blocks(result, out)

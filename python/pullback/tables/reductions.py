@@ -67,6 +67,8 @@ class ReductionRow:
     parameter: Parameter | None
     conventions: str
     empty: float | None  # the value of no elements; None: there is none
+    weighs: bool = False  # whether terms have weights b
+    hidden: float = 0.0  # what a map gives where its operand is masked
     max_ulp: tuple[float, float]  # value, derivative or vjp; native kernels, both dtypes
     # What the `sum_error` of the value and of the i-th derivative are by, in mpmath's words: of
     # lists x and y, n, value, slope, mean, the parameter, and a map's p, g and rate r.
@@ -110,6 +112,7 @@ def _reduction(
     conventions: str,
     source: str,
     parameter: Parameter | None = None,
+    weighs: bool = False,
 ) -> ReductionRow:
     operands = ("x", "y")[: len(df)]
     # A row's functions take their operands, and the parameter where there is one.
@@ -135,6 +138,7 @@ def _reduction(
         terms=terms,
         slope_terms=slope_terms,
         source=source,
+        weighs=weighs,
         values=all_values,
         slopes=all_slopes,
     )
@@ -155,6 +159,7 @@ def _map(
     conventions: str,
     source: str,
     parameter: Parameter | None = None,
+    hidden: float = 0.0,
 ) -> ReductionRow:
     return ReductionRow(
         name=name,
@@ -169,6 +174,7 @@ def _map(
         terms=terms,
         slope_terms=slope_terms,
         source=source,
+        hidden=hidden,
         value=value,
         vjp=vjp,
         jvp=jvp,
@@ -251,7 +257,7 @@ _ROWS: Final = (
 
     _reduction("squared_norm2", "Sum of squares",
         f="sum(x**2)",                        df=("2*x[i]",),
-        values=lambda x: np.sum(np.square(x), axis=1),
+        values=rf.squared_norm2,
         slopes=lambda x: 2 * x,
         empty=0.0,                            max_ulp=(1.0, 0.0),
         terms="value",                        slope_terms="0",
@@ -288,9 +294,11 @@ _ROWS: Final = (
         f="log(sum(exp(x)))",                 df=("exp(x[i] - logsumexp(x))",),
         values=rf.logsumexp,                  slopes=rf.softmax,
         empty=-math.inf,                      max_ulp=(3.0, 4.0),
-        terms="1",                            slope_terms="abs(slope)",
+        terms="-expm1(max(x) - value) if abs(max(x)) < 1/2 and value - max(x) < log1p(1/16) else 1",
+        slope_terms="abs(slope)",
         conventions="+inf takes the derivative, and ties share it; NaN where all are -inf; the "
-                    "value's error is in ULP of the largest of it and the operands",
+                    "value's error is in ULP of the larger of it and the largest operand",
+        weighs=True,
         source="softmax; as logaddexp"),
 
     _reduction("variance", "Variance",
@@ -299,7 +307,8 @@ _ROWS: Final = (
         empty=math.nan,                       max_ulp=(2.0, 2.0),
         terms="4*value",
         slope_terms="fsum(abs(v - mean) for v in x)/n*2/(n - ddof)",
-        conventions="NaN where an element is infinite, as the mean then is",
+        conventions="NaN where an element is infinite, as the mean then is; squares over- and "
+                    "underflow only where the result does",
         parameter=_DDOF,
         source="Chan, Golub and LeVeque 1983"),
 
@@ -319,9 +328,10 @@ _ROWS: Final = (
         vjp=lambda x, g, _: rf.log_softmax_vjp(x, g),
         jvp=lambda x, t, _: rf.log_softmax_jvp(x, t),
         max_ulp=(3.0, 6.0),
-        terms="1",                            slope_terms="abs(g[i]) + p[i]*fsum(map(abs, g))",
-        conventions="+inf takes all, and ties share it; NaN where all are -inf; the value's error "
-                    "is in ULP of the largest of it and 1",
+        terms="-expm1(max(y)) if -max(y) < log1p(1/16) else 1",
+        slope_terms="abs(g[i]) + p[i]*fsum(map(abs, g))",
+        conventions="+inf takes all, and ties share it; NaN where all are -inf",
+        hidden=-math.inf,
         source="softmax"),
 
     _map("layer_norm", "Elements less their mean, by their deviation, along an axis",
@@ -331,7 +341,8 @@ _ROWS: Final = (
         max_ulp=(3.0, 6.0),
         terms="abs(value) + fsum(abs(v - mean) for v in x)/n*r",
         slope_terms="r*(abs(g[i]) + 2*fsum(map(abs, g)))",
-        conventions="r is 1/sqrt(var(x) + eps), var(x) the variance with ddof = 0",
+        conventions="r is 1/sqrt(var(x) + eps), var(x) the variance with ddof = 0, whose squares "
+                    "never over- or underflow",
         parameter=_EPS,
         source="Ba, Kiros and Hinton 2016"),
 )
