@@ -85,7 +85,7 @@ def resident() -> int:
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_stays_behind(kind: str) -> None:
     make = KINDS[kind]
-    count = 3000
+    count = 2000
     for _ in range(count):  # until what waits for the collector has its memory
         make()
     before = resident()

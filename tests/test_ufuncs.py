@@ -707,7 +707,7 @@ def test_rounding_mode_and_flushing_do_not_matter(
 ) -> None:
     """Kernels compute under the default environment, on every thread, and restore the caller's."""
     f = call.native()
-    for n in (1, 37, 1000, 70_000):
+    for n in (37, 70_000):
         at = arguments(call, dtype, n)
         wanted = f(*at)
         for name, mode in fenv.MODES.items():

@@ -9,7 +9,6 @@
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <type_traits>
@@ -105,30 +104,6 @@ HWY_INLINE void Apply(D d, const std::array<V, kIn>& in, std::array<V, kOut>& ou
   }
 }
 
-// The last, partial vector of n elements: it goes through memory that has room for all of it, by
-// the loop that the others took. Loops may be long, so there is no second copy of Apply in them.
-template <size_t kIn, size_t kOut, class D>
-HWY_NOINLINE void Rest(ElementwiseKernel loop, const void* const* in, void* const* out, size_t n) {
-  using T = hn::TFromD<D>;
-  const D d;
-  constexpr size_t kMaxLanes = hn::MaxLanes(D());
-  HWY_ALIGN T last_in[kIn * kMaxLanes];
-  HWY_ALIGN T last_out[kOut * kMaxLanes];
-  const void* from[kIn];
-  void* to[kOut];
-  const size_t rest = n & (hn::Lanes(d) - 1), begin = n - rest;
-  for (size_t k = 0; k < kIn; ++k) {
-    T* const last = last_in + k * kMaxLanes;
-    hn::Store(LoadTail(d, static_cast<const T*>(in[k]) + begin, rest), d, last);
-    from[k] = last;
-  }
-  for (size_t k = 0; k < kOut; ++k) to[k] = last_out + k * kMaxLanes;
-  loop(from, to, hn::Lanes(d), 0);
-  for (size_t k = 0; k < kOut; ++k) {
-    StoreTail(hn::Load(d, last_out + k * kMaxLanes), d, static_cast<T*>(out[k]) + begin, rest);
-  }
-}
-
 template <class Row, Method kMethod, typename T>
 void Loop(const void* const* in, void* const* out, size_t n, unsigned streamed) {
   constexpr MethodShape kShape = ShapeOf(kMethod, Row::kArity);
@@ -141,73 +116,57 @@ void Loop(const void* const* in, void* const* out, size_t n, unsigned streamed) 
 
   std::array<const T*, kIn> from;
   std::array<T*, kOut> to;
-  PB_UNROLL
   for (size_t k = 0; k < kIn; ++k) from[k] = static_cast<const T*>(in[k]);
-  PB_UNROLL
   for (size_t k = 0; k < kOut; ++k) to[k] = static_cast<T*>(out[k]);
-  const size_t end = n & ~(lanes - 1);
-  for (size_t i = 0; i < end; i += lanes) {
-    std::array<V, kIn> x;
-    std::array<V, kOut> y;
-    PB_UNROLL
-    for (size_t k = 0; k < kIn; ++k) x[k] = hn::LoadU(d, from[k] + i);
-    Apply<Row, kMethod>(d, x, y);
-    PB_UNROLL
-    for (size_t k = 0; k < kOut; ++k) {
-      // Less than 128 bits cannot be streamed.
-      if (hn::MaxLanes(D()) * sizeof(T) >= 16 && HWY_UNLIKELY((streamed >> k & 1) != 0)) {
-        hn::Stream(y[k], d, to[k] + i);
-      } else {
-        hn::StoreU(y[k], d, to[k] + i);
+
+  // One copy of Apply for whole vectors and for the last one, since it may be long: a partial
+  // vector goes through memory that has room for all of it.
+  constexpr size_t kMaxLanes = hn::MaxLanes(D());
+  HWY_ALIGN T last_in[kIn * kMaxLanes];
+  HWY_ALIGN T last_out[kOut * kMaxLanes];
+  size_t end = n & ~(lanes - 1);
+  for (bool last = false;; last = true) {
+    for (size_t i = 0; i < end; i += lanes) {
+      std::array<V, kIn> x;
+      std::array<V, kOut> y;
+      PB_UNROLL
+      for (size_t k = 0; k < kIn; ++k) x[k] = hn::LoadU(d, from[k] + i);
+      Apply<Row, kMethod>(d, x, y);
+      PB_UNROLL
+      for (size_t k = 0; k < kOut; ++k) {
+        // Less than 128 bits cannot be streamed.
+        if (kMaxLanes * sizeof(T) >= 16 && HWY_UNLIKELY((streamed >> k & 1) != 0)) {
+          hn::Stream(y[k], d, to[k] + i);
+        } else {
+          hn::StoreU(y[k], d, to[k] + i);
+        }
       }
     }
-  }
-  if (end != n) Rest<kIn, kOut, D>(Loop<Row, kMethod, T>, in, out, n);
-}
-
-template <typename T>
-inline constexpr auto kOnes = [] {
-  std::array<T, 512> ones;
-  ones.fill(1);
-  return ones;
-}();
-
-// The derivative by the loop of the vjp.
-template <size_t kArity, typename T>
-HWY_NOINLINE void PullOnesBy(ElementwiseKernel vjp, const void* const* in, void* const* out,
-                             size_t n, unsigned streamed) {
-  const void* from[kArity + 1];
-  void* to[kArity];
-  from[kArity] = kOnes<T>.data();
-  for (size_t begin = 0; begin < n; begin += kOnes<T>.size()) {
-    for (size_t k = 0; k < kArity; ++k) {
-      from[k] = static_cast<const T*>(in[k]) + begin;
-      to[k] = static_cast<T*>(out[k]) + begin;
+    const size_t rest = n & (lanes - 1);
+    if (rest == 0) return;
+    const size_t begin = n - rest;
+    if (last) {
+      for (size_t k = 0; k < kOut; ++k) {
+        StoreTail(hn::Load(d, last_out + k * kMaxLanes), d, static_cast<T*>(out[k]) + begin, rest);
+      }
+      return;
     }
-    vjp(from, to, std::min(n - begin, kOnes<T>.size()), streamed);
-  }
-}
-
-template <class Row, typename T>
-void PullOnes(const void* const* in, void* const* out, size_t n, unsigned streamed) {
-  PullOnesBy<Row::kArity, T>(Loop<Row, Method::kVjp, T>, in, out, n, streamed);
-}
-
-template <class Row, Method kMethod, typename T>
-constexpr ElementwiseKernel KernelOf() {
-  if constexpr (kMethod == Method::kDerivative && Row::kWide && !Row::kMasked) {
-    return PullOnes<Row, T>;  // of a wide row, to pull ones costs little; of a masked one, a -0
-  } else if constexpr (kMethod == Method::kJvp && Row::kArity == 1) {
-    return Loop<Row, Method::kVjp, T>;  // a diagonal Jacobian is its own transpose
-  } else {
-    return Loop<Row, kMethod, T>;
+    for (size_t k = 0; k < kIn; ++k) {
+      hn::Store(LoadTail(d, from[k] + begin, rest), d, last_in + k * kMaxLanes);
+      from[k] = last_in + k * kMaxLanes;
+    }
+    for (size_t k = 0; k < kOut; ++k) to[k] = last_out + k * kMaxLanes;
+    end = lanes;
+    streamed = 0;
   }
 }
 
 template <class Row, Method kMethod>
 constexpr void SetKernels(OpKernels& op) {
-  op.kernel[static_cast<size_t>(kMethod)][0] = KernelOf<Row, kMethod, float>();
-  op.kernel[static_cast<size_t>(kMethod)][1] = KernelOf<Row, kMethod, double>();
+  // A diagonal Jacobian is its own transpose.
+  constexpr Method kSame = kMethod == Method::kJvp && Row::kArity == 1 ? Method::kVjp : kMethod;
+  op.kernel[static_cast<size_t>(kMethod)][0] = Loop<Row, kSame, float>;
+  op.kernel[static_cast<size_t>(kMethod)][1] = Loop<Row, kSame, double>;
 }
 
 template <class Row, size_t... kMethodIndex>

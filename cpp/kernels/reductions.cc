@@ -339,10 +339,13 @@ class Reducer {
 
   // Of a unit whose results are written, the slices again that need it.
   HWY_NOINLINE Outcome Mend(size_t unit, const double* states, Poll* poll) const {
-    if (call_.again || IsOfZeros(unit)) return Outcome::kDone;
+    if (call_.again) return Outcome::kDone;
+    bool looked = false;
     for (size_t c = 0; c < Columns(unit); ++c) {
       const size_t slice = FirstSlice(unit) + c;
       if (!IsSuspect(slice, c, states)) continue;
+      if (!looked && IsOfZeros(unit)) return Outcome::kDone;
+      looked = true;
       const Outcome outcome = ReduceAgain(call_, slice, poll);
       if (outcome != Outcome::kDone) return outcome;
     }
