@@ -317,15 +317,20 @@ class Reducer {
     return any;
   }
 
-  // Whether a unit is as it should be: of zeros comes nothing.
-  bool IsOfZeros(size_t unit) const {
+  // Whether there is nothing to mend in a unit with a suspect: where only its cotangent may be to
+  // blame there is no NaN, or of zeros comes nothing.
+  bool IsAsItShouldBe(size_t unit) const {
+    if (call_.tangents) return false;
     const bool is_map = *op_.method != 0;
     const void* const array = is_map ? call_.v : call_.g == nullptr ? call_.x : nullptr;
-    if (array == nullptr || call_.tangents) return false;
-    const bool other = Any(unit, array, [](const auto* p, size_t n) {
-      return IsNotZero(p, n, [](auto x) { return std::abs(x); });
-    });
-    return !other && !AnyNaN(unit);
+    if (op_.is_suspect != nullptr) {
+      if (array == nullptr) return false;
+      const bool other = Any(unit, array, [](const auto* p, size_t n) {
+        return IsNotZero(p, n, [](auto x) { return std::abs(x); });
+      });
+      if (other) return false;
+    }
+    return !AnyNaN(unit);
   }
 
   // Whether a slice has to be looked at: its state is suspect, what tangents give is NaN, or its
@@ -344,7 +349,7 @@ class Reducer {
     for (size_t c = 0; c < Columns(unit); ++c) {
       const size_t slice = FirstSlice(unit) + c;
       if (!IsSuspect(slice, c, states)) continue;
-      if (!looked && IsOfZeros(unit)) return Outcome::kDone;
+      if (!looked && IsAsItShouldBe(unit)) return Outcome::kDone;
       looked = true;
       const Outcome outcome = ReduceAgain(call_, slice, poll);
       if (outcome != Outcome::kDone) return outcome;
@@ -356,7 +361,6 @@ class Reducer {
     if (!call_.tangents && call_.g == nullptr && op_.is_suspect == nullptr) return Outcome::kDone;
     Outcome outcome = Outcome::kDone;
     for (size_t u = 0; u < layout_.Units() && outcome == Outcome::kDone; ++u) {
-      if (op_.is_suspect == nullptr && !call_.tangents && !AnyNaN(u)) continue;
       outcome = Mend(u, states + u * layout_.segments * fields_, poll);
     }
     return outcome;
