@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Any
 
 import numpy as np
+from pullback.pointwise import METHODS as POINTWISE
 from pullback.tables.losses import LOSSES
 from pullback.tables.products import PRODUCTS as TABLE
 from pullback.tables.reductions import REDUCTIONS
@@ -45,15 +46,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "map": ("value", "vjp", "jvp", "jacobian"),
     **{name: ("value", *row.methods) for name, row in TABLE.items()},
     "loss": ("value", "grad", "value_and_grad", "hvp", "curvature", "partial"),
-    "pointwise": (
-        "value",
-        "derivative",
-        "value_and_derivative",
-        "second_derivative",
-        "vjp",
-        "jvp",
-        "jacobian",
-    ),
+    "pointwise": ("value", *POINTWISE),
     "LinearObjective": ("value", "grad", "value_and_grad", "hvp", "predict", "initial", "unpack"),
     "Chain": ("value", "jvp", "vjp", "value_and_vjp", "grad", "value_and_grad", "jacobian"),
 }
