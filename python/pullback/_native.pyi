@@ -84,7 +84,7 @@ def objective_method(
     sample_weight: Any,
     rows: int,
     cols: int,
-    l2: float,
+    l2: float | Any,
     outputs: int,
     intercept: bool,
     several: bool,

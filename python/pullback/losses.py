@@ -461,7 +461,7 @@ class Loss(Hinted):
         return make_losses(self._engine)[name]  # type: ignore[no-any-return]
 
     def _objective_methods(
-        self, data: tuple[Any, ...], shape: tuple[int, int], l2: float, kinds: Kinds, n_outputs: int
+        self, data: tuple[Any, ...], shape: tuple[int, int], l2: Any, kinds: Kinds, n_outputs: int
     ) -> Callable[..., Any] | None:
         """Return ``make(name, fallback)``, native methods of an objective on data of a shape."""
         if not self._engine.is_native:

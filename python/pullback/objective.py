@@ -15,7 +15,8 @@ from pullback.design_matrix import as_data
 from pullback.engine import enter
 from pullback.losses import Loss
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
-from pullback.protocol import as_array, as_number, kernel_dtype, shown
+from pullback.penalty import Penalty
+from pullback.protocol import as_array, kernel_dtype, shown
 from pullback.registry import Hinted
 from pullback.samples import (
     Job,
@@ -42,8 +43,8 @@ class LinearObjective(Hinted):
     """The loss of a linear model as a function of its parameters, one vector.
 
     The parameters are ``theta = [w.ravel(), b]``, and the objective is the mean loss plus
-    ``l2/2 ||w||^2``; intercepts are not penalised. Every method makes one pass over the data, which
-    stay where they are.
+    ``l2/2 ||w||^2``, or ``1/2 w^T P w``; intercepts are not penalised. Every method makes one pass
+    over the data, which stay where they are.
 
     Parameters
     ----------
@@ -55,8 +56,10 @@ class LinearObjective(Hinted):
         Targets.
     loss : Loss
         Such as ``pb.logistic`` or ``pb.huber(1.35)``. Required; there is no default.
-    l2 : float
-        Weight of the penalty, finite and not negative.
+    l2 : float or array_like
+        The penalty: a number; one for each coefficient, shape (D,) or that of w; or P, a symmetric
+        positive semidefinite matrix, shape (D, D) for each output, or (D K, D K) in the order of
+        ``w.ravel()``. Numbers are finite and not negative. An array is copied.
     sample_weight : array_like, shape (N,), optional
         Weights; those of chunks are part of the chunks.
     fit_intercept : bool
@@ -74,7 +77,7 @@ class LinearObjective(Hinted):
     TypeError
         If an argument has the wrong kind, such as chunks that can be gone through only once.
     ValueError
-        If shapes do not fit, or a target or weight is outside its domain.
+        If shapes do not fit, a target or weight is outside its domain, or `l2` is no penalty.
     ImportError
         If progress is to be shown and tqdm is not installed.
 
@@ -109,7 +112,7 @@ class LinearObjective(Hinted):
         X: Any,
         y: npt.ArrayLike | None = None,
         loss: Loss | None = None,
-        l2: float = 0.0,
+        l2: npt.ArrayLike = 0.0,
         sample_weight: npt.ArrayLike | None = None,
         fit_intercept: bool = True,
         *,
@@ -123,7 +126,6 @@ class LinearObjective(Hinted):
         if not isinstance(loss, Loss):
             raise TypeError(f"{_OP}: loss must be a loss such as pb.logistic, not {shown(loss)}")
         self._loss = loss
-        self._l2 = _check_l2(l2)
         self._n_samples: int | None = None  # of a whole pass
         self._w_shape: tuple[int, ...] | None = None  # before the number of outputs is known
         self._bar = _progress_bar() if progress else None
@@ -147,7 +149,8 @@ class LinearObjective(Hinted):
         self._n_outputs = shape[0] if shape else 1
         # What it is made of again, with as many outputs, whatever its labels have become.
         self._made = partial(type(self), n_outputs=self._n_outputs, progress=progress)
-        self._arguments = (X, y, loss, l2, sample_weight, fit_intercept)
+        self._penalty = Penalty(_OP, l2, (self._n_features, *shape), loss._engine)
+        self._arguments = (X, y, loss, self._penalty.given, sample_weight, fit_intercept)
         self._loss._check_rows(where, first, self._n_outputs)
         self._n_coefficients = self._n_features * self._n_outputs
         self._w_shape = w_shape = (self._n_features, *shape)
@@ -159,12 +162,15 @@ class LinearObjective(Hinted):
 
     def _enter_directly(self, data: tuple[Any, ...], shape: tuple[int, int]) -> None:
         """Let calls enter the kernels, with all of the data at once."""
-        about = shape, self._l2, self._kinds, self._n_outputs
+        about = shape, self._penalty.diagonal, self._kinds, self._n_outputs
         make = self._loss._objective_methods(data, *about)
         if make is None:
             return
-        names = ["value", "grad", "value_and_grad", "hvp", "predict", "unpack"]
-        for name in names + ["initial"] * self._loss.row.flat_at_zero:
+        names = ["predict", "unpack"]
+        if not self._penalty.has_matrix:
+            names += ["value", "grad", "value_and_grad", "hvp"]
+            names += ["initial"] * self._loss.row.flat_at_zero
+        for name in names:
             setattr(self, name, enter(partial(make, name), self, name, _OP, __name__))
 
     def __reduce__(self) -> Any:
@@ -177,7 +183,7 @@ class LinearObjective(Hinted):
         intercept = "" if self._kinds.b is not None else ", no intercept"
         return (
             f"<LinearObjective: {self._loss!r}, X {self._layout} (N={n}, D={self._n_features})"
-            f"{outputs}, l2={self._l2:g}{intercept}, {self.n_parameters} parameters>"
+            f"{outputs}, {self._penalty}{intercept}, {self.n_parameters} parameters>"
         )
 
     @property
@@ -356,7 +362,7 @@ class LinearObjective(Hinted):
     def _finished(self, op: str, sums: PartialSums, model: Model) -> float:
         by = divisor(op, "mean", sums.weight)
         with np.errstate(all="ignore"):
-            value = float(np.float64(sums.loss) / by) + self._penalty(model.w)
+            value = float(np.float64(sums.loss) / by) + self._penalty.value(model.w)
         if self._bar is not None:
             self._bar.set_postfix(loss=f"{value:.6g}")
         return value
@@ -366,13 +372,9 @@ class LinearObjective(Hinted):
         by = divisor(op, "mean", sums.weight)
         with np.errstate(all="ignore"):
             gw, gb = sums.gw / by, sums.gb / by
-            if self._l2 > 0:
-                gw += self._l2 * at.w
+            if not self._penalty.is_zero:
+                gw += self._penalty.times(at.w)
         return np.concatenate([gw.ravel(), gb if self._kinds.b is not None else gb[:0]])
-
-    def _penalty(self, w: Array) -> float:
-        # Times an infinite parameter, 0 would be NaN.
-        return 0.5 * self._l2 * float(np.vdot(w, w)) if self._l2 > 0 else 0.0
 
     def _vector(self, op: str, theta: npt.ArrayLike, name: str = "theta") -> Array:
         """Return a private copy of all parameters, or of a direction."""
@@ -474,13 +476,6 @@ def _chunk_source(row: LossRow, chunks: Any) -> Source:
             yield where, check_samples(where, row, X, y, sample_weight, may_lack=True)
 
     return source
-
-
-def _check_l2(l2: Any) -> float:
-    value = as_number(_OP, "l2", l2)
-    if not 0 <= value < np.inf:
-        raise ValueError(f"{_OP}: l2 is {value}, needs to be finite and not negative")
-    return value
 
 
 def _progress_bar() -> Any:
