@@ -439,6 +439,17 @@ class Loss(Hinted):
 
         return tree_sum(part(rows, X) for rows, X in samples.data.blocks())
 
+    def _along(
+        self, op: str, samples: Samples, line: Array, t: float, order: int
+    ) -> tuple[float, float]:
+        """Return the sums of the losses along a line, and of their derivative of an order."""
+        terms = line, samples.y, samples.sample_weight, t, order
+        try:
+            sums = self._engine.kernels.loss_line(*self._row_and_parameter, *terms)
+        except ValueError as error:
+            self._explain(op, error, 0, samples, line.shape[1] // 2)
+        return sums  # type: ignore[no-any-return]
+
     @property
     def _response(self) -> Callable[..., Any] | None:
         """What makes a prediction the mean response."""

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.config import guarded_class
-from pullback.design_matrix import as_data
+from pullback.design_matrix import Dense, as_data
 from pullback.engine import enter
+from pullback.line import Line, LinePart
 from pullback.losses import Loss
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
 from pullback.penalty import Penalty
@@ -311,6 +312,45 @@ class LinearObjective(Hinted):
         sums = self._summed(op, model, "hvp", (direction.w, direction.b))
         return self._gradient(op, sums, direction)
 
+    def line(self, theta: npt.ArrayLike, direction: npt.ArrayLike) -> Line:
+        """Return ``phi``, the objective at ``theta + t * direction``: ``phi(t)`` is (value, slope).
+
+        One pass over the data, and each step then takes O(N K) operations: a line search costs
+        hardly more than the pass.
+
+        Parameters
+        ----------
+        theta, direction : array_like, shape (n_parameters,)
+            All parameters, and a direction, in one vector each.
+
+        Returns
+        -------
+        Line
+            Which keeps 2 N K predictions, and copies of targets and weights.
+
+        Raises
+        ------
+        ValueError
+            If `theta` or `direction` has another shape, or a chunk holds what the loss does not
+            take.
+        """
+        op = f"{_OP}.line"
+        start = self._model(self._vector(op, theta))
+        change = self._model(self._vector(op, direction, "direction"))
+        w, b = (np.concatenate(pair, axis=-1) for pair in zip(start[:2], change[:2], strict=True))
+        both = Model(w, b, self._kinds)
+        parts = []
+        for where, samples in self._chunks(op):
+            line = np.empty((samples.n_samples, len(b)))
+            plain = Samples(samples.data, None, None, None, float(len(line)))
+            self._loss._sums(where, plain, both, "predict", kept=line)
+            parts.append(LinePart(where, _without_data(samples, Dense(where, line)), line))
+        weight = divisor(op, "mean", tree_sum(part.samples.weight for part in parts))
+        coefficients = [] if self._penalty.is_zero else [start.w, change.w]
+        with np.errstate(all="ignore"):
+            pulls = [*map(self._penalty.times, coefficients)]
+        return Line(self._loss, parts, weight, [*coefficients, *pulls])
+
     def predict(self, X: Any, theta: npt.ArrayLike) -> Array:
         """Return the mean response: the inverse link of the predictions where there is one.
 
@@ -451,6 +491,12 @@ class LinearObjective(Hinted):
 def _array_source(row: LossRow, data: tuple[Any, ...], op: str) -> Iterator[tuple[str, Samples]]:
     samples, _ = weighing(op, "mean", check_samples(op, row, *data))
     yield op, samples
+
+
+def _without_data(samples: Samples, line: Dense) -> Samples:
+    """Return targets and weights as they are now, with predictions in the place of X."""
+    y, weights = (None if a is None else a.copy() for a in (samples.y, samples.sample_weight))
+    return replace(samples, data=line, y=y, given_y=y, sample_weight=weights)
 
 
 def _chunk_source(row: LossRow, chunks: Any) -> Source:
