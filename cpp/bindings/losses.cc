@@ -824,7 +824,8 @@ PyObject* LossLine(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   const auto rows = static_cast<size_t>(PyArray_DIM(line, 0));
   samples.outputs = static_cast<size_t>(PyArray_DIM(line, 1)) / 2;
   if (samples.outputs < (samples.loss->coupled ? 2U : 1U)) return Refuse(kName, "line");
-  const char* const bad = ReadSamples(args[kLine], args[kTargets], args[kSampleWeight], samples);
+  const char* const bad =
+      ReadSamples(args[kLine], args[kTargets], args[kSampleWeight], Py_None, samples);
   if (bad != nullptr) return Refuse(kName, bad);
   const PointwiseProblem problem = {samples.loss,    samples.parameter,  rows,
                                     samples.outputs, PyArray_DATA(line), DType::kFloat64,
