@@ -56,6 +56,8 @@ constexpr Steps StepsOf(Job job) {
       return {true, true, true};
     case Job::kPredict:
       return {false, false, false};
+    case Job::kBackward:
+      return {false, false, true};
   }
   return {};
 }
@@ -341,7 +343,11 @@ class Sum {
       stages_.forward(p_.X, outputs, rows, w, b, z, state);
       if (has_zero) x_is_finite = others_.all_finite(z, chunk.rows * outputs);
     };
-    predict(w_, b_);
+    if (job_ != Job::kBackward || layout_.advance != nullptr) predict(w_, b_);
+    if (job_ == Job::kBackward) {
+      std::copy_n(static_cast<const double*>(p_.y) + first, chunk.rows * outputs, z);
+      x_is_finite = !has_zero;  // unknown
+    }
     if (plan_.steps.score) {
       SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
         ScoreChunk part = chunk;

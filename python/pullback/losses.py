@@ -77,8 +77,7 @@ class Loss(Hinted):
         self._parameter = parameter
         self.__name__ = self.__qualname__ = row.name
         self.__module__ = engine.module("losses")
-        kind: Any = type(self)
-        self.__doc__ = _docstring(row, kind)
+        self.__doc__ = self._about()
         if row.parameter is not None:
             taken = inspect.Parameter(row.parameter.name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
             self.__signature__ = inspect.Signature([taken])
@@ -102,6 +101,10 @@ class Loss(Hinted):
     def __reduce__(self) -> Any:
         named = make_losses(self._engine)[self.__name__]
         return self.__qualname__ if named == self else (named, (self._parameter,))
+
+    def _about(self) -> str:
+        kind: Any = type(self)
+        return _docstring(self.row, kind)
 
     @property
     def _row_and_parameter(self) -> tuple[str, float]:
