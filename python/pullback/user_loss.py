@@ -86,14 +86,15 @@ def pointwise_loss(
     ... )
     >>> X, y, w = np.eye(3), np.array([1.0, 2.0, 3.0]), np.ones(3)
     >>> loss, (gw, _) = cauchy.value_and_grad(X, y, w)
-    >>> loss == np.log1p([0.0, 1.0, 4.0]).mean(), gw.round(4).tolist()
-    (True, [0.0, -0.3333, -0.2667])
+    >>> round(loss, 4), gw.round(4).tolist()
+    (0.7675, [0.0, -0.3333, -0.2667])
 
     Whether the derivative is right, `check_grad` tells:
 
     >>> z = np.array([0.5, -1.5, 4.0])
-    >>> pb.check_grad(lambda z: cauchy.pointwise(z, y).sum(), cauchy.pointwise.derivative(z, y), z)
-    <GradCheck: ok, 3 coordinates, ...
+    >>> f, slopes = cauchy.pointwise, cauchy.pointwise.derivative(z, y)
+    >>> pb.check_grad(lambda z: f(z, y).sum(), slopes, z).ok
+    True
     """
     given = {
         "value": value,
