@@ -17,7 +17,7 @@ import pytest
 import scipy.sparse
 from linear_models import POINTWISE, Case, by_id, judge, model
 from oracles import assert_same_bits
-from protocol import assert_same_leaves, dtypes, each, native
+from protocol import assert_same_leaves, dtypes, each, leaves, native
 from pullback import user_loss
 
 LOGISTIC, HUBER = Case("logistic"), Case("huber")
@@ -76,6 +76,14 @@ def test_layouts(case: Case, dtype: Any, k: int | None, layout: str) -> None:
     X = LAYOUTS[layout](dense)
     for weight in (None, m.sample_weight):
         judge_own(case, X, *m.operands[1:], weight, m.v, dense=dense)
+    offset = np.linspace(-1, 1, m.y.size).reshape(m.y.shape)
+    for call in (
+        lambda loss: loss.value_and_grad(X, *m.operands[1:], offset=offset),
+        lambda loss: loss.hvp(X, *m.operands[1:], m.v, offset=offset),
+        lambda loss: loss.curvature(X, *m.operands[1:], offset=offset),
+    ):
+        for ours, theirs in zip(leaves(call(own(case))), leaves(call(case.of())), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5 if dtype == "f4" else 1e-11)
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -141,6 +149,7 @@ def test_pointwise_partial_objective() -> None:
             lambda f: f.value_and_grad(theta)[1],
             lambda f: f.hvp(theta, theta[::-1]),
             lambda f: f.predict(m.X, theta),
+            lambda f: f.line(theta, theta[::-1])(0.5),
         ):
             np.testing.assert_allclose(call(ours), call(theirs), rtol=1e-13)
 
@@ -200,6 +209,11 @@ def test_functions_get_blocks_in_the_calling_thread(w: Any, tail: tuple[int, ...
     assert rows == {"value": 500, "derivative": 500, "second_derivative": 0}
     loss.hvp(X, y, w, None, (w, None))
     assert rows["second_derivative"] == 500
+    theta = np.ones(w.size)
+    line = pb.LinearObjective(X, y, loss, fit_intercept=False).line(theta, theta)
+    rows = dict.fromkeys(rows, 0)
+    line(0.5)
+    assert rows == {"value": 500, "derivative": 500, "second_derivative": 0}
 
 
 def test_a_number_is_for_all() -> None:
@@ -364,7 +378,7 @@ def test_backward(layout: str) -> None:
     if scipy.sparse.issparse(X):
         X = (X.format, X.data, X.indices, X.indptr, X.shape)
     given = ("squared_error", 0.0, X, slopes, np.zeros((7, 2)), np.zeros(2))
-    rest = ("backward", None, None, None, 1.0)
+    rest = (None, "backward", None, None, None, 1.0)
     loss, gb, gw = native.loss_sums(*given, None, *rest)
     assert loss == 0
     np.testing.assert_array_equal(gb, slopes.sum(0))

@@ -67,7 +67,7 @@ struct PartialSums {
 struct LossEntry : MethodEntry {
   double parameter;
   PerTarget<const LossKernels*> kernels;
-  std::optional<size_t> sample_weight_at, out_at, reduction_at, wrt_at, v_at;
+  std::optional<size_t> sample_weight_at, offset_at, out_at, reduction_at, wrt_at, v_at;
   PartialSums sums;
   bool takes_tangent = false;  // of the predictions' shape, and no cotangent
 };
@@ -231,7 +231,10 @@ class LossCall {
     w_ = AsBlock(args_[kW], TypeNumber(*w_dtype));
     problem_.loss = &kernels_;
     PyObject* const weight = ArgumentAt(args_, entry_.sample_weight_at);
-    if (!w_ || !targets_.Take(args_[kY], weight, axis_, problem_)) return false;
+    if (!w_ || !targets_.Take(args_[kY], weight, axis_, problem_) ||
+        !offset_.Take(ArgumentAt(args_, entry_.offset_at), axis_, problem_)) {
+      return false;
+    }
     const std::optional<bool> mean = IsMean(ArgumentAt(args_, entry_.reduction_at));
     if (!b_.Take(bias_, outputs) || !mean) return false;
     mean_ = *mean;
@@ -423,6 +426,7 @@ class LossCall {
   PyObject* bias_ = nullptr;
   UserDesign design_;
   UserTargets targets_;
+  UserOffset offset_;
   Ref w_;
   Intercepts b_;
   npy_intp rows_ = 0, outputs_ = 1;
@@ -676,6 +680,15 @@ std::optional<size_t> LossNamed(PyObject* name) {
 
 const double* DoublesOf(PyObject* array) { return static_cast<const double*>(DataOf(array)); }
 
+// For the Python layer, which tells people.
+PyObject* RaiseBad(const BadRow& bad) {
+  constexpr const char* kArguments[] = {"X", "y", "sample_weight"};
+  const Ref error(Py_BuildValue("(sn)", kArguments[static_cast<size_t>(bad.argument)],
+                                static_cast<Py_ssize_t>(bad.row)));
+  if (error) PyErr_SetObject(PyExc_ValueError, error.get());
+  return nullptr;
+}
+
 PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   constexpr const char* kName = "loss_sums";
   enum {
@@ -686,6 +699,7 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
     kWeights,
     kBias,
     kSampleWeight,
+    kOffset,
     kJob,
     kV,
     kKept,
@@ -711,8 +725,9 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   const size_t outputs = problem.outputs = static_cast<size_t>(PyArray_SIZE(AsArray(args[kBias])));
   if (outputs == 0 || !IsBlock(args[kBias], NPY_DOUBLE, outputs)) return Refuse(kName, "b");
   problem.b = DoublesOf(args[kBias]);
-  const char* const bad = ReadSamples(args[kDesign], job->has_samples ? args[kTargets] : nullptr,
-                                      job->has_samples ? args[kSampleWeight] : Py_None, problem);
+  const char* const bad =
+      ReadSamples(args[kDesign], job->has_samples ? args[kTargets] : nullptr,
+                  job->has_samples ? args[kSampleWeight] : Py_None, args[kOffset], problem);
   if (bad != nullptr) return Refuse(kName, bad);
   if (job->job == Job::kBackward && problem.y_type != TargetType::kFloat64) {
     return Refuse(kName, "y");
@@ -767,13 +782,7 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
         IsLarge(X, outputs), [&](Poll* poll) { return SumLoss(job->job, problem, result, poll); });
     if (!done) return nullptr;
   }
-  if (result.bad) {
-    constexpr const char* kArguments[] = {"X", "y", "sample_weight"};
-    const Ref error(Py_BuildValue("(sn)", kArguments[static_cast<size_t>(result.bad->argument)],
-                                  static_cast<Py_ssize_t>(result.bad->row)));
-    if (error) PyErr_SetObject(PyExc_ValueError, error.get());
-    return nullptr;
-  }
+  if (result.bad) return RaiseBad(*result.bad);
   return Py_BuildValue("(dOO)", result.loss, gb.get(), gw.get());
 }
 
@@ -795,6 +804,47 @@ PyObject* LossPointwise(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   return PyErr_Occurred() != nullptr ? nullptr : Refuse(kName, "z or y");
 }
 
+PyObject* LossLine(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
+  constexpr const char* kName = "loss_line";
+  enum { kLoss, kParameter, kLine, kTargets, kSampleWeight, kStep, kOrder, kCount };
+  if (nargs != kCount) return PyErr_Format(PyExc_TypeError, "%s takes %d arguments", kName, kCount);
+  LinearProblem samples = {};
+  double step;
+  const std::optional<size_t> row = LossNamed(args[kLoss]);
+  if (!row || !ReadDouble(args[kParameter], &samples.parameter) ||
+      !ReadDouble(args[kStep], &step)) {
+    return nullptr;
+  }
+  samples.loss = &LossOps()[*row];
+  const long order = PyLong_AsLong(args[kOrder]);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  if (order < 1 || order > 2) return Refuse(kName, "order");
+  PyArrayObject* const line = AsArray(args[kLine]);
+  if (!PyArray_CheckExact(args[kLine]) || PyArray_NDIM(line) != 2 ||
+      PyArray_DIM(line, 1) % 2 != 0 ||
+      !IsBlock(args[kLine], NPY_DOUBLE, static_cast<size_t>(PyArray_SIZE(line)))) {
+    return Refuse(kName, "line");
+  }
+  const auto rows = static_cast<size_t>(PyArray_DIM(line, 0));
+  samples.outputs = static_cast<size_t>(PyArray_DIM(line, 1)) / 2;
+  if (samples.outputs < (samples.loss->coupled ? 2U : 1U)) return Refuse(kName, "line");
+  const char* const bad =
+      ReadSamples(args[kLine], args[kTargets], args[kSampleWeight], Py_None, samples);
+  if (bad != nullptr) return Refuse(kName, bad);
+  const PointwiseProblem problem = {samples.loss,    samples.parameter,  rows,
+                                    samples.outputs, PyArray_DATA(line), DType::kFloat64,
+                                    samples.y,       samples.y_type};
+  LineSums sums = {};
+  if (rows > 0) {
+    const Wanted wanted = order == 1 ? Wanted::kSlope : Wanted::kCurvature;
+    const bool done = RunKernel(rows * samples.outputs > kReleaseGil, [&](Poll* poll) {
+      return SumLine(wanted, problem, samples.weight, step, sums, poll);
+    });
+    if (!done) return nullptr;
+  }
+  return sums.bad ? RaiseBad(*sums.bad) : Py_BuildValue("(dd)", sums.loss, sums.derivative);
+}
+
 PyObject* SoftmaxHessians(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   constexpr const char* kName = "softmax_hessians";
   enum { kProbabilities, kSums, kCount };
@@ -814,9 +864,12 @@ PyObject* SoftmaxHessians(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
 
 PyMethodDef kEngine[] = {
     {"loss_sums", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(LossSums)), METH_FASTCALL,
-     "loss_sums(name, parameter, X, y, w, b, sample_weight, job, v, kept, gX, scale, /)\n--\n\n"},
+     "loss_sums(name, parameter, X, y, w, b, sample_weight, offset, job, v, kept, gX, scale, "
+     "/)\n--\n\n"},
     {"loss_pointwise", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(LossPointwise)),
      METH_FASTCALL, "loss_pointwise(name, parameter, z, y, order, /)\n--\n\n"},
+    {"loss_line", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(LossLine)), METH_FASTCALL,
+     "loss_line(name, parameter, line, y, sample_weight, step, order, /)\n--\n\n"},
     {"softmax_hessians", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(SoftmaxHessians)),
      METH_FASTCALL, "softmax_hessians(p, sums, /)\n--\n\n"},
     {nullptr, nullptr, 0, nullptr},
@@ -838,6 +891,7 @@ PyObject* NewLossMethod(const char* loss, double parameter, const char* method, 
   entry->parameter = parameter;
   entry->kernels = RowOf(LossTables(), *row);
   entry->sample_weight_at = signature.Find("sample_weight");
+  entry->offset_at = signature.Find("offset");
   entry->out_at = signature.Find("out");
   entry->reduction_at = signature.Find("reduction");
   entry->wrt_at = signature.Find("wrt");

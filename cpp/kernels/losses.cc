@@ -40,6 +40,24 @@ void WriteEach(const double* from, size_t n, DType dtype, void* to, const F& f) 
   }
 }
 
+void KeepLowest(std::atomic<size_t>& lowest, size_t row) {
+  size_t seen = lowest.load(std::memory_order_relaxed);
+  while (row < seen && !lowest.compare_exchange_weak(seen, row, std::memory_order_relaxed)) {
+  }
+}
+
+// Of the lowest bad rows of targets and weights, the lower.
+std::optional<BadRow> LowestOf(size_t y, size_t weight) {
+  if (y == kNoRow && weight == kNoRow) return std::nullopt;
+  if (y <= weight) return BadRow{BadRow::Argument::kY, y};
+  return BadRow{BadRow::Argument::kWeight, weight};
+}
+
+// A sample's weight, for each of its outputs.
+void RepeatEach(const double* weight, size_t rows, size_t outputs, double* repeated) {
+  for (size_t r = 0; r < rows; ++r) std::fill_n(repeated + r * outputs, outputs, weight[r]);
+}
+
 // What a job does to each chunk.
 struct Steps {
   bool score, curve, backward;
@@ -289,13 +307,29 @@ class Sum {
     return false;
   }
 
+  void Predict(Range rows, double* z, void* state) const {
+    stages_.forward(p_.X, p_.outputs, rows, w_, b_, z, state);
+    if (HWY_UNLIKELY(p_.offset != nullptr)) AddOffset(rows, z);
+  }
+
+  HWY_NOINLINE void AddOffset(Range rows, double* HWY_RESTRICT z) const {
+    if (p_.offset_by_output || p_.outputs == 1) {
+      const double* const offset = p_.offset + rows.begin * p_.outputs;
+      for (size_t i = 0; i < rows.size() * p_.outputs; ++i) z[i] += offset[i];
+      return;
+    }
+    for (size_t r = rows.begin; r < rows.end; ++r, z += p_.outputs) {
+      for (size_t k = 0; k < p_.outputs; ++k) z[k] += p_.offset[r];
+    }
+  }
+
   void SumChunk(Range rows, void* state, Head& head, double* gw) {
     const size_t outputs = p_.outputs;
     const size_t first = rows.begin * outputs;
     double* const z = static_cast<double*>(state) + plan_.state;
     if (job_ == Job::kPredict) {
       if (!Advance(rows, state)) return;
-      stages_.forward(p_.X, outputs, rows, w_, b_, z, state);
+      Predict(rows, z, state);
       std::copy_n(z, rows.size() * outputs, p_.kept + first);
       return;
     }
@@ -329,9 +363,7 @@ class Sum {
       });
       if (plan_.repeats) {
         double* const repeated = z + (plan_.chunks - 1) * plan_.chunk;
-        for (size_t r = 0; r < chunk.rows; ++r) {
-          std::fill_n(repeated + r * outputs, outputs, weight[r]);
-        }
+        RepeatEach(weight, chunk.rows, outputs, repeated);
         chunk.weight = repeated;
       }
     }
@@ -339,12 +371,13 @@ class Sum {
     if (!Advance(rows, state)) return;
     // A row of weight 0 may hold what is not finite: then nor is its prediction, along v either.
     bool x_is_finite = true;
-    const auto predict = [&](const double* w, const double* b) {
-      stages_.forward(p_.X, outputs, rows, w, b, z, state);
+    const auto look = [&] {
       if (has_zero) x_is_finite = others_.all_finite(z, chunk.rows * outputs);
     };
-    if (job_ != Job::kBackward || layout_.advance != nullptr) predict(w_, b_);
-    if (job_ == Job::kBackward) {
+    if (job_ != Job::kBackward || layout_.advance != nullptr) Predict(rows, z, state);
+    if (job_ != Job::kBackward) {
+      look();
+    } else {
       std::copy_n(static_cast<const double*>(p_.y) + first, chunk.rows * outputs, z);
       x_is_finite = !has_zero;  // unknown
     }
@@ -360,7 +393,8 @@ class Sum {
       });
     }
     if (plan_.steps.curve) {
-      predict(vw_, vb_);
+      stages_.forward(p_.X, outputs, rows, vw_, vb_, z, state);
+      look();
       p_.loss->curve(chunk, curvature, z);
     }
     if (!plan_.steps.backward) return;
@@ -430,20 +464,11 @@ class Sum {
     if (chunk.curvature != nullptr) chunk.curvature += first;
   }
 
-  static void KeepLowest(std::atomic<size_t>& lowest, size_t row) {
-    size_t seen = lowest.load(std::memory_order_relaxed);
-    while (row < seen && !lowest.compare_exchange_weak(seen, row, std::memory_order_relaxed)) {
-    }
-  }
-
   std::optional<BadRow> Bad() const {
     const size_t x = bad_x_.load(std::memory_order_relaxed);
-    const size_t y = bad_y_.load(std::memory_order_relaxed);
-    const size_t weight = bad_weight_.load(std::memory_order_relaxed);
     if (x != kNoRow) return BadRow{BadRow::Argument::kX, x};
-    if (y == kNoRow && weight == kNoRow) return std::nullopt;
-    if (y <= weight) return BadRow{BadRow::Argument::kY, y};
-    return BadRow{BadRow::Argument::kWeight, weight};
+    return LowestOf(bad_y_.load(std::memory_order_relaxed),
+                    bad_weight_.load(std::memory_order_relaxed));
   }
 
   void Finish(LossResult& result) const {
@@ -535,6 +560,75 @@ Outcome MapLoss(Wanted wanted, const PointwiseProblem& p, void* out, Poll* poll)
   };
   const KernelFpEnv fp_env(poll);
   return MapTasks(tasks.tasks, map, poll) ? Outcome::kDone : Outcome::kInterrupted;
+}
+
+Outcome SumLine(Wanted wanted, const PointwiseProblem& p, const double* sample_weight, double step,
+                LineSums& sums, Poll* poll) {
+  enum { kLoss, kDerivative, kWidth };
+  const size_t chunk_rows = std::max<size_t>(kLossBlock / p.outputs, 1);
+  const size_t buffer = PadDoubles(chunk_rows * p.outputs + kDoublePadding);
+  const Partition tasks =
+      PartitionBy(p.rows, RoundUp(std::max<size_t>(kParallelElements / p.outputs, 1), chunk_rows));
+  const size_t levels = RunningTree::Levels(CeilDiv(tasks(0).size(), chunk_rows));
+  const size_t task_doubles = RoundUp(levels * kWidth, kDoublePadding) + 4 * buffer;
+  const size_t doubles = tasks.tasks * task_doubles;
+  Scratch<kStackBytes> scratch(doubles * sizeof(double));
+  if (!scratch) return Outcome::kOutOfMemory;
+  double* const all = scratch.Take<double>(doubles);
+  const ChunkKernels& others = KernelsOfChunks();
+  const Score score = p.loss->score[static_cast<size_t>(wanted)];
+  const bool curves = wanted == Wanted::kCurvature;
+  std::atomic<size_t> bad_y = kNoRow, bad_weight = kNoRow;
+  const auto sum = [&](size_t task) {
+    double* const totals = all + task * task_doubles;
+    double* const z = totals + (task_doubles - 4 * buffer);
+    double *const change = z + buffer, *const curvature = change + buffer;
+    double* const repeated = curvature + buffer;
+    const Range rows = tasks(task);
+    RunningTree tree(totals, kWidth);
+    for (size_t row = rows.begin; row < rows.end; row += chunk_rows) {
+      const size_t count = std::min(chunk_rows, rows.end - row), n = count * p.outputs;
+      const size_t y_first = p.y_type == TargetType::kLabel ? row : row * p.outputs;
+      others.step_along(static_cast<const double*>(p.z) + 2 * row * p.outputs, count, p.outputs,
+                        step, z, change);
+      const double* weight = sample_weight == nullptr ? nullptr : sample_weight + row;
+      if (weight != nullptr) {
+        const size_t bad = others.sum_weights(weight, count).bad;
+        if (HWY_UNLIKELY(bad != kNoRow)) KeepLowest(bad_weight, row + bad);
+        if (p.outputs > 1 && !p.loss->coupled) {
+          RepeatEach(weight, count, p.outputs, repeated);
+          weight = repeated;
+        }
+      }
+      ScoreChunk chunk{p.parameter,
+                       count,
+                       p.outputs,
+                       p.y_type,
+                       static_cast<const char*>(p.y) + y_first * ItemSize(p.y_type),
+                       weight,
+                       z,
+                       nullptr,
+                       z,
+                       curvature,
+                       0.0,
+                       kNoRow};
+      score(chunk);
+      if (HWY_UNLIKELY(chunk.bad_row != kNoRow)) KeepLowest(bad_y, row + chunk.bad_row);
+      if (curves) p.loss->curve(chunk, curvature, change);
+      tree.Add([&](double* to) {
+        to[kLoss] = curves ? 0 : chunk.loss_sum;
+        to[kDerivative] = others.sum_products(z, change, n);
+      });
+    }
+    tree.Finish();
+  };
+  const KernelFpEnv fp_env(poll);
+  if (!MapTasks(tasks.tasks, sum, poll)) return Outcome::kInterrupted;
+  MergeTree(tasks.tasks, [&](size_t to, size_t from) {
+    AddTo(all + to * task_doubles, all + from * task_doubles, kWidth);
+  });
+  sums = {all[kLoss], all[kDerivative], LowestOf(bad_y, bad_weight)};
+  return Outcome::kDone;
 }
 
 namespace {

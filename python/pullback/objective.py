@@ -11,17 +11,22 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.config import guarded_class
-from pullback.design_matrix import as_data
+from pullback.design_matrix import Dense, as_data
 from pullback.engine import enter
+from pullback.foreign import check_computed
+from pullback.line import Line, LinePart
 from pullback.losses import Loss
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
-from pullback.protocol import as_array, as_number, kernel_dtype, shown
+from pullback.penalty import Penalty
+from pullback.protocol import as_array, check_labels, kernel_dtype, shown
 from pullback.registry import Hinted
 from pullback.samples import (
     Job,
     Model,
     Samples,
     as_given,
+    as_offset,
+    check_offset,
     check_outputs,
     check_samples,
     weighing,
@@ -42,25 +47,30 @@ class LinearObjective(Hinted):
     """The loss of a linear model as a function of its parameters, one vector.
 
     The parameters are ``theta = [w.ravel(), b]``, and the objective is the mean loss plus
-    ``l2/2 ||w||^2``; intercepts are not penalised. Every method makes one pass over the data, which
-    stay where they are.
+    ``l2/2 ||w||^2``, or ``1/2 w^T P w``; intercepts are not penalised. Every method makes one pass
+    over the data, which stay where they are.
 
     Parameters
     ----------
     X : array_like or sparse matrix, shape (N, D), or chunks
-        Data, in any layout that the loss takes. Without `y`, chunks ``(X, y)`` or
-        ``(X, y, sample_weight)``: a list of them, another iterable that can be gone through again
-        and again, or a function without arguments that returns a new iterator each time.
+        Data, in any layout that the loss takes. Without `y`, chunks ``(X, y)``, ``(X, y,
+        sample_weight)`` or ``(X, y, sample_weight, offset)``, of which the last two may be None: a
+        list of them, another iterable that can be gone through again and again, or a function
+        without arguments that returns a new iterator each time.
     y : array_like, shape (N,) or (N, K), optional
         Targets.
     loss : Loss
         Such as ``pb.logistic`` or ``pb.huber(1.35)``. Required; there is no default.
-    l2 : float
-        Weight of the penalty, finite and not negative.
+    l2 : float or array_like
+        The penalty: a number; one for each coefficient, shape (D,) or that of w; or P, a symmetric
+        positive semidefinite matrix, shape (D, D) for each output, or (D K, D K) in the order of
+        ``w.ravel()``. Numbers are finite and not negative. An array is copied.
     sample_weight : array_like, shape (N,), optional
         Weights; those of chunks are part of the chunks.
     fit_intercept : bool
         Whether the model has intercepts.
+    offset : array_like, shape (N,) or (N, K), optional
+        Added to the predictions, as for the loss; those of chunks are part of the chunks.
     n_outputs : int, optional
         Number of outputs, K, where `y` does not tell: of labels, it is otherwise the largest and
         one.
@@ -74,17 +84,17 @@ class LinearObjective(Hinted):
     TypeError
         If an argument has the wrong kind, such as chunks that can be gone through only once.
     ValueError
-        If shapes do not fit, or a target or weight is outside its domain.
+        If shapes do not fit, a target or weight is outside its domain, or `l2` is no penalty.
     ImportError
         If progress is to be shown and tqdm is not installed.
 
     Notes
     -----
-    Each call reads `X`, `y` and `sample_weight` as they are then: a change in place counts from the
-    next call on, and nothing that was computed from their values is kept. What NumPy cannot view,
-    such as a list or a frame of several dtypes, is copied once, when the objective is made; what
-    it can but kernels cannot read, such as integers in `y`, is converted in each call. Chunks come
-    anew in every pass, whatever they are. The number of samples stays as it is.
+    Each call reads the data as they are then: a change in place counts from the next call on, and
+    nothing that was computed from their values is kept. What NumPy cannot view, such as a list or
+    a frame of several dtypes, is copied once, when the objective is made; what it can but kernels
+    cannot read, such as integers in `y`, is converted in each call. Chunks come anew in every pass,
+    whatever they are. The number of samples stays as it is.
 
     Results are new float64 arrays. Copies share data with the original, deep copies and pickles
     have their own. Threads may share an objective that shows no progress. A chunk of no rows adds
@@ -109,10 +119,11 @@ class LinearObjective(Hinted):
         X: Any,
         y: npt.ArrayLike | None = None,
         loss: Loss | None = None,
-        l2: float = 0.0,
+        l2: npt.ArrayLike = 0.0,
         sample_weight: npt.ArrayLike | None = None,
         fit_intercept: bool = True,
         *,
+        offset: npt.ArrayLike | None = None,
         n_outputs: int | None = None,
         progress: bool = False,
     ) -> None:
@@ -123,20 +134,20 @@ class LinearObjective(Hinted):
         if not isinstance(loss, Loss):
             raise TypeError(f"{_OP}: loss must be a loss such as pb.logistic, not {shown(loss)}")
         self._loss = loss
-        self._l2 = _check_l2(l2)
         self._n_samples: int | None = None  # of a whole pass
         self._w_shape: tuple[int, ...] | None = None  # before the number of outputs is known
         self._bar = _progress_bar() if progress else None
         self._passes = 0
         self._counted = ""  # what to say of parameters that do not fit
-        data = None if y is None else as_given(_OP, loss.row, X, y, sample_weight)
+        data = None if y is None else as_given(_OP, loss.row, X, y, sample_weight, offset)
         if data is not None:
-            X, y, sample_weight = data
+            X, y, sample_weight, offset = data
             self._source: Source = partial(_array_source, loss.row, data)
-        elif sample_weight is None:
+        elif sample_weight is None and offset is None:
             self._source = _chunk_source(loss.row, X)
         else:
-            raise TypeError(f"{_OP}: y is missing; the sample_weight of chunks is part of them")
+            name = "offset" if sample_weight is None else "sample_weight"
+            raise TypeError(f"{_OP}: y is missing; the {name} of chunks is part of them")
         where, first = next((part for part in self._source(_OP) if part[1].n_samples), (_OP, None))
         if first is None:
             raise ValueError(f"{_OP}: X holds no chunks that hold samples")
@@ -146,11 +157,14 @@ class LinearObjective(Hinted):
         shape = self._check_first(first, n_outputs)
         self._n_outputs = shape[0] if shape else 1
         # What it is made of again, with as many outputs, whatever its labels have become.
-        self._made = partial(type(self), n_outputs=self._n_outputs, progress=progress)
-        self._arguments = (X, y, loss, l2, sample_weight, fit_intercept)
+        self._penalty = Penalty(_OP, l2, (self._n_features, *shape), loss._engine)
+        options = {"offset": offset, "n_outputs": self._n_outputs, "progress": progress}
+        arguments = X, y, loss, self._penalty.given, sample_weight, fit_intercept
+        self._made = (type(self), arguments, options)
         self._loss._check_rows(where, first, self._n_outputs)
         self._n_coefficients = self._n_features * self._n_outputs
         self._w_shape = w_shape = (self._n_features, *shape)
+        check_offset(where, first, w_shape)
         like = (np.zeros(shape) if shape else 0.0) if fit_intercept else None
         self._kinds = Kinds(w_shape, np.dtype(np.float64), like)
         self._layout = "in chunks" if data is None else first.data.layout
@@ -159,17 +173,20 @@ class LinearObjective(Hinted):
 
     def _enter_directly(self, data: tuple[Any, ...], shape: tuple[int, int]) -> None:
         """Let calls enter the kernels, with all of the data at once."""
-        about = shape, self._l2, self._kinds, self._n_outputs
+        about = shape, self._penalty.diagonal, self._kinds, self._n_outputs
         make = self._loss._objective_methods(data, *about)
         if make is None:
             return
-        names = ["value", "grad", "value_and_grad", "hvp", "predict", "unpack"]
-        for name in names + ["initial"] * self._loss.row.flat_at_zero:
+        names = ["predict", "unpack"]
+        if not self._penalty.has_matrix:
+            names += ["value", "grad", "value_and_grad", "hvp"]
+            names += ["initial"] * self._loss.row.flat_at_zero
+        for name in names:
             setattr(self, name, enter(partial(make, name), self, name, _OP, __name__))
 
     def __reduce__(self) -> Any:
         """Return what pickles and copies: what it is made of."""
-        return self._made, self._arguments
+        return _make, self._made
 
     def __repr__(self) -> str:
         n = "not yet known" if self._n_samples is None else self._n_samples
@@ -177,7 +194,7 @@ class LinearObjective(Hinted):
         intercept = "" if self._kinds.b is not None else ", no intercept"
         return (
             f"<LinearObjective: {self._loss!r}, X {self._layout} (N={n}, D={self._n_features})"
-            f"{outputs}, l2={self._l2:g}{intercept}, {self.n_parameters} parameters>"
+            f"{outputs}, {self._penalty}{intercept}, {self.n_parameters} parameters>"
         )
 
     @property
@@ -190,8 +207,8 @@ class LinearObjective(Hinted):
 
         Zeros, for every loss but ``relu_mse``, whose gradient is 0 there. It starts at the step of
         steepest descent from zeros, of the best length, that least squares to the targets' positive
-        parts would take: some prediction is then positive where its target is. That takes two
-        passes over the data.
+        parts would take: where there is no offset, some prediction is then positive where its
+        target is. That takes two passes over the data.
         """
         zeros = np.zeros(self.n_parameters)
         if not self._loss.row.flat_at_zero:
@@ -305,7 +322,49 @@ class LinearObjective(Hinted):
         sums = self._summed(op, model, "hvp", (direction.w, direction.b))
         return self._gradient(op, sums, direction)
 
-    def predict(self, X: Any, theta: npt.ArrayLike) -> Array:
+    def line(self, theta: npt.ArrayLike, direction: npt.ArrayLike) -> Line:
+        """Return ``phi``, the objective at ``theta + t * direction``: ``phi(t)`` is (value, slope).
+
+        One pass over the data, and each step then takes O(N K) operations: a line search costs
+        hardly more than the pass.
+
+        Parameters
+        ----------
+        theta, direction : array_like, shape (n_parameters,)
+            All parameters, and a direction, in one vector each.
+
+        Returns
+        -------
+        Line
+            Which keeps 2 N K predictions, and copies of targets and weights.
+
+        Raises
+        ------
+        ValueError
+            If `theta` or `direction` has another shape, or a chunk holds what the loss does not
+            take.
+        """
+        op = f"{_OP}.line"
+        start = self._model(self._vector(op, theta))
+        change = self._model(self._vector(op, direction, "direction"))
+        w, b = (np.concatenate(pair, axis=-1) for pair in zip(start[:2], change[:2], strict=True))
+        both = Model(w, b, self._kinds)
+        parts = []
+        for where, samples in self._chunks(op):
+            line = np.empty((samples.n_samples, len(b)))
+            plain = Samples(samples.data, None, None, None, float(len(line)))
+            self._loss._sums(where, plain, both, "predict", kept=line)
+            if samples.offset is not None:
+                with np.errstate(all="ignore"):
+                    line[:, : self._n_outputs] += samples.offset.reshape(len(line), -1)
+            parts.append(LinePart(where, _without_data(samples, Dense(where, line)), line))
+        weight = divisor(op, "mean", tree_sum(part.samples.weight for part in parts))
+        coefficients = [] if self._penalty.is_zero else [start.w, change.w]
+        with np.errstate(all="ignore"):
+            pulls = [*map(self._penalty.times, coefficients)]
+        return Line(self._loss, parts, weight, [*coefficients, *pulls])
+
+    def predict(self, X: Any, theta: npt.ArrayLike, offset: npt.ArrayLike | None = None) -> Array:
         """Return the mean response: the inverse link of the predictions where there is one.
 
         Parameters
@@ -314,6 +373,8 @@ class LinearObjective(Hinted):
             Data, in any layout that the loss takes.
         theta : array_like, shape (n_parameters,)
             All parameters in one vector.
+        offset : array_like, shape (N,) or (N, K), optional
+            Added to these samples' predictions.
 
         Returns
         -------
@@ -328,11 +389,16 @@ class LinearObjective(Hinted):
         """
         op = f"{_OP}.predict"
         model = self._model(self._vector(op, theta))
+        check_labels(op, ("X", "offset"), (X, offset))
         data = as_data(op, X)
         if data.shape[1] != self._n_features:
             raise ValueError(f"{op}: X has shape {data.shape}, needs (N, {self._n_features})")
         z = np.empty((data.shape[0], self._n_outputs))
-        samples = Samples(data, None, None, None, float(len(z)))
+        check_computed(op, "offset", offset)
+        given = None if offset is None else as_array(op, "offset", offset)
+        given = as_offset(op, given, data.shape)
+        samples = Samples(data, None, None, None, float(len(z)), given)
+        check_offset(op, samples, self._kinds.w_shape)
         if len(z) > 0:
             self._loss._sums(op, samples, model, "predict", kept=z)
         response = self._loss._response
@@ -356,7 +422,7 @@ class LinearObjective(Hinted):
     def _finished(self, op: str, sums: PartialSums, model: Model) -> float:
         by = divisor(op, "mean", sums.weight)
         with np.errstate(all="ignore"):
-            value = float(np.float64(sums.loss) / by) + self._penalty(model.w)
+            value = float(np.float64(sums.loss) / by) + self._penalty.value(model.w)
         if self._bar is not None:
             self._bar.set_postfix(loss=f"{value:.6g}")
         return value
@@ -366,13 +432,9 @@ class LinearObjective(Hinted):
         by = divisor(op, "mean", sums.weight)
         with np.errstate(all="ignore"):
             gw, gb = sums.gw / by, sums.gb / by
-            if self._l2 > 0:
-                gw += self._l2 * at.w
+            if not self._penalty.is_zero:
+                gw += self._penalty.times(at.w)
         return np.concatenate([gw.ravel(), gb if self._kinds.b is not None else gb[:0]])
-
-    def _penalty(self, w: Array) -> float:
-        # Times an infinite parameter, 0 would be NaN.
-        return 0.5 * self._l2 * float(np.vdot(w, w)) if self._l2 > 0 else 0.0
 
     def _vector(self, op: str, theta: npt.ArrayLike, name: str = "theta") -> Array:
         """Return a private copy of all parameters, or of a direction."""
@@ -446,9 +508,19 @@ class LinearObjective(Hinted):
         return shape
 
 
+def _make(kind: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    return kind(*arguments, **options)
+
+
 def _array_source(row: LossRow, data: tuple[Any, ...], op: str) -> Iterator[tuple[str, Samples]]:
     samples, _ = weighing(op, "mean", check_samples(op, row, *data))
     yield op, samples
+
+
+def _without_data(samples: Samples, line: Dense) -> Samples:
+    """Return targets and weights as they are now, with predictions in the place of X."""
+    y, weights = (None if a is None else a.copy() for a in (samples.y, samples.sample_weight))
+    return replace(samples, data=line, y=y, given_y=y, sample_weight=weights, offset=None)
 
 
 def _chunk_source(row: LossRow, chunks: Any) -> Source:
@@ -468,19 +540,13 @@ def _chunk_source(row: LossRow, chunks: Any) -> Source:
     def source(op: str) -> Iterator[tuple[str, Samples]]:
         for i, chunk in enumerate(chunks() if callable(chunks) else chunks):
             where = f"{op}: chunk {i}"
-            if not isinstance(chunk, tuple | list) or len(chunk) not in (2, 3):
-                raise TypeError(f"{where} must be (X, y) or (X, y, sample_weight)")
-            X, y, sample_weight = (*chunk, None)[:3]
-            yield where, check_samples(where, row, X, y, sample_weight, may_lack=True)
+            if not isinstance(chunk, tuple | list) or len(chunk) not in (2, 3, 4):
+                forms = "(X, y), (X, y, sample_weight) or (X, y, sample_weight, offset)"
+                raise TypeError(f"{where} must be {forms}")
+            given = (*chunk, None, None)[:4]
+            yield where, check_samples(where, row, *given, may_lack=True)
 
     return source
-
-
-def _check_l2(l2: Any) -> float:
-    value = as_number(_OP, "l2", l2)
-    if not 0 <= value < np.inf:
-        raise ValueError(f"{_OP}: l2 is {value}, needs to be finite and not negative")
-    return value
 
 
 def _progress_bar() -> Any:

@@ -128,15 +128,14 @@ class UserLoss(Loss):
 
     def __init__(self, name: str, given: dict[str, Any]) -> None:
         self._given = given
-        row = _row(name, given)
-        kernels = SimpleNamespace(
-            loss_sums=partial(_loss_sums, row),
-            loss_pointwise=lambda _, *arguments: oracle.loss_pointwise(row, *arguments),
-        )
-        super().__init__(row, _Engine(is_native=False, kernels=kernels))
+        super().__init__(_row(name, given), _ENGINE)
 
     def __reduce__(self) -> Any:
         return partial(pointwise_loss, **self._given, name=self.__name__), ()
+
+    @property
+    def _row_and_parameter(self) -> tuple[Any, float]:
+        return self.row, 0.0
 
     @property
     def _identity(self) -> tuple[Any, ...]:
@@ -149,18 +148,6 @@ class UserLoss(Loss):
     def _response(self) -> Callable[..., Any] | None:
         response = self._given["response"]
         return response and _checked(self.__name__, "response", response)
-
-
-@dataclass(frozen=True, eq=False)
-class _Engine(Engine):
-    """What calls the caller's functions; methods do not enter kernels at once."""
-
-    def module(self, column: str) -> str:
-        return BACKEND.module(column)
-
-    @property
-    def remark(self) -> str:
-        return BACKEND.remark
 
 
 @cache
@@ -255,14 +242,14 @@ class _NativeRows:
         """Return X w."""
         self._at = w, np.zeros(w.shape[1])
         z = np.empty((self._n_rows, w.shape[1]))
-        _sums(self._X, None, *self._at, None, "predict", None, z, None, 1.0)
+        _sums(self._X, None, *self._at, None, None, "predict", None, z, None, 1.0)
         return z
 
     def backward(self, slopes: Array, counts: Array | None) -> tuple[Array, Array]:
         """Return sums of the slopes, and X^T slopes: see `Rows`."""
         weight = None if counts is None else counts.astype(np.float64)
         slopes = np.ascontiguousarray(slopes)
-        job = (weight, "backward", None, None, None, 1.0)
+        job = (weight, None, "backward", None, None, None, 1.0)
         _, gb, gw = _sums(self._X, slopes, *self._at, *job)
         return gb, gw
 
@@ -296,6 +283,28 @@ def _native_blocks(X: KernelData, n_outputs: int) -> Iterator[tuple[slice, _Nati
         yield slice(begin, end), _NativeRows(block, end - begin)
 
 
-def _loss_sums(row: LossRow, _: str, parameter: float, X: Any, y: Any, w: Any, *rest: Any) -> Any:
+def _loss_sums(row: LossRow, parameter: float, X: Any, y: Any, w: Any, *rest: Any) -> Any:
     blocks = None if native is None else _native_blocks(X, w.shape[1])
     return oracle.loss_sums(row, parameter, X, y, w, *rest, blocks=blocks)
+
+
+@dataclass(frozen=True, eq=False)
+class _Engine(Engine):
+    """What takes a row for its name; methods do not enter kernels at once."""
+
+    def module(self, column: str) -> str:
+        return BACKEND.module(column)
+
+    @property
+    def remark(self) -> str:
+        return BACKEND.remark
+
+
+_OF_ROWS: Final = {
+    "loss_sums": _loss_sums,
+    "loss_pointwise": oracle.loss_pointwise,
+    "loss_line": oracle.loss_line,
+}
+_ENGINE: Final = _Engine(
+    is_native=False, kernels=SimpleNamespace(**vars(BACKEND.kernels) | _OF_ROWS)
+)

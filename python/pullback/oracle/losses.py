@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.design_matrix import KernelData, Rows, blocks_of_rows
+from pullback.design_matrix import KernelData, Rows, blocks_of_rows, pieces
 from pullback.oracle.elementwise import LOG_2, horner, sum_error
 from pullback.partial import tree_sum
 from pullback.samples import Job, check_rows, sums_of_targets
@@ -220,6 +220,7 @@ def loss_sums(
     w: Array,
     b: Array,
     sample_weight: Array | None,
+    offset: Array | None,
     job: Job,
     v: tuple[Array, Array] | None,
     kept: Array | None,
@@ -246,6 +247,8 @@ def loss_sums(
         Intercepts.
     sample_weight : ndarray, shape (N,), float64, or None
         Weights.
+    offset : ndarray, shape (N,) or (N, K), float64, or None
+        Added to the predictions.
     job : {"value", "gradient", "hvp", "curvature", "predict"}
         What to compute: a forward pass for the loss or for `kept` alone, or with a backward pass
         for the gradient or the Hessian's product with `v`.
@@ -276,15 +279,19 @@ def loss_sums(
     """
     n_features, n_outputs = w.shape
 
+    def predicted(rows: slice, block: Rows) -> Array:
+        z: Array = block.forward(w) + b
+        return z if offset is None else z + offset[rows].reshape(len(z), -1)
+
     def part(rows: slice, block: Rows) -> Array:
         """Return loss, gb and gw of a block in one vector, or the loss alone."""
         if kept is not None and job == "predict":
-            kept[rows] = block.forward(w) + b
+            kept[rows] = predicted(rows, block)
             return np.zeros(1)
         weight = None if sample_weight is None else sample_weight[rows]
         targets = _targets(row, y[rows], weight)
         check_rows(row, targets, weight, n_outputs, rows.start)
-        z = block.forward(w) + b
+        z = predicted(rows, block)
         total, slopes = _scores(row, parameter, job, z, targets, weight)
         if kept is not None:
             kept[rows] = row.second_derivative(z, targets, parameter)
@@ -308,6 +315,53 @@ def loss_sums(
         return float(sums[0]), None, None
     gb, gw = sums[1 : 1 + n_outputs], sums[1 + n_outputs :]
     return float(sums[0]), gb, gw.reshape(n_features, n_outputs)
+
+
+def loss_line(
+    row: LossRow,
+    parameter: float,
+    line: Array,
+    y: Array,
+    sample_weight: Array | None,
+    step: float,
+    order: int,
+) -> tuple[float, float]:
+    """Return the weighted sums of a loss and of its derivative by the step along a line.
+
+    Parameters
+    ----------
+    row, parameter, y, sample_weight : LossRow, float, ndarray, ndarray or None
+        As for `loss_sums`.
+    line : ndarray, shape (N, 2 K), float64
+        Predictions at step 0, and how they change.
+    step : float
+    order : {1, 2}
+        Of the derivative; the sum of the losses is not computed for the second.
+
+    Raises
+    ------
+    ValueError
+        With the argument "y" or "sample_weight" and the first bad row.
+    """
+    n_outputs = line.shape[1] // 2
+
+    def part(rows: slice) -> Array:
+        start, change = line[rows, :n_outputs], line[rows, n_outputs:]
+        weight = np.ones(len(start)) if sample_weight is None else sample_weight[rows]
+        targets = _targets(row, y[rows], weight)
+        check_rows(row, targets, weight, n_outputs, rows.start)
+        z = start + step * change
+        job: Job = "gradient" if order == 1 else "hvp"
+        total, slopes = _scores(row, parameter, job, z, targets, weight)
+        if slopes is None:
+            second = row.second_derivative(z, targets, parameter)
+            slopes = _curved(row, second, targets, change)
+        slopes = _weighted(slopes, weight)
+        return np.array([total, np.sum(np.where(slopes == 0, 0, slopes * change))])
+
+    with np.errstate(all="ignore"):
+        total, derivative = tree_sum(part(rows) for rows in pieces(0, len(line)))
+    return float(total), float(derivative)
 
 
 def loss_pointwise(row: LossRow, parameter: float, z: Array, y: Array, order: int) -> Array:
