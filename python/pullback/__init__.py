@@ -54,11 +54,17 @@ if _typing.TYPE_CHECKING:
     from pullback.check import GradCheck, check_grad
     from pullback.objective import LinearObjective
     from pullback.reference import *  # noqa: F403
+    from pullback.user_loss import pointwise_loss
 
     __version__: str
 else:
     _primitive = _attributes(globals(), primitives)
-    _modules = {"GradCheck": "check", "check_grad": "check", "LinearObjective": "objective"}
+    _modules = {
+        "GradCheck": "check",
+        "check_grad": "check",
+        "LinearObjective": "objective",
+        "pointwise_loss": "user_loss",
+    }
 
     def __getattr__(name: str) -> _typing.Any:
         if name == "__version__":
@@ -90,6 +96,7 @@ __all__ = [
     "gram",
     "jacobians",
     "losses",
+    "pointwise_loss",
     "primitives",
     "products",
     "reductions",
