@@ -22,7 +22,13 @@ cases = pytest.mark.parametrize("case", CASES, ids=by_id)
 
 
 def judge(
-    objective: Any, case: Case, m: Any, k: int | None, weights: Any = None, l2: Any = 0.0
+    objective: Any,
+    case: Case,
+    m: Any,
+    k: int | None,
+    weights: Any = None,
+    l2: Any = 0.0,
+    offset: Any = None,
 ) -> None:
     """Check value, slope and second derivative at some steps against long double sums."""
     size, theta = m.w.size, theta_of(m.w, m.b)[: objective.n_parameters]
@@ -37,7 +43,7 @@ def judge(
 
     for t in STEPS:
         w, b = m.w + t * vw, (0 if d.size == size else m.b) + t * vb
-        sums = exact(case, m.X, m.y, w, b, weights, (vw, vb))
+        sums = exact(case, m.X, m.y, w, b, weights, (vw, vb), offset=offset)
         right = divided(sums, len(m.X), weights, "mean")
         value, slope = phi(t)
         for got, mean, penalty in (
@@ -60,8 +66,13 @@ def test_value_slope_and_second_derivative(case: Case, k: int | None, primitives
     for n, d, dtype in ((30, 4, "f8"), (550, 3, "f4"), (5, 0, "f8")):
         m = model(case, n, d, dtype, k)
         for weights, intercept in ((None, True), (m.sample_weight, False)):
-            objective = pb.LinearObjective(m.X, m.y, loss, 0.5, weights, intercept)
-            judge(objective, case, m, k, weights, 0.5)
+            rows = np.arange(n) / n
+            offset = (
+                None if intercept else rows if dtype == "f8" else np.outer(rows, np.arange(k or 1))
+            )
+            offset = offset if offset is None or k else offset.ravel()
+            objective = pb.LinearObjective(m.X, m.y, loss, 0.5, weights, intercept, offset=offset)
+            judge(objective, case, m, k, weights, 0.5, offset)
 
 
 @backends

@@ -67,8 +67,7 @@ def judge(
 ) -> None:
     """Check value, gradient and Hessian product against long double sums plus the penalty."""
     n, d = X.shape
-    l2, weights, offset = (given.get(name) for name in ("l2", "sample_weight", "offset"))
-    l2 = l2 or 0.0
+    l2, weights, offset = given.get("l2", 0.0), given.get("sample_weight"), given.get("offset")
     intercept = given.get("fit_intercept", True)
     size = d * (k or 1)
     w = theta[:size].reshape((d,) if k is None else (d, k))
