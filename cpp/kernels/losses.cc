@@ -53,9 +53,9 @@ std::optional<BadRow> LowestOf(size_t y, size_t weight) {
   return BadRow{BadRow::Argument::kWeight, weight};
 }
 
-// A sample's weight, for each of its outputs.
-void RepeatEach(const double* weight, size_t rows, size_t outputs, double* repeated) {
-  for (size_t r = 0; r < rows; ++r) std::fill_n(repeated + r * outputs, outputs, weight[r]);
+// Such as a sample's weight, for each of its outputs.
+void RepeatEach(const double* values, size_t n, size_t times, double* repeated) {
+  for (size_t i = 0; i < n; ++i) std::fill_n(repeated + i * times, times, values[i]);
 }
 
 // What a job does to each chunk.
@@ -130,9 +130,9 @@ struct Plan {
                                               : RoundUp(layout.state_doubles(p.X), kDoublePadding)),
         polled(chunk_rows * row_bytes * sums >= kPolledBytes),
         chunk(PadDoubles(chunk_rows * sums)),
-        // Predictions or slopes; beside them an hvp's curvature, one of several directions, and
-        // expanded weights.
-        repeats(p.outputs > 1 && !p.loss->coupled && p.weight != nullptr),
+        // Predictions or slopes; beside them an hvp's curvature, that of several directions or one
+        // of these, and expanded weights.
+        repeats(sums > 1 && !p.loss->coupled && p.weight != nullptr),
         chunks(size_t{1} + (job == Job::kHvp) + (p.directions > 1) + repeats),
         slab_doubles(levels * width + heads * sum_w + exact + state + chunks * chunk),
         transposed(p.gX == nullptr ? 0 : PadDoubles(p.X.cols) * p.outputs),
@@ -152,7 +152,7 @@ struct Plan {
   size_t state;
   bool polled;
   size_t chunk;
-  bool repeats;  // a sample's weight, for each of its outputs
+  bool repeats;  // a sample's weight, for each of its slopes
   size_t chunks, slab_doubles;
   size_t transposed;  // of the coefficients, for the gradient by X, or 0
   size_t doubles;
@@ -363,7 +363,7 @@ class Sum {
         }
         has_zero |= sum.has_zero;
       });
-      if (plan_.repeats) {
+      if (plan_.repeats && outputs > 1) {
         double* const repeated = z + (plan_.chunks - 1) * plan_.chunk;
         RepeatEach(weight, chunk.rows, outputs, repeated);
         chunk.weight = repeated;
@@ -395,7 +395,7 @@ class Sum {
       if (p_.directions == 1) {
         p_.loss->curve(chunk, curvature, z);
       } else {
-        CurveEach(chunk, curvature + plan_.chunk);
+        CurveEach(chunk, weight, curvature + plan_.chunk);
       }
     }
     if (!plan_.steps.backward) return;
@@ -422,10 +422,21 @@ class Sum {
     }
   }
 
-  // Turns each direction's predictions into slopes, at `own`, where they lie together.
-  HWY_NOINLINE void CurveEach(const ScoreChunk& chunk, double* own) const {
+  // Turns each direction's predictions into slopes: as those of more outputs, or of a coupled loss
+  // one after the other, where they lie together.
+  HWY_NOINLINE void CurveEach(const ScoreChunk& chunk, const double* weight, double* own) const {
     const size_t n = chunk.rows * chunk.outputs, step = p_.directions;
     ScoreChunk one = chunk;
+    if (!p_.loss->coupled) {
+      one.outputs = plan_.sums;
+      RepeatEach(chunk.curvature, n, step, own);
+      if (weight != nullptr) {
+        RepeatEach(weight, chunk.rows, plan_.sums, own + plan_.chunk);
+        one.weight = own + plan_.chunk;
+      }
+      p_.loss->curve(one, own, chunk.slope);
+      return;
+    }
     one.slope = own;
     for (size_t direction = 0; direction < step; ++direction) {
       double* const z = chunk.slope + direction;
