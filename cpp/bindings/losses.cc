@@ -650,11 +650,6 @@ constexpr LossMethod kLossMethods[] = {
 
 // --- the engine ----------------------------------------------------------------------------------
 
-// All checks guard memory: the Python layer has told the caller what is wrong before.
-PyObject* Refuse(const char* function, const char* argument) {
-  return PyErr_Format(PyExc_TypeError, "%s: %s is not what the engine takes", function, argument);
-}
-
 // What a job takes and makes.
 struct EngineJob {
   std::string_view name;

@@ -38,6 +38,7 @@ from pullback.config import (
 from pullback.config import (
     version as _version,
 )
+from pullback.gram import gram
 from pullback.interop import threadpoolctl as _threadpoolctl
 from pullback.jacobians import Diagonal, Kronecker
 from pullback.partial import PartialSums
@@ -86,6 +87,7 @@ __all__ = [
     "check_grad",
     "elementwise",
     "get_num_threads",
+    "gram",
     "jacobians",
     "losses",
     "primitives",
