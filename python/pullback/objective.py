@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pullback.config import guarded_class
 from pullback.design_matrix import as_data
 from pullback.engine import enter
+from pullback.hessians import hessian_sums
 from pullback.losses import Loss
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
 from pullback.protocol import as_array, as_number, kernel_dtype, shown
@@ -305,6 +306,44 @@ class LinearObjective(Hinted):
         sums = self._summed(op, model, "hvp", (direction.w, direction.b))
         return self._gradient(op, sums, direction)
 
+    def hessian(self, theta: npt.ArrayLike) -> Array:
+        """Return the objective's Hessian at `theta`, as `Loss.hessian` does of the loss.
+
+        Parameters
+        ----------
+        theta : array_like, shape (n_parameters,)
+            All parameters in one vector.
+
+        Returns
+        -------
+        ndarray, shape (n_parameters, n_parameters), float64
+
+        Raises
+        ------
+        ValueError
+            If `theta` has another shape, or a chunk holds what the loss does not take.
+
+        Notes
+        -----
+        Two passes over `X`, and for a loss of K classes K + 1, chunk by chunk. With SciPy,
+        ``minimize(objective.value_and_grad, objective.initial(), jac=True,
+        hess=objective.hessian, method="trust-exact")``.
+        """
+        op = f"{_OP}.hessian"
+        model = self._model(self._vector(op, theta))
+        weights: list[float] = []
+
+        def terms() -> Iterator[Array]:
+            for where, samples in self._chunks(op):
+                weights.append(samples.weight)
+                yield hessian_sums(self._loss, where, samples, model)
+
+        with np.errstate(all="ignore"):
+            total = tree_sum(terms())
+            total /= divisor(op, "mean", tree_sum(weights))
+            self._add_penalty(total)
+        return total
+
     def predict(self, X: Any, theta: npt.ArrayLike) -> Array:
         """Return the mean response: the inverse link of the predictions where there is one.
 
@@ -373,6 +412,11 @@ class LinearObjective(Hinted):
     def _penalty(self, w: Array) -> float:
         # Times an infinite parameter, 0 would be NaN.
         return 0.5 * self._l2 * float(np.vdot(w, w)) if self._l2 > 0 else 0.0
+
+    def _add_penalty(self, hessian: Array) -> None:
+        """Add the penalty's second derivatives."""
+        own = np.arange(self._n_coefficients)
+        hessian[own, own] += self._l2
 
     def _vector(self, op: str, theta: npt.ArrayLike, name: str = "theta") -> Array:
         """Return a private copy of all parameters, or of a direction."""
