@@ -199,10 +199,11 @@ struct LinearProblem {
   const double* weight;   // (rows,), or null
   const double* offset;   // null, or what predictions begin with: (rows,), of each output,
   bool offset_by_output;  // or (rows, outputs)
-  const void* vw;         // (cols, outputs), for kHvp
+  const void* vw;         // (cols, outputs, directions), for kHvp
   DType vw_dtype;
-  const double* vb;
-  double* kept;  // (rows, outputs), for kCurvature and kPredict, else null
+  const double* vb;       // (outputs, directions)
+  size_t directions = 1;  // of all jobs but kHvp
+  double* kept;           // (rows, outputs), for kCurvature and kPredict, else null
   // kGradient, if not null: (rows, cols), contiguous rows, scale * slopes w^T.
   void* gX;
   DType gX_dtype;
@@ -218,8 +219,8 @@ struct BadRow {
 // The gradients are overwritten, and left alone where the job has none.
 struct LossResult {
   std::optional<double> divisor;  // of all sums; nothing: the sum of weights
-  void* gw;                       // (cols, outputs)
-  void* gb;                       // (outputs,)
+  void* gw;                       // (cols, outputs), of several directions of each
+  void* gb;                       // (outputs,), likewise
   DType gw_dtype, gb_dtype;
   double loss, weight;
   std::optional<BadRow> bad;  // the lowest row: then nothing else counts

@@ -38,6 +38,7 @@ from pullback.config import (
 from pullback.config import (
     version as _version,
 )
+from pullback.gram import gram
 from pullback.interop import threadpoolctl as _threadpoolctl
 from pullback.jacobians import Diagonal, Kronecker
 from pullback.partial import PartialSums
@@ -92,6 +93,7 @@ __all__ = [
     "check_grad",
     "elementwise",
     "get_num_threads",
+    "gram",
     "jacobians",
     "losses",
     "pointwise_loss",

@@ -68,19 +68,40 @@ class Dense:
         )
 
     @property
+    def _is_strided(self) -> bool:
+        """Whether all elements lie whole elements apart, as kernels read them."""
+        array = self._array
+        item = array.itemsize
+        return (
+            array.dtype == self.dtype
+            and array.flags.aligned
+            and not any(s % item for s, n in zip(array.strides, array.shape, strict=True) if n > 1)
+        )
+
+    @property
     def layout(self) -> str:
         """What kernels read, for people."""
         order = "rows" if self._array.strides[1] == self._array.itemsize else "columns"
         return f"{self.given_dtype} {order if self.in_place else 'converted by blocks'}"
 
-    def blocks(self) -> Iterator[tuple[slice, KernelData]]:
-        """Yield all rows, in order, as kernels take them: in place, or converted by the block."""
+    def blocks(
+        self, *, strided: bool = False, least: int = 1
+    ) -> Iterator[tuple[slice, KernelData]]:
+        """Yield all rows, in order, as kernels take them: in place, or converted by the block.
+
+        Parameters
+        ----------
+        strided : bool
+            Whether the kernel reads arrays of any strides.
+        least : int
+            The fewest rows of a converted block.
+        """
         rows, columns = self.shape
-        if self.in_place:
+        if self.in_place or (strided and self._is_strided):
             yield slice(0, rows), self._array
             return
         # A multiple of the kernels' own blocks, unless rows are very long.
-        fitting = BLOCK_BYTES // max(1, columns * self.dtype.itemsize)
+        fitting = max(least, BLOCK_BYTES // max(1, columns * self.dtype.itemsize))
         step = fitting // 512 * 512 or max(1, fitting)
         for begin in range(0, rows, step):
             block = slice(begin, min(begin + step, rows))
@@ -138,7 +159,12 @@ class Sparse:
         """What kernels read, for people."""
         return f"{self.given_dtype} {self.format.upper()}"
 
-    def blocks(self) -> Iterator[tuple[slice, KernelData]]:
+    def blocks(
+        self,
+        *,
+        strided: bool = False,
+        least: int = 1,
+    ) -> Iterator[tuple[slice, KernelData]]:
         """Yield all rows, in order, as kernels take them: in place, or converted by the block."""
         rows, columns = self.shape
         if self.in_place:
@@ -148,7 +174,8 @@ class Sparse:
             )
             return
         indptr = self._indptr
-        for begin, end in spans(indptr, BLOCK_BYTES // self.dtype.itemsize):
+        entries = max(BLOCK_BYTES // self.dtype.itemsize, least * (len(self._data) // max(1, rows)))
+        for begin, end in spans(indptr, entries):
             inside = slice(int(indptr[begin]), int(indptr[end]))
             data = np.array(self._data[inside], self.dtype)
             pointers = indptr[begin : end + 1] - indptr[begin]

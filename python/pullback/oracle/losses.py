@@ -253,7 +253,8 @@ def loss_sums(
         What to compute: a forward pass for the loss or for `kept` alone, or with a backward pass
         for the gradient or the Hessian's product with `v`.
     v : (ndarray, ndarray) or None
-        Direction, shaped as `w` and `b`.
+        Direction, shaped as `w` and `b`, or m of them, shapes (D, K m) and (K m,): those of an
+        output together.
     kept : ndarray, shape (N, K), float64, or None
         Written: of a curvature the second derivatives, of classes their probabilities; of
         predictions these themselves.
@@ -269,7 +270,7 @@ def loss_sums(
     loss : float
         Sum of the weighted losses; 0 where they are not computed.
     gb, gw : ndarray or None
-        Shapes (K,) and (D, K); None where there is no backward pass.
+        Shapes (K,) and (D, K), or those of `v`; None where there is no backward pass.
 
     Raises
     ------
@@ -298,7 +299,9 @@ def loss_sums(
         if v is not None:
             second = row.second_derivative(z, targets, parameter)
             z = block.forward(v[0]) + v[1]
-            slopes = _curved(row, second, targets, z)
+            along = z.reshape(len(z), n_outputs, -1)  # by direction
+            curved = [_curved(row, second, targets, along[..., i]) for i in range(along.shape[2])]
+            slopes = np.stack(curved, axis=2).reshape(z.shape)
         if slopes is None:
             return np.array([total])
         slopes = _weighted(slopes, weight)
@@ -313,8 +316,9 @@ def loss_sums(
         sums = tree_sum(part(rows, block) for rows, block in blocks or blocks_of_rows(X))
     if sums.size == 1:
         return float(sums[0]), None, None
-    gb, gw = sums[1 : 1 + n_outputs], sums[1 + n_outputs :]
-    return float(sums[0]), gb, gw.reshape(n_features, n_outputs)
+    width = n_outputs if v is None else v[1].size
+    gb, gw = sums[1 : 1 + width], sums[1 + width :]
+    return float(sums[0]), gb, gw.reshape(n_features, width)
 
 
 def loss_line(
