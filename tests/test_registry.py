@@ -35,6 +35,7 @@ from pullback.tables.products import PRODUCTS
 from pullback.tables.reductions import REDUCTIONS
 
 LOSS_METHODS = ("value", "grad", "value_and_grad", "hvp", "curvature", "partial", "pointwise")
+LOSS_METHODS += ("sample_grads",)
 POINTWISE_METHODS = (
     "derivative",
     "value_and_derivative",
