@@ -662,6 +662,7 @@ constexpr EngineJob kJobs[] = {
     {"hvp", Job::kHvp, true, true, true, false},
     {"curvature", Job::kCurvature, true, false, false, true},
     {"predict", Job::kPredict, false, false, false, true},
+    {"backward", Job::kBackward, true, false, true, false},
 };
 
 // The place of a loss by a Python string; nothing, with an exception set, where there is none.
@@ -723,6 +724,9 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
       ReadSamples(args[kDesign], job->has_samples ? args[kTargets] : nullptr,
                   job->has_samples ? args[kSampleWeight] : Py_None, args[kOffset], problem);
   if (bad != nullptr) return Refuse(kName, bad);
+  if (job->job == Job::kBackward && problem.y_type != TargetType::kFloat64) {
+    return Refuse(kName, "y");
+  }
   const Design& X = problem.X;
   if (!IsBlock(args[kWeights], NPY_DOUBLE, X.cols * outputs)) return Refuse(kName, "w");
   problem.w = DataOf(args[kWeights]);

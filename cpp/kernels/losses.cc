@@ -74,6 +74,8 @@ constexpr Steps StepsOf(Job job) {
       return {true, true, true};
     case Job::kPredict:
       return {false, false, false};
+    case Job::kBackward:
+      return {false, false, true};
   }
   return {};
 }
@@ -376,8 +378,13 @@ class Sum {
     const auto look = [&](size_t of_row) {
       if (has_zero) x_is_finite = others_.all_finite(z, chunk.rows * of_row);
     };
-    Predict(rows, z, state);
-    look(outputs);
+    if (job_ != Job::kBackward || layout_.advance != nullptr) Predict(rows, z, state);
+    if (job_ != Job::kBackward) {
+      look(outputs);
+    } else {
+      std::copy_n(static_cast<const double*>(p_.y) + first, chunk.rows * outputs, z);
+      x_is_finite = !has_zero;  // unknown
+    }
     if (plan_.steps.score) {
       SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
         ScoreChunk part = chunk;

@@ -182,8 +182,9 @@ const ChunkKernels& KernelsOfChunks();
 // --- jobs ----------------------------------------------------------------------------------------
 
 // kCurvature writes `kept` alone. kPredict writes the predictions there, and takes neither y nor
-// weight.
-enum class Job : uint8_t { kValue, kGradient, kHvp, kCurvature, kPredict };
+// weight. kBackward takes the slopes, weighted, for a float64 y, and ends as kGradient does; of
+// rows whose weight is 0 it does not count on X.
+enum class Job : uint8_t { kValue, kGradient, kHvp, kCurvature, kPredict, kBackward };
 
 struct LinearProblem {
   Design X;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -325,8 +325,8 @@ class _DenseRows:
         """Return X w."""
         return self._X @ w
 
-    def backward(self, slopes: Array, counts: Array | None) -> Array:
-        """Return X^T slopes; of the rows that count, and elements that are not 0, where given."""
+    def backward(self, slopes: Array, counts: Array | None) -> tuple[Array, Array]:
+        """Return sums of the slopes, and X^T slopes: see `Rows`."""
 
         def part(rows: slice) -> Array:
             X = self._X[rows]
@@ -336,7 +336,7 @@ class _DenseRows:
             terms = (np.where(adds, X * slope[:, None], 0) for slope in slopes[rows].T)
             return np.stack([by_output.sum(axis=0) for by_output in terms], axis=1)
 
-        return tree_sum(part(rows) for rows in pieces(0, len(slopes)))
+        return _sum_rows(slopes), tree_sum(part(rows) for rows in pieces(0, len(slopes)))
 
     def todense(self) -> Array:
         """Return X as an array of float64, not to be written to."""
@@ -370,8 +370,8 @@ class _Entries:
                 z[:, k] += np.bincount(rows, data * w[columns, k], self._shape[0])
         return z
 
-    def backward(self, slopes: Array, counts: Array | None) -> Array:
-        """Return X^T slopes; of the rows that count, and elements that are not 0, where given."""
+    def backward(self, slopes: Array, counts: Array | None) -> tuple[Array, Array]:
+        """Return sums of the slopes, and X^T slopes: see `Rows`."""
 
         def part(rows: Array, columns: Array, data: Array) -> Array:
             gw = np.zeros((self._shape[1], slopes.shape[1]))
@@ -386,7 +386,7 @@ class _Entries:
                     gw[columns[starts], k] = np.add.reduceat(terms, starts)  # pairwise
             return gw
 
-        return tree_sum(part(*entries) for entries in self._entries())
+        return _sum_rows(slopes), tree_sum(part(*entries) for entries in self._entries())
 
     def todense(self) -> Array:
         """Return X as an array of float64."""
@@ -413,7 +413,22 @@ class _Entries:
         return norms
 
 
-Rows: TypeAlias = _DenseRows | _Entries
+class Rows(Protocol):
+    """Rows of a matrix, as what multiplies by them."""
+
+    def forward(self, w: Array) -> Array:
+        """Return X w."""
+
+    def backward(self, slopes: Array, counts: Array | None) -> tuple[Array, Array]:
+        """Return the sums of the slopes (N, K), shape (K,), and X^T slopes, shape (D, K).
+
+        X^T slopes is that of the rows that count, and of elements that are not 0, where counts
+        are given.
+        """
+
+
+def _sum_rows(values: Array) -> Array:
+    return tree_sum(values[rows].sum(axis=0) for rows in pieces(0, len(values)))
 
 
 def pieces(begin: int, end: int) -> Iterator[slice]:
