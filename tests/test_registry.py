@@ -41,6 +41,7 @@ LOSS_METHODS = (
     "hvp",
     "curvature",
     "hessian",
+    "sample_grads",
     "partial",
     "pointwise",
 )

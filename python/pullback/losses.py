@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
@@ -22,6 +23,7 @@ from pullback.pointwise import Pointwise
 from pullback.protocol import as_number, check_outs, check_wrt, methods_and_example, named_after
 from pullback.reductions import make_reductions
 from pullback.registry import Hinted, Registry, attributes
+from pullback.sample_grads import SampleGradients
 from pullback.samples import (
     OPERANDS,
     Job,
@@ -410,6 +412,33 @@ class Loss(Hinted):
         samples, model = self._arguments(op, X, y, w, b, sample_weight, offset, may_lack=True)
         return self._sums(op, samples, model, "gradient")
 
+    @raising_as("`value_and_grad`")
+    def sample_grads(
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        w: npt.ArrayLike,
+        b: npt.ArrayLike | None = None,
+        *,
+        sample_weight: npt.ArrayLike | None = None,
+        offset: npt.ArrayLike | None = None,
+    ) -> SampleGradients:
+        """Return the gradient of each sample's loss, times its weight, in one pass over `X`.
+
+        Parameters
+        ----------
+        X, y, w, b, sample_weight, offset
+            As for `value_and_grad`; there may be no samples.
+
+        Returns
+        -------
+        SampleGradients
+            Their norms, sums and outer products, without an array of all of them.
+        """
+        op = f"{self.__name__}.sample_grads"
+        samples, model = self._arguments(op, X, y, w, b, sample_weight, offset, may_lack=True)
+        return self._sample_grads(op, samples, model)
+
     # --- what they share ---
 
     @property
@@ -509,6 +538,23 @@ class Loss(Hinted):
             return PartialSums(loss, gw, gb, float(weight), n_rows, title, kinds)
 
         return tree_sum(part(rows, X) for rows, X in samples.data.blocks())
+
+    def _sample_grads(self, op: str, samples: Samples, model: Model) -> SampleGradients:
+        z = np.empty((samples.n_samples, model.w.shape[1]))
+        if len(z) == 0:
+            return SampleGradients(self, samples.data, z, model.kinds)
+        plain = replace(samples, y=None, given_y=None, sample_weight=None)
+        self._sums(op, plain, model, "predict", kept=z)
+        self._check_rows(op, samples, z.shape[1])
+        y = samples.y if samples.y.dtype.kind == "i" else samples.y.astype(np.float64, copy=False)
+        operands = (z, y) if self.row.of_classes else (z.ravel(), y.ravel())
+        made = self._engine.kernels.loss_pointwise(*self._row_and_parameter, *operands, 1)
+        slopes, weights = made.reshape(z.shape), samples.sample_weight
+        if weights is not None:
+            with np.errstate(all="ignore"):
+                slopes *= weights[:, None]
+            slopes[weights == 0] = 0
+        return SampleGradients(self, samples.data, slopes, model.kinds)
 
     def _along(
         self, op: str, samples: Samples, line: Array, t: float, order: int
@@ -643,7 +689,7 @@ def _docstring(row: LossRow, kind: type[Loss]) -> str:
     lines += textwrap.wrap(row.note, 96)
     lines += [f"Source: {row.source}.", "", *(inspect.getdoc(Loss) or "").splitlines()[2:8]]
     lines.append("")
-    methods = [getattr(kind, name) for name in (*METHODS, "hessian")]
+    methods = [getattr(kind, name) for name in (*METHODS, "hessian", "sample_grads")]
     methods += [getattr(_pointwise_of(row.name), name) for name in POINTWISE_METHODS]
     lines += methods_and_example(row.name, methods).splitlines()
     return "\n".join(line.rstrip() for line in lines)
