@@ -151,7 +151,8 @@ class LossRow:
 
     def at(self, parameter: float) -> LossRow:
         """Return the row of the loss with a parameter, on which the targets may depend."""
-        return _with_targets(self.name, self.targets_at(parameter))
+        targets = self.targets_at(parameter)
+        return self if targets is self.targets else _with_targets(self.name, targets)
 
     @property
     def of_classes(self) -> bool:
