@@ -574,6 +574,7 @@ def _loss(row: LossRow) -> Family:
             "hvp": hvp,
             "curvature": lambda X, y, w, b: second(X @ w + b, y) / len(y),
             "partial": value_and_grad,
+            "sample_grads": None,
             "pointwise": value,
             "pointwise.derivative": slopes,
             "pointwise.value_and_derivative": lambda z, y: (value(z, y), slopes(z, y)),
