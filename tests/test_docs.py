@@ -34,6 +34,7 @@ def blocks(path: Path, language: str) -> Iterator[str]:
     yield from re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value.* multiply:RuntimeWarning")  # see test_scipy.py
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_examples_in_documents_run(path: Path) -> None:
     names: dict[str, Any] = {}

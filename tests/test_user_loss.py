@@ -148,6 +148,7 @@ def test_pointwise_partial_objective() -> None:
             lambda f: f.grad(theta),
             lambda f: f.value_and_grad(theta)[1],
             lambda f: f.hvp(theta, theta[::-1]),
+            lambda f: f.hvp(theta, np.eye(5)),
             lambda f: f.predict(m.X, theta),
             lambda f: f.line(theta, theta[::-1])(0.5),
         ):

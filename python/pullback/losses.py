@@ -16,6 +16,7 @@ from pullback.config import guarded_class
 from pullback.design_matrix import Sparse
 from pullback.elementwise import make_elementwise
 from pullback.engine import BACKEND, Engine, enter
+from pullback.hessians import hessian_sums
 from pullback.partial import Kinds, PartialSums, Reduction, tree_sum
 from pullback.pointwise import METHODS as POINTWISE_METHODS
 from pullback.pointwise import Pointwise
@@ -338,6 +339,52 @@ class Loss(Hinted):
         return kept.reshape(samples.n_samples, *shape)
 
     @raising_as("`value_and_grad`")
+    def hessian(
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        w: npt.ArrayLike,
+        b: npt.ArrayLike | None = None,
+        *,
+        sample_weight: npt.ArrayLike | None = None,
+        offset: npt.ArrayLike | None = None,
+        reduction: Reduction = "mean",
+    ) -> Array:
+        """Return the Hessian in all parameters, in the order of ``[w.ravel(), b]``.
+
+        Parameters
+        ----------
+        X, y, w, b, sample_weight, offset, reduction
+            As for `value_and_grad`.
+
+        Returns
+        -------
+        ndarray, shape (n, n), float64
+            Symmetric; n counts the elements of `w`, and of `b` unless it is None.
+
+        Notes
+        -----
+        Two passes over `X`, of `curvature` and of `pullback.gram`; for a loss of K classes, K + 1.
+        At a kink the second derivative is that of the piece which the first derivative is of.
+
+        Examples
+        --------
+        A step of Newton's method is the solution of a least-squares problem.
+
+        >>> import numpy as np
+        >>> import pullback as pb
+        >>> X, y = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]]), np.array([1.0, 3.0, 5.0])
+        >>> w = np.zeros(2)
+        >>> (g, _), H = pb.squared_error.grad(X, y, w), pb.squared_error.hessian(X, y, w)
+        >>> np.linalg.solve(H, -g).round(10)
+        array([1., 2.])
+        """
+        op = f"{self.__name__}.hessian"
+        samples, model = self._arguments(op, X, y, w, b, sample_weight, offset)
+        samples, by = weighing(op, reduction, samples)
+        return hessian_sums(self, op, samples, model, 1 / by)
+
+    @raising_as("`value_and_grad`")
     def partial(
         self,
         X: npt.ArrayLike,
@@ -643,7 +690,7 @@ def _docstring(row: LossRow, kind: type[Loss]) -> str:
     lines += textwrap.wrap(row.note, 96)
     lines += [f"Source: {row.source}.", "", *(inspect.getdoc(Loss) or "").splitlines()[2:8]]
     lines.append("")
-    methods = [getattr(kind, name) for name in (*METHODS, "sample_grads")]
+    methods = [getattr(kind, name) for name in (*METHODS, "hessian", "sample_grads")]
     methods += [getattr(_pointwise_of(row.name), name) for name in POINTWISE_METHODS]
     lines += methods_and_example(row.name, methods).splitlines()
     return "\n".join(line.rstrip() for line in lines)

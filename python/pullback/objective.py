@@ -16,6 +16,7 @@ from pullback.config import guarded_class
 from pullback.design_matrix import Dense, as_data
 from pullback.engine import enter
 from pullback.foreign import check_computed
+from pullback.hessians import hessian_sums
 from pullback.line import Line, LinePart
 from pullback.losses import Loss
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
@@ -349,6 +350,44 @@ class LinearObjective(Hinted):
         for group, total, direction in zip(groups, totals, directions, strict=True):
             group[...] = self._gradient(op, total, direction).reshape(group.shape)
         return along, totals[0].weight if len(totals) else 0.0
+
+    def hessian(self, theta: npt.ArrayLike) -> Array:
+        """Return the objective's Hessian at `theta`, as `Loss.hessian` does of the loss.
+
+        Parameters
+        ----------
+        theta : array_like, shape (n_parameters,)
+            All parameters in one vector.
+
+        Returns
+        -------
+        ndarray, shape (n_parameters, n_parameters), float64
+
+        Raises
+        ------
+        ValueError
+            If `theta` has another shape, or a chunk holds what the loss does not take.
+
+        Notes
+        -----
+        Two passes over `X`, and for a loss of K classes K + 1, chunk by chunk. With SciPy,
+        ``minimize(objective.value_and_grad, objective.initial(), jac=True,
+        hess=objective.hessian, method="trust-exact")``.
+        """
+        op = f"{_OP}.hessian"
+        model = self._model(self._vector(op, theta))
+        weights: list[float] = []
+
+        def terms() -> Iterator[Array]:
+            for where, samples in self._chunks(op):
+                weights.append(samples.weight)
+                yield hessian_sums(self._loss, where, samples, model)
+
+        with np.errstate(all="ignore"):
+            total = tree_sum(terms())
+            total /= divisor(op, "mean", tree_sum(weights))
+            self._penalty.add_to(total)
+        return total
 
     def hessian_operator(self, theta: npt.ArrayLike) -> Any:
         """Return the objective's Hessian at `theta` as SciPy's linear operator, by `hvp`.
