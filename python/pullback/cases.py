@@ -584,6 +584,7 @@ def _loss(row: LossRow) -> Family:
             "curvature": lambda X, y, w, b: second(X @ w + b, y) / len(y),
             "hessian": lambda X, y, w, b: _hessian(X, second(X @ w + b, y) / len(y)),
             "partial": value_and_grad,
+            "sample_grads": None,
             "pointwise": value,
             "pointwise.derivative": slopes,
             "pointwise.value_and_derivative": lambda z, y: (value(z, y), slopes(z, y)),

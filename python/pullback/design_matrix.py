@@ -436,7 +436,7 @@ def pieces(begin: int, end: int) -> Iterator[slice]:
     return (slice(i, min(i + ROWS, end)) for i in range(begin, end, ROWS))
 
 
-def blocks_of_rows(X: KernelData) -> Iterator[tuple[slice, Rows]]:
+def blocks_of_rows(X: KernelData) -> Iterator[tuple[slice, _DenseRows | _Entries]]:
     """Yield all rows in order; the rows of compressed columns at once, since they lie apart."""
     if isinstance(X, np.ndarray):
         n_rows, n_features = X.shape

@@ -433,7 +433,8 @@ class Loss(Hinted):
         Returns
         -------
         SampleGradients
-            Their norms, sums and outer products, without an array of all of them.
+            Of shape (N, n), with n parameters: their norms, sums and outer products, without an
+            array of all of them.
         """
         op = f"{self.__name__}.sample_grads"
         samples, model = self._arguments(op, X, y, w, b, sample_weight, offset, may_lack=True)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.config import guarded_class
-from pullback.design_matrix import Data, Rows, Sparse, blocks_of_rows
+from pullback.design_matrix import Data, Sparse, blocks_of_rows
 from pullback.gram import gram_matrices
 from pullback.partial import Kinds
 from pullback.protocol import as_number
@@ -198,7 +198,7 @@ class SampleGradients(Hinted):
         shared: Array = self.slopes.sum(axis=1, keepdims=True)
         return shared
 
-    def _blocks(self) -> Iterator[tuple[slice, Rows]]:
+    def _blocks(self) -> Iterator[tuple[slice, Any]]:
         for whole, X in self._data.blocks():
             for part, block in blocks_of_rows(X):
                 yield slice(whole.start + part.start, whole.start + part.stop), block
