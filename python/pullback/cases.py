@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pullback as pb
 from pullback.jacobians import Dense, Diagonal, Jacobian
 from pullback.tables.elementwise import OPS, OpRow
-from pullback.tables.losses import LOSSES, LossRow
+from pullback.tables.losses import IN_LOSSES_ALONE, LOSSES, LossRow
 from pullback.tables.products import PRODUCTS
 from pullback.tables.reductions import REDUCTIONS, ReductionRow
 
@@ -98,7 +98,8 @@ class Case:
         return family(self.primitive).arguments(self.method, self.size, self.dtype)
 
     def _of(self, primitives: Any) -> Function:
-        primitive = getattr(primitives, self.primitive)
+        alone = primitives is pb and self.primitive in IN_LOSSES_ALONE
+        primitive = getattr(pb.losses if alone else primitives, self.primitive)
         bare = self.method == "value" and not hasattr(primitive, "value")
         method: Function = primitive if bare else attrgetter(self.method)(primitive)
         keywords = family(self.primitive).keywords

@@ -70,10 +70,10 @@ class Loss(Hinted):
     """
 
     def __init__(self, row: LossRow, engine: Engine, parameter: float | None = None) -> None:
-        self.row = row
         self._engine = engine
         if parameter is None and row.parameter is not None:
             parameter = row.parameter.default
+        self.row = row = row.at(parameter or 0.0)
         self._parameter = parameter
         self.__name__ = self.__qualname__ = row.name
         self.__module__ = engine.module("losses")
@@ -480,6 +480,8 @@ class Loss(Hinted):
         name = self.row.response
         if name is None:
             return None
+        if callable(name):
+            return self._response_of_values
         if self.row.of_classes:
             return self._probabilities
         made: Any = make_elementwise if name in OPS else make_reductions
@@ -490,6 +492,13 @@ class Loss(Hinted):
         labels = np.zeros(len(z), np.int64)
         values: Array = self._engine.kernels.loss_pointwise(*self._row_and_parameter, z, labels, 2)
         return values
+
+    def _response_of_values(self, z: Array) -> Array:
+        """Return the mean response to predictions (N, K) that the row makes of values at y = 0."""
+        assert callable(self.row.response)
+        arguments = *self._row_and_parameter, z.ravel(), np.zeros(z.size), 0
+        values: Array = self._engine.kernels.loss_pointwise(*arguments)
+        return self.row.response(values).reshape(z.shape)
 
     def _sibling(self, name: str) -> Loss:
         """Return another loss on the same engine."""
@@ -566,13 +575,15 @@ def _divided(total: float, by: float) -> float:
 @cache
 def _docstring(row: LossRow, kind: type[Loss]) -> str:
     """Return what there is to say about a loss, from its row."""
-    lines = [
-        f"{row.summary}.",
-        "",
+    lines = [f"{row.summary}.", ""]
+    for text in (
         f"``l(z, y) = {row.formula}``",
         "",
         f"Derivative by z: ``{row.derivative_formula}``.",
         f"Second derivative: ``{row.second_derivative_formula}``.",
+    ):
+        lines += textwrap.wrap(text, 96, break_on_hyphens=False) or [""]
+    lines += [
         f"Mean response to a prediction z: ``{row.response_formula}``.",
         f"Targets: {row.targets.domain}.",
     ]

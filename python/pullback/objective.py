@@ -135,7 +135,8 @@ class LinearObjective(Hinted):
     ) -> None:
         if loss is None:
             raise TypeError(
-                f"{_OP}: loss is missing; there are {', '.join(f'pb.{name}' for name in LOSSES)}"
+                f"{_OP}: loss is missing; there are "
+                + ", ".join(f"pb.{row.path}" for row in LOSSES.values())
             )
         if not isinstance(loss, Loss):
             raise TypeError(f"{_OP}: loss must be a loss such as pb.logistic, not {shown(loss)}")
