@@ -302,12 +302,13 @@ number of threads. `w` has shape `(D,)`, or `(D, K)` for `K` outputs; `b` may be
 | `value_and_grad(X, y, w, b)` | both |
 | `hvp(X, y, w, b, (vw, vb))` | `(hw, hb)`, the Hessian's product with a direction |
 | `curvature(X, y, w, b)` | `c` such that the Hessian in `w` is `X.T @ diag(c) @ X` |
+| `hessian(X, y, w, b)` | the Hessian in `[w.ravel(), b]` |
 | `partial(X, y, w, b)` | sums over some samples, to be added and finished |
 | `pointwise(z, y)` | `l(z, y)`, element by element |
 | `pointwise.derivative(z, y)`, `pointwise.second_derivative(z, y)` | its derivatives by `z` |
 | `pointwise.vjp(z, y, g)` | `g` times the derivative, in the shape of `z` |
 
-The first six take `sample_weight` and `offset`, and all but `partial` take `reduction="mean"` or
+The first seven take `sample_weight` and `offset`, and all but `partial` take `reduction="mean"` or
 `"sum"`. A part of a direction that is None is zero. `z` and `y` have one shape, but for labels,
 which lack the axis of the classes; `g` has that of the result, behind the axes of a stack. A Python
 number fills.

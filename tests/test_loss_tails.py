@@ -39,11 +39,9 @@ def points(case: Case) -> tuple[np.ndarray, np.ndarray]:
     return z[domain(y)], y[domain(y)]
 
 
-@backends
-@pytest.mark.parametrize("order", range(3), ids=METHODS.__getitem__)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_tails(case: Case, order: int, primitives: Any, any_target: str) -> None:
-    del any_target
+@cache
+def judged_points(case: Case, order: int) -> tuple[np.ndarray, np.ndarray, Exact, np.ndarray]:
+    """Return points, exact numbers there, and the sizes of what these are sums of."""
     z, y = points(case)
     numbers, sizes = [], []
     terms = case.formula.terms[order]
@@ -54,11 +52,19 @@ def test_tails(case: Case, order: int, primitives: Any, any_target: str) -> None
             sizes.append(max(size, abs(numbers[-1])))
     # Of terms that overflow where their difference may not, nothing is promised.
     judged = np.array([size < mpf(2) ** 1022 for size in sizes])
-    assert judged.sum() > 60
-    z, y = z[judged], y[judged]
     exact = Exact(itertools.compress(numbers, judged))
+    return z[judged], y[judged], exact, np.array(sizes)[judged].astype(float)
+
+
+@backends
+@pytest.mark.parametrize("order", range(3), ids=METHODS.__getitem__)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_tails(case: Case, order: int, primitives: Any, any_target: str) -> None:
+    del any_target
+    z, y, exact, sizes = judged_points(case, order)
+    assert z.size > 60
     actual = getattr(case.of(primitives).pointwise, METHODS[order])(z, y)
-    worst = worst_error(actual, exact, z.dtype, np.array(sizes)[judged].astype(float))
+    worst = worst_error(actual, exact, z.dtype, sizes)
     assert worst.error <= ULP[order], (worst, z[worst.index], y[worst.index])
 
 

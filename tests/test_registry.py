@@ -34,7 +34,17 @@ from pullback.tables.losses import IN_LOSSES_ALONE, LOSSES
 from pullback.tables.products import PRODUCTS
 from pullback.tables.reductions import REDUCTIONS
 
-LOSS_METHODS = ("value", "grad", "value_and_grad", "hvp", "curvature", "partial", "pointwise")
+LOSS_METHODS = (
+    "value",
+    "grad",
+    "value_and_grad",
+    "hvp",
+    "curvature",
+    "hessian",
+    "sample_grads",
+    "partial",
+    "pointwise",
+)
 POINTWISE_METHODS = (
     "derivative",
     "value_and_derivative",

@@ -185,6 +185,9 @@ constexpr size_t kTileRows = 240;
 // A slab of fewer rows would cost more to merge than it computes; of more, its blocks would be too
 // many to add up in a row.
 constexpr size_t kLeastRows = 1024, kMostRows = 16384;
+// Of wide X, whose sums leave the caches, so many blocks are packed before any of them is added.
+constexpr size_t kWideColumns = 768;
+constexpr size_t kWideBlocks = 4;
 // Of thin X, so few rows are packed at once that the next ones are fetched in good time.
 constexpr size_t kThinDepth = 64;
 constexpr size_t kFetchedBytes = size_t{128} << 10;
@@ -344,6 +347,7 @@ class Gram {
       X_.indptr == nullptr ? SumDense(rows, guarded, sums) : SumSparse(rows, guarded, sums);
     };
     add(false);
+    if (Stopped()) return;
     if (!IsFinite(sums)) add(true);
     if (!Stopped()) sums_.Add(slab, sums);
   }
@@ -369,36 +373,43 @@ class Gram {
     const size_t right = RoundUp(size_, width) * depth, left = RoundUp(size_, height) * depth;
     const size_t wide = widened ? X_.cols * depth : 0;
     const size_t straddling = width % height == 0 ? 0 : right;
-    Scratch<0, Heap::kOfThread> scratch((right + left + wide + straddling + 6 * kDoublePadding) *
-                                        sizeof(double));
+    // The guarded loops take one block at a time.
+    const size_t together = size_ < kWideColumns || guarded ? 1 : std::min(kWideBlocks, blocks);
+    Scratch<0, Heap::kOfThread> scratch(
+        (together * (right + left) + wide + straddling + 6 * kDoublePadding) * sizeof(double));
     if (!scratch) {
       no_memory_ = true;
       return;
     }
-    double* const b = scratch.Take<double>(right + kDoublePadding);
-    double* const a = scratch.Take<double>(left + kDoublePadding);
+    double* const b = scratch.Take<double>(together * right + kDoublePadding);
+    double* const a = scratch.Take<double>(together * left + kDoublePadding);
     double* const columns = scratch.Take<double>(wide);
     double* const whole_rows = scratch.Take<double>(straddling);
     if (guarded) std::fill_n(sums, p_.several * size_ * line_, 0.0);
-    for (size_t row = rows.begin; row < rows.end; row += depth) {
-      const size_t n = std::min(depth, rows.end - row);
-      const void* from = At(row);
-      if (widened) {
-        Widen(static_cast<const float*>(from), n, columns);
-        from = columns;
+    for (size_t row = rows.begin; row < rows.end; row += together * depth) {
+      const Partition parts = PartitionBy(std::min(together * depth, rows.end - row), depth);
+      for (size_t i = 0; i < parts.tasks; ++i) {
+        const size_t n = parts(i).size();
+        const void* from = At(row + i * depth);
+        if (widened) {
+          Widen(static_cast<const float*>(from), n, columns);
+          from = columns;
+        }
+        PackRight(from, n, b + i * right);
       }
-      PackRight(from, n, b);
-      if (n == depth && row + 2 * depth <= rows.end && (p_.col == 1 || p_.row == 1) &&
+      if (row + 2 * depth <= rows.end && (p_.col == 1 || p_.row == 1) &&
           depth * X_.cols * ItemSize(X_.dtype) <= kFetchedBytes) {
         Fetch(row + depth, depth);
       }
       for (size_t m = 0; m < p_.several; ++m) {
-        const double* const c = FactorsOf(row, m);
-        PackLeft(b, n, c, whole_rows, a);
+        for (size_t i = 0; i < parts.tasks; ++i) {
+          PackLeft(b + i * right, parts(i).size(), FactorsOf(row + i * depth, m), whole_rows,
+                   a + i * left);
+        }
         double* const to = SumsOf(sums, m);
-        if (guarded && !IsFiniteBlock(a, b, n)) {
-          AddGuarded(a, b, c, n, to);
-        } else if (!Multiply(a, b, n, guarded || row > rows.begin, to)) {
+        if (guarded && !IsFiniteBlock(a, b, parts.n)) {
+          AddGuarded(a, b, FactorsOf(row, m), parts.n, to);
+        } else if (!Multiply(a, left, b, right, parts, guarded || row > rows.begin, to)) {
           return;
         }
       }
@@ -478,31 +489,37 @@ class Gram {
     }
   }
 
-  // C = or += A B on and above the diagonal; false when it stops on the way.
-  bool Multiply(const double* a, const double* b, size_t depth, bool add, double* c) {
+  // C = or += the sum of A B of parts, which lie `left` and `right` apart, on and above the
+  // diagonal; false when it stops on the way.
+  bool Multiply(const double* a, size_t left, const double* b, size_t right, const Partition& parts,
+                bool add, double* c) {
     const size_t width = products_.columns, height = products_.rows;
+    const size_t most = kTileRows / std::min<size_t>(parts.tasks, 2);
     BlockProduct block = {};
     block.a_packed = true;
     block.c_row = static_cast<ptrdiff_t>(line_);
     block.c_col = 1;
-    block.add = add;
-    const auto tile = [&](size_t i, size_t m, size_t j, size_t n, size_t skipped) {
-      block.size = {m, n - skipped, depth};
-      block.a = a + i * depth;
-      block.b = b + j * depth + skipped;
-      block.c = c + i * line_ + j + skipped;
-      products_.multiply(block);
-    };
-    for (size_t top = 0; top < size_; top += kTileRows) {
+    for (size_t top = 0; top < size_; top += most) {
       if (top > 0 && Stopped()) return false;
-      const size_t bottom = std::min(top + kTileRows, size_);
+      const size_t bottom = std::min(top + most, size_);
       for (size_t j = top / width * width; j < size_; j += width) {
         const size_t n = std::min(width, size_ - j);
         const size_t whole = j >= bottom ? bottom : std::max(j / height * height, top);
-        if (whole > top) tile(top, whole - top, j, n, 0);
-        for (size_t i = whole; i < std::min(bottom, j + n); i += height) {
-          const size_t skipped = i > j ? (i - j) / kDoublePadding * kDoublePadding : 0;
-          tile(i, std::min(height, bottom - i), j, n, skipped);
+        for (size_t part = 0; part < parts.tasks; ++part) {
+          const size_t depth = parts(part).size();
+          block.add = add || part > 0;
+          const auto tile = [&](size_t i, size_t m, size_t skipped) {
+            block.size = {m, n - skipped, depth};
+            block.a = a + part * left + i * depth;
+            block.b = b + part * right + j * depth + skipped;
+            block.c = c + i * line_ + j + skipped;
+            products_.multiply(block);
+          };
+          if (whole > top) tile(top, whole - top, 0);
+          for (size_t i = whole; i < std::min(bottom, j + n); i += height) {
+            const size_t skipped = i > j ? (i - j) / kDoublePadding * kDoublePadding : 0;
+            tile(i, std::min(height, bottom - i), skipped);
+          }
         }
       }
     }

@@ -20,6 +20,7 @@ namespace pullback {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// Polynomials are Chebyshev interpolants, from 90-digit arithmetic.
 struct LikelihoodConstants {
   // (1/R(t)) (1/R(t) - t) for Mills' ratio R, in u = (t - 4) / (t + 4) for t >= 0, to 2^-55.
   static constexpr double kCurvature[] = {

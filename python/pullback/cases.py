@@ -523,6 +523,15 @@ def _of_samples(products: Array, of_classes: bool) -> Any:
     return products.sum(axis=-1) if of_classes else products
 
 
+def _hessian(X: Array, c: Array) -> Any:
+    """Return the Hessian in coefficients and intercepts, by the curvature, divided."""
+    X = np.column_stack([X, np.ones(len(X), X.dtype)])
+    if c.ndim == 1:
+        return X.T @ (c[:, None] * X)
+    blocks = np.einsum("nkl,ni,nj->ikjl", c, X, X, optimize=True)
+    return blocks.reshape((X.shape[1] * c.shape[1],) * 2)
+
+
 def _loss(row: LossRow) -> Family:
     parameter = 0.0 if row.parameter is None else row.parameter.default
     value, slopes = _LOSSES.get(row.name) or (
@@ -573,6 +582,7 @@ def _loss(row: LossRow) -> Family:
             "value_and_grad": value_and_grad,
             "hvp": hvp,
             "curvature": lambda X, y, w, b: second(X @ w + b, y) / len(y),
+            "hessian": lambda X, y, w, b: _hessian(X, second(X @ w + b, y) / len(y)),
             "partial": value_and_grad,
             "pointwise": value,
             "pointwise.derivative": slopes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
@@ -15,12 +16,14 @@ from pullback.config import guarded_class
 from pullback.design_matrix import Sparse
 from pullback.elementwise import make_elementwise
 from pullback.engine import BACKEND, Engine, enter
+from pullback.hessians import hessian_sums
 from pullback.partial import Kinds, PartialSums, Reduction, tree_sum
 from pullback.pointwise import METHODS as POINTWISE_METHODS
 from pullback.pointwise import Pointwise
 from pullback.protocol import as_number, check_outs, check_wrt, methods_and_example, named_after
 from pullback.reductions import make_reductions
 from pullback.registry import Hinted, Registry, attributes
+from pullback.sample_grads import SampleGradients
 from pullback.samples import (
     OPERANDS,
     Job,
@@ -336,6 +339,52 @@ class Loss(Hinted):
         return kept.reshape(samples.n_samples, *shape)
 
     @raising_as("`value_and_grad`")
+    def hessian(
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        w: npt.ArrayLike,
+        b: npt.ArrayLike | None = None,
+        *,
+        sample_weight: npt.ArrayLike | None = None,
+        offset: npt.ArrayLike | None = None,
+        reduction: Reduction = "mean",
+    ) -> Array:
+        """Return the Hessian in all parameters, in the order of ``[w.ravel(), b]``.
+
+        Parameters
+        ----------
+        X, y, w, b, sample_weight, offset, reduction
+            As for `value_and_grad`.
+
+        Returns
+        -------
+        ndarray, shape (n, n), float64
+            Symmetric; n counts the elements of `w`, and of `b` unless it is None.
+
+        Notes
+        -----
+        Two passes over `X`, of `curvature` and of `pullback.gram`; for a loss of K classes, K + 1.
+        At a kink the second derivative is that of the piece which the first derivative is of.
+
+        Examples
+        --------
+        A step of Newton's method is the solution of a least-squares problem.
+
+        >>> import numpy as np
+        >>> import pullback as pb
+        >>> X, y = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]]), np.array([1.0, 3.0, 5.0])
+        >>> w = np.zeros(2)
+        >>> (g, _), H = pb.squared_error.grad(X, y, w), pb.squared_error.hessian(X, y, w)
+        >>> np.linalg.solve(H, -g).round(10)
+        array([1., 2.])
+        """
+        op = f"{self.__name__}.hessian"
+        samples, model = self._arguments(op, X, y, w, b, sample_weight, offset)
+        samples, by = weighing(op, reduction, samples)
+        return hessian_sums(self, op, samples, model, 1 / by)
+
+    @raising_as("`value_and_grad`")
     def partial(
         self,
         X: npt.ArrayLike,
@@ -362,6 +411,33 @@ class Loss(Hinted):
         op = f"{self.__name__}.partial"
         samples, model = self._arguments(op, X, y, w, b, sample_weight, offset, may_lack=True)
         return self._sums(op, samples, model, "gradient")
+
+    @raising_as("`value_and_grad`")
+    def sample_grads(
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        w: npt.ArrayLike,
+        b: npt.ArrayLike | None = None,
+        *,
+        sample_weight: npt.ArrayLike | None = None,
+        offset: npt.ArrayLike | None = None,
+    ) -> SampleGradients:
+        """Return the gradient of each sample's loss, times its weight, in one pass over `X`.
+
+        Parameters
+        ----------
+        X, y, w, b, sample_weight, offset
+            As for `value_and_grad`; there may be no samples.
+
+        Returns
+        -------
+        SampleGradients
+            Their norms, sums and outer products, without an array of all of them.
+        """
+        op = f"{self.__name__}.sample_grads"
+        samples, model = self._arguments(op, X, y, w, b, sample_weight, offset, may_lack=True)
+        return self._sample_grads(op, samples, model)
 
     # --- what they share ---
 
@@ -462,6 +538,23 @@ class Loss(Hinted):
             return PartialSums(loss, gw, gb, float(weight), n_rows, title, kinds)
 
         return tree_sum(part(rows, X) for rows, X in samples.data.blocks())
+
+    def _sample_grads(self, op: str, samples: Samples, model: Model) -> SampleGradients:
+        z = np.empty((samples.n_samples, model.w.shape[1]))
+        if len(z) == 0:
+            return SampleGradients(self, samples.data, z, model.kinds)
+        plain = replace(samples, y=None, given_y=None, sample_weight=None)
+        self._sums(op, plain, model, "predict", kept=z)
+        self._check_rows(op, samples, z.shape[1])
+        y = samples.y if samples.y.dtype.kind == "i" else samples.y.astype(np.float64, copy=False)
+        operands = (z, y) if self.row.of_classes else (z.ravel(), y.ravel())
+        made = self._engine.kernels.loss_pointwise(*self._row_and_parameter, *operands, 1)
+        slopes, weights = made.reshape(z.shape), samples.sample_weight
+        if weights is not None:
+            with np.errstate(all="ignore"):
+                slopes *= weights[:, None]
+            slopes[weights == 0] = 0
+        return SampleGradients(self, samples.data, slopes, model.kinds)
 
     def _along(
         self, op: str, samples: Samples, line: Array, t: float, order: int
@@ -596,7 +689,7 @@ def _docstring(row: LossRow, kind: type[Loss]) -> str:
     lines += textwrap.wrap(row.note, 96)
     lines += [f"Source: {row.source}.", "", *(inspect.getdoc(Loss) or "").splitlines()[2:8]]
     lines.append("")
-    methods = [getattr(kind, name) for name in METHODS]
+    methods = [getattr(kind, name) for name in (*METHODS, "hessian", "sample_grads")]
     methods += [getattr(_pointwise_of(row.name), name) for name in POINTWISE_METHODS]
     lines += methods_and_example(row.name, methods).splitlines()
     return "\n".join(line.rstrip() for line in lines)

@@ -187,6 +187,7 @@ def _row(name: str, given: dict[str, Any]) -> LossRow:
         source="the caller",
         parameter=None,
         note="",
+        in_losses_alone=False,
     )
 
 

@@ -609,7 +609,7 @@ def loss_line(
     ValueError
         With the argument "y" or "sample_weight" and the first bad row.
     """
-    n_outputs = line.shape[1] // 2
+    row, n_outputs = row.at(parameter), line.shape[1] // 2
 
     def part(rows: slice) -> Array:
         start, change = line[rows, :n_outputs], line[rows, n_outputs:]
