@@ -181,7 +181,6 @@ def _row(name: str, given: dict[str, Any]) -> LossRow:
         flat_at_zero=False,
         response=None,
         response_formula="response(z)",
-        in_losses_alone=False,
         draw=lambda rng, z: z,
         kinks=(),
         source="the caller",
