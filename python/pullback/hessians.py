@@ -30,15 +30,15 @@ def hessian_sums(loss: Loss, op: str, samples: Samples, model: Model, scale: flo
     kept = np.empty((samples.n_samples, K))
     loss._sums(op, samples, model, "curvature", kept=kept)
     weight = samples.sample_weight
-    factors = np.full(samples.n_samples, scale) if weight is None else weight * scale
-    if loss.row.of_classes:
-        factors *= sums_of_targets(samples.y)
+    factors: Any = scale if weight is None else (weight * scale)[:, None]
+    if loss.row.of_classes and samples.y.ndim > 1:
+        factors = factors * sums_of_targets(samples.y)[:, None]
 
     def blocks() -> Iterator[tuple[int, int, Array]]:
         for k in range(K if loss.row.of_classes else 1):
             with np.errstate(all="ignore"):
                 columns = _class_factors(kept, k) if loss.row.of_classes else kept
-                columns *= factors[:, None]
+                columns *= factors
             if weight is not None:
                 columns[weight == 0] = 0
             grams = gram_matrices(loss._engine, op, samples.data, columns, intercept=intercept)

@@ -688,7 +688,7 @@ def _docstring(row: LossRow, kind: type[Loss]) -> str:
             f"the loss with another one than {about.default:g}.",
         ]
     lines += textwrap.wrap(row.note, 96)
-    lines += [f"Source: {row.source}.", "", *(inspect.getdoc(Loss) or "").splitlines()[2:8]]
+    lines += [f"Source: {row.source}.", "", (inspect.getdoc(Loss) or "").split("\n\n")[1]]
     lines.append("")
     methods = [getattr(kind, name) for name in (*METHODS, "hessian", "sample_grads")]
     methods += [getattr(_pointwise_of(row.name), name) for name in POINTWISE_METHODS]

@@ -174,8 +174,7 @@ class LossRow:
 
 @cache
 def _with_targets(name: str, targets: Targets) -> LossRow:
-    row = LOSSES[name]
-    return row if row.targets is targets else replace(row, targets=targets)
+    return replace(LOSSES[name], targets=targets)
 
 
 _FINITE: Final = Targets("to be finite", np.isfinite)
