@@ -1,0 +1,440 @@
+"""Solvers for objectives of linear models: Newton, Newton-CG and L-BFGS.
+
+Each minimises what has the methods of `pullback.LinearObjective`, and stops when no entry of the
+gradient is larger than ``tol`` times the largest at the start (or than ``tol * reference``), or
+when floating point ends its progress: it never reports success for less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Solution", "lbfgs", "newton", "newton_cg"]
+
+Array: TypeAlias = npt.NDArray[Any]
+# Told after each iteration: its number, the value, the gradient's largest entry.
+Callback: TypeAlias = Callable[[int, float, float], object]
+Line: TypeAlias = Callable[[float], tuple[float, float]]
+
+EPS: Final = float(np.finfo(np.float64).eps)
+ENOUGH: Final = 1e-4  # of the decrease that the slope promises (Armijo)
+FLAT: Final = 0.5  # of the slope may be left at the end of a step (Wolfe)
+LEAST_SHIFT: Final = 1e-10  # of a Hessian whose diagonal is 1
+AT_ROUNDING: Final = 64  # times the error that rounding the parameters makes in the gradient
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Where a solver ended.
+
+    Parameters
+    ----------
+    theta : ndarray, shape (n_parameters,)
+        The parameters.
+    value : float
+        The objective there.
+    gradient_norm : float
+        The largest entry of its gradient there, in magnitude.
+    n_iter : int
+        Number of iterations.
+    converged : bool
+        Whether the gradient is as small as was asked for, or as rounding lets it be.
+    message : str
+        Why it ended, and what it had to do on the way.
+    """
+
+    theta: Array
+    value: float
+    gradient_norm: float
+    n_iter: int
+    converged: bool
+    message: str
+
+
+def newton(
+    objective: Any,
+    theta: npt.ArrayLike | None = None,
+    *,
+    tol: float = 1e-6,
+    reference: float | None = None,
+    max_iter: int = 100,
+    callback: Callback | None = None,
+) -> Solution:
+    """Minimise by Newton's method, with a Cholesky factor of the Hessian.
+
+    Best where there are many more samples than features: an iteration costs N D^2 and D^3. A full
+    step is tried first; when it does not do, a line search, whose steps cost O(N) each, follows. A
+    Hessian that is singular or ill-conditioned is regularised, which the message says.
+
+    Parameters
+    ----------
+    objective : LinearObjective
+        What to minimise.
+    theta : array_like, shape (n_parameters,), optional
+        Where to start; ``objective.initial()`` when omitted.
+    tol : float
+        Largest entry of the gradient to end at, as a share of `reference`.
+    reference : float, optional
+        The largest entry of the gradient at `theta` when omitted.
+    max_iter : int
+        Most iterations.
+    callback : callable, optional
+        ``callback(n_iter, value, gradient_norm)``, called after each iteration.
+
+    Returns
+    -------
+    Solution
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pullback as pb
+    >>> from pullback.solvers import newton
+    >>> X = np.array([[0.0], [1.0], [2.0], [3.0]])
+    >>> solution = newton(pb.LinearObjective(X, [1, 1, 2, 4], pb.poisson), tol=1e-10)
+    >>> solution.converged, solution.theta.round(4).tolist()
+    (True, [0.4915, -0.1541])
+    """
+    run = _Run(objective, theta, tol, reference, max_iter, callback)
+    shift, most = 0.0, 0.0
+    while run.goes_on():
+        hessian = _fixed(objective, _hessian(objective, run.theta))
+        step, used = _newton_step(hessian, run.gradient, shift)
+        if step is None:
+            return run.end("the Hessian is not finite")
+        most = max(most, used)
+        length = run.move(step)
+        # Where the model that the Hessian makes does not hold, shorter steps along the gradient.
+        shift = max(1e-4, 10 * used) if length < 0.1 else used / 10 if used > LEAST_SHIFT else 0.0
+        if not length and used > 1e3:
+            break
+        run.stalled = run.stalled or (not length and used == 0 and run.is_at_rounding())
+    about = f"; the Hessian is singular or ill-conditioned: regularised by up to {most:.1g} of its "
+    return run.end(about=about + "diagonal" if most else "")
+
+
+def newton_cg(
+    objective: Any,
+    theta: npt.ArrayLike | None = None,
+    *,
+    tol: float = 1e-6,
+    reference: float | None = None,
+    max_iter: int = 100,
+    callback: Callback | None = None,
+) -> Solution:
+    """Minimise by Newton's method, whose steps conjugate gradients find from Hessian products.
+
+    Best where a Hessian would be too large; each product is one pass over the data. Conjugate
+    gradients end early while the minimum is far (Nocedal and Wright 2006, algorithm 7.1).
+
+    Parameters
+    ----------
+    objective, theta, tol, reference, max_iter, callback
+        As for `newton`.
+
+    Returns
+    -------
+    Solution
+    """
+    run = _Run(objective, theta, tol, reference, max_iter, callback)
+    while run.goes_on():
+        forcing = min(0.25, np.sqrt(run.norm / run.first_norm))
+        product = partial(objective.hvp, run.theta)
+        step = _conjugate_gradients(product, run.gradient, forcing)
+        run.stalled = not run.move(step)
+    return run.end()
+
+
+def lbfgs(
+    objective: Any,
+    theta: npt.ArrayLike | None = None,
+    *,
+    tol: float = 1e-6,
+    reference: float | None = None,
+    max_iter: int = 100,
+    callback: Callback | None = None,
+) -> Solution:
+    """Minimise by SciPy's L-BFGS-B, from gradients alone.
+
+    Parameters
+    ----------
+    objective, theta, tol, reference, max_iter, callback
+        As for `newton`.
+
+    Returns
+    -------
+    Solution
+
+    Raises
+    ------
+    ImportError
+        If SciPy is not installed.
+    """
+    try:
+        from scipy.optimize import minimize  # noqa: PLC0415  an optional dependency
+    except ImportError as error:
+        raise ImportError("lbfgs needs SciPy: pip install scipy") from error
+    run = _Run(objective, theta, tol, reference, max_iter, callback)
+    if not run.goes_on():
+        return run.end()
+    evaluated = {"at": run.theta, "value": run.value, "gradient": run.gradient}
+
+    def value_and_grad(x: Array) -> tuple[float, Array]:
+        if not np.array_equal(x, evaluated["at"]):
+            value, gradient = objective.value_and_grad(x)
+            evaluated.update(at=x.copy(), value=value, gradient=gradient)
+        return evaluated["value"], evaluated["gradient"]
+
+    def after(intermediate_result: Any) -> None:
+        value, gradient = value_and_grad(intermediate_result.x)
+        run.arrive(intermediate_result.x.copy(), value, gradient)
+        if not run.goes_on():
+            raise StopIteration
+
+    options = {
+        "maxiter": max_iter,
+        "maxfun": 100 * max_iter,
+        "maxls": 50,
+        "gtol": 0,
+        "ftol": 0,
+        "maxcor": 30,
+    }
+    minimize(
+        value_and_grad, run.theta, jac=True, method="L-BFGS-B", callback=after, options=options
+    )
+    if not run.goes_on():
+        return run.end()
+    # SciPy's line search asks values for what only gradients can tell by now.
+    rest = newton_cg(
+        objective,
+        run.theta,
+        tol=run.gtol,
+        reference=1.0,
+        max_iter=max_iter - run.n_iter,
+        callback=callback and (lambda i, *about: callback(run.n_iter + i, *about)),
+    )
+    return replace(
+        rest,
+        n_iter=run.n_iter + rest.n_iter,
+        message=f"{rest.message}; Newton-CG took the last {rest.n_iter} iterations",
+    )
+
+
+class _Run:
+    """What solvers share: where they are, when to go on, how to move, what to report."""
+
+    def __init__(
+        self,
+        objective: Any,
+        theta: npt.ArrayLike | None,
+        tol: float,
+        reference: float | None,
+        max_iter: int,
+        callback: Callback | None,
+    ) -> None:
+        self.objective = objective
+        self.theta = objective.initial() if theta is None else np.array(theta, np.float64)
+        self.value, self.gradient = objective.value_and_grad(self.theta)
+        self.n_iter, self.max_iter, self.callback = 0, max_iter, callback
+        self.stalled = False
+        self.first_norm = self.norm
+        self.gtol = tol * (self.norm if reference is None else reference)
+
+    @property
+    def norm(self) -> float:
+        """The gradient's largest entry."""
+        return float(np.abs(self.gradient).max(initial=0.0))
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether there is anything to go on from."""
+        return bool(np.isfinite(self.value) and np.isfinite(self.gradient).all())
+
+    def goes_on(self) -> bool:
+        """Tell whether there is more to do."""
+        more = self.norm > self.gtol and self.n_iter < self.max_iter and not self.stalled
+        return more and self.is_finite
+
+    def arrive(self, theta: Array, value: float, gradient: Array) -> None:
+        """Make the end of a step the place to go on from."""
+        self.theta, self.value, self.gradient = theta, value, gradient
+        self.n_iter += 1
+        if self.callback is not None:
+            self.callback(self.n_iter, value, self.norm)
+
+    def move(self, step: Array) -> float:
+        """Move along a step, as far as the objective falls well; return the share of it taken."""
+        slope = float(self.gradient @ step)
+        if not slope < 0:
+            return 0.0
+        t = 1.0
+        theta = self.theta + step
+        value, gradient = self.objective.value_and_grad(theta)
+        allowance = 4 * EPS * abs(self.value)
+        verdict = _verdict(value, float(gradient @ step), t, self.value, slope, allowance)
+        if verdict:
+            t = _search(_line(self.objective, self.theta, step), self.value, slope, verdict)
+            if not t:
+                return 0.0
+            theta = self.theta + t * step
+            value, gradient = self.objective.value_and_grad(theta)
+            if not np.isfinite(value):
+                return 0.0
+        # Where values no longer tell, the gradient has to fall.
+        before = self.norm
+        if -slope <= allowance and not np.abs(gradient).max() < FLAT * before:
+            self.stalled = True
+            if not np.abs(gradient).max() < before:
+                return 0.0
+        self.arrive(theta, value, gradient)
+        return t
+
+    def is_at_rounding(self) -> bool:
+        """Tell whether the gradient is what rounding the parameters makes of 0."""
+        moved = self.objective.hvp(self.theta, self.theta)
+        return self.norm <= AT_ROUNDING * EPS * float(np.abs(moved).max(initial=0.0))
+
+    def end(self, why: str = "", about: str = "") -> Solution:
+        """Return where the run ended, and why."""
+        converged = self.norm <= self.gtol
+        if not self.is_finite:
+            why = "the objective or its gradient is not finite"
+        elif converged:
+            why = f"the gradient's largest entry is at most {self.gtol:.3g}"
+        elif not why and self.n_iter >= self.max_iter:
+            why = f"max_iter={self.max_iter} iterations were not enough"
+        elif not why:
+            converged = self.is_at_rounding()
+            why = "floating point ended the progress"
+            why += ", at a gradient of rounding errors" if converged else ""
+        return Solution(
+            self.theta, float(self.value), self.norm, self.n_iter, converged, why + about
+        )
+
+
+def _verdict(
+    value: float, slope: float, t: float, value0: float, slope0: float, allowance: float
+) -> int:
+    """Return 0 if a step of length t does, 1 if it is too long, -1 if it is too short."""
+    if not value <= value0 + ENOUGH * t * slope0 + allowance or not slope <= -FLAT * slope0:
+        return 1
+    return -1 if slope < FLAT * slope0 else 0
+
+
+def _search(phi: Line, value0: float, slope0: float, verdict: int) -> float:
+    """Return a step length that does, or the longest seen on which the value falls, or 0.
+
+    The verdict is that on 1. Lengths grow by 4 until one is too long; then the secant of the
+    slopes, kept within the interval, or its middle.
+    """
+    low, low_slope, high, high_slope, t = 0.0, slope0, np.inf, np.nan, 1.0
+    allowance = 4 * EPS * abs(value0)
+    with np.errstate(all="ignore"):
+        for _ in range(60):
+            value, slope = phi(t)
+            verdict = _verdict(value, slope, t, value0, slope0, allowance)
+            if verdict == 0:
+                return t
+            if verdict > 0:
+                high, high_slope = t, slope
+            else:
+                low, low_slope = t, slope
+            if high == np.inf:
+                t *= 4
+                continue
+            secant = low - low_slope * (high - low) / (high_slope - low_slope)
+            margin = 0.1 * (high - low)
+            inside = low + margin <= secant <= high - margin
+            t = secant if inside else low + 0.5 * (high - low) if low else 0.2 * high
+    return low
+
+
+def _fixed(objective: Any, hessian: Array) -> Array:
+    """Add curvature along what classes leave open: one number added to all of their outputs.
+
+    It changes no step, since the gradient has no part in that direction.
+    """
+    if objective._loss.row.of_classes:
+        n_outputs = objective._n_outputs
+        open_from = 0 if not np.any(objective._l2) else objective._n_coefficients
+        for k in range(open_from, len(hessian), n_outputs):
+            block = hessian[k : k + n_outputs, k : k + n_outputs]
+            block += np.trace(block)
+    return hessian
+
+
+def _newton_step(hessian: Array, gradient: Array, shift: float) -> tuple[Array | None, float]:
+    """Return the step that solves for a zero gradient, and by what the Hessian had to be shifted.
+
+    The shift is of the Hessian scaled so that its diagonal is 1.
+    """
+    if not np.isfinite(hessian).all():
+        return None, 0.0
+    diagonal = np.diagonal(hessian)
+    scale = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    scaled = hessian * scale * scale[:, None]
+    n = len(gradient)
+    while True:
+        shifted = scaled + shift * np.eye(n) if shift else scaled
+        try:
+            factor = np.linalg.cholesky(shifted)
+            if np.diagonal(factor).min(initial=1.0) ** 2 > 4 * n * EPS:
+                break
+        except np.linalg.LinAlgError:
+            pass
+        shift = max(LEAST_SHIFT, 100 * shift)
+    return -scale * _solve(factor, scale * gradient), shift
+
+
+def _solve(factor: Array, right: Array) -> Array:
+    """Solve L L^T x = right."""
+    try:
+        from scipy.linalg import cho_solve  # noqa: PLC0415  an optional dependency
+    except ImportError:
+        return np.linalg.solve(factor.T, np.linalg.solve(factor, right))
+    solved: Array = cho_solve((factor, True), right)
+    return solved
+
+
+def _conjugate_gradients(
+    product: Callable[[Array], Array], gradient: Array, forcing: float
+) -> Array:
+    """Return a step along which the objective falls; a product at a time."""
+    step = np.zeros_like(gradient)
+    residual, direction = gradient.copy(), -gradient
+    square = float(residual @ residual)
+    goal = forcing**2 * square
+    for _ in range(2 * len(gradient) + 10):
+        moved = product(direction)
+        curvature = float(direction @ moved)
+        if not curvature > EPS * float(direction @ direction) * 1e-4:
+            return step if step.any() else direction
+        alpha = square / curvature
+        step += alpha * direction
+        residual += alpha * moved
+        last, square = square, float(residual @ residual)
+        if square <= goal:
+            break
+        direction = (square / last) * direction - residual
+    return step
+
+
+def _hessian(objective: Any, theta: Array) -> Array:
+    """Return the Hessian, a product at a time."""
+    return np.stack([objective.hvp(theta, unit) for unit in np.eye(len(theta))])
+
+
+def _line(objective: Any, theta: Array, direction: Array) -> Line:
+    """Return ``phi(t)``, value and slope of the objective along a line."""
+
+    def phi(t: float) -> tuple[float, float]:
+        value, gradient = objective.value_and_grad(theta + t * direction)
+        return value, float(gradient @ direction)
+
+    return phi
