@@ -288,6 +288,7 @@ def _loss_variants(kind: str, method: str) -> Iterator[Variant]:
     yield "X in F order", "option", arguments(np.asfortranarray(X), y, w, b), {}
     weights = {"sample_weight": np.linspace(0.5, 1.5, SAMPLES)}
     yield "sample_weight=", "option", args, weights
+    yield "offset=", "option", args, {"offset": np.linspace(-0.5, 0.5, SAMPLES)}
     if method != "partial":
         yield "reduction=", "option", args, {"reduction": "sum"}
         yield "sample_weight=, reduction=", "option", args, {**weights, "reduction": "sum"}
@@ -317,6 +318,7 @@ def objectives() -> Iterator[Call]:
             "": {},
             "l2=": {"l2": 0.1},
             "sample_weight=": {"sample_weight": np.linspace(0.5, 1.5, SAMPLES)},
+            "offset=": {"offset": np.linspace(-0.5, 0.5, SAMPLES)},
             "fit_intercept=": {"fit_intercept": False},
         }
         for way, options in ways.items():

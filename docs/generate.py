@@ -304,9 +304,10 @@ number of threads. `w` has shape `(D,)`, or `(D, K)` for `K` outputs; `b` may be
 | `pointwise.derivative(z, y)`, `pointwise.second_derivative(z, y)` | its derivatives by `z` |
 | `pointwise.vjp(z, y, g)` | `g` times the derivative, in the shape of `z` |
 
-The first six take `sample_weight`, and all but `partial` take `reduction="mean"` or `"sum"`. A part
-of a direction that is None is zero. `z` and `y` have one shape, but for labels, which lack the axis
-of the classes; `g` has that of the result, behind the axes of a stack. A Python number fills.
+The first six take `sample_weight` and `offset`, and all but `partial` take `reduction="mean"` or
+`"sum"`. A part of a direction that is None is zero. `z` and `y` have one shape, but for labels,
+which lack the axis of the classes; `g` has that of the result, behind the axes of a stack. A Python
+number fills.
 Formulas are written as Python; in those of classes, k counts the outputs of a sample. At a kink the
 derivative is the formula's. A target outside its domain is an error that names the first such row.
 

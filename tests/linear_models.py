@@ -2,9 +2,9 @@
 
 A loss's formulas are those that its row states, over a vocabulary that is mpmath for single numbers
 and NumPy's long double for arrays; none of the library's functions is used. Every bound follows
-from three rules: a prediction errs by at most (D + 2) u (|X||w| + |b|), a pointwise function by the
-ULP promised, and a sum of float64 terms over blocks of `BLOCK` rows merged as a tree by (rows in a
-block + levels + 8) u times the sum of the terms' magnitudes.
+from three rules: a prediction errs by at most (D + 2) u (|X||w| + |b| + |offset|), a pointwise
+function by the ULP promised, and a sum of float64 terms over blocks of `BLOCK` rows merged as a
+tree by (rows in a block + levels + 8) u times the sum of the terms' magnitudes.
 """
 
 from __future__ import annotations
@@ -379,6 +379,7 @@ def exact(
     sample_weight: Any = None,
     v: tuple[Any, Any] | None = None,
     *,
+    offset: Any = None,
     terms: int | None = None,
 ) -> Exact:
     """Return every sum in long double, undivided, with its error bound.
@@ -392,9 +393,10 @@ def exact(
     B = np.broadcast_to(_wide(0 if b is None else b), (k,))
     V = np.zeros_like(W) if v is None else _wide(v[0]).reshape(d, k)
     VB = np.broadcast_to(_wide(0 if v is None or v[1] is None else v[1]), (k,))
+    added = np.zeros((n, 1)) if offset is None else _wide(offset).reshape(n, -1)
     size = np.abs(X)
     spread = ((d if terms is None else terms) + 2) * U
-    z, dz = X @ W + B, spread * (size @ np.abs(W) + np.abs(B))
+    z, dz = X @ W + B + added, spread * (size @ np.abs(W) + np.abs(B) + np.abs(added))
     u, du = X @ V + VB, spread * (size @ np.abs(V) + np.abs(VB))
     y = np.asarray(y) if case.coupled and case.labels else _wide(y)
     y = y if case.coupled else y.reshape(n, k)
@@ -496,6 +498,7 @@ def judge(
     sample_weight: Any = None,
     v: tuple[Any, Any] | None = None,
     *,
+    offset: Any = None,
     dense: Any = None,
     terms: int | None = None,
     reduction: str = "mean",
@@ -512,9 +515,9 @@ def judge(
     v = v or (np.ones(np.shape(w)), None if b is None else np.ones(np.shape(b)))
     v = (v[0], None if b is None else v[1])
     n = len(dense)
-    sums = sums or exact(case, dense, y, w, b, sample_weight, v, terms=terms)
+    sums = sums or exact(case, dense, y, w, b, sample_weight, v, offset=offset, terms=terms)
     right = divided(sums, n, sample_weight, reduction)
-    options = {"sample_weight": sample_weight, "reduction": reduction}
+    options = {"sample_weight": sample_weight, "offset": offset, "reduction": reduction}
 
     result = loss.value_and_grad(X, y, w, b, **options)
     value, (gw, gb) = result

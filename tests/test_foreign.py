@@ -321,8 +321,12 @@ MEET = {
     "softmax.vjp": lambda P: P.softmax.vjp(STRAIGHT, SHUFFLED),
     "hinge.value": lambda P: P.hinge.value(pd.DataFrame(X, LABELS), SHUFFLED, W),
     "hinge.grad": lambda P: P.hinge.grad(X, STRAIGHT, W, None, SHUFFLED),
+    "hinge.curvature": lambda P: P.hinge.curvature(X, STRAIGHT, W, offset=SHUFFLED),
     "hinge.pointwise": lambda P: P.hinge.pointwise(STRAIGHT, SHUFFLED),
     "LinearObjective": lambda P: pb.LinearObjective(pd.DataFrame(X, LABELS), SHUFFLED, P.hinge),
+    "LinearObjective.predict": lambda P: pb.LinearObjective(X, 2 * Y - 1, P.hinge).predict(
+        pd.DataFrame(X, LABELS), np.zeros(3), SHUFFLED
+    ),
 }
 
 
@@ -447,29 +451,33 @@ def lazy(array: Any) -> Any:
 
 # What takes X, y and weights, from a backend's losses.
 TAKES_DATA: dict[str, Callable[..., Any]] = {
-    "LinearObjective": lambda P, X, y, s: pb.LinearObjective(X, y, P.logistic, 0.0, s),
-    "LinearObjective: chunk 0": lambda P, X, y, s: pb.LinearObjective([(X, y, s)], loss=P.logistic),
-    "logistic.value": lambda P, X, y, s: P.logistic.value(X, y, W, None, s),
-    "logistic.grad": lambda P, X, y, s: P.logistic.grad(X, y, W, None, s),
-    "logistic.value_and_grad": lambda P, X, y, s: P.logistic.value_and_grad(X, y, W, None, s),
-    "logistic.hvp": lambda P, X, y, s: P.logistic.hvp(X, y, W, None, (W, None), sample_weight=s),
-    "logistic.curvature": lambda P, X, y, s: P.logistic.curvature(X, y, W, sample_weight=s),
-    "logistic.partial": lambda P, X, y, s: P.logistic.partial(X, y, W, sample_weight=s),
+    "LinearObjective": lambda P, X, y, s, o: pb.LinearObjective(X, y, P.logistic, 0.0, s, offset=o),
+    "LinearObjective: chunk 0": lambda P, *data: pb.LinearObjective([data], loss=P.logistic),
+    "logistic.hvp": lambda P, X, y, s, o: P.logistic.hvp(
+        X, y, W, None, (W, None), sample_weight=s, offset=o
+    ),
+    **{
+        f"logistic.{method}": lambda P, X, y, s, o, method=method: getattr(P.logistic, method)(
+            X, y, W, sample_weight=s, offset=o
+        )
+        for method in ("value", "grad", "value_and_grad", "curvature", "partial")
+    },
 }
 
 
 @backends
 @pytest.mark.parametrize("op", TAKES_DATA)
 def test_data_that_dask_would_compute(op: str, primitives: Any) -> None:
-    call, names = TAKES_DATA[op], ("X", "y", "sample_weight")
+    call, names = TAKES_DATA[op], ("X", "y", "sample_weight", "offset")
     for k, name in enumerate(names):
-        for found in (lazy((X, Y, Y)[k]), dask.delayed((X, Y, Y)[k]), Graph({})):
-            given = [X, Y, Y]
+        data = [X, Y, Y, Y]
+        for found in (lazy(data[k]), dask.delayed(data[k]), Graph({})):
+            given = data.copy()
             given[k] = found
             message = rf"^{op}: {name} is a Dask collection.*\(X\.blocks\[i\]\.compute\(\), "
             with pytest.raises(TypeError, match=message):
                 call(primitives, *given)
-    call(primitives, X, Graph(None), Y)
+    call(primitives, X, Graph(None), Y, Y)
 
 
 @backends
@@ -583,6 +591,8 @@ def test_objectives_travel(how: str, primitives: Any) -> None:
         pb.LinearObjective(sp.csr_array(X), Y, P.huber(2.0), l2=0.25),
         pb.LinearObjective(np.int16(X), Y.tolist(), P.squared_error),
         pb.LinearObjective([(X, Y), (X, Y, [1.0, 1, 2])], loss=P.squared_error),
+        pb.LinearObjective(X, Y, P.logistic, offset=[0.25, 0.5, 1.0]),
+        pb.LinearObjective([(X, Y), (X, Y, None, [1.0, 1, 2])], loss=P.squared_error),
     ):
         objective.hvp(theta, v)
         wanted = objective.value_and_grad(theta), objective.hvp(theta, v)

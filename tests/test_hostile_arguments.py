@@ -38,6 +38,7 @@ PRODUCTS = {
 }
 SAMPLES = {"X": np.ones((4, 3)), "y": np.ones(4), "w": TRIPLE, "b": 0.5} | {
     "sample_weight": np.ones(4),
+    "offset": np.ones(4),
     "v": (TRIPLE, 1.0),
 }
 CLASSES = SAMPLES | {"y": np.ones(4, int), "w": np.ones((3, 2)), "v": (np.ones((3, 2)), 1.0)}
@@ -138,7 +139,22 @@ REFUSED: dict[str, list[Any]] = {
     **dict.fromkeys(("p", "ddof", "eps", "delta", "q"), NUMBER),
 }
 # What may be left out, by None.
-OPTIONAL = {"b", "sample_weight", "tA", "tB", "tX", "tW", "tb", "tu", "tv", "t", "tw", "tx", "ty"}
+OPTIONAL = {
+    "b",
+    "sample_weight",
+    "offset",
+    "tA",
+    "tB",
+    "tX",
+    "tW",
+    "tb",
+    "tu",
+    "tv",
+    "t",
+    "tw",
+    "tx",
+    "ty",
+}
 
 
 def refused(case: Case, argument: str) -> list[Any]:

@@ -75,11 +75,18 @@ SEVERAL = {"X": np.ones((100, 10)), "y": np.ones((100, 3)), "w": np.ones((10, 3)
         (LINEAR, {"sample_weight": np.ones(99)}, r"sample_weight has shape \(99,\)"),
         (LINEAR, {"sample_weight": np.ones((100, 1))}, r"sample_weight has shape \(100, 1\)"),
         (LINEAR, {"sample_weight": 1.0}, r"sample_weight has shape \(\)"),
+        (LINEAR, {"offset": np.ones(99)}, r"offset has shape \(99,\).*\(100, 10\) needs \(100,\)"),
+        (LINEAR, {"offset": np.ones((100, 1))}, r"offset has shape \(100, 1\).*needs \(100,\) for"),
+        (LINEAR, {"offset": np.ones((10, 100))}, r"offset has shape \(10, 100\)"),
+        (LINEAR, {"offset": 1.0}, r"offset has shape \(\)"),
         (SEVERAL, {"w": np.ones((9, 3))}, r"w has shape \(9, 3\).*\(100, 10\)"),
         (SEVERAL, {"y": np.ones((100, 2))}, r"y has shape \(100, 2\)"),
         (SEVERAL, {"y": np.ones(100)}, r"y has shape \(100,\)"),
         (SEVERAL, {"b": np.ones(2)}, r"b has shape \(2,\)"),
         (SEVERAL, {"b": np.ones((1, 3))}, r"b has shape \(1, 3\)"),
+        (SEVERAL, {"offset": np.ones(3)}, r"offset has shape \(3,\)"),
+        (SEVERAL, {"offset": np.ones((100, 2))}, r"offset has.*needs \(100,\) or \(100, 3\) for"),
+        (SEVERAL, {"offset": np.ones((100, 3, 1))}, r"offset has shape \(100, 3, 1\)"),
     ],
 )
 def test_shapes(
@@ -153,10 +160,10 @@ def test_a_tangent_is_needed(primitives: Any) -> None:
 
 @backends
 @methods
-@pytest.mark.parametrize("name", ["X", "y", "w", "b", "sample_weight"])
+@pytest.mark.parametrize("name", ["X", "y", "w", "b", "sample_weight", "offset"])
 def test_types(method: str, name: str, primitives: Any) -> None:
     for case in (Case("relu_mse"), LOGISTIC, Case("softmax_cross_entropy")):
-        arguments = given(case, 12, 3) | {"sample_weight": np.ones(12)}
+        arguments = given(case, 12, 3) | {"sample_weight": np.ones(12), "offset": np.ones(12)}
         for dtype in (complex, np.complex64, object, np.longdouble, str, "M8[D]"):
             wrong = np.zeros(np.shape(arguments[name]), np.int64).astype(dtype)
             with pytest.raises(

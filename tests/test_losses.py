@@ -407,6 +407,81 @@ def test_kinds_of_weights(case: Case) -> None:
     assert_same_leaves(loss.value_and_grad(*m.operands, None), unweighted)
 
 
+# --- offsets --------------------------------------------------------------------------------------
+
+
+@backends
+@cases
+def test_offsets(case: Case, primitives: Any) -> None:
+    """For each row, or each row and output, of any kind; the same number everywhere is b."""
+    for n, d, k, dtype in (
+        (9, 3, None, "f4"),
+        (530, 5, None, "f8"),
+        (41, 0, 1, "f8"),
+        (30, 9, 3, "f4"),
+    ):
+        if case.coupled and k == 1:
+            continue
+        m = model(case, n, d, np.dtype(dtype), k)
+        rng = np.random.default_rng([n, d])
+        by_row, by_output = rng.normal(size=n), rng.normal(size=(n, *m.w.shape[1:]))
+        for i, offset in enumerate(
+            (
+                by_row,
+                by_output,
+                by_row.astype("f4"),
+                np.repeat(by_output.astype("f4"), 2, axis=0)[::2],
+                np.asfortranarray(by_output),
+                np.rint(by_row).astype(np.int8).tolist(),
+                np.rint(by_output).astype(">i2"),
+            )
+        ):
+            weights = m.sample_weight if i % 2 else None
+            reduction = ("mean", "sum")[i % 3 == 1]
+            b = m.b if i % 3 else None
+            judge(
+                case,
+                m.X,
+                m.y,
+                m.w,
+                b,
+                weights,
+                m.v,
+                offset=offset,
+                reduction=reduction,
+                primitives=primitives,
+            )
+            options = {"sample_weight": weights, "offset": offset, "reduction": reduction}
+            sums = exact(case, m.X, m.y, m.w, b, weights, offset=offset)
+            gX = case.of(primitives).grad(m.X, m.y, m.w, b, **options, wrt="X")
+            assert_within(gX, divided(sums, n, weights, reduction).gX)
+            del options["reduction"]
+            parts = case.of(primitives).partial(m.X, m.y, m.w, b, **options)
+            assert_within(parts.loss, sums.value)
+            assert_within(parts.gw, sums.gw)
+
+
+@backends
+@cases
+def test_offsets_of_weight_0(case: Case, primitives: Any) -> None:
+    """Count nothing, whatever they are; of others the row is what its prediction makes it."""
+    for n, k in ((9, None), (530, None), (21, 3)):
+        m = model(case, n, 4, np.float64, k)
+        offset, weights = np.random.default_rng(n).normal(size=(n, *m.w.shape[1:])), m.sample_weight
+        sums = exact(case, *m.operands, weights, m.v, offset=offset)
+        offset[weights == 0] = math.nan
+        options = {"sample_weight": weights, "offset": offset, "reduction": "sum"}
+        loss = case.of(primitives)
+        value, (gX, gw, gb) = loss.value_and_grad(*m.operands, **options, wrt=("X", "w", "b"))
+        hw, hb = loss.hvp(*m.operands, m.v, **options)
+        c = loss.curvature(*m.operands, **options)
+        for field, actual in zip(sums._fields, (value, gw, gb, gX, c, hw, hb), strict=True):
+            assert_within(actual, getattr(sums, field), field)
+        for sample_weight in (None, np.ones(n)):
+            given = {**options, "sample_weight": sample_weight}
+            assert math.isnan(loss.value(*m.operands, **given)) == (weights == 0).any()
+
+
 # --- wrt ------------------------------------------------------------------------------------------
 
 
@@ -883,7 +958,8 @@ def test_arguments_are_not_written_and_results_are_new(case: Case, primitives: A
         before = [a.copy() for a in given]
         first = loss.value_and_grad(m.X, m.y, m.w, b, m.sample_weight, wrt=("X", "w", "b"))
         again = loss.value_and_grad(m.X, m.y, m.w, b, m.sample_weight, wrt=("X", "w", "b"))
-        products = loss.hvp(m.X, m.y, m.w, b, v, sample_weight=m.sample_weight)
+        some = {"sample_weight": m.sample_weight, "offset": m.sample_weight}
+        products = loss.hvp(m.X, m.y, m.w, b, v, **some)
         c = loss.curvature(m.X, m.y, m.w, b)
         sums = loss.partial(m.X, m.y, m.w, b).finish()[1]
         for a, copied in zip(given, before, strict=True):
@@ -908,6 +984,8 @@ def test_no_reference_is_lost_or_kept(case: Case) -> None:
         loss.value_and_grad(m.X, m.y, m.w, b)
         loss.value(X=m.X, y=m.y, w=m.w, b=b, sample_weight=weights)
         loss.value_and_grad(m.X[:, ::-1], m.y, m.w, b, weights)
+        loss.value_and_grad(m.X, m.y, m.w, b, offset=weights)
+        loss.value_and_grad(m.X, m.y, m.w, b, offset=weights[::-1])
         loss.grad(m.X, m.y, m.w, b, wrt="X")
         loss.hvp(m.X, m.y, m.w, b, v)
         loss.curvature(m.X, m.y, m.w, b)
@@ -915,6 +993,8 @@ def test_no_reference_is_lost_or_kept(case: Case) -> None:
             loss.value_and_grad(m.X, m.y, m.w[1:], b)
         with pytest.raises(ValueError, match="sample_weight"):
             loss.value_and_grad(m.X, m.y, m.w, b, -1 - weights)
+        with pytest.raises(ValueError, match="offset"):
+            loss.value_and_grad(m.X, m.y, m.w, b, offset=weights[1:])
 
     calls()
     counts = [sys.getrefcount(thing) for thing in things]

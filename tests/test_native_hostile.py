@@ -81,13 +81,13 @@ ROWS, VALUES = np.ones((2, 3, 4)), np.ones((2, 4))
 VECTOR, SQUARE = np.ones(3), np.ones((2, 2))
 X, W, B, Y = np.ones((4, 3)), np.ones((3, 1)), np.ones(1), np.ones(4)
 I4 = np.array([0, 1, 2], np.int32)
-OBJECTIVE = ("logistic", 0.0, X, Y, Y, 4, 3, 0.5, 1, True, False, None)
+OBJECTIVE = ("logistic", 0.0, X, Y, Y, Y, 4, 3, 0.5, 1, True, False, None)
 THETA = np.ones(4)
 OBJECTIVE_METHODS: list[tuple[str, str, tuple[Any, ...]]] = [
     *((method, "theta", (THETA,)) for method in ("value", "grad", "value_and_grad", "unpack")),
     *(
         ("hvp", "theta, v", (THETA, THETA)),
-        ("predict", "X, theta", (X, THETA)),
+        ("predict", "X, theta, offset=None", (X, THETA, Y)),
         ("initial", "", ()),
     ),
 ]
@@ -124,7 +124,7 @@ def jacobians() -> Iterator[Any]:
 def functions() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
     """Yield functions, and arguments that each of them takes."""
     N, target = native, native.active_target()
-    sums = ("relu_mse", 0.0, X, Y, W, B, Y, "gradient", (W, B), np.ones((4, 1)), X.copy(), 1.0)
+    sums = ("relu_mse", 0.0, X, Y, W, B, Y, Y, "gradient", (W, B), np.ones((4, 1)), X.copy(), 1.0)
     yield "loss_sums", N.loss_sums, sums
     yield "loss_pointwise", N.loss_pointwise, ("huber", 1.0, Y, Y, 1)
     yield "softmax_hessians", N.softmax_hessians, (F8, np.ones(2))
@@ -208,10 +208,10 @@ def made() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
     yield "tanh.jacobian", jacobian, (F8,)
     sums = (pb.PartialSums, "'title'")
     for loss, y, w in (("relu_mse", Y, VECTOR), ("softmax_cross_entropy", Y.astype(int), X[:3])):
-        fallback = refusing("X, y, w, b=None, v=None, sample_weight=None, out=None, axis=None")
+        fallback = refusing("X, y, w, b=None, v=None, sample_weight=None, out=None, offset=None")
         for method in ("value", "grad", "value_and_grad", "curvature", "partial"):
             made_of = N.loss_method(loss, 0.0, method, sums, fallback)
-            yield f"{loss}.{method}", made_of, (X, y, w, None, None, Y, None)
+            yield f"{loss}.{method}", made_of, (X, y, w, None, None, Y, None, Y)
         fallback = refusing("X, y, w, b, v, reduction='mean', wrt=None")
         direction = (w, None)
         product = N.loss_method(loss, 0.0, "hvp", None, fallback)

@@ -43,7 +43,7 @@ KINDS: dict[str, Callable[[], Any]] = {
         "huber", 1.5, "partial", (pb.PartialSums, "title"), nothing
     ),
     "an objective": lambda: native.objective_method(
-        *("logistic", 0.0, X, Y, None, 4, 3, 0.5, 1, True, False, pb.sigmoid, "hvp"), nothing
+        *("logistic", 0.0, X, Y, None, None, 4, 3, 0.5, 1, True, False, pb.sigmoid, "hvp"), nothing
     ),
     "pb.LinearObjective": lambda: pb.LinearObjective(X, Y, pb.relu_mse),
     "an objective that its data lead back to": lambda: leading_back(),

@@ -448,15 +448,20 @@ def test_losses(case: Case, k: int | None) -> None:
     forms += [whole.astype(int)[::-1], np.repeat(np.repeat(m.X, 2, 0), 2, 1)[::2, ::2], whole > 0]
     weights = [None, EIGHTHS[:40], np.ones(40, int), EIGHTHS[:40].astype("f4")]
     parameters = [m.w, m.w.astype("f4"), np.rint(m.w).astype(int), m.w.astype("f2"), m.w[::-1]]
+    each_output = rng.standard_normal(m.y.shape if not case.labels else (40, 3))
+    given_offsets = [None, m.X[:, 0], each_output, each_output.astype("f4"), EIGHTHS[:40].tolist()]
+    given_offsets += [m.X[:, 1].astype("f2"), np.rint(each_output).astype(int)]
+    offsets = itertools.cycle([*given_offsets, None, None, each_output[::-1]])
     # Some of all that can meet; each with each over the losses.
     together = list(itertools.product(forms, targets, biases, weights, parameters))
     for X, y, b, weight, w in together[len(case.id) % 97 :: 97]:
         args = (X, y, w, b)
-        both = [{"sample_weight": weight, "reduction": r} for r in ("mean", "sum")]
+        row = {"sample_weight": weight, "offset": next(offsets)}
+        both = [{**row, "reduction": r} for r in ("mean", "sum")]
         given = [(args, g) for g in both]
         judge(loss.value, iter(given), outs=False)
         judge(loss.curvature, iter(given), outs=False)
-        parts = [method(*args, sample_weight=weight) for method in both_ways(loss.partial)]
+        parts = [method(*args, **row) for method in both_ways(loss.partial)]
         fields = type(parts[0]).__slots__
         assert bits(tuple(getattr(parts[0], f) for f in fields)) == bits(
             tuple(getattr(parts[1], f) for f in fields)
@@ -638,14 +643,16 @@ def test_objectives(case: Case) -> None:
     m = model(case, 50, 3)
     X, y = m.X, m.y
     for weights, l2, intercept in itertools.product((None, EIGHTHS), (0, 0.3), (0, 1)):
+        offset = -EIGHTHS if l2 == 0 else None
         options: dict[str, Any] = {
             "sample_weight": weights,
             "l2": l2,
             "fit_intercept": bool(intercept),
+            "offset": offset,
         }
         ours = pb.LinearObjective(X, y, loss, **options)
         by_chunks = pb.LinearObjective(
-            [(X, y)] if weights is None else [(X, y, weights)],
+            [(X, y, weights, offset)],
             None,
             loss,
             l2=l2,
@@ -665,6 +672,13 @@ def test_objectives(case: Case) -> None:
         for new in (*forms, whole, whole.tolist(), X[::2], X[:0], np.rint(X).astype(np.int8)):
             judge(ours.predict, iter([((new, theta), {}), ((new, theta.tolist()), {})]), outs=False)
             assert bits(ours.predict(new, theta)) == bits(by_chunks.predict(new, theta))
+            added = EIGHTHS[: len(ours.predict(new, theta))]
+            for given in (added, added.astype("f4"), added[::-1], added.tolist()):
+                judge(
+                    ours.predict,
+                    iter([((new, theta, given), {}), ((new, theta), {"offset": given})]),
+                    outs=False,
+                )
         judge(ours.unpack, iter([((theta,), {}), ((theta.astype("f4").tolist(),), {})]), outs=False)
 
 

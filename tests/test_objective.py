@@ -57,7 +57,8 @@ def judge(
 ) -> None:
     """Check value, gradient and Hessian product against long double sums plus the penalty."""
     n, d = X.shape
-    l2, weights = given.get("l2", 0.0), given.get("sample_weight")
+    l2, weights, offset = (given.get(name) for name in ("l2", "sample_weight", "offset"))
+    l2 = l2 or 0.0
     intercept = given.get("fit_intercept", True)
     size = d * (k or 1)
     w = theta[:size].reshape((d,) if k is None else (d, k))
@@ -65,7 +66,8 @@ def judge(
     t = np.random.default_rng(5).normal(size=theta.size)
     vw = t[:size].reshape(w.shape)
     vb = (t[size:] if k else t[size]) if intercept else None
-    right: Exact = divided(exact(case, X, y, w, b, weights, (vw, vb)), n, weights, "mean")
+    sums = exact(case, X, y, w, b, weights, (vw, vb), offset=offset)
+    right: Exact = divided(sums, n, weights, "mean")
     wide = theta[:size].astype(np.longdouble)
     penalty = l2 / 2 * (wide @ wide)
     value, gradient = objective.value_and_grad(theta)
@@ -119,6 +121,7 @@ def test_value_gradient_and_hessian_product(case: Case, k: int | None) -> None:
                 "l2": l2,
                 "sample_weight": m.sample_weight if weighted else None,
                 "fit_intercept": intercept,
+                "offset": m.sample_weight if weighted == intercept else None,
             }
             objective = pb.LinearObjective(m.X, m.y, loss=case.of(), **options)
             theta = theta_of(m.w, m.b if intercept else None)
@@ -417,8 +420,10 @@ def zeros_and_ones(loss: str, argument: str, kind: str) -> dict[str, Any]:
     """Return data of which one argument is of a kind, and which every loss takes."""
     rng = np.random.default_rng(7)
     data = {"X": rng.integers(0, 2, (60, 4)), "y": rng.integers(0, 2, 60)}
-    data["sample_weight"] = rng.integers(0, 2, 60)
-    if loss != "softmax_cross_entropy":
+    data["sample_weight"], data["offset"] = rng.integers(0, 2, (2, 60))
+    if loss == "softmax_cross_entropy":  # which what all classes have in common does not change
+        data["offset"] = rng.integers(0, 2, (60, 2))
+    else:
         data["y"] = data["y"].astype(float)
     return {**data, argument: MATRICES[kind](data[argument])}
 
@@ -426,7 +431,12 @@ def zeros_and_ones(loss: str, argument: str, kind: str) -> dict[str, Any]:
 LIVE = [
     (loss, argument, kind)
     for loss in ("relu_mse", "softmax_cross_entropy")
-    for argument, kinds in (("X", MATRICES), ("y", ARRAYS), ("sample_weight", ARRAYS))
+    for argument, kinds in (
+        ("X", MATRICES),
+        ("y", ARRAYS),
+        ("sample_weight", ARRAYS),
+        ("offset", ARRAYS),
+    )
     for kind in kinds
     if argument != "y" or loss != "softmax_cross_entropy" or kind in {"int64", "int8", "bool"}
 ]
@@ -480,6 +490,7 @@ def test_copies_answer_for_themselves(how: str, primitives: Any) -> None:
         ("X", "CSR"),
         ("y", "int8"),
         ("sample_weight", "bool"),
+        ("offset", "float64"),
     ):
         data = zeros_and_ones("relu_mse", argument, kind)
         objective = pb.LinearObjective(loss=primitives.relu_mse, **data)
@@ -719,6 +730,9 @@ def test_arguments_are_checked_at_once() -> None:
     ):
         with pytest.raises(error, match=message):
             at_zero(*arguments)
+    for offset in (np.ones(29), m.X, 1.0):
+        with pytest.raises(ValueError, match=r"LinearObjective: offset has shape"):
+            pb.LinearObjective(m.X, m.y, pb.logistic, offset=offset)
 
 
 def test_there_is_no_default_loss() -> None:
@@ -823,6 +837,13 @@ def test_predict(case: Case) -> None:
             assert actual.shape == ((700,) if k is None else (700, 3))
             assert actual.dtype == np.float64
             np.testing.assert_allclose(actual, wanted.astype(float), rtol=1e-13, atol=1e-14)
+        by_row = objective.predict(new, theta - theta_of(m.w, 0 * m.b), np.full(700, 0.5))
+        np.testing.assert_allclose(by_row, objective.predict(0 * new, theta + 0.5), rtol=1e-13)
+        by_output = objective.predict(0 * new, 0 * theta, z.astype(float))
+        np.testing.assert_allclose(by_output, wanted.astype(float), rtol=1e-13, atol=1e-14)
+        for wrong in (new, new[1:, 0], 1.0):
+            with pytest.raises(ValueError, match=r"LinearObjective\.predict: offset has shape"):
+                objective.predict(new, theta, wrong)
         assert objective.predict(new[:0], theta).shape == ((0,) if k is None else (0, 3))
         with pytest.raises(ValueError, match=r"LinearObjective\.predict: X has shape \(9, 4\)"):
             objective.predict(np.ones((9, 4)), theta)
@@ -881,11 +902,21 @@ def test_chunks_equal_the_whole(case: Case, split: str, weighted: bool) -> None:
     weights = m.sample_weight if weighted else None
     columns = (m.X, m.y, weights) if weighted else (m.X, m.y)
     chunks = [tuple(a[i:j] for a in columns) for i, j in itertools.pairwise(SPLITS[split])]
+    offset = None
+    if split == "ragged":
+        offset, ends = (
+            m.X[:, 0] if weighted else np.resize(m.X, m.y.shape),
+            itertools.pairwise(SPLITS[split]),
+        )
+        chunks = [
+            (*(*chunk, None)[:3], offset[i:j]) for chunk, (i, j) in zip(chunks, ends, strict=True)
+        ]
     theta = theta_of(m.w, m.b)
     for source in (chunks, tuple(chunks), lambda: iter(chunks), lambda: (c for c in chunks)):
         objective = pb.LinearObjective(source, loss=case.of(), l2=0.5, n_outputs=k)
-        judge(objective, case, m.X, m.y, theta, k, l2=0.5, sample_weight=weights)
-        judge(objective, case, m.X, m.y, theta + 0.125, k, l2=0.5, sample_weight=weights)
+        options = {"l2": 0.5, "sample_weight": weights, "offset": offset}
+        judge(objective, case, m.X, m.y, theta, k, **options)
+        judge(objective, case, m.X, m.y, theta + 0.125, k, **options)
 
 
 def test_chunks_of_different_layouts() -> None:
@@ -967,13 +998,17 @@ def test_wrong_chunks() -> None:
         ([good, (m.X, m.y, -1 - m.sample_weight)], ValueError, r"sample_weight\[0\]"),
         ([good, (m.X, bad_y)], ValueError, r"y\[4\] is 2"),
         ([(m.X,)], (TypeError, ValueError), r"chunk|\(X, y"),
-        ([(m.X, m.y, None, None)], (TypeError, ValueError), r"chunk|\(X, y"),
+        ([(m.X, m.y, None, None, None)], (TypeError, ValueError), r"chunk|\(X, y"),
+        ([good, (m.X, m.y, None, m.y[1:])], ValueError, r"chunk 1: offset has shape \(29,\)"),
+        ([good, (m.X, m.y, None, m.X)], ValueError, r"chunk 1: offset has shape \(30, 5\)"),
         ([3.5], (TypeError, ValueError), r"chunk|\(X, y"),
     ):
         with pytest.raises(error, match=message):
             at_zero(source, loss=pb.logistic)
     with pytest.raises((TypeError, ValueError), match=r"sample_weight"):
         pb.LinearObjective([good], None, pb.logistic, 0.0, np.ones(30))
+    with pytest.raises(TypeError, match=r"offset of chunks is part of them"):
+        pb.LinearObjective([good], None, pb.logistic, offset=np.ones(30))
     with pytest.raises((TypeError, ValueError), match=r"LinearObjective: .*\b[Xy]\b"):
         pb.LinearObjective(lambda: iter([good]), m.y, pb.logistic)
 

@@ -111,7 +111,7 @@ def test_an_entry_is_lost_or_listed_twice(form: str, index: Any) -> None:
 
     def loss(indptr: Any) -> Any:
         design = (form, data, indices, indptr, X.shape)
-        given = ("squared_error", 0.0, design, y, w, b, None)
+        given = ("squared_error", 0.0, design, y, w, b, None, None)
         return native.loss_sums(*given, "gradient", None, None, None, 1.0)
 
     assert np.isfinite(loss(X.indptr)[0])

@@ -144,7 +144,8 @@ bool DenseDesign(PyObject* object, Design& X) {
   return true;
 }
 
-const char* ReadSamples(PyObject* X, PyObject* y, PyObject* weight, LinearProblem& problem) {
+const char* ReadSamples(PyObject* X, PyObject* y, PyObject* weight, PyObject* offset,
+                        LinearProblem& problem) {
   if (!(PyTuple_Check(X) ? EngineSparse(X, problem.X) : DenseDesign(X, problem.X))) return "X";
   const size_t rows = problem.X.rows;
   if (y != nullptr) {
@@ -159,9 +160,15 @@ const char* ReadSamples(PyObject* X, PyObject* y, PyObject* weight, LinearProble
     }
     problem.y = DataOf(y);
   }
-  if (weight == Py_None) return nullptr;
-  if (!IsBlock(weight, NPY_DOUBLE, rows)) return "sample_weight";
-  problem.weight = static_cast<const double*>(DataOf(weight));
+  if (weight != Py_None) {
+    if (!IsBlock(weight, NPY_DOUBLE, rows)) return "sample_weight";
+    problem.weight = static_cast<const double*>(DataOf(weight));
+  }
+  if (offset != Py_None) {
+    problem.offset_by_output = IsBlock(offset, NPY_DOUBLE, rows * problem.outputs);
+    if (!problem.offset_by_output && !IsBlock(offset, NPY_DOUBLE, rows)) return "offset";
+    problem.offset = static_cast<const double*>(DataOf(offset));
+  }
   return nullptr;
 }
 
@@ -233,6 +240,19 @@ bool UserTargets::Take(PyObject* y, PyObject* weight, std::optional<npy_intp> ou
   weight_ = AsBlock(weight, NPY_DOUBLE);
   if (!weight_) return false;
   problem.weight = static_cast<const double*>(DataOf(weight_.get()));
+  return true;
+}
+
+bool UserOffset::Take(PyObject* offset, std::optional<npy_intp> outputs, LinearProblem& problem) {
+  problem.offset = nullptr;
+  if (offset == nullptr || offset == Py_None) return true;
+  if (!PyArray_CheckExact(offset)) return false;
+  const auto rows = static_cast<npy_intp>(problem.X.rows);
+  problem.offset_by_output = HasShape(offset, rows, outputs);
+  if (!problem.offset_by_output && !HasShape(offset, rows, std::nullopt)) return false;
+  offset_ = AsBlock(offset, NPY_DOUBLE);
+  if (!offset_) return false;
+  problem.offset = static_cast<const double*>(DataOf(offset_.get()));
   return true;
 }
 

@@ -56,9 +56,10 @@ constexpr TargetType TargetOf(DType dtype) {
 bool DenseDesign(PyObject* object, Design& X);
 
 // What engines take, into a problem that knows its loss and outputs: X, which is an array or
-// (format, data, indices, indptr, shape), targets unless null, and weights unless None. Returns the
-// argument that is something else, or null.
-const char* ReadSamples(PyObject* X, PyObject* y, PyObject* weight, LinearProblem& problem);
+// (format, data, indices, indptr, shape), targets unless null, weights and an offset unless None.
+// Returns the argument that is something else, or null.
+const char* ReadSamples(PyObject* X, PyObject* y, PyObject* weight, PyObject* offset,
+                        LinearProblem& problem);
 
 // A user's X, alive for as long as its kernels run.
 class UserDesign {
@@ -88,6 +89,18 @@ class UserTargets {
 
  private:
   Ref y_, weight_;
+};
+
+// A user's offset of the predictions, alive for as long as its kernels run.
+class UserOffset {
+ public:
+  // Into a problem that has its X. False, perhaps with an exception set, unless it is null, None or
+  // an array, which is copied where kernels cannot read it: (rows,), or (rows, outputs) where the
+  // outputs have an axis.
+  bool Take(PyObject* offset, std::optional<npy_intp> outputs, LinearProblem& problem);
+
+ private:
+  Ref offset_;
 };
 
 // The sum of a problem's weights, or its rows, with the bits of NumPy's sum. The GIL is held.

@@ -67,7 +67,7 @@ struct PartialSums {
 struct LossEntry : MethodEntry {
   double parameter;
   PerTarget<const LossKernels*> kernels;
-  std::optional<size_t> sample_weight_at, out_at, reduction_at, wrt_at, v_at;
+  std::optional<size_t> sample_weight_at, offset_at, out_at, reduction_at, wrt_at, v_at;
   PartialSums sums;
   bool takes_tangent = false;  // of the predictions' shape, and no cotangent
 };
@@ -231,7 +231,10 @@ class LossCall {
     w_ = AsBlock(args_[kW], TypeNumber(*w_dtype));
     problem_.loss = &kernels_;
     PyObject* const weight = ArgumentAt(args_, entry_.sample_weight_at);
-    if (!w_ || !targets_.Take(args_[kY], weight, axis_, problem_)) return false;
+    if (!w_ || !targets_.Take(args_[kY], weight, axis_, problem_) ||
+        !offset_.Take(ArgumentAt(args_, entry_.offset_at), axis_, problem_)) {
+      return false;
+    }
     const std::optional<bool> mean = IsMean(ArgumentAt(args_, entry_.reduction_at));
     if (!b_.Take(bias_, outputs) || !mean) return false;
     mean_ = *mean;
@@ -423,6 +426,7 @@ class LossCall {
   PyObject* bias_ = nullptr;
   UserDesign design_;
   UserTargets targets_;
+  UserOffset offset_;
   Ref w_;
   Intercepts b_;
   npy_intp rows_ = 0, outputs_ = 1;
@@ -685,6 +689,7 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
     kWeights,
     kBias,
     kSampleWeight,
+    kOffset,
     kJob,
     kV,
     kKept,
@@ -710,8 +715,9 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   const size_t outputs = problem.outputs = static_cast<size_t>(PyArray_SIZE(AsArray(args[kBias])));
   if (outputs == 0 || !IsBlock(args[kBias], NPY_DOUBLE, outputs)) return Refuse(kName, "b");
   problem.b = DoublesOf(args[kBias]);
-  const char* const bad = ReadSamples(args[kDesign], job->has_samples ? args[kTargets] : nullptr,
-                                      job->has_samples ? args[kSampleWeight] : Py_None, problem);
+  const char* const bad =
+      ReadSamples(args[kDesign], job->has_samples ? args[kTargets] : nullptr,
+                  job->has_samples ? args[kSampleWeight] : Py_None, args[kOffset], problem);
   if (bad != nullptr) return Refuse(kName, bad);
   const Design& X = problem.X;
   if (!IsBlock(args[kWeights], NPY_DOUBLE, X.cols * outputs)) return Refuse(kName, "w");
@@ -810,7 +816,8 @@ PyObject* SoftmaxHessians(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
 
 PyMethodDef kEngine[] = {
     {"loss_sums", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(LossSums)), METH_FASTCALL,
-     "loss_sums(name, parameter, X, y, w, b, sample_weight, job, v, kept, gX, scale, /)\n--\n\n"},
+     "loss_sums(name, parameter, X, y, w, b, sample_weight, offset, job, v, kept, gX, scale, "
+     "/)\n--\n\n"},
     {"loss_pointwise", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(LossPointwise)),
      METH_FASTCALL, "loss_pointwise(name, parameter, z, y, order, /)\n--\n\n"},
     {"softmax_hessians", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(SoftmaxHessians)),
@@ -834,6 +841,7 @@ PyObject* NewLossMethod(const char* loss, double parameter, const char* method, 
   entry->parameter = parameter;
   entry->kernels = RowOf(LossTables(), *row);
   entry->sample_weight_at = signature.Find("sample_weight");
+  entry->offset_at = signature.Find("offset");
   entry->out_at = signature.Find("out");
   entry->reduction_at = signature.Find("reduction");
   entry->wrt_at = signature.Find("wrt");

@@ -89,7 +89,7 @@ void RegisterPrimitives(py::module_& m) {
       py::arg("fallback"));
   m.def("objective_method", [](const py::args& args) {
     if (args.size() != kObjectiveArguments) {
-      throw py::type_error("objective_method: fourteen arguments");
+      throw py::type_error("objective_method: fifteen arguments");
     }
     return Steal(NewObjectiveMethod(&PyTuple_GET_ITEM(args.ptr(), 0)));
   });

@@ -32,7 +32,7 @@ struct Objective : MethodEntry {
   size_t parameters() const { return coefficients() + (intercept ? outputs : 0); }
 
   Kind kind;
-  std::array<Ref, 3> data;  // X, y and sample_weight
+  std::array<Ref, 4> data;  // X, y, sample_weight and offset
   PerTarget<const LossKernels*> kernels;
   PerTarget<const LossKernels*> squares;  // of the loss that `initial` fits
   double parameter, l2;
@@ -201,6 +201,7 @@ PyObject* Predict(const Objective& of, LinearProblem problem) {
   // What may run Python code comes before the first look at what it may change.
   UserDesign design;
   UserTargets targets;
+  UserOffset offset;
   if (kind != Kind::kUnpack && !design.Take(predicts ? args[0] : of.data[0].get(), problem.X)) {
     return nullptr;
   }
@@ -210,8 +211,9 @@ PyObject* Predict(const Objective& of, LinearProblem problem) {
   const double* const v = kind == Kind::kHvp ? VectorOf(direction, of) : nullptr;
   if (problem.X.cols != of.cols || (kind == Kind::kHvp && v == nullptr)) return nullptr;
   PutAt(of, theta, v, problem);
-  if (predicts) return Predict(of, problem);
   const auto outputs = of.several ? std::optional(static_cast<npy_intp>(of.outputs)) : std::nullopt;
+  if (!offset.Take(predicts ? args[2] : of.data[3].get(), outputs, problem)) return nullptr;
+  if (predicts) return Predict(of, problem);
   if (problem.X.rows != of.rows ||
       !targets.Take(of.data[1].get(), of.data[2].get(), outputs, problem)) {
     return nullptr;
@@ -243,6 +245,7 @@ PyObject* NewObjectiveMethod(PyObject* const* args) {
     kX,
     kY,
     kSampleWeight,
+    kOffset,
     kRows,
     kCols,
     kL2,

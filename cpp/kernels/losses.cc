@@ -287,13 +287,29 @@ class Sum {
     return false;
   }
 
+  void Predict(Range rows, double* z, void* state) const {
+    stages_.forward(p_.X, p_.outputs, rows, w_, b_, z, state);
+    if (HWY_UNLIKELY(p_.offset != nullptr)) AddOffset(rows, z);
+  }
+
+  HWY_NOINLINE void AddOffset(Range rows, double* HWY_RESTRICT z) const {
+    if (p_.offset_by_output || p_.outputs == 1) {
+      const double* const offset = p_.offset + rows.begin * p_.outputs;
+      for (size_t i = 0; i < rows.size() * p_.outputs; ++i) z[i] += offset[i];
+      return;
+    }
+    for (size_t r = rows.begin; r < rows.end; ++r, z += p_.outputs) {
+      for (size_t k = 0; k < p_.outputs; ++k) z[k] += p_.offset[r];
+    }
+  }
+
   void SumChunk(Range rows, void* state, Head& head, double* gw) {
     const size_t outputs = p_.outputs;
     const size_t first = rows.begin * outputs;
     double* const z = static_cast<double*>(state) + plan_.state;
     if (job_ == Job::kPredict) {
       if (!Advance(rows, state)) return;
-      stages_.forward(p_.X, outputs, rows, w_, b_, z, state);
+      Predict(rows, z, state);
       std::copy_n(z, rows.size() * outputs, p_.kept + first);
       return;
     }
@@ -337,11 +353,11 @@ class Sum {
     if (!Advance(rows, state)) return;
     // A row of weight 0 may hold what is not finite: then nor is its prediction, along v either.
     bool x_is_finite = true;
-    const auto predict = [&](const double* w, const double* b) {
-      stages_.forward(p_.X, outputs, rows, w, b, z, state);
+    const auto look = [&] {
       if (has_zero) x_is_finite = others_.all_finite(z, chunk.rows * outputs);
     };
-    predict(w_, b_);
+    Predict(rows, z, state);
+    look();
     if (plan_.steps.score) {
       SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
         ScoreChunk part = chunk;
@@ -354,7 +370,8 @@ class Sum {
       });
     }
     if (plan_.steps.curve) {
-      predict(vw_, vb_);
+      stages_.forward(p_.X, outputs, rows, vw_, vb_, z, state);
+      look();
       p_.loss->curve(chunk, curvature, z);
     }
     if (!plan_.steps.backward) return;

@@ -188,9 +188,11 @@ struct LinearProblem {
   TargetType y_type;
   const void* w;  // (cols, outputs), contiguous
   DType w_dtype;
-  const double* b;       // (outputs,)
-  const double* weight;  // (rows,), or null
-  const void* vw;        // (cols, outputs), for kHvp
+  const double* b;        // (outputs,)
+  const double* weight;   // (rows,), or null
+  const double* offset;   // null, or what predictions begin with: (rows,), of each output,
+  bool offset_by_output;  // or (rows, outputs)
+  const void* vw;         // (cols, outputs), for kHvp
   DType vw_dtype;
   const double* vb;
   double* kept;  // (rows, outputs), for kCurvature and kPredict, else null

@@ -53,11 +53,11 @@ Wanted: TypeAlias = str | int | tuple[str | int, ...]
 class Loss(Hinted):
     """A loss of a linear model, the weighted mean over the samples of a pointwise loss.
 
-    With z = X w + b, the loss is ``1/N sum_i l(z_i, y_i)``; its gradients are ``1/N X^T r`` and
-    ``1/N sum_i r_i``, where r_i is l's derivative by z_i, and its Hessian in w is ``X^T diag(c) X``
-    with l's second derivatives in c. Each comes from one pass over X, which is read where it lies:
-    rows or columns of float32 or float64, CSR or CSC. All else is converted by small blocks of
-    rows. Everything accumulates in float64; nothing is written to the arguments.
+    With z = X w + b + offset, the loss is ``1/N sum_i l(z_i, y_i)``; its gradients are
+    ``1/N X^T r`` and ``1/N sum_i r_i``, where r_i is l's derivative by z_i, and its Hessian in w is
+    ``X^T diag(c) X`` with l's second derivatives in c. Each comes from one pass over X, which is
+    read where it lies: rows or columns of float32 or float64, CSR or CSC. All else is converted by
+    small blocks of rows. Everything accumulates in float64; nothing is written to the arguments.
 
     Parameters
     ----------
@@ -122,13 +122,14 @@ class Loss(Hinted):
         b: npt.ArrayLike | None = None,
         sample_weight: npt.ArrayLike | None = None,
         *,
+        offset: npt.ArrayLike | None = None,
         reduction: Reduction = "mean",
     ) -> float:
         """Return the loss.
 
         Parameters
         ----------
-        X, y, w, b, sample_weight, reduction
+        X, y, w, b, sample_weight, offset, reduction
             As for `value_and_grad`; X has shape (N, D), y (N,), w (D,).
 
         Returns
@@ -137,7 +138,7 @@ class Loss(Hinted):
             Computed in float64, whatever the dtypes.
         """
         op = f"{self.__name__}.value"
-        samples, model = self._arguments(op, X, y, w, b, sample_weight)
+        samples, model = self._arguments(op, X, y, w, b, sample_weight, offset)
         samples, by = weighing(op, reduction, samples)
         return _divided(self._sums(op, samples, model, "value").loss, by)
 
@@ -151,6 +152,7 @@ class Loss(Hinted):
         sample_weight: npt.ArrayLike | None = None,
         out: Any = None,
         *,
+        offset: npt.ArrayLike | None = None,
         reduction: Reduction = "mean",
         wrt: Wanted = ("w", "b"),
     ) -> Any:
@@ -158,7 +160,7 @@ class Loss(Hinted):
 
         Parameters
         ----------
-        X, y, w, b, sample_weight, out, reduction, wrt
+        X, y, w, b, sample_weight, out, offset, reduction, wrt
             As for `value_and_grad`.
 
         Returns
@@ -167,7 +169,7 @@ class Loss(Hinted):
             The gradients that `value_and_grad` returns beside the loss, in their variables' shapes.
         """
         op = f"{self.__name__}.grad"
-        return self._gradients(op, X, y, w, b, sample_weight, out, reduction, wrt)[1]
+        return self._gradients(op, X, y, w, b, sample_weight, out, offset, reduction, wrt)[1]
 
     def value_and_grad(
         self,
@@ -178,6 +180,7 @@ class Loss(Hinted):
         sample_weight: npt.ArrayLike | None = None,
         out: Any = None,
         *,
+        offset: npt.ArrayLike | None = None,
         reduction: Reduction = "mean",
         wrt: Wanted = ("w", "b"),
     ) -> Any:
@@ -196,9 +199,13 @@ class Loss(Hinted):
             Intercepts; None for a model without. A single one is shared by all outputs.
         sample_weight : array_like, shape (N,), optional
             Weights, finite and not negative. A sample of weight 0 adds nothing, whatever it holds:
-            NaN or inf in its row of `X`, a prediction that overflows, a target outside the domain.
+            NaN or inf in its row of `X` or its offset, a prediction that overflows, a target
+            outside the domain.
         out : tuple of (ndarray or None), or an ndarray for a bare `wrt`
             Where the gradients go, in their shapes; written only on success.
+        offset : array_like, shape (N,), or (N, K) for several outputs, optional
+            Added to the predictions X w + b, such as the logarithm of an exposure; of shape (N,)
+            to those of all outputs alike.
         reduction : {"mean", "sum"}
             Whether to divide by the sum of the weights, or by N where there are none.
         wrt : str, int, a tuple of them, or "all"
@@ -227,7 +234,7 @@ class Loss(Hinted):
         theirs are as finite as the other samples make them.
         """
         op = f"{self.__name__}.value_and_grad"
-        return self._gradients(op, X, y, w, b, sample_weight, out, reduction, wrt)
+        return self._gradients(op, X, y, w, b, sample_weight, out, offset, reduction, wrt)
 
     @raising_as("`value_and_grad`")
     def hvp(
@@ -239,13 +246,14 @@ class Loss(Hinted):
         v: tuple[npt.ArrayLike, npt.ArrayLike | None] | None = None,
         *,
         sample_weight: npt.ArrayLike | None = None,
+        offset: npt.ArrayLike | None = None,
         reduction: Reduction = "mean",
     ) -> tuple[Array, Any]:
         """Return the product of the Hessian in (w, b) with a direction, in one pass over `X`.
 
         Parameters
         ----------
-        X, y, w, b, sample_weight, reduction
+        X, y, w, b, sample_weight, offset, reduction
             As for `value_and_grad`.
         v : (vw, vb)
             The direction, in the shapes of `w` and `b`; None is zero, a number fills. Required.
@@ -262,7 +270,7 @@ class Loss(Hinted):
         op = f"{self.__name__}.hvp"
         if v is None:
             raise TypeError(f"{op}: missing argument v, the direction (vw, vb)")
-        samples, model = self._arguments(op, X, y, w, b, sample_weight)
+        samples, model = self._arguments(op, X, y, w, b, sample_weight, offset)
         samples, by = weighing(op, reduction, samples)
         direction = check_direction(op, v, model)
         sums = self._sums(op, samples, model, "hvp", v=direction)
@@ -278,13 +286,14 @@ class Loss(Hinted):
         b: npt.ArrayLike | None = None,
         *,
         sample_weight: npt.ArrayLike | None = None,
+        offset: npt.ArrayLike | None = None,
         reduction: Reduction = "mean",
     ) -> Array:
         """Return the second derivatives c by the predictions: the Hessian in w is X^T diag(c) X.
 
         Parameters
         ----------
-        X, y, w, b, sample_weight, reduction
+        X, y, w, b, sample_weight, offset, reduction
             As for `value_and_grad`.
 
         Returns
@@ -307,7 +316,7 @@ class Loss(Hinted):
         array([0.3536, 0.433 ])
         """
         op = f"{self.__name__}.curvature"
-        samples, model = self._arguments(op, X, y, w, b, sample_weight)
+        samples, model = self._arguments(op, X, y, w, b, sample_weight, offset)
         samples, by = weighing(op, reduction, samples)
         kept = np.empty((samples.n_samples, model.w.shape[1]))
         self._sums(op, samples, model, "curvature", kept=kept)
@@ -331,12 +340,13 @@ class Loss(Hinted):
         b: npt.ArrayLike | None = None,
         *,
         sample_weight: npt.ArrayLike | None = None,
+        offset: npt.ArrayLike | None = None,
     ) -> PartialSums:
         """Return the sums of the loss and its gradient over these samples, to be added to others.
 
         Parameters
         ----------
-        X, y, w, b, sample_weight
+        X, y, w, b, sample_weight, offset
             As for `value_and_grad`; parts of one sum agree in all shapes but the first axis. A part
             of no samples adds nothing.
 
@@ -346,7 +356,7 @@ class Loss(Hinted):
             ``sum(parts).finish()`` is what `value_and_grad` returns for all samples.
         """
         op = f"{self.__name__}.partial"
-        samples, model = self._arguments(op, X, y, w, b, sample_weight, may_lack=True)
+        samples, model = self._arguments(op, X, y, w, b, sample_weight, offset, may_lack=True)
         return self._sums(op, samples, model, "gradient")
 
     # --- what they share ---
@@ -357,9 +367,18 @@ class Loss(Hinted):
         return f"'{self.__name__}'" + (f", {about.name}={self._parameter!r}" if about else "")
 
     def _arguments(
-        self, op: str, X: Any, y: Any, w: Any, b: Any, sample_weight: Any, *, may_lack: bool = False
+        self,
+        op: str,
+        X: Any,
+        y: Any,
+        w: Any,
+        b: Any,
+        sample_weight: Any,
+        offset: Any,
+        *,
+        may_lack: bool = False,
     ) -> tuple[Samples, Model]:
-        samples = check_samples(op, self.row, X, y, sample_weight, may_lack=may_lack)
+        samples = check_samples(op, self.row, X, y, sample_weight, offset, may_lack=may_lack)
         return samples, check_model(op, self.row, samples, w, b)
 
     def _gradients(
@@ -370,13 +389,14 @@ class Loss(Hinted):
         w: Any,
         b: Any,
         sample_weight: Any,
-        out: Any = None,
+        out: Any,
+        offset: Any,
         reduction: str = "mean",
         wrt: Any = ("w", "b"),
     ) -> tuple[float, Any]:
         asked = check_wrt(op, wrt, OPERANDS, without=("y",))
         names = [OPERANDS[k] for k in asked.operands]
-        samples, model = self._arguments(op, X, y, w, b, sample_weight)
+        samples, model = self._arguments(op, X, y, w, b, sample_weight, offset)
         samples, by = weighing(op, reduction, samples)
         kinds = model.kinds
         X_dtype = parameter_dtype(op, "X", samples.data.given_dtype)
@@ -423,11 +443,11 @@ class Loss(Hinted):
             return PartialSums(0.0, *zeros, 0.0, 0, title, kinds)
 
         def part(rows: slice, X: Any) -> PartialSums:
-            y, weights, kept_rows, gX_rows = (
-                None if a is None else a[rows] for a in (samples.y, samples.sample_weight, kept, gX)
-            )
+            of_rows = (samples.y, samples.sample_weight, samples.offset, kept, gX)
+            y, weights, *others = (None if a is None else a[rows] for a in of_rows)
+            offset, kept_rows, gX_rows = others
             try:
-                terms = (X, y, model.w, model.b, weights, job, v, kept_rows, gX_rows, scale)
+                terms = (X, y, model.w, model.b, weights, offset, job, v, kept_rows, gX_rows, scale)
                 loss, gb, gw = self._engine.kernels.loss_sums(*self._row_and_parameter, *terms)
             except ValueError as error:
                 self._explain(op, error, rows.start, samples, model.w.shape[1])

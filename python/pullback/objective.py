@@ -13,15 +13,18 @@ import numpy.typing as npt
 from pullback.config import guarded_class
 from pullback.design_matrix import as_data
 from pullback.engine import enter
+from pullback.foreign import check_computed
 from pullback.losses import Loss
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
-from pullback.protocol import as_array, as_number, kernel_dtype, shown
+from pullback.protocol import as_array, as_number, check_labels, kernel_dtype, shown
 from pullback.registry import Hinted
 from pullback.samples import (
     Job,
     Model,
     Samples,
     as_given,
+    as_offset,
+    check_offset,
     check_outputs,
     check_samples,
     weighing,
@@ -48,9 +51,10 @@ class LinearObjective(Hinted):
     Parameters
     ----------
     X : array_like or sparse matrix, shape (N, D), or chunks
-        Data, in any layout that the loss takes. Without `y`, chunks ``(X, y)`` or
-        ``(X, y, sample_weight)``: a list of them, another iterable that can be gone through again
-        and again, or a function without arguments that returns a new iterator each time.
+        Data, in any layout that the loss takes. Without `y`, chunks ``(X, y)``, ``(X, y,
+        sample_weight)`` or ``(X, y, sample_weight, offset)``, of which the last two may be None: a
+        list of them, another iterable that can be gone through again and again, or a function
+        without arguments that returns a new iterator each time.
     y : array_like, shape (N,) or (N, K), optional
         Targets.
     loss : Loss
@@ -61,6 +65,8 @@ class LinearObjective(Hinted):
         Weights; those of chunks are part of the chunks.
     fit_intercept : bool
         Whether the model has intercepts.
+    offset : array_like, shape (N,) or (N, K), optional
+        Added to the predictions, as for the loss; those of chunks are part of the chunks.
     n_outputs : int, optional
         Number of outputs, K, where `y` does not tell: of labels, it is otherwise the largest and
         one.
@@ -80,11 +86,11 @@ class LinearObjective(Hinted):
 
     Notes
     -----
-    Each call reads `X`, `y` and `sample_weight` as they are then: a change in place counts from the
-    next call on, and nothing that was computed from their values is kept. What NumPy cannot view,
-    such as a list or a frame of several dtypes, is copied once, when the objective is made; what
-    it can but kernels cannot read, such as integers in `y`, is converted in each call. Chunks come
-    anew in every pass, whatever they are. The number of samples stays as it is.
+    Each call reads the data as they are then: a change in place counts from the next call on, and
+    nothing that was computed from their values is kept. What NumPy cannot view, such as a list or
+    a frame of several dtypes, is copied once, when the objective is made; what it can but kernels
+    cannot read, such as integers in `y`, is converted in each call. Chunks come anew in every pass,
+    whatever they are. The number of samples stays as it is.
 
     Results are new float64 arrays. Copies share data with the original, deep copies and pickles
     have their own. Threads may share an objective that shows no progress. A chunk of no rows adds
@@ -113,6 +119,7 @@ class LinearObjective(Hinted):
         sample_weight: npt.ArrayLike | None = None,
         fit_intercept: bool = True,
         *,
+        offset: npt.ArrayLike | None = None,
         n_outputs: int | None = None,
         progress: bool = False,
     ) -> None:
@@ -131,14 +138,15 @@ class LinearObjective(Hinted):
             self._bar = progress_bar(_OP, "progress=True", unit=" samples", unit_scale=True)
         self._passes = 0
         self._counted = ""  # what to say of parameters that do not fit
-        data = None if y is None else as_given(_OP, loss.row, X, y, sample_weight)
+        data = None if y is None else as_given(_OP, loss.row, X, y, sample_weight, offset)
         if data is not None:
-            X, y, sample_weight = data
+            X, y, sample_weight, offset = data
             self._source: Source = partial(_array_source, loss.row, data)
-        elif sample_weight is None:
+        elif sample_weight is None and offset is None:
             self._source = _chunk_source(loss.row, X)
         else:
-            raise TypeError(f"{_OP}: y is missing; the sample_weight of chunks is part of them")
+            name = "offset" if sample_weight is None else "sample_weight"
+            raise TypeError(f"{_OP}: y is missing; the {name} of chunks is part of them")
         where, first = next((part for part in self._source(_OP) if part[1].n_samples), (_OP, None))
         if first is None:
             raise ValueError(f"{_OP}: X holds no chunks that hold samples")
@@ -148,11 +156,12 @@ class LinearObjective(Hinted):
         shape = self._check_first(first, n_outputs)
         self._n_outputs = shape[0] if shape else 1
         # What it is made of again, with as many outputs, whatever its labels have become.
-        self._made = partial(type(self), n_outputs=self._n_outputs, progress=progress)
-        self._arguments = (X, y, loss, l2, sample_weight, fit_intercept)
+        options = {"offset": offset, "n_outputs": self._n_outputs, "progress": progress}
+        self._made = (type(self), (X, y, loss, l2, sample_weight, fit_intercept), options)
         self._loss._check_rows(where, first, self._n_outputs)
         self._n_coefficients = self._n_features * self._n_outputs
         self._w_shape = w_shape = (self._n_features, *shape)
+        check_offset(where, first, w_shape)
         like = (np.zeros(shape) if shape else 0.0) if fit_intercept else None
         self._kinds = Kinds(w_shape, np.dtype(np.float64), like)
         self._layout = "in chunks" if data is None else first.data.layout
@@ -171,7 +180,7 @@ class LinearObjective(Hinted):
 
     def __reduce__(self) -> Any:
         """Return what pickles and copies: what it is made of."""
-        return self._made, self._arguments
+        return _make, self._made
 
     def __repr__(self) -> str:
         n = "not yet known" if self._n_samples is None else self._n_samples
@@ -192,8 +201,8 @@ class LinearObjective(Hinted):
 
         Zeros, for every loss but ``relu_mse``, whose gradient is 0 there. It starts at the step of
         steepest descent from zeros, of the best length, that least squares to the targets' positive
-        parts would take: some prediction is then positive where its target is. That takes two
-        passes over the data.
+        parts would take: where there is no offset, some prediction is then positive where its
+        target is. That takes two passes over the data.
         """
         zeros = np.zeros(self.n_parameters)
         if not self._loss.row.flat_at_zero:
@@ -307,7 +316,7 @@ class LinearObjective(Hinted):
         sums = self._summed(op, model, "hvp", (direction.w, direction.b))
         return self._gradient(op, sums, direction)
 
-    def predict(self, X: Any, theta: npt.ArrayLike) -> Array:
+    def predict(self, X: Any, theta: npt.ArrayLike, offset: npt.ArrayLike | None = None) -> Array:
         """Return the mean response: the inverse link of the predictions where there is one.
 
         Parameters
@@ -316,6 +325,8 @@ class LinearObjective(Hinted):
             Data, in any layout that the loss takes.
         theta : array_like, shape (n_parameters,)
             All parameters in one vector.
+        offset : array_like, shape (N,) or (N, K), optional
+            Added to these samples' predictions.
 
         Returns
         -------
@@ -330,11 +341,16 @@ class LinearObjective(Hinted):
         """
         op = f"{_OP}.predict"
         model = self._model(self._vector(op, theta))
+        check_labels(op, ("X", "offset"), (X, offset))
         data = as_data(op, X)
         if data.shape[1] != self._n_features:
             raise ValueError(f"{op}: X has shape {data.shape}, needs (N, {self._n_features})")
         z = np.empty((data.shape[0], self._n_outputs))
-        samples = Samples(data, None, None, None, float(len(z)))
+        check_computed(op, "offset", offset)
+        given = None if offset is None else as_array(op, "offset", offset)
+        given = as_offset(op, given, data.shape)
+        samples = Samples(data, None, None, None, float(len(z)), given)
+        check_offset(op, samples, self._kinds.w_shape)
         if len(z) > 0:
             self._loss._sums(op, samples, model, "predict", kept=z)
         response = self._loss._response
@@ -448,6 +464,10 @@ class LinearObjective(Hinted):
         return shape
 
 
+def _make(kind: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    return kind(*arguments, **options)
+
+
 def _array_source(row: LossRow, data: tuple[Any, ...], op: str) -> Iterator[tuple[str, Samples]]:
     samples, _ = weighing(op, "mean", check_samples(op, row, *data))
     yield op, samples
@@ -470,10 +490,11 @@ def _chunk_source(row: LossRow, chunks: Any) -> Source:
     def source(op: str) -> Iterator[tuple[str, Samples]]:
         for i, chunk in enumerate(chunks() if callable(chunks) else chunks):
             where = f"{op}: chunk {i}"
-            if not isinstance(chunk, tuple | list) or len(chunk) not in (2, 3):
-                raise TypeError(f"{where} must be (X, y) or (X, y, sample_weight)")
-            X, y, sample_weight = (*chunk, None)[:3]
-            yield where, check_samples(where, row, X, y, sample_weight, may_lack=True)
+            if not isinstance(chunk, tuple | list) or len(chunk) not in (2, 3, 4):
+                forms = "(X, y), (X, y, sample_weight) or (X, y, sample_weight, offset)"
+                raise TypeError(f"{where} must be {forms}")
+            given = (*chunk, None, None)[:4]
+            yield where, check_samples(where, row, *given, may_lack=True)
 
     return source
 

@@ -674,7 +674,8 @@ def methods_and_example(op: str, methods: Iterable[FunctionType]) -> str:
         ]
         bare = given.replace(parameters=parameters, return_annotation=given.empty)
         signature = f"{function.__qualname__.removeprefix(f'{op}.')}{bare}"
-        lines += [signature, textwrap.indent(textwrap.fill(_summary(function), 96), "    ")]
+        lines += textwrap.wrap(signature, 96, subsequent_indent=" " * 8)
+        lines += [textwrap.indent(textwrap.fill(_summary(function), 96), "    ")]
     return "\n".join([*lines, "", "Examples", "--------", EXAMPLES.get(op, ""), ""])
 
 

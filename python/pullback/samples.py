@@ -31,9 +31,11 @@ __all__ = [
     "Model",
     "Samples",
     "as_given",
+    "as_offset",
     "as_targets",
     "check_direction",
     "check_model",
+    "check_offset",
     "check_outputs",
     "check_rows",
     "check_samples",
@@ -74,6 +76,7 @@ class Samples:
     given_y: Any  # for the error messages
     sample_weight: Array | None  # (N,) float64
     weight: float  # their sum, or N
+    offset: Array | None = None  # (N,) or (N, K) float64
 
     @property
     def n_samples(self) -> int:
@@ -95,27 +98,35 @@ class Model(NamedTuple):
 
 
 def as_given(
-    op: str, row: LossRow, X: Any, y: Any, sample_weight: Any
-) -> tuple[Any, Array, Array | None]:
-    """Return data, targets and weights as views of what was given, or as copies of what has none.
+    op: str, row: LossRow, X: Any, y: Any, sample_weight: Any, offset: Any
+) -> tuple[Any, Array, Array | None, Array | None]:
+    """Return data, targets, weights and offset as views of what was given, or as copies.
 
     Raises
     ------
     TypeError, ValueError
         If one of them makes no array, or they have other labels.
     """
-    check_labels(op, ("X", "y", "sample_weight"), (X, y, sample_weight))
+    of_rows = {"sample_weight": sample_weight, "offset": offset}
+    check_labels(op, ("X", "y", *of_rows), (X, y, *of_rows.values()))
     X = as_matrix(op, X)
-    check_computed(op, "y", y)
-    check_computed(op, "sample_weight", sample_weight)
-    weights = None if sample_weight is None else as_array(op, "sample_weight", sample_weight)
-    return X, as_targets(op, row, y), weights
+    for name, given in {"y": y, **of_rows}.items():
+        check_computed(op, name, given)
+    weights, offset = (None if a is None else as_array(op, name, a) for name, a in of_rows.items())
+    return X, as_targets(op, row, y), weights, offset
 
 
 def check_samples(
-    op: str, row: LossRow, X: Any, y: Any, sample_weight: Any, *, may_lack: bool = False
+    op: str,
+    row: LossRow,
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    offset: Any,
+    *,
+    may_lack: bool = False,
 ) -> Samples:
-    """Convert data, targets and weights for the kernels, which look at the targets' values.
+    """Convert data, targets, weights and offset for the kernels, which look at the targets' values.
 
     Only what is added to others may lack samples.
 
@@ -126,7 +137,7 @@ def check_samples(
     ValueError
         If a shape does not fit, or there are no samples.
     """
-    X, given_y, weights = as_given(op, row, X, y, sample_weight)
+    X, given_y, weights, offset = as_given(op, row, X, y, sample_weight, offset)
     data = as_data(op, X)
     targets = _for_kernels(op, row, given_y)
     n_samples = data.shape[0]
@@ -150,7 +161,28 @@ def check_samples(
             weight = float(np.sum(weights))
         if not weight > 0 and (bad := ~((weights >= 0) & (weights < np.inf))).any():
             raise ValueError(f"{op}: {weight_complaint(weights, int(np.argmax(bad)))}")
-    return Samples(data, targets, given_y, weights, weight)
+    return Samples(data, targets, given_y, weights, weight, as_offset(op, offset, data.shape))
+
+
+def as_offset(op: str, offset: Array | None, shape: tuple[int, int]) -> Array | None:
+    """Convert an offset of the predictions from X of a shape for the kernels.
+
+    Raises
+    ------
+    TypeError
+        If its dtype has no kernel.
+    ValueError
+        If its shape does not fit.
+    """
+    if offset is None:
+        return None
+    kernel_dtype(op, "offset", offset.dtype)
+    if offset.ndim not in (1, 2) or len(offset) != shape[0]:
+        raise ValueError(
+            f"{op}: offset has shape {offset.shape}, X of shape {shape} needs ({shape[0]},) or, "
+            f"for several outputs, ({shape[0]}, K)"
+        )
+    return np.require(offset, np.float64, ["C", "A", "E"])
 
 
 def weighing(op: str, reduction: str, samples: Samples) -> tuple[Samples, float]:
@@ -249,13 +281,26 @@ def check_model(op: str, row: LossRow, samples: Samples, w: Any, b: Any) -> Mode
 
 
 def check_outputs(op: str, row: LossRow, samples: Samples, w: tuple[int, ...]) -> None:
-    """Raise ValueError unless there is a target for each output, or a label."""
+    """Raise ValueError unless there is a target for each output, or a label, and an offset."""
+    check_offset(op, samples, w)
     wanted = (samples.n_samples, *w[1:])
     if samples.y.shape == wanted or (row.of_classes and len(w) == 2 and samples.y.ndim == 1):
         return
     raise ValueError(
         f"{op}: y has shape {samples.y.shape}, X of shape {samples.data.shape} needs {wanted} "
         f"for w of shape {w}"
+    )
+
+
+def check_offset(op: str, samples: Samples, w: tuple[int, ...]) -> None:
+    """Raise ValueError unless an offset is one for each sample, or for each of its outputs."""
+    shape = (samples.n_samples, *w[1:])
+    if samples.offset is None or samples.offset.shape in (shape, shape[:1]):
+        return
+    wanted = " or ".join(str(s) for s in dict.fromkeys((shape[:1], shape)))
+    raise ValueError(
+        f"{op}: offset has shape {samples.offset.shape}, X of shape {samples.data.shape} needs "
+        f"{wanted} for w of shape {w}"
     )
 
 

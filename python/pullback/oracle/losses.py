@@ -219,6 +219,7 @@ def loss_sums(
     w: Array,
     b: Array,
     sample_weight: Array | None,
+    offset: Array | None,
     job: Job,
     v: tuple[Array, Array] | None,
     kept: Array | None,
@@ -243,6 +244,8 @@ def loss_sums(
         Intercepts.
     sample_weight : ndarray, shape (N,), float64, or None
         Weights.
+    offset : ndarray, shape (N,) or (N, K), float64, or None
+        Added to the predictions.
     job : {"value", "gradient", "hvp", "curvature", "predict"}
         What to compute: a forward pass for the loss or for `kept` alone, or with a backward pass
         for the gradient or the Hessian's product with `v`.
@@ -271,16 +274,20 @@ def loss_sums(
     """
     n_features, n_outputs = w.shape
 
+    def predicted(rows: slice, block: Rows) -> Array:
+        z: Array = block.forward(w) + b
+        return z if offset is None else z + offset[rows].reshape(len(z), -1)
+
     def part(rows: slice, block: Rows) -> Array:
         """Return loss, gb and gw of a block in one vector, or the loss alone."""
         if kept is not None and job == "predict":
-            kept[rows] = block.forward(w) + b
+            kept[rows] = predicted(rows, block)
             return np.zeros(1)
         n = rows.stop - rows.start
         weight = np.ones(n) if sample_weight is None else sample_weight[rows]
         targets = _targets(row, y[rows], weight)
         check_rows(row, targets, weight, n_outputs, rows.start)
-        z = block.forward(w) + b
+        z = predicted(rows, block)
         total, slopes = _scores(row, parameter, job, z, targets, weight)
         if kept is not None:
             kept[rows] = row.second_derivative(z, targets, parameter)
