@@ -105,9 +105,10 @@ def newton(
     shift, most = 0.0, 0.0
     while run.goes_on():
         hessian = _fixed(objective, _hessian(objective, run.theta))
-        step, used = _newton_step(hessian, run.gradient, shift)
-        if step is None:
+        if not np.isfinite(hessian).all():
             return run.end("the Hessian is not finite")
+        scale, factor, used = _factor(hessian, shift)
+        step = -scale * _solve(factor, scale * run.gradient)
         most = max(most, used)
         length = run.move(step)
         # Where the model that the Hessian makes does not hold, shorter steps along the gradient.
@@ -127,6 +128,7 @@ def newton_cg(
     reference: float | None = None,
     max_iter: int = 100,
     callback: Callback | None = None,
+    hessian: npt.ArrayLike | None = None,
 ) -> Solution:
     """Minimise by Newton's method, whose steps conjugate gradients find from Hessian products.
 
@@ -137,16 +139,26 @@ def newton_cg(
     ----------
     objective, theta, tol, reference, max_iter, callback
         As for `newton`.
+    hessian : array_like, shape (n_parameters, n_parameters), optional
+        About what the Hessian is, such as that of some of the samples: with it, the number of
+        products hardly depends on scales and correlations of the features.
 
     Returns
     -------
     Solution
     """
     run = _Run(objective, theta, tol, reference, max_iter, callback)
+    whitened = _Whitening(objective, hessian)
     while run.goes_on():
         forcing = min(0.25, np.sqrt(run.norm / run.first_norm))
         product = partial(objective.hvp, run.theta)
-        step = _conjugate_gradients(product, run.gradient, forcing)
+        step = whitened.to_theta(
+            _conjugate_gradients(
+                lambda v, product=product: whitened.of_gradient(product(whitened.to_theta(v))),
+                whitened.of_gradient(run.gradient),
+                forcing,
+            )
+        )
         run.stalled = not run.move(step)
     return run.end()
 
@@ -159,13 +171,14 @@ def lbfgs(
     reference: float | None = None,
     max_iter: int = 100,
     callback: Callback | None = None,
+    hessian: npt.ArrayLike | None = None,
 ) -> Solution:
     """Minimise by SciPy's L-BFGS-B, from gradients alone.
 
     Parameters
     ----------
-    objective, theta, tol, reference, max_iter, callback
-        As for `newton`.
+    objective, theta, tol, reference, max_iter, callback, hessian
+        As for `newton_cg`.
 
     Returns
     -------
@@ -181,33 +194,28 @@ def lbfgs(
     except ImportError as error:
         raise ImportError("lbfgs needs SciPy: pip install scipy") from error
     run = _Run(objective, theta, tol, reference, max_iter, callback)
-    if not run.goes_on():
-        return run.end()
-    evaluated = {"at": run.theta, "value": run.value, "gradient": run.gradient}
+    whitened, origin = _Whitening(objective, hessian), run.theta
+    evaluated = (np.zeros_like(origin), run.value, run.gradient)  # the last
 
-    def value_and_grad(x: Array) -> tuple[float, Array]:
-        if not np.array_equal(x, evaluated["at"]):
-            value, gradient = objective.value_and_grad(x)
-            evaluated.update(at=x.copy(), value=value, gradient=gradient)
-        return evaluated["value"], evaluated["gradient"]
+    def value_and_grad(u: Array) -> tuple[float, Array]:
+        nonlocal evaluated
+        if not np.array_equal(u, evaluated[0]):
+            evaluated = (u.copy(), *objective.value_and_grad(origin + whitened.to_theta(u)))
+        return evaluated[1], whitened.of_gradient(evaluated[2])
 
     def after(intermediate_result: Any) -> None:
-        value, gradient = value_and_grad(intermediate_result.x)
-        run.arrive(intermediate_result.x.copy(), value, gradient)
+        u = intermediate_result.x
+        value_and_grad(u)
+        run.arrive(origin + whitened.to_theta(u), *evaluated[1:])
         if not run.goes_on():
             raise StopIteration
 
-    options = {
-        "maxiter": max_iter,
-        "maxfun": 100 * max_iter,
-        "maxls": 50,
-        "gtol": 0,
-        "ftol": 0,
-        "maxcor": 30,
-    }
-    minimize(
-        value_and_grad, run.theta, jac=True, method="L-BFGS-B", callback=after, options=options
-    )
+    if run.goes_on():
+        options = {"maxiter": max_iter, "maxfun": 100 * max_iter, "gtol": 0, "ftol": 0}
+        options |= {"maxls": 50, "maxcor": 30}  # pairs cost little beside a pass, and save passes
+        start = np.zeros_like(origin)
+        about = {"jac": True, "method": "L-BFGS-B", "callback": after, "options": options}
+        minimize(value_and_grad, start, **about)
     if not run.goes_on():
         return run.end()
     # SciPy's line search asks values for what only gradients can tell by now.
@@ -218,6 +226,7 @@ def lbfgs(
         reference=1.0,
         max_iter=max_iter - run.n_iter,
         callback=callback and (lambda i, *about: callback(run.n_iter + i, *about)),
+        hessian=hessian,
     )
     return replace(
         rest,
@@ -318,6 +327,24 @@ class _Run:
         )
 
 
+class _Whitening:
+    """Coordinates u in which about the Hessian is the unit matrix: theta = T u."""
+
+    def __init__(self, objective: Any, hessian: npt.ArrayLike | None) -> None:
+        self._T = None
+        if hessian is not None:
+            scale, factor, _ = _factor(_fixed(objective, np.array(hessian, np.float64)))
+            self._T = scale[:, None] * np.linalg.inv(factor).T
+
+    def to_theta(self, u: Array) -> Array:
+        """Return what u is in the parameters."""
+        return u if self._T is None else self._T @ u
+
+    def of_gradient(self, gradient: Array) -> Array:
+        """Return the gradient by u."""
+        return gradient if self._T is None else self._T.T @ gradient
+
+
 def _verdict(
     value: float, slope: float, t: float, value0: float, slope0: float, allowance: float
 ) -> int:
@@ -369,27 +396,23 @@ def _fixed(objective: Any, hessian: Array) -> Array:
     return hessian
 
 
-def _newton_step(hessian: Array, gradient: Array, shift: float) -> tuple[Array | None, float]:
-    """Return the step that solves for a zero gradient, and by what the Hessian had to be shifted.
+def _factor(hessian: Array, shift: float = 0.0) -> tuple[Array, Array, float]:
+    """Return scale s, Cholesky factor L and shift d: diag(s) H diag(s) + d I = L L^T.
 
-    The shift is of the Hessian scaled so that its diagonal is 1.
+    The scale makes the diagonal 1; the shift grows until there is a factor that can be trusted.
     """
-    if not np.isfinite(hessian).all():
-        return None, 0.0
     diagonal = np.diagonal(hessian)
     scale = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
     scaled = hessian * scale * scale[:, None]
-    n = len(gradient)
+    n = len(scaled)
     while True:
-        shifted = scaled + shift * np.eye(n) if shift else scaled
         try:
-            factor = np.linalg.cholesky(shifted)
+            factor = np.linalg.cholesky(scaled + shift * np.eye(n) if shift else scaled)
             if np.diagonal(factor).min(initial=1.0) ** 2 > 4 * n * EPS:
-                break
+                return scale, factor, shift
         except np.linalg.LinAlgError:
             pass
         shift = max(LEAST_SHIFT, 100 * shift)
-    return -scale * _solve(factor, scale * gradient), shift
 
 
 def _solve(factor: Array, right: Array) -> Array:

@@ -124,16 +124,19 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
         validate_data(self, X, skip_check_array=True, reset=reset)
         return matrix
 
-    def _vector(self, label: str, given: Any, X: Any) -> Array | None:
-        """Return weights or offsets as float64."""
+    def _vector(self, label: str, given: Any, X: Any, n_outputs: int = 1) -> Array | None:
+        """Return weights, or offsets, as float64."""
         if given is None:
             return None
         about = {"ensure_2d": False, "estimator": self, "input_name": label}
         vector = check_array(given, dtype=np.float64, **about)
-        if vector.shape != (X.shape[0],):
+        shapes = [(X.shape[0],)]
+        if label == "offset" and n_outputs > 1:
+            shapes.append((X.shape[0], n_outputs))
+        if vector.shape not in shapes:
             raise ValueError(
                 f"{type(self).__name__}: {label} has shape {vector.shape}, X of shape {X.shape} "
-                f"needs ({X.shape[0]},)"
+                f"needs {' or '.join(map(str, shapes))}"
             )
         return np.asarray(vector)
 
@@ -171,10 +174,10 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
         """Fit, and return coefficients (D, K) and intercepts (K,)."""
         name = type(self).__name__
         tol, max_iter = self._check_parameters()
-        about: dict[str, Any] = {} if offset is None else {"offset": offset}
-        if isinstance(loss.row.targets, ClassTargets):
-            about["n_outputs"] = int(y.max()) + 1
-        objective = LinearObjective(X, y, loss, alpha, weights, self.fit_intercept, **about)
+        n_outputs = int(y.max()) + 1 if loss.row.of_classes else None
+        objective = LinearObjective(
+            X, y, loss, alpha, weights, self.fit_intercept, offset=offset, n_outputs=n_outputs
+        )
         n_outputs = objective._n_outputs
         theta, reference = _null_model(objective, loss, y, weights, offset), None
         if self.warm_start and hasattr(self, "coef_"):
@@ -236,12 +239,10 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
         w = np.ascontiguousarray(np.atleast_2d(self.coef_).T, np.float64)
         b = np.atleast_1d(np.asarray(self.intercept_, np.float64))
         z = np.empty((data.shape[0], len(b)))
-        samples = Samples(data, None, None, None, float(len(z)))
+        offset = self._vector("offset", offset, X, len(b))
+        samples = Samples(data, None, None, None, float(len(z)), offset)
         model = Model(w, b, Kinds(w.shape, w.dtype, b))
         losses["squared_error"]._sums("predict", samples, model, "predict", kept=z)
-        offset = self._vector("offset", offset, X)
-        if offset is not None:
-            z += offset[:, None]
         if not np.isfinite(z).all():
             self._check_finite("predict", X)
         return z
@@ -500,7 +501,7 @@ class LinearClassifier(ClassifierMixin, _LinearModel):  # type: ignore[misc]
             Labels: numbers, strings, anything that sorts.
         sample_weight : array_like, shape (n_samples,), optional
             Weights, finite and not negative; a sample of weight 0 counts as if it were not there.
-        offset : array_like, shape (n_samples,), optional
+        offset : array_like, shape (n_samples,), or (n_samples, n_classes) for more than two
             Added to the linear predictions.
 
         Returns
@@ -516,13 +517,14 @@ class LinearClassifier(ClassifierMixin, _LinearModel):  # type: ignore[misc]
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
         check_consistent_length(X, y)
-        weights, offset = self._weights(sample_weight, X), self._vector("offset", offset, X)
+        weights = self._weights(sample_weight, X)
         self.classes_ = np.unique(y if weights is None else y[weights > 0])
         n_classes = len(self.classes_)
         if n_classes < 2:
             raise ValueError(
                 f"{name} needs samples of two classes or more, got one class: {self.classes_}"
             )
+        offset = self._vector("offset", offset, X, n_classes if n_classes > 2 else 1)
         labels = np.searchsorted(self.classes_, y).clip(max=n_classes - 1)
         weights = self._with_class_weights(labels, weights)
         if n_classes > 2 and loss.__name__ == "logistic":
@@ -679,7 +681,7 @@ def _null_model(
         start = np.where(np.isfinite(start), start - start[np.isfinite(start)].mean(), -40.0)
     else:
         start = np.atleast_1d(_at_response(loss, np.average(y, axis=0, weights=weights)))
-        start -= 0.0 if offset is None else np.average(offset, weights=weights)
+        start -= 0.0 if offset is None else np.average(offset, axis=0, weights=weights)
         start[~np.isfinite(start)] = 0.0
     theta[objective._n_coefficients :] = start
     return theta
@@ -688,8 +690,7 @@ def _null_model(
 def _best_intercept(loss: Loss, y: Array, weights: Array | None, offset: Array | None) -> float:
     """Return the intercept of the best model without features."""
     nothing = np.broadcast_to(0.0, (len(y), 1))
-    about: dict[str, Any] = {} if offset is None else {"offset": offset}
-    objective = LinearObjective(nothing, y, loss, 1.0, weights, **about)
+    objective = LinearObjective(nothing, y, loss, 1.0, weights, offset=offset)
     start = _null_model(objective, loss, y, weights, offset)
     return float(solvers.newton(objective, start, tol=1e-12).theta[-1])
 
