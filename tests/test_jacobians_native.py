@@ -118,9 +118,12 @@ def test_bits_are_those_of_python(
     made: Any, odd: bool, dtype: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: Counter[tuple[Any, bool]] = Counter()
+    is_native = True
 
     def counting(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(J: Any, *rest: Any) -> Any:
+            if not is_native:
+                return None
             result = function(J, *rest)
             taken[(type(J).__name__, result is not None)] += 1
             return result
@@ -128,15 +131,15 @@ def test_bits_are_those_of_python(
         return call
 
     assert native is not None
+    monkeypatch.setattr(base, "moved", counting(native.jacobian_product))
+    monkeypatch.setattr(base, "elements", counting(native.jacobian_elements))
     for i, J in enumerate(made(dtype, odd)):
         warns = "ignore" if " of spread " in repr(J) else "raise"  # NumPy's own
         for name, use in uses(J, numbers([7, i], J.dtype, odd)):
             with np.errstate(all=warns):  # type: ignore[call-overload]
-                monkeypatch.setattr(base, "moved", counting(native.jacobian_product))
-                monkeypatch.setattr(base, "elements", counting(native.jacobian_elements))
+                is_native = True
                 got = use()
-                monkeypatch.setattr(base, "moved", lambda *_: None)
-                monkeypatch.setattr(base, "elements", lambda *_: None)
+                is_native = False
                 want = use()
             assert type(got) is type(want), (J, name)
             assert_same_bits(got, want)

@@ -679,6 +679,15 @@ std::optional<size_t> LossNamed(PyObject* name) {
 
 const double* DoublesOf(PyObject* array) { return static_cast<const double*>(DataOf(array)); }
 
+// For the Python layer, which tells people.
+PyObject* RaiseBad(const BadRow& bad) {
+  constexpr const char* kArguments[] = {"X", "y", "sample_weight"};
+  const Ref error(Py_BuildValue("(sn)", kArguments[static_cast<size_t>(bad.argument)],
+                                static_cast<Py_ssize_t>(bad.row)));
+  if (error) PyErr_SetObject(PyExc_ValueError, error.get());
+  return nullptr;
+}
+
 PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   constexpr const char* kName = "loss_sums";
   enum {
@@ -769,13 +778,7 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
         IsLarge(X, outputs), [&](Poll* poll) { return SumLoss(job->job, problem, result, poll); });
     if (!done) return nullptr;
   }
-  if (result.bad) {
-    constexpr const char* kArguments[] = {"X", "y", "sample_weight"};
-    const Ref error(Py_BuildValue("(sn)", kArguments[static_cast<size_t>(result.bad->argument)],
-                                  static_cast<Py_ssize_t>(result.bad->row)));
-    if (error) PyErr_SetObject(PyExc_ValueError, error.get());
-    return nullptr;
-  }
+  if (result.bad) return RaiseBad(*result.bad);
   return Py_BuildValue("(dOO)", result.loss, gb.get(), gw.get());
 }
 
@@ -795,6 +798,47 @@ PyObject* LossPointwise(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   PointwiseCall call(entry, {args[kZ], args[kTargets]});
   if (call.Take()) return call.Map(kOrders[order]).release();
   return PyErr_Occurred() != nullptr ? nullptr : Refuse(kName, "z or y");
+}
+
+PyObject* LossLine(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
+  constexpr const char* kName = "loss_line";
+  enum { kLoss, kParameter, kLine, kTargets, kSampleWeight, kStep, kOrder, kCount };
+  if (nargs != kCount) return PyErr_Format(PyExc_TypeError, "%s takes %d arguments", kName, kCount);
+  LinearProblem samples = {};
+  double step;
+  const std::optional<size_t> row = LossNamed(args[kLoss]);
+  if (!row || !ReadDouble(args[kParameter], &samples.parameter) ||
+      !ReadDouble(args[kStep], &step)) {
+    return nullptr;
+  }
+  samples.loss = &LossOps()[*row];
+  const long order = PyLong_AsLong(args[kOrder]);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  if (order < 1 || order > 2) return Refuse(kName, "order");
+  PyArrayObject* const line = AsArray(args[kLine]);
+  if (!PyArray_CheckExact(args[kLine]) || PyArray_NDIM(line) != 2 ||
+      PyArray_DIM(line, 1) % 2 != 0 ||
+      !IsBlock(args[kLine], NPY_DOUBLE, static_cast<size_t>(PyArray_SIZE(line)))) {
+    return Refuse(kName, "line");
+  }
+  const auto rows = static_cast<size_t>(PyArray_DIM(line, 0));
+  samples.outputs = static_cast<size_t>(PyArray_DIM(line, 1)) / 2;
+  if (samples.outputs < (samples.loss->coupled ? 2U : 1U)) return Refuse(kName, "line");
+  const char* const bad =
+      ReadSamples(args[kLine], args[kTargets], args[kSampleWeight], Py_None, samples);
+  if (bad != nullptr) return Refuse(kName, bad);
+  const PointwiseProblem problem = {samples.loss,    samples.parameter,  rows,
+                                    samples.outputs, PyArray_DATA(line), DType::kFloat64,
+                                    samples.y,       samples.y_type};
+  LineSums sums = {};
+  if (rows > 0) {
+    const Wanted wanted = order == 1 ? Wanted::kSlope : Wanted::kCurvature;
+    const bool done = RunKernel(rows * samples.outputs > kReleaseGil, [&](Poll* poll) {
+      return SumLine(wanted, problem, samples.weight, step, sums, poll);
+    });
+    if (!done) return nullptr;
+  }
+  return sums.bad ? RaiseBad(*sums.bad) : Py_BuildValue("(dd)", sums.loss, sums.derivative);
 }
 
 PyObject* SoftmaxHessians(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
@@ -820,6 +864,8 @@ PyMethodDef kEngine[] = {
      "/)\n--\n\n"},
     {"loss_pointwise", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(LossPointwise)),
      METH_FASTCALL, "loss_pointwise(name, parameter, z, y, order, /)\n--\n\n"},
+    {"loss_line", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(LossLine)), METH_FASTCALL,
+     "loss_line(name, parameter, line, y, sample_weight, step, order, /)\n--\n\n"},
     {"softmax_hessians", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(SoftmaxHessians)),
      METH_FASTCALL, "softmax_hessians(p, sums, /)\n--\n\n"},
     {nullptr, nullptr, 0, nullptr},

@@ -40,6 +40,24 @@ void WriteEach(const double* from, size_t n, DType dtype, void* to, const F& f) 
   }
 }
 
+void KeepLowest(std::atomic<size_t>& lowest, size_t row) {
+  size_t seen = lowest.load(std::memory_order_relaxed);
+  while (row < seen && !lowest.compare_exchange_weak(seen, row, std::memory_order_relaxed)) {
+  }
+}
+
+// Of the lowest bad rows of targets and weights, the lower.
+std::optional<BadRow> LowestOf(size_t y, size_t weight) {
+  if (y == kNoRow && weight == kNoRow) return std::nullopt;
+  if (y <= weight) return BadRow{BadRow::Argument::kY, y};
+  return BadRow{BadRow::Argument::kWeight, weight};
+}
+
+// A sample's weight, for each of its outputs.
+void RepeatEach(const double* weight, size_t rows, size_t outputs, double* repeated) {
+  for (size_t r = 0; r < rows; ++r) std::fill_n(repeated + r * outputs, outputs, weight[r]);
+}
+
 // What a job does to each chunk.
 struct Steps {
   bool score, curve, backward;
@@ -343,9 +361,7 @@ class Sum {
       });
       if (plan_.repeats) {
         double* const repeated = z + (plan_.chunks - 1) * plan_.chunk;
-        for (size_t r = 0; r < chunk.rows; ++r) {
-          std::fill_n(repeated + r * outputs, outputs, weight[r]);
-        }
+        RepeatEach(weight, chunk.rows, outputs, repeated);
         chunk.weight = repeated;
       }
     }
@@ -441,20 +457,11 @@ class Sum {
     if (chunk.curvature != nullptr) chunk.curvature += first;
   }
 
-  static void KeepLowest(std::atomic<size_t>& lowest, size_t row) {
-    size_t seen = lowest.load(std::memory_order_relaxed);
-    while (row < seen && !lowest.compare_exchange_weak(seen, row, std::memory_order_relaxed)) {
-    }
-  }
-
   std::optional<BadRow> Bad() const {
     const size_t x = bad_x_.load(std::memory_order_relaxed);
-    const size_t y = bad_y_.load(std::memory_order_relaxed);
-    const size_t weight = bad_weight_.load(std::memory_order_relaxed);
     if (x != kNoRow) return BadRow{BadRow::Argument::kX, x};
-    if (y == kNoRow && weight == kNoRow) return std::nullopt;
-    if (y <= weight) return BadRow{BadRow::Argument::kY, y};
-    return BadRow{BadRow::Argument::kWeight, weight};
+    return LowestOf(bad_y_.load(std::memory_order_relaxed),
+                    bad_weight_.load(std::memory_order_relaxed));
   }
 
   void Finish(LossResult& result) const {
@@ -546,6 +553,75 @@ Outcome MapLoss(Wanted wanted, const PointwiseProblem& p, void* out, Poll* poll)
   };
   const KernelFpEnv fp_env(poll);
   return MapTasks(tasks.tasks, map, poll) ? Outcome::kDone : Outcome::kInterrupted;
+}
+
+Outcome SumLine(Wanted wanted, const PointwiseProblem& p, const double* sample_weight, double step,
+                LineSums& sums, Poll* poll) {
+  enum { kLoss, kDerivative, kWidth };
+  const size_t chunk_rows = std::max<size_t>(kLossBlock / p.outputs, 1);
+  const size_t buffer = PadDoubles(chunk_rows * p.outputs + kDoublePadding);
+  const Partition tasks =
+      PartitionBy(p.rows, RoundUp(std::max<size_t>(kParallelElements / p.outputs, 1), chunk_rows));
+  const size_t levels = RunningTree::Levels(CeilDiv(tasks(0).size(), chunk_rows));
+  const size_t task_doubles = RoundUp(levels * kWidth, kDoublePadding) + 4 * buffer;
+  const size_t doubles = tasks.tasks * task_doubles;
+  Scratch<kStackBytes> scratch(doubles * sizeof(double));
+  if (!scratch) return Outcome::kOutOfMemory;
+  double* const all = scratch.Take<double>(doubles);
+  const ChunkKernels& others = KernelsOfChunks();
+  const Score score = p.loss->score[static_cast<size_t>(wanted)];
+  const bool curves = wanted == Wanted::kCurvature;
+  std::atomic<size_t> bad_y = kNoRow, bad_weight = kNoRow;
+  const auto sum = [&](size_t task) {
+    double* const totals = all + task * task_doubles;
+    double* const z = totals + (task_doubles - 4 * buffer);
+    double *const change = z + buffer, *const curvature = change + buffer;
+    double* const repeated = curvature + buffer;
+    const Range rows = tasks(task);
+    RunningTree tree(totals, kWidth);
+    for (size_t row = rows.begin; row < rows.end; row += chunk_rows) {
+      const size_t count = std::min(chunk_rows, rows.end - row), n = count * p.outputs;
+      const size_t y_first = p.y_type == TargetType::kLabel ? row : row * p.outputs;
+      others.step_along(static_cast<const double*>(p.z) + 2 * row * p.outputs, count, p.outputs,
+                        step, z, change);
+      const double* weight = sample_weight == nullptr ? nullptr : sample_weight + row;
+      if (weight != nullptr) {
+        const size_t bad = others.sum_weights(weight, count).bad;
+        if (HWY_UNLIKELY(bad != kNoRow)) KeepLowest(bad_weight, row + bad);
+        if (p.outputs > 1 && !p.loss->coupled) {
+          RepeatEach(weight, count, p.outputs, repeated);
+          weight = repeated;
+        }
+      }
+      ScoreChunk chunk{p.parameter,
+                       count,
+                       p.outputs,
+                       p.y_type,
+                       static_cast<const char*>(p.y) + y_first * ItemSize(p.y_type),
+                       weight,
+                       z,
+                       nullptr,
+                       z,
+                       curvature,
+                       0.0,
+                       kNoRow};
+      score(chunk);
+      if (HWY_UNLIKELY(chunk.bad_row != kNoRow)) KeepLowest(bad_y, row + chunk.bad_row);
+      if (curves) p.loss->curve(chunk, curvature, change);
+      tree.Add([&](double* to) {
+        to[kLoss] = curves ? 0 : chunk.loss_sum;
+        to[kDerivative] = others.sum_products(z, change, n);
+      });
+    }
+    tree.Finish();
+  };
+  const KernelFpEnv fp_env(poll);
+  if (!MapTasks(tasks.tasks, sum, poll)) return Outcome::kInterrupted;
+  MergeTree(tasks.tasks, [&](size_t to, size_t from) {
+    AddTo(all + to * task_doubles, all + from * task_doubles, kWidth);
+  });
+  sums = {all[kLoss], all[kDerivative], LowestOf(bad_y, bad_weight)};
+  return Outcome::kDone;
 }
 
 namespace {

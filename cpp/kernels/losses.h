@@ -166,6 +166,12 @@ struct ChunkKernels {
   // sums[k] += sum_r slopes[r * outputs + k], by whether the loss is coupled: of each output in
   // order, or of few in any.
   void (*sum_outputs[2])(const double* slopes, size_t rows, size_t outputs, double* sums);
+  // Of rows of predictions, then of how they change: z + step * change, and the change; both of
+  // (rows, outputs), with room for a whole vector more.
+  void (*step_along)(const double* line, size_t rows, size_t outputs, double step, double* z,
+                     double* change);
+  // sum_i slopes[i] * change[i], where a slope of 0 adds nothing.
+  double (*sum_products)(const double* slopes, const double* change, size_t n);
   // gX[r, j] = scale * sum_k slopes[r * outputs + k] w[k * PadDoubles(cols) + j], by dtype of gX.
   void (*write_gx[kDTypes])(const double* slopes, size_t rows, size_t outputs, const double* w,
                             size_t cols, double scale, void* gX, ptrdiff_t stride);
@@ -238,6 +244,18 @@ struct PointwiseProblem {
 };
 
 Outcome MapLoss(Wanted wanted, const PointwiseProblem& problem, void* out, Poll* poll);
+
+// A loss at predictions z + step * change that have been made before.
+struct LineSums {
+  double loss;                // of the losses, for kSlope
+  double derivative;          // by the step; the second one for kCurvature
+  std::optional<BadRow> bad;  // the lowest row: then nothing else counts
+};
+
+// Float64 sums, as SumLoss makes them. The problem's z are z and its change, (rows, 2, outputs) in
+// float64; `weight` is (rows,), or null; `wanted` is kSlope or kCurvature.
+Outcome SumLine(Wanted wanted, const PointwiseProblem& problem, const double* weight, double step,
+                LineSums& sums, Poll* poll);
 
 // Hessians by the predictions of a coupled loss, weight / divisor * sum * (diag p - p p^T) of each
 // row's probabilities p, computed in float64 and rounded once: out is (rows, classes, classes).

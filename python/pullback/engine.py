@@ -90,6 +90,7 @@ ORACLE: Final = Engine(
         product_results=_by_name(PRODUCTS, products.product_results),
         loss_sums=_by_name(LOSSES, losses.loss_sums),
         loss_pointwise=_by_name(LOSSES, losses.loss_pointwise),
+        loss_line=_by_name(LOSSES, losses.loss_line),
         softmax_hessians=losses.softmax_hessians,
     ),
 )

@@ -459,6 +459,17 @@ class Loss(Hinted):
 
         return tree_sum(part(rows, X) for rows, X in samples.data.blocks())
 
+    def _along(
+        self, op: str, samples: Samples, line: Array, t: float, order: int
+    ) -> tuple[float, float]:
+        """Return the sums of the losses along a line, and of their derivative of an order."""
+        terms = line, samples.y, samples.sample_weight, t, order
+        try:
+            sums = self._engine.kernels.loss_line(*self._row_and_parameter, *terms)
+        except ValueError as error:
+            self._explain(op, error, 0, samples, line.shape[1] // 2)
+        return sums  # type: ignore[no-any-return]
+
     @property
     def _response(self) -> Callable[..., Any] | None:
         """What makes a prediction the mean response."""
@@ -481,7 +492,7 @@ class Loss(Hinted):
         return make_losses(self._engine)[name]  # type: ignore[no-any-return]
 
     def _objective_methods(
-        self, data: tuple[Any, ...], shape: tuple[int, int], l2: float, kinds: Kinds, n_outputs: int
+        self, data: tuple[Any, ...], shape: tuple[int, int], l2: Any, kinds: Kinds, n_outputs: int
     ) -> Callable[..., Any] | None:
         """Return ``make(name, fallback)``, native methods of an objective on data of a shape."""
         if not self._engine.is_native:

@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.config import guarded_class
-from pullback.design_matrix import as_data
+from pullback.design_matrix import Dense, as_data
 from pullback.engine import enter
 from pullback.foreign import check_computed
+from pullback.line import Line, LinePart
 from pullback.losses import Loss
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
-from pullback.protocol import as_array, as_number, check_labels, kernel_dtype, shown
+from pullback.penalty import Penalty
+from pullback.protocol import as_array, check_labels, kernel_dtype, shown
 from pullback.registry import Hinted
 from pullback.samples import (
     Job,
@@ -45,8 +47,8 @@ class LinearObjective(Hinted):
     """The loss of a linear model as a function of its parameters, one vector.
 
     The parameters are ``theta = [w.ravel(), b]``, and the objective is the mean loss plus
-    ``l2/2 ||w||^2``; intercepts are not penalised. Every method makes one pass over the data, which
-    stay where they are.
+    ``l2/2 ||w||^2``, or ``1/2 w^T P w``; intercepts are not penalised. Every method makes one pass
+    over the data, which stay where they are.
 
     Parameters
     ----------
@@ -59,8 +61,10 @@ class LinearObjective(Hinted):
         Targets.
     loss : Loss
         Such as ``pb.logistic`` or ``pb.huber(1.35)``. Required; there is no default.
-    l2 : float
-        Weight of the penalty, finite and not negative.
+    l2 : float or array_like
+        The penalty: a number; one for each coefficient, shape (D,) or that of w; or P, a symmetric
+        positive semidefinite matrix, shape (D, D) for each output, or (D K, D K) in the order of
+        ``w.ravel()``. Numbers are finite and not negative. An array is copied.
     sample_weight : array_like, shape (N,), optional
         Weights; those of chunks are part of the chunks.
     fit_intercept : bool
@@ -80,7 +84,7 @@ class LinearObjective(Hinted):
     TypeError
         If an argument has the wrong kind, such as chunks that can be gone through only once.
     ValueError
-        If shapes do not fit, or a target or weight is outside its domain.
+        If shapes do not fit, a target or weight is outside its domain, or `l2` is no penalty.
     ImportError
         If progress is to be shown and tqdm is not installed.
 
@@ -115,7 +119,7 @@ class LinearObjective(Hinted):
         X: Any,
         y: npt.ArrayLike | None = None,
         loss: Loss | None = None,
-        l2: float = 0.0,
+        l2: npt.ArrayLike = 0.0,
         sample_weight: npt.ArrayLike | None = None,
         fit_intercept: bool = True,
         *,
@@ -130,7 +134,6 @@ class LinearObjective(Hinted):
         if not isinstance(loss, Loss):
             raise TypeError(f"{_OP}: loss must be a loss such as pb.logistic, not {shown(loss)}")
         self._loss = loss
-        self._l2 = _check_l2(l2)
         self._n_samples: int | None = None  # of a whole pass
         self._w_shape: tuple[int, ...] | None = None  # before the number of outputs is known
         self._bar = None
@@ -156,8 +159,10 @@ class LinearObjective(Hinted):
         shape = self._check_first(first, n_outputs)
         self._n_outputs = shape[0] if shape else 1
         # What it is made of again, with as many outputs, whatever its labels have become.
+        self._penalty = Penalty(_OP, l2, (self._n_features, *shape), loss._engine)
         options = {"offset": offset, "n_outputs": self._n_outputs, "progress": progress}
-        self._made = (type(self), (X, y, loss, l2, sample_weight, fit_intercept), options)
+        arguments = X, y, loss, self._penalty.given, sample_weight, fit_intercept
+        self._made = (type(self), arguments, options)
         self._loss._check_rows(where, first, self._n_outputs)
         self._n_coefficients = self._n_features * self._n_outputs
         self._w_shape = w_shape = (self._n_features, *shape)
@@ -170,12 +175,15 @@ class LinearObjective(Hinted):
 
     def _enter_directly(self, data: tuple[Any, ...], shape: tuple[int, int]) -> None:
         """Let calls enter the kernels, with all of the data at once."""
-        about = shape, self._l2, self._kinds, self._n_outputs
+        about = shape, self._penalty.diagonal, self._kinds, self._n_outputs
         make = self._loss._objective_methods(data, *about)
         if make is None:
             return
-        names = ["value", "grad", "value_and_grad", "hvp", "predict", "unpack"]
-        for name in names + ["initial"] * self._loss.row.flat_at_zero:
+        names = ["predict", "unpack"]
+        if not self._penalty.has_matrix:
+            names += ["value", "grad", "value_and_grad", "hvp"]
+            names += ["initial"] * self._loss.row.flat_at_zero
+        for name in names:
             setattr(self, name, enter(partial(make, name), self, name, _OP, __name__))
 
     def __reduce__(self) -> Any:
@@ -188,7 +196,7 @@ class LinearObjective(Hinted):
         intercept = "" if self._kinds.b is not None else ", no intercept"
         return (
             f"<LinearObjective: {self._loss!r}, X {self._layout} (N={n}, D={self._n_features})"
-            f"{outputs}, l2={self._l2:g}{intercept}, {self.n_parameters} parameters>"
+            f"{outputs}, {self._penalty}{intercept}, {self.n_parameters} parameters>"
         )
 
     @property
@@ -316,6 +324,48 @@ class LinearObjective(Hinted):
         sums = self._summed(op, model, "hvp", (direction.w, direction.b))
         return self._gradient(op, sums, direction)
 
+    def line(self, theta: npt.ArrayLike, direction: npt.ArrayLike) -> Line:
+        """Return ``phi``, the objective at ``theta + t * direction``: ``phi(t)`` is (value, slope).
+
+        One pass over the data, and each step then takes O(N K) operations: a line search costs
+        hardly more than the pass.
+
+        Parameters
+        ----------
+        theta, direction : array_like, shape (n_parameters,)
+            All parameters, and a direction, in one vector each.
+
+        Returns
+        -------
+        Line
+            Which keeps 2 N K predictions, and copies of targets and weights.
+
+        Raises
+        ------
+        ValueError
+            If `theta` or `direction` has another shape, or a chunk holds what the loss does not
+            take.
+        """
+        op = f"{_OP}.line"
+        start = self._model(self._vector(op, theta))
+        change = self._model(self._vector(op, direction, "direction"))
+        w, b = (np.concatenate(pair, axis=-1) for pair in zip(start[:2], change[:2], strict=True))
+        both = Model(w, b, self._kinds)
+        parts = []
+        for where, samples in self._chunks(op):
+            line = np.empty((samples.n_samples, len(b)))
+            plain = Samples(samples.data, None, None, None, float(len(line)))
+            self._loss._sums(where, plain, both, "predict", kept=line)
+            if samples.offset is not None:
+                with np.errstate(all="ignore"):
+                    line[:, : self._n_outputs] += samples.offset.reshape(len(line), -1)
+            parts.append(LinePart(where, _without_data(samples, Dense(where, line)), line))
+        weight = divisor(op, "mean", tree_sum(part.samples.weight for part in parts))
+        coefficients = [] if self._penalty.is_zero else [start.w, change.w]
+        with np.errstate(all="ignore"):
+            pulls = [*map(self._penalty.times, coefficients)]
+        return Line(self._loss, parts, weight, [*coefficients, *pulls])
+
     def predict(self, X: Any, theta: npt.ArrayLike, offset: npt.ArrayLike | None = None) -> Array:
         """Return the mean response: the inverse link of the predictions where there is one.
 
@@ -374,7 +424,7 @@ class LinearObjective(Hinted):
     def _finished(self, op: str, sums: PartialSums, model: Model) -> float:
         by = divisor(op, "mean", sums.weight)
         with np.errstate(all="ignore"):
-            value = float(np.float64(sums.loss) / by) + self._penalty(model.w)
+            value = float(np.float64(sums.loss) / by) + self._penalty.value(model.w)
         if self._bar is not None:
             self._bar.set_postfix(loss=f"{value:.6g}")
         return value
@@ -384,13 +434,9 @@ class LinearObjective(Hinted):
         by = divisor(op, "mean", sums.weight)
         with np.errstate(all="ignore"):
             gw, gb = sums.gw / by, sums.gb / by
-            if self._l2 > 0:
-                gw += self._l2 * at.w
+            if not self._penalty.is_zero:
+                gw += self._penalty.times(at.w)
         return np.concatenate([gw.ravel(), gb if self._kinds.b is not None else gb[:0]])
-
-    def _penalty(self, w: Array) -> float:
-        # Times an infinite parameter, 0 would be NaN.
-        return 0.5 * self._l2 * float(np.vdot(w, w)) if self._l2 > 0 else 0.0
 
     def _vector(self, op: str, theta: npt.ArrayLike, name: str = "theta") -> Array:
         """Return a private copy of all parameters, or of a direction."""
@@ -473,6 +519,12 @@ def _array_source(row: LossRow, data: tuple[Any, ...], op: str) -> Iterator[tupl
     yield op, samples
 
 
+def _without_data(samples: Samples, line: Dense) -> Samples:
+    """Return targets and weights as they are now, with predictions in the place of X."""
+    y, weights = (None if a is None else a.copy() for a in (samples.y, samples.sample_weight))
+    return replace(samples, data=line, y=y, given_y=y, sample_weight=weights, offset=None)
+
+
 def _chunk_source(row: LossRow, chunks: Any) -> Source:
     """Return a source of chunks, which are checked in each pass since they may come from a file."""
     if hasattr(chunks, "shape") or not (isinstance(chunks, Iterable) or callable(chunks)):
@@ -497,13 +549,6 @@ def _chunk_source(row: LossRow, chunks: Any) -> Source:
             yield where, check_samples(where, row, *given, may_lack=True)
 
     return source
-
-
-def _check_l2(l2: Any) -> float:
-    value = as_number(_OP, "l2", l2)
-    if not 0 <= value < np.inf:
-        raise ValueError(f"{_OP}: l2 is {value}, needs to be finite and not negative")
-    return value
 
 
 def progress_bar(op: str, asked: str, **options: Any) -> Any:

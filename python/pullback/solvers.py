@@ -20,7 +20,6 @@ __all__ = ["Solution", "lbfgs", "newton", "newton_cg"]
 Array: TypeAlias = npt.NDArray[Any]
 # Told after each iteration: its number, the value, the gradient's largest entry.
 Callback: TypeAlias = Callable[[int, float, float], object]
-Line: TypeAlias = Callable[[float], tuple[float, float]]
 
 EPS: Final = float(np.finfo(np.float64).eps)
 ENOUGH: Final = 1e-4  # of the decrease that the slope promises (Armijo)
@@ -141,7 +140,8 @@ def newton_cg(
         As for `newton`.
     hessian : array_like, shape (n_parameters, n_parameters), optional
         About what the Hessian is, such as that of some of the samples: with it, the number of
-        products hardly depends on scales and correlations of the features.
+        passes hardly depends on scales and correlations of the features. Of K outputs, that of
+        each will do, shape (n_parameters / K, n_parameters / K).
 
     Returns
     -------
@@ -152,13 +152,9 @@ def newton_cg(
     while run.goes_on():
         forcing = min(0.25, np.sqrt(run.norm / run.first_norm))
         product = partial(objective.hvp, run.theta)
-        step = whitened.to_theta(
-            _conjugate_gradients(
-                lambda v, product=product: whitened.of_gradient(product(whitened.to_theta(v))),
-                whitened.of_gradient(run.gradient),
-                forcing,
-            )
-        )
+        product = partial(whitened.product, partial(objective.hvp, run.theta))
+        step = _conjugate_gradients(product, whitened.of_gradient(run.gradient), forcing)
+        step = whitened.to_theta(step)
         run.stalled = not run.move(step)
     return run.end()
 
@@ -218,6 +214,11 @@ def lbfgs(
         minimize(value_and_grad, start, **about)
     if not run.goes_on():
         return run.end()
+
+    def told(n_iter: int, value: float, gradient_norm: float) -> None:
+        if callback is not None:
+            callback(run.n_iter + n_iter, value, gradient_norm)
+
     # SciPy's line search asks values for what only gradients can tell by now.
     rest = newton_cg(
         objective,
@@ -225,7 +226,7 @@ def lbfgs(
         tol=run.gtol,
         reference=1.0,
         max_iter=max_iter - run.n_iter,
-        callback=callback and (lambda i, *about: callback(run.n_iter + i, *about)),
+        callback=told,
         hessian=hessian,
     )
     return replace(
@@ -288,7 +289,7 @@ class _Run:
         allowance = 4 * EPS * abs(self.value)
         verdict = _verdict(value, float(gradient @ step), t, self.value, slope, allowance)
         if verdict:
-            t = _search(_line(self.objective, self.theta, step), self.value, slope, verdict)
+            t = _search(self.objective.line(self.theta, step), self.value, slope)
             if not t:
                 return 0.0
             theta = self.theta + t * step
@@ -328,21 +329,39 @@ class _Run:
 
 
 class _Whitening:
-    """Coordinates u in which about the Hessian is the unit matrix: theta = T u."""
+    """Coordinates u in which about the Hessian is the unit matrix: theta = T u.
+
+    Of several outputs, which theta holds side by side, T may be that of each.
+    """
 
     def __init__(self, objective: Any, hessian: npt.ArrayLike | None) -> None:
         self._T = None
-        if hessian is not None:
-            scale, factor, _ = _factor(_fixed(objective, np.array(hessian, np.float64)))
-            self._T = scale[:, None] * np.linalg.inv(factor).T
+        if hessian is None:
+            return
+        given = np.array(hessian, np.float64)
+        n, n_outputs = objective.n_parameters, objective._n_outputs
+        shapes = [(n, n), (n // n_outputs, n // n_outputs)]
+        if given.shape not in shapes or not np.isfinite(given).all():
+            raise ValueError(
+                f"hessian must be finite and have one of the shapes {shapes}, not {given.shape}"
+            )
+        if given.shape == (n, n):
+            given = _fixed(objective, given)
+        scale, factor, _ = _factor(given)
+        self._T = scale[:, None] * np.linalg.inv(factor).T
 
     def to_theta(self, u: Array) -> Array:
         """Return what u is in the parameters."""
-        return u if self._T is None else self._T @ u
+        return u if self._T is None else (self._T @ u.reshape(len(self._T), -1)).ravel()
 
     def of_gradient(self, gradient: Array) -> Array:
         """Return the gradient by u."""
-        return gradient if self._T is None else self._T.T @ gradient
+        T = self._T
+        return gradient if T is None else (T.T @ gradient.reshape(len(T), -1)).ravel()
+
+    def product(self, hvp: Callable[[Array], Array], v: Array) -> Array:
+        """Return the product of the Hessian by u with a direction in u."""
+        return self.of_gradient(hvp(self.to_theta(v)))
 
 
 def _verdict(
@@ -354,10 +373,10 @@ def _verdict(
     return -1 if slope < FLAT * slope0 else 0
 
 
-def _search(phi: Line, value0: float, slope0: float, verdict: int) -> float:
+def _search(phi: Callable[[float], tuple[float, float]], value0: float, slope0: float) -> float:
     """Return a step length that does, or the longest seen on which the value falls, or 0.
 
-    The verdict is that on 1. Lengths grow by 4 until one is too long; then the secant of the
+    Lengths grow by 4 until one is too long; then the secant of the
     slopes, kept within the interval, or its middle.
     """
     low, low_slope, high, high_slope, t = 0.0, slope0, np.inf, np.nan, 1.0
@@ -389,7 +408,7 @@ def _fixed(objective: Any, hessian: Array) -> Array:
     """
     if objective._loss.row.of_classes:
         n_outputs = objective._n_outputs
-        open_from = 0 if not np.any(objective._l2) else objective._n_coefficients
+        open_from = 0 if objective._penalty.is_zero else objective._n_coefficients
         for k in range(open_from, len(hessian), n_outputs):
             block = hessian[k : k + n_outputs, k : k + n_outputs]
             block += np.trace(block)
@@ -451,13 +470,3 @@ def _conjugate_gradients(
 def _hessian(objective: Any, theta: Array) -> Array:
     """Return the Hessian, a product at a time."""
     return np.stack([objective.hvp(theta, unit) for unit in np.eye(len(theta))])
-
-
-def _line(objective: Any, theta: Array, direction: Array) -> Line:
-    """Return ``phi(t)``, value and slope of the objective along a line."""
-
-    def phi(t: float) -> tuple[float, float]:
-        value, gradient = objective.value_and_grad(theta + t * direction)
-        return value, float(gradient @ direction)
-
-    return phi

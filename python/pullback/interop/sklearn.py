@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Final, Self, TypeAlias
 
 import numpy as np
@@ -37,6 +38,7 @@ try:
     from sklearn.utils.class_weight import compute_class_weight
     from sklearn.utils.metaestimators import available_if
     from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.sparsefuncs import mean_variance_axis
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as error:
     raise ImportError(
@@ -65,12 +67,58 @@ SOLVERS: Final = {
 SMOOTHER: Final = {"hinge": "squared_hinge", "quantile": "huber", "relu_mse": "poisson"}
 
 
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """What is to be fitted."""
+
+    loss: Loss
+    X: Any
+    y: Array
+    weights: Array | None
+    offset: Array | None
+    l2: float | Array
+
+    @property
+    def n_outputs(self) -> int | None:
+        """The number of classes, which the labels of a sample may not tell."""
+        return int(self.y.max()) + 1 if self.loss.row.of_classes else None
+
+    def objective(self, fit_intercept: bool, n_outputs: int | None = None) -> LinearObjective:
+        """Return what is to be minimised."""
+        return LinearObjective(
+            self.X,
+            self.y,
+            self.loss,
+            self.l2,
+            self.weights,
+            fit_intercept,
+            offset=self.offset,
+            n_outputs=n_outputs or self.n_outputs,
+        )
+
+    def rows(self, rows: Array) -> _Problem:
+        """Return the problem of some of the samples."""
+        X, y = self.X[rows], self.y[rows]
+        weights, offset = (a if a is None else a[rows] for a in (self.weights, self.offset))
+        return _Problem(self.loss, X, y, weights, offset, self.l2)
+
+    def standardized(self) -> _Problem:
+        """Return the problem whose penalty is that of the coefficients of scaled features.
+
+        With v = s w of features over s, ||v||^2 is sum s^2 w^2. To centre changes no coefficient:
+        the intercept, which is not penalised, takes it up.
+        """
+        variances = _variances(self.X, self.weights)
+        return replace(self, l2=self.l2 * np.where(variances > 0, variances, 1.0))
+
+
 class _LinearModel(BaseEstimator):  # type: ignore[misc]
     """What both estimators share: data as they are, a fit, and predictions."""
 
     loss: str | Loss
     alpha: float
     fit_intercept: bool
+    standardize: bool
     solver: str
     tol: float
     max_iter: int
@@ -129,8 +177,8 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
         if given is None:
             return None
         about = {"ensure_2d": False, "estimator": self, "input_name": label}
-        vector = check_array(given, dtype=np.float64, **about)
-        shapes = [(X.shape[0],)]
+        vector = check_array(given, dtype=np.float64, order="C", **about)
+        shapes: list[tuple[int, ...]] = [(X.shape[0],)]
         if label == "offset" and n_outputs > 1:
             shapes.append((X.shape[0], n_outputs))
         if vector.shape not in shapes:
@@ -162,50 +210,56 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
 
     # --- the fit ---
 
-    def _fit(
-        self,
-        loss: Loss,
-        X: Any,
-        y: Array,
-        weights: Array | None,
-        offset: Array | None,
-        alpha: float,
-    ) -> tuple[Array, Array]:
+    def _fit(self, problem: _Problem) -> tuple[Array, Array]:
         """Fit, and return coefficients (D, K) and intercepts (K,)."""
         name = type(self).__name__
         tol, max_iter = self._check_parameters()
-        n_outputs = int(y.max()) + 1 if loss.row.of_classes else None
-        objective = LinearObjective(
-            X, y, loss, alpha, weights, self.fit_intercept, offset=offset, n_outputs=n_outputs
-        )
-        n_outputs = objective._n_outputs
-        theta, reference = _null_model(objective, loss, y, weights, offset), None
-        if self.warm_start and hasattr(self, "coef_"):
-            before = np.atleast_2d(self.coef_).T, np.atleast_1d(self.intercept_)
-            if before[0].shape == (X.shape[1], n_outputs):
-                reference = float(np.abs(objective.grad(theta)).max())
-                theta = np.concatenate([part.ravel() for part in before])[: len(theta)]
-        solve = SOLVERS[self._solver(X, objective) if self.solver == "auto" else self.solver]
-        callback = _Progress(name, max_iter) if self.verbose else None
-        solution = solve(
-            objective, theta, tol=tol, reference=reference, max_iter=max_iter, callback=callback
-        )
-        if callback is not None:
-            callback.close()
+        if self.standardize:
+            problem = problem.standardized()
+        objective = problem.objective(self.fit_intercept)
+        theta = null = _null_model(objective, problem)
+        before = self._last_fit(objective)
+        if before is not None:
+            theta = before
+        about: dict[str, Any] = {"tol": tol, "max_iter": max_iter}
+        solver = self.solver
+        if solver == "auto":
+            solver = _fastest(problem, objective)
+            if solver == "lbfgs":
+                theta, about["hessian"] = _pilot(problem, self.fit_intercept, theta)
+        if theta is not null:
+            about["reference"] = float(np.abs(objective.grad(null)).max())
+        if self.verbose:
+            about["callback"] = _Progress(name, max_iter)
+        solution = SOLVERS[solver](objective, theta, **about)
+        if self.verbose:
+            about["callback"].close()
         if not (np.isfinite(solution.value) and np.isfinite(solution.gradient_norm)):
-            self._check_finite("fit", X, weights)
+            self._check_finite("fit", problem.X, problem.weights)
         self.n_iter_ = solution.n_iter
         if not solution.converged:
             warnings.warn(
                 f"{name}: no convergence after {solution.n_iter} iterations: {solution.message}. "
-                "The largest entry of the gradient is "
-                f"{solution.gradient_norm:.3g}. {self._advice(solution)}",
+                f"The gradient's largest entry is {solution.gradient_norm:.3g}. "
+                f"{self._advice(solution)}",
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        split = X.shape[1] * n_outputs
-        w, b = solution.theta[:split].reshape(-1, n_outputs), solution.theta[split:]
-        return w, b if self.fit_intercept else np.zeros(n_outputs)
+        w, b = objective.unpack(solution.theta)
+        w = w.reshape(len(w), -1)
+        return w, np.zeros(w.shape[1]) if b is None else np.atleast_1d(b)
+
+    def _last_fit(self, objective: LinearObjective) -> Array | None:
+        """Return the parameters that the last fit ended at, where they can be started from."""
+        if not self.warm_start or not hasattr(self, "coef_"):
+            return None
+        w, b = np.atleast_2d(self.coef_).T, np.atleast_1d(self.intercept_)
+        theta = np.concatenate([w.ravel(), b if self.fit_intercept else b[:0]])
+        return (
+            theta
+            if w.shape[0] == self.n_features_in_ and len(theta) == objective.n_parameters
+            else None
+        )
 
     def _advice(self, solution: solvers.Solution) -> str:
         if "max_iter" in solution.message:
@@ -224,10 +278,6 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
         if not (isinstance(self.max_iter, int | np.integer) and self.max_iter > 0):
             raise ValueError(f"{name}: max_iter is {self.max_iter!r}, needs a positive integer")
         return float(self.tol), int(self.max_iter)
-
-    def _solver(self, X: Any, objective: LinearObjective) -> str:
-        del X
-        return "newton-cholesky" if objective.n_parameters <= 500 else "lbfgs"
 
     # --- predictions ---
 
@@ -268,8 +318,12 @@ class LinearRegressor(RegressorMixin, _LinearModel):  # type: ignore[misc]
         Weight of the penalty.
     fit_intercept : bool
         Whether the model has an intercept, which is not penalised.
+    standardize : bool
+        Whether the penalty is that of features scaled to a standard deviation of 1; coefficients
+        stay those of X, of which no copy is made. Constant features stay as they are.
     solver : {"auto", "newton-cholesky", "newton-cg", "lbfgs"}
-        See `pullback.solvers`; "auto" picks by the shape of X.
+        See `pullback.solvers`. "auto" picks by the shape of X, and lets the fit of a sample tell
+        "lbfgs" where to start, and the scales and correlations of the features.
     tol : float
         The fit ends when the gradient's largest entry is at most so much of what it is without
         features.
@@ -309,6 +363,7 @@ class LinearRegressor(RegressorMixin, _LinearModel):  # type: ignore[misc]
         *,
         alpha: float = 1e-4,
         fit_intercept: bool = True,
+        standardize: bool = False,
         solver: str = "auto",
         tol: float = 1e-6,
         max_iter: int = 1000,
@@ -318,6 +373,7 @@ class LinearRegressor(RegressorMixin, _LinearModel):  # type: ignore[misc]
         self.loss = loss
         self.alpha = alpha
         self.fit_intercept = fit_intercept
+        self.standardize = standardize
         self.solver = solver
         self.tol = tol
         self.max_iter = max_iter
@@ -352,7 +408,7 @@ class LinearRegressor(RegressorMixin, _LinearModel):  # type: ignore[misc]
         X = self._checked_data(X, reset=True)
         y = self._targets(y, X)
         weights, offset = self._weights(sample_weight, X), self._vector("offset", offset, X)
-        w, b = self._fit(loss, X, y, weights, offset, self.alpha)
+        w, b = self._fit(_Problem(loss, X, y, weights, offset, self.alpha))
         self.coef_, self.intercept_ = w[:, 0], float(b[0])
         return self
 
@@ -439,7 +495,7 @@ class LinearClassifier(ClassifierMixin, _LinearModel):  # type: ignore[misc]
         which has the same probabilities.
     class_weight : dict or "balanced", optional
         Weights of the classes, which multiply those of samples.
-    alpha, fit_intercept, solver, tol, max_iter, warm_start, verbose
+    alpha, fit_intercept, standardize, solver, tol, max_iter, warm_start, verbose
         As for `LinearRegressor`.
 
     Attributes
@@ -469,6 +525,7 @@ class LinearClassifier(ClassifierMixin, _LinearModel):  # type: ignore[misc]
         alpha: float = 1e-4,
         fit_intercept: bool = True,
         class_weight: Any = None,
+        standardize: bool = False,
         solver: str = "auto",
         tol: float = 1e-6,
         max_iter: int = 1000,
@@ -479,6 +536,7 @@ class LinearClassifier(ClassifierMixin, _LinearModel):  # type: ignore[misc]
         self.alpha = alpha
         self.fit_intercept = fit_intercept
         self.class_weight = class_weight
+        self.standardize = standardize
         self.solver = solver
         self.tol = tol
         self.max_iter = max_iter
@@ -536,7 +594,7 @@ class LinearClassifier(ClassifierMixin, _LinearModel):  # type: ignore[misc]
             least = 0.0 if loss.row.targets.test(np.array(0.0)) else -1.0
             own = labels == 1 if n_classes == 2 else labels[:, None] == np.arange(n_classes)
             labels = np.where(own, 1.0, least)
-        w, b = self._fit(loss, X, labels, weights, offset, alpha)
+        w, b = self._fit(_Problem(loss, X, labels, weights, offset, alpha))
         self.coef_, self.intercept_ = np.ascontiguousarray(w.T), np.array(b)
         return self
 
@@ -645,6 +703,83 @@ def _first_not_finite(
     return None
 
 
+# --- which way to go ------------------------------------------------------------------------------
+
+SAMPLE: Final = 100  # samples of a pilot, for each parameter of an output
+MOST_FACTORED: Final = 2000  # parameters, of which a matrix is inverted
+ENTRIES_OF_NEWTON: Final = 20  # of a row of X, up to which Newton's passes are worth their cost
+
+
+def _fastest(problem: _Problem, objective: LinearObjective) -> str:
+    """Return the solver for data of such a shape."""
+    X, n = problem.X, objective.n_parameters
+    n_samples, n_features = X.shape
+    if n > MOST_FACTORED:
+        return "lbfgs" if n_features <= MOST_FACTORED < n_samples // 10 else "newton-cg"
+    entries = n_features if isinstance(X, np.ndarray) else X.nnz / n_samples
+    few = n_samples < 4 * SAMPLE * n_features
+    return "newton-cholesky" if few or entries <= ENTRIES_OF_NEWTON else "lbfgs"
+
+
+def _pilot(problem: _Problem, fit_intercept: bool, theta: Array) -> tuple[Array, Array | None]:
+    """Fit a sample; return where that ended, and about what the Hessian is, of each output.
+
+    The whole of the data then takes some ten passes, however the features are scaled.
+    """
+    n_samples, n_features = problem.X.shape
+    counting = n_samples if problem.weights is None else np.flatnonzero(problem.weights)
+    size = min(SAMPLE * (n_features + 1), np.size(counting) if np.ndim(counting) else n_samples)
+    rows = np.sort(np.random.default_rng(0).choice(counting, size, replace=False))
+    sample = problem.rows(rows)
+    n_outputs = len(theta) // (n_features + fit_intercept)
+    small = sample.objective(fit_intercept, problem.n_outputs)
+    if n_outputs == 1:
+        solution = solvers.newton(small, theta, tol=1e-3, max_iter=20)
+        hessian = solvers._hessian(small, solution.theta)
+    else:
+        # That of one output, but for the factors that the curvature of the loss would be.
+        squared = replace(
+            sample,
+            loss=problem.loss._sibling("squared_error"),
+            y=np.zeros(size),
+            offset=None,
+            l2=2 * n_outputs * problem.l2,
+        ).objective(fit_intercept)
+        hessian = solvers._hessian(squared, squared.initial())
+        solution = solvers.lbfgs(small, theta, tol=1e-3, max_iter=20, hessian=hessian)
+    if not (np.isfinite(solution.theta).all() and np.isfinite(hessian).all()):
+        return theta, None
+    # Of a feature that the sample hardly shows, its Hessian is known to no better than a row makes.
+    X = sample.X
+    shown = np.count_nonzero(X, axis=0) if isinstance(X, np.ndarray) else X.count_nonzero(axis=0)
+    diagonal = np.diagonal(hessian)[:n_features]
+    least = np.where(shown < 10, np.median(diagonal) / size, 0)
+    hessian[range(n_features), range(n_features)] += np.maximum(diagonal / (shown + 1), least)
+    return solution.theta, hessian
+
+
+def _variances(X: Any, weights: Array | None) -> Array:
+    """Return the variances of the columns, of samples that count."""
+    if not isinstance(X, np.ndarray):
+        X = X if X.dtype.kind == "f" else X.astype(np.float64)
+        return np.asarray(mean_variance_axis(X, 0, weights)[1])
+    total, mean, squares = 0.0, np.zeros(X.shape[1]), np.zeros(X.shape[1])
+    step = max(1, BLOCK_ENTRIES // X.shape[1])
+    for k in range(0, len(X), step):
+        rows = X[k : k + step].astype(np.float64)
+        w = np.ones(len(rows)) if weights is None else weights[k : k + step]
+        rows, w = rows[w > 0], w[w > 0]
+        if not len(w):
+            continue
+        weight = float(w.sum())
+        own = w @ rows / weight
+        change = own - mean
+        squares += w @ np.square(rows - own) + change**2 * (total * weight / (total + weight))
+        total += weight
+        mean += change * (weight / total)
+    return squares / total
+
+
 # --- models without features ----------------------------------------------------------------------
 
 
@@ -668,21 +803,20 @@ def _at_response(loss: Loss, mean: npt.ArrayLike) -> Array:
     return np.asarray(high)
 
 
-def _null_model(
-    objective: LinearObjective, loss: Loss, y: Array, weights: Array | None, offset: Array | None
-) -> Array:
+def _null_model(objective: LinearObjective, problem: _Problem) -> Array:
     """Return parameters to start from: no features, an intercept for the targets' mean."""
+    loss, y, weights, offset = problem.loss, problem.y, problem.weights, problem.offset
     theta = objective.initial()
     if objective._kinds.b is None:
         return theta
     if loss.row.of_classes:
         with np.errstate(divide="ignore"):
             start = np.log(np.bincount(y, weights, objective._n_outputs))
-        start = np.where(np.isfinite(start), start - start[np.isfinite(start)].mean(), -40.0)
+        start -= start[np.isfinite(start)].mean()
     else:
         start = np.atleast_1d(_at_response(loss, np.average(y, axis=0, weights=weights)))
-        start -= 0.0 if offset is None else np.average(offset, axis=0, weights=weights)
-        start[~np.isfinite(start)] = 0.0
+    start = start - (0.0 if offset is None else np.average(offset, axis=0, weights=weights))
+    start[~np.isfinite(start)] = 0.0
     theta[objective._n_coefficients :] = start
     return theta
 
@@ -690,9 +824,9 @@ def _null_model(
 def _best_intercept(loss: Loss, y: Array, weights: Array | None, offset: Array | None) -> float:
     """Return the intercept of the best model without features."""
     nothing = np.broadcast_to(0.0, (len(y), 1))
-    objective = LinearObjective(nothing, y, loss, 1.0, weights, offset=offset)
-    start = _null_model(objective, loss, y, weights, offset)
-    return float(solvers.newton(objective, start, tol=1e-12).theta[-1])
+    problem = _Problem(loss, nothing, y, weights, offset, 1.0)
+    objective = problem.objective(fit_intercept=True)
+    return float(solvers.newton(objective, _null_model(objective, problem), tol=1e-12).theta[-1])
 
 
 def _saturated(loss: Loss, y: Array) -> Array:
@@ -706,7 +840,7 @@ class _Progress:
     """A bar of iterations, with the objective and the gradient."""
 
     def __init__(self, title: str, max_iter: int) -> None:
-        self._bar = progress_bar(title, f"verbose={True}", desc=title, total=max_iter, unit=" it")
+        self._bar = progress_bar(title, "verbose=True", desc=title, total=max_iter, unit=" it")
 
     def __call__(self, n_iter: int, value: float, gradient_norm: float) -> None:
         self._bar.set_postfix(loss=f"{value:.6g}", gradient=f"{gradient_norm:.2g}", refresh=False)

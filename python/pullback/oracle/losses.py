@@ -312,6 +312,53 @@ def loss_sums(
     return float(sums[0]), gb, gw.reshape(n_features, n_outputs)
 
 
+def loss_line(
+    row: LossRow,
+    parameter: float,
+    line: Array,
+    y: Array,
+    sample_weight: Array | None,
+    step: float,
+    order: int,
+) -> tuple[float, float]:
+    """Return the weighted sums of a loss and of its derivative by the step along a line.
+
+    Parameters
+    ----------
+    row, parameter, y, sample_weight : LossRow, float, ndarray, ndarray or None
+        As for `loss_sums`.
+    line : ndarray, shape (N, 2 K), float64
+        Predictions at step 0, and how they change.
+    step : float
+    order : {1, 2}
+        Of the derivative; the sum of the losses is not computed for the second.
+
+    Raises
+    ------
+    ValueError
+        With the argument "y" or "sample_weight" and the first bad row.
+    """
+    n_outputs = line.shape[1] // 2
+
+    def part(rows: slice) -> Array:
+        start, change = line[rows, :n_outputs], line[rows, n_outputs:]
+        weight = np.ones(len(start)) if sample_weight is None else sample_weight[rows]
+        targets = _targets(row, y[rows], weight)
+        check_rows(row, targets, weight, n_outputs, rows.start)
+        z = start + step * change
+        job: Job = "gradient" if order == 1 else "hvp"
+        total, slopes = _scores(row, parameter, job, z, targets, weight)
+        if slopes is None:
+            second = row.second_derivative(z, targets, parameter)
+            slopes = _curved(row, second, targets, change)
+        slopes = _weighted(slopes, weight)
+        return np.array([total, np.sum(np.where(slopes == 0, 0, slopes * change))])
+
+    with np.errstate(all="ignore"):
+        total, derivative = tree_sum(part(rows) for rows in pieces(0, len(line)))
+    return float(total), float(derivative)
+
+
 def loss_pointwise(row: LossRow, parameter: float, z: Array, y: Array, order: int) -> Array:
     """Return a loss's value, first or second derivative by z, computed in float64, rounded once.
 
