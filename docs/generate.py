@@ -41,6 +41,8 @@ from pullback.losses import Loss, ParametricLoss
 
 {names}
 
+def gram(X: Any, c: ArrayLike | None = None) -> NDArray[Any]: ...
+
 _Axis: TypeAlias = int | tuple[int, ...] | None
 _Out: TypeAlias = NDArray[Any] | tuple[Any, ...] | None
 _Wrt: TypeAlias = str | int | tuple[str | int, ...]
@@ -78,7 +80,7 @@ def stub() -> str:
     }
     named = {name: kinds[body] for name, body in bodies.items()} | of_losses
     return STUB.format(
-        names=_filled(f"__all__ = {sorted(table)}").replace("'", '"'),
+        names=_filled(f"__all__ = {sorted([*table, 'gram'])}").replace("'", '"'),
         protocols="\n\n".join(
             f"@type_check_only\nclass {kind}(Protocol):\n{body}" for body, kind in kinds.items()
         ),

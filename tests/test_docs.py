@@ -14,7 +14,7 @@ from typing import Any
 
 import pullback as pb
 import pytest
-from pullback import check, config, jacobians, objective, partial
+from pullback import check, config, jacobians, objective, partial, user_loss
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
@@ -84,6 +84,7 @@ def test_links_lead_somewhere(path: Path) -> None:
         jacobians,
         objective,
         partial,
+        user_loss,
     ],
     ids=lambda module: module.__name__,
 )

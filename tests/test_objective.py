@@ -703,7 +703,7 @@ def test_weights_add_up_as_numpys(n: int) -> None:
     assert objective.value(w) == sums.loss / weights.sum()
 
 
-@pytest.mark.parametrize("bad", [np.ones(5), np.ones(7), np.ones((6, 1)), 1.0, []], ids=np.shape)
+@pytest.mark.parametrize("bad", [np.ones(5), np.ones(7), np.ones((6, 1, 1)), 1.0, []], ids=np.shape)
 def test_theta_of_another_shape(bad: Any) -> None:
     m = model(LOGISTIC, 30, 5, np.float64)
     objective = pb.LinearObjective(m.X, m.y, pb.logistic)

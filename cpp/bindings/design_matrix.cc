@@ -80,7 +80,8 @@ Ref Attribute(PyObject* object, PyObject* name) {
   return value;
 }
 
-// (format, data, indices, indptr, shape).
+}  // namespace
+
 bool EngineSparse(PyObject* object, Design& X) {
   const char* format;
   PyObject *data, *indices, *indptr;
@@ -92,8 +93,6 @@ bool EngineSparse(PyObject* object, Design& X) {
   }
   return SparseDesign(format, data, indices, indptr, rows, cols, X);
 }
-
-}  // namespace
 
 bool IsLarge(const Design& X, size_t outputs) {
   const bool dense = X.indptr == nullptr;

@@ -10,6 +10,12 @@
 
 namespace pullback {
 
+// What an engine does not take: null, with a TypeError. Its checks guard memory, the Python layer
+// has told the caller what is wrong before.
+inline PyObject* Refuse(const char* function, const char* argument) {
+  return PyErr_Format(PyExc_TypeError, "%s: %s is not what the engine takes", function, argument);
+}
+
 // Whether a pass over X is long enough to go without the GIL.
 bool IsLarge(const Design& X, size_t outputs);
 
@@ -54,6 +60,9 @@ constexpr TargetType TargetOf(DType dtype) {
 // `object` as dense X; false unless it is an array of rows or columns that kernels can read where
 // it lies.
 bool DenseDesign(PyObject* object, Design& X);
+
+// X as engines take a sparse one: (format, data, indices, indptr, shape).
+bool EngineSparse(PyObject* object, Design& X);
 
 // What engines take, into a problem that knows its loss and outputs: X, which is an array or
 // (format, data, indices, indptr, shape), targets unless null, weights and an offset unless None.

@@ -650,11 +650,6 @@ constexpr LossMethod kLossMethods[] = {
 
 // --- the engine ----------------------------------------------------------------------------------
 
-// All checks guard memory: the Python layer has told the caller what is wrong before.
-PyObject* Refuse(const char* function, const char* argument) {
-  return PyErr_Format(PyExc_TypeError, "%s: %s is not what the engine takes", function, argument);
-}
-
 // What a job takes and makes.
 struct EngineJob {
   std::string_view name;
@@ -667,6 +662,7 @@ constexpr EngineJob kJobs[] = {
     {"hvp", Job::kHvp, true, true, true, false},
     {"curvature", Job::kCurvature, true, false, false, true},
     {"predict", Job::kPredict, false, false, false, true},
+    {"backward", Job::kBackward, true, false, true, false},
 };
 
 // The place of a loss by a Python string; nothing, with an exception set, where there is none.
@@ -728,17 +724,25 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
       ReadSamples(args[kDesign], job->has_samples ? args[kTargets] : nullptr,
                   job->has_samples ? args[kSampleWeight] : Py_None, args[kOffset], problem);
   if (bad != nullptr) return Refuse(kName, bad);
+  if (job->job == Job::kBackward && problem.y_type != TargetType::kFloat64) {
+    return Refuse(kName, "y");
+  }
   const Design& X = problem.X;
   if (!IsBlock(args[kWeights], NPY_DOUBLE, X.cols * outputs)) return Refuse(kName, "w");
   problem.w = DataOf(args[kWeights]);
   problem.w_dtype = problem.vw_dtype = DType::kFloat64;
   if (job->has_v) {
     PyObject *vw, *vb;
-    if (!PyTuple_Check(args[kV]) || !PyArg_ParseTuple(args[kV], "OO", &vw, &vb) ||
-        !IsBlock(vw, NPY_DOUBLE, X.cols * outputs) || !IsBlock(vb, NPY_DOUBLE, outputs)) {
-      PyErr_Clear();
+    const bool is_pair = PyTuple_Check(args[kV]) && PyArg_ParseTuple(args[kV], "OO", &vw, &vb);
+    PyErr_Clear();
+    if (!is_pair || !PyArray_CheckExact(vw) || !PyArray_CheckExact(vb)) return Refuse(kName, "v");
+    const auto size = static_cast<size_t>(PyArray_SIZE(AsArray(vw)));
+    const size_t directions = static_cast<size_t>(PyArray_SIZE(AsArray(vb))) / outputs;
+    if (directions == 0 || size % directions != 0 || size / directions != X.cols * outputs ||
+        !IsBlock(vw, NPY_DOUBLE, size) || !IsBlock(vb, NPY_DOUBLE, outputs * directions)) {
       return Refuse(kName, "v");
     }
+    problem.directions = directions;
     problem.vw = DoublesOf(vw);
     problem.vb = DoublesOf(vb);
   }
@@ -760,7 +764,8 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
     problem.gX_stride = gX.stride;
   }
 
-  npy_intp shape[] = {static_cast<npy_intp>(X.cols), static_cast<npy_intp>(outputs)};
+  const size_t sums = outputs * problem.directions;
+  npy_intp shape[] = {static_cast<npy_intp>(X.cols), static_cast<npy_intp>(sums)};
   const auto zeros = [&](int ndim, npy_intp* of) {
     return job->has_gradient ? PyArray_ZEROS(ndim, of, NPY_DOUBLE, 0) : Py_NewRef(Py_None);
   };
@@ -775,7 +780,7 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   }
   if (X.rows > 0) {
     const bool done = RunKernel(
-        IsLarge(X, outputs), [&](Poll* poll) { return SumLoss(job->job, problem, result, poll); });
+        IsLarge(X, sums), [&](Poll* poll) { return SumLoss(job->job, problem, result, poll); });
     if (!done) return nullptr;
   }
   if (result.bad) return RaiseBad(*result.bad);

@@ -182,8 +182,9 @@ const ChunkKernels& KernelsOfChunks();
 // --- jobs ----------------------------------------------------------------------------------------
 
 // kCurvature writes `kept` alone. kPredict writes the predictions there, and takes neither y nor
-// weight.
-enum class Job : uint8_t { kValue, kGradient, kHvp, kCurvature, kPredict };
+// weight. kBackward takes the slopes, weighted, for a float64 y, and ends as kGradient does; of
+// rows whose weight is 0 it does not count on X.
+enum class Job : uint8_t { kValue, kGradient, kHvp, kCurvature, kPredict, kBackward };
 
 struct LinearProblem {
   Design X;
@@ -198,10 +199,11 @@ struct LinearProblem {
   const double* weight;   // (rows,), or null
   const double* offset;   // null, or what predictions begin with: (rows,), of each output,
   bool offset_by_output;  // or (rows, outputs)
-  const void* vw;         // (cols, outputs), for kHvp
+  const void* vw;         // (cols, outputs, directions), for kHvp
   DType vw_dtype;
-  const double* vb;
-  double* kept;  // (rows, outputs), for kCurvature and kPredict, else null
+  const double* vb;       // (outputs, directions)
+  size_t directions = 1;  // of all jobs but kHvp
+  double* kept;           // (rows, outputs), for kCurvature and kPredict, else null
   // kGradient, if not null: (rows, cols), contiguous rows, scale * slopes w^T.
   void* gX;
   DType gX_dtype;
@@ -217,8 +219,8 @@ struct BadRow {
 // The gradients are overwritten, and left alone where the job has none.
 struct LossResult {
   std::optional<double> divisor;  // of all sums; nothing: the sum of weights
-  void* gw;                       // (cols, outputs)
-  void* gb;                       // (outputs,)
+  void* gw;                       // (cols, outputs), of several directions of each
+  void* gb;                       // (outputs,), likewise
   DType gw_dtype, gb_dtype;
   double loss, weight;
   std::optional<BadRow> bad;  // the lowest row: then nothing else counts

@@ -38,6 +38,7 @@ from pullback.config import (
 from pullback.config import (
     version as _version,
 )
+from pullback.gram import gram
 from pullback.interop import threadpoolctl as _threadpoolctl
 from pullback.jacobians import Diagonal, Kronecker
 from pullback.partial import PartialSums
@@ -53,11 +54,17 @@ if _typing.TYPE_CHECKING:
     from pullback.check import GradCheck, check_grad
     from pullback.objective import LinearObjective
     from pullback.reference import *  # noqa: F403
+    from pullback.user_loss import pointwise_loss
 
     __version__: str
 else:
     _primitive = _attributes(globals(), primitives)
-    _modules = {"GradCheck": "check", "check_grad": "check", "LinearObjective": "objective"}
+    _modules = {
+        "GradCheck": "check",
+        "check_grad": "check",
+        "LinearObjective": "objective",
+        "pointwise_loss": "user_loss",
+    }
 
     def __getattr__(name: str) -> _typing.Any:
         if name == "__version__":
@@ -86,8 +93,10 @@ __all__ = [
     "check_grad",
     "elementwise",
     "get_num_threads",
+    "gram",
     "jacobians",
     "losses",
+    "pointwise_loss",
     "primitives",
     "products",
     "reductions",

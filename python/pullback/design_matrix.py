@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -68,19 +68,40 @@ class Dense:
         )
 
     @property
+    def _is_strided(self) -> bool:
+        """Whether all elements lie whole elements apart, as kernels read them."""
+        array = self._array
+        item = array.itemsize
+        return (
+            array.dtype == self.dtype
+            and array.flags.aligned
+            and not any(s % item for s, n in zip(array.strides, array.shape, strict=True) if n > 1)
+        )
+
+    @property
     def layout(self) -> str:
         """What kernels read, for people."""
         order = "rows" if self._array.strides[1] == self._array.itemsize else "columns"
         return f"{self.given_dtype} {order if self.in_place else 'converted by blocks'}"
 
-    def blocks(self) -> Iterator[tuple[slice, KernelData]]:
-        """Yield all rows, in order, as kernels take them: in place, or converted by the block."""
+    def blocks(
+        self, *, strided: bool = False, least: int = 1
+    ) -> Iterator[tuple[slice, KernelData]]:
+        """Yield all rows, in order, as kernels take them: in place, or converted by the block.
+
+        Parameters
+        ----------
+        strided : bool
+            Whether the kernel reads arrays of any strides.
+        least : int
+            The fewest rows of a converted block.
+        """
         rows, columns = self.shape
-        if self.in_place:
+        if self.in_place or (strided and self._is_strided):
             yield slice(0, rows), self._array
             return
         # A multiple of the kernels' own blocks, unless rows are very long.
-        fitting = BLOCK_BYTES // max(1, columns * self.dtype.itemsize)
+        fitting = max(least, BLOCK_BYTES // max(1, columns * self.dtype.itemsize))
         step = fitting // 512 * 512 or max(1, fitting)
         for begin in range(0, rows, step):
             block = slice(begin, min(begin + step, rows))
@@ -138,7 +159,12 @@ class Sparse:
         """What kernels read, for people."""
         return f"{self.given_dtype} {self.format.upper()}"
 
-    def blocks(self) -> Iterator[tuple[slice, KernelData]]:
+    def blocks(
+        self,
+        *,
+        strided: bool = False,
+        least: int = 1,
+    ) -> Iterator[tuple[slice, KernelData]]:
         """Yield all rows, in order, as kernels take them: in place, or converted by the block."""
         rows, columns = self.shape
         if self.in_place:
@@ -148,7 +174,8 @@ class Sparse:
             )
             return
         indptr = self._indptr
-        for begin, end in spans(indptr, BLOCK_BYTES // self.dtype.itemsize):
+        entries = max(BLOCK_BYTES // self.dtype.itemsize, least * (len(self._data) // max(1, rows)))
+        for begin, end in spans(indptr, entries):
             inside = slice(int(indptr[begin]), int(indptr[end]))
             data = np.array(self._data[inside], self.dtype)
             pointers = indptr[begin : end + 1] - indptr[begin]
@@ -298,8 +325,8 @@ class _DenseRows:
         """Return X w."""
         return self._X @ w
 
-    def backward(self, slopes: Array, counts: Array | None) -> Array:
-        """Return X^T slopes; of the rows that count, and elements that are not 0, where given."""
+    def backward(self, slopes: Array, counts: Array | None) -> tuple[Array, Array]:
+        """Return sums of the slopes, and X^T slopes: see `Rows`."""
 
         def part(rows: slice) -> Array:
             X = self._X[rows]
@@ -309,7 +336,7 @@ class _DenseRows:
             terms = (np.where(adds, X * slope[:, None], 0) for slope in slopes[rows].T)
             return np.stack([by_output.sum(axis=0) for by_output in terms], axis=1)
 
-        return tree_sum(part(rows) for rows in pieces(0, len(slopes)))
+        return _sum_rows(slopes), tree_sum(part(rows) for rows in pieces(0, len(slopes)))
 
 
 class _Entries:
@@ -334,8 +361,8 @@ class _Entries:
                 z[:, k] += np.bincount(rows, data * w[columns, k], self._shape[0])
         return z
 
-    def backward(self, slopes: Array, counts: Array | None) -> Array:
-        """Return X^T slopes; of the rows that count, and elements that are not 0, where given."""
+    def backward(self, slopes: Array, counts: Array | None) -> tuple[Array, Array]:
+        """Return sums of the slopes, and X^T slopes: see `Rows`."""
 
         def part(rows: Array, columns: Array, data: Array) -> Array:
             gw = np.zeros((self._shape[1], slopes.shape[1]))
@@ -350,10 +377,25 @@ class _Entries:
                     gw[columns[starts], k] = np.add.reduceat(terms, starts)  # pairwise
             return gw
 
-        return tree_sum(part(*entries) for entries in self._entries())
+        return _sum_rows(slopes), tree_sum(part(*entries) for entries in self._entries())
 
 
-Rows: TypeAlias = _DenseRows | _Entries
+class Rows(Protocol):
+    """Rows of a matrix, as what multiplies by them."""
+
+    def forward(self, w: Array) -> Array:
+        """Return X w."""
+
+    def backward(self, slopes: Array, counts: Array | None) -> tuple[Array, Array]:
+        """Return the sums of the slopes (N, K), shape (K,), and X^T slopes, shape (D, K).
+
+        X^T slopes is that of the rows that count, and of elements that are not 0, where counts
+        are given.
+        """
+
+
+def _sum_rows(values: Array) -> Array:
+    return tree_sum(values[rows].sum(axis=0) for rows in pieces(0, len(values)))
 
 
 def pieces(begin: int, end: int) -> Iterator[slice]:

@@ -77,12 +77,11 @@ class Loss(Hinted):
         self._parameter = parameter
         self.__name__ = self.__qualname__ = row.name
         self.__module__ = engine.module("losses")
-        kind: Any = type(self)
-        self.__doc__ = _docstring(row, kind)
+        self.__doc__ = self._about()
         if row.parameter is not None:
             taken = inspect.Parameter(row.parameter.name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
             self.__signature__ = inspect.Signature([taken])
-        self.pointwise = _pointwise_of(row.name)(self, row, engine, parameter or 0.0)
+        self.pointwise = _pointwise_of(row.name)(self, row, engine)
         if not engine.is_native:
             return
         for method in METHODS:
@@ -103,8 +102,13 @@ class Loss(Hinted):
         named = make_losses(self._engine)[self.__name__]
         return self.__qualname__ if named == self else (named, (self._parameter,))
 
+    def _about(self) -> str:
+        kind: Any = type(self)
+        return _docstring(self.row, kind)
+
     @property
-    def _row_and_parameter(self) -> tuple[str, float]:
+    def _row_and_parameter(self) -> tuple[Any, float]:
+        """What engines take for the loss: its row's name, and its parameter or 0."""
         return self.__name__, self._parameter or 0.0
 
     @property

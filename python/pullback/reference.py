@@ -9,6 +9,7 @@ from typing import Final
 
 from pullback.elementwise import make_elementwise
 from pullback.engine import ORACLE
+from pullback.gram import make_gram
 from pullback.losses import make_losses
 from pullback.products import make_products
 from pullback.reductions import make_reductions
@@ -17,9 +18,10 @@ from pullback.registry import Registry, attributes
 _primitives: Final = Registry.joined(
     make_elementwise(ORACLE), make_products(ORACLE), make_reductions(ORACLE), make_losses(ORACLE)
 )
+gram: Final = make_gram(ORACLE)
 __getattr__ = attributes(globals(), _primitives)
 
-__all__ = [*_primitives]
+__all__ = [*_primitives, "gram"]
 
 
 def __dir__() -> list[str]:

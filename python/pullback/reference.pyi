@@ -10,7 +10,7 @@ from pullback.losses import Loss, ParametricLoss
 
 __all__ = ["abs", "add", "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh",
 "bilinear_form", "cbrt", "cos", "cosh", "divide", "dot", "elu", "equal", "erf", "erfc", "exp",
-"exp2", "expm1", "exponential", "gamma", "gelu", "gelu_tanh", "greater", "greater_equal",
+"exp2", "expm1", "exponential", "gamma", "gelu", "gelu_tanh", "gram", "greater", "greater_equal",
 "hard_sigmoid", "hard_tanh", "hinge", "huber", "hypot", "identity", "layer_norm", "leaky_relu",
 "less", "less_equal", "linear", "log", "log10", "log1p", "log2", "log_cosh", "log_sigmoid",
 "log_softmax", "logaddexp", "logistic", "logsumexp", "matmul", "max", "maximum", "mean", "min",
@@ -19,6 +19,8 @@ __all__ = ["abs", "add", "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "ar
 "sigmoid", "sign", "silu", "sin", "sinh", "softmax", "softmax_cross_entropy", "softplus",
 "softsign", "sqrt", "square", "squared_difference", "squared_error", "squared_hinge",
 "squared_norm2", "step", "subtract", "sum", "tan", "tanh", "variance", "xlogy"]
+
+def gram(X: Any, c: ArrayLike | None = None) -> NDArray[Any]: ...
 
 _Axis: TypeAlias = int | tuple[int, ...] | None
 _Out: TypeAlias = NDArray[Any] | tuple[Any, ...] | None

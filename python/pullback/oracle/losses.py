@@ -5,6 +5,7 @@ Everything computes in float64.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -225,6 +226,8 @@ def loss_sums(
     kept: Array | None,
     gX: Array | None,
     scale: float,
+    *,
+    blocks: Iterable[tuple[slice, Rows]] | None = None,
 ) -> tuple[float, Array | None, Array | None]:
     """Return the weighted sums of a loss, of its gradient or of a Hessian-vector product.
 
@@ -250,7 +253,8 @@ def loss_sums(
         What to compute: a forward pass for the loss or for `kept` alone, or with a backward pass
         for the gradient or the Hessian's product with `v`.
     v : (ndarray, ndarray) or None
-        Direction, shaped as `w` and `b`.
+        Direction, shaped as `w` and `b`, or m of them, shapes (D, K m) and (K m,): those of an
+        output together.
     kept : ndarray, shape (N, K), float64, or None
         Written: of a curvature the second derivatives, of classes their probabilities; of
         predictions these themselves.
@@ -258,13 +262,15 @@ def loss_sums(
         Written in a gradient: `scale` times each sample's weighted gradient by its row.
     scale : float
         For `gX` alone.
+    blocks : iterable, optional
+        All rows in order, by what multiplies by them; NumPy's when omitted.
 
     Returns
     -------
     loss : float
         Sum of the weighted losses; 0 where they are not computed.
     gb, gw : ndarray or None
-        Shapes (K,) and (D, K); None where there is no backward pass.
+        Shapes (K,) and (D, K), or those of `v`; None where there is no backward pass.
 
     Raises
     ------
@@ -283,8 +289,7 @@ def loss_sums(
         if kept is not None and job == "predict":
             kept[rows] = predicted(rows, block)
             return np.zeros(1)
-        n = rows.stop - rows.start
-        weight = np.ones(n) if sample_weight is None else sample_weight[rows]
+        weight = None if sample_weight is None else sample_weight[rows]
         targets = _targets(row, y[rows], weight)
         check_rows(row, targets, weight, n_outputs, rows.start)
         z = predicted(rows, block)
@@ -294,22 +299,26 @@ def loss_sums(
         if v is not None:
             second = row.second_derivative(z, targets, parameter)
             z = block.forward(v[0]) + v[1]
-            slopes = _curved(row, second, targets, z)
+            along = z.reshape(n, n_outputs, -1)  # by direction
+            curved = [_curved(row, second, targets, along[..., i]) for i in range(along.shape[2])]
+            slopes = np.stack(curved, axis=2).reshape(z.shape)
         if slopes is None:
             return np.array([total])
         slopes = _weighted(slopes, weight)
         if gX is not None:
             gX[rows] = _gradient_in_X(slopes, w, weight, scale)
         finite = np.isfinite(slopes).all() and np.isfinite(z).all()
-        gw = block.backward(slopes, None if finite else weight != 0)
-        return np.concatenate([[total], _sum_rows(slopes), gw.ravel()])
+        counts = np.ones(len(slopes), bool) if weight is None else weight != 0
+        gb, gw = block.backward(slopes, None if finite else counts)
+        return np.concatenate([[total], gb, gw.ravel()])
 
     with np.errstate(all="ignore"):
-        sums = tree_sum(part(rows, block) for rows, block in blocks_of_rows(X))
+        sums = tree_sum(part(rows, block) for rows, block in blocks or blocks_of_rows(X))
     if sums.size == 1:
         return float(sums[0]), None, None
-    gb, gw = sums[1 : 1 + n_outputs], sums[1 + n_outputs :]
-    return float(sums[0]), gb, gw.reshape(n_features, n_outputs)
+    width = n_outputs if v is None else v[1].size
+    gb, gw = sums[1 : 1 + width], sums[1 + width :]
+    return float(sums[0]), gb, gw.reshape(n_features, width)
 
 
 def loss_line(
@@ -384,16 +393,16 @@ def loss_pointwise(row: LossRow, parameter: float, z: Array, y: Array, order: in
         return np.where(valid, result, np.nan).astype(z.dtype)
 
 
-def _targets(row: LossRow, y: Array, weight: Array) -> Array:
+def _targets(row: LossRow, y: Array, weight: Array | None) -> Array:
     """Return targets as formulas take them; of labels without weight any."""
     if row.of_classes and y.ndim == 1:
-        return np.where(weight == 0, 0, y)
+        return y if weight is None else np.where(weight == 0, 0, y)
     y = y.astype(np.float64, copy=False)
     return y if row.of_classes else y.reshape(len(y), -1)
 
 
 def _scores(
-    row: LossRow, parameter: float, job: Job, z: Array, y: Array, weight: Array
+    row: LossRow, parameter: float, job: Job, z: Array, y: Array, weight: Array | None
 ) -> tuple[float, Array | None]:
     """Return the sum of the weighted losses, and the slopes; what the job does not need, not."""
     if job not in ("value", "gradient"):
@@ -403,15 +412,17 @@ def _scores(
     return float(np.sum(_weighted(losses, weight))), slopes
 
 
-def _weighted(values: Array, weight: Array) -> Array:
+def _weighted(values: Array, weight: Array | None) -> Array:
+    if weight is None:
+        return values
     return np.where(weight[:, None] == 0, 0, values * weight[:, None])
 
 
-def _gradient_in_X(slopes: Array, w: Array, weight: Array, scale: float) -> Array:
+def _gradient_in_X(slopes: Array, w: Array, weight: Array | None, scale: float) -> Array:
     gX = (scale * slopes) @ w.T
     if not np.isfinite(slopes).all():
         gX = scale * np.where(w == 0, 0, slopes[:, None, :] * w).sum(axis=-1)
-    return np.where(weight[:, None] == 0, 0, gX)
+    return gX if weight is None else np.where(weight[:, None] == 0, 0, gX)
 
 
 def _curved(row: LossRow, second: Array, y: Array, u: Array) -> Any:
@@ -420,7 +431,3 @@ def _curved(row: LossRow, second: Array, y: Array, u: Array) -> Any:
         return softmax_hessian_product(second, sums_of_targets(y), u)
     # Where the curvature overflowed, a prediction that does not change adds nothing.
     return np.where((u == 0) & (second == np.inf), 0, second * u)
-
-
-def _sum_rows(values: Array) -> Array:
-    return tree_sum(values[rows].sum(axis=0) for rows in pieces(0, len(values)))
