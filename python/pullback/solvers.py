@@ -25,6 +25,7 @@ EPS: Final = float(np.finfo(np.float64).eps)
 ENOUGH: Final = 1e-4  # of the decrease that the slope promises (Armijo)
 FLAT: Final = 0.5  # of the slope may be left at the end of a step (Wolfe)
 LEAST_SHIFT: Final = 1e-10  # of a Hessian whose diagonal is 1
+MOST_SHIFT: Final = 1e4
 AT_ROUNDING: Final = 64  # times the error that rounding the parameters makes in the gradient
 
 
@@ -101,20 +102,21 @@ def newton(
     (True, [0.4915, -0.1541])
     """
     run = _Run(objective, theta, tol, reference, max_iter, callback)
-    shift, most = 0.0, 0.0
-    while run.goes_on():
-        hessian = _fixed(objective, _hessian(objective, run.theta))
-        if not np.isfinite(hessian).all():
-            return run.end("the Hessian is not finite")
+    hessian, shift, most = None, 0.0, 0.0
+    while run.goes_on() and shift < MOST_SHIFT:
+        if hessian is None:
+            hessian = _fixed(objective, _hessian(objective, run.theta))
+            if not np.isfinite(hessian).all():
+                return run.end("the Hessian is not finite")
         scale, factor, used = _factor(hessian, shift)
-        step = -scale * _solve(factor, scale * run.gradient)
         most = max(most, used)
-        length = run.move(step)
-        # Where the model that the Hessian makes does not hold, shorter steps along the gradient.
-        shift = max(1e-4, 10 * used) if length < 0.1 else used / 10 if used > LEAST_SHIFT else 0.0
-        if not length and used > 1e3:
+        length = run.move(-scale * _solve(factor, scale * run.gradient))
+        if not length and not used and run.is_at_rounding():
             break
-        run.stalled = run.stalled or (not length and used == 0 and run.is_at_rounding())
+        if length:
+            hessian = None
+        # Where the parabola that the Hessian makes does not hold, shorter steps along the gradient.
+        shift = max(1e-4, 10 * used) if length < 0.1 else used / 10 if used > LEAST_SHIFT else 0.0
     about = f"; the Hessian is singular or ill-conditioned: regularised by up to {most:.1g} of its "
     return run.end(about=about + "diagonal" if most else "")
 
@@ -212,7 +214,8 @@ def lbfgs(
         start = np.zeros_like(origin)
         about = {"jac": True, "method": "L-BFGS-B", "callback": after, "options": options}
         minimize(value_and_grad, start, **about)
-    if not run.goes_on():
+    if not run.goes_on() or not objective._loss.has_second_derivative:
+        run.stalled = run.goes_on()
         return run.end()
 
     def told(n_iter: int, value: float, gradient_norm: float) -> None:
@@ -320,7 +323,7 @@ class _Run:
         elif not why and self.n_iter >= self.max_iter:
             why = f"max_iter={self.max_iter} iterations were not enough"
         elif not why:
-            converged = self.is_at_rounding()
+            converged = self.objective._loss.has_second_derivative and self.is_at_rounding()
             why = "floating point ended the progress"
             why += ", at a gradient of rounding errors" if converged else ""
         return Solution(
@@ -448,15 +451,16 @@ def _conjugate_gradients(
     product: Callable[[Array], Array], gradient: Array, forcing: float
 ) -> Array:
     """Return a step along which the objective falls; a product at a time."""
-    step = np.zeros_like(gradient)
-    residual, direction = gradient.copy(), -gradient
+    size = float(np.abs(gradient).max())  # without it, squares may overflow
+    step, residual = np.zeros_like(gradient), gradient / size
+    direction = -residual
     square = float(residual @ residual)
     goal = forcing**2 * square
     for _ in range(2 * len(gradient) + 10):
         moved = product(direction)
         curvature = float(direction @ moved)
-        if not curvature > EPS * float(direction @ direction) * 1e-4:
-            return step if step.any() else direction
+        if not curvature > 1e-4 * EPS * float(direction @ direction):
+            break
         alpha = square / curvature
         step += alpha * direction
         residual += alpha * moved
@@ -464,9 +468,10 @@ def _conjugate_gradients(
         if square <= goal:
             break
         direction = (square / last) * direction - residual
-    return step
+    return size * step if step.any() else -gradient
 
 
 def _hessian(objective: Any, theta: Array) -> Array:
-    """Return the Hessian, a product at a time."""
-    return np.stack([objective.hvp(theta, unit) for unit in np.eye(len(theta))])
+    """Return the Hessian."""
+    hessian: Array = objective.hvp(theta, np.eye(len(theta)))
+    return hessian

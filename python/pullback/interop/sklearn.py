@@ -225,7 +225,7 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
         solver = self.solver
         if solver == "auto":
             solver = _fastest(problem, objective)
-            if solver == "lbfgs":
+            if solver == "lbfgs" and problem.loss.has_second_derivative:
                 theta, about["hessian"] = _pilot(problem, self.fit_intercept, theta)
         if theta is not null:
             about["reference"] = float(np.abs(objective.grad(null)).max())
@@ -477,7 +477,7 @@ class LinearRegressor(RegressorMixin, _LinearModel):  # type: ignore[misc]
 
 
 def _is_probabilistic(model: LinearClassifier) -> bool:
-    return model._given_loss().row.response is not None
+    return model._given_loss()._response is not None
 
 
 class LinearClassifier(ClassifierMixin, _LinearModel):  # type: ignore[misc]
@@ -713,6 +713,8 @@ ENTRIES_OF_NEWTON: Final = 20  # of a row of X, up to which Newton's passes are 
 def _fastest(problem: _Problem, objective: LinearObjective) -> str:
     """Return the solver for data of such a shape."""
     X, n = problem.X, objective.n_parameters
+    if not problem.loss.has_second_derivative:
+        return "lbfgs"
     n_samples, n_features = X.shape
     if n > MOST_FACTORED:
         return "lbfgs" if n_features <= MOST_FACTORED < n_samples // 10 else "newton-cg"
@@ -787,10 +789,10 @@ def _at_response(loss: Loss, mean: npt.ArrayLike) -> Array:
     """Return the predictions whose mean responses these are; 0 where there is no response."""
     response: Any = loss._response
     mean = np.asarray(mean, np.float64)
+    if response is None:
+        return mean if loss.row.targets.test(np.array(2.0)) else np.zeros_like(mean)
     with np.errstate(all="ignore"):
         match loss.row.response:
-            case None:
-                return mean if loss.row.targets.test(np.array(2.0)) else np.zeros_like(mean)
             case "exp":
                 return np.asarray(np.log(mean))
             case "sigmoid":

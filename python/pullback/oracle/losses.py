@@ -299,7 +299,7 @@ def loss_sums(
         if v is not None:
             second = row.second_derivative(z, targets, parameter)
             z = block.forward(v[0]) + v[1]
-            along = z.reshape(n, n_outputs, -1)  # by direction
+            along = z.reshape(len(z), n_outputs, -1)  # by direction
             curved = [_curved(row, second, targets, along[..., i]) for i in range(along.shape[2])]
             slopes = np.stack(curved, axis=2).reshape(z.shape)
         if slopes is None:
