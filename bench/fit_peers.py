@@ -64,14 +64,14 @@ def make(loss: str, kind: str, n_rows: int) -> Table:
     z = X @ w
     z -= z.mean(axis=0)
     z *= 1 / z.std()
-    return Table(loss, X, pb.reference[loss].row.draw(rng, z - 0.5), alpha)
+    return Table(loss, X, getattr(pb, loss).row.draw(rng, z - 0.5), alpha)
 
 
 def _one_hot(rng: np.random.Generator, n_rows: int) -> Any:
     from scipy import sparse
 
     starts = np.cumsum((0, *CATEGORIES))
-    drawn = [np.minimum(rng.geometric(3 / n, n_rows) - 1, n - 1) for n in CATEGORIES]
+    drawn = [np.minimum(rng.geometric(min(0.5, 3 / n), n_rows) - 1, n - 1) for n in CATEGORIES]
     indices = (np.stack(drawn, axis=1) + starts[:-1]).astype(np.int32).ravel()
     indptr = np.arange(0, len(indices) + 1, len(CATEGORIES), dtype=np.int32)
     return sparse.csr_array((np.ones(len(indices)), indices, indptr), (n_rows, int(starts[-1])))
@@ -108,7 +108,7 @@ def fits(table: Table) -> Iterator[Contender]:
         from sklearn.linear_model import LogisticRegression, PoissonRegressor
 
         for solver in ("lbfgs", "newton-cholesky", "newton-cg"):
-            options = {"solver": solver, "tol": gtol, "max_iter": 10_000}
+            options = {"solver": solver, "tol": gtol, "max_iter": 1000}
             if loss != "poisson":
                 yield contender(
                     "scikit-learn", solver, LogisticRegression(C=1 / alpha / n, **options)
@@ -120,7 +120,7 @@ def fits(table: Table) -> Iterator[Contender]:
         from glum import GeneralizedLinearRegressor
 
         for solver in ("irls-ls", "lbfgs"):
-            options = {"alpha": alpha, "l1_ratio": 0, "gradient_tol": gtol, "max_iter": 10_000}
+            options = {"alpha": alpha, "l1_ratio": 0, "gradient_tol": gtol, "max_iter": 1000}
             model = GeneralizedLinearRegressor(family=family, solver=solver, **options)
             yield contender("glum", solver, model)
 

@@ -105,7 +105,7 @@ def newton(
     hessian, shift, most = None, 0.0, 0.0
     while run.goes_on() and shift < MOST_SHIFT:
         if hessian is None:
-            hessian = _fixed(objective, _hessian(objective, run.theta))
+            hessian = _fixed(objective, objective.hessian(run.theta))
             if not np.isfinite(hessian).all():
                 return run.end("the Hessian is not finite")
         scale, factor, used = _factor(hessian, shift)
@@ -469,9 +469,3 @@ def _conjugate_gradients(
             break
         direction = (square / last) * direction - residual
     return size * step if step.any() else -gradient
-
-
-def _hessian(objective: Any, theta: Array) -> Array:
-    """Return the Hessian."""
-    hessian: Array = objective.hvp(theta, np.eye(len(theta)))
-    return hessian

@@ -737,7 +737,7 @@ def _pilot(problem: _Problem, fit_intercept: bool, theta: Array) -> tuple[Array,
     small = sample.objective(fit_intercept, problem.n_outputs)
     if n_outputs == 1:
         solution = solvers.newton(small, theta, tol=1e-3, max_iter=20)
-        hessian = solvers._hessian(small, solution.theta)
+        hessian = small.hessian(solution.theta)
     else:
         # That of one output, but for the factors that the curvature of the loss would be.
         squared = replace(
@@ -747,7 +747,7 @@ def _pilot(problem: _Problem, fit_intercept: bool, theta: Array) -> tuple[Array,
             offset=None,
             l2=2 * n_outputs * problem.l2,
         ).objective(fit_intercept)
-        hessian = solvers._hessian(squared, squared.initial())
+        hessian = squared.hessian(squared.initial())
         solution = solvers.lbfgs(small, theta, tol=1e-3, max_iter=20, hessian=hessian)
     if not (np.isfinite(solution.theta).all() and np.isfinite(hessian).all()):
         return theta, None
