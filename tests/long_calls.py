@@ -69,6 +69,24 @@ def make(n):
     return lambda: pb.squared_error.value_and_grad(X, y, w, np.zeros(n))
 """,
     ),
+    "gram": (
+        100,
+        """
+def make(n, d=2000):
+    X = np.broadcast_to(np.ones(d), (n, d))
+    return lambda: pb.gram(X)
+""",
+    ),
+    "gram of sparse rows": (
+        100,
+        """
+from collections import namedtuple
+def make(n, d=300):
+    X = namedtuple("Sparse", "format data indices indptr shape")(
+        "csr", np.ones(n * d), np.tile(np.arange(d), n), np.arange(n + 1) * d, (n, d))
+    return lambda: pb.gram(X)
+""",
+    ),
     "sparse rows": (
         100,
         """

@@ -89,6 +89,12 @@ def test_integers_are_exact(layout):
                 np.testing.assert_array_equal(pb.gram(held, c[:, 0].astype(int).tolist()), want[0])
 
 
+@pytest.mark.parametrize("layout", ["rows", "columns", "float32 columns"])
+def test_wide_integers_are_exact(layout):
+    X = np.random.default_rng(0).integers(-3, 4, (400, 771)).astype(float)
+    np.testing.assert_array_equal(pb.gram(LAYOUTS[layout](X)), X.T @ X)
+
+
 @pytest.mark.parametrize("engine", [BACKEND, ORACLE])
 @pytest.mark.parametrize("layout", ["rows", "float32 columns", "csr", "csc", "csr in any order"])
 def test_an_intercept_adds_a_border(layout, engine):

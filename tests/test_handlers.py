@@ -125,6 +125,7 @@ ENGINES = (
     *SERIAL,
     "few wide rows",
     "sparse rows",
+    "gram",
     "chain",
     "accumulate",
     "integers",

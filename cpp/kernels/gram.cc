@@ -185,47 +185,74 @@ constexpr size_t kTileRows = 240;
 // A slab of fewer rows would cost more to merge than it computes; of more, its blocks would be too
 // many to add up in a row.
 constexpr size_t kLeastRows = 1024, kMostRows = 16384;
+// Of wide X, whose sums leave the caches, so many blocks are packed before any of them is added.
+constexpr size_t kWideColumns = 768;
+constexpr size_t kWideBlocks = 4;
 // Of thin X, so few rows are packed at once that the next ones are fetched in good time.
 constexpr size_t kThinDepth = 64;
-constexpr size_t kFetchedBytes = size_t{128} << 10;
+constexpr size_t kFetchedBytes = size_t{256} << 10;
 // Entries of sparse X that are read and checked at once.
 constexpr size_t kChunkEntries = 16384;
 constexpr size_t kMostChunkRows = 512;
 
-// Sums of slabs, merged in pairs as soon as both are there, whoever comes second: the tree is that
-// of MergeTree, whatever their order, and few of them wait at a time.
+// Pieces of memory of one size, on loan to any thread; they are freed in the end.
+class Pool {
+ public:
+  explicit Pool(size_t doubles) : doubles_(doubles) {}
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+  ~Pool() {
+    while (all_ != nullptr) std::free(std::exchange(all_, all_->previous));
+  }
+
+  // Null where there is no memory.
+  double* Take() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (free_ != nullptr) return Memory(std::exchange(free_, free_->next));
+    if (doubles_ > SIZE_MAX / sizeof(double) / 2) return nullptr;
+    void* const memory =
+        std::aligned_alloc(Scratch<>::kAlignment, kHead + Scratch<>::Bytes<double>(doubles_));
+    if (memory == nullptr) return nullptr;
+    all_ = new (memory) Piece{all_, nullptr};
+    return Memory(all_);
+  }
+
+  void Give(double* memory) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto* const piece = reinterpret_cast<Piece*>(reinterpret_cast<char*>(memory) - kHead);
+    piece->next = std::exchange(free_, piece);
+  }
+
+ private:
+  struct Piece {
+    Piece* previous;
+    Piece* next;  // of those that are not on loan
+  };
+  static constexpr size_t kHead = Scratch<>::kAlignment;
+  static double* Memory(Piece* piece) {
+    return reinterpret_cast<double*>(reinterpret_cast<char*>(piece) + kHead);
+  }
+
+  const size_t doubles_;
+  Piece* all_ = nullptr;
+  Piece* free_ = nullptr;
+  std::mutex mutex_;
+};
+
+// Sums of slabs, merged in pairs as soon as both are there, by whoever comes second: the tree is
+// that of MergeTree, whatever their order, and few of them wait at a time.
 class SlabSums {
  public:
-  SlabSums(size_t slabs, size_t width) : slabs_(slabs), width_(width) {
-    size_t nodes = 0;
-    for (size_t n = slabs;; n = CeilDiv(n, 2)) {
-      nodes += n;
-      if (n <= 1) break;
-    }
+  SlabSums(size_t slabs, size_t width) : slabs_(slabs), width_(width), pool_(width) {
+    size_t nodes = 1;
+    for (size_t n = slabs; n > 1; n = CeilDiv(n, 2)) nodes += n;
     waiting_.reset(new (std::nothrow) double*[nodes]());
-  }
-  SlabSums(const SlabSums&) = delete;
-  SlabSums& operator=(const SlabSums&) = delete;
-  ~SlabSums() {
-    while (all_ != nullptr) std::free(std::exchange(all_, all_->previous));
   }
 
   explicit operator bool() const { return waiting_ != nullptr; }
 
   // Memory for one slab's sums, or null.
-  double* Take() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (free_ != nullptr) {
-      Block* const block = std::exchange(free_, free_->next_free);
-      return Sums(block);
-    }
-    if (width_ > SIZE_MAX / sizeof(double) / 2) return nullptr;
-    const size_t bytes = RoundUp(kHead + width_ * sizeof(double), Scratch<>::kAlignment);
-    void* const memory = std::aligned_alloc(Scratch<>::kAlignment, bytes);
-    if (memory == nullptr) return nullptr;
-    all_ = new (memory) Block{all_, nullptr};
-    return Sums(all_);
-  }
+  double* Take() { return pool_.Take(); }
 
   // Takes them back, complete.
   void Add(size_t slab, double* sums) {
@@ -244,9 +271,7 @@ class SlabSums {
       }
       if (slab % 2 != 0) std::swap(sums, other);
       AddTo(sums, other, width_);
-      const std::lock_guard<std::mutex> lock(mutex_);
-      Block* const block = reinterpret_cast<Block*>(reinterpret_cast<char*>(other) - kHead);
-      block->next_free = std::exchange(free_, block);
+      pool_.Give(other);
     }
     total_ = sums;
   }
@@ -254,21 +279,20 @@ class SlabSums {
   const double* total() const { return total_; }
 
  private:
-  struct Block {
-    Block* previous;
-    Block* next_free;
-  };
-  static constexpr size_t kHead = Scratch<>::kAlignment;
-  static double* Sums(Block* block) {
-    return reinterpret_cast<double*>(reinterpret_cast<char*>(block) + kHead);
-  }
-
-  size_t slabs_, width_;
+  const size_t slabs_, width_;
+  Pool pool_;
   std::unique_ptr<double*[]> waiting_;  // of each level of the tree, the slabs' first
-  Block* all_ = nullptr;
-  Block* free_ = nullptr;
   double* total_ = nullptr;
   std::mutex mutex_;
+};
+
+// How many rows of dense X are packed at a time, and the doubles that this takes.
+struct DensePlan {
+  size_t depth, together, right, left, wide, straddling;
+
+  size_t doubles() const {
+    return together * (right + left) + wide + straddling + 6 * kDoublePadding;
+  }
 };
 
 Partition SlabsOf(const GramProblem& p) {
@@ -284,6 +308,44 @@ Partition SlabsOf(const GramProblem& p) {
   return PartitionBy(p.X.rows, block);
 }
 
+// Lines of memory that a later block reads, fetched some at a time while others are multiplied.
+class Fetcher {
+ public:
+  Fetcher() = default;
+  Fetcher(const char* from, size_t spans, size_t bytes, ptrdiff_t step)
+      : from_(from),
+        spans_(spans),
+        bytes_(bytes),
+        step_(step),
+        lines_(spans * CeilDiv(bytes, kLine)) {
+    if (step == static_cast<ptrdiff_t>(bytes)) {
+      spans_ = 1;
+      bytes_ = bytes * spans;
+    }
+  }
+
+  // A share of all lines.
+  void Fetch(double share) {
+    for (auto n = static_cast<size_t>(share * static_cast<double>(lines_)) + 1; n != 0; --n) {
+      if (spans_ == 0) return;
+      PrefetchIntoL2(from_ + done_);
+      done_ += kLine;
+      if (done_ < bytes_) continue;
+      done_ = 0;
+      from_ += step_;
+      --spans_;
+    }
+  }
+
+ private:
+  static constexpr size_t kLine = 64;
+
+  const char* from_ = nullptr;
+  size_t spans_ = 0, bytes_ = 0;
+  ptrdiff_t step_ = 0;
+  size_t lines_ = 0, done_ = 0;
+};
+
 class Gram {
  public:
   Gram(const GramProblem& problem, Poll* poll)
@@ -294,7 +356,9 @@ class Gram {
         slabs_(SlabsOf(problem)),
         products_(Contraction(DType::kFloat64, poll).kernels()),
         kernels_(*HWY_DYNAMIC_DISPATCH(GramTable)()),
+        plan_(PlanOf(products_)),
         sums_(slabs_.tasks, problem.several * size_ * line_),
+        panels_(plan_.doubles()),
         poll_(poll) {}
 
   // Not inlined: the caller guards the floating-point environment.
@@ -344,6 +408,7 @@ class Gram {
       X_.indptr == nullptr ? SumDense(rows, guarded, sums) : SumSparse(rows, guarded, sums);
     };
     add(false);
+    if (Stopped()) return;
     if (!IsFinite(sums)) add(true);
     if (!Stopped()) sums_.Add(slab, sums);
   }
@@ -361,44 +426,61 @@ class Gram {
 
   // --- dense X ---
 
+  DensePlan PlanOf(const MatmulKernels& products) const {
+    const size_t width = products.columns, height = products.rows;
+    const size_t slab = slabs_(0).size();
+    const size_t blocks = CeilDiv(slab, size_ <= width ? kThinDepth : products.depth);
+    const size_t depth = CeilDiv(slab, blocks);
+    const size_t right = RoundUp(size_, width) * depth;
+    return {depth,
+            size_ < kWideColumns ? 1 : std::min(kWideBlocks, blocks),
+            right,
+            RoundUp(size_, height) * depth,
+            p_.col != 1 && X_.dtype == DType::kFloat32 ? X_.cols * depth : 0,
+            width % height == 0 ? 0 : right};
+  }
+
   void SumDense(Range rows, bool guarded, double* sums) {
-    const size_t width = products_.columns, height = products_.rows;
-    const size_t blocks = CeilDiv(rows.size(), size_ <= width ? kThinDepth : products_.depth);
-    const size_t depth = CeilDiv(rows.size(), blocks);
-    const bool widened = p_.col != 1 && X_.dtype == DType::kFloat32;
-    const size_t right = RoundUp(size_, width) * depth, left = RoundUp(size_, height) * depth;
-    const size_t wide = widened ? X_.cols * depth : 0;
-    const size_t straddling = width % height == 0 ? 0 : right;
-    Scratch<0, Heap::kOfThread> scratch((right + left + wide + straddling + 6 * kDoublePadding) *
-                                        sizeof(double));
-    if (!scratch) {
+    double* const scratch = panels_.Take();
+    if (scratch == nullptr) {
       no_memory_ = true;
       return;
     }
-    double* const b = scratch.Take<double>(right + kDoublePadding);
-    double* const a = scratch.Take<double>(left + kDoublePadding);
-    double* const columns = scratch.Take<double>(wide);
-    double* const whole_rows = scratch.Take<double>(straddling);
+    SumDense(rows, guarded, scratch, sums);
+    panels_.Give(scratch);
+  }
+
+  void SumDense(Range rows, bool guarded, double* scratch, double* sums) {
+    const auto& [depth, most, right, left, wide, straddling] = plan_;
+    // The guarded loops take one block at a time.
+    const size_t together = guarded ? 1 : most;
+    double* const b = scratch;
+    double* const a = b + together * right + kDoublePadding;
+    double* const columns = a + together * left + kDoublePadding;
+    double* const whole_rows = columns + wide;
+    const bool widened = wide != 0;
     if (guarded) std::fill_n(sums, p_.several * size_ * line_, 0.0);
-    for (size_t row = rows.begin; row < rows.end; row += depth) {
-      const size_t n = std::min(depth, rows.end - row);
-      const void* from = At(row);
-      if (widened) {
-        Widen(static_cast<const float*>(from), n, columns);
-        from = columns;
+    for (size_t row = rows.begin; row < rows.end; row += together * depth) {
+      const Partition parts = PartitionBy(std::min(together * depth, rows.end - row), depth);
+      for (size_t i = 0; i < parts.tasks; ++i) {
+        const size_t n = parts(i).size();
+        const void* from = At(row + i * depth);
+        if (widened) {
+          Widen(static_cast<const float*>(from), n, columns);
+          from = columns;
+        }
+        PackRight(from, n, b + i * right);
       }
-      PackRight(from, n, b);
-      if (n == depth && row + 2 * depth <= rows.end && (p_.col == 1 || p_.row == 1) &&
-          depth * X_.cols * ItemSize(X_.dtype) <= kFetchedBytes) {
-        Fetch(row + depth, depth);
-      }
+      Fetcher next = FetcherOf({row + parts.n, std::min(row + 2 * parts.n, rows.end)});
       for (size_t m = 0; m < p_.several; ++m) {
-        const double* const c = FactorsOf(row, m);
-        PackLeft(b, n, c, whole_rows, a);
+        for (size_t i = 0; i < parts.tasks; ++i) {
+          PackLeft(b + i * right, parts(i).size(), FactorsOf(row + i * depth, m), whole_rows,
+                   a + i * left);
+        }
         double* const to = SumsOf(sums, m);
-        if (guarded && !IsFiniteBlock(a, b, n)) {
-          AddGuarded(a, b, c, n, to);
-        } else if (!Multiply(a, b, n, guarded || row > rows.begin, to)) {
+        if (guarded && !IsFiniteBlock(a, b, parts.n)) {
+          AddGuarded(a, b, FactorsOf(row, m), parts.n, to);
+        } else if (!Multiply(a, left, b, right, parts, guarded || row > rows.begin, next, to)) {
           return;
         }
       }
@@ -406,8 +488,23 @@ class Gram {
   }
 
   const char* At(size_t row) const {
-    const auto offset = static_cast<ptrdiff_t>(row) * p_.row;
-    return static_cast<const char*>(X_.data) + offset * static_cast<ptrdiff_t>(ItemSize(X_.dtype));
+    return static_cast<const char*>(X_.data) + Bytes(static_cast<ptrdiff_t>(row) * p_.row);
+  }
+
+  // Of rows that are not too much for L2.
+  Fetcher FetcherOf(Range rows) const {
+    const size_t item = ItemSize(X_.dtype);
+    if (rows.size() == 0 || (p_.col != 1 && p_.row != 1) ||
+        rows.size() * X_.cols * item > kFetchedBytes) {
+      return {};
+    }
+    const size_t across = X_.cols * item, down = rows.size() * item;
+    return p_.col == 1 ? Fetcher(At(rows.begin), rows.size(), across, Bytes(p_.row))
+                       : Fetcher(At(rows.begin), X_.cols, down, Bytes(p_.col));
+  }
+
+  ptrdiff_t Bytes(ptrdiff_t elements) const {
+    return elements * static_cast<ptrdiff_t>(ItemSize(X_.dtype));
   }
 
   void Widen(const float* from, size_t n, double* to) const {
@@ -462,47 +559,39 @@ class Gram {
     kernels_.pack[static_cast<size_t>(dtype)](width, from, row, cols, n, c, p_.several, to);
   }
 
-  // What the next block of rows reads first comes while this one is multiplied.
-  void Fetch(size_t row, size_t n) const {
-    const auto item = static_cast<ptrdiff_t>(ItemSize(X_.dtype));
-    const size_t lines = p_.col == 1 ? n : X_.cols;
-    const size_t bytes = (p_.col == 1 ? X_.cols : n) * ItemSize(X_.dtype);
-    const ptrdiff_t step = (p_.col == 1 ? p_.row : p_.col) * item;
-    const char* from = At(row);
-    if (p_.col == 1 && step == static_cast<ptrdiff_t>(bytes)) {
-      for (size_t at = 0; at < lines * bytes; at += 64) PrefetchIntoL2(from + at);
-      return;
-    }
-    for (size_t i = 0; i < lines; ++i, from += step) {
-      for (size_t at = 0; at < bytes; at += 64) PrefetchIntoL2(from + at);
-    }
-  }
-
-  // C = or += A B on and above the diagonal; false when it stops on the way.
-  bool Multiply(const double* a, const double* b, size_t depth, bool add, double* c) {
+  // C = or += the sum of A B of parts, which lie `left` and `right` apart, on and above the
+  // diagonal; false when it stops on the way.
+  bool Multiply(const double* a, size_t left, const double* b, size_t right, const Partition& parts,
+                bool add, Fetcher& next, double* c) {
     const size_t width = products_.columns, height = products_.rows;
+    const double area = 0.5 * static_cast<double>(size_ * size_ * parts.tasks);
+    const size_t most = kTileRows / std::min<size_t>(parts.tasks, 2);
     BlockProduct block = {};
     block.a_packed = true;
     block.c_row = static_cast<ptrdiff_t>(line_);
     block.c_col = 1;
-    block.add = add;
-    const auto tile = [&](size_t i, size_t m, size_t j, size_t n, size_t skipped) {
-      block.size = {m, n - skipped, depth};
-      block.a = a + i * depth;
-      block.b = b + j * depth + skipped;
-      block.c = c + i * line_ + j + skipped;
-      products_.multiply(block);
-    };
-    for (size_t top = 0; top < size_; top += kTileRows) {
+    for (size_t top = 0; top < size_; top += most) {
       if (top > 0 && Stopped()) return false;
-      const size_t bottom = std::min(top + kTileRows, size_);
+      const size_t bottom = std::min(top + most, size_);
       for (size_t j = top / width * width; j < size_; j += width) {
         const size_t n = std::min(width, size_ - j);
         const size_t whole = j >= bottom ? bottom : std::max(j / height * height, top);
-        if (whole > top) tile(top, whole - top, j, n, 0);
-        for (size_t i = whole; i < std::min(bottom, j + n); i += height) {
-          const size_t skipped = i > j ? (i - j) / kDoublePadding * kDoublePadding : 0;
-          tile(i, std::min(height, bottom - i), j, n, skipped);
+        for (size_t part = 0; part < parts.tasks; ++part) {
+          const size_t depth = parts(part).size();
+          block.add = add || part > 0;
+          const auto tile = [&](size_t i, size_t m, size_t skipped) {
+            block.size = {m, n - skipped, depth};
+            block.a = a + part * left + i * depth;
+            block.b = b + part * right + j * depth + skipped;
+            block.c = c + i * line_ + j + skipped;
+            next.Fetch(static_cast<double>(m * n) / area);
+            products_.multiply(block);
+          };
+          if (whole > top) tile(top, whole - top, 0);
+          for (size_t i = whole; i < std::min(bottom, j + n); i += height) {
+            const size_t skipped = i > j ? (i - j) / kDoublePadding * kDoublePadding : 0;
+            tile(i, std::min(height, bottom - i), skipped);
+          }
         }
       }
     }
@@ -755,7 +844,9 @@ class Gram {
   const Partition slabs_;
   const MatmulKernels& products_;
   const GramKernels& kernels_;
+  const DensePlan plan_;
   SlabSums sums_;
+  Pool panels_;
   Poll* poll_;
   const std::thread::id caller_ = std::this_thread::get_id();
   std::atomic<bool> stopped_ = false, no_memory_ = false, outside_ = false;

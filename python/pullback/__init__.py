@@ -44,10 +44,12 @@ from pullback.jacobians import Diagonal, Kronecker
 from pullback.partial import PartialSums
 from pullback.registry import Registry as _Registry
 from pullback.registry import attributes as _attributes
+from pullback.tables.losses import IN_LOSSES_ALONE as _IN_LOSSES_ALONE
 
 primitives: _typing.Final = _Registry.joined(
     elementwise.primitives, products.products, reductions.reductions, losses.losses
 )
+_own = _Registry([name for name in primitives if name not in _IN_LOSSES_ALONE], primitives.get)
 _threadpoolctl.register()
 
 if _typing.TYPE_CHECKING:
@@ -58,7 +60,7 @@ if _typing.TYPE_CHECKING:
 
     __version__: str
 else:
-    _primitive = _attributes(globals(), primitives)
+    _primitive = _attributes(globals(), _own)
     _modules = {
         "GradCheck": "check",
         "check_grad": "check",
@@ -106,4 +108,4 @@ __all__ = [
     "show_config",
     "threads",
 ]
-__all__ += [*primitives]
+__all__ += [*_own]

@@ -338,6 +338,15 @@ class _DenseRows:
 
         return _sum_rows(slopes), tree_sum(part(rows) for rows in pieces(0, len(slopes)))
 
+    def todense(self) -> Array:
+        """Return X as an array of float64, not to be written to."""
+        return self._X
+
+    def norms(self, norm: Callable[..., Array]) -> Array:
+        """Return the norm of each row, by ``norm(X, axis=1)``."""
+        norms: Array = norm(self._X, axis=1)
+        return norms
+
 
 class _Entries:
     """Entries of a sparse matrix, as many at once as fit a block; duplicates add up."""
@@ -379,6 +388,30 @@ class _Entries:
 
         return _sum_rows(slopes), tree_sum(part(*entries) for entries in self._entries())
 
+    def todense(self) -> Array:
+        """Return X as an array of float64."""
+        X = np.zeros(self._shape)
+        for rows, columns, data in self._entries():
+            np.add.at(X, (rows, columns), data)
+        return X
+
+    def norms(self, _: Callable[..., Array]) -> Array:
+        """Return the norm of each row; entries of one element add up."""
+        largest = max((np.abs(data).max(initial=0) for *_, data in self._entries()), default=0)
+        exponent = 0 if 2.0**-400 < largest < 2.0**400 else int(np.frexp(largest)[1])
+        squares = np.zeros(self._shape[0])
+        for rows, columns, data in self._entries():
+            minor, major = (rows, columns) if self._by_columns else (columns, rows)
+            if ((major[1:] == major[:-1]) & (minor[1:] <= minor[:-1])).any():
+                order = np.lexsort((minor, major))
+                rows, columns = rows[order], columns[order]
+                moves = (np.diff(rows, prepend=-1) != 0) | (np.diff(columns, prepend=-1) != 0)
+                starts = np.flatnonzero(moves)
+                rows, data = rows[starts], np.add.reduceat(data[order], starts)
+            squares += np.bincount(rows, np.square(np.ldexp(data, -exponent)), len(squares))
+        norms: Array = np.ldexp(np.sqrt(squares), exponent)
+        return norms
+
 
 class Rows(Protocol):
     """Rows of a matrix, as what multiplies by them."""
@@ -403,7 +436,7 @@ def pieces(begin: int, end: int) -> Iterator[slice]:
     return (slice(i, min(i + ROWS, end)) for i in range(begin, end, ROWS))
 
 
-def blocks_of_rows(X: KernelData) -> Iterator[tuple[slice, Rows]]:
+def blocks_of_rows(X: KernelData) -> Iterator[tuple[slice, _DenseRows | _Entries]]:
     """Yield all rows in order; the rows of compressed columns at once, since they lie apart."""
     if isinstance(X, np.ndarray):
         n_rows, n_features = X.shape

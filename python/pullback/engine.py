@@ -28,8 +28,8 @@ class Engine:
     kernels : module or namespace
         ``reduce_slices``, ``reduce_tangents`` and ``transform_slices``, as in
         `pullback.oracle.reductions`, ``product_results``, as in `pullback.oracle.products`,
-        ``loss_sums`` and ``loss_pointwise``, as in `pullback.oracle.losses`, all of which take a
-        row's name for the row, and its ``softmax_hessians``; ``gram_sums``, as in
+        ``loss_sums``, ``loss_line`` and ``loss_pointwise``, as in `pullback.oracle.losses`, all of
+        which take a row's name for the row, and its ``softmax_hessians``; ``gram_sums``, as in
         `pullback.oracle.gram`; and ``plain_arrays(*operands)``, as
         arrays of the dtype that they compute in, where None stays, or None for what Python
         converts.

@@ -16,6 +16,7 @@ from pullback.config import guarded_class
 from pullback.design_matrix import Dense, as_data
 from pullback.engine import enter
 from pullback.foreign import check_computed
+from pullback.hessians import hessian_sums
 from pullback.line import Line, LinePart
 from pullback.losses import Loss
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
@@ -135,7 +136,8 @@ class LinearObjective(Hinted):
     ) -> None:
         if loss is None:
             raise TypeError(
-                f"{_OP}: loss is missing; there are {', '.join(f'pb.{name}' for name in LOSSES)}"
+                f"{_OP}: loss is missing; there are "
+                + ", ".join(f"pb.{row.path}" for row in LOSSES.values())
             )
         if not isinstance(loss, Loss):
             raise TypeError(f"{_OP}: loss must be a loss such as pb.logistic, not {shown(loss)}")
@@ -329,7 +331,10 @@ class LinearObjective(Hinted):
         ValueError
             If `theta` or `v` has another shape, or a chunk holds what the loss does not take.
         """
-        op = f"{_OP}.hvp"
+        return self._products(f"{_OP}.hvp", theta, v)[0]
+
+    def _products(self, op: str, theta: npt.ArrayLike, v: npt.ArrayLike) -> tuple[Array, float]:
+        """Return the Hessian's products, and the samples' weight."""
         model = self._model(self._vector(op, theta))
         along = self._vector(op, v, "v", columns=True)
         columns = along if along.ndim == 2 else along[:, None]
@@ -346,7 +351,45 @@ class LinearObjective(Hinted):
         totals = tree_sum(curved(*chunk) for chunk in self._chunks(op))
         for group, total, direction in zip(groups, totals, directions, strict=True):
             group[...] = self._gradient(op, total, direction).reshape(group.shape)
-        return along
+        return along, totals[0].weight if len(totals) else 0.0
+
+    def hessian(self, theta: npt.ArrayLike) -> Array:
+        """Return the objective's Hessian at `theta`, as `Loss.hessian` does of the loss.
+
+        Parameters
+        ----------
+        theta : array_like, shape (n_parameters,)
+            All parameters in one vector.
+
+        Returns
+        -------
+        ndarray, shape (n_parameters, n_parameters), float64
+
+        Raises
+        ------
+        ValueError
+            If `theta` has another shape, or a chunk holds what the loss does not take.
+
+        Notes
+        -----
+        Two passes over `X`, and for a loss of K classes K + 1, chunk by chunk. With SciPy,
+        ``minimize(objective.value_and_grad, objective.initial(), jac=True,
+        hess=objective.hessian, method="trust-exact")``.
+        """
+        op = f"{_OP}.hessian"
+        model = self._model(self._vector(op, theta))
+        weights: list[float] = []
+
+        def terms() -> Iterator[Array]:
+            for where, samples in self._chunks(op):
+                weights.append(samples.weight)
+                yield hessian_sums(self._loss, where, samples, model)
+
+        with np.errstate(all="ignore"):
+            total = tree_sum(terms())
+            total /= divisor(op, "mean", tree_sum(weights))
+            self._penalty.add_to(total)
+        return total
 
     def hessian_operator(self, theta: npt.ArrayLike) -> Any:
         """Return the objective's Hessian at `theta` as SciPy's linear operator, by `hvp`.
@@ -391,6 +434,74 @@ class LinearObjective(Hinted):
         by = partial(self.hvp, self._vector(op, theta))
         size = self.n_parameters
         return linear.LinearOperator((size, size), by, by, by, np.float64, by)
+
+    def covariance(self, theta: npt.ArrayLike, kind: str = "hessian") -> Array:
+        """Return the covariance of the parameters, near the optimum `theta`.
+
+        Parameters
+        ----------
+        theta : array_like, shape (n_parameters,)
+            All parameters in one vector, where the objective is least.
+        kind : {"hessian", "robust"}
+            The inverse of A, the Hessian of the sum of losses and penalty, of which the objective
+            is the mean: that is the samples' weight times the objective's Hessian. Or the sandwich
+            ``A^-1 B A^-1``, where B is the sum of the outer products of the samples' gradients,
+            which is right for other variances than the loss's too.
+
+        Returns
+        -------
+        ndarray, shape (n_parameters, n_parameters), float64
+
+        Raises
+        ------
+        numpy.linalg.LinAlgError
+            If the Hessian is singular, or not positive definite.
+        ValueError
+            If `theta` has another shape, the kind is unknown, or a chunk holds what the loss does
+            not take.
+
+        Notes
+        -----
+        The loss has to be a negative log-likelihood; of one up to a factor, such as
+        ``squared_error``, twice that of variance 1, the "robust" kind is right as it is, and
+        "hessian" times twice the residuals' variance. Weights count as repetitions of samples for
+        "hessian", and as weights of independent samples for "robust". It takes memory for three
+        matrices of its size, and one pass over the data, or two.
+
+        Examples
+        --------
+        Standard errors. Two groups have the means 4 and 8, and the logarithms of the means are the
+        model's.
+
+        >>> import numpy as np
+        >>> import pullback as pb
+        >>> X = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
+        >>> y, theta = np.array([3.0, 5.0, 7.0, 9.0]), np.log([4.0, 2.0])
+        >>> objective = pb.LinearObjective(X, y, pb.poisson, fit_intercept=False)
+        >>> covariance = objective.covariance(theta)
+        >>> np.sqrt(np.diag(covariance)).round(4)
+        array([0.3536, 0.433 ])
+        >>> np.sqrt(np.diag(objective.covariance(theta, "robust"))).round(4)
+        array([0.1768, 0.1976])
+
+        Laplace's approximation of the log-evidence, up to the loss's and the prior's constants:
+
+        >>> log_determinant = np.linalg.slogdet(covariance)[1]
+        >>> evidence = -len(y) * objective.value(theta) + log_determinant / 2 + np.log(2 * np.pi)
+        >>> round(float(log_determinant), 4), round(float(evidence), 4)
+        (-4.852, 19.7733)
+        """
+        op = f"{_OP}.covariance"
+        if not isinstance(kind, str) or kind not in ("hessian", "robust"):
+            raise ValueError(f"{op}: kind must be 'hessian' or 'robust', not {shown(kind)}")
+        products, weight = self._products(op, theta, np.eye(self.n_parameters))
+        inverse = _inverse(op, products) / weight
+        if kind == "hessian":
+            return inverse
+        model = self._model(self._vector(op, theta))
+        grams = (self._loss._sample_grads(*part, model).gram() for part in self._chunks(op))
+        sandwich: Array = inverse @ tree_sum(grams) @ inverse
+        return (sandwich + sandwich.T) / 2
 
     def line(self, theta: npt.ArrayLike, direction: npt.ArrayLike) -> Line:
         """Return ``phi``, the objective at ``theta + t * direction``: ``phi(t)`` is (value, slope).
@@ -584,6 +695,34 @@ class LinearObjective(Hinted):
 
 def _make(kind: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
     return kind(*arguments, **options)
+
+
+def _inverse(op: str, hessian: Array) -> Array:
+    """Return the inverse of a positive definite matrix, by the one of the diagonal 1.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If it is singular, or not positive definite.
+    """
+    symmetric = (hessian + hessian.T) / 2
+    with np.errstate(all="ignore"):
+        scale = 1 / np.sqrt(symmetric.diagonal())
+        scaled = scale[:, None] * symmetric * scale
+    least = -np.inf
+    if np.isfinite(scaled).all():
+        values, vectors = np.linalg.eigh(scaled)
+        least = values.min(initial=1)
+    if not least > len(scaled) * np.finfo(float).eps:
+        raise np.linalg.LinAlgError(
+            f"{op}: the Hessian is singular or not positive definite. A column of X that is a "
+            "linear combination of others, or constant beside an intercept, has to be left out or "
+            "needs l2=. Intercepts of all classes are one too many: give a column of ones in X, "
+            "fit_intercept=False and l2="
+        )
+    half = scale[:, None] * vectors / np.sqrt(values)
+    inverse: Array = half @ half.T
+    return inverse
 
 
 def _array_source(row: LossRow, data: tuple[Any, ...], op: str) -> Iterator[tuple[str, Samples]]:

@@ -726,6 +726,34 @@ log_cosh: Final[Loss]
 
 ``log(cosh(z - y))``; derivative ``tanh(z - y)``.
 """
+tweedie: Final[ParametricLoss]
+"""Half the Tweedie deviance of a power under a log link, up to a constant.
+
+``(expm1((2 - power)*z)/(2 - power) if power != 2 else z) - y*expm1((1 - power)*z)/(1 - power)``;
+derivative ``exp((2 - power)*z) - y*exp((1 - power)*z)``.
+"""
+inverse_gaussian: Final[Loss]
+"""Half the inverse Gaussian deviance, log link, up to a constant.
+
+``y*exp(-2*z)/2 - exp(-z)``; derivative ``exp(-z) - y*exp(-2*z)``.
+"""
+negative_binomial: Final[ParametricLoss]
+"""Negative binomial loss under a log link, up to a constant.
+
+``(y + 1/alpha)*log(1 + alpha*exp(z)) - y*z``; derivative ``(exp(z) - y)/(1 + alpha*exp(z))``.
+"""
+probit: Final[Loss]
+"""Probit loss.
+
+``-y*log(ncdf(z)) - (1 - y)*log(ncdf(-z))``; derivative ``npdf(z)*(ncdf(z) -
+y)/(ncdf(z)*ncdf(-z))``.
+"""
+cloglog: Final[Loss]
+"""Complementary log-log loss.
+
+``-y*log(1 - exp(-exp(z))) + (1 - y)*exp(z)``; derivative ``(1 - y)*exp(z) -
+y*exp(z)/expm1(exp(z))``.
+"""
 softmax_cross_entropy: Final[Loss]
 """Cross entropy of the softmax of K outputs.
 

@@ -171,14 +171,15 @@ def _row(name: str, given: dict[str, Any]) -> LossRow:
         return lambda z, y, _: checked(z, y)
 
     test = given["targets"]
-    finite = Targets("to be finite", np.isfinite)
+    targets = Targets("to be finite", np.isfinite) if test is None else _targets(name, test)
     return LossRow(
         name=name,
         summary=f"The loss {name!r} of functions of z and y",
         formula="value(z, y)",
         derivative_formula="derivative(z, y)",
         second_derivative_formula="second_derivative(z, y)",
-        targets=finite if test is None else _targets(name, test),
+        targets=targets,
+        targets_at=lambda _: targets,
         value=of_order("value"),
         derivative=of_order("derivative"),
         second_derivative=of_order("second_derivative"),
@@ -190,6 +191,7 @@ def _row(name: str, given: dict[str, Any]) -> LossRow:
         source="the caller",
         parameter=None,
         note="",
+        in_losses_alone=False,
     )
 
 
