@@ -85,7 +85,7 @@ class Dense:
         return f"{self.given_dtype} {order if self.in_place else 'converted by blocks'}"
 
     def blocks(
-        self, *, strided: bool = False, least: int = 1
+        self, *, strided: bool = False, least: int = 0
     ) -> Iterator[tuple[slice, KernelData]]:
         """Yield all rows, in order, as kernels take them: in place, or converted by the block.
 
@@ -163,7 +163,7 @@ class Sparse:
         self,
         *,
         strided: bool = False,
-        least: int = 1,
+        least: int = 0,
     ) -> Iterator[tuple[slice, KernelData]]:
         """Yield all rows, in order, as kernels take them: in place, or converted by the block."""
         rows, columns = self.shape
