@@ -55,8 +55,11 @@ class Library(NamedTuple):
 
 def library(name: str) -> Library:
     """Return the primitives of the backend, or those of ``reference``."""
-    source = pb.reference if name == "reference" else pb
-    return Library(name, {key: getattr(source, key) for key in pb.primitives})
+    twins = name == "reference"
+    primitives = {
+        key: getattr(pb.reference, key) if twins else f for key, f in pb.primitives.items()
+    }
+    return Library(name, primitives)
 
 
 # --- inputs ---------------------------------------------------------------------------------------

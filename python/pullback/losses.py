@@ -110,6 +110,11 @@ class Loss(Hinted):
         return _docstring(self.row, kind)
 
     @property
+    def has_second_derivative(self) -> bool:
+        """Whether `hvp` and `curvature` work; a loss of the caller's own may lack it."""
+        return True
+
+    @property
     def _row_and_parameter(self) -> tuple[Any, float]:
         """What engines take for the loss: its row's name, and its parameter or 0."""
         return self.__name__, self._parameter or 0.0

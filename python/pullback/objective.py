@@ -144,7 +144,9 @@ class LinearObjective(Hinted):
         self._loss = loss
         self._n_samples: int | None = None  # of a whole pass
         self._w_shape: tuple[int, ...] | None = None  # before the number of outputs is known
-        self._bar = _progress_bar() if progress else None
+        self._bar = None
+        if progress:
+            self._bar = progress_bar(_OP, "progress=True", unit=" samples", unit_scale=True)
         self._passes = 0
         self._counted = ""  # what to say of parameters that do not fit
         data = None if y is None else as_given(_OP, loss.row, X, y, sample_weight, offset)
@@ -762,11 +764,10 @@ def _chunk_source(row: LossRow, chunks: Any) -> Source:
     return source
 
 
-def _progress_bar() -> Any:
+def progress_bar(op: str, asked: str, **options: Any) -> Any:
+    """Return a bar of tqdm's, which is an optional dependency."""
     try:
-        from tqdm import tqdm  # noqa: PLC0415  an optional dependency
+        from tqdm import tqdm  # noqa: PLC0415
     except ImportError as error:
-        raise ImportError(
-            f"{_OP}: progress=True needs tqdm: pip install 'pullback[progress]'"
-        ) from error
-    return tqdm(unit=" samples", unit_scale=True)
+        raise ImportError(f"{op}: {asked} needs tqdm: pip install 'pullback[progress]'") from error
+    return tqdm(**options)

@@ -134,6 +134,11 @@ class UserLoss(Loss):
         return partial(pointwise_loss, **self._given, name=self.__name__), ()
 
     @property
+    def has_second_derivative(self) -> bool:
+        """Whether there was one given."""
+        return self._given["second_derivative"] is not None
+
+    @property
     def _row_and_parameter(self) -> tuple[Any, float]:
         return self.row, 0.0
 
