@@ -81,7 +81,7 @@ def test_links_lead_somewhere(path: Path) -> None:
     "module",
     [
         import_module("pullback.chain"),  # pb.chain is the function
-        import_module("pullback.losses"),
+        *map(import_module, ("pullback.line", "pullback.losses", "pullback.sample_grads")),
         check,
         config,
         jacobians,

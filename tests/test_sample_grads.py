@@ -6,7 +6,7 @@ import itertools
 import math
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pullback as pb
@@ -21,9 +21,17 @@ LOGISTIC, LABELS = Case("logistic"), Case("softmax_cross_entropy", None, labels=
 U = 2.0**-53
 
 
-def right(case: Case, m: Any, b: Any, weights: Any = None) -> Bounded:
-    """Return all gradients (N, n) in long double, by [w.ravel(), b]."""
-    rows = []
+class Gradients(NamedTuple):
+    """All gradients (N, n) in long double, by [w.ravel(), b]; their bounds, and sums of sizes."""
+
+    exact: Any
+    error: Any
+    size: Any
+
+
+def right(case: Case, m: Any, b: Any, weights: Any = None) -> Gradients:
+    """Return the gradients of a model."""
+    rows, sizes = [], []
     for i in range(len(m.X)):
         weight = None if weights is None else weights[i : i + 1]
         sums = exact(case, m.X[i : i + 1], m.y[i : i + 1], m.w, b, weight)
@@ -32,22 +40,24 @@ def right(case: Case, m: Any, b: Any, weights: Any = None) -> Bounded:
         if b is None:
             by_b = [part[:0] for part in by_b]
         rows.append([np.concatenate([w.ravel(), b]) for w, b in zip(sums.gw, by_b, strict=True)])
+        sizes.append(np.abs(rows[-1][0]))
+        if shared:
+            sizes[-1][-1] = np.abs(sums.gb.exact).sum()
     values, errors = np.array(rows).swapaxes(0, 1)
-    return Bounded(values, errors + 4 * U * np.abs(values))
+    return Gradients(values, errors + 4 * U * np.array(sizes), np.array(sizes))
 
 
-def judge(gradients: Any, wanted: Bounded) -> None:
+def judge(gradients: Any, wanted: Gradients) -> None:
     """Check all that there is to ask of gradients."""
     n, size = wanted.exact.shape
     assert gradients.shape == (n, size)
     assert len(gradients) == n
-    values, errors = wanted
-    assert_within(gradients.todense(), wanted, "todense")
+    values, errors, magnitudes = wanted
+    assert_within(gradients.todense(), Bounded(values, errors), "todense")
     squares, bounds = (values**2).sum(axis=1), (2 * np.abs(values) * errors).sum(axis=1)
     norms = np.sqrt(squares)
     slack = (size + 8) * U * norms + bounds / np.where(norms > 0, norms, 1)
     assert_within(gradients.norms(), Bounded(norms, slack), "norms")
-    magnitudes = np.abs(values)
     assert_within(
         gradients.gram(),
         Bounded(

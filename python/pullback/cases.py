@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 import pullback as pb
 from pullback.jacobians import Dense, Diagonal, Jacobian
+from pullback.sample_grads import SampleGradients
 from pullback.tables.elementwise import OPS, OpRow
 from pullback.tables.losses import IN_LOSSES_ALONE, LOSSES, LossRow
 from pullback.tables.products import PRODUCTS
@@ -136,6 +137,8 @@ def arrays(result: Any) -> Iterator[Array]:
             yield from arrays(part)
     elif isinstance(result, pb.PartialSums):
         yield from arrays(result.finish())
+    elif isinstance(result, SampleGradients):
+        yield result.slopes
     elif isinstance(result, Diagonal):
         yield result.diagonal()
     elif isinstance(result, Dense):
@@ -584,7 +587,7 @@ def _loss(row: LossRow) -> Family:
             "curvature": lambda X, y, w, b: second(X @ w + b, y) / len(y),
             "hessian": lambda X, y, w, b: _hessian(X, second(X @ w + b, y) / len(y)),
             "partial": value_and_grad,
-            "sample_grads": None,
+            "sample_grads": lambda X, y, w, b: slopes(X @ w + b, y).reshape(len(y), -1),
             "pointwise": value,
             "pointwise.derivative": slopes,
             "pointwise.value_and_derivative": lambda z, y: (value(z, y), slopes(z, y)),

@@ -60,7 +60,7 @@ class Line(Hinted):
     >>> phi = objective.line(theta, -objective.grad(theta))
     >>> value, slope = phi(0.5)
     >>> round(value, 4), round(slope, 4)
-    (0.6, -0.1235)
+    (0.5981, -0.1319)
     >>> bool(np.isclose(value, objective.value(theta - 0.5 * objective.grad(theta))))
     True
     """

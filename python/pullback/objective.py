@@ -331,10 +331,7 @@ class LinearObjective(Hinted):
         ValueError
             If `theta` or `v` has another shape, or a chunk holds what the loss does not take.
         """
-        return self._products(f"{_OP}.hvp", theta, v)[0]
-
-    def _products(self, op: str, theta: npt.ArrayLike, v: npt.ArrayLike) -> tuple[Array, float]:
-        """Return the Hessian's products, and the samples' weight."""
+        op = f"{_OP}.hvp"
         model = self._model(self._vector(op, theta))
         along = self._vector(op, v, "v", columns=True)
         columns = along if along.ndim == 2 else along[:, None]
@@ -351,7 +348,7 @@ class LinearObjective(Hinted):
         totals = tree_sum(curved(*chunk) for chunk in self._chunks(op))
         for group, total, direction in zip(groups, totals, directions, strict=True):
             group[...] = self._gradient(op, total, direction).reshape(group.shape)
-        return along, totals[0].weight if len(totals) else 0.0
+        return along
 
     def hessian(self, theta: npt.ArrayLike) -> Array:
         """Return the objective's Hessian at `theta`, as `Loss.hessian` does of the loss.
@@ -376,20 +373,7 @@ class LinearObjective(Hinted):
         ``minimize(objective.value_and_grad, objective.initial(), jac=True,
         hess=objective.hessian, method="trust-exact")``.
         """
-        op = f"{_OP}.hessian"
-        model = self._model(self._vector(op, theta))
-        weights: list[float] = []
-
-        def terms() -> Iterator[Array]:
-            for where, samples in self._chunks(op):
-                weights.append(samples.weight)
-                yield hessian_sums(self._loss, where, samples, model)
-
-        with np.errstate(all="ignore"):
-            total = tree_sum(terms())
-            total /= divisor(op, "mean", tree_sum(weights))
-            self._penalty.add_to(total)
-        return total
+        return self._hessian(f"{_OP}.hessian", theta)[0]
 
     def hessian_operator(self, theta: npt.ArrayLike) -> Any:
         """Return the objective's Hessian at `theta` as SciPy's linear operator, by `hvp`.
@@ -465,8 +449,7 @@ class LinearObjective(Hinted):
         The loss has to be a negative log-likelihood; of one up to a factor, such as
         ``squared_error``, twice that of variance 1, the "robust" kind is right as it is, and
         "hessian" times twice the residuals' variance. Weights count as repetitions of samples for
-        "hessian", and as weights of independent samples for "robust". It takes memory for three
-        matrices of its size, and one pass over the data, or two.
+        "hessian", and as weights of independent samples for "robust".
 
         Examples
         --------
@@ -494,13 +477,11 @@ class LinearObjective(Hinted):
         op = f"{_OP}.covariance"
         if not isinstance(kind, str) or kind not in ("hessian", "robust"):
             raise ValueError(f"{op}: kind must be 'hessian' or 'robust', not {shown(kind)}")
-        products, weight = self._products(op, theta, np.eye(self.n_parameters))
-        inverse = _inverse(op, products) / weight
+        hessian, weight, grams = self._hessian(op, theta, robust=kind == "robust")
+        inverse = _inverse(op, hessian) / weight
         if kind == "hessian":
             return inverse
-        model = self._model(self._vector(op, theta))
-        grams = (self._loss._sample_grads(*part, model).gram() for part in self._chunks(op))
-        sandwich: Array = inverse @ tree_sum(grams) @ inverse
+        sandwich: Array = inverse @ grams[0] @ inverse
         return (sandwich + sandwich.T) / 2
 
     def line(self, theta: npt.ArrayLike, direction: npt.ArrayLike) -> Line:
@@ -587,6 +568,28 @@ class LinearObjective(Hinted):
         return z.reshape(len(z), *self._kinds.w_shape[1:])
 
     # --- one pass ---
+
+    def _hessian(
+        self, op: str, theta: npt.ArrayLike, *, robust: bool = False
+    ) -> tuple[Array, float, list[Array]]:
+        """Return the Hessian and the samples' weight, and the sum of g g^T of their gradients."""
+        model = self._model(self._vector(op, theta))
+        weights: list[float] = []
+
+        def terms() -> Iterator[Array]:
+            for where, samples in self._chunks(op):
+                weights.append(samples.weight)
+                sums = [hessian_sums(self._loss, where, samples, model)]
+                if robust:
+                    sums.append(self._loss._sample_grads(where, samples, model).gram())
+                yield np.stack(sums)
+
+        with np.errstate(all="ignore"):
+            hessian, *grams = tree_sum(terms())
+            weight = divisor(op, "mean", tree_sum(weights))
+            hessian /= weight
+            self._penalty.add_to(hessian)
+        return hessian, weight, grams
 
     def _summed(
         self, op: str, model: Model, job: Job, v: tuple[Array, Array] | None = None
@@ -705,10 +708,9 @@ def _inverse(op: str, hessian: Array) -> Array:
     numpy.linalg.LinAlgError
         If it is singular, or not positive definite.
     """
-    symmetric = (hessian + hessian.T) / 2
     with np.errstate(all="ignore"):
-        scale = 1 / np.sqrt(symmetric.diagonal())
-        scaled = scale[:, None] * symmetric * scale
+        scale = 1 / np.sqrt(hessian.diagonal())
+        scaled = scale[:, None] * hessian * scale
     least = -np.inf
     if np.isfinite(scaled).all():
         values, vectors = np.linalg.eigh(scaled)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pullback.config import guarded_class
 from pullback.design_matrix import Data, Sparse, blocks_of_rows
 from pullback.gram import gram_matrices
+from pullback.hessians import assembled
 from pullback.partial import Kinds
 from pullback.protocol import as_number
 from pullback.reductions import make_reductions
@@ -148,27 +149,17 @@ class SampleGradients(Hinted):
 
         The middle of a robust (sandwich) covariance, and the empirical Fisher information.
         """
-        op, engine, n_features = "SampleGradients.gram", self._loss._engine, self._data.shape[1]
-        outputs, by_b = self.slopes.shape[1], self._by_intercepts
-        size, has_b = n_features * outputs, by_b.shape[1] == outputs
-        whole = np.zeros((self.shape[1],) * 2)
-        for k in range(outputs):
-            with np.errstate(all="ignore"):
-                factors = self.slopes[:, k:] * self.slopes[:, k, None]
-            grams = gram_matrices(engine, op, self._data, factors, intercept=has_b)
-            for other, gram in enumerate(grams, k):
-                for one, two in {(k, other), (other, k)}:
-                    whole[one:size:outputs, two:size:outputs] = gram[:n_features, :n_features]
-                    if has_b:
-                        whole[one:size:outputs, size + two] = gram[:n_features, -1]
-                        whole[size + two, one:size:outputs] = gram[:n_features, -1]
-                        whole[size + one, size + two] = gram[-1, -1]
-        if by_b.shape[1] == 1 < outputs:  # a shared one
-            kinds = Kinds((n_features, outputs), np.dtype(np.float64), None)
-            both = SampleGradients(self._loss, self._data, self.slopes * by_b, kinds)
-            whole[:size, -1] = whole[-1, :size] = both.sum()[0].ravel()
-            whole[-1, -1] = np.vdot(by_b, by_b)
-        return whole
+        engine, outputs, like = self._loss._engine, self.slopes.shape[1], self._kinds.b
+
+        def blocks() -> Iterator[tuple[int, int, Array]]:
+            for k in range(outputs):
+                with np.errstate(all="ignore"):
+                    factors = self.slopes[:, k:] * self.slopes[:, k, None]
+                about = engine, "SampleGradients.gram", self._data, factors
+                for i, gram in enumerate(gram_matrices(*about, intercept=like is not None), k):
+                    yield k, i, gram
+
+        return assembled((self._data.shape[1], outputs), like, blocks())
 
     def todense(self) -> Array:
         """Return all gradients as an array, shape (N, n), float64."""
