@@ -55,8 +55,11 @@ class Library(NamedTuple):
 
 def library(name: str) -> Library:
     """Return the primitives of the backend, or those of ``reference``."""
-    source = pb.reference if name == "reference" else pb
-    return Library(name, {key: getattr(source, key) for key in pb.primitives})
+    twins = name == "reference"
+    primitives = {
+        key: getattr(pb.reference, key) if twins else f for key, f in pb.primitives.items()
+    }
+    return Library(name, primitives)
 
 
 # --- inputs ---------------------------------------------------------------------------------------
@@ -828,7 +831,7 @@ def loss(name: str, f: Any) -> Iterator[Case]:
     """Yield cases of a loss, with its default parameter and another."""
     targets = signatures.TARGETS.get(name, "normal")
     kinds = ("labels", "probabilities") if targets == "labels" else (targets,)
-    for method in signatures.METHODS["loss"]:
+    for method in (*signatures.METHODS["loss"], *signatures.COMPOSED["loss"]):
         for kind in kinds:
             suffix = f" {kind}" if len(kinds) > 1 else ""
             for group, args, options in _loss_arguments(kind):
@@ -853,7 +856,7 @@ def _loss_call(f: Any, method: str, args: Model, options: dict[str, Any]) -> Cal
     out = taken.pop("out", None)
     if not with_gradients:
         taken.pop("wrt", None)
-    if method == "partial":
+    if method in ("partial", "sample_grads"):
         taken.pop("reduction", None)
 
     def call() -> Any:
@@ -863,6 +866,9 @@ def _loss_call(f: Any, method: str, args: Model, options: dict[str, Any]) -> Cal
         if method == "partial":
             part = function(*args, **taken)
             return (part + part).finish(), sum([part, part, part]).finish("sum"), part.gw, part.loss
+        if method == "sample_grads":
+            grads = function(*args, **taken)
+            return grads.norms(), grads.sum(), grads.clip(0.5).todense()
         if out is not None and with_gradients:
             return with_outputs(function, *args, out=out(), **taken)
         return function(*args, **taken)
@@ -1032,7 +1038,8 @@ def objectives(primitives: dict[str, Any]) -> Iterator[Case]:
                     ("chunks", (chunks,), {"l2": 0.25}),
                 )
                 for way, args, options in ways:
-                    for method in signatures.METHODS["LinearObjective"]:
+                    composed = signatures.COMPOSED["LinearObjective"]
+                    for method in (*signatures.METHODS["LinearObjective"], *composed):
                         call = partial(_asked, f, args, options, method, m.X)
                         yield Case(f"{name}.{method}", f"{dtype} {way}", call)
 
@@ -1045,6 +1052,11 @@ def _asked(f: Any, args: tuple[Any, ...], options: Any, method: str, X: Array) -
         return function()
     if method == "predict":
         return function(X, theta)
+    if method == "line":
+        phi = function(theta, v)
+        return phi(0.0), phi(0.5), phi.second(0.5)
+    if method == "hessian_operator":
+        return function(theta) @ v, function(theta) @ np.stack([v, other], axis=1)
     if method == "hvp":  # twice at one point, at another one, after a gradient there
         results = [function(theta, v), function(theta, other), function(v, other)]
         return (*results, objective.value_and_grad(other), function(other, v))

@@ -1,6 +1,6 @@
 """Compare pullback with other libraries: all contenders in one run, checked, then interleaved.
 
-    python bench/compare.py [losses|elementwise|matmul|reductions|chain|all] [--quick]
+    python bench/compare.py [losses|fits|elementwise|matmul|reductions|chain|all] [--quick]
                             [--only REGEX] [--json FILE] [--threads N]
 
 Every contender's result is checked before it is timed. Rounds go through all contenders in turn,
@@ -42,7 +42,16 @@ SPARSE_SHAPES = ((10_000, 1000), (100_000, 1000), (1_000_000, 1000))
 HVP_SHAPES = LOSS_SHAPES[2:]
 OUTPUT_SHAPES = ((100, 10), (10_000, 100), (1_000_000, 10), (1_000_000, 100), (100_000, 1000))
 OUTPUTS = 10
-FIT_SHAPES = ((1_000_000, 50),)
+FITS = (  # loss, kind of table, rows
+    ("poisson", "dense", 500_000),
+    ("logistic", "dense", 500_000),
+    ("poisson", "one-hot", 600_000),
+    ("logistic", "one-hot", 600_000),
+    ("poisson", "ill-conditioned", 500_000),
+    ("logistic", "ill-conditioned", 500_000),
+    ("softmax_cross_entropy", "dense", 100_000),
+)
+FAR = 10  # times the goal that a gradient may end at, for a fit to be timed
 ELEMENTWISE_SIZES = (16, 1000, 100_000, 5_000_000)
 CHAIN_SIZES = (16, 1000, 100_000, 1_000_000)
 MATMUL_SHAPES = (  # stack, m, k, n
@@ -66,7 +75,7 @@ OUT_GIVEN = 5_000_000  # from here on, results go into an array that is there al
 LARGE_BYTES = 1 << 26  # from here on, a plain read of X is timed as well, the limit
 
 QUICK_LOSS_SHAPES = LOSS_SHAPES[:2]
-QUICK_FIT_SHAPES = ((1000, 20),)
+QUICK_FITS = tuple((loss, kind, 5000) for loss, kind, _ in FITS)
 QUICK_SIZES = ELEMENTWISE_SIZES[:2]
 QUICK_MATMUL_SHAPES = MATMUL_SHAPES[:3]
 QUICK_REDUCTION_SHAPES = ((100, 10), (1000,))
@@ -87,16 +96,20 @@ class Want(NamedTuple):
     loop: float | None = None  # times the speed of the loop written by hand, Numba's
     seconds: float | None = None  # at most
     limit: float | None = None  # at most so many times the limit
+    glum: float | None = None  # times the speed of glum
 
     def taken(self, record: dict[str, Any]) -> dict[str, float]:
         """Return each goal with the share that the case took of the time it allows."""
         peers = dict(record["peers"])
         loop, limit = peers.pop("Numba", None), record["limit"]
+        glum = peers.pop("glum", None)
         allowed = {}
         if self.libraries and peers:
             allowed[f"{self.libraries:g}x"] = min(peers.values()) / self.libraries
         if self.loop and loop:
             allowed[f"{self.loop:g}x Numba"] = loop / self.loop
+        if self.glum and glum:
+            allowed[f"{self.glum:g}x glum"] = glum / self.glum
         if self.seconds:
             allowed[human(self.seconds)] = self.seconds
         if self.limit and limit:
@@ -106,6 +119,8 @@ class Want(NamedTuple):
 
 # The first pattern found in a label counts. Where nothing is wanted, figures are for information.
 WANTS = (
+    (r"^fit \w+ (dense|ill)", Want(libraries=3, glum=5)),
+    (r"^fit \w+ one-hot", Want(libraries=3, glum=4)),
     (r"^\w+ 100x10 float\d\d$", Want(libraries=8, loop=2, seconds=0.8e-6)),
     (r"^\w+ 1000x20 float\d\d$", Want(libraries=2, loop=1.3)),
     (r"^\w+ 10000x100 float\d\d$", Want(libraries=1.5, loop=1.3)),
@@ -219,7 +234,7 @@ def compare(
 
 
 def losses(*, quick: bool, effort: Effort, wanted: Wanted) -> Iterator[dict[str, Any]]:
-    """Yield records of losses of linear models: layouts, methods, outputs, and a whole fit."""
+    """Yield records of losses of linear models: layouts, methods and outputs."""
     options = {"effort": effort, "wanted": wanted}
     single = ("relu_mse", "logistic")
     shapes = QUICK_LOSS_SHAPES if quick else LOSS_SHAPES
@@ -234,7 +249,6 @@ def losses(*, quick: bool, effort: Effort, wanted: Wanted) -> Iterator[dict[str,
     several = ("squared_error", "softmax_cross_entropy")
     shapes = QUICK_LOSS_SHAPES if quick else OUTPUT_SHAPES
     yield from _gradients(several, shapes, "C", outputs=OUTPUTS, **options)
-    yield from _fits(QUICK_FIT_SHAPES if quick else FIT_SHAPES, **options)
 
 
 def _dtypes(pattern: str, wanted: Wanted) -> Iterator[tuple[str, Any]]:
@@ -313,19 +327,26 @@ def _hvps(shapes: Any, *, effort: Effort, wanted: Wanted) -> Iterator[dict[str, 
             )
 
 
-def _fits(shapes: Any, *, effort: Effort, wanted: Wanted) -> Iterator[dict[str, Any]]:
-    """Fit to gradients of at most 1e-6: parameters then agree to what that leaves open."""
-    import loss_peers
-    import pullback as pb
+def fits(*, quick: bool, effort: Effort, wanted: Wanted) -> Iterator[dict[str, Any]]:
+    """Yield records of whole fits, from the estimator's to one gradient norm."""
+    import fit_peers
 
-    l2, gtol = 1e-3, 1e-6
-    for rows, cols in shapes:
-        for label, dtype in _dtypes(f"logistic fit {rows}x{cols} {{}}", wanted):
-            X, y = loss_peers.make("logistic", rows, cols, dtype)[1:3]
-            objective = pb.LinearObjective(X, y, loss=pb.reference.logistic, l2=l2)
-            expected = (loss_peers.minimised(objective, gtol / 100),)
-            contenders = list(loss_peers.logistic_fit(X, y, l2, gtol))
-            yield compare(label, contenders, expected, 1e-3, effort)
+    for loss, kind, rows in QUICK_FITS if quick else FITS:
+        label = f"fit {loss} {kind} {rows}"
+        if not wanted(label):
+            continue
+        table = fit_peers.make(loss, kind, rows)
+        contenders = list(fit_peers.fits(table))
+        beside = {}
+        for contender in contenders[:]:
+            peak, model = fit_peers.peak_memory(contender.call)
+            gradient = fit_peers.gradient(table, model)
+            beside[contender.name] = {"peak_bytes": peak, "gradient": gradient}
+            if not gradient <= FAR:
+                contenders.remove(contender)
+        expected = (fit_peers.value(table, contenders[0].call()),)
+        record = compare(label, contenders, expected, 1e-6, effort)
+        yield record | {"beside": beside, "data_bytes": table.nbytes}
 
 
 def elementwise(*, quick: bool, effort: Effort, wanted: Wanted) -> Iterator[dict[str, Any]]:
@@ -471,6 +492,7 @@ def chain(*, quick: bool, effort: Effort, wanted: Wanted) -> Iterator[dict[str, 
 # What yields the records, and the libraries that compete.
 SUITES: dict[str, tuple[Callable[..., Iterator[dict[str, Any]]], tuple[str, ...]]] = {
     "losses": (losses, ("NumPy", "SciPy", "PyTorch", "JAX", "scikit-learn", "Numba")),
+    "fits": (fits, ("scikit-learn", "glum")),
     "elementwise": (elementwise, ("NumPy", "PyTorch", "JAX", "Numba", "numexpr")),
     "matmul": (matmul, ("NumPy", "PyTorch", "JAX")),
     "reductions": (reductions, ("NumPy", "PyTorch", "JAX")),
@@ -512,7 +534,14 @@ def line(record: dict[str, Any], libraries: tuple[str, ...]) -> str:
         for goal, taken in record["wanted"].items()
     )
     row = f"{record['case']:42}" + "".join(f"  {cell:>12}" for cell in cells)
-    return f"{row}  {', '.join(goals)}".rstrip()
+    row = f"{row}  {', '.join(goals)}".rstrip()
+    for name, about in record.get("beside", {}).items():
+        peak = "-" if about["peak_bytes"] is None else f"{about['peak_bytes'] / 1e6:.0f} MB"
+        row += (
+            f"\n    {name:38}  {human(record['seconds'].get(name)):>12}  {peak:>12} beside the data's "
+        )
+        row += f"{record['data_bytes'] / 1e6:.0f} MB; gradient {about['gradient']:.2g} of the goal"
+    return row
 
 
 def main(arguments: list[str] | None = None) -> int:

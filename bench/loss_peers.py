@@ -478,38 +478,3 @@ def hvp(model: Model, v: tuple[Any, float]) -> Iterator[Contender]:
         _, product = theirs.gradient_hessian_product(coefficients, X, targets, n_threads=threads)
         theta_v = direction.astype(X.dtype)
         yield Contender("scikit-learn", "", lambda: product(theta_v), split)
-
-
-# --- a whole fit ----------------------------------------------------------------------------------
-
-
-def minimised(objective: Any, gtol: float) -> Any:
-    """Return what L-BFGS-B ends at, asked as scikit-learn asks it."""
-    from scipy.optimize import minimize
-
-    return minimize(
-        objective.value_and_grad,
-        objective.initial(),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": 1000, "maxls": 50, "gtol": gtol, "ftol": 64 * np.finfo(float).eps},
-    ).x
-
-
-def logistic_fit(X: Any, y: Any, l2: float, gtol: float) -> Iterator[Contender]:
-    """Yield the ways to a penalised logistic model whose gradient is at most `gtol`."""
-
-    def ours() -> Any:
-        return minimised(pb.LinearObjective(X, y, loss=pb.logistic, l2=l2), gtol)
-
-    yield Contender("pullback", "", ours, lambda theta: (theta,))
-    if optional("sklearn"):
-        from sklearn.linear_model import LogisticRegression
-
-        estimator = LogisticRegression(C=1 / (l2 * len(y)), tol=gtol, max_iter=1000)
-        yield Contender(
-            "scikit-learn",
-            "",
-            lambda: estimator.fit(X, y),
-            lambda fitted: (np.append(fitted.coef_, fitted.intercept_),),
-        )

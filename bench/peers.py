@@ -62,7 +62,7 @@ def set_threads(threads: int) -> None:
 
 def versions() -> dict[str, str]:
     """Return the versions of what competes."""
-    names = ("numpy", "scipy", "torch", "jax", "numba", "numexpr", "sklearn")
+    names = ("numpy", "scipy", "torch", "jax", "numba", "numexpr", "sklearn", "glum")
     found = {name: optional(name) for name in names}
     return {"pullback": pb.__version__} | {
         name: str(getattr(module, "__version__", "?")) for name, module in found.items() if module

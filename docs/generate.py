@@ -20,7 +20,7 @@ from typing import Any
 from pullback import reference
 from pullback.design_matrix import ROWS
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPoint
-from pullback.tables.losses import LOSSES, LossRow
+from pullback.tables.losses import IN_LOSSES_ALONE, LOSSES, LossRow
 from pullback.tables.products import PRODUCTS, ProductRow
 from pullback.tables.reductions import REDUCTIONS, RUN, ReductionRow
 
@@ -40,6 +40,8 @@ from pullback.jacobians import Diagonal, Jacobian
 from pullback.losses import Loss, ParametricLoss
 
 {names}
+
+def gram(X: Any, c: ArrayLike | None = None) -> NDArray[Any]: ...
 
 _Axis: TypeAlias = int | tuple[int, ...] | None
 _Out: TypeAlias = NDArray[Any] | tuple[Any, ...] | None
@@ -78,7 +80,7 @@ def stub() -> str:
     }
     named = {name: kinds[body] for name, body in bodies.items()} | of_losses
     return STUB.format(
-        names=_filled(f"__all__ = {sorted(table)}").replace("'", '"'),
+        names=_filled(f"__all__ = {sorted({*table, 'gram'} - IN_LOSSES_ALONE)}").replace("'", '"'),
         protocols="\n\n".join(
             f"@type_check_only\nclass {kind}(Protocol):\n{body}" for body, kind in kinds.items()
         ),
@@ -184,7 +186,8 @@ def _example(name: str) -> str:
         except ValueError:  # targets outside the domain
             continue
         if "nan" not in result:
-            return f">>> pb.{name}{call}\n{result}"
+            path = LOSSES[name].path if name in LOSSES else name
+            return f">>> pb.{path}{call}\n{result}"
     raise ValueError(f"{name}: no example is in its domain")
 
 
@@ -299,12 +302,13 @@ number of threads. `w` has shape `(D,)`, or `(D, K)` for `K` outputs; `b` may be
 | `value_and_grad(X, y, w, b)` | both |
 | `hvp(X, y, w, b, (vw, vb))` | `(hw, hb)`, the Hessian's product with a direction |
 | `curvature(X, y, w, b)` | `c` such that the Hessian in `w` is `X.T @ diag(c) @ X` |
+| `hessian(X, y, w, b)` | the Hessian in `[w.ravel(), b]` |
 | `partial(X, y, w, b)` | sums over some samples, to be added and finished |
 | `pointwise(z, y)` | `l(z, y)`, element by element |
 | `pointwise.derivative(z, y)`, `pointwise.second_derivative(z, y)` | its derivatives by `z` |
 | `pointwise.vjp(z, y, g)` | `g` times the derivative, in the shape of `z` |
 
-The first six take `sample_weight` and `offset`, and all but `partial` take `reduction="mean"` or
+The first seven take `sample_weight` and `offset`, and all but `partial` take `reduction="mean"` or
 `"sum"`. A part of a direction that is None is zero. `z` and `y` have one shape, but for labels,
 which lack the axis of the classes; `g` has that of the result, behind the axes of a stack. A Python
 number fills.
@@ -410,13 +414,13 @@ def _reduction_errors(row: ReductionRow) -> tuple[str, ...]:
 
 def _loss(row: LossRow) -> tuple[str, ...]:
     formulas = (row.formula, row.derivative_formula, row.second_derivative_formula)
-    return (f"`{row.name}`", *(f"`{formula}`" for formula in formulas), row.targets.domain)
+    return (f"`{row.path}`", *(f"`{formula}`" for formula in formulas), row.targets.domain)
 
 
 def _loss_details(row: LossRow) -> tuple[str, ...]:
     about = row.parameter
     return (
-        f"`{row.name}`",
+        f"`{row.path}`",
         row.summary,
         f"`{row.response_formula}`",
         ", ".join(f"`{kink} = 0`" for kink in row.kinks) or "none",
@@ -516,7 +520,7 @@ def readme() -> str:
         "Binary": [name for name, row in OPS.items() if row.nin == 2],
         "Reductions": [name for name, row in REDUCTIONS.items() if not row.is_map],
         "Maps of rows": [name for name, row in REDUCTIONS.items() if row.is_map],
-        "Losses": list(LOSSES),
+        "Losses": [row.path for row in LOSSES.values()],
     }
     lists = (
         f"{kind}: {', '.join(f'`{name}`' for name in names)}." for kind, names in kinds.items()

@@ -40,9 +40,76 @@ def _mp_exp(x: Any) -> Any:
     return mpmath.exp(max(min(x, _FAR), -_FAR))
 
 
+def _mp_expm1(x: Any) -> Any:
+    return mpmath.expm1(x) if abs(x) < 1 else _mp_exp(x) - 1
+
+
+_MILLS_SERIES = [(-1) ** k * math.prod(range(1, 2 * k, 2)) for k in range(30)]
+
+
+@cache
+def _mp_mills_at(t: Any, precision: int) -> Any:
+    with mp.workprec(precision):
+        if t < 60:
+            return mpmath.sqrt(mp.pi / 2) * mpmath.exp(t * t / 2) * mpmath.erfc(t / mpmath.sqrt(2))
+        return mp.fsum(c / t ** (2 * k) for k, c in enumerate(_MILLS_SERIES)) / t
+
+
+def _mp_mills(t: Any) -> Any:
+    """Return Phi(-t)/phi(t) for t >= 0."""
+    return _mp_mills_at(t, mp.prec)
+
+
+def _array_mills(t: Any) -> Any:
+    """Return the same of long doubles, by a series near 0 and a continued fraction elsewhere."""
+    t = np.asarray(t, np.longdouble)
+    near, far = np.minimum(t, 1.5), np.maximum(t, 1.5)
+    total = term = near
+    for k in range(3, 99, 2):
+        term = term * near * near / k
+        total = total + term
+    fraction = far
+    for k in range(200, 0, -1):
+        fraction = far + k / fraction
+    half = np.sqrt(2 * np.arctan(np.longdouble(1))) * np.exp(near * near / 2)
+    return np.where(t < 1.5, half - total, 1 / fraction)
+
+
+def _normal(mills: Callable[[Any], Any], m: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
+    """Return the normal distribution over a vocabulary, its logarithm and what that leads to."""
+
+    def density(x: Any) -> Any:
+        return m.exp(-x * x / 2) / m.sqrt(8 * m.arctan(1 + 0 * x))
+
+    def tail(x: Any) -> Any:
+        return density(x) * mills(abs(x))
+
+    def hazard(x: Any) -> Any:
+        return m.pick(x < 0, 1 / mills(abs(x)), density(x) / (1 - tail(x)))
+
+    def log_ncdf(x: Any) -> Any:
+        far = m.log(mills(abs(x)) / m.sqrt(8 * m.arctan(1 + 0 * x))) - x * x / 2
+        return m.pick(x < 0, far, m.log1p(-tail(x)))
+
+    def bend(x: Any) -> Any:
+        # The derivative of the hazard, with the other sign.
+        size = m.max(abs(x), 1000 + 0 * x)
+        far = 1 - 1 / size**2 + 6 / size**4 - 50 / size**6
+        return m.pick(x < -1000, far, hazard(x) * (hazard(x) + x))
+
+    return {
+        "ncdf": lambda x: m.pick(x < 0, tail(x), 1 - tail(x)),
+        "hazard": hazard,
+        "log_ncdf": log_ncdf,
+        "bend": bend,
+    }
+
+
 SINGLE = SimpleNamespace(
     **{name: getattr(mpmath, name) for name in ("log", "log1p", "sqrt", "cosh", "sign")},
     exp=_mp_exp,
+    expm1=_mp_expm1,
+    arctan=mpmath.atan,
     tanh=lambda x: mpmath.tanh(max(min(x, mpf(1000)), -mpf(1000))),
     sinh2=lambda x: mpmath.sinh(max(min(x, mpf(1000)), -mpf(1000))) ** 2,
     max=max,
@@ -50,10 +117,13 @@ SINGLE = SimpleNamespace(
 )
 ARRAY = SimpleNamespace(
     **{name: getattr(np, name) for name in ("log", "log1p", "sqrt", "cosh", "sign", "exp", "tanh")},
+    **{name: getattr(np, name) for name in ("expm1", "arctan")},
     sinh2=lambda x: np.sinh(x) ** 2,
     max=np.maximum,
     pick=np.where,
 )
+vars(SINGLE).update(_normal(_mp_mills, SINGLE))
+vars(ARRAY).update(_normal(_array_mills, ARRAY))
 
 
 class Formula(NamedTuple):
@@ -66,8 +136,8 @@ class Formula(NamedTuple):
     targets: Callable[[np.random.Generator, Any], Any]  # ordinary targets of a shape
     mean: Callable[..., Any]  # the mean response, of (m, z)
     edges: Callable[..., Any]  # 0 where a derivative jumps; inf where none does
-    # Sizes of the terms that cancel: of value, derivative.
-    terms: tuple[Callable[..., Any] | None, Callable[..., Any] | None] = (None, None)
+    # Sizes of the terms that cancel, of each order.
+    terms: tuple[Callable[..., Any] | None, ...] = (None, None, None)
     exact: bool = False  # with integers, no operation of it rounds
 
     @property
@@ -130,6 +200,29 @@ def _log_cosh(m: Any, e: Any) -> Any:
     return m.pick(abs(e) < 1, near, far)
 
 
+def _negative_binomial_terms(m: Any, z: Any, y: Any, p: Any) -> tuple[Any, ...]:
+    """Return those whose sum is the value."""
+    log_m = z + m.log(p + 0 * z)
+    rest = m.log1p(m.exp(-abs(log_m)))
+    first = m.pick(log_m > 0, log_m, 0 * z) + rest
+    return first / p, y * m.pick(log_m > 0, m.log(p + 0 * z), -z), y * rest
+
+
+def _cloglog(m: Any, z: Any, y: Any, order: int) -> tuple[Any, Any]:
+    """Return the terms of the value and of its derivatives: of targets 0 and 1."""
+    e = m.exp(z)
+    some, large = m.pick(e < 1, e, 1 + 0 * e), m.pick(e < 1, 1 + 0 * e, m.pick(e > 9999, 9999, e))
+    if order == 0:
+        near = m.pick(z > -50, -m.log(-m.expm1(-some)), e / 2 - z)
+        return (1 - y) * e, y * m.pick(e < 1, near, -m.log1p(-m.exp(-large)))
+    ratio = m.pick(e < 1, some / m.expm1(some), large * m.exp(-large) / (1 - m.exp(-large)))
+    if order == 1:
+        return (1 - y) * e, -y * ratio
+    series = some / 2 + some**2 / 12 - some**4 / 720
+    rest = m.pick(some < 1e-4, series, some - 1 + some / m.expm1(some))
+    return (1 - y) * e, y * ratio * m.pick(e < 1, rest, large - 1 + ratio)
+
+
 # What loses digits as the table writes it.
 CAREFUL: dict[str, dict[str, Any]] = {
     "logistic": {
@@ -137,7 +230,50 @@ CAREFUL: dict[str, dict[str, Any]] = {
         "derivative": lambda m, z, y, p: operator.sub(*_logistic_terms(m, z, y)),
         "second": lambda m, z, y, p: m.exp(-abs(z)) / (1 + m.exp(-abs(z))) ** 2,
         "mean": _sigmoid,
-        "terms": (None, lambda m, z, y, p: m.max(*_logistic_terms(m, z, y))),
+        "terms": (None, lambda m, z, y, p: m.max(*_logistic_terms(m, z, y)), None),
+    },
+    "tweedie": {
+        "value": lambda m, z, y, p: (
+            (z if p == 2 else m.expm1((2 - p) * z) / (2 - p)) - y * m.expm1((1 - p) * z) / (1 - p)
+        ),
+        "terms": (
+            lambda m, z, y, p: (
+                abs(z if p == 2 else m.expm1((2 - p) * z) / (2 - p))
+                + abs(y * m.expm1((1 - p) * z) / (1 - p))
+            ),
+            lambda m, z, y, p: m.exp((2 - p) * z) + y * m.exp((1 - p) * z),
+            lambda m, z, y, p: abs(2 - p) * m.exp((2 - p) * z) + (p - 1) * y * m.exp((1 - p) * z),
+        ),
+    },
+    "inverse_gaussian": {
+        "value": lambda m, z, y, p: m.exp(-z) * (y * m.exp(-z) / 2 - 1),
+        "derivative": lambda m, z, y, p: m.exp(-z) * (1 - y * m.exp(-z)),
+        "second": lambda m, z, y, p: m.exp(-z) * (2 * y * m.exp(-z) - 1),
+    },
+    "negative_binomial": {
+        "value": lambda m, z, y, p: sum(_negative_binomial_terms(m, z, y, p)),
+        "terms": (
+            lambda m, z, y, p: sum(map(abs, _negative_binomial_terms(m, z, y, p))),
+            lambda m, z, y, p: m.max(m.exp(z), y) / (1 + p * m.exp(z)),
+            None,
+        ),
+    },
+    "probit": {
+        "value": lambda m, z, y, p: -y * m.log_ncdf(z) - (1 - y) * m.log_ncdf(-z),
+        "derivative": lambda m, z, y, p: (1 - y) * m.hazard(-z) - y * m.hazard(z),
+        "second": lambda m, z, y, p: (1 - y) * m.bend(-z) + y * m.bend(z),
+        "terms": (
+            None,
+            lambda m, z, y, p: m.max((1 - y) * m.hazard(-z), y * m.hazard(z)),
+            None,
+        ),
+    },
+    "cloglog": {
+        "value": lambda m, z, y, p: sum(_cloglog(m, z, y, 0)),
+        "derivative": lambda m, z, y, p: sum(_cloglog(m, z, y, 1)),
+        "second": lambda m, z, y, p: sum(_cloglog(m, z, y, 2)),
+        "mean": lambda m, z: -m.expm1(-m.exp(z)),
+        "terms": (None, lambda m, z, y, p: m.max(*map(abs, _cloglog(m, z, y, 1))), None),
     },
     "log_cosh": {
         "value": lambda m, z, y, p: _log_cosh(m, z - y),
@@ -163,7 +299,7 @@ def _formula(row: LossRow) -> Formula:
         edges=lambda z, y, p: (
             math.prod((f(ARRAY, z, y, p) for f in edges), start=1) if edges else z * 0 + INF
         ),
-        terms=tuple(t and written(t, "z", "y", parameter) for t in map(terms, texts[:2])),
+        terms=tuple(t and written(t, "z", "y", parameter) for t in map(terms, texts)),
         exact=not re.search(r"exp|log|tanh|cosh", row.formula),
     )
     return formula._replace(**CAREFUL.get(row.name, {}))
@@ -177,6 +313,11 @@ OTHERS = {
     for name, row in LOSSES.items()
     if row.parameter
 }
+
+
+def loss_of(primitives: Any, name: str) -> Any:
+    """Return the loss of a name of the module pullback or pullback.reference."""
+    return getattr(pb.losses if primitives is pb else primitives, name)
 
 
 class Case(NamedTuple):
@@ -210,7 +351,7 @@ class Case(NamedTuple):
 
     def of(self, primitives: Any = pb) -> Any:
         """Return the loss among `primitives`: the module pullback or pullback.reference."""
-        loss = getattr(primitives, self.name)
+        loss = loss_of(primitives, self.name)
         return loss if self.parameter is None else loss(self.parameter)
 
 
@@ -324,7 +465,7 @@ def _pointwise_scores(case: Case, z: Any, dz: Any, y: Any, u: Any, du: Any) -> _
     for order, f in enumerate(formula.orders):
         exact = f(ARRAY, z, y, p)
         moved = [np.abs(f(ARRAY, z + step, y, p) - exact) for step in (dz, -dz)]
-        terms = formula.terms[order] if order < 2 else None
+        terms = formula.terms[order]
         size = np.abs(exact) if terms is None else terms(ARRAY, z, y, p)
         here.append(Bounded(exact, np.maximum(*moved) + 2 * ULP[order] * U * size))
     loss, slope, second = here

@@ -2,7 +2,8 @@
 
 Each has Python code that defines ``make(n)``, which gives a call without arguments, good for once
 where it writes in place; and the n to begin with. Rows repeat by a stride of zero, so that they
-take no memory. ``spread(low, high, n)`` is an array of numbers between two; sines of numbers up to
+take no memory. Fresh pages take longer than a call that does little for each number, so that
+calls do much. ``spread(low, high, n)`` is an array of numbers between two; sines of numbers up to
 1e300 take long, and so little memory.
 """
 
@@ -68,11 +69,29 @@ def make(n):
     return lambda: pb.squared_error.value_and_grad(X, y, w, np.zeros(n))
 """,
     ),
+    "gram": (
+        100,
+        """
+def make(n, d=2000):
+    X = np.broadcast_to(np.ones(d), (n, d))
+    return lambda: pb.gram(X)
+""",
+    ),
+    "gram of sparse rows": (
+        100,
+        """
+from collections import namedtuple
+def make(n, d=300):
+    X = namedtuple("Sparse", "format data indices indptr shape")(
+        "csr", np.ones(n * d), np.tile(np.arange(d), n), np.arange(n + 1) * d, (n, d))
+    return lambda: pb.gram(X)
+""",
+    ),
     "sparse rows": (
         100,
         """
 from collections import namedtuple
-def make(n, d=1000, k=32):
+def make(n, d=1000, k=64):
     X = namedtuple("Sparse", "format data indices indptr shape")(
         "csr", np.ones(n * d), np.tile(np.arange(d), n), np.arange(n + 1) * d, (n, d))
     y, w = np.ones((n, k)), np.ones((d, k))
@@ -119,7 +138,7 @@ def make(n):
         1_000_000,
         """
 def make(n):
-    x, f = spread(-3, 3, n), pb.chain(pb.square, pb.negative, pb.exp, pb.tanh)
+    x, f = spread(-1e150, 1e150, n), pb.chain(pb.square, pb.sin, pb.negative, pb.tanh)
     return lambda: f.vjp(x, x)
 """,
     ),
@@ -299,7 +318,7 @@ def make(n):
         """
 def make(n):
     x = spread(-30, 30, n)
-    return lambda: pb.logsumexp.value_and_grad(x)
+    return lambda: pb.norm.value_and_grad(x, 2.5)
 """,
     ),
     "a reduction of columns": (
@@ -330,9 +349,8 @@ def make(n, d=10_000):
         100_000,
         """
 def make(n):
-    z = spread(-30, 30, n)
-    y = (z > 0) * 1.0
-    return lambda: pb.logistic.pointwise.derivative(z, y)
+    z, y = spread(-30, 30, n), spread(-1, 1, n)
+    return lambda: pb.log_cosh.pointwise(z, y)
 """,
     ),
 }

@@ -96,26 +96,35 @@ _VOCABULARY["erfc"] = _erfc
 
 
 class Exact(list[Any]):
-    """Exact numbers, with a twofold approximation of those that doubles can hold that way."""
+    """Exact numbers, and as much of each as vectors of doubles can hold.
+
+    ``high + low`` is the number times ``2**shift``, where `plain` says so; `binade` is the largest
+    power of two in it.
+    """
 
     def __init__(self, numbers: Iterable[Any]) -> None:
         super().__init__(numbers)
-        self.high = np.array([float(number) for number in self])
-        with np.errstate(all="ignore"):
-            self.plain = (np.abs(self.high) > 1e-250) & (np.abs(self.high) < 1e300)
-        self.plain |= np.array([number == 0 for number in self])
-        self.low = np.zeros(len(self))
+        far = 1 << 20  # beyond all formats
+        self.binade = np.array([max(-far, min(x.exp + x.bc - 1, far)) if x else -far for x in self])
+        self.high, self.low = np.array([float(number) for number in self]), np.zeros(len(self))
+        self.shift = np.where(np.abs(self.high) < 1e-250, 700, 0)
+        self.plain = np.abs(self.high) < 1e300
         with mp.workprec(PRECISION):
-            for i in np.flatnonzero(self.plain):
-                self.low[i] = float(self[i] - self.high[i])
-        # Of a number just below a power of two, `high` does not tell the binade.
-        self.plain &= (np.frexp(self.high)[0] != np.copysign(0.5, self.high)) | (self.low == 0)
+            for i in np.flatnonzero(self.plain & (self.binade > -2000)):
+                number = mp.ldexp(self[i], 700) if self.shift[i] else self[i]
+                self.high[i] = high = float(number)
+                self.low[i] = float(number - high)
 
 
 def formula(expression: str, operands: Sequence[str]) -> Callable[..., Any]:
     """Return a function of mpf numbers from an expression in mpmath's vocabulary."""
     function = eval(f"lambda {', '.join(operands)}: {expression}", dict(_VOCABULARY))
-    return lambda *point: mpf(function(*point))
+
+    def exact(*point: Any) -> Any:
+        result = function(*point)
+        return result if isinstance(result, mpf) else mpf(result)
+
+    return exact
 
 
 def formulas(row: OpRow) -> tuple[Callable[..., Any], ...]:
@@ -255,16 +264,19 @@ def worst_error(
     if actual.dtype != dtype:
         raise AssertionError(f"result has dtype {actual.dtype}, not {dtype}")
     exact = exact if isinstance(exact, Exact) else Exact(exact)
-    larger = np.abs(exact.high) if scales is None else np.maximum(np.abs(exact.high), scales)
 
     # As doubles where these hold all that matters, with all bits elsewhere.
     precision, emin, emax = FORMATS[np.dtype(dtype)]
     with np.errstate(all="ignore"):
-        distance = np.abs((actual.astype(float) - exact.high) - exact.low)
-        exponent = np.maximum(np.frexp(larger)[1] - 1, emin)
-        errors = np.ldexp(distance, precision - 1 - exponent)
-    plain = exact.plain & (np.abs(actual) < np.ldexp(1.0, min(emax, 1000)))
-    for i in np.flatnonzero(~plain):
+        distance = np.abs((np.ldexp(actual.astype(float), exact.shift) - exact.high) - exact.low)
+        exponent = np.maximum(exact.binade, emin)
+        if scales is not None:
+            exponent = np.maximum(exponent, np.frexp(scales)[1] - 1)
+        errors = np.ldexp(distance, precision - 1 - exponent - exact.shift)
+    plain = exact.plain & (np.abs(actual) < np.ldexp(1.0, np.minimum(emax, 1000 - exact.shift)))
+    overflows = np.isinf(actual) & (exact.binade > emax) & (np.sign(actual) == np.sign(exact.high))
+    errors[overflows] = 0
+    for i in np.flatnonzero(~(plain | overflows)):
         scale = None if scales is None else max(abs(exact[i]), mpf(float(scales[i])))
         errors[i] = ulp_error(actual[i], exact[i], dtype, scale)
     index = int(np.argmax(errors))

@@ -14,7 +14,8 @@ from typing import Any
 
 import pullback as pb
 import pytest
-from pullback import check, config, jacobians, objective, partial
+from pullback import check, config, jacobians, objective, partial, user_loss
+from pullback.tables.losses import IN_LOSSES_ALONE
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
@@ -33,6 +34,7 @@ def blocks(path: Path, language: str) -> Iterator[str]:
     yield from re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value.* multiply:RuntimeWarning")  # see test_scipy.py
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_examples_in_documents_run(path: Path) -> None:
     names: dict[str, Any] = {}
@@ -61,7 +63,8 @@ def test_the_readme_has_an_example_and_two_commands() -> None:
 def test_the_readme_names_every_primitive_and_variable() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     variables = ("BACKEND", "TARGET", "NUM_THREADS", "REQUIRE_NATIVE")
-    for name in (*pb.primitives, *(f"PULLBACK_{variable}" for variable in variables)):
+    primitives = (f"losses.{name}" if name in IN_LOSSES_ALONE else name for name in pb.primitives)
+    for name in (*primitives, *(f"PULLBACK_{variable}" for variable in variables)):
         assert f"`{name}" in text, name
 
 
@@ -78,12 +81,13 @@ def test_links_lead_somewhere(path: Path) -> None:
     "module",
     [
         import_module("pullback.chain"),  # pb.chain is the function
-        import_module("pullback.losses"),
+        *map(import_module, ("pullback.line", "pullback.losses", "pullback.sample_grads")),
         check,
         config,
         jacobians,
         objective,
         partial,
+        user_loss,
     ],
     ids=lambda module: module.__name__,
 )

@@ -233,8 +233,8 @@ def test_parameters_and_sparse_data_are_refused_by_what_is_wrong(primitives: Any
         (lambda: pb.LinearObjective(X, Y, P.hinge, l2="1"), "l2 must be a number, not '1'"),
         (lambda: pb.LinearObjective(X, Y, P.hinge, l2=None), "l2 must be a number, not None"),
         (
-            lambda: pb.LinearObjective(X, Y, P.hinge, l2=[1.0, 2]),
-            r"l2 must be a number, not \[1.0, 2\]",
+            lambda: pb.LinearObjective(X, Y, P.hinge, l2=[1.0, 2, 3]),
+            r"l2 has shape \(3,\), needs \(\), \(2,\) or \(2, 2\)$",
         ),
         (lambda: P.huber("1"), "delta must be a number, not '1'"),
         (lambda: P.hinge.value(sp.csr_array(Y), Y, W), r"X has shape \(3,\), needs two axes"),

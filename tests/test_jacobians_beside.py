@@ -1,4 +1,4 @@
-"""Jacobians beside NumPy and SciPy: arrays, sparse arrays, operators, solvers."""
+"""Jacobians beside NumPy and SciPy: arrays, sparse arrays, operators."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import operator
 import re
 import sys
 import tracemalloc
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from pullback.jacobians import (
     Sum,
     SumTo,
 )
-from scipy import integrate, optimize, sparse
+from scipy import sparse
 from scipy.sparse import linalg
 from structured import KINDS, everything
 
@@ -327,95 +326,3 @@ def test_scipy_linear_operator(kind: str) -> None:
         np.testing.assert_array_equal(op.H @ np.eye(rows), dense.T)
         np.testing.assert_array_equal(J @ linalg.aslinearoperator(np.eye(columns)), dense)
         np.testing.assert_array_equal(linalg.aslinearoperator(np.eye(rows)) @ J, dense)
-
-
-@primitives
-@pytest.mark.parametrize("given", [lambda J: J, linalg.aslinearoperator])
-def test_solvers_take_it(given: Callable[[Any], Any], of: Any) -> None:
-    A = np.array([[2.0, 1, 0], [0, 3, 1], [1, 0, 4]])
-    x, b = np.array([0.3, -0.2, 0.5]), np.array([1.0, -2.0, 0.5])
-    J = pb.chain((of.matmul, A, pb.arg), of.tanh).jacobian(x)
-    S = of.softmax.jacobian(x) + 2 * Identity((3,))  # symmetric, positive
-    D = of.tanh.jacobian(np.linspace(1, 2, 6))
-    solution = np.linalg.solve(J.todense(), b)
-    np.testing.assert_allclose(linalg.lsmr(given(J), b, atol=1e-14, btol=1e-14)[0], solution)
-    np.testing.assert_allclose(linalg.lsqr(given(J), b, atol=1e-14, btol=1e-14)[0], solution)
-    np.testing.assert_allclose(linalg.gmres(given(J), b, rtol=1e-12)[0], solution)
-    found, info = linalg.cg(given(S), b, rtol=1e-14)
-    assert info == 0
-    np.testing.assert_allclose(found, np.linalg.solve(S.todense(), b))
-    sizes = sorted(D.diagonal())[-2:]
-    np.testing.assert_allclose(linalg.svds(given(D), k=2)[1], sizes)
-    np.testing.assert_allclose(linalg.eigsh(given(D), k=2)[0], sizes)
-
-
-# --- scipy.optimize -------------------------------------------------------------------------------
-
-A = np.array([[2.0, 1, 0], [0, 3, 1], [1, 0, 4], [1, 1, 1]])
-X0 = np.array([0.3, -0.2, 0.5])
-
-
-def residuals(of: Any, rows: int) -> Any:
-    """Return a chain of `rows` residuals, 0 at (0.1, 0.2, 0.3)."""
-    M, root = A[:rows], np.array([0.1, 0.2, 0.3])
-    return pb.chain((of.matmul, M, pb.arg), of.tanh, (of.subtract, pb.arg, np.tanh(M @ root)))
-
-
-SOLVERS: dict[str, Callable[[Any, Any, Any], Any]] = {
-    "trf": lambda f, g, J: optimize.least_squares(f, X0, jac=J).x,
-    "bounds": lambda f, g, J: optimize.least_squares(f, X0, jac=J, bounds=(-1, 1)).x,
-    "lsmr": lambda f, g, J: optimize.least_squares(f, X0, jac=J, tr_solver="lsmr").x,
-    "dogbox": lambda f, g, J: optimize.least_squares(f, X0, jac=J, method="dogbox").x,
-    "lm": lambda f, g, J: optimize.least_squares(f, X0, jac=J, method="lm").x,
-    "sparse": lambda f, g, J: optimize.least_squares(f, X0, jac=lambda x: J(x).tosparse()).x,
-    "operator": lambda f, g, J: (
-        optimize.least_squares(f, X0, jac=lambda x: linalg.aslinearoperator(J(x))).x
-    ),
-    "leastsq": lambda f, g, J: optimize.leastsq(f, X0, Dfun=J)[0],
-    "root": lambda f, g, J: optimize.root(g, X0, jac=lambda x: g.jacobian(x)).x,
-    "root lm": lambda f, g, J: optimize.root(f, X0, jac=J, method="lm").x,
-    "fsolve": lambda f, g, J: optimize.fsolve(g, X0, fprime=g.jacobian),
-    "columns": lambda f, g, J: optimize.fsolve(
-        g, X0, fprime=lambda x: g.jacobian(x).T, col_deriv=True
-    ),
-    **{
-        name: lambda f, g, J, name=name: (
-            optimize.minimize(
-                lambda x: np.sum((x - 1) ** 2),
-                X0,
-                jac=lambda x: 2 * (x - 1),
-                method=name,
-                constraints=[
-                    optimize.NonlinearConstraint(g, 0, 0, jac=g.jacobian, hess=optimize.BFGS())
-                ],
-            ).x
-        )
-        for name in ("trust-constr", "SLSQP")
-    },
-}
-
-
-@primitives
-@pytest.mark.parametrize("name", SOLVERS)
-def test_optimizers_take_jacobian(name: str, of: Any) -> None:
-    f, g = residuals(of, 4), residuals(of, 3)
-    found = SOLVERS[name](f, g, f.jacobian)
-    np.testing.assert_allclose(found, [0.1, 0.2, 0.3], rtol=1e-5)
-
-
-@primitives
-def test_optimizers_take_a_primitive(of: Any) -> None:
-    for jac in (of.tanh.jacobian, lambda x: of.tanh.jacobian(x)):
-        result = optimize.least_squares(of.tanh, X0, jac=jac)
-        assert result.success
-        np.testing.assert_allclose(result.x, 0, atol=1e-8)
-
-
-@primitives
-def test_integrators_take_jacobian(of: Any) -> None:
-    f = residuals(of, 3)
-    ours, plain = (
-        integrate.solve_ivp(lambda t, y: f(y), (0, 1), X0, method="BDF", jac=jac).y[:, -1]
-        for jac in (lambda t, y: f.jacobian(y), lambda t, y: f.jacobian(y).todense())
-    )
-    np.testing.assert_array_equal(ours, plain)

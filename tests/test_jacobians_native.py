@@ -78,9 +78,14 @@ def singles(dtype: Any, odd: bool) -> Iterator[Jacobian]:
 
 
 def pairs(dtype: Any, odd: bool) -> Iterator[Jacobian]:
-    """Yield products of two, and of three, of which an end is a diagonal or a reshape."""
+    """Yield products of two, and of three, of which an end is a diagonal or a reshape.
+
+    Each pair of kinds at half of the shapes, at the other half for the other dtype or oddness.
+    """
     for i, (one, other) in enumerate(product(OURS, repeat=2)):
         for j, (out, between, into) in enumerate(product(((2, 3), (2, 1), (6,)), repeat=3)):
+            if (i + j + odd + (dtype == np.float32)) % 2:
+                continue
             fill = numbers([i, j, odd], dtype, odd)
             left, right = make(one, out, between, fill), make(other, between, into, fill)
             if left is None or right is None:
@@ -118,9 +123,12 @@ def test_bits_are_those_of_python(
     made: Any, odd: bool, dtype: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: Counter[tuple[Any, bool]] = Counter()
+    is_native = True
 
     def counting(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(J: Any, *rest: Any) -> Any:
+            if not is_native:
+                return None
             result = function(J, *rest)
             taken[(type(J).__name__, result is not None)] += 1
             return result
@@ -128,15 +136,15 @@ def test_bits_are_those_of_python(
         return call
 
     assert native is not None
+    monkeypatch.setattr(base, "moved", counting(native.jacobian_product))
+    monkeypatch.setattr(base, "elements", counting(native.jacobian_elements))
     for i, J in enumerate(made(dtype, odd)):
         warns = "ignore" if " of spread " in repr(J) else "raise"  # NumPy's own
         for name, use in uses(J, numbers([7, i], J.dtype, odd)):
             with np.errstate(all=warns):  # type: ignore[call-overload]
-                monkeypatch.setattr(base, "moved", counting(native.jacobian_product))
-                monkeypatch.setattr(base, "elements", counting(native.jacobian_elements))
+                is_native = True
                 got = use()
-                monkeypatch.setattr(base, "moved", lambda *_: None)
-                monkeypatch.setattr(base, "elements", lambda *_: None)
+                is_native = False
                 want = use()
             assert type(got) is type(want), (J, name)
             assert_same_bits(got, want)

@@ -128,7 +128,10 @@ def functions() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
     N, target = native, native.active_target()
     sums = ("relu_mse", 0.0, X, Y, W, B, Y, Y, "gradient", (W, B), np.ones((4, 1)), X.copy(), 1.0)
     yield "loss_sums", N.loss_sums, sums
+    slopes = (*sums[:8], "backward", *[None] * 3, 1.0)
+    yield "loss_sums backward", N.loss_sums, slopes
     yield "loss_pointwise", N.loss_pointwise, ("huber", 1.0, Y, Y, 1)
+    yield "loss_line", N.loss_line, ("huber", 1.0, np.ones((4, 2)), Y, Y, 0.5, 1)
     yield "softmax_hessians", N.softmax_hessians, (F8, np.ones(2))
     yield "reduce_slices", N.reduce_slices, ("sum", 0.0, (ROWS,), VALUES, np.ones((2, 4)), None)
     tangents = ("dot", 0.0, (ROWS, ROWS), (ROWS, None), np.ones((2, 4)))

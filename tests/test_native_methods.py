@@ -48,6 +48,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "pb.LinearObjective": lambda: pb.LinearObjective(X, Y, pb.relu_mse),
     "an objective that its data lead back to": lambda: leading_back(),
     "pb.huber(1.5)": lambda: pb.huber(1.5),
+    "pb.pointwise_loss": lambda: pb.pointwise_loss(nothing, nothing),
     "pb.chain": lambda: pb.chain(pb.square, pb.exp),
 }
 

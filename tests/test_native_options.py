@@ -644,8 +644,9 @@ def test_objectives(case: Case) -> None:
     loss = case.of()
     m = model(case, 50, 3)
     X, y = m.X, m.y
-    for weights, l2, intercept in itertools.product((None, EIGHTHS), (0, 0.3), (0, 1)):
-        offset = -EIGHTHS if l2 == 0 else None
+    penalties = (0, 0.3, [0.3, 0, 1e-3], np.eye(m.w.size) + 1)
+    for weights, l2, intercept in itertools.product((None, EIGHTHS), penalties, (0, 1)):
+        offset = -EIGHTHS if l2 is penalties[0] else None
         options: dict[str, Any] = {
             "sample_weight": weights,
             "l2": l2,

@@ -52,13 +52,22 @@ def theta_of(w: Any, b: Any) -> Any:
     return np.concatenate([np.ravel(w), np.ravel(b) if b is not None else []]).astype(float)
 
 
+def matrix_of(l2: Any, d: int, k: int | None) -> Any:
+    """Return a penalty's matrix by w.ravel(), in long double."""
+    n = d * (k or 1)
+    given = np.asarray(l2, np.longdouble)
+    if given.shape in {(d, d), (n, n)}:
+        return np.kron(given, np.eye(n // len(given) if len(given) else 1))
+    by_row = given if given.ndim in (0, 2) else given[:, None]
+    return np.diag(np.broadcast_to(by_row, (d, k or 1)).ravel())
+
+
 def judge(
     objective: Any, case: Case, X: Any, y: Any, theta: Any, k: int | None, **given: Any
 ) -> None:
     """Check value, gradient and Hessian product against long double sums plus the penalty."""
     n, d = X.shape
-    l2, weights, offset = (given.get(name) for name in ("l2", "sample_weight", "offset"))
-    l2 = l2 or 0.0
+    l2, weights, offset = given.get("l2", 0.0), given.get("sample_weight"), given.get("offset")
     intercept = given.get("fit_intercept", True)
     size = d * (k or 1)
     w = theta[:size].reshape((d,) if k is None else (d, k))
@@ -68,8 +77,9 @@ def judge(
     vb = (t[size:] if k else t[size]) if intercept else None
     sums = exact(case, X, y, w, b, weights, (vw, vb), offset=offset)
     right: Exact = divided(sums, n, weights, "mean")
+    P = matrix_of(l2, d, k)
     wide = theta[:size].astype(np.longdouble)
-    penalty = l2 / 2 * (wide @ wide)
+    penalty, most = wide @ P @ wide / 2, np.abs(wide) @ np.abs(P) @ np.abs(wide) / 2
     value, gradient = objective.value_and_grad(theta)
     assert type(value) is float
     for number in (value, objective.value(theta)):
@@ -77,7 +87,7 @@ def judge(
             number,
             right.value._replace(
                 exact=right.value.exact + penalty,
-                error=right.value.error + (size + 8) * U * penalty + 4 * U * abs(right.value.exact),
+                error=right.value.error + (size + 8) * U * most + 4 * U * abs(right.value.exact),
             ),
             "value",
         )
@@ -92,12 +102,14 @@ def judge(
         assert actual.shape == theta.shape == (objective.n_parameters,)
         assert actual.flags.c_contiguous
         assert actual.flags.writeable
-        pull = l2 * direction[:size].astype(np.longdouble)
+        along = direction[:size].astype(np.longdouble)
+        pull, most = P @ along, np.abs(P) @ np.abs(along)
+        terms = 4 if np.count_nonzero(P - np.diag(np.diag(P))) == 0 else size + 4
         assert_within(
             actual[:size],
             dw._replace(
                 exact=dw.exact.ravel() + pull,
-                error=dw.error.ravel() + 4 * U * (np.abs(pull) + np.abs(dw.exact.ravel())),
+                error=dw.error.ravel() + U * (terms * most + 4 * np.abs(dw.exact.ravel())),
             ),
             "w",
         )
@@ -127,6 +139,78 @@ def test_value_gradient_and_hessian_product(case: Case, k: int | None) -> None:
             theta = theta_of(m.w, m.b if intercept else None)
             assert objective.n_parameters == theta.size
             judge(objective, case, m.X, m.y, theta, k, **options)
+
+
+def penalties(d: int, k: int | None) -> dict[str, Any]:
+    """Return penalties of every form, singular ones too."""
+    rng = np.random.default_rng([d, k or 0])
+    numbers = rng.uniform(0, 2, (d, k or 1))
+    numbers[0] = 0
+    differences = np.diff(np.eye(d), 2, axis=0)
+    A = rng.normal(size=(2, d * (k or 1)))
+    forms: dict[str, Any] = {
+        "a number": 0.75,
+        "of each feature": numbers[:, 0],
+        "a list": numbers[:, 0].tolist(),
+        "float32": numbers[:, 0].astype("f4"),
+        "a matrix": differences.T @ differences,
+        "a matrix of integers": np.rint(differences.T @ differences).astype(int),
+        "a float32 matrix": (A[:, :d].T @ A[:, :d]).astype("f4"),
+        "of zeros": np.zeros((d, d)),
+    }
+    if k is not None:
+        forms |= {"of each coefficient": numbers, "by columns": np.asfortranarray(numbers)}
+        forms["of the whole"] = A.T @ A
+    return forms
+
+
+@backends
+@each("name", [*penalties(5, 3)])
+def test_penalties_of_any_form(name: str, primitives: Any) -> None:
+    of_classes = Case("softmax_cross_entropy")
+    for case, k in ((LOGISTIC, None), (LOGISTIC, 1), (LOGISTIC, 3), (of_classes, 3)):
+        l2 = penalties(5, k).get(name)
+        if l2 is None:
+            continue
+        m = model(case, 30, 5, np.float64, k)
+        theta = theta_of(m.w, m.b)
+        for data in ((m.X, m.y), ([(m.X[:9], m.y[:9]), (m.X[9:], m.y[9:])], None)):
+            objective = pb.LinearObjective(*data, case.of(primitives), l2)
+            judge(objective, case, m.X, m.y, theta, k, l2=l2)
+        copied = pickle.loads(pickle.dumps(objective))
+        assert_same_answers(answers(copied), answers(objective))
+        P = matrix_of(l2, 5, k)
+        hessian = np.zeros((objective.n_parameters,) * 2)
+        objective._penalty.add_to(hessian)
+        np.testing.assert_allclose(hessian[: len(P), : len(P)], P.astype(float), atol=1e-6)
+        assert not hessian[len(P) :].any()
+        assert not hessian[:, len(P) :].any()
+        if np.ndim(l2) > 0:
+            assert f"l2 of shape {np.shape(l2)}" in repr(objective)
+
+
+@backends
+def test_penalties_are_copies(primitives: Any) -> None:
+    m = model(LOGISTIC, 30, 5, np.float64)
+    for l2 in penalties(5, None).values():
+        if not isinstance(l2, np.ndarray):
+            continue
+        objective = pb.LinearObjective(m.X, m.y, primitives.logistic, l2)
+        before = answers(objective)
+        l2[...] = 7
+        assert_same_answers(answers(objective), before)
+
+
+@backends
+def test_coefficients_without_a_penalty_may_be_infinite(primitives: Any) -> None:
+    X, y = np.zeros((4, 2)), np.array([0.0, 1, 1, 0])
+    X[:, 0] = [1, 2, 3, 4]
+    for l2, w in ((0.0, [1.0, 1e300]), ([0.5, 0.0], [1.0, 1e300])):
+        objective = pb.LinearObjective(X, y, primitives.logistic, l2)
+        plain = pb.LinearObjective(X[:, :1], y, primitives.logistic, np.max(l2))
+        theta = np.array([*w, 0.0])
+        assert objective.value(theta) == plain.value(theta[::2])
+        assert objective.grad(theta)[1] == 0
 
 
 @pointwise
@@ -619,7 +703,7 @@ def test_weights_add_up_as_numpys(n: int) -> None:
     assert objective.value(w) == sums.loss / weights.sum()
 
 
-@pytest.mark.parametrize("bad", [np.ones(5), np.ones(7), np.ones((6, 1)), 1.0, []], ids=np.shape)
+@pytest.mark.parametrize("bad", [np.ones(5), np.ones(7), np.ones((6, 1, 1)), 1.0, []], ids=np.shape)
 def test_theta_of_another_shape(bad: Any) -> None:
     m = model(LOGISTIC, 30, 5, np.float64)
     objective = pb.LinearObjective(m.X, m.y, pb.logistic)
@@ -714,6 +798,41 @@ def test_penalties_out_of_range(bad: float) -> None:
     m = model(LOGISTIC, 30, 5, np.float64)
     with pytest.raises(ValueError, match=r"LinearObjective: l2"):
         pb.LinearObjective(m.X, m.y, pb.logistic, bad)
+
+
+D, K = 3, 2
+NOT_PENALTIES: dict[str, tuple[Any, type[Exception], str]] = {
+    "a negative number": ([1, 0, -2.0], ValueError, r"l2\[2\] is -2.0, needs to be finite and not"),
+    "NaN": ([[1, 2], [0, 1], [math.nan, 1]], ValueError, r"l2\[2, 0\] is nan"),
+    "another shape": ([1.0, 2], ValueError, r"l2 has shape \(2,\), needs \(\), \(3,\), \(3, 2\), "),
+    "three axes": (np.ones((1, 1, 1)), ValueError, r"l2 has shape \(1, 1, 1\), needs"),
+    "no symmetry": (
+        np.eye(D) + np.eye(D, k=2),
+        ValueError,
+        r"l2\[0, 2\] is 1.0 and l2\[2, 0\] is 0.0; a matrix needs to be symmetric",
+    ),
+    "an eigenvalue": (np.eye(D) - 0.5, ValueError, r"l2 has the eigenvalue -0.5; a matrix needs"),
+    "a large one": (1e300 * (np.eye(D * K) - 0.5), ValueError, r"the eigenvalue -2e\+300"),
+    "inf": (np.diag([1, np.inf, 1]), ValueError, r"l2\[1, 1\] is inf, needs to be finite$"),
+    "complex": (np.ones(D) * 1j, TypeError, r"l2"),
+    "a string": ("1", TypeError, r"l2 must be a number, not '1'"),
+}
+
+
+@backends
+@each("name", NOT_PENALTIES)
+def test_what_is_no_penalty(name: str, primitives: Any) -> None:
+    l2, error, message = NOT_PENALTIES[name]
+    m = model(LOGISTIC, 30, D, np.float64, K)
+    with pytest.raises(error, match=f"^LinearObjective: .*{message}"):
+        pb.LinearObjective(m.X, m.y, primitives.logistic, l2)
+
+
+def test_a_penalty_that_may_be_two_things() -> None:
+    m = model(LOGISTIC, 30, 3, np.float64, 3)
+    with pytest.raises(ValueError, match=r"l2 has shape \(3, 3\), .* \(9, 9\) says which"):
+        pb.LinearObjective(m.X, m.y, pb.logistic, np.eye(3))
+    pb.LinearObjective(m.X, m.y, pb.logistic, np.eye(9))
 
 
 def test_arguments_are_checked_at_once() -> None:
@@ -851,7 +970,8 @@ def test_predict(case: Case) -> None:
             without = pb.LinearObjective(m.X, m.y, case.of(), fit_intercept=False)
             shifted = np.zeros((2, 5))
             response = case.formula.mean(ARRAY, np.zeros(2, np.longdouble))
-            np.testing.assert_array_equal(without.predict(shifted, theta[:5]), response)
+            response = response.astype(float)
+            np.testing.assert_allclose(without.predict(shifted, theta[:5]), response, rtol=2**-52)
 
 
 def test_predictions_in_the_tails() -> None:

@@ -81,7 +81,8 @@ Ref Attribute(PyObject* object, PyObject* name) {
   return value;
 }
 
-// (format, data, indices, indptr, shape).
+}  // namespace
+
 bool EngineSparse(PyObject* object, Design& X) {
   const char* format;
   PyObject *data, *indices, *indptr;
@@ -93,8 +94,6 @@ bool EngineSparse(PyObject* object, Design& X) {
   }
   return SparseDesign(format, data, indices, indptr, rows, cols, X);
 }
-
-}  // namespace
 
 bool IsLarge(const Design& X, size_t outputs) {
   const bool dense = X.indptr == nullptr;
@@ -225,7 +224,6 @@ const char* ReadSamples(PyObject* X, PyObject* y, PyObject* weight, PyObject* of
 
 bool UserDesign::TakeOther(PyObject* object, Design& X) {
   if (!PyArray_Check(object)) return TakeSparse(object, X);
-  if (NarrowDesign(object, X)) return true;
   if (!PyArray_CheckExact(object) || PyArray_NDIM(AsArray(object)) != 2) return false;
   const std::optional<Storage> storage = StorageOfArray(AsArray(object));
   if (!storage) return false;

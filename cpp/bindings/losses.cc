@@ -217,7 +217,7 @@ class LossCall {
 
   [[gnu::hot]] bool Take() {
     bias_ = args_[kB] == nullptr ? Py_None : args_[kB];
-    if (!design_.Take(args_[kX], problem_.X)) return false;
+    if (!design_.TakeAsStored(args_[kX], problem_.X)) return false;
     const std::optional<DType> w_dtype = GradientType(args_[kW]);
     if (problem_.X.rows == 0 || !w_dtype) return false;
     rows_ = static_cast<npy_intp>(problem_.X.rows);
@@ -650,11 +650,6 @@ constexpr LossMethod kLossMethods[] = {
 
 // --- the engine ----------------------------------------------------------------------------------
 
-// All checks guard memory: the Python layer has told the caller what is wrong before.
-PyObject* Refuse(const char* function, const char* argument) {
-  return PyErr_Format(PyExc_TypeError, "%s: %s is not what the engine takes", function, argument);
-}
-
 // What a job takes and makes.
 struct EngineJob {
   std::string_view name;
@@ -667,6 +662,7 @@ constexpr EngineJob kJobs[] = {
     {"hvp", Job::kHvp, true, true, true, false},
     {"curvature", Job::kCurvature, true, false, false, true},
     {"predict", Job::kPredict, false, false, false, true},
+    {"backward", Job::kBackward, true, false, true, false},
 };
 
 // The place of a loss by a Python string; nothing, with an exception set, where there is none.
@@ -678,6 +674,15 @@ std::optional<size_t> LossNamed(PyObject* name) {
 }
 
 const double* DoublesOf(PyObject* array) { return static_cast<const double*>(DataOf(array)); }
+
+// For the Python layer, which tells people.
+PyObject* RaiseBad(const BadRow& bad) {
+  constexpr const char* kArguments[] = {"X", "y", "sample_weight"};
+  const Ref error(Py_BuildValue("(sn)", kArguments[static_cast<size_t>(bad.argument)],
+                                static_cast<Py_ssize_t>(bad.row)));
+  if (error) PyErr_SetObject(PyExc_ValueError, error.get());
+  return nullptr;
+}
 
 PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   constexpr const char* kName = "loss_sums";
@@ -719,17 +724,25 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
       ReadSamples(args[kDesign], job->has_samples ? args[kTargets] : nullptr,
                   job->has_samples ? args[kSampleWeight] : Py_None, args[kOffset], problem);
   if (bad != nullptr) return Refuse(kName, bad);
+  if (job->job == Job::kBackward && problem.y_type != TargetType::kFloat64) {
+    return Refuse(kName, "y");
+  }
   const Design& X = problem.X;
   if (!IsBlock(args[kWeights], NPY_DOUBLE, X.cols * outputs)) return Refuse(kName, "w");
   problem.w = DataOf(args[kWeights]);
   problem.w_dtype = problem.vw_dtype = DType::kFloat64;
   if (job->has_v) {
     PyObject *vw, *vb;
-    if (!PyTuple_Check(args[kV]) || !PyArg_ParseTuple(args[kV], "OO", &vw, &vb) ||
-        !IsBlock(vw, NPY_DOUBLE, X.cols * outputs) || !IsBlock(vb, NPY_DOUBLE, outputs)) {
-      PyErr_Clear();
+    const bool is_pair = PyTuple_Check(args[kV]) && PyArg_ParseTuple(args[kV], "OO", &vw, &vb);
+    PyErr_Clear();
+    if (!is_pair || !PyArray_CheckExact(vw) || !PyArray_CheckExact(vb)) return Refuse(kName, "v");
+    const auto size = static_cast<size_t>(PyArray_SIZE(AsArray(vw)));
+    const size_t directions = static_cast<size_t>(PyArray_SIZE(AsArray(vb))) / outputs;
+    if (directions == 0 || size % directions != 0 || size / directions != X.cols * outputs ||
+        !IsBlock(vw, NPY_DOUBLE, size) || !IsBlock(vb, NPY_DOUBLE, outputs * directions)) {
       return Refuse(kName, "v");
     }
+    problem.directions = directions;
     problem.vw = DoublesOf(vw);
     problem.vb = DoublesOf(vb);
   }
@@ -751,7 +764,8 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
     problem.gX_stride = gX.stride;
   }
 
-  npy_intp shape[] = {static_cast<npy_intp>(X.cols), static_cast<npy_intp>(outputs)};
+  const size_t sums = outputs * problem.directions;
+  npy_intp shape[] = {static_cast<npy_intp>(X.cols), static_cast<npy_intp>(sums)};
   const auto zeros = [&](int ndim, npy_intp* of) {
     return job->has_gradient ? PyArray_ZEROS(ndim, of, NPY_DOUBLE, 0) : Py_NewRef(Py_None);
   };
@@ -766,16 +780,10 @@ PyObject* LossSums(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   }
   if (X.rows > 0) {
     const bool done = RunKernel(
-        IsLarge(X, outputs), [&](Poll* poll) { return SumLoss(job->job, problem, result, poll); });
+        IsLarge(X, sums), [&](Poll* poll) { return SumLoss(job->job, problem, result, poll); });
     if (!done) return nullptr;
   }
-  if (result.bad) {
-    constexpr const char* kArguments[] = {"X", "y", "sample_weight"};
-    const Ref error(Py_BuildValue("(sn)", kArguments[static_cast<size_t>(result.bad->argument)],
-                                  static_cast<Py_ssize_t>(result.bad->row)));
-    if (error) PyErr_SetObject(PyExc_ValueError, error.get());
-    return nullptr;
-  }
+  if (result.bad) return RaiseBad(*result.bad);
   return Py_BuildValue("(dOO)", result.loss, gb.get(), gw.get());
 }
 
@@ -795,6 +803,47 @@ PyObject* LossPointwise(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   PointwiseCall call(entry, {args[kZ], args[kTargets]});
   if (call.Take()) return call.Map(kOrders[order]).release();
   return PyErr_Occurred() != nullptr ? nullptr : Refuse(kName, "z or y");
+}
+
+PyObject* LossLine(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
+  constexpr const char* kName = "loss_line";
+  enum { kLoss, kParameter, kLine, kTargets, kSampleWeight, kStep, kOrder, kCount };
+  if (nargs != kCount) return PyErr_Format(PyExc_TypeError, "%s takes %d arguments", kName, kCount);
+  LinearProblem samples = {};
+  double step;
+  const std::optional<size_t> row = LossNamed(args[kLoss]);
+  if (!row || !ReadDouble(args[kParameter], &samples.parameter) ||
+      !ReadDouble(args[kStep], &step)) {
+    return nullptr;
+  }
+  samples.loss = &LossOps()[*row];
+  const long order = PyLong_AsLong(args[kOrder]);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  if (order < 1 || order > 2) return Refuse(kName, "order");
+  PyArrayObject* const line = AsArray(args[kLine]);
+  if (!PyArray_CheckExact(args[kLine]) || PyArray_NDIM(line) != 2 ||
+      PyArray_DIM(line, 1) % 2 != 0 ||
+      !IsBlock(args[kLine], NPY_DOUBLE, static_cast<size_t>(PyArray_SIZE(line)))) {
+    return Refuse(kName, "line");
+  }
+  const auto rows = static_cast<size_t>(PyArray_DIM(line, 0));
+  samples.outputs = static_cast<size_t>(PyArray_DIM(line, 1)) / 2;
+  if (samples.outputs < (samples.loss->coupled ? 2U : 1U)) return Refuse(kName, "line");
+  const char* const bad =
+      ReadSamples(args[kLine], args[kTargets], args[kSampleWeight], Py_None, samples);
+  if (bad != nullptr) return Refuse(kName, bad);
+  const PointwiseProblem problem = {samples.loss,    samples.parameter,  rows,
+                                    samples.outputs, PyArray_DATA(line), DType::kFloat64,
+                                    samples.y,       samples.y_type};
+  LineSums sums = {};
+  if (rows > 0) {
+    const Wanted wanted = order == 1 ? Wanted::kSlope : Wanted::kCurvature;
+    const bool done = RunKernel(rows * samples.outputs > kReleaseGil, [&](Poll* poll) {
+      return SumLine(wanted, problem, samples.weight, step, sums, poll);
+    });
+    if (!done) return nullptr;
+  }
+  return sums.bad ? RaiseBad(*sums.bad) : Py_BuildValue("(dd)", sums.loss, sums.derivative);
 }
 
 PyObject* SoftmaxHessians(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
@@ -820,6 +869,8 @@ PyMethodDef kEngine[] = {
      "/)\n--\n\n"},
     {"loss_pointwise", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(LossPointwise)),
      METH_FASTCALL, "loss_pointwise(name, parameter, z, y, order, /)\n--\n\n"},
+    {"loss_line", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(LossLine)), METH_FASTCALL,
+     "loss_line(name, parameter, line, y, sample_weight, step, order, /)\n--\n\n"},
     {"softmax_hessians", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(SoftmaxHessians)),
      METH_FASTCALL, "softmax_hessians(p, sums, /)\n--\n\n"},
     {nullptr, nullptr, 0, nullptr},

@@ -13,7 +13,8 @@ namespace pullback {
 PyObject* NewLossMethod(const char* loss, double parameter, const char* method, PyObject* sums,
                         PyObject* fallback);
 
-// Adds loss_sums, loss_pointwise and softmax_hessians, the engine behind the losses' Python layer.
+// Adds loss_sums, loss_pointwise, loss_line and softmax_hessians, the engine behind the losses'
+// Python layer.
 bool RegisterLossEngine(PyObject* module);
 
 }  // namespace pullback

@@ -9,6 +9,7 @@
 
 #include "bindings/chain.h"
 #include "bindings/elementwise.h"
+#include "bindings/gram.h"
 #include "bindings/interrupt.h"
 #include "bindings/jacobians.h"
 #include "bindings/losses.h"
@@ -211,8 +212,8 @@ PYBIND11_MODULE(_native, m) {
   if (PyArray_ImportNumPyAPI() < 0 || PyUFunc_ImportUFuncAPI() < 0 ||
       !pullback::RegisterMethodType(m.ptr()) || !pullback::RegisterChains(m.ptr()) ||
       !pullback::RegisterLossEngine(m.ptr()) || !pullback::RegisterReductionEngine(m.ptr()) ||
-      !pullback::RegisterProductEngine(m.ptr()) || !pullback::RegisterJacobians(m.ptr()) ||
-      !pullback::RegisterOutputs()) {
+      !pullback::RegisterProductEngine(m.ptr()) || !pullback::RegisterGramEngine(m.ptr()) ||
+      !pullback::RegisterJacobians(m.ptr()) || !pullback::RegisterOutputs()) {
     throw py::error_already_set();
   }
   pullback::GetNumThreads();  // by the CPUs of who imports it, not of the thread that calls first

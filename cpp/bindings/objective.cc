@@ -35,7 +35,9 @@ struct Objective : MethodEntry {
   std::array<Ref, 4> data;  // X, y, sample_weight and offset
   PerTarget<const LossKernels*> kernels;
   PerTarget<const LossKernels*> squares;  // of the loss that `initial` fits
-  double parameter, l2;
+  double parameter;
+  double l2 = 0;              // of all coefficients
+  std::vector<double> l2_of;  // or of each
   size_t rows, cols, outputs;
   bool intercept, several;  // whether outputs have an axis
   Ref response;             // of predictions, or None
@@ -70,6 +72,9 @@ bool Sum(Job job, const LinearProblem& problem, LossResult& result) {
   return done && !result.bad;
 }
 
+// Times an infinite coefficient, 0 would be NaN.
+double Times(double l2, double w) { return l2 == 0 ? 0 : l2 * w; }
+
 // The means over the data, and the penalty's part in the gradient, which has as many elements as
 // there are parameters; unless null.
 bool Mean(const Objective& of, Job job, const LinearProblem& problem, double* gradient,
@@ -83,9 +88,13 @@ bool Mean(const Objective& of, Job job, const LinearProblem& problem, double* gr
   result.gb = has_room ? gradient + of.coefficients() : dropped.data();
   if (!IsOrdinary(*result.divisor) || !Sum(job, problem, result)) return false;
   loss = result.loss;
-  if (of.l2 == 0 || gradient == nullptr) return true;
+  if (gradient == nullptr) return true;
   const auto* const at = static_cast<const double*>(job == Job::kHvp ? problem.vw : problem.w);
-  for (size_t i = 0; i < of.coefficients(); ++i) gradient[i] += of.l2 * at[i];
+  if (!of.l2_of.empty()) {
+    for (size_t i = 0; i < of.coefficients(); ++i) gradient[i] += Times(of.l2_of[i], at[i]);
+  } else if (of.l2 != 0) {
+    for (size_t i = 0; i < of.coefficients(); ++i) gradient[i] += of.l2 * at[i];
+  }
   return true;
 }
 
@@ -100,11 +109,17 @@ double Dot(PyArrayObject* array, const double* one, const double* other, size_t 
   return product;
 }
 
-// l2/2 ||w||^2; times an infinite parameter, 0 would be NaN.
+// 1/2 w^T P w.
 double Penalty(const Objective& of, PyObject* theta) {
-  if (of.l2 == 0) return 0.0;
+  const size_t n = of.coefficients();
   const auto* const w = static_cast<const double*>(DataOf(theta));
-  return 0.5 * of.l2 * Dot(AsArray(theta), w, w, of.coefficients());
+  if (of.l2_of.empty()) return of.l2 == 0 ? 0.0 : 0.5 * of.l2 * Dot(AsArray(theta), w, w, n);
+  std::vector<double> penalised(n), product(n);
+  for (size_t i = 0; i < n; ++i) {
+    if (of.l2_of[i] > 0) penalised[i] = w[i];
+    product[i] = Times(of.l2_of[i], w[i]);
+  }
+  return 0.5 * Dot(AsArray(theta), penalised.data(), product.data(), n);
 }
 
 // See LinearObjective.initial: the step from zeros, of a problem that has its data.
@@ -202,7 +217,8 @@ PyObject* Predict(const Objective& of, LinearProblem problem) {
   UserDesign design;
   UserTargets targets;
   UserOffset offset;
-  if (kind != Kind::kUnpack && !design.Take(predicts ? args[0] : of.data[0].get(), problem.X)) {
+  if (kind != Kind::kUnpack &&
+      !design.TakeAsStored(predicts ? args[0] : of.data[0].get(), problem.X)) {
     return nullptr;
   }
   const double* const theta = VectorOf(vector, of);
@@ -269,10 +285,7 @@ PyObject* NewObjectiveMethod(PyObject* const* args) {
   of.rows = size(kRows);
   of.cols = size(kCols);
   of.outputs = size(kOutputs);
-  if (PyErr_Occurred() != nullptr || !ReadDouble(args[kParameter], &of.parameter) ||
-      !ReadDouble(args[kL2], &of.l2)) {
-    return nullptr;
-  }
+  if (PyErr_Occurred() != nullptr || !ReadDouble(args[kParameter], &of.parameter)) return nullptr;
   of.intercept = args[kIntercept] == Py_True;
   of.several = args[kSeveral] == Py_True;
   PyObject* const response = args[kResponse];
@@ -291,6 +304,12 @@ PyObject* NewObjectiveMethod(PyObject* const* args) {
   of.squares = RowOf(LossTables(), *squares);
   of.response = Ref(Py_NewRef(response));
   of.no_intercepts.resize(of.outputs);
+  if (IsBlock(args[kL2], NPY_DOUBLE, of.coefficients())) {
+    const auto* const l2 = static_cast<const double*>(DataOf(args[kL2]));
+    of.l2_of.assign(l2, l2 + of.coefficients());
+  } else if (!ReadDouble(args[kL2], &of.l2)) {
+    return nullptr;
+  }
   for (size_t i = 0; i < of.data.size(); ++i) of.data[i] = Ref(Py_NewRef(args[kX + i]));
   const bool two = of.kind == Kind::kHvp || of.kind == Kind::kPredict;
   const size_t relied_on = of.kind == Kind::kInitial ? 0 : two ? 2 : 1;

@@ -47,9 +47,12 @@ HWY_INLINE hn::Vec<D> LoadTargets(D d, const ScoreChunk& chunk, size_t i, size_t
 template <class Row>
 HWY_NOINLINE size_t FirstOutsideDomain(const ScoreChunk& chunk) {
   const hn::CappedTag<double, 1> d;
+  const auto parameter = Row::Made(d, chunk.parameter);
   for (size_t i = 0; i < chunk.rows * chunk.outputs; ++i) {
     if (chunk.weight != nullptr && chunk.weight[i] == 0) continue;
-    if (!hn::AllTrue(d, Row::Domain(d, LoadTargets(d, chunk, i, 1)))) return i / chunk.outputs;
+    if (!hn::AllTrue(d, Row::Domain(d, LoadTargets(d, chunk, i, 1), parameter))) {
+      return i / chunk.outputs;
+    }
   }
   return kNoRow;
 }
@@ -80,7 +83,7 @@ class PointwiseScore {
 
   HWY_INLINE explicit PointwiseScore(const ScoreChunk& chunk)
       : chunk_(chunk),
-        parameter_(hn::Set(D(), chunk.parameter)),
+        parameter_(Row::Made(D(), chunk.parameter)),
         loss_sum_(hn::Zero(D())),
         within_(hn::VecFromMask(D(), hn::Eq(loss_sum_, loss_sum_))) {}
 
@@ -89,7 +92,7 @@ class PointwiseScore {
     const V t = LoadTargets(d, chunk_, i, count);
     V loss, dloss, d2loss;
     Row::Eval(d, hn::LoadU(d, chunk_.z + i), t, parameter_, loss, dloss, d2loss);
-    V domain = hn::VecFromMask(d, Row::Domain(d, t));
+    V domain = hn::VecFromMask(d, Row::Domain(d, t, parameter_));
     // All bits set in place of a number are a NaN.
     const V outside = hn::Not(domain);
     loss = hn::Or(loss, outside);
@@ -113,7 +116,7 @@ class PointwiseScore {
   }
 
   const ScoreChunk& chunk_;
-  const V parameter_;
+  const decltype(Row::Made(D(), 0.0)) parameter_;
   V loss_sum_, within_;
 };
 

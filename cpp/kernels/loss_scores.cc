@@ -14,6 +14,7 @@
 #include <iterator>
 #include <utility>
 
+#include "kernels/interleaved-inl.h"
 #include "kernels/loss_scores-inl.h"
 #include "kernels/losses.h"
 #include "kernels/softmax-inl.h"
@@ -145,6 +146,50 @@ void SumClasses(const double* slopes, size_t rows, size_t outputs, double* sums)
   }
 }
 
+void StepAlong(const double* line, size_t rows, size_t outputs, double step, double* z,
+               double* change) {
+  const hn::ScalableTag<double> d;
+  const size_t lanes = hn::Lanes(d);
+  const auto by = hn::Set(d, step);
+  if (outputs == 1) {
+    for (size_t r = 0; r < rows; r += lanes) {
+      const auto both = LoadSomeRows<2>(d, line + 2 * r, std::min(lanes, rows - r));
+      hn::StoreU(hn::MulAdd(by, both[1], both[0]), d, z + r);
+      hn::StoreU(both[1], d, change + r);
+    }
+    return;
+  }
+  // What is written behind a row belongs to the next one, or to nobody.
+  for (size_t r = 0; r < rows; ++r, line += 2 * outputs, z += outputs, change += outputs) {
+    for (size_t k = 0; k < outputs; k += lanes) {
+      const size_t some = std::min(lanes, outputs - k);
+      const auto along = LoadSome(d, line + outputs + k, some);
+      hn::StoreU(hn::MulAdd(by, along, LoadSome(d, line + k, some)), d, z + k);
+      hn::StoreU(along, d, change + k);
+    }
+  }
+}
+
+double SumProducts(const double* slopes, const double* change, size_t n) {
+  const hn::ScalableTag<double> d;
+  using V = hn::Vec<decltype(d)>;
+  const size_t lanes = hn::Lanes(d);
+  V s0 = hn::Zero(d), s1 = s0;
+  const auto add = [&](V& sum, V slope, V by) HWY_ATTR {
+    sum = hn::MulAdd(slope, hn::IfThenZeroElse(hn::Eq(slope, hn::Zero(d)), by), sum);
+  };
+  size_t i = 0;
+  for (; i + 2 * lanes <= n; i += 2 * lanes) {
+    add(s0, hn::LoadU(d, slopes + i), hn::LoadU(d, change + i));
+    add(s1, hn::LoadU(d, slopes + i + lanes), hn::LoadU(d, change + i + lanes));
+  }
+  for (; i < n; i += lanes) {
+    const size_t some = std::min(lanes, n - i);
+    add(s0, LoadSome(d, slopes + i, some), LoadSome(d, change + i, some));
+  }
+  return SumLanes(d, hn::Add(s0, s1));
+}
+
 // kOutputs: 0 for any number. The last vector overlaps the one before: masked stores take 20 cycles
 // each on some CPUs.
 template <typename T, size_t kOutputs>
@@ -234,6 +279,8 @@ const ChunkKernels* ChunkTable() {
       SumWeights,
       AllFinite,
       {SumOutputs, SumClasses},
+      StepAlong,
+      SumProducts,
       {WriteGradientInX<float>, WriteGradientInX<double>},
       {nullptr, Widen<Stored::kFloat16>, Widen<Stored::kBfloat16>}};
   return &kTable;

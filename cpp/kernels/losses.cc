@@ -41,6 +41,24 @@ void WriteEach(const double* from, size_t n, DType dtype, void* to, const F& f) 
   }
 }
 
+void KeepLowest(std::atomic<size_t>& lowest, size_t row) {
+  size_t seen = lowest.load(std::memory_order_relaxed);
+  while (row < seen && !lowest.compare_exchange_weak(seen, row, std::memory_order_relaxed)) {
+  }
+}
+
+// Of the lowest bad rows of targets and weights, the lower.
+std::optional<BadRow> LowestOf(size_t y, size_t weight) {
+  if (y == kNoRow && weight == kNoRow) return std::nullopt;
+  if (y <= weight) return BadRow{BadRow::Argument::kY, y};
+  return BadRow{BadRow::Argument::kWeight, weight};
+}
+
+// Such as a sample's weight, for each of its outputs.
+void RepeatEach(const double* values, size_t n, size_t times, double* repeated) {
+  for (size_t i = 0; i < n; ++i) std::fill_n(repeated + i * times, times, values[i]);
+}
+
 // What a job does to each chunk.
 struct Steps {
   bool score, curve, backward;
@@ -57,6 +75,8 @@ constexpr Steps StepsOf(Job job) {
       return {true, true, true};
     case Job::kPredict:
       return {false, false, false};
+    case Job::kBackward:
+      return {false, false, true};
   }
   return {};
 }
@@ -90,30 +110,33 @@ constexpr size_t kChunkPredictions = 8192;
 struct Plan {
   Plan(Job job, const LinearProblem& p, const LayoutKernels& layout)
       : steps(StepsOf(job)),
+        sums(p.outputs * p.directions),
         parameters(PadDoubles(p.X.cols * p.outputs)),
-        sum_w(RoundUp(kSumB + p.outputs, kDoublePadding)),
-        width(steps.backward ? sum_w + parameters : sum_w),
+        gradient(PadDoubles(p.X.cols * sums)),
+        sum_w(RoundUp(kSumB + sums, kDoublePadding)),
+        width(steps.backward ? sum_w + gradient : sum_w),
         row_bytes(layout.row_bytes(p.X)),
         slabs(SlabsOf(p.X, layout, row_bytes)),
         block(layout.finish != nullptr ? std::max<size_t>(slabs(0).size(), 1)
-                                       : std::max(kLossBlock, layout.chunk_rows(p.X, p.outputs))),
+                                       : std::max(kLossBlock, layout.chunk_rows(p.X, sums))),
         levels(RunningTree::Levels(CeilDiv(slabs(0).size(), block))),
-        chunk_rows(std::min({layout.chunk_rows(p.X, p.outputs), slabs(0).size(),
-                             std::max<size_t>(kChunkPredictions / p.outputs, 1)})),
+        chunk_rows(std::min({layout.chunk_rows(p.X, sums), slabs(0).size(),
+                             std::max<size_t>(kChunkPredictions / sums, 1)})),
         piece_rows(std::max(kLossBlock / p.outputs / kDoublePadding, size_t{1}) * kDoublePadding),
         heads(block > kLossBlock ? RunningTree::Levels(kSumsOfPiece * CeilDiv(block, chunk_rows) *
                                                        CeilDiv(chunk_rows, piece_rows))
                                  : 0),
         exact(layout.finish != nullptr && steps.backward
-                  ? RoundUp(layout.sum_doubles(p.X, p.outputs), kDoublePadding)
+                  ? RoundUp(layout.sum_doubles(p.X, sums), kDoublePadding)
                   : 0),
         state(layout.state_doubles == nullptr ? 0
                                               : RoundUp(layout.state_doubles(p.X), kDoublePadding)),
-        polled(chunk_rows * row_bytes * p.outputs >= kPolledBytes),
-        chunk(PadDoubles(chunk_rows * p.outputs)),
-        // Predictions or slopes; beside them an hvp's curvature, and expanded weights.
-        repeats(p.outputs > 1 && !p.loss->coupled && p.weight != nullptr),
-        chunks(size_t{1} + (job == Job::kHvp) + repeats),
+        polled(chunk_rows * row_bytes * sums >= kPolledBytes),
+        chunk(PadDoubles(chunk_rows * sums)),
+        // Predictions or slopes; beside them an hvp's curvature, that of several directions or one
+        // of these, and expanded weights.
+        repeats(sums > 1 && !p.loss->coupled && p.weight != nullptr),
+        chunks(size_t{1} + (job == Job::kHvp) + (p.directions > 1) + repeats),
         slab_doubles(levels * width + heads * sum_w + exact + state + chunks * chunk),
         transposed(p.gX == nullptr ? 0 : PadDoubles(p.X.cols) * p.outputs),
         widened(p.X.stored == Stored::kAsComputed ? 0
@@ -121,11 +144,13 @@ struct Plan {
         blocks(widened == 0
                    ? 0
                    : std::min({slabs.tasks, kMaxSlabs, static_cast<size_t>(GetNumThreads())})),
-        doubles((parameters + PadDoubles(p.outputs)) * (1 + (p.vw != nullptr)) + transposed +
+        doubles(parameters + PadDoubles(p.outputs) +
+                (p.vw == nullptr ? 0 : gradient + PadDoubles(sums)) + transposed +
                 slabs.tasks * slab_doubles + blocks * widened) {}
 
   Steps steps;
-  size_t parameters, sum_w, width, row_bytes;
+  size_t sums;  // of slopes: for each output, or each of its directions
+  size_t parameters, gradient, sum_w, width, row_bytes;
   Partition slabs;
   size_t block, levels, chunk_rows;
   // So many rows' losses and slopes are summed at once: whole vectors, since scores write such.
@@ -135,7 +160,7 @@ struct Plan {
   size_t state;
   bool polled;
   size_t chunk;
-  bool repeats;  // a sample's weight, for each of its outputs
+  bool repeats;  // a sample's weight, for each of its slopes
   size_t chunks, slab_doubles;
   size_t transposed;  // of the coefficients, for the gradient by X, or 0
   size_t widened;     // a chunk of X that is stored otherwise than computed, or 0
@@ -183,19 +208,18 @@ class Sum {
         p_(problem),
         plan_(plan),
         layout_(layout),
-        stages_((p_.outputs == 1 ? layout.one : layout.many)[static_cast<size_t>(p_.X.dtype)]),
+        stages_((plan.sums == 1 ? layout.one : layout.many)[static_cast<size_t>(p_.X.dtype)]),
         others_(KernelsOfChunks()),
         score_(p_.loss->score[static_cast<size_t>(WantedOf(job))]),
         slabs_(scratch) {}
 
   // Not inlined: the caller guards the floating-point environment.
   HWY_NOINLINE bool Run(LossResult& result, Poll* poll) {
-    const size_t n = p_.X.cols * p_.outputs;
-    w_ = TakeParameters(p_.w, p_.w_dtype, n);
+    w_ = TakeParameters(p_.w, p_.w_dtype, p_.X.cols * p_.outputs);
     b_ = TakeParameters(p_.b, DType::kFloat64, p_.outputs);
     if (p_.vw != nullptr) {
-      vw_ = TakeParameters(p_.vw, p_.vw_dtype, n);
-      vb_ = TakeParameters(p_.vb, DType::kFloat64, p_.outputs);
+      vw_ = TakeParameters(p_.vw, p_.vw_dtype, p_.X.cols * plan_.sums);
+      vb_ = TakeParameters(p_.vb, DType::kFloat64, plan_.sums);
     }
     if (p_.gX != nullptr) Transpose();
     blocks_ = slabs_;
@@ -203,7 +227,7 @@ class Sum {
     if (plan_.blocks != 0) free_ = ~uint64_t{0} >> (64 - plan_.blocks);
     poll_ = poll;
     const size_t tasks = plan_.slabs.tasks;
-    if (p_.X.rows * plan_.row_bytes * p_.outputs < kParallelBytes) {
+    if (p_.X.rows * plan_.row_bytes * plan_.sums < kParallelBytes) {
       for (size_t slab = 0; slab < tasks; ++slab) SumSlab(slab);
     } else if (!ParallelFor(
                    tasks, [&](size_t slab) { SumSlab(slab); }, poll)) {
@@ -318,7 +342,7 @@ class Sum {
           SumChunk(chunk, X, state, head, plan_.exact == 0 ? block + plan_.sum_w : exact);
         }
         head.Finish();
-        if (plan_.exact != 0) layout_.finish(p_.X, p_.outputs, exact, block + plan_.sum_w);
+        if (plan_.exact != 0) layout_.finish(p_.X, plan_.sums, exact, block + plan_.sum_w);
       });
     }
     tree.Finish();
@@ -366,7 +390,7 @@ class Sum {
   static Range RowsIn(const Design& X, Range rows) { return X.near ? Range{0, rows.size()} : rows; }
 
   void SumChunk(Range rows, const Design& X, void* state, Head& head, double* gw) {
-    const size_t outputs = p_.outputs;
+    const size_t outputs = p_.outputs, slopes = plan_.sums;
     const size_t first = rows.begin * outputs;
     double* const z = static_cast<double*>(state) + plan_.state;
     if (job_ == Job::kPredict) {
@@ -403,11 +427,9 @@ class Sum {
         }
         has_zero |= sum.has_zero;
       });
-      if (plan_.repeats) {
+      if (plan_.repeats && outputs > 1) {
         double* const repeated = z + (plan_.chunks - 1) * plan_.chunk;
-        for (size_t r = 0; r < chunk.rows; ++r) {
-          std::fill_n(repeated + r * outputs, outputs, weight[r]);
-        }
+        RepeatEach(weight, chunk.rows, outputs, repeated);
         chunk.weight = repeated;
       }
     }
@@ -415,11 +437,16 @@ class Sum {
     if (!Advance(rows, state)) return;
     // A row of weight 0 may hold what is not finite: then nor is its prediction, along v either.
     bool x_is_finite = true;
-    const auto look = [&] {
-      if (has_zero) x_is_finite = others_.all_finite(z, chunk.rows * outputs);
+    const auto look = [&](size_t of_row) {
+      if (has_zero) x_is_finite = others_.all_finite(z, chunk.rows * of_row);
     };
-    Predict(X, rows, z, state);
-    look();
+    if (job_ != Job::kBackward || layout_.advance != nullptr) Predict(X, rows, z, state);
+    if (job_ != Job::kBackward) {
+      look(outputs);
+    } else {
+      std::copy_n(static_cast<const double*>(p_.y) + first, chunk.rows * outputs, z);
+      x_is_finite = !has_zero;  // unknown
+    }
     if (plan_.steps.score) {
       SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
         ScoreChunk part = chunk;
@@ -432,16 +459,20 @@ class Sum {
       });
     }
     if (plan_.steps.curve) {
-      stages_.forward(X, outputs, RowsIn(X, rows), vw_, vb_, z, state);
-      look();
-      p_.loss->curve(chunk, curvature, z);
+      stages_.forward(X, slopes, RowsIn(X, rows), vw_, vb_, z, state);
+      look(slopes);
+      if (p_.directions == 1) {
+        p_.loss->curve(chunk, curvature, z);
+      } else {
+        CurveEach(chunk, weight, curvature + plan_.chunk);
+      }
     }
     if (!plan_.steps.backward) return;
     double rest = 0;  // or NaN, if a sum is not finite
     SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
-      others_.sum_outputs[p_.loss->coupled](z + piece.begin * outputs, piece.size(), outputs,
+      others_.sum_outputs[p_.loss->coupled](z + piece.begin * slopes, piece.size(), slopes,
                                             sums + kSumB);
-      for (size_t k = 0; k < outputs; ++k) rest += sums[kSumB + k] - sums[kSumB + k];
+      for (size_t k = 0; k < slopes; ++k) rest += sums[kSumB + k] - sums[kSumB + k];
     });
     const bool is_finite = x_is_finite && rest == 0;
     if (p_.gX != nullptr) {
@@ -453,11 +484,35 @@ class Sum {
       if (HWY_UNLIKELY(has_zero || !is_finite)) GuardGradientInX(z, rows, gX);
     }
     // The sums may overflow where the slopes do not.
-    if (HWY_LIKELY(is_finite) || (x_is_finite && others_.all_finite(z, chunk.rows * outputs))) {
-      stages_.backward(X, outputs, RowsIn(X, rows), z, gw, state);
+    if (HWY_LIKELY(is_finite) || (x_is_finite && others_.all_finite(z, chunk.rows * slopes))) {
+      stages_.backward(X, slopes, RowsIn(X, rows), z, gw, state);
     } else {
       const auto guarded = layout_.guarded[static_cast<size_t>(X.dtype)];
-      guarded(X, outputs, RowsIn(X, rows), z, weight, gw, state);
+      guarded(X, slopes, RowsIn(X, rows), z, weight, gw, state);
+    }
+  }
+
+  // Turns each direction's predictions into slopes: as those of more outputs, or of a coupled loss
+  // one after the other, where they lie together.
+  HWY_NOINLINE void CurveEach(const ScoreChunk& chunk, const double* weight, double* own) const {
+    const size_t n = chunk.rows * chunk.outputs, step = p_.directions;
+    ScoreChunk one = chunk;
+    if (!p_.loss->coupled) {
+      one.outputs = plan_.sums;
+      RepeatEach(chunk.curvature, n, step, own);
+      if (weight != nullptr) {
+        RepeatEach(weight, chunk.rows, plan_.sums, own + plan_.chunk);
+        one.weight = own + plan_.chunk;
+      }
+      p_.loss->curve(one, own, chunk.slope);
+      return;
+    }
+    one.slope = own;
+    for (size_t direction = 0; direction < step; ++direction) {
+      double* const z = chunk.slope + direction;
+      for (size_t i = 0; i < n; ++i) own[i] = z[i * step];
+      p_.loss->curve(one, chunk.curvature, own);
+      for (size_t i = 0; i < n; ++i) z[i * step] = own[i];
     }
   }
 
@@ -504,20 +559,11 @@ class Sum {
     if (chunk.curvature != nullptr) chunk.curvature += first;
   }
 
-  static void KeepLowest(std::atomic<size_t>& lowest, size_t row) {
-    size_t seen = lowest.load(std::memory_order_relaxed);
-    while (row < seen && !lowest.compare_exchange_weak(seen, row, std::memory_order_relaxed)) {
-    }
-  }
-
   std::optional<BadRow> Bad() const {
     const size_t x = bad_x_.load(std::memory_order_relaxed);
-    const size_t y = bad_y_.load(std::memory_order_relaxed);
-    const size_t weight = bad_weight_.load(std::memory_order_relaxed);
     if (x != kNoRow) return BadRow{BadRow::Argument::kX, x};
-    if (y == kNoRow && weight == kNoRow) return std::nullopt;
-    if (y <= weight) return BadRow{BadRow::Argument::kY, y};
-    return BadRow{BadRow::Argument::kWeight, weight};
+    return LowestOf(bad_y_.load(std::memory_order_relaxed),
+                    bad_weight_.load(std::memory_order_relaxed));
   }
 
   void Finish(LossResult& result) const {
@@ -529,8 +575,8 @@ class Sum {
     result.loss = total[kSumLoss] / divisor;
     if (!plan_.steps.backward) return;
     const auto mean = [divisor](double sum) { return sum / divisor; };
-    WriteEach(total + kSumB, p_.outputs, result.gb_dtype, result.gb, mean);
-    WriteEach(total + plan_.sum_w, p_.X.cols * p_.outputs, result.gw_dtype, result.gw, mean);
+    WriteEach(total + kSumB, plan_.sums, result.gb_dtype, result.gb, mean);
+    WriteEach(total + plan_.sum_w, p_.X.cols * plan_.sums, result.gw_dtype, result.gw, mean);
   }
 
   const Job job_;
@@ -611,6 +657,75 @@ Outcome MapLoss(Wanted wanted, const PointwiseProblem& p, void* out, Poll* poll)
   };
   const KernelFpEnv fp_env(poll);
   return MapTasks(tasks.tasks, map, poll) ? Outcome::kDone : Outcome::kInterrupted;
+}
+
+Outcome SumLine(Wanted wanted, const PointwiseProblem& p, const double* sample_weight, double step,
+                LineSums& sums, Poll* poll) {
+  enum { kLoss, kDerivative, kWidth };
+  const size_t chunk_rows = std::max<size_t>(kLossBlock / p.outputs, 1);
+  const size_t buffer = PadDoubles(chunk_rows * p.outputs + kDoublePadding);
+  const Partition tasks =
+      PartitionBy(p.rows, RoundUp(std::max<size_t>(kParallelElements / p.outputs, 1), chunk_rows));
+  const size_t levels = RunningTree::Levels(CeilDiv(tasks(0).size(), chunk_rows));
+  const size_t task_doubles = RoundUp(levels * kWidth, kDoublePadding) + 4 * buffer;
+  const size_t doubles = tasks.tasks * task_doubles;
+  Scratch<kStackBytes> scratch(doubles * sizeof(double));
+  if (!scratch) return Outcome::kOutOfMemory;
+  double* const all = scratch.Take<double>(doubles);
+  const ChunkKernels& others = KernelsOfChunks();
+  const Score score = p.loss->score[static_cast<size_t>(wanted)];
+  const bool curves = wanted == Wanted::kCurvature;
+  std::atomic<size_t> bad_y = kNoRow, bad_weight = kNoRow;
+  const auto sum = [&](size_t task) {
+    double* const totals = all + task * task_doubles;
+    double* const z = totals + (task_doubles - 4 * buffer);
+    double *const change = z + buffer, *const curvature = change + buffer;
+    double* const repeated = curvature + buffer;
+    const Range rows = tasks(task);
+    RunningTree tree(totals, kWidth);
+    for (size_t row = rows.begin; row < rows.end; row += chunk_rows) {
+      const size_t count = std::min(chunk_rows, rows.end - row), n = count * p.outputs;
+      const size_t y_first = p.y_type == TargetType::kLabel ? row : row * p.outputs;
+      others.step_along(static_cast<const double*>(p.z) + 2 * row * p.outputs, count, p.outputs,
+                        step, z, change);
+      const double* weight = sample_weight == nullptr ? nullptr : sample_weight + row;
+      if (weight != nullptr) {
+        const size_t bad = others.sum_weights(weight, count).bad;
+        if (HWY_UNLIKELY(bad != kNoRow)) KeepLowest(bad_weight, row + bad);
+        if (p.outputs > 1 && !p.loss->coupled) {
+          RepeatEach(weight, count, p.outputs, repeated);
+          weight = repeated;
+        }
+      }
+      ScoreChunk chunk{p.parameter,
+                       count,
+                       p.outputs,
+                       p.y_type,
+                       static_cast<const char*>(p.y) + y_first * ItemSize(p.y_type),
+                       weight,
+                       z,
+                       nullptr,
+                       z,
+                       curvature,
+                       0.0,
+                       kNoRow};
+      score(chunk);
+      if (HWY_UNLIKELY(chunk.bad_row != kNoRow)) KeepLowest(bad_y, row + chunk.bad_row);
+      if (curves) p.loss->curve(chunk, curvature, change);
+      tree.Add([&](double* to) {
+        to[kLoss] = curves ? 0 : chunk.loss_sum;
+        to[kDerivative] = others.sum_products(z, change, n);
+      });
+    }
+    tree.Finish();
+  };
+  const KernelFpEnv fp_env(poll);
+  if (!MapTasks(tasks.tasks, sum, poll)) return Outcome::kInterrupted;
+  MergeTree(tasks.tasks, [&](size_t to, size_t from) {
+    AddTo(all + to * task_doubles, all + from * task_doubles, kWidth);
+  });
+  sums = {all[kLoss], all[kDerivative], LowestOf(bad_y, bad_weight)};
+  return Outcome::kDone;
 }
 
 namespace {

@@ -173,6 +173,12 @@ struct ChunkKernels {
   // sums[k] += sum_r slopes[r * outputs + k], by whether the loss is coupled: of each output in
   // order, or of few in any.
   void (*sum_outputs[2])(const double* slopes, size_t rows, size_t outputs, double* sums);
+  // Of rows of predictions, then of how they change: z + step * change, and the change; both of
+  // (rows, outputs), with room for a whole vector more.
+  void (*step_along)(const double* line, size_t rows, size_t outputs, double step, double* z,
+                     double* change);
+  // sum_i slopes[i] * change[i], where a slope of 0 adds nothing.
+  double (*sum_products)(const double* slopes, const double* change, size_t n);
   // gX[r, j] = scale * sum_k slopes[r * outputs + k] w[k * PadDoubles(cols) + j], by dtype of gX.
   void (*write_gx[kDTypes])(const double* slopes, size_t rows, size_t outputs, const double* w,
                             size_t cols, double scale, void* gX, ptrdiff_t stride);
@@ -186,8 +192,9 @@ const ChunkKernels& KernelsOfChunks();
 // --- jobs ----------------------------------------------------------------------------------------
 
 // kCurvature writes `kept` alone. kPredict writes the predictions there, and takes neither y nor
-// weight.
-enum class Job : uint8_t { kValue, kGradient, kHvp, kCurvature, kPredict };
+// weight. kBackward takes the slopes, weighted, for a float64 y, and ends as kGradient does; of
+// rows whose weight is 0 it does not count on X.
+enum class Job : uint8_t { kValue, kGradient, kHvp, kCurvature, kPredict, kBackward };
 
 struct LinearProblem {
   Design X;
@@ -202,10 +209,11 @@ struct LinearProblem {
   const double* weight;   // (rows,), or null
   const double* offset;   // null, or what predictions begin with: (rows,), of each output,
   bool offset_by_output;  // or (rows, outputs)
-  const void* vw;         // (cols, outputs), for kHvp
+  const void* vw;         // (cols, outputs, directions), for kHvp
   DType vw_dtype;
-  const double* vb;
-  double* kept;  // (rows, outputs), for kCurvature and kPredict, else null
+  const double* vb;       // (outputs, directions)
+  size_t directions = 1;  // of all jobs but kHvp
+  double* kept;           // (rows, outputs), for kCurvature and kPredict, else null
   // kGradient, if not null: (rows, cols), contiguous rows, scale * slopes w^T.
   void* gX;
   DType gX_dtype;
@@ -221,8 +229,8 @@ struct BadRow {
 // The gradients are overwritten, and left alone where the job has none.
 struct LossResult {
   std::optional<double> divisor;  // of all sums; nothing: the sum of weights
-  void* gw;                       // (cols, outputs)
-  void* gb;                       // (outputs,)
+  void* gw;                       // (cols, outputs), of several directions of each
+  void* gb;                       // (outputs,), likewise
   DType gw_dtype, gb_dtype;
   double loss, weight;
   std::optional<BadRow> bad;  // the lowest row: then nothing else counts
@@ -248,6 +256,18 @@ struct PointwiseProblem {
 };
 
 Outcome MapLoss(Wanted wanted, const PointwiseProblem& problem, void* out, Poll* poll);
+
+// A loss at predictions z + step * change that have been made before.
+struct LineSums {
+  double loss;                // of the losses, for kSlope
+  double derivative;          // by the step; the second one for kCurvature
+  std::optional<BadRow> bad;  // the lowest row: then nothing else counts
+};
+
+// Float64 sums, as SumLoss makes them. The problem's z are z and its change, (rows, 2, outputs) in
+// float64; `weight` is (rows,), or null; `wanted` is kSlope or kCurvature.
+Outcome SumLine(Wanted wanted, const PointwiseProblem& problem, const double* weight, double step,
+                LineSums& sums, Poll* poll);
 
 // Hessians by the predictions of a coupled loss, weight / divisor * sum * (diag p - p p^T) of each
 // row's probabilities p, computed in float64 and rounded once: out is (rows, classes, classes).

@@ -130,12 +130,12 @@ HWY_INLINE GaussianCore<V> MakeGaussianCore(D d, V t, double minus_s) {
   return c;
 }
 
-// exp(-s t^2) factor / (t + 4) = (hi + lo) * c.down. `factor` is a polynomial in (t - 4) / (t + 4)
-// whose leading coefficients come with their low parts; `slope` says what becomes of an error of
+// factor / (t + 4) = hi + lo, for t >= 0. `factor` is a polynomial in (t - 4) / (t + 4) whose
+// leading coefficients come with their low parts; `slope` says what becomes of an error of
 // 1 / (t + 4).
 template <class D, class V, size_t kN>
-HWY_INLINE void GaussianTail(D d, V t, const GaussianCore<V>& c, const double (&factor)[kN],
-                             const double (&factor_lo)[2], const double (&slope)[3], V& hi, V& lo) {
+HWY_INLINE void TailFactor(D d, V t, const double (&factor)[kN], const double (&factor_lo)[2],
+                           const double (&slope)[3], V& hi, V& lo) {
   const V one = hn::Set(d, 1);
   const V four = hn::Set(d, 4);
   const V s = hn::Add(t, four);
@@ -158,9 +158,16 @@ HWY_INLINE void GaussianTail(D d, V t, const GaussianCore<V>& c, const double (&
   const V growth = hn::MulAdd(hn::MulAdd(hn::Set(d, slope[2]), w, hn::Set(d, slope[1])), w,
                               hn::Set(d, slope[0]));
   f_lo = hn::MulAdd(hn::Mul(f_hi, growth), w_rest, f_lo);
-  V r_hi, r_lo;
-  TwoProd(d, w, f_hi, r_hi, r_lo);
-  r_lo = hn::MulAdd(w, f_lo, r_lo);
+  TwoProd(d, w, f_hi, hi, lo);
+  lo = hn::MulAdd(w, f_lo, lo);
+}
+
+// exp(-s t^2) factor / (t + 4) = (hi + lo) * c.down, as for TailFactor.
+template <class D, class V, size_t kN>
+HWY_INLINE void GaussianTail(D d, V t, const GaussianCore<V>& c, const double (&factor)[kN],
+                             const double (&factor_lo)[2], const double (&slope)[3], V& hi, V& lo) {
+  V r_hi, r_lo, product, rest;
+  TailFactor(d, t, factor, factor_lo, slope, r_hi, r_lo);
   TwoProd(d, c.p_hi, r_hi, product, rest);
   rest = hn::Add(rest, hn::MulAdd(c.p_hi, r_lo, hn::Mul(c.p_lo, r_hi)));
   hi = hn::Mul(product, c.up);

@@ -13,6 +13,7 @@
 
 #include "math/error_free-inl.h"
 #include "math/exp-inl.h"
+#include "math/likelihoods-inl.h"
 #include "math/sigmoid-inl.h"
 #include "math/softplus-inl.h"
 #include "ops/row.h"
@@ -35,6 +36,14 @@ HWY_INLINE auto IsShare(D d, V t) {
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE auto IsSign(D d, V t) {
   return hn::Eq(hn::Abs(t), hn::Set(d, 1));
+}
+
+// Finite, and positive or, where `too` has all bits set, 0.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE auto IsPositiveOrZeroIf(D d, V t, V too) {
+  const V zero = hn::Zero(d);
+  const auto is_zero = hn::And(hn::Eq(t, zero), hn::MaskFromVec(too));
+  return hn::And(IsFinite(d, t), hn::Or(hn::Gt(t, zero), is_zero));
 }
 
 PB_LOSS_TABLE
@@ -116,6 +125,23 @@ PB_LOSS(exponential, IsSign(d, t)) {
 }
 
 PB_LOSS(log_cosh, IsFinite(d, t)) { LogCosh(d, z, t, loss, dloss, d2loss); }
+
+PB_LOSS_OF(tweedie, MakeTweedieConstants, IsPositiveOrZeroIf(d, t, parameter.below_2)) {
+  Tweedie(d, z, t, parameter, loss, dloss, d2loss);
+}
+
+PB_LOSS(inverse_gaussian, hn::And(IsFinite(d, t), hn::Gt(t, hn::Zero(d)))) {
+  InverseGaussian(d, z, t, loss, dloss, d2loss);
+}
+
+PB_LOSS_OF(negative_binomial, MakeNegativeBinomialConstants,
+           hn::And(IsFinite(d, t), hn::Ge(t, hn::Zero(d)))) {
+  NegativeBinomial(d, z, t, parameter, loss, dloss, d2loss);
+}
+
+PB_LOSS(probit, IsShare(d, t)) { Probit(d, z, t, loss, dloss, d2loss); }
+
+PB_LOSS(cloglog, IsShare(d, t)) { CLogLog(d, z, t, loss, dloss, d2loss); }
 
 PB_LOSS_TABLE_END
 

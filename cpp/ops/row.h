@@ -73,23 +73,30 @@
 #define PB_LOSS_TABLE_END constexpr int kLossRows = __COUNTER__ - kLossBegin;
 
 // A pointwise loss of a prediction z and a target t, with its first two derivatives in z; `domain`
-// is the mask of allowed targets, an expression in d and t. `parameter` is a vector, of what the
-// loss makes of it.
-#define PB_LOSS(name, domain) PB_LOSS_ROW(name, domain, __COUNTER__)
+// is the mask of allowed targets, an expression in d, t and parameter. That is a vector of what the
+// loss makes of it, or what `made(d, number)` returns: computed once, not for each vector of z.
+#define PB_LOSS(name, domain) PB_LOSS_ROW(name, hn::Set, domain, __COUNTER__)
+#define PB_LOSS_OF(name, made, domain) PB_LOSS_ROW(name, made, domain, __COUNTER__)
 
-#define PB_LOSS_ROW(name, domain, counter)                                                 \
-  template <>                                                                              \
-  struct LossRow<(counter)-kLossBegin> {                                                   \
-    static constexpr const char* kName = #name;                                            \
-    template <class D, class V>                                                            \
-    static HWY_INLINE auto Domain([[maybe_unused]] D d, V t) {                             \
-      return domain;                                                                       \
-    }                                                                                      \
-    template <class D, class V>                                                            \
-    static HWY_INLINE void Eval(D d, V z, V t, V parameter, V& loss, V& dloss, V& d2loss); \
-  };                                                                                       \
-  template <class D, class V>                                                              \
-  HWY_INLINE void LossRow<(counter)-kLossBegin>::Eval(                                     \
-      [[maybe_unused]] D d, V z, V t, [[maybe_unused]] V parameter, V& loss, V& dloss, V& d2loss)
+#define PB_LOSS_ROW(name, made, domain, counter)                                                  \
+  template <>                                                                                     \
+  struct LossRow<(counter)-kLossBegin> {                                                          \
+    static constexpr const char* kName = #name;                                                   \
+    template <class D>                                                                            \
+    static HWY_INLINE auto Made(D d, double number) {                                             \
+      return made(d, number);                                                                     \
+    }                                                                                             \
+    template <class D, class V, class P>                                                          \
+    static HWY_INLINE auto Domain([[maybe_unused]] D d, V t,                                      \
+                                  [[maybe_unused]] const P& parameter) {                          \
+      return domain;                                                                              \
+    }                                                                                             \
+    template <class D, class V, class P>                                                          \
+    static HWY_INLINE void Eval(D d, V z, V t, const P& parameter, V& loss, V& dloss, V& d2loss); \
+  };                                                                                              \
+  template <class D, class V, class P>                                                            \
+  HWY_INLINE void LossRow<(counter)-kLossBegin>::Eval([[maybe_unused]] D d, V z, V t,             \
+                                                      [[maybe_unused]] const P& parameter,        \
+                                                      V& loss, V& dloss, V& d2loss)
 
 #endif  // PULLBACK_CPP_OPS_ROW_H_

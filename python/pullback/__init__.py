@@ -38,26 +38,35 @@ from pullback.config import (
 from pullback.config import (
     version as _version,
 )
+from pullback.gram import gram
 from pullback.interop import threadpoolctl as _threadpoolctl
 from pullback.jacobians import Diagonal, Kronecker
 from pullback.partial import PartialSums
 from pullback.registry import Registry as _Registry
 from pullback.registry import attributes as _attributes
+from pullback.tables.losses import IN_LOSSES_ALONE as _IN_LOSSES_ALONE
 
 primitives: _typing.Final = _Registry.joined(
     elementwise.primitives, products.products, reductions.reductions, losses.losses
 )
+_own = _Registry([name for name in primitives if name not in _IN_LOSSES_ALONE], primitives.get)
 _threadpoolctl.register()
 
 if _typing.TYPE_CHECKING:
     from pullback.check import GradCheck, check_grad
     from pullback.objective import LinearObjective
     from pullback.reference import *  # noqa: F403
+    from pullback.user_loss import pointwise_loss
 
     __version__: str
 else:
-    _primitive = _attributes(globals(), primitives)
-    _modules = {"GradCheck": "check", "check_grad": "check", "LinearObjective": "objective"}
+    _primitive = _attributes(globals(), _own)
+    _modules = {
+        "GradCheck": "check",
+        "check_grad": "check",
+        "LinearObjective": "objective",
+        "pointwise_loss": "user_loss",
+    }
 
     def __getattr__(name: str) -> _typing.Any:
         if name == "__version__":
@@ -86,8 +95,10 @@ __all__ = [
     "check_grad",
     "elementwise",
     "get_num_threads",
+    "gram",
     "jacobians",
     "losses",
+    "pointwise_loss",
     "primitives",
     "products",
     "reductions",
@@ -97,4 +108,4 @@ __all__ = [
     "show_config",
     "threads",
 ]
-__all__ += [*primitives]
+__all__ += [*_own]

@@ -76,7 +76,11 @@ def loss_sums(
     /,
 ) -> tuple[float, Any, Any]: ...
 def loss_pointwise(name: str, parameter: float, z: Any, y: Any, order: int, /) -> Any: ...
+def loss_line(
+    name: str, parameter: float, line: Any, y: Any, sample_weight: Any, step: float, order: int, /
+) -> tuple[float, float]: ...
 def softmax_hessians(p: Any, sums: Any, /) -> Any: ...
+def gram_sums(X: Any, c: Any, intercept: bool, /) -> Any: ...
 def objective_method(
     name: str,
     parameter: float,
@@ -86,7 +90,7 @@ def objective_method(
     offset: Any,
     rows: int,
     cols: int,
-    l2: float,
+    l2: float | Any,
     outputs: int,
     intercept: bool,
     several: bool,

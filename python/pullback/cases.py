@@ -20,8 +20,9 @@ import numpy.typing as npt
 
 import pullback as pb
 from pullback.jacobians import Dense, Diagonal, Jacobian
+from pullback.sample_grads import SampleGradients
 from pullback.tables.elementwise import OPS, OpRow
-from pullback.tables.losses import LOSSES, LossRow
+from pullback.tables.losses import IN_LOSSES_ALONE, LOSSES, LossRow
 from pullback.tables.products import PRODUCTS
 from pullback.tables.reductions import REDUCTIONS, ReductionRow
 
@@ -98,7 +99,8 @@ class Case:
         return family(self.primitive).arguments(self.method, self.size, self.dtype)
 
     def _of(self, primitives: Any) -> Function:
-        primitive = getattr(primitives, self.primitive)
+        alone = primitives is pb and self.primitive in IN_LOSSES_ALONE
+        primitive = getattr(pb.losses if alone else primitives, self.primitive)
         bare = self.method == "value" and not hasattr(primitive, "value")
         method: Function = primitive if bare else attrgetter(self.method)(primitive)
         keywords = family(self.primitive).keywords
@@ -135,6 +137,8 @@ def arrays(result: Any) -> Iterator[Array]:
             yield from arrays(part)
     elif isinstance(result, pb.PartialSums):
         yield from arrays(result.finish())
+    elif isinstance(result, SampleGradients):
+        yield result.slopes
     elif isinstance(result, Diagonal):
         yield result.diagonal()
     elif isinstance(result, Dense):
@@ -522,6 +526,15 @@ def _of_samples(products: Array, of_classes: bool) -> Any:
     return products.sum(axis=-1) if of_classes else products
 
 
+def _hessian(X: Array, c: Array) -> Any:
+    """Return the Hessian in coefficients and intercepts, by the curvature, divided."""
+    X = np.column_stack([X, np.ones(len(X), X.dtype)])
+    if c.ndim == 1:
+        return X.T @ (c[:, None] * X)
+    blocks = np.einsum("nkl,ni,nj->ikjl", c, X, X, optimize=True)
+    return blocks.reshape((X.shape[1] * c.shape[1],) * 2)
+
+
 def _loss(row: LossRow) -> Family:
     parameter = 0.0 if row.parameter is None else row.parameter.default
     value, slopes = _LOSSES.get(row.name) or (
@@ -572,7 +585,9 @@ def _loss(row: LossRow) -> Family:
             "value_and_grad": value_and_grad,
             "hvp": hvp,
             "curvature": lambda X, y, w, b: second(X @ w + b, y) / len(y),
+            "hessian": lambda X, y, w, b: _hessian(X, second(X @ w + b, y) / len(y)),
             "partial": value_and_grad,
+            "sample_grads": lambda X, y, w, b: slopes(X @ w + b, y).reshape(len(y), -1),
             "pointwise": value,
             "pointwise.derivative": slopes,
             "pointwise.value_and_derivative": lambda z, y: (value(z, y), slopes(z, y)),

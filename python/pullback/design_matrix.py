@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -72,19 +72,40 @@ class Dense:
         )
 
     @property
+    def _is_strided(self) -> bool:
+        """Whether all elements lie whole elements apart, as kernels read them."""
+        array = self._array
+        item = array.itemsize
+        return (
+            array.dtype == self.dtype
+            and array.flags.aligned
+            and not any(s % item for s, n in zip(array.strides, array.shape, strict=True) if n > 1)
+        )
+
+    @property
     def layout(self) -> str:
         """What kernels read, for people."""
         order = "rows" if self._array.strides[1] == self._array.itemsize else "columns"
         return f"{self.given_dtype} {order if self.in_place else 'converted by blocks'}"
 
-    def blocks(self) -> Iterator[tuple[slice, KernelData]]:
-        """Yield all rows, in order, as kernels take them: in place, or converted by the block."""
+    def blocks(
+        self, *, strided: bool = False, least: int = 1
+    ) -> Iterator[tuple[slice, KernelData]]:
+        """Yield all rows, in order, as kernels take them: in place, or converted by the block.
+
+        Parameters
+        ----------
+        strided : bool
+            Whether the kernel reads arrays of any strides, but none of 16 bits.
+        least : int
+            The fewest rows of a converted block.
+        """
         rows, columns = self.shape
-        if self.in_place:
+        if self._is_strided if strided else self.in_place:
             yield slice(0, rows), self._array
             return
         # A multiple of the kernels' own blocks, unless rows are very long.
-        fitting = BLOCK_BYTES // max(1, columns * self.dtype.itemsize)
+        fitting = max(least, BLOCK_BYTES // max(1, columns * self.dtype.itemsize))
         step = fitting // 512 * 512 or max(1, fitting)
         for begin in range(0, rows, step):
             block = slice(begin, min(begin + step, rows))
@@ -142,7 +163,12 @@ class Sparse:
         """What kernels read, for people."""
         return f"{self.given_dtype} {self.format.upper()}"
 
-    def blocks(self) -> Iterator[tuple[slice, KernelData]]:
+    def blocks(
+        self,
+        *,
+        strided: bool = False,
+        least: int = 1,
+    ) -> Iterator[tuple[slice, KernelData]]:
         """Yield all rows, in order, as kernels take them: in place, or converted by the block."""
         rows, columns = self.shape
         if self.in_place:
@@ -152,7 +178,8 @@ class Sparse:
             )
             return
         indptr = self._indptr
-        for begin, end in spans(indptr, BLOCK_BYTES // self.dtype.itemsize):
+        entries = max(BLOCK_BYTES // self.dtype.itemsize, least * (len(self._data) // max(1, rows)))
+        for begin, end in spans(indptr, entries):
             inside = slice(int(indptr[begin]), int(indptr[end]))
             data = np.array(self._data[inside], self.dtype)
             pointers = indptr[begin : end + 1] - indptr[begin]
@@ -307,8 +334,8 @@ class _DenseRows:
         """Return X w."""
         return self._X @ w
 
-    def backward(self, slopes: Array, counts: Array | None) -> Array:
-        """Return X^T slopes; of the rows that count, and elements that are not 0, where given."""
+    def backward(self, slopes: Array, counts: Array | None) -> tuple[Array, Array]:
+        """Return sums of the slopes, and X^T slopes: see `Rows`."""
 
         def part(rows: slice) -> Array:
             X = self._X[rows]
@@ -318,7 +345,16 @@ class _DenseRows:
             terms = (np.where(adds, X * slope[:, None], 0) for slope in slopes[rows].T)
             return np.stack([by_output.sum(axis=0) for by_output in terms], axis=1)
 
-        return tree_sum(part(rows) for rows in pieces(0, len(slopes)))
+        return _sum_rows(slopes), tree_sum(part(rows) for rows in pieces(0, len(slopes)))
+
+    def todense(self) -> Array:
+        """Return X as an array of float64, not to be written to."""
+        return self._X
+
+    def norms(self, norm: Callable[..., Array]) -> Array:
+        """Return the norm of each row, by ``norm(X, axis=1)``."""
+        norms: Array = norm(self._X, axis=1)
+        return norms
 
 
 class _Entries:
@@ -343,8 +379,8 @@ class _Entries:
                 z[:, k] += np.bincount(rows, data * w[columns, k], self._shape[0])
         return z
 
-    def backward(self, slopes: Array, counts: Array | None) -> Array:
-        """Return X^T slopes; of the rows that count, and elements that are not 0, where given."""
+    def backward(self, slopes: Array, counts: Array | None) -> tuple[Array, Array]:
+        """Return sums of the slopes, and X^T slopes: see `Rows`."""
 
         def part(rows: Array, columns: Array, data: Array) -> Array:
             gw = np.zeros((self._shape[1], slopes.shape[1]))
@@ -359,10 +395,49 @@ class _Entries:
                     gw[columns[starts], k] = np.add.reduceat(terms, starts)  # pairwise
             return gw
 
-        return tree_sum(part(*entries) for entries in self._entries())
+        return _sum_rows(slopes), tree_sum(part(*entries) for entries in self._entries())
+
+    def todense(self) -> Array:
+        """Return X as an array of float64."""
+        X = np.zeros(self._shape)
+        for rows, columns, data in self._entries():
+            np.add.at(X, (rows, columns), data)
+        return X
+
+    def norms(self, _: Callable[..., Array]) -> Array:
+        """Return the norm of each row; entries of one element add up."""
+        largest = max((np.abs(data).max(initial=0) for *_, data in self._entries()), default=0)
+        exponent = 0 if 2.0**-400 < largest < 2.0**400 else int(np.frexp(largest)[1])
+        squares = np.zeros(self._shape[0])
+        for rows, columns, data in self._entries():
+            minor, major = (rows, columns) if self._by_columns else (columns, rows)
+            if ((major[1:] == major[:-1]) & (minor[1:] <= minor[:-1])).any():
+                order = np.lexsort((minor, major))
+                rows, columns = rows[order], columns[order]
+                moves = (np.diff(rows, prepend=-1) != 0) | (np.diff(columns, prepend=-1) != 0)
+                starts = np.flatnonzero(moves)
+                rows, data = rows[starts], np.add.reduceat(data[order], starts)
+            squares += np.bincount(rows, np.square(np.ldexp(data, -exponent)), len(squares))
+        norms: Array = np.ldexp(np.sqrt(squares), exponent)
+        return norms
 
 
-Rows: TypeAlias = _DenseRows | _Entries
+class Rows(Protocol):
+    """Rows of a matrix, as what multiplies by them."""
+
+    def forward(self, w: Array) -> Array:
+        """Return X w."""
+
+    def backward(self, slopes: Array, counts: Array | None) -> tuple[Array, Array]:
+        """Return the sums of the slopes (N, K), shape (K,), and X^T slopes, shape (D, K).
+
+        X^T slopes is that of the rows that count, and of elements that are not 0, where counts
+        are given.
+        """
+
+
+def _sum_rows(values: Array) -> Array:
+    return tree_sum(values[rows].sum(axis=0) for rows in pieces(0, len(values)))
 
 
 def pieces(begin: int, end: int) -> Iterator[slice]:
@@ -370,7 +445,7 @@ def pieces(begin: int, end: int) -> Iterator[slice]:
     return (slice(i, min(i + ROWS, end)) for i in range(begin, end, ROWS))
 
 
-def blocks_of_rows(X: KernelData) -> Iterator[tuple[slice, Rows]]:
+def blocks_of_rows(X: KernelData) -> Iterator[tuple[slice, _DenseRows | _Entries]]:
     """Yield all rows in order; the rows of compressed columns at once, since they lie apart."""
     if isinstance(X, np.ndarray):
         n_rows, n_features = X.shape

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from pullback.config import native
-from pullback.oracle import losses, products, reductions
+from pullback.oracle import gram, losses, products, reductions
 from pullback.tables.losses import LOSSES
 from pullback.tables.products import PRODUCTS
 from pullback.tables.reductions import REDUCTIONS
@@ -28,8 +28,9 @@ class Engine:
     kernels : module or namespace
         ``reduce_slices``, ``reduce_tangents`` and ``transform_slices``, as in
         `pullback.oracle.reductions`, ``product_results``, as in `pullback.oracle.products`,
-        ``loss_sums`` and ``loss_pointwise``, as in `pullback.oracle.losses`, all of which take a
-        row's name for the row, and its ``softmax_hessians``; and ``plain_arrays(*operands)``, as
+        ``loss_sums``, ``loss_line`` and ``loss_pointwise``, as in `pullback.oracle.losses`, all of
+        which take a row's name for the row, and its ``softmax_hessians``; ``gram_sums``, as in
+        `pullback.oracle.gram`; and ``plain_arrays(*operands)``, as
         arrays of the dtype that they compute in, where None stays, or None for what Python
         converts.
     """
@@ -90,7 +91,9 @@ ORACLE: Final = Engine(
         product_results=_by_name(PRODUCTS, products.product_results),
         loss_sums=_by_name(LOSSES, losses.loss_sums),
         loss_pointwise=_by_name(LOSSES, losses.loss_pointwise),
+        loss_line=_by_name(LOSSES, losses.loss_line),
         softmax_hessians=losses.softmax_hessians,
+        gram_sums=gram.gram_sums,
     ),
 )
 

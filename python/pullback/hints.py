@@ -104,10 +104,18 @@ def nearest(name: str, known: Sequence[str]) -> list[str]:
 
 def about_name(name: str, known: Sequence[str]) -> str:
     """Return the end of a message about a name that stands for nothing here, or nothing."""
+    if name in _in_losses_alone():
+        return f"; it is pb.losses.{name}"
     if name in _ELSEWHERE:
         return f"; {_ELSEWHERE[name]}"
     near = nearest(name, known)
     return f"; did you mean {' or '.join(f'pb.{one}' for one in near)}?" if near else ""
+
+
+def _in_losses_alone() -> frozenset[str]:
+    from pullback.tables.losses import IN_LOSSES_ALONE  # noqa: PLC0415  which itself needs hints
+
+    return IN_LOSSES_ALONE
 
 
 def about_attribute(name: str, own: Sequence[str]) -> str:
@@ -124,7 +132,8 @@ def about_function(given: object, *, unary: bool = False) -> str:
     """Return the end of a message about what is no primitive, such as NumPy's ufunc or a name."""
     name = given if isinstance(given, str) else getattr(given, "__name__", None)
     if hasattr(given, "pointwise"):
-        return f"; its form for a step is (pb.{name}.pointwise, pb.arg, y)"
+        path = f"losses.{name}" if name in _in_losses_alone() else name
+        return f"; its form for a step is (pb.{path}.pointwise, pb.arg, y)"
     if not isinstance(name, str):
         return ""
     table = {**OPS, **({} if unary else {**PRODUCTS, **REDUCTIONS})}

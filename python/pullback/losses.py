@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
@@ -15,12 +16,14 @@ from pullback.config import guarded_class
 from pullback.design_matrix import Sparse
 from pullback.elementwise import make_elementwise
 from pullback.engine import BACKEND, Engine, enter
+from pullback.hessians import hessian_sums
 from pullback.partial import Kinds, PartialSums, Reduction, tree_sum
 from pullback.pointwise import METHODS as POINTWISE_METHODS
 from pullback.pointwise import Pointwise
 from pullback.protocol import as_number, check_outs, check_wrt, methods_and_example, named_after
 from pullback.reductions import make_reductions
 from pullback.registry import Hinted, Registry, attributes
+from pullback.sample_grads import SampleGradients
 from pullback.samples import (
     OPERANDS,
     Job,
@@ -69,19 +72,18 @@ class Loss(Hinted):
     """
 
     def __init__(self, row: LossRow, engine: Engine, parameter: float | None = None) -> None:
-        self.row = row
         self._engine = engine
         if parameter is None and row.parameter is not None:
             parameter = row.parameter.default
+        self.row = row = row.at(parameter or 0.0)
         self._parameter = parameter
         self.__name__ = self.__qualname__ = row.name
         self.__module__ = engine.module("losses")
-        kind: Any = type(self)
-        self.__doc__ = _docstring(row, kind)
+        self.__doc__ = self._about()
         if row.parameter is not None:
             taken = inspect.Parameter(row.parameter.name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
             self.__signature__ = inspect.Signature([taken])
-        self.pointwise = _pointwise_of(row.name)(self, row, engine, parameter or 0.0)
+        self.pointwise = _pointwise_of(row.name)(self, row, engine)
         if not engine.is_native:
             return
         for method in METHODS:
@@ -102,8 +104,18 @@ class Loss(Hinted):
         named = make_losses(self._engine)[self.__name__]
         return self.__qualname__ if named == self else (named, (self._parameter,))
 
+    def _about(self) -> str:
+        kind: Any = type(self)
+        return _docstring(self.row, kind)
+
     @property
-    def _row_and_parameter(self) -> tuple[str, float]:
+    def has_second_derivative(self) -> bool:
+        """Whether `hvp` and `curvature` work; a loss of the caller's own may lack it."""
+        return True
+
+    @property
+    def _row_and_parameter(self) -> tuple[Any, float]:
+        """What engines take for the loss: its row's name, and its parameter or 0."""
         return self.__name__, self._parameter or 0.0
 
     @property
@@ -331,6 +343,52 @@ class Loss(Hinted):
         return kept.reshape(samples.n_samples, *shape)
 
     @raising_as("`value_and_grad`")
+    def hessian(
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        w: npt.ArrayLike,
+        b: npt.ArrayLike | None = None,
+        *,
+        sample_weight: npt.ArrayLike | None = None,
+        offset: npt.ArrayLike | None = None,
+        reduction: Reduction = "mean",
+    ) -> Array:
+        """Return the Hessian in all parameters, in the order of ``[w.ravel(), b]``.
+
+        Parameters
+        ----------
+        X, y, w, b, sample_weight, offset, reduction
+            As for `value_and_grad`.
+
+        Returns
+        -------
+        ndarray, shape (n, n), float64
+            Symmetric; n counts the elements of `w`, and of `b` unless it is None.
+
+        Notes
+        -----
+        Two passes over `X`, of `curvature` and of `pullback.gram`; for a loss of K classes, K + 1.
+        At a kink the second derivative is that of the piece which the first derivative is of.
+
+        Examples
+        --------
+        A step of Newton's method is the solution of a least-squares problem.
+
+        >>> import numpy as np
+        >>> import pullback as pb
+        >>> X, y = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]]), np.array([1.0, 3.0, 5.0])
+        >>> w = np.zeros(2)
+        >>> (g, _), H = pb.squared_error.grad(X, y, w), pb.squared_error.hessian(X, y, w)
+        >>> np.linalg.solve(H, -g).round(10)
+        array([1., 2.])
+        """
+        op = f"{self.__name__}.hessian"
+        samples, model = self._arguments(op, X, y, w, b, sample_weight, offset)
+        samples, by = weighing(op, reduction, samples)
+        return hessian_sums(self, op, samples, model, 1 / by)
+
+    @raising_as("`value_and_grad`")
     def partial(
         self,
         X: npt.ArrayLike,
@@ -357,6 +415,34 @@ class Loss(Hinted):
         op = f"{self.__name__}.partial"
         samples, model = self._arguments(op, X, y, w, b, sample_weight, offset, may_lack=True)
         return self._sums(op, samples, model, "gradient")
+
+    @raising_as("`value_and_grad`")
+    def sample_grads(
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        w: npt.ArrayLike,
+        b: npt.ArrayLike | None = None,
+        *,
+        sample_weight: npt.ArrayLike | None = None,
+        offset: npt.ArrayLike | None = None,
+    ) -> SampleGradients:
+        """Return the gradient of each sample's loss, times its weight, in one pass over `X`.
+
+        Parameters
+        ----------
+        X, y, w, b, sample_weight, offset
+            As for `value_and_grad`; there may be no samples.
+
+        Returns
+        -------
+        SampleGradients
+            Of shape (N, n), with n parameters: their norms, sums and outer products, without an
+            array of all of them.
+        """
+        op = f"{self.__name__}.sample_grads"
+        samples, model = self._arguments(op, X, y, w, b, sample_weight, offset, may_lack=True)
+        return self._sample_grads(op, samples, model)
 
     # --- what they share ---
 
@@ -459,12 +545,42 @@ class Loss(Hinted):
 
         return tree_sum(part(rows, X) for rows, X in samples.data.blocks())
 
+    def _sample_grads(self, op: str, samples: Samples, model: Model) -> SampleGradients:
+        z = np.empty((samples.n_samples, model.w.shape[1]))
+        if len(z) == 0:
+            return SampleGradients(self, samples.data, z, model.kinds)
+        plain = replace(samples, y=None, given_y=None, sample_weight=None)
+        self._sums(op, plain, model, "predict", kept=z)
+        self._check_rows(op, samples, z.shape[1])
+        y = samples.y if samples.y.dtype.kind == "i" else samples.y.astype(np.float64, copy=False)
+        operands = (z, y) if self.row.of_classes else (z.ravel(), y.ravel())
+        made = self._engine.kernels.loss_pointwise(*self._row_and_parameter, *operands, 1)
+        slopes, weights = made.reshape(z.shape), samples.sample_weight
+        if weights is not None:
+            with np.errstate(all="ignore"):
+                slopes *= weights[:, None]
+            slopes[weights == 0] = 0
+        return SampleGradients(self, samples.data, slopes, model.kinds)
+
+    def _along(
+        self, op: str, samples: Samples, line: Array, t: float, order: int
+    ) -> tuple[float, float]:
+        """Return the sums of the losses along a line, and of their derivative of an order."""
+        terms = line, samples.y, samples.sample_weight, t, order
+        try:
+            sums = self._engine.kernels.loss_line(*self._row_and_parameter, *terms)
+        except ValueError as error:
+            self._explain(op, error, 0, samples, line.shape[1] // 2)
+        return sums  # type: ignore[no-any-return]
+
     @property
     def _response(self) -> Callable[..., Any] | None:
         """What makes a prediction the mean response."""
         name = self.row.response
         if name is None:
             return None
+        if callable(name):
+            return self._response_of_values
         if self.row.of_classes:
             return self._probabilities
         made: Any = make_elementwise if name in OPS else make_reductions
@@ -476,12 +592,19 @@ class Loss(Hinted):
         values: Array = self._engine.kernels.loss_pointwise(*self._row_and_parameter, z, labels, 2)
         return values
 
+    def _response_of_values(self, z: Array) -> Array:
+        """Return the mean response to predictions (N, K) that the row makes of values at y = 0."""
+        assert callable(self.row.response)
+        arguments = *self._row_and_parameter, z.ravel(), np.zeros(z.size), 0
+        values: Array = self._engine.kernels.loss_pointwise(*arguments)
+        return self.row.response(values).reshape(z.shape)
+
     def _sibling(self, name: str) -> Loss:
         """Return another loss on the same engine."""
         return make_losses(self._engine)[name]  # type: ignore[no-any-return]
 
     def _objective_methods(
-        self, data: tuple[Any, ...], shape: tuple[int, int], l2: float, kinds: Kinds, n_outputs: int
+        self, data: tuple[Any, ...], shape: tuple[int, int], l2: Any, kinds: Kinds, n_outputs: int
     ) -> Callable[..., Any] | None:
         """Return ``make(name, fallback)``, native methods of an objective on data of a shape."""
         if not self._engine.is_native:
@@ -551,13 +674,15 @@ def _divided(total: float, by: float) -> float:
 @cache
 def _docstring(row: LossRow, kind: type[Loss]) -> str:
     """Return what there is to say about a loss, from its row."""
-    lines = [
-        f"{row.summary}.",
-        "",
+    lines = [f"{row.summary}.", ""]
+    for text in (
         f"``l(z, y) = {row.formula}``",
         "",
         f"Derivative by z: ``{row.derivative_formula}``.",
         f"Second derivative: ``{row.second_derivative_formula}``.",
+    ):
+        lines += textwrap.wrap(text, 96, break_on_hyphens=False) or [""]
+    lines += [
         f"Mean response to a prediction z: ``{row.response_formula}``.",
         f"Targets: {row.targets.domain}.",
     ]
@@ -568,9 +693,9 @@ def _docstring(row: LossRow, kind: type[Loss]) -> str:
             f"the loss with another one than {about.default:g}.",
         ]
     lines += textwrap.wrap(row.note, 96)
-    lines += [f"Source: {row.source}.", "", *(inspect.getdoc(Loss) or "").splitlines()[2:8]]
+    lines += [f"Source: {row.source}.", "", (inspect.getdoc(Loss) or "").split("\n\n")[1]]
     lines.append("")
-    methods = [getattr(kind, name) for name in METHODS]
+    methods = [getattr(kind, name) for name in (*METHODS, "hessian", "sample_grads")]
     methods += [getattr(_pointwise_of(row.name), name) for name in POINTWISE_METHODS]
     lines += methods_and_example(row.name, methods).splitlines()
     return "\n".join(line.rstrip() for line in lines)

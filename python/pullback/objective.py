@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pullback.config import guarded_class
-from pullback.design_matrix import as_data
+from pullback.design_matrix import Dense, as_data
 from pullback.engine import enter
 from pullback.foreign import check_computed
+from pullback.hessians import hessian_sums
+from pullback.line import Line, LinePart
 from pullback.losses import Loss
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
-from pullback.protocol import as_array, as_number, check_labels, kernel_dtype, shown
+from pullback.penalty import Penalty
+from pullback.protocol import as_array, check_labels, kernel_dtype, shown
 from pullback.registry import Hinted
 from pullback.samples import (
     Job,
@@ -39,14 +44,18 @@ Source: TypeAlias = Callable[[str], Iterator[tuple[str, Samples]]]
 
 _OP: Final = "LinearObjective"
 
+# Coefficients of the directions that go over an array together: a kernel has sums of them for each
+# of its slabs of rows.
+_GROUP: Final = 1 << 14
+
 
 @guarded_class
 class LinearObjective(Hinted):
     """The loss of a linear model as a function of its parameters, one vector.
 
     The parameters are ``theta = [w.ravel(), b]``, and the objective is the mean loss plus
-    ``l2/2 ||w||^2``; intercepts are not penalised. Every method makes one pass over the data, which
-    stay where they are.
+    ``l2/2 ||w||^2``, or ``1/2 w^T P w``; intercepts are not penalised. Every method makes one pass
+    over the data, which stay where they are.
 
     Parameters
     ----------
@@ -59,8 +68,10 @@ class LinearObjective(Hinted):
         Targets.
     loss : Loss
         Such as ``pb.logistic`` or ``pb.huber(1.35)``. Required; there is no default.
-    l2 : float
-        Weight of the penalty, finite and not negative.
+    l2 : float or array_like
+        The penalty: a number; one for each coefficient, shape (D,) or that of w; or P, a symmetric
+        positive semidefinite matrix, shape (D, D) for each output, or (D K, D K) in the order of
+        ``w.ravel()``. Numbers are finite and not negative. An array is copied.
     sample_weight : array_like, shape (N,), optional
         Weights; those of chunks are part of the chunks.
     fit_intercept : bool
@@ -80,7 +91,7 @@ class LinearObjective(Hinted):
     TypeError
         If an argument has the wrong kind, such as chunks that can be gone through only once.
     ValueError
-        If shapes do not fit, or a target or weight is outside its domain.
+        If shapes do not fit, a target or weight is outside its domain, or `l2` is no penalty.
     ImportError
         If progress is to be shown and tqdm is not installed.
 
@@ -115,7 +126,7 @@ class LinearObjective(Hinted):
         X: Any,
         y: npt.ArrayLike | None = None,
         loss: Loss | None = None,
-        l2: float = 0.0,
+        l2: npt.ArrayLike = 0.0,
         sample_weight: npt.ArrayLike | None = None,
         fit_intercept: bool = True,
         *,
@@ -125,15 +136,17 @@ class LinearObjective(Hinted):
     ) -> None:
         if loss is None:
             raise TypeError(
-                f"{_OP}: loss is missing; there are {', '.join(f'pb.{name}' for name in LOSSES)}"
+                f"{_OP}: loss is missing; there are "
+                + ", ".join(f"pb.{row.path}" for row in LOSSES.values())
             )
         if not isinstance(loss, Loss):
             raise TypeError(f"{_OP}: loss must be a loss such as pb.logistic, not {shown(loss)}")
         self._loss = loss
-        self._l2 = _check_l2(l2)
         self._n_samples: int | None = None  # of a whole pass
         self._w_shape: tuple[int, ...] | None = None  # before the number of outputs is known
-        self._bar = _progress_bar() if progress else None
+        self._bar = None
+        if progress:
+            self._bar = progress_bar(_OP, "progress=True", unit=" samples", unit_scale=True)
         self._passes = 0
         self._counted = ""  # what to say of parameters that do not fit
         data = None if y is None else as_given(_OP, loss.row, X, y, sample_weight, offset)
@@ -154,8 +167,10 @@ class LinearObjective(Hinted):
         shape = self._check_first(first, n_outputs)
         self._n_outputs = shape[0] if shape else 1
         # What it is made of again, with as many outputs, whatever its labels have become.
+        self._penalty = Penalty(_OP, l2, (self._n_features, *shape), loss._engine)
         options = {"offset": offset, "n_outputs": self._n_outputs, "progress": progress}
-        self._made = (type(self), (X, y, loss, l2, sample_weight, fit_intercept), options)
+        arguments = X, y, loss, self._penalty.given, sample_weight, fit_intercept
+        self._made = (type(self), arguments, options)
         self._loss._check_rows(where, first, self._n_outputs)
         self._n_coefficients = self._n_features * self._n_outputs
         self._w_shape = w_shape = (self._n_features, *shape)
@@ -168,12 +183,15 @@ class LinearObjective(Hinted):
 
     def _enter_directly(self, data: tuple[Any, ...], shape: tuple[int, int]) -> None:
         """Let calls enter the kernels, with all of the data at once."""
-        about = shape, self._l2, self._kinds, self._n_outputs
+        about = shape, self._penalty.diagonal, self._kinds, self._n_outputs
         make = self._loss._objective_methods(data, *about)
         if make is None:
             return
-        names = ["value", "grad", "value_and_grad", "hvp", "predict", "unpack"]
-        for name in names + ["initial"] * self._loss.row.flat_at_zero:
+        names = ["predict", "unpack"]
+        if not self._penalty.has_matrix:
+            names += ["value", "grad", "value_and_grad", "hvp"]
+            names += ["initial"] * self._loss.row.flat_at_zero
+        for name in names:
             setattr(self, name, enter(partial(make, name), self, name, _OP, __name__))
 
     def __reduce__(self) -> Any:
@@ -186,7 +204,7 @@ class LinearObjective(Hinted):
         intercept = "" if self._kinds.b is not None else ", no intercept"
         return (
             f"<LinearObjective: {self._loss!r}, X {self._layout} (N={n}, D={self._n_features})"
-            f"{outputs}, l2={self._l2:g}{intercept}, {self.n_parameters} parameters>"
+            f"{outputs}, {self._penalty}{intercept}, {self.n_parameters} parameters>"
         )
 
     @property
@@ -292,16 +310,21 @@ class LinearObjective(Hinted):
         return self._value_and_grad(f"{_OP}.value_and_grad", theta)
 
     def hvp(self, theta: npt.ArrayLike, v: npt.ArrayLike) -> Array:
-        """Return the product of the objective's Hessian at `theta` with a direction.
+        """Return the product of the objective's Hessian at `theta` with directions.
+
+        Several of them go over the data together: in one pass over chunks, and over an array in
+        one for as many as have 16384 coefficients.
 
         Parameters
         ----------
-        theta, v : array_like, shape (n_parameters,)
-            All parameters, and a direction, in one vector each.
+        theta : array_like, shape (n_parameters,)
+            All parameters in one vector.
+        v : array_like, shape (n_parameters,), or (n_parameters, m)
+            A direction, or m of them as columns.
 
         Returns
         -------
-        ndarray, shape (n_parameters,), float64
+        ndarray, shape of `v`, float64
 
         Raises
         ------
@@ -310,9 +333,198 @@ class LinearObjective(Hinted):
         """
         op = f"{_OP}.hvp"
         model = self._model(self._vector(op, theta))
-        direction = self._model(self._vector(op, v, "v"))
-        sums = self._summed(op, model, "hvp", (direction.w, direction.b))
-        return self._gradient(op, sums, direction)
+        along = self._vector(op, v, "v", columns=True)
+        columns = along if along.ndim == 2 else along[:, None]
+        step = max(1, _GROUP // max(1, self._n_coefficients))
+        groups = [columns[:, i : i + step] for i in range(0, columns.shape[1], step)]
+        directions = [self._model(np.ascontiguousarray(group)) for group in groups]
+
+        def curved(where: str, samples: Samples) -> Array:
+            products = (
+                self._loss._sums(where, samples, model, "hvp", v=(to.w, to.b)) for to in directions
+            )
+            return np.fromiter(products, object, len(directions))
+
+        totals = tree_sum(curved(*chunk) for chunk in self._chunks(op))
+        for group, total, direction in zip(groups, totals, directions, strict=True):
+            group[...] = self._gradient(op, total, direction).reshape(group.shape)
+        return along
+
+    def hessian(self, theta: npt.ArrayLike) -> Array:
+        """Return the objective's Hessian at `theta`, as `Loss.hessian` does of the loss.
+
+        Parameters
+        ----------
+        theta : array_like, shape (n_parameters,)
+            All parameters in one vector.
+
+        Returns
+        -------
+        ndarray, shape (n_parameters, n_parameters), float64
+
+        Raises
+        ------
+        ValueError
+            If `theta` has another shape, or a chunk holds what the loss does not take.
+
+        Notes
+        -----
+        Two passes over `X`, and for a loss of K classes K + 1, chunk by chunk. With SciPy,
+        ``minimize(objective.value_and_grad, objective.initial(), jac=True,
+        hess=objective.hessian, method="trust-exact")``.
+        """
+        return self._hessian(f"{_OP}.hessian", theta)[0]
+
+    def hessian_operator(self, theta: npt.ArrayLike) -> Any:
+        """Return the objective's Hessian at `theta` as SciPy's linear operator, by `hvp`.
+
+        Parameters
+        ----------
+        theta : array_like, shape (n_parameters,)
+            All parameters in one vector; a copy is kept.
+
+        Returns
+        -------
+        scipy.sparse.linalg.LinearOperator, shape (n_parameters, n_parameters), float64
+            Symmetric. Each product is a pass over the data as they are then.
+
+        Raises
+        ------
+        ImportError
+            If SciPy is not installed.
+        ValueError
+            If `theta` has another shape.
+
+        Examples
+        --------
+        A step of Newton's method by conjugate gradients:
+
+        >>> import numpy as np
+        >>> import pullback as pb
+        >>> from scipy.sparse.linalg import cg
+        >>> X = np.array([[0.0], [1.0], [2.0], [3.0]])
+        >>> objective = pb.LinearObjective(X, [0, 0, 1, 1], pb.logistic, l2=0.1)
+        >>> theta = objective.initial()
+        >>> H = objective.hessian_operator(theta)
+        >>> step, failed = cg(H, -objective.grad(theta))
+        >>> step.round(4), failed
+        (array([ 1.2121, -1.8182]), 0)
+        """
+        op = f"{_OP}.hessian_operator"
+        try:
+            linear = import_module("scipy.sparse.linalg")  # an optional dependency
+        except ImportError as error:
+            raise ImportError(f"{op}: a LinearOperator needs SciPy: pip install scipy") from error
+        by = partial(self.hvp, self._vector(op, theta))
+        size = self.n_parameters
+        return linear.LinearOperator((size, size), by, by, by, np.float64, by)
+
+    def covariance(self, theta: npt.ArrayLike, kind: str = "hessian") -> Array:
+        """Return the covariance of the parameters, near the optimum `theta`.
+
+        Parameters
+        ----------
+        theta : array_like, shape (n_parameters,)
+            All parameters in one vector, where the objective is least.
+        kind : {"hessian", "robust"}
+            The inverse of A, the Hessian of the sum of losses and penalty, of which the objective
+            is the mean: that is the samples' weight times the objective's Hessian. Or the sandwich
+            ``A^-1 B A^-1``, where B is the sum of the outer products of the samples' gradients,
+            which is right for other variances than the loss's too.
+
+        Returns
+        -------
+        ndarray, shape (n_parameters, n_parameters), float64
+
+        Raises
+        ------
+        numpy.linalg.LinAlgError
+            If the Hessian is singular, or not positive definite.
+        ValueError
+            If `theta` has another shape, the kind is unknown, or a chunk holds what the loss does
+            not take.
+
+        Notes
+        -----
+        The loss has to be a negative log-likelihood; of one up to a factor, such as
+        ``squared_error``, twice that of variance 1, the "robust" kind is right as it is, and
+        "hessian" times twice the residuals' variance. Weights count as repetitions of samples for
+        "hessian", and as weights of independent samples for "robust".
+
+        Examples
+        --------
+        Standard errors. Two groups have the means 4 and 8, and the logarithms of the means are the
+        model's.
+
+        >>> import numpy as np
+        >>> import pullback as pb
+        >>> X = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
+        >>> y, theta = np.array([3.0, 5.0, 7.0, 9.0]), np.log([4.0, 2.0])
+        >>> objective = pb.LinearObjective(X, y, pb.poisson, fit_intercept=False)
+        >>> covariance = objective.covariance(theta)
+        >>> np.sqrt(np.diag(covariance)).round(4)
+        array([0.3536, 0.433 ])
+        >>> np.sqrt(np.diag(objective.covariance(theta, "robust"))).round(4)
+        array([0.1768, 0.1976])
+
+        Laplace's approximation of the log-evidence, up to the loss's and the prior's constants:
+
+        >>> log_determinant = np.linalg.slogdet(covariance)[1]
+        >>> evidence = -len(y) * objective.value(theta) + log_determinant / 2 + np.log(2 * np.pi)
+        >>> round(float(log_determinant), 4), round(float(evidence), 4)
+        (-4.852, 19.7733)
+        """
+        op = f"{_OP}.covariance"
+        if not isinstance(kind, str) or kind not in ("hessian", "robust"):
+            raise ValueError(f"{op}: kind must be 'hessian' or 'robust', not {shown(kind)}")
+        hessian, weight, grams = self._hessian(op, theta, robust=kind == "robust")
+        inverse = _inverse(op, hessian) / weight
+        if kind == "hessian":
+            return inverse
+        sandwich: Array = inverse @ grams[0] @ inverse
+        return (sandwich + sandwich.T) / 2
+
+    def line(self, theta: npt.ArrayLike, direction: npt.ArrayLike) -> Line:
+        """Return ``phi``, the objective at ``theta + t * direction``: ``phi(t)`` is (value, slope).
+
+        One pass over the data, and each step then takes O(N K) operations: a line search costs
+        hardly more than the pass.
+
+        Parameters
+        ----------
+        theta, direction : array_like, shape (n_parameters,)
+            All parameters, and a direction, in one vector each.
+
+        Returns
+        -------
+        Line
+            Which keeps 2 N K predictions, and copies of targets and weights.
+
+        Raises
+        ------
+        ValueError
+            If `theta` or `direction` has another shape, or a chunk holds what the loss does not
+            take.
+        """
+        op = f"{_OP}.line"
+        start = self._model(self._vector(op, theta))
+        change = self._model(self._vector(op, direction, "direction"))
+        w, b = (np.concatenate(pair, axis=-1) for pair in zip(start[:2], change[:2], strict=True))
+        both = Model(w, b, self._kinds)
+        parts = []
+        for where, samples in self._chunks(op):
+            line = np.empty((samples.n_samples, len(b)))
+            plain = Samples(samples.data, None, None, None, float(len(line)))
+            self._loss._sums(where, plain, both, "predict", kept=line)
+            if samples.offset is not None:
+                with np.errstate(all="ignore"):
+                    line[:, : self._n_outputs] += samples.offset.reshape(len(line), -1)
+            parts.append(LinePart(where, _without_data(samples, Dense(where, line)), line))
+        weight = divisor(op, "mean", tree_sum(part.samples.weight for part in parts))
+        coefficients = [] if self._penalty.is_zero else [start.w, change.w]
+        with np.errstate(all="ignore"):
+            pulls = [*map(self._penalty.times, coefficients)]
+        return Line(self._loss, parts, weight, [*coefficients, *pulls])
 
     def predict(self, X: Any, theta: npt.ArrayLike, offset: npt.ArrayLike | None = None) -> Array:
         """Return the mean response: the inverse link of the predictions where there is one.
@@ -357,6 +569,28 @@ class LinearObjective(Hinted):
 
     # --- one pass ---
 
+    def _hessian(
+        self, op: str, theta: npt.ArrayLike, *, robust: bool = False
+    ) -> tuple[Array, float, list[Array]]:
+        """Return the Hessian and the samples' weight, and the sum of g g^T of their gradients."""
+        model = self._model(self._vector(op, theta))
+        weights: list[float] = []
+
+        def terms() -> Iterator[Array]:
+            for where, samples in self._chunks(op):
+                weights.append(samples.weight)
+                sums = [hessian_sums(self._loss, where, samples, model)]
+                if robust:
+                    sums.append(self._loss._sample_grads(where, samples, model).gram())
+                yield np.stack(sums)
+
+        with np.errstate(all="ignore"):
+            hessian, *grams = tree_sum(terms())
+            weight = divisor(op, "mean", tree_sum(weights))
+            hessian /= weight
+            self._penalty.add_to(hessian)
+        return hessian, weight, grams
+
     def _summed(
         self, op: str, model: Model, job: Job, v: tuple[Array, Array] | None = None
     ) -> PartialSums:
@@ -372,7 +606,7 @@ class LinearObjective(Hinted):
     def _finished(self, op: str, sums: PartialSums, model: Model) -> float:
         by = divisor(op, "mean", sums.weight)
         with np.errstate(all="ignore"):
-            value = float(np.float64(sums.loss) / by) + self._penalty(model.w)
+            value = float(np.float64(sums.loss) / by) + self._penalty.value(model.w)
         if self._bar is not None:
             self._bar.set_postfix(loss=f"{value:.6g}")
         return value
@@ -382,28 +616,28 @@ class LinearObjective(Hinted):
         by = divisor(op, "mean", sums.weight)
         with np.errstate(all="ignore"):
             gw, gb = sums.gw / by, sums.gb / by
-            if self._l2 > 0:
-                gw += self._l2 * at.w
+            if not self._penalty.is_zero:
+                gw += self._penalty.times(at.w)
         return np.concatenate([gw.ravel(), gb if self._kinds.b is not None else gb[:0]])
 
-    def _penalty(self, w: Array) -> float:
-        # Times an infinite parameter, 0 would be NaN.
-        return 0.5 * self._l2 * float(np.vdot(w, w)) if self._l2 > 0 else 0.0
-
-    def _vector(self, op: str, theta: npt.ArrayLike, name: str = "theta") -> Array:
-        """Return a private copy of all parameters, or of a direction."""
+    def _vector(
+        self, op: str, theta: npt.ArrayLike, name: str = "theta", *, columns: bool = False
+    ) -> Array:
+        """Return a private copy of all parameters, of a direction, or of several as columns."""
         given = as_array(op, name, theta)
         kernel_dtype(op, name, given.dtype)
-        if given.shape != (self.n_parameters,):
-            raise ValueError(
-                f"{op}: {name} has shape {given.shape}, needs ({self.n_parameters},){self._counted}"
-            )
+        n = self.n_parameters
+        if given.shape != (n,) and not (columns and given.ndim == 2 and len(given) == n):
+            needed = f"({n},) or ({n}, m)" if columns else f"({n},)"
+            raise ValueError(f"{op}: {name} has shape {given.shape}, needs {needed}{self._counted}")
         return np.array(given, np.float64, order="C")
 
     def _model(self, theta: Array) -> Model:
-        w = theta[: self._n_coefficients].reshape(-1, self._n_outputs)
-        b = theta[self._n_coefficients :]
-        return Model(w, b if len(b) else np.zeros(self._n_outputs), self._kinds)
+        """Return a vector's parts, or those of columns: each output's together."""
+        width = self._n_outputs * math.prod(theta.shape[1:])
+        w, b = np.split(theta, [self._n_coefficients])
+        b = b.ravel() if self._kinds.b is not None else np.zeros(width)
+        return Model(w.reshape(self._n_features, width), b, self._kinds)
 
     # --- the data ---
 
@@ -466,9 +700,42 @@ def _make(kind: Callable[..., Any], arguments: tuple[Any, ...], options: dict[st
     return kind(*arguments, **options)
 
 
+def _inverse(op: str, hessian: Array) -> Array:
+    """Return the inverse of a positive definite matrix, by the one of the diagonal 1.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If it is singular, or not positive definite.
+    """
+    with np.errstate(all="ignore"):
+        scale = 1 / np.sqrt(hessian.diagonal())
+        scaled = scale[:, None] * hessian * scale
+    least = -np.inf
+    if np.isfinite(scaled).all():
+        values, vectors = np.linalg.eigh(scaled)
+        least = values.min(initial=1)
+    if not least > len(scaled) * np.finfo(float).eps:
+        raise np.linalg.LinAlgError(
+            f"{op}: the Hessian is singular or not positive definite. A column of X that is a "
+            "linear combination of others, or constant beside an intercept, has to be left out or "
+            "needs l2=. Intercepts of all classes are one too many: give a column of ones in X, "
+            "fit_intercept=False and l2="
+        )
+    half = scale[:, None] * vectors / np.sqrt(values)
+    inverse: Array = half @ half.T
+    return inverse
+
+
 def _array_source(row: LossRow, data: tuple[Any, ...], op: str) -> Iterator[tuple[str, Samples]]:
     samples, _ = weighing(op, "mean", check_samples(op, row, *data))
     yield op, samples
+
+
+def _without_data(samples: Samples, line: Dense) -> Samples:
+    """Return targets and weights as they are now, with predictions in the place of X."""
+    y, weights = (None if a is None else a.copy() for a in (samples.y, samples.sample_weight))
+    return replace(samples, data=line, y=y, given_y=y, sample_weight=weights, offset=None)
 
 
 def _chunk_source(row: LossRow, chunks: Any) -> Source:
@@ -497,18 +764,10 @@ def _chunk_source(row: LossRow, chunks: Any) -> Source:
     return source
 
 
-def _check_l2(l2: Any) -> float:
-    value = as_number(_OP, "l2", l2)
-    if not 0 <= value < np.inf:
-        raise ValueError(f"{_OP}: l2 is {value}, needs to be finite and not negative")
-    return value
-
-
-def _progress_bar() -> Any:
+def progress_bar(op: str, asked: str, **options: Any) -> Any:
+    """Return a bar of tqdm's, which is an optional dependency."""
     try:
-        from tqdm import tqdm  # noqa: PLC0415  an optional dependency
+        from tqdm import tqdm  # noqa: PLC0415
     except ImportError as error:
-        raise ImportError(
-            f"{_OP}: progress=True needs tqdm: pip install 'pullback[progress]'"
-        ) from error
-    return tqdm(unit=" samples", unit_scale=True)
+        raise ImportError(f"{op}: {asked} needs tqdm: pip install 'pullback[progress]'") from error
+    return tqdm(**options)

@@ -61,26 +61,23 @@ class Pointwise(Hinted):
 
     Parameters
     ----------
-    loss : object
+    loss : Loss
         The loss whose attribute ``pointwise`` it is.
     row : LossRow
         What the table says.
     engine : Engine
         What computes.
-    parameter : float
-        The loss's, or 0.
     """
 
-    def __init__(self, loss: object, row: LossRow, engine: Engine, parameter: float) -> None:
+    def __init__(self, loss: Any, row: LossRow, engine: Engine) -> None:
         self._loss = loss
         self._row = row
         self._kernels = engine.kernels
-        self._parameter = parameter
         self.__name__ = f"{row.name}.pointwise"
         self._call: Any = self._value
         if not engine.is_native:
             return
-        made = partial(engine.kernels.loss_method, row.name, parameter)
+        made = partial(engine.kernels.loss_method, *loss._row_and_parameter)
         self._call = made("pointwise", None, self._value)
         for own in METHODS:
             make = partial(made, f"pointwise.{own}", None)
@@ -303,7 +300,7 @@ class Pointwise(Hinted):
 
     def _evaluate(self, operands: _Operands, order: int) -> Array:
         values: Array = self._kernels.loss_pointwise(
-            self._row.name, self._parameter, operands.z, operands.y, order
+            *self._loss._row_and_parameter, operands.z, operands.y, order
         )
         return values.reshape(operands.shape if order == 0 else operands.z_shape)
 

@@ -1,6 +1,7 @@
 """The primitives in plain NumPy: fallback where there is no native code, and its test oracle.
 
-Each is made when it is first asked for.
+Each is made when it is first asked for. What the package has in `losses` alone is here, too, but
+not among the names that a star imports.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ from typing import Final
 
 from pullback.elementwise import make_elementwise
 from pullback.engine import ORACLE
+from pullback.gram import make_gram
 from pullback.losses import make_losses
 from pullback.products import make_products
 from pullback.reductions import make_reductions
 from pullback.registry import Registry, attributes
+from pullback.tables.losses import IN_LOSSES_ALONE
 
 _primitives: Final = Registry.joined(
     make_elementwise(ORACLE), make_products(ORACLE), make_reductions(ORACLE), make_losses(ORACLE)
 )
+gram: Final = make_gram(ORACLE)
 __getattr__ = attributes(globals(), _primitives)
 
-__all__ = [*_primitives]
+__all__ = [*(name for name in _primitives if name not in IN_LOSSES_ALONE), "gram"]
 
 
 def __dir__() -> list[str]:

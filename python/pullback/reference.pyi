@@ -10,7 +10,7 @@ from pullback.losses import Loss, ParametricLoss
 
 __all__ = ["abs", "add", "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh",
 "bilinear_form", "cbrt", "cos", "cosh", "divide", "dot", "elu", "equal", "erf", "erfc", "exp",
-"exp2", "expm1", "exponential", "gamma", "gelu", "gelu_tanh", "greater", "greater_equal",
+"exp2", "expm1", "exponential", "gamma", "gelu", "gelu_tanh", "gram", "greater", "greater_equal",
 "hard_sigmoid", "hard_tanh", "hinge", "huber", "hypot", "identity", "layer_norm", "leaky_relu",
 "less", "less_equal", "linear", "log", "log10", "log1p", "log2", "log_cosh", "log_sigmoid",
 "log_softmax", "logaddexp", "logistic", "logsumexp", "matmul", "max", "maximum", "mean", "min",
@@ -19,6 +19,8 @@ __all__ = ["abs", "add", "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "ar
 "sigmoid", "sign", "silu", "sin", "sinh", "softmax", "softmax_cross_entropy", "softplus",
 "softsign", "sqrt", "square", "squared_difference", "squared_error", "squared_hinge",
 "squared_norm2", "step", "subtract", "sum", "tan", "tanh", "variance", "xlogy"]
+
+def gram(X: Any, c: ArrayLike | None = None) -> NDArray[Any]: ...
 
 _Axis: TypeAlias = int | tuple[int, ...] | None
 _Out: TypeAlias = NDArray[Any] | tuple[Any, ...] | None
@@ -723,6 +725,34 @@ log_cosh: Final[Loss]
 """Logarithm of the hyperbolic cosine of the error.
 
 ``log(cosh(z - y))``; derivative ``tanh(z - y)``.
+"""
+tweedie: Final[ParametricLoss]
+"""Half the Tweedie deviance of a power under a log link, up to a constant.
+
+``(expm1((2 - power)*z)/(2 - power) if power != 2 else z) - y*expm1((1 - power)*z)/(1 - power)``;
+derivative ``exp((2 - power)*z) - y*exp((1 - power)*z)``.
+"""
+inverse_gaussian: Final[Loss]
+"""Half the inverse Gaussian deviance, log link, up to a constant.
+
+``y*exp(-2*z)/2 - exp(-z)``; derivative ``exp(-z) - y*exp(-2*z)``.
+"""
+negative_binomial: Final[ParametricLoss]
+"""Negative binomial loss under a log link, up to a constant.
+
+``(y + 1/alpha)*log(1 + alpha*exp(z)) - y*z``; derivative ``(exp(z) - y)/(1 + alpha*exp(z))``.
+"""
+probit: Final[Loss]
+"""Probit loss.
+
+``-y*log(ncdf(z)) - (1 - y)*log(ncdf(-z))``; derivative ``npdf(z)*(ncdf(z) -
+y)/(ncdf(z)*ncdf(-z))``.
+"""
+cloglog: Final[Loss]
+"""Complementary log-log loss.
+
+``-y*log(1 - exp(-exp(z))) + (1 - y)*exp(z)``; derivative ``(1 - y)*exp(z) -
+y*exp(z)/expm1(exp(z))``.
 """
 softmax_cross_entropy: Final[Loss]
 """Cross entropy of the softmax of K outputs.

@@ -48,7 +48,7 @@ __all__ = [
 
 Array: TypeAlias = npt.NDArray[Any]
 
-Job: TypeAlias = Literal["value", "gradient", "hvp", "curvature", "predict"]
+Job: TypeAlias = Literal["value", "gradient", "hvp", "curvature", "predict", "backward"]
 
 OPERANDS: Final = ("X", "y", "w", "b")
 

@@ -5,6 +5,7 @@ Everything computes in float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -125,6 +126,268 @@ _LOG_COSH: Final = (  # (log cosh(x) - x**2/2) / x**4, of x**2 up to 1/2
 )
 
 
+# In long double, where that is wider than double: then nothing here over- or underflows, and what a
+# product rounds off is no error of its exponential.
+
+
+def _in_long_double(function: Callable[..., Any]) -> Callable[[Array, Array, float], Array]:
+    """Return a function of (z, y, parameter) computed in long double and rounded to float64."""
+
+    def rounded(z: Array, y: Array, parameter: float) -> Array:
+        wide = (np.asarray(a).astype(np.longdouble) for a in (z, y))
+        return np.asarray(function(*wide, np.longdouble(parameter))).astype(np.float64)
+
+    return rounded
+
+
+def _exp_of(rate: Any, z: Array) -> Any:
+    return np.exp(rate * z) if rate else where_number(z, 1)
+
+
+def _expm1_over(rate: Any, z: Array) -> Any:
+    return np.expm1(rate * z) / rate if rate else z
+
+
+def _times(y: Array, values: Any) -> Any:
+    """Return their product, 0 where `y` is, whatever the values."""
+    return np.where(y == 0, 0, y * values)
+
+
+@_in_long_double
+def tweedie(z: Array, y: Array, power: Any) -> Any:
+    # Where both terms are infinite, the second decides.
+    second = -_times(y, _expm1_over(1 - power, z))
+    return np.where(second == np.inf, second, _expm1_over(2 - power, z) + second)
+
+
+@_in_long_double
+def tweedie_slope(z: Array, y: Array, power: Any) -> Any:
+    second = _times(y, _exp_of(1 - power, z))
+    return np.where(second == np.inf, -second, _exp_of(2 - power, z) - second)
+
+
+@_in_long_double
+def tweedie_curvature(z: Array, y: Array, power: Any) -> Any:
+    first = (2 - power) * _exp_of(2 - power, z)
+    second = (power - 1) * _times(y, _exp_of(1 - power, z))
+    return np.where(second == np.inf, second, first + second)
+
+
+@_in_long_double
+def inverse_gaussian(z: Array, y: Array, _: Any) -> Any:
+    e = np.exp(-z)
+    return e * (y * e / 2 - 1)
+
+
+@_in_long_double
+def inverse_gaussian_slope(z: Array, y: Array, _: Any) -> Any:
+    e = np.exp(-z)
+    return e * (1 - y * e)
+
+
+@_in_long_double
+def inverse_gaussian_curvature(z: Array, y: Array, _: Any) -> Any:
+    e = np.exp(-z)
+    return e * (2 * y * e - 1)
+
+
+@_in_long_double
+def negative_binomial(z: Array, y: Array, alpha: Any) -> Any:
+    # log(1 + m)/alpha + y (log(1 + m) - z) for m = alpha exp(z), without m where it is large.
+    log_m = z + np.log(alpha)
+    rest = np.log1p(np.exp(-np.abs(log_m)))
+    first = np.where(log_m > 0, log_m, 0) + rest
+    second = np.where(log_m > 0, np.log(alpha), -z) + rest
+    return where_number(z, first / alpha + _times(y, second))
+
+
+@_in_long_double
+def negative_binomial_slope(z: Array, y: Array, alpha: Any) -> Any:
+    log_m = z + np.log(alpha)
+    e = np.exp(-np.abs(log_m))
+    return np.where(log_m > 0, 1 / alpha - y * e, e / alpha - y) / (1 + e)
+
+
+@_in_long_double
+def negative_binomial_curvature(z: Array, y: Array, alpha: Any) -> Any:
+    e = np.exp(-np.abs(z + np.log(alpha)))
+    return (1 / alpha + y) * e / np.square(1 + e)
+
+
+class _Normal(NamedTuple):
+    """The normal distribution at -|z| and |z|: -log(Phi) and what its derivatives are made of."""
+
+    share: Any  # of the tail: of the target that is less likely
+    minus_logs: tuple[Any, Any]  # of the tail, and of 1 less that
+    hazards: tuple[Any, Any]  # the density over each
+    curvatures: tuple[Any, Any]
+
+
+def _normal(z: Array, y: Array) -> _Normal:
+    size = np.abs(z)
+    near = np.minimum(size, 39)  # of the fit
+    density_at_0 = 1 / np.sqrt(8 * np.arctan(np.longdouble(1)))
+    ratio = (horner(_MILLS, 1 - 8 / (near + 4)) + horner(_MILLS_REST, 1 - 8 / (near + 4))) / (
+        near + 4
+    )
+    gaussian = np.exp(-near * near / 2)
+    tail = gaussian * ratio
+    far = np.maximum(size, 39)
+    hazard = np.where(
+        size > 39, far + horner(_FAR_HAZARD, 1 / np.square(far)) / far, density_at_0 / ratio
+    )
+    rest = density_at_0 * gaussian / (1 - tail)
+    return _Normal(
+        np.where(z < 0, y, 1 - y),
+        (size * size / 2 + np.log(hazard / density_at_0), -np.log1p(-tail)),
+        (hazard, rest),
+        (horner(_MILLS_CURVATURE, 1 - 8 / (size + 4)), rest * (near + rest)),
+    )
+
+
+def _shared(of: _Normal, both: tuple[Any, Any], sign: int) -> Any:
+    return _times(of.share, both[0]) + sign * (1 - of.share) * both[1]
+
+
+@_in_long_double
+def probit(z: Array, y: Array, _: Any) -> Any:
+    of = _normal(z, y)
+    return _shared(of, of.minus_logs, 1)
+
+
+@_in_long_double
+def probit_slope(z: Array, y: Array, _: Any) -> Any:
+    of = _normal(z, y)
+    return np.where(z < 0, -1, 1) * _shared(of, of.hazards, -1)
+
+
+@_in_long_double
+def probit_curvature(z: Array, y: Array, _: Any) -> Any:
+    of = _normal(z, y)
+    return _shared(of, of.curvatures, 1)
+
+
+def _bernoulli(m: Array) -> tuple[Any, Any]:
+    """Return k = m/expm1(m) and m + k - 1."""
+    small, large = np.minimum(m, 1), np.clip(m, 1, 1e4)
+    even = np.square(small) * horner(_COTH, np.square(small))
+    quotient = large / np.expm1(large)
+    return (
+        np.where(m <= 1, 1 - small / 2 + even, where_number(m, quotient)),
+        np.where(m <= 1, small / 2 + even, where_number(m, large - 1 + quotient)),
+    )
+
+
+@_in_long_double
+def cloglog(z: Array, y: Array, _: Any) -> Any:
+    m = np.exp(z)
+    with_log = np.where(
+        m > 1,
+        -np.log1p(-np.exp(-m)),
+        np.where(z < -40, m / 2 - z, -np.log(-np.expm1(-np.minimum(m, 1)))),
+    )
+    return _times(1 - y, m) + _times(y, with_log)
+
+
+@_in_long_double
+def cloglog_slope(z: Array, y: Array, _: Any) -> Any:
+    m = np.exp(z)
+    return _times(1 - y, m) - y * _bernoulli(m)[0]
+
+
+@_in_long_double
+def cloglog_curvature(z: Array, y: Array, _: Any) -> Any:
+    m = np.exp(z)
+    ratio, rest = _bernoulli(m)
+    return _times(1 - y, m) + y * ratio * rest
+
+
+def share_of_loss(value_at_0: Array) -> Any:
+    """Return a mean response p, whose negative log-likelihood at a target of 0 is -log(1 - p)."""
+    return -np.expm1(-value_at_0)
+
+
+# npdf(0) times Mills' ratio R(t), times t + 4, in (t - 4)/(t + 4) for t up to 39.
+_MILLS: Final = (
+    0.7552851304157515,
+    -0.6078966419718921,
+    0.38713740074221487,
+    -0.1865218579596586,
+    0.060396574890918535,
+    -0.007540188966684266,
+    -0.0034796923669987625,
+    0.0016308184569926467,
+    0.0001333443079345876,
+    -0.00023109493079748265,
+    -1.9082286443068275e-06,
+    3.5144668293779664e-05,
+    7.165413379823758e-07,
+    -5.920135663192463e-06,
+    -6.293578299144168e-07,
+    1.0215316823746677e-06,
+    2.712108774438988e-07,
+    -1.5503992291906076e-07,
+    -8.475856578216766e-08,
+    1.3466178787341257e-08,
+    1.9215556426597376e-08,
+    1.749662508855634e-09,
+    -2.4131457067001766e-09,
+    -6.687846895163777e-10,
+)
+_MILLS_REST: Final = (-2.3258673795554806e-17, -1.338640948949232e-17)
+_FAR_HAZARD: Final = (
+    1.0,
+    -2.0,
+    10.0,
+    -74.0,
+    706.0,
+    -8162.0,
+)  # (1/R - t) t in 1/t**2, from there on
+# (1/R) (1/R - t), in the same variable for all t >= 0; (m/2 coth(m/2) - 1)/m**2 in m**2 up to 1.
+_MILLS_CURVATURE: Final = (
+    0.9533271616025774,
+    0.1428507144612674,
+    -0.16135973134979462,
+    0.06799977169288997,
+    0.023472872237170955,
+    -0.03991459546749493,
+    0.008078243850863805,
+    0.013322028422463718,
+    -0.008064667429582827,
+    -0.002764922830617445,
+    0.003992435524437485,
+    1.3469009703723782e-06,
+    -0.0015039467996264839,
+    0.0003400785379588074,
+    0.00046470216676407526,
+    -0.00021025074943856393,
+    -0.00011627418241378901,
+    8.996960784808979e-05,
+    2.0475426677353096e-05,
+    -3.139493642494022e-05,
+    -4.481467988610067e-07,
+    9.266289447321286e-06,
+    -1.4673132004095058e-06,
+    -2.290456298141665e-06,
+    6.723177942082747e-07,
+    4.503554859785669e-07,
+    -1.587908873924172e-07,
+    -6.256492503820003e-08,
+    1.706980982910641e-08,
+    4.55307672909683e-09,
+)
+_COTH: Final = (
+    0.08333333333333333,
+    -0.0013888888888888586,
+    3.3068783068145235e-05,
+    -8.267195716069155e-07,
+    2.087673683638037e-08,
+    -5.283757898636377e-10,
+    1.3330961991201414e-11,
+    -3.0659722541194154e-13,
+)
+
+
 # --- the softmax: classes on the last axis; targets are labels or probabilities ------------------
 
 
@@ -225,6 +488,8 @@ def loss_sums(
     kept: Array | None,
     gX: Array | None,
     scale: float,
+    *,
+    blocks: Iterable[tuple[slice, Rows]] | None = None,
 ) -> tuple[float, Array | None, Array | None]:
     """Return the weighted sums of a loss, of its gradient or of a Hessian-vector product.
 
@@ -250,7 +515,8 @@ def loss_sums(
         What to compute: a forward pass for the loss or for `kept` alone, or with a backward pass
         for the gradient or the Hessian's product with `v`.
     v : (ndarray, ndarray) or None
-        Direction, shaped as `w` and `b`.
+        Direction, shaped as `w` and `b`, or m of them, shapes (D, K m) and (K m,): those of an
+        output together.
     kept : ndarray, shape (N, K), float64, or None
         Written: of a curvature the second derivatives, of classes their probabilities; of
         predictions these themselves.
@@ -258,13 +524,15 @@ def loss_sums(
         Written in a gradient: `scale` times each sample's weighted gradient by its row.
     scale : float
         For `gX` alone.
+    blocks : iterable, optional
+        All rows in order, by what multiplies by them; NumPy's when omitted.
 
     Returns
     -------
     loss : float
         Sum of the weighted losses; 0 where they are not computed.
     gb, gw : ndarray or None
-        Shapes (K,) and (D, K); None where there is no backward pass.
+        Shapes (K,) and (D, K), or those of `v`; None where there is no backward pass.
 
     Raises
     ------
@@ -272,7 +540,7 @@ def loss_sums(
         With the arguments "y" or "sample_weight" and the first bad row, or "X" and a row near an
         index out of range.
     """
-    n_features, n_outputs = w.shape
+    row, (n_features, n_outputs) = row.at(parameter), w.shape
 
     def predicted(rows: slice, block: Rows) -> Array:
         z: Array = block.forward(w) + b
@@ -283,8 +551,7 @@ def loss_sums(
         if kept is not None and job == "predict":
             kept[rows] = predicted(rows, block)
             return np.zeros(1)
-        n = rows.stop - rows.start
-        weight = np.ones(n) if sample_weight is None else sample_weight[rows]
+        weight = None if sample_weight is None else sample_weight[rows]
         targets = _targets(row, y[rows], weight)
         check_rows(row, targets, weight, n_outputs, rows.start)
         z = predicted(rows, block)
@@ -294,22 +561,73 @@ def loss_sums(
         if v is not None:
             second = row.second_derivative(z, targets, parameter)
             z = block.forward(v[0]) + v[1]
-            slopes = _curved(row, second, targets, z)
+            along = z.reshape(len(z), n_outputs, -1)  # by direction
+            curved = [_curved(row, second, targets, along[..., i]) for i in range(along.shape[2])]
+            slopes = np.stack(curved, axis=2).reshape(z.shape)
         if slopes is None:
             return np.array([total])
         slopes = _weighted(slopes, weight)
         if gX is not None:
             gX[rows] = _gradient_in_X(slopes, w, weight, scale)
         finite = np.isfinite(slopes).all() and np.isfinite(z).all()
-        gw = block.backward(slopes, None if finite else weight != 0)
-        return np.concatenate([[total], _sum_rows(slopes), gw.ravel()])
+        counts = np.ones(len(slopes), bool) if weight is None else weight != 0
+        gb, gw = block.backward(slopes, None if finite else counts)
+        return np.concatenate([[total], gb, gw.ravel()])
 
     with np.errstate(all="ignore"):
-        sums = tree_sum(part(rows, block) for rows, block in blocks_of_rows(X))
+        sums = tree_sum(part(rows, block) for rows, block in blocks or blocks_of_rows(X))
     if sums.size == 1:
         return float(sums[0]), None, None
-    gb, gw = sums[1 : 1 + n_outputs], sums[1 + n_outputs :]
-    return float(sums[0]), gb, gw.reshape(n_features, n_outputs)
+    width = n_outputs if v is None else v[1].size
+    gb, gw = sums[1 : 1 + width], sums[1 + width :]
+    return float(sums[0]), gb, gw.reshape(n_features, width)
+
+
+def loss_line(
+    row: LossRow,
+    parameter: float,
+    line: Array,
+    y: Array,
+    sample_weight: Array | None,
+    step: float,
+    order: int,
+) -> tuple[float, float]:
+    """Return the weighted sums of a loss and of its derivative by the step along a line.
+
+    Parameters
+    ----------
+    row, parameter, y, sample_weight : LossRow, float, ndarray, ndarray or None
+        As for `loss_sums`.
+    line : ndarray, shape (N, 2 K), float64
+        Predictions at step 0, and how they change.
+    step : float
+    order : {1, 2}
+        Of the derivative; the sum of the losses is not computed for the second.
+
+    Raises
+    ------
+    ValueError
+        With the argument "y" or "sample_weight" and the first bad row.
+    """
+    row, n_outputs = row.at(parameter), line.shape[1] // 2
+
+    def part(rows: slice) -> Array:
+        start, change = line[rows, :n_outputs], line[rows, n_outputs:]
+        weight = np.ones(len(start)) if sample_weight is None else sample_weight[rows]
+        targets = _targets(row, y[rows], weight)
+        check_rows(row, targets, weight, n_outputs, rows.start)
+        z = start + step * change
+        job: Job = "gradient" if order == 1 else "hvp"
+        total, slopes = _scores(row, parameter, job, z, targets, weight)
+        if slopes is None:
+            second = row.second_derivative(z, targets, parameter)
+            slopes = _curved(row, second, targets, change)
+        slopes = _weighted(slopes, weight)
+        return np.array([total, np.sum(np.where(slopes == 0, 0, slopes * change))])
+
+    with np.errstate(all="ignore"):
+        total, derivative = tree_sum(part(rows) for rows in pieces(0, len(line)))
+    return float(total), float(derivative)
 
 
 def loss_pointwise(row: LossRow, parameter: float, z: Array, y: Array, order: int) -> Array:
@@ -326,6 +644,7 @@ def loss_pointwise(row: LossRow, parameter: float, z: Array, y: Array, order: in
     order : {0, 1, 2}
         Of the derivative; the second of classes is their probabilities.
     """
+    row = row.at(parameter)
     function = (row.value, row.derivative, row.second_derivative)[order]
     z64, y64 = z.astype(np.float64), y if y.dtype.kind == "i" else y.astype(np.float64)
     valid = row.targets.valid(y64, z.shape[-1])
@@ -337,16 +656,16 @@ def loss_pointwise(row: LossRow, parameter: float, z: Array, y: Array, order: in
         return np.where(valid, result, np.nan).astype(z.dtype)
 
 
-def _targets(row: LossRow, y: Array, weight: Array) -> Array:
+def _targets(row: LossRow, y: Array, weight: Array | None) -> Array:
     """Return targets as formulas take them; of labels without weight any."""
     if row.of_classes and y.ndim == 1:
-        return np.where(weight == 0, 0, y)
+        return y if weight is None else np.where(weight == 0, 0, y)
     y = y.astype(np.float64, copy=False)
     return y if row.of_classes else y.reshape(len(y), -1)
 
 
 def _scores(
-    row: LossRow, parameter: float, job: Job, z: Array, y: Array, weight: Array
+    row: LossRow, parameter: float, job: Job, z: Array, y: Array, weight: Array | None
 ) -> tuple[float, Array | None]:
     """Return the sum of the weighted losses, and the slopes; what the job does not need, not."""
     if job not in ("value", "gradient"):
@@ -356,15 +675,17 @@ def _scores(
     return float(np.sum(_weighted(losses, weight))), slopes
 
 
-def _weighted(values: Array, weight: Array) -> Array:
+def _weighted(values: Array, weight: Array | None) -> Array:
+    if weight is None:
+        return values
     return np.where(weight[:, None] == 0, 0, values * weight[:, None])
 
 
-def _gradient_in_X(slopes: Array, w: Array, weight: Array, scale: float) -> Array:
+def _gradient_in_X(slopes: Array, w: Array, weight: Array | None, scale: float) -> Array:
     gX = (scale * slopes) @ w.T
     if not np.isfinite(slopes).all():
         gX = scale * np.where(w == 0, 0, slopes[:, None, :] * w).sum(axis=-1)
-    return np.where(weight[:, None] == 0, 0, gX)
+    return gX if weight is None else np.where(weight[:, None] == 0, 0, gX)
 
 
 def _curved(row: LossRow, second: Array, y: Array, u: Array) -> Any:
@@ -373,7 +694,3 @@ def _curved(row: LossRow, second: Array, y: Array, u: Array) -> Any:
         return softmax_hessian_product(second, sums_of_targets(y), u)
     # Where the curvature overflowed, a prediction that does not change adds nothing.
     return np.where((u == 0) & (second == np.inf), 0, second * u)
-
-
-def _sum_rows(values: Array) -> Array:
-    return tree_sum(values[rows].sum(axis=0) for rows in pieces(0, len(values)))

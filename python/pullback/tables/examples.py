@@ -291,6 +291,21 @@ array([[ 0.22908229, -0.34362   ,  0.11453771]])""",
     "log_cosh": """\
 >>> pb.log_cosh.grad([[1.0], [2.0]], [0, 1], [0.5], [0.5])
 (array([0.84291424]), array([0.61185566]))""",
+    "tweedie": """\
+>>> pb.losses.tweedie.grad([[1.0], [2.0]], [0, 1], [0.5], [0.5])
+(array([2.4689941]), array([1.64667737]))""",
+    "inverse_gaussian": """\
+>>> pb.losses.inverse_gaussian.grad([[1.0], [2.0]], [1, 2], [0.5], [0.5])
+(array([0.2398281]), array([0.17805009]))""",
+    "negative_binomial": """\
+>>> pb.losses.negative_binomial.grad([[1.0], [2.0]], [0, 1], [0.5], [0.5])
+(array([1.00067824]), array([0.68310377]))""",
+    "probit": """\
+>>> pb.losses.probit.grad([[1.0], [2.0]], [0, 1], [0.5], [0.5])
+(array([0.62377789]), array([0.69317276]))""",
+    "cloglog": """\
+>>> pb.losses.cloglog.grad([[1.0], [2.0]], [0, 1], [0.5], [0.5])
+(array([1.30785352]), array([1.33349722]))""",
     "softmax_cross_entropy": """\
 >>> pb.softmax_cross_entropy.grad([[1.0], [2.0]], [0, 1], [[0.5, 0.0]], [0.0, 0.5])
 (array([[ 0.37245933, -0.37245933]]), array([ 0.06122967, -0.06122967]))""",

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from pullback.oracle import elementwise as nf
 from pullback.oracle import losses as lf
 
-__all__ = ["LOSSES", "ClassTargets", "LossRow", "Parameter", "Targets"]
+__all__ = ["IN_LOSSES_ALONE", "LOSSES", "ClassTargets", "LossRow", "Parameter", "Targets"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -127,18 +128,31 @@ class LossRow:
     formula: str
     derivative_formula: str  # by z
     second_derivative_formula: str
-    targets: Targets
+    targets: Targets  # those of the default parameter, where they depend on it
+    targets_at: Callable[[float], Targets]
     value: Callable[[Array, Array, float], Array]
     derivative: Callable[[Array, Array, float], Array]
     second_derivative: Callable[[Array, Array, float], Array]  # of classes: their probabilities
     flat_at_zero: bool  # whether its derivative at z = 0 is 0 whatever the target is
-    response: str | None  # the primitive that makes it a mean response
+    # The primitive that makes it a mean response, or how values at targets of 0 do.
+    response: str | Callable[[Array], Array] | None
     response_formula: str
     draw: Callable[[np.random.Generator, Array], Array]  # targets for predictions
     kinks: tuple[str, ...]  # expressions that vanish where a derivative jumps
     source: str
     parameter: Parameter | None
     note: str  # what else the docstring says, or ""
+    in_losses_alone: bool  # not in the package itself, where its name would read as a function
+
+    @property
+    def path(self) -> str:
+        """Where the package has it, such as "logistic" or "losses.probit"."""
+        return f"losses.{self.name}" if self.in_losses_alone else self.name
+
+    def at(self, parameter: float) -> LossRow:
+        """Return the row of the loss with a parameter, on which the targets may depend."""
+        targets = self.targets_at(parameter)
+        return self if targets is self.targets else _with_targets(self.name, targets)
 
     @property
     def of_classes(self) -> bool:
@@ -156,6 +170,11 @@ class LossRow:
         b = rng.standard_normal(outputs).astype(dtype) if outputs else 0.25
         y = self.draw(rng, X @ w + b)
         return X, y if self.of_classes else y.astype(dtype), w.astype(dtype), b
+
+
+@cache
+def _with_targets(name: str, targets: Targets) -> LossRow:
+    return replace(LOSSES[name], targets=targets)
 
 
 _FINITE: Final = Targets("to be finite", np.isfinite)
@@ -184,10 +203,12 @@ def _loss(
     source: str,
     mean: str = "z",
     flat_at_zero: bool = False,
-    response: str | None = None,
+    targets_at: Callable[[float], Targets] | None = None,
+    response: str | Callable[[Array], Array] | None = None,
     kinks: tuple[str, ...] = (),
     parameter: Parameter | None = None,
     note: str = "",
+    in_losses_alone: bool = False,
 ) -> LossRow:
     return LossRow(
         name=name,
@@ -196,6 +217,7 @@ def _loss(
         derivative_formula=df,
         second_derivative_formula=d2f,
         targets=y,
+        targets_at=targets_at or (lambda _: y),
         value=value,
         derivative=derivative,
         second_derivative=second_derivative,
@@ -207,6 +229,7 @@ def _loss(
         source=source,
         parameter=parameter,
         note=note,
+        in_losses_alone=in_losses_alone,
     )
 
 
@@ -217,6 +240,15 @@ def _noisy(rng: np.random.Generator, z: Array) -> Array:
 
 def _bits(rng: np.random.Generator, z: Array) -> Array:
     return np.asarray(rng.random(z.shape) < nf.sigmoid(z), dtype=np.float64)
+
+
+def _gammas(rng: np.random.Generator, z: Array) -> Array:
+    return np.exp(z) * (0.01 + rng.standard_gamma(2.0, z.shape))
+
+
+def _mixtures(rng: np.random.Generator, z: Array) -> Array:
+    mean = np.exp(np.minimum(z, 9.0))
+    return np.asarray(rng.poisson(rng.gamma(1.0, mean)), dtype=np.float64)
 
 
 def _signs(rng: np.random.Generator, z: Array) -> Array:
@@ -277,7 +309,7 @@ _ROWS: Final = (
         derivative=lambda z, y, _: 1 - lf.gamma_decay(z, y),
         second_derivative=lambda z, y, _: lf.gamma_decay(z, y),
         mean="exp(z)",                        response="exp",
-        draw=lambda rng, z: np.exp(z) * (0.01 + rng.standard_gamma(2.0, z.shape)),
+        draw=_gammas,
         source="McCullagh and Nelder 1989, the gamma under a log link"),
 
     _loss("huber", "Huber's loss, quadratic within delta, linear beyond",
@@ -343,6 +375,90 @@ _ROWS: Final = (
         draw=_noisy,
         source="chain rule"),
 
+    _loss("tweedie", "Half the Tweedie deviance of a power under a log link, up to a constant",
+        f="(expm1((2 - power)*z)/(2 - power) if power != 2 else z)"
+          " - y*expm1((1 - power)*z)/(1 - power)",
+        df="exp((2 - power)*z) - y*exp((1 - power)*z)",
+        d2f="(2 - power)*exp((2 - power)*z) - (1 - power)*y*exp((1 - power)*z)",
+        y=_COUNT,                             targets_at=lambda p: _COUNT if p < 2 else _POSITIVE,
+        value=lf.tweedie,
+        derivative=lf.tweedie_slope,
+        second_derivative=lf.tweedie_curvature,
+        mean="exp(z)",                        response="exp",
+        draw=lambda rng, z: np.exp(z) * rng.poisson(2, z.shape) / 2,
+        parameter=Parameter("power", 1.5, "to be finite and greater than 1",
+                            lambda power: 1 < power < math.inf),
+        source="Jorgensen 1987, under a log link",
+        note="The variance is a power of the mean: Poisson's is 1, gamma's 2, the inverse "
+             "Gaussian's 3. Targets of 0 need a power below 2. The constant is the one that makes "
+             "the loss 0 at z = 0, so that it has its digits for powers near 1 and 2, too; both "
+             "derivatives and the value are right to 2 and 3 ULP of their larger term. The loss is "
+             "convex up to a power of 2; beyond, its second derivative is negative where y is "
+             "less than (power - 2)/(power - 1)*exp(z).",
+        in_losses_alone=True),
+
+    _loss("inverse_gaussian", "Half the inverse Gaussian deviance, log link, up to a constant",
+        f="y*exp(-2*z)/2 - exp(-z)",          df="exp(-z) - y*exp(-2*z)",
+        d2f="2*y*exp(-2*z) - exp(-z)",        y=_POSITIVE,
+        value=lf.inverse_gaussian,
+        derivative=lf.inverse_gaussian_slope,
+        second_derivative=lf.inverse_gaussian_curvature,
+        mean="exp(z)",                        response="exp",
+        draw=_gammas,
+        source="McCullagh and Nelder 1989, the inverse Gaussian under a log link",
+        note="Not convex: the second derivative is negative where y is less than exp(z)/2.",
+        in_losses_alone=True),
+
+    _loss("negative_binomial", "Negative binomial loss under a log link, up to a constant",
+        f="(y + 1/alpha)*log(1 + alpha*exp(z)) - y*z",
+        df="(exp(z) - y)/(1 + alpha*exp(z))",
+        d2f="exp(z)*(1 + alpha*y)/(1 + alpha*exp(z))**2",
+        y=_COUNT,
+        value=lf.negative_binomial,
+        derivative=lf.negative_binomial_slope,
+        second_derivative=lf.negative_binomial_curvature,
+        mean="exp(z)",                        response="exp",
+        draw=_mixtures,
+        parameter=Parameter("alpha", 1.0, "to lie between 1e-100 and 1e100",
+                            lambda alpha: 1e-100 <= alpha <= 1e100),
+        source="Lawless 1987; the variance is the mean times 1 + alpha*mean",
+        note="It tends to the Poisson loss as alpha tends to 0. The value is right to 2 ULP of the "
+             "largest of log(1 + m)/alpha, y*log(1 + e) and y times z or log(alpha), where "
+             "m = alpha*exp(z) and e is the smaller of m and 1/m.",
+        in_losses_alone=True),
+
+    _loss("probit", "Probit loss",
+        f="-y*log(ncdf(z)) - (1 - y)*log(ncdf(-z))",
+        df="npdf(z)*(ncdf(z) - y)/(ncdf(z)*ncdf(-z))",
+        d2f="y*npdf(z)/ncdf(z)*(npdf(z)/ncdf(z) + z)"
+            " + (1 - y)*npdf(z)/ncdf(-z)*(npdf(z)/ncdf(-z) - z)",
+        y=_SHARE,
+        value=lf.probit,
+        derivative=lf.probit_slope,
+        second_derivative=lf.probit_curvature,
+        mean="ncdf(z)",                       response=lf.share_of_loss,
+        draw=lambda rng, z: np.asarray(rng.standard_normal(z.shape) < z, dtype=np.float64),
+        source="McCullagh and Nelder 1989, the binomial under a probit link",
+        note="Here ncdf and npdf are the normal distribution and density. A target between 0 and 1 "
+             "is a soft label. Value and second derivative are right to 2 and 3 ULP, the "
+             "derivative to 3 ULP of the larger of (1 - y)*npdf(z)/ncdf(-z) and y*npdf(z)/ncdf(z).",
+        in_losses_alone=True),
+
+    _loss("cloglog", "Complementary log-log loss",
+        f="-y*log(1 - exp(-exp(z))) + (1 - y)*exp(z)",
+        df="(1 - y)*exp(z) - y*exp(z)/expm1(exp(z))",
+        d2f="(1 - y)*exp(z) + y*exp(z)/expm1(exp(z))*(exp(z) + exp(z)/expm1(exp(z)) - 1)",
+        y=_SHARE,
+        value=lf.cloglog,
+        derivative=lf.cloglog_slope,
+        second_derivative=lf.cloglog_curvature,
+        mean="1 - exp(-exp(z))",              response=lf.share_of_loss,
+        draw=lambda rng, z: np.asarray(rng.exponential(size=z.shape) < np.exp(z), np.float64),
+        source="McCullagh and Nelder 1989, the binomial under a complementary log-log link",
+        note="A target between 0 and 1 is a soft label. Value and second derivative are right to "
+             "2 and 3 ULP, the derivative to 3 ULP of its larger term.",
+        in_losses_alone=True),
+
     _loss("softmax_cross_entropy", "Cross entropy of the softmax of K outputs",
         f="log(sum_k exp(z_k))*sum_k y_k - sum_k y_k*z_k",
         df="s*p_k - y_k, where p = softmax(z), s = sum_k y_k",
@@ -357,3 +473,4 @@ _ROWS: Final = (
 # fmt: on
 
 LOSSES: Final[Mapping[str, LossRow]] = MappingProxyType({row.name: row for row in _ROWS})
+IN_LOSSES_ALONE: Final = frozenset(row.name for row in _ROWS if row.in_losses_alone)

@@ -1,0 +1,852 @@
+"""Estimators for scikit-learn: linear models of any smooth loss, fitted in passes over X as it is.
+
+``LinearRegressor`` and ``LinearClassifier`` minimise the weighted mean of the loss plus
+``alpha/2 ||w||^2``; intercepts are not penalised. With N the sum of the weights, the same model is
+
+===================================  ==========================  ===================
+peer                                 loss                        alpha
+===================================  ==========================  ===================
+Ridge(alpha=a)                       "squared_error"             2 a / N
+LogisticRegression(C=c)              "logistic"                  1 / (c N)
+PoissonRegressor(alpha=a)            "poisson"                   a
+GammaRegressor(alpha=a)              "gamma"                     a
+TweedieRegressor(power=p, alpha=a)   pb.losses.tweedie(p)        a
+HuberRegressor(epsilon=e, alpha=a)   pb.huber(e scale_)          a scale_ / N
+glum, family "normal", alpha=a       "squared_error"             2 a
+glum, another family, alpha=a        its name here               a
+===================================  ==========================  ===================
+
+where scale_ is what HuberRegressor finds, and glum has ``l1_ratio=0``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.metrics import accuracy_score
+    from sklearn.utils import check_array, check_consistent_length, column_or_1d
+    from sklearn.utils.class_weight import compute_class_weight
+    from sklearn.utils.metaestimators import available_if
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.sparsefuncs import mean_variance_axis
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError(
+        "pullback.interop.sklearn needs scikit-learn 1.6 or newer: pip install 'pullback[sklearn]'"
+    ) from error
+
+from pullback import solvers
+from pullback.design_matrix import BLOCK_ENTRIES, KernelData, as_data, as_matrix
+from pullback.foreign import KERNEL_DTYPES, shown
+from pullback.losses import Loss, losses
+from pullback.objective import LinearObjective, progress_bar
+from pullback.partial import Kinds
+from pullback.samples import Model, Samples
+from pullback.tables.losses import LOSSES, ClassTargets
+
+__all__ = ["LinearClassifier", "LinearRegressor"]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+SOLVERS: Final = {
+    "newton-cholesky": solvers.newton,
+    "newton-cg": solvers.newton_cg,
+    "lbfgs": solvers.lbfgs,
+}
+# Their gradients jump, so that no solver here can tell when it has arrived.
+SMOOTHER: Final = {"hinge": "squared_hinge", "quantile": "huber", "relu_mse": "poisson"}
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """What is to be fitted."""
+
+    loss: Loss
+    X: Any
+    y: Array
+    weights: Array | None
+    offset: Array | None
+    l2: float | Array
+
+    @property
+    def n_outputs(self) -> int | None:
+        """The number of classes, which the labels of a sample may not tell."""
+        return int(self.y.max()) + 1 if self.loss.row.of_classes else None
+
+    def objective(self, fit_intercept: bool, n_outputs: int | None = None) -> LinearObjective:
+        """Return what is to be minimised."""
+        return LinearObjective(
+            self.X,
+            self.y,
+            self.loss,
+            self.l2,
+            self.weights,
+            fit_intercept,
+            offset=self.offset,
+            n_outputs=n_outputs or self.n_outputs,
+        )
+
+    def rows(self, rows: Array) -> _Problem:
+        """Return the problem of some of the samples."""
+        X, y = self.X[rows], self.y[rows]
+        weights, offset = (a if a is None else a[rows] for a in (self.weights, self.offset))
+        return _Problem(self.loss, X, y, weights, offset, self.l2)
+
+    def standardized(self) -> _Problem:
+        """Return the problem whose penalty is that of the coefficients of scaled features.
+
+        With v = s w of features over s, ||v||^2 is sum s^2 w^2. To centre changes no coefficient:
+        the intercept, which is not penalised, takes it up.
+        """
+        variances = _variances(self.X, self.weights)
+        return replace(self, l2=self.l2 * np.where(variances > 0, variances, 1.0))
+
+
+class _LinearModel(BaseEstimator):  # type: ignore[misc]
+    """What both estimators share: data as they are, a fit, and predictions."""
+
+    loss: str | Loss
+    alpha: float
+    fit_intercept: bool
+    standardize: bool
+    solver: str
+    tol: float
+    max_iter: int
+    warm_start: bool
+    verbose: int | bool
+
+    # --- the loss ---
+
+    @classmethod
+    def _accepts(cls, loss: Loss) -> bool:
+        """Tell whether the targets of a loss are this estimator's."""
+        raise NotImplementedError
+
+    def _given_loss(self) -> Loss:
+        """Return the loss that was asked for, if it can be fitted."""
+        name = type(self).__name__
+        suitable = [key for key in LOSSES if key not in SMOOTHER and self._accepts(losses[key])]
+        known = f"there are {', '.join(suitable)}"
+        loss = self.loss
+        if isinstance(loss, str):
+            if loss not in LOSSES:
+                raise ValueError(f"{name}: loss is {loss!r}; {known}")
+            loss = losses[loss]
+        if not isinstance(loss, Loss):
+            raise TypeError(f"{name}: loss must be a name or a loss, not {shown(loss)}; {known}")
+        smoother = SMOOTHER.get(loss.__name__)
+        if smoother is not None:
+            raise ValueError(
+                f"{name}: the gradient of {loss.__name__} jumps, where no solver converges; "
+                f"loss={smoother!r} is its smooth alternative"
+            )
+        if not self._accepts(loss):
+            raise ValueError(f"{name}: loss {loss.__name__} is not one of its own; {known}")
+        return loss
+
+    # --- data ---
+
+    def _checked_data(self, X: Any, *, reset: bool) -> Any:
+        """Return X as kernels take it, of the same memory where it can be, and note its names."""
+        name = type(self).__name__
+        matrix = X
+        # What makes no array, check_array makes one of, or complains of as users expect.
+        with contextlib.suppress(TypeError, ValueError):
+            matrix = as_matrix(name, X)
+        dtype = getattr(matrix, "dtype", None)
+        shape = getattr(matrix, "shape", ())
+        plain = getattr(dtype, "char", "") in KERNEL_DTYPES and len(shape) == 2 and all(shape)
+        if not plain or getattr(matrix, "format", "csr") not in ("csr", "csc"):
+            about = {"estimator": self, "input_name": "X", "ensure_all_finite": False}
+            matrix = check_array(X, accept_sparse=["csr", "csc"], dtype="numeric", **about)
+        validate_data(self, X, skip_check_array=True, reset=reset)
+        return matrix
+
+    def _vector(self, label: str, given: Any, X: Any, n_outputs: int = 1) -> Array | None:
+        """Return weights, or offsets, as float64."""
+        if given is None:
+            return None
+        about = {"ensure_2d": False, "estimator": self, "input_name": label}
+        vector = check_array(given, dtype=np.float64, order="C", **about)
+        shapes: list[tuple[int, ...]] = [(X.shape[0],)]
+        if label == "offset" and n_outputs > 1:
+            shapes.append((X.shape[0], n_outputs))
+        if vector.shape not in shapes:
+            raise ValueError(
+                f"{type(self).__name__}: {label} has shape {vector.shape}, X of shape {X.shape} "
+                f"needs {' or '.join(map(str, shapes))}"
+            )
+        return np.asarray(vector)
+
+    def _weights(self, sample_weight: Any, X: Any) -> Array | None:
+        weights = self._vector("sample_weight", sample_weight, X)
+        if weights is not None and not weights.any():
+            raise ValueError(f"{type(self).__name__}: sample_weight is zero for all samples")
+        return weights
+
+    def _check_finite(self, method: str, X: Any, weights: Array | None = None) -> None:
+        """Raise ValueError for the first entry of X that is not finite, where it counts."""
+        found = _first_not_finite(as_data(method, X).blocks(), weights)
+        if found is None:
+            return
+        i, j, value = found
+        names = getattr(self, "feature_names_in_", None)
+        raise ValueError(
+            f"Input X contains {'NaN' if np.isnan(value) else 'infinity'}: "
+            f"{type(self).__name__}.{method}: X[{i}, {j}]"
+            f"{'' if names is None else f' (feature {names[j]!r})'} is {value}; impute it, or give "
+            "the row a sample_weight of 0"
+        )
+
+    # --- the fit ---
+
+    def _fit(self, problem: _Problem) -> tuple[Array, Array]:
+        """Fit, and return coefficients (D, K) and intercepts (K,)."""
+        name = type(self).__name__
+        tol, max_iter = self._check_parameters()
+        if self.standardize:
+            problem = problem.standardized()
+        objective = problem.objective(self.fit_intercept)
+        theta = null = _null_model(objective, problem)
+        before = self._last_fit(objective)
+        if before is not None:
+            theta = before
+        about: dict[str, Any] = {"tol": tol, "max_iter": max_iter}
+        solver = self.solver
+        if solver == "auto":
+            solver = _fastest(problem, objective)
+            if solver == "lbfgs" and problem.loss.has_second_derivative:
+                theta, about["hessian"] = _pilot(problem, self.fit_intercept, theta)
+        if theta is not null:
+            about["reference"] = float(np.abs(objective.grad(null)).max())
+        if self.verbose:
+            about["callback"] = _Progress(name, max_iter)
+        solution = SOLVERS[solver](objective, theta, **about)
+        if self.verbose:
+            about["callback"].close()
+        if not (np.isfinite(solution.value) and np.isfinite(solution.gradient_norm)):
+            self._check_finite("fit", problem.X, problem.weights)
+        self.n_iter_ = solution.n_iter
+        if not solution.converged:
+            warnings.warn(
+                f"{name}: no convergence after {solution.n_iter} iterations: {solution.message}. "
+                f"The gradient's largest entry is {solution.gradient_norm:.3g}. "
+                f"{self._advice(solution)}",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        w, b = objective.unpack(solution.theta)
+        w = w.reshape(len(w), -1)
+        return w, np.zeros(w.shape[1]) if b is None else np.atleast_1d(b)
+
+    def _last_fit(self, objective: LinearObjective) -> Array | None:
+        """Return the parameters that the last fit ended at, where they can be started from."""
+        if not self.warm_start or not hasattr(self, "coef_"):
+            return None
+        w, b = np.atleast_2d(self.coef_).T, np.atleast_1d(self.intercept_)
+        theta = np.concatenate([w.ravel(), b if self.fit_intercept else b[:0]])
+        return (
+            theta
+            if w.shape[0] == self.n_features_in_ and len(theta) == objective.n_parameters
+            else None
+        )
+
+    def _advice(self, solution: solvers.Solution) -> str:
+        if "max_iter" in solution.message:
+            return "Increase max_iter, or alpha; features of one scale need fewer iterations."
+        if "not finite" in solution.message:
+            return "Scale the features, such as by StandardScaler, or increase alpha."
+        return "Increase tol, or alpha, or scale the features, such as by StandardScaler."
+
+    def _check_parameters(self) -> tuple[float, int]:
+        name = type(self).__name__
+        if self.solver not in {"auto", *SOLVERS}:
+            known = ", ".join(map(repr, ["auto", *SOLVERS]))
+            raise ValueError(f"{name}: solver is {self.solver!r}, needs to be one of {known}")
+        if not self.tol > 0:
+            raise ValueError(f"{name}: tol is {self.tol!r}, needs to be positive")
+        if not (isinstance(self.max_iter, int | np.integer) and self.max_iter > 0):
+            raise ValueError(f"{name}: max_iter is {self.max_iter!r}, needs a positive integer")
+        return float(self.tol), int(self.max_iter)
+
+    # --- predictions ---
+
+    def _predictions(self, X: Any, offset: Any) -> Array:
+        """Return z = X w + b + offset, shape (N, K)."""
+        check_is_fitted(self)
+        X = self._checked_data(X, reset=False)
+        data = as_data(type(self).__name__, X)
+        w = np.ascontiguousarray(np.atleast_2d(self.coef_).T, np.float64)
+        b = np.atleast_1d(np.asarray(self.intercept_, np.float64))
+        z = np.empty((data.shape[0], len(b)))
+        offset = self._vector("offset", offset, X, len(b))
+        samples = Samples(data, None, None, None, float(len(z)), offset)
+        model = Model(w, b, Kinds(w.shape, w.dtype, b))
+        losses["squared_error"]._sums("predict", samples, model, "predict", kept=z)
+        if not np.isfinite(z).all():
+            self._check_finite("predict", X)
+        return z
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+
+class LinearRegressor(RegressorMixin, _LinearModel):  # type: ignore[misc]
+    """A linear model of any smooth loss of a number: least squares, GLMs, robust regression.
+
+    Minimises the weighted mean of the loss plus ``alpha/2 ||w||^2``. X is read where it lies,
+    dense or sparse, float32 or float64, with float64 sums.
+
+    Parameters
+    ----------
+    loss : str or Loss
+        Such as "squared_error", "poisson", "gamma", ``pb.huber(1.35)``. A loss of shares, such as
+        "logistic", takes proportions, which with their counts in `sample_weight` are binomial.
+    alpha : float
+        Weight of the penalty.
+    fit_intercept : bool
+        Whether the model has an intercept, which is not penalised.
+    standardize : bool
+        Whether the penalty is that of features scaled to a standard deviation of 1; coefficients
+        stay those of X, of which no copy is made. Constant features stay as they are.
+    solver : {"auto", "newton-cholesky", "newton-cg", "lbfgs"}
+        See `pullback.solvers`. "auto" picks by the shape of X, and lets the fit of a sample tell
+        "lbfgs" where to start, and the scales and correlations of the features.
+    tol : float
+        The fit ends when the gradient's largest entry is at most so much of what it is without
+        features.
+    max_iter : int
+        Most iterations.
+    warm_start : bool
+        Whether to start from the last fit.
+    verbose : bool or int
+        Whether to show the progress, which needs tqdm.
+
+    Attributes
+    ----------
+    coef_ : ndarray, shape (n_features,)
+        Coefficients.
+    intercept_ : float
+        Intercept.
+    n_iter_ : int
+        Number of iterations.
+    n_features_in_ : int
+        Number of features.
+    feature_names_in_ : ndarray
+        Their names, if X had names that are strings.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pullback.interop.sklearn import LinearRegressor
+    >>> X, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([1, 1, 2, 4])
+    >>> model = LinearRegressor("poisson", alpha=0).fit(X, y)
+    >>> model.coef_.round(3).tolist(), round(model.score(X, y), 3)
+    ([0.491], 0.959)
+    """
+
+    def __init__(
+        self,
+        loss: str | Loss = "squared_error",
+        *,
+        alpha: float = 1e-4,
+        fit_intercept: bool = True,
+        standardize: bool = False,
+        solver: str = "auto",
+        tol: float = 1e-6,
+        max_iter: int = 1000,
+        warm_start: bool = False,
+        verbose: bool | int = False,
+    ) -> None:
+        self.loss = loss
+        self.alpha = alpha
+        self.fit_intercept = fit_intercept
+        self.standardize = standardize
+        self.solver = solver
+        self.tol = tol
+        self.max_iter = max_iter
+        self.warm_start = warm_start
+        self.verbose = verbose
+
+    @classmethod
+    def _accepts(cls, loss: Loss) -> bool:
+        targets = loss.row.targets
+        return not isinstance(targets, ClassTargets) and bool(targets.test(np.array(0.5)))
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, offset: Any = None) -> Self:
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : array_like, frame or sparse matrix, shape (n_samples, n_features)
+            Features.
+        y : array_like, shape (n_samples,)
+            Targets, in the loss's domain.
+        sample_weight : array_like, shape (n_samples,), optional
+            Weights, finite and not negative; a sample of weight 0 counts as if it were not there.
+        offset : array_like, shape (n_samples,), optional
+            Added to the linear predictions, such as the logarithm of an exposure.
+
+        Returns
+        -------
+        LinearRegressor
+            Itself.
+        """
+        loss = self._given_loss()
+        X = self._checked_data(X, reset=True)
+        y = self._targets(y, X)
+        weights, offset = self._weights(sample_weight, X), self._vector("offset", offset, X)
+        w, b = self._fit(_Problem(loss, X, y, weights, offset, self.alpha))
+        self.coef_, self.intercept_ = w[:, 0], float(b[0])
+        return self
+
+    def predict(self, X: Any, offset: Any = None) -> Array:
+        """Return the mean response to each sample.
+
+        Parameters
+        ----------
+        X, offset
+            As for `fit`.
+
+        Returns
+        -------
+        ndarray, shape (n_samples,), float64
+        """
+        z = self._predictions(X, offset)[:, 0]
+        response = self._given_loss()._response
+        return z if response is None else np.asarray(response(z))
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None, offset: Any = None) -> float:
+        """Return D^2, the share of the deviance that the model explains; R^2 of squared errors.
+
+        Parameters
+        ----------
+        X, y, sample_weight, offset
+            As for `fit`.
+
+        Returns
+        -------
+        float
+            ``1 - deviance(model) / deviance(null)``, where the null model has the best intercept
+            for `y`, and no features.
+        """
+        loss = self._given_loss()
+        z = self._predictions(X, offset)[:, 0]
+        matrix = self._checked_data(X, reset=False)
+        y = self._targets(y, matrix)
+        weights, offset = (
+            self._weights(sample_weight, matrix),
+            self._vector("offset", offset, matrix),
+        )
+        null = np.zeros_like(z) if offset is None else offset.copy()
+        null += _best_intercept(loss, y, weights, offset)
+        best = _saturated(loss, y)
+        of_model, of_null = (
+            float(np.average(loss.pointwise(at, y) - best, weights=weights)) for at in (z, null)
+        )
+        return 1 - of_model / of_null if of_null else float(of_model <= 0)
+
+    def _targets(self, y: Any, X: Any) -> Array:
+        if y is None:
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, but the target y is None"
+            )
+        about = {"ensure_2d": False, "estimator": self, "input_name": "y"}
+        y = column_or_1d(check_array(y, dtype=np.float64, **about), warn=True)
+        check_consistent_length(X, y)
+        return np.asarray(y)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        loss = losses.get(self.loss) if isinstance(self.loss, str) else self.loss
+        if isinstance(loss, Loss):
+            tags.target_tags.positive_only = not loss.row.targets.test(np.array(-1.0))
+        return tags
+
+
+def _is_probabilistic(model: LinearClassifier) -> bool:
+    return model._given_loss()._response is not None
+
+
+class LinearClassifier(ClassifierMixin, _LinearModel):  # type: ignore[misc]
+    """A linear model of any smooth loss of a class: logistic, multinomial, squared hinge.
+
+    Minimises the weighted mean of the loss plus ``alpha/2 ||w||^2``. X is read where it lies,
+    dense or sparse, float32 or float64, with float64 sums.
+
+    Parameters
+    ----------
+    loss : str or Loss
+        Such as "logistic" or "squared_hinge". Of more than two classes, "logistic" is
+        "softmax_cross_entropy"; another loss makes a model for each class against the rest, all
+        fitted in one. Of two classes, "softmax_cross_entropy" is "logistic" with half of alpha,
+        which has the same probabilities.
+    class_weight : dict or "balanced", optional
+        Weights of the classes, which multiply those of samples.
+    alpha, fit_intercept, standardize, solver, tol, max_iter, warm_start, verbose
+        As for `LinearRegressor`.
+
+    Attributes
+    ----------
+    classes_ : ndarray, shape (n_classes,)
+        Labels of the samples whose weight is not 0.
+    coef_ : ndarray, shape (1, n_features), or (n_classes, n_features)
+        Coefficients.
+    intercept_ : ndarray, shape (1,), or (n_classes,)
+        Intercepts.
+    n_iter_, n_features_in_, feature_names_in_
+        As for `LinearRegressor`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pullback.interop.sklearn import LinearClassifier
+    >>> X, y = np.array([[0.0], [1.0], [2.0], [3.0]]), ["no", "yes", "no", "yes"]
+    >>> LinearClassifier(alpha=0.1).fit(X, y).predict_proba(X)[:, 1].round(2).tolist()
+    [0.27, 0.42, 0.58, 0.73]
+    """
+
+    def __init__(
+        self,
+        loss: str | Loss = "logistic",
+        *,
+        alpha: float = 1e-4,
+        fit_intercept: bool = True,
+        class_weight: Any = None,
+        standardize: bool = False,
+        solver: str = "auto",
+        tol: float = 1e-6,
+        max_iter: int = 1000,
+        warm_start: bool = False,
+        verbose: bool | int = False,
+    ) -> None:
+        self.loss = loss
+        self.alpha = alpha
+        self.fit_intercept = fit_intercept
+        self.class_weight = class_weight
+        self.standardize = standardize
+        self.solver = solver
+        self.tol = tol
+        self.max_iter = max_iter
+        self.warm_start = warm_start
+        self.verbose = verbose
+
+    @classmethod
+    def _accepts(cls, loss: Loss) -> bool:
+        targets = loss.row.targets
+        return isinstance(targets, ClassTargets) or not targets.test(np.array(2.0))
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, offset: Any = None) -> Self:
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : array_like, frame or sparse matrix, shape (n_samples, n_features)
+            Features.
+        y : array_like, shape (n_samples,)
+            Labels: numbers, strings, anything that sorts.
+        sample_weight : array_like, shape (n_samples,), optional
+            Weights, finite and not negative; a sample of weight 0 counts as if it were not there.
+        offset : array_like, shape (n_samples,), or (n_samples, n_classes) for more than two
+            Added to the linear predictions.
+
+        Returns
+        -------
+        LinearClassifier
+            Itself.
+        """
+        name = type(self).__name__
+        loss, alpha = self._given_loss(), self.alpha
+        X = self._checked_data(X, reset=True)
+        if y is None:
+            raise ValueError(f"{name} requires y to be passed, but the target y is None")
+        y = column_or_1d(y, warn=True)
+        check_classification_targets(y)
+        check_consistent_length(X, y)
+        weights = self._weights(sample_weight, X)
+        self.classes_ = np.unique(y if weights is None else y[weights > 0])
+        n_classes = len(self.classes_)
+        if n_classes < 2:
+            raise ValueError(
+                f"{name} needs samples of two classes or more, got one class: {self.classes_}"
+            )
+        offset = self._vector("offset", offset, X, n_classes if n_classes > 2 else 1)
+        labels = np.searchsorted(self.classes_, y).clip(max=n_classes - 1)
+        weights = self._with_class_weights(labels, weights)
+        if n_classes > 2 and loss.__name__ == "logistic":
+            loss = loss._sibling("softmax_cross_entropy")
+        elif n_classes == 2 and loss.row.of_classes:
+            loss, alpha = loss._sibling("logistic"), alpha / 2
+        self._fitted_loss = loss
+        if not loss.row.of_classes:
+            least = 0.0 if loss.row.targets.test(np.array(0.0)) else -1.0
+            own = labels == 1 if n_classes == 2 else labels[:, None] == np.arange(n_classes)
+            labels = np.where(own, 1.0, least)
+        w, b = self._fit(_Problem(loss, X, labels, weights, offset, alpha))
+        self.coef_, self.intercept_ = np.ascontiguousarray(w.T), np.array(b)
+        return self
+
+    def _with_class_weights(self, labels: Array, weights: Array | None) -> Array | None:
+        if self.class_weight is None:
+            return weights
+        if isinstance(self.class_weight, str) and self.class_weight == "balanced":
+            counts = np.bincount(labels, weights)
+            by_class = counts.sum() / (len(counts) * counts)
+        else:
+            present = self.classes_[labels]
+            by_class = compute_class_weight(self.class_weight, classes=self.classes_, y=present)
+        by_sample: Array = by_class[labels]
+        return by_sample if weights is None else by_sample * weights
+
+    def decision_function(self, X: Any, offset: Any = None) -> Array:
+        """Return the predictions whose signs, or of whose classes the largest, tell the class.
+
+        Parameters
+        ----------
+        X, offset
+            As for `fit`.
+
+        Returns
+        -------
+        ndarray, shape (n_samples,), or (n_samples, n_classes) for more than two, float64
+            Predictions less the one at which both classes are as likely: 0 but for ``cloglog``.
+        """
+        z = self._predictions(X, offset)
+        return z[:, 0] - float(_at_response(self._fitted_loss, 0.5)) if z.shape[1] == 1 else z
+
+    def predict(self, X: Any, offset: Any = None) -> Array:
+        """Return the class of each sample.
+
+        Parameters
+        ----------
+        X, offset
+            As for `fit`.
+
+        Returns
+        -------
+        ndarray, shape (n_samples,)
+        """
+        z = self.decision_function(X, offset)
+        labels: Array = self.classes_[(z > 0).astype(int) if z.ndim == 1 else z.argmax(axis=1)]
+        return labels
+
+    @available_if(_is_probabilistic)  # type: ignore[untyped-decorator]
+    def predict_proba(self, X: Any, offset: Any = None) -> Array:
+        """Return the probabilities of the classes, where the loss has them.
+
+        Parameters
+        ----------
+        X, offset
+            As for `fit`.
+
+        Returns
+        -------
+        ndarray, shape (n_samples, n_classes), float64
+            In the order of `classes_`. Of models for each class, their probabilities over the sum.
+        """
+        z = self._predictions(X, offset)
+        response: Any = self._fitted_loss._response
+        p = np.asarray(response(z))
+        return np.hstack([1 - p, p]) if p.shape[1] == 1 else p / p.sum(axis=1, keepdims=True)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None, offset: Any = None) -> float:
+        """Return the accuracy.
+
+        Parameters
+        ----------
+        X, y, sample_weight, offset
+            As for `fit`.
+
+        Returns
+        -------
+        float
+        """
+        predicted = self.predict(X, offset)
+        return float(accuracy_score(y, predicted, sample_weight=sample_weight))
+
+
+def _first_not_finite(
+    blocks: Iterable[tuple[slice, KernelData]], weights: Array | None
+) -> tuple[int, int, float] | None:
+    """Return row, column and value of the first entry that is not finite, where it counts."""
+    for rows, X in blocks:
+        counts = np.ones(rows.stop - rows.start, bool) if weights is None else weights[rows] != 0
+        if isinstance(X, np.ndarray):
+            step = max(1, BLOCK_ENTRIES // X.shape[1])
+            parts = (slice(k, k + step) for k in range(0, len(X), step))
+            found: Iterator[Any] = (
+                (part.start + i, j, X[part.start + i, j])
+                for part in parts
+                for i, j in np.argwhere(~np.isfinite(X[part]) & counts[part, None])
+            )
+        else:
+            layout, data, indices, indptr, _ = X
+            at = np.flatnonzero(~np.isfinite(data[: indptr[-1]]))
+            major, minor = np.searchsorted(indptr, at, "right") - 1, indices[at]
+            i, j = (major, minor) if layout == "csr" else (minor, major)
+            found = iter(sorted(zip(i[counts[i]], j[counts[i]], data[at[counts[i]]], strict=True)))
+        first = next(found, None)
+        if first is not None:
+            return rows.start + int(first[0]), int(first[1]), float(first[2])
+    return None
+
+
+# --- which way to go ------------------------------------------------------------------------------
+
+SAMPLE: Final = 100  # samples of a pilot, for each parameter of an output
+MOST_FACTORED: Final = 2000  # parameters, of which a matrix is inverted
+ENTRIES_OF_NEWTON: Final = 20  # of a row of X, up to which Newton's passes are worth their cost
+
+
+def _fastest(problem: _Problem, objective: LinearObjective) -> str:
+    """Return the solver for data of such a shape."""
+    X, n = problem.X, objective.n_parameters
+    if not problem.loss.has_second_derivative:
+        return "lbfgs"
+    n_samples, n_features = X.shape
+    if n > MOST_FACTORED:
+        return "lbfgs" if n_features <= MOST_FACTORED < n_samples // 10 else "newton-cg"
+    entries = n_features if isinstance(X, np.ndarray) else X.nnz / n_samples
+    few = n_samples < 4 * SAMPLE * n_features
+    return "newton-cholesky" if few or entries <= ENTRIES_OF_NEWTON else "lbfgs"
+
+
+def _pilot(problem: _Problem, fit_intercept: bool, theta: Array) -> tuple[Array, Array | None]:
+    """Fit a sample; return where that ended, and about what the Hessian is, of each output.
+
+    The whole of the data then takes some ten passes, however the features are scaled.
+    """
+    n_samples, n_features = problem.X.shape
+    counting = n_samples if problem.weights is None else np.flatnonzero(problem.weights)
+    size = min(SAMPLE * (n_features + 1), np.size(counting) if np.ndim(counting) else n_samples)
+    rows = np.sort(np.random.default_rng(0).choice(counting, size, replace=False))
+    sample = problem.rows(rows)
+    n_outputs = len(theta) // (n_features + fit_intercept)
+    small = sample.objective(fit_intercept, problem.n_outputs)
+    if n_outputs == 1:
+        solution = solvers.newton(small, theta, tol=1e-3, max_iter=20)
+        hessian = small.hessian(solution.theta)
+    else:
+        # That of one output, but for the factors that the curvature of the loss would be.
+        squared = replace(
+            sample,
+            loss=problem.loss._sibling("squared_error"),
+            y=np.zeros(size),
+            offset=None,
+            l2=2 * n_outputs * problem.l2,
+        ).objective(fit_intercept)
+        hessian = squared.hessian(squared.initial())
+        solution = solvers.lbfgs(small, theta, tol=1e-3, max_iter=20, hessian=hessian)
+    if not (np.isfinite(solution.theta).all() and np.isfinite(hessian).all()):
+        return theta, None
+    # Of a feature that the sample hardly shows, its Hessian is known to no better than a row makes.
+    X = sample.X
+    shown = np.count_nonzero(X, axis=0) if isinstance(X, np.ndarray) else X.count_nonzero(axis=0)
+    diagonal = np.diagonal(hessian)[:n_features]
+    least = np.where(shown < 10, np.median(diagonal) / size, 0)
+    hessian[range(n_features), range(n_features)] += np.maximum(diagonal / (shown + 1), least)
+    return solution.theta, hessian
+
+
+def _variances(X: Any, weights: Array | None) -> Array:
+    """Return the variances of the columns, of samples that count."""
+    if not isinstance(X, np.ndarray):
+        X = X if X.dtype.kind == "f" else X.astype(np.float64)
+        return np.asarray(mean_variance_axis(X, 0, weights)[1])
+    total, mean, squares = 0.0, np.zeros(X.shape[1]), np.zeros(X.shape[1])
+    step = max(1, BLOCK_ENTRIES // X.shape[1])
+    for k in range(0, len(X), step):
+        rows = X[k : k + step].astype(np.float64)
+        w = np.ones(len(rows)) if weights is None else weights[k : k + step]
+        rows, w = rows[w > 0], w[w > 0]
+        if not len(w):
+            continue
+        weight = float(w.sum())
+        own = w @ rows / weight
+        change = own - mean
+        squares += w @ np.square(rows - own) + change**2 * (total * weight / (total + weight))
+        total += weight
+        mean += change * (weight / total)
+    return squares / total
+
+
+# --- models without features ----------------------------------------------------------------------
+
+
+def _at_response(loss: Loss, mean: npt.ArrayLike) -> Array:
+    """Return the predictions whose mean responses these are; 0 where there is no response."""
+    response: Any = loss._response
+    mean = np.asarray(mean, np.float64)
+    if response is None:
+        return mean if loss.row.targets.test(np.array(2.0)) else np.zeros_like(mean)
+    with np.errstate(all="ignore"):
+        match loss.row.response:
+            case "exp":
+                return np.asarray(np.log(mean))
+            case "sigmoid":
+                return np.asarray(np.log(mean) - np.log1p(-mean))
+    low, high = np.full_like(mean, -40), np.full_like(mean, 40)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = response(middle) < mean
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return np.asarray(high)
+
+
+def _null_model(objective: LinearObjective, problem: _Problem) -> Array:
+    """Return parameters to start from: no features, an intercept for the targets' mean."""
+    loss, y, weights, offset = problem.loss, problem.y, problem.weights, problem.offset
+    theta = objective.initial()
+    if objective._kinds.b is None:
+        return theta
+    if loss.row.of_classes:
+        with np.errstate(divide="ignore"):
+            start = np.log(np.bincount(y, weights, objective._n_outputs))
+        start -= start[np.isfinite(start)].mean()
+    else:
+        start = np.atleast_1d(_at_response(loss, np.average(y, axis=0, weights=weights)))
+    start = start - (0.0 if offset is None else np.average(offset, axis=0, weights=weights))
+    start[~np.isfinite(start)] = 0.0
+    theta[objective._n_coefficients :] = start
+    return theta
+
+
+def _best_intercept(loss: Loss, y: Array, weights: Array | None, offset: Array | None) -> float:
+    """Return the intercept of the best model without features."""
+    nothing = np.broadcast_to(0.0, (len(y), 1))
+    problem = _Problem(loss, nothing, y, weights, offset, 1.0)
+    objective = problem.objective(fit_intercept=True)
+    return float(solvers.newton(objective, _null_model(objective, problem), tol=1e-12).theta[-1])
+
+
+def _saturated(loss: Loss, y: Array) -> Array:
+    """Return the least loss that any prediction has, for each target."""
+    z = _at_response(loss, y)
+    # A mean at the end of what there is takes an infinite prediction; the loss has the limit 0.
+    return np.where(np.isfinite(z), loss.pointwise(np.where(np.isfinite(z), z, 0), y), 0.0)
+
+
+class _Progress:
+    """A bar of iterations, with the objective and the gradient."""
+
+    def __init__(self, title: str, max_iter: int) -> None:
+        self._bar = progress_bar(title, "verbose=True", desc=title, total=max_iter, unit=" it")
+
+    def __call__(self, n_iter: int, value: float, gradient_norm: float) -> None:
+        self._bar.set_postfix(loss=f"{value:.6g}", gradient=f"{gradient_norm:.2g}", refresh=False)
+        self._bar.update(n_iter - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()

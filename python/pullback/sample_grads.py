@@ -1,0 +1,206 @@
+"""Gradients of a linear model's loss by each sample, as slopes times rows of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pullback.config import guarded_class
+from pullback.design_matrix import Data, Sparse, blocks_of_rows
+from pullback.gram import gram_matrices
+from pullback.hessians import assembled
+from pullback.partial import Kinds
+from pullback.protocol import as_number
+from pullback.reductions import make_reductions
+from pullback.registry import Hinted
+from pullback.samples import Model, Samples
+
+if TYPE_CHECKING:
+    from pullback.losses import Loss
+
+__all__ = ["SampleGradients"]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+@guarded_class
+class SampleGradients(Hinted):
+    """The gradient of each sample's loss by a linear model's parameters, never written out.
+
+    What `sample_grads` of a loss returns. The gradient of sample i is the outer product of its row
+    ``x_i`` (and of 1, where there are intercepts) and its slopes ``s_i``, the derivatives of its
+    weighted loss by its K predictions; as a vector of n parameters it is in the order of
+    ``[w.ravel(), b]``. The slopes, N K numbers, are kept, and the data by reference: they are
+    read anew by each method.
+
+    Parameters
+    ----------
+    loss : Loss
+        What they are gradients of.
+    data : Data
+        The samples.
+    slopes : ndarray, shape (N, K), float64
+        Derivatives by the predictions.
+    kinds : Kinds
+        What the gradients by the parameters look like.
+
+    Examples
+    --------
+    Differentially private gradients are sums of clipped ones, to which noise is added.
+
+    >>> import numpy as np
+    >>> import pullback as pb
+    >>> X, y = np.array([[1.0, 2.0], [3.0, 4.0], [0.0, 1.0]]), np.array([1.0, 0.0, 1.0])
+    >>> gradients = pb.squared_error.sample_grads(X, y, np.ones(2))
+    >>> gradients.norms()
+    array([ 8.94427191, 70.        ,  0.        ])
+    >>> gradients.clip(1.0).norms().round(8)
+    array([1., 1., 0.])
+    >>> gradients.sum()
+    (array([46., 64.]), None)
+    >>> gradients.todense()
+    array([[ 4.,  8.],
+           [42., 56.],
+           [ 0.,  0.]])
+    """
+
+    def __init__(self, loss: Loss, data: Data, slopes: Array, kinds: Kinds) -> None:
+        self._loss, self._data, self._kinds = loss, data, kinds
+        self.slopes = slopes
+
+    def __len__(self) -> int:
+        """Return the number of samples, N."""
+        return len(self.slopes)
+
+    def __repr__(self) -> str:
+        n, size = self.shape
+        return f"<SampleGradients of {self._loss!r}: N={n}, {size} parameters>"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of samples and of parameters, (N, n)."""
+        n_samples, n_outputs = self.slopes.shape
+        return n_samples, self._data.shape[1] * n_outputs + self._by_intercepts.shape[1]
+
+    def norms(self) -> Array:
+        """Return the Euclidean norm of each sample's gradient, shape (N,), in one pass over X."""
+        norm = make_reductions(self._loss._engine)["norm2"]
+        with np.errstate(all="ignore"), _explaining("SampleGradients.norms", self._data):
+            of_rows = np.empty(len(self))
+            for rows, X in self._blocks():
+                of_rows[rows] = X.norms(norm)
+            by_w = norm(self.slopes, axis=1) * of_rows
+            by_b = norm(self._by_intercepts, axis=1)
+            return np.where(self._counts, np.hypot(by_w, by_b), 0)
+
+    def clip(self, c: float) -> SampleGradients:
+        """Return the gradients, those scaled to the norm `c` whose norm is greater.
+
+        Parameters
+        ----------
+        c : float
+            The largest norm, not negative.
+
+        Returns
+        -------
+        SampleGradients
+            Of the same data. Rounding takes no norm beyond `c`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `c` is no number, or negative.
+        """
+        op = "SampleGradients.clip"
+        c = as_number(op, "c", c)
+        if not c >= 0:
+            raise ValueError(f"{op}: c is {c}, needs to be a number that is not negative")
+        norms = self.norms()
+        with np.errstate(all="ignore"):
+            factors = np.where(norms > c, c / norms * (1 - 2.0**-48), 1)
+            slopes = self.slopes * factors[:, None]
+        return SampleGradients(self._loss, self._data, slopes, self._kinds)
+
+    def sum(self) -> tuple[Array, Any]:
+        """Return the sum of all gradients by w and by b, in one pass over X.
+
+        Returns
+        -------
+        (gw, gb) : tuple
+            In the shapes, dtypes and kinds of the gradients of the loss.
+        """
+        n, n_outputs = self.slopes.shape
+        kinds, counts = self._kinds, self._counts
+        model = Model(np.zeros((self._data.shape[1], n_outputs)), np.zeros(n_outputs), kinds)
+        weights = None if counts.all() else counts.astype(np.float64)
+        # The slopes of (z - 0)**2 are 2 z, and z is the offset where the coefficients are 0.
+        targets = np.zeros((n, n_outputs))
+        samples = Samples(self._data, targets, targets, weights, float(n), 0.5 * self.slopes)
+        linear = self._loss._sibling("squared_error")
+        sums = linear._sums("SampleGradients.sum", samples, model, "gradient")
+        return kinds.deliver(sums.gw, sums.gb)
+
+    def gram(self) -> Array:
+        """Return the sum of the gradients' outer products, shape (n, n), in K passes over X.
+
+        The middle of a robust (sandwich) covariance, and the empirical Fisher information.
+        """
+        engine, outputs, like = self._loss._engine, self.slopes.shape[1], self._kinds.b
+
+        def blocks() -> Iterator[tuple[int, int, Array]]:
+            for k in range(outputs):
+                with np.errstate(all="ignore"):
+                    factors = self.slopes[:, k:] * self.slopes[:, k, None]
+                about = engine, "SampleGradients.gram", self._data, factors
+                for i, gram in enumerate(gram_matrices(*about, intercept=like is not None), k):
+                    yield k, i, gram
+
+        return assembled((self._data.shape[1], outputs), like, blocks())
+
+    def todense(self) -> Array:
+        """Return all gradients as an array, shape (N, n), float64."""
+        dense, counts, by_b = np.empty(self.shape), self._counts, self._by_intercepts
+        size = dense.shape[1] - by_b.shape[1]
+        dense[:, size:] = by_b
+        with np.errstate(all="ignore"), _explaining("SampleGradients.todense", self._data):
+            for rows, X in self._blocks():
+                elements = X.todense()[:, :, None]
+                products = np.where(elements == 0, 0, elements * self.slopes[rows, None, :])
+                products[~counts[rows]] = 0
+                dense[rows, :size] = products.reshape(len(products), size)
+        return dense
+
+    @property
+    def _counts(self) -> Array:
+        """Whether a sample has a slope that is not 0: of others it does not matter what X holds."""
+        counts: Array = (self.slopes != 0).any(axis=1)
+        return counts
+
+    @property
+    def _by_intercepts(self) -> Array:
+        """Gradients by the intercepts, of which there are none, one, or one for each output."""
+        n_intercepts = 0 if self._kinds.b is None else np.size(self._kinds.b)
+        if n_intercepts in (0, self.slopes.shape[1]):
+            return self.slopes[:, :n_intercepts]
+        shared: Array = self.slopes.sum(axis=1, keepdims=True)
+        return shared
+
+    def _blocks(self) -> Iterator[tuple[slice, Any]]:
+        for whole, X in self._data.blocks():
+            for part, block in blocks_of_rows(X):
+                yield slice(whole.start + part.start, whole.start + part.stop), block
+
+
+@contextmanager
+def _explaining(op: str, data: Data) -> Iterator[None]:
+    """Tell people what is wrong with sparse data."""
+    try:
+        yield
+    except ValueError as error:
+        if error.args[:1] != ("X",) or not isinstance(data, Sparse):
+            raise
+        raise ValueError(f"{op}: {data.complaint()}") from None

@@ -1,0 +1,471 @@
+"""Solvers for objectives of linear models: Newton, Newton-CG and L-BFGS.
+
+Each minimises what has the methods of `pullback.LinearObjective`, and stops when no entry of the
+gradient is larger than ``tol`` times the largest at the start (or than ``tol * reference``), or
+when floating point ends its progress: it never reports success for less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Solution", "lbfgs", "newton", "newton_cg"]
+
+Array: TypeAlias = npt.NDArray[Any]
+# Told after each iteration: its number, the value, the gradient's largest entry.
+Callback: TypeAlias = Callable[[int, float, float], object]
+
+EPS: Final = float(np.finfo(np.float64).eps)
+ENOUGH: Final = 1e-4  # of the decrease that the slope promises (Armijo)
+FLAT: Final = 0.5  # of the slope may be left at the end of a step (Wolfe)
+LEAST_SHIFT: Final = 1e-10  # of a Hessian whose diagonal is 1
+MOST_SHIFT: Final = 1e4
+AT_ROUNDING: Final = 64  # times the error that rounding the parameters makes in the gradient
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Where a solver ended.
+
+    Parameters
+    ----------
+    theta : ndarray, shape (n_parameters,)
+        The parameters.
+    value : float
+        The objective there.
+    gradient_norm : float
+        The largest entry of its gradient there, in magnitude.
+    n_iter : int
+        Number of iterations.
+    converged : bool
+        Whether the gradient is as small as was asked for, or as rounding lets it be.
+    message : str
+        Why it ended, and what it had to do on the way.
+    """
+
+    theta: Array
+    value: float
+    gradient_norm: float
+    n_iter: int
+    converged: bool
+    message: str
+
+
+def newton(
+    objective: Any,
+    theta: npt.ArrayLike | None = None,
+    *,
+    tol: float = 1e-6,
+    reference: float | None = None,
+    max_iter: int = 100,
+    callback: Callback | None = None,
+) -> Solution:
+    """Minimise by Newton's method, with a Cholesky factor of the Hessian.
+
+    Best where there are many more samples than features: an iteration costs N D^2 and D^3. A full
+    step is tried first; when it does not do, a line search, whose steps cost O(N) each, follows. A
+    Hessian that is singular or ill-conditioned is regularised, which the message says.
+
+    Parameters
+    ----------
+    objective : LinearObjective
+        What to minimise.
+    theta : array_like, shape (n_parameters,), optional
+        Where to start; ``objective.initial()`` when omitted.
+    tol : float
+        Largest entry of the gradient to end at, as a share of `reference`.
+    reference : float, optional
+        The largest entry of the gradient at `theta` when omitted.
+    max_iter : int
+        Most iterations.
+    callback : callable, optional
+        ``callback(n_iter, value, gradient_norm)``, called after each iteration.
+
+    Returns
+    -------
+    Solution
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pullback as pb
+    >>> from pullback.solvers import newton
+    >>> X = np.array([[0.0], [1.0], [2.0], [3.0]])
+    >>> solution = newton(pb.LinearObjective(X, [1, 1, 2, 4], pb.poisson), tol=1e-10)
+    >>> solution.converged, solution.theta.round(4).tolist()
+    (True, [0.4915, -0.1541])
+    """
+    run = _Run(objective, theta, tol, reference, max_iter, callback)
+    hessian, shift, most = None, 0.0, 0.0
+    while run.goes_on() and shift < MOST_SHIFT:
+        if hessian is None:
+            hessian = _fixed(objective, objective.hessian(run.theta))
+            if not np.isfinite(hessian).all():
+                return run.end("the Hessian is not finite")
+        scale, factor, used = _factor(hessian, shift)
+        most = max(most, used)
+        length = run.move(-scale * _solve(factor, scale * run.gradient))
+        if not length and not used and run.is_at_rounding():
+            break
+        if length:
+            hessian = None
+        # Where the parabola that the Hessian makes does not hold, shorter steps along the gradient.
+        shift = max(1e-4, 10 * used) if length < 0.1 else used / 10 if used > LEAST_SHIFT else 0.0
+    about = f"; the Hessian is singular or ill-conditioned: regularised by up to {most:.1g} of its "
+    return run.end(about=about + "diagonal" if most else "")
+
+
+def newton_cg(
+    objective: Any,
+    theta: npt.ArrayLike | None = None,
+    *,
+    tol: float = 1e-6,
+    reference: float | None = None,
+    max_iter: int = 100,
+    callback: Callback | None = None,
+    hessian: npt.ArrayLike | None = None,
+) -> Solution:
+    """Minimise by Newton's method, whose steps conjugate gradients find from Hessian products.
+
+    Best where a Hessian would be too large; each product is one pass over the data. Conjugate
+    gradients end early while the minimum is far (Nocedal and Wright 2006, algorithm 7.1).
+
+    Parameters
+    ----------
+    objective, theta, tol, reference, max_iter, callback
+        As for `newton`.
+    hessian : array_like, shape (n_parameters, n_parameters), optional
+        About what the Hessian is, such as that of some of the samples: with it, the number of
+        passes hardly depends on scales and correlations of the features. Of K outputs, that of
+        each will do, shape (n_parameters / K, n_parameters / K).
+
+    Returns
+    -------
+    Solution
+    """
+    run = _Run(objective, theta, tol, reference, max_iter, callback)
+    whitened = _Whitening(objective, hessian)
+    while run.goes_on():
+        forcing = min(0.25, np.sqrt(run.norm / run.first_norm))
+        product = partial(objective.hvp, run.theta)
+        product = partial(whitened.product, partial(objective.hvp, run.theta))
+        step = _conjugate_gradients(product, whitened.of_gradient(run.gradient), forcing)
+        step = whitened.to_theta(step)
+        run.stalled = not run.move(step)
+    return run.end()
+
+
+def lbfgs(
+    objective: Any,
+    theta: npt.ArrayLike | None = None,
+    *,
+    tol: float = 1e-6,
+    reference: float | None = None,
+    max_iter: int = 100,
+    callback: Callback | None = None,
+    hessian: npt.ArrayLike | None = None,
+) -> Solution:
+    """Minimise by SciPy's L-BFGS-B, from gradients alone.
+
+    Parameters
+    ----------
+    objective, theta, tol, reference, max_iter, callback, hessian
+        As for `newton_cg`.
+
+    Returns
+    -------
+    Solution
+
+    Raises
+    ------
+    ImportError
+        If SciPy is not installed.
+    """
+    try:
+        from scipy.optimize import minimize  # noqa: PLC0415  an optional dependency
+    except ImportError as error:
+        raise ImportError("lbfgs needs SciPy: pip install scipy") from error
+    run = _Run(objective, theta, tol, reference, max_iter, callback)
+    whitened, origin = _Whitening(objective, hessian), run.theta
+    evaluated = (np.zeros_like(origin), run.value, run.gradient)  # the last
+
+    def value_and_grad(u: Array) -> tuple[float, Array]:
+        nonlocal evaluated
+        if not np.array_equal(u, evaluated[0]):
+            evaluated = (u.copy(), *objective.value_and_grad(origin + whitened.to_theta(u)))
+        return evaluated[1], whitened.of_gradient(evaluated[2])
+
+    def after(intermediate_result: Any) -> None:
+        u = intermediate_result.x
+        value_and_grad(u)
+        run.arrive(origin + whitened.to_theta(u), *evaluated[1:])
+        if not run.goes_on():
+            raise StopIteration
+
+    if run.goes_on():
+        options = {"maxiter": max_iter, "maxfun": 100 * max_iter, "gtol": 0, "ftol": 0}
+        options |= {"maxls": 50, "maxcor": 30}  # pairs cost little beside a pass, and save passes
+        start = np.zeros_like(origin)
+        about = {"jac": True, "method": "L-BFGS-B", "callback": after, "options": options}
+        minimize(value_and_grad, start, **about)
+    if not run.goes_on() or not objective._loss.has_second_derivative:
+        run.stalled = run.goes_on()
+        return run.end()
+
+    def told(n_iter: int, value: float, gradient_norm: float) -> None:
+        if callback is not None:
+            callback(run.n_iter + n_iter, value, gradient_norm)
+
+    # SciPy's line search asks values for what only gradients can tell by now.
+    rest = newton_cg(
+        objective,
+        run.theta,
+        tol=run.gtol,
+        reference=1.0,
+        max_iter=max_iter - run.n_iter,
+        callback=told,
+        hessian=hessian,
+    )
+    return replace(
+        rest,
+        n_iter=run.n_iter + rest.n_iter,
+        message=f"{rest.message}; Newton-CG took the last {rest.n_iter} iterations",
+    )
+
+
+class _Run:
+    """What solvers share: where they are, when to go on, how to move, what to report."""
+
+    def __init__(
+        self,
+        objective: Any,
+        theta: npt.ArrayLike | None,
+        tol: float,
+        reference: float | None,
+        max_iter: int,
+        callback: Callback | None,
+    ) -> None:
+        self.objective = objective
+        self.theta = objective.initial() if theta is None else np.array(theta, np.float64)
+        self.value, self.gradient = objective.value_and_grad(self.theta)
+        self.n_iter, self.max_iter, self.callback = 0, max_iter, callback
+        self.stalled = False
+        self.first_norm = self.norm
+        self.gtol = tol * (self.norm if reference is None else reference)
+
+    @property
+    def norm(self) -> float:
+        """The gradient's largest entry."""
+        return float(np.abs(self.gradient).max(initial=0.0))
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether there is anything to go on from."""
+        return bool(np.isfinite(self.value) and np.isfinite(self.gradient).all())
+
+    def goes_on(self) -> bool:
+        """Tell whether there is more to do."""
+        more = self.norm > self.gtol and self.n_iter < self.max_iter and not self.stalled
+        return more and self.is_finite
+
+    def arrive(self, theta: Array, value: float, gradient: Array) -> None:
+        """Make the end of a step the place to go on from."""
+        self.theta, self.value, self.gradient = theta, value, gradient
+        self.n_iter += 1
+        if self.callback is not None:
+            self.callback(self.n_iter, value, self.norm)
+
+    def move(self, step: Array) -> float:
+        """Move along a step, as far as the objective falls well; return the share of it taken."""
+        slope = float(self.gradient @ step)
+        if not slope < 0:
+            return 0.0
+        t = 1.0
+        theta = self.theta + step
+        value, gradient = self.objective.value_and_grad(theta)
+        allowance = 4 * EPS * abs(self.value)
+        verdict = _verdict(value, float(gradient @ step), t, self.value, slope, allowance)
+        if verdict:
+            t = _search(self.objective.line(self.theta, step), self.value, slope)
+            if not t:
+                return 0.0
+            theta = self.theta + t * step
+            value, gradient = self.objective.value_and_grad(theta)
+            if not np.isfinite(value):
+                return 0.0
+        # Where values no longer tell, the gradient has to fall.
+        before = self.norm
+        if -slope <= allowance and not np.abs(gradient).max() < FLAT * before:
+            self.stalled = True
+            if not np.abs(gradient).max() < before:
+                return 0.0
+        self.arrive(theta, value, gradient)
+        return t
+
+    def is_at_rounding(self) -> bool:
+        """Tell whether the gradient is what rounding the parameters makes of 0."""
+        moved = self.objective.hvp(self.theta, self.theta)
+        return self.norm <= AT_ROUNDING * EPS * float(np.abs(moved).max(initial=0.0))
+
+    def end(self, why: str = "", about: str = "") -> Solution:
+        """Return where the run ended, and why."""
+        converged = self.norm <= self.gtol
+        if not self.is_finite:
+            why = "the objective or its gradient is not finite"
+        elif converged:
+            why = f"the gradient's largest entry is at most {self.gtol:.3g}"
+        elif not why and self.n_iter >= self.max_iter:
+            why = f"max_iter={self.max_iter} iterations were not enough"
+        elif not why:
+            converged = self.objective._loss.has_second_derivative and self.is_at_rounding()
+            why = "floating point ended the progress"
+            why += ", at a gradient of rounding errors" if converged else ""
+        return Solution(
+            self.theta, float(self.value), self.norm, self.n_iter, converged, why + about
+        )
+
+
+class _Whitening:
+    """Coordinates u in which about the Hessian is the unit matrix: theta = T u.
+
+    Of several outputs, which theta holds side by side, T may be that of each.
+    """
+
+    def __init__(self, objective: Any, hessian: npt.ArrayLike | None) -> None:
+        self._T = None
+        if hessian is None:
+            return
+        given = np.array(hessian, np.float64)
+        n, n_outputs = objective.n_parameters, objective._n_outputs
+        shapes = [(n, n), (n // n_outputs, n // n_outputs)]
+        if given.shape not in shapes or not np.isfinite(given).all():
+            raise ValueError(
+                f"hessian must be finite and have one of the shapes {shapes}, not {given.shape}"
+            )
+        if given.shape == (n, n):
+            given = _fixed(objective, given)
+        scale, factor, _ = _factor(given)
+        self._T = scale[:, None] * np.linalg.inv(factor).T
+
+    def to_theta(self, u: Array) -> Array:
+        """Return what u is in the parameters."""
+        return u if self._T is None else (self._T @ u.reshape(len(self._T), -1)).ravel()
+
+    def of_gradient(self, gradient: Array) -> Array:
+        """Return the gradient by u."""
+        T = self._T
+        return gradient if T is None else (T.T @ gradient.reshape(len(T), -1)).ravel()
+
+    def product(self, hvp: Callable[[Array], Array], v: Array) -> Array:
+        """Return the product of the Hessian by u with a direction in u."""
+        return self.of_gradient(hvp(self.to_theta(v)))
+
+
+def _verdict(
+    value: float, slope: float, t: float, value0: float, slope0: float, allowance: float
+) -> int:
+    """Return 0 if a step of length t does, 1 if it is too long, -1 if it is too short."""
+    if not value <= value0 + ENOUGH * t * slope0 + allowance or not slope <= -FLAT * slope0:
+        return 1
+    return -1 if slope < FLAT * slope0 else 0
+
+
+def _search(phi: Callable[[float], tuple[float, float]], value0: float, slope0: float) -> float:
+    """Return a step length that does, or the longest seen on which the value falls, or 0.
+
+    Lengths grow by 4 until one is too long; then the secant of the
+    slopes, kept within the interval, or its middle.
+    """
+    low, low_slope, high, high_slope, t = 0.0, slope0, np.inf, np.nan, 1.0
+    allowance = 4 * EPS * abs(value0)
+    with np.errstate(all="ignore"):
+        for _ in range(60):
+            value, slope = phi(t)
+            verdict = _verdict(value, slope, t, value0, slope0, allowance)
+            if verdict == 0:
+                return t
+            if verdict > 0:
+                high, high_slope = t, slope
+            else:
+                low, low_slope = t, slope
+            if high == np.inf:
+                t *= 4
+                continue
+            secant = low - low_slope * (high - low) / (high_slope - low_slope)
+            margin = 0.1 * (high - low)
+            inside = low + margin <= secant <= high - margin
+            t = secant if inside else low + 0.5 * (high - low) if low else 0.2 * high
+    return low
+
+
+def _fixed(objective: Any, hessian: Array) -> Array:
+    """Add curvature along what classes leave open: one number added to all of their outputs.
+
+    It changes no step, since the gradient has no part in that direction.
+    """
+    if objective._loss.row.of_classes:
+        n_outputs = objective._n_outputs
+        open_from = 0 if objective._penalty.is_zero else objective._n_coefficients
+        for k in range(open_from, len(hessian), n_outputs):
+            block = hessian[k : k + n_outputs, k : k + n_outputs]
+            block += np.trace(block)
+    return hessian
+
+
+def _factor(hessian: Array, shift: float = 0.0) -> tuple[Array, Array, float]:
+    """Return scale s, Cholesky factor L and shift d: diag(s) H diag(s) + d I = L L^T.
+
+    The scale makes the diagonal 1; the shift grows until there is a factor that can be trusted.
+    """
+    diagonal = np.diagonal(hessian)
+    scale = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    scaled = hessian * scale * scale[:, None]
+    n = len(scaled)
+    while True:
+        try:
+            factor = np.linalg.cholesky(scaled + shift * np.eye(n) if shift else scaled)
+            if np.diagonal(factor).min(initial=1.0) ** 2 > 4 * n * EPS:
+                return scale, factor, shift
+        except np.linalg.LinAlgError:
+            pass
+        shift = max(LEAST_SHIFT, 100 * shift)
+
+
+def _solve(factor: Array, right: Array) -> Array:
+    """Solve L L^T x = right."""
+    try:
+        from scipy.linalg import cho_solve  # noqa: PLC0415  an optional dependency
+    except ImportError:
+        return np.linalg.solve(factor.T, np.linalg.solve(factor, right))
+    solved: Array = cho_solve((factor, True), right)
+    return solved
+
+
+def _conjugate_gradients(
+    product: Callable[[Array], Array], gradient: Array, forcing: float
+) -> Array:
+    """Return a step along which the objective falls; a product at a time."""
+    size = float(np.abs(gradient).max())  # without it, squares may overflow
+    step, residual = np.zeros_like(gradient), gradient / size
+    direction = -residual
+    square = float(residual @ residual)
+    goal = forcing**2 * square
+    for _ in range(2 * len(gradient) + 10):
+        moved = product(direction)
+        curvature = float(direction @ moved)
+        if not curvature > 1e-4 * EPS * float(direction @ direction):
+            break
+        alpha = square / curvature
+        step += alpha * direction
+        residual += alpha * moved
+        last, square = square, float(residual @ residual)
+        if square <= goal:
+            break
+        direction = (square / last) * direction - residual
+    return size * step if step.any() else -gradient

@@ -1,0 +1,317 @@
+"""Losses of linear models of the caller's own, from functions of predictions and targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from types import SimpleNamespace
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pullback.config import guarded_class, native
+from pullback.design_matrix import KernelData, spans
+from pullback.engine import BACKEND, Engine
+from pullback.losses import Loss
+from pullback.oracle import losses as oracle
+from pullback.protocol import is_weak, named_after, shown
+from pullback.tables.losses import LossRow, Targets
+
+__all__ = ["pointwise_loss"]
+
+Array: TypeAlias = npt.NDArray[Any]
+Function: TypeAlias = Callable[[Array, Array], Any]
+
+
+def pointwise_loss(
+    value: Function,
+    derivative: Function,
+    second_derivative: Function | None = None,
+    *,
+    name: str | None = None,
+    response: Callable[[Array], Any] | None = None,
+    targets: Callable[[Array], Any] | None = None,
+) -> Loss:
+    """Return a loss of linear models from NumPy functions of predictions z and targets y.
+
+    It has all that the losses of the table have, and `LinearObjective` takes it. X is read by
+    blocks of rows: kernels make their predictions, the functions are called with these and with
+    their targets, in the calling thread, and kernels take what they return back through X while
+    it is in cache.
+
+    Parameters
+    ----------
+    value, derivative : callable
+        ``value(z, y)``, the loss of each prediction, and ``derivative(z, y)``, its derivative by z.
+        Of two float64 arrays of one shape, (rows,), or (rows, K) for several outputs, which cannot
+        be written; they return an array of that shape, or a number for all.
+    second_derivative : callable, optional
+        The same for the second derivative by z, which `hvp` and `curvature` need.
+    name : str, optional
+        What messages call it; `value`'s own name when omitted.
+    response : callable, optional
+        ``response(z)``, the mean response, of predictions as above; z itself when omitted.
+    targets : callable, optional
+        ``targets(y)`` tells which targets the loss is defined for, as an array of bool of y's
+        shape. When omitted, they need to be finite.
+
+    Returns
+    -------
+    Loss
+        Equal to another of the same functions, and pickled by them.
+
+    Raises
+    ------
+    TypeError
+        If `value` or `derivative` is missing, or what is given is no function. In a call of a
+        method: if a function returns no real numbers, or the second derivative is missing.
+    ValueError
+        In a call of a method: if what a function returns has another shape.
+
+    Notes
+    -----
+    Errors of the functions pass through, with a note that names the function. NumPy warns of
+    nothing meanwhile. The blocks follow from the shape of X alone, and so do the bits of results.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pullback as pb
+    >>> cauchy = pb.pointwise_loss(
+    ...     lambda z, y: np.log1p((z - y) ** 2),
+    ...     lambda z, y: 2 * (z - y) / (1 + (z - y) ** 2),
+    ...     name="cauchy",
+    ... )
+    >>> X, y, w = np.eye(3), np.array([1.0, 2.0, 3.0]), np.ones(3)
+    >>> loss, (gw, _) = cauchy.value_and_grad(X, y, w)
+    >>> round(loss, 4), gw.round(4).tolist()
+    (0.7675, [0.0, -0.3333, -0.2667])
+
+    Whether the derivative is right, `check_grad` tells:
+
+    >>> z = np.array([0.5, -1.5, 4.0])
+    >>> f, slopes = cauchy.pointwise, cauchy.pointwise.derivative(z, y)
+    >>> pb.check_grad(lambda z: f(z, y).sum(), slopes, z).ok
+    True
+    """
+    given = {
+        "value": value,
+        "derivative": derivative,
+        "second_derivative": second_derivative,
+        "response": response,
+        "targets": targets,
+    }
+    for argument, function in given.items():
+        is_needed = argument in ("value", "derivative")
+        if not callable(function) and (is_needed or function is not None):
+            raise TypeError(f"pointwise_loss: {argument} must be a function, not {shown(function)}")
+    if name is None:
+        name = getattr(value, "__name__", "")
+        name = name if name.isidentifier() else "pointwise_loss"
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"pointwise_loss: name must be a string, not {shown(name)}")
+    return _kind_of(name)(name, given)
+
+
+class UserLoss(Loss):
+    """A loss that `pointwise_loss` makes.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    given : dict
+        The functions, by argument of `pointwise_loss`.
+    """
+
+    def __init__(self, name: str, given: dict[str, Any]) -> None:
+        self._given = given
+        super().__init__(_row(name, given), _ENGINE)
+
+    def __reduce__(self) -> Any:
+        return partial(pointwise_loss, **self._given, name=self.__name__), ()
+
+    @property
+    def has_second_derivative(self) -> bool:
+        """Whether there was one given."""
+        return self._given["second_derivative"] is not None
+
+    @property
+    def _row_and_parameter(self) -> tuple[Any, float]:
+        return self.row, 0.0
+
+    @property
+    def _identity(self) -> tuple[Any, ...]:
+        return self.__name__, *self._given.values()
+
+    def _about(self) -> str:
+        return f"{self.row.summary}.\n\nSee `pullback.pointwise_loss`."
+
+    @property
+    def _response(self) -> Callable[..., Any] | None:
+        response = self._given["response"]
+        return response and _checked(self.__name__, "response", response)
+
+
+@cache
+def _kind_of(name: str) -> type[UserLoss]:
+    return guarded_class(named_after(UserLoss, name))
+
+
+def _row(name: str, given: dict[str, Any]) -> LossRow:
+    """Return what a table would say about a loss."""
+
+    def of_order(what: str) -> Callable[[Array, Array, float], Array]:
+        function = given[what]
+        if function is None:
+            return lambda *_: _lacking(name, what)
+        checked = _checked(name, what, function)
+        return lambda z, y, _: checked(z, y)
+
+    test = given["targets"]
+    targets = Targets("to be finite", np.isfinite) if test is None else _targets(name, test)
+    return LossRow(
+        name=name,
+        summary=f"The loss {name!r} of functions of z and y",
+        formula="value(z, y)",
+        derivative_formula="derivative(z, y)",
+        second_derivative_formula="second_derivative(z, y)",
+        targets=targets,
+        targets_at=lambda _: targets,
+        value=of_order("value"),
+        derivative=of_order("derivative"),
+        second_derivative=of_order("second_derivative"),
+        flat_at_zero=False,
+        response=None,
+        response_formula="response(z)",
+        draw=lambda rng, z: z,
+        kinks=(),
+        source="the caller",
+        parameter=None,
+        note="",
+        in_losses_alone=False,
+    )
+
+
+def _lacking(name: str, what: str) -> Array:
+    raise TypeError(f"{name}: needs a {what}, which pointwise_loss was not given")
+
+
+def _targets(name: str, test: Callable[[Array], Any]) -> Targets:
+    checked = _checked(name, "targets", test)
+    return Targets("targets(y) to be true", lambda y: checked(y) != 0)
+
+
+def _checked(name: str, what: str, function: Callable[..., Any]) -> Callable[..., Array]:
+    """Return a function of arrays (rows, K) from the caller's, whose results are looked at."""
+
+    def call(*arrays: Array) -> Array:
+        whole = arrays[0].shape
+        shape = whole[:1] if whole[1:] == (1,) else whole
+        views = [array.reshape(shape) for array in arrays]
+        for view in views:
+            view.flags.writeable = False
+        try:
+            result = function(*views)
+        except Exception as error:
+            error.add_note(f"in {what} of the loss {name!r}, of predictions of shape {shape}")
+            raise
+        if not isinstance(result, np.ndarray | np.generic | int | float) or np.ma.isMA(result):
+            raise TypeError(f"{name}: {what} returned {shown(result)}, needs an array")
+        array = np.asarray(result)
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"{name}: {what} returned dtype {array.dtype}, needs real numbers")
+        if array.shape != shape and not is_weak(result):
+            raise ValueError(f"{name}: {what} returned shape {array.shape}, takes {shape}")
+        if is_weak(result):
+            return np.full(whole, result, np.float64)
+        return array.astype(np.float64, copy=False).reshape(whole)
+
+    return call
+
+
+# --- blocks of X, in kernels ----------------------------------------------------------------------
+
+# Of X in a block: with fewer, calls take longer than what they do (26 % at 512 KB of 50 columns);
+# with more, X has left the cache when it is read again.
+_BLOCK_BYTES: Final = 1 << 22
+
+
+class _NativeRows:
+    """Rows of X as kernels read them."""
+
+    def __init__(self, X: KernelData, n_rows: int) -> None:
+        self._X, self._n_rows = X, n_rows
+
+    def forward(self, w: Array) -> Array:
+        """Return X w."""
+        self._at = w, np.zeros(w.shape[1])
+        z = np.empty((self._n_rows, w.shape[1]))
+        _sums(self._X, None, *self._at, None, None, "predict", None, z, None, 1.0)
+        return z
+
+    def backward(self, slopes: Array, counts: Array | None) -> tuple[Array, Array]:
+        """Return sums of the slopes, and X^T slopes: see `Rows`."""
+        weight = None if counts is None else counts.astype(np.float64)
+        slopes = np.ascontiguousarray(slopes)
+        job = (weight, None, "backward", None, None, None, 1.0)
+        _, gb, gw = _sums(self._X, slopes, *self._at, *job)
+        return gb, gw
+
+
+def _sums(*arguments: Any) -> Any:
+    assert native is not None
+    return native.loss_sums("squared_error", 0.0, *arguments)
+
+
+def _native_blocks(X: KernelData, n_outputs: int) -> Iterator[tuple[slice, _NativeRows]]:
+    """Yield all rows in order; the rows of compressed columns at once, since they lie apart."""
+    if isinstance(X, np.ndarray):
+        n_rows, n_features = X.shape
+        row_bytes = n_features * X.itemsize + 8 * n_outputs
+        step = max(1, _BLOCK_BYTES // row_bytes // 64) * 64
+        for begin in range(0, n_rows, step):
+            rows = slice(begin, min(begin + step, n_rows))
+            yield rows, _NativeRows(X[rows], rows.stop - begin)
+        return
+    layout, data, indices, indptr, (n_rows, n_features) = X
+    if layout == "csc":
+        yield slice(0, n_rows), _NativeRows(X, n_rows)
+        return
+    entry_bytes = data.itemsize + indices.itemsize + 8 * n_outputs
+    # Each block has a gradient of its own, which should not take longer than it.
+    for begin, end in spans(indptr, max(_BLOCK_BYTES // entry_bytes, 4 * n_features)):
+        inside = slice(int(indptr[begin]), int(indptr[end]))
+        pointers = indptr[begin : end + 1] - indptr[begin]
+        extent = (end - begin, n_features)
+        block = (layout, data[inside], indices[inside], pointers, extent)
+        yield slice(begin, end), _NativeRows(block, end - begin)
+
+
+def _loss_sums(row: LossRow, parameter: float, X: Any, y: Any, w: Any, *rest: Any) -> Any:
+    blocks = None if native is None else _native_blocks(X, w.shape[1])
+    return oracle.loss_sums(row, parameter, X, y, w, *rest, blocks=blocks)
+
+
+@dataclass(frozen=True, eq=False)
+class _Engine(Engine):
+    """What takes a row for its name; methods do not enter kernels at once."""
+
+    def module(self, column: str) -> str:
+        return BACKEND.module(column)
+
+    @property
+    def remark(self) -> str:
+        return BACKEND.remark
+
+
+_OF_ROWS: Final = {
+    "loss_sums": _loss_sums,
+    "loss_pointwise": oracle.loss_pointwise,
+    "loss_line": oracle.loss_line,
+}
+_ENGINE: Final = _Engine(
+    is_native=False, kernels=SimpleNamespace(**vars(BACKEND.kernels) | _OF_ROWS)
+)
