@@ -96,7 +96,7 @@ class Dense:
         Parameters
         ----------
         strided : bool
-            Whether the kernel reads arrays of any strides, but none that are stored narrower.
+            Whether the kernel reads arrays of any strides, but none of 16 bits.
         least : int
             The fewest rows of a converted block.
         """
