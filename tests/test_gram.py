@@ -153,6 +153,18 @@ def test_bits_depend_on_neither_threads_nor_place(layout):
                 assert pb.gram(moved, c).tobytes() == want.tobytes()
 
 
+@pytest.mark.skipif(config.native is None, reason="there is one path")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_fast_path_and_its_fallback_give_the_same_bits(layout):
+    rng = np.random.default_rng(6)
+    X = LAYOUTS[layout](rng.integers(-3, 4, (70, 9)) / 3)
+    c = rng.standard_normal((70, 2))
+    for given in (None, c, c[:, 0], c[::-1], c.astype(np.float32), c[:, 0].tolist()):
+        want = pb.gram.__wrapped__(X, given)
+        assert pb.gram(X, given).tobytes() == want.tobytes()
+        assert pb.gram(X=X, c=given).tobytes() == want.tobytes()
+
+
 def guarded_gram(X, c):
     """Sum by sum, what adds: neither a factor nor an element of 0."""
     gram = np.zeros((X.shape[1],) * 2)

@@ -64,6 +64,9 @@ bool DenseDesign(PyObject* object, Design& X);
 // X as engines take a sparse one: (format, data, indices, indptr, shape).
 bool EngineSparse(PyObject* object, Design& X);
 
+// The same for float16 and ml_dtypes' bfloat16, which the driver of the losses widens.
+bool NarrowDesign(PyObject* object, Design& X);
+
 // What engines take, into a problem that knows its loss and outputs: X, which is an array or
 // (format, data, indices, indptr, shape), targets unless null, weights and an offset unless None.
 // Returns the argument that is something else, or null.
