@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+import ml_dtypes
 import numpy as np
 import pullback as pb
 import pytest
@@ -12,8 +13,7 @@ from pullback import config, reference
 from pullback.design_matrix import as_data
 from pullback.engine import BACKEND, ORACLE
 from pullback.gram import gram_matrices
-
-sparse = pytest.importorskip("scipy.sparse")
+from scipy import sparse
 
 TWINS = (pb.gram, reference.gram)
 
@@ -44,6 +44,7 @@ LAYOUTS = {
     "float32 every other": lambda X: np.repeat(np.repeat(X, 2, 0), 2, 1).astype("f4")[::2, ::2],
     "backwards": lambda X: X[::-1, ::-1].copy()[::-1, ::-1],
     "float16": lambda X: X.astype(np.float16),
+    "bfloat16 columns": lambda X: np.asfortranarray(X.astype(ml_dtypes.bfloat16)),
     "integers": lambda X: X.astype(np.int8),
     "swapped": lambda X: X.astype(X.dtype.newbyteorder()),
     "one row everywhere": lambda X: X,

@@ -72,7 +72,7 @@ PyObject* GramCall(const MethodEntry&, const Arguments& args) {
   UserDesign design;
   if (!ReadStrided(args[0], problem)) {
     Design& X = problem.X;
-    if (!design.Take(args[0], X)) return nullptr;
+    if (!design.Take(args[0], X) || X.stored != Stored::kAsComputed) return nullptr;
     problem.row = X.layout == Layout::kRows ? X.stride : 1;
     problem.col = X.layout == Layout::kRows ? 1 : X.stride;
   }

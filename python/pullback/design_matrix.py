@@ -96,12 +96,12 @@ class Dense:
         Parameters
         ----------
         strided : bool
-            Whether the kernel reads arrays of any strides.
+            Whether the kernel reads arrays of any strides, but none that are stored narrower.
         least : int
             The fewest rows of a converted block.
         """
         rows, columns = self.shape
-        if self.in_place or (strided and self._is_strided):
+        if self._is_strided if strided else self.in_place:
             yield slice(0, rows), self._array
             return
         # A multiple of the kernels' own blocks, unless rows are very long.
