@@ -96,6 +96,7 @@ def test_gradients_of_each_sample(case: Case, primitives: Any) -> None:
 KINDS: dict[str, Callable[[Any], Any]] = {
     **LAYOUTS,
     "strided": lambda X: np.repeat(X, 2, axis=1)[:, ::2],
+    "float16": lambda X: X.astype(np.float16),
     "CSC, unsorted": lambda X: backwards(scipy.sparse.csc_array(X)),
     "CSR, unsorted": lambda X: backwards(scipy.sparse.csr_array(X)),
     "CSR of int64 indices": lambda X: wide(scipy.sparse.csr_array(X)),
