@@ -91,7 +91,7 @@ def make(n, d=300):
         100,
         """
 from collections import namedtuple
-def make(n, d=1000, k=32):
+def make(n, d=1000, k=64):
     X = namedtuple("Sparse", "format data indices indptr shape")(
         "csr", np.ones(n * d), np.tile(np.arange(d), n), np.arange(n + 1) * d, (n, d))
     y, w = np.ones((n, k)), np.ones((d, k))
@@ -138,7 +138,7 @@ def make(n):
         1_000_000,
         """
 def make(n):
-    x, f = spread(-3, 3, n), pb.chain(pb.square, pb.negative, pb.exp, pb.tanh)
+    x, f = spread(-1e150, 1e150, n), pb.chain(pb.square, pb.sin, pb.negative, pb.tanh)
     return lambda: f.vjp(x, x)
 """,
     ),
