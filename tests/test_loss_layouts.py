@@ -287,6 +287,10 @@ def test_data_of_16_bits(case: Case, kind: np.dtype, primitives: Any) -> None:
         wide = case.of(primitives).grad(X.astype("f4"), *m.operands[1:], wrt="X")
         assert gX.dtype == np.float32
         np.testing.assert_allclose(gX, wide, rtol=1e-6, atol=1e-30)
+        found = case.of(primitives).hessian(X, *m.operands[1:])
+        wide = case.of(primitives).hessian(X.astype("f4"), *m.operands[1:])
+        np.testing.assert_allclose(found, wide, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(primitives.gram(X), X.astype(float).T @ X.astype(float), 1e-9)
 
 
 @narrow

@@ -227,7 +227,6 @@ const char* ReadSamples(PyObject* X, PyObject* y, PyObject* weight, PyObject* of
 
 bool UserDesign::TakeOther(PyObject* object, Design& X) {
   if (!PyArray_Check(object)) return TakeSparse(object, X);
-  if (NarrowDesign(object, X)) return true;
   if (!PyArray_CheckExact(object) || PyArray_NDIM(AsArray(object)) != 2) return false;
   const std::optional<Storage> storage = StorageOfArray(AsArray(object));
   if (!storage) return false;

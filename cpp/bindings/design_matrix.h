@@ -61,15 +61,15 @@ constexpr TargetType TargetOf(DType dtype) {
 // it lies.
 bool DenseDesign(PyObject* object, Design& X);
 
-// X as engines take a sparse one: (format, data, indices, indptr, shape).
-bool EngineSparse(PyObject* object, Design& X);
-
 // How an exact array of float16 or ml_dtypes' bfloat16 that kernels can read is stored. Nothing for
 // others. The first look at a bfloat16 may run Python code.
 std::optional<Stored> NarrowArray(PyObject* object);
 
 // DenseDesign of such an array, which the driver of the losses widens.
 bool NarrowDesign(PyObject* object, Design& X);
+
+// X as engines take a sparse one: (format, data, indices, indptr, shape).
+bool EngineSparse(PyObject* object, Design& X);
 
 // What engines take, into a problem that knows its loss and outputs: X, which is an array or
 // (format, data, indices, indptr, shape), targets unless null, weights and an offset unless None.
@@ -83,6 +83,11 @@ class UserDesign {
   // False, perhaps with an exception set, unless kernels can read `object` where it lies, or in a
   // copy of all of it. This may run Python code: it comes before the first look at other arguments.
   bool Take(PyObject* object, Design& X) { return DenseDesign(object, X) || TakeOther(object, X); }
+
+  // The same, for kernels that read what is stored otherwise than computed too.
+  bool TakeAsStored(PyObject* object, Design& X) {
+    return DenseDesign(object, X) || NarrowDesign(object, X) || TakeOther(object, X);
+  }
 
  private:
   // Each attribute may be a property, which may change what the others have returned: all of them

@@ -487,8 +487,8 @@ class Sum {
     if (HWY_LIKELY(is_finite) || (x_is_finite && others_.all_finite(z, chunk.rows * slopes))) {
       stages_.backward(X, slopes, RowsIn(X, rows), z, gw, state);
     } else {
-      layout_.guarded[static_cast<size_t>(p_.X.dtype)](X, slopes, RowsIn(X, rows), z, weight, gw,
-                                                       state);
+      const auto guarded = layout_.guarded[static_cast<size_t>(X.dtype)];
+      guarded(X, slopes, RowsIn(X, rows), z, weight, gw, state);
     }
   }
 

@@ -338,9 +338,8 @@ class _DenseRows:
         return self._X
 
     def norms(self, norm: Callable[..., Array]) -> Array:
-        """Return the norm of each row, by ``norm(X, axis=1)``."""
-        norms: Array = norm(self._X, axis=1)
-        return norms
+        """Return the norm of each row, by ``norm(X)``."""
+        return norm(self._X)
 
 
 class _Entries:

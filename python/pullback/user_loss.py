@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pullback.config import guarded_class, native
 from pullback.design_matrix import KernelData, spans
 from pullback.engine import BACKEND, Engine
-from pullback.losses import Loss
+from pullback.losses import Loss, make_losses
 from pullback.oracle import losses as oracle
 from pullback.protocol import is_weak, named_after, shown
 from pullback.tables.losses import LossRow, Targets
@@ -148,6 +148,9 @@ class UserLoss(Loss):
 
     def _about(self) -> str:
         return f"{self.row.summary}.\n\nSee `pullback.pointwise_loss`."
+
+    def _sibling(self, name: str) -> Loss:
+        return make_losses(BACKEND)[name]  # type: ignore[no-any-return]
 
     @property
     def _response(self) -> Callable[..., Any] | None:

@@ -807,7 +807,7 @@ def _at_response(loss: Loss, mean: npt.ArrayLike) -> Array:
     low, high = np.full_like(mean, -40), np.full_like(mean, 40)
     for _ in range(60):
         middle = (low + high) / 2
-        below = response(middle) < mean
+        below = response(middle.reshape(-1)).reshape(mean.shape) < mean
         low, high = np.where(below, middle, low), np.where(below, high, middle)
     return np.asarray(high)
 
@@ -840,9 +840,8 @@ def _best_intercept(loss: Loss, y: Array, weights: Array | None, offset: Array |
 
 def _saturated(loss: Loss, y: Array) -> Array:
     """Return the least loss that any prediction has, for each target."""
-    z = _at_response(loss, y)
-    # A mean at the end of what there is takes an infinite prediction; the loss has the limit 0.
-    return np.where(np.isfinite(z), loss.pointwise(np.where(np.isfinite(z), z, 0), y), 0.0)
+    # A mean at the end of what there is has an infinite prediction, and 0 times that is NaN.
+    return np.asarray(loss.pointwise(_at_response(loss, y).clip(-1e6, 1e6), y))
 
 
 class _Progress:
