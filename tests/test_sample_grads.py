@@ -214,6 +214,18 @@ def test_a_loss_of_the_callers_own() -> None:
 
 
 @backends
+def test_slopes_whose_sum_overflows(primitives: Any) -> None:
+    """Of an intercept that all outputs share; NumPy does not warn."""
+    gradients = primitives.squared_error.sample_grads(
+        np.zeros((1, 1)), np.full((1, 2), -8e307), np.zeros((1, 2)), 0.0
+    )
+    assert gradients.shape == (1, 3)
+    assert gradients.norms().tolist() == [math.inf]
+    assert gradients.todense().tolist() == [[0, 0, math.inf]]
+    assert gradients.sum()[1] == math.inf
+
+
+@backends
 def test_errors(primitives: Any) -> None:
     X, y, w = np.ones((3, 2)), np.array([0.0, 1, 2]), np.ones(2)
     with pytest.raises(ValueError, match=r"logistic.sample_grads: y\[2\] is 2.0, needs"):

@@ -521,7 +521,8 @@ class LinearObjective(Hinted):
                     line[:, : self._n_outputs] += samples.offset.reshape(len(line), -1)
             parts.append(LinePart(where, _without_data(samples, Dense(where, line)), line))
         weight = divisor(op, "mean", tree_sum(part.samples.weight for part in parts))
-        coefficients = [] if self._penalty.is_zero else [start.w, change.w]
+        both_w = () if self._penalty.is_zero else (start.w, change.w)
+        coefficients = [*map(self._penalty.penalised, both_w)]
         with np.errstate(all="ignore"):
             pulls = [*map(self._penalty.times, coefficients)]
         return Line(self._loss, parts, weight, [*coefficients, *pulls])
