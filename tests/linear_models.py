@@ -61,8 +61,8 @@ def _mp_mills(t: Any) -> Any:
 
 
 @lru_cache(16)
-def _array_mills_of(elements: bytes) -> Any:
-    t = np.frombuffer(elements, np.longdouble)
+def _array_mills_of(high: bytes, low: bytes) -> Any:
+    t = np.frombuffer(high) + np.frombuffer(low).astype(np.longdouble)
     near, far = np.minimum(t, 1.5), np.maximum(t, 1.5)
     total = term = near
     for k in range(3, 99, 2):
@@ -78,7 +78,9 @@ def _array_mills_of(elements: bytes) -> Any:
 def _array_mills(t: Any) -> Any:
     """Return the same of long doubles, by a series near 0 and a continued fraction elsewhere."""
     t = np.asarray(t, np.longdouble)
-    return _array_mills_of(t.tobytes()).reshape(t.shape)
+    high = t.astype(np.float64)  # what fills up a long double in memory may be anything
+    low = np.where(np.isfinite(high), t - high, 0).astype(np.float64)
+    return _array_mills_of(high.tobytes(), low.tobytes()).reshape(t.shape)
 
 
 def _normal(mills: Callable[[Any], Any], m: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
