@@ -374,10 +374,10 @@ def test_a_pilot_leads_to_the_same(loss, d, scale):
 def test_a_pilot_that_sees_hardly_an_event(loss):
     """Its own fit would separate what it has; the passes stay as few."""
     rng = np.random.default_rng(7)
-    X = rng.normal(size=(40_000, 50))
-    mean = np.exp(X[:, 0] / 3 - 6.5)
+    X = rng.normal(size=(60_000, 50))
+    mean = np.exp(X[:, 0] - 7)
     y = rng.poisson(mean) if loss == "poisson" else (rng.random(len(X)) < mean).astype(int)
-    model = estimator(loss, tol=1e-6).fit(X, y)
+    model = estimator(loss, alpha=1e-6).fit(X, y)
     assert model.n_iter_ < 25
 
 
