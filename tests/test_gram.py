@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from fractions import Fraction
 
@@ -43,8 +44,12 @@ LAYOUTS = {
     "every other": lambda X: np.repeat(np.repeat(X, 2, 0), 2, 1)[::2, ::2],
     "float32 every other": lambda X: np.repeat(np.repeat(X, 2, 0), 2, 1).astype("f4")[::2, ::2],
     "backwards": lambda X: X[::-1, ::-1].copy()[::-1, ::-1],
-    "float16": lambda X: X.astype(np.float16),
+    "float16 rows": lambda X: X.astype(np.float16),
+    "float16 columns": lambda X: np.asfortranarray(X, np.float16),
+    "float16 every other": lambda X: np.repeat(np.repeat(X, 2, 0), 2, 1).astype("f2")[::2, ::2],
+    "bfloat16 rows": lambda X: X.astype(ml_dtypes.bfloat16),
     "bfloat16 columns": lambda X: np.asfortranarray(X.astype(ml_dtypes.bfloat16)),
+    "swapped float16": lambda X: X.astype(np.dtype(np.float16).newbyteorder()),
     "integers": lambda X: X.astype(np.int8),
     "swapped": lambda X: X.astype(X.dtype.newbyteorder()),
     "one row everywhere": lambda X: X,
@@ -64,40 +69,47 @@ SIZES = [
 ]  # fmt: skip
 
 
+@functools.cache
+def integers(n, d, one_row):
+    """Return X, and factors with the matrices that they make."""
+    rng = np.random.default_rng((n, d))
+    X = rng.integers(-3, 4, (n, d)).astype(float)
+    X[rng.random((n, d)) < 0.5] = 0
+    if one_row and n:
+        X = np.broadcast_to(X[0], (n, d))
+    cases = [(None, X.T @ X)]
+    for m in (0, 1, 3):
+        c = rng.integers(-2, 3, (n, m)).astype(float)
+        cases.append((c, np.array([X.T @ (f[:, None] * X) for f in c.T]).reshape(m, d, d)))
+    return X, cases
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_integers_are_exact(layout):
-    rng = np.random.default_rng(0)
     for n, d in SIZES:
-        X = rng.integers(-3, 4, (n, d)).astype(float)
-        X[rng.random((n, d)) < 0.5] = 0
-        if layout == "one row everywhere":
-            X = np.broadcast_to(X[0], (n, d)) if n else X
+        X, cases = integers(n, d, layout == "one row everywhere")
         held = LAYOUTS[layout](X)
-        for m in (None, 0, 1, 3):
-            c = None if m is None else rng.integers(-2, 3, (n, m)).astype(float)
-            factors = np.ones((n, 1)) if c is None else c
-            want = np.stack([X.T @ (f[:, None] * X) for f in factors.T] or [np.zeros((d, d))])
-            want = want[: factors.shape[1]]
-            if c is None:
-                want = want[0]
+        for c, want in cases:
             for gram in TWINS if n * d < 1000 else TWINS[:1]:
                 got = gram(held, c)
                 assert got.dtype == np.float64
                 assert got.shape == want.shape
-                np.testing.assert_array_equal(got, want, f"{n} x {d}, {m}")
-            if m == 1:
-                np.testing.assert_array_equal(pb.gram(held, c[:, 0]), want[0])
-                np.testing.assert_array_equal(pb.gram(held, c[:, 0].astype(int).tolist()), want[0])
+                assert (got == want).all(), f"{n} x {d}"
+            if c is not None and c.shape[1] == 1:
+                assert (pb.gram(held, c[:, 0]) == want[0]).all()
+                assert (pb.gram(held, c[:, 0].astype(int).tolist()) == want[0]).all()
 
 
-@pytest.mark.parametrize("layout", ["rows", "columns", "float32 columns"])
+@pytest.mark.parametrize("layout", ["rows", "columns", "float32 columns", "float16 rows"])
 def test_wide_integers_are_exact(layout):
     X = np.random.default_rng(0).integers(-3, 4, (400, 771)).astype(float)
     np.testing.assert_array_equal(pb.gram(LAYOUTS[layout](X)), X.T @ X)
 
 
 @pytest.mark.parametrize("engine", [BACKEND, ORACLE])
-@pytest.mark.parametrize("layout", ["rows", "float32 columns", "csr", "csc", "csr in any order"])
+@pytest.mark.parametrize(
+    "layout", ["rows", "float32 columns", "float16 rows", "csr", "csc", "csr in any order"]
+)
 def test_an_intercept_adds_a_border(layout, engine):
     rng = np.random.default_rng(1)
     for n, d in ((0, 2), (3, 0), (50, 7), (50, 8), (30, 24), (2100, 3)):
@@ -131,7 +143,9 @@ def test_sums_are_within_their_bound(layout):
 
 
 @pytest.mark.skipif(config.native is None, reason="the twin has no threads")
-@pytest.mark.parametrize("layout", ["rows", "columns", "float32 rows", "csr", "csc"])
+@pytest.mark.parametrize(
+    "layout", ["rows", "columns", "float32 rows", "float16 columns", "bfloat16 rows", "csr", "csc"]
+)
 def test_bits_depend_on_neither_threads_nor_place(layout):
     rng = np.random.default_rng(3)
     for n, d in ((9000, 7), (3000, 60), (70000, 3)):
@@ -167,14 +181,11 @@ def test_the_fast_path_and_its_fallback_give_the_same_bits(layout):
 
 
 def guarded_gram(X, c):
-    """Sum by sum, what adds: neither a factor nor an element of 0."""
-    gram = np.zeros((X.shape[1],) * 2)
-    for x, f in zip(X, c, strict=True):
-        for i in range(len(x)):
-            for j in range(len(x)):
-                if f != 0 and x[i] != 0 and x[j] != 0:
-                    gram[i, j] += f * x[min(i, j)] * x[max(i, j)]
-    return gram
+    """Sum what adds: neither a factor nor an element of 0."""
+    terms = (c[:, None] * X)[:, :, None] * X[:, None]
+    adds = (c[:, None, None] != 0) & (X[:, :, None] != 0) & (X[:, None] != 0)
+    upper = np.triu(np.where(adds, terms, 0).sum(axis=0))
+    return upper + np.triu(upper, 1).T
 
 
 @pytest.mark.parametrize("layout", ["rows", "columns", "float32 rows", "csr", "csc"])
@@ -200,6 +211,45 @@ def test_zeros_add_nothing(gram, layout):
                 held = LAYOUTS[layout](X)
                 want = guarded_gram(X, c)
             np.testing.assert_array_equal(gram(held, c), want, f"{case}")
+
+
+HALVES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("gram", TWINS)
+def test_narrow_data_have_the_bits_of_float32(gram, dtype):
+    patterns = np.random.default_rng(5).permutation(1 << 16).astype(np.uint16)
+    rng = np.random.default_rng(5)
+    for n, d in (
+        (1, 1),
+        (5, 0),
+        (77, 3),
+        (8, 49),
+        *([(1100, 13), (9, 245)] if gram is pb.gram else []),
+    ):
+        room = rng.standard_normal((2 * n, d + 3)).astype(dtype)
+        for case in ("ordinary", "subnormal", "inf", "nan", "all"):
+            X = room.copy()
+            if case == "all":
+                X = np.resize(patterns, X.shape).view(dtype)
+            elif case == "subnormal":
+                X[::3] = np.finfo(np.float16).smallest_subnormal if dtype.kind == "f" else 2.0**-130
+                X[1::3] *= -0.0
+            elif case != "ordinary":
+                X[n // 2] = dtype.type(case)
+                X[n // 2, ::2] = 0
+            c = np.where(rng.random((n, 2)) < 0.1, 0, rng.standard_normal((n, 2)))
+            columns = np.asfortranarray(X)
+            for held in (
+                X[:n, :d].copy(), X[:n, 3:], X[::2, :d], X[:n, ::-1][:, 3:], X[:n:-1, :d][: n - 1],
+                columns[:n, 1 : d + 1], columns[::2, :d], columns[n:, ::-1][:, 3:],
+            ):  # fmt: skip
+                with np.errstate(all="ignore"):
+                    wide = held.astype(np.float32)
+                for given in (None, c[: len(held)]):
+                    want = gram(wide, given)
+                    assert gram(held, given).tobytes() == want.tobytes(), f"{n} x {d}, {case}"
 
 
 X23 = np.ones((2, 3))
@@ -248,7 +298,7 @@ def test_the_engine_trusts_nothing():
     good = ("csr", np.ones(3), np.arange(3, dtype="i4"), np.array([0, 1, 2, 3, 3], "i4"), (4, 3))
     assert gram_sums(good, c, False).shape == (2, 3, 3)
     for bad_X, bad_c in [
-        (X.tolist(), None), (X[0], None), (X.astype("f2"), None), (X, c[:3].copy()), (X, c[:, 0]),
+        (X.tolist(), None), (X[0], None), (X.astype(">f2"), None), (X, c[:3].copy()), (X, c[:, 0]),
         (X, c.astype("f4")), (X, np.asfortranarray(c)), (X, "c"), (good[:4], None), (None, None),
     ]:  # fmt: skip
         with pytest.raises(TypeError, match="gram_sums: (X|c) is not what the engine takes"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pullback as pb
 import pytest
@@ -13,6 +14,8 @@ LAYOUTS = {
     "rows": lambda X: X,
     "columns": np.asfortranarray,
     "float32": lambda X: X.astype(np.float32),
+    "float16": lambda X: X.astype(np.float16),
+    "bfloat16 columns": lambda X: np.asfortranarray(X.astype(ml_dtypes.bfloat16)),
     "csr": sparse.csr_array,
     "csc": sparse.csc_array,
 }
@@ -20,7 +23,7 @@ MODULES = (pb, pb.reference)
 
 
 def problem(loss, k=None, n=60, d=4, seed=0):
-    """Data of small multiples of 1/8, so that float32 holds them, targets and parameters."""
+    """Data of small multiples of 1/8, so that bfloat16 holds them, targets and parameters."""
     rng = np.random.default_rng(seed)
     X = rng.integers(-8, 9, (n, d)) / 8
     X[rng.random((n, d)) < 0.3] = 0

@@ -148,7 +148,6 @@ namespace {
 }
 
 // ml_dtypes registers it with NumPy as a dtype of its own, under a number that is the process's.
-// The first look at one may run Python code.
 bool IsBfloat16(PyArrayObject* array) {
   static std::atomic<int> known = NPY_NOTYPE;
   const int type = PyArray_TYPE(array);
@@ -178,17 +177,21 @@ bool DenseDesign(PyObject* object, Design& X) {
                           static_cast<npy_intp>(ItemSize(*dtype)), X);
 }
 
-bool NarrowDesign(PyObject* object, Design& X) {
-  if (!PyArray_CheckExact(object)) return false;
+std::optional<Stored> NarrowArray(PyObject* object) {
+  if (!PyArray_CheckExact(object)) return std::nullopt;
   PyArrayObject* const array = AsArray(object);
   const int type = PyArray_TYPE(array);
-  if (type != NPY_HALF && !IsBfloat16(array)) return false;
+  if (type != NPY_HALF && !IsBfloat16(array)) return std::nullopt;
   if (PyArray_TYPE(array) != type || !PyArray_ISALIGNED(array) || !PyArray_ISNOTSWAPPED(array) ||
       PyArray_ITEMSIZE(array) != sizeof(uint16_t)) {
-    return false;
+    return std::nullopt;
   }
-  return DenseOf(array, DType::kFloat32, type == NPY_HALF ? Stored::kFloat16 : Stored::kBfloat16,
-                 sizeof(uint16_t), X);
+  return type == NPY_HALF ? Stored::kFloat16 : Stored::kBfloat16;
+}
+
+bool NarrowDesign(PyObject* object, Design& X) {
+  const std::optional<Stored> stored = NarrowArray(object);
+  return stored && DenseOf(AsArray(object), DType::kFloat32, *stored, sizeof(uint16_t), X);
 }
 
 const char* ReadSamples(PyObject* X, PyObject* y, PyObject* weight, PyObject* offset,

@@ -61,7 +61,11 @@ constexpr TargetType TargetOf(DType dtype) {
 // it lies.
 bool DenseDesign(PyObject* object, Design& X);
 
-// The same for float16 and ml_dtypes' bfloat16, which the driver of the losses widens.
+// How an exact array of float16 or ml_dtypes' bfloat16 that kernels can read is stored. Nothing for
+// others. The first look at a bfloat16 may run Python code.
+std::optional<Stored> NarrowArray(PyObject* object);
+
+// DenseDesign of such an array, which the driver of the losses widens.
 bool NarrowDesign(PyObject* object, Design& X);
 
 // X as engines take a sparse one: (format, data, indices, indptr, shape).

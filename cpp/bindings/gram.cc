@@ -19,23 +19,26 @@ constexpr double kReleaseGil = 1e5;
 // An array of any strides.
 bool ReadStrided(PyObject* object, GramProblem& problem) {
   const std::optional<DType> dtype = KernelArray(object);
-  if (!dtype || PyArray_NDIM(AsArray(object)) != 2) return false;
+  const std::optional<Stored> narrow = dtype ? std::nullopt : NarrowArray(object);
+  if ((!dtype && !narrow) || PyArray_NDIM(AsArray(object)) != 2) return false;
   PyArrayObject* const array = AsArray(object);
-  const auto item = static_cast<npy_intp>(ItemSize(*dtype));
+  const npy_intp item = PyArray_ITEMSIZE(array);
   const npy_intp rows = PyArray_DIM(array, 0), cols = PyArray_DIM(array, 1);
   // The stride of an axis of length 1 means nothing, and may be anything.
   const npy_intp down = rows > 1 ? PyArray_STRIDE(array, 0) : item;
   const npy_intp across = cols > 1 ? PyArray_STRIDE(array, 1) : item;
   if (down % item != 0 || across % item != 0) return false;
   problem.X = {Layout::kRows,
-               *dtype,
+               dtype.value_or(DType::kFloat32),
                false,
                static_cast<size_t>(rows),
                static_cast<size_t>(cols),
                PyArray_DATA(array),
                0,
                nullptr,
-               nullptr};
+               nullptr,
+               0,
+               narrow.value_or(Stored::kAsComputed)};
   problem.row = down / item;
   problem.col = across / item;
   return true;
@@ -72,7 +75,7 @@ PyObject* GramCall(const MethodEntry&, const Arguments& args) {
   UserDesign design;
   if (!ReadStrided(args[0], problem)) {
     Design& X = problem.X;
-    if (!design.Take(args[0], X) || X.stored != Stored::kAsComputed) return nullptr;
+    if (!design.Take(args[0], X)) return nullptr;
     problem.row = X.layout == Layout::kRows ? X.stride : 1;
     problem.col = X.layout == Layout::kRows ? 1 : X.stride;
   }

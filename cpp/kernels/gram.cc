@@ -52,14 +52,14 @@ HWY_INLINE void CopyScaled(const T* HWY_RESTRICT from, double factor, double* HW
 
 // As PackRows of matmul-inl.h.
 template <size_t kWidth, typename T>
-HWY_INLINE void PackScaled(const T* x, ptrdiff_t row, size_t cols, size_t depth, const double* c,
-                           size_t c_step, double* to) {
+HWY_INLINE void PackScaled(const T* x, ptrdiff_t row, size_t cols, size_t n, size_t depth,
+                           const double* c, size_t c_step, double* to) {
   const hn::ScalableTag<double> d;
   const size_t lanes = hn::Lanes(d);
   constexpr size_t kStep = 8;
   const size_t panels = cols / kWidth, rest = cols % kWidth;
-  for (size_t p = 0; p < depth; p += kStep) {
-    const size_t stop = std::min(p + kStep, depth);
+  for (size_t p = 0; p < n; p += kStep) {
+    const size_t stop = std::min(p + kStep, n);
     for (size_t i = 0; i < panels; ++i) {
       for (size_t s = p; s < stop; ++s) {
         CopyScaled<kWidth>(x + static_cast<ptrdiff_t>(s) * row + i * kWidth,
@@ -79,13 +79,13 @@ HWY_INLINE void PackScaled(const T* x, ptrdiff_t row, size_t cols, size_t depth,
 }
 
 template <typename T>
-void PackRowsOfX(size_t width, const void* x, ptrdiff_t row, size_t cols, size_t depth,
+void PackRowsOfX(size_t width, const void* x, ptrdiff_t row, size_t cols, size_t n, size_t depth,
                  const double* c, size_t c_step, double* to) {
   const auto* const from = static_cast<const T*>(x);
   if (width == kRows) {
-    PackScaled<kRows>(from, row, cols, depth, c, c_step, to);
+    PackScaled<kRows>(from, row, cols, n, depth, c, c_step, to);
   } else {
-    PackScaled<PanelColumns<double>()>(from, row, cols, depth, c, c_step, to);
+    PackScaled<PanelColumns<double>()>(from, row, cols, n, depth, c, c_step, to);
   }
 }
 
@@ -189,6 +189,8 @@ constexpr size_t kWideColumns = 768;
 constexpr size_t kWideBlocks = 4;
 // Of thin X, so few rows are packed at once, which then stay in L1.
 constexpr size_t kThinDepth = 64;
+// Of X that is stored narrower, the fewest rows with so many elements are widened at once, into L1.
+constexpr size_t kWidenedElements = 2048;
 // Entries of sparse X that are read and checked at once.
 constexpr size_t kChunkEntries = 32768;
 constexpr size_t kMostChunkRows = 2048;
@@ -286,10 +288,10 @@ class SlabSums {
 
 // How many rows of dense X are packed at a time, and the doubles that this takes.
 struct DensePlan {
-  size_t depth, together, right, left, wide, straddling;
+  size_t depth, together, right, left, wide, straddling, narrow;
 
   size_t doubles() const {
-    return together * (right + left) + wide + straddling + 6 * kDoublePadding;
+    return together * (right + left) + wide + straddling + narrow + 6 * kDoublePadding;
   }
 };
 
@@ -314,6 +316,8 @@ class Gram {
         size_(problem.size()),
         line_(RoundUp(size_, kDoublePadding) + kDoublePadding),
         slabs_(SlabsOf(problem)),
+        widen_(KernelsOfChunks().widen[static_cast<size_t>(X_.stored)]),
+        rows_at_once_(std::max<size_t>(kWidenedElements / std::max<size_t>(X_.cols, 1), 1)),
         products_(Contraction(DType::kFloat64, poll).kernels()),
         kernels_(*HWY_DYNAMIC_DISPATCH(GramTable)()),
         plan_(PlanOf(products_)),
@@ -397,7 +401,10 @@ class Gram {
             right,
             RoundUp(size_, height) * depth,
             p_.col != 1 && X_.dtype == DType::kFloat32 ? X_.cols * depth : 0,
-            width % height == 0 ? 0 : right};
+            width % height == 0 ? 0 : right,
+            widen_ == nullptr ? 0
+            : p_.col == 1     ? std::min(rows_at_once_, depth) * X_.cols
+                              : depth};
   }
 
   void SumDense(Range rows, bool guarded, double* sums) {
@@ -411,25 +418,20 @@ class Gram {
   }
 
   void SumDense(Range rows, bool guarded, double* scratch, double* sums) {
-    const auto& [depth, most, right, left, wide, straddling] = plan_;
+    const auto& [depth, most, right, left, wide, straddling, narrow] = plan_;
     // The guarded loops take one block at a time.
     const size_t together = guarded ? 1 : most;
     double* const b = scratch;
     double* const a = b + together * right + kDoublePadding;
     double* const columns = a + together * left + kDoublePadding;
     double* const whole_rows = columns + wide;
-    const bool widened = wide != 0;
+    auto* const floats = reinterpret_cast<float*>(whole_rows + straddling + kDoublePadding);
     if (guarded) std::fill_n(sums, p_.several * size_ * line_, 0.0);
     for (size_t row = rows.begin; row < rows.end; row += together * depth) {
       const Partition parts = PartitionBy(std::min(together * depth, rows.end - row), depth);
       for (size_t i = 0; i < parts.tasks; ++i) {
         const size_t n = parts(i).size();
-        const void* from = At(row + i * depth);
-        if (widened) {
-          Widen(static_cast<const float*>(from), n, columns);
-          from = columns;
-        }
-        PackRight(from, n, b + i * right);
+        PackRight(row + i * depth, n, columns, floats, b + i * right);
       }
       for (size_t m = 0; m < p_.several; ++m) {
         for (size_t i = 0; i < parts.tasks; ++i) {
@@ -446,34 +448,70 @@ class Gram {
     }
   }
 
-  const char* At(size_t row) const {
-    return static_cast<const char*>(X_.data) + Bytes(static_cast<ptrdiff_t>(row) * p_.row);
+  // Of elements that lie as T does.
+  template <typename T>
+  const T* At(size_t row, size_t col = 0) const {
+    return static_cast<const T*>(X_.data) + static_cast<ptrdiff_t>(row) * p_.row +
+           static_cast<ptrdiff_t>(col) * p_.col;
   }
 
-  ptrdiff_t Bytes(ptrdiff_t elements) const {
-    return elements * static_cast<ptrdiff_t>(ItemSize(X_.dtype));
-  }
-
-  void Widen(const float* from, size_t n, double* to) const {
-    for (size_t j = 0; j < X_.cols; ++j, to += n) {
-      const float* const column = from + static_cast<ptrdiff_t>(j) * p_.col;
-      if (p_.row == 1) {
-        std::copy_n(column, n, to);
-      } else {
-        for (size_t r = 0; r < n; ++r) to[r] = column[static_cast<ptrdiff_t>(r) * p_.row];
-      }
+  // n rows of contiguous narrow elements.
+  void WidenRows(size_t row, size_t n, float* to) const {
+    const bool at_once = p_.row == static_cast<ptrdiff_t>(X_.cols);
+    const size_t length = at_once ? n * X_.cols : X_.cols;
+    for (size_t r = 0; r < (at_once ? 1 : n); ++r, to += length) {
+      widen_(At<uint16_t>(row + r), length, at_once ? length : 0, to);
     }
   }
 
-  // n rows of X, or of widened columns, into panels of the right operand.
-  void PackRight(const void* from, size_t n, double* to) const {
-    const size_t width = products_.columns;
-    if (p_.col == 1) {
-      Pack(X_.dtype, width, from, p_.row, X_.cols, n, nullptr, to);
+  // n rows as columns, each without gaps; `floats` holds one, and as many narrow elements.
+  void WidenColumns(size_t row, size_t n, float* floats, double* to) const {
+    for (size_t j = 0; j < X_.cols; ++j, to += n) {
+      if (widen_ == nullptr) {
+        Gather(At<float>(row, j), n, to);
+        continue;
+      }
+      const auto* column = At<uint16_t>(row, j);
+      if (p_.row != 1) {
+        auto* const gathered = reinterpret_cast<uint16_t*>(floats + n);
+        Gather(column, n, gathered);
+        column = gathered;
+      }
+      widen_(column, n, p_.row == 1 ? n : 0, floats);
+      std::copy_n(floats, n, to);
+    }
+  }
+
+  template <typename S, typename T>
+  void Gather(const S* from, size_t n, T* to) const {
+    if (p_.row == 1) {
+      std::copy_n(from, n, to);
     } else {
+      for (size_t r = 0; r < n; ++r) to[r] = from[static_cast<ptrdiff_t>(r) * p_.row];
+    }
+  }
+
+  // n rows of X into panels of the right operand, by way of `columns` or `floats`.
+  void PackRight(size_t row, size_t n, double* columns, float* floats, double* to) const {
+    const size_t width = products_.columns;
+    if (p_.col != 1) {
       const bool widened = X_.dtype == DType::kFloat32;
-      kernels_.pack_columns(static_cast<const double*>(from), widened ? 1 : p_.row,
+      if (widened) WidenColumns(row, n, floats, columns);
+      kernels_.pack_columns(widened ? columns : At<double>(row), widened ? 1 : p_.row,
                             widened ? static_cast<ptrdiff_t>(n) : p_.col, X_.cols, n, to);
+    } else if (widen_ != nullptr) {
+      for (size_t r = 0; r < n; r += rows_at_once_) {
+        const size_t some = std::min(rows_at_once_, n - r);
+        WidenRows(row + r, some, floats);
+        kernels_.pack[static_cast<size_t>(DType::kFloat32)](
+            width, floats, static_cast<ptrdiff_t>(X_.cols), X_.cols, some, n, nullptr, 0,
+            to + r * width);
+      }
+    } else {
+      const void* const from = X_.dtype == DType::kFloat32
+                                   ? static_cast<const void*>(At<float>(row))
+                                   : static_cast<const void*>(At<double>(row));
+      Pack(X_.dtype, width, from, p_.row, X_.cols, n, nullptr, to);
     }
     if (!p_.intercept) return;
     double* const ones = to + X_.cols / width * width * n + X_.cols % width;
@@ -503,7 +541,7 @@ class Gram {
 
   void Pack(DType dtype, size_t width, const void* from, ptrdiff_t row, size_t cols, size_t n,
             const double* c, double* to) const {
-    kernels_.pack[static_cast<size_t>(dtype)](width, from, row, cols, n, c, p_.several, to);
+    kernels_.pack[static_cast<size_t>(dtype)](width, from, row, cols, n, n, c, p_.several, to);
   }
 
   // C = or += the sum of A B of parts, which lie `left` and `right` apart, on and above the
@@ -787,6 +825,8 @@ class Gram {
   const Design& X_;
   const size_t size_, line_;
   const Partition slabs_;
+  void (*const widen_)(const uint16_t* from, size_t n, size_t ahead, float* to);  // or null
+  const size_t rows_at_once_;
   const MatmulKernels& products_;
   const GramKernels& kernels_;
   const DensePlan plan_;

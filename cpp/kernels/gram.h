@@ -23,11 +23,11 @@ struct SparseRows {
 };
 
 struct GramKernels {
-  // Panels of `width` columns, the register block's rows or columns, of X that lies in rows; each
-  // row times its factor, c[p * c_step], where c is not null. Up to a vector behind the last panel
-  // is written.
-  void (*pack[kDTypes])(size_t width, const void* x, ptrdiff_t row, size_t cols, size_t depth,
-                        const double* c, size_t c_step, double* to);
+  // n rows of X that lies in rows, into panels of `width` columns, the register block's rows or
+  // columns, and of `depth` rows; each row times its factor, c[p * c_step], where c is not null. Up
+  // to a vector behind the last panel is written.
+  void (*pack[kDTypes])(size_t width, const void* x, ptrdiff_t row, size_t cols, size_t n,
+                        size_t depth, const double* c, size_t c_step, double* to);
   // Panels of the register block's columns, of X of any strides; what is behind the last of them
   // stays.
   void (*pack_columns)(const double* x, ptrdiff_t row, ptrdiff_t col, size_t cols, size_t depth,

@@ -65,22 +65,16 @@ class Dense:
             raise ValueError(f"{op}: X has shape {array.shape}, needs two axes (samples, features)")
         self.shape: tuple[int, int] = array.shape
         self._array = array
-        self.in_place = (
+        item = array.itemsize
+        # An axis of length 1 may have any stride.
+        strides = [s if n > 1 else item for s, n in zip(array.strides, array.shape, strict=True)]
+        # Kernels know the dtype, and elements lie whole elements apart.
+        self._is_strided = (
             (array.dtype.isnative if narrow else array.dtype == self.dtype)
             and array.flags.aligned
-            and _has_unit_stride(array)
+            and not any(stride % item for stride in strides)
         )
-
-    @property
-    def _is_strided(self) -> bool:
-        """Whether all elements lie whole elements apart, as kernels read them."""
-        array = self._array
-        item = array.itemsize
-        return (
-            array.dtype == self.dtype
-            and array.flags.aligned
-            and not any(s % item for s, n in zip(array.strides, array.shape, strict=True) if n > 1)
-        )
+        self.in_place = self._is_strided and item in strides
 
     @property
     def layout(self) -> str:
@@ -96,7 +90,7 @@ class Dense:
         Parameters
         ----------
         strided : bool
-            Whether the kernel reads arrays of any strides, but none of 16 bits.
+            Whether the kernel reads arrays of any strides.
         least : int
             The fewest rows of a converted block.
         """
@@ -283,14 +277,6 @@ def as_data(op: str, X: Any) -> Data:
 def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
     """Tell whether a dtype is ml_dtypes' bfloat16, to NumPy a dtype like any extension's."""
     return dtype.name == "bfloat16" and dtype.type.__module__ == "ml_dtypes"
-
-
-def _has_unit_stride(array: Array) -> bool:
-    """Tell whether rows or columns are contiguous, and lie whole elements apart."""
-    item = array.itemsize
-    # An axis of length 1 may have any stride.
-    strides = [s if n > 1 else item for s, n in zip(array.strides, array.shape, strict=True)]
-    return item in strides and not any(stride % item for stride in strides)
 
 
 def _attribute(op: str, matrix: Any, name: str) -> Any:

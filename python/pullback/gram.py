@@ -58,9 +58,9 @@ def make_gram(engine: Engine) -> Callable[..., Array]:
         Parameters
         ----------
         X : array_like or sparse matrix, shape (N, D)
-            Data, one sample a row: an array, what converts to one, or CSR or CSC. Rows and columns
-            of float32 or float64 of any strides are read where they lie, all else is converted by
-            blocks of rows.
+            Data, one sample a row: an array, what converts to one, or CSR or CSC. float32, float64,
+            float16 and ml_dtypes' bfloat16 of any strides are read where they lie, all else is
+            converted by blocks of rows.
         c : array_like, shape (N,) or (N, M), optional
             Factors of the rows, of any sign; M columns make M matrices. Ones where omitted.
 
