@@ -536,11 +536,12 @@ def line(record: dict[str, Any], libraries: tuple[str, ...]) -> str:
     row = f"{record['case']:42}" + "".join(f"  {cell:>12}" for cell in cells)
     row = f"{row}  {', '.join(goals)}".rstrip()
     for name, about in record.get("beside", {}).items():
-        peak = "-" if about["peak_bytes"] is None else f"{about['peak_bytes'] / 1e6:.0f} MB"
+        time, peak = human(record["seconds"].get(name)), about["peak_bytes"]
+        memory = "-" if peak is None else f"{peak / 1e6:.0f} MB"
         row += (
-            f"\n    {name:38}  {human(record['seconds'].get(name)):>12}  {peak:>12} beside the data's "
+            f"\n  {name:40}  {time:>12}  {memory:>12} beside X's {record['data_bytes'] / 1e6:.0f}"
         )
-        row += f"{record['data_bytes'] / 1e6:.0f} MB; gradient {about['gradient']:.2g} of the goal"
+        row += f" MB, gradient {about['gradient']:.2g} of the goal"
     return row
 
 

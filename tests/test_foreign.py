@@ -88,6 +88,9 @@ def test_tensors_in_arrays_out(name: str, primitives: Any) -> None:
         if isinstance(wanted, pb.PartialSums):
             assert_same_leaves(result.finish(), wanted.finish())
             continue
+        if case.method == "sample_grads":
+            assert_same_leaves(result.todense(), wanted.todense())
+            continue
         if case.method == "jacobian":
             assert [type(J) for J in leaves(result)] == [type(J) for J in leaves(wanted)]
             continue

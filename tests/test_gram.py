@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+import ml_dtypes
 import numpy as np
 import pullback as pb
 import pytest
@@ -12,8 +13,7 @@ from pullback import config, reference
 from pullback.design_matrix import as_data
 from pullback.engine import BACKEND, ORACLE
 from pullback.gram import gram_matrices
-
-sparse = pytest.importorskip("scipy.sparse")
+from scipy import sparse
 
 TWINS = (pb.gram, reference.gram)
 
@@ -44,6 +44,7 @@ LAYOUTS = {
     "float32 every other": lambda X: np.repeat(np.repeat(X, 2, 0), 2, 1).astype("f4")[::2, ::2],
     "backwards": lambda X: X[::-1, ::-1].copy()[::-1, ::-1],
     "float16": lambda X: X.astype(np.float16),
+    "bfloat16 columns": lambda X: np.asfortranarray(X.astype(ml_dtypes.bfloat16)),
     "integers": lambda X: X.astype(np.int8),
     "swapped": lambda X: X.astype(X.dtype.newbyteorder()),
     "one row everywhere": lambda X: X,
@@ -151,6 +152,18 @@ def test_bits_depend_on_neither_threads_nor_place(layout):
                 moved = room[:, at : at + d]
                 moved[...] = held
                 assert pb.gram(moved, c).tobytes() == want.tobytes()
+
+
+@pytest.mark.skipif(config.native is None, reason="there is one path")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_fast_path_and_its_fallback_give_the_same_bits(layout):
+    rng = np.random.default_rng(6)
+    X = LAYOUTS[layout](rng.integers(-3, 4, (70, 9)) / 3)
+    c = rng.standard_normal((70, 2))
+    for given in (None, c, c[:, 0], c[::-1], c.astype(np.float32), c[:, 0].tolist()):
+        want = pb.gram.__wrapped__(X, given)
+        assert pb.gram(X, given).tobytes() == want.tobytes()
+        assert pb.gram(X=X, c=given).tobytes() == want.tobytes()
 
 
 def guarded_gram(X, c):

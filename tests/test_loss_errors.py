@@ -453,7 +453,7 @@ def test_the_row_of_converted_sparse_and_late_samples(method: str, primitives: A
         for X in (
             m.X,
             np.asfortranarray(m.X),
-            m.X.astype(np.float16),
+            m.X.astype(">f2"),
             np.repeat(m.X, 2, axis=1)[:, ::2],
             scipy.sparse.csr_array(np.where(m.X > 0.9, m.X, 0)),
             scipy.sparse.csc_array(np.where(m.X > 0.9, m.X, 0)),

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 import pullback as pb
 import pytest
@@ -212,12 +213,134 @@ def test_other_dtypes_of_the_data(case: Case, kind: str) -> None:
     np.testing.assert_allclose(gX, wanted, rtol=1e-6 if gX.dtype == "f4" else 1e-15)
 
 
+NARROW = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
+narrow = each("kind", NARROW, label=str)
+NARROW_LAYOUTS: dict[str, Callable[[Any], Any]] = {
+    "rows": np.ascontiguousarray,
+    "columns": np.asfortranarray,
+    "every second row": lambda a: a.repeat(2, 0)[::2],
+    "rows backwards": lambda a: a[::-1].copy()[::-1],
+    "columns of more rows": lambda a: np.asfortranarray(np.vstack([a, a[:3]]))[: len(a)],
+    "strided": lambda a: a.repeat(2, 1)[:, ::2],
+}
+
+
+def everything_of(case: Case, X: Any, m: Model) -> list[Any]:
+    """Return what all methods say of X, which stands for the model's."""
+    weights = np.rint(8 * m.sample_weight) / 8  # whose sum is exact in any order
+    loss, options = case.of(), {"sample_weight": weights, "offset": m.sample_weight}
+    results = [
+        loss.value(X, *m.operands[1:], **options),
+        loss.value_and_grad(X, *m.operands[1:], **options, wrt=("X", "w", "b")),
+        loss.hvp(X, *m.operands[1:], m.v, **options),
+        loss.curvature(X, *m.operands[1:], **options),
+        loss.partial(X, *m.operands[1:], **options).finish(),
+    ]
+    objective = pb.LinearObjective(X, m.y, loss, n_outputs=None if m.w.ndim == 1 else m.w.shape[1])
+    theta = np.concatenate([m.w.ravel(), np.ravel(m.b)])
+    results += [objective.value_and_grad(theta), objective.predict(X, theta)]
+    return [*map(np.asarray, leaves(tuple(results)))]
+
+
+@pytest.mark.native
+@narrow
+@each("layout", NARROW_LAYOUTS)
+def test_16_bits_have_the_bits_of_float32(kind: np.dtype, layout: str, any_target: str) -> None:
+    """Whatever the size, the loss, the outputs and the threads; a converted block has them too."""
+    shapes = [(1, 1), (9, 0), (40, 24), (31, 25), (513, 17), (1100, 3), (70, 300), (3, 9000)]
+    shapes += [(9000, 60), (2000, 6)]
+    for i, (n, d) in enumerate(shapes):
+        for k in (None, 3):
+            case = CASES[(3 * i + bool(k)) % len(CASES)]
+            if (k is None and case.coupled) or n * d * (k or 1) > 600_000:
+                continue
+            m = model(case, n, d, np.float32, k)
+            X = m.X.astype(kind)
+            given, wide = NARROW_LAYOUTS[layout](X), NARROW_LAYOUTS[layout](X.astype("f4"))
+            with pb.threads(1 + i % 2):
+                found = everything_of(case, given, m)
+            with pb.threads(1):
+                wanted = everything_of(case, wide, m)
+            for one, other in zip(found, wanted, strict=True):
+                assert_same_bits(one, other)
+
+
+@backends
+@narrow
+@cases
+def test_data_of_16_bits(case: Case, kind: np.dtype, primitives: Any) -> None:
+    for n, d, k in ((30, 7, None), (530, 3, None), (20, 40, 3)):
+        m = model(case, n, d, np.float32, k)
+        X = m.X.astype(kind)
+        for layout in ("rows", "columns", "strided"):
+            given = NARROW_LAYOUTS[layout](X)
+            judge(
+                case,
+                given,
+                *m.operands[1:],
+                m.sample_weight,
+                m.v,
+                dense=X.astype(float),
+                primitives=primitives,
+            )
+        gX = case.of(primitives).grad(X, *m.operands[1:], wrt="X")
+        wide = case.of(primitives).grad(X.astype("f4"), *m.operands[1:], wrt="X")
+        assert gX.dtype == np.float32
+        np.testing.assert_allclose(gX, wide, rtol=1e-6, atol=1e-30)
+        found = case.of(primitives).hessian(X, *m.operands[1:])
+        wide = case.of(primitives).hessian(X.astype("f4"), *m.operands[1:])
+        np.testing.assert_allclose(found, wide, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(primitives.gram(X), X.astype(float).T @ X.astype(float), 1e-9)
+
+
+@narrow
+@backends
+def test_all_numbers_of_16_bits(kind: np.dtype, primitives: Any, any_target: str) -> None:
+    """Subnormal, infinite and NaN ones too, in whole vectors and in the last."""
+    every = np.arange(2**16, dtype=np.uint16).view(kind)
+    loss = primitives.squared_error
+    objective = pb.LinearObjective(np.eye(3), np.ones(3), loss, fit_intercept=False)
+    for X in (every.reshape(-1, 1), every[::-1].copy().reshape(-1, 1), every.repeat(3)[:, None]):
+        with np.errstate(all="ignore"):
+            wanted = X.astype(float)[:, 0]
+        data = np.hstack([X, np.zeros_like(X), np.zeros_like(X)])
+        for given in (data, np.asfortranarray(data)):
+            found = objective.predict(given, np.array([1.0, 0.0, 0.0]))
+            number = ~np.isnan(wanted)
+            np.testing.assert_array_equal(np.isnan(found), ~number)
+            np.testing.assert_array_equal(found[number], wanted[number])
+
+
+@backends
+@narrow
+def test_rows_of_16_bits_that_are_not_finite(kind: np.dtype, primitives: Any) -> None:
+    """Count nothing where their weight is 0, and are NaN in their own columns where it is not."""
+    m = model(CASES[0], 530, 5, np.float32)
+    X, weights = m.X.astype(kind), m.sample_weight.copy()
+    X[::7, 2], weights[::7] = np.nan, 0
+    clean = np.where(weights[:, None] == 0, 0, X.astype(float))
+    for given in (X, np.asfortranarray(X)):
+        value, (gw, gb) = primitives.squared_error.value_and_grad(given, *m.operands[1:], weights)
+        wanted = primitives.squared_error.value_and_grad(clean, *m.operands[1:], weights)
+        np.testing.assert_allclose(value, wanted[0], rtol=1e-12)
+        np.testing.assert_allclose([*gw, gb], [*wanted[1][0], wanted[1][1]], rtol=1e-6)
+
+
+def test_other_dtypes_of_extensions_are_refused() -> None:
+    m = model(CASES[0], 9, 3, np.float32)
+    for kind in (ml_dtypes.float8_e4m3fn, ml_dtypes.int4):
+        with pytest.raises(TypeError, match="argument X has dtype"):
+            pb.squared_error.value(np.ones((9, 3), kind), *m.operands[1:])
+    with pytest.raises(TypeError, match="argument w has dtype bfloat16"):
+        pb.squared_error.value(m.X, m.y, m.w.astype(ml_dtypes.bfloat16))
+
+
 @cases
 def test_blocks_of_converted_rows_are_one_whole(case: Case) -> None:
     """Rows enough for several blocks: weights, targets and curvature stay with their rows."""
     n, d = 20_011, 33
     m = model(case, n, d, np.float32)
-    X = m.X.astype(np.float16)
+    X = m.X.astype(">f2")
     plain = X.astype(np.float64)
     options: dict[str, Any] = {"sample_weight": m.sample_weight}
     loss = case.of()
@@ -691,6 +814,10 @@ def test_stays_between_guard_pages(dtype: np.dtype, order: str, guards: list[Gua
                 strict=True,
             ):
                 np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+        if dtype == np.float32 and n > 3:
+            half = guarded(guards[0], m.X.astype(np.float16), order, at_end=at_end)
+            wanted = loss.value_and_grad(half.astype(dtype, order="K"), y, w, m.b, weights)
+            assert_same_leaves(loss.value_and_grad(half, y, w, m.b, weights), wanted)
 
 
 @on_any_target

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pullback as pb
 import pytest
@@ -98,6 +99,7 @@ ANYTHING: list[Any] = [
     *((), (1,), (1, 2), [], [1], {}, {1}, (F8,), (F8, F8), (VECTOR, VECTOR), (W, B), (ROWS,) * 2),
     *(F8, F8.astype("f4"), F8.T, F8[:, ::2], F8[0], F8[0, 0], np.array(1.0), np.zeros((0, 3))),
     *(np.zeros((3, 0)), ROWS, VECTOR, np.ones((3, 2)), np.ones(6, int), F8.astype(object)),
+    *(F8.astype("f2"), F8.astype(ml_dtypes.bfloat16), F8.T.astype(ml_dtypes.float8_e5m2)),
     *(F8.astype(">f8"), F8 * 1j, np.ma.array(F8), np.ones((1,) * 64), np.float64(2), np.int64(3)),
     *(Angry(), print, type, object(), slice(None), range(3), refuse),
     ("csr", VECTOR, I4, np.array([0, 3], np.int32), (1, 3)),

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pullback as pb
 import pytest
@@ -445,6 +446,7 @@ def test_losses(case: Case, k: int | None) -> None:
     whole = np.rint(2 * m.X)
     forms = [m.X, m.X.astype("f4"), np.asfortranarray(m.X), m.X.tolist(), sparse.csr_array(m.X)]
     forms += [whole.astype(int), whole.astype(np.int8), m.X.astype("f2"), m.X.astype(">f8")]
+    forms += [m.X.astype(ml_dtypes.bfloat16), m.X.astype(ml_dtypes.bfloat16)[:, ::-1]]
     forms += [whole.astype(int)[::-1], np.repeat(np.repeat(m.X, 2, 0), 2, 1)[::2, ::2], whole > 0]
     weights = [None, EIGHTHS[:40], np.ones(40, int), EIGHTHS[:40].astype("f4")]
     parameters = [m.w, m.w.astype("f4"), np.rint(m.w).astype(int), m.w.astype("f2"), m.w[::-1]]

@@ -812,6 +812,7 @@ NOT_PENALTIES: dict[str, tuple[Any, type[Exception], str]] = {
         r"l2\[0, 2\] is 1.0 and l2\[2, 0\] is 0.0; a matrix needs to be symmetric",
     ),
     "an eigenvalue": (np.eye(D) - 0.5, ValueError, r"l2 has the eigenvalue -0.5; a matrix needs"),
+    "a small one": (np.eye(D) - 0.34, ValueError, r"l2 has the eigenvalue -0.02; a matrix needs"),
     "a large one": (1e300 * (np.eye(D * K) - 0.5), ValueError, r"the eigenvalue -2e\+300"),
     "inf": (np.diag([1, np.inf, 1]), ValueError, r"l2\[1, 1\] is inf, needs to be finite$"),
     "complex": (np.ones(D) * 1j, TypeError, r"l2"),

@@ -96,6 +96,7 @@ def test_gradients_of_each_sample(case: Case, primitives: Any) -> None:
 KINDS: dict[str, Callable[[Any], Any]] = {
     **LAYOUTS,
     "strided": lambda X: np.repeat(X, 2, axis=1)[:, ::2],
+    "float16": lambda X: X.astype(np.float16),
     "CSC, unsorted": lambda X: backwards(scipy.sparse.csc_array(X)),
     "CSR, unsorted": lambda X: backwards(scipy.sparse.csr_array(X)),
     "CSR of int64 indices": lambda X: wide(scipy.sparse.csr_array(X)),
@@ -190,6 +191,26 @@ def test_norms_out_of_the_range_of_squares(scale: float, primitives: Any) -> Non
     for given in (X, np.asfortranarray(X), scipy.sparse.csr_array(X), scipy.sparse.csc_array(X)):
         gradients = primitives.squared_error.sample_grads(given, [-1.0, 1, 1], np.zeros(2))
         np.testing.assert_allclose(gradients.norms(), [10 * scale, 0, 26 * scale], rtol=1e-15)
+
+
+def test_a_loss_of_the_callers_own() -> None:
+    def twice(z: Any, _: Any) -> Any:
+        return np.full_like(z, 2)
+
+    mine = pb.pointwise_loss(lambda z, y: (z - y) ** 2, lambda z, y: 2 * (z - y), twice)
+    for k in (None, 2):
+        m = model(Case("squared_error"), 12, 3, np.float64, k)
+        judge(mine.sample_grads(m.X, m.y, m.w, m.b), right(Case("squared_error"), m, m.b))
+        one, other = (pb.LinearObjective(m.X, m.y, loss, 0.5) for loss in (mine, pb.squared_error))
+        theta = theta_of(m.w, m.b)
+        V = np.outer(theta, [1.0, 2.0, -0.5])
+        np.testing.assert_allclose(one.hvp(theta, V), other.hvp(theta, V), 1e-12)
+        phi, psi = (objective.line(theta, V[:, 1]) for objective in (one, other))
+        assert phi(0.5) == pytest.approx(psi(0.5), rel=1e-12)
+        assert phi.second(0.5) == pytest.approx(psi.second(0.5), rel=1e-12)
+        for kind in ("hessian", "robust"):
+            wanted = other.covariance(theta, kind)
+            np.testing.assert_allclose(one.covariance(theta, kind), wanted, 1e-9, 1e-15)
 
 
 @backends

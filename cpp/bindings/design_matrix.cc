@@ -1,6 +1,7 @@
 #include "bindings/design_matrix.h"
 
 #include <algorithm>
+#include <atomic>
 #include <string_view>
 
 #include "bindings/interrupt.h"
@@ -119,12 +120,13 @@ std::optional<DType> OtherGradientType(PyObject* object) {
                                                           : DType::kFloat64;
 }
 
-bool DenseDesign(PyObject* object, Design& X) {
-  const std::optional<DType> dtype = KernelArray(object);
-  if (!dtype || PyArray_NDIM(AsArray(object)) != 2) return false;
-  PyArrayObject* const array = AsArray(object);
+namespace {
+
+// Of an array of `dtype`, or of what is stored otherwise.
+[[gnu::always_inline]] inline bool DenseOf(PyArrayObject* array, DType dtype, Stored stored,
+                                           npy_intp item, Design& X) {
+  if (PyArray_NDIM(array) != 2) return false;
   const npy_intp rows = PyArray_DIM(array, 0), cols = PyArray_DIM(array, 1);
-  const auto item = static_cast<npy_intp>(ItemSize(*dtype));
   // The stride of an axis of length 1 means nothing, and may be anything.
   const npy_intp down = rows > 1 ? PyArray_STRIDE(array, 0) : item;
   const npy_intp across = cols > 1 ? PyArray_STRIDE(array, 1) : item;
@@ -132,20 +134,69 @@ bool DenseDesign(PyObject* object, Design& X) {
   const npy_intp stride = by_rows ? down : across;
   if ((!by_rows && down != item) || stride % item != 0) return false;
   X = {by_rows ? Layout::kRows : Layout::kColumns,
-       *dtype,
+       dtype,
        false,
        static_cast<size_t>(rows),
        static_cast<size_t>(cols),
        PyArray_DATA(array),
        stride / item,
        nullptr,
-       nullptr};
+       nullptr,
+       0,
+       stored};
   return true;
+}
+
+// ml_dtypes registers it with NumPy as a dtype of its own, under a number that is the process's.
+// The first look at one may run Python code.
+bool IsBfloat16(PyArrayObject* array) {
+  static std::atomic<int> known = NPY_NOTYPE;
+  const int type = PyArray_TYPE(array);
+  if (type < NPY_USERDEF || type == known.load(std::memory_order_relaxed)) {
+    return type >= NPY_USERDEF;
+  }
+  static PyObject* const kNames[] = {PyUnicode_InternFromString("__name__"),
+                                     PyUnicode_InternFromString("__module__")};
+  constexpr const char* kWanted[] = {"bfloat16", "ml_dtypes"};
+  const Ref scalar(Py_NewRef(reinterpret_cast<PyObject*>(PyArray_DESCR(array)->typeobj)));
+  for (size_t i = 0; i < std::size(kNames); ++i) {
+    const Ref name = Attribute(scalar.get(), kNames[i]);
+    if (!name || !PyUnicode_CheckExact(name.get()) ||
+        PyUnicode_CompareWithASCIIString(name.get(), kWanted[i]) != 0) {
+      return false;
+    }
+  }
+  known.store(type, std::memory_order_relaxed);
+  return true;
+}
+
+}  // namespace
+
+bool DenseDesign(PyObject* object, Design& X) {
+  const std::optional<DType> dtype = KernelArray(object);
+  return dtype && DenseOf(AsArray(object), *dtype, Stored::kAsComputed,
+                          static_cast<npy_intp>(ItemSize(*dtype)), X);
+}
+
+bool NarrowDesign(PyObject* object, Design& X) {
+  if (!PyArray_CheckExact(object)) return false;
+  PyArrayObject* const array = AsArray(object);
+  const int type = PyArray_TYPE(array);
+  if (type != NPY_HALF && !IsBfloat16(array)) return false;
+  if (PyArray_TYPE(array) != type || !PyArray_ISALIGNED(array) || !PyArray_ISNOTSWAPPED(array) ||
+      PyArray_ITEMSIZE(array) != sizeof(uint16_t)) {
+    return false;
+  }
+  return DenseOf(array, DType::kFloat32, type == NPY_HALF ? Stored::kFloat16 : Stored::kBfloat16,
+                 sizeof(uint16_t), X);
 }
 
 const char* ReadSamples(PyObject* X, PyObject* y, PyObject* weight, PyObject* offset,
                         LinearProblem& problem) {
-  if (!(PyTuple_Check(X) ? EngineSparse(X, problem.X) : DenseDesign(X, problem.X))) return "X";
+  if (!(PyTuple_Check(X) ? EngineSparse(X, problem.X)
+                         : DenseDesign(X, problem.X) || NarrowDesign(X, problem.X))) {
+    return "X";
+  }
   const size_t rows = problem.X.rows;
   if (y != nullptr) {
     if (problem.loss->coupled && IsBlock(y, NPY_INT64, rows)) {

@@ -61,6 +61,9 @@ constexpr TargetType TargetOf(DType dtype) {
 // it lies.
 bool DenseDesign(PyObject* object, Design& X);
 
+// The same for float16 and ml_dtypes' bfloat16, which the driver of the losses widens.
+bool NarrowDesign(PyObject* object, Design& X);
+
 // X as engines take a sparse one: (format, data, indices, indptr, shape).
 bool EngineSparse(PyObject* object, Design& X);
 
@@ -76,6 +79,11 @@ class UserDesign {
   // False, perhaps with an exception set, unless kernels can read `object` where it lies, or in a
   // copy of all of it. This may run Python code: it comes before the first look at other arguments.
   bool Take(PyObject* object, Design& X) { return DenseDesign(object, X) || TakeOther(object, X); }
+
+  // The same, for kernels that read what is stored otherwise than computed too.
+  bool TakeAsStored(PyObject* object, Design& X) {
+    return DenseDesign(object, X) || NarrowDesign(object, X) || TakeOther(object, X);
+  }
 
  private:
   // Each attribute may be a property, which may change what the others have returned: all of them

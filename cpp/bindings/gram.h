@@ -5,6 +5,11 @@
 
 namespace pullback {
 
+// `gram` with the signature of `fallback`, which is called for all but plain arrays and sparse
+// matrices that the kernel can read where they lie or in a small copy. New reference; null with an
+// exception set.
+PyObject* NewGramMethod(PyObject* fallback);
+
 // Adds gram_sums, the engine behind pullback.gram.
 bool RegisterGramEngine(PyObject* module);
 

@@ -217,7 +217,7 @@ class LossCall {
 
   [[gnu::hot]] bool Take() {
     bias_ = args_[kB] == nullptr ? Py_None : args_[kB];
-    if (!design_.Take(args_[kX], problem_.X)) return false;
+    if (!design_.TakeAsStored(args_[kX], problem_.X)) return false;
     const std::optional<DType> w_dtype = GradientType(args_[kW]);
     if (problem_.X.rows == 0 || !w_dtype) return false;
     rows_ = static_cast<npy_intp>(problem_.X.rows);

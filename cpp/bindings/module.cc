@@ -103,6 +103,10 @@ void RegisterPrimitives(py::module_& m) {
   m.def(
       "guarded", [](const py::function& function) { return Steal(NewGuarded(function.ptr())); },
       py::arg("function"));
+  m.def(
+      "gram_method",
+      [](const py::function& fallback) { return Steal(NewGramMethod(fallback.ptr())); },
+      py::arg("fallback"));
   m.def("product_ops", [] { return Steal(ProductOps()); });
   m.def(
       "product_method",

@@ -217,7 +217,8 @@ PyObject* Predict(const Objective& of, LinearProblem problem) {
   UserDesign design;
   UserTargets targets;
   UserOffset offset;
-  if (kind != Kind::kUnpack && !design.Take(predicts ? args[0] : of.data[0].get(), problem.X)) {
+  if (kind != Kind::kUnpack &&
+      !design.TakeAsStored(predicts ? args[0] : of.data[0].get(), problem.X)) {
     return nullptr;
   }
   const double* const theta = VectorOf(vector, of);

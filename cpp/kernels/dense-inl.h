@@ -319,6 +319,7 @@ inline size_t ChunkOfRows(const Design& X, size_t outputs) {
 
 // How far ahead of an element its successor in the next chunk lies; 0: nothing is to be fetched.
 inline ptrdiff_t RowsAhead(const Design& X) {
+  if (X.near) return 0;
   const size_t row_bytes = DenseRowBytes(X);
   if (X.rows * row_bytes <= (row_bytes <= kSerialRowBytes ? kNearBytes : kCachedBytes)) return 0;
   return static_cast<ptrdiff_t>(ChunkOfRows(X, 1)) * X.stride;
@@ -398,6 +399,7 @@ inline size_t SlabOfColumns(const Design& X) {
 // How many rows ahead of the second pass some of the next chunk is fetched; 0 if L2 has no room for
 // it.
 inline size_t ColumnsAhead(const Design& X) {
+  if (X.near) return 0;
   const size_t chunk = ChunkOfColumns(X, 1), row_bytes = DenseRowBytes(X);
   if (X.rows * row_bytes <= kCachedBytes || chunk * row_bytes > kColumnsChunkBytes) return 0;
   return chunk;

@@ -29,7 +29,6 @@
 #include "kernels/sparse-inl.h"
 #include "kernels/sums.h"
 #include "runtime/partition.h"
-#include "runtime/prefetch.h"
 #include "runtime/scratch.h"
 #include "runtime/threads.h"
 
@@ -188,12 +187,11 @@ constexpr size_t kLeastRows = 1024, kMostRows = 16384;
 // Of wide X, whose sums leave the caches, so many blocks are packed before any of them is added.
 constexpr size_t kWideColumns = 768;
 constexpr size_t kWideBlocks = 4;
-// Of thin X, so few rows are packed at once that the next ones are fetched in good time.
+// Of thin X, so few rows are packed at once, which then stay in L1.
 constexpr size_t kThinDepth = 64;
-constexpr size_t kFetchedBytes = size_t{256} << 10;
 // Entries of sparse X that are read and checked at once.
-constexpr size_t kChunkEntries = 16384;
-constexpr size_t kMostChunkRows = 512;
+constexpr size_t kChunkEntries = 32768;
+constexpr size_t kMostChunkRows = 2048;
 
 // Pieces of memory of one size, on loan to any thread; they are freed in the end.
 class Pool {
@@ -307,44 +305,6 @@ Partition SlabsOf(const GramProblem& p) {
   const size_t block = std::clamp(CeilDiv(p.X.rows, kMaxSlabs), least, std::max(least, kMostRows));
   return PartitionBy(p.X.rows, block);
 }
-
-// Lines of memory that a later block reads, fetched some at a time while others are multiplied.
-class Fetcher {
- public:
-  Fetcher() = default;
-  Fetcher(const char* from, size_t spans, size_t bytes, ptrdiff_t step)
-      : from_(from),
-        spans_(spans),
-        bytes_(bytes),
-        step_(step),
-        lines_(spans * CeilDiv(bytes, kLine)) {
-    if (step == static_cast<ptrdiff_t>(bytes)) {
-      spans_ = 1;
-      bytes_ = bytes * spans;
-    }
-  }
-
-  // A share of all lines.
-  void Fetch(double share) {
-    for (auto n = static_cast<size_t>(share * static_cast<double>(lines_)) + 1; n != 0; --n) {
-      if (spans_ == 0) return;
-      PrefetchIntoL2(from_ + done_);
-      done_ += kLine;
-      if (done_ < bytes_) continue;
-      done_ = 0;
-      from_ += step_;
-      --spans_;
-    }
-  }
-
- private:
-  static constexpr size_t kLine = 64;
-
-  const char* from_ = nullptr;
-  size_t spans_ = 0, bytes_ = 0;
-  ptrdiff_t step_ = 0;
-  size_t lines_ = 0, done_ = 0;
-};
 
 class Gram {
  public:
@@ -471,7 +431,6 @@ class Gram {
         }
         PackRight(from, n, b + i * right);
       }
-      Fetcher next = FetcherOf({row + parts.n, std::min(row + 2 * parts.n, rows.end)});
       for (size_t m = 0; m < p_.several; ++m) {
         for (size_t i = 0; i < parts.tasks; ++i) {
           PackLeft(b + i * right, parts(i).size(), FactorsOf(row + i * depth, m), whole_rows,
@@ -480,7 +439,7 @@ class Gram {
         double* const to = SumsOf(sums, m);
         if (guarded && !IsFiniteBlock(a, b, parts.n)) {
           AddGuarded(a, b, FactorsOf(row, m), parts.n, to);
-        } else if (!Multiply(a, left, b, right, parts, guarded || row > rows.begin, next, to)) {
+        } else if (!Multiply(a, left, b, right, parts, guarded || row > rows.begin, to)) {
           return;
         }
       }
@@ -489,18 +448,6 @@ class Gram {
 
   const char* At(size_t row) const {
     return static_cast<const char*>(X_.data) + Bytes(static_cast<ptrdiff_t>(row) * p_.row);
-  }
-
-  // Of rows that are not too much for L2.
-  Fetcher FetcherOf(Range rows) const {
-    const size_t item = ItemSize(X_.dtype);
-    if (rows.size() == 0 || (p_.col != 1 && p_.row != 1) ||
-        rows.size() * X_.cols * item > kFetchedBytes) {
-      return {};
-    }
-    const size_t across = X_.cols * item, down = rows.size() * item;
-    return p_.col == 1 ? Fetcher(At(rows.begin), rows.size(), across, Bytes(p_.row))
-                       : Fetcher(At(rows.begin), X_.cols, down, Bytes(p_.col));
   }
 
   ptrdiff_t Bytes(ptrdiff_t elements) const {
@@ -562,9 +509,8 @@ class Gram {
   // C = or += the sum of A B of parts, which lie `left` and `right` apart, on and above the
   // diagonal; false when it stops on the way.
   bool Multiply(const double* a, size_t left, const double* b, size_t right, const Partition& parts,
-                bool add, Fetcher& next, double* c) {
+                bool add, double* c) {
     const size_t width = products_.columns, height = products_.rows;
-    const double area = 0.5 * static_cast<double>(size_ * size_ * parts.tasks);
     const size_t most = kTileRows / std::min<size_t>(parts.tasks, 2);
     BlockProduct block = {};
     block.a_packed = true;
@@ -584,7 +530,6 @@ class Gram {
             block.a = a + part * left + i * depth;
             block.b = b + part * right + j * depth + skipped;
             block.c = c + i * line_ + j + skipped;
-            next.Fetch(static_cast<double>(m * n) / area);
             products_.multiply(block);
           };
           if (whole > top) tile(top, whole - top, 0);
@@ -669,7 +614,7 @@ class Gram {
     const auto* const indptr = static_cast<const Index*>(X_.indptr);
     const auto* const indices = static_cast<const Index*>(X_.indices);
     const size_t in_row = X_.entries / X_.rows + 1;
-    const size_t step = std::clamp<size_t>(kChunkEntries / in_row, 8, kMostChunkRows);
+    const size_t step = std::clamp<size_t>(kChunkEntries / in_row, 1, kMostChunkRows);
     // Of CSC, where each column's entries go on, and where they end.
     const bool by_columns = X_.layout == Layout::kCsc;
     const std::unique_ptr<Range[]> columns(by_columns ? new (std::nothrow) Range[X_.cols]

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <thread>
@@ -138,9 +139,14 @@ struct Plan {
         chunks(size_t{1} + (job == Job::kHvp) + (p.directions > 1) + repeats),
         slab_doubles(levels * width + heads * sum_w + exact + state + chunks * chunk),
         transposed(p.gX == nullptr ? 0 : PadDoubles(p.X.cols) * p.outputs),
+        widened(p.X.stored == Stored::kAsComputed ? 0
+                                                  : PadDoubles(CeilDiv(chunk_rows * p.X.cols, 2))),
+        blocks(widened == 0
+                   ? 0
+                   : std::min({slabs.tasks, kMaxSlabs, static_cast<size_t>(GetNumThreads())})),
         doubles(parameters + PadDoubles(p.outputs) +
                 (p.vw == nullptr ? 0 : gradient + PadDoubles(sums)) + transposed +
-                slabs.tasks * slab_doubles) {}
+                slabs.tasks * slab_doubles + blocks * widened) {}
 
   Steps steps;
   size_t sums;  // of slopes: for each output, or each of its directions
@@ -157,6 +163,8 @@ struct Plan {
   bool repeats;  // a sample's weight, for each of its slopes
   size_t chunks, slab_doubles;
   size_t transposed;  // of the coefficients, for the gradient by X, or 0
+  size_t widened;     // a chunk of X that is stored otherwise than computed, or 0
+  size_t blocks;      // of these, one for each thread: there are at most kMaxSlabs
   size_t doubles;
 };
 
@@ -214,6 +222,9 @@ class Sum {
       vb_ = TakeParameters(p_.vb, DType::kFloat64, plan_.sums);
     }
     if (p_.gX != nullptr) Transpose();
+    blocks_ = slabs_;
+    slabs_ += plan_.blocks * plan_.widened;
+    if (plan_.blocks != 0) free_ = ~uint64_t{0} >> (64 - plan_.blocks);
     poll_ = poll;
     const size_t tasks = plan_.slabs.tasks;
     if (p_.X.rows * plan_.row_bytes * plan_.sums < kParallelBytes) {
@@ -265,6 +276,50 @@ class Sum {
         rows.begin > bad_weight_.load(std::memory_order_relaxed)) {
       return;
     }
+    if (plan_.widened == 0) {
+      SumRows(slab, rows, p_.X);
+      return;
+    }
+    const size_t block = TakeBlock();
+    Design widened = p_.X;
+    widened.data = blocks_ + block * plan_.widened;
+    widened.stride =
+        static_cast<ptrdiff_t>(p_.X.layout == Layout::kRows ? p_.X.cols : plan_.chunk_rows);
+    widened.stored = Stored::kAsComputed;
+    widened.near = true;
+    SumRows(slab, rows, widened);
+    free_.fetch_or(uint64_t{1} << block, std::memory_order_release);
+  }
+
+  // A block that no other thread has. There are enough, unless their number has grown since then.
+  size_t TakeBlock() {
+    for (;;) {
+      uint64_t free = free_.load(std::memory_order_relaxed);
+      if (free == 0) {
+        std::this_thread::yield();
+      } else if (free_.compare_exchange_weak(free, free & (free - 1), std::memory_order_acquire)) {
+        return static_cast<size_t>(std::countr_zero(free));
+      }
+    }
+  }
+
+  // A chunk into the block that X's data are; asks for the next one meanwhile.
+  void Widen(Range rows, const Design& X) const {
+    const auto widen = others_.widen[static_cast<size_t>(p_.X.stored)];
+    const bool by_rows = X.layout == Layout::kRows;
+    const auto* from = static_cast<const uint16_t*>(p_.X.data) +
+                       static_cast<ptrdiff_t>(rows.begin) * (by_rows ? p_.X.stride : 1);
+    auto* to = static_cast<float*>(const_cast<void*>(X.data));
+    const bool at_once = by_rows && p_.X.stride == X.stride;
+    const size_t n = rows.size(), lines = at_once ? 1 : by_rows ? n : X.cols;
+    const size_t length = at_once ? n * X.cols : by_rows ? X.cols : n;
+    const size_t ahead = at_once || !by_rows ? length : 0;
+    for (size_t i = 0; i < lines; ++i, from += p_.X.stride, to += X.stride) {
+      widen(from, length, ahead, to);
+    }
+  }
+
+  void SumRows(size_t slab, Range rows, const Design& X) {
     double* const sums = SumsOf(slab);
     double* const heads = sums + plan_.levels * plan_.width;
     double* const exact = heads + plan_.heads * plan_.sum_w;
@@ -282,8 +337,9 @@ class Sum {
         Head head(block, plan_, heads);
         for (size_t first = row; first < end; first += plan_.chunk_rows) {
           if (plan_.polled && Stopped()) return;
-          SumChunk({first, std::min(first + plan_.chunk_rows, end)}, state, head,
-                   plan_.exact == 0 ? block + plan_.sum_w : exact);
+          const Range chunk = {first, std::min(first + plan_.chunk_rows, end)};
+          if (HWY_UNLIKELY(X.near)) Widen(chunk, X);
+          SumChunk(chunk, X, state, head, plan_.exact == 0 ? block + plan_.sum_w : exact);
         }
         head.Finish();
         if (plan_.exact != 0) layout_.finish(p_.X, plan_.sums, exact, block + plan_.sum_w);
@@ -311,29 +367,35 @@ class Sum {
     return false;
   }
 
-  void Predict(Range rows, double* z, void* state) const {
-    stages_.forward(p_.X, p_.outputs, rows, w_, b_, z, state);
+  void Predict(const Design& X, Range rows, double* z, void* state) const {
+    stages_.forward(X, p_.outputs, RowsIn(X, rows), w_, b_, z, state);
     if (HWY_UNLIKELY(p_.offset != nullptr)) AddOffset(rows, z);
   }
 
   HWY_NOINLINE void AddOffset(Range rows, double* HWY_RESTRICT z) const {
-    if (p_.offset_by_output || p_.outputs == 1) {
-      const double* const offset = p_.offset + rows.begin * p_.outputs;
-      for (size_t i = 0; i < rows.size() * p_.outputs; ++i) z[i] += offset[i];
+    const size_t outputs = p_.outputs;
+    const bool whole = p_.offset_by_output || outputs == 1;
+    const double* HWY_RESTRICT offset = p_.offset + rows.begin * (whole ? outputs : 1);
+    const size_t n = rows.size() * (whole ? outputs : 1);
+    if (whole) {
+      for (size_t i = 0; i < n; ++i) z[i] += offset[i];
       return;
     }
-    for (size_t r = rows.begin; r < rows.end; ++r, z += p_.outputs) {
-      for (size_t k = 0; k < p_.outputs; ++k) z[k] += p_.offset[r];
+    for (size_t r = 0; r < n; ++r, z += outputs) {
+      for (size_t k = 0; k < outputs; ++k) z[k] += offset[r];
     }
   }
 
-  void SumChunk(Range rows, void* state, Head& head, double* gw) {
+  // Of a chunk that was widened, the first row is the first there.
+  static Range RowsIn(const Design& X, Range rows) { return X.near ? Range{0, rows.size()} : rows; }
+
+  void SumChunk(Range rows, const Design& X, void* state, Head& head, double* gw) {
     const size_t outputs = p_.outputs, slopes = plan_.sums;
     const size_t first = rows.begin * outputs;
     double* const z = static_cast<double*>(state) + plan_.state;
     if (job_ == Job::kPredict) {
       if (!Advance(rows, state)) return;
-      Predict(rows, z, state);
+      Predict(X, rows, z, state);
       std::copy_n(z, rows.size() * outputs, p_.kept + first);
       return;
     }
@@ -378,7 +440,7 @@ class Sum {
     const auto look = [&](size_t of_row) {
       if (has_zero) x_is_finite = others_.all_finite(z, chunk.rows * of_row);
     };
-    if (job_ != Job::kBackward || layout_.advance != nullptr) Predict(rows, z, state);
+    if (job_ != Job::kBackward || layout_.advance != nullptr) Predict(X, rows, z, state);
     if (job_ != Job::kBackward) {
       look(outputs);
     } else {
@@ -397,7 +459,7 @@ class Sum {
       });
     }
     if (plan_.steps.curve) {
-      stages_.forward(p_.X, slopes, rows, vw_, vb_, z, state);
+      stages_.forward(X, slopes, RowsIn(X, rows), vw_, vb_, z, state);
       look(slopes);
       if (p_.directions == 1) {
         p_.loss->curve(chunk, curvature, z);
@@ -423,9 +485,10 @@ class Sum {
     }
     // The sums may overflow where the slopes do not.
     if (HWY_LIKELY(is_finite) || (x_is_finite && others_.all_finite(z, chunk.rows * slopes))) {
-      stages_.backward(p_.X, slopes, rows, z, gw, state);
+      stages_.backward(X, slopes, RowsIn(X, rows), z, gw, state);
     } else {
-      layout_.guarded[static_cast<size_t>(p_.X.dtype)](p_.X, slopes, rows, z, weight, gw, state);
+      const auto guarded = layout_.guarded[static_cast<size_t>(X.dtype)];
+      guarded(X, slopes, RowsIn(X, rows), z, weight, gw, state);
     }
   }
 
@@ -531,6 +594,8 @@ class Sum {
   const double* vb_ = nullptr;
   std::atomic<size_t> bad_x_ = kNoRow, bad_y_ = kNoRow, bad_weight_ = kNoRow;
   std::atomic<size_t> walked_ = 0;  // entries of sparse X
+  double* blocks_ = nullptr;
+  std::atomic<uint64_t> free_ = 0;  // blocks, a bit each
   Poll* poll_ = nullptr;
   const std::thread::id caller_ = std::this_thread::get_id();
   std::atomic<bool> stopped_ = false;

@@ -28,6 +28,9 @@ struct Poll;
 enum class Layout : uint8_t { kRows, kColumns, kCsr, kCsc };
 inline constexpr size_t kLayouts = 4;
 
+// How dense elements that are computed as float32 lie in memory.
+enum class Stored : uint8_t { kAsComputed, kFloat16, kBfloat16 };
+
 struct Design {
   Layout layout;
   DType dtype;
@@ -40,6 +43,10 @@ struct Design {
   const void* indices;
   const void* indptr;
   size_t entries = 0;  // sparse: so many in data and indices
+  // Stages read what is stored as it is computed. The driver gives them chunks of all else, widened
+  // into memory that is in cache: `near`, and of as many rows as X has, for the stages' choices.
+  Stored stored = Stored::kAsComputed;
+  bool near = false;
 
   // sparse: so many of the entries indptr lists.
   size_t listed() const {
@@ -175,6 +182,9 @@ struct ChunkKernels {
   // gX[r, j] = scale * sum_k slopes[r * outputs + k] w[k * PadDoubles(cols) + j], by dtype of gX.
   void (*write_gx[kDTypes])(const double* slopes, size_t rows, size_t outputs, const double* w,
                             size_t cols, double scale, void* gX, ptrdiff_t stride);
+  // Widens n float16 or bfloat16, by Stored, to float32; asks for what lies `ahead` elements on
+  // meanwhile, unless 0.
+  void (*widen[3])(const uint16_t* from, size_t n, size_t ahead, float* to);
 };
 
 const ChunkKernels& KernelsOfChunks();

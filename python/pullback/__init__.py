@@ -14,6 +14,7 @@ their gradients in one pass over the data. Every primitive is an object that fol
     pb.softmax.vjp(x, g)
     pb.matmul.vjp(A, B, G)
     loss, (gw, gb) = pb.relu_mse.value_and_grad(X, y, w, b)
+    pb.gram(X, c)               # X^T diag(c) X, one pass
 
 `LinearObjective` makes a loss and its data a function of one vector, for optimisers.
 `primitives` is the registry of all of them, `reference` holds their twins in plain NumPy, and

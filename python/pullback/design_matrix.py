@@ -30,7 +30,8 @@ __all__ = [
 
 Array: TypeAlias = npt.NDArray[Any]
 
-# An array with C rows or F columns, or (format, data, indices, indptr, shape).
+# An array with C rows or F columns, of float32, float64, float16 or bfloat16, or
+# (format, data, indices, indptr, shape).
 KernelData: TypeAlias = Array | tuple[str, Array, Array, Array, tuple[int, int]]
 
 # Kernels hold the index of an entry in 32 bits.
@@ -47,6 +48,8 @@ ROWS: Final = 512
 class Dense:
     """A matrix of any strides, dtype and byte order, one sample a row.
 
+    float16 and ml_dtypes' bfloat16 are computed as float32.
+
     Parameters
     ----------
     op : str
@@ -55,14 +58,15 @@ class Dense:
     """
 
     def __init__(self, op: str, array: Array) -> None:
-        self.dtype = kernel_dtype(op, "X", array.dtype)
+        narrow = array.dtype.char == "e" or _is_bfloat16(array.dtype)
+        self.dtype = np.dtype(np.float32) if narrow else kernel_dtype(op, "X", array.dtype)
         self.given_dtype = array.dtype
         if array.ndim != 2:
             raise ValueError(f"{op}: X has shape {array.shape}, needs two axes (samples, features)")
         self.shape: tuple[int, int] = array.shape
         self._array = array
         self.in_place = (
-            array.dtype == self.dtype  # which a swapped byte order is not
+            (array.dtype.isnative if narrow else array.dtype == self.dtype)
             and array.flags.aligned
             and _has_unit_stride(array)
         )
@@ -85,19 +89,19 @@ class Dense:
         return f"{self.given_dtype} {order if self.in_place else 'converted by blocks'}"
 
     def blocks(
-        self, *, strided: bool = False, least: int = 1
+        self, *, strided: bool = False, least: int = 0
     ) -> Iterator[tuple[slice, KernelData]]:
         """Yield all rows, in order, as kernels take them: in place, or converted by the block.
 
         Parameters
         ----------
         strided : bool
-            Whether the kernel reads arrays of any strides.
+            Whether the kernel reads arrays of any strides, but none of 16 bits.
         least : int
             The fewest rows of a converted block.
         """
         rows, columns = self.shape
-        if self.in_place or (strided and self._is_strided):
+        if self._is_strided if strided else self.in_place:
             yield slice(0, rows), self._array
             return
         # A multiple of the kernels' own blocks, unless rows are very long.
@@ -163,7 +167,7 @@ class Sparse:
         self,
         *,
         strided: bool = False,
-        least: int = 1,
+        least: int = 0,
     ) -> Iterator[tuple[slice, KernelData]]:
         """Yield all rows, in order, as kernels take them: in place, or converted by the block."""
         rows, columns = self.shape
@@ -276,6 +280,11 @@ def as_data(op: str, X: Any) -> Data:
     return Dense(op, X) if isinstance(X, np.ndarray) else Sparse(op, X)
 
 
+def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Tell whether a dtype is ml_dtypes' bfloat16, to NumPy a dtype like any extension's."""
+    return dtype.name == "bfloat16" and dtype.type.__module__ == "ml_dtypes"
+
+
 def _has_unit_stride(array: Array) -> bool:
     """Tell whether rows or columns are contiguous, and lie whole elements apart."""
     item = array.itemsize
@@ -343,9 +352,8 @@ class _DenseRows:
         return self._X
 
     def norms(self, norm: Callable[..., Array]) -> Array:
-        """Return the norm of each row, by ``norm(X, axis=1)``."""
-        norms: Array = norm(self._X, axis=1)
-        return norms
+        """Return the norm of each row, by ``norm(X)``."""
+        return norm(self._X)
 
 
 class _Entries:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import WRAPPER_ASSIGNMENTS
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -113,7 +114,12 @@ def make_gram(engine: Engine) -> Callable[..., Array]:
         return grams[0] if factors.ndim == 1 else grams
 
     gram.__module__, gram.__qualname__ = engine.module("gram"), "gram"
-    return guarded(gram)
+    if not engine.is_native:
+        return guarded(gram)
+    call: Any = engine.kernels.gram_method(gram)
+    for name in WRAPPER_ASSIGNMENTS:
+        setattr(call, name, getattr(gram, name))
+    return call  # type: ignore[no-any-return]
 
 
 gram: Final = make_gram(BACKEND)

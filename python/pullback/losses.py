@@ -33,7 +33,6 @@ from pullback.samples import (
     check_model,
     check_rows,
     check_samples,
-    parameter_dtype,
     raising_as,
     sums_of_targets,
     weighing,
@@ -59,8 +58,8 @@ class Loss(Hinted):
     With z = X w + b + offset, the loss is ``1/N sum_i l(z_i, y_i)``; its gradients are
     ``1/N X^T r`` and ``1/N sum_i r_i``, where r_i is l's derivative by z_i, and its Hessian in w is
     ``X^T diag(c) X`` with l's second derivatives in c. Each comes from one pass over X, which is
-    read where it lies: rows or columns of float32 or float64, CSR or CSC. All else is converted by
-    small blocks of rows. Everything accumulates in float64; nothing is written to the arguments.
+    read where it lies: rows or columns of float32, float64, float16 or ml_dtypes' bfloat16, CSR or
+    CSC. All else is converted by small blocks of rows. Everything accumulates in float64.
 
     Parameters
     ----------
@@ -234,8 +233,8 @@ class Loss(Hinted):
             Computed in float64, whatever the dtypes.
         gradients : tuple, or the bare gradient for a bare `wrt`
             In the order of `wrt`. Each has the shape and dtype of its variable, float64 for
-            integers; that by `b` has its kind too: float, NumPy scalar, array or None; that by a
-            sparse `X` is dense.
+            integers and float32 for floats of 16 bits; that by `b` has its kind too: float, NumPy
+            scalar, array or None; that by a sparse `X` is dense.
 
         Raises
         ------
@@ -490,7 +489,8 @@ class Loss(Hinted):
         samples, model = self._arguments(op, X, y, w, b, sample_weight, offset)
         samples, by = weighing(op, reduction, samples)
         kinds = model.kinds
-        X_dtype = parameter_dtype(op, "X", samples.data.given_dtype)
+        data = samples.data
+        X_dtype = np.dtype(np.float64) if data.given_dtype.kind in "biu" else data.dtype
         b_like = np.asarray(0.0 if kinds.b is None else kinds.b)
         likes = {
             "X": (samples.data.shape, X_dtype),

@@ -54,8 +54,8 @@ class LinearObjective(Hinted):
     """The loss of a linear model as a function of its parameters, one vector.
 
     The parameters are ``theta = [w.ravel(), b]``, and the objective is the mean loss plus
-    ``l2/2 ||w||^2``, or ``1/2 w^T P w``; intercepts are not penalised. Every method makes one pass
-    over the data, which stay where they are.
+    ``l2/2 ||w||^2``, or ``1/2 w^T P w``; intercepts are not penalised. Every method but `hessian`,
+    and what is made of it, makes one pass over the data, which stay where they are.
 
     Parameters
     ----------

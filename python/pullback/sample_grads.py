@@ -88,14 +88,21 @@ class SampleGradients(Hinted):
 
     def norms(self) -> Array:
         """Return the Euclidean norm of each sample's gradient, shape (N,), in one pass over X."""
-        norm = make_reductions(self._loss._engine)["norm2"]
+        norm2 = make_reductions(self._loss._engine)["norm2"]
+
+        def norm(rows: Array) -> Array:
+            norms: Array = np.abs(rows[:, 0]) if rows.shape[1] == 1 else norm2(rows, axis=1)
+            return norms
+
         with np.errstate(all="ignore"), _explaining("SampleGradients.norms", self._data):
-            of_rows = np.empty(len(self))
-            for rows, X in self._blocks():
-                of_rows[rows] = X.norms(norm)
-            by_w = norm(self.slopes, axis=1) * of_rows
-            by_b = norm(self._by_intercepts, axis=1)
-            return np.where(self._counts, np.hypot(by_w, by_b), 0)
+            of_rows = [np.empty(0)]
+            for _, X in self._data.blocks():
+                if isinstance(X, np.ndarray) and X.dtype == np.float64:
+                    of_rows.append(norm(X))
+                else:
+                    of_rows += [block.norms(norm) for _, block in blocks_of_rows(X)]
+            by_w = norm(self.slopes) * np.concatenate(of_rows)
+            return np.where(self._counts, np.hypot(by_w, norm(self._by_intercepts)), 0)
 
     def clip(self, c: float) -> SampleGradients:
         """Return the gradients, those scaled to the norm `c` whose norm is greater.

@@ -110,7 +110,8 @@ def newton(
                 return run.end("the Hessian is not finite")
         scale, factor, used = _factor(hessian, shift)
         most = max(most, used)
-        length = run.move(-scale * _solve(factor, scale * run.gradient))
+        half = _solve(factor, scale * run.gradient, "N")
+        length = run.move(-scale * _solve(factor, half, "T"))
         if not length and not used and run.is_at_rounding():
             break
         if length:
@@ -194,17 +195,19 @@ def lbfgs(
     run = _Run(objective, theta, tol, reference, max_iter, callback)
     whitened, origin = _Whitening(objective, hessian), run.theta
     evaluated = (np.zeros_like(origin), run.value, run.gradient)  # the last
+    # SciPy's first step is of length 1; with a unit Hessian, that is to be the gradient's length.
+    size = 1.0 if hessian is None else float(np.linalg.norm(whitened.of_gradient(run.gradient)))
 
     def value_and_grad(u: Array) -> tuple[float, Array]:
         nonlocal evaluated
         if not np.array_equal(u, evaluated[0]):
-            evaluated = (u.copy(), *objective.value_and_grad(origin + whitened.to_theta(u)))
-        return evaluated[1], whitened.of_gradient(evaluated[2])
+            evaluated = (u.copy(), *objective.value_and_grad(origin + whitened.to_theta(size * u)))
+        return evaluated[1] / size**2, whitened.of_gradient(evaluated[2]) / size
 
     def after(intermediate_result: Any) -> None:
         u = intermediate_result.x
         value_and_grad(u)
-        run.arrive(origin + whitened.to_theta(u), *evaluated[1:])
+        run.arrive(origin + whitened.to_theta(size * u), *evaluated[1:])
         if not run.goes_on():
             raise StopIteration
 
@@ -338,7 +341,7 @@ class _Whitening:
     """
 
     def __init__(self, objective: Any, hessian: npt.ArrayLike | None) -> None:
-        self._T = None
+        self._factor: Array | None = None
         if hessian is None:
             return
         given = np.array(hessian, np.float64)
@@ -350,17 +353,22 @@ class _Whitening:
             )
         if given.shape == (n, n):
             given = _fixed(objective, given)
-        scale, factor, _ = _factor(given)
-        self._T = scale[:, None] * np.linalg.inv(factor).T
+        scale, self._factor, _ = _factor(given)
+        self._scale = scale[:, None]
 
     def to_theta(self, u: Array) -> Array:
         """Return what u is in the parameters."""
-        return u if self._T is None else (self._T @ u.reshape(len(self._T), -1)).ravel()
+        if self._factor is None:
+            return u
+        solved = _solve(self._factor, u.reshape(len(self._factor), -1), "T")
+        return (self._scale * solved).ravel()
 
     def of_gradient(self, gradient: Array) -> Array:
         """Return the gradient by u."""
-        T = self._T
-        return gradient if T is None else (T.T @ gradient.reshape(len(T), -1)).ravel()
+        if self._factor is None:
+            return gradient
+        scaled = self._scale * gradient.reshape(len(self._factor), -1)
+        return _solve(self._factor, scaled, "N").ravel()
 
     def product(self, hvp: Callable[[Array], Array], v: Array) -> Array:
         """Return the product of the Hessian by u with a direction in u."""
@@ -437,13 +445,13 @@ def _factor(hessian: Array, shift: float = 0.0) -> tuple[Array, Array, float]:
         shift = max(LEAST_SHIFT, 100 * shift)
 
 
-def _solve(factor: Array, right: Array) -> Array:
-    """Solve L L^T x = right."""
+def _solve(factor: Array, right: Array, trans: str) -> Array:
+    """Solve L x = right ("N"), or L^T x = right ("T")."""
     try:
-        from scipy.linalg import cho_solve  # noqa: PLC0415  an optional dependency
+        from scipy.linalg import solve_triangular  # noqa: PLC0415  an optional dependency
     except ImportError:
-        return np.linalg.solve(factor.T, np.linalg.solve(factor, right))
-    solved: Array = cho_solve((factor, True), right)
+        return np.linalg.solve(factor.T if trans == "T" else factor, right)
+    solved: Array = solve_triangular(factor, right, trans, lower=True, check_finite=False)
     return solved
 
 

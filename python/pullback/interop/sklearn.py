@@ -706,21 +706,19 @@ def _first_not_finite(
 # --- which way to go ------------------------------------------------------------------------------
 
 SAMPLE: Final = 100  # samples of a pilot, for each parameter of an output
-MOST_FACTORED: Final = 2000  # parameters, of which a matrix is inverted
-ENTRIES_OF_NEWTON: Final = 20  # of a row of X, up to which Newton's passes are worth their cost
+FEW: Final = 10  # samples of a feature or a class, which tell little of it
+MOST_FACTORED: Final = 2000  # features, of which a matrix is factored
+SMALL: Final = 1e8  # multiplications that a Hessian takes, in some milliseconds
 
 
 def _fastest(problem: _Problem, objective: LinearObjective) -> str:
     """Return the solver for data of such a shape."""
-    X, n = problem.X, objective.n_parameters
+    n_samples, n_features = problem.X.shape
     if not problem.loss.has_second_derivative:
         return "lbfgs"
-    n_samples, n_features = X.shape
-    if n > MOST_FACTORED:
-        return "lbfgs" if n_features <= MOST_FACTORED < n_samples // 10 else "newton-cg"
-    entries = n_features if isinstance(X, np.ndarray) else X.nnz / n_samples
-    few = n_samples < 4 * SAMPLE * n_features
-    return "newton-cholesky" if few or entries <= ENTRIES_OF_NEWTON else "lbfgs"
+    if n_samples * objective.n_parameters**2 <= SMALL:
+        return "newton-cholesky"
+    return "lbfgs" if n_features <= MOST_FACTORED else "newton-cg"
 
 
 def _pilot(problem: _Problem, fit_intercept: bool, theta: Array) -> tuple[Array, Array | None]:
@@ -729,35 +727,44 @@ def _pilot(problem: _Problem, fit_intercept: bool, theta: Array) -> tuple[Array,
     The whole of the data then takes some ten passes, however the features are scaled.
     """
     n_samples, n_features = problem.X.shape
-    counting = n_samples if problem.weights is None else np.flatnonzero(problem.weights)
-    size = min(SAMPLE * (n_features + 1), np.size(counting) if np.ndim(counting) else n_samples)
-    rows = np.sort(np.random.default_rng(0).choice(counting, size, replace=False))
-    sample = problem.rows(rows)
+    counting = np.arange(n_samples) if problem.weights is None else np.flatnonzero(problem.weights)
+    size = min(SAMPLE * (n_features + 1), len(counting))
+    if size < len(counting):
+        rows = np.random.default_rng(0).choice(counting, size, replace=False, shuffle=False)
+        problem = problem.rows(np.sort(rows))
+    max_iter = 20 if size < len(counting) / 4 else 0
     n_outputs = len(theta) // (n_features + fit_intercept)
-    small = sample.objective(fit_intercept, problem.n_outputs)
+    objective = problem.objective(fit_intercept, n_outputs if n_outputs > 1 else None)
+    start = theta
     if n_outputs == 1:
-        solution = solvers.newton(small, theta, tol=1e-3, max_iter=20)
-        hessian = small.hessian(solution.theta)
+        theta = solvers.newton(objective, theta, tol=1e-3, max_iter=max_iter).theta
+        hessian = objective.hessian(theta)
     else:
         # That of one output, but for the factors that the curvature of the loss would be.
         squared = replace(
-            sample,
+            problem,
             loss=problem.loss._sibling("squared_error"),
             y=np.zeros(size),
             offset=None,
             l2=2 * n_outputs * problem.l2,
         ).objective(fit_intercept)
         hessian = squared.hessian(squared.initial())
-        solution = solvers.lbfgs(small, theta, tol=1e-3, max_iter=20, hessian=hessian)
-    if not (np.isfinite(solution.theta).all() and np.isfinite(hessian).all()):
-        return theta, None
-    # Of a feature that the sample hardly shows, its Hessian is known to no better than a row makes.
-    X = sample.X
+        if max_iter and np.isfinite(hessian).all():
+            about: dict[str, Any] = {"tol": 1e-3, "max_iter": max_iter, "hessian": hessian}
+            theta = solvers.lbfgs(objective, theta, **about).theta
+        rare = problem.loss.row.of_classes and np.bincount(problem.y, None, n_outputs).min() < FEW
+        if max_iter and objective.n_parameters <= MOST_FACTORED / 2 and not rare:
+            hessian = objective.hessian(theta)  # it saves a third of the passes
+    if not (np.isfinite(theta).all() and np.isfinite(hessian).all()):
+        return start, None
+    # Of a feature that the sample hardly shows, its Hessian says too little.
+    X = problem.X
     shown = np.count_nonzero(X, axis=0) if isinstance(X, np.ndarray) else X.count_nonzero(axis=0)
-    diagonal = np.diagonal(hessian)[:n_features]
-    least = np.where(shown < 10, np.median(diagonal) / size, 0)
-    hessian[range(n_features), range(n_features)] += np.maximum(diagonal / (shown + 1), least)
-    return solution.theta, hessian
+    shown = np.repeat(shown, len(hessian) // (n_features + fit_intercept))
+    diagonal = np.diagonal(hessian)[: len(shown)]
+    least = np.maximum(diagonal, np.median(diagonal) / size)
+    hessian[range(len(shown)), range(len(shown))] += np.where(shown < FEW, least, 0)
+    return theta, hessian
 
 
 def _variances(X: Any, weights: Array | None) -> Array:
@@ -800,7 +807,7 @@ def _at_response(loss: Loss, mean: npt.ArrayLike) -> Array:
     low, high = np.full_like(mean, -40), np.full_like(mean, 40)
     for _ in range(60):
         middle = (low + high) / 2
-        below = response(middle) < mean
+        below = response(middle.reshape(-1)).reshape(mean.shape) < mean
         low, high = np.where(below, middle, low), np.where(below, high, middle)
     return np.asarray(high)
 
@@ -833,9 +840,8 @@ def _best_intercept(loss: Loss, y: Array, weights: Array | None, offset: Array |
 
 def _saturated(loss: Loss, y: Array) -> Array:
     """Return the least loss that any prediction has, for each target."""
-    z = _at_response(loss, y)
-    # A mean at the end of what there is takes an infinite prediction; the loss has the limit 0.
-    return np.where(np.isfinite(z), loss.pointwise(np.where(np.isfinite(z), z, 0), y), 0.0)
+    # A mean at the end of what there is has an infinite prediction, and 0 times that is NaN.
+    return np.asarray(loss.pointwise(_at_response(loss, y).clip(-1e6, 1e6), y))
 
 
 class _Progress:
