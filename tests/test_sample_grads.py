@@ -317,6 +317,22 @@ def test_singular_hessians(primitives: Any) -> None:
 
 
 @backends
+@each("factor", [2.0**-900, 2.0**900])
+def test_covariances_of_weights_out_of_range(factor: float, primitives: Any) -> None:
+    X = np.random.default_rng(0).normal(size=(9, 2))
+    weights = np.arange(9.0)
+    one, other = (
+        pb.LinearObjective(X, X[:, 0] ** 2, primitives.poisson, 0.5, scale * weights)
+        for scale in (1, factor)
+    )
+    theta = one.initial()
+    wanted = one.covariance(theta)
+    np.testing.assert_allclose(other.covariance(theta) * factor, wanted, rtol=1e-13)
+    robust = one.covariance(theta, "robust")
+    np.testing.assert_allclose(other.covariance(theta, "robust"), robust, rtol=1e-12)
+
+
+@backends
 def test_covariances_do_not_depend_on_units(primitives: Any) -> None:
     X = np.random.default_rng(0).normal(size=(30, 3))
     units = np.array([1e-9, 1.0, 1e9])
