@@ -13,7 +13,7 @@ import math
 import operator
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -60,9 +60,9 @@ def _mp_mills(t: Any) -> Any:
     return _mp_mills_at(t, mp.prec)
 
 
-def _array_mills(t: Any) -> Any:
-    """Return the same of long doubles, by a series near 0 and a continued fraction elsewhere."""
-    t = np.asarray(t, np.longdouble)
+@lru_cache(16)
+def _array_mills_of(high: bytes, low: bytes) -> Any:
+    t = np.frombuffer(high) + np.frombuffer(low).astype(np.longdouble)
     near, far = np.minimum(t, 1.5), np.maximum(t, 1.5)
     total = term = near
     for k in range(3, 99, 2):
@@ -73,6 +73,14 @@ def _array_mills(t: Any) -> Any:
         fraction = far + k / fraction
     half = np.sqrt(2 * np.arctan(np.longdouble(1))) * np.exp(near * near / 2)
     return np.where(t < 1.5, half - total, 1 / fraction)
+
+
+def _array_mills(t: Any) -> Any:
+    """Return the same of long doubles, by a series near 0 and a continued fraction elsewhere."""
+    t = np.asarray(t, np.longdouble)
+    high = t.astype(np.float64)  # what fills up a long double in memory may be anything
+    low = np.where(np.isfinite(high), t - high, 0).astype(np.float64)
+    return _array_mills_of(high.tobytes(), low.tobytes()).reshape(t.shape)
 
 
 def _normal(mills: Callable[[Any], Any], m: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:

@@ -85,6 +85,17 @@ def test_penalties(name: str, primitives: Any) -> None:
             judge(pb.LinearObjective(m.X, m.y, primitives.logistic, l2), LOGISTIC, m, k, l2=l2)
 
 
+@backends
+def test_infinite_coefficients_without_a_penalty(primitives: Any) -> None:
+    X, y = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([0.0, 1.0])
+    for l2 in (0.0, [0.0, 1.0]):
+        objective = pb.LinearObjective(X, y, primitives.logistic, l2, fit_intercept=False)
+        theta, d = np.array([math.inf, 1.0]), np.array([0.0, 1.0])
+        value, slope = objective.line(theta, d)(0.5)
+        assert value == objective.value(theta + 0.5 * d) == math.inf
+        assert slope == (theta + 0.5 * d)[1] * np.max(l2) + 0.5 * 2  # the first row's slope is 1
+
+
 LAYOUTS: dict[str, Callable[[Any], Any]] = {
     "columns": np.asfortranarray,
     "reversed": lambda X: X[:, ::-1].copy()[:, ::-1],

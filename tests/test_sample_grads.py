@@ -214,6 +214,18 @@ def test_a_loss_of_the_callers_own() -> None:
 
 
 @backends
+def test_slopes_whose_sum_overflows(primitives: Any) -> None:
+    """Of an intercept that all outputs share; NumPy does not warn."""
+    gradients = primitives.squared_error.sample_grads(
+        np.zeros((1, 1)), np.full((1, 2), -8e307), np.zeros((1, 2)), 0.0
+    )
+    assert gradients.shape == (1, 3)
+    assert gradients.norms().tolist() == [math.inf]
+    assert gradients.todense().tolist() == [[0, 0, math.inf]]
+    assert gradients.sum()[1] == math.inf
+
+
+@backends
 def test_errors(primitives: Any) -> None:
     X, y, w = np.ones((3, 2)), np.array([0.0, 1, 2]), np.ones(2)
     with pytest.raises(ValueError, match=r"logistic.sample_grads: y\[2\] is 2.0, needs"):
@@ -302,6 +314,22 @@ def test_singular_hessians(primitives: Any) -> None:
     for kind in ("Hessian", None, ["robust"]):
         with pytest.raises(ValueError, match=r"covariance: kind must be 'hessian' or 'robust'"):
             regular.covariance(regular.initial(), kind)
+
+
+@backends
+@each("factor", [2.0**-900, 2.0**900])
+def test_covariances_of_weights_out_of_range(factor: float, primitives: Any) -> None:
+    X = np.random.default_rng(0).normal(size=(9, 2))
+    weights = np.arange(9.0)
+    one, other = (
+        pb.LinearObjective(X, X[:, 0] ** 2, primitives.poisson, 0.5, scale * weights)
+        for scale in (1, factor)
+    )
+    theta = one.initial()
+    wanted = one.covariance(theta)
+    np.testing.assert_allclose(other.covariance(theta) * factor, wanted, rtol=1e-13)
+    robust = one.covariance(theta, "robust")
+    np.testing.assert_allclose(other.covariance(theta, "robust"), robust, rtol=1e-12)
 
 
 @backends

@@ -229,6 +229,7 @@ def test_standardize_is_algebra(loss, make):
 def layouts(X):
     return {
         "float32": X.astype(np.float32),
+        "float16": X.astype(np.float16),
         "columns": np.asfortranarray(X),
         "csr": sparse.csr_array(X),
         "csc": sparse.csc_array(X),
@@ -365,6 +366,19 @@ def test_a_pilot_leads_to_the_same(loss, d, scale):
     size = np.abs(newton.coef_ * scale).max()
     np.testing.assert_allclose(auto.coef_ * scale, newton.coef_ * scale, atol=1e-5 * size)
     assert auto.n_iter_ < 30
+    again = auto.set_params(warm_start=True).fit(X, y)
+    assert again.n_iter_ == 0
+
+
+@pytest.mark.parametrize("loss", ["logistic", "poisson"])
+def test_a_pilot_that_sees_hardly_an_event(loss):
+    """Its own fit would separate what it has; the passes stay as few."""
+    rng = np.random.default_rng(7)
+    X = rng.normal(size=(60_000, 50))
+    mean = np.exp(X[:, 0] - 7)
+    y = rng.poisson(mean) if loss == "poisson" else (rng.random(len(X)) < mean).astype(int)
+    model = estimator(loss, alpha=1e-6).fit(X, y)
+    assert model.n_iter_ < 25
 
 
 # --- how it goes on -------------------------------------------------------------------------------

@@ -154,6 +154,8 @@ def test_pointwise_partial_objective() -> None:
             lambda f: f.hessian(theta),
             lambda f: f.hessian_operator(theta) @ theta,
             lambda f: f.covariance(theta, kind="robust"),
+            lambda f: f._loss.sample_grads(m.X, m.y, theta[:4]).sum()[0],
+            lambda f: f._loss.sample_grads(m.X, m.y, theta[:4]).clip(0.5).norms(),
         ):
             wanted = call(theirs)
             atol = 1e-15 * np.abs(wanted).max()  # of sums whose terms cancel
@@ -215,6 +217,11 @@ def test_functions_get_blocks_in_the_calling_thread(w: Any, tail: tuple[int, ...
     assert rows == {"value": 500, "derivative": 500, "second_derivative": 0}
     loss.hvp(X, y, w, None, (w, None))
     assert rows["second_derivative"] == 500
+    rows = dict.fromkeys(rows, 0)
+    loss.sample_grads(X, y, w)
+    loss.pointwise.derivative(y, y)
+    loss.pointwise(np.ones((2, *y.shape), np.float32)[:, 0], 1.0) if tail else None
+    assert rows["derivative"] == 1000
     theta = np.ones(w.size)
     line = pb.LinearObjective(X, y, loss, fit_intercept=False).line(theta, theta)
     rows = dict.fromkeys(rows, 0)
@@ -293,6 +300,27 @@ def test_errors_of_functions_pass_with_a_note() -> None:
         assert out.tolist() == [7, 7]
     with pytest.raises(ValueError, match="read-only"):
         pb.pointwise_loss(lambda z, y: np.exp(z, out=z), f).value(X, Y, W)
+
+
+@each("part", ["X", "data", "indices", "indptr", "y", "sample_weight", "offset"])
+def test_functions_cannot_resize_what_is_read(part: str) -> None:
+    """NumPy resizes arrays that have views, if it is told not to check."""
+    sparse = scipy.sparse.csr_array(np.ones((500, 2)))
+    arrays = {name: np.ones(500) for name in ("y", "sample_weight", "offset")}
+    arrays |= {"X": np.ones((500, 2))}
+    for name in ("data", "indices", "indptr"):
+        arrays[name] = getattr(sparse, name).copy()
+        setattr(sparse, name, arrays[name])
+    X, *rest = arrays["X"] if part == "X" else sparse, arrays["y"], np.ones(2), None
+    options = {name: arrays[name] for name in ("sample_weight", "offset")}
+    loss = pb.pointwise_loss(lambda z, y: arrays[part].resize(1, refcheck=False), f)
+    calls = [lambda: loss.value_and_grad(X, *rest, **options)]
+    calls += [lambda: loss.pointwise(arrays[part], 1.0)] * (part == "y")
+    for call in calls:
+        with pytest.raises(ValueError, match="cannot resize an array that references or is"):
+            call()
+    assert len(arrays[part]) >= 500
+    arrays[part].resize(1, refcheck=False)
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,11 @@ class Loss(Hinted):
         return True
 
     @property
+    def _by_rows(self) -> bool:
+        """Whether pointwise functions take all outputs of a row, on the last axis."""
+        return self.row.of_classes
+
+    @property
     def _row_and_parameter(self) -> tuple[Any, float]:
         """What engines take for the loss: its row's name, and its parameter or 0."""
         return self.__name__, self._parameter or 0.0
@@ -553,7 +558,7 @@ class Loss(Hinted):
         self._sums(op, plain, model, "predict", kept=z)
         self._check_rows(op, samples, z.shape[1])
         y = samples.y if samples.y.dtype.kind == "i" else samples.y.astype(np.float64, copy=False)
-        operands = (z, y) if self.row.of_classes else (z.ravel(), y.ravel())
+        operands = (z, y) if self._by_rows else (z.ravel(), y.ravel())
         made = self._engine.kernels.loss_pointwise(*self._row_and_parameter, *operands, 1)
         slopes, weights = made.reshape(z.shape), samples.sample_weight
         if weights is not None:

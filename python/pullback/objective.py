@@ -477,10 +477,11 @@ class LinearObjective(Hinted):
         op = f"{_OP}.covariance"
         if not isinstance(kind, str) or kind not in ("hessian", "robust"):
             raise ValueError(f"{op}: kind must be 'hessian' or 'robust', not {shown(kind)}")
-        hessian, weight, grams = self._hessian(op, theta, robust=kind == "robust")
+        hessian, weight, exponent, grams = self._hessian(op, theta, robust=kind == "robust")
         inverse = _inverse(op, hessian) / weight
         if kind == "hessian":
-            return inverse
+            with np.errstate(all="ignore"):
+                return np.ldexp(inverse, -exponent)
         sandwich: Array = inverse @ grams[0] @ inverse
         return (sandwich + sandwich.T) / 2
 
@@ -521,7 +522,8 @@ class LinearObjective(Hinted):
                     line[:, : self._n_outputs] += samples.offset.reshape(len(line), -1)
             parts.append(LinePart(where, _without_data(samples, Dense(where, line)), line))
         weight = divisor(op, "mean", tree_sum(part.samples.weight for part in parts))
-        coefficients = [] if self._penalty.is_zero else [start.w, change.w]
+        both_w = () if self._penalty.is_zero else (start.w, change.w)
+        coefficients = [*map(self._penalty.penalised, both_w)]
         with np.errstate(all="ignore"):
             pulls = [*map(self._penalty.times, coefficients)]
         return Line(self._loss, parts, weight, [*coefficients, *pulls])
@@ -571,14 +573,16 @@ class LinearObjective(Hinted):
 
     def _hessian(
         self, op: str, theta: npt.ArrayLike, *, robust: bool = False
-    ) -> tuple[Array, float, list[Array]]:
-        """Return the Hessian and the samples' weight, and the sum of g g^T of their gradients."""
+    ) -> tuple[Array, float, int, list[Array]]:
+        """Return the Hessian, the weights' sum over 2^k, k, and the sum of gradients' g g^T."""
         model = self._model(self._vector(op, theta))
         weights: list[float] = []
+        exponents = [0]  # none of chunks'
 
         def terms() -> Iterator[Array]:
             for where, samples in self._chunks(op):
                 weights.append(samples.weight)
+                exponents.append(samples.exponent)
                 sums = [hessian_sums(self._loss, where, samples, model)]
                 if robust:
                     sums.append(self._loss._sample_grads(where, samples, model).gram())
@@ -589,7 +593,7 @@ class LinearObjective(Hinted):
             weight = divisor(op, "mean", tree_sum(weights))
             hessian /= weight
             self._penalty.add_to(hessian)
-        return hessian, weight, grams
+        return hessian, weight, sum(exponents), grams
 
     def _summed(
         self, op: str, model: Model, job: Job, v: tuple[Array, Array] | None = None

@@ -99,9 +99,13 @@ class Penalty:
         """Return 1/2 w^T P w."""
         if isinstance(self.given, float):  # times an infinite coefficient, 0 would be NaN
             return 0.5 * self.given * float(np.vdot(w, w)) if self.given > 0 else 0.0
-        if self._matrix is None:
-            w = np.where(self.diagonal > 0, w.ravel(), 0)
+        w = self.penalised(w)
         return 0.5 * float(np.vdot(w, self.times(w)))
+
+    def penalised(self, w: Array) -> Array:
+        """Return coefficients as a vector, 0 for those whose number is 0, whatever they are."""
+        w = w.ravel()
+        return w if self._matrix is not None else np.where(np.greater(self.diagonal, 0), w, 0)
 
     def times(self, v: Array) -> Array:
         """Return P v, of a vector, or of each column of (D K, m)."""

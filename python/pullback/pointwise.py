@@ -294,7 +294,8 @@ class Pointwise(Hinted):
         if y.shape != y_shape:
             needs = f": needs integer labels of shape {shape}, or {z_shape}" * of_classes
             raise ValueError(f"{op}: y has shape {y.shape}, z has {z_shape}{needs}")
-        rows = (-1,) if not of_classes else (math.prod(shape), z_shape[-1])
+        by_rows = of_classes or (self._loss._by_rows and len(z_shape) > 1)
+        rows = (math.prod(z_shape[:-1]), z_shape[-1]) if by_rows else (-1,)
         z, y = _plain(z).reshape(rows), _plain(y).reshape((-1,) if labels else rows)
         return _Operands(op, z, y, shape, z_shape)
 

@@ -193,7 +193,8 @@ class SampleGradients(Hinted):
         n_intercepts = 0 if self._kinds.b is None else np.size(self._kinds.b)
         if n_intercepts in (0, self.slopes.shape[1]):
             return self.slopes[:, :n_intercepts]
-        shared: Array = self.slopes.sum(axis=1, keepdims=True)
+        with np.errstate(all="ignore"):
+            shared: Array = self.slopes.sum(axis=1, keepdims=True)
         return shared
 
     def _blocks(self) -> Iterator[tuple[slice, Any]]:

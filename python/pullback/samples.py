@@ -77,6 +77,7 @@ class Samples:
     sample_weight: Array | None  # (N,) float64
     weight: float  # their sum, or N
     offset: Array | None = None  # (N,) or (N, K) float64
+    exponent: int = 0  # of the power of 2 that was taken out of the weights
 
     @property
     def n_samples(self) -> int:
@@ -197,8 +198,10 @@ def weighing(op: str, reduction: str, samples: Samples) -> tuple[Samples, float]
         return samples, by
     if not (weights >= 0).all() or not np.isfinite(weights).all():
         return samples, by  # of which the pass complains
-    weights = np.ldexp(weights, -np.frexp(weights.max())[1])
-    samples = replace(samples, sample_weight=weights, weight=float(np.sum(weights)))
+    exponent = int(np.frexp(weights.max())[1])
+    weights = np.ldexp(weights, -exponent)
+    weight = float(np.sum(weights))
+    samples = replace(samples, sample_weight=weights, weight=weight, exponent=exponent)
     return samples, samples.weight
 
 

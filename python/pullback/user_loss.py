@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ import numpy.typing as npt
 from pullback.config import guarded_class, native
 from pullback.design_matrix import KernelData, spans
 from pullback.engine import BACKEND, Engine
-from pullback.losses import Loss, make_losses
+from pullback.losses import Loss, losses
 from pullback.oracle import losses as oracle
 from pullback.protocol import is_weak, named_after, shown
 from pullback.tables.losses import LossRow, Targets
@@ -138,6 +140,13 @@ class UserLoss(Loss):
         """Whether there was one given."""
         return self._given["second_derivative"] is not None
 
+    def _sibling(self, name: str) -> Loss:
+        return losses[name]  # type: ignore[no-any-return]
+
+    @property
+    def _by_rows(self) -> bool:
+        return True
+
     @property
     def _row_and_parameter(self) -> tuple[Any, float]:
         return self.row, 0.0
@@ -148,9 +157,6 @@ class UserLoss(Loss):
 
     def _about(self) -> str:
         return f"{self.row.summary}.\n\nSee `pullback.pointwise_loss`."
-
-    def _sibling(self, name: str) -> Loss:
-        return make_losses(BACKEND)[name]  # type: ignore[no-any-return]
 
     @property
     def _response(self) -> Callable[..., Any] | None:
@@ -293,9 +299,29 @@ def _native_blocks(X: KernelData, n_outputs: int) -> Iterator[tuple[slice, _Nati
         yield slice(begin, end), _NativeRows(block, end - begin)
 
 
+@contextmanager
+def _sizes_kept(*given: Any) -> Iterator[None]:
+    """Let functions not resize arrays meanwhile: NumPy resizes none that has weak references."""
+    held = []
+    for array in given:
+        while isinstance(array, np.ndarray) and isinstance(array.base, np.ndarray):
+            array = array.base
+        held += [weakref.ref(array)] if isinstance(array, np.ndarray) else []
+    try:
+        yield
+    finally:
+        held.clear()
+
+
 def _loss_sums(row: LossRow, parameter: float, X: Any, y: Any, w: Any, *rest: Any) -> Any:
     blocks = None if native is None else _native_blocks(X, w.shape[1])
-    return oracle.loss_sums(row, parameter, X, y, w, *rest, blocks=blocks)
+    with _sizes_kept(*(X if isinstance(X, tuple) else (X,)), y, *rest):
+        return oracle.loss_sums(row, parameter, X, y, w, *rest, blocks=blocks)
+
+
+def _loss_pointwise(row: LossRow, parameter: float, z: Array, y: Array, order: int) -> Array:
+    with _sizes_kept(z, y):
+        return oracle.loss_pointwise(row, parameter, z, y, order)
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,7 +338,7 @@ class _Engine(Engine):
 
 _OF_ROWS: Final = {
     "loss_sums": _loss_sums,
-    "loss_pointwise": oracle.loss_pointwise,
+    "loss_pointwise": _loss_pointwise,
     "loss_line": oracle.loss_line,
 }
 _ENGINE: Final = _Engine(
