@@ -221,13 +221,9 @@ HALVES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 def test_narrow_data_have_the_bits_of_float32(gram, dtype):
     patterns = np.random.default_rng(5).permutation(1 << 16).astype(np.uint16)
     rng = np.random.default_rng(5)
-    for n, d in (
-        (1, 1),
-        (5, 0),
-        (77, 3),
-        (8, 49),
-        *([(1100, 13), (9, 245)] if gram is pb.gram else []),
-    ):
+    for n, d in ((1, 1), (5, 0), (77, 3), (8, 49), (1100, 13), (9, 245)):
+        if n * d > 1000 and (gram is reference.gram or config.native is None):
+            continue  # the twin is slow
         room = rng.standard_normal((2 * n, d + 3)).astype(dtype)
         for case in ("ordinary", "subnormal", "inf", "nan", "all"):
             X = room.copy()

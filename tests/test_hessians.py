@@ -47,14 +47,14 @@ def by_columns(loss, X, y, w, b, **options):
         vb = None if b is None else vb.reshape(np.shape(b))
         hw, hb = loss.hvp(X, y, w, b, (vw, vb), **options)
         columns.append(np.concatenate([hw.ravel(), [] if b is None else np.ravel(hb)]))
-    return np.array(columns).T
+    return np.array(columns).reshape(size, size).T
 
 
 def close(got, want):
     assert got.shape == want.shape
     assert got.dtype == np.float64
     assert np.array_equal(got, got.T, equal_nan=True)
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-13 * max(1.0, np.abs(want).max()))
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-13 * np.abs(want).max(initial=1.0))
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -68,6 +68,15 @@ def test_every_loss(name, module):
             close(loss.hessian(X, y, w, intercept), by_columns(loss, X, y, w, intercept))
         options = {"sample_weight": weight, "offset": weight / 4, "reduction": "sum"}
         close(loss.hessian(X, y, w, b, **options), by_columns(loss, X, y, w, b, **options))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_intercepts_alone(module):
+    for name, k in (("logistic", None), ("poisson", 3), ("softmax_cross_entropy", 3)):
+        loss = loss_of(module, name)
+        X, y, w, b = problem(name, k, d=0)
+        for intercept in (None, b, 0.5):
+            close(loss.hessian(X, y, w, intercept), by_columns(loss, X, y, w, intercept))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -276,7 +276,7 @@ def as_data(op: str, X: Any) -> Data:
 
 def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
     """Tell whether a dtype is ml_dtypes' bfloat16, to NumPy a dtype like any extension's."""
-    return dtype.name == "bfloat16" and dtype.type.__module__ == "ml_dtypes"
+    return dtype.type.__module__ == "ml_dtypes" and dtype.name == "bfloat16"
 
 
 def _attribute(op: str, matrix: Any, name: str) -> Any:

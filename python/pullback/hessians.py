@@ -60,7 +60,11 @@ def assembled(shape: tuple[int, ...], like: Any, blocks: Iterable[tuple[int, int
         place[D] = D * K  # one is shared
     whole = np.zeros((place[-1, -1] + 1 if place.size else 0,) * 2)
     for one, other, block in blocks:
-        _add(whole, place[:, one], place[:, other], block)
+        rows, columns = place[:, one, None], place[:, other, None]
+        with np.errstate(all="ignore"):
+            whole[rows, columns.T] += block
+            if one != other:  # an intercept that is shared may be in both
+                whole[columns, rows.T] += block.T
     return whole
 
 
@@ -70,11 +74,3 @@ def _class_factors(p: Array, k: int) -> Array:
     factors[:, 0] = np.delete(p, k, axis=1).sum(axis=1)
     factors *= p[:, k, None]
     return factors
-
-
-def _add(whole: Array, rows: Array, columns: Array, block: Array) -> None:
-    """Add a block where it belongs, and its mirror image; an intercept may be in several."""
-    with np.errstate(all="ignore"):
-        whole[np.ix_(rows, columns)] += block
-        if rows is not columns and not np.array_equal(rows, columns):
-            whole[np.ix_(columns, rows)] += block.T
