@@ -629,6 +629,8 @@ class Loss(Hinted):
         self, op: str, error: ValueError, first: int, samples: Samples, n_outputs: int
     ) -> NoReturn:
         """Raise what an engine's terse error says about a block of rows, for people."""
+        if getattr(error, "__notes__", None):  # of a function of the caller's own
+            raise error
         match error.args:
             case ("y", int(row)):
                 text = self.row.targets.complaint(samples.given_y, first + row, n_outputs)
