@@ -162,6 +162,23 @@ def test_proportions_are_binomial_counts():
     np.testing.assert_allclose(shares.score(X, y), expected, rtol=1e-9)
 
 
+def test_score_of_a_loss_without_a_second_derivative():
+    X, y = data("squared_error")
+    own = pb.pointwise_loss(lambda z, y: (z - y) ** 2, lambda z, y: 2 * (z - y))
+    models = (LinearRegressor(loss, tol=1e-10).fit(X, y) for loss in (own, "squared_error"))
+    ours, theirs = (model.score(X, y) for model in models)
+    assert abs(ours - theirs) < 1e-9
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array, np.float32])
+def test_a_constant_feature_is_not_scaled_by_what_rounding_makes_of_its_variance(kind):
+    X, y = data("logistic")
+    X = np.c_[X, np.full(len(X), 0.1)]
+    for weights in (None, np.linspace(0.1, 1, len(y))):
+        model = LinearClassifier(alpha=0.1, standardize=True).fit(kind(X), y, weights)
+        assert abs(model.coef_[0, -1]) < 1e-9
+
+
 # --- offsets and weights --------------------------------------------------------------------------
 
 
@@ -467,8 +484,11 @@ REFUSED = [
     (LinearRegressor("squared_hinge"), "loss squared_hinge is not one of its own; there are"),
     (LinearClassifier("poisson"), "loss poisson is not one of its own; there are logistic"),
     (LinearRegressor(solver="sag"), "solver is 'sag', needs to be one of 'auto', 'newton-"),
-    (LinearRegressor(alpha=-1), "l2 is -1"),
+    (LinearRegressor(alpha=-1), "LinearRegressor: alpha is -1, needs to be finite, not negative"),
+    (LinearRegressor(alpha=None), "LinearRegressor: alpha is None, needs"),
     (LinearRegressor(tol=0), "tol is 0, needs to be positive"),
+    (LinearRegressor(tol="0"), "tol is '0', needs to be positive"),
+    (LinearRegressor(solver=["auto"]), r"solver is \['auto'\], needs to be one of"),
     (LinearRegressor(max_iter=0.5), "max_iter is 0.5, needs a positive integer"),
     (LinearRegressor("gamma"), r"y\[0\] is 0.0, needs to be finite and positive"),
 ]
@@ -478,6 +498,16 @@ REFUSED = [
 def test_refused(model, message):
     with pytest.raises((TypeError, ValueError), match=message):
         model.fit(np.ones((4, 2)), np.array([0, 1, 0, 1]))
+
+
+@pytest.mark.parametrize("model", [LinearRegressor(standardize=True), LinearClassifier()])
+@pytest.mark.parametrize("hidden", range(3))
+def test_masked_arrays_are_refused(model, hidden):
+    given = [np.ones((4, 2)), np.array([0, 1, 0, 1]), np.ones(4)]
+    given[hidden] = np.ma.masked_array(given[hidden], given[hidden] > 0)
+    name = ["X", "y", "sample_weight"][hidden]
+    with pytest.raises(TypeError, match=f"{type(model).__name__}: {name} is a masked array"):
+        model.fit(*given)
 
 
 def test_pullback_needs_no_scikit_learn():

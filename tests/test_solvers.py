@@ -71,6 +71,13 @@ def test_what_is_no_number(solve):
     assert solution.n_iter == 0
 
 
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_slopes_that_overflow(solve):
+    """Without a warning."""
+    X = 1e160 * np.random.default_rng(0).normal(size=(20, 3))
+    assert not solve(pb.LinearObjective(X, np.arange(20.0), pb.poisson)).converged
+
+
 @pytest.mark.parametrize("name", ["squared_error", "poisson", "softmax_cross_entropy"])
 def test_a_singular_hessian(name):
     X, y, _, _ = LOSSES[name].example(0, 400, 3, np.float64)

@@ -286,14 +286,14 @@ class _Run:
 
     def move(self, step: Array) -> float:
         """Move along a step, as far as the objective falls well; return the share of it taken."""
-        slope = float(self.gradient @ step)
+        slope = _slope(self.gradient, step)
         if not slope < 0:
             return 0.0
         t = 1.0
         theta = self.theta + step
         value, gradient = self.objective.value_and_grad(theta)
         allowance = 4 * EPS * abs(self.value)
-        verdict = _verdict(value, float(gradient @ step), t, self.value, slope, allowance)
+        verdict = _verdict(value, _slope(gradient, step), t, self.value, slope, allowance)
         if verdict:
             t = _search(self.objective.line(self.theta, step), self.value, slope)
             if not t:
@@ -356,6 +356,7 @@ class _Whitening:
         scale, self._factor, _ = _factor(given)
         self._scale = scale[:, None]
 
+    @np.errstate(all="ignore")
     def to_theta(self, u: Array) -> Array:
         """Return what u is in the parameters."""
         if self._factor is None:
@@ -363,6 +364,7 @@ class _Whitening:
         solved = _solve(self._factor, u.reshape(len(self._factor), -1), "T")
         return (self._scale * solved).ravel()
 
+    @np.errstate(all="ignore")
     def of_gradient(self, gradient: Array) -> Array:
         """Return the gradient by u."""
         if self._factor is None:
@@ -373,6 +375,11 @@ class _Whitening:
     def product(self, hvp: Callable[[Array], Array], v: Array) -> Array:
         """Return the product of the Hessian by u with a direction in u."""
         return self.of_gradient(hvp(self.to_theta(v)))
+
+
+@np.errstate(all="ignore")
+def _slope(gradient: Array, step: Array) -> float:
+    return float(gradient @ step)
 
 
 def _verdict(
@@ -455,6 +462,7 @@ def _solve(factor: Array, right: Array, trans: str) -> Array:
     return solved
 
 
+@np.errstate(all="ignore")
 def _conjugate_gradients(
     product: Callable[[Array], Array], gradient: Array, forcing: float
 ) -> Array:

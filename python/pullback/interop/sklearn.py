@@ -24,6 +24,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Final, Self, TypeAlias
 
 import numpy as np
@@ -46,7 +47,7 @@ except ImportError as error:
 
 from pullback import solvers
 from pullback.design_matrix import BLOCK_ENTRIES, KernelData, as_data, as_matrix
-from pullback.foreign import shown
+from pullback.foreign import check_unmasked, shown
 from pullback.losses import Loss, losses
 from pullback.objective import LinearObjective, progress_bar
 from pullback.partial import Kinds
@@ -158,6 +159,7 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
     def _checked_data(self, X: Any, *, reset: bool) -> Any:
         """Return X as kernels take it, of the same memory where it can be, and note its names."""
         name = type(self).__name__
+        check_unmasked(name, "X", X)
         try:
             matrix = as_matrix(name, X)
             taken = all(as_data(name, matrix).shape)
@@ -173,6 +175,7 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
         """Return weights, or offsets, as float64."""
         if given is None:
             return None
+        check_unmasked(type(self).__name__, label, given)
         about = {"ensure_2d": False, "estimator": self, "input_name": label}
         vector = check_array(given, dtype=np.float64, order="C", **about)
         shapes: list[tuple[int, ...]] = [(X.shape[0],)]
@@ -265,10 +268,12 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
 
     def _check_parameters(self) -> tuple[float, int]:
         name = type(self).__name__
-        if self.solver not in {"auto", *SOLVERS}:
+        if self.solver not in ("auto", *SOLVERS):
             known = ", ".join(map(repr, ["auto", *SOLVERS]))
             raise ValueError(f"{name}: solver is {self.solver!r}, needs to be one of {known}")
-        if not self.tol > 0:
+        if not (isinstance(self.alpha, Real) and 0 <= self.alpha < np.inf):
+            raise ValueError(f"{name}: alpha is {self.alpha!r}, needs to be finite, not negative")
+        if not (isinstance(self.tol, Real) and self.tol > 0):
             raise ValueError(f"{name}: tol is {self.tol!r}, needs to be positive")
         if not (isinstance(self.max_iter, int | np.integer) and self.max_iter > 0):
             raise ValueError(f"{name}: max_iter is {self.max_iter!r}, needs a positive integer")
@@ -458,6 +463,7 @@ class LinearRegressor(RegressorMixin, _LinearModel):  # type: ignore[misc]
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None"
             )
+        check_unmasked(type(self).__name__, "y", y)
         about = {"ensure_2d": False, "estimator": self, "input_name": "y"}
         y = column_or_1d(check_array(y, dtype=np.float64, **about), warn=True)
         check_consistent_length(X, y)
@@ -567,6 +573,7 @@ class LinearClassifier(ClassifierMixin, _LinearModel):  # type: ignore[misc]
         X = self._checked_data(X, reset=True)
         if y is None:
             raise ValueError(f"{name} requires y to be passed, but the target y is None")
+        check_unmasked(name, "y", y)
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
         check_consistent_length(X, y)
@@ -791,10 +798,10 @@ def _events(problem: _Problem, theta: Array, n_outputs: int, fit_intercept: bool
 
 
 def _variances(X: Any, weights: Array | None) -> Array:
-    """Return the variances of the columns, of samples that count."""
+    """Return the variances of the columns, of samples that count; 0 where rounding made them."""
     if not isinstance(X, np.ndarray):
         X = X if X.dtype.kind == "f" else X.astype(np.float64)
-        return np.asarray(mean_variance_axis(X, 0, weights)[1])
+        return _without_noise(X.shape[0], *mean_variance_axis(X, 0, weights))
     total, mean, squares = 0.0, np.zeros(X.shape[1]), np.zeros(X.shape[1])
     step = max(1, BLOCK_ENTRIES // X.shape[1])
     for k in range(0, len(X), step):
@@ -809,7 +816,12 @@ def _variances(X: Any, weights: Array | None) -> Array:
         squares += w @ np.square(rows - own) + change**2 * (total * weight / (total + weight))
         total += weight
         mean += change * (weight / total)
-    return squares / total
+    return _without_noise(len(X), mean, squares / total)
+
+
+def _without_noise(n_samples: int, mean: Array, variances: Array) -> Array:
+    noise = np.square(n_samples * np.finfo(np.float64).eps * mean)
+    return np.where(variances > noise, variances, 0.0)
 
 
 # --- models without features ----------------------------------------------------------------------
@@ -846,7 +858,9 @@ def _null_model(objective: LinearObjective, problem: _Problem) -> Array:
             start = np.log(np.bincount(y, weights, objective._n_outputs))
         start -= start[np.isfinite(start)].mean()
     else:
-        start = np.atleast_1d(_at_response(loss, np.average(y, axis=0, weights=weights)))
+        with np.errstate(all="ignore"):
+            mean = np.average(y, axis=0, weights=weights)
+        start = np.atleast_1d(_at_response(loss, mean))
     start = start - (0.0 if offset is None else np.average(offset, axis=0, weights=weights))
     start[~np.isfinite(start)] = 0.0
     theta[objective._n_coefficients :] = start
@@ -858,7 +872,8 @@ def _best_intercept(loss: Loss, y: Array, weights: Array | None, offset: Array |
     nothing = np.broadcast_to(0.0, (len(y), 1))
     problem = _Problem(loss, nothing, y, weights, offset, 1.0)
     objective = problem.objective(fit_intercept=True)
-    return float(solvers.newton(objective, _null_model(objective, problem), tol=1e-12).theta[-1])
+    solve = solvers.newton if loss.has_second_derivative else solvers.lbfgs
+    return float(solve(objective, _null_model(objective, problem), tol=1e-12).theta[-1])
 
 
 def _saturated(loss: Loss, y: Array) -> Array:
