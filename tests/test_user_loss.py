@@ -298,6 +298,7 @@ def test_errors_of_functions_pass_with_a_note() -> None:
         (note,) = caught.value.__notes__
         assert note == f"in {what} of the loss 'mine', of predictions of shape (6,)"
         assert out.tolist() == [7, 7]
+
     def like_an_engine(z: Any, y: Any) -> Any:
         raise ValueError("y", 3)
 
