@@ -142,7 +142,7 @@ def test_sums_are_within_their_bound(layout):
                 assert abs(Fraction(got[i, j]) - sum(terms)) <= Fraction(bound[i, j])
 
 
-@pytest.mark.skipif(config.native is None, reason="the twin has no threads")
+@pytest.mark.native
 @pytest.mark.parametrize(
     "layout", ["rows", "columns", "float32 rows", "float16 columns", "bfloat16 rows", "csr", "csc"]
 )
@@ -168,7 +168,7 @@ def test_bits_depend_on_neither_threads_nor_place(layout):
                 assert pb.gram(moved, c).tobytes() == want.tobytes()
 
 
-@pytest.mark.skipif(config.native is None, reason="there is one path")
+@pytest.mark.native
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_fast_path_and_its_fallback_give_the_same_bits(layout):
     rng = np.random.default_rng(6)
@@ -278,7 +278,7 @@ def test_indices_out_of_range_are_found(gram, form, index):
         gram(X, np.ones(40))
 
 
-@pytest.mark.skipif(config.native is None, reason="the twin sorts columns")
+@pytest.mark.native
 def test_columns_that_do_not_rise_are_found():
     X = sparse.csc_array(np.ones((3000, 3)))
     X.indices[:3000] = X.indices[:3000][::-1].copy()
@@ -287,7 +287,7 @@ def test_columns_that_do_not_rise_are_found():
         pb.gram(X)
 
 
-@pytest.mark.skipif(config.native is None, reason="guards the native engine's memory")
+@pytest.mark.native
 def test_the_engine_trusts_nothing():
     gram_sums = config.native.gram_sums
     X, c = np.ones((4, 3)), np.ones((4, 2))

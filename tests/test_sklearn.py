@@ -4,9 +4,11 @@ import pickle
 import re
 import subprocess
 import sys
+import tracemalloc
 import warnings
 
 import numpy as np
+import pandas as pd
 import pullback as pb
 import pytest
 import sklearn
@@ -29,8 +31,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 from threadpoolctl import threadpool_limits
-
-pandas = pytest.importorskip("pandas")
 
 NOT_SMOOTH = {"hinge", "quantile", "relu_mse"}
 REGRESSION = [
@@ -251,7 +251,7 @@ def layouts(X):
         "csr": sparse.csr_array(X),
         "csc": sparse.csc_array(X),
         "coo": sparse.coo_array(X),
-        "frame": pandas.DataFrame(X, columns=list("abcd")),
+        "frame": pd.DataFrame(X, columns=list("abcd")),
         "list": X.tolist(),
         "integers": np.nan_to_num(X, posinf=0, neginf=0).astype(int),
     }
@@ -268,12 +268,11 @@ def test_layouts(name):
     assert hasattr(model, "feature_names_in_") == (name == "frame")
 
 
-MAKE = [np.asarray, pandas.DataFrame, sparse.csr_array, sparse.csc_array]
+MAKE = [np.asarray, pd.DataFrame, sparse.csr_array, sparse.csc_array]
 
 
 @pytest.mark.parametrize("make", MAKE if NATIVE else MAKE[:1])
 def test_nothing_as_large_as_X_is_made(make):
-    tracemalloc = pytest.importorskip("tracemalloc")
     rng = np.random.default_rng(0)
     X, y = make(rng.normal(size=(50_000, 40))), rng.integers(0, 2, 50_000)
     tracemalloc.start()
@@ -453,7 +452,7 @@ def test_copies():
 
 def test_pipeline_of_frames():
     X, y = data("poisson")
-    frame = pandas.DataFrame(X, columns=list("abcd"))
+    frame = pd.DataFrame(X, columns=list("abcd"))
     pipeline = make_pipeline(StandardScaler(), LinearRegressor("poisson"))
     pipeline.set_output(transform="pandas").fit(frame, y)
     assert pipeline[-1].feature_names_in_.tolist() == list("abcd")
