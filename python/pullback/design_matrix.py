@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
@@ -24,6 +25,7 @@ __all__ = [
     "as_data",
     "as_matrix",
     "blocks_of_rows",
+    "explaining",
     "pieces",
     "spans",
 ]
@@ -405,6 +407,17 @@ class _Entries:
             squares += np.bincount(rows, np.square(np.ldexp(data, -exponent)), len(squares))
         norms: Array = np.ldexp(np.sqrt(squares), exponent)
         return norms
+
+
+@contextmanager
+def explaining(op: str, data: Data) -> Iterator[None]:
+    """Say for people what an engine's terse error says of sparse data."""
+    try:
+        yield
+    except ValueError as error:
+        if error.args[:1] != ("X",) or not isinstance(data, Sparse):
+            raise
+        raise ValueError(f"{op}: {data.complaint()}") from None
 
 
 class Rows(Protocol):

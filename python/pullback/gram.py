@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.config import guarded
-from pullback.design_matrix import Data, Sparse, as_data, as_matrix
+from pullback.design_matrix import Data, as_data, as_matrix, explaining
 from pullback.engine import BACKEND, Engine
 from pullback.foreign import check_computed
 from pullback.partial import tree_sum
@@ -35,17 +35,12 @@ def gram_matrices(
 
     def part(rows: slice, X: Any) -> Array:
         factors = None if c is None else np.ascontiguousarray(c[rows])
-        try:
-            return engine.kernels.gram_sums(X, factors, intercept)  # type: ignore[no-any-return]
-        except ValueError as error:
-            if error.args[:1] != ("X",) or not isinstance(data, Sparse):
-                raise
-        raise ValueError(f"{op}: {data.complaint()}")
+        return engine.kernels.gram_sums(X, factors, intercept)  # type: ignore[no-any-return]
 
     if data.shape[0] == 0:
         size = data.shape[1] + intercept
         return np.zeros((1 if c is None else c.shape[1], size, size))
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), explaining(op, data):
         return tree_sum(part(rows, X) for rows, X in data.blocks(strided=True, least=LEAST_ROWS))
 
 

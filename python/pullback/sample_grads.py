@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pullback.config import guarded_class
-from pullback.design_matrix import Data, Sparse, blocks_of_rows
+from pullback.design_matrix import Data, blocks_of_rows, explaining
 from pullback.gram import gram_matrices
 from pullback.hessians import assembled
 from pullback.partial import Kinds
@@ -94,7 +93,7 @@ class SampleGradients(Hinted):
             norms: Array = np.abs(rows[:, 0]) if rows.shape[1] == 1 else norm2(rows, axis=1)
             return norms
 
-        with np.errstate(all="ignore"), _explaining("SampleGradients.norms", self._data):
+        with np.errstate(all="ignore"), explaining("SampleGradients.norms", self._data):
             of_rows = [np.empty(0)]
             for _, X in self._data.blocks():
                 if isinstance(X, np.ndarray) and X.dtype == np.float64:
@@ -173,7 +172,7 @@ class SampleGradients(Hinted):
         dense, counts, by_b = np.empty(self.shape), self._counts, self._by_intercepts
         size = dense.shape[1] - by_b.shape[1]
         dense[:, size:] = by_b
-        with np.errstate(all="ignore"), _explaining("SampleGradients.todense", self._data):
+        with np.errstate(all="ignore"), explaining("SampleGradients.todense", self._data):
             for rows, X in self._blocks():
                 elements = X.todense()[:, :, None]
                 products = np.where(elements == 0, 0, elements * self.slopes[rows, None, :])
@@ -201,14 +200,3 @@ class SampleGradients(Hinted):
         for whole, X in self._data.blocks():
             for part, block in blocks_of_rows(X):
                 yield slice(whole.start + part.start, whole.start + part.stop), block
-
-
-@contextmanager
-def _explaining(op: str, data: Data) -> Iterator[None]:
-    """Tell people what is wrong with sparse data."""
-    try:
-        yield
-    except ValueError as error:
-        if error.args[:1] != ("X",) or not isinstance(data, Sparse):
-            raise
-        raise ValueError(f"{op}: {data.complaint()}") from None

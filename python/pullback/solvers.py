@@ -154,7 +154,6 @@ def newton_cg(
     whitened = _Whitening(objective, hessian)
     while run.goes_on():
         forcing = min(0.25, np.sqrt(run.norm / run.first_norm))
-        product = partial(objective.hvp, run.theta)
         product = partial(whitened.product, partial(objective.hvp, run.theta))
         step = _conjugate_gradients(product, whitened.of_gradient(run.gradient), forcing)
         step = whitened.to_theta(step)
@@ -394,8 +393,8 @@ def _verdict(
 def _search(phi: Callable[[float], tuple[float, float]], value0: float, slope0: float) -> float:
     """Return a step length that does, or the longest seen on which the value falls, or 0.
 
-    Lengths grow by 4 until one is too long; then the secant of the
-    slopes, kept within the interval, or its middle.
+    Lengths grow by 4 until one is too long; then the secant of the slopes, kept within the
+    interval, or its middle.
     """
     low, low_slope, high, high_slope, t = 0.0, slope0, np.inf, np.nan, 1.0
     allowance = 4 * EPS * abs(value0)

@@ -52,7 +52,7 @@ from pullback.losses import Loss, losses
 from pullback.objective import LinearObjective, progress_bar
 from pullback.partial import Kinds
 from pullback.samples import Model, Samples
-from pullback.tables.losses import LOSSES, ClassTargets
+from pullback.tables.losses import LOSSES, ClassTargets, Targets
 
 __all__ = ["LinearClassifier", "LinearRegressor"]
 
@@ -127,15 +127,16 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
 
     # --- the loss ---
 
-    @classmethod
-    def _accepts(cls, loss: Loss) -> bool:
-        """Tell whether the targets of a loss are this estimator's."""
-        raise NotImplementedError
+    @staticmethod
+    def _suits(targets: Targets) -> bool:
+        """Tell whether targets are this estimator's: numbers, shares included."""
+        return not isinstance(targets, ClassTargets) and bool(targets.test(np.array(0.5)))
 
     def _given_loss(self) -> Loss:
         """Return the loss that was asked for, if it can be fitted."""
         name = type(self).__name__
-        suitable = [key for key in LOSSES if key not in SMOOTHER and self._accepts(losses[key])]
+        own = [key for key, row in LOSSES.items() if self._suits(row.targets)]
+        suitable = [key for key in own if key not in SMOOTHER]
         known = f"there are {', '.join(suitable)}"
         loss = self.loss
         if isinstance(loss, str):
@@ -150,7 +151,7 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
                 f"{name}: the gradient of {loss.__name__} jumps, where no solver converges; "
                 f"loss={smoother!r} is its smooth alternative"
             )
-        if not self._accepts(loss):
+        if not self._suits(loss.row.targets):
             raise ValueError(f"{name}: loss {loss.__name__} is not one of its own; {known}")
         return loss
 
@@ -380,11 +381,6 @@ class LinearRegressor(RegressorMixin, _LinearModel):  # type: ignore[misc]
         self.warm_start = warm_start
         self.verbose = verbose
 
-    @classmethod
-    def _accepts(cls, loss: Loss) -> bool:
-        targets = loss.row.targets
-        return not isinstance(targets, ClassTargets) and bool(targets.test(np.array(0.5)))
-
     def fit(self, X: Any, y: Any, sample_weight: Any = None, offset: Any = None) -> Self:
         """Fit the model.
 
@@ -544,9 +540,8 @@ class LinearClassifier(ClassifierMixin, _LinearModel):  # type: ignore[misc]
         self.warm_start = warm_start
         self.verbose = verbose
 
-    @classmethod
-    def _accepts(cls, loss: Loss) -> bool:
-        targets = loss.row.targets
+    @staticmethod
+    def _suits(targets: Targets) -> bool:
         return isinstance(targets, ClassTargets) or not targets.test(np.array(2.0))
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None, offset: Any = None) -> Self:
