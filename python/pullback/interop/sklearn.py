@@ -11,12 +11,12 @@ LogisticRegression(C=c)              "logistic"                  1 / (c N)
 PoissonRegressor(alpha=a)            "poisson"                   a
 GammaRegressor(alpha=a)              "gamma"                     a
 TweedieRegressor(power=p, alpha=a)   pb.losses.tweedie(p)        a
-HuberRegressor(epsilon=e, alpha=a)   pb.huber(e scale_)          a scale_ / N
+HuberRegressor(epsilon=e, alpha=a)   pb.huber(e s)               a s / N
 glum, family "normal", alpha=a       "squared_error"             2 a
 glum, another family, alpha=a        its name here               a
 ===================================  ==========================  ===================
 
-where scale_ is what HuberRegressor finds, and glum has ``l1_ratio=0``.
+where s is what HuberRegressor finds, its ``scale_``, and glum has ``l1_ratio=0``.
 """
 
 from __future__ import annotations
