@@ -26,12 +26,15 @@ numpydoc_show_class_members = False
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 default_role = "code"
+smartquotes = False  # of code that stands in prose
 maximum_signature_line_length = 90
 python_display_short_literal_types = True
 toc_object_entries_show_parents = "hide"
 add_module_names = False
 exclude_patterns = ["figures"]
 
+WIDE = ("catalogue", "accuracy", "calls")  # pages of wide tables
+SINGLE = ("index", "start", "cookbook", "calculus", "faq")  # with no others beside them
 html_theme = "pydata_sphinx_theme"
 html_title = f"pullback {release}"
 html_show_sourcelink = False
@@ -39,13 +42,14 @@ html_copy_source = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
+html_sidebars = {page: [] for page in SINGLE}
 html_theme_options = {
     "navbar_align": "left",
     "navigation_with_keys": False,
     "show_toc_level": 2,
     "show_nav_level": 1,
     "header_links_before_dropdown": 6,
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": {"**": ["page-toc"], **{page: [] for page in WIDE}},
     "footer_start": ["copyright"],
     "footer_end": [],
 }

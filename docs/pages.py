@@ -7,6 +7,7 @@ builds the site. Nothing of this is committed.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -35,16 +36,17 @@ def _signature(function: Callable[..., Any]) -> str:
 
 
 def _entry(path: str, signature: str, body: str, *, options: str = "") -> str:
-    return f"`````{{py:function}} {path}{signature}\n{options}\n{body}\n`````\n"
+    kind = "function" if signature else "data"
+    return f"`````{{py:{kind}}} {path}{signature}\n{options}\n{body}\n`````\n"
 
 
-def _primitive(path: str, called: Any, summary: str, fields: Fields, rest: str = "") -> str:
+def _primitive(path: str, signature: str, summary: str, fields: Fields, rest: str = "") -> str:
     """Return the entry of a primitive: what it is, its facts, an example."""
     name = path.rpartition(".")[2]
     facts = "\n".join(f":{label}: {text}" for label, text in fields if text)
     example = f"```pycon\n{EXAMPLES[name]}\n```\n"
-    body = f"{summary}\n\n{facts}\n\n{rest}{example}"
-    return _entry(f"pullback.{path}", _signature(called), body)
+    body = f"{summary}\n\n````{{container}} facts\n\n{facts}\n````\n\n{rest}{example}"
+    return _entry(f"pullback.{path}", signature, body)
 
 
 def _methods(name: str, primitive: Any, methods: Iterable[str], shown_as: str) -> str:
@@ -79,7 +81,7 @@ def _operations(nin: int) -> Iterator[str]:
         if row.nin == nin:
             function = getattr(reference, name)
             summary = f"{row.summary}, element by element: `{row.formula}`."
-            yield _primitive(name, function.__call__, summary, _of_op(row), _points(row))
+            yield _primitive(name, _signature(function), summary, _of_op(row), _points(row))
 
 
 def _of_op(row: OpRow) -> Fields:
@@ -112,7 +114,7 @@ def _reductions(*, maps: bool) -> Iterator[str]:
     for name, row in REDUCTIONS.items():
         if row.is_map == maps:
             function = getattr(reference, name)
-            yield _primitive(name, function.__call__, f"{row.summary}.", _of_reduction(row))
+            yield _primitive(name, _signature(function), f"{row.summary}.", _of_reduction(row))
 
 
 def _of_reduction(row: ReductionRow) -> Fields:
@@ -134,8 +136,7 @@ def _of_reduction(row: ReductionRow) -> Fields:
 def _products() -> Iterator[str]:
     for name, row in PRODUCTS.items():
         product = getattr(reference, name)
-        yield f"## {name}\n"
-        yield _primitive(name, product.__call__, f"{row.summary}.", _of_product(row))
+        yield _primitive(name, _signature(product), f"{row.summary}.", _of_product(row))
         yield _methods(name, product, row.methods, f"{name}")
 
 
@@ -151,7 +152,7 @@ def _of_product(row: ProductRow) -> Fields:
 # --- losses ---------------------------------------------------------------------------------------
 
 _LOSS: Final = (
-    *("value", "grad", "value_and_grad", "hvp", "curvature", "hessian", "partial", "sample_grads"),
+    *("value_and_grad", "value", "grad", "hvp", "curvature", "hessian", "partial", "sample_grads"),
     *("pointwise.derivative", "pointwise.second_derivative", "pointwise.value_and_derivative"),
     *("pointwise.vjp", "pointwise.jvp", "pointwise.jacobian"),
 )
@@ -159,8 +160,7 @@ _LOSS: Final = (
 
 def _losses() -> Iterator[str]:
     for row in LOSSES.values():
-        loss = losses.losses[row.name]
-        yield _primitive(row.path, loss.pointwise.__call__, f"{row.summary}.", _of_loss(row))
+        yield _primitive(row.path, "", f"{row.summary}.", _of_loss(row))
 
 
 def _of_loss(row: LossRow) -> Fields:
@@ -189,11 +189,17 @@ def _kinks() -> Iterator[str]:
         if row.kinks:
             there = "; ".join(
                 f"at {at}: {slope}"
-                for at, _, slope in map(_point, row.special)
-                if "inf" not in at and "nan" not in at
+                for at, _, slope in (_point(point) for point in row.special if _on_kink(row, point))
             )
             kinks = _code(f"{kink} = 0" for kink in row.kinks)
             yield f"| `{row.name}` | {kinks} | {there or 'the formula'} |"
+
+
+def _on_kink(row: OpRow, point: SpecialPoint) -> bool:
+    """Return whether an expression of a kink vanishes there; of zeros the positive ones will do."""
+    where = dict(zip(row.operands, point.at, strict=True))
+    plain = all(math.isfinite(x) and str(x) != "-0.0" for x in point.at)
+    return plain and any(eval(kink, {"abs": abs}, where) == 0 for kink in row.kinks)
 
 
 def _edges() -> Iterator[str]:
