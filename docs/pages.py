@@ -184,7 +184,7 @@ def _of_loss(row: LossRow) -> Fields:
 
 
 def _kinks() -> Iterator[str]:
-    yield "| operation | no derivative where | what is given there |\n| --- | --- | --- |"
+    yield "| operation | no derivative where | derivatives given there |\n| --- | --- | --- |"
     for row in OPS.values():
         if row.kinks:
             there = "; ".join(
