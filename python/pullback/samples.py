@@ -106,7 +106,7 @@ def as_given(
     Raises
     ------
     TypeError, ValueError
-        If one of them makes no array, or they have other labels.
+        If one of them does not convert to an array, or their labels differ.
     """
     of_rows = {"sample_weight": sample_weight, "offset": offset}
     check_labels(op, ("X", "y", *of_rows), (X, y, *of_rows.values()))
