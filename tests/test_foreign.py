@@ -181,7 +181,7 @@ REFUSALS = {
     "objects": Refusal(
         lambda: np.array([1.0, 2, 3], object), "dtype object, .*; of numbers, astype"
     ),
-    "complex": Refusal(lambda: Y + 1j, "dtype complex128, .* real and imaginary parts go in apart"),
+    "complex": Refusal(lambda: Y + 1j, "dtype complex128, .* real and imaginary parts separately"),
     "dates": Refusal(
         lambda: np.array(["2020"] * 3, "M8[D]"), r"dtype datetime64\[D\], .* subtracted"
     ),
@@ -336,7 +336,7 @@ MEET = {
 @backends
 @pytest.mark.parametrize("name", MEET)
 def test_other_labels_are_refused(name: str, primitives: Any) -> None:
-    with pytest.raises(ValueError, match=rf"^{name}: \w+ and \w+ have other labels: align"):
+    with pytest.raises(ValueError, match=rf"^{name}: \w+ and \w+ have different labels: align"):
         MEET[name](primitives)
 
 

@@ -1,13 +1,13 @@
-"""Derivatives at the machine's limit, on NumPy alone.
+"""Fast, accurate derivatives of array operations, with NumPy as the only dependency.
 
 pullback computes values, Jacobians, vector-Jacobian products (pullbacks) and Jacobian-vector
-products of elementwise operations, reductions and matrix products, and losses of linear models with
-their gradients in one pass over the data. Every primitive is an object that follows one protocol::
+products of elementwise operations, reductions and matrix products. It also computes losses of
+linear models and their gradients in one pass over the data. All primitives follow one protocol::
 
     import pullback as pb
 
     pb.tanh(x)                  # the value; a genuine NumPy ufunc
-    pb.tanh.derivative(x)       # the diagonal of the Jacobian
+    pb.tanh.derivative(x)       # tanh'(x), the diagonal of the Jacobian
     pb.tanh.vjp(x, g)           # g * tanh'(x), one pass
     pb.multiply.vjp(w, x, g)    # a cotangent for each operand, in the operand's shape
     pb.logsumexp.value_and_grad(x, axis=-1)
@@ -16,9 +16,9 @@ their gradients in one pass over the data. Every primitive is an object that fol
     loss, (gw, gb) = pb.relu_mse.value_and_grad(X, y, w, b)
     pb.gram(X, c)               # X^T diag(c) X, one pass
 
-`LinearObjective` makes a loss and its data a function of one vector, for optimisers.
-`primitives` is the registry of all of them, `reference` holds their twins in plain NumPy, and
-`show_config` tells what they run on.
+`LinearObjective` turns a loss and its data into a function of one vector, for optimisers.
+`primitives` is the registry of all primitives, and `reference` holds the same primitives in plain
+NumPy. `show_config` prints which backend, instruction set and threads are in use.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        Instead of those of the process.
+        The arguments, instead of those of the process.
 
     Returns
     -------
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
                 nargs="?",
                 type=_pattern,
                 metavar="NAME",
-                help="time only primitives whose whole name it is, as a regular expression",
+                help="time only primitives whose whole name matches this regular expression",
             )
     return parser
 
@@ -108,7 +108,7 @@ def _add_options(parser: argparse.ArgumentParser, *taken: str, default: Mapping[
         },
     }
     for name in taken:
-        # A subcommand's defaults would overwrite what was given in front of it.
+        # A subcommand's default would overwrite an option that was given before the subcommand.
         parser.add_argument(f"--{name}", default=default.get(name, argparse.SUPPRESS), **ways[name])
 
 

@@ -1,4 +1,4 @@
-"""Engines: the functions that the primitives run on, native or the oracle's."""
+"""Engines: the functions that primitives call, native ones or those in `pullback.oracle`."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["BACKEND", "ORACLE", "Engine", "attribute_of", "enter"]
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """What computes.
+    """The functions that primitives compute with.
 
     Parameters
     ----------
     is_native : bool
-        Whether methods may enter the kernels at once.
+        Whether methods may call the kernels directly.
     kernels : module or namespace
-        ``reduce_slices``, ``reduce_tangents`` and ``transform_slices``, as in
-        `pullback.oracle.reductions`, ``product_results``, as in `pullback.oracle.products`,
-        ``loss_sums``, ``loss_line`` and ``loss_pointwise``, as in `pullback.oracle.losses`, all of
-        which take a row's name for the row, and its ``softmax_hessians``; ``gram_sums``, as in
-        `pullback.oracle.gram`; and ``plain_arrays(*operands)``, as
-        arrays of the dtype that they compute in, where None stays, or None for what Python
-        converts.
+        ``reduce_slices``, ``reduce_tangents`` and ``transform_slices`` as in
+        `pullback.oracle.reductions`; ``product_results`` as in `pullback.oracle.products`;
+        ``loss_sums``, ``loss_line`` and ``loss_pointwise`` as in `pullback.oracle.losses`. All of
+        these take a row's name instead of the row. Further ``softmax_hessians`` as in
+        `pullback.oracle.losses`, ``gram_sums`` as in `pullback.oracle.gram`, and
+        ``plain_arrays(*operands)``: it returns arrays of the dtype that the operands compute in,
+        where None stays None, or it returns None if Python has to convert an operand.
     """
 
     is_native: bool
@@ -44,21 +44,21 @@ class Engine:
 
     @property
     def remark(self) -> str:
-        """What sets primitives apart in their repr."""
+        """The remark in the primitives' repr."""
         return "" if self.is_native else ", NumPy twin"
 
 
 def enter(make: Callable[[Any], Any], owner: Any, name: str, label: str, module: str) -> Any:
-    """Return a native method, made of the owner's own, to which it falls back and which it equals.
+    """Return a native method, which falls back to the owner's Python method and gives its results.
 
     Parameters
     ----------
     make : callable
         ``make(fallback)``, the native method.
     owner, name : object, str
-        Whose method of what name it is, which is how it pickles.
+        The method's owner and name; it pickles by these.
     label, module : str
-        What the owner is called, and where.
+        The owner's name, and its module.
     """
     fallback = getattr(owner, name)
     call = make(fallback)
@@ -69,7 +69,7 @@ def enter(make: Callable[[Any], Any], owner: Any, name: str, label: str, module:
 
 
 def attribute_of(owner: object, name: str) -> Any:
-    """Return what pickles as an attribute of another object."""
+    """Return an attribute of an object, for pickle."""
     return getattr, (owner, name)
 
 
@@ -77,7 +77,7 @@ def attribute_of(owner: object, name: str) -> Any:
 
 
 def _by_name(table: Mapping[str, Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of a row as one of the row's name."""
+    """Return a function that takes a row's name in the place of the row."""
     return lambda name, *arguments: function(table[name], *arguments)
 
 

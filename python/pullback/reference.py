@@ -1,7 +1,7 @@
 """The primitives in plain NumPy: fallback where there is no native code, and its test oracle.
 
-Each is made when it is first asked for. What the package has in `losses` alone is here, too, but
-not among the names that a star imports.
+Each is made when it is first asked for. The losses that the package has only in `losses` are here,
+too, but a star import leaves them out.
 """
 
 from __future__ import annotations

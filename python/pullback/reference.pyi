@@ -453,7 +453,7 @@ softplus: Final[_Unary]
 Derivative ``1/(1 + exp(-x))``; domain: x real.
 """
 softsign: Final[_Unary]
-"""x over one plus its absolute value, ``x/(1 + abs(x))``.
+"""x divided by one plus its absolute value, ``x/(1 + abs(x))``.
 
 Derivative ``1/(1 + abs(x))**2``; domain: x real.
 """
@@ -531,7 +531,7 @@ logaddexp: Final[_Binary]
 Derivative ``1/(1 + exp(x - w))``, ``1/(1 + exp(w - x))``; domain: w real, x real.
 """
 xlogy: Final[_Binary]
-"""w*log(x), zero where w is, ``w*log(x)``.
+"""w*log(x), and zero where w is zero, ``w*log(x)``.
 
 Derivative ``log(x)``, ``w/x``; domain: w real, x > 0.
 """
@@ -541,7 +541,7 @@ squared_difference: Final[_Binary]
 Derivative ``2*(w - x)``, ``2*(x - w)``; domain: w real, x real.
 """
 leaky_relu: Final[_LeakyRelu]
-"""Rectifier of w whose negative side has slope x, ``w if w > 0 else x*w``.
+"""Rectified linear unit of w, with slope x where w is negative, ``w if w > 0 else x*w``.
 
 Derivative ``1 if w > 0 else x``, ``0 if w > 0 else w``; domain: w real, x real.
 """
@@ -583,7 +583,7 @@ Derivative ``0``, ``0``; domain: w real, x real.
 matmul: Final[_Matmul]
 """Matrix product, for every shape that `numpy.matmul` takes, ``A @ B``."""
 linear: Final[_Linear]
-"""Linear layer: a product, a bias, an activation, ``activation(X @ W + b)``."""
+"""Linear layer: a matrix product, a bias and an activation, ``activation(X @ W + b)``."""
 quadratic_form: Final[_QuadraticForm]
 """Quadratic form, of each vector of a batch, ``x^T A x``."""
 bilinear_form: Final[_BilinearForm]
@@ -601,12 +601,13 @@ Derivative ``1/n``; the derivative is 1/n whatever x is.
 prod: Final[_Sum]
 """Product, ``prod(x)``.
 
-Derivative ``prod(x[j] for j != i)``; the derivative is the product of the others, whatever x[i] is.
+Derivative ``prod(x[j] for j != i)``; the derivative is the product of the other elements, whatever
+x[i] is.
 """
 dot: Final[_Dot]
 """Inner product, ``sum(x*y)``.
 
-Derivative ``y[i]``, ``x[i]``; the derivative by one operand is the other.
+Derivative ``y[i]``, ``x[i]``; the derivative with respect to one operand is the other operand.
 """
 norm1: Final[_Sum]
 """Sum of magnitudes, ``sum(abs(x))``.
@@ -616,58 +617,62 @@ Derivative ``sign(x[i])``; 0 at x[i] = 0.
 norm2: Final[_Sum]
 """Euclidean norm, ``sqrt(sum(x**2))``.
 
-Derivative ``x[i]/norm2(x)``; 0 at x = 0; beside an infinity 0, and NaN at it.
+Derivative ``x[i]/norm2(x)``; 0 at x = 0; the derivative is NaN at an infinite element and 0 at the
+others.
 """
 squared_norm2: Final[_Sum]
 """Sum of squares, ``sum(x**2)``.
 
-Derivative ``2*x[i]``; none are needed.
+Derivative ``2*x[i]``; the formula holds everywhere.
 """
 norm: Final[_Norm]
 """p-norm, ``sum(abs(x)**p)**(1/p)``.
 
-Derivative ``sign(x[i])*(abs(x[i])/norm(x, p))**(p - 1)``; 0 at x[i] = 0; norm(x, 1) is norm1,
-norm(x, 2) norm2, and norm(x, inf) the largest magnitude, which ties share; beside an infinity 0,
-and NaN at it.
+Derivative ``sign(x[i])*(abs(x[i])/norm(x, p))**(p - 1)``; 0 at x[i] = 0; norm(x, 1) is norm1(x) and
+norm(x, 2) is norm2(x); norm(x, inf) is the largest magnitude, and k ties get 1/k each; for 1 < p <
+inf the derivative is NaN at an infinite element and 0 at the others.
 """
 max: Final[_Sum]
 """Largest element, ``max(x)``.
 
-Derivative ``1/k if x[i] = max(x) else 0``; k ties share; a NaN makes value and derivative NaN.
+Derivative ``1/k if x[i] = max(x) else 0``; k equal maxima get 1/k each; a NaN makes the value and
+all derivatives NaN.
 """
 min: Final[_Sum]
 """Smallest element, ``min(x)``.
 
-Derivative ``1/k if x[i] = min(x) else 0``; k ties share; a NaN makes value and derivative NaN.
+Derivative ``1/k if x[i] = min(x) else 0``; k equal minima get 1/k each; a NaN makes the value and
+all derivatives NaN.
 """
 logsumexp: Final[_Logsumexp]
 """Logarithm of the sum of exponentials, ``log(sum(exp(x)))``.
 
-Derivative ``exp(x[i] - logsumexp(x))``; +inf takes the derivative, and ties share it; NaN where all
-are -inf; the value's error is in ULP of the larger of it and the largest operand.
+Derivative ``exp(x[i] - logsumexp(x))``; k elements of +inf get the derivative 1/k each; it is NaN
+if all elements are -inf; the value's error is in ULP of the larger of it and the largest operand.
 """
 variance: Final[_Variance]
 """Variance, ``sum((x - mean(x))**2)/(n - ddof)``.
 
-Derivative ``2*(x[i] - mean(x))/(n - ddof)``; NaN where an element is infinite, as the mean then is;
-squares over- and underflow only where the result does.
+Derivative ``2*(x[i] - mean(x))/(n - ddof)``; NaN if an element is infinite, because no mean exists;
+squares overflow or underflow only where the result does.
 """
 softmax: Final[_Softmax]
-"""Exponentials by their sum, along an axis, ``exp(x)/sum(exp(x))``.
+"""Exponentials divided by their sum, along an axis, ``exp(x)/sum(exp(x))``.
 
-Derivative ``p[i]*((i = j) - p[j])``; +inf takes all, and ties share it; NaN where all are -inf.
+Derivative ``p[i]*((i = j) - p[j])``; k elements of +inf have p = 1/k each; NaN if all elements are
+-inf.
 """
 log_softmax: Final[_Softmax]
 """Logarithm of softmax, along an axis, ``x - log(sum(exp(x)))``.
 
-Derivative ``(i = j) - p[j]``; +inf takes all, and ties share it; NaN where all are -inf.
+Derivative ``(i = j) - p[j]``; k elements of +inf have p = 1/k each; NaN if all elements are -inf.
 """
 layer_norm: Final[_LayerNorm]
-"""Elements less their mean, by their deviation, along an axis, ``(x - mean(x))/sqrt(var(x) +
-eps)``.
+"""Elements minus their mean, divided by their deviation, along an axis, ``(x - mean(x))/sqrt(var(x)
++ eps)``.
 
-Derivative ``((i = j) - 1/n - y[i]*y[j]/n)/sqrt(var(x) + eps)``; r is 1/sqrt(var(x) + eps), var(x)
-the variance with ddof = 0, whose squares never over- or underflow.
+Derivative ``((i = j) - 1/n - y[i]*y[j]/n)/sqrt(var(x) + eps)``; var(x) is the variance with ddof =
+0, whose squares never overflow or underflow, and r is 1/sqrt(var(x) + eps).
 """
 squared_error: Final[Loss]
 """Squared error of a linear model.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = npt.NDArray[Any]
 
-# --- pointwise losses: of a prediction z, a target y and the loss's parameter --------------------
+# --- pointwise losses: functions of a prediction z, a target y and the loss's parameter ----------
 
 
 def where_number(z: Array, values: Any) -> Array:

@@ -1,7 +1,7 @@
 """Reductions and maps of rows: formulas over the rows (S, n) of a float64 array, n > 0.
 
-``values`` gives a number for each row, ``slopes`` its derivative by each element; `x` holds the
-operands, all of one shape. Warnings are off where they are called.
+``values`` returns a number for each row, ``slopes`` its derivative with respect to each element.
+`x` holds the operands, all of one shape. The callers silence warnings.
 """
 
 from __future__ import annotations
