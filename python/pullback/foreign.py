@@ -234,7 +234,7 @@ def array_of(op: str, name: str, given: Any) -> Array:
         raise TypeError(f"{op}: argument {name} must be numbers, not {shown(given)}")
     if hasattr(given, "tocsr") or hasattr(given, "indptr"):
         raise TypeError(
-            f"{op}: argument {name} is sparse and is not made dense implicitly; "
+            f"{op}: argument {name} is sparse, and is not made dense implicitly; "
             f"give {name}.toarray()"
         )
     if _is_pandas(given):
