@@ -1,15 +1,15 @@
-"""Time every public method of every primitive on small arrays, and hold it to a limit.
+"""Time every public method of every primitive on small arrays, and check it against a limit.
 
     python bench/calls.py [--only REGEX] [--write] [--threads N]
 
 Arrays are plain: 16 elements, matrices 4x4, losses 100x10. The unit is ``np.multiply(a, b)`` of 16
-float64 elements, timed in turns with each call, so that what disturbs the machine disturbs both;
-the median over the rounds counts. What is above its limit in `LIMITS` is timed again, for longer,
-and counts with the better of the two. There is one row for each family, method and options, with
-the median over the primitives and the worst of them. Below the table stands which calls raise, such
-as those with an option that a method does not take.
+float64 elements, timed in turns with each call, so that a disturbance of the machine affects both.
+The median over the rounds counts. A call above its limit in `LIMITS` is timed again, for longer,
+and the better time counts. There is one row for each family, method and options, with the median
+over the primitives and the worst of them. The calls that raise, such as those with an option that
+the method does not take, are listed below the table.
 
-It exits with 1 if a row is above its limit, and ``--write`` writes the table into docs/calls.md.
+It exits with 1 if a row is above its limit. ``--write`` writes the table to docs/calls.md.
 OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE are unset before NumPy is imported, and every library has the
 same number of threads.
 """

@@ -85,7 +85,7 @@ def test_logistic_breast_cancer(
     for C in ("1", "0.1"):
         assert example.main(["--C", C]) <= 1e-6
     shown = capsys.readouterr().out
-    for text in ("mean radius", "(intercept)", "scikit-learn", "told right"):
+    for text in ("mean radius", "(intercept)", "scikit-learn", "classified correctly"):
         assert text in shown
 
     right = example.fit

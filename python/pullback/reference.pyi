@@ -617,8 +617,7 @@ Derivative ``sign(x[i])``; 0 at x[i] = 0.
 norm2: Final[_Sum]
 """Euclidean norm, ``sqrt(sum(x**2))``.
 
-Derivative ``x[i]/norm2(x)``; 0 at x = 0; the derivative is NaN at an infinite element and 0 at the
-others.
+Derivative ``x[i]/norm2(x)``; 0 at x = 0; with infinite elements, NaN at these and 0 at the others.
 """
 squared_norm2: Final[_Sum]
 """Sum of squares, ``sum(x**2)``.
@@ -629,8 +628,8 @@ norm: Final[_Norm]
 """p-norm, ``sum(abs(x)**p)**(1/p)``.
 
 Derivative ``sign(x[i])*(abs(x[i])/norm(x, p))**(p - 1)``; 0 at x[i] = 0; norm(x, 1) is norm1(x) and
-norm(x, 2) is norm2(x); norm(x, inf) is the largest magnitude, and k ties get 1/k each; for 1 < p <
-inf the derivative is NaN at an infinite element and 0 at the others.
+norm(x, 2) is norm2(x); norm(x, inf) is the largest magnitude, and k ties get 1/k each; with
+infinite elements and 1 < p < inf, NaN at these and 0 at the others.
 """
 max: Final[_Sum]
 """Largest element, ``max(x)``.
