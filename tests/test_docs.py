@@ -54,8 +54,10 @@ def test_examples_in_documents_run(path: Path) -> None:
         exec(compile(block, str(path), "exec"), names)
 
 
-def test_the_readme_has_an_example_and_two_commands() -> None:
-    assert len(list(blocks(ROOT / "README.md", "python"))) == 1
+def test_the_readme_has_an_example_of_each_family_and_two_commands() -> None:
+    examples = "".join(blocks(ROOT / "README.md", "python"))
+    for family in ("tanh", "logsumexp", "softmax", "linear", "logistic", "chain", "jacobian"):
+        assert family in examples, family
     commands = list(blocks(ROOT / "README.md", "sh"))
     assert len(commands) == 2
     for command in commands:

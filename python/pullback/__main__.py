@@ -1,4 +1,4 @@
-"""The command: what pullback runs on, whether it is right here, and how fast it is here."""
+"""The command: the configuration, a check of all primitives, and their speed on this machine."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pullback",
-        description="Show what pullback runs on, check every primitive against its NumPy twin, and "
-        "time it against plain NumPy and the limits of the machine; without a command, all three.",
+        description="Show the configuration, check every primitive against its NumPy twin, and "
+        "time it against plain NumPy and the machine's limits. Without a command, do all three.",
     )
     defaults = {"json": False, "all": False, "dtype": "float64"}
     _add_options(parser, "json", "all", "dtype", default=defaults)
@@ -73,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
         ("check", "check every primitive; exit code 1 if one is wrong", ["json", "all"]),
         ("bench", "time every primitive against plain NumPy", ["json", "all", "dtype"]),
     ):
-        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        about = f"{text[0].upper()}{text[1:]}."
+        command = commands.add_parser(name, help=text, description=about)
         _add_options(command, *taken, default={})
         if name == "bench":
             command.add_argument(

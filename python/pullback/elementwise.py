@@ -201,9 +201,9 @@ class Elementwise(Hinted):
     Parameters
     ----------
     row : OpRow
-        What the table says.
+        Its row in the table.
     engine : Engine
-        What computes.
+        The functions that it calls.
     """
 
     def __init__(self, row: OpRow, engine: Engine) -> None:
@@ -479,12 +479,12 @@ def _arguments(row: OpRow, name: str) -> tuple[str, ...]:
 
 
 def _left_out(row: OpRow, name: str) -> int:
-    """Return how many arrays there are where the last operand is left out, and its tangent."""
+    """Return the number of arrays without the last operand, and without its tangent."""
     return row.nin - 1 + (name in ("vjp", "jvp"))
 
 
 def _parameters(row: OpRow, name: str) -> str:
-    """Return what a method takes."""
+    """Return the parameters of a method."""
     names = list(_arguments(row, name))
     if row.default is not None:
         k = _left_out(row, name)

@@ -53,7 +53,7 @@ class Targets:
 
     @property
     def advice(self) -> str:
-        """What to do about labels, such as strings, at the end of a message."""
+        """The end of a message: how to encode labels, such as strings."""
         if not self.encoding:
             return ""
         return f"; encode other labels, such as strings, first: {self.encoding} of them"
