@@ -13,6 +13,7 @@ from types import ModuleType
 import pullback as pb
 import pytest
 from packaging.requirements import Requirement
+from pullback.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 CONFIGURATION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -21,9 +22,40 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def test_version_is_stated_once() -> None:
-    assert metadata.version("pullback") == PROJECT["version"] == pb.__version__
-    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert f"## [{PROJECT['version']}]" in changelog
+    version = PROJECT["version"]
+    assert metadata.version("pullback") == version == pb.__version__
+    for path in ("CMakeLists.txt", "CITATION.cff", "README.md", "python/pullback/config.py"):
+        assert version not in (ROOT / path).read_text(encoding="utf-8"), path
+
+
+def test_the_changelog_is_one() -> None:
+    """Keep a Changelog: what is not released yet, then releases with dates, newest first."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    first, *released = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    dates = [re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)", title) for title in released]
+    if first != "[Unreleased]":
+        assert first.startswith(f"[{PROJECT['version']}] - ")
+    assert all(dates)
+    assert released == sorted(released, key=lambda title: title[-10:], reverse=True)
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert {*re.findall(r"^### (.*)$", text, re.MULTILINE)} <= kinds
+
+
+def test_the_citation_says_what_the_metadata_says() -> None:
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"license: {PROJECT['license']}\n" in text
+    assert f"  - name: {PROJECT['authors'][0]['name']}\n" in text
+    assert re.findall(r"^  - (?!name)(.*)$", text, re.MULTILINE) == PROJECT["keywords"]
+
+
+def test_reports_of_bugs_come_with_the_configuration() -> None:
+    form = (ROOT / ".github" / "ISSUE_TEMPLATE" / "bug.yml").read_text(encoding="utf-8")
+    commands = re.findall(r"`python -m pullback (\w+)`", form)
+    assert "info" in commands
+    for command in commands:
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--help"])
+        assert ended.value.code == 0
 
 
 def test_pythons_are_named_alike() -> None:
