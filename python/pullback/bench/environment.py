@@ -3,11 +3,17 @@
 OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE are unset: they hold OpenBLAS to the code of another machine,
 such as that for AVX2 where there is AVX-512, and NumPy is to run at its best. Thread counts are
 equal for every library.
+
+As a script, ``environment.py THREADS ARGUMENTS...``, it is the command of the package in it.
 """
 
 from __future__ import annotations
 
 import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Sequence
 
 HELD = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 LIBRARIES = ("OMP", "OPENBLAS", "MKL", "NUMBA", "NUMEXPR", "PULLBACK")
@@ -29,9 +35,22 @@ def limit_threads(threads: int) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
-def prepare(threads: int) -> bool:
-    """Do both; tell whether the environment was like that before, as it has to be for NumPy."""
-    before = dict(os.environ)
+def is_set(threads: int) -> bool:
+    """Tell whether this process was started in it."""
+    if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > threads:
+        return False
+    counts = {os.environ.get(f"{library}_NUM_THREADS") for library in LIBRARIES}
+    return counts == {str(threads)} and not any(variable in os.environ for variable in HELD)
+
+
+def run(threads: int, arguments: Sequence[str]) -> int:
+    """Run the package's command in it, as another process; return the exit code."""
+    # -P: the modules beside this file are not on the path.
+    command = [sys.executable, "-P", __file__, str(threads), *arguments]
+    return subprocess.run(command, check=False).returncode
+
+
+if __name__ == "__main__":
     release()
-    limit_threads(threads)
-    return before == dict(os.environ)
+    limit_threads(int(sys.argv.pop(1)))
+    runpy.run_module("pullback", run_name="__main__", alter_sys=True)

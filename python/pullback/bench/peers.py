@@ -25,6 +25,7 @@ LIBRARIES: Mapping[str, str] = {
     "numexpr": "numexpr",
     "autograd": "autograd",
     "sklearn": "scikit-learn",
+    "glum": "glum",
 }
 
 
@@ -67,7 +68,7 @@ def set_threads(threads: int) -> None:
 
 def versions() -> dict[str, str]:
     """Return the versions of what competes."""
-    names = ("numpy", "scipy", *LIBRARIES, "glum")
+    names = ("numpy", "scipy", *LIBRARIES)
     return {"pullback": pb.__version__} | {
         name: metadata.version(_DISTRIBUTIONS.get(name, name)) for name in names if optional(name)
     }
@@ -84,7 +85,7 @@ class Ways(NamedTuple):
     backward: Callable[[Any, Any, Any, Any], Any]  # autograd's kernel: aten, x, g, out=
     jax: str  # the forward function in jax.numpy or jax.nn
     numexpr: str  # of x, g, and the constants that it names
-    numba: Callable[[Any], Callable[[Any, Any], Any]]  # (numba) -> one lane of x and g
+    numba: Callable[[Any], Callable[..., Any]]  # (numba) -> one lane of x, g and 1
     autograd: Callable[[Any, Any], Any]  # autograd.numpy, x -> the forward function
 
 
@@ -129,7 +130,7 @@ def _gelu_numpy(x: Any, g: Any, out: Any) -> Any:
     return slope
 
 
-def _lane(text: str) -> Callable[[Any], Callable[[Any, Any], Any]]:
+def _lane(text: str) -> Callable[[Any], Callable[..., Any]]:
     """Return a compiler of one lane; floating-point literals take the type of x."""
 
     def compiled(numba: Any) -> Any:
@@ -266,11 +267,7 @@ def unary_vjp(op: str, x: Any, g: Any, out: Any = None) -> Iterator[Contender]:
     if torch := optional("torch"):
         yield from _unary_torch(torch, ways, x, g, out)
     if jax := optional("jax"):
-        jax.config.update("jax_enable_x64", True)
-        forward = getattr(jax.numpy, ways.jax, None) or getattr(jax.nn, ways.jax)
-        if op == "gelu":
-            forward = partial(forward, approximate=False)
-        yield _jax_vjp(jax, forward, (x,), g)
+        yield _jax_vjp(jax, jax_forward(jax, op), (x,), g)
     if ways.numexpr and (numexpr := optional("numexpr")):
         yield _unary_numexpr(numexpr, ways.numexpr, x, g, out)
     if numba := optional("numba"):
@@ -296,6 +293,14 @@ def _unary_torch(torch: Any, ways: Ways, x: Any, g: Any, out: Any) -> Iterator[C
     yield Contender(
         "PyTorch", "autograd", lambda: torch.autograd.grad(forward(leaf), leaf, g)[0], _single
     )
+
+
+def jax_forward(jax: Any, op: str) -> Any:
+    """Return JAX's function of the operation."""
+    jax.config.update("jax_enable_x64", True)
+    name = UNARY[op].jax
+    forward = getattr(jax.numpy, name, None) or getattr(jax.nn, name)
+    return partial(forward, approximate=False) if op == "gelu" else forward
 
 
 def _jax_vjp(jax: Any, forward: Any, primals: Any, g: Any) -> Contender:
@@ -540,13 +545,11 @@ def gaussian_in_tanh(x: Any, g: Any) -> Iterator[Contender]:
         yield Contender("autograd", "", by_autograd, _several)
     if jax := optional("jax"):
         jax.config.update("jax_enable_x64", True)
-        primal, cotangent = map(jax.numpy.asarray, (x, g))
+        arrays = tuple(map(jax.numpy.asarray, (x, g)))
 
         @jax.jit
         def by_jax(x: Any, g: Any) -> Any:
             y, pull = jax.vjp(lambda x: jax.numpy.tanh(jax.numpy.exp(-x * x)), x)
             return y, pull(g)[0]
 
-        yield Contender(
-            "JAX", "jit", lambda: jax.block_until_ready(by_jax(primal, cotangent)), _several
-        )
+        yield Contender("JAX", "jit", lambda: jax.block_until_ready(by_jax(*arrays)), _several)

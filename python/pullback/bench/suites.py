@@ -73,7 +73,7 @@ LARGE_BYTES: Final = 1 << 26  # from here on, a plain read of X is timed as well
 ARRAYS: Final = 16  # as large as the operand, that all contenders of one case may hold at most
 
 QUICK_LOSS_SHAPES: Final = LOSS_SHAPES[:2]
-QUICK_FITS: Final = tuple((loss, kind, 5000) for loss, kind, _ in FITS)
+QUICK_FITS: Final = tuple((loss, kind, 1000) for loss, kind, _ in FITS)
 
 
 class Case(NamedTuple):
