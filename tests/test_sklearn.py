@@ -30,7 +30,8 @@ from sklearn.model_selection import cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from sklearn.utils.estimator_checks import check_estimator, estimator_checks_generator
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
+from tqdm import tqdm
 
 NOT_SMOOTH = {"hinge", "quantile", "relu_mse"}
 REGRESSION = [
@@ -82,8 +83,7 @@ FITTING = {
 
 @pytest.fixture
 def checking():
-    # L-BFGS-B's matrices are too small for more than one thread, for which it waits.
-    with threadpool_limits(1, "blas"), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what the checks do, such as fits of one iteration
         yield
 
@@ -269,6 +269,27 @@ def test_standardize_is_algebra(loss, make):
     scaler = StandardScaler().fit(X, sample_weight=weights)
     scaled = estimator(loss, **options).fit(scaler.transform(X), y, weights)
     np.testing.assert_allclose(ours.coef_, scaled.coef_ / scaler.scale_, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:LinearClassifier. no convergence")
+@pytest.mark.parametrize("make", [np.asarray, sparse.csr_array])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize(
+    "loss", ["logistic", "squared_hinge", "softmax_cross_entropy"][: None if NATIVE else 1]
+)
+def test_solvers_iterate_on_standardized_features(loss, fit_intercept, make):
+    """Of scales from 1e-3 to 1e3, and of means as large where an intercept lets them be centred."""
+    X, y = data(loss, 500, 8)
+    X = make((X - (not fit_intercept)) * np.geomspace(1e-3, 1e3, 8))
+    options = {"alpha": 1e-3, "tol": 1e-8, "fit_intercept": fit_intercept, "max_iter": 200}
+    iterations = {}
+    for solver in ("lbfgs", "newton-cg"):
+        for standardize in (False, True):
+            model = estimator(loss, solver=solver, standardize=standardize, **options).fit(X, y)
+            iterations[solver, standardize] = model.n_iter_
+    assert iterations["lbfgs", True] < 30
+    assert iterations["lbfgs", False] > 4 * iterations["lbfgs", True]
+    assert iterations["newton-cg", True] < iterations["newton-cg", False]
 
 
 # --- X as it is -----------------------------------------------------------------------------------
@@ -471,6 +492,45 @@ def test_progress(capsys):
     X, y = data("poisson")
     LinearRegressor("poisson", verbose=True).fit(X, y)
     assert re.search(r"LinearRegressor.*gradient=", capsys.readouterr().err)
+
+
+def test_the_progress_bar_ends_with_an_error():
+    def value(z, y):
+        if len(z) == 300 and bars() > before:
+            raise ZeroDivisionError
+        return (z - y) ** 2
+
+    def bars():
+        return len(tqdm._instances)
+
+    X, y = data("squared_error")
+    loss, before = pb.pointwise_loss(value, lambda z, y: 2 * (z - y)), bars()
+    with pytest.raises(ZeroDivisionError):
+        LinearRegressor(loss, verbose=True).fit(X, y)
+    assert bars() == before
+
+
+def test_blas_has_one_thread_meanwhile():
+    """And has its own again after the last of the fits that overlap."""
+
+    def blas():
+        return {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
+
+    def value(z, y):
+        seen.append(blas())
+        if len(seen) == 2:
+            LinearRegressor().fit(X, y)
+            seen.append(blas())
+        return (z - y) ** 2
+
+    seen = []
+    X, y = data("squared_error")
+    with threadpool_limits(2, "blas"):
+        outside = blas()
+        LinearRegressor(pb.pointwise_loss(value, lambda z, y: 2 * (z - y))).fit(X, y)
+        assert blas() == outside
+    assert len(seen) > 3
+    assert all(threads <= {1} for threads in seen)
 
 
 def test_copies():
