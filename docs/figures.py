@@ -1,4 +1,4 @@
-"""Draw the documents' figures: what a fit takes, from measured times, and a path of penalties.
+"""Draw the documents' figures: the times of fits, as measured, and the deviance along a penalty.
 
     python docs/figures.py
 

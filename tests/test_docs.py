@@ -14,7 +14,7 @@ from typing import Any
 
 import pullback as pb
 import pytest
-from pullback import check, config, jacobians, objective, partial, user_loss
+from pullback import chains, check, config, jacobians, objective, partial, user_loss
 from pullback.tables.losses import IN_LOSSES_ALONE
 
 ROOT = Path(__file__).parents[1]
@@ -54,8 +54,10 @@ def test_examples_in_documents_run(path: Path) -> None:
         exec(compile(block, str(path), "exec"), names)
 
 
-def test_the_readme_has_an_example_and_two_commands() -> None:
-    assert len(list(blocks(ROOT / "README.md", "python"))) == 1
+def test_the_readme_has_an_example_of_each_family_and_two_commands() -> None:
+    examples = "".join(blocks(ROOT / "README.md", "python"))
+    for family in ("tanh", "logsumexp", "softmax", "linear", "logistic", "chain", "jacobian"):
+        assert family in examples, family
     commands = list(blocks(ROOT / "README.md", "sh"))
     assert len(commands) == 2
     for command in commands:
@@ -92,7 +94,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        import_module("pullback.chain"),  # pb.chain is the function
+        chains,
         *map(import_module, ("pullback.line", "pullback.losses", "pullback.sample_grads")),
         check,
         config,

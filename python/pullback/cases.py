@@ -39,7 +39,7 @@ DTYPES: Final = ("float32", "float64")
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """What a primitive is timed with.
+    """The sizes, arguments and hand-written methods for timing a primitive.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class Case:
 
     @property
     def group(self) -> str:
-        """What is timed, whoever computes it: ``primitive.method-dtype-size``."""
+        """The name of the call, common to all backends: ``primitive.method-dtype-size``."""
         return f"{self.primitive}.{self.method}-{self.dtype}-{self.label}"
 
     @property

@@ -444,7 +444,7 @@ class _Comparison:
 def _count(name: str, given: Any, least: int) -> int:
     n = as_index("check_grad", name, given)
     if not least <= n <= sys.maxsize:
-        raise ValueError(f"check_grad: {name} is {shown(n)}, needs at least {least}, and an end")
+        raise ValueError(f"check_grad: {name} is {shown(n)}, needs {least} to {sys.maxsize}")
     return n
 
 

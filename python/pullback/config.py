@@ -1,4 +1,4 @@
-"""What pullback runs on: backend, instruction set, threads, and how it was built."""
+"""The configuration: backend, instruction set, threads, memory, and how it was built."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ def show_config(mode: Literal["print"] = "print") -> None: ...
 @overload
 def show_config(mode: Literal["dict"]) -> dict[str, Any]: ...
 def show_config(mode: Literal["print", "dict"] = "print") -> dict[str, Any] | None:
-    """Print, or return, what pullback runs on.
+    """Print or return the configuration of pullback.
 
     Parameters
     ----------

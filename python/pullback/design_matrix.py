@@ -191,7 +191,7 @@ class Sparse:
         if indptr.shape != (major + 1,):
             raise ValueError(f"{op}: X.indptr has shape {indptr.shape}, needs ({major + 1},)")
         if indptr[0] != 0 or np.any(indptr[1:] < indptr[:-1]):
-            raise ValueError(f"{op}: X.indptr must start at 0 and not fall")
+            raise ValueError(f"{op}: X.indptr must start at 0 and never decrease")
         if indptr[-1] > min(n_data, len(self._indices)):
             raise ValueError(
                 f"{op}: X.indptr ends at {indptr[-1]}, X.data and X.indices hold {n_data} and "
@@ -277,7 +277,7 @@ def as_data(op: str, X: Any) -> Data:
 
 
 def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    """Tell whether a dtype is ml_dtypes' bfloat16, which NumPy knows as an extension's dtype."""
+    """Tell whether a dtype is ml_dtypes' bfloat16."""
     return dtype.type.__module__ == "ml_dtypes" and dtype.name == "bfloat16"
 
 

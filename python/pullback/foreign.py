@@ -234,7 +234,7 @@ def array_of(op: str, name: str, given: Any) -> Array:
         raise TypeError(f"{op}: argument {name} must be numbers, not {shown(given)}")
     if hasattr(given, "tocsr") or hasattr(given, "indptr"):
         raise TypeError(
-            f"{op}: argument {name} is sparse and is not made dense implicitly; "
+            f"{op}: argument {name} is sparse, and is not made dense implicitly; "
             f"give {name}.toarray()"
         )
     if _is_pandas(given):
@@ -250,8 +250,8 @@ def array_of(op: str, name: str, given: Any) -> Array:
         if getattr(type(given), "__array_ufunc__", ...) is None:
             hint = "; its __array_ufunc__ is None, which refuses ufuncs"
         raise TypeError(
-            f"{op}: argument {name} must be numbers, or make an array of them, not {shown(given)}"
-            f"{hint}"
+            f"{op}: argument {name} must be numbers, or convert to an array of them, not "
+            f"{shown(given)}{hint}"
         )
     return _of_column(given, array)
 
@@ -267,7 +267,7 @@ def _asked(op: str, name: str, given: Any) -> Array:
         if not (ours or is_foreign):
             raise
         kind = ValueError if isinstance(error, ValueError) else TypeError
-        text = f"{op}: argument {name} makes no array: {error}"
+        text = f"{op}: argument {name} does not convert to an array: {error}"
         raise kind(text) from (error if is_foreign else None)
     # NumPy makes arrays of objects of long integers.
     is_long = array.dtype == object and is_weak(given)
@@ -286,9 +286,9 @@ def is_of_python(error: Exception) -> bool:
 def _no_numbers(op: str, name: str, unfit: Iterable[tuple[Any, Any]]) -> TypeError:
     listed = ", ".join(f"{label!r} ({dtype})" for label, dtype in unfit)
     return TypeError(
-        f"{op}: argument {name} has columns that are no numbers: {listed}; encode categories, such "
-        "as by pandas.get_dummies, convert numbers that are objects by astype(float), or leave "
-        "the columns out"
+        f"{op}: argument {name} has columns that are not numbers: {listed}; encode categories, "
+        "such as by pandas.get_dummies, convert numbers that are objects by astype(float), or "
+        "leave the columns out"
     )
 
 

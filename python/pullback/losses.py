@@ -65,9 +65,9 @@ class Loss(Hinted):
     Parameters
     ----------
     row : LossRow
-        What the table says.
+        Its row in the table.
     engine : Engine
-        What computes.
+        The functions that it calls.
     parameter : float, optional
         The loss's parameter; the table's default when omitted.
     """

@@ -80,7 +80,7 @@ class LinearObjective(Hinted):
         Added to the predictions, as for the loss. With chunks, they are part of the chunks.
     n_outputs : int, optional
         Number of outputs, K, if `y` does not determine it. For labels the default is the largest
-        label plus one.
+        label plus one, but at least 2.
     progress : bool
         Whether to show a progress bar of tqdm, with the number of the pass, the samples read, the
         time left and the last loss. The total of chunks is known after the first pass.
@@ -159,7 +159,7 @@ class LinearObjective(Hinted):
             raise TypeError(f"{_OP}: y is missing; the {name} of chunks is part of them")
         where, first = next((part for part in self._source(_OP) if part[1].n_samples), (_OP, None))
         if first is None:
-            raise ValueError(f"{_OP}: X holds no chunks that hold samples")
+            raise ValueError(f"{_OP}: X has no chunks with samples")
         if data is not None:
             self._n_samples = first.n_samples
         self._n_features = first.n_features
@@ -271,7 +271,7 @@ class LinearObjective(Hinted):
         Raises
         ------
         ValueError
-            If `theta` has another shape, or a chunk holds what the loss does not take.
+            If `theta` has another shape, or a chunk holds data that the loss refuses.
         """
         op = f"{_OP}.value"
         model = self._model(self._vector(op, theta))
@@ -304,7 +304,7 @@ class LinearObjective(Hinted):
         Raises
         ------
         ValueError
-            If `theta` has another shape, or a chunk holds what the loss does not take.
+            If `theta` has another shape, or a chunk holds data that the loss refuses.
         """
         return self._value_and_grad(f"{_OP}.value_and_grad", theta)
 
@@ -328,7 +328,7 @@ class LinearObjective(Hinted):
         Raises
         ------
         ValueError
-            If `theta` or `v` has another shape, or a chunk holds what the loss does not take.
+            If `theta` or `v` has another shape, or a chunk holds data that the loss refuses.
         """
         op = f"{_OP}.hvp"
         model = self._model(self._vector(op, theta))
@@ -364,7 +364,7 @@ class LinearObjective(Hinted):
         Raises
         ------
         ValueError
-            If `theta` has another shape, or a chunk holds what the loss does not take.
+            If `theta` has another shape, or a chunk holds data that the loss refuses.
 
         Notes
         -----
@@ -440,8 +440,8 @@ class LinearObjective(Hinted):
         numpy.linalg.LinAlgError
             If the Hessian is singular, or not positive definite.
         ValueError
-            If `theta` has another shape, the kind is unknown, or a chunk holds what the loss does
-            not take.
+            If `theta` has another shape, the kind is unknown, or a chunk holds data that the loss
+            refuses.
 
         Notes
         -----
@@ -504,8 +504,8 @@ class LinearObjective(Hinted):
         Raises
         ------
         ValueError
-            If `theta` or `direction` has another shape, or a chunk holds what the loss does not
-            take.
+            If `theta` or `direction` has another shape, or a chunk holds data that the loss
+            refuses.
         """
         op = f"{_OP}.line"
         start = self._model(self._vector(op, theta))
@@ -672,7 +672,7 @@ class LinearObjective(Hinted):
         if self._n_samples not in (None, n_samples):
             raise ValueError(
                 f"{op}: this pass over X gave {n_samples} samples, an earlier one "
-                f"{self._n_samples}; chunks must come anew in every pass"
+                f"{self._n_samples}; every pass must yield the same chunks"
             )
         self._n_samples = n_samples
 
@@ -690,7 +690,7 @@ class LinearObjective(Hinted):
             if n_outputs is None:
                 largest = max(int(samples.y.max()) for _, samples in self._chunks(_OP))
                 n_outputs = max(2, largest + 1)
-                self._counted = f"; y has labels of {n_outputs} classes, n_outputs= tells of more"
+                self._counted = f"; y has {n_outputs} classes, give n_outputs= if there are more"
             shape = (int(n_outputs),)
             n_outputs = None
         if n_outputs is not None and n_outputs != (shape[0] if shape else 1):

@@ -123,7 +123,7 @@ class PartialSums:
             ("for b", mine.intercepts, theirs.intercepts),
         ):
             if one != two:
-                raise ValueError(f"PartialSums: sums {what} {one} and {two}")
+                raise ValueError(f"PartialSums: cannot add sums {what} {one} and {two}")
         with np.errstate(all="ignore"):
             return PartialSums(
                 self.loss + other.loss,

@@ -65,8 +65,8 @@ class Penalty:
         of_coefficients, of_matrices = {(d,), w_shape}, {(d, d), (n, n)}
         if len(w_shape) == 2 and given.shape == (d, d) == w_shape and d > 1:
             raise ValueError(
-                f"{op}: l2 has shape {given.shape}, which is that of w and that of a matrix for "
-                f"each output; a matrix of shape {(n, n)} says which"
+                f"{op}: l2 has shape {given.shape}, which is ambiguous: it is the shape of w, and "
+                f"that of a matrix for each output; give a matrix of shape {(n, n)}"
             )
         if given.shape in of_coefficients:
             _check_numbers(op, given)

@@ -31,7 +31,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 class _Operands(NamedTuple):
-    """Predictions and targets as an engine takes them, and the shapes of what it returns."""
+    """Predictions and targets for an engine, and the shapes of its results."""
 
     op: str
     z: Array
@@ -64,9 +64,9 @@ class Pointwise(Hinted):
     loss : Loss
         The loss whose attribute ``pointwise`` it is.
     row : LossRow
-        What the table says.
+        Its row in the table.
     engine : Engine
-        What computes.
+        The functions that it calls.
     """
 
     def __init__(self, loss: Any, row: LossRow, engine: Engine) -> None:
@@ -285,7 +285,9 @@ class Pointwise(Hinted):
             y = converted(op, "y", y, np.dtype(np.int64) if labels else dtype)
         shape = y.shape if z_fills else z.shape
         if of_classes and (z_fills or z.ndim == 0 or z.shape[-1] < 2):
-            raise ValueError(f"{op}: z has shape {z.shape}, needs two classes or more, last")
+            raise ValueError(
+                f"{op}: z has shape {z.shape}, needs two classes or more, on its last axis"
+            )
         z, z_shape = np.full(shape, z) if z_fills else z, shape
         shape = shape[:-1] if of_classes else shape
         y_shape = shape if labels else z_shape

@@ -1,6 +1,6 @@
-"""Matrix products and what is made of them: layers, quadratic and bilinear forms.
+"""Matrix products, layers, and quadratic and bilinear forms.
 
-What a product does to shapes stands here; what it computes, in `pullback.oracle.products`.
+The rules for shapes are here; the computations are in `pullback.oracle.products`.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class Axes(NamedTuple):
 
 @cache
 def _groups(signature: str) -> tuple[Axes, ...]:
-    """Return the operands' axes, and the result's behind them."""
+    """Return the operands' axes, then the result's."""
     return tuple(
         Axes(
             text, "..." in text, *("".join(re.findall(p, text)) for p in ("[a-z]", r"[a-z](?=\?)"))
@@ -265,9 +265,9 @@ class Product(Hinted):
     Parameters
     ----------
     row : ProductRow
-        What the table says.
+        Its row in the table.
     engine : Engine
-        What computes.
+        The functions that it calls.
     activations : mapping
         The elementwise primitives of the same engine, by name.
     """
@@ -398,7 +398,7 @@ class Product(Hinted):
     # --- what they share ---
 
     def _arrays(self, op: str, given: Sequence[Any]) -> tuple[Any, ...]:
-        """Convert operands, of which an optional one may be None, and a cotangent."""
+        """Convert operands, where an optional one may be None, and a cotangent."""
         names = (*self._names, self.row.cotangent)
         there = [
             (a, name)

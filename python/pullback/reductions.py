@@ -46,14 +46,14 @@ _ONES: Final = object()  # the cotangent of a gradient
 
 
 class _Rows(Hinted):
-    """What reductions and maps of rows share: a row of the table, on an engine.
+    """The base of reductions and maps of rows: a row of the table, on an engine.
 
     Parameters
     ----------
     row : ReductionRow
-        What the table says.
+        Its row in the table.
     engine : Engine
-        What computes.
+        The functions that it calls.
     """
 
     ABOUT: str
@@ -126,7 +126,7 @@ class Reduction(_Rows):
     Parameters
     ----------
     row, engine
-        What the table says, and what computes.
+        Its row in the table, and the functions that it calls.
     """
 
     ABOUT = (
@@ -335,7 +335,7 @@ class RowMap(_Rows):
     Parameters
     ----------
     row, engine
-        What the table says, and what computes.
+        Its row in the table, and the functions that it calls.
     """
 
     ABOUT = (
@@ -409,7 +409,7 @@ def _with_parameter(
 
 
 def _methods(row: ReductionRow) -> dict[str, Any]:
-    """Return the methods of a reduction or a map of rows, which take what its row says."""
+    """Return the methods of a reduction or a map of rows, from its row."""
     names = ("value", "vjp", "jvp", "jacobian")
     made = {name: _method(row, name) for name in (names if row.is_map else _METHODS)}
     made["__call__"] = _method(row, "value")
@@ -461,7 +461,7 @@ def _method(row: ReductionRow, name: str) -> Any:
 
 
 def _wrt(row: ReductionRow) -> Any:
-    """Return the operands by which gradients are taken unless less is asked for."""
+    """Return the default of `wrt`: the only operand, or all."""
     return "all" if len(row.operands) > 1 else 0
 
 

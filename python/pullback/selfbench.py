@@ -108,7 +108,7 @@ class _Contender:
 
 
 def _race(*contenders: _Contender) -> list[float]:
-    """Return the best time of each call, timed in turns so that all meet the same machine."""
+    """Return the best time of each call, timed in turns under the same conditions."""
     best = [contender.seconds() for contender in contenders]
     calls = [max(1, int(2e-4 / seconds)) for seconds in best]  # short calls by the hundred
     one_round = sum(map(float.__mul__, best, map(float, calls)))
@@ -235,7 +235,7 @@ def _by_hand(case: Case) -> Callable[..., Any]:
 
 
 def _work(case: Case, arguments: Sequence[Any], limits: Limits) -> tuple[int, str, float | None]:
-    """Return what has to move or to be computed, its unit, and the limit per second."""
+    """Return the bytes or operations of a call, their unit, and the limit per second."""
     name, size = case.primitive, case.size
     if name in OPS:
         moved = _arrays_moved(OPS[name])[case.method] * arguments[0].nbytes
@@ -264,7 +264,7 @@ def _arrays_moved(row: OpRow) -> dict[str, int]:
 
 
 def title(dtype: np.dtype[Any], limits: Limits) -> str:
-    """Return what the tables are about, and the limits."""
+    """Return the heading of the tables, with the machine's limits."""
 
     def rate(value: float | None, unit: str) -> str:
         return "n/a" if value is None else f"{value:.3g} {unit}"

@@ -497,7 +497,7 @@ def _cell(measured: Measured | None) -> str:
 
 
 def as_json(finding: Finding) -> Mapping[str, Any]:
-    """Return a finding as what JSON can hold."""
+    """Return a finding for JSON."""
     measured = {what: getattr(finding, what) for what in _MEASURED}
     return {
         "primitive": finding.name,

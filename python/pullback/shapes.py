@@ -13,7 +13,7 @@ MOST_AXES: Final = 64  # of an array in NumPy 2
 
 
 def broadcast_shapes(*shapes: Shape) -> Shape:
-    """Return what shapes broadcast to; ValueError if they do not."""
+    """Return the shape that shapes broadcast to; ValueError if they do not broadcast."""
     if len(set(shapes)) == 1:
         return shapes[0]
     extents = []

@@ -29,7 +29,7 @@ class Slices(NamedTuple):
     axes : tuple of int
         Those that are reduced.
     order : tuple of int
-        All axes, as they stand in the blocks.
+        All axes, in the order of the blocks.
     blocks : (int, int, int)
         The shape of the blocks.
     """

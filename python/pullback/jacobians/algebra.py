@@ -122,7 +122,7 @@ class _Peeled:
         self.factors.pop()
 
     def rest(self) -> list[Jacobian]:
-        """Return what is left, if anything, as one Jacobian, in which no factor lies deep."""
+        """Return the remaining factors as a list of at most one Jacobian, with shallow nesting."""
         rest = self.factors if self.end else self.factors[::-1]
         while len(rest) > 1:
             pairs = [Product._merged(*pair) for pair in zip(rest[::2], rest[1::2], strict=False)]

@@ -505,7 +505,7 @@ class Jacobian(ABC):
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         """Return `todense` for NumPy, never a view."""
         if copy is False:
-            raise ValueError(f"a {type(self).__name__} makes no array without a copy")
+            raise ValueError(f"a {type(self).__name__} cannot become an array without a copy")
         return self.todense().astype(self.dtype if dtype is None else dtype, copy=False)
 
     def _coordinates(self) -> tuple[Any, Any, Any] | None:
@@ -631,7 +631,7 @@ class Unstored(Shaped):
         try:
             given = np.dtype(dtype)
         except (TypeError, ValueError) as error:
-            raise TypeError(f"{op}: argument dtype is {shown(dtype)}, which is none") from error
+            raise TypeError(f"{op}: argument dtype is {shown(dtype)}, not a dtype") from error
         self._dtype = kernel_dtype(op, "dtype", given)
 
     @property
@@ -665,7 +665,7 @@ def _refusal(self: Jacobian, operator: str, other: object) -> TypeError:
     names = (type(one).__name__ for one in (self, other))
     return TypeError(
         f"{operator} of {' and '.join(names)}: Jacobians have no such operator; J.todense() is an "
-        "array, which has"
+        "array, which has it"
     )
 
 

@@ -15,7 +15,7 @@ __all__ = ["BlockDiagonal", "Blocks"]
 
 
 class Blocks(Shaped):
-    """What Jacobians that store matrices share.
+    """The base of Jacobians that store matrices.
 
     Parameters
     ----------

@@ -182,7 +182,7 @@ class Kronecker(Shaped):
         return partial(Kronecker, **self._shapes()), self._factors()
 
     def _shapes(self) -> dict[str, Any]:
-        """Return what the constructor takes beside factors."""
+        """Return the constructor's arguments other than the factors."""
         return {
             "input_batch": self._batches[0],
             "output_batch": self._batches[1],
@@ -247,7 +247,7 @@ class Kronecker(Shaped):
         return self._with(*self._factors(), input_shape=input_shape, output_shape=output_shape)
 
     def _with(self, left: Array | int, right: Array | int, **changed: Any) -> Kronecker:
-        """Return the Jacobian with other factors of the same shapes, and what else is changed."""
+        """Return the Jacobian with other factors of the same shapes, and other changes."""
         return Kronecker(left, right, **(self._shapes() | changed), copy=False)
 
     def batches(self) -> set[tuple[int, ...]]:

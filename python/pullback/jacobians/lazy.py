@@ -30,7 +30,7 @@ _FLOAT64: Final[np.dtype[Any]] = np.dtype(np.float64)
 
 
 class _Lazy(Shaped):
-    """What lazy Jacobians share: their parts.
+    """The base of lazy Jacobians, which store their parts.
 
     A sum in a sum, or a product in a product, is stored unchanged, and flattened when its parts are
     needed. An operation therefore takes constant time and memory, for any number of parts. A
@@ -49,7 +49,7 @@ class _Lazy(Shaped):
     def __init__(self, *parts: Jacobian) -> None:
         name = type(self).__name__
         if not parts:
-            raise ValueError(f"{name}: there is nothing to make it of")
+            raise ValueError(f"{name}: needs at least one Jacobian")
         for part in parts:
             if not isinstance(part, Jacobian):
                 raise TypeError(f"{name}: takes Jacobians, not {type(part).__name__}")
@@ -72,17 +72,17 @@ class _Lazy(Shaped):
         self._nbytes = None if flat else sum(part.nbytes for part in parts)
 
     def _holds(self, part: Jacobian) -> bool:
-        """Tell whether a part is of the same kind, and flat: its own parts can stand for it."""
+        """Tell whether a part is of the same kind and flat: its own parts can replace it."""
         return isinstance(part, self._kind()) and part._is_flat
 
     @staticmethod
     @abstractmethod
     def _kind() -> type[_Lazy]:
-        """Return the type of which parts are taken apart."""
+        """Return the type whose parts are flattened."""
 
     @property
     def _parts(self) -> tuple[Jacobian, ...]:
-        """The parts, of which none is of the same kind."""
+        """The parts, flattened: none of them is of the same kind."""
         if self._is_flat:
             return tuple(self._entries)
         kind = self._kind()
@@ -125,7 +125,7 @@ class _Lazy(Shaped):
 
     @property
     def _identity(self) -> tuple[Jacobian, bool]:
-        """What tells a lazy Jacobian from others: an object, and whether this is its transpose."""
+        """The identity of a lazy Jacobian: an object, and whether this is its transpose."""
         return (self, False) if self._source is None else (self._source, True)
 
     def __repr__(self) -> str:
@@ -325,7 +325,7 @@ class Product(_Lazy):
 
     @staticmethod
     def _merged(*factors: Jacobian) -> Product:
-        """Return the product of factors of which no two neighbours have a rule."""
+        """Return the product of factors where no two neighbours have a rule."""
         J = Product.__new__(Product)
         J._set(factors)
         J._is_merged = True
@@ -346,7 +346,7 @@ class Product(_Lazy):
         return tuple(factor.T for factor in reversed(self._entries))
 
     def _opened(self) -> tuple[Jacobian, ...]:
-        """Return two factors or more, of which some may be products."""
+        """Return two factors or more; some may be products."""
         if self._source is None:
             return tuple(self._entries)
         return tuple(entry.T for entry in reversed(self._source._opened()))
@@ -378,7 +378,7 @@ class Product(_Lazy):
         return count
 
     def _is_cheap(self, k: int) -> bool:
-        """Tell whether k columns meet few factors one by one in less time than a plan takes."""
+        """Tell whether k columns times few factors, one by one, take less time than a plan."""
         if not self._is_flat:
             return False
         flops = 0

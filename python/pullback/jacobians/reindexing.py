@@ -19,7 +19,7 @@ __all__ = ["Broadcast", "Permutation", "Reshape", "SumTo"]
 
 
 class _Move(Unstored):
-    """What the moves share."""
+    """The base of Jacobians that move elements."""
 
     __slots__ = ()
 
@@ -87,7 +87,7 @@ class Permutation(_Move):
         ndim, axes = len(shape), as_ints("Permutation", "axes", axes)
         if sorted(axis % ndim if -ndim <= axis < ndim else -1 for axis in axes) != [*range(ndim)]:
             raise ValueError(
-                f"Permutation: axes {shown(axes)} are no permutation of those of shape {shape}"
+                f"Permutation: axes {shown(axes)} are not a permutation of those of shape {shape}"
             )
         self._axes = tuple(axis % ndim for axis in axes)
         super().__init__(shape, tuple(shape[axis] for axis in self._axes), dtype)

@@ -25,7 +25,7 @@ _RUN: Final = 512  # mantissas of which the product does not underflow
 
 
 def column(values: Array) -> Array:
-    """Return one number for each row as what broadcasts along it."""
+    """Return one number for each row as a column, which broadcasts along the rows."""
     return values[:, np.newaxis]
 
 
@@ -236,7 +236,7 @@ def log_softmax_jvp(x: Array, t: Array) -> Array:
 
 
 def _centred(x: Array) -> Array:
-    """Return x less its mean, of which the rounding error is taken out."""
+    """Return x minus its mean, corrected for the mean's rounding error."""
     centred = x - column(np.mean(x, axis=1))
     return centred - column(np.mean(centred, axis=1))
 

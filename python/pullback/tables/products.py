@@ -1,4 +1,4 @@
-"""The table of matrix products, and of what is made of them: layers and forms.
+"""The table of matrix products, layers and forms.
 
 One row says which operands a product has, which shapes fit, what its methods return and how, and
 which options they take. The primitives, the tests, the stubs and the catalogue read it.

@@ -252,7 +252,7 @@ _ROWS: Final = (
         values=rf.norm2,                      slopes=rf.norm2_slopes,
         empty=0.0,                            max_ulp=(2.0, 2.0),
         terms="value",                        slope_terms="abs(slope)",
-        conventions="0 at x = 0; the derivative is NaN at an infinite element and 0 at the others",
+        conventions="0 at x = 0; with infinite elements, NaN at these and 0 at the others",
         source=_SHEET),
 
     _reduction("squared_norm2", "Sum of squares",
@@ -270,8 +270,8 @@ _ROWS: Final = (
         empty=0.0,                            max_ulp=(4.0, 4.0),
         terms="(1 + abs(log(n)))*value",      slope_terms="p*abs(slope) if p < inf else 0",
         conventions="0 at x[i] = 0; norm(x, 1) is norm1(x) and norm(x, 2) is norm2(x); "
-                    "norm(x, inf) is the largest magnitude, and k ties get 1/k each; for "
-                    "1 < p < inf the derivative is NaN at an infinite element and 0 at the others",
+                    "norm(x, inf) is the largest magnitude, and k ties get 1/k each; with infinite "
+                    "elements and 1 < p < inf, NaN at these and 0 at the others",
         parameter=_EXPONENT,
         source=_SHEET),
 
