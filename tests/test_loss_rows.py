@@ -36,7 +36,8 @@ from linear_models import (
 from mpmath import mp, mpf
 from oracles import PRECISION, Exact, assert_same_bits, special_values, worst_error
 from protocol import TWINS, backends, dtypes, each
-from pullback.tables.losses import IN_LOSSES_ALONE
+from pullback.losses import losses
+from pullback.tables.losses import IN_LOSSES_ALONE, LOSSES
 
 cases = pytest.mark.parametrize("case", CASES, ids=by_id)
 pointwise = pytest.mark.parametrize("case", POINTWISE, ids=by_id)
@@ -770,3 +771,18 @@ def test_parameters_of_another_type(name: str, bad: Any, primitives: Any) -> Non
 @cases
 def test_only_losses_with_a_parameter_can_be_called(case: Case) -> None:
     assert callable(case.of()) == (case.name in DEFAULTS)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_link_inverts_the_response(name):
+    row, response = LOSSES[name], losses[name]._response
+    mean = np.array([1e-9, 0.25, 0.5, 0.875])
+    mean /= mean.sum() if row.of_classes else 1
+    z = row.link(mean)
+    if response is not None:
+        shape = (1, -1) if row.of_classes else (-1, 1)
+        np.testing.assert_allclose(response(z.reshape(shape)).ravel(), mean, rtol=1e-12)
+    elif row.targets.test(np.array(2.0)):
+        np.testing.assert_array_equal(z, mean)
+    else:
+        assert not z.any()

@@ -110,6 +110,26 @@ def test_a_given_hessian(name, solve):
         solve(objective, hessian=np.eye(2))
 
 
+@pytest.mark.parametrize("solve", [newton_cg, lbfgs])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("name", ["poisson", "softmax_cross_entropy"][: None if NATIVE else 1])
+def test_given_moments(name, fit_intercept, solve):
+    """They lead to the same as a transformation of the features."""
+    X, y, _, _ = LOSSES[name].example(0, 500, 4, np.float64)
+    X = (X + 3) * np.geomspace(1e-3, 1e3, 4)
+    mean, scale = X.mean(axis=0), X.std(axis=0)
+    objective = pb.LinearObjective(X, y, getattr(pb, name), fit_intercept=fit_intercept)
+    Z = (X - mean * fit_intercept) / scale
+    scaled = pb.LinearObjective(Z, y, getattr(pb, name), fit_intercept=fit_intercept)
+    solution, other = solve(objective, tol=1e-10, moments=(mean, scale)), newton(scaled)
+    assert solution.converged
+    assert solution.value == pytest.approx(other.value, abs=1e-10)
+    assert solution.n_iter < 30
+    for wrong in ((mean[:3], scale), (mean, scale * np.nan), (mean, 0 * scale)):
+        with pytest.raises(ValueError, match=r"moments"):
+            solve(objective, moments=wrong)
+
+
 def test_no_second_derivative():
     loss = pb.pointwise_loss(lambda z, y: (z - y) ** 4, lambda z, y: 4 * (z - y) ** 3)
     X = np.random.default_rng(0).normal(size=(100, 3))

@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pullback import primitives, selfbench, selfcheck
-from pullback.config import show_config
+from pullback.config import get_num_threads, show_config
 from pullback.console import track
 from pullback.hints import about_name
 
@@ -34,8 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         The exit code: 1 if a check fails, else 0. Wrong usage exits with 2.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     command = options.command or "all"
+    if command == "bench" and options.report:
+        return _report(parser, options, sys.argv[1:] if arguments is None else arguments)
     start = time.perf_counter()
     report: dict[str, Any] = {}
     say: Callable[[str], None] = _say_nothing if options.json else print
@@ -84,7 +88,52 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="NAME",
                 help="time only primitives whose whole name matches this regular expression",
             )
+            _add_report_options(command)
     return parser
+
+
+def _add_report_options(command: argparse.ArgumentParser) -> None:
+    report = command.add_argument_group("a report beside other libraries")
+    report.add_argument(
+        "--report",
+        metavar="DIR",
+        type=Path,
+        help="write it there, in some ten minutes: report.md, report.json, figures; go on with "
+        "one that was cut off",
+    )
+    report.add_argument("--quick", action="store_true", help="few small cases, to see it work")
+    report.add_argument(
+        "--compare", metavar="OLD.json", type=Path, help="show what differs from an older report"
+    )
+    report.add_argument(
+        "--threads",
+        type=int,
+        default=get_num_threads(),
+        help="of every library (default: %(default)s)",
+    )
+
+
+def _report(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, arguments: Sequence[str]
+) -> int:
+    """Race the other libraries, in a process whose environment lets all of them run alike."""
+    if options.name:
+        parser.error("argument --report: not allowed with argument NAME")
+    from pullback.bench import environment  # noqa: PLC0415  for those who want a report
+
+    if not environment.is_set(options.threads):
+        return environment.run(options.threads, arguments)
+    from pullback.bench import report  # noqa: PLC0415
+
+    try:
+        return report.run(
+            options.report, quick=options.quick, threads=options.threads, against=options.compare
+        )
+    except (OSError, ValueError) as error:
+        parser.error(f"argument --report: {error}")
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on with it.", file=sys.stderr)
+        return 130
 
 
 def _pattern(text: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from pullback import elementwise
 from pullback.config import native
 from pullback.elementwise import Elementwise, make_elementwise
-from pullback.engine import BACKEND, ORACLE
+from pullback.engine import BACKEND
 from pullback.pointwise import Pointwise
 from pullback.products import Product
 from pullback.protocol import shown
@@ -250,7 +250,8 @@ def _pulls(
         every = _call(lambda x, g: tuple(map(whole(x, g).__getitem__, wanted)))
         alone = _call(lambda x, g: whole(x, g)[places[0]]) if len(places) == 1 else every
     if len(places) > 1:
-        add = (make_elementwise(ORACLE) if _is_twin(op) else elementwise.primitives)["add"]
+        primitives = make_elementwise(op._engine) if _is_twin(op) else elementwise.primitives
+        add = primitives["add"]
         parted = alone
 
         def summed(cotangents: Cotangents) -> Cotangents:

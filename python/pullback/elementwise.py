@@ -12,13 +12,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Mapping
 from functools import cache, partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pullback.config import guarded
-from pullback.engine import BACKEND, ORACLE, Engine, attribute_of
+from pullback.engine import BACKEND, Engine, attribute_of
 from pullback.foreign import admitted, check_labels, is_plain, overriding
 from pullback.jacobians import Diagonal
 from pullback.jacobians.primitives import of_operand
@@ -142,7 +143,8 @@ class _OracleUfunc:
 
 def _of_oracle(op: str, name: str) -> _OracleUfunc:
     """Return a twin's method, for pickle."""
-    return make_elementwise(ORACLE)[op]._ufunc(name)  # type: ignore[no-any-return]
+    twin = getattr(import_module("pullback.reference"), op)
+    return twin._ufunc(name)  # type: ignore[no-any-return]
 
 
 def _overridden(ufunc: Any, given: Any, outs: Any, keywords: Any) -> Any:

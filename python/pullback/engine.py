@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, Final
 
 from pullback.config import native
-from pullback.oracle import gram, losses, products, reductions
-from pullback.tables.losses import LOSSES
-from pullback.tables.products import PRODUCTS
-from pullback.tables.reductions import REDUCTIONS
 
-__all__ = ["BACKEND", "ORACLE", "Engine", "attribute_of", "enter"]
+__all__ = ["BACKEND", "Engine", "attribute_of", "enter"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,30 +68,15 @@ def attribute_of(owner: object, name: str) -> Any:
     return getattr, (owner, name)
 
 
-# --- the oracle's ---------------------------------------------------------------------------------
-
-
-def _by_name(table: Mapping[str, Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that takes a row's name in the place of the row."""
-    return lambda name, *arguments: function(table[name], *arguments)
-
-
-ORACLE: Final = Engine(
-    False,
-    SimpleNamespace(
-        reduce_slices=_by_name(REDUCTIONS, reductions.reduce_slices),
-        reduce_tangents=_by_name(REDUCTIONS, reductions.reduce_tangents),
-        transform_slices=_by_name(REDUCTIONS, reductions.transform_slices),
-        plain_arrays=lambda *_: None,
-        product_results=_by_name(PRODUCTS, products.product_results),
-        loss_sums=_by_name(LOSSES, losses.loss_sums),
-        loss_pointwise=_by_name(LOSSES, losses.loss_pointwise),
-        loss_line=_by_name(LOSSES, losses.loss_line),
-        softmax_hessians=losses.softmax_hessians,
-        gram_sums=gram.gram_sums,
-    ),
-)
-
 # --- the one in use -------------------------------------------------------------------------------
 
-BACKEND: Final = ORACLE if native is None else Engine(True, native)
+
+def _backend() -> Engine:
+    if native is not None:
+        return Engine(True, native)
+    from pullback.oracle.engine import ORACLE  # noqa: PLC0415  which native kernels do without
+
+    return ORACLE
+
+
+BACKEND: Final = _backend()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.gram import gram_matrices
+from pullback.grams import gram_matrices
 from pullback.samples import Model, Samples, sums_of_targets
 
 if TYPE_CHECKING:

@@ -6,10 +6,6 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from pullback.tables.elementwise import OPS
-from pullback.tables.products import PRODUCTS
-from pullback.tables.reductions import REDUCTIONS
-
 __all__ = [
     "KNOWN_VARIABLES",
     "about_attribute",
@@ -113,7 +109,7 @@ def about_name(name: str, known: Sequence[str]) -> str:
 
 
 def _in_losses_alone() -> frozenset[str]:
-    from pullback.tables.losses import IN_LOSSES_ALONE  # noqa: PLC0415  which itself needs hints
+    from pullback.tables.losses import IN_LOSSES_ALONE  # noqa: PLC0415  as below
 
     return IN_LOSSES_ALONE
 
@@ -136,6 +132,10 @@ def about_function(given: object, *, unary: bool = False) -> str:
         return f"; its form for a step is (pb.{path}.pointwise, pb.arg, y)"
     if not isinstance(name, str):
         return ""
+    from pullback.tables.elementwise import OPS  # noqa: PLC0415  variables need no tables
+    from pullback.tables.products import PRODUCTS  # noqa: PLC0415
+    from pullback.tables.reductions import REDUCTIONS  # noqa: PLC0415
+
     table = {**OPS, **({} if unary else {**PRODUCTS, **REDUCTIONS})}
     return about_name(name, [one for one in table if not unary or OPS[one].nin == 1])
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, update_wrapper
 from itertools import combinations, repeat
@@ -664,7 +663,9 @@ def method(op: str, name: str, parameters: str, call: str, doc: str, result: str
 
 def methods_and_example(op: str, methods: Iterable[FunctionType]) -> str:
     """Return the end of an operation's docstring: its methods, and an example of a call."""
-    from pullback.tables.examples import EXAMPLES  # noqa: PLC0415  an import makes no primitives
+    import textwrap  # noqa: PLC0415  an import makes no primitives
+
+    from pullback.tables.examples import EXAMPLES  # noqa: PLC0415
 
     lines = ["Methods", "-------"]
     for function in methods:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 from pullback.elementwise import make_elementwise
-from pullback.engine import ORACLE
-from pullback.gram import make_gram
+from pullback.grams import make_gram
 from pullback.losses import make_losses
+from pullback.oracle.engine import ORACLE
 from pullback.products import make_products
 from pullback.reductions import make_reductions
 from pullback.registry import Registry, attributes

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pullback.config import guarded_class
 from pullback.design_matrix import Data, blocks_of_rows, explaining
-from pullback.gram import gram_matrices
+from pullback.grams import gram_matrices
 from pullback.hessians import assembled
 from pullback.partial import Kinds
 from pullback.protocol import as_number

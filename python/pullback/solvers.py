@@ -132,6 +132,7 @@ def newton_cg(
     max_iter: int = 100,
     callback: Callback | None = None,
     hessian: npt.ArrayLike | None = None,
+    moments: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
 ) -> Solution:
     """Minimise by Newton's method, with steps from conjugate gradients on Hessian products.
 
@@ -146,19 +147,22 @@ def newton_cg(
         An approximation of the Hessian, such as the Hessian of some of the samples. With it, the
         number of passes hardly depends on scales and correlations of the features. For K outputs
         it may be that of each output, shape (n_parameters / K, n_parameters / K).
+    moments : tuple of array_like, shapes (n_features,), optional
+        Means and standard deviations of the features, if there is no `hessian`. The solver then
+        iterates on the coefficients of scaled features, centred if the objective has intercepts.
+        This costs no pass, and scales of the features hardly change the number of passes.
 
     Returns
     -------
     Solution
     """
     run = _Run(objective, theta, tol, reference, max_iter, callback)
-    whitened = _Whitening(objective, hessian)
+    by = _coordinates(objective, hessian, moments)
     while run.goes_on():
         forcing = min(0.25, np.sqrt(run.norm / run.first_norm))
-        product = partial(whitened.product, partial(objective.hvp, run.theta))
-        step = _conjugate_gradients(product, whitened.of_gradient(run.gradient), forcing)
-        step = whitened.to_theta(step)
-        run.stalled = not run.move(step)
+        product = partial(by.product, partial(objective.hvp, run.theta))
+        step = _conjugate_gradients(product, by.of_gradient(run.gradient), forcing)
+        run.stalled = not run.move(by.to_theta(step))
     return run.end()
 
 
@@ -171,12 +175,13 @@ def lbfgs(
     max_iter: int = 100,
     callback: Callback | None = None,
     hessian: npt.ArrayLike | None = None,
+    moments: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
 ) -> Solution:
     """Minimise by SciPy's L-BFGS-B, which needs gradients only.
 
     Parameters
     ----------
-    objective, theta, tol, reference, max_iter, callback, hessian
+    objective, theta, tol, reference, max_iter, callback, hessian, moments
         As for `newton_cg`.
 
     Returns
@@ -193,21 +198,21 @@ def lbfgs(
     except ImportError as error:
         raise ImportError("lbfgs needs SciPy: pip install scipy") from error
     run = _Run(objective, theta, tol, reference, max_iter, callback)
-    whitened, origin = _Whitening(objective, hessian), run.theta
+    by, origin = _coordinates(objective, hessian, moments), run.theta
     evaluated = (np.zeros_like(origin), run.value, run.gradient)  # the last
     # SciPy's first step has length 1; for a unit Hessian it should have the gradient's length.
-    size = 1.0 if hessian is None else float(np.linalg.norm(whitened.of_gradient(run.gradient)))
+    size = float(np.linalg.norm(by.of_gradient(run.gradient))) if by.is_given else 1.0
 
     def value_and_grad(u: Array) -> tuple[float, Array]:
         nonlocal evaluated
         if not np.array_equal(u, evaluated[0]):
-            evaluated = (u.copy(), *objective.value_and_grad(origin + whitened.to_theta(size * u)))
-        return evaluated[1] / size**2, whitened.of_gradient(evaluated[2]) / size
+            evaluated = (u.copy(), *objective.value_and_grad(origin + by.to_theta(size * u)))
+        return evaluated[1] / size**2, by.of_gradient(evaluated[2]) / size
 
     def after(intermediate_result: Any) -> None:
         u = intermediate_result.x
         value_and_grad(u)
-        run.arrive(origin + whitened.to_theta(size * u), *evaluated[1:])
+        run.arrive(origin + by.to_theta(size * u), *evaluated[1:])
         if not run.goes_on():
             raise StopIteration
 
@@ -234,6 +239,7 @@ def lbfgs(
         max_iter=max_iter - run.n_iter,
         callback=told,
         hessian=hessian,
+        moments=moments,
     )
     return replace(
         rest,
@@ -334,16 +340,33 @@ class _Run:
         )
 
 
-class _Whitening:
-    """Coordinates u, theta = T u, in which the approximate Hessian is the unit matrix.
+class _Coordinates:
+    """The variables u of a solver, with theta = T u; here the parameters themselves."""
+
+    is_given = False  # whether the Hessian in u is nearly the unit matrix
+
+    def to_theta(self, u: Array) -> Array:
+        """Return the parameters T u."""
+        return u
+
+    def of_gradient(self, gradient: Array) -> Array:
+        """Return the gradient with respect to u."""
+        return gradient
+
+    def product(self, hvp: Callable[[Array], Array], v: Array) -> Array:
+        """Return the product of the Hessian in u with a direction in u."""
+        return self.of_gradient(hvp(self.to_theta(v)))
+
+
+class _Whitened(_Coordinates):
+    """Coordinates in which an approximate Hessian is the unit matrix.
 
     For several outputs, which theta holds side by side, T may be the same matrix for each.
     """
 
-    def __init__(self, objective: Any, hessian: npt.ArrayLike | None) -> None:
-        self._factor: Array | None = None
-        if hessian is None:
-            return
+    is_given = True
+
+    def __init__(self, objective: Any, hessian: npt.ArrayLike) -> None:
         given = np.array(hessian, np.float64)
         n, n_outputs = objective.n_parameters, objective._n_outputs
         shapes = [(n, n), (n // n_outputs, n // n_outputs)]
@@ -358,23 +381,55 @@ class _Whitening:
 
     @np.errstate(all="ignore")
     def to_theta(self, u: Array) -> Array:
-        """Return the parameters T u."""
-        if self._factor is None:
-            return u
         solved = _solve(self._factor, u.reshape(len(self._factor), -1), "T")
         return (self._scale * solved).ravel()
 
     @np.errstate(all="ignore")
     def of_gradient(self, gradient: Array) -> Array:
-        """Return the gradient with respect to u."""
-        if self._factor is None:
-            return gradient
         scaled = self._scale * gradient.reshape(len(self._factor), -1)
         return _solve(self._factor, scaled, "N").ravel()
 
-    def product(self, hvp: Callable[[Array], Array], v: Array) -> Array:
-        """Return the product of the Hessian in u with a direction in u."""
-        return self.of_gradient(hvp(self.to_theta(v)))
+
+class _Standardized(_Coordinates):
+    """The parameters of features that are centred, where there are intercepts, and scaled."""
+
+    is_given = True
+
+    def __init__(self, objective: Any, moments: tuple[npt.ArrayLike, npt.ArrayLike]) -> None:
+        n_outputs, self._n_coefficients = objective._n_outputs, objective._n_coefficients
+        shape = (self._n_coefficients // n_outputs, 1)
+        mean, scale = (np.array(moment, np.float64) for moment in moments)
+        for moment in (mean, scale):
+            if moment.shape != shape[:1] or not np.isfinite(moment).all():
+                raise ValueError(
+                    f"moments must be finite and have shape {shape[:1]}, not {moment.shape}"
+                )
+        if not (scale > 0).all():
+            raise ValueError("moments: standard deviations must be positive")
+        self._mean, self._scale = mean.reshape(shape), scale.reshape(shape)
+
+    @np.errstate(all="ignore")
+    def to_theta(self, u: Array) -> Array:
+        v, b = np.split(u, [self._n_coefficients])
+        w = v.reshape(len(self._scale), -1) / self._scale
+        return np.concatenate([w.ravel(), b - (self._mean * w).sum(axis=0)[: len(b)]])
+
+    @np.errstate(all="ignore")
+    def of_gradient(self, gradient: Array) -> Array:
+        gw, gb = np.split(gradient, [self._n_coefficients])
+        gw = gw.reshape(len(self._scale), -1)
+        gv = (gw - self._mean * gb if len(gb) else gw) / self._scale
+        return np.concatenate([gv.ravel(), gb])
+
+
+def _coordinates(
+    objective: Any,
+    hessian: npt.ArrayLike | None,
+    moments: tuple[npt.ArrayLike, npt.ArrayLike] | None,
+) -> _Coordinates:
+    if hessian is not None:
+        return _Whitened(objective, hessian)
+    return _Coordinates() if moments is None else _Standardized(objective, moments)
 
 
 @np.errstate(all="ignore")

@@ -180,8 +180,14 @@ def _row(name: str, given: dict[str, Any]) -> LossRow:
         checked = _checked(name, what, function)
         return lambda z, y, _: checked(z, y)
 
-    test = given["targets"]
+    test, response = given["targets"], given["response"]
     targets = Targets("to be finite", np.isfinite) if test is None else _targets(name, test)
+
+    def link(mean: Array) -> Array:
+        if response is not None:
+            return _inverse(_checked(name, "response", response), mean)
+        return mean if targets.test(np.array(2.0)) else np.zeros_like(mean)
+
     return LossRow(
         name=name,
         summary=f"The loss {name!r} of functions of z and y",
@@ -196,6 +202,7 @@ def _row(name: str, given: dict[str, Any]) -> LossRow:
         flat_at_zero=False,
         response=None,
         response_formula="response(z)",
+        link=link,
         draw=lambda rng, z: z,
         kinks=(),
         source="the caller",
@@ -203,6 +210,16 @@ def _row(name: str, given: dict[str, Any]) -> LossRow:
         note="",
         in_losses_alone=False,
     )
+
+
+def _inverse(response: Callable[..., Array], mean: Array) -> Array:
+    """Return predictions between -40 and 40 of mean responses, which rise: by bisection."""
+    low, high = np.full(mean.shape, -40.0), np.full(mean.shape, 40.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = response(middle.ravel()).reshape(mean.shape) < mean
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return high
 
 
 def _lacking(name: str, what: str) -> Array:

@@ -12,20 +12,23 @@ LogisticRegression(C=c)              "logistic"                  1 / (c N)
 PoissonRegressor(alpha=a)            "poisson"                   a
 GammaRegressor(alpha=a)              "gamma"                     a
 TweedieRegressor(power=p, alpha=a)   pb.losses.tweedie(p)        a
-HuberRegressor(epsilon=e, alpha=a)   pb.huber(e scale_)          a scale_ / N
+HuberRegressor(epsilon=e, alpha=a)   pb.huber(e s)               a s / N
 glum, family "normal", alpha=a       "squared_error"             2 a
 glum, another family, alpha=a        its name here               a
 ===================================  ==========================  ===================
 
-Here scale_ is HuberRegressor's estimate, and glum has ``l1_ratio=0``.
+Here s is HuberRegressor's estimate, its ``scale_``, and glum has ``l1_ratio=0``.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from numbers import Real
+from threading import Lock
 from typing import Any, Final, Self, TypeAlias
 
 import numpy as np
@@ -41,6 +44,7 @@ try:
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.sparsefuncs import mean_variance_axis
     from sklearn.utils.validation import check_is_fitted, validate_data
+    from threadpoolctl import ThreadpoolController
 except ImportError as error:
     raise ImportError(
         "pullback.interop.sklearn needs scikit-learn 1.6 or newer: pip install 'pullback[sklearn]'"
@@ -103,14 +107,15 @@ class _Problem:
         weights, offset = (a if a is None else a[rows] for a in (self.weights, self.offset))
         return _Problem(self.loss, X, y, weights, offset, self.l2)
 
-    def standardized(self) -> _Problem:
+    def standardized(self) -> tuple[_Problem, tuple[Array, Array]]:
         """Return the problem whose penalty is that of the coefficients of scaled features.
 
         Features divided by s have coefficients v = s w, so ||v||^2 is sum s^2 w^2. Centring changes
-        the intercept only, which is not penalised.
+        the intercept only, which is not penalised. The second result is the features' means and s.
         """
-        variances = _variances(self.X, self.weights)
-        return replace(self, l2=self.l2 * np.where(variances > 0, variances, 1.0))
+        mean, variances = _moments(self.X, self.weights)
+        variances = np.where(variances > 0, variances, 1.0)
+        return replace(self, l2=self.l2 * variances), (mean, np.sqrt(variances))
 
 
 class _LinearModel(BaseEstimator):  # type: ignore[misc]
@@ -216,27 +221,31 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
         """Fit, and return coefficients (D, K) and intercepts (K,)."""
         name = type(self).__name__
         tol, max_iter = self._check_parameters()
+        moments = None
         if self.standardize:
-            problem = problem.standardized()
+            problem, moments = problem.standardized()
         objective = problem.objective(self.fit_intercept)
         null = _null_model(objective, problem)
         last = self._last_fit(objective)
         theta = null if last is None else last
         about: dict[str, Any] = {"tol": tol, "max_iter": max_iter}
         solver = self.solver
-        if solver == "auto":
-            solver = _fastest(problem, objective)
-            if solver == "lbfgs" and problem.loss.has_second_derivative:
-                theta, about["hessian"] = _pilot(
-                    problem, self.fit_intercept, theta, fitted=last is not None
-                )
-        if theta is not null:
-            about["reference"] = float(np.abs(objective.grad(null)).max())
-        if self.verbose:
-            about["callback"] = _Progress(name, max_iter)
-        solution = SOLVERS[solver](objective, theta, **about)
-        if self.verbose:
-            about["callback"].close()
+        with ExitStack() as until:
+            if objective.n_parameters <= MOST_FACTORED:
+                until.enter_context(_ONE_BLAS_THREAD)
+            if solver == "auto":
+                solver = _fastest(problem, objective)
+                if solver == "lbfgs" and problem.loss.has_second_derivative:
+                    theta, about["hessian"] = _pilot(
+                        problem, self.fit_intercept, theta, fitted=last is not None
+                    )
+            if solver != "newton-cholesky" and about.get("hessian") is None:
+                about["moments"] = moments
+            if theta is not null:
+                about["reference"] = float(np.abs(objective.grad(null)).max())
+            if self.verbose:
+                about["callback"] = until.enter_context(closing(_Progress(name, max_iter)))
+            solution = SOLVERS[solver](objective, theta, **about)
         if not (np.isfinite(solution.value) and np.isfinite(solution.gradient_norm)):
             self._check_finite("fit", problem.X, problem.weights)
         self.n_iter_ = solution.n_iter
@@ -322,8 +331,9 @@ class LinearRegressor(RegressorMixin, _LinearModel):  # type: ignore[misc]
     fit_intercept : bool
         Whether the model has an intercept, which is not penalised.
     standardize : bool
-        Whether the penalty is that for features scaled to a standard deviation of 1. The
-        coefficients still belong to X, which is not copied. Constant features are not scaled.
+        Whether the penalty is that for features scaled to a standard deviation of 1. "newton-cg" and
+        "lbfgs" then iterate on such features, centred where there is an intercept. The coefficients
+        still belong to X, which is not copied. Constant features are not scaled.
     solver : {"auto", "newton-cholesky", "newton-cg", "lbfgs"}
         See `pullback.solvers`. "auto" chooses by the shape of X. Before "lbfgs" it fits some of the
         samples, which gives a start, and the scales and correlations of the features.
@@ -706,21 +716,43 @@ def _first_not_finite(
 
 # --- which way to go ------------------------------------------------------------------------------
 
-# What "auto" is by, in passes that value and gradient take (two threads, AVX-512):
-#
-#   data                        a Hessian   Newton's 4 to 6   L-BFGS from a pilot
-#   dense, D = 10                   4             25                  12
-#   dense, D = 50                   7             40              9 to 12
-#   dense, D = 300                 80            400              9 to 12
-#   6 ones in each of 322           7             40             10 to 14
-#
-# Samples of 50, 100 and 200 for each parameter make 12, 11 and 9 passes (Poisson, D = 50) and cost
-# 0.3, 0.5 and 1; on X^T X of condition 1e8 they make 11, 10 and 9, where L-BFGS alone takes 3000.
+# What these are by stands in docs/decisions.md, "A fit starts in a sample".
 SAMPLE: Final = 100  # samples of a pilot, for each parameter of an output
+SAMPLE_OF_ALL: Final = 20  # and for each of all outputs, where that takes no longer than it saves
 EVENTS: Final = 5  # for each parameter of an output, from which on a sample is fitted
 FEW: Final = 10  # samples that show a feature, which tell little of it
 MOST_FACTORED: Final = 2000  # features, of which a matrix is factored
 SMALL: Final = 1e8  # multiplications that a Hessian takes, in some milliseconds
+
+
+class _OneBlasThread:
+    """Holds BLAS to one thread while fits go on, of whatever threads.
+
+    Its matrices are small beside X, and BLAS's own threads, which spin while they wait for the
+    next one, would take turns with those of the kernels.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._fits = Lock(), 0
+
+    @cached_property
+    def _libraries(self) -> Any:
+        return ThreadpoolController()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._fits:
+                self._limits = self._libraries.limit(limits=1, user_api="blas")
+            self._fits += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._fits -= 1
+            if not self._fits:
+                self._limits.restore_original_limits()
+
+
+_ONE_BLAS_THREAD: Final = _OneBlasThread()
 
 
 def _fastest(problem: _Problem, objective: LinearObjective) -> str:
@@ -743,7 +775,10 @@ def _pilot(
     """
     n_samples, n_features = problem.X.shape
     counting = np.arange(n_samples) if problem.weights is None else np.flatnonzero(problem.weights)
-    size = min(SAMPLE * (n_features + 1), len(counting))
+    size = SAMPLE * (n_features + 1)
+    if len(theta) ** 2 <= 3 * len(counting):
+        size = max(size, SAMPLE_OF_ALL * len(theta))
+    size = min(size, len(counting))
     if size < len(counting):
         rows = np.random.default_rng(0).choice(counting, size, replace=False, shuffle=False)
         problem = problem.rows(np.sort(rows))
@@ -797,8 +832,7 @@ def _events(problem: _Problem, theta: Array, n_outputs: int, fit_intercept: bool
     return float(np.min(loss.pointwise.second_derivative(z, y).sum(axis=0)))
 
 
-def _variances(X: Any, weights: Array | None) -> Array:
-    """Return the columns' variances over samples with weight, or 0 for a rounding error."""
+    """Return the columns' means and variances over samples with weight; 0 for a rounding error."""
     if not isinstance(X, np.ndarray):
         X = X if X.dtype.kind == "f" else X.astype(np.float64)
         return _without_noise(X.shape[0], *mean_variance_axis(X, 0, weights))
@@ -819,9 +853,9 @@ def _variances(X: Any, weights: Array | None) -> Array:
     return _without_noise(len(X), mean, squares / total)
 
 
-def _without_noise(n_samples: int, mean: Array, variances: Array) -> Array:
+def _without_noise(n_samples: int, mean: Array, variances: Array) -> tuple[Array, Array]:
     noise = np.square(n_samples * np.finfo(np.float64).eps * mean)
-    return np.where(variances > noise, variances, 0.0)
+    return np.where(np.isfinite(mean), mean, 0.0), np.where(variances > noise, variances, 0.0)
 
 
 # --- models without features ----------------------------------------------------------------------
@@ -829,22 +863,8 @@ def _without_noise(n_samples: int, mean: Array, variances: Array) -> Array:
 
 def _at_response(loss: Loss, mean: npt.ArrayLike) -> Array:
     """Return the predictions that have these mean responses, or 0 if there are none."""
-    response: Any = loss._response
-    mean = np.asarray(mean, np.float64)
-    if response is None:
-        return mean if loss.row.targets.test(np.array(2.0)) else np.zeros_like(mean)
     with np.errstate(all="ignore"):
-        match loss.row.response:
-            case "exp":
-                return np.asarray(np.log(mean))
-            case "sigmoid":
-                return np.asarray(np.log(mean) - np.log1p(-mean))
-    low, high = np.full_like(mean, -40), np.full_like(mean, 40)
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = response(middle.reshape(-1)).reshape(mean.shape) < mean
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return np.asarray(high)
+        return loss.row.link(np.asarray(mean, np.float64))
 
 
 def _null_model(objective: LinearObjective, problem: _Problem) -> Array:

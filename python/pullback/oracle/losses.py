@@ -307,6 +307,16 @@ def share_of_loss(value_at_0: Array) -> Any:
     return -np.expm1(-value_at_0)
 
 
+def probit_link(mean: Array) -> Array:
+    """Return the predictions whose mean responses these are, one by one of those that differ."""
+    from statistics import NormalDist  # noqa: PLC0415  slow to import, and seldom needed
+
+    inverse = NormalDist().inv_cdf
+    values, where = np.unique(mean, return_inverse=True)
+    z = [inverse(p) if 0 < p < 1 else (2 * p - 1) * np.inf for p in values.tolist()]
+    return np.array(z)[where].reshape(mean.shape)
+
+
 # npdf(0) times Mills' ratio R(t), times t + 4, in (t - 4)/(t + 4) for t up to 39.
 _MILLS: Final = (
     0.7552851304157515,

@@ -133,6 +133,7 @@ class LossRow:
     # The inverse link: a primitive's name, or a function of the loss at a target of 0.
     response: str | Callable[[Array], Array] | None
     response_formula: str
+    link: Callable[[Array], Array]  # the prediction of a mean response; 0 where there is none
     draw: Callable[[np.random.Generator, Array], Array]  # targets for predictions
     kinks: tuple[str, ...]  # expressions that vanish where a derivative jumps
     source: str
@@ -198,6 +199,7 @@ def _loss(
     draw: Callable[[np.random.Generator, Array], Array],
     source: str,
     mean: str = "z",
+    link: Callable[[Array], Array] = np.positive,
     flat_at_zero: bool = False,
     targets_at: Callable[[float], Targets] | None = None,
     response: str | Callable[[Array], Array] | None = None,
@@ -220,6 +222,7 @@ def _loss(
         flat_at_zero=flat_at_zero,
         response=response,
         response_formula=mean,
+        link=link,
         draw=draw,
         kinks=kinks,
         source=source,
@@ -282,6 +285,7 @@ _ROWS: Final = (
         derivative=lf.logistic_slope,
         second_derivative=lambda z, y, _: nf.sigmoid_slope(z),
         mean="1/(1 + exp(-z))",               response="sigmoid",
+        link=lambda mean: np.log(mean) - np.log1p(-mean),
         draw=_bits,
         source="McCullagh and Nelder 1989, the binomial's canonical link",
         note="A target between 0 and 1 is a soft label. The value's error is at most 2 ULP, the "
@@ -295,7 +299,7 @@ _ROWS: Final = (
         value=lf.poisson,
         derivative=lambda z, y, _: np.exp(z) - y,
         second_derivative=lambda z, y, _: np.exp(z),
-        mean="exp(z)",                        response="exp",
+        mean="exp(z)",                        response="exp",             link=np.log,
         draw=lambda rng, z: rng.poisson(np.exp(np.minimum(z, 9.0))).astype(np.float64),
         source="McCullagh and Nelder 1989, the Poisson's canonical link"),
 
@@ -305,7 +309,7 @@ _ROWS: Final = (
         value=lf.gamma,
         derivative=lambda z, y, _: 1 - lf.gamma_decay(z, y),
         second_derivative=lambda z, y, _: lf.gamma_decay(z, y),
-        mean="exp(z)",                        response="exp",
+        mean="exp(z)",                        response="exp",             link=np.log,
         draw=_gammas,
         source="McCullagh and Nelder 1989, the gamma under a log link"),
 
@@ -340,7 +344,7 @@ _ROWS: Final = (
         value=lambda z, y, _: lf.margin(z, y),
         derivative=lambda z, y, _: lf.where_number(z, np.where(y * z < 1, -y, 0)),
         second_derivative=lambda z, y, _: nf.constant(0, z),
-        draw=_signs,
+        draw=_signs,                          link=np.zeros_like,
         kinks=("1 - y*z",),
         source="Cortes and Vapnik 1995; 0 at margin 1"),
 
@@ -350,7 +354,7 @@ _ROWS: Final = (
         value=lambda z, y, _: np.square(lf.margin(z, y)),
         derivative=lambda z, y, _: -2 * y * lf.margin(z, y) + 0.0,
         second_derivative=lambda z, y, _: lf.where_number(z, 2.0 * (y * z < 1)),
-        draw=_signs,
+        draw=_signs,                          link=np.zeros_like,
         kinks=("1 - y*z",),
         source="Cortes and Vapnik 1995; 0 at margin 1"),
 
@@ -360,7 +364,7 @@ _ROWS: Final = (
         value=lambda z, y, _: np.exp(-y * z),
         derivative=lambda z, y, _: -y * np.exp(-y * z),
         second_derivative=lambda z, y, _: np.exp(-y * z),
-        draw=_signs,
+        draw=_signs,                          link=np.zeros_like,
         source="Freund and Schapire 1997"),
 
     _loss("log_cosh", "Logarithm of the hyperbolic cosine of the error",
@@ -381,7 +385,7 @@ _ROWS: Final = (
         value=lf.tweedie,
         derivative=lf.tweedie_slope,
         second_derivative=lf.tweedie_curvature,
-        mean="exp(z)",                        response="exp",
+        mean="exp(z)",                        response="exp",             link=np.log,
         draw=lambda rng, z: np.exp(z) * rng.poisson(2, z.shape) / 2,
         parameter=Parameter("power", 1.5, "to be finite and greater than 1",
                             lambda power: 1 < power < math.inf),
@@ -400,7 +404,7 @@ _ROWS: Final = (
         value=lf.inverse_gaussian,
         derivative=lf.inverse_gaussian_slope,
         second_derivative=lf.inverse_gaussian_curvature,
-        mean="exp(z)",                        response="exp",
+        mean="exp(z)",                        response="exp",             link=np.log,
         draw=_gammas,
         source="McCullagh and Nelder 1989, the inverse Gaussian under a log link",
         note="Not convex: the second derivative is negative where y is less than exp(z)/2.",
@@ -414,7 +418,7 @@ _ROWS: Final = (
         value=lf.negative_binomial,
         derivative=lf.negative_binomial_slope,
         second_derivative=lf.negative_binomial_curvature,
-        mean="exp(z)",                        response="exp",
+        mean="exp(z)",                        response="exp",             link=np.log,
         draw=_mixtures,
         parameter=Parameter("alpha", 1.0, "to lie between 1e-100 and 1e100",
                             lambda alpha: 1e-100 <= alpha <= 1e100),
@@ -434,6 +438,7 @@ _ROWS: Final = (
         derivative=lf.probit_slope,
         second_derivative=lf.probit_curvature,
         mean="ncdf(z)",                       response=lf.share_of_loss,
+        link=lf.probit_link,
         draw=lambda rng, z: np.asarray(rng.standard_normal(z.shape) < z, dtype=np.float64),
         source="McCullagh and Nelder 1989, the binomial under a probit link",
         note="ncdf and npdf are the normal distribution function and density. A target between 0 "
@@ -451,6 +456,7 @@ _ROWS: Final = (
         derivative=lf.cloglog_slope,
         second_derivative=lf.cloglog_curvature,
         mean="1 - exp(-exp(z))",              response=lf.share_of_loss,
+        link=lambda mean: np.log(-np.log1p(-mean)),
         draw=lambda rng, z: np.asarray(rng.exponential(size=z.shape) < np.exp(z), np.float64),
         source="McCullagh and Nelder 1989, the binomial under a complementary log-log link",
         note="A target between 0 and 1 is a soft label. The value's error is at most 2 ULP, the "
@@ -464,7 +470,7 @@ _ROWS: Final = (
         value=lf.softmax_cross_entropy,
         derivative=lf.softmax_cross_entropy_slope,
         second_derivative=lambda z, y, _: lf.softmax(z),
-        mean="softmax(z)",                    response="softmax",
+        mean="softmax(z)",                    response="softmax",         link=np.log,
         draw=lambda rng, z: np.argmax(z + rng.gumbel(size=z.shape), axis=-1),
         source="McCullagh and Nelder 1989, the multinomial's canonical link"),
 )

@@ -7,8 +7,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+
 import pullback as pb
-from peers import Contender, optional
+from pullback.bench.peers import Contender, optional
 
 
 class Ways(NamedTuple):
@@ -60,6 +61,25 @@ def _softmax_by_hand(module: Any, x: Any, g: Any) -> Any:
     return p * (g - module.sum(p * g, -1, keepdims=True))
 
 
+def _layer_norm_numpy(x: Any, g: Any) -> Any:
+    y = x - x.mean(-1, keepdims=True)
+    rate = 1 / np.sqrt(np.mean(y * y, -1, keepdims=True) + x.dtype.type(1e-5))
+    y *= rate
+    slope = g - g.mean(-1, keepdims=True)
+    slope -= y * np.mean(y * g, -1, keepdims=True)
+    slope *= rate
+    return slope
+
+
+def _layer_norm_by_hand(module: Any, x: Any, g: Any) -> Any:
+    y = x - module.mean(x, -1, keepdims=True)
+    rate = 1 / module.sqrt(module.mean(y * y, -1, keepdims=True) + 1e-5)
+    y = y * rate
+    return rate * (
+        g - module.mean(g, -1, keepdims=True) - y * module.mean(y * g, -1, keepdims=True)
+    )
+
+
 WAYS: Mapping[str, Ways] = {
     "squared_norm2.value_and_grad": Ways(
         lambda x, g: pb.squared_norm2.value_and_grad(x),
@@ -78,6 +98,13 @@ WAYS: Mapping[str, Ways] = {
         _softmax_numpy,
         _softmax_by_hand,
         lambda functions, x: functions.softmax(x, -1),
+        is_vjp=True,
+    ),
+    "layer_norm.vjp": Ways(
+        lambda x, g: pb.layer_norm.vjp(x, g),
+        _layer_norm_numpy,
+        _layer_norm_by_hand,
+        lambda functions, x: functions.layer_norm(x, x.shape[-1:]),
         is_vjp=True,
     ),
 }
@@ -128,6 +155,11 @@ def _jax(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
         sum = staticmethod(jax.numpy.sum)
         logsumexp = staticmethod(jax.nn.logsumexp)
         softmax = staticmethod(jax.nn.softmax)
+
+        @staticmethod
+        def layer_norm(x: Any, shape: Any) -> Any:
+            del shape
+            return jax.nn.standardize(x, axis=-1, epsilon=1e-5)
 
     def derived(x: Any, g: Any) -> Any:
         value, pull = jax.vjp(lambda x: ways.forward(Functions, x), x)
