@@ -331,9 +331,9 @@ class LinearRegressor(RegressorMixin, _LinearModel):  # type: ignore[misc]
     fit_intercept : bool
         Whether the model has an intercept, which is not penalised.
     standardize : bool
-        Whether the penalty is that for features scaled to a standard deviation of 1. "newton-cg" and
-        "lbfgs" then iterate on such features, centred where there is an intercept. The coefficients
-        still belong to X, which is not copied. Constant features are not scaled.
+        Whether the penalty is that for features scaled to a standard deviation of 1. "newton-cg"
+        and "lbfgs" then iterate on such features, centred where there is an intercept. The
+        coefficients still belong to X, which is not copied. Constant features are not scaled.
     solver : {"auto", "newton-cholesky", "newton-cg", "lbfgs"}
         See `pullback.solvers`. "auto" chooses by the shape of X. Before "lbfgs" it fits some of the
         samples, which gives a start, and the scales and correlations of the features.
@@ -832,6 +832,7 @@ def _events(problem: _Problem, theta: Array, n_outputs: int, fit_intercept: bool
     return float(np.min(loss.pointwise.second_derivative(z, y).sum(axis=0)))
 
 
+def _moments(X: Any, weights: Array | None) -> tuple[Array, Array]:
     """Return the columns' means and variances over samples with weight; 0 for a rounding error."""
     if not isinstance(X, np.ndarray):
         X = X if X.dtype.kind == "f" else X.astype(np.float64)
