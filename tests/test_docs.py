@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import fnmatch
 import re
 import subprocess
 import sys
@@ -89,6 +90,19 @@ def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         if "://" not in target:
             assert (path.parent / target).exists(), target
+
+
+def test_files_that_the_pages_name_are_there() -> None:
+    folders = ("bench", "cpp", "docs", "examples", "python", "tests")
+    files = [str(path) for folder in folders for path in (ROOT / folder).rglob("*.*")]
+    named = {
+        name
+        for path in ROOT.glob("docs/inside/*.md")
+        for name in re.findall(r"`([\w*/.-]+\.(?:py|h|cc|txt))`", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 40
+    for name in named:
+        assert fnmatch.filter(files, f"*/{name}"), name
 
 
 @pytest.mark.parametrize(
