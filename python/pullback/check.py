@@ -239,8 +239,8 @@ def check_grad(
     directions : int, default 6
         The number of random directions to check, twice as many if there are kinks.
     step : array_like, optional
-        The largest step, one for all elements of `x` or one for each. Three more steps follow, each
-        1/4 of the one before (1/2 in float32).
+        The largest step, one for all elements of `x` or one for each. Exactly three more steps
+        follow, each 1/4 of the one before (1/2 in float32).
     scale : array_like, optional
         By how much the elements have to change for `f` to change noticeably; the first step is 0.19
         times that. The default is ``abs(x)``, or 1 where `x` is 0, and at least about the smallest

@@ -55,7 +55,7 @@ class LinearObjective(Hinted):
 
     The parameters are ``theta = [w.ravel(), b]``. The objective is the mean loss plus the penalty
     ``l2/2 ||w||^2`` or ``1/2 w^T P w``; intercepts are not penalised. Each method makes one pass
-    over the data, except for `hessian` and `covariance`. The data are not copied.
+    over the data, except for `hessian` and `covariance`. Arrays are read in place.
 
     Parameters
     ----------

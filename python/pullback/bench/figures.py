@@ -14,7 +14,7 @@ from pullback.bench.digits import FUNCTIONS, NONE_LEFT
 from pullback.bench.page import PEERS, times
 from pullback.bench.race import Record
 
-__all__ = ["HEADLINES", "close", "draw", "save"]
+__all__ = ["HEADLINES", "SETTINGS", "close", "draw", "fits", "save", "save_svg"]
 
 Report = Mapping[str, Any]
 
@@ -105,7 +105,7 @@ def save(report: Report, folder: Path, *, png: bool = True) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in draw(report).items():
         with _pyplot().rc_context(SETTINGS):
-            _save_svg(figure, folder / f"{name}.svg")
+            save_svg(figure, folder / f"{name}.svg")
             if png:
                 _save_png(figure, folder / f"{name}.png")
         close(figure)
@@ -116,8 +116,8 @@ def close(figure: Any) -> None:
     _pyplot().close(figure)
 
 
-def _save_svg(figure: Any, path: Path) -> None:
-    """Write it with two decimals of a point."""
+def save_svg(figure: Any, path: Path) -> None:
+    """Write a figure with two decimals of a point."""
     stream = StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     text = re.sub("<[^>]+>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), stream.getvalue())

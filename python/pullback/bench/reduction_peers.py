@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -151,18 +152,15 @@ def _jax(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     jax.config.update("jax_enable_x64", True)
     ways = WAYS[name]
 
-    class Functions:
-        sum = staticmethod(jax.numpy.sum)
-        logsumexp = staticmethod(jax.nn.logsumexp)
-        softmax = staticmethod(jax.nn.softmax)
-
-        @staticmethod
-        def layer_norm(x: Any, shape: Any) -> Any:
-            del shape
-            return jax.nn.standardize(x, axis=-1, epsilon=1e-5)
+    functions = SimpleNamespace(
+        sum=jax.numpy.sum,
+        logsumexp=jax.nn.logsumexp,
+        softmax=jax.nn.softmax,
+        layer_norm=lambda x, shape: jax.nn.standardize(x, axis=-1, epsilon=1e-5),
+    )
 
     def derived(x: Any, g: Any) -> Any:
-        value, pull = jax.vjp(lambda x: ways.forward(Functions, x), x)
+        value, pull = jax.vjp(lambda x: ways.forward(functions, x), x)
         (gradient,) = pull(g if ways.is_vjp else jax.numpy.ones_like(value))
         return gradient if ways.is_vjp else (value, gradient)
 

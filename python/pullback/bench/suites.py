@@ -109,7 +109,7 @@ def _free_bytes() -> int:
         return 0
 
 
-DTYPES: Final = (np.float64, np.float32)
+DTYPES: Final[tuple[Any, ...]] = (np.float64, np.float32)
 
 
 def _name(dtype: Any) -> str:
