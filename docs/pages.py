@@ -13,7 +13,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from numpydoc.docscrape_sphinx import SphinxDocString
-from pullback import losses, reference
+from pullback import reference
+from pullback.pointwise import Pointwise
 from pullback.tables.elementwise import OPS, OpRow, SpecialPoint
 from pullback.tables.examples import EXAMPLES
 from pullback.tables.losses import LOSSES, LossRow
@@ -49,22 +50,28 @@ def _primitive(path: str, signature: str, summary: str, fields: Fields, rest: st
     return _entry(f"pullback.{path}", signature, body)
 
 
-def _methods(name: str, primitive: Any, methods: Iterable[str], shown_as: str) -> str:
-    """Return the entries of the methods that a family has in common, from one primitive's."""
-    return "\n".join(_method(name, primitive, method, shown_as) for method in methods)
+# What is read first; the others follow by name.
+_FIRST: Final = ("derivative", "value_and_derivative", "value_and_grad", "grad", "vjp", "jvp")
 
 
-def _method(name: str, primitive: Any, method: str, shown_as: str) -> str:
-    function = primitive
-    for part in method.split("."):
-        function = getattr(function, part)
+def _methods(primitive: Any, shown_as: str) -> Iterator[str]:
+    """Yield the entries of a primitive's methods, in which its family is like it."""
+    order = [*_FIRST, *dir(primitive)]
+    for name in sorted(dir(primitive), key=order.index):
+        member = getattr(primitive, name)
+        if isinstance(member, Pointwise):
+            yield from _methods(member, f"{shown_as}.{name}")
+        elif name[0] != "_" and callable(member):
+            yield _method(member, f"{shown_as}.{name}")
+
+
+def _method(function: Callable[..., Any], path: str) -> str:
     doc = SphinxDocString(inspect.getdoc(function) or "")
     doc["Signature"], doc["Notes"] = "", []  # the one below; what holds of this primitive alone
     if not doc["Summary"]:
-        raise ValueError(f"{name}.{method} has no docstring")
+        raise ValueError(f"{path} has no docstring")
     body = f"````{{eval-rst}}\n{doc}\n````"
-    shown = _signature(function)
-    return _entry(f"{shown_as}.{method}", shown, body, options=":no-index:\n")
+    return _entry(path, _signature(function), body, options=":no-index:\n")
 
 
 def _code(formulas: Iterable[str]) -> str:
@@ -72,8 +79,6 @@ def _code(formulas: Iterable[str]) -> str:
 
 
 # --- elementwise ----------------------------------------------------------------------------------
-
-_ELEMENTWISE: Final = ("derivative", "value_and_derivative", "vjp", "jvp", "jacobian")
 
 
 def _operations(nin: int) -> Iterator[str]:
@@ -137,7 +142,7 @@ def _products() -> Iterator[str]:
     for name, row in PRODUCTS.items():
         product = getattr(reference, name)
         yield _primitive(name, _signature(product), f"{row.summary}.", _of_product(row))
-        yield _methods(name, product, row.methods, f"{name}")
+        yield from _methods(product, name)
 
 
 def _of_product(row: ProductRow) -> Fields:
@@ -150,12 +155,6 @@ def _of_product(row: ProductRow) -> Fields:
 
 
 # --- losses ---------------------------------------------------------------------------------------
-
-_LOSS: Final = (
-    *("value_and_grad", "value", "grad", "hvp", "curvature", "hessian", "partial", "sample_grads"),
-    *("pointwise.derivative", "pointwise.second_derivative", "pointwise.value_and_derivative"),
-    *("pointwise.vjp", "pointwise.jvp", "pointwise.jacobian"),
-)
 
 
 def _losses() -> Iterator[str]:
@@ -220,22 +219,16 @@ def _loss_kinks() -> Iterator[str]:
 
 PIECES: Final[Mapping[str, Callable[[], Iterable[str]]]] = MappingProxyType(
     {
-        "unary methods": lambda: [_methods("tanh", reference.tanh, _ELEMENTWISE, "f")],
+        "unary methods": lambda: _methods(reference.tanh, "f"),
         "unary": lambda: _operations(1),
-        "binary methods": lambda: [_methods("multiply", reference.multiply, _ELEMENTWISE, "f")],
+        "binary methods": lambda: _methods(reference.multiply, "f"),
         "binary": lambda: _operations(2),
-        "reduction methods": lambda: [
-            _methods(
-                "sum", reference.sum, ("grad", "value_and_grad", "vjp", "jvp", "jacobian"), "f"
-            )
-        ],
+        "reduction methods": lambda: _methods(reference.sum, "f"),
         "reductions": lambda: _reductions(maps=False),
-        "map methods": lambda: [
-            _methods("softmax", reference.softmax, ("vjp", "jvp", "jacobian"), "f")
-        ],
+        "map methods": lambda: _methods(reference.softmax, "f"),
         "maps": lambda: _reductions(maps=True),
         "products": _products,
-        "loss methods": lambda: [_methods("logistic", losses.losses["logistic"], _LOSS, "L")],
+        "loss methods": lambda: _methods(reference.logistic, "L"),
         "losses": _losses,
         "kinks": _kinks,
         "edges": _edges,
