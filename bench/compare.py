@@ -4,7 +4,8 @@
                             [--only REGEX] [--json FILE] [--threads N]
 
 Every contender's result is checked before it is timed. Rounds go through all contenders in turn,
-so that what disturbs the machine disturbs them alike; the median over the rounds counts. A library
+so that what disturbs the machine disturbs them alike; the median over the rounds counts. Who is far
+behind, or slow, gets one round, and a fit that takes too long is given up: both are marked. A library
 that appears in several ways counts with its best. What a case is wanted to reach stands in `WANTS`,
 and is shown beside what it reached.
 
@@ -136,6 +137,9 @@ WANTS = (
 )
 
 PAUSE = 0.03
+LONG = 0.2  # seconds, beside which it does not count how a call begins
+SLOW, BEHIND = 2.0, 10  # seconds, and times the best, from which on one round is enough
+GIVEN_UP = 10  # seconds, after which a fit is not waited for
 
 Wanted = Callable[[str], bool]  # tells by its label whether a case is to be run
 
@@ -143,13 +147,13 @@ NORMAL = Effort(rounds=15, round_seconds=5e-3, case_seconds=8)
 QUICK = Effort(rounds=3, round_seconds=1e-3, case_seconds=2)
 
 
-def calls_per_round(call: Callable[[], Any], effort: Effort) -> int:
-    """Return how often to call so that the clock's own cost vanishes."""
+def seconds_of_a_call(call: Callable[[], Any], effort: Effort) -> float:
+    """Return about what a call takes."""
     number = 1
     while True:
         seconds = _seconds(call, number)
         if seconds > effort.round_seconds / 4:
-            return max(1, round(effort.round_seconds * number / seconds))
+            return seconds / number
         number *= 4
 
 
@@ -160,20 +164,36 @@ def _seconds(call: Callable[[], Any], number: int) -> float:
     return time.perf_counter() - begin
 
 
-def interleave(calls: dict[str, Callable[[], Any]], effort: Effort) -> dict[str, float]:
-    """Return the median seconds of each call, timed in turns."""
-    numbers = {name: calls_per_round(call, effort) for name, call in calls.items()}
+def interleave(
+    calls: dict[str, Callable[[], Any]], effort: Effort, first: dict[str, float] | None = None
+) -> dict[str, list[float]]:
+    """Return the seconds of each call in each round, timed in turns.
+
+    `first` is what calls took that were timed before. One that is far behind then, or slow, is not
+    called again: what it took is its only round.
+    """
+    took = dict(first or {})
+    took |= {name: seconds_of_a_call(calls[name], effort) for name in calls.keys() - took.keys()}
+    best = min(took.values())
     times: dict[str, list[float]] = {name: [] for name in calls}
+    numbers = {}
+    for name, seconds in took.items():
+        if seconds > SLOW or seconds > max(LONG, BEHIND * best):
+            times[name] = [seconds]
+        else:
+            # Each that often in a round, so that the clock's own cost vanishes.
+            numbers[name] = max(1, round(effort.round_seconds / seconds))
     begin = time.perf_counter()
     for done in range(effort.rounds):
-        for name, call in calls.items():
+        for name, number in numbers.items():
             # Other contenders' idle threads stop spinning, then this one's wake up.
             time.sleep(PAUSE)
-            _seconds(call, max(1, numbers[name] // 10))
-            times[name].append(_seconds(call, numbers[name]) / numbers[name])
+            if took[name] < LONG:
+                _seconds(calls[name], max(1, number // 10))
+            times[name].append(_seconds(calls[name], number) / number)
         if done >= 2 and time.perf_counter() - begin > effort.case_seconds:
             break
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
 def check(name: str, actual: Any, expected: Any, rtol: float) -> None:
@@ -196,32 +216,36 @@ def compare(
     floor: Any = None,
     least: float | None = None,
     nbytes: int | None = None,
+    first: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """Check and time the contenders of one case; return its record.
 
     The limit is what `floor` takes, which is timed among them, or `least` seconds; `nbytes` is
-    what has to be read.
+    what has to be read; `first` is what calls took whose results were checked before.
     """
     for contender in contenders:
-        check(f"{label}: {contender.name}", contender.arrays(contender.call()), expected, rtol)
+        if first is None:
+            check(f"{label}: {contender.name}", contender.arrays(contender.call()), expected, rtol)
     calls = {contender.name: contender.call for contender in contenders}
     if floor is not None:
         calls["limit"] = floor
-    seconds = interleave(calls, effort)
+    times = interleave(calls, effort, first)
+    seconds = {name: statistics.median(values) for name, values in times.items()}
     limit = seconds.pop("limit", least)
     best: dict[str, float] = {}
     for contender in contenders:
         mine = seconds[contender.name]
         best[contender.library] = min(mine, best.get(contender.library, mine))
     ours = best.pop("pullback")
-    rival = min(best, key=lambda library: best[library])
+    rival = min(best, key=lambda library: best[library], default=None)
     record = {
         "case": label,
         "seconds": seconds,
+        "rounds": {name: len(values) for name, values in times.items()},
         "pullback": ours,
         "peers": best,
         "best_peer": rival,
-        "ratio": best[rival] / ours,
+        "ratio": None if rival is None else best[rival] / ours,
         "limit": limit,
         "share_of_limit": None if limit is None else limit / ours,
         "gigabytes_per_second": None if nbytes is None else nbytes / ours / 1e9,
@@ -336,16 +360,28 @@ def fits(*, quick: bool, effort: Effort, wanted: Wanted) -> Iterator[dict[str, A
         if not wanted(label):
             continue
         table = fit_peers.make(loss, kind, rows)
-        contenders = list(fit_peers.fits(table))
-        beside = {}
-        for contender in contenders[:]:
-            peak, model = fit_peers.peak_memory(contender.call)
+        contenders: list[Any] = []
+        beside: dict[str, dict[str, Any]] = {}
+        first: dict[str, float] = {}
+        expected: Any = None
+        for contender in fit_peers.fits(table):
+            begin = time.perf_counter()
+            try:
+                with fit_peers.deadline(GIVEN_UP):
+                    peak, model = fit_peers.peak_memory(contender.call)
+            except TimeoutError:
+                beside[contender.name] = {"peak_bytes": None, "gradient": None}
+                continue
+            seconds = time.perf_counter() - begin
             gradient = fit_peers.gradient(table, model)
             beside[contender.name] = {"peak_bytes": peak, "gradient": gradient}
-            if not gradient <= FAR:
-                contenders.remove(contender)
-        expected = (fit_peers.value(table, contenders[0].call()),)
-        record = compare(label, contenders, expected, 1e-6, effort)
+            if gradient <= FAR:
+                value = contender.arrays(model)
+                expected = expected or value
+                check(f"{label}: {contender.name}", value, expected, 1e-6)
+                contenders.append(contender)
+                first[contender.name] = seconds
+        record = compare(label, contenders, expected, 1e-6, effort, first=first)
         yield record | {"beside": beside, "data_bytes": table.nbytes}
 
 
@@ -522,10 +558,11 @@ def header(libraries: tuple[str, ...]) -> str:
 def line(record: dict[str, Any], libraries: tuple[str, ...]) -> str:
     """Return one row of the table."""
     share, rate = record["share_of_limit"], record["gigabytes_per_second"]
+    ratio = record["ratio"]
     cells = [
         human(record["pullback"]),
         *(human(record["peers"].get(library)) for library in libraries),
-        f"{record['ratio']:.2f}",
+        "-" if ratio is None else f"{ratio:.2f}",
         "-" if rate is None else f"{rate:.3g}",
         "-" if share is None else f"{share:.0%}",
     ]
@@ -541,7 +578,12 @@ def line(record: dict[str, Any], libraries: tuple[str, ...]) -> str:
         row += (
             f"\n  {name:40}  {time:>12}  {memory:>12} beside X's {record['data_bytes'] / 1e6:.0f}"
         )
-        row += f" MB, gradient {about['gradient']:.2g} of the goal"
+        gradient = about["gradient"]
+        if gradient is None:
+            row += f" MB, given up after {GIVEN_UP} s"
+        else:
+            row += f" MB, gradient {gradient:.2g} of the goal"
+        row += ", one round" * (record["rounds"].get(name) == 1)
     return row
 
 

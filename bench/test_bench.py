@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -71,8 +72,8 @@ def best_of(library: str, case: Case, arguments: Any, expected: Any) -> peers.Co
         pytest.skip(f"{library} has no way to write it")
     for way in ways:
         check(way.name, way.arrays(way.call()), expected, 2e-3 if case.dtype == "float32" else 1e-9)
-    seconds = compare.interleave({way.name: way.call for way in ways}, compare.QUICK)
-    return min(ways, key=lambda way: seconds[way.name])
+    times = compare.interleave({way.name: way.call for way in ways}, compare.QUICK)
+    return min(ways, key=lambda way: statistics.median(times[way.name]))
 
 
 # --- every primitive ------------------------------------------------------------------------------
@@ -159,6 +160,18 @@ def test_what_is_not_written_by_hand_follows_from_its_row(
             arguments = case.arguments()
             if by_hand is not None:
                 check_by_hand(case, by_hand(*arguments), case.twin(*arguments))
+
+
+def test_what_is_far_behind_gets_one_round() -> None:
+    called: list[str] = []
+    calls = {
+        name: lambda name=name: called.append(name) for name in ("ours", "slow", "behind", "near")
+    }
+    first = {"ours": 0.06, "slow": 3.0, "behind": 0.7, "near": 0.5}
+    times = compare.interleave(calls, compare.NORMAL, first)
+    assert set(called) == {"ours", "near"}
+    assert len(times.pop("ours")) == len(times.pop("near")) > 1
+    assert times == {"slow": [3.0], "behind": [0.7]}
 
 
 def test_what_computes_something_else_is_refused() -> None:
