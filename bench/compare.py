@@ -5,9 +5,9 @@
 
 Every contender's result is checked before it is timed. Rounds go through all contenders in turn,
 so that what disturbs the machine disturbs them alike; the median over the rounds counts. Who is far
-behind, or slow, gets one round, and a fit that takes too long is given up: both are marked. A library
-that appears in several ways counts with its best. What a case is wanted to reach stands in `WANTS`,
-and is shown beside what it reached.
+behind, or slow, gets one round, and a fit that takes too long is given up: both are marked. A
+library that appears in several ways counts with its best. What a case is wanted to reach stands in
+`WANTS`, and is shown beside what it reached.
 
 Contenders run at their best: OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE are unset before NumPy is
 imported, since they hold OpenBLAS to the code of another machine, and every library has the same
