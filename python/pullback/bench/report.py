@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -23,13 +24,12 @@ from pullback.console import table, track
 
 __all__ = ["CASES", "QUICK_CASES", "changes", "run"]
 
-EFFORT: Final = Effort(rounds=11, round_seconds=3e-3, case_seconds=4)
+EFFORT: Final = Effort(rounds=9, round_seconds=3e-3, case_seconds=3)
 QUICK: Final = Effort(rounds=2, round_seconds=1e-4, case_seconds=0.1, pause=1e-4)
 SPREAD: Final = 1.25  # third quartile by first, of rounds: a case above it is measured again
 MORE: Final = 2  # times at most
-AGAIN_SECONDS: Final = 90.0  # after which nothing is measured again
+AGAIN_SECONDS: Final = 60.0  # after which nothing is measured again
 CHANGED: Final = 1.1  # from here on, a difference between two reports is shown
-BUSY: Final = 0.5  # load of each CPU before the run, from which on the page warns
 
 Chosen: TypeAlias = Mapping[str, tuple[str, ...] | None]  # by suite, labels; None for all of them
 
@@ -181,6 +181,8 @@ class _Kept:
                 f"{path} cannot be gone on with: it was measured with {was}; here it is {now}. "
                 "Name another directory, or delete the file"
             )
+        if not report["complete"]:
+            report["load"] = max(report["load"], self.report["load"])
         self.report = report
 
     def _save(self) -> None:
@@ -205,7 +207,8 @@ class _Kept:
             record = self._run(case, effort)
             if record is not None:
                 report["records"].append({"suite": suite, "runs": 1, **record})
-                say(page.line(record))
+                if not sys.stderr.isatty():  # where a bar is shown instead
+                    say(page.line(record))
             self._save()
         self._repeat({case.label: case for _, case in every}, effort)
         report["complete"] = True
@@ -213,13 +216,15 @@ class _Kept:
 
     def _run(self, case: suites.Case, effort: Effort) -> Record | None:
         """Race, or say what kept it from being run."""
+        left_out = self.report["left_out"]
+        left_out.pop(case.label, None)
         if missing := case.missing():
-            self.report["left_out"][case.label] = missing
+            left_out[case.label] = missing
             return None
         try:
             return case.run(effort)
         except Exception as error:
-            self.report["left_out"][case.label] = f"{type(error).__name__}: {error}"
+            left_out[case.label] = f"{type(error).__name__}: {error}"
             return None
 
     def _repeat(self, cases: Mapping[str, suites.Case], effort: Effort) -> None:
