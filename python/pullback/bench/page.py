@@ -69,7 +69,7 @@ def shown(report: Report) -> dict[str, Any]:
     records = report["records"]
     return {
         "speed": [r for r in records if r["suite"] not in ("sizes", "fits") and r["peers"]],
-        "limits": [r for r in records if r["limit"] is not None],
+        "limits": [r for r in records if r["limit"] is not None and r["suite"] != "sizes"],
         "sizes": [r for r in records if r["suite"] == "sizes"],
         "fits": [r for r in records if r["suite"] == "fits" and r["peers"]],
         "digits": report.get("digits"),
