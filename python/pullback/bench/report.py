@@ -129,8 +129,9 @@ def run(
     report = kept.report
     text = page.markdown(report)
     if old is not None:
-        text += "\n" + page.against(old, changes(old, report))
-        say(table(page.CHANGE, page.change_rows(changes(old, report))))
+        found = changes(old, report)
+        text += "\n" + page.against(old, found)
+        say(table(page.CHANGE, page.change_rows(found)) if found else page.UNCHANGED)
     (folder / "report.md").write_text(text, encoding="utf-8")
     if peers.optional("matplotlib"):
         from pullback.bench import figures
@@ -158,6 +159,12 @@ def _about(*, quick: bool, threads: int) -> dict[str, Any]:
     }
 
 
+def _load() -> float:
+    """Return how many processes wait for each CPU of the machine."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return round(load / (os.cpu_count() or 1), 2)
+
+
 class _Kept:
     """A report as it grows, kept in a file that is whole at any time."""
 
@@ -165,7 +172,7 @@ class _Kept:
         self._path = path
         self.report: dict[str, Any] = {
             "about": about,
-            "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
+            "load": _load(),
             "records": [],
             "left_out": {},
             "complete": False,
