@@ -130,7 +130,7 @@ def _report(
             options.report, quick=options.quick, threads=options.threads, against=options.compare
         )
     except (OSError, ValueError) as error:
-        parser.error(f"argument --report: {error}")
+        parser.error(str(error))
     except KeyboardInterrupt:
         print("Stopped. The same command goes on with it.", file=sys.stderr)
         return 130

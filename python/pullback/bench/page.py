@@ -23,6 +23,7 @@ __all__ = [
 
 Report = Mapping[str, Any]
 
+BUSY: Final = 0.5  # load of each CPU, from which on the page warns
 PEERS: Final = ("NumPy", "SciPy", *LIBRARIES.values())
 SUITES: Final[Mapping[str, tuple[str, str]]] = {  # title, and what is to be known
     "elementwise": (
@@ -69,7 +70,7 @@ def shown(report: Report) -> dict[str, Any]:
     records = report["records"]
     return {
         "speed": [r for r in records if r["suite"] not in ("sizes", "fits") and r["peers"]],
-        "limits": [r for r in records if r["limit"] is not None],
+        "limits": [r for r in records if r["limit"] is not None and r["suite"] != "sizes"],
         "sizes": [r for r in records if r["suite"] == "sizes"],
         "fits": [r for r in records if r["suite"] == "fits" and r["peers"]],
         "digits": report.get("digits"),
@@ -113,15 +114,17 @@ def _about(report: Report) -> Iterator[list[str]]:
     about = report["about"]
     if about["quick"]:
         yield ["**A quick run, to see that it works: its figures mean nothing.**"]
-    if (load := report["load"] / about["cpus"]) > 0.5:
-        yield [f"**The machine was busy: a load of {load:.1f} for each CPU before the run.**"]
+    if report["load"] > BUSY:
+        yield [
+            f"**The machine was busy: a load of {report['load']:.1f} for each CPU before the run.**"
+        ]
     names = {"numpy": "NumPy", "scipy": "SciPy", **LIBRARIES}
     versions = about["versions"]
     yield [
         f"pullback {versions['pullback']} ({about['backend']}"
         + (f", {about['target']}" if about["target"] else "")
-        + f") on {about['machine']} with {about['cpus']} CPUs, {about['threads']} threads for "
-        f"every library, Python {about['python']}. Beside it: "
+        + f") on {about['machine']}. CPUs: {about['cpus']}. Threads of every library: "
+        f"{about['threads']}. Python {about['python']}. Beside it: "
         + ", ".join(f"{names.get(n, n)} {v}" for n, v in versions.items() if n != "pullback")
         + "."
     ]
@@ -221,6 +224,7 @@ def line(record: Record) -> str:
     return f"{record['case']:46} {human(record['pullback']):>8}   {ratio(record)}"
 
 
+UNCHANGED: Final = "No case differs by 10 % from the older report."
 CHANGE: Final = ("case", "before", "now", "speed-up")
 
 
@@ -240,5 +244,5 @@ def change_rows(changes: Sequence[tuple[str, float, float]]) -> list[list[str]]:
 def against(old: Report, changes: Sequence[tuple[str, float, float]]) -> str:
     """Return the section of what has changed since another report."""
     lines = [f"## Since pullback {old['about']['versions']['pullback']}", ""]
-    lines += _lines(CHANGE, change_rows(changes)) if changes else ["Nothing has changed by more."]
+    lines += _lines(CHANGE, change_rows(changes)) if changes else [UNCHANGED]
     return "\n".join([*lines, ""])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -23,13 +24,12 @@ from pullback.console import table, track
 
 __all__ = ["CASES", "QUICK_CASES", "changes", "run"]
 
-EFFORT: Final = Effort(rounds=11, round_seconds=3e-3, case_seconds=4)
+EFFORT: Final = Effort(rounds=9, round_seconds=3e-3, case_seconds=3)
 QUICK: Final = Effort(rounds=2, round_seconds=1e-4, case_seconds=0.1, pause=1e-4)
 SPREAD: Final = 1.25  # third quartile by first, of rounds: a case above it is measured again
 MORE: Final = 2  # times at most
-AGAIN_SECONDS: Final = 90.0  # after which nothing is measured again
+AGAIN_SECONDS: Final = 60.0  # after which nothing is measured again
 CHANGED: Final = 1.1  # from here on, a difference between two reports is shown
-BUSY: Final = 0.5  # load of each CPU before the run, from which on the page warns
 
 Chosen: TypeAlias = Mapping[str, tuple[str, ...] | None]  # by suite, labels; None for all of them
 
@@ -129,8 +129,9 @@ def run(
     report = kept.report
     text = page.markdown(report)
     if old is not None:
-        text += "\n" + page.against(old, changes(old, report))
-        say(table(page.CHANGE, page.change_rows(changes(old, report))))
+        found = changes(old, report)
+        text += "\n" + page.against(old, found)
+        say(table(page.CHANGE, page.change_rows(found)) if found else page.UNCHANGED)
     (folder / "report.md").write_text(text, encoding="utf-8")
     if peers.optional("matplotlib"):
         from pullback.bench import figures
@@ -158,6 +159,12 @@ def _about(*, quick: bool, threads: int) -> dict[str, Any]:
     }
 
 
+def _load() -> float:
+    """Return how many processes wait for each CPU of the machine."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return round(load / (os.cpu_count() or 1), 2)
+
+
 class _Kept:
     """A report as it grows, kept in a file that is whole at any time."""
 
@@ -165,7 +172,7 @@ class _Kept:
         self._path = path
         self.report: dict[str, Any] = {
             "about": about,
-            "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
+            "load": _load(),
             "records": [],
             "left_out": {},
             "complete": False,
@@ -181,6 +188,8 @@ class _Kept:
                 f"{path} cannot be gone on with: it was measured with {was}; here it is {now}. "
                 "Name another directory, or delete the file"
             )
+        if not report["complete"]:
+            report["load"] = max(report["load"], self.report["load"])
         self.report = report
 
     def _save(self) -> None:
@@ -205,7 +214,8 @@ class _Kept:
             record = self._run(case, effort)
             if record is not None:
                 report["records"].append({"suite": suite, "runs": 1, **record})
-                say(page.line(record))
+                if not sys.stderr.isatty():  # where a bar is shown instead
+                    say(page.line(record))
             self._save()
         self._repeat({case.label: case for _, case in every}, effort)
         report["complete"] = True
@@ -213,13 +223,15 @@ class _Kept:
 
     def _run(self, case: suites.Case, effort: Effort) -> Record | None:
         """Race, or say what kept it from being run."""
+        left_out = self.report["left_out"]
+        left_out.pop(case.label, None)
         if missing := case.missing():
-            self.report["left_out"][case.label] = missing
+            left_out[case.label] = missing
             return None
         try:
             return case.run(effort)
         except Exception as error:
-            self.report["left_out"][case.label] = f"{type(error).__name__}: {error}"
+            left_out[case.label] = f"{type(error).__name__}: {error}"
             return None
 
     def _repeat(self, cases: Mapping[str, suites.Case], effort: Effort) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -104,11 +104,10 @@ def cases(suite: str, *, quick: bool = False) -> Iterator[Case]:
 
 
 def _free_bytes() -> int:
-    """Return the bytes of memory that are free, 0 if that is not known."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return 0
+    """Return the bytes of memory that can be had, 0 if that is not known."""
+    about = Path("/proc/meminfo")
+    lines = about.read_text(encoding="ascii").splitlines() if about.exists() else []
+    return next((int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:")), 0)
 
 
 DTYPES: Final[tuple[Any, ...]] = (np.float64, np.float32)
