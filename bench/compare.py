@@ -130,7 +130,12 @@ def line(record: dict[str, Any], libraries: tuple[str, ...]) -> str:
         row += (
             f"\n  {name:40}  {taken:>12}  {memory:>12} beside X's {record['data_bytes'] / 1e6:.0f}"
         )
-        row += f" MB, gradient {about['gradient']:.2g} of the goal"
+        gradient = about["gradient"]
+        if gradient is None:
+            row += " MB, given up as too slow"
+        else:
+            row += f" MB, gradient {gradient:.2g} of the goal"
+        row += ", one round" * (record["rounds"].get(name) == 1)
     for name, how in record["wrong"].items():
         row += f"\n  {name} WRONG: {how}"
     return row

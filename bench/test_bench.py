@@ -159,6 +159,18 @@ def test_what_is_not_written_by_hand_follows_from_its_row(
                 check_by_hand(case, by_hand(*arguments), case.twin(*arguments))
 
 
+def test_what_is_far_behind_gets_one_round() -> None:
+    called: list[str] = []
+    calls = {
+        name: lambda name=name: called.append(name) for name in ("ours", "slow", "behind", "near")
+    }
+    first = {"ours": 0.06, "slow": 3.0, "behind": 0.7, "near": 0.5}
+    times = race.interleave(calls, race.NORMAL, first)
+    assert set(called) == {"ours", "near"}
+    assert len(times.pop("ours")) == len(times.pop("near")) > 1
+    assert times == {"slow": [3.0], "behind": [0.7]}
+
+
 def test_what_computes_something_else_is_refused() -> None:
     case = Case("tanh", "value", "float64", (16,))
     with pytest.raises(RuntimeError, match="tanh"):

@@ -19,7 +19,7 @@ project_copyright = "The pullback developers"
 version = release = pullback.__version__
 
 extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc"]
-myst_enable_extensions = ["dollarmath", "fieldlist"]
+myst_enable_extensions = ["deflist", "dollarmath", "fieldlist"]
 myst_fence_as_directive = ["math"]
 myst_heading_anchors = 3
 numpydoc_show_class_members = False

@@ -13,11 +13,12 @@ import pytest
 from matplotlib import pyplot as plt
 from pullback.__main__ import main
 from pullback.bench import environment, figures, page, peers, race, report, suites
+from pullback.config import native
 
+LIMITED = ["limits"] * (native is not None)
+SHOWN = ["speed", "sizes", "fits", "digits", *LIMITED]
 FILES = {"report.json", "report.md"} | {
-    f"{name}.{ending}"
-    for name in ("speed", "headlines", "limits", "sizes", "fits", "digits")
-    for ending in ("svg", "png")
+    f"{name}.{ending}" for name in (*SHOWN, "headlines") for ending in ("svg", "png")
 }
 
 
@@ -30,10 +31,11 @@ def run(folder: Path, **options: Any) -> int:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def threads() -> Iterator[None]:
-    """Leave this process's threads as they are."""
+def harmless() -> Iterator[None]:
+    """Leave this process's threads as they are, and do not measure the machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(peers, "set_threads", lambda n: None)
+        patch.setattr(report.selfbench, "measure_limits", lambda: LIMITS)
         yield
 
 
@@ -44,7 +46,6 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "HEADLINES", {label: label for _, label in labels(QUICK)})
         patch.setattr(figures, "close", DRAWN.append)
-        patch.setattr(report.selfbench, "measure_limits", lambda: LIMITS)
         assert run(folder) == 0
     return folder
 
@@ -84,7 +85,6 @@ def three(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ]
     monkeypatch.setattr(report, "_chosen", lambda *given, **options: iter(cases))
     monkeypatch.setattr(figures, "save", lambda *given: None)
-    monkeypatch.setattr(report.selfbench, "measure_limits", lambda: LIMITS)
     return calls
 
 
@@ -100,14 +100,14 @@ def test_all_is_written(quick: Path) -> None:
     assert "its figures mean nothing" in text
     for record in found["records"]:
         assert record["case"].rpartition(": ")[2] in text
-    for name in ("speed", "limits", "sizes", "fits", "digits"):
+    for name in SHOWN:
         assert f"({name}.svg)" in text
         assert "<text" in (quick / f"{name}.svg").read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("quick")
 def test_nothing_is_cut() -> None:
-    assert len(DRAWN) == 6
+    assert len(DRAWN) == len(SHOWN) + 1
     while DRAWN:
         figure = DRAWN.pop()
         inside, (width, height) = figure.get_tightbbox(), figure.get_size_inches()

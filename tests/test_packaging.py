@@ -111,7 +111,7 @@ CHEAP = {"contextlib", "ctypes", "importlib", "inspect", "numpy", "platform", "t
 
 # What a first use does without, on any backend.
 WITHOUT = {
-    "pb.tanh": {"catalogue", "check", "losses", "objective", "reductions", "reference"},
+    "pb.tanh": {"catalogue", "jacobians", "losses", "objective", "reductions", "reference"},
     "pb.softmax": {"catalogue", "check", "losses", "objective", "reference"},
     "pb.matmul": {"catalogue", "check", "losses", "objective", "reductions", "reference"},
     "pb.logistic": {"check", "objective", "reference", "solvers", "user_loss"},
@@ -153,6 +153,24 @@ def test_a_first_use_loads_what_it_needs(name: str, run_python: Run) -> None:
     modules = loaded(run_python, f"import pullback as pb; {name}")
     assert len(own(modules)) > len(AT_IMPORT)
     assert not own(modules) & WITHOUT[name]
+
+
+def test_the_first_jacobian_is_like_the_second(run_python: Run) -> None:
+    """Jacobians wait for the first that is asked for, which Python makes for native methods."""
+    done = run_python("""
+import sys, numpy as np, pullback as pb
+w, x = np.array([[1.0], [2.0]]), np.arange(3.0)
+calls = [lambda: (pb.tanh.jacobian(x),), lambda: pb.multiply.jacobian(w, x)]
+pb.tanh, pb.multiply
+assert "pullback.jacobians" not in sys.modules
+first, second = ([call() for call in calls] for _ in range(2))
+assert "pullback.jacobians" in sys.modules
+for one, other in zip(sum(first, ()), sum(second, ()), strict=True):
+    assert type(one) is type(other) and one.shape == other.shape
+    assert np.array_equal(one.todense(), other.todense())
+    print(type(one).__name__)
+""")
+    assert done.stdout.split() == ["Diagonal", "Product", "Product"]
 
 
 def test_no_module_hides_a_name_of_the_package() -> None:

@@ -21,8 +21,6 @@ import numpy.typing as npt
 from pullback.config import guarded
 from pullback.engine import BACKEND, Engine, attribute_of
 from pullback.foreign import admitted, check_labels, is_plain, overriding
-from pullback.jacobians import Diagonal
-from pullback.jacobians.primitives import of_operand
 from pullback.protocol import (
     as_array,
     as_arrays,
@@ -403,12 +401,12 @@ class Elementwise(Hinted):
         op = _label(self.row, "jacobian")
         operands = as_arrays(op, *operands, names=self.row.operands)
         if self.nin == 1:
-            return Diagonal._of(self._slopes(*operands))
+            return _jacobians().Diagonal._of(self._slopes(*operands))
         broadcast_shape(op, **self._shapes(op, operands))
         slopes = self._slopes(*operands)
         if not self._engine.is_native:  # a slope of the oracle's may be an operand
             slopes = map(np.array, slopes)
-        return tuple(map(of_operand, slopes, operands))
+        return tuple(map(_jacobians().of_operand, slopes, operands))
 
     def _shapes(self, op: str, operands: tuple[Any, ...]) -> dict[str, tuple[int, ...]]:
         named = zip(self.row.operands, operands, strict=True)
@@ -423,6 +421,12 @@ class Elementwise(Hinted):
             return admitted(op, names, given, None, True), None
         arrays = as_arrays(op, *given, names=names)
         return arrays, arrays[0].dtype
+
+
+@cache
+def _jacobians() -> Any:
+    """Return the module that makes Jacobians; until it is there, native methods come here, too."""
+    return import_module("pullback.jacobians.primitives")
 
 
 def _hides_shape(given: Any) -> bool:

@@ -54,6 +54,9 @@ def assembled(shape: tuple[int, ...], like: Any, blocks: Iterable[tuple[int, int
     In a block, the intercept's column follows those of X.
     """
     (D, K), intercept = shape, like is not None
+    if K == 1:
+        ((_, _, block),) = blocks
+        return block + 0.0
     # Where column j of X and output k are.
     place = np.arange((D + intercept) * K).reshape(D + intercept, K)
     if intercept and np.size(like) < K:

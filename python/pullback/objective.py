@@ -32,6 +32,7 @@ from pullback.samples import (
     check_offset,
     check_outputs,
     check_samples,
+    converted_samples,
     weighing,
 )
 from pullback.tables.losses import LOSSES, LossRow
@@ -584,10 +585,11 @@ class LinearObjective(Hinted):
             for where, samples in self._chunks(op):
                 weights.append(samples.weight)
                 exponents.append(samples.exponent)
-                sums = [hessian_sums(self._loss, where, samples, model)]
+                sums = hessian_sums(self._loss, where, samples, model)[None]
                 if robust:
-                    sums.append(self._loss._sample_grads(where, samples, model).gram())
-                yield np.stack(sums)
+                    grams = self._loss._sample_grads(where, samples, model).gram()
+                    sums = np.concatenate([sums, grams[None]])
+                yield sums
 
         with np.errstate(all="ignore"):
             hessian, *grams = tree_sum(terms())
@@ -640,7 +642,7 @@ class LinearObjective(Hinted):
     def _model(self, theta: Array) -> Model:
         """Return the parts w and b of a vector, or of columns, which are then outputs of one w."""
         width = self._n_outputs * math.prod(theta.shape[1:])
-        w, b = np.split(theta, [self._n_coefficients])
+        w, b = theta[: self._n_coefficients], theta[self._n_coefficients :]
         b = b.ravel() if self._kinds.b is not None else np.zeros(width)
         return Model(w.reshape(self._n_features, width), b, self._kinds)
 
@@ -733,7 +735,7 @@ def _inverse(op: str, hessian: Array) -> Array:
 
 
 def _array_source(row: LossRow, data: tuple[Any, ...], op: str) -> Iterator[tuple[str, Samples]]:
-    samples, _ = weighing(op, "mean", check_samples(op, row, *data))
+    samples, _ = weighing(op, "mean", converted_samples(op, row, *data))
     yield op, samples
 
 

@@ -121,8 +121,7 @@ class Penalty:
     def add_to(self, hessian: Array) -> None:
         """Add P to a Hessian whose first rows and columns belong to the coefficients."""
         if self._matrix is None:
-            at = np.arange(self._n)
-            hessian[at, at] += self.diagonal
+            np.einsum("ii->i", hessian)[: self._n] += self.diagonal
             return
         outputs = self._n // max(len(self._matrix), 1)
         for k in range(outputs):

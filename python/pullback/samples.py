@@ -138,7 +138,21 @@ def check_samples(
     ValueError
         If a shape does not fit, or there are no samples.
     """
-    X, given_y, weights, offset = as_given(op, row, X, y, sample_weight, offset)
+    given = as_given(op, row, X, y, sample_weight, offset)
+    return converted_samples(op, row, *given, may_lack=may_lack)
+
+
+def converted_samples(
+    op: str,
+    row: LossRow,
+    X: Any,
+    given_y: Array,
+    weights: Array | None,
+    offset: Array | None,
+    *,
+    may_lack: bool = False,
+) -> Samples:
+    """Do for what `as_given` returns what `check_samples` does for what is given."""
     data = as_data(op, X)
     targets = _for_kernels(op, row, given_y)
     n_samples = data.shape[0]

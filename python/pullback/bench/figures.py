@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from pullback.bench.digits import FUNCTIONS, NONE_LEFT
-from pullback.bench.page import PEERS, times
+from pullback.bench.page import PEERS, shown, times
 from pullback.bench.race import Record
 
 __all__ = ["HEADLINES", "SETTINGS", "close", "draw", "fits", "save", "save_svg"]
@@ -84,20 +84,18 @@ def _pyplot() -> Any:
 def draw(report: Report) -> dict[str, Any]:
     """Return figures by name, of what the report has."""
     plt = _pyplot()
-    records = report["records"]
-    compared = [r for r in records if r["suite"] not in ("sizes", "fits") and r["peers"]]
-    headlines = {label: r for label in HEADLINES for r in records if r["case"] == label}
-    limited = [r for r in records if r["limit"] is not None and r["suite"] != "sizes"]
+    data = shown(report)
+    headlines = {label: r for label in HEADLINES for r in report["records"] if r["case"] == label}
     drawn: dict[str, tuple[Callable[[Any], Any], Any]] = {
-        "speed": (speed, {r["case"]: r for r in compared}),
-        "headlines": (speed, {HEADLINES[label]: r for label, r in headlines.items()}),
-        "limits": (limits, limited),
-        "sizes": (sizes, [r for r in records if r["suite"] == "sizes"]),
-        "fits": (fits, [r for r in records if r["suite"] == "fits" and r["peers"]]),
-        "digits": (digits, report.get("digits")),
+        "speed": (speed, {record["case"]: record for record in data["speed"]}),
+        "headlines": (speed, {HEADLINES[label]: r for label, r in headlines.items() if r["peers"]}),
+        "limits": (limits, data["limits"]),
+        "sizes": (sizes, data["sizes"]),
+        "fits": (fits, data["fits"]),
+        "digits": (digits, data["digits"]),
     }
     with plt.rc_context(SETTINGS):
-        return {name: of(data) for name, (of, data) in drawn.items() if data}
+        return {name: of(given) for name, (of, given) in drawn.items() if given}
 
 
 def save(report: Report, folder: Path, *, png: bool = True) -> None:

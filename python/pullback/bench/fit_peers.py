@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import signal
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,6 +156,22 @@ def peak_memory(call: Callable[[], Any]) -> tuple[int | None, Any]:
     before = _status("VmRSS")
     result = call()
     return _status("VmHWM") - before, result
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in what takes longer, as soon as it comes back to Python."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # again and again: some code drops errors
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _status(name: str) -> int:

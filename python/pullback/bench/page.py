@@ -9,7 +9,17 @@ from typing import Any, Final
 from pullback.bench.peers import LIBRARIES
 from pullback.bench.race import Record
 
-__all__ = ["CHANGE", "PEERS", "against", "change_rows", "human", "line", "markdown", "times"]
+__all__ = [
+    "CHANGE",
+    "PEERS",
+    "against",
+    "change_rows",
+    "human",
+    "line",
+    "markdown",
+    "shown",
+    "times",
+]
 
 Report = Mapping[str, Any]
 
@@ -48,7 +58,6 @@ SUITES: Final[Mapping[str, tuple[str, str]]] = {  # title and description
         "fastest solver of a library that gets there counts.",
     ),
 }
-DIGITS: Final = "digits"
 
 
 def markdown(report: Report, folder: str = "") -> str:
@@ -56,33 +65,49 @@ def markdown(report: Report, folder: str = "") -> str:
     return "\n".join([line for part in _parts(report, folder) for line in (*part, "")])
 
 
-def _parts(report: Report, folder: str) -> Iterator[list[str]]:
+def shown(report: Report) -> dict[str, Any]:
+    """Return what each figure shows; there is none of nothing."""
     records = report["records"]
+    return {
+        "speed": [r for r in records if r["suite"] not in ("sizes", "fits") and r["peers"]],
+        "limits": [r for r in records if r["limit"] is not None],
+        "sizes": [r for r in records if r["suite"] == "sizes"],
+        "fits": [r for r in records if r["suite"] == "fits" and r["peers"]],
+        "digits": report.get("digits"),
+    }
+
+
+def _parts(report: Report, folder: str) -> Iterator[list[str]]:
+    figures = shown(report)
     yield ["# Benchmarks"]
     yield from _about(report)
-    if any(record["suite"] not in ("sizes", "fits") for record in records):
+    if figures["speed"]:
         yield ["## Speed"]
         yield [
-            "A mark is a library's time, relative to pullback's: a mark right of the line is "
+            "A mark is a library's time, relative to that of pullback: a mark right of the line is "
             "slower. The bar ends at the fastest library."
         ]
-        yield [_figure(folder, "speed", "times of other libraries beside pullback's")]
-        yield ["The rates of pullback, relative to the machine's limits:"]
+        yield [_figure(folder, "speed", "times of other libraries beside those of pullback")]
+    if figures["limits"]:
+        yield ["The rates of pullback, relative to the limits of the machine:"]
         yield [_figure(folder, "limits", "GB/s and GFLOP/s beside the limits")]
     for suite, (title, about) in SUITES.items():
-        own = [record for record in records if record["suite"] == suite]
+        own = [record for record in report["records"] if record["suite"] == suite]
         if not own:
             continue
-        yield [f"### {title}" if suite not in ("sizes", "fits") else f"## {title}"]
+        yield [f"## {title}" if suite in figures else f"### {title}"]
         yield [about]
-        if suite in ("sizes", "fits"):
+        if figures.get(suite):
             yield [_figure(folder, suite, title.lower())]
         yield _table(own)
-    if report.get(DIGITS):
-        yield from _digits(report[DIGITS], folder)
+    if figures["digits"]:
+        yield from _digits(figures["digits"], folder)
     if report["left_out"]:
         yield ["## Left out"]
         yield [f"- {label}: {why}" for label, why in report["left_out"].items()]
+    if wrong := [(r, name) for r in report["records"] for name in r["wrong"]]:
+        yield ["## Wrong, and so not timed"]
+        yield [f"- {r['case']}, {name}: {r['wrong'][name]}" for r, name in wrong]
 
 
 def _about(report: Report) -> Iterator[list[str]]:
@@ -161,7 +186,7 @@ def _digits(found: Mapping[str, Any], folder: str) -> Iterator[list[str]]:
         "(ULP) of the exact derivative, which comes from accurate formulas in float64. At 2^24 "
         "(1.7e7) no digit is correct. Derivatives below the normal numbers are left out."
     ]
-    yield [_figure(folder, DIGITS, "errors of derivatives over x")]
+    yield [_figure(folder, "digits", "errors of derivatives over x")]
     libraries = [name for name in next(iter(found.values())) if name != "x"]
     rows = [
         [f"{name}'", *(f"{max(errors[library]):.3g}" for library in libraries)]

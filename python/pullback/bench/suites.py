@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -12,7 +13,7 @@ import numpy as np
 
 import pullback as pb
 from pullback.bench import fit_peers, loss_peers, peers, reduction_peers
-from pullback.bench.race import Effort, Record, race
+from pullback.bench.race import Effort, First, Record, race
 from pullback.config import native
 
 __all__ = ["SUITES", "Case", "cases"]
@@ -47,6 +48,7 @@ FITS: Final = (  # loss, kind of table, rows
     ("softmax_cross_entropy", "dense", 100_000),
 )
 FAR: Final = 10  # times the goal that a gradient may end at, for a fit to be timed
+GIVEN_UP: Final = 10  # seconds, the longest that a fit is waited for
 ELEMENTWISE_SIZES: Final = (16, 1000, 100_000, 5_000_000)
 SIZES: Final = tuple(10**k for k in range(9))
 CHAIN_SIZES: Final = (16, 1000, 100_000, 1_000_000)
@@ -216,16 +218,24 @@ def fits(quick: bool) -> Iterator[Case]:
 
 def _fit(label: str, loss: str, kind: str, rows: int, effort: Effort) -> Record:
     table = fit_peers.make(loss, kind, rows)
-    contenders = list(fit_peers.fits(table))
-    beside = {}
-    for contender in contenders[:]:
-        peak, model = fit_peers.peak_memory(contender.call)
+    contenders, first = [], {}
+    beside: dict[str, Record] = {}
+    for contender in fit_peers.fits(table):
+        begin = time.perf_counter()
+        try:
+            with fit_peers.deadline(GIVEN_UP):
+                peak, model = fit_peers.peak_memory(contender.call)
+        except TimeoutError:
+            beside[contender.name] = {"peak_bytes": None, "gradient": None}
+            continue
+        seconds = time.perf_counter() - begin
         gradient = fit_peers.gradient(table, model)
         beside[contender.name] = {"peak_bytes": peak, "gradient": gradient}
-        if not gradient <= FAR:
-            contenders.remove(contender)
-    expected = (fit_peers.value(table, contenders[0].call()),)
-    record = race(label, contenders, expected, 1e-6, effort)
+        if gradient <= FAR:
+            contenders.append(contender)
+            first[contender.name] = First(seconds, model)
+    expected = contenders[0].arrays(first[contenders[0].name].result)
+    record = race(label, contenders, expected, 1e-6, effort, first=first)
     return record | {"beside": beside, "data_bytes": table.nbytes}
 
 

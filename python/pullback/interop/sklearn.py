@@ -331,9 +331,9 @@ class LinearRegressor(RegressorMixin, _LinearModel):  # type: ignore[misc]
     fit_intercept : bool
         Whether the model has an intercept, which is not penalised.
     standardize : bool
-        Whether the penalty is that for features scaled to a standard deviation of 1. "newton-cg"
-        and "lbfgs" then iterate on such features, centred where there is an intercept. The
-        coefficients still belong to X, which is not copied. Constant features are not scaled.
+        Whether the penalty is that for features scaled to a standard deviation of 1. The solvers
+        "newton-cg" and "lbfgs" then iterate on such features, centred if there is an intercept.
+        The coefficients still belong to X, which is not copied. Constant features are not scaled.
     solver : {"auto", "newton-cholesky", "newton-cg", "lbfgs"}
         See `pullback.solvers`. "auto" chooses by the shape of X. Before "lbfgs" it fits some of the
         samples, which gives a start, and the scales and correlations of the features.
