@@ -2,10 +2,10 @@
 
     python bench/imports.py [--rounds N] [--limit MS]
 
-Processes take turns, so that what disturbs the machine disturbs all; what counts is the median over
-the rounds of the CPU time in user mode, and its difference from ``import numpy``. Bytecode is
-written before, to a directory of its own. It exits with 1 if ``import pullback`` takes more than
-the limit, 15 ms; a use takes the import along.
+Processes take turns, so that a disturbance of the machine affects all of them. The result is the
+median over the rounds of the CPU time in user mode, and its difference from ``import numpy``.
+Bytecode is written before, to a directory of its own. It exits with 1 if ``import pullback`` takes
+more than the limit, 15 ms. The time of a use includes the import.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the site's pages take from the tables and the docstrings, as Markdown.
+"""The generated pieces of the site's pages, from the tables and the docstrings, as Markdown.
 
-A page asks for a piece by a line ``<!-- generated: NAME -->``; ``conf.py`` puts it there when it
-builds the site. Nothing of this is committed.
+A page has a line ``<!-- generated: NAME -->`` for each piece; ``conf.py`` replaces it when it
+builds the site. The pieces are not committed.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def _of_op(row: OpRow) -> Fields:
     yield "domain", row.domain_text
     yield "no derivative where", _code(f"{kink} = 0" for kink in row.kinks)
     yield "largest error", f"value {value}, derivative {slope}"
-    yield "masked", "where the derivative is 0, `vjp` gives +0 whatever `g` is" * row.masked
+    masked = "where the derivative is 0, `vjp` gives +0, even if `g` is infinite or NaN"
+    yield "masked", masked * row.masked
     yield "source", row.source
 
 
@@ -126,12 +127,12 @@ def _of_reduction(row: ReductionRow) -> Fields:
     about = row.parameter
     yield "formula", f"`{row.formula}`"
     yield "derivative", _code(row.derivative_formula)
-    yield "at the edges", row.conventions
+    yield "conventions", row.conventions
     if not row.is_map:
         yield "of no elements", "an error" if row.empty is None else f"{row.empty:g}"
     if about is not None:
-        default = "" if about.default is None else f"; {about.default:g} when omitted"
-        yield "parameter", f"`{about.name}`, {about.role}; needs {about.text}{default}"
+        default = "" if about.default is None else f"; the default is {about.default:g}"
+        yield "parameter", f"`{about.name}`. {about.role}. It needs to be {about.text}{default}."
     yield "source", row.source
 
 
@@ -173,8 +174,8 @@ def _of_loss(row: LossRow) -> Fields:
     if about is not None:
         yield (
             "parameter",
-            f"`{about.name}`, {about.default:g} when omitted, needs {about.text}; "
-            f"`pb.{row.path}({about.name})` is the loss with another",
+            f"`{about.name}` needs {about.text}, and the default is {about.default:g}; "
+            f"`pb.{row.path}({about.name})` is the loss with another value",
         )
     yield "source", row.source
 
@@ -202,7 +203,7 @@ def _on_kink(row: OpRow, point: SpecialPoint) -> bool:
 
 
 def _edges() -> Iterator[str]:
-    yield "| reduction | at the edges | of no elements |\n| --- | --- | --- |"
+    yield "| reduction | conventions | of no elements |\n| --- | --- | --- |"
     for row in REDUCTIONS.values():
         empty = "" if row.is_map else "an error" if row.empty is None else f"{row.empty:g}"
         yield f"| `{row.name}` | {row.conventions} | {empty} |"

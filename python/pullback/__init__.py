@@ -85,7 +85,7 @@ if _typing.TYPE_CHECKING:
 
     __version__: str
 else:
-    # An import waits for none of these: what is there is in the module named, or is that module.
+    # These are imported at their first use, from the given module; some are that module itself.
     _PLACES = {
         **dict.fromkeys(("Chain", "arg", "chain"), "chains"),
         **dict.fromkeys(("Diagonal", "Kronecker"), "jacobians"),
@@ -100,7 +100,7 @@ else:
     }
     _COLUMNS = {"elementwise": "primitives", "products": "products", "reductions": "reductions"}
     _names = __all__
-    del __all__  # to which the tables, once they are read, add the primitives
+    del __all__  # it is looked up, because the tables add the primitives' names
 
     def __getattr__(name: str) -> _typing.Any:
         if name == "__version__":

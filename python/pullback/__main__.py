@@ -98,18 +98,18 @@ def _add_report_options(command: argparse.ArgumentParser) -> None:
         "--report",
         metavar="DIR",
         type=Path,
-        help="write it there, in some ten minutes: report.md, report.json, figures; go on with "
-        "one that was cut off",
+        help="write report.md, report.json and figures to DIR, in about ten minutes; a run that "
+        "was stopped continues",
     )
-    report.add_argument("--quick", action="store_true", help="few small cases, to see it work")
+    report.add_argument("--quick", action="store_true", help="a few small cases, as a test")
     report.add_argument(
-        "--compare", metavar="OLD.json", type=Path, help="show what differs from an older report"
+        "--compare", metavar="OLD.json", type=Path, help="show the changes since an older report"
     )
     report.add_argument(
         "--threads",
         type=int,
         default=get_num_threads(),
-        help="of every library (default: %(default)s)",
+        help="threads of every library (default: %(default)s)",
     )
 
 
@@ -132,7 +132,7 @@ def _report(
     except (OSError, ValueError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on with it.", file=sys.stderr)
+        print("Stopped. The same command continues it.", file=sys.stderr)
         return 130
 
 

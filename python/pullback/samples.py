@@ -152,7 +152,7 @@ def converted_samples(
     *,
     may_lack: bool = False,
 ) -> Samples:
-    """Do for what `as_given` returns what `check_samples` does for what is given."""
+    """Convert the results of `as_given` as `check_samples` converts its arguments."""
     data = as_data(op, X)
     targets = _for_kernels(op, row, given_y)
     n_samples = data.shape[0]

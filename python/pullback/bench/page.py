@@ -25,16 +25,17 @@ Report = Mapping[str, Any]
 
 BUSY: Final = 0.5  # load of each CPU, from which on the page warns
 PEERS: Final = ("NumPy", "SciPy", *LIBRARIES.values())
-SUITES: Final[Mapping[str, tuple[str, str]]] = {  # title, and what is to be known
+SUITES: Final[Mapping[str, tuple[str, str]]] = {  # title and description
     "elementwise": (
         "Elementwise operations",
-        "`op.vjp n`: the cotangent `g * op'(x)` of n elements. With `out=`, all who can write into "
-        "an array that is there already. GB/s counts x, g and the result; the limit is a copy.",
+        "`op.vjp n` is the cotangent `g * op'(x)` of n elements. With `out=`, all libraries that "
+        "can write into an existing array do so. GB/s counts x, g and the result; the limit is a "
+        "copy.",
     ),
     "reductions": (
         "Reductions",
-        "Along the last axis of a matrix: value and gradient of logsumexp, cotangents of softmax "
-        "and layer_norm.",
+        "Value and gradient of logsumexp, and cotangents of softmax and layer_norm, along the last "
+        "axis of a matrix.",
     ),
     "matmul": (
         "Matrix products",
@@ -50,12 +51,12 @@ SUITES: Final[Mapping[str, tuple[str, str]]] = {  # title, and what is to be kno
     ),
     "sizes": (
         "From one element to a hundred million",
-        "Seconds of one call of `tanh.vjp` in float32, into an array that is there already.",
+        "Seconds of one call of `tanh.vjp` in float32, into an existing array.",
     ),
     "fits": (
         "Time to fit",
-        "From the data to a gradient of 1e-8 of the first one, with the same penalty. A library "
-        "counts with its fastest solver that gets there.",
+        "The time from the data to a gradient of 1e-8 of the first one, with the same penalty. The "
+        "fastest solver of a library that gets there counts.",
     ),
 }
 
@@ -84,12 +85,12 @@ def _parts(report: Report, folder: str) -> Iterator[list[str]]:
     if figures["speed"]:
         yield ["## Speed"]
         yield [
-            "A mark is the time of a library as a multiple of that of pullback: to the right of "
-            "the line it is slower. The bar ends at the fastest of them."
+            "A mark is a library's time, relative to that of pullback: a mark right of the line is "
+            "slower. The bar ends at the fastest library."
         ]
         yield [_figure(folder, "speed", "times of other libraries beside those of pullback")]
     if figures["limits"]:
-        yield ["What is reached of the limits of the machine:"]
+        yield ["The rates of pullback, relative to the limits of the machine:"]
         yield [_figure(folder, "limits", "GB/s and GFLOP/s beside the limits")]
     for suite, (title, about) in SUITES.items():
         own = [record for record in report["records"] if record["suite"] == suite]
@@ -124,7 +125,7 @@ def _about(report: Report) -> Iterator[list[str]]:
         f"pullback {versions['pullback']} ({about['backend']}"
         + (f", {about['target']}" if about["target"] else "")
         + f") on {about['machine']}. CPUs: {about['cpus']}. Threads of every library: "
-        f"{about['threads']}. Python {about['python']}. Beside it: "
+        f"{about['threads']}. Python {about['python']}. Compared with: "
         + ", ".join(f"{names.get(n, n)} {v}" for n, v in versions.items() if n != "pullback")
         + "."
     ]
@@ -139,11 +140,11 @@ def _about(report: Report) -> Iterator[list[str]]:
             f"and {flops['float32']:.3g} in float32."
         ]
     yield [
-        "Each library computes the same the way its experts write it, compiled and warm, in "
-        "several ways where there are several; its fastest counts. Results are checked before "
-        "anything is timed. Rounds go through all of them in turn, after a pause in which idle "
-        "threads fall asleep; times are medians over the rounds. Cases whose rounds were far "
-        "apart were measured again. `python -m pullback bench --report DIR` makes this page."
+        "Each library computes the same function, in code as its experts would write it, compiled "
+        "and warmed up. If there are several ways, the fastest counts. Results are checked before "
+        "anything is timed. The libraries take turns in rounds, after a pause in which idle "
+        "threads fall asleep, and times are medians over the rounds. Cases whose rounds differed "
+        "too much were measured again. `python -m pullback bench --report DIR` makes this page."
     ]
 
 
@@ -184,9 +185,9 @@ def _rate(record: Record) -> str:
 def _digits(found: Mapping[str, Any], folder: str) -> Iterator[list[str]]:
     yield ["## Digits"]
     yield [
-        "The largest error of derivatives in float32, in ULP: units in the last place of the exact "
-        "derivative, which float64 gives from formulas that keep their digits. At 2^24 (1.7e7) no "
-        "digit is right. Derivatives below the normal numbers are left out."
+        "The table has the largest error of derivatives in float32, in units in the last place "
+        "(ULP) of the exact derivative, which comes from accurate formulas in float64. At 2^24 "
+        "(1.7e7) no digit is correct. Derivatives below the normal numbers are left out."
     ]
     yield [_figure(folder, "digits", "errors of derivatives over x")]
     libraries = [name for name in next(iter(found.values())) if name != "x"]

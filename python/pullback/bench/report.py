@@ -1,7 +1,7 @@
-"""A report: which cases, what is kept of them while they run, and how two reports differ.
+"""A report: its cases, the file that keeps them, and the differences between two reports.
 
-All is kept in ``report.json``, written after each case, from which the page and the figures follow.
-A run that was cut off goes on where it was.
+The results are in ``report.json``, which is written after each case. The page and the figures
+follow from it. A run that was stopped continues from there.
 """
 
 from __future__ import annotations
@@ -185,8 +185,8 @@ class _Kept:
             was = ", ".join(f"{key} {report['about'].get(key)}" for key in differing)
             now = ", ".join(f"{key} {about[key]}" for key in differing)
             raise ValueError(
-                f"{path} cannot be gone on with: it was measured with {was}; here it is {now}. "
-                "Name another directory, or delete the file"
+                f"{path} cannot be continued: it was measured with {was}; here it is {now}. Name "
+                "another directory, or delete the file"
             )
         if not report["complete"]:
             report["load"] = max(report["load"], self.report["load"])

@@ -716,7 +716,7 @@ def _first_not_finite(
 
 # --- which way to go ------------------------------------------------------------------------------
 
-# What these are by stands in docs/decisions.md, "A fit starts in a sample".
+# The measurements are in docs/decisions.md, "A fit starts from a fit of some samples".
 SAMPLE: Final = 100  # samples of a pilot, for each parameter of an output
 SAMPLE_OF_ALL: Final = 20  # and for each of all outputs, where that takes no longer than it saves
 EVENTS: Final = 5  # for each parameter of an output, from which on a sample is fitted
