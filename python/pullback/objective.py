@@ -33,6 +33,8 @@ from pullback.samples import (
     check_outputs,
     check_samples,
     converted_samples,
+    far_exponent,
+    over_power,
     weighing,
 )
 from pullback.tables.losses import LOSSES, LossRow
@@ -48,6 +50,8 @@ _OP: Final = "LinearObjective"
 # Coefficients of the directions that go over an array together: a kernel has sums of them for each
 # of its slabs of rows.
 _GROUP: Final = 1 << 14
+# Two of one output take as long together as three one by one.
+_FEW: Final = 2
 
 
 @guarded_class
@@ -313,8 +317,8 @@ class LinearObjective(Hinted):
     def hvp(self, theta: npt.ArrayLike, v: npt.ArrayLike) -> Array:
         """Return the product of the objective's Hessian at `theta` with directions.
 
-        Several of them go over the data together: in one pass over chunks, and over an array in
-        one for as many as have 16384 coefficients.
+        More than two of them go over the data together, or two of several outputs: in one pass
+        over chunks, and over an array in one for as many as have 16384 coefficients.
 
         Parameters
         ----------
@@ -337,6 +341,8 @@ class LinearObjective(Hinted):
         along = self._vector(op, v, "v", columns=True)
         columns = along if along.ndim == 2 else along[:, None]
         step = max(1, _GROUP // max(1, self._n_coefficients))
+        if self._n_outputs == 1 and columns.shape[1] <= _FEW:
+            step = 1
         groups = [columns[:, i : i + step] for i in range(0, columns.shape[1], step)]
         directions = [self._model(np.ascontiguousarray(group)) for group in groups]
 
@@ -578,12 +584,15 @@ class LinearObjective(Hinted):
         """Return the Hessian, the weights' sum over 2^k, k, and the sum of gradients' g g^T."""
         model = self._model(self._vector(op, theta))
         weights: list[float] = []
-        exponents = [0]  # none of chunks'
+        exponent = 0
 
         def terms() -> Iterator[Array]:
-            for where, samples in self._chunks(op):
+            nonlocal exponent
+            for where, given in self._chunks(op):
+                if not any(weights):  # all chunks' have the factor of the first that has any
+                    exponent = given.exponent or far_exponent(given)
+                samples = given if given.exponent else over_power(given, exponent)
                 weights.append(samples.weight)
-                exponents.append(samples.exponent)
                 sums = hessian_sums(self._loss, where, samples, model)[None]
                 if robust:
                     grams = self._loss._sample_grads(where, samples, model).gram()
@@ -595,7 +604,7 @@ class LinearObjective(Hinted):
             weight = divisor(op, "mean", tree_sum(weights))
             hessian /= weight
             self._penalty.add_to(hessian)
-        return hessian, weight, sum(exponents), grams
+        return hessian, weight, exponent, grams
 
     def _summed(
         self, op: str, model: Model, job: Job, v: tuple[Array, Array] | None = None
