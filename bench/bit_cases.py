@@ -1,8 +1,8 @@
-"""What bits.py hashes: every method of every primitive, over inputs that are the same everywhere.
+"""The cases of bits.py: every method of every primitive, on inputs that are the same everywhere.
 
-Inputs come from NumPy alone and from seeds that their descriptions give, so that neither the order
-of cases nor what is left out changes them. A `Case` is one call; cases of one method and one group
-are hashed together.
+Inputs come from NumPy alone, with seeds made from their descriptions, so they depend neither on the
+order of cases nor on omitted ones. A `Case` is one call; cases of one method and one group are
+hashed together.
 """
 
 from __future__ import annotations

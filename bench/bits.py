@@ -3,13 +3,13 @@
     python bench/bits.py [--only REGEX] [--reference] > before.txt
     python bench/bits.py [--only REGEX] [--reference] --against before.txt
 
-Inputs are fixed. There is one line for each instruction set that this machine has, primitive,
-method and group of cases: the hash of all results' bytes, that of their types, dtypes and shapes,
-the number of calls, that of calls that raise, and the name, such as ``AVX2 tanh.vjp float32
-sizes``. NaNs count with sign and payload. Of an exception only the type's name counts. On the NumPy
-backend the instruction set is called ``numpy``; PULLBACK_TARGET, where it is set, is the only one.
+Inputs are fixed. There is one line for each instruction set of this machine, primitive, method and
+group of cases. It has the hash of all results' bytes, the hash of their types, dtypes and shapes,
+the number of calls, the number of calls that raise, and the name, such as ``AVX2 tanh.vjp float32
+sizes``. The sign and payload of a NaN count. Of an exception only its type's name counts. On the
+NumPy backend the instruction set is called ``numpy``. PULLBACK_TARGET, if set, is the only one.
 
-``--against`` prints what differs from an earlier run instead, and exits with 1 if anything does.
+``--against`` prints the differences from an earlier run instead, and exits with 1 if there are any.
 Lines of that run that this one was told to leave out do not count.
 """
 

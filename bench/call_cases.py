@@ -1,7 +1,7 @@
-"""What calls.py times: every public method of every primitive, with each of its options.
+"""The calls that calls.py times: every public method of every primitive, with each option.
 
 Arrays are small and plain: 16 elements, matrices 4x4, losses 100x10. Options that a method does not
-take yet are here, too: the call then raises, which is reported.
+take are included: the call then raises, and calls.py reports it.
 """
 
 from __future__ import annotations

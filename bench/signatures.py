@@ -1,6 +1,6 @@
-"""What the methods of each family of primitives take, for commands that go through all of them.
+"""The arguments of the methods of each family of primitives, for commands that call all of them.
 
-A family is told by what its primitives can do; operands, parameters and targets are the tables'.
+A primitive's family follows from its methods. The tables have operands, parameters and targets.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -16,14 +15,12 @@ import bits
 import call_cases
 import calls
 import compare
-import loss_peers
 import numpy as np
-import peers
 import pullback as pb
 import pullback.cases
 import pytest
-import reduction_peers
 import signatures
+from pullback.bench import loss_peers, peers, race, reduction_peers, suites
 from pullback.cases import Case, arrays, cases, check
 
 CONTENDERS = ("native", "twin", "numpy")
@@ -72,8 +69,8 @@ def best_of(library: str, case: Case, arguments: Any, expected: Any) -> peers.Co
         pytest.skip(f"{library} has no way to write it")
     for way in ways:
         check(way.name, way.arrays(way.call()), expected, 2e-3 if case.dtype == "float32" else 1e-9)
-    times = compare.interleave({way.name: way.call for way in ways}, compare.QUICK)
-    return min(ways, key=lambda way: statistics.median(times[way.name]))
+    seconds = race.medians(race.interleave({way.name: way.call for way in ways}, race.QUICK))
+    return min(ways, key=lambda way: seconds[way.name])
 
 
 # --- every primitive ------------------------------------------------------------------------------
@@ -168,7 +165,7 @@ def test_what_is_far_behind_gets_one_round() -> None:
         name: lambda name=name: called.append(name) for name in ("ours", "slow", "behind", "near")
     }
     first = {"ours": 0.06, "slow": 3.0, "behind": 0.7, "near": 0.5}
-    times = compare.interleave(calls, compare.NORMAL, first)
+    times = race.interleave(calls, race.NORMAL, first)
     assert set(called) == {"ours", "near"}
     assert len(times.pop("ours")) == len(times.pop("near")) > 1
     assert times == {"slow": [3.0], "behind": [0.7]}
@@ -181,9 +178,8 @@ def test_what_computes_something_else_is_refused() -> None:
 
 
 def test_what_is_wanted_is_compared() -> None:
-    labels: list[str] = []
-    for records, _ in compare.SUITES.values():
-        assert not list(records(quick=False, effort=compare.QUICK, wanted=labels.append))
+    labels = [case.label for suite in suites.SUITES for case in suites.cases(suite)]
+    assert suites.SUITES.keys() == compare.LIBRARIES.keys()
     assert len(labels) == len(set(labels))
     found = [next((p for p, _ in compare.WANTS if re.search(p, label)), None) for label in labels]
     assert {pattern for pattern, _ in compare.WANTS} == set(found) - {None}

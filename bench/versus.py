@@ -3,10 +3,10 @@
     python bench/versus.py OTHER_PYTHON [--only REGEX] [--rounds N] [--slower RATIO] [--threads N]
 
 OTHER_PYTHON is an interpreter that imports the build to compare with, such as an older one. Each
-call of `pullback.cases` and of `LARGE` is timed in both, in turns, so that what disturbs the
-machine disturbs both; the medians over the rounds count. What is slower by more than RATIO is timed
-again, for longer, and counts with the better of the two. It prints the median ratio of each
-primitive's methods, then what is slower, and exits with 1 if anything is.
+call of `pullback.cases` and of `LARGE` is timed in both, in turns, so that a disturbance of the
+machine affects both. The medians over the rounds count. A call that is slower by more than RATIO is
+timed again, for longer, and the better time counts. The output has the median ratio of each
+primitive's methods, then the slower calls. The exit code is 1 if there are any.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Draw the documents' figures: what a fit takes, from measured times, and a path of penalties.
+"""Draw the documents' figures: benchmarks, the times of fits, and the deviance along a penalty.
 
     python docs/figures.py
 
-It needs the extra `examples`. ``bench/compare.py fits --json docs/fits.json`` measures the times.
+It needs the extra `examples`. ``bench/compare.py fits --json docs/fits.json`` measures the fits,
+``pullback bench --report DIR`` the benchmarks, whose ``report.json`` is ``docs/benchmarks.json``.
 """
 
 from __future__ import annotations
@@ -14,43 +15,21 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-mpl.use("svg")
+mpl.use("agg")
 import matplotlib.pyplot as plt
+from pullback.bench import figures
 from pullback.interop.sklearn import LinearClassifier
 from pullback.losses import losses
 from sklearn.datasets import load_breast_cancer
 from sklearn.model_selection import StratifiedKFold
 
 DOCS = Path(__file__).parent
-COLOURS = {"pullback": "#1f6f8b", "scikit-learn": "#e08e45", "glum": "#9a8c98"}
-
-mpl.rcParams.update(
-    {"svg.hashsalt": "pullback", "svg.fonttype": "none", "font.size": 10, "axes.spines.top": False}
-)
-mpl.rcParams["axes.spines.right"] = False
+mpl.rcParams.update(figures.SETTINGS)
 
 
 def fits() -> Any:
-    """Bars of the seconds of each fit, on a logarithmic axis."""
-    records = json.loads((DOCS / "fits.json").read_text(encoding="utf-8"))["records"]
-    figure, axes = plt.subplots(figsize=(8, 0.75 * len(records) + 1))
-    height = 0.26
-    for row, record in enumerate(records):
-        times = {"pullback": record["pullback"], **record["peers"]}
-        for k, (library, colour) in enumerate(COLOURS.items()):
-            if library not in times:
-                continue
-            at, seconds = row + (k - 1) * height, times[library]
-            axes.barh(at, seconds, height, color=colour, label=library if row == 0 else None)
-            axes.text(seconds * 1.05, at, f"{seconds:.3g} s", va="center", fontsize=8)
-    cases = [record["case"].removeprefix("fit ").replace("_", " ") for record in records]
-    axes.set_yticks(range(len(records)), cases)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel("seconds to a gradient of 1e-8 of the first (logarithmic)")
-    axes.set_xlim(right=axes.get_xlim()[1] * 1.8)
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(COLOURS))
-    return figure
+    """Bars of the seconds of each fit."""
+    return figures.fits(json.loads((DOCS / "fits.json").read_text(encoding="utf-8"))["records"])
 
 
 def penalty() -> Any:
@@ -89,10 +68,10 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     for draw in (fits, penalty):
         figure = draw()
-        figure.savefig(
-            folder / f"{draw.__name__}.svg", bbox_inches="tight", metadata={"Date": None}
-        )
+        figures.save_svg(figure, folder / f"{draw.__name__}.svg")
         plt.close(figure)
+    report = json.loads((DOCS / "benchmarks.json").read_text(encoding="utf-8"))
+    figures.save(report, folder / "benchmarks", png=False)
 
 
 if __name__ == "__main__":

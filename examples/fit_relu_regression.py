@@ -1,13 +1,13 @@
 """Fit a rectified linear model to real data, with pullback's gradient and with NumPy's.
 
-The table is scikit-learn's bundled diabetes table: ten baseline measurements of 442 patients, and
-how far the disease had progressed a year later. What is fitted is the progression beyond that of
-the median patient, zero for half of them, so the model y ~ max(0, X w + b) has a flat side to find.
-SciPy's L-BFGS-B asks for the loss and its gradient at one theta = (w, b) after another, and
-`pullback.LinearObjective` gives both in one pass over X.
+The data are scikit-learn's bundled diabetes table: ten baseline measurements of 442 patients, and a
+measure of the disease's progression a year later. The target is the progression beyond that of the
+median patient, and 0 for the other half. The model y ~ max(0, X w + b) therefore has to find the
+samples on its flat side. SciPy's L-BFGS-B calls for the loss and its gradient at a sequence of
+theta = (w, b), and `pullback.LinearObjective` returns both from one pass over X.
 
-One sees that both ways end at the same loss (else the exit code is 1), the parameters side by side,
-what a fit and one evaluation take, and in a PNG file the losses on the way.
+The output shows the final losses (if they differ, the exit code is 1), the parameters side by side,
+and the times of a fit and of one evaluation. A PNG file shows the losses during the fit.
 
 Run it with ``pip install pullback[examples]`` and ``python examples/fit_relu_regression.py``.
 """
@@ -58,7 +58,7 @@ def load() -> tuple[Array, Array, list[str]]:
 
 
 def numpy_objective(X: Array, y: Array) -> Objective:
-    """Return loss and gradient as one writes them in NumPy: X is read for z, and again for it."""
+    """Return loss and gradient in plain NumPy, which reads X twice: for z and for the gradient."""
 
     def value_and_grad(theta: Array) -> tuple[float, Array]:
         z = X @ theta[:-1] + theta[-1]
@@ -133,7 +133,7 @@ def draw(fits: dict[str, Fit], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Fit]:
-    """Fit, compare, print, draw; return the fits for whoever wants to look closer."""
+    """Fit, compare, print and draw; return the fits."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--output",

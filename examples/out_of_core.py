@@ -1,15 +1,15 @@
 """Fit a Poisson regression to a table on disk that does not fit into memory.
 
-The table is made up: features, and counts drawn from a Poisson distribution whose logarithmic mean
-is linear in them, with coefficients that are known. The script forbids itself more memory than
-``--memory`` beyond what it starts with, by resource.setrlimit, so that NumPy cannot read the table
-(this is tried). `pullback.LinearObjective` takes chunks of it instead, each mapped while it is read
-and no longer, and SciPy's L-BFGS-B takes the objective as it would any other. The standard errors
-come from the curvature, in one more pass.
+The table is generated: features, and counts from a Poisson distribution whose logarithmic mean is
+linear in the features, with known coefficients. The script limits its own memory by
+resource.setrlimit to ``--memory`` beyond what it starts with, so NumPy cannot read the whole table
+(the script tries it). `pullback.LinearObjective` takes chunks of the table instead. Each chunk is
+mapped only while it is read. SciPy's L-BFGS-B uses the objective like any other function. The
+standard errors come from the curvature, in one more pass.
 
-One sees the true coefficients beside the fitted ones, none of them further off than five standard
-errors, and how fast the table was read. The exit code is 1 if the table can be read at once, the
-fit does not converge or a coefficient is wrong. The file is removed at the end.
+The output shows the true and the fitted coefficients, which differ by at most five standard errors,
+and the speed of reading. The exit code is 1 if the table can be read at once, the fit does not
+converge, or a coefficient is wrong. The file is removed at the end.
 
 Run it, on Linux, with ``pip install pullback[examples]`` and ``python examples/out_of_core.py
 --megabytes 4000 --memory 100``.
@@ -63,7 +63,7 @@ def write(path: Path, rows: int, theta: Array) -> None:
 
 
 def mapped(path: Path, rows: int, columns: int) -> Chunks:
-    """Return what goes over the table, as often as it is asked to."""
+    """Return a function that iterates over the chunks of the table, each time anew."""
 
     def chunks() -> Iterator[tuple[Array, Array]]:
         for begin, count in split(rows, columns):
@@ -103,7 +103,7 @@ def rehearse() -> None:
 
 
 def report(path: Path, rows: int, truth: Array) -> None:
-    """Fit, print what came out, and stop if it is wrong."""
+    """Fit, print the result, and exit if it is wrong."""
     try:
         np.fromfile(path)
     except MemoryError:

@@ -1,14 +1,15 @@
 """Train a two-layer ReLU network on handwritten digits, step for step as PyTorch does.
 
-The table is scikit-learn's bundled digits: 1797 pictures of 8 x 8 pixels. The hidden layer is
-`pullback.linear` with a rectifier. On it stand ten classes: `pullback.softmax_cross_entropy` gives
-the loss, the gradients of the second layer and, by ``wrt``, that of the hidden layer, in one pass,
-and `pullback.linear.vjp` takes it back through the first. The network is trained by stochastic
-gradient descent with momentum; and where PyTorch is installed, so is the same in PyTorch, from the
-same start on the same batches.
+The data are scikit-learn's bundled digits: 1797 pictures of 8 x 8 pixels. The hidden layer is
+`pullback.linear` with a rectifier. The second layer has ten classes. One call of
+`pullback.softmax_cross_entropy` returns the loss, the gradients of the second layer and, by
+``wrt``, the cotangent of the hidden layer. `pullback.linear.vjp` pulls that cotangent back through
+the first layer. The network is trained by stochastic gradient descent with momentum. If PyTorch is
+installed, the same network is trained in PyTorch, from the same start on the same batches.
 
-One sees the loss curves agree to 1e-5 at every step (else the exit code is 1) and what a step takes
-in each, the share of unseen digits read right, and in a PNG file the curves.
+The output shows that the losses agree to 1e-5 at every step (otherwise the exit code is 1), the
+time of a step, and the share of test digits that are classified correctly. A PNG file shows the
+loss curves.
 
 Run it with ``pip install pullback[examples]`` and ``python examples/train_mlp.py``; for the
 comparison ``pip install torch`` as well.
@@ -55,7 +56,7 @@ class Training:
 
 @dataclass
 class Task:
-    """What is learned from, tested on and started from; batches are rows of X, step by step."""
+    """Training data, test data and start; `batches` holds the rows of X for each step."""
 
     X: Array
     y: Array
@@ -174,7 +175,7 @@ def draw(trainings: dict[str, Training], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Training]:
-    """Train, compare, print, draw; return the trainings for whoever wants to look closer."""
+    """Train, compare, print and draw; return the trainings."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hidden", type=int, default=64, help="hidden units (default: 64)")
     parser.add_argument("--steps", type=int, default=100, help="(default: 100)")

@@ -1,10 +1,10 @@
-"""How well do the tests see faults? Small mutations of the sources, each run against quick tests.
+"""Measure how well the tests detect faults: run quick tests on small mutations of the sources.
 
-``tests/mutants.txt`` is the table. All mutations in C++ are compiled together, once, for one
-instruction set, and the environment variable ``MUTANT`` chooses one at run time; those in Python
+``tests/mutants.txt`` is the table of mutations. Those in C++ are compiled together, once, for one
+instruction set, and the environment variable ``MUTANT`` chooses one at run time. Those in Python
 are made in a copy of the package. A mutant is killed if one of its tests fails, crashes or takes
-far longer than without it. Results are kept, so that the next run does what is new or has changed,
-in the tests or in the file that a mutant is in.
+far longer than without it. Results are kept, so the next run repeats only mutants that are new, or
+whose tests or source file have changed.
 
     python tests/mutate.py [--only REGEX] [--list] [-n WORKERS] [--keep DIR] [--fresh]
 

@@ -21,7 +21,7 @@ import pytest
 from oracles import assert_same_bits
 from pullback import config
 from pullback.elementwise import make_elementwise
-from pullback.engine import ORACLE
+from pullback.oracle.engine import ORACLE
 from pullback.products import Product
 from pullback.tables.elementwise import OPS, OpRow
 from pullback.tables.products import PRODUCTS

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from linear_models import loss_of
 from oracles import assert_same_bits, special_values, ulp_error
 from protocol import dtypes, each
-from pullback.chain import Chain
+from pullback.chains import Chain
 from pullback.tables.elementwise import OPS
 
 UNARY = [name for name, row in OPS.items() if row.nin == 1]

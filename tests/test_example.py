@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -24,6 +25,26 @@ def load(name: str) -> Any:
     sys.modules[name] = module  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module
+
+
+def test_tour() -> None:
+    """The notebook runs from top to bottom, and is stored without results."""
+    plt = pytest.importorskip("matplotlib.pyplot")
+    pytest.importorskip("sklearn")
+    cells = json.loads((EXAMPLES / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
+    names: dict[str, Any] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    plt.close("all")
+    X, theta = names["X"], names["theta"]
+    assert np.abs(pb.reference.logistic.grad(X, names["y"], theta[:3], theta[3])[0]).max() < 1e-9
+    X1 = np.column_stack([X, np.ones(len(X))])
+    p = 1 / (1 + np.exp(-X1 @ theta))
+    covariance = np.linalg.inv(X1.T @ (X1 * (p * (1 - p))[:, None]))
+    np.testing.assert_allclose(names["errors"], np.sqrt(covariance.diagonal()), rtol=1e-6)
+    assert names["trained"].fun < names["fit"].fun < names["value"]
 
 
 def assert_picture(path: Path) -> None:
@@ -64,7 +85,7 @@ def test_logistic_breast_cancer(
     for C in ("1", "0.1"):
         assert example.main(["--C", C]) <= 1e-6
     shown = capsys.readouterr().out
-    for text in ("mean radius", "(intercept)", "scikit-learn", "told right"):
+    for text in ("mean radius", "(intercept)", "scikit-learn", "classified correctly"):
         assert text in shown
 
     right = example.fit

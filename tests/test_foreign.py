@@ -181,21 +181,21 @@ REFUSALS = {
     "objects": Refusal(
         lambda: np.array([1.0, 2, 3], object), "dtype object, .*; of numbers, astype"
     ),
-    "complex": Refusal(lambda: Y + 1j, "dtype complex128, .* real and imaginary parts go in apart"),
+    "complex": Refusal(lambda: Y + 1j, "dtype complex128, .* real and imaginary parts separately"),
     "dates": Refusal(
         lambda: np.array(["2020"] * 3, "M8[D]"), r"dtype datetime64\[D\], .* subtracted"
     ),
-    "a ragged list": Refusal(lambda: [[1.0], [1.0, 2.0]], "makes no array: .* inhomogeneous"),
-    "a dict": Refusal(lambda: {"a": 1}, "must be numbers, or make an array of them, not {'a': 1}"),
-    "a set": Refusal(lambda: {1.0}, "must be numbers, or make an array of them, not {1.0}"),
+    "a ragged list": Refusal(lambda: [[1.0], [1.0, 2.0]], "to an array: .* inhomogeneous"),
+    "a dict": Refusal(lambda: {"a": 1}, "must be numbers, or convert .* of them, not {'a': 1}"),
+    "a set": Refusal(lambda: {1.0}, "must be numbers, or convert to an array of them, not {1.0}"),
     "a sparse matrix": Refusal(lambda: sp.csr_array(X), r"is sparse, .*; give \w+\.toarray\(\)"),
     "a sparse vector": Refusal(lambda: sp.coo_array(Y), r"is sparse, .*; give \w+\.toarray\(\)"),
     "a tensor that requires grad": Refusal(
         lambda: Tensor(Y, RuntimeError("Can't call numpy(). Use detach().")),
-        r"makes no array: Can't call numpy\(\)\. Use detach\(\)\.",
+        r"does not convert to an array: Can't call numpy\(\)\. Use detach\(\)\.",
     ),
     "a tensor on a device": Refusal(
-        lambda: Tensor(Y, TypeError("can't convert cuda")), "makes no array: can't convert cuda"
+        lambda: Tensor(Y, TypeError("can't convert cuda")), "to an array: can't convert cuda"
     ),
     "a categorical": Refusal(
         lambda: pd.Series(["a", "b", "a"], dtype="category"),
@@ -211,11 +211,11 @@ REFUSALS = {
         lambda: pd.DataFrame(
             {"a": Y, "c": pd.Categorical(list("xyx")), "o": np.array([1, 2, 3], object)}
         ),
-        r"columns that are no numbers: 'c' \(category\), 'o' \(object\); .*get_dummies",
+        r"columns that are not numbers: 'c' \(category\), 'o' \(object\); .*get_dummies",
     ),
     "a table with strings": Refusal(
         lambda: OfColumns(a=Column("double", Y), b=Column("string", ["u", "v", "w"])),
-        r"columns that are no numbers: 'b' \(string\)",
+        r"columns that are not numbers: 'b' \(string\)",
     ),
 }
 
@@ -336,7 +336,7 @@ MEET = {
 @backends
 @pytest.mark.parametrize("name", MEET)
 def test_other_labels_are_refused(name: str, primitives: Any) -> None:
-    with pytest.raises(ValueError, match=rf"^{name}: \w+ and \w+ have other labels: align"):
+    with pytest.raises(ValueError, match=rf"^{name}: \w+ and \w+ have different labels: align"):
         MEET[name](primitives)
 
 
@@ -552,7 +552,7 @@ def test_chunks_without_rows_add_nothing(name: str, primitives: Any) -> None:
         objective = pb.LinearObjective(chunks, loss=P.logistic)
         assert_same_leaves(objective.value_and_grad(theta), whole.value_and_grad(theta))
         assert_same_bits(objective.hvp(theta, v), whole.hvp(theta, v))
-    with pytest.raises(ValueError, match="^LinearObjective: X holds no chunks that hold samples"):
+    with pytest.raises(ValueError, match="^LinearObjective: X has no chunks with samples"):
         pb.LinearObjective([nothing, nothing], loss=P.logistic)
 
 

@@ -12,8 +12,9 @@ import pullback as pb
 import pytest
 from pullback import config, reference
 from pullback.design_matrix import as_data
-from pullback.engine import BACKEND, ORACLE
-from pullback.gram import gram_matrices
+from pullback.engine import BACKEND
+from pullback.grams import gram_matrices
+from pullback.oracle.engine import ORACLE
 from scipy import sparse
 
 TWINS = (pb.gram, reference.gram)

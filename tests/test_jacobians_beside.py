@@ -62,7 +62,7 @@ def test_is_its_matrix_to_numpy(kind: str, dtype: np.dtype) -> None:
         assert (J + A.astype(np.float64)).dtype == np.float64
         np.asarray(J)[...] = 9  # belongs to the caller
         np.testing.assert_array_equal(J.todense(), dense)
-        with pytest.raises(ValueError, match=f"a {kind} makes no array without a copy"):
+        with pytest.raises(ValueError, match=f"a {kind} cannot become an array without a copy"):
             np.asarray(J, copy=False)
         assert not hasattr(J, "__dict__")
 

@@ -322,8 +322,8 @@ def test_bad_targets(case: Case, method: str, primitives: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "bad", "needs"),
     [
-        ("logistic", 2.0, r"needs to be in \[0, 1\]; labels of any two.* encode: y == positive"),
-        ("hinge", 0.0, r"needs -1 or 1; labels of any two.* np.where\(y == positive, 1, -1\)"),
+        ("logistic", 2.0, r"needs to be in \[0, 1\]; encode other labels.* first: y == positive"),
+        ("hinge", 0.0, r"needs -1 or 1; encode other labels.* np.where\(y == positive, 1, -1\)"),
         ("poisson", -1.0, r"needs.*(not|negative|>=|0)"),
         ("gamma", 0.0, r"needs.*(positive|> 0)"),
         ("huber", math.nan, r"needs.*finite"),
@@ -354,18 +354,18 @@ LABELS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("logistic", r"two values, strings included, .*: y == positive makes 0 and 1 of them"),
-        ("hinge", r"two values, strings included, .*: np\.where\(y == positive, 1, -1\)"),
-        ("softmax_cross_entropy", r"values, strings .*: np\.unique\(y, return_inverse=True\)\[1\]"),
+        ("logistic", r"y == positive makes 0 and 1 of them"),
+        ("hinge", r"np\.where\(y == positive, 1, -1\)"),
+        ("softmax_cross_entropy", r"np\.unique\(y, return_inverse=True\)\[1\]"),
     ],
 )
 def test_labels_that_are_no_numbers(
     name: str, advice: str, label: Callable[[Any], Any], primitives: Any
 ) -> None:
-    """The message says whose task it is to encode them, and how."""
+    """The message says that they have to be encoded first, and how."""
     loss, y = getattr(primitives, name), label(["no", "yes", "no"])
     w = np.ones((3, 3)) if name == "softmax_cross_entropy" else np.ones(3)
-    asked = rf"y has dtype .*, needs .*labels of any {advice}"
+    asked = rf"y has dtype .*, needs .*encode other labels, such as strings, first: {advice}"
     with pytest.raises(TypeError, match=rf"^{name}.value: argument {asked}"):
         loss.value(np.eye(3), y, w)
     with pytest.raises(TypeError, match=rf"^{name}.pointwise: argument {asked}"):

@@ -207,7 +207,7 @@ def test_lists_of_numbers(given: Any) -> None:
     "given", [[[1.0, 2.0], [3.0]], [[1.0], [2.0, 3.0]], [1.0, [2.0]], [[1], 2]]
 )
 def test_lists_that_are_ragged(given: Any) -> None:
-    with pytest.raises(ValueError, match=r"squared_norm2\.grad: argument x makes no array"):
+    with pytest.raises(ValueError, match=r"squared_norm2\.grad: argument x does not convert"):
         pb.squared_norm2.grad(given)
 
 

@@ -14,8 +14,8 @@ from oracles import assert_same_bits
 from protocol import dtypes, each, leaves, native, on_every_target, rows
 from pullback import reference
 from pullback.elementwise import Elementwise, make_elementwise, method_docstring
-from pullback.engine import ORACLE
 from pullback.jacobians import Diagonal
+from pullback.oracle.engine import ORACLE
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow
 
 by_row = pytest.mark.parametrize("row", OPS.values(), ids=OPS.keys())

@@ -20,8 +20,8 @@ from protocol import dtypes, native, twin_on
 from pullback import reference
 from pullback.contraction import summed_product
 from pullback.elementwise import make_elementwise
-from pullback.engine import ORACLE
 from pullback.oracle import products as definitions
+from pullback.oracle.engine import ORACLE
 from pullback.oracle.products import product_results
 from pullback.reference import bilinear_form, linear, matmul, quadratic_form
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP

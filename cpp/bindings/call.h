@@ -1,4 +1,4 @@
-// What every call of a kernel has in common, whatever it computes.
+// The common part of all calls of kernels.
 #ifndef PULLBACK_CPP_BINDINGS_CALL_H_
 #define PULLBACK_CPP_BINDINGS_CALL_H_
 
@@ -7,9 +7,9 @@
 
 namespace pullback {
 
-// Runs kernel(poll). Where the work is long enough to be worth it the GIL is given up, and signal
-// handlers run meanwhile; else the poll is null. False with an exception set unless it is done:
-// what interrupts a kernel is a handler that raised.
+// Runs kernel(poll). If the work is long enough, the GIL is released and signal handlers run in
+// between; otherwise the poll is null. Returns false, with an exception set, unless the work is
+// done: a kernel is interrupted only by a handler that raises.
 template <class Kernel>
 bool RunKernel(bool long_enough, const Kernel& kernel) {
   Outcome outcome;

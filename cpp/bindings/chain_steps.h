@@ -1,4 +1,4 @@
-// What chains are made of: calls of primitives' methods, as pullback.chain_steps describes them.
+// The steps of chains: calls of primitives' methods, as pullback.chain_steps describes them.
 #ifndef PULLBACK_CPP_BINDINGS_CHAIN_STEPS_H_
 #define PULLBACK_CPP_BINDINGS_CHAIN_STEPS_H_
 
@@ -11,12 +11,12 @@
 
 namespace pullback {
 
-// A call of the running value, and of its tangent or the value's cotangent, which stand among
-// arguments that are bound.
+// A call whose arguments are bound, except for the running value and its tangent or cotangent.
 class BoundCall {
  public:
-  // (function, arguments, options), where two objects mark what is not bound; or None. `numbers`
-  // says that Python's take the dtype of both. False with an exception set.
+  // From (function, arguments, options), where two objects are placeholders for arguments that are
+  // not bound, or from None. `numbers`: Python numbers take the dtype of both. False with an
+  // exception set.
   bool Read(PyObject* given, PyObject* x, PyObject* other, bool numbers = false);
 
   explicit operator bool() const { return static_cast<bool>(function_); }
@@ -58,11 +58,11 @@ class BoundCall {
   struct Argument {
     Kind kind;
     Ref bound;
-    std::array<Ref, kDTypes> as;  // of a number beside arrays, which are spared to convert it
+    std::array<Ref, kDTypes> as;  // a number beside arrays, converted to each dtype
   };
 
   Ref function_, names_;
-  std::vector<Argument> arguments_;  // by keyword behind those by position
+  std::vector<Argument> arguments_;  // positional ones, then keywords
   size_t positional_ = 0;
 };
 
@@ -70,18 +70,18 @@ class BoundCall {
 struct Link {
   OpPlace op;
   Place place;
-  Ref bound;  // null where there is none
+  Ref bound;  // null if there is none
 };
 
 // An operation and its operands.
 struct Step {
   BoundCall value, jvp, vjp;
-  BoundCall pull;  // a tuple of the cotangents of the running value and of bound operands
-  BoundCall both;  // value and gradient; or none
+  BoundCall pull;  // returns the cotangents of the running value and of bound operands
+  BoundCall both;  // returns value and gradient, if one call does
   BoundCall jacobian;
-  size_t bound = 0;                // operands that have cotangents
-  bool checks = false;             // the shape of a cotangent that has as many axes as the value
-  std::optional<Link> link;        // of what runs together with its neighbours
+  size_t bound = 0;                // number of bound operands with cotangents
+  bool checks = false;             // whether it checks cotangents with as many axes as the value
+  std::optional<Link> link;        // if it can run together with its neighbours
   std::vector<Py_ssize_t> places;  // of the running value
   Ref text;                        // for messages
 };

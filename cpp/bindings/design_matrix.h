@@ -1,4 +1,4 @@
-// The data of linear models and their targets, as kernels take them.
+// The data and targets of linear models, in the form that kernels take.
 #ifndef PULLBACK_CPP_BINDINGS_DESIGN_MATRIX_H_
 #define PULLBACK_CPP_BINDINGS_DESIGN_MATRIX_H_
 
@@ -10,16 +10,16 @@
 
 namespace pullback {
 
-// What an engine does not take: null, with a TypeError. Its checks guard memory, the Python layer
-// has told the caller what is wrong before.
+// Sets a TypeError about an argument that an engine does not take, and returns null. An engine's
+// checks protect memory; the Python layer has checked arguments, with full messages, before.
 inline PyObject* Refuse(const char* function, const char* argument) {
   return PyErr_Format(PyExc_TypeError, "%s: %s is not what the engine takes", function, argument);
 }
 
-// Whether a pass over X is long enough to go without the GIL.
+// Whether a pass over X is long enough to release the GIL.
 bool IsLarge(const Design& X, size_t outputs);
 
-// C-contiguous, of `type`, that many elements.
+// Whether it is C-contiguous, of `type`, with that many elements.
 bool IsBlock(PyObject* object, int type, size_t size);
 
 // An exact array of numbers as a C-contiguous one of `type`: itself, or a copy. Null, perhaps with
@@ -33,8 +33,8 @@ inline Ref AsBlock(PyObject* object, int type) {
   return Ref(Py_NewRef(object));
 }
 
-// The dtype of the gradient by an exact array of numbers: float32 by float16 and float32, else
-// float64, since an integer is no storage format. Nothing for others.
+// The dtype of the gradient for an exact array of numbers: float32 for float16 and float32, and
+// float64 otherwise. Nothing for other arrays.
 std::optional<DType> OtherGradientType(PyObject* object);
 inline std::optional<DType> GradientType(PyObject* object) {
   const std::optional<DType> own = KernelArray(object);
@@ -57,41 +57,41 @@ constexpr TargetType TargetOf(DType dtype) {
   return dtype == DType::kFloat32 ? TargetType::kFloat32 : TargetType::kFloat64;
 }
 
-// `object` as dense X; false unless it is an array of rows or columns that kernels can read where
-// it lies.
+// Reads `object` as dense X; false unless it is an array of rows or columns that kernels can read
+// in place.
 bool DenseDesign(PyObject* object, Design& X);
 
-// How an exact array of float16 or ml_dtypes' bfloat16 that kernels can read is stored. Nothing for
-// others. The first look at a bfloat16 may run Python code.
+// The storage of an exact array of float16 or ml_dtypes' bfloat16 that kernels can read. Nothing
+// for others. The first test for a bfloat16 may run Python code.
 std::optional<Stored> NarrowArray(PyObject* object);
 
-// DenseDesign of such an array, which the driver of the losses widens.
+// The same as DenseDesign for such an array, which the driver of the losses widens.
 bool NarrowDesign(PyObject* object, Design& X);
 
-// X as engines take a sparse one: (format, data, indices, indptr, shape).
+// A sparse X in the form that engines take: (format, data, indices, indptr, shape).
 bool EngineSparse(PyObject* object, Design& X);
 
-// What engines take, into a problem that knows its loss and outputs: X, which is an array or
-// (format, data, indices, indptr, shape), targets unless null, weights and an offset unless None.
-// Returns the argument that is something else, or null.
+// Reads an engine's arguments into a problem that knows its loss and outputs: X, which is an array
+// or (format, data, indices, indptr, shape), targets unless null, weights and an offset unless
+// None. Returns the name of an argument that is something else, or null.
 const char* ReadSamples(PyObject* X, PyObject* y, PyObject* weight, PyObject* offset,
                         LinearProblem& problem);
 
 // A user's X, alive for as long as its kernels run.
 class UserDesign {
  public:
-  // False, perhaps with an exception set, unless kernels can read `object` where it lies, or in a
-  // copy of all of it. This may run Python code: it comes before the first look at other arguments.
+  // False, perhaps with an exception set, unless kernels can read `object` in place, or in a copy
+  // of all of it. This may run Python code, so it comes before other arguments are examined.
   bool Take(PyObject* object, Design& X) { return DenseDesign(object, X) || TakeOther(object, X); }
 
-  // The same, for kernels that read what is stored otherwise than computed too.
+  // The same, for kernels that can also read elements stored in another dtype than they compute in.
   bool TakeAsStored(PyObject* object, Design& X) {
     return DenseDesign(object, X) || NarrowDesign(object, X) || TakeOther(object, X);
   }
 
  private:
-  // Each attribute may be a property, which may change what the others have returned: all of them
-  // come before the first look into an array.
+  // An attribute may be a property that changes arrays which others have returned, so all are read
+  // before the first array is examined.
   bool TakeSparse(PyObject* object, Design& X);
   bool TakeOther(PyObject* object, Design& X);
 
@@ -101,9 +101,9 @@ class UserDesign {
 // A user's targets and weights, alive for as long as its kernels run.
 class UserTargets {
  public:
-  // Into a problem that has its loss and X. False, perhaps with an exception set, unless they are
-  // arrays, which are copied where kernels cannot read them: targets of (rows,), or (rows, outputs)
-  // where the outputs have an axis, or labels, and weights of (rows,) unless null or None.
+  // Reads them into a problem that has its loss and X. They are copied if kernels cannot read them.
+  // False, perhaps with an exception set, unless targets are an array of (rows,), of (rows,
+  // outputs) if the outputs have an axis, or labels, and weights of (rows,), null or None.
   bool Take(PyObject* y, PyObject* weight, std::optional<npy_intp> outputs, LinearProblem& problem);
 
   PyObject* y() const { return y_.get(); }
@@ -115,19 +115,20 @@ class UserTargets {
 // A user's offset of the predictions, alive for as long as its kernels run.
 class UserOffset {
  public:
-  // Into a problem that has its X. False, perhaps with an exception set, unless it is null, None or
-  // an array, which is copied where kernels cannot read it: (rows,), or (rows, outputs) where the
-  // outputs have an axis.
+  // Reads it into a problem that has its X; it is copied if kernels cannot read it. False, perhaps
+  // with an exception set, unless it is null, None or an array of (rows,), or of (rows, outputs) if
+  // the outputs have an axis.
   bool Take(PyObject* offset, std::optional<npy_intp> outputs, LinearProblem& problem);
 
  private:
   Ref offset_;
 };
 
-// The sum of a problem's weights, or its rows, with the bits of NumPy's sum. The GIL is held.
+// The sum of a problem's weights, or the number of its rows, with the bits of NumPy's sum. The GIL
+// is held.
 double SumOfWeights(const LinearProblem& problem);
 
-// Whether a mean may be divided by such a sum; of others, Python brings the weights near 1.
+// Whether a mean may be divided by this sum; otherwise Python scales the weights to near 1.
 constexpr bool IsOrdinary(double sum) { return 0x1p-500 < sum && sum < 0x1p500; }
 
 }  // namespace pullback

@@ -6,14 +6,14 @@
 namespace pullback {
 
 // A ufunc for one method of one op ("tanh", "vjp") with float32 and float64 loops and the dtype
-// rule as its promoter. Before NumPy sees anything but arrays and Python's numbers, they go through
-// `door(operands, out, where)`, which returns the operands; None for no door. A call that leaves
-// the last operand out gets `last`, unless that is None. New reference; null with an exception set.
+// rule as its promoter. Operands other than arrays and Python numbers first go through
+// `door(operands, out, where)`, which returns the operands; None for no door. A call without the
+// last operand gets `last`, unless that is None. New reference; null with an exception set.
 PyObject* NewUfunc(const char* op, const char* method, const char* name, const char* doc,
                    PyObject* door, PyObject* last);
 
-// A method of an op that calls `fallback` for what no kernel takes. New reference; null with an
-// exception set.
+// A method of an op that calls `fallback` for arguments that no kernel takes. New reference; null
+// with an exception set.
 PyObject* NewElementwiseMethod(const char* op, const char* method, PyObject* fallback);
 
 // The op whose value a unary ufunc of ours computes; null for anything else.

@@ -5,9 +5,9 @@
 
 namespace pullback {
 
-// `gram` with the signature of `fallback`, which is called for all but plain arrays and sparse
-// matrices that the kernel can read where they lie or in a small copy. New reference; null with an
-// exception set.
+// `gram` with the signature of `fallback`. The kernel takes plain arrays and sparse matrices that
+// it can read in place or in a small copy; `fallback` is called for all others. New reference; null
+// with an exception set.
 PyObject* NewGramMethod(PyObject* fallback);
 
 // Adds gram_sums, the engine behind pullback.gram.

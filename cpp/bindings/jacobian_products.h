@@ -6,8 +6,8 @@
 
 namespace pullback {
 
-// left @ right as pullback.jacobians.algebra has it, to the bit. New reference; null with an
-// exception set. All of them are Python's until it has told its rules.
+// left @ right with the same bits as pullback.jacobians.algebra. New reference; null with an
+// exception set. Until Python has passed its rules, Python computes all products.
 Ref JacobianProduct(PyObject* left, PyObject* right);
 
 }  // namespace pullback

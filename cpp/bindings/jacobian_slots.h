@@ -1,4 +1,4 @@
-// The classes of pullback.jacobians, and where their slots are.
+// The classes of pullback.jacobians, and the offsets of their slots.
 #ifndef PULLBACK_CPP_BINDINGS_JACOBIAN_SLOTS_H_
 #define PULLBACK_CPP_BINDINGS_JACOBIAN_SLOTS_H_
 
@@ -53,7 +53,7 @@ struct Class {
   std::array<Py_ssize_t, kMostSlots> offset;
 };
 
-// What Python has told, for as long as the process lives; no types and null until then.
+// What Python has passed, kept for the life of the process; no types and null before.
 extern std::array<Class, kKinds> classes;
 extern PyObject* rules;       // {(type, type): rule}, None where two stay apart
 extern PyObject* no_batches;  // ((), ())
@@ -65,14 +65,14 @@ inline Kind KindOf(PyObject* object) {
   return static_cast<Kind>(kind);
 }
 
-// What a slot holds, borrowed; null where it is empty.
+// The object in a slot, borrowed; null if it is empty.
 inline PyObject*& Held(PyObject* jacobian, Kind kind, size_t slot) {
   char* const at = reinterpret_cast<char*>(jacobian) + classes[kind].offset[slot];
   return *reinterpret_cast<PyObject**>(at);
 }
 
-// A product of factors that have no rule with each other; takes over what it is given, and is null
-// where that is.
+// A product of factors without a rule for each other. It takes over its arguments, and is null if
+// one of them is.
 Ref ProductOf(PyObject* dtype, Ref operand, Ref result, Ref factors);
 
 // Adds jacobian_product and jacobian_elements, which move vectors and find elements.

@@ -6,10 +6,10 @@
 namespace pullback {
 
 // `value`, `value_and_grad`, `grad`, `hvp`, `curvature`, `partial`, `pointwise` or `pointwise.` and
-// a method of its own, with the signature of `fallback`, which is called for all but plain arrays
-// that the kernel can read where they lie or in a small copy, and for bad rows. `sums`: for
-// `partial`, the class of its results and the loss's title. New reference; null with an exception
-// set.
+// one of its methods, with the signature of `fallback`. The kernel takes plain arrays that it can
+// read in place or in a small copy; `fallback` is called for all others, and for bad rows. `sums`:
+// for `partial`, the class of its results and the loss's title. New reference; null with an
+// exception set.
 PyObject* NewLossMethod(const char* loss, double parameter, const char* method, PyObject* sums,
                         PyObject* fallback);
 

@@ -33,7 +33,7 @@ inline ptrdiff_t InElements(npy_intp bytes, npy_intp item) {
                                 : bytes / ptrdiff_t{sizeof(float)};
 }
 
-// An array, or memory as one; strides in bytes. False where there is none.
+// An array, or memory in the form of one; strides in bytes. False if there is none.
 struct Strided {
   char* data = nullptr;
   size_t ndim = 0;
@@ -57,7 +57,7 @@ inline Strided AsStrided(PyArrayObject* array) {
           PyArray_ITEMSIZE(array), array};
 }
 
-// Which of the axes of a matrix an array ends in.
+// The axes of a matrix with which an array ends.
 enum Ends : unsigned { kInNone = 0, kInColumns = 1, kInRows = 2, kInBoth = 3 };
 
 // An array as matrices in a batch; strides in elements.
@@ -95,7 +95,7 @@ struct Matrices {
   }
 };
 
-// Here and below: what a small product takes stays in registers if all of it is inline.
+// Here and below: the data of a small product stay in registers if everything is inline.
 #define PULLBACK_INLINE [[gnu::always_inline]] inline
 
 // Sets all but the axes; returns how many there are.
@@ -124,7 +124,7 @@ PULLBACK_INLINE Matrices Seen(const Strided& array, unsigned ends, size_t stack 
   return x;
 }
 
-// Axes as a single one; false where their strides do not allow that.
+// Merges axes into one; false if their strides do not allow that.
 inline bool Merge(const Strided& array, size_t begin, size_t end, npy_intp& n, ptrdiff_t& stride) {
   n = 1;
   stride = 0;

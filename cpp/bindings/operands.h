@@ -1,4 +1,4 @@
-// What a caller gave as numbers and arrays, as arrays that kernels can read where they lie.
+// Conversion of a caller's numbers and arrays to arrays that kernels can read in place.
 #ifndef PULLBACK_CPP_BINDINGS_OPERANDS_H_
 #define PULLBACK_CPP_BINDINGS_OPERANDS_H_
 
@@ -13,27 +13,27 @@
 
 namespace pullback {
 
-// The element of a dtype by NumPy's number for it; nothing for what no kernel reads.
+// The element type of a dtype, from NumPy's number for it; nothing if no kernel reads it.
 std::optional<Element> ElementOf(int type_number);
 
-// How an array's elements lie in memory; nothing for what no kernel reads.
+// How an array's elements lie in memory; nothing if no kernel reads them.
 std::optional<Storage> StorageOfArray(PyArrayObject* array);
 
-// After a failure: Python comes to the same error and names the argument. What is no Exception,
-// such as a KeyboardInterrupt, would not come again, and stays.
+// Clears an exception after a failure, because Python will meet the same error and name the
+// argument. A BaseException such as KeyboardInterrupt would not be raised again, and is kept.
 void LeaveToPython();
 
-// An argument as an array: one itself, a list of numbers, a NumPy number or a bool; no code of the
-// caller's runs. Null where Python has to look at it.
+// An argument as an array, if it is an array, a list of numbers, a NumPy number or a bool; none of
+// the caller's code runs. Null if Python has to convert it.
 Ref AsPlainArray(PyObject* object);
 
-// Python's int and float, which take the others' dtype.
+// Whether it is a Python int or float, which takes the others' dtype.
 inline bool IsWeak(PyObject* object) {
   return PyFloat_CheckExact(object) || PyLong_CheckExact(object);
 }
 
-// What a call's arrays have to be: contiguous, of any strides where nothing is converted, or as
-// they are, of any number type.
+// The layout that a call's arrays need: contiguous, any strides if nothing is converted, or any
+// layout and number type.
 enum class Strides : uint8_t { kContiguous, kAny, kAsStored };
 
 // Arrays of the dtype that the operands compute in together: bool, 8- and 16-bit integers and
@@ -41,16 +41,15 @@ enum class Strides : uint8_t { kContiguous, kAny, kAsStored };
 // dtype. Borrowed where nothing has to be converted.
 class PlainOperands {
  public:
-  PlainOperands() {}  // what is not there yet as it is: clearing it takes as long as a small call
+  PlainOperands() {}  // members stay uninitialised: clearing them takes as long as a small call
   PlainOperands(const PlainOperands&) = delete;
   PlainOperands& operator=(const PlainOperands&) = delete;
   ~PlainOperands() {
     for (PyObject* const array : std::span(kept_.data(), kept_count_)) DropReference(array);
   }
 
-  // Takes `count` arguments, of which null and None stay null. False, perhaps with an exception
-  // set, for what only Python knows how to convert: subclasses, odd layouts, what has methods of
-  // its own.
+  // Takes `count` arguments; null and None stay null. False, perhaps with an exception set, if only
+  // Python can convert an argument: a subclass, an odd layout, or an object with its own methods.
   bool Take(PyObject* const* given, size_t count, Strides strides = Strides::kContiguous) {
     count_ = count;
     std::optional<DType> common;
@@ -69,14 +68,14 @@ class PlainOperands {
 
   DType dtype() const { return dtype_; }
   size_t count() const { return count_; }
-  // Null where there is none.
+  // Null if there is none.
   PyArrayObject* operator[](size_t i) const { return arrays_[i]; }
   void* data(size_t i) const { return arrays_[i] == nullptr ? nullptr : PyArray_DATA(arrays_[i]); }
 
-  // Makes of a Python number an array of that shape. False with an exception set.
+  // Replaces a Python number by an array of that shape. False with an exception set.
   bool Fill(size_t i, int ndim, const npy_intp* shape);
 
-  // Owns an array for as long as the call takes.
+  // Owns an array for the duration of the call.
   PyArrayObject* Keep(Ref array) {
     if (kept_count_ == kept_.size()) throw std::bad_alloc();
     return AsArray(kept_[kept_count_++] = array.release());
@@ -92,7 +91,7 @@ class PlainOperands {
   DType dtype_ = DType::kFloat64;
   size_t count_ = 0;
   std::array<PyArrayObject*, kMaxArguments> arrays_;
-  std::array<PyObject*, 4 * kMaxArguments> kept_;  // three of each operand, and what else there is
+  std::array<PyObject*, 4 * kMaxArguments> kept_;  // up to three for each operand, and others
   size_t kept_count_ = 0;
 };
 

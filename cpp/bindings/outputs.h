@@ -1,5 +1,4 @@
-// Arrays for results: new ones, of which large ones lie in memory kept from earlier ones, and given
-// ones.
+// Arrays for results: given ones, and new ones. Large new ones reuse memory of freed results.
 #ifndef PULLBACK_CPP_BINDINGS_OUTPUTS_H_
 #define PULLBACK_CPP_BINDINGS_OUTPUTS_H_
 
@@ -11,8 +10,8 @@
 
 namespace pullback {
 
-// For its scope, NumPy takes the memory of new arrays from what is kept (runtime/kept_memory.h), if
-// that many elements are large enough. An allocator of the user's own is left in place.
+// In its scope, NumPy takes the memory of new arrays from kept memory (runtime/kept_memory.h), if
+// that many elements are large enough. A user's own allocator is left in place.
 class KeptMemoryScope {
  public:
   KeptMemoryScope(npy_intp elements, DType dtype) {
@@ -37,16 +36,16 @@ class KeptMemoryScope {
 // A NumPy scalar; nullptr with an exception set. An array without axes takes three times as long.
 PyObject* NewScalar(const void* number, DType dtype);
 
-// Whether results come in C order, and lie apart from the operands, or come in the operands' order,
-// and may lie where one of them does, element for element.
+// Whether results are in C order and must not overlap operands, or are in the operands' order and
+// may share memory with one of them, element for element.
 enum class Order : bool { kC, kOfOperands };
 
 // The arrays of a call's results, each given by the caller or new.
 class Outputs {
  public:
-  // Finds room for a result of that shape, which is the operands' if it comes in their order.
-  // False, perhaps with an exception set, for a given array that Python has to look at: of another
-  // shape, dtype or order, or one that meets an operand or an earlier output.
+  // Adds an array for a result of that shape, which is the operands' if it is in their order.
+  // False, perhaps with an exception set, for a given array that Python has to handle: one of
+  // another shape, dtype or order, or one that overlaps an operand or an earlier output.
   bool Add(PyObject* given, int ndim, const npy_intp* shape, DType dtype,
            const PlainOperands& operands, Order order = Order::kC) {
     const bool is_new = given == nullptr || given == Py_None;
@@ -57,7 +56,7 @@ class Outputs {
     return static_cast<bool>(arrays_[count_++] = Ref(NewArray(ndim, shape, dtype)));
   }
 
-  // Room for a new result without axes, which is a scalar from the first on.
+  // Adds a new result without axes, which is a scalar from the start.
   void AddNumber(DType dtype) {
     dtype_ = dtype;
     given_[count_++] = false;
@@ -70,7 +69,7 @@ class Outputs {
 
   PyObject* ReleaseArray(size_t i) { return arrays_[i].release(); }
 
-  // The result, where not given and without axes a scalar. Once each.
+  // The result; a scalar if it was not given and has no axes. Call it once for each result.
   PyObject* Release(size_t i);
 
  private:
@@ -85,15 +84,15 @@ class Outputs {
   DType dtype_;  // of these
 };
 
-// The entries of out=, of which null and None mean new arrays: an array for a bare result, else a
-// tuple of as many as there are, three of them as (a, (b, c)) as well where that is how they come.
-// False for anything else.
+// The entries of out=, where null and None mean new arrays: an array for a single result, else a
+// tuple with an entry for each. Three nested results may also be given as (a, (b, c)). False for
+// anything else.
 bool FlatOuts(PyObject* out, size_t count, bool bare, PyObject** flat, bool nested = true);
 
-// Whether the memory from the first to the last element of one meets the other's.
+// Whether the ranges of memory from the first to the last element of both overlap.
 bool Overlap(PyArrayObject* a, PyArrayObject* b);
 
-// Whether no two elements lie in the same memory. False also where axes merely interlock.
+// Whether no two elements share memory. False also for axes that are only interleaved.
 bool ElementsApart(PyArrayObject* array);
 
 bool RegisterOutputs();

@@ -20,9 +20,8 @@
 
 namespace pullback {
 
-// What an operand or a result has to be, as "(..., m?, k)": axes by the place of their letter in
-// the signature's alphabet, of which those that may lack have a question mark, and a batch in
-// front.
+// The axes of an operand or a result, such as "(..., m?, k)": each is the place of its letter in
+// the signature's alphabet. An axis with a question mark is optional, and a batch may come first.
 struct Axes {
   bool batch = false;
   size_t count = 0, required = 0;
@@ -34,7 +33,7 @@ inline constexpr size_t kMostLetters = 4;
 
 inline constexpr size_t kMostOperands = 3;
 
-// The groups of "(..., k), (k, n), (n) -> (..., n)", of which the last one is the result.
+// The groups of "(..., k), (k, n), (n) -> (..., n)"; the last one is the result.
 struct ShapeRule {
   std::array<Axes, kMostOperands + 1> groups;
   size_t operands = 0;
@@ -64,25 +63,25 @@ struct ShapeRule {
 enum class Way : uint8_t { kValue, kVjp, kJvp, kValueAndGrad };
 inline constexpr std::string_view kWays[] = {"value", "vjp", "jvp", "value_and_grad"};
 
-// The Jacobians by each operand; with a digit behind it, the one by that operand alone.
+// The Jacobians for each operand; with a digit at the end, the one for that operand alone.
 inline constexpr std::string_view kJacobian = "jacobian";
 
 class Call;
 
 struct ProductRow {
   std::string_view name, signature;
-  size_t may_lack;  // the operand that may be None; none where that is not one of them
-  void (*compute[4])(Call& call);  // by way, into the outputs; null for none
-  // Of a call for the value, by the operands that are wanted at least. False, perhaps with an
-  // exception set, for what Python has to look at.
+  size_t may_lack;                 // the operand that may be None; none if it is out of range
+  void (*compute[4])(Call& call);  // by way; writes the outputs; null if there is none
+  // Makes the Jacobians of a call for the value, at least those that are wanted. False, perhaps
+  // with an exception set, if Python has to make them.
   bool (*jacobians)(Call& call, PyObject* activation, Ref* jacobians);
 };
 
 // Arguments that fit each other, and the outputs.
 class Call {
  public:
-  // `checked` says that Python has looked at the arguments: outputs lie apart, and a single vector
-  // may be a batch of one.
+  // `checked`: Python has checked the arguments, so outputs do not overlap, and a single vector may
+  // be a batch of one.
   Call(const ProductRow& row, const ShapeRule& rule, Way way, const Wrt& wrt, bool checked)
       : row_(row), rule_(rule), way_(way), wrt_(wrt), checked_(checked) {}
   Call(const Call&) = delete;
@@ -93,7 +92,7 @@ class Call {
     return operands + (way == Way::kVjp ? 1 : way == Way::kJvp ? operands : 0);
   }
 
-  // False, perhaps with an exception set, for what Python has to look at.
+  // False, perhaps with an exception set, for arguments that Python has to handle.
   [[gnu::hot]] bool Take(PyObject* const* given, PyObject* activation) {
     const size_t operands = rule_.operands;
     activation_ = activation == nullptr ? nullptr : UnaryOpOf(activation);
@@ -121,8 +120,8 @@ class Call {
     return any && (way_ != Way::kValueAndGrad || is_one);
   }
 
-  // Finds room for the results. False, perhaps with an exception set, where Python has to look at
-  // what is given: null and None are new arrays.
+  // Adds arrays for the results; null and None mean new ones. False, perhaps with an exception set,
+  // if Python has to handle a given one.
   [[gnu::hot]] bool Place(PyObject* const* given) {
     if (way_ != Way::kVjp && !PlaceResult(given[0])) return false;
     if (way_ == Way::kValue || way_ == Way::kJvp) return true;
@@ -158,19 +157,19 @@ class Call {
     }
   }
 
-  // The value or the tangent, a new one without axes as a scalar. Once.
+  // The value or the tangent; a new one without axes is a scalar. Call it once.
   PyObject* Result() {
     if (outs_[kResult]) return outs_[kResult].release();
     return NewScalar(number_, dtype());
   }
 
-  // Once.
+  // Call it once.
   PyObject* Cotangents() { return wrt_.Pack(outs_.data()); }
 
-  // Whether a result by that operand is asked for.
+  // Whether the result for that operand is asked for.
   bool Wants(size_t i) const { return wrt_.Has(i); }
 
-  // --- what computes looks at ---
+  // --- what the functions in `compute` use ---
 
   DType dtype() const { return x_.dtype(); }
   const Batch& batch() const { return batch_; }
@@ -199,7 +198,7 @@ class Call {
     return flat;
   }
 
-  // An array for what comes in between, in C order: the stack's axes if it is `stacked`, the batch
+  // An array for an intermediate result, in C order: the stack's axes if it is `stacked`, the batch
   // of vectors, and a last axis.
   Strided New(const Strided& vectors, npy_intp last, bool stacked = false) {
     const size_t stack = stacked ? batch_.stack : 0, ndim = stack + vectors.ndim;
@@ -221,8 +220,8 @@ class Call {
             nullptr};
   }
 
-  // An array as a stack of matrices with rows of its last axis; a copy where its strides, or rows
-  // that have to be `plain`, do not allow that.
+  // An array as a stack of matrices whose rows are its last axis. It is copied if its strides, or
+  // the need for `plain` rows, do not allow a view.
   Matrices From(const Strided& array, bool plain = false, unsigned ends = kInColumns,
                 size_t stack = 0) {
     Matrices flat;
@@ -233,7 +232,7 @@ class Call {
     return flat;
   }
 
-  // The same of an output, which is written once all is computed where it takes a copy.
+  // The same for an output. If it needs a copy, it is written after everything is computed.
   Matrices To(const Strided& array, bool plain = false, unsigned ends = kInColumns,
               size_t stack = 0) {
     Matrices flat;
@@ -249,7 +248,7 @@ class Call {
  private:
   static constexpr size_t kResult = kMostOperands, kAlignment = 64;
 
-  // What is aligned has whole strides where doubles are aligned to their size.
+  // Aligned arrays have strides of whole elements if doubles are aligned to their size.
   static bool HasWholeStrides(const Strided& array) {
     struct Aligned {
       char before;
@@ -266,7 +265,7 @@ class Call {
     return x_.Fill(i, static_cast<int>(ndim), shape);
   }
 
-  // The operands' shapes against the rule, which gives the result's.
+  // Checks the operands' shapes against the rule, and finds the result's shape.
   PULLBACK_INLINE bool BindOperands() {
     constexpr npy_intp kUnknown = -1;
     std::array<npy_intp, kMostLetters> extents = {kUnknown, kUnknown, kUnknown, kUnknown};
@@ -335,7 +334,7 @@ class Call {
     return true;
   }
 
-  // Whether an output meets neither itself, nor an operand, nor another output.
+  // Whether an output overlaps neither itself, nor an operand, nor another output.
   bool LiesApart(PyArrayObject* out) const {
     for (size_t k = 0; k < x_.count(); ++k) {
       if (x_[k] != nullptr && Overlap(out, x_[k])) return false;
@@ -351,7 +350,7 @@ class Call {
     return AsStrided(x_.Keep(Ref(array)));
   }
 
-  // Uninitialised memory for what comes in between: some at hand, more where that is not enough.
+  // Uninitialised memory for intermediate results: a fixed part, and more if that is not enough.
   void* Take(size_t bytes) {
     bytes = RoundUp(bytes, kAlignment);
     if (used_ + bytes <= at_hand_.size()) {

@@ -6,8 +6,8 @@
 namespace pullback {
 
 // `method` of a reduction or a map of rows with the signature of `fallback`, which it calls for
-// what is not plain. `parameter` is what counts where none is given, and valid(p) tells whether a
-// given one is. New reference; null with an exception set.
+// arguments that are not plain. `parameter` is the default, and valid(p) tells whether a given one
+// is valid. New reference; null with an exception set.
 PyObject* NewReductionMethod(const char* reduction, const char* method, const char* called,
                              double parameter, PyObject* valid, PyObject* fallback);
 

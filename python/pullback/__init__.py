@@ -1,13 +1,13 @@
-"""Derivatives at the machine's limit, on NumPy alone.
+"""Fast, accurate derivatives of array operations, with NumPy as the only dependency.
 
 pullback computes values, Jacobians, vector-Jacobian products (pullbacks) and Jacobian-vector
-products of elementwise operations, reductions and matrix products, and losses of linear models with
-their gradients in one pass over the data. Every primitive is an object that follows one protocol::
+products of elementwise operations, reductions and matrix products. It also computes losses of
+linear models and their gradients in one pass over the data. All primitives follow one protocol::
 
     import pullback as pb
 
     pb.tanh(x)                  # the value; a genuine NumPy ufunc
-    pb.tanh.derivative(x)       # the diagonal of the Jacobian
+    pb.tanh.derivative(x)       # tanh'(x), the diagonal of the Jacobian
     pb.tanh.vjp(x, g)           # g * tanh'(x), one pass
     pb.multiply.vjp(w, x, g)    # a cotangent for each operand, in the operand's shape
     pb.logsumexp.value_and_grad(x, axis=-1)
@@ -16,18 +16,17 @@ their gradients in one pass over the data. Every primitive is an object that fol
     loss, (gw, gb) = pb.relu_mse.value_and_grad(X, y, w, b)
     pb.gram(X, c)               # X^T diag(c) X, one pass
 
-`LinearObjective` makes a loss and its data a function of one vector, for optimisers.
-`primitives` is the registry of all of them, `reference` holds their twins in plain NumPy, and
-`show_config` tells what they run on.
+`LinearObjective` turns a loss and its data into a function of one vector, for optimisers.
+`primitives` is the registry of all primitives, and `reference` holds the same primitives in plain
+NumPy. `show_config` prints which backend, instruction set and threads are in use.
 """
 
 from __future__ import annotations
 
+import sys as _sys
 import typing as _typing
 from importlib import import_module as _import_module
 
-from pullback import elementwise, jacobians, losses, products, reductions, reference
-from pullback.chain import Chain, arg, chain
 from pullback.config import (
     backend,
     get_num_threads,
@@ -39,48 +38,10 @@ from pullback.config import (
 from pullback.config import (
     version as _version,
 )
-from pullback.gram import gram
 from pullback.interop import threadpoolctl as _threadpoolctl
-from pullback.jacobians import Diagonal, Kronecker
-from pullback.partial import PartialSums
-from pullback.registry import Registry as _Registry
 from pullback.registry import attributes as _attributes
-from pullback.tables.losses import IN_LOSSES_ALONE as _IN_LOSSES_ALONE
 
-primitives: _typing.Final = _Registry.joined(
-    elementwise.primitives, products.products, reductions.reductions, losses.losses
-)
-_own = _Registry([name for name in primitives if name not in _IN_LOSSES_ALONE], primitives.get)
 _threadpoolctl.register()
-
-if _typing.TYPE_CHECKING:
-    from pullback.check import GradCheck, check_grad
-    from pullback.objective import LinearObjective
-    from pullback.reference import *  # noqa: F403
-    from pullback.user_loss import pointwise_loss
-
-    __version__: str
-else:
-    _primitive = _attributes(globals(), _own)
-    _modules = {
-        "GradCheck": "check",
-        "check_grad": "check",
-        "LinearObjective": "objective",
-        "pointwise_loss": "user_loss",
-    }
-
-    def __getattr__(name: str) -> _typing.Any:
-        if name == "__version__":
-            return _version()
-        if name in _modules:  # an import need not wait for them
-            module = _import_module(f"pullback.{_modules[name]}")
-            return globals().setdefault(name, getattr(module, name))
-        return _primitive(name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
-
 
 __all__ = [
     "Chain",
@@ -109,4 +70,55 @@ __all__ = [
     "show_config",
     "threads",
 ]
-__all__ += [*_own]
+
+if _typing.TYPE_CHECKING:
+    from pullback import elementwise, jacobians, losses, products, reductions, reference
+    from pullback.catalogue import primitives
+    from pullback.chains import Chain, arg, chain
+    from pullback.check import GradCheck, check_grad
+    from pullback.grams import gram
+    from pullback.jacobians import Diagonal, Kronecker
+    from pullback.objective import LinearObjective
+    from pullback.partial import PartialSums
+    from pullback.reference import *  # noqa: F403
+    from pullback.user_loss import pointwise_loss
+
+    __version__: str
+else:
+    # An import waits for none of these: what is there is in the module named, or is that module.
+    _PLACES = {
+        **dict.fromkeys(("Chain", "arg", "chain"), "chains"),
+        **dict.fromkeys(("Diagonal", "Kronecker"), "jacobians"),
+        **dict.fromkeys(("GradCheck", "check_grad"), "check"),
+        "LinearObjective": "objective",
+        "PartialSums": "partial",
+        "gram": "grams",
+        "pointwise_loss": "user_loss",
+        "primitives": "catalogue",
+        **{name: name for name in ("elementwise", "jacobians", "losses")},
+        **{name: name for name in ("products", "reductions", "reference")},
+    }
+    _COLUMNS = {"elementwise": "primitives", "products": "products", "reductions": "reductions"}
+    _names = __all__
+    del __all__  # to which the tables, once they are read, add the primitives
+
+    def __getattr__(name: str) -> _typing.Any:
+        if name == "__version__":
+            return _version()
+        if name in _PLACES:
+            module = _import_module(f"pullback.{_PLACES[name]}")
+            found = module if _PLACES[name] == name else getattr(module, name)
+            return globals().setdefault(name, found)
+        if name[0] == "_" and name != "__all__":
+            return _attributes(globals(), {})(name)
+        for column, held in _COLUMNS.items():  # each may do without those behind it
+            registry = getattr(_import_module(f"pullback.{column}"), held)
+            if name in registry:
+                return globals().setdefault(name, registry[name])
+        own = _import_module("pullback.catalogue").own
+        names = globals().setdefault("__all__", [*_names, *own])
+        return names if name == "__all__" else _attributes(globals(), own)(name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_sys.modules[__name__].__all__)

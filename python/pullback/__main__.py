@@ -1,4 +1,4 @@
-"""The command: what pullback runs on, whether it is right here, and how fast it is here."""
+"""The command: the configuration, a check of all primitives, and their speed on this machine."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pullback import primitives, selfbench, selfcheck
-from pullback.config import show_config
+from pullback.config import get_num_threads, show_config
 from pullback.console import track
 from pullback.hints import about_name
 
@@ -27,15 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        Instead of those of the process.
+        The arguments, instead of those of the process.
 
     Returns
     -------
     int
         The exit code: 1 if a check fails, else 0. Wrong usage exits with 2.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     command = options.command or "all"
+    if command == "bench" and options.report:
+        return _report(parser, options, sys.argv[1:] if arguments is None else arguments)
     start = time.perf_counter()
     report: dict[str, Any] = {}
     say: Callable[[str], None] = _say_nothing if options.json else print
@@ -61,8 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pullback",
-        description="Show what pullback runs on, check every primitive against its NumPy twin, and "
-        "time it against plain NumPy and the limits of the machine; without a command, all three.",
+        description="Show the configuration, check every primitive against its NumPy twin, and "
+        "time it against plain NumPy and the machine's limits. Without a command, do all three.",
     )
     defaults = {"json": False, "all": False, "dtype": "float64"}
     _add_options(parser, "json", "all", "dtype", default=defaults)
@@ -73,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
         ("check", "check every primitive; exit code 1 if one is wrong", ["json", "all"]),
         ("bench", "time every primitive against plain NumPy", ["json", "all", "dtype"]),
     ):
-        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        about = f"{text[0].upper()}{text[1:]}."
+        command = commands.add_parser(name, help=text, description=about)
         _add_options(command, *taken, default={})
         if name == "bench":
             command.add_argument(
@@ -81,9 +86,54 @@ def _parser() -> argparse.ArgumentParser:
                 nargs="?",
                 type=_pattern,
                 metavar="NAME",
-                help="time only primitives whose whole name it is, as a regular expression",
+                help="time only primitives whose whole name matches this regular expression",
             )
+            _add_report_options(command)
     return parser
+
+
+def _add_report_options(command: argparse.ArgumentParser) -> None:
+    report = command.add_argument_group("a report beside other libraries")
+    report.add_argument(
+        "--report",
+        metavar="DIR",
+        type=Path,
+        help="write it there, in some ten minutes: report.md, report.json, figures; go on with "
+        "one that was cut off",
+    )
+    report.add_argument("--quick", action="store_true", help="few small cases, to see it work")
+    report.add_argument(
+        "--compare", metavar="OLD.json", type=Path, help="show what differs from an older report"
+    )
+    report.add_argument(
+        "--threads",
+        type=int,
+        default=get_num_threads(),
+        help="of every library (default: %(default)s)",
+    )
+
+
+def _report(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, arguments: Sequence[str]
+) -> int:
+    """Race the other libraries, in a process whose environment lets all of them run alike."""
+    if options.name:
+        parser.error("argument --report: not allowed with argument NAME")
+    from pullback.bench import environment  # noqa: PLC0415  for those who want a report
+
+    if not environment.is_set(options.threads):
+        return environment.run(options.threads, arguments)
+    from pullback.bench import report  # noqa: PLC0415
+
+    try:
+        return report.run(
+            options.report, quick=options.quick, threads=options.threads, against=options.compare
+        )
+    except (OSError, ValueError) as error:
+        parser.error(f"argument --report: {error}")
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on with it.", file=sys.stderr)
+        return 130
 
 
 def _pattern(text: str) -> str:
@@ -108,7 +158,7 @@ def _add_options(parser: argparse.ArgumentParser, *taken: str, default: Mapping[
         },
     }
     for name in taken:
-        # A subcommand's defaults would overwrite what was given in front of it.
+        # A subcommand's default would overwrite an option that was given before the subcommand.
         parser.add_argument(f"--{name}", default=default.get(name, argparse.SUPPRESS), **ways[name])
 
 

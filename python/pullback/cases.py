@@ -1,9 +1,9 @@
-"""What is timed: a call of every primitive's methods, natively, on the twin and written by hand.
+"""The timed calls: every primitive's methods, natively, on the twin and written by hand.
 
-By hand means plain NumPy as one writes it, on arrays that have the right dtype already; that is
-often faster than the twin, which also keeps the digits and the conventions at kinks. Cases follow
-from the tables: what is not written here is computed by the formulas of its row. `pullback bench`
-and bench/ time them.
+"By hand" means plain NumPy as a user writes it, on arrays of the right dtype. It is often faster
+than the twin, which also keeps accuracy and the conventions at kinks. The cases follow from the
+tables: a method without a function here uses the formulas of its row. `pullback bench` and bench/
+time them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DTYPES: Final = ("float32", "float64")
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """What a primitive is timed with.
+    """The sizes, arguments and hand-written methods for timing a primitive.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class Case:
 
     @property
     def group(self) -> str:
-        """What is timed, whoever computes it: ``primitive.method-dtype-size``."""
+        """The name of the call, common to all backends: ``primitive.method-dtype-size``."""
         return f"{self.primitive}.{self.method}-{self.dtype}-{self.label}"
 
     @property

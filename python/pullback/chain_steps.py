@@ -1,4 +1,4 @@
-"""What chains are made of: operations with their operands, and calls of their methods."""
+"""The steps of chains: operations with their operands, and calls of their methods."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from pullback import elementwise
 from pullback.config import native
 from pullback.elementwise import Elementwise, make_elementwise
-from pullback.engine import BACKEND, ORACLE
+from pullback.engine import BACKEND
 from pullback.pointwise import Pointwise
 from pullback.products import Product
 from pullback.protocol import shown
@@ -25,7 +25,7 @@ Cotangents: TypeAlias = tuple[Any, ...]  # of the running value, of the bound op
 
 
 class _Mark:
-    """What stands for an argument that is not there yet."""
+    """A placeholder for an argument."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -38,11 +38,11 @@ class _Mark:
 
 
 arg: Final = _Mark("arg")  # the running value
-other: Final = _Mark("other")  # its tangent, or the value's cotangent
+other: Final = _Mark("other")  # the running value's tangent, or the step's cotangent
 
 
 class Call(NamedTuple):
-    """A function and its arguments, among which there are marks."""
+    """A function and its arguments, which may be placeholders."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -72,17 +72,17 @@ class Step(NamedTuple):
     both: Call | None  # value and gradient, where that is one call
     jacobian: Call  # or several Jacobians, by the operands
     places: tuple[int, ...]  # of the running value among the operands
-    n_bound: int  # operands that are held, and have cotangents
-    checks: bool  # the shape of a cotangent that has as many axes as the value
+    n_bound: int  # the number of bound operands that have cotangents
+    checks: bool  # whether it checks the shape of a cotangent with as many axes as the value
     link: Link | None
     text: str  # as it is written
 
 
 class Walk:
-    """Steps one after the other, as `native.ChainWalk` takes them.
+    """Runs steps one after the other, like `native.ChainWalk`.
 
-    A tangent has the shape of the running value, a cotangent that of the value: the chain has seen
-    to it.
+    The chain has already checked that a tangent has the shape of the running value, and a cotangent
+    the shape of the value.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ class Walk:
         return first
 
     def _inputs(self, x: Any) -> list[Any]:
-        """Return what each step is applied to."""
+        """Return each step's input."""
         inputs = [x]
         for step in self._steps[:-1]:
             inputs.append(step.value(inputs[-1]))
@@ -155,7 +155,7 @@ def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
     Raises
     ------
     TypeError
-        If it is no primitive, an elementwise one with options, or beside a function.
+        If it is not a primitive, is an elementwise one with options, or an operand is a function.
     ValueError
         If `arg` is not among its operands, or there are too many or too few.
     """
@@ -173,7 +173,7 @@ def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
     _check_operands(where, op, operands)
     if options and isinstance(row, OpRow):
         raise TypeError(f"{where}: {row.name} takes no {', '.join(options)} in a chain")
-    # Behind the operands stand a parameter, such as a norm's p, or targets: without derivative.
+    # The last operands may have no derivative: a parameter, such as a norm's p, or targets.
     n = len(op.row.operands) if isinstance(op, Reduction) else len(operands)
     n = 1 if isinstance(op, Pointwise) else n
     if isinstance(op, Product) and op.row.optional and n == len(op.row.operands) - 1:
@@ -185,7 +185,7 @@ def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
     options = {**options}
     jacobian = getattr(op, "jacobian", None) or (lambda *_, **__: op.jacobian)  # which raises
     if hasattr(jacobian, "__wrapped__") and isinstance(op, Product) and len(places) == 1:
-        # By that operand alone; where Python makes them, by all.
+        # With respect to that operand alone; the Python method makes those of all operands.
         jacobian = BACKEND.kernels.product_method(
             op.row.name, f"jacobian{places[0]}", jacobian.__wrapped__
         )
@@ -250,11 +250,12 @@ def _pulls(
         every = _call(lambda x, g: tuple(map(whole(x, g).__getitem__, wanted)))
         alone = _call(lambda x, g: whole(x, g)[places[0]]) if len(places) == 1 else every
     if len(places) > 1:
-        add = (make_elementwise(ORACLE) if _is_twin(op) else elementwise.primitives)["add"]
+        primitives = make_elementwise(op._engine) if _is_twin(op) else elementwise.primitives
+        add = primitives["add"]
         parted = alone
 
         def summed(cotangents: Cotangents) -> Cotangents:
-            """Add up those that meet in the running value."""
+            """Add up the cotangents of all places of the running value."""
             total, *rest = cotangents
             for _ in places[1:]:
                 total = add(total, rest.pop(0))

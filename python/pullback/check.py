@@ -1,4 +1,4 @@
-"""A checker of gradients that knows kinks: differences along lines against what is given."""
+"""A checker of derivatives that understands kinks, by differences along lines."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["Discrepancy", "GradCheck", "Kink", "check_grad"]
 Array: TypeAlias = npt.NDArray[Any]
 
 _COTANGENTS: Final = 3
-_STEPS: Final = 4  # where the first is given
-_VERDICTS: Final = ("skipped", "unresolved", "ok", "kink", "wrong")  # the last of several counts
+_STEPS: Final = 4  # if the first is given
+_VERDICTS: Final = ("skipped", "unresolved", "ok", "kink", "wrong")  # of several, the last counts
 
 
 class _Checker:
@@ -130,8 +130,8 @@ class _Checker:
     def _any_direction(self, v: Array, kinked: list[int]) -> None:
         """Compare along a direction that may cross kinks.
 
-        Between the one-sided derivatives lies what a convex or concave kink may have. A sum of
-        both kinds may have more: coordinate by coordinate, or what points nearby have.
+        At a convex or concave kink, values between the one-sided derivatives are accepted. At a sum
+        of both kinds, so are sums over the coordinates' intervals, and slopes at points nearby.
         """
         slope, given = self._f.slope(v), self._given(v)
         size = math.hypot(*(self._partials.get(i, 0.0) * t for i, t in _moves(v)))
@@ -216,73 +216,76 @@ def check_grad(
     step: npt.ArrayLike | None = None,
     scale: npt.ArrayLike | None = None,
 ) -> GradCheck:
-    """Compare derivatives with differences of the function, kinks included.
+    """Compare derivatives with differences of the function, also at kinks.
 
     Parameters
     ----------
     f : callable
-        The function of an array in the shape of `x`; its value has one element, or any shape where
+        The function of an array in the shape of `x`. Its value has one element, or any shape if
         `grad` is None.
     grad : callable, array_like or None
         The gradient at `x`, or a function that returns it, in the shape of `x`.
     x : array_like
-        Where. Integers become float64, float16 float32.
+        The point. Integers become float64, and float16 becomes float32.
     vjp : callable, optional
-        ``vjp(x, g)``, to be checked for random cotangents g.
+        ``vjp(x, g)``, checked for random cotangents g.
     jvp : callable, optional
-        ``jvp(x, t)``, to be checked along all the directions; against `vjp` where both are given.
+        ``jvp(x, t)``, checked along all directions, and against `vjp` if both are given.
     rtol : float, optional
-        Relative tolerance beside the estimated error of the differences; 1e-6 in float64, 5e-4 in
-        float32.
+        The relative tolerance, to which the estimated error of the differences is added. The
+        default is 1e-6 in float64 and 5e-4 in float32.
     max_coordinates : int, default 100
-        Of an `x` with more elements, so many are looked at one by one.
+        The largest number of elements of `x` that are checked one by one.
     directions : int, default 6
-        How many random directions to look along; twice as many where there are kinks.
+        The number of random directions to check, twice as many if there are kinks.
     step : array_like, optional
-        The largest step, for all elements of `x` or one for each; three more follow, each 1/4 of
-        the one before (1/2 in float32), and no others.
+        The largest step, one for all elements of `x` or one for each. Exactly three more steps
+        follow, each 1/4 of the one before (1/2 in float32).
     scale : array_like, optional
-        By how much elements have to change for `f` to change: steps are sought from 0.19 times
-        that. ``abs(x)`` when omitted, 1 where `x` is 0, and not much below the normal numbers.
+        By how much the elements have to change for `f` to change noticeably; the first step is 0.19
+        times that. The default is ``abs(x)``, or 1 where `x` is 0, and at least about the smallest
+        normal number.
 
     Returns
     -------
     GradCheck
-        True if nothing is wrong and something is confirmed. Printing it says what was found;
-        `GradCheck.verdicts` says it of each element.
+        It is true if nothing is wrong and something is confirmed. Print it to see the findings;
+        `GradCheck.verdicts` holds the verdict on each element.
 
     Raises
     ------
     TypeError
-        If `x` or what `f` and the derivatives return has no real floating-point dtype, or an
-        argument has the wrong kind.
+        If `x`, or a result of `f` or a derivative, has no real floating-point dtype, or an argument
+        has the wrong type.
     ValueError
         If f(x) is not finite, shapes do not fit, there is nothing to check, or a number is out of
         range.
     RuntimeError
-        If `f` or a derivative changes its argument. They get copies.
+        If `f` or a derivative changes its argument, which is a copy of `x`.
 
     Notes
     -----
-    Differences with steps from 0.19 `scale` downwards, and upwards where these do not suffice, are
-    extrapolated to 0 by Richardson's scheme, from the right, from the left and from both sides.
-    Each entry has an error: its distance from its neighbours and what rounding of f, measured by
-    differences of high order, does to it. The smallest error counts, unless smaller steps exclude
-    the entry. From both sides, the even part of f has to extrapolate as well as the odd part:
-    two kinks beside x are no smooth function. Where `f` takes complex numbers and agrees with the
-    differences, Squire and Trapp's complex step takes their place.
+    The steps start at 0.19 times `scale` and decrease, or increase if these do not suffice. The
+    difference quotients are extrapolated to step 0 by Richardson's scheme: from the right, from the
+    left, and from both sides. The error of an extrapolated value is estimated from its distance to
+    its neighbours and from the rounding errors of f, which differences of high order measure. The
+    value with the smallest error counts, unless smaller steps exclude it. From both sides, the even
+    part of f has to extrapolate as well as the odd part, because two kinks on either side of x do
+    not make a smooth function. If `f` takes complex numbers and agrees with the differences, Squire
+    and Trapp's complex step replaces them.
 
-    An element is resolved where four times the error is at most 1/200 of its derivative; 0 where
-    that is so beside other derivatives, or beside differences of f that are seen. What is not
-    resolved can be wrong, but not ok: 1e15 + x**2 has no digits left for x**2.
+    A derivative is resolved if four times its error is at most 1/200 of it. A derivative of 0 is
+    resolved if its error is that small relative to other derivatives, or to visible changes of f.
+    An unresolved derivative can be wrong, but it is never ok: 1e15 + x**2 has no digits left for
+    x**2.
 
-    A coordinate is on a kink where the one-sided derivatives differ; any value between them is
-    accepted, as along a direction. Where f jumps, the slopes beside the jump count. Partial
-    derivatives that are not kinks must add up to the directional derivatives: a function for which
-    they do not has no gradient. Along directions in which kinks of both signs meet, what the
-    coordinates allow, or the slopes at points nearby, is accepted too.
+    A coordinate is on a kink if the one-sided derivatives differ. Any value between them is
+    accepted, and the same holds along a direction. Where f jumps, the slopes on either side of the
+    jump count. Away from kinks, the partial derivatives must add up to the directional derivatives;
+    if they do not, the function has no gradient. Along a direction that crosses kinks of both
+    signs, a sum over the coordinates' intervals, or a slope at a point nearby, is accepted, too.
 
-    Results are the same at every call.
+    Results are the same in every call.
 
     Examples
     --------
@@ -317,7 +320,7 @@ def check_grad(
 
 
 class _Comparison:
-    """Everything that is given of a function, and what it is compared with."""
+    """A function's given derivatives, and the comparisons with measured ones."""
 
     def __init__(
         self, f: Callable[[Any], Any], x: Array, rtol: float | None, step: Any, scale: Any
@@ -333,7 +336,7 @@ class _Comparison:
         self._steps = None if step is None else _STEPS
         if step is None and scale is None:
             kind = np.finfo(x.dtype)
-            # Closer to 0, steps that are small beside x would have no digits.
+            # Closer to 0, steps that are small relative to x would be subnormal.
             sizes = np.maximum(np.abs(x.astype(np.float64)), float(kind.tiny) / float(kind.eps))
             self._scale = np.where(x == 0, 1.0, sizes)
         elif step is None:
@@ -346,7 +349,7 @@ class _Comparison:
         self._adjoints: list[Discrepancy] = []
 
     def add_gradient(self, grad: Any) -> None:
-        """Take a gradient, or a function that returns it."""
+        """Add a gradient, or a function that returns it."""
         if self._value.size != 1:
             raise ValueError(
                 f"check_grad: f(x) has shape {self._value.shape}, a gradient needs one element; "
@@ -359,7 +362,7 @@ class _Comparison:
     def add_products(
         self, vjp: Callable[[Any, Any], Any] | None, jvp: Callable[[Any, Any], Any] | None
     ) -> None:
-        """Take products with the Jacobian, for random cotangents."""
+        """Add products with the Jacobian, for random cotangents."""
         shape, dtype = self._value.shape, self._value.dtype
         vjp = vjp and _with_copies("vjp", vjp, "x", "g")
         jvp = jvp and _with_copies("jvp", jvp, "x", "t")
@@ -379,7 +382,7 @@ class _Comparison:
                 self._adjoints.append(_adjoint(pushed, pulled, t.astype(np.float64), self._eps))
 
     def report(self, max_coordinates: int, directions: int) -> GradCheck:
-        """Compare, and say what was found."""
+        """Compare, and return the findings."""
         checkers = self._checkers
         coordinates = sum(checker.coordinates(max_coordinates) for checker in checkers)
         along = sum(checker.directions(directions) for checker in checkers)
@@ -441,12 +444,12 @@ class _Comparison:
 def _count(name: str, given: Any, least: int) -> int:
     n = as_index("check_grad", name, given)
     if not least <= n <= sys.maxsize:
-        raise ValueError(f"check_grad: {name} is {shown(n)}, needs at least {least}, and an end")
+        raise ValueError(f"check_grad: {name} is {shown(n)}, needs {least} to {sys.maxsize}")
     return n
 
 
 def _with_copies(name: str, function: Callable[..., Any], *names: str) -> Callable[..., Any]:
-    """Return a function that calls another with copies, and raises where it changes one."""
+    """Return a function that calls another with copies, and raises if it changes one."""
 
     def call(*arrays: Array) -> Any:
         copies = [array.copy() for array in arrays]
@@ -503,7 +506,7 @@ def _shaped(name: str, given: Any, x: Array) -> Array:
 
 def _inner(gradient: Array) -> Callable[[Array], float]:
     def inner(v: Array) -> float:
-        at = np.flatnonzero(v)  # what is not finite elsewhere does not matter
+        at = np.flatnonzero(v)  # infinities and NaN elsewhere do not matter
         return float(np.sum(np.ravel(gradient)[at] * np.ravel(v)[at]))
 
     return inner

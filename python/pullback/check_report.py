@@ -1,4 +1,4 @@
-"""What a check of derivatives has found."""
+"""The findings of a check of derivatives."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Discrepancy:
     direction : ndarray or None
         The direction, in the shape of x; None at a coordinate.
     given, measured : float
-        The derivative along it; of an interval the point nearest to what was given.
+        The derivative along it. The measured value of an interval is its point nearest to `given`.
     error : float
         Their distance.
     tolerance : float
-        What it may be: relative, plus the estimated error of the measurement.
+        The largest allowed error: the relative tolerance plus the measurement's estimated error.
     is_resolved : bool
-        Whether that error is small enough to tell.
+        Whether the measurement's error is small enough to decide.
     is_kink : bool
         Whether one-sided derivatives differ.
     """
@@ -51,7 +51,7 @@ class Discrepancy:
 
     @property
     def verdict(self) -> str:
-        """``"ok"``, ``"wrong"``, ``"kink"`` (it is allowed there), or ``"unresolved"``."""
+        """``"ok"``, ``"wrong"``, ``"kink"`` (allowed at this kink), or ``"unresolved"``."""
         if self.error > self.tolerance:
             return "wrong"
         if not self.is_resolved:
@@ -60,12 +60,12 @@ class Discrepancy:
 
     @property
     def ok(self) -> bool:
-        """Whether differences confirm what was given."""
+        """Whether differences confirm the given derivative."""
         return self.verdict in ("ok", "kink")
 
     @property
     def excess(self) -> float:
-        """The error in terms of the tolerance."""
+        """The error relative to the tolerance."""
         if self.error <= 0 or math.isinf(self.tolerance):
             return 0.0
         return self.error / self.tolerance if self.tolerance > 0 else math.inf
@@ -92,7 +92,7 @@ class Kink:
     interval : tuple of float
         The one-sided derivatives, the smaller first.
     given : float
-        What was given; accepted if it lies in the interval.
+        The given derivative, accepted if it lies in the interval.
     """
 
     index: Index
@@ -107,33 +107,35 @@ class Kink:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GradCheck:
-    """What `check_grad` found; true if it is `ok`.
+    """The findings of `check_grad`; true if it is `ok`.
 
     Parameters
     ----------
     ok : bool
-        Whether nothing that was compared is wrong, and something is confirmed.
+        Whether no comparison is wrong, and at least one confirms its derivative.
     verdicts : ndarray of str
-        In the shape of x: ``"ok"``, ``"wrong"``, ``"kink"`` (where one-sided derivatives differ,
-        and allow what was given), ``"unresolved"`` (differences cannot tell: their error is large
-        beside the derivative), or ``"skipped"``, beyond `max_coordinates`.
+        In the shape of x: ``"ok"``, ``"wrong"``, ``"kink"`` (one-sided derivatives differ, and the
+        given one lies between them), ``"unresolved"`` (the differences' error is too large,
+        relative to the derivative, to decide), or ``"skipped"``, beyond `max_coordinates`.
     worst : Discrepancy
-        The largest error in terms of its tolerance; a coordinate, if one disagrees.
+        The comparison with the largest error relative to its tolerance; a coordinate, if one is
+        wrong.
     kinks : tuple of Kink
         The coordinates on a kink.
     is_linear : bool
-        Whether the function's directional derivatives are linear in the direction where partial
-        derivatives exist; if not, it has no gradient, whatever these are.
+        Whether the function's directional derivatives are linear in the direction, as far as
+        partial derivatives exist. If not, it has no gradient, even if all partial derivatives do.
     unresolved : tuple of tuple of int
-        Coordinates where differences cannot tell: rounding errors of a large value, noise, a pole.
+        Coordinates where differences cannot decide, because of rounding errors of a large value,
+        noise, or a pole.
     failures : tuple of Discrepancy
         All that are wrong.
     coordinates, directions : int
-        How many were looked at.
+        How many were compared.
     method : str
         ``"complex step"`` or ``"differences"``.
     dtype : dtype
-        What the function was evaluated in.
+        The dtype in which the function was evaluated.
     """
 
     ok: bool

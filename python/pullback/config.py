@@ -1,4 +1,4 @@
-"""What pullback runs on: backend, instruction set, threads, and how it was built."""
+"""The configuration: backend, instruction set, threads, memory, and how it was built."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ __all__ = [
 ]
 
 _BACKENDS: Final = ("native", "numpy")
-_MOST_DIGITS: Final = 18  # of a number of bytes
+_MOST_DIGITS: Final = 18  # in a number of bytes
 
 
 def _check_variables() -> None:
-    """Warn of environment variables that look like ours, and are not."""
+    """Warn of environment variables called PULLBACK_... that pullback does not read."""
     if any(name.startswith("PULLBACK_") for name in os.environ):
         from pullback.hints import KNOWN_VARIABLES, about_variable  # noqa: PLC0415  seldom any
 
@@ -44,10 +44,10 @@ def _check_variables() -> None:
 
 
 def _missing_features() -> str:
-    """Return what this CPU lacks of x86-64-v2, for which the extension is compiled on x86-64.
+    """Return which features of x86-64-v2 this CPU lacks; on x86-64 the extension needs them.
 
-    NumPy has asked the CPU when it was imported. What its table does not name is not missing: from
-    2.4 on NumPy itself needs x86-64-v2, and refuses to be imported without.
+    NumPy asked the CPU for its features at import. A feature that NumPy's table does not name is
+    taken as present: from 2.4 on NumPy itself needs x86-64-v2, and its import fails without.
     """
     if platform.machine() not in ("x86_64", "AMD64", "amd64"):
         return ""
@@ -66,9 +66,10 @@ def _load_native() -> ModuleType | None:
     ------
     ValueError
         For a value of PULLBACK_BACKEND, PULLBACK_TARGET, PULLBACK_NUM_THREADS or
-        PULLBACK_KEPT_MEMORY that names nothing there is.
+        PULLBACK_KEPT_MEMORY that is not valid.
     ImportError
-        If PULLBACK_BACKEND asks for native kernels that are not installed, or not for this CPU.
+        If PULLBACK_BACKEND asks for native kernels, and they are not installed or not built for
+        this CPU.
     """
     wanted = os.environ.get("PULLBACK_BACKEND", "")
     if wanted not in ("", *_BACKENDS):
@@ -138,9 +139,9 @@ T = TypeVar("T")
 def guarded(function: F) -> F:
     """Return a function that runs in the default floating-point environment.
 
-    Kernels see to that themselves, and so do methods that enter them; this is for what else NumPy
-    finishes, which would flush subnormals where a library has set the thread to do so. Only the
-    bindings can set that: on the NumPy backend it is the function itself.
+    Kernels, and native methods, set the environment themselves. This is for functions that NumPy
+    finishes: they would flush subnormals on a thread that another library has set to do so. Only
+    the extension can change the environment, so the NumPy backend returns the function itself.
     """
     if native is None:
         return function
@@ -152,7 +153,7 @@ def guarded(function: F) -> F:
 
 
 def guarded_class(kind: type[T], but: tuple[str, ...] = ()) -> type[T]:
-    """Guard a class's own public methods and operators, but for some."""
+    """Guard a class's own public methods and operators, except those in `but`."""
     for name, member in tuple(vars(kind).items()):
         public = name not in but and (name[0] != "_" or name[-2:] == "__")
         if public and isinstance(member, FunctionType):
@@ -160,7 +161,7 @@ def guarded_class(kind: type[T], but: tuple[str, ...] = ()) -> type[T]:
     return kind
 
 
-_serial_threads = 1  # what the NumPy backend was asked for; it has nothing to hand to threads
+_serial_threads = 1  # the number set on the NumPy backend, which has no use for it
 
 
 def backend() -> Literal["native", "numpy"]:
@@ -173,8 +174,8 @@ def backend() -> Literal["native", "numpy"]:
 
     Notes
     -----
-    Native calls round to nearest and keep subnormals even where another library has made the thread
-    do otherwise; the NumPy backend computes as the thread does.
+    Native calls round to nearest and keep subnormals, even if another library has set the thread to
+    do otherwise. The NumPy backend uses the thread's setting.
     """
     return "numpy" if native is None else "native"
 
@@ -185,12 +186,12 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(n: int) -> None:
-    """Set the number of threads that a call may use; results are the same bits for any number.
+    """Set the number of threads that a call may use. Results have the same bits for any number.
 
     Parameters
     ----------
     n : int
-        At least 1. More than there are CPUs is allowed, and slower.
+        At least 1. More threads than CPUs are allowed, but slower.
 
     Raises
     ------
@@ -240,18 +241,19 @@ def _kept(kernels: ModuleType) -> str:
 
 
 def set_kept_memory(n_bytes: int) -> None:
-    """Set how much memory of freed results stays with the process, for the next results.
+    """Set how much memory of freed results the process keeps for new results.
 
-    Results of 256 KiB and more lie in memory that earlier ones have left, since the system takes
-    longer to clear a new page than most kernels to fill it. Of blocks of 32 MiB and more that are
-    kept, the system may take the pages when it is short of memory.
+    New results of 256 KiB and more reuse the memory of freed ones, because the system takes longer
+    to clear a new page than most kernels take to fill it. When memory is short, the system may take
+    back the pages of kept blocks of 32 MiB and more.
 
     Parameters
     ----------
     n_bytes : int
-        How many bytes are kept at most; what is above is given back at once. 0 keeps nothing. At
-        first it is ``PULLBACK_KEPT_MEMORY``, else a 64th of the memory that the machine has or
-        the cgroup allows, no more than 256 MiB. The NumPy backend keeps nothing and ignores it.
+        The largest number of bytes to keep. Memory above it goes back to the system at once, and 0
+        keeps nothing. The initial value is ``PULLBACK_KEPT_MEMORY``; without that variable it is
+        1/64 of the memory of the machine or its cgroup, and at most 256 MiB. The NumPy backend
+        keeps nothing and ignores the value.
 
     Raises
     ------
@@ -274,7 +276,7 @@ def show_config(mode: Literal["print"] = "print") -> None: ...
 @overload
 def show_config(mode: Literal["dict"]) -> dict[str, Any]: ...
 def show_config(mode: Literal["print", "dict"] = "print") -> dict[str, Any] | None:
-    """Print, or return, what pullback runs on.
+    """Print or return the configuration of pullback.
 
     Parameters
     ----------
@@ -285,7 +287,7 @@ def show_config(mode: Literal["print", "dict"] = "print") -> dict[str, Any] | No
     -------
     dict or None
         Version, backend, instruction set in use and those available, threads, memory kept and its
-        limit, compiler and library versions; an entry without meaning for the NumPy backend is
+        limit, compiler and library versions. An entry that does not apply to the NumPy backend is
         None.
     """
     if not isinstance(mode, str) or mode not in ("print", "dict"):

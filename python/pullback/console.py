@@ -1,4 +1,4 @@
-"""What the command prints with: aligned tables, and a progress indicator for terminals."""
+"""Output of the command: aligned tables, and a progress indicator on terminals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -
     rows : iterable of sequences of str
         As many cells as the header has.
     left : int, default 1
-        How many of the leading columns are words, and so flush left; numbers are flush right.
+        The number of leading columns that hold words and are flush left; numbers are flush right.
     """
     lines = [list(header), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

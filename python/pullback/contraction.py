@@ -1,4 +1,4 @@
-"""Products of stacks of matrices, and their sums over batches that were broadcast."""
+"""Products of stacks of matrices, summed over batch axes that were broadcast."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Array: TypeAlias = npt.NDArray[Any]
 def summed_product(left: Array, right: Array, shape: tuple[int, ...]) -> Array:
     """Return left @ right, summed over the batch axes that `shape` lacks or has as 1.
 
-    Such a sum of products is one product: the summed axes join the contracted one, and nothing is
-    expanded.
+    The sum of products is one product in which the summed axes are merged into the contracted one.
+    Nothing is expanded.
 
     Parameters
     ----------
     left : ndarray, shape (..., m, k)
     right : ndarray, shape (..., k, n)
     shape : tuple of int
-        Of the result, (..., m, n); its batch broadcasts to that of the factors.
+        The result's shape, (..., m, n); its batch broadcasts to that of the factors.
 
     Returns
     -------
@@ -51,10 +51,10 @@ def _to_ndim(array: Array, ndim: int) -> Array:
 
 
 def _match(array: Array, other: Array, axis: int) -> Array:
-    """Return `array` with the extent that it needs along a batch axis to be folded.
+    """Return `array` with the extent along a batch axis that folding needs.
 
-    Where `other` lacks the axis, the sum over it is taken at once; of no terms it is zero, whatever
-    the other factor holds.
+    If `other` lacks the axis, `array` is summed over it at once. A sum of no terms is zero,
+    whatever the other factor holds.
     """
     n, n_other = array.shape[axis], other.shape[axis]
     if n_other == 0:

@@ -1,4 +1,4 @@
-"""The layouts of data matrices: what kernels read in place, and blocks of what they cannot."""
+"""Layouts of data matrices: kernels read some in place, and others in converted blocks."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ KernelData: TypeAlias = Array | tuple[str, Array, Array, Array, tuple[int, int]]
 # Kernels hold the index of an entry in 32 bits.
 MOST_SPARSE_COLUMNS: Final = 1 << 32
 
-# Of a converted block: it stays in cache, and the call that reads it is long.
+# The bytes of a converted block: it stays in cache, and outweighs the cost of the call.
 BLOCK_BYTES: Final = 1 << 18
-BLOCK_ENTRIES: Final = 1 << 17  # converted to float64 where they are not
+BLOCK_ENTRIES: Final = 1 << 17  # in a block of sparse data that is converted to float64
 
-# No more rows are summed in order; the sums of so many are merged as a tree.
+# The most rows that are summed in order; the sums of such runs are merged as a tree.
 ROWS: Final = 512
 
 
 class Dense:
-    """A matrix of any strides, dtype and byte order, one sample a row.
+    """A matrix of any strides, dtype and byte order, with one sample per row.
 
     float16 and ml_dtypes' bfloat16 are computed as float32.
 
@@ -70,7 +70,7 @@ class Dense:
         item = array.itemsize
         # An axis of length 1 may have any stride.
         strides = [s if n > 1 else item for s, n in zip(array.strides, array.shape, strict=True)]
-        # Kernels know the dtype, and elements lie whole elements apart.
+        # Kernels know the dtype, and strides are multiples of the element size.
         self._is_strided = (
             (array.dtype.isnative if narrow else array.dtype == self.dtype)
             and array.flags.aligned
@@ -87,7 +87,7 @@ class Dense:
     def blocks(
         self, *, strided: bool = False, least: int = 0
     ) -> Iterator[tuple[slice, KernelData]]:
-        """Yield all rows, in order, as kernels take them: in place, or converted by the block.
+        """Yield all rows in order, in place or in converted blocks.
 
         Parameters
         ----------
@@ -100,7 +100,7 @@ class Dense:
         if self._is_strided if strided else self.in_place:
             yield slice(0, rows), self._array
             return
-        # A multiple of the kernels' own blocks, unless rows are very long.
+        # The rows are a multiple of the kernels' own blocks, unless they are very long.
         fitting = max(least, BLOCK_BYTES // max(1, columns * self.dtype.itemsize))
         step = fitting // 512 * 512 or max(1, fitting)
         for begin in range(0, rows, step):
@@ -109,14 +109,14 @@ class Dense:
 
 
 class Sparse:
-    """A matrix in compressed rows or columns, as SciPy and others hold it.
+    """A matrix in compressed rows or columns, such as SciPy's.
 
     Parameters
     ----------
     op : str
         The operation, for the error messages.
     matrix : object
-        With the attributes ``format``, ``data``, ``indices``, ``indptr`` and ``shape``.
+        An object with attributes ``format``, ``data``, ``indices``, ``indptr`` and ``shape``.
     """
 
     def __init__(self, op: str, matrix: Any) -> None:
@@ -126,8 +126,8 @@ class Sparse:
                 f"{op}: X is in the sparse format {shown(matrix.format)}; "
                 "give it as CSR or CSC, such as X.tocsr()"
             )
-        # Each attribute may be a property, which may change what the others have returned: all of
-        # them come before the first look into an array.
+        # An attribute may be a property that changes arrays which others have returned, so all are
+        # read before the first array is examined.
         self.format: str = matrix.format
         self.shape = _extents(op, _attribute(op, matrix, "shape"))
         is_sorted = getattr(matrix, "has_sorted_indices", False) is True
@@ -144,10 +144,10 @@ class Sparse:
         self._indices = self._given_indices = np.require(indices, index_dtype, ["C", "A"])
         self._indptr = np.require(indptr, index_dtype, ["C", "A"])
         self._check(op, len(data))
-        # SciPy knows whether they are sorted, and looks once; kernels find out if it is mistaken.
+        # SciPy checks once whether indices are sorted; kernels detect it if that is out of date.
         if self.format == "csc" and not (is_sorted or self._first_fall() is None):
             data = self._sort_columns(data)
-        # Rows of CSC do not lie together: its data alone are converted at once.
+        # Rows of CSC are not contiguous, so its data are converted all at once.
         self.in_place = data.dtype == self.dtype and data.flags.aligned and data.flags.c_contiguous
         if not self.in_place and self.format == "csc":
             data = np.require(data, self.dtype, ["C", "A"])
@@ -165,7 +165,7 @@ class Sparse:
         strided: bool = False,
         least: int = 0,
     ) -> Iterator[tuple[slice, KernelData]]:
-        """Yield all rows, in order, as kernels take them: in place, or converted by the block."""
+        """Yield all rows in order, in place or in converted blocks."""
         rows, columns = self.shape
         if self.in_place:
             yield (
@@ -183,7 +183,7 @@ class Sparse:
             yield slice(begin, end), block
 
     def _check(self, op: str, n_data: int) -> None:
-        """Raise ValueError unless the arrays fit each other; kernels look at the indices alone."""
+        """Raise ValueError unless the arrays fit each other; kernels check the indices only."""
         if self.shape[1] > MOST_SPARSE_COLUMNS:
             raise ValueError(f"{op}: X has shape {self.shape}, needs at most 2**32 columns")
         major = self.shape[0 if self.format == "csr" else 1]
@@ -191,7 +191,7 @@ class Sparse:
         if indptr.shape != (major + 1,):
             raise ValueError(f"{op}: X.indptr has shape {indptr.shape}, needs ({major + 1},)")
         if indptr[0] != 0 or np.any(indptr[1:] < indptr[:-1]):
-            raise ValueError(f"{op}: X.indptr must start at 0 and not fall")
+            raise ValueError(f"{op}: X.indptr must start at 0 and never decrease")
         if indptr[-1] > min(n_data, len(self._indices)):
             raise ValueError(
                 f"{op}: X.indptr ends at {indptr[-1]}, X.data and X.indices hold {n_data} and "
@@ -199,7 +199,7 @@ class Sparse:
             )
 
     def complaint(self) -> str:
-        """Return what is wrong with the indices, once a kernel has found that something is."""
+        """Return what is wrong with the indices, after a kernel has refused them."""
         minor = self.shape[1 if self.format == "csr" else 0]
         indices = self._given_indices[: max(0, int(self._indptr[-1]))]
         outside = np.flatnonzero((indices < 0) | (indices >= minor))
@@ -234,7 +234,7 @@ class Sparse:
 
 
 def spans(indptr: Array, entries: int) -> Iterator[tuple[int, int]]:
-    """Yield consecutive ranges of rows (columns) with no more than so many entries, or of one."""
+    """Yield consecutive ranges of rows (columns) with at most so many entries, or a single one."""
     begin, n = 0, len(indptr) - 1
     number, most = indptr.dtype.type, np.iinfo(indptr.dtype).max
     while begin < n:
@@ -250,7 +250,7 @@ Data: TypeAlias = Dense | Sparse
 
 
 def as_matrix(op: str, X: Any) -> Any:
-    """Return a data matrix as an array, of the caller's memory where NumPy has a view, or sparse.
+    """Return a data matrix, sparse or as an array: a view of the caller's memory if possible.
 
     Raises
     ------
@@ -280,7 +280,7 @@ def as_data(op: str, X: Any) -> Data:
 
 
 def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    """Tell whether a dtype is ml_dtypes' bfloat16, to NumPy a dtype like any extension's."""
+    """Tell whether a dtype is ml_dtypes' bfloat16."""
     return dtype.type.__module__ == "ml_dtypes" and dtype.name == "bfloat16"
 
 
@@ -294,7 +294,7 @@ def _attribute(op: str, matrix: Any, name: str) -> Any:
 
 
 def _extents(op: str, shape: Any) -> tuple[int, int]:
-    """Return the shape of a sparse matrix as it has to be: two extents."""
+    """Return the shape of a sparse matrix, checked to be two extents."""
     if not isinstance(shape, tuple | list):
         raise TypeError(f"{op}: X.shape must be a tuple, not {shown(shape)}")
     extents = tuple(as_index(op, "X.shape", n, "a tuple of integers", shape) for n in shape)
@@ -348,7 +348,7 @@ class _DenseRows:
 
 
 class _Entries:
-    """Entries of a sparse matrix, as many at once as fit a block; duplicates add up."""
+    """Entries of a sparse matrix, at most a block of them; duplicates add up."""
 
     def __init__(
         self,
@@ -414,7 +414,7 @@ class _Entries:
 
 @contextmanager
 def explaining(op: str, data: Data) -> Iterator[None]:
-    """Say for people what an engine's terse error says of sparse data."""
+    """Replace an engine's terse error about sparse data by a full message."""
     try:
         yield
     except ValueError as error:
@@ -424,7 +424,7 @@ def explaining(op: str, data: Data) -> Iterator[None]:
 
 
 class Rows(Protocol):
-    """Rows of a matrix, as what multiplies by them."""
+    """Rows of a matrix, with the products that losses need."""
 
     def forward(self, w: Array) -> Array:
         """Return X w."""
@@ -432,8 +432,8 @@ class Rows(Protocol):
     def backward(self, slopes: Array, counts: Array | None) -> tuple[Array, Array]:
         """Return the sums of the slopes (N, K), shape (K,), and X^T slopes, shape (D, K).
 
-        X^T slopes is that of the rows that count, and of elements that are not 0, where counts
-        are given.
+        If counts are given, only rows that count and elements that are not 0 contribute to
+        X^T slopes.
         """
 
 
@@ -468,7 +468,7 @@ def blocks_of_rows(X: KernelData) -> Iterator[tuple[slice, _DenseRows | _Entries
         ) -> Iterator[tuple[Array, Array, Array]]:
             for begin, end in pointers:
                 inside = slice(int(indptr[begin]), int(indptr[end]))
-                minor = indices[inside].copy()  # which nobody changes once it is checked
+                minor = indices[inside].copy()  # no other thread can change it after the check
                 out = (minor < 0) | (minor >= shape[1 if layout == "csr" else 0])
                 if out.any():
                     raise ValueError("X", begin - first)

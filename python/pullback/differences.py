@@ -1,4 +1,4 @@
-"""Derivatives of a real function along lines, measured by differences that know their error."""
+"""Derivatives of a real function along lines, measured by differences, with error estimates."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ __all__ = ["RESOLVED", "SAFETY", "Estimate", "Function", "Slope"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
-# Steps are multiples of an element's scale. No simple fraction: periods should not match it.
+# Steps are multiples of an element's scale. The factor is no simple fraction, so that the steps do
+# not match a period of the function.
 _FIRST_STEP: Final = 0.1873
-_TINY_STEP: Final = 1e-30  # from 0, where there is no rounding
+_TINY_STEP: Final = 1e-30  # from 0, where x + step is exact
 _FAR_STEP: Final = 3.1
 _FEWEST: Final = 4  # steps, before an answer
 _COLUMNS: Final = 6  # of an extrapolation
-_NOISE: Final = 4.0  # units in the last place that values are taken to be wrong by, at least
+_NOISE: Final = 4.0  # the least error assumed for values, in units in the last place
 # Steps at which noise is looked for, by the scale, in float32 and float64; 0: the smallest.
 _FINE_STEPS: Final = ((2.0**-12, 2.0**-16, 0.0), (2.0**-12, 2.0**-20, 2.0**-32, 0.0))
 # Multiples of them: irregular, so that no period looks smooth; and cubic polynomials there.
@@ -38,7 +39,7 @@ RESOLVED: Final = 0.005  # of a derivative: the largest error of one that is res
 
 
 class Estimate(NamedTuple):
-    """A measured number, and what it may be wrong by."""
+    """A measured number and its estimated error."""
 
     value: float
     error: float
@@ -59,7 +60,7 @@ class Slope(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """What a derivative may be."""
+        """The interval of accepted derivatives."""
         if not self.is_kink:
             return self.both.value, self.both.value
         return min(self.right.value, self.left.value), max(self.right.value, self.left.value)
@@ -113,8 +114,8 @@ def _extrapolated(
 def _settled(entries: Iterable[_Entry]) -> Estimate:
     """Return the best estimate, from small steps to large ones.
 
-    A larger step counts where its answer lies within what the smaller ones allow. Elsewhere it
-    saw another piece of the function.
+    A larger step counts if its result lies within the error interval of the smaller ones. Otherwise
+    it reached another piece of the function.
     """
     best, low, high = _NONE, -math.inf, math.inf
     for _, _, value, error in sorted(entries):
@@ -143,13 +144,13 @@ class Function:
     eps : float
         The relative spacing of what it computes in.
     rtol : float
-        What is aimed at.
+        The relative accuracy to aim at.
     size : float
-        Of the terms that cancel in its value.
+        The size of the terms that cancel in its value.
     scale : ndarray
         By how much each element has to change for f to change; positive.
     steps : int, optional
-        Take so many steps from `scale` downwards, and no others.
+        Take exactly this many steps, from `scale` downwards.
     """
 
     def __init__(
@@ -195,10 +196,10 @@ class Function:
     def _measured_noise(self) -> float:
         """Return the standard deviation of f's errors.
 
-        A smooth function is a cubic polynomial over steps that are small enough, noise is not. If
-        there is no noise by chance, the least change of f stands for it. Steps are multiples of
-        x's rounding, so that x moves by what it is said to. All of x moves towards 0, or away from
-        it where f ends there.
+        Over small enough steps a smooth function is a cubic polynomial, and noise is not. If the
+        noise is 0 by chance, the smallest change of f takes its place. Steps are multiples of x's
+        rounding unit, so that x + step is exact. All of x moves towards 0, or away from 0 if f is
+        not defined there.
         """
         found: list[float] = []
         moves: list[tuple[float, float]] = []
@@ -266,10 +267,10 @@ class Function:
         return _Line(self, v, _FIRST_STEP, last, far, unit, grid)
 
     def departs(self, i: int) -> bool:
-        """Tell whether f, of which small steps change no bit, is constant up to a kink or jump.
+        """Tell whether f, which small steps do not change at all, is constant up to a kink or jump.
 
-        A smooth function that only seems constant leaves its value as slowly as it gets to where
-        that shows.
+        A smooth function that only seems constant departs from its value gradually, over many
+        steps.
         """
         line = self._lines[i]
         noise = line.noise(self._size)
@@ -441,8 +442,8 @@ class _Line:
     def _both(self, noises: list[float]) -> Estimate:
         """Return the derivative of both sides together.
 
-        The odd part of f over the step has to extrapolate, and the even part over its square as
-        well: kinks at one distance on both sides leave the odd part linear.
+        The odd part of f over the step has to extrapolate, and the even part over its square, too:
+        kinks at the same distance on both sides leave the odd part linear.
         """
         odd, even = [], []
         for (step, right, left), noise in zip(self._samples, noises, strict=True):
@@ -510,7 +511,7 @@ class _Line:
         return f.at_x + gaps[-1] if stays else f.at_x
 
     def _vertical(self, side: int, noises: list[float]) -> Estimate | None:
-        """Return an infinite slope where quotients grow without an end, like a root's at 0."""
+        """Return an infinite slope if quotients grow without bound, like those of sqrt at 0."""
         sign = 1 if side == 1 else -1
         quotients = [
             (sign * (s[side] - self._f.at_x) / s.step, noise / s.step)

@@ -1,10 +1,10 @@
-"""Elementwise primitives: operations that know their derivatives, on any engine.
+"""Elementwise primitives, each with its derivatives, on any engine.
 
-A native primitive is a genuine `numpy.ufunc`, and so is the derivative of one operand. All other
-methods are callables that enter the kernels directly, and come here for what these do not take. On
-the oracle a primitive is this column itself. Native names are dotted (``elementwise.tanh.vjp``) so
-that every one of them pickles by name, and so that pandas does not mistake ``greater`` for the
-operator.
+A native primitive is a genuine `numpy.ufunc`. So is the `derivative` of a unary one. All other
+native methods call the kernels directly; arguments that the kernels do not take go to the Python
+methods in this module. The NumPy twins use these Python methods for every call. Native names are
+dotted (``elementwise.tanh.vjp``), so that each pickles by its name, and pandas does not mistake
+``greater`` for the operator.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Mapping
 from functools import cache, partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pullback.config import guarded
-from pullback.engine import BACKEND, ORACLE, Engine, attribute_of
+from pullback.engine import BACKEND, Engine, attribute_of
 from pullback.foreign import admitted, check_labels, is_plain, overriding
-from pullback.jacobians import Diagonal
-from pullback.jacobians.primitives import of_operand
 from pullback.protocol import (
     as_array,
     as_arrays,
@@ -56,7 +55,7 @@ METHODS: Final = ("derivative", "value_and_derivative", "vjp", "jvp", "jacobian"
 
 
 class _OracleUfunc:
-    """A method of the oracle's, one result or several, called as a ufunc is.
+    """A method of a NumPy twin with one result or several, called like a ufunc.
 
     It computes in the `pullback.protocol.result_dtype` of its arguments, silences NumPy's
     floating-point warnings, and returns new arrays, or NumPy scalars where the result has no axes.
@@ -68,7 +67,7 @@ class _OracleUfunc:
         self._row, self._name = row, name
         self._op = _label(row, name.rstrip("01"))
         self._names = _arguments(row, name.rstrip("01"))
-        # What those that take a ufunc's call over ask of it; pandas reads the name, see above.
+        # What overriding types ask of a ufunc; pandas reads the name, see above.
         self.__name__ = f"reference.{row.name}.{name}"
         self.nin, self.signature = len(self._names), None
         several = 1 + row.nin if name == "value_and_derivative" else row.nin
@@ -141,12 +140,13 @@ class _OracleUfunc:
 
 
 def _of_oracle(op: str, name: str) -> _OracleUfunc:
-    """Return a method of the oracle's, for pickle."""
-    return make_elementwise(ORACLE)[op]._ufunc(name)  # type: ignore[no-any-return]
+    """Return a twin's method, for pickle."""
+    twin = getattr(import_module("pullback.reference"), op)
+    return twin._ufunc(name)  # type: ignore[no-any-return]
 
 
 def _overridden(ufunc: Any, given: Any, outs: Any, keywords: Any) -> Any:
-    """Return what the ``__array_ufunc__`` of operands and outputs make of a call; see NEP 13."""
+    """Return what the ``__array_ufunc__`` of operands or outputs returns for a call; see NEP 13."""
     asked: list[Any] = []
     for operand in filter(overriding, (*given, *outs)):
         if not any(type(operand) is type(other) for other in asked):
@@ -173,7 +173,7 @@ def _together(*operands: Array) -> tuple[Array, ...]:
 
 
 def _native_ufunc(kernels: Any, row: OpRow, name: str, *, public: bool) -> Any:
-    """Return a ufunc; one that others call travels under a private name."""
+    """Return a ufunc; one that is not public gets a private name."""
     path = "" if name == "value" else f".{'_' * (not public)}{name}"
     op, names = _label(row, name.rstrip("01")), _arguments(row, name.rstrip("01"))
     doc = f"Part of {row.name}."
@@ -201,9 +201,9 @@ class Elementwise(Hinted):
     Parameters
     ----------
     row : OpRow
-        What the table says.
+        Its row in the table.
     engine : Engine
-        What computes.
+        The functions that it calls.
     """
 
     def __init__(self, row: OpRow, engine: Engine) -> None:
@@ -214,7 +214,7 @@ class Elementwise(Hinted):
         self.__doc__ = docstring(row)
         self.__module__ = engine.module("elementwise")
         self._ufuncs: dict[str, Any] = {}
-        # The single results that each method gives together.
+        # The single results of which each method returns several.
         slopes = ("derivative",) if self.nin == 1 else ("derivative0", "derivative1")
         self._parts = {"derivative": slopes, "value_and_derivative": ("value", *slopes)}
         self._terms = ("vjp",) if self.nin == 1 else ("vjp0", "vjp1")
@@ -231,7 +231,7 @@ class Elementwise(Hinted):
         return self.__name__
 
     def _ufunc(self, name: str) -> Any:
-        """Return a method as a ufunc, or what stands for it; "vjp1" is one of its results."""
+        """Return a method as a ufunc or its stand-in; "vjp1" is one result of a method."""
         if name not in self._ufuncs:
             public = name == "value" or (name == "derivative" and self.nin == 1)
             self._ufuncs[name] = (
@@ -247,7 +247,7 @@ class Elementwise(Hinted):
             return self._ufunc(name)(*given, **keywords)
 
     def _on_ufunc(self) -> Any:
-        """Return the native primitive: a ufunc, with everything that it knows set on it."""
+        """Return the native primitive: a ufunc with the methods as its attributes."""
         primitive, nin = self._ufunc("value"), self.nin
         primitive.row = self.row
         for name in {*self._terms, *self._parts["derivative"], "vjp", "jvp", *self._parts}:
@@ -262,7 +262,7 @@ class Elementwise(Hinted):
             call.__doc__ = fallback.__doc__
             setattr(primitive, name, _named(call, f"elementwise.{self.row.name}.{name}"))
         for name in ("reduce", "accumulate", "reduceat", "outer", "at"):
-            call = guarded(getattr(primitive, name))  # whose casts are NumPy's
+            call = guarded(getattr(primitive, name))  # NumPy casts in it
             call.__reduce__ = partial(attribute_of, primitive, name)
             setattr(primitive, name, call)
         self._slopes = primitive.derivative
@@ -343,9 +343,9 @@ class Elementwise(Hinted):
         return cotangents if out is None else deliver(op, cotangents, out, masks)
 
     def _sums(self, given: tuple[Any, ...], whole: tuple[int, ...], wrt: tuple[int, ...]) -> Any:
-        """Return cotangents of plain arrays, summed in the order of the engine's.
+        """Return cotangents of plain arrays, summed in the engine's order.
 
-        That of the native one depends on how the arrays are stored.
+        The native engine's order depends on how the arrays are stored.
         """
         if self._engine.is_native:
             sums = self._engine.kernels.elementwise_method(self.row.name, "vjp", _refuse)
@@ -375,14 +375,14 @@ class Elementwise(Hinted):
         called = (*names, *(t_names[k] for k in moved))
         given, dtype = self._plain(op, called, (*operands, *(tangents[k] for k in moved)), options)
         _check_outs(op, (out,), shape, dtype)
-        if moved:  # a single term of two is a cotangent's
+        if moved:  # one term of two is computed like a cotangent
             term = "jvp" if len(moved) == self.nin else self._terms[moved[0]]
             return self._run(term, *given, out=out, where=where, **options)
         zeros = np.zeros_like(self._run("value", *given, **options))
         return zeros[()] if out is None else deliver(op, zeros, out, where)
 
     def _with_default(self, name: str, given: tuple[Any, ...], out: Any, keywords: Any) -> Any:
-        """Return a method's results for the default of the last operand, those by the first."""
+        """Return a method's results with respect to the first operand, with the last's default."""
         call, (w, *rest), default = getattr(self._primitive, name), given, self.row.default
         if name == "vjp":
             wrt = 0 if keywords["wrt"] == "all" else keywords["wrt"]
@@ -401,12 +401,12 @@ class Elementwise(Hinted):
         op = _label(self.row, "jacobian")
         operands = as_arrays(op, *operands, names=self.row.operands)
         if self.nin == 1:
-            return Diagonal._of(self._slopes(*operands))
+            return _jacobians().Diagonal._of(self._slopes(*operands))
         broadcast_shape(op, **self._shapes(op, operands))
         slopes = self._slopes(*operands)
         if not self._engine.is_native:  # a slope of the oracle's may be an operand
             slopes = map(np.array, slopes)
-        return tuple(map(of_operand, slopes, operands))
+        return tuple(map(_jacobians().of_operand, slopes, operands))
 
     def _shapes(self, op: str, operands: tuple[Any, ...]) -> dict[str, tuple[int, ...]]:
         named = zip(self.row.operands, operands, strict=True)
@@ -423,6 +423,12 @@ class Elementwise(Hinted):
         return arrays, arrays[0].dtype
 
 
+@cache
+def _jacobians() -> Any:
+    """Return the module that makes Jacobians; until it is there, native methods come here, too."""
+    return import_module("pullback.jacobians.primitives")
+
+
 def _hides_shape(given: Any) -> bool:
     """Tell whether an argument overrides ufuncs without telling its shape."""
     return overriding(given) and not hasattr(given, "shape")
@@ -434,13 +440,13 @@ def _fills(given: Any) -> bool:
 
 
 def _masking(out: Any, where: Any) -> Any:
-    """Return a mask, without outputs that of everything, which NumPy would leave undefined."""
+    """Return the mask, or True without outputs, where NumPy would leave elements undefined."""
     outs = out if isinstance(out, tuple) else (out,)
     return where if any(target is not None for target in outs) else True
 
 
 def _check_outs(op: str, outs: tuple[Any, ...], shape: tuple[int, ...], dtype: Any) -> None:
-    """Refuse what results of a shape do not go to: NumPy would repeat them, or name no argument."""
+    """Refuse outputs that do not fit a shape: NumPy would repeat results, or name no argument."""
     if dtype is None or overriding(*outs):
         for target in outs:
             check_shape(op, target, shape)
@@ -479,12 +485,12 @@ def _arguments(row: OpRow, name: str) -> tuple[str, ...]:
 
 
 def _left_out(row: OpRow, name: str) -> int:
-    """Return how many arrays there are where the last operand is left out, and its tangent."""
+    """Return the number of arrays without the last operand, and without its tangent."""
     return row.nin - 1 + (name in ("vjp", "jvp"))
 
 
 def _parameters(row: OpRow, name: str) -> str:
-    """Return what a method takes."""
+    """Return the parameters of a method."""
     names = list(_arguments(row, name))
     if row.default is not None:
         k = _left_out(row, name)
@@ -546,7 +552,7 @@ def docstring(row: OpRow) -> str:
         "----------",
         f"{operands} : array_like" + ("" if row.nin == 1 else ", shapes that broadcast"),
         _paragraph(
-            f"Domain: {row.domain_text}. Outside it the special points below hold, else NaN.",
+            f"Domain: {row.domain_text}. Outside, the result is NaN, but for special points below.",
             "    ",
         ),
         "    bool, 8- and 16-bit integers and float16 compute in float32, wider integers in",
@@ -591,22 +597,22 @@ def method_docstring(row: OpRow, name: str) -> str:
         out = "tuple of (ndarray or None), nested alike or flat"
     elif name == "vjp":
         summary = f"Return the cotangent{'s' * several} of the operand{'s' * several}"
-        more = ["g : array_like", f"    Cotangent of the value. A Python number fills the {whole};"]
-        more += ["    axes in front of it are a stack, which results keep."]
+        more = ["g : array_like", f"    Cotangent of the value. A Python number fills the {whole}."]
+        more += ["    Leading axes in front of that shape are a stack. The result keeps them."]
         result = f"{each} : ndarray or scalar, stack + the shape of {'each ' * several}operand"
         out = "ndarray, or tuple of ndarray or None"
         result += "\n    fl(g * derivative)" + (
-            "; where an operand was broadcast, the sum of these over the repetitions,\n"
-            "    accumulated in float64."
+            ". Where an operand was broadcast, the products are summed over the\n"
+            "    repetitions in float64."
             if several
             else "."
         )
         if several:
             more += ["wrt : str, int, a tuple of them, or 'all'"]
             more += [
-                "    The operands, by name or position, whose cotangents to return; a bare one"
+                "    The operands whose cotangents to return, by name or position. A single operand"
             ]
-            more += ["    gives a bare array, not a tuple."]
+            more += ["    gives an array, a tuple gives a tuple."]
     elif name == "jvp":
         summary = "Return the tangent of the value"
         shapes = "shapes of the operands" if several else "shape of `x`"
@@ -623,7 +629,7 @@ def method_docstring(row: OpRow, name: str) -> str:
             "Diagonal"
             if not several
             else (
-                "tuple of two Jacobians\n    Each a `Diagonal`, after a `Broadcast` where the "
+                "tuple of two Jacobians\n    Each is a `Diagonal`, after a `Broadcast` where the "
                 "operand was broadcast."
             )
         )
@@ -635,7 +641,7 @@ def method_docstring(row: OpRow, name: str) -> str:
     if out:
         lines += [f"out : {out}, optional", "    Overwritten with the results; may be arguments."]
         lines += ["where : array_like of bool, optional"]
-        lines += ["    What is written of `out`; what is summed, where there are sums."]
+        lines += ["    Which elements of `out` are written; in a sum, which terms are added."]
     lines += ["", "Returns", "-------", result, "", "Raises", "------", "ValueError"]
     lines += ["    If a shape does not fit.", "", *_notes(row), ""]
     return "\n".join(lines)
@@ -657,18 +663,19 @@ def _notes(row: OpRow) -> list[str]:
         f"(NumPy twin: {REFERENCE_MAX_ULP:g} ULP).",
     ]
     if row.ulp_of_operands:
-        lines += ["The value's error is in ULP of the largest of the value and the operands."]
+        lines += ["The value's error is in ULP of the largest among the value and the operands."]
     if row.default is not None:
         lines += [
             "",
-            f"Where `{row.operands[-1]}` is left out, it is {row.default}: what stands behind it",
-            f"moves up, and results are those by `{row.operands[0]}` alone, not in tuples.",
+            f"If `{row.operands[-1]}` is omitted, it is {row.default}. The arguments after it move",
+            f"up by one, and the results are those for `{row.operands[0]}` alone, not in tuples.",
         ]
     if row.kinks:
         zeros = " and ".join(f"``{kink} = 0``" for kink in row.kinks)
         lines += ["", f"No derivative exists at {zeros}; the special points give the convention."]
     if row.masked:
-        lines += ["", "Masked: vjp and jvp give +0 where the derivative is 0, whatever they scale."]
+        text = "Masked: where the derivative is 0, vjp and jvp give +0, even for inf and NaN."
+        lines += ["", text]
     return lines
 
 

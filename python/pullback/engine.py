@@ -1,38 +1,33 @@
-"""Engines: the functions that the primitives run on, native or the oracle's."""
+"""Engines: the functions that primitives call, native ones or those in `pullback.oracle`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, Final
 
 from pullback.config import native
-from pullback.oracle import gram, losses, products, reductions
-from pullback.tables.losses import LOSSES
-from pullback.tables.products import PRODUCTS
-from pullback.tables.reductions import REDUCTIONS
 
-__all__ = ["BACKEND", "ORACLE", "Engine", "attribute_of", "enter"]
+__all__ = ["BACKEND", "Engine", "attribute_of", "enter"]
 
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """What computes.
+    """The functions that primitives compute with.
 
     Parameters
     ----------
     is_native : bool
-        Whether methods may enter the kernels at once.
+        Whether methods may call the kernels directly.
     kernels : module or namespace
-        ``reduce_slices``, ``reduce_tangents`` and ``transform_slices``, as in
-        `pullback.oracle.reductions`, ``product_results``, as in `pullback.oracle.products`,
-        ``loss_sums``, ``loss_line`` and ``loss_pointwise``, as in `pullback.oracle.losses`, all of
-        which take a row's name for the row, and its ``softmax_hessians``; ``gram_sums``, as in
-        `pullback.oracle.gram`; and ``plain_arrays(*operands)``, as
-        arrays of the dtype that they compute in, where None stays, or None for what Python
-        converts.
+        ``reduce_slices``, ``reduce_tangents`` and ``transform_slices`` as in
+        `pullback.oracle.reductions`; ``product_results`` as in `pullback.oracle.products`;
+        ``loss_sums``, ``loss_line`` and ``loss_pointwise`` as in `pullback.oracle.losses`. All of
+        these take a row's name instead of the row. Further ``softmax_hessians`` as in
+        `pullback.oracle.losses`, ``gram_sums`` as in `pullback.oracle.gram`, and
+        ``plain_arrays(*operands)``: it returns arrays of the dtype that the operands compute in,
+        where None stays None, or it returns None if Python has to convert an operand.
     """
 
     is_native: bool
@@ -44,21 +39,21 @@ class Engine:
 
     @property
     def remark(self) -> str:
-        """What sets primitives apart in their repr."""
+        """The remark in the primitives' repr."""
         return "" if self.is_native else ", NumPy twin"
 
 
 def enter(make: Callable[[Any], Any], owner: Any, name: str, label: str, module: str) -> Any:
-    """Return a native method, made of the owner's own, to which it falls back and which it equals.
+    """Return a native method, which falls back to the owner's Python method and gives its results.
 
     Parameters
     ----------
     make : callable
         ``make(fallback)``, the native method.
     owner, name : object, str
-        Whose method of what name it is, which is how it pickles.
+        The method's owner and name; it pickles by these.
     label, module : str
-        What the owner is called, and where.
+        The owner's name, and its module.
     """
     fallback = getattr(owner, name)
     call = make(fallback)
@@ -69,34 +64,19 @@ def enter(make: Callable[[Any], Any], owner: Any, name: str, label: str, module:
 
 
 def attribute_of(owner: object, name: str) -> Any:
-    """Return what pickles as an attribute of another object."""
+    """Return an attribute of an object, for pickle."""
     return getattr, (owner, name)
 
 
-# --- the oracle's ---------------------------------------------------------------------------------
-
-
-def _by_name(table: Mapping[str, Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of a row as one of the row's name."""
-    return lambda name, *arguments: function(table[name], *arguments)
-
-
-ORACLE: Final = Engine(
-    False,
-    SimpleNamespace(
-        reduce_slices=_by_name(REDUCTIONS, reductions.reduce_slices),
-        reduce_tangents=_by_name(REDUCTIONS, reductions.reduce_tangents),
-        transform_slices=_by_name(REDUCTIONS, reductions.transform_slices),
-        plain_arrays=lambda *_: None,
-        product_results=_by_name(PRODUCTS, products.product_results),
-        loss_sums=_by_name(LOSSES, losses.loss_sums),
-        loss_pointwise=_by_name(LOSSES, losses.loss_pointwise),
-        loss_line=_by_name(LOSSES, losses.loss_line),
-        softmax_hessians=losses.softmax_hessians,
-        gram_sums=gram.gram_sums,
-    ),
-)
-
 # --- the one in use -------------------------------------------------------------------------------
 
-BACKEND: Final = ORACLE if native is None else Engine(True, native)
+
+def _backend() -> Engine:
+    if native is not None:
+        return Engine(True, native)
+    from pullback.oracle.engine import ORACLE  # noqa: PLC0415  which native kernels do without
+
+    return ORACLE
+
+
+BACKEND: Final = _backend()

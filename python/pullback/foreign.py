@@ -1,9 +1,10 @@
-"""The door for what others made: lists, frames, tensors and masked arrays become NumPy arrays here.
+"""Conversion of other libraries' data: lists, frames, tensors and masked arrays to NumPy arrays.
 
-Whatever makes an array comes in, by position: through ``__array__``, DLPack, or the columns of a
-frame. What comes out of a primitive is a NumPy array, whatever came in. The one exception is
-NumPy's own: elementwise operations are ufuncs, and let an operand take them over that has
-``__array_ufunc__`` (pandas, Dask, polars) or is a subclass of ndarray, such as a masked array.
+Any object that converts to an array is accepted: through ``__array__``, DLPack, or the columns of a
+frame. Labels are ignored; elements go by position. Primitives return NumPy arrays for any input.
+The one exception is NumPy's own: elementwise operations are ufuncs, so an operand with
+``__array_ufunc__`` (pandas, Dask, polars) or a subclass of ndarray, such as a masked array,
+overrides them.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ __all__ = [
 
 Array: TypeAlias = npt.NDArray[Any]
 
-_LONGEST: Final = 60  # of what is shown of an argument
+_LONGEST: Final = 60  # characters of an argument that a message shows
 
 
 def shown(given: object) -> str:
-    """Return the repr of an argument for a message: on one line, and a short one."""
+    """Return the repr of an argument for a message, on one line and shortened."""
     try:
         text = " ".join(repr(given).split())
     except ValueError:  # Python refuses to write the digits of a long integer
@@ -66,7 +67,7 @@ KERNEL_DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
 _ADVICE: Final = {
     "O": "; of numbers, astype(float) makes an array of floats",
     "U": "; strings that spell numbers are converted by astype(float)",
-    "c": "; real and imaginary parts go in apart",
+    "c": "; pass real and imaginary parts separately",
     "g": "; astype(float) gives float64",
     "M": "; a date becomes a number when another one is subtracted and a unit divides",
     "m": "; divided by a unit, such as numpy.timedelta64(1, 's'), it is a number",
@@ -125,12 +126,12 @@ def converted(op: str, name: str, operand: Any, dtype: np.dtype[Any]) -> Array:
         raise TypeError(f"{op}: argument {name} is an integer too large for {holds}") from None
 
 
-# --- what hides elements, or takes calls over -----------------------------------------------------
+# --- masked arrays, and types that override ufuncs ------------------------------------------------
 
 
 def _hides(given: object, depth: int = MOST_AXES) -> bool:
     """Tell whether something is a masked array, or a list that holds one."""
-    masked = sys.modules.get("numpy.ma")  # without it there are none
+    masked = sys.modules.get("numpy.ma")  # before its import there are no masked arrays
     if masked is None or not depth:
         return False
     if isinstance(given, list | tuple):
@@ -139,7 +140,7 @@ def _hides(given: object, depth: int = MOST_AXES) -> bool:
 
 
 def check_unmasked(op: str, name: str, given: object) -> None:
-    """Raise TypeError for a masked array, of which NumPy would convert what is hidden as well."""
+    """Raise TypeError for a masked array, because NumPy would convert the hidden elements, too."""
     if _hides(given):
         raise TypeError(
             f"{op}: {name} is a masked array, whose mask would be lost; take its filled(value) or "
@@ -154,7 +155,7 @@ BY_CHUNKS: Final = (
 
 
 def check_computed(op: str, name: str, given: object, advice: str = BY_CHUNKS) -> None:
-    """Raise TypeError for what Dask would compute, such as one of its arrays, all in memory."""
+    """Raise TypeError for a Dask collection, which would be computed into memory as a whole."""
     graph = getattr(given, "__dask_graph__", None)
     if isinstance(given, type) or not callable(graph):
         return
@@ -167,13 +168,13 @@ def check_computed(op: str, name: str, given: object, advice: str = BY_CHUNKS) -
 
 
 def overriding(*given: object) -> bool:
-    """Tell whether an argument takes ufunc calls over (Dask, pandas, ...)."""
+    """Tell whether an argument overrides ufunc calls (Dask, pandas, ...)."""
     numpys = np.ndarray.__array_ufunc__
     return any(getattr(type(g), "__array_ufunc__", numpys) is not numpys for g in given)
 
 
 def is_plain(given: object) -> bool:
-    """Tell whether a ufunc takes an argument over: no subclass of ndarray, and not overriding."""
+    """Tell whether ufuncs compute with it: not a subclass of ndarray, and not overriding."""
     kind = type(given)
     if kind is np.ndarray or kind is np.memmap:
         return True
@@ -183,12 +184,12 @@ def is_plain(given: object) -> bool:
 def admitted(
     op: str, names: Sequence[str], given: Sequence[Any], out: Any, where: Any
 ) -> tuple[Any, ...]:
-    """Return a ufunc's operands: arrays and numbers, and as they are those that take it over.
+    """Return a ufunc's operands: arrays, numbers, and overriding operands unchanged.
 
     Raises
     ------
     TypeError
-        If one makes no array of numbers, or a mask would be lost: an output hides nothing.
+        If one does not convert to an array of numbers, or a mask would be lost in the output.
     """
     outs = [o for o in (out if isinstance(out, tuple) else (out,)) if o is not None]
     for target in outs:
@@ -201,7 +202,7 @@ def admitted(
         if outs:
             check_unmasked(op, name, operand)
         if is_weak(operand):
-            if not overriding(*given):  # who may take any integer
+            if not overriding(*given):  # an overriding type may take any integer
                 converted(op, name, operand, FLOAT64)
             operands.append(operand)
         elif _is_pandas(operand):
@@ -219,21 +220,21 @@ def admitted(
 
 
 def array_of(op: str, name: str, given: Any) -> Array:
-    """Return what makes an array as one.
+    """Return an argument as an array.
 
     Raises
     ------
     TypeError, ValueError
-        If NumPy makes no array of it, such as of a ragged list, or it is masked, sparse, a string,
-        or has columns that are no numbers. What an argument's own code raises passes as it is,
-        unless that is another library's array.
+        If NumPy cannot convert it, as for a ragged list, or it is masked, sparse, a string, or has
+        columns that are not numbers. An error from the argument's own code passes unchanged, unless
+        the argument is another library's array.
     """
     check_unmasked(op, name, given)
     if given is None or isinstance(given, str | bytes):
         raise TypeError(f"{op}: argument {name} must be numbers, not {shown(given)}")
     if hasattr(given, "tocsr") or hasattr(given, "indptr"):
         raise TypeError(
-            f"{op}: argument {name} is sparse, and no sparse operand is made dense in silence; "
+            f"{op}: argument {name} is sparse, and is not made dense implicitly; "
             f"give {name}.toarray()"
         )
     if _is_pandas(given):
@@ -249,14 +250,14 @@ def array_of(op: str, name: str, given: Any) -> Array:
         if getattr(type(given), "__array_ufunc__", ...) is None:
             hint = "; its __array_ufunc__ is None, which refuses ufuncs"
         raise TypeError(
-            f"{op}: argument {name} must be numbers, or make an array of them, not {shown(given)}"
-            f"{hint}"
+            f"{op}: argument {name} must be numbers, or convert to an array of them, not "
+            f"{shown(given)}{hint}"
         )
     return _of_column(given, array)
 
 
 def _asked(op: str, name: str, given: Any) -> Array:
-    """Return the array that something makes when NumPy asks it."""
+    """Return NumPy's conversion of an argument."""
     is_foreign = hasattr(type(given), "__dlpack__") and not isinstance(given, np.ndarray)
     by_dlpack = is_foreign and not hasattr(type(given), "__array__")
     try:
@@ -266,9 +267,9 @@ def _asked(op: str, name: str, given: Any) -> Array:
         if not (ours or is_foreign):
             raise
         kind = ValueError if isinstance(error, ValueError) else TypeError
-        text = f"{op}: argument {name} makes no array: {error}"
+        text = f"{op}: argument {name} does not convert to an array: {error}"
         raise kind(text) from (error if is_foreign else None)
-    # NumPy makes objects of long integers.
+    # NumPy makes arrays of objects of long integers.
     is_long = array.dtype == object and is_weak(given)
     return converted(op, name, given, FLOAT64) if is_long else array
 
@@ -285,9 +286,9 @@ def is_of_python(error: Exception) -> bool:
 def _no_numbers(op: str, name: str, unfit: Iterable[tuple[Any, Any]]) -> TypeError:
     listed = ", ".join(f"{label!r} ({dtype})" for label, dtype in unfit)
     return TypeError(
-        f"{op}: argument {name} has columns that are no numbers: {listed}; encode categories, such "
-        "as by pandas.get_dummies, convert numbers that are objects by astype(float), or leave "
-        "the columns out"
+        f"{op}: argument {name} has columns that are not numbers: {listed}; encode categories, "
+        "such as by pandas.get_dummies, convert numbers that are objects by astype(float), or "
+        "leave the columns out"
     )
 
 
@@ -309,13 +310,13 @@ def _dtype(column: Any) -> Any:
 
 
 def _of_column(column: Any, array: Array) -> Array:
-    """Return a column's array; bools of which some are missing, which NumPy has no dtype for."""
+    """Return a column's array; NumPy has no dtype for bools with missing values."""
     is_bools = array.dtype == object and str(_dtype(column)).lower().startswith("bool")
     return array.astype(np.float64) if is_bools else array
 
 
 def _is_pandas(given: Any) -> bool:
-    """Tell whether something is a frame, a column or an index as pandas has them."""
+    """Tell whether something is a pandas frame, column or index."""
     return hasattr(type(given), "isna") and hasattr(type(given), "to_numpy")
 
 
@@ -342,7 +343,7 @@ def _is_number(dtype: Any) -> bool:
 
 
 def _of_pandas(op: str, name: str, given: Any) -> Array:
-    """Return a frame or a column, by blocks of columns of one dtype, a missing value as NaN."""
+    """Return a frame or a column as an array, with NaN for missing values."""
     dtypes = _pandas_dtypes(op, name, given)
     kinds = list(dict.fromkeys(dtypes))
     if len(kinds) < 2:
@@ -369,7 +370,7 @@ def _of_block(block: Any, dtype: Any) -> Array:
 
 
 def _homogeneous(op: str, name: str, given: Any, *, alone: bool) -> Any:
-    """Return what pandas takes over; beside others, a frame as one of one of NumPy's dtypes."""
+    """Return an operand for pandas' own ufuncs: a frame, unless alone, converted to one dtype."""
     dtypes = set(_pandas_dtypes(op, name, given))
     if alone or given.ndim == 1 or (len(dtypes) < 2 and all(hasattr(d, "char") for d in dtypes)):
         return given
@@ -377,7 +378,7 @@ def _homogeneous(op: str, name: str, given: Any, *, alone: bool) -> Any:
 
 
 def as_sparse(given: Any) -> Any:
-    """Return a frame whose columns are all sparse as CSR, and all else as it is."""
+    """Return a frame whose columns are all sparse as CSR, and anything else unchanged."""
     if not (_is_pandas(given) and given.ndim > 1 and given.shape[1]):
         return given
     sparse = all(str(dtype).startswith("Sparse[") for dtype in given.dtypes)
@@ -385,7 +386,7 @@ def as_sparse(given: Any) -> Any:
 
 
 def check_labels(op: str, names: Sequence[str], given: Sequence[Any]) -> None:
-    """Raise ValueError for pandas objects that meet element by element under other labels."""
+    """Raise ValueError if pandas objects that go element by element have different labels."""
     labelled = [
         (name, g.index)
         for name, g in zip(names, given, strict=False)
@@ -395,6 +396,6 @@ def check_labels(op: str, names: Sequence[str], given: Sequence[Any]) -> None:
         first, other = labelled[0]
         if len(index) == len(other) and not index.equals(other):
             raise ValueError(
-                f"{op}: {first} and {name} have other labels: align them, such as by "
+                f"{op}: {first} and {name} have different labels: align them, such as by "
                 f"{name}.loc[{first}.index], or give {name}.to_numpy() to go by position"
             )

@@ -1,4 +1,4 @@
-"""Hessians of linear models' losses: weighted Gram matrices of the data, put together."""
+"""Hessians of linear models' losses, assembled from weighted Gram matrices of the data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pullback.gram import gram_matrices
+from pullback.grams import gram_matrices
 from pullback.samples import Model, Samples, sums_of_targets
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ Array: TypeAlias = npt.NDArray[Any]
 def hessian_sums(loss: Loss, op: str, samples: Samples, model: Model, scale: float = 1.0) -> Array:
     """Return the sum of the samples' Hessians in ``[w.ravel(), b]``, times their weights.
 
-    One pass makes predictions, the next one sums products of columns of X; for a loss of classes,
-    so does one for each class, which takes the blocks of those behind it: memory is that of the
-    predictions and of two results.
+    The first pass computes predictions, and the second sums products of columns of X. A loss of
+    classes takes one such pass for each class, which computes its blocks with the later classes.
+    The memory is that of the predictions and of two results.
     """
     K, intercept = model.w.shape[1], model.kinds.b is not None
     kept = np.empty((samples.n_samples, K))
@@ -49,9 +49,9 @@ def hessian_sums(loss: Loss, op: str, samples: Samples, model: Model, scale: flo
 
 
 def assembled(shape: tuple[int, ...], like: Any, blocks: Iterable[tuple[int, int, Array]]) -> Array:
-    """Return a symmetric matrix in ``[w.ravel(), b]`` from blocks of the outputs k <= l, and these.
+    """Return a symmetric matrix in ``[w.ravel(), b]`` from (k, l, block) of outputs k <= l.
 
-    The intercept's column of a block is behind those of X.
+    In a block, the intercept's column follows those of X.
     """
     (D, K), intercept = shape, like is not None
     if K == 1:
@@ -72,7 +72,7 @@ def assembled(shape: tuple[int, ...], like: Any, blocks: Iterable[tuple[int, int
 
 
 def _class_factors(p: Array, k: int) -> Array:
-    """Return p_k (1 - p_k), then -p_k p_l for the classes l behind k; 1 - p_k with its digits."""
+    """Return p_k (1 - p_k), then -p_k p_l for the classes l > k, with 1 - p_k to full accuracy."""
     factors = -p[:, k:]
     factors[:, 0] = np.delete(p, k, axis=1).sum(axis=1)
     factors *= p[:, k, None]

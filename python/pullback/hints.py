@@ -1,14 +1,10 @@
-"""What to use instead of a name that is not here; read once something has gone wrong."""
+"""Hints for error messages: what to use instead of a name that does not exist."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
-
-from pullback.tables.elementwise import OPS
-from pullback.tables.products import PRODUCTS
-from pullback.tables.reductions import REDUCTIONS
 
 __all__ = [
     "KNOWN_VARIABLES",
@@ -30,7 +26,7 @@ _ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(("grad", "gradient", "value_and_grad", "vjp", "jvp"), _GRADIENT),
         **dict.fromkeys(("jacobian", "jacfwd", "jacrev", "hessian", "derivative"), _GRADIENT),
         **dict.fromkeys(("np", "numpy", "jnp"), _PLAIN),
-        **dict.fromkeys(("jit", "vmap"), "primitives are compiled, and take batches as they are"),
+        **dict.fromkeys(("jit", "vmap"), "primitives are compiled and take batches directly"),
         **dict.fromkeys(("compose", "Sequential"), "use pb.chain"),
         **dict.fromkeys(("gradcheck", "check_grads", "approx_fprime"), "use pb.check_grad"),
         **dict.fromkeys(("einsum", "tensordot"), "use pb.matmul, whose leading axes are a batch"),
@@ -96,14 +92,14 @@ KNOWN_VARIABLES: Final = (
 
 
 def nearest(name: str, known: Sequence[str]) -> list[str]:
-    """Return the names, three at most, that look most like one; the same one alone."""
+    """Return up to three names that look most like `name`, or only `name` if it is known."""
     from difflib import get_close_matches  # noqa: PLC0415  an import need not wait for it
 
     return [name] if name in known else get_close_matches(name, dict.fromkeys(known))
 
 
 def about_name(name: str, known: Sequence[str]) -> str:
-    """Return the end of a message about a name that stands for nothing here, or nothing."""
+    """Return the end of a message about an unknown name, or "" without a hint."""
     if name in _in_losses_alone():
         return f"; it is pb.losses.{name}"
     if name in _ELSEWHERE:
@@ -113,13 +109,13 @@ def about_name(name: str, known: Sequence[str]) -> str:
 
 
 def _in_losses_alone() -> frozenset[str]:
-    from pullback.tables.losses import IN_LOSSES_ALONE  # noqa: PLC0415  which itself needs hints
+    from pullback.tables.losses import IN_LOSSES_ALONE  # noqa: PLC0415  as below
 
     return IN_LOSSES_ALONE
 
 
 def about_attribute(name: str, own: Sequence[str]) -> str:
-    """Return the end of a message about an attribute that an object of `own` has not."""
+    """Return the end of a message about an attribute that is not among an object's `own`."""
     if name in _DERIVATIVES:
         found = [one for one in _OWN if one in own]
         found += [f"pointwise.{one}" for one in ("derivative", "vjp", "jvp") if "pointwise" in own]
@@ -129,13 +125,17 @@ def about_attribute(name: str, own: Sequence[str]) -> str:
 
 
 def about_function(given: object, *, unary: bool = False) -> str:
-    """Return the end of a message about what is no primitive, such as NumPy's ufunc or a name."""
+    """Return the end of a message about a non-primitive, such as NumPy's ufunc or a name."""
     name = given if isinstance(given, str) else getattr(given, "__name__", None)
     if hasattr(given, "pointwise"):
         path = f"losses.{name}" if name in _in_losses_alone() else name
         return f"; its form for a step is (pb.{path}.pointwise, pb.arg, y)"
     if not isinstance(name, str):
         return ""
+    from pullback.tables.elementwise import OPS  # noqa: PLC0415  variables need no tables
+    from pullback.tables.products import PRODUCTS  # noqa: PLC0415
+    from pullback.tables.reductions import REDUCTIONS  # noqa: PLC0415
+
     table = {**OPS, **({} if unary else {**PRODUCTS, **REDUCTIONS})}
     return about_name(name, [one for one in table if not unary or OPS[one].nin == 1])
 

@@ -1,4 +1,4 @@
-"""An objective along a line, from predictions that are kept."""
+"""An objective along a line, from stored predictions."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ Array: TypeAlias = npt.NDArray[Any]
 class LinePart(NamedTuple):
     """Some samples, and their predictions along a line."""
 
-    where: str  # what to call them in messages
+    where: str  # their name in messages
     samples: Samples  # without X
     line: Array  # (N, 2 K): predictions at the start, and how they change
 
 
 @guarded_class
 class Line(Hinted):
-    """An objective along a line: ``phi(t)`` is what it is at ``theta + t * direction``.
+    """An objective along a line: ``phi(t)`` is its value and slope at ``theta + t * direction``.
 
-    What `LinearObjective.line` returns. It keeps the predictions at `theta` and how they change, 2
-    N K numbers, and a copy of the targets and weights, so that each step takes O(N K) operations,
-    whatever the number of features, and later changes of the data do not count.
+    `LinearObjective.line` returns it. It keeps the predictions at `theta` and their change along
+    the direction, 2 N K numbers, and a copy of the targets and weights. Each step therefore takes
+    O(N K) operations for any number of features, and later changes of the data have no effect.
 
     Parameters
     ----------
@@ -47,8 +47,8 @@ class Line(Hinted):
     divisor : float
         Sum of their weights.
     penalty : sequence of ndarray
-        The coefficients w at the start and how they change, then P w and its change; empty without
-        a penalty.
+        The coefficients w at the start and their change, then P w and its change; empty without a
+        penalty.
 
     Examples
     --------
@@ -79,7 +79,7 @@ class Line(Hinted):
         return f"<Line of {self._loss!r}, N={n}>"
 
     def __call__(self, t: float) -> tuple[float, float]:
-        """Return the objective at ``theta + t * direction``, and its derivative by t.
+        """Return the objective at ``theta + t * direction``, and its derivative in t.
 
         Parameters
         ----------
@@ -108,7 +108,7 @@ class Line(Hinted):
         return float(value), float(slope)
 
     def second(self, t: float) -> float:
-        """Return the objective's second derivative by t, ``direction @ H @ direction``.
+        """Return the objective's second derivative in t, ``direction @ H @ direction``.
 
         Parameters
         ----------

@@ -53,20 +53,21 @@ Wanted: TypeAlias = str | int | tuple[str | int, ...]
 
 
 class Loss(Hinted):
-    """A loss of a linear model, the weighted mean over the samples of a pointwise loss.
+    """A loss of a linear model: the weighted mean of a pointwise loss over the samples.
 
-    With z = X w + b + offset, the loss is ``1/N sum_i l(z_i, y_i)``; its gradients are
-    ``1/N X^T r`` and ``1/N sum_i r_i``, where r_i is l's derivative by z_i, and its Hessian in w is
-    ``X^T diag(c) X`` with l's second derivatives in c. Each comes from one pass over X, which is
-    read where it lies: rows or columns of float32, float64, float16 or ml_dtypes' bfloat16, CSR or
-    CSC. All else is converted by small blocks of rows. Everything accumulates in float64.
+    With predictions z = X w + b + offset, the loss is ``1/N sum_i l(z_i, y_i)``. Its gradients are
+    ``1/N X^T r`` for w and ``1/N sum_i r_i`` for b, where r_i is the derivative of l at z_i. The
+    Hessian in w is ``X^T diag(c) X``, where c holds the second derivatives of l over N. Loss,
+    gradients and Hessian products take one pass over X. X is read in place if it is an array of
+    float32, float64, float16 or ml_dtypes' bfloat16, in rows or columns, or CSR or CSC; anything
+    else is converted in small blocks of rows. All sums accumulate in float64.
 
     Parameters
     ----------
     row : LossRow
-        What the table says.
+        Its row in the table.
     engine : Engine
-        What computes.
+        The functions that it calls.
     parameter : float, optional
         The loss's parameter; the table's default when omitted.
     """
@@ -110,17 +111,17 @@ class Loss(Hinted):
 
     @property
     def has_second_derivative(self) -> bool:
-        """Whether `hvp` and `curvature` work; a loss of the caller's own may lack it."""
+        """Whether `hvp` and `curvature` work; a user's own loss may lack a second derivative."""
         return True
 
     @property
     def _by_rows(self) -> bool:
-        """Whether pointwise functions take all outputs of a row, on the last axis."""
+        """Whether pointwise functions take all outputs of a row together, on the last axis."""
         return self.row.of_classes
 
     @property
     def _row_and_parameter(self) -> tuple[Any, float]:
-        """What engines take for the loss: its row's name, and its parameter or 0."""
+        """The engine's arguments for the loss: its row's name, and its parameter or 0."""
         return self.__name__, self._parameter or 0.0
 
     @property
@@ -182,7 +183,7 @@ class Loss(Hinted):
         Returns
         -------
         tuple or ndarray
-            The gradients that `value_and_grad` returns beside the loss, in their variables' shapes.
+            The gradients that `value_and_grad` returns, in their variables' shapes.
         """
         op = f"{self.__name__}.grad"
         return self._gradients(op, X, y, w, b, sample_weight, out, offset, reduction, wrt)[1]
@@ -200,41 +201,41 @@ class Loss(Hinted):
         reduction: Reduction = "mean",
         wrt: Wanted = ("w", "b"),
     ) -> Any:
-        """Return the loss and its gradients, by `w` and `b` where `wrt` does not say otherwise.
+        """Return the loss and its gradients, those for `w` and `b` unless `wrt` asks for others.
 
         Parameters
         ----------
         X : array_like or sparse matrix, shape (N, D), N > 0
-            Data, one sample a row: an array, what converts to one, or CSR or CSC.
+            Data, one sample per row: an array_like, or a CSR or CSC matrix.
         y : array_like, shape (N,), or (N, K) for several outputs
             Targets, in the loss's domain. For a loss of classes, labels of shape (N,) or
             probabilities of shape (N, K).
         w : array_like, shape (D,), or (D, K) for several outputs
             Coefficients.
         b : array_like, shape (), (1,) or (K,), or None
-            Intercepts; None for a model without. A single one is shared by all outputs.
+            Intercepts; None for a model without them. All outputs share a single one.
         sample_weight : array_like, shape (N,), optional
-            Weights, finite and not negative. A sample of weight 0 adds nothing, whatever it holds:
-            NaN or inf in its row of `X` or its offset, a prediction that overflows, a target
-            outside the domain.
+            Weights, finite and not negative. A sample of weight 0 adds nothing, even with NaN or
+            inf in its row of `X` or its offset, an overflow in its prediction, or a target outside
+            the domain.
         out : tuple of (ndarray or None), or an ndarray for a bare `wrt`
-            Where the gradients go, in their shapes; written only on success.
+            Arrays for the gradients, in their shapes; written only on success.
         offset : array_like, shape (N,), or (N, K) for several outputs, optional
-            Added to the predictions X w + b, such as the logarithm of an exposure; of shape (N,)
-            to those of all outputs alike.
+            Added to the predictions X w + b, such as the logarithm of an exposure. An offset of
+            shape (N,) is added to every output.
         reduction : {"mean", "sum"}
-            Whether to divide by the sum of the weights, or by N where there are none.
+            "mean" divides the sums by the sum of the weights, or by N without weights.
         wrt : str, int, a tuple of them, or "all"
-            What the gradients are by: "X", "w" and "b", by name or position.
+            The variables of the gradients, "X", "w" and "b", by name or position.
 
         Returns
         -------
         loss : float
             Computed in float64, whatever the dtypes.
-        gradients : tuple, or the bare gradient for a bare `wrt`
-            In the order of `wrt`. Each has the shape and dtype of its variable, float64 for
-            integers and float32 for floats of 16 bits; that by `b` has its kind too: float, NumPy
-            scalar, array or None; that by a sparse `X` is dense.
+        gradients : tuple, or a single gradient if `wrt` is a single name or position
+            In the order of `wrt`. Each has the shape and dtype of its variable; the dtype is
+            float64 for integers and float32 for floats of 16 bits. The gradient for `b` also has
+            the kind of `b`: float, NumPy scalar, array or None. For a sparse `X` it is dense.
 
         Raises
         ------
@@ -246,8 +247,8 @@ class Loss(Hinted):
 
         Notes
         -----
-        A sample whose slope overflows adds nothing by the coefficients whose entry in `X` is 0:
-        theirs are as finite as the other samples make them.
+        Where an entry of `X` is 0, its sample adds nothing to that coefficient's gradient, even if
+        the sample's derivative overflows.
         """
         op = f"{self.__name__}.value_and_grad"
         return self._gradients(op, X, y, w, b, sample_weight, out, offset, reduction, wrt)
@@ -272,16 +273,17 @@ class Loss(Hinted):
         X, y, w, b, sample_weight, offset, reduction
             As for `value_and_grad`.
         v : (vw, vb)
-            The direction, in the shapes of `w` and `b`; None is zero, a number fills. Required.
+            The direction, in the shapes of `w` and `b`. None is zero, and a number fills a shape.
+            It is required.
 
         Returns
         -------
         (hw, hb) : tuple
-            In the shapes, dtypes and kinds of the gradients by `w` and `b`.
+            In the shapes, dtypes and kinds of the gradients for `w` and `b`.
 
         Notes
         -----
-        At a kink the second derivative is that of the piece which the first derivative is of.
+        At a kink the second derivative is that of the piece from which the first derivative comes.
         """
         op = f"{self.__name__}.hvp"
         if v is None:
@@ -305,7 +307,7 @@ class Loss(Hinted):
         offset: npt.ArrayLike | None = None,
         reduction: Reduction = "mean",
     ) -> Array:
-        """Return the second derivatives c by the predictions: the Hessian in w is X^T diag(c) X.
+        """Return the losses' second derivatives c: the Hessian in w is X^T diag(c) X.
 
         Parameters
         ----------
@@ -315,13 +317,13 @@ class Loss(Hinted):
         Returns
         -------
         ndarray, shape (N,), or (N, K) for several outputs, float64
-            With the samples' weights and the mean's divisor in it. For a loss of classes, shape
-            (N, K, K): a matrix for each sample.
+            The samples' weights and the mean's divisor are included. For a loss of classes the
+            shape is (N, K, K), a matrix for each sample.
 
         Examples
         --------
-        Standard errors, of a loss that is a negative log-likelihood, at its optimum. Two groups
-        have the means 4 and 8, and the logarithms of the means are the model's.
+        Standard errors at the optimum of a loss that is a negative log-likelihood. The two groups
+        have means 4 and 8, and the model predicts the logarithms of the means.
 
         >>> import numpy as np
         >>> import pullback as pb
@@ -373,12 +375,13 @@ class Loss(Hinted):
 
         Notes
         -----
-        Two passes over `X`, of `curvature` and of `pullback.gram`; for a loss of K classes, K + 1.
-        At a kink the second derivative is that of the piece which the first derivative is of.
+        It takes two passes over `X`, one for `curvature` and one for `pullback.gram`; for a loss of
+        K classes it takes K + 1. At a kink the second derivative is that of the piece from which
+        the first derivative comes.
 
         Examples
         --------
-        A step of Newton's method is the solution of a least-squares problem.
+        One step of Newton's method solves a least-squares problem.
 
         >>> import numpy as np
         >>> import pullback as pb
@@ -404,13 +407,13 @@ class Loss(Hinted):
         sample_weight: npt.ArrayLike | None = None,
         offset: npt.ArrayLike | None = None,
     ) -> PartialSums:
-        """Return the sums of the loss and its gradient over these samples, to be added to others.
+        """Return sums of the loss and its gradient over these samples, which add to other sums.
 
         Parameters
         ----------
         X, y, w, b, sample_weight, offset
-            As for `value_and_grad`; parts of one sum agree in all shapes but the first axis. A part
-            of no samples adds nothing.
+            As for `value_and_grad`. Parts of one sum have the same shapes except for the first
+            axis. A part without samples adds nothing.
 
         Returns
         -------
@@ -432,7 +435,7 @@ class Loss(Hinted):
         sample_weight: npt.ArrayLike | None = None,
         offset: npt.ArrayLike | None = None,
     ) -> SampleGradients:
-        """Return the gradient of each sample's loss, times its weight, in one pass over `X`.
+        """Return the gradient of each sample's weighted loss, in one pass over `X`.
 
         Parameters
         ----------
@@ -442,8 +445,8 @@ class Loss(Hinted):
         Returns
         -------
         SampleGradients
-            Of shape (N, n), with n parameters: their norms, sums and outer products, without an
-            array of all of them.
+            The gradients, shape (N, n) for n parameters. It gives their norms, sums and outer
+            products, and never stores them in an array.
         """
         op = f"{self.__name__}.sample_grads"
         samples, model = self._arguments(op, X, y, w, b, sample_weight, offset, may_lack=True)
@@ -526,8 +529,8 @@ class Loss(Hinted):
         gX: Array | None = None,
         scale: float = 1.0,
     ) -> PartialSums:
-        """Let the engine add up all samples, as many at once as it can read in place."""
-        none = np.empty(0)  # of a gradient that was not computed
+        """Sum over all samples with the engine, in blocks as large as it can read in place."""
+        none = np.empty(0)  # for a gradient that was not computed
         title, kinds = self._title, tuple(model.kinds)
         if samples.n_samples == 0:
             zeros = np.zeros_like(model.w), np.zeros_like(model.b)
@@ -570,7 +573,7 @@ class Loss(Hinted):
     def _along(
         self, op: str, samples: Samples, line: Array, t: float, order: int
     ) -> tuple[float, float]:
-        """Return the sums of the losses along a line, and of their derivative of an order."""
+        """Return the sums of the losses along a line, and of their derivative of this order."""
         terms = line, samples.y, samples.sample_weight, t, order
         try:
             sums = self._engine.kernels.loss_line(*self._row_and_parameter, *terms)
@@ -580,7 +583,7 @@ class Loss(Hinted):
 
     @property
     def _response(self) -> Callable[..., Any] | None:
-        """What makes a prediction the mean response."""
+        """The inverse link, which turns a prediction into the mean response."""
         name = self.row.response
         if name is None:
             return None
@@ -592,13 +595,13 @@ class Loss(Hinted):
         return made(self._engine)[name]  # type: ignore[no-any-return]
 
     def _probabilities(self, z: Array) -> Array:
-        """Return the softmax of predictions (N, K), in half the time of the map of that name."""
+        """Return the softmax of predictions (N, K); it takes half the time of `softmax`."""
         labels = np.zeros(len(z), np.int64)
         values: Array = self._engine.kernels.loss_pointwise(*self._row_and_parameter, z, labels, 2)
         return values
 
     def _response_of_values(self, z: Array) -> Array:
-        """Return the mean response to predictions (N, K) that the row makes of values at y = 0."""
+        """Return the mean response at predictions (N, K), from the losses of targets of 0."""
         assert callable(self.row.response)
         arguments = *self._row_and_parameter, z.ravel(), np.zeros(z.size), 0
         values: Array = self._engine.kernels.loss_pointwise(*arguments)
@@ -628,8 +631,8 @@ class Loss(Hinted):
     def _explain(
         self, op: str, error: ValueError, first: int, samples: Samples, n_outputs: int
     ) -> NoReturn:
-        """Raise what an engine's terse error says about a block of rows, for people."""
-        if getattr(error, "__notes__", None):  # of a function of the caller's own
+        """Raise an engine's terse error about a block of rows again, with a full message."""
+        if getattr(error, "__notes__", None):  # from a user's own function
             raise error
         match error.args:
             case ("y", int(row)):
@@ -644,10 +647,10 @@ class Loss(Hinted):
 
 
 class ParametricLoss(Loss):
-    """A loss with a parameter: calling it gives the same loss with another one."""
+    """A loss with a parameter. A call returns the same loss with another value of it."""
 
     def __call__(self, *arguments: Any, **keywords: Any) -> ParametricLoss:
-        """Return this loss with another parameter, which its row names.
+        """Return this loss with another value of its parameter.
 
         Raises
         ------
@@ -680,24 +683,24 @@ def _divided(total: float, by: float) -> float:
 
 @cache
 def _docstring(row: LossRow, kind: type[Loss]) -> str:
-    """Return what there is to say about a loss, from its row."""
+    """Return the docstring of a loss, from its row."""
     lines = [f"{row.summary}.", ""]
     for text in (
         f"``l(z, y) = {row.formula}``",
         "",
-        f"Derivative by z: ``{row.derivative_formula}``.",
+        f"Derivative with respect to z: ``{row.derivative_formula}``.",
         f"Second derivative: ``{row.second_derivative_formula}``.",
     ):
         lines += textwrap.wrap(text, 96, break_on_hyphens=False) or [""]
     lines += [
-        f"Mean response to a prediction z: ``{row.response_formula}``.",
+        f"Mean response at a prediction z: ``{row.response_formula}``.",
         f"Targets: {row.targets.domain}.",
     ]
     if row.parameter is not None:
         about = row.parameter
         lines += [
-            f"Parameter: {about.name}, which needs {about.text}; ``{row.name}({about.name})`` is ",
-            f"the loss with another one than {about.default:g}.",
+            f"Parameter: {about.name}, which needs {about.text}; the default is {about.default:g}.",
+            f"``{row.name}({about.name})`` is the loss with another value.",
         ]
     lines += textwrap.wrap(row.note, 96)
     lines += [f"Source: {row.source}.", "", (inspect.getdoc(Loss) or "").split("\n\n")[1]]

@@ -1,9 +1,9 @@
-"""Reductions of some elements: engines' functions for what a mask keeps, and for weights.
+"""Reductions with a mask or with weights, for any engine.
 
-`Packed` has the functions of an engine's kernels that take blocks (outer, n, inner), and gives them
-the elements that are kept alone, packed: slices that keep as many of them are reduced together, so
-that a result is what the same reduction gives of an array without the others. Nothing has to be
-known of a reduction, but what it gives of no elements.
+`Packed` offers an engine's functions on blocks (outer, n, inner), but passes them only the elements
+that the mask keeps. Slices that keep the same number of elements are packed into one array and
+reduced together. Each result is therefore the reduction of an array without the other elements. All
+that `Packed` needs to know of a reduction is its value for no elements.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Blocks: TypeAlias = tuple[Array, ...]
 
 
 def unmasked(given: Sequence[Any], where: Any) -> tuple[tuple[Any, ...], Any]:
-    """Return operands as plain arrays, and `where` without what the masks of some of them hide."""
-    masked = sys.modules.get("numpy.ma")  # without it there are none
+    """Return operands as plain arrays, and `where` without the elements that their masks hide."""
+    masked = sys.modules.get("numpy.ma")  # before its import there are no masked arrays
     if masked is None or not any(isinstance(x, masked.MaskedArray) for x in given):
         return tuple(given), where
     for x in given:
@@ -39,7 +39,7 @@ def _rows(blocks: Array) -> Array:
 
 
 class Packed:
-    """Kernels, for the elements that are kept.
+    """An engine's kernels on the elements that a mask keeps.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class Packed:
         self._counts, self._slices = np.unique(counts, return_counts=True)
 
     def _groups(self) -> Iterator[tuple[slice, slice, tuple[int, int, int]]]:
-        """Yield slices that keep as many elements: where they, and those, are, and their shape."""
+        """Yield groups of slices that keep equally many elements: both positions, and the shape."""
         slices = elements = 0
         for count, k in zip(self._counts.tolist(), self._slices.tolist(), strict=True):
             behind = slices + k, elements + k * count
@@ -88,7 +88,7 @@ class Packed:
     def reduce_slices(
         self, name: str, p: float, x: Blocks, g: Any, values: Any, slopes: Blocks | None
     ) -> None:
-        """Reduce to values, and to derivatives times cotangents, 0 of what is not kept."""
+        """Reduce to values, and to derivatives times cotangents, 0 at elements not kept."""
         packed = tuple(map(self._pack, x))
         sorted_g = None if g is None else g.reshape(-1)[self._order]
         found = None
@@ -146,16 +146,16 @@ class Packed:
 
 
 class Weighted:
-    """Kernels of a logarithm L of a sum of exponentials, for one of weighted ones.
+    """Kernels of log(sum(b*exp(x))), from those of L = log(sum(exp(x))).
 
-    With p the derivative of L, log(sum(b*exp(x))) is L + log(<p, b>), its derivative p b / <p, b>.
+    With p the derivative of L, the value is L + log(<p, b>), and its derivative is p b / <p, b>.
 
     Parameters
     ----------
     kernels : module or namespace
-        An engine's, or those of what is kept.
+        An engine's, or a `Packed`.
     b : ndarray, shape (outer, n, inner)
-        The weights, float64; 0 of what is not kept.
+        The weights, float64; 0 at elements not kept.
     """
 
     def __init__(self, kernels: Any, b: Array) -> None:

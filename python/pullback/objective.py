@@ -42,13 +42,13 @@ from pullback.tables.losses import LOSSES, LossRow
 __all__ = ["LinearObjective"]
 
 Array: TypeAlias = npt.NDArray[Any]
-# Called at the start of each pass with the operation; yields what to call each part in messages.
+# Called with the operation at the start of each pass; yields each part's name for messages.
 Source: TypeAlias = Callable[[str], Iterator[tuple[str, Samples]]]
 
 _OP: Final = "LinearObjective"
 
-# Coefficients of the directions that go over an array together: a kernel has sums of them for each
-# of its slabs of rows.
+# The most coefficients, over all directions, that one pass over an array takes: a kernel holds sums
+# of them for each of its slabs of rows.
 _GROUP: Final = 1 << 14
 # Two of one output take as long together as three one by one.
 _FEW: Final = 2
@@ -56,60 +56,59 @@ _FEW: Final = 2
 
 @guarded_class
 class LinearObjective(Hinted):
-    """The loss of a linear model as a function of its parameters, one vector.
+    """The loss of a linear model and its data as a function of one vector of parameters.
 
-    The parameters are ``theta = [w.ravel(), b]``, and the objective is the mean loss plus
-    ``l2/2 ||w||^2``, or ``1/2 w^T P w``; intercepts are not penalised. Every method but `hessian`,
-    and what is made of it, makes one pass over the data, which stay where they are.
+    The parameters are ``theta = [w.ravel(), b]``. The objective is the mean loss plus the penalty
+    ``l2/2 ||w||^2`` or ``1/2 w^T P w``; intercepts are not penalised. Each method makes one pass
+    over the data, except for `hessian` and `covariance`. Arrays are read in place.
 
     Parameters
     ----------
     X : array_like or sparse matrix, shape (N, D), or chunks
         Data, in any layout that the loss takes. Without `y`, chunks ``(X, y)``, ``(X, y,
-        sample_weight)`` or ``(X, y, sample_weight, offset)``, of which the last two may be None: a
-        list of them, another iterable that can be gone through again and again, or a function
-        without arguments that returns a new iterator each time.
+        sample_weight)`` or ``(X, y, sample_weight, offset)``, whose last two entries may be None:
+        a list of chunks, another iterable that can be iterated repeatedly, or a function without
+        arguments that returns a new iterator each time.
     y : array_like, shape (N,) or (N, K), optional
         Targets.
     loss : Loss
-        Such as ``pb.logistic`` or ``pb.huber(1.35)``. Required; there is no default.
+        A loss such as ``pb.logistic`` or ``pb.huber(1.35)``. It is required.
     l2 : float or array_like
-        The penalty: a number; one for each coefficient, shape (D,) or that of w; or P, a symmetric
-        positive semidefinite matrix, shape (D, D) for each output, or (D K, D K) in the order of
-        ``w.ravel()``. Numbers are finite and not negative. An array is copied.
+        The penalty: one number; a number for each coefficient, in shape (D,) or that of w; or P, a
+        symmetric positive semidefinite matrix, of shape (D, D) for each output or (D K, D K) in the
+        order of ``w.ravel()``. Numbers are finite and not negative. An array is copied.
     sample_weight : array_like, shape (N,), optional
-        Weights; those of chunks are part of the chunks.
+        Weights. With chunks, they are part of the chunks.
     fit_intercept : bool
         Whether the model has intercepts.
     offset : array_like, shape (N,) or (N, K), optional
-        Added to the predictions, as for the loss; those of chunks are part of the chunks.
+        Added to the predictions, as for the loss. With chunks, they are part of the chunks.
     n_outputs : int, optional
-        Number of outputs, K, where `y` does not tell: of labels, it is otherwise the largest and
-        one.
+        Number of outputs, K, if `y` does not determine it. For labels the default is the largest
+        label plus one, but at least 2.
     progress : bool
-        Whether to show, by tqdm, which pass this is, how many samples of it were read and when it
-        will end, and the last loss. Until the first pass over chunks has ended, their total is not
-        known.
+        Whether to show a progress bar of tqdm, with the number of the pass, the samples read, the
+        time left and the last loss. The total of chunks is known after the first pass.
 
     Raises
     ------
     TypeError
-        If an argument has the wrong kind, such as chunks that can be gone through only once.
+        If an argument has the wrong type, such as chunks that can be iterated only once.
     ValueError
         If shapes do not fit, a target or weight is outside its domain, or `l2` is no penalty.
     ImportError
-        If progress is to be shown and tqdm is not installed.
+        If `progress` is true and tqdm is not installed.
 
     Notes
     -----
-    Each call reads the data as they are then: a change in place counts from the next call on, and
-    nothing that was computed from their values is kept. What NumPy cannot view, such as a list or
-    a frame of several dtypes, is copied once, when the objective is made; what it can but kernels
-    cannot read, such as integers in `y`, is converted in each call. Chunks come anew in every pass,
-    whatever they are. The number of samples stays as it is.
+    Each call reads the current values of the data. A change in place takes effect in the next call,
+    and nothing computed from the values is kept. Data that NumPy cannot view, such as a list or a
+    frame of several dtypes, are copied once, when the objective is made. Data that NumPy can view
+    but kernels cannot read, such as integers in `y`, are converted in each call. Chunks are read
+    anew in every pass. The number of samples must not change.
 
-    Results are new float64 arrays. Copies share data with the original, deep copies and pickles
-    have their own. Threads may share an objective that shows no progress. A chunk of no rows adds
+    Results are new float64 arrays. Copies share the data with the original; deep copies and pickles
+    have their own. Threads may share an objective without a progress bar. A chunk without rows adds
     nothing.
 
     Examples
@@ -147,7 +146,7 @@ class LinearObjective(Hinted):
         if not isinstance(loss, Loss):
             raise TypeError(f"{_OP}: loss must be a loss such as pb.logistic, not {shown(loss)}")
         self._loss = loss
-        self._n_samples: int | None = None  # of a whole pass
+        self._n_samples: int | None = None  # in a whole pass
         self._w_shape: tuple[int, ...] | None = None  # before the number of outputs is known
         self._bar = None
         if progress:
@@ -165,13 +164,13 @@ class LinearObjective(Hinted):
             raise TypeError(f"{_OP}: y is missing; the {name} of chunks is part of them")
         where, first = next((part for part in self._source(_OP) if part[1].n_samples), (_OP, None))
         if first is None:
-            raise ValueError(f"{_OP}: X holds no chunks that hold samples")
+            raise ValueError(f"{_OP}: X has no chunks with samples")
         if data is not None:
             self._n_samples = first.n_samples
         self._n_features = first.n_features
         shape = self._check_first(first, n_outputs)
         self._n_outputs = shape[0] if shape else 1
-        # What it is made of again, with as many outputs, whatever its labels have become.
+        # To make it again with the same number of outputs, even if the labels have changed.
         self._penalty = Penalty(_OP, l2, (self._n_features, *shape), loss._engine)
         options = {"offset": offset, "n_outputs": self._n_outputs, "progress": progress}
         arguments = X, y, loss, self._penalty.given, sample_weight, fit_intercept
@@ -187,7 +186,7 @@ class LinearObjective(Hinted):
             self._enter_directly(data, first.data.shape)
 
     def _enter_directly(self, data: tuple[Any, ...], shape: tuple[int, int]) -> None:
-        """Let calls enter the kernels, with all of the data at once."""
+        """Let calls enter the kernels directly, with all of the data at once."""
         about = shape, self._penalty.diagonal, self._kinds, self._n_outputs
         make = self._loss._objective_methods(data, *about)
         if make is None:
@@ -200,7 +199,7 @@ class LinearObjective(Hinted):
             setattr(self, name, enter(partial(make, name), self, name, _OP, __name__))
 
     def __reduce__(self) -> Any:
-        """Return what pickles and copies: what it is made of."""
+        """Pickle and copy the arguments that it was made of."""
         return _make, self._made
 
     def __repr__(self) -> str:
@@ -214,16 +213,16 @@ class LinearObjective(Hinted):
 
     @property
     def n_parameters(self) -> int:
-        """Length of `theta`: D, or D K coefficients, and an intercept for each output."""
+        """Length of `theta`: D or D K coefficients, and the intercepts, one for each output."""
         return self._n_coefficients + (0 if self._kinds.b is None else self._n_outputs)
 
     def initial(self) -> Array:
         """Return parameters to start from, shape (n_parameters,).
 
-        Zeros, for every loss but ``relu_mse``, whose gradient is 0 there. It starts at the step of
-        steepest descent from zeros, of the best length, that least squares to the targets' positive
-        parts would take: where there is no offset, some prediction is then positive where its
-        target is. That takes two passes over the data.
+        They are zeros for every loss except ``relu_mse``, whose gradient is 0 at zeros. For
+        ``relu_mse`` they are the end of one steepest-descent step from zeros, of optimal length,
+        for least squares on the targets' positive parts. Without an offset, some prediction is then
+        positive where its target is. This takes two passes over the data.
         """
         zeros = np.zeros(self.n_parameters)
         if not self._loss.row.flat_at_zero:
@@ -277,7 +276,7 @@ class LinearObjective(Hinted):
         Raises
         ------
         ValueError
-            If `theta` has another shape, or a chunk holds what the loss does not take.
+            If `theta` has another shape, or a chunk holds data that the loss refuses.
         """
         op = f"{_OP}.value"
         model = self._model(self._vector(op, theta))
@@ -310,15 +309,15 @@ class LinearObjective(Hinted):
         Raises
         ------
         ValueError
-            If `theta` has another shape, or a chunk holds what the loss does not take.
+            If `theta` has another shape, or a chunk holds data that the loss refuses.
         """
         return self._value_and_grad(f"{_OP}.value_and_grad", theta)
 
     def hvp(self, theta: npt.ArrayLike, v: npt.ArrayLike) -> Array:
         """Return the product of the objective's Hessian at `theta` with directions.
 
-        More than two of them go over the data together, or two of several outputs: in one pass
-        over chunks, and over an array in one for as many as have 16384 coefficients.
+        Three directions or more, or two of several outputs, share a pass over the data: all of
+        them over chunks, and over an array as many as have 16384 coefficients together.
 
         Parameters
         ----------
@@ -334,7 +333,7 @@ class LinearObjective(Hinted):
         Raises
         ------
         ValueError
-            If `theta` or `v` has another shape, or a chunk holds what the loss does not take.
+            If `theta` or `v` has another shape, or a chunk holds data that the loss refuses.
         """
         op = f"{_OP}.hvp"
         model = self._model(self._vector(op, theta))
@@ -372,11 +371,11 @@ class LinearObjective(Hinted):
         Raises
         ------
         ValueError
-            If `theta` has another shape, or a chunk holds what the loss does not take.
+            If `theta` has another shape, or a chunk holds data that the loss refuses.
 
         Notes
         -----
-        Two passes over `X`, and for a loss of K classes K + 1, chunk by chunk. With SciPy,
+        It takes two passes over `X`, or K + 1 for a loss of K classes, chunk by chunk. With SciPy,
         ``minimize(objective.value_and_grad, objective.initial(), jac=True,
         hess=objective.hessian, method="trust-exact")``.
         """
@@ -393,7 +392,7 @@ class LinearObjective(Hinted):
         Returns
         -------
         scipy.sparse.linalg.LinearOperator, shape (n_parameters, n_parameters), float64
-            Symmetric. Each product is a pass over the data as they are then.
+            Symmetric. Each product is a pass over the data with their current values.
 
         Raises
         ------
@@ -427,17 +426,17 @@ class LinearObjective(Hinted):
         return linear.LinearOperator((size, size), by, by, by, np.float64, by)
 
     def covariance(self, theta: npt.ArrayLike, kind: str = "hessian") -> Array:
-        """Return the covariance of the parameters, near the optimum `theta`.
+        """Return the covariance of the estimated parameters at the optimum `theta`.
 
         Parameters
         ----------
         theta : array_like, shape (n_parameters,)
-            All parameters in one vector, where the objective is least.
+            All parameters in one vector, at the minimum of the objective.
         kind : {"hessian", "robust"}
-            The inverse of A, the Hessian of the sum of losses and penalty, of which the objective
-            is the mean: that is the samples' weight times the objective's Hessian. Or the sandwich
-            ``A^-1 B A^-1``, where B is the sum of the outer products of the samples' gradients,
-            which is right for other variances than the loss's too.
+            "hessian" is the inverse of A. Here A is the Hessian of the sum of losses and penalty,
+            which is the sum of the weights times the objective's Hessian. "robust" is the sandwich
+            ``A^-1 B A^-1``, where B is the sum of the outer products of the samples' gradients. It
+            is valid even if the data's variance is not the one that the loss assumes.
 
         Returns
         -------
@@ -448,20 +447,21 @@ class LinearObjective(Hinted):
         numpy.linalg.LinAlgError
             If the Hessian is singular, or not positive definite.
         ValueError
-            If `theta` has another shape, the kind is unknown, or a chunk holds what the loss does
-            not take.
+            If `theta` has another shape, the kind is unknown, or a chunk holds data that the loss
+            refuses.
 
         Notes
         -----
-        The loss has to be a negative log-likelihood; of one up to a factor, such as
-        ``squared_error``, twice that of variance 1, the "robust" kind is right as it is, and
-        "hessian" times twice the residuals' variance. Weights count as repetitions of samples for
-        "hessian", and as weights of independent samples for "robust".
+        The loss has to be a negative log-likelihood. A constant factor does not change the "robust"
+        kind, but it scales "hessian": ``squared_error`` is twice the negative log-likelihood of
+        variance 1, so its "hessian" kind must be multiplied by twice the variance of the residuals.
+        A weight counts as repetitions of its sample for "hessian", and as the weight of one
+        independent sample for "robust".
 
         Examples
         --------
-        Standard errors. Two groups have the means 4 and 8, and the logarithms of the means are the
-        model's.
+        Standard errors. The two groups have means 4 and 8, and the model predicts the logarithms of
+        the means.
 
         >>> import numpy as np
         >>> import pullback as pb
@@ -474,7 +474,7 @@ class LinearObjective(Hinted):
         >>> np.sqrt(np.diag(objective.covariance(theta, "robust"))).round(4)
         array([0.1768, 0.1976])
 
-        Laplace's approximation of the log-evidence, up to the loss's and the prior's constants:
+        Laplace's approximation of the log-evidence, without the constants of loss and prior:
 
         >>> log_determinant = np.linalg.slogdet(covariance)[1]
         >>> evidence = -len(y) * objective.value(theta) + log_determinant / 2 + np.log(2 * np.pi)
@@ -495,8 +495,8 @@ class LinearObjective(Hinted):
     def line(self, theta: npt.ArrayLike, direction: npt.ArrayLike) -> Line:
         """Return ``phi``, the objective at ``theta + t * direction``: ``phi(t)`` is (value, slope).
 
-        One pass over the data, and each step then takes O(N K) operations: a line search costs
-        hardly more than the pass.
+        It takes one pass over the data. Each step then takes O(N K) operations, so a whole line
+        search costs hardly more than the pass.
 
         Parameters
         ----------
@@ -506,13 +506,13 @@ class LinearObjective(Hinted):
         Returns
         -------
         Line
-            Which keeps 2 N K predictions, and copies of targets and weights.
+            It keeps 2 N K predictions, and copies of the targets and weights.
 
         Raises
         ------
         ValueError
-            If `theta` or `direction` has another shape, or a chunk holds what the loss does not
-            take.
+            If `theta` or `direction` has another shape, or a chunk holds data that the loss
+            refuses.
         """
         op = f"{_OP}.line"
         start = self._model(self._vector(op, theta))
@@ -536,7 +536,7 @@ class LinearObjective(Hinted):
         return Line(self._loss, parts, weight, [*coefficients, *pulls])
 
     def predict(self, X: Any, theta: npt.ArrayLike, offset: npt.ArrayLike | None = None) -> Array:
-        """Return the mean response: the inverse link of the predictions where there is one.
+        """Return the mean response: the inverse link of the predictions, or the predictions.
 
         Parameters
         ----------
@@ -550,8 +550,9 @@ class LinearObjective(Hinted):
         Returns
         -------
         ndarray, shape (N,), or (N, K) for several outputs, float64
-            max(0, z) for ``relu_mse``, the probability for ``logistic``, those of the classes for
-            ``softmax_cross_entropy``, exp(z) for a log link, z itself for the others.
+            max(0, z) for ``relu_mse``, the probability of 1 for ``logistic``, the classes'
+            probabilities for ``softmax_cross_entropy``, exp(z) for a log link, and z for the other
+            losses.
 
         Raises
         ------
@@ -581,7 +582,7 @@ class LinearObjective(Hinted):
     def _hessian(
         self, op: str, theta: npt.ArrayLike, *, robust: bool = False
     ) -> tuple[Array, float, int, list[Array]]:
-        """Return the Hessian, the weights' sum over 2^k, k, and the sum of gradients' g g^T."""
+        """Return the Hessian, the sum of weights over 2^k, k, and the sum of g g^T of gradients."""
         model = self._model(self._vector(op, theta))
         weights: list[float] = []
         exponent = 0
@@ -627,7 +628,7 @@ class LinearObjective(Hinted):
         return value
 
     def _gradient(self, op: str, sums: PartialSums, at: Model) -> Array:
-        """Return the mean, and the penalty's part in it, as one vector."""
+        """Return the mean gradient, plus the penalty's, as one vector."""
         by = divisor(op, "mean", sums.weight)
         with np.errstate(all="ignore"):
             gw, gb = sums.gw / by, sums.gb / by
@@ -638,7 +639,7 @@ class LinearObjective(Hinted):
     def _vector(
         self, op: str, theta: npt.ArrayLike, name: str = "theta", *, columns: bool = False
     ) -> Array:
-        """Return a private copy of all parameters, of a direction, or of several as columns."""
+        """Return a copy of all parameters, of a direction, or of several directions as columns."""
         given = as_array(op, name, theta)
         kernel_dtype(op, name, given.dtype)
         n = self.n_parameters
@@ -648,7 +649,7 @@ class LinearObjective(Hinted):
         return np.array(given, np.float64, order="C")
 
     def _model(self, theta: Array) -> Model:
-        """Return a vector's parts, or those of columns: each output's together."""
+        """Return the parts w and b of a vector, or of columns, which are then outputs of one w."""
         width = self._n_outputs * math.prod(theta.shape[1:])
         w, b = theta[: self._n_coefficients], theta[self._n_coefficients :]
         b = b.ravel() if self._kinds.b is not None else np.zeros(width)
@@ -657,7 +658,7 @@ class LinearObjective(Hinted):
     # --- the data ---
 
     def _chunks(self, op: str) -> Iterator[tuple[str, Samples]]:
-        """Yield the data in one pass: what to call each part in messages, and its samples."""
+        """Yield each part of the data in one pass: its name for messages, and its samples."""
         n_samples = 0
         if self._bar is not None:
             self._passes += 1
@@ -682,12 +683,12 @@ class LinearObjective(Hinted):
         if self._n_samples not in (None, n_samples):
             raise ValueError(
                 f"{op}: this pass over X gave {n_samples} samples, an earlier one "
-                f"{self._n_samples}; chunks must come anew in every pass"
+                f"{self._n_samples}; every pass must yield the same chunks"
             )
         self._n_samples = n_samples
 
     def _check_first(self, first: Samples, n_outputs: int | None) -> tuple[int, ...]:
-        """Return the shape of a prediction, () or (K,), by the first samples' targets."""
+        """Return the shape of a prediction, () or (K,), from the first samples' targets."""
         valid = n_outputs is None or (
             isinstance(n_outputs, int | np.integer)
             and not isinstance(n_outputs, bool)
@@ -700,7 +701,7 @@ class LinearObjective(Hinted):
             if n_outputs is None:
                 largest = max(int(samples.y.max()) for _, samples in self._chunks(_OP))
                 n_outputs = max(2, largest + 1)
-                self._counted = f"; y has labels of {n_outputs} classes, n_outputs= tells of more"
+                self._counted = f"; y has {n_outputs} classes, give n_outputs= if there are more"
             shape = (int(n_outputs),)
             n_outputs = None
         if n_outputs is not None and n_outputs != (shape[0] if shape else 1):
@@ -716,7 +717,7 @@ def _make(kind: Callable[..., Any], arguments: tuple[Any, ...], options: dict[st
 
 
 def _inverse(op: str, hessian: Array) -> Array:
-    """Return the inverse of a positive definite matrix, by the one of the diagonal 1.
+    """Return the inverse of a positive definite matrix, scaled to a diagonal of ones meanwhile.
 
     Raises
     ------
@@ -734,8 +735,8 @@ def _inverse(op: str, hessian: Array) -> Array:
         raise np.linalg.LinAlgError(
             f"{op}: the Hessian is singular or not positive definite. A column of X that is a "
             "linear combination of others, or constant beside an intercept, has to be left out or "
-            "needs l2=. Intercepts of all classes are one too many: give a column of ones in X, "
-            "fit_intercept=False and l2="
+            "needs l2=. Intercepts of all classes are not unique: use a column of ones in X, "
+            "fit_intercept=False and l2= instead"
         )
     half = scale[:, None] * vectors / np.sqrt(values)
     inverse: Array = half @ half.T
@@ -748,13 +749,13 @@ def _array_source(row: LossRow, data: tuple[Any, ...], op: str) -> Iterator[tupl
 
 
 def _without_data(samples: Samples, line: Dense) -> Samples:
-    """Return targets and weights as they are now, with predictions in the place of X."""
+    """Return copies of targets and weights, with predictions in the place of X."""
     y, weights = (None if a is None else a.copy() for a in (samples.y, samples.sample_weight))
     return replace(samples, data=line, y=y, given_y=y, sample_weight=weights, offset=None)
 
 
 def _chunk_source(row: LossRow, chunks: Any) -> Source:
-    """Return a source of chunks, which are checked in each pass since they may come from a file."""
+    """Return a source of chunks. They are checked in each pass: they may come from a file."""
     if hasattr(chunks, "shape") or not (isinstance(chunks, Iterable) or callable(chunks)):
         raise TypeError(
             f"{_OP}: y is missing; without it, X must be chunks (X, y), not {type(chunks).__name__}"
@@ -780,7 +781,7 @@ def _chunk_source(row: LossRow, chunks: Any) -> Source:
 
 
 def progress_bar(op: str, asked: str, **options: Any) -> Any:
-    """Return a bar of tqdm's, which is an optional dependency."""
+    """Return a progress bar of tqdm, an optional dependency."""
     try:
         from tqdm import tqdm  # noqa: PLC0415
     except ImportError as error:

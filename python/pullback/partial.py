@@ -1,4 +1,4 @@
-"""Sums over some of the samples, which add up to those over all of them."""
+"""Sums over some of the samples, which add up to the sums over all."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 
 def divisor(op: str, reduction: str, weight: float, n_samples: int | None = None) -> float:
-    """Return what sums are divided by: 1, or the samples' weight.
+    """Return the divisor of the sums: 1, or the samples' weight.
 
     Raises
     ------
     ValueError
-        If the reduction is unknown, or a mean over samples without weight.
+        If the reduction is unknown, or it is a mean and the weights sum to 0.
     """
     if not isinstance(reduction, str) or reduction not in ("mean", "sum"):
         raise ValueError(f"{op}: reduction must be 'mean' or 'sum', not {shown(reduction)}")
@@ -39,7 +39,7 @@ def divisor(op: str, reduction: str, weight: float, n_samples: int | None = None
 
 
 class Kinds(NamedTuple):
-    """What the gradients of a model's parameters look like: w's shape, and dtypes as given."""
+    """The form of the gradients of a model's parameters: shape of w, dtypes, and kind of b."""
 
     w_shape: tuple[int, ...]  # (D,) or (D, K)
     w_dtype: np.dtype[Any]
@@ -47,11 +47,11 @@ class Kinds(NamedTuple):
 
     @property
     def intercepts(self) -> str:
-        """What b is, for messages."""
+        """A description of b, for messages."""
         return "None" if self.b is None else f"of shape {np.shape(self.b)}"
 
     def deliver(self, gw: Array, gb: Array) -> tuple[Array, Any]:
-        """Return float64 gradients (D, K) and (K,) as those of the parameters."""
+        """Return float64 gradients (D, K) and (K,) in the form of the parameters."""
         with np.errstate(all="ignore"):
             by_w = gw.reshape(self.w_shape).astype(self.w_dtype)
             if self.b is None:
@@ -66,28 +66,28 @@ class Kinds(NamedTuple):
 @guarded_class
 @dataclass(frozen=True, eq=False, slots=True, repr=False)
 class PartialSums:
-    """Sums of a loss and its gradient over some samples, in float64, to be added up.
+    """Sums of a loss and its gradient over some samples, in float64.
 
-    What `partial` of a loss returns for a chunk of the data. ``first + second`` and ``sum(parts)``
-    are the sums over all their samples, and ``finish`` divides, so that a data set too large for
-    one array, or spread over processes, needs one small object from each part.
+    A loss's `partial` returns them for a chunk of the data. ``first + second`` and ``sum(parts)``
+    are the sums over all samples of the parts, and `finish` divides them. A data set that is too
+    large for one array, or spread over processes, thus needs one small object from each part.
 
     Parameters
     ----------
     loss : float
         Sum of the losses, each times its sample's weight.
     gw : ndarray, shape (D, K), float64
-        Sum of the gradients by the coefficients; K is 1 for a model with one output.
+        Sum of the gradients for the coefficients; K is 1 for a model with one output.
     gb : ndarray, shape (K,), float64
-        Sum of the gradients by the intercepts.
+        Sum of the gradients for the intercepts.
     weight : float
         Sum of the samples' weights, or their number.
     n_samples : int
         Number of the samples.
     source : str
-        The loss they are sums of.
+        The loss that was summed.
     kinds : tuple
-        What the gradients look like: shape and dtype of that by w, and one like that by b.
+        The form of the gradients: shape and dtype of the one for w, and an example of that for b.
 
     Examples
     --------
@@ -113,7 +113,7 @@ class PartialSums:
         return f"<PartialSums of {self.source}: N={n}, weight={weight}, sum of losses {loss}>"
 
     def __add__(self, other: Any) -> PartialSums:
-        """Return the sums over the samples of both; ValueError if their shapes differ."""
+        """Return the sums over both parts' samples; ValueError if their shapes differ."""
         if not isinstance(other, PartialSums):
             return NotImplemented
         mine, theirs = Kinds(*self.kinds), Kinds(*other.kinds)
@@ -123,7 +123,7 @@ class PartialSums:
             ("for b", mine.intercepts, theirs.intercepts),
         ):
             if one != two:
-                raise ValueError(f"PartialSums: sums {what} {one} and {two}")
+                raise ValueError(f"PartialSums: cannot add sums {what} {one} and {two}")
         with np.errstate(all="ignore"):
             return PartialSums(
                 self.loss + other.loss,
@@ -136,7 +136,7 @@ class PartialSums:
             )
 
     def __radd__(self, other: Any) -> PartialSums:
-        """Return the sums themselves for 0, which `sum` starts with."""
+        """Return the sums unchanged if `other` is 0, with which `sum` starts."""
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def finish(self, reduction: Reduction = "mean") -> tuple[float, tuple[Array, Any]]:
@@ -156,7 +156,7 @@ class PartialSums:
         Raises
         ------
         ValueError
-            If the reduction is unknown, or the mean of samples whose weights sum to 0.
+            If the reduction is unknown, or it is a mean and the weights sum to 0.
         """
         by = divisor("PartialSums.finish", reduction, self.weight, self.n_samples)
         with np.errstate(all="ignore"):
@@ -165,9 +165,9 @@ class PartialSums:
 
 
 def tree_sum(terms: Iterable[T]) -> T:
-    """Add `terms` in a binary tree, left to right, as they come; at least one.
+    """Return the sum of one or more `terms`, added in a binary tree from left to right.
 
-    Rounding errors grow with the logarithm of their number, and only so many sums are kept.
+    Rounding errors, and the number of sums kept, grow with the logarithm of the number of terms.
     """
     waiting: list[tuple[int, Any]] = []  # sums of 2**level terms, levels falling
     total: Any

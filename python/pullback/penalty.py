@@ -15,16 +15,16 @@ __all__ = ["Penalty"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
-# Of a matrix's largest element, times its rows and its dtype's rounding unit: so much may rounding
-# have left of an asymmetry, or of an eigenvalue 0.
+# An asymmetry, or a negative eigenvalue, counts as a rounding error up to this multiple of the
+# matrix's largest element times its number of rows times its dtype's rounding unit.
 _SLACK: Final = 8
 
 
 class Penalty:
-    """1/2 w^T P w, where P is a multiple of the identity, diagonal, or any matrix.
+    """1/2 w^T P w, where P is a multiple of the identity, a diagonal or a full matrix.
 
-    It has a copy of what was given. Vectors below are coefficients in the order of ``w.ravel()``,
-    in any shape that holds them on its first axes.
+    It keeps a copy of `l2`. The methods' vectors hold coefficients in the order of ``w.ravel()``,
+    on the first axes of any shape.
 
     Parameters
     ----------
@@ -33,14 +33,14 @@ class Penalty:
     l2 : array_like
         A number, one for each coefficient, or P itself: see `LinearObjective`.
     w_shape : tuple of int
-        Of the coefficients, (D,) or (D, K).
+        The coefficients' shape, (D,) or (D, K).
     engine : Engine
-        What multiplies by a matrix.
+        The engine that multiplies by a matrix.
 
     Raises
     ------
     TypeError
-        If it is no array of real numbers.
+        If `l2` is not an array of real numbers.
     ValueError
         If a shape does not fit, a number is negative or not finite, or a matrix is not symmetric or
         not positive semidefinite.
@@ -50,7 +50,7 @@ class Penalty:
         self._n = int(np.prod(w_shape))
         self._product = make_products(engine)["matmul"]
         self._matrix: Array | None = None  # (D, D) of each output, or (D K, D K)
-        self.diagonal: float | Array = 0.0  # without a matrix: a number, or one for each, (D K,)
+        self.diagonal: float | Array = 0.0  # without a matrix: one number, or (D K,)
         number = is_weak(l2) or l2 is None or isinstance(l2, str)
         if number or (array := as_array(op, "l2", l2)).ndim == 0:
             self.given: float | Array = as_number(op, "l2", l2)
@@ -65,8 +65,8 @@ class Penalty:
         of_coefficients, of_matrices = {(d,), w_shape}, {(d, d), (n, n)}
         if len(w_shape) == 2 and given.shape == (d, d) == w_shape and d > 1:
             raise ValueError(
-                f"{op}: l2 has shape {given.shape}, which is that of w and that of a matrix for "
-                f"each output; a matrix of shape {(n, n)} says which"
+                f"{op}: l2 has shape {given.shape}, which is ambiguous: it is the shape of w, and "
+                f"that of a matrix for each output; give a matrix of shape {(n, n)}"
             )
         if given.shape in of_coefficients:
             _check_numbers(op, given)
@@ -92,23 +92,23 @@ class Penalty:
 
     @property
     def is_zero(self) -> bool:
-        """Whether there is none."""
+        """Whether P is 0."""
         return isinstance(self.given, float) and self.given == 0
 
     def value(self, w: Array) -> float:
         """Return 1/2 w^T P w."""
-        if isinstance(self.given, float):  # times an infinite coefficient, 0 would be NaN
+        if isinstance(self.given, float):  # 0 times an infinite coefficient would be NaN
             return 0.5 * self.given * float(np.vdot(w, w)) if self.given > 0 else 0.0
         w = self.penalised(w)
         return 0.5 * float(np.vdot(w, self.times(w)))
 
     def penalised(self, w: Array) -> Array:
-        """Return coefficients as a vector, 0 for those whose number is 0, whatever they are."""
+        """Return coefficients as a vector, with 0 for those that have no penalty."""
         w = w.ravel()
         return w if self._matrix is not None else np.where(np.greater(self.diagonal, 0), w, 0)
 
     def times(self, v: Array) -> Array:
-        """Return P v, of a vector, or of each column of (D K, m)."""
+        """Return P v for a vector, or for each column of (D K, m)."""
         n = self._n if self._matrix is None else len(self._matrix)
         columns = v.reshape(n, v.size // max(n, 1))
         product: Array
@@ -119,7 +119,7 @@ class Penalty:
         return product.reshape(v.shape)
 
     def add_to(self, hessian: Array) -> None:
-        """Add P to a Hessian, whose first rows and columns are the coefficients'."""
+        """Add P to a Hessian whose first rows and columns belong to the coefficients."""
         if self._matrix is None:
             np.einsum("ii->i", hessian)[: self._n] += self.diagonal
             return
@@ -143,7 +143,7 @@ def _element(at: list[int]) -> str:
 
 
 def _checked_matrix(op: str, matrix: Array, slack: float) -> Array:
-    """Return a symmetric matrix, which differs by rounding from what was given."""
+    """Return a symmetric matrix, which differs from the given one by rounding errors only."""
     if not np.isfinite(matrix).all():
         at = np.argwhere(~np.isfinite(matrix))[0].tolist()
         raise ValueError(f"{op}: {_element(at)} is {matrix[*at]}, needs to be finite")

@@ -31,7 +31,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 class _Operands(NamedTuple):
-    """Predictions and targets as an engine takes them, and the shapes of what it returns."""
+    """Predictions and targets for an engine, and the shapes of its results."""
 
     op: str
     z: Array
@@ -51,22 +51,22 @@ METHODS: Final = (
 
 
 class Pointwise(Hinted):
-    """A loss of single predictions and targets, and its derivatives by the prediction.
+    """A loss of single predictions and targets, and its derivatives with respect to the prediction.
 
-    Calling it gives the values, element by element; targets have the predictions' shape, and a
-    Python number fills the other's. For a loss of classes the last axis of z is the classes', and
-    so is that of y unless it holds labels, which are integers. float32 predictions and targets give
-    float32, computed in float64 and rounded once; integer targets adapt. Where a target is outside
-    its domain, the result is NaN.
+    A call returns the loss of each element. Targets have the predictions' shape; a Python number
+    for one fills the shape of the other. For a loss of classes, the last axis of z is that of the
+    classes; targets are either integer labels, without that axis, or probabilities, with it.
+    float32 predictions and targets give float32, computed in float64 and rounded once; integer
+    targets take the predictions' dtype. Where a target is outside its domain, the result is NaN.
 
     Parameters
     ----------
     loss : Loss
         The loss whose attribute ``pointwise`` it is.
     row : LossRow
-        What the table says.
+        Its row in the table.
     engine : Engine
-        What computes.
+        The functions that it calls.
     """
 
     def __init__(self, loss: Any, row: LossRow, engine: Engine) -> None:
@@ -97,13 +97,13 @@ class Pointwise(Hinted):
         z : array_like, any shape, or (..., K) for a loss of classes
             Predictions.
         y : array_like, shape of z
-            Targets; for a loss of classes, integer labels of z's shape less its last axis, or
+            Targets. For a loss of classes, integer labels in z's shape without its last axis, or
             probabilities of shape (..., K). A Python number fills that shape.
 
         Returns
         -------
         ndarray or scalar
-            float32 or float64, the shape of z; for a loss of classes less the last axis.
+            float32 or float64, in the shape of z; for a loss of classes without the last axis.
 
         Raises
         ------
@@ -119,7 +119,7 @@ class Pointwise(Hinted):
 
     @raising_as("the call")
     def derivative(self, z: npt.ArrayLike, y: npt.ArrayLike) -> Any:
-        """Return the derivative by z.
+        """Return the derivative with respect to z.
 
         Parameters
         ----------
@@ -135,7 +135,7 @@ class Pointwise(Hinted):
 
     @raising_as("the call")
     def value_and_derivative(self, z: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Any, Any]:
-        """Return the loss of each prediction, and the derivative by z.
+        """Return the loss of each prediction, and the derivative with respect to z.
 
         Parameters
         ----------
@@ -152,7 +152,7 @@ class Pointwise(Hinted):
 
     @raising_as("the call")
     def second_derivative(self, z: npt.ArrayLike, y: npt.ArrayLike) -> Any:
-        """Return the second derivative by z.
+        """Return the second derivative with respect to z.
 
         Parameters
         ----------
@@ -182,13 +182,13 @@ class Pointwise(Hinted):
         ----------
         z, y : array_like
             As for the call.
-        g : array_like, the shape of the call's result, or with axes of a stack in front
+        g : array_like, shape of the call's result, which leading axes of a stack may precede
             Cotangent of the values. A Python number fills their shape.
 
         Returns
         -------
         ndarray or scalar
-            The shape of z, behind the axes of the stack.
+            The shape of z, after the axes of the stack.
 
         Raises
         ------
@@ -217,7 +217,7 @@ class Pointwise(Hinted):
         z, y : array_like
             As for the call.
         t : array_like, shape of z, a Python number, which fills it, or None
-            Tangent of z; None is zero. Targets have none.
+            Tangent of z; None is zero. Targets have no tangent.
 
         Returns
         -------
@@ -247,7 +247,7 @@ class Pointwise(Hinted):
 
     @raising_as("the call")
     def jacobian(self, z: npt.ArrayLike, y: npt.ArrayLike) -> Jacobian:
-        """Return the Jacobian by z.
+        """Return the Jacobian with respect to z.
 
         Parameters
         ----------
@@ -267,7 +267,7 @@ class Pointwise(Hinted):
         return BlockDiagonal._of(blocks, operands.z_shape, operands.shape)
 
     def _operands(self, method: str, z: Any, y: Any, **moved: Any) -> _Operands:
-        """Return predictions and targets of one shape, in the dtype that all three compute in."""
+        """Return predictions and targets of one shape, in their and `moved`'s common dtype."""
         of_classes = self._row.of_classes
         op = f"{self._row.name}.pointwise{method}"
         check_labels(op, ("z", "y", *moved), (z, y, *moved.values()))
@@ -285,7 +285,9 @@ class Pointwise(Hinted):
             y = converted(op, "y", y, np.dtype(np.int64) if labels else dtype)
         shape = y.shape if z_fills else z.shape
         if of_classes and (z_fills or z.ndim == 0 or z.shape[-1] < 2):
-            raise ValueError(f"{op}: z has shape {z.shape}, needs two classes or more, last")
+            raise ValueError(
+                f"{op}: z has shape {z.shape}, needs two classes or more, on its last axis"
+            )
         z, z_shape = np.full(shape, z) if z_fills else z, shape
         shape = shape[:-1] if of_classes else shape
         y_shape = shape if labels else z_shape

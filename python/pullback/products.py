@@ -1,6 +1,6 @@
-"""Matrix products and what is made of them: layers, quadratic and bilinear forms.
+"""Matrix products, layers, and quadratic and bilinear forms.
 
-What a product does to shapes stands here; what it computes, in `pullback.oracle.products`.
+The rules for shapes are here; the computations are in `pullback.oracle.products`.
 """
 
 from __future__ import annotations
@@ -86,22 +86,23 @@ def _docstring(row: ProductRow, name: str) -> str:
         "vjp": (
             "Return the cotangents of the operands",
             f"{row.cotangent} : array_like, of the result's shape, or a number that fills it\n"
-            "    Cotangent of the result; axes in front are a stack, which cotangents keep.\n",
+            "    Cotangent of the result. Leading axes in front of its shape are a stack, which\n"
+            "    the results keep.\n",
             f"{cotangents} : ndarray, shapes of {names}",
         ),
         "jvp": (
             "Return the tangent of the result",
-            f"{tangents} : array_like, shapes of {names}, or None\n    Tangents; None is zero, "
-            "and saves its product.\n",
+            f"{tangents} : array_like, shapes of {names}, or None\n    Tangents. None is zero, "
+            "and its product is not computed.\n",
             f"ndarray or scalar, {row.result}",
         ),
         "value_and_grad": (
-            "Return the value and its gradients, reading the matrix once, without a batch",
+            "Return the value and its gradients in one pass over the matrix, without a batch",
             "",
             "value, gradients : scalar, and ndarray or tuple of ndarray, shapes of operands",
         ),
         "jacobian": (
-            "Return the Jacobians by each operand",
+            "Return the Jacobians with respect to each operand",
             "",
             f"tuple of {len(row.operands)} Jacobian, whose input shapes are those of {names}",
         ),
@@ -113,19 +114,19 @@ def _docstring(row: ProductRow, name: str) -> str:
     if name in ("vjp", "value_and_grad"):
         lines += [
             "wrt : str, int, a tuple of them, or 'all'",
-            "    The operands, by name or position, whose cotangents to compute; what is not asked",
-            "    for is not computed. A bare one gives a bare array, not a tuple.",
+            "    The operands whose cotangents to compute, by name or position; the others are not",
+            "    computed. A single operand gives an array, a tuple gives a tuple.",
         ]
     if name in ("__call__", "jvp"):
         lines += [
             "out : ndarray, optional",
-            "    Where it goes; may overlap the arguments.",
+            "    The array to write the result to; it may overlap the arguments.",
         ]
     if name == "vjp":
         lines += [
             "out : ndarray, or tuple of ndarray or None, optional",
-            "    Where the results go, an entry for each; an array for a bare `wrt`. They may",
-            "    overlap the arguments, not each other.",
+            "    The arrays to write to, one for each result; an array for a single operand in",
+            "    `wrt`. They may overlap the arguments, but not each other.",
         ]
     lines += ["", "Returns", "-------", result]
     if name != "__call__":
@@ -151,12 +152,12 @@ def _docstring(row: ProductRow, name: str) -> str:
 
 
 class Axes(NamedTuple):
-    """What an operand or a result has to be, as "(..., m?, k)" in a signature."""
+    """The axes of an operand or a result, such as "(..., m?, k)" in a signature."""
 
     text: str
     has_batch: bool
     letters: str
-    may_lack: str  # those among the letters that have a question mark
+    may_lack: str  # the letters with a question mark
 
     def there(self, ndim: int) -> str:
         """Return the letters of an array of so many axes."""
@@ -166,7 +167,7 @@ class Axes(NamedTuple):
 
 @cache
 def _groups(signature: str) -> tuple[Axes, ...]:
-    """Return the operands' axes, and the result's behind them."""
+    """Return the operands' axes, then the result's."""
     return tuple(
         Axes(
             text, "..." in text, *("".join(re.findall(p, text)) for p in ("[a-z]", r"[a-z](?=\?)"))
@@ -176,10 +177,10 @@ def _groups(signature: str) -> tuple[Axes, ...]:
 
 
 class Fit(NamedTuple):
-    """What shapes of operands fit to.
+    """The shapes of operands and result, once they fit.
 
-    Kernels see an axis that may lack where it does, too, and as one axis the batch that one operand
-    alone has.
+    In the shapes that kernels see, a missing optional axis has extent 1, and the batch axes are
+    merged into one if only one operand can have a batch.
     """
 
     result: Shape
@@ -264,9 +265,9 @@ class Product(Hinted):
     Parameters
     ----------
     row : ProductRow
-        What the table says.
+        Its row in the table.
     engine : Engine
-        What computes.
+        The functions that it calls.
     activations : mapping
         The elementwise primitives of the same engine, by name.
     """
@@ -397,7 +398,7 @@ class Product(Hinted):
     # --- what they share ---
 
     def _arrays(self, op: str, given: Sequence[Any]) -> tuple[Any, ...]:
-        """Convert operands, of which an optional one may be None, and a cotangent."""
+        """Convert operands, where an optional one may be None, and a cotangent."""
         names = (*self._names, self.row.cotangent)
         there = [
             (a, name)
@@ -432,7 +433,7 @@ class Product(Hinted):
         wrt: tuple[int, ...] = (0,),
         targets: tuple[Any, ...] = (None,),
     ) -> Any:
-        """Return what the engine computes of arrays seen in these shapes."""
+        """Return the engine's results for arrays in these shapes."""
         seen = tuple(
             None if a is None else (a if _whole(a) else a.copy()).reshape(shape)
             for a, shape in zip(arrays, shapes, strict=True)

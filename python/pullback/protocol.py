@@ -1,10 +1,12 @@
-"""What every call has in common; errors name the operation and the argument."""
+"""What all calls share: converting and checking arguments, `wrt`, `out`, masks, methods.
+
+Errors name the operation and the argument.
+"""
 
 from __future__ import annotations
 
 import inspect
 import math
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, update_wrapper
 from itertools import combinations, repeat
@@ -78,13 +80,13 @@ def as_array(op: str, name: str, given: Any) -> Array:
     Raises
     ------
     TypeError, ValueError
-        If nothing makes an array of numbers of it: see `pullback.foreign.array_of`.
+        If it does not convert to an array of numbers: see `pullback.foreign.array_of`.
     """
     return given if type(given) is np.ndarray else array_of(op, name, given)
 
 
 def shape_of(op: str, name: str, given: Any) -> tuple[int, ...]:
-    """Return the shape of an argument, which is not converted if it has one; errors as above."""
+    """Return the shape of an argument, converted only if it has no shape; errors as above."""
     shape = getattr(given, "shape", None)
     return tuple(shape) if isinstance(shape, tuple) else as_array(op, name, given).shape
 
@@ -92,7 +94,7 @@ def shape_of(op: str, name: str, given: Any) -> tuple[int, ...]:
 def as_index(
     op: str, name: str, given: Any, wanted: str = "an integer", whole: object = None
 ) -> int:
-    """Return an argument, or a part of a `whole` one, as an int; no bool is one."""
+    """Return an argument, or an item of the `whole` argument, as an int; a bool is refused."""
     try:
         if not isinstance(given, bool | np.bool_):
             return index(given)
@@ -228,15 +230,14 @@ def tangents_of(
     primals, tangents : sequence of array_like or None
         As many of both.
     names, t_names : sequence of str
-        What they are called; ``tx`` the tangent of ``x`` when omitted.
+        Their names; the default for the tangent of ``x`` is ``tx``.
     optional : str, optional
         The primal that may be None.
 
     Raises
     ------
     ValueError
-        If a tangent is given for a primal that is None, or has another shape than its primal,
-        which a Python number fills.
+        If a tangent is given for a primal that is None, or its shape is not its primal's.
     """
     t_names = t_names or [f"t{name}" for name in names]
     lacks = [
@@ -288,14 +289,14 @@ def check_wrt(op: str, wrt: Any, names: Sequence[str], without: Sequence[str] = 
     names : sequence of str
         The operands, in order.
     without : sequence of str
-        Those among them by which there is no derivative.
+        Those operands that have no derivative.
 
     Raises
     ------
     TypeError
         If it is none of these.
     ValueError
-        If an operand is unknown, has no derivative, or stands twice.
+        If an operand is unknown, has no derivative, or is named twice.
     """
     if isinstance(wrt, str) and wrt == "all":
         return Wrt(tuple(k for k, name in enumerate(names) if name not in without), False)
@@ -322,7 +323,7 @@ def _asked(names: Sequence[str], without: Sequence[str]) -> str:
 
 
 class Outputs:
-    """Where results go: checked before anything is computed, written as if after everything.
+    """Outputs, checked before the call computes and written as if after all its reads.
 
     Parameters
     ----------
@@ -375,10 +376,10 @@ class Outputs:
     def targets(
         self, *views: tuple[int, ...] | None, contiguous: bool = False
     ) -> tuple[Array | None, ...]:
-        """Return what kernels may write to at once, each as an array of the given shape.
+        """Return the outputs that kernels may write to directly, each in the given shape.
 
-        None where there is no output, or one that overlaps an input or itself, lies misaligned or
-        cannot be seen in that shape, or in C order where it has to be `contiguous`.
+        An entry is None if there is no output, if it overlaps an input or itself, if it is not
+        aligned, or if there is no view of it in that shape, in C order where `contiguous` asks.
         """
         for i, shape in enumerate(views):
             if self._free[i] and shape is not None:
@@ -417,8 +418,8 @@ def check_outs(
 ) -> tuple[Any, ...]:
     """Return `out`, an array or a tuple of arrays and None, as a tuple, checked as by `Outputs`.
 
-    For a single result a tuple of one counts as well, as in NumPy. Whether several lie `apart` is
-    not asked of elementwise operations, in NumPy and here.
+    For a single result a tuple of one is allowed, too, as in NumPy. Outputs must not overlap each
+    other if `apart`; elementwise operations do not check that, as in NumPy.
     """
     outs: tuple[Any, ...] = _as_tuple(op, out, len(shapes), single)
     for i, target in enumerate(outs):
@@ -462,12 +463,12 @@ def _overlap(one: Array, other: Array) -> bool:
     try:
         # NumPy's stub knows of no bounds but -1 and 0.
         return np.shares_memory(one, other, max_work=100_000)  # type: ignore[arg-type]
-    except np.exceptions.TooHardError:  # strides so odd that it takes long to tell
+    except np.exceptions.TooHardError:  # odd strides, for which the exact test takes long
         return True
 
 
 def _lies_apart(out: Array) -> bool:
-    """Tell whether no two elements of `out` share memory; of interleaved axes say no."""
+    """Tell whether no two elements of `out` share memory; False for interleaved axes."""
     span = out.itemsize
     for stride, n in sorted((abs(s), n) for s, n in zip(out.strides, out.shape, strict=True)):
         if n > 1:
@@ -555,7 +556,7 @@ def flat_outs(op: str, out: Any, like: Any) -> Any:
     op : str
         The operation, for the error messages.
     out : object
-        What the caller gave: nested as the results are, None for a part of them, or flat.
+        What the caller gave: nested like the results, with None for some of them, or flat.
     like : object or tuple
         A bare result, or a tuple nested as the results are.
     """
@@ -581,8 +582,8 @@ def _flat(out: Any, like: Any) -> Iterator[Any]:
 def deliver(op: str, results: Any, out: Any, where: Any = True) -> Any:
     """Return `results`, an array or nested tuple, in `out` where that is given.
 
-    `out` is nested alike, or flat. All of it is checked before any of it is written, which is done
-    where the mask `where` is true, one for all of them or a tuple with one for each.
+    `out` is nested like the results, or flat. All outputs are checked before any is written. They
+    are written where `where` is true: one mask for all results, or a tuple with a mask for each.
     """
     arrays = [as_array(op, "result", result) for result in _leaves(results)]
     count = len(arrays)
@@ -641,17 +642,17 @@ def check_where(op: str, where: Any, shape: tuple[int, ...], whose: str = "the r
 
 
 class _LeftOut:
-    """The default of what may be left out and has no other."""
+    """The default of an argument that may be omitted."""
 
     def __repr__(self) -> str:
         return "..."
 
 
 def method(op: str, name: str, parameters: str, call: str, doc: str, result: str = "Any") -> Any:
-    """Return a method made of its parameters, the call that it stands for and its result's type.
+    """Return a method with these parameters, whose body is a call.
 
-    Python binds the arguments, so that signature and messages are those of a method written out,
-    and these call it by the operation's name.
+    Python binds the arguments, so signature and messages are those of a method written by hand. The
+    messages name the operation.
     """
     function = _renamed(
         _template(name, parameters, call, result), op if name == "__call__" else f"{op}.{name}"
@@ -661,8 +662,10 @@ def method(op: str, name: str, parameters: str, call: str, doc: str, result: str
 
 
 def methods_and_example(op: str, methods: Iterable[FunctionType]) -> str:
-    """Return the end of an operation's docstring: its methods, and how one is called."""
-    from pullback.tables.examples import EXAMPLES  # noqa: PLC0415  an import makes no primitives
+    """Return the end of an operation's docstring: its methods, and an example of a call."""
+    import textwrap  # noqa: PLC0415  an import makes no primitives
+
+    from pullback.tables.examples import EXAMPLES  # noqa: PLC0415
 
     lines = ["Methods", "-------"]
     for function in methods:
@@ -680,7 +683,7 @@ def methods_and_example(op: str, methods: Iterable[FunctionType]) -> str:
 
 
 def _summary(function: FunctionType) -> str:
-    """Return the first sentence of a docstring, behind the signature that some begin with."""
+    """Return the first sentence of a docstring, after the signature if there is one."""
     paragraphs = (" ".join(text.split()) for text in (function.__doc__ or "").split("\n\n"))
     return next(text for text in paragraphs if text.endswith("."))
 
@@ -695,9 +698,9 @@ def _template(name: str, parameters: str, call: str, result: str) -> FunctionTyp
 
 
 def named_after(kind: type[T], op: str) -> type[T]:
-    """Return a class of an operation's own, whose methods Python's messages call by its name.
+    """Return a subclass for one operation, so that Python's own messages name the operation.
 
-    Of a wrong number of arguments Python says "Reduction.vjp() missing ...", which is no operation.
+    Otherwise Python would say "Reduction.vjp() missing ..." about a wrong number of arguments.
     """
     members: dict[str, Any] = {"__module__": kind.__module__, "__doc__": kind.__doc__}
     for name in dir(kind):

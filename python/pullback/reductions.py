@@ -46,14 +46,14 @@ _ONES: Final = object()  # the cotangent of a gradient
 
 
 class _Rows(Hinted):
-    """What reductions and maps of rows share: a row of the table, on an engine.
+    """The base of reductions and maps of rows: a row of the table, on an engine.
 
     Parameters
     ----------
     row : ReductionRow
-        What the table says.
+        Its row in the table.
     engine : Engine
-        What computes.
+        The functions that it calls.
     """
 
     ABOUT: str
@@ -121,17 +121,17 @@ class _Rows(Hinted):
 
 
 class Reduction(_Rows):
-    """A reduction: what the elements along an axis, several, or all of them give together.
+    """A reduction of the elements along one axis, several axes, or all.
 
     Parameters
     ----------
     row, engine
-        What the table says, and what computes.
+        Its row in the table, and the functions that it calls.
     """
 
     ABOUT = (
-        "Its gradient has the operand's shape and holds the derivative of each result by the "
-        "elements of its own slice. Sums accumulate in float64 over a fixed tree of blocks, so "
+        "The gradient has the operand's shape: each element is the derivative of its slice's "
+        "result with respect to it. Sums accumulate in float64 over a fixed tree of blocks, so "
         "the bits are the same for any number of threads. float32 results are rounded once."
     )
 
@@ -150,7 +150,7 @@ class Reduction(_Rows):
     def _with_weights(
         self, op: str, given: tuple[Any, ...], names: tuple[str, ...], b: Any
     ) -> tuple[tuple[Array, ...], Any]:
-        """Return arrays of one dtype, of which the weights have a say, and the weights."""
+        """Return arrays and weights, all of their common dtype."""
         if b is None:
             return aligned(op, *given, names=names), None
         *arrays, weights = aligned(op, *given, b, names=(*names, "b"))
@@ -209,7 +209,7 @@ class Reduction(_Rows):
         out: Any = None,
         g: Any = _ONES,
     ) -> Any:
-        """Return the gradients that are asked for, the value before them where it is wanted."""
+        """Return the gradients that `wrt` asks for, after the value if that is wanted."""
         op = self._op(method)
         parameter = self._parameter(op, p)
         names = self.row.operands
@@ -246,7 +246,7 @@ class Reduction(_Rows):
         ]
         values, of_asked = rooms[0] if value else None, rooms[len(value) :]
         asked_rooms = dict(zip(asked.operands, of_asked, strict=True))
-        slopes = [  # what is not asked for comes along
+        slopes = [  # the engine computes those that are not asked for, too
             asked_rooms[k] if k in asked_rooms else np.empty((outer, n, inner), dtype)
             for k in range(len(names))
         ]
@@ -324,7 +324,7 @@ class Reduction(_Rows):
             if type(slopes) is tuple:
                 return tuple(of_reduction(each, axis, keepdims) for each in slopes)
             return of_reduction(slopes, axis, keepdims)
-        except (TypeError, ValueError):  # again, for what the message calls it
+        except (TypeError, ValueError):  # again, for the name in the message
             self._gradients("jacobian", operands, p, axis, keepdims, where, b, _wrt(self.row))
             raise
 
@@ -335,7 +335,7 @@ class RowMap(_Rows):
     Parameters
     ----------
     row, engine
-        What the table says, and what computes.
+        Its row in the table, and the functions that it calls.
     """
 
     ABOUT = (
@@ -394,14 +394,14 @@ class RowMap(_Rows):
 
 
 def _hashable(op: str, axis: Any) -> Any:
-    """Return axes that Jacobians hold, or are found by: of a list or an array, a tuple."""
+    """Return axes that Jacobians can hold and compare: a tuple for a list or an array."""
     return axis if axis is None or type(axis) is int else as_ints(op, "axis", axis, AXES)
 
 
 def _with_parameter(
     about: Parameter, operands: tuple[Any, ...], p: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return operands and a parameter as methods take them, by position and by keyword."""
+    """Return operands and a parameter as a method's positional and keyword arguments."""
     return ((*operands, p), {}) if about.default is None else (operands, {about.name: p})
 
 
@@ -409,7 +409,7 @@ def _with_parameter(
 
 
 def _methods(row: ReductionRow) -> dict[str, Any]:
-    """Return the methods of a reduction or a map of rows, which take what its row says."""
+    """Return the methods of a reduction or a map of rows, from its row."""
     names = ("value", "vjp", "jvp", "jacobian")
     made = {name: _method(row, name) for name in (names if row.is_map else _METHODS)}
     made["__call__"] = _method(row, "value")
@@ -461,7 +461,7 @@ def _method(row: ReductionRow, name: str) -> Any:
 
 
 def _wrt(row: ReductionRow) -> Any:
-    """Return the operands by which gradients are taken unless less is asked for."""
+    """Return the default of `wrt`: the only operand, or all."""
     return "all" if len(row.operands) > 1 else 0
 
 
@@ -479,16 +479,16 @@ def _method_docstring(row: ReductionRow, name: str) -> str:
     each = f"{gradients} : {'tuple of ' * several}ndarray, in {shape}"
     whole = f"ndarray or scalar, in {reduced}"
     summary, result, target = {
-        "value": (f"{row.summary}, of each slice", whole, "ndarray"),
+        "value": (row.summary + ("" if row.is_map else " of each slice"), whole, "ndarray"),
         "grad": (
-            "Return the gradient of each value by its own slice, as `vjp` with ones",
+            "Return the gradient of each value with respect to its slice: `vjp` with ones",
             each,
             "tuple of (ndarray or None)" if several else "ndarray",
         ),
         "value_and_grad": (
-            "Return value and gradient, reading the operand once where that can be had",
-            f"value, {f'({gradients})' if several else gradients} : tuple, of the shapes that "
-            "`value` and `grad` give",
+            "Return value and gradient, in one pass over the operand where possible",
+            f"value, {f'({gradients})' if several else gradients} : tuple, in the shapes of "
+            "`value` and `grad`",
             "tuple of (ndarray or None)" + " and a tuple of two such" * several,
         ),
         "vjp": (
@@ -496,13 +496,12 @@ def _method_docstring(row: ReductionRow, name: str) -> str:
             each if not row.is_map else f"ndarray, in {shape}",
             "tuple of (ndarray or None)" if several else "ndarray",
         ),
-        "jvp": ("Return the derivative along tangents", whole, "ndarray"),
+        "jvp": ("Return the tangent of the result", whole, "ndarray"),
         "jacobian": (
-            "Return the Jacobian, diagonals and sums that store as many elements as x"
+            "Return the Jacobian as diagonals and sums, which store as many elements as x"
             if row.is_map
-            else "Return the Jacobian: dense if all is reduced to one value, else a sum of a "
-            "diagonal",
-            f"{'tuple of ' * several}Jacobian, of as many elements as the shape of `x` has",
+            else "Return the Jacobian: dense for a single value, else a sum of a diagonal",
+            f"{'tuple of ' * several}Jacobian, which stores as many elements as `x` has",
             "",
         ),
     }[name]
@@ -518,32 +517,33 @@ def _method_docstring(row: ReductionRow, name: str) -> str:
     ]
     if about is not None:
         default = "" if about.default is None else f", default {about.default:g}"
-        lines += [f"{about.name} : float{default}", f"    {about.role}; {about.text}."]
+        lines += [f"{about.name} : float{default}"]
+        lines += [f"    {about.role}. It needs to be {about.text}."]
     if name == "vjp":
         lines += ["g : array_like", f"    Cotangent, in {reduced}."]
     if name == "jvp":
         lines += [f"{', '.join(_tangents(row))} : array_like", f"    In {shape}; None is zero."]
     lines += ["axis : int, tuple of int, or None"]
     if row.is_map:
-        lines += ["    Along which elements belong together; None for all of them."]
+        lines += ["    The axes of a slice, whose elements belong together; None for all axes."]
     else:
         lines += [
-            "    What is reduced; None for all axes.",
+            "    The axes to reduce; None for all.",
             "keepdims : bool",
-            "    Whether the reduced axes stay, of length 1.",
+            "    Whether to keep the reduced axes, with length 1.",
         ]
     if row.weighs:
         lines += [
             "b : array_like, optional",
             "    Weights of the exponentials, of any sign; they broadcast to the shape of `x`.",
-            "    There is no derivative by them. What has the weight 0 does not count.",
+            "    They have no derivative. An element with weight 0 does not count.",
         ]
     hidden = f"the result there is {row.hidden:g}" if row.is_map and name == "value" else ""
     hidden = hidden or "their derivative is 0"
     lines += [
         "where : array_like of bool",
-        "    Which elements count; broadcasts to the shape of `x`. Of others nothing comes, and",
-        f"    {hidden}; neither do those that a masked array hides.",
+        "    Which elements count; broadcasts to the shape of `x`. The others have no influence,",
+        f"    and {hidden}. Elements that a masked array hides do not count, either.",
     ]
     if target:
         lines += [f"out : {target}, optional", "    Where the result goes."]
@@ -551,12 +551,12 @@ def _method_docstring(row: ReductionRow, name: str) -> str:
     lines += ["    If a dtype has no kernel (complex, object, ...)."]
     lines += ["numpy.exceptions.AxisError", "    If there is no such axis.", "ValueError"]
     fits = "    If a shape or `out` does not fit" if target else "    If a shape does not fit"
-    empty = ", or no elements have no value" if row.empty is None and not row.is_map else ""
+    empty = ", or a slice is empty" if row.empty is None and not row.is_map else ""
     return "\n".join([*lines, f"{fits}{empty}."])
 
 
 def _docstring(row: ReductionRow, kind: str, methods: Mapping[str, Any]) -> str:
-    """Return what there is to say about a reduction, from its row."""
+    """Return the docstring of a reduction, from its row."""
     about = row.parameter
     slopes = zip(row.operands, row.derivative_formula, strict=True)
     lines = [
@@ -564,8 +564,11 @@ def _docstring(row: ReductionRow, kind: str, methods: Mapping[str, Any]) -> str:
         "",
         f"``{row.formula}``",
         "",
-        *(f"Derivative by {name}[{'j' if row.is_map else 'i'}]: ``{df}``." for name, df in slopes),
-        *textwrap.wrap(f"At the edges: {row.conventions}.", 100),
+        *(
+            f"Derivative with respect to {name}[{'j' if row.is_map else 'i'}]: ``{df}``."
+            for name, df in slopes
+        ),
+        *textwrap.wrap(f"Conventions: {row.conventions}.", 100),
     ]
     if about is not None:
         default = "" if about.default is None else f"; {about.default:g} when omitted"

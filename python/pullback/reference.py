@@ -1,7 +1,7 @@
 """The primitives in plain NumPy: fallback where there is no native code, and its test oracle.
 
-Each is made when it is first asked for. What the package has in `losses` alone is here, too, but
-not among the names that a star imports.
+Each is made when it is first asked for. The losses that the package has only in `losses` are here,
+too, but a star import leaves them out.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 from pullback.elementwise import make_elementwise
-from pullback.engine import ORACLE
-from pullback.gram import make_gram
+from pullback.grams import make_gram
 from pullback.losses import make_losses
+from pullback.oracle.engine import ORACLE
 from pullback.products import make_products
 from pullback.reductions import make_reductions
 from pullback.registry import Registry, attributes

@@ -25,7 +25,7 @@ class Registry(Mapping[str, Any]):
 
     @classmethod
     def joined(cls, *parts: Mapping[str, Any]) -> Registry:
-        """Return the values of several, by one name each."""
+        """Return one registry of the values of several mappings."""
         place = {name: part for part in parts for name in part}
         return cls(place, lambda name: place[name][name])
 
@@ -47,7 +47,7 @@ class Registry(Mapping[str, Any]):
         return len(self._names)
 
     def __reduce__(self) -> Any:
-        """Return what pickles: the values, each of which pickles by its name."""
+        """Pickle the values, each of which pickles by its name."""
         return Registry.joined, (dict(self),)
 
     def __repr__(self) -> str:
@@ -55,7 +55,7 @@ class Registry(Mapping[str, Any]):
 
 
 class Hinted:
-    """What tells, of an attribute that it has not, what there is instead."""
+    """A class whose error about a missing attribute suggests an existing one."""
 
     __slots__ = ()
 
@@ -72,7 +72,7 @@ class Hinted:
 
 
 def attributes(scope: dict[str, Any], registry: Registry) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a module, by its globals, that has what a registry holds."""
+    """Return a ``__getattr__`` for the module with the globals `scope` that reads a registry."""
 
     def getattr_(name: str) -> Any:
         if name not in registry:

@@ -1,4 +1,4 @@
-"""Gradients of a linear model's loss by each sample, as slopes times rows of the data."""
+"""Gradients of a linear model's loss for each sample, as slopes times rows of the data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pullback.config import guarded_class
 from pullback.design_matrix import Data, blocks_of_rows, explaining
-from pullback.gram import gram_matrices
+from pullback.grams import gram_matrices
 from pullback.hessians import assembled
 from pullback.partial import Kinds
 from pullback.protocol import as_number
@@ -28,28 +28,28 @@ Array: TypeAlias = npt.NDArray[Any]
 
 @guarded_class
 class SampleGradients(Hinted):
-    """The gradient of each sample's loss by a linear model's parameters, never written out.
+    """The gradient of each sample's loss in a linear model's parameters, in factored form.
 
-    What `sample_grads` of a loss returns. The gradient of sample i is the outer product of its row
-    ``x_i`` (and of 1, where there are intercepts) and its slopes ``s_i``, the derivatives of its
-    weighted loss by its K predictions; as a vector of n parameters it is in the order of
-    ``[w.ravel(), b]``. The slopes, N K numbers, are kept, and the data by reference: they are
-    read anew by each method.
+    A loss's `sample_grads` returns it. The gradient of sample i is the outer product of its row
+    ``x_i``, with a 1 appended if there are intercepts, and its slopes ``s_i``. The slopes are the
+    derivatives of its weighted loss in its K predictions. As a vector of n parameters the gradient
+    is in the order of ``[w.ravel(), b]``. The object keeps the slopes, N K numbers, and a reference
+    to the data, which each method reads anew.
 
     Parameters
     ----------
     loss : Loss
-        What they are gradients of.
+        The loss.
     data : Data
         The samples.
     slopes : ndarray, shape (N, K), float64
-        Derivatives by the predictions.
+        Derivatives in the predictions.
     kinds : Kinds
-        What the gradients by the parameters look like.
+        The form of the parameters' gradients.
 
     Examples
     --------
-    Differentially private gradients are sums of clipped ones, to which noise is added.
+    Differentially private training adds noise to a sum of clipped gradients.
 
     >>> import numpy as np
     >>> import pullback as pb
@@ -104,7 +104,7 @@ class SampleGradients(Hinted):
             return np.where(self._counts, np.hypot(by_w, norm(self._by_intercepts)), 0)
 
     def clip(self, c: float) -> SampleGradients:
-        """Return the gradients, those scaled to the norm `c` whose norm is greater.
+        """Return the gradients, with those whose norm exceeds `c` scaled down to the norm `c`.
 
         Parameters
         ----------
@@ -114,12 +114,12 @@ class SampleGradients(Hinted):
         Returns
         -------
         SampleGradients
-            Of the same data. Rounding takes no norm beyond `c`.
+            The clipped gradients of the same data. Rounding never makes a norm exceed `c`.
 
         Raises
         ------
         TypeError, ValueError
-            If `c` is no number, or negative.
+            If `c` is not a number, or is negative.
         """
         op = "SampleGradients.clip"
         c = as_number(op, "c", c)
@@ -132,7 +132,7 @@ class SampleGradients(Hinted):
         return SampleGradients(self._loss, self._data, slopes, self._kinds)
 
     def sum(self) -> tuple[Array, Any]:
-        """Return the sum of all gradients by w and by b, in one pass over X.
+        """Return the sums of all gradients for w and for b, in one pass over X.
 
         Returns
         -------
@@ -153,7 +153,8 @@ class SampleGradients(Hinted):
     def gram(self) -> Array:
         """Return the sum of the gradients' outer products, shape (n, n), in K passes over X.
 
-        The middle of a robust (sandwich) covariance, and the empirical Fisher information.
+        It is the middle factor of a robust (sandwich) covariance, and the empirical Fisher
+        information.
         """
         engine, outputs, like = self._loss._engine, self.slopes.shape[1], self._kinds.b
 
@@ -182,13 +183,13 @@ class SampleGradients(Hinted):
 
     @property
     def _counts(self) -> Array:
-        """Whether a sample has a slope that is not 0: of others it does not matter what X holds."""
+        """Whether a sample has a nonzero slope; the other samples' rows of X do not matter."""
         counts: Array = (self.slopes != 0).any(axis=1)
         return counts
 
     @property
     def _by_intercepts(self) -> Array:
-        """Gradients by the intercepts, of which there are none, one, or one for each output."""
+        """Gradients for the intercepts: none, one, or one for each output."""
         n_intercepts = 0 if self._kinds.b is None else np.size(self._kinds.b)
         if n_intercepts in (0, self.slopes.shape[1]):
             return self.slopes[:, :n_intercepts]

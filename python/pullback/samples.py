@@ -1,4 +1,4 @@
-"""What the losses' methods share: samples and parameters, checked and as kernels take them."""
+"""Samples and parameters of the losses' methods: checked, and converted for the kernels."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def raising_as(what: str) -> Callable[[F], F]:
-    """Return a decorator that adds to a docstring whose errors a method raises."""
+    """Return a decorator that adds "Raises: as ... does" to a method's docstring."""
 
     def documented(method: F) -> F:
         text = f"Raises\n------\nTypeError, ValueError\n    As {what} does.\n"
@@ -69,7 +69,7 @@ def raising_as(what: str) -> Callable[[F], F]:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Data, targets and weights; what the kernels read, and what was given."""
+    """Data, targets and weights, as kernels read them and as given."""
 
     data: Data
     y: Any  # (N,) or (N, K), labels int64; None for predictions
@@ -77,7 +77,7 @@ class Samples:
     sample_weight: Array | None  # (N,) float64
     weight: float  # their sum, or N
     offset: Array | None = None  # (N,) or (N, K) float64
-    exponent: int = 0  # of the power of 2 that was taken out of the weights
+    exponent: int = 0  # the weights were divided by this power of 2
 
     @property
     def n_samples(self) -> int:
@@ -106,7 +106,7 @@ def as_given(
     Raises
     ------
     TypeError, ValueError
-        If one of them makes no array, or they have other labels.
+        If one of them does not convert to an array, or their labels differ.
     """
     of_rows = {"sample_weight": sample_weight, "offset": offset}
     check_labels(op, ("X", "y", *of_rows), (X, y, *of_rows.values()))
@@ -127,9 +127,9 @@ def check_samples(
     *,
     may_lack: bool = False,
 ) -> Samples:
-    """Convert data, targets, weights and offset for the kernels, which look at the targets' values.
+    """Convert data, targets, weights and offset for the kernels, which check the targets' values.
 
-    Only what is added to others may lack samples.
+    Only parts, whose sums are added to others, may have no samples.
 
     Raises
     ------
@@ -201,10 +201,10 @@ def as_offset(op: str, offset: Array | None, shape: tuple[int, int]) -> Array | 
 
 
 def weighing(op: str, reduction: str, samples: Samples) -> tuple[Samples, float]:
-    """Return samples and what their sums are divided by.
+    """Return samples and the divisor of their sums.
 
-    A mean's weights may have any common factor: where their sum is far from 1, so that products
-    with it over- or underflow, a power of 2 brings the largest of them near 1.
+    A common factor of the weights does not change a mean. If their sum is so far from 1 that
+    products with it could overflow or underflow, a power of 2 brings the largest weight near 1.
     """
     by = divisor(op, reduction, samples.weight)
     if reduction == "sum" or not (exponent := far_exponent(samples)):
@@ -243,14 +243,14 @@ def as_targets(op: str, row: LossRow, y: Any) -> Array:
     Raises
     ------
     TypeError
-        If a dtype has no kernel; of labels, it says what makes targets of them.
+        If a dtype has no kernel. For labels, the message says how to encode them.
     """
     try:
         array = as_array(op, "y", y)
         kernel_dtype(op, "y", array.dtype)
     except TypeError:
         dtype = np.asarray(y).dtype if isinstance(y, list | tuple) else getattr(y, "dtype", None)
-        # pandas has dtypes of its own, all of whose kinds but numbers' are "O".
+        # pandas has its own dtypes; those that are not numbers have the kind "O".
         if not row.targets.encoding or getattr(dtype, "kind", None) not in tuple("OSTU"):
             raise
     else:
@@ -311,7 +311,7 @@ def check_model(op: str, row: LossRow, samples: Samples, w: Any, b: Any) -> Mode
 
 
 def check_outputs(op: str, row: LossRow, samples: Samples, w: tuple[int, ...]) -> None:
-    """Raise ValueError unless there is a target for each output, or a label, and an offset."""
+    """Raise ValueError unless targets and offset fit the outputs."""
     check_offset(op, samples, w)
     wanted = (samples.n_samples, *w[1:])
     if samples.y.shape == wanted or (row.of_classes and len(w) == 2 and samples.y.ndim == 1):
@@ -323,7 +323,7 @@ def check_outputs(op: str, row: LossRow, samples: Samples, w: tuple[int, ...]) -
 
 
 def check_offset(op: str, samples: Samples, w: tuple[int, ...]) -> None:
-    """Raise ValueError unless an offset is one for each sample, or for each of its outputs."""
+    """Raise ValueError unless there is an offset for each sample, or each of its outputs."""
     shape = (samples.n_samples, *w[1:])
     if samples.offset is None or samples.offset.shape in (shape, shape[:1]):
         return
@@ -335,13 +335,13 @@ def check_offset(op: str, samples: Samples, w: tuple[int, ...]) -> None:
 
 
 def parameter_dtype(op: str, name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype of the gradient by what has `dtype`; an integer is no storage format."""
+    """Return the dtype of the gradient for a variable of `dtype`: float64 for integers."""
     computed = kernel_dtype(op, name, dtype)
     return np.dtype(np.float64) if dtype.kind in "biu" else computed
 
 
 def _intercept_kind(op: str, b: Any) -> Any:
-    """Return what the gradient by `b` looks like: None, a float, a NumPy scalar or an array."""
+    """Return an example of the gradient for `b`: None, a float, a NumPy scalar or an array."""
     if b is None:
         return None
     if isinstance(b, int | float) and not isinstance(b, np.generic):
@@ -361,7 +361,7 @@ def check_rows(
 ) -> None:
     """Raise a ValueError, as kernels do, for the first row with a bad target or weight.
 
-    Its number counts from `first`. The target of a row of weight 0 is not looked at.
+    Row numbers start at `first`. The target of a row of weight 0 is not checked.
     """
     valid = row.targets.valid(y, n_outputs).reshape(len(y), -1).all(axis=1)
     bad = {"y": ~valid}

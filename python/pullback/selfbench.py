@@ -1,4 +1,4 @@
-"""Times every primitive against plain NumPy by hand, and what this machine can do at best."""
+"""Times every primitive against hand-written NumPy, and measures the limits of this machine."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Track(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What this machine can do at best, in 1e9 bytes or flops per second; None if not measured."""
+    """The machine's limits, in 1e9 bytes or flops per second; None if not measured."""
 
     read: float | None
     copy: float | None
@@ -108,7 +108,7 @@ class _Contender:
 
 
 def _race(*contenders: _Contender) -> list[float]:
-    """Return the best time of each call, timed in turns so that all meet the same machine."""
+    """Return the best time of each call, timed in turns under the same conditions."""
     best = [contender.seconds() for contender in contenders]
     calls = [max(1, int(2e-4 / seconds)) for seconds in best]  # short calls by the hundred
     one_round = sum(map(float.__mul__, best, map(float, calls)))
@@ -119,11 +119,11 @@ def _race(*contenders: _Contender) -> list[float]:
 
 
 def settled(benchmarks: Sequence[Callable[[], Timing]], track: Track) -> list[Timing]:
-    """Run each benchmark twice, far apart, and where its speed-ups disagree three times more.
+    """Run each benchmark twice, far apart, and three times more if its speed-ups disagree.
 
-    What disturbs a machine for a moment, such as a process on the CPU where a thread of BLAS is
-    waited for, would else be shown as a speed-up. Each median is a timing as it was measured; of
-    two it is the one with the smaller speed-up. Nothing is repeated once the time is used up.
+    Otherwise a short disturbance, such as another process on the CPU of a BLAS thread, would look
+    like a speed-up. The result is the timing with the median speed-up, or of two timings the one
+    with the smaller speed-up. Nothing is repeated after the time limit.
     """
     end = time.perf_counter() + _ALL_SECONDS
     runs: list[list[Timing]] = [[benchmark()] for benchmark in track(benchmarks, "timing")]
@@ -235,7 +235,7 @@ def _by_hand(case: Case) -> Callable[..., Any]:
 
 
 def _work(case: Case, arguments: Sequence[Any], limits: Limits) -> tuple[int, str, float | None]:
-    """Return what has to move or to be computed, its unit, and the limit per second."""
+    """Return the bytes or operations of a call, their unit, and the limit per second."""
     name, size = case.primitive, case.size
     if name in OPS:
         moved = _arrays_moved(OPS[name])[case.method] * arguments[0].nbytes
@@ -264,7 +264,7 @@ def _arrays_moved(row: OpRow) -> dict[str, int]:
 
 
 def title(dtype: np.dtype[Any], limits: Limits) -> str:
-    """Return what the tables are about, and the limits."""
+    """Return the heading of the tables, with the machine's limits."""
 
     def rate(value: float | None, unit: str) -> str:
         return "n/a" if value is None else f"{value:.3g} {unit}"
@@ -275,8 +275,8 @@ def title(dtype: np.dtype[Any], limits: Limits) -> str:
     return (
         f"Against plain NumPy written by hand, {dtype.name}, with {threads} BLAS threads. Limits\n"
         f"of this machine: read {rate(limits.read, 'GB/s')}, copy {rate(limits.copy, 'GB/s')}, "
-        f"{rate(limits.flops[dtype.name], 'Gflop/s')}. Of limit: what has to move\nagainst a copy, "
-        "a matrix product against multiply-adds, a loss against a plain read of the same X."
+        f"{rate(limits.flops[dtype.name], 'Gflop/s')}. 'of limit' compares\nthe bytes moved with a "
+        "copy, a matrix product with multiply-adds, and a loss with a plain read of its X."
     )
 
 

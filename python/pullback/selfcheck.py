@@ -1,9 +1,9 @@
 """Checks every primitive, as installed and on this machine, against its NumPy twin.
 
 The twin's formulas are evaluated in the next wider format (float64 for float32, long double for
-float64), which makes them good to a small fraction of the ULP that they are to judge.
-Independently of the backend, the table's derivatives are held to difference quotients of its
-values. Takes a second or two, so it samples; the test suite is what proves.
+float64), so their error is a small fraction of the ULP that they judge. On any backend, the table's
+derivatives are compared with difference quotients of its values. The check takes a second or two
+and samples; the test suite is thorough.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DTYPES: Final = (np.dtype(np.float32), np.dtype(np.float64))
 _WIDER: Final[Mapping[np.dtype[Any], Any]] = {DTYPES[0]: np.float64, DTYPES[1]: np.longdouble}
 _SAMPLES: Final = 20_000
 
-# Central differences of step eps**(1/3) are good to some 1e-10 at the points used here.
+# Central differences of step eps**(1/3) have errors of about 1e-10 at the points used here.
 _DIFFERENCE_BOUND: Final = 1e-6
 
 
@@ -54,11 +54,11 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What the check of one primitive in one dtype found.
+    """The result of checking one primitive in one dtype.
 
-    `value` and `derivative` (a loss's gradient, the cotangents of a matrix product) are in ULP
-    for elementwise operations; for sums of products in units of rounding of the sum of the
-    magnitudes. `difference` is relative, against difference quotients.
+    The errors `value` and `derivative` (a loss's gradient, a matrix product's cotangents) are in
+    ULP for elementwise operations, and for sums of products in rounding units of the sum of
+    magnitudes. `difference` is relative to difference quotients.
     """
 
     name: str
@@ -71,12 +71,12 @@ class Finding:
 
     @property
     def ok(self) -> bool:
-        """Whether everything is as promised."""
+        """Whether every error is within its bound."""
         return not self.problems
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """One line for each promise that is broken."""
+        """One line for each bound that is exceeded."""
         exceeded = [
             f"{what}: error {measured.error:.4g}, bound {measured.bound:g}"
             for what in _MEASURED
@@ -158,9 +158,9 @@ def _tuple(slopes: Any) -> tuple[Array, ...]:
 
 
 def _slack(dtype: np.dtype[Any], *exact: Array) -> float:
-    """Return the error of what a formula gives in a wider format, in ULP of `dtype`.
+    """Return the error of a formula's result in a wider format, in ULP of `dtype`.
 
-    Some formulas know no format wider than float64.
+    Some formulas compute in no format wider than float64.
     """
     with np.errstate(over="ignore"):
         wider = any(not np.array_equal(e, e.astype(np.float64), equal_nan=True) for e in exact)
@@ -196,7 +196,7 @@ def _broken_methods(
     separate: tuple[Array, ...],
     rng: np.random.Generator,
 ) -> list[str]:
-    """Return the methods that are not, bit for bit, what their definition makes of the others."""
+    """Return the methods whose bits differ from their definition in terms of other methods."""
     value, *slopes = separate
     dtype = value.dtype
     cotangent = rng.normal(0, 1, value.shape).astype(dtype)
@@ -289,7 +289,7 @@ def _worst_sum(actual: Any, exact: Any, magnitude: Any) -> float:
 
 
 class _Sums(NamedTuple):
-    """What a product is by definition.
+    """The definition of a product.
 
     Parameters
     ----------
@@ -300,7 +300,7 @@ class _Sums(NamedTuple):
     cotangents : callable
         Of the operands and a cotangent.
     bounds : (int, int)
-        Lengths of the sums in both, and a rounding or two for each that is nested.
+        The lengths of the sums in both, plus a rounding or two for each nested sum.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -356,7 +356,7 @@ def check_product(primitive: Any, dtype: np.dtype[Any]) -> Finding:
         f = elementwise["tanh"]
         cotangents, g = primitive.vjp(*operands, g, activation=f), f.vjp(value, g)
         if not _same(primitive(*operands, activation=f), f(value)).all():
-            failures = ("the value is not the activation of what it is without one",)
+            failures = ("the value differs from the activation of the value without one",)
     wide = [a.astype(np.longdouble) for a in (*operands, g)]
     sizes = list(map(np.abs, wide))
     exact, magnitude = of_operands(*wide[:-1]), of_operands(*sizes[:-1])
@@ -448,8 +448,8 @@ def check_loss(loss: Any, dtype: np.dtype[Any]) -> Finding:
 # --- for people -----------------------------------------------------------------------------------
 
 TITLE: Final = (
-    "Against the NumPy twins in the next wider format: largest error / bound, in ULP, for sums of\n"
-    "products in units of rounding; difference: derivatives against difference quotients, relative"
+    "Largest error / bound, against the NumPy twins in the next wider format: in ULP, or in units\n"
+    "of rounding for sums of products. difference: derivatives against difference quotients."
 )
 
 _MEASURED: Final = ("value", "derivative", "difference")
@@ -497,7 +497,7 @@ def _cell(measured: Measured | None) -> str:
 
 
 def as_json(finding: Finding) -> Mapping[str, Any]:
-    """Return a finding as what JSON can hold."""
+    """Return a finding for JSON."""
     measured = {what: getattr(finding, what) for what in _MEASURED}
     return {
         "primitive": finding.name,

@@ -1,4 +1,4 @@
-"""Shapes that broadcast, of as many axes as an array may have; NumPy's own functions stop at 32."""
+"""Broadcasting of shapes with up to 64 axes; NumPy's own functions stop at 32."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_AXES: Final = 64  # of an array in NumPy 2
 
 
 def broadcast_shapes(*shapes: Shape) -> Shape:
-    """Return what shapes broadcast to; ValueError if they do not."""
+    """Return the shape that shapes broadcast to; ValueError if they do not broadcast."""
     if len(set(shapes)) == 1:
         return shapes[0]
     extents = []
@@ -29,10 +29,10 @@ def broadcast_shapes(*shapes: Shape) -> Shape:
 
 
 def with_room(more: int, *shapes: Shape) -> tuple[Shape, ...]:
-    """Return shapes that broadcast with as few axes as let an array have so many `more`.
+    """Return shapes that broadcast alike, with room for `more` axes below the limit of an array.
 
-    Those that leave room already are returned as they are. Of others, axes of extent 1 go, and
-    neighbours become one if each of the shapes has both or repeats along both.
+    Shapes with enough room are returned unchanged. In others, axes of extent 1 are dropped, and two
+    neighbouring axes are merged if each shape either has both or repeats along both.
     """
     if max(map(len, shapes)) + more <= MOST_AXES:
         return shapes

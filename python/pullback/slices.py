@@ -1,4 +1,4 @@
-"""Which elements are reduced together: axes, the order of memory, and the shapes of results."""
+"""The slices that reductions reduce: their axes, order in memory and results' shapes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AXES: Final = "an integer, a tuple of them or None"  # what an axis has to be
 
 
 class Slices(NamedTuple):
-    """An array seen as (outer, n, inner), of which the middle axis is reduced.
+    """An array viewed as (outer, n, inner), where the middle axis is reduced.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class Slices(NamedTuple):
     axes : tuple of int
         Those that are reduced.
     order : tuple of int
-        All axes, as they stand in the blocks.
+        All axes, in the order of the blocks.
     blocks : (int, int, int)
         The shape of the blocks.
     """
@@ -43,7 +43,7 @@ class Slices(NamedTuple):
     def of(cls, op: str, x: Array, axis: Axis) -> Slices:
         """Return the slices of an operation's array along an axis, several, or all.
 
-        The order is that of memory, if then nothing has to be moved.
+        The order of axes is that of memory if the elements then need not be moved.
 
         Raises
         ------
@@ -52,7 +52,7 @@ class Slices(NamedTuple):
         numpy.exceptions.AxisError
             If there is no such axis.
         ValueError
-            If an axis stands twice.
+            If an axis is named twice.
         """
         everything = range(x.ndim)
         axes = tuple(everything) if axis is None else _axes(op, axis, x.ndim)

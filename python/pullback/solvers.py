@@ -1,8 +1,9 @@
 """Solvers for objectives of linear models: Newton, Newton-CG and L-BFGS.
 
-Each minimises what has the methods of `pullback.LinearObjective`, and stops when no entry of the
-gradient is larger than ``tol`` times the largest at the start (or than ``tol * reference``), or
-when floating point ends its progress: it never reports success for less.
+Each minimises an object with the methods of `pullback.LinearObjective`. It converges when the
+largest entry of the gradient is at most ``tol`` times the largest at the start (or
+``tol * reference``), or when the gradient consists of rounding errors. It never reports convergence
+for less.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ import numpy.typing as npt
 __all__ = ["Solution", "lbfgs", "newton", "newton_cg"]
 
 Array: TypeAlias = npt.NDArray[Any]
-# Told after each iteration: its number, the value, the gradient's largest entry.
+# Called after each iteration with its number, the value and the gradient's largest entry.
 Callback: TypeAlias = Callable[[int, float, float], object]
 
 EPS: Final = float(np.finfo(np.float64).eps)
-ENOUGH: Final = 1e-4  # of the decrease that the slope promises (Armijo)
-FLAT: Final = 0.5  # of the slope may be left at the end of a step (Wolfe)
-LEAST_SHIFT: Final = 1e-10  # of a Hessian whose diagonal is 1
+ENOUGH: Final = 1e-4  # the least share of the decrease that the slope predicts (Armijo)
+FLAT: Final = 0.5  # the largest share of the slope that may be left after a step (Wolfe)
+LEAST_SHIFT: Final = 1e-10  # for a Hessian whose diagonal is 1
 MOST_SHIFT: Final = 1e4
-AT_ROUNDING: Final = 64  # times the error that rounding the parameters makes in the gradient
+AT_ROUNDING: Final = 64  # multiple of the gradient's error from rounding the parameters
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """Where a solver ended.
+    """The result of a solver.
 
     Parameters
     ----------
@@ -44,9 +45,9 @@ class Solution:
     n_iter : int
         Number of iterations.
     converged : bool
-        Whether the gradient is as small as was asked for, or as rounding lets it be.
+        Whether the gradient is as small as asked for, or as small as rounding errors allow.
     message : str
-        Why it ended, and what it had to do on the way.
+        Why the solver ended, and what it changed on the way, such as a regularised Hessian.
     """
 
     theta: Array
@@ -68,22 +69,22 @@ def newton(
 ) -> Solution:
     """Minimise by Newton's method, with a Cholesky factor of the Hessian.
 
-    Best where there are many more samples than features: an iteration costs N D^2 and D^3. A full
-    step is tried first; when it does not do, a line search, whose steps cost O(N) each, follows. A
-    Hessian that is singular or ill-conditioned is regularised, which the message says.
+    It is best for many more samples than features: an iteration costs O(N D^2 + D^3). A full step
+    is tried first. If it does not decrease the objective enough, a line search follows, whose steps
+    cost O(N) each. A singular or ill-conditioned Hessian is regularised, and the message says so.
 
     Parameters
     ----------
     objective : LinearObjective
-        What to minimise.
+        The function to minimise.
     theta : array_like, shape (n_parameters,), optional
-        Where to start; ``objective.initial()`` when omitted.
+        The start; the default is ``objective.initial()``.
     tol : float
-        Largest entry of the gradient to end at, as a share of `reference`.
+        The largest entry of the gradient at which to end, relative to `reference`.
     reference : float, optional
-        The largest entry of the gradient at `theta` when omitted.
+        The default is the largest entry of the gradient at the start.
     max_iter : int
-        Most iterations.
+        The largest number of iterations.
     callback : callable, optional
         ``callback(n_iter, value, gradient_norm)``, called after each iteration.
 
@@ -133,9 +134,9 @@ def newton_cg(
     hessian: npt.ArrayLike | None = None,
     moments: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
 ) -> Solution:
-    """Minimise by Newton's method, whose steps conjugate gradients find from Hessian products.
+    """Minimise by Newton's method, with steps from conjugate gradients on Hessian products.
 
-    Best where a Hessian would be too large; each product is one pass over the data. Conjugate
+    It is best if a Hessian would be too large. Each product is one pass over the data. Conjugate
     gradients end early while the minimum is far (Nocedal and Wright 2006, algorithm 7.1).
 
     Parameters
@@ -143,13 +144,13 @@ def newton_cg(
     objective, theta, tol, reference, max_iter, callback
         As for `newton`.
     hessian : array_like, shape (n_parameters, n_parameters), optional
-        About what the Hessian is, such as that of some of the samples: with it, the number of
-        passes hardly depends on scales and correlations of the features. Of K outputs, that of
-        each will do, shape (n_parameters / K, n_parameters / K).
+        An approximation of the Hessian, such as the Hessian of some of the samples. With it, the
+        number of passes hardly depends on scales and correlations of the features. For K outputs
+        it may be that of each output, shape (n_parameters / K, n_parameters / K).
     moments : tuple of array_like, shapes (n_features,), optional
-        Means and standard deviations of the features, where there is no `hessian`. The solver
-        then goes by the coefficients of features that are centred, where the objective has
-        intercepts, and scaled, which costs nothing: scales hardly count any more.
+        Means and standard deviations of the features, if there is no `hessian`. The solver then
+        iterates on the coefficients of scaled features, centred if the objective has intercepts.
+        This costs no pass, and scales of the features hardly change the number of passes.
 
     Returns
     -------
@@ -176,7 +177,7 @@ def lbfgs(
     hessian: npt.ArrayLike | None = None,
     moments: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
 ) -> Solution:
-    """Minimise by SciPy's L-BFGS-B, from gradients alone.
+    """Minimise by SciPy's L-BFGS-B, which needs gradients only.
 
     Parameters
     ----------
@@ -199,7 +200,7 @@ def lbfgs(
     run = _Run(objective, theta, tol, reference, max_iter, callback)
     by, origin = _coordinates(objective, hessian, moments), run.theta
     evaluated = (np.zeros_like(origin), run.value, run.gradient)  # the last
-    # SciPy's first step is of length 1; with a unit Hessian, that is to be the gradient's length.
+    # SciPy's first step has length 1; for a unit Hessian it should have the gradient's length.
     size = float(np.linalg.norm(by.of_gradient(run.gradient))) if by.is_given else 1.0
 
     def value_and_grad(u: Array) -> tuple[float, Array]:
@@ -217,7 +218,7 @@ def lbfgs(
 
     if run.goes_on():
         options = {"maxiter": max_iter, "maxfun": 100 * max_iter, "gtol": 0, "ftol": 0}
-        options |= {"maxls": 50, "maxcor": 30}  # pairs cost little beside a pass, and save passes
+        options |= {"maxls": 50, "maxcor": 30}  # more pairs save passes and cost little
         start = np.zeros_like(origin)
         about = {"jac": True, "method": "L-BFGS-B", "callback": after, "options": options}
         minimize(value_and_grad, start, **about)
@@ -229,7 +230,7 @@ def lbfgs(
         if callback is not None:
             callback(run.n_iter + n_iter, value, gradient_norm)
 
-    # SciPy's line search asks values for what only gradients can tell by now.
+    # SciPy's line search compares values, which near the minimum differ by rounding errors only.
     rest = newton_cg(
         objective,
         run.theta,
@@ -248,7 +249,7 @@ def lbfgs(
 
 
 class _Run:
-    """What solvers share: where they are, when to go on, how to move, what to report."""
+    """The state that solvers share: position, end of the iteration, line search and report."""
 
     def __init__(
         self,
@@ -274,23 +275,23 @@ class _Run:
 
     @property
     def is_finite(self) -> bool:
-        """Whether there is anything to go on from."""
+        """Whether value and gradient are finite."""
         return bool(np.isfinite(self.value) and np.isfinite(self.gradient).all())
 
     def goes_on(self) -> bool:
-        """Tell whether there is more to do."""
+        """Tell whether another iteration is needed and allowed."""
         more = self.norm > self.gtol and self.n_iter < self.max_iter and not self.stalled
         return more and self.is_finite
 
     def arrive(self, theta: Array, value: float, gradient: Array) -> None:
-        """Make the end of a step the place to go on from."""
+        """Move to the end of a step."""
         self.theta, self.value, self.gradient = theta, value, gradient
         self.n_iter += 1
         if self.callback is not None:
             self.callback(self.n_iter, value, self.norm)
 
     def move(self, step: Array) -> float:
-        """Move along a step, as far as the objective falls well; return the share of it taken."""
+        """Move along a step as far as the objective decreases well; return the share taken."""
         slope = _slope(self.gradient, step)
         if not slope < 0:
             return 0.0
@@ -307,7 +308,7 @@ class _Run:
             value, gradient = self.objective.value_and_grad(theta)
             if not np.isfinite(value):
                 return 0.0
-        # Where values no longer tell, the gradient has to fall.
+        # If values differ by rounding errors only, the gradient has to decrease.
         before = self.norm
         if -slope <= allowance and not np.abs(gradient).max() < FLAT * before:
             self.stalled = True
@@ -317,7 +318,7 @@ class _Run:
         return t
 
     def is_at_rounding(self) -> bool:
-        """Tell whether the gradient is what rounding the parameters makes of 0."""
+        """Tell whether the gradient is no larger than its error from rounding the parameters."""
         moved = self.objective.hvp(self.theta, self.theta)
         return self.norm <= AT_ROUNDING * EPS * float(np.abs(moved).max(initial=0.0))
 
@@ -340,27 +341,27 @@ class _Run:
 
 
 class _Coordinates:
-    """What a solver goes by, u, with theta = T u: here the parameters themselves."""
+    """The variables u of a solver, with theta = T u; here the parameters themselves."""
 
-    is_given = False  # whether the Hessian by u is about the unit matrix
+    is_given = False  # whether the Hessian in u is nearly the unit matrix
 
     def to_theta(self, u: Array) -> Array:
-        """Return what u is in the parameters."""
+        """Return the parameters T u."""
         return u
 
     def of_gradient(self, gradient: Array) -> Array:
-        """Return the gradient by u."""
+        """Return the gradient with respect to u."""
         return gradient
 
     def product(self, hvp: Callable[[Array], Array], v: Array) -> Array:
-        """Return the product of the Hessian by u with a direction in u."""
+        """Return the product of the Hessian in u with a direction in u."""
         return self.of_gradient(hvp(self.to_theta(v)))
 
 
 class _Whitened(_Coordinates):
-    """Those in which about the Hessian is the unit matrix.
+    """Coordinates in which an approximate Hessian is the unit matrix.
 
-    Of several outputs, which theta holds side by side, T may be that of each.
+    For several outputs, which theta holds side by side, T may be the same matrix for each.
     """
 
     is_given = True
@@ -439,17 +440,17 @@ def _slope(gradient: Array, step: Array) -> float:
 def _verdict(
     value: float, slope: float, t: float, value0: float, slope0: float, allowance: float
 ) -> int:
-    """Return 0 if a step of length t does, 1 if it is too long, -1 if it is too short."""
+    """Return 0 if a step of length t is accepted, 1 if it is too long, -1 if it is too short."""
     if not value <= value0 + ENOUGH * t * slope0 + allowance or not slope <= -FLAT * slope0:
         return 1
     return -1 if slope < FLAT * slope0 else 0
 
 
 def _search(phi: Callable[[float], tuple[float, float]], value0: float, slope0: float) -> float:
-    """Return a step length that does, or the longest seen on which the value falls, or 0.
+    """Return an accepted step length, or the longest one seen that decreases the value, or 0.
 
-    Lengths grow by 4 until one is too long; then the secant of the slopes, kept within the
-    interval, or its middle.
+    Lengths grow by factors of 4 until one is too long. The next ones come from the secant of the
+    slopes, kept within the interval, or from bisection.
     """
     low, low_slope, high, high_slope, t = 0.0, slope0, np.inf, np.nan, 1.0
     allowance = 4 * EPS * abs(value0)
@@ -474,9 +475,10 @@ def _search(phi: Callable[[float], tuple[float, float]], value0: float, slope0: 
 
 
 def _fixed(objective: Any, hessian: Array) -> Array:
-    """Add curvature along what classes leave open: one number added to all of their outputs.
+    """Add curvature along the direction that a loss of classes leaves open.
 
-    It changes no step, since the gradient has no part in that direction.
+    Adding one number to all outputs changes no probability, so the gradient has no component in
+    that direction, and the added curvature changes no step.
     """
     if objective._loss.row.of_classes:
         n_outputs = objective._n_outputs
@@ -490,7 +492,7 @@ def _fixed(objective: Any, hessian: Array) -> Array:
 def _factor(hessian: Array, shift: float = 0.0) -> tuple[Array, Array, float]:
     """Return scale s, Cholesky factor L and shift d: diag(s) H diag(s) + d I = L L^T.
 
-    The scale makes the diagonal 1; the shift grows until there is a factor that can be trusted.
+    The scale makes the diagonal 1. The shift grows until the factor is accurate enough.
     """
     diagonal = np.diagonal(hessian)
     scale = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
@@ -520,8 +522,8 @@ def _solve(factor: Array, right: Array, trans: str) -> Array:
 def _conjugate_gradients(
     product: Callable[[Array], Array], gradient: Array, forcing: float
 ) -> Array:
-    """Return a step along which the objective falls; a product at a time."""
-    size = float(np.abs(gradient).max())  # without it, squares may overflow
+    """Return a descent direction, from one Hessian product per iteration."""
+    size = float(np.abs(gradient).max())  # scaling by it keeps squares from overflowing
     step, residual = np.zeros_like(gradient), gradient / size
     direction = -residual
     square = float(residual @ residual)

@@ -1,4 +1,4 @@
-"""Losses of linear models of the caller's own, from functions of predictions and targets."""
+"""Users' own losses of linear models, from functions of predictions and targets."""
 
 from __future__ import annotations
 
@@ -38,44 +38,45 @@ def pointwise_loss(
 ) -> Loss:
     """Return a loss of linear models from NumPy functions of predictions z and targets y.
 
-    It has all that the losses of the table have, and `LinearObjective` takes it. X is read by
-    blocks of rows: kernels make their predictions, the functions are called with these and with
-    their targets, in the calling thread, and kernels take what they return back through X while
-    it is in cache.
+    It has the same methods as the built-in losses, and `LinearObjective` takes it. X is read in
+    blocks of rows. For each block, kernels compute the predictions, the functions are called with
+    predictions and targets in the calling thread, and kernels multiply the derivatives by the
+    block's transpose while the block is in cache.
 
     Parameters
     ----------
     value, derivative : callable
-        ``value(z, y)``, the loss of each prediction, and ``derivative(z, y)``, its derivative by z.
-        Of two float64 arrays of one shape, (rows,), or (rows, K) for several outputs, which cannot
-        be written; they return an array of that shape, or a number for all.
+        ``value(z, y)``, the loss of each prediction, and ``derivative(z, y)``, its derivative in z.
+        The arguments are two read-only float64 arrays of one shape: (rows,), or (rows, K) for
+        several outputs. The functions return an array of that shape, or one number for all.
     second_derivative : callable, optional
-        The same for the second derivative by z, which `hvp` and `curvature` need.
+        The same for the second derivative in z, which `hvp` and `curvature` need.
     name : str, optional
-        What messages call it; `value`'s own name when omitted.
+        The name in messages; the default is the name of `value`.
     response : callable, optional
-        ``response(z)``, the mean response, of predictions as above; z itself when omitted.
+        ``response(z)``, the mean response at predictions as above; the default is z itself.
     targets : callable, optional
-        ``targets(y)`` tells which targets the loss is defined for, as an array of bool of y's
-        shape. When omitted, they need to be finite.
+        ``targets(y)`` returns an array of bool in y's shape, which tells the targets that the loss
+        is defined for. By default all finite targets are.
 
     Returns
     -------
     Loss
-        Equal to another of the same functions, and pickled by them.
+        Two losses with the same functions are equal. It pickles if the functions do.
 
     Raises
     ------
     TypeError
-        If `value` or `derivative` is missing, or what is given is no function. In a call of a
-        method: if a function returns no real numbers, or the second derivative is missing.
+        If `value` or `derivative` is missing, or an argument is not a function. From a method: if a
+        function does not return real numbers, or the second derivative is missing.
     ValueError
-        In a call of a method: if what a function returns has another shape.
+        From a method: if a function returns an array of another shape.
 
     Notes
     -----
-    Errors of the functions pass through, with a note that names the function. NumPy warns of
-    nothing meanwhile. The blocks follow from the shape of X alone, and so do the bits of results.
+    Errors in the functions pass through, with a note that names the function. NumPy's warnings are
+    off in the functions. The blocks depend on the shape of X alone, so results always have the same
+    bits.
 
     Examples
     --------
@@ -91,7 +92,7 @@ def pointwise_loss(
     >>> round(loss, 4), gw.round(4).tolist()
     (0.7675, [0.0, -0.3333, -0.2667])
 
-    Whether the derivative is right, `check_grad` tells:
+    `check_grad` tells whether the derivative is right:
 
     >>> z = np.array([0.5, -1.5, 4.0])
     >>> f, slopes = cauchy.pointwise, cauchy.pointwise.derivative(z, y)
@@ -137,7 +138,7 @@ class UserLoss(Loss):
 
     @property
     def has_second_derivative(self) -> bool:
-        """Whether there was one given."""
+        """Whether a second derivative was given."""
         return self._given["second_derivative"] is not None
 
     def _sibling(self, name: str) -> Loss:
@@ -170,7 +171,7 @@ def _kind_of(name: str) -> type[UserLoss]:
 
 
 def _row(name: str, given: dict[str, Any]) -> LossRow:
-    """Return what a table would say about a loss."""
+    """Return the row that a table would have for a loss."""
 
     def of_order(what: str) -> Callable[[Array, Array, float], Array]:
         function = given[what]
@@ -231,7 +232,7 @@ def _targets(name: str, test: Callable[[Array], Any]) -> Targets:
 
 
 def _checked(name: str, what: str, function: Callable[..., Any]) -> Callable[..., Array]:
-    """Return a function of arrays (rows, K) from the caller's, whose results are looked at."""
+    """Return a function of arrays (rows, K) that calls the user's and checks its result."""
 
     def call(*arrays: Array) -> Array:
         whole = arrays[0].shape
@@ -260,8 +261,8 @@ def _checked(name: str, what: str, function: Callable[..., Any]) -> Callable[...
 
 # --- blocks of X, in kernels ----------------------------------------------------------------------
 
-# Of X in a block: with fewer, calls take longer than what they do (26 % at 512 KB of 50 columns);
-# with more, X has left the cache when it is read again.
+# The bytes of X in a block. With fewer, calls cost more than the work (26 % at 512 KB of 50
+# columns); with more, X has left the cache when it is read again.
 _BLOCK_BYTES: Final = 1 << 22
 
 
@@ -307,7 +308,7 @@ def _native_blocks(X: KernelData, n_outputs: int) -> Iterator[tuple[slice, _Nati
         yield slice(0, n_rows), _NativeRows(X, n_rows)
         return
     entry_bytes = data.itemsize + indices.itemsize + 8 * n_outputs
-    # Each block has a gradient of its own, which should not take longer than it.
+    # Each block has a gradient of its own, which should not cost more than the block.
     for begin, end in spans(indptr, max(_BLOCK_BYTES // entry_bytes, 4 * n_features)):
         inside = slice(int(indptr[begin]), int(indptr[end]))
         pointers = indptr[begin : end + 1] - indptr[begin]
@@ -318,7 +319,7 @@ def _native_blocks(X: KernelData, n_outputs: int) -> Iterator[tuple[slice, _Nati
 
 @contextmanager
 def _sizes_kept(*given: Any) -> Iterator[None]:
-    """Let functions not resize arrays meanwhile: NumPy resizes none that has weak references."""
+    """Keep functions from resizing arrays: NumPy does not resize one that has weak references."""
     held = []
     for array in given:
         while isinstance(array, np.ndarray) and isinstance(array.base, np.ndarray):
@@ -343,7 +344,7 @@ def _loss_pointwise(row: LossRow, parameter: float, z: Array, y: Array, order: i
 
 @dataclass(frozen=True, eq=False)
 class _Engine(Engine):
-    """What takes a row for its name; methods do not enter kernels at once."""
+    """An engine that takes a row in the place of its name, without native methods."""
 
     def module(self, column: str) -> str:
         return BACKEND.module(column)

@@ -1,7 +1,8 @@
-"""Estimators for scikit-learn: linear models of any smooth loss, fitted in passes over X as it is.
+"""Estimators for scikit-learn: linear models with any smooth loss, fitted without a copy of X.
 
 ``LinearRegressor`` and ``LinearClassifier`` minimise the weighted mean of the loss plus
-``alpha/2 ||w||^2``; intercepts are not penalised. With N the sum of the weights, the same model is
+``alpha/2 ||w||^2``; intercepts are not penalised. These estimators fit the same model, with N the
+sum of the weights:
 
 ===================================  ==========================  ===================
 peer                                 loss                        alpha
@@ -11,12 +12,12 @@ LogisticRegression(C=c)              "logistic"                  1 / (c N)
 PoissonRegressor(alpha=a)            "poisson"                   a
 GammaRegressor(alpha=a)              "gamma"                     a
 TweedieRegressor(power=p, alpha=a)   pb.losses.tweedie(p)        a
-HuberRegressor(epsilon=e, alpha=a)   pb.huber(e scale_)          a scale_ / N
+HuberRegressor(epsilon=e, alpha=a)   pb.huber(e s)               a s / N
 glum, family "normal", alpha=a       "squared_error"             2 a
 glum, another family, alpha=a        its name here               a
 ===================================  ==========================  ===================
 
-where scale_ is what HuberRegressor finds, and glum has ``l1_ratio=0``.
+Here s is HuberRegressor's estimate, its ``scale_``, and glum has ``l1_ratio=0``.
 """
 
 from __future__ import annotations
@@ -67,13 +68,13 @@ SOLVERS: Final = {
     "newton-cg": solvers.newton_cg,
     "lbfgs": solvers.lbfgs,
 }
-# Their gradients jump, so that no solver here can tell when it has arrived.
+# Their gradients jump, so no solver here can tell that it has converged.
 SMOOTHER: Final = {"hinge": "squared_hinge", "quantile": "huber", "relu_mse": "poisson"}
 
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
-    """What is to be fitted."""
+    """The data, loss and penalty of a fit."""
 
     loss: Loss
     X: Any
@@ -84,11 +85,11 @@ class _Problem:
 
     @property
     def n_outputs(self) -> int | None:
-        """The number of classes, which the labels of a sample may not tell."""
+        """The number of classes, since some of the samples may not have all labels."""
         return int(self.y.max()) + 1 if self.loss.row.of_classes else None
 
     def objective(self, fit_intercept: bool, n_outputs: int | None = None) -> LinearObjective:
-        """Return what is to be minimised."""
+        """Return the objective to minimise."""
         return LinearObjective(
             self.X,
             self.y,
@@ -109,8 +110,8 @@ class _Problem:
     def standardized(self) -> tuple[_Problem, tuple[Array, Array]]:
         """Return the problem whose penalty is that of the coefficients of scaled features.
 
-        With v = s w of features over s, ||v||^2 is sum s^2 w^2. To centre changes no coefficient:
-        the intercept, which is not penalised, takes it up. And the features' means, and s.
+        Features divided by s have coefficients v = s w, so ||v||^2 is sum s^2 w^2. Centring changes
+        the intercept only, which is not penalised. The second result is the features' means and s.
         """
         mean, variances = _moments(self.X, self.weights)
         variances = np.where(variances > 0, variances, 1.0)
@@ -118,7 +119,7 @@ class _Problem:
 
 
 class _LinearModel(BaseEstimator):  # type: ignore[misc]
-    """What both estimators share: data as they are, a fit, and predictions."""
+    """The base of both estimators: data, fit and predictions."""
 
     loss: str | Loss
     alpha: float
@@ -163,7 +164,7 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
     # --- data ---
 
     def _checked_data(self, X: Any, *, reset: bool) -> Any:
-        """Return X as kernels take it, of the same memory where it can be, and note its names."""
+        """Return X for the kernels, without a copy if possible, and store its feature names."""
         name = type(self).__name__
         check_unmasked(name, "X", X)
         try:
@@ -171,7 +172,7 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
             taken = all(as_data(name, matrix).shape)
         except (TypeError, ValueError):
             taken = False
-        if not taken:  # check_array makes what it can of it, or complains as users expect
+        if not taken:  # check_array converts it, or raises scikit-learn's usual error
             about = {"estimator": self, "input_name": "X", "ensure_all_finite": False}
             matrix = check_array(X, accept_sparse=["csr", "csc"], dtype="numeric", **about)
         validate_data(self, X, skip_check_array=True, reset=reset)
@@ -201,7 +202,7 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
         return weights
 
     def _check_finite(self, method: str, X: Any, weights: Array | None = None) -> None:
-        """Raise ValueError for the first entry of X that is not finite, where it counts."""
+        """Raise ValueError for the first entry of X that is not finite and has a weight."""
         found = _first_not_finite(as_data(method, X).blocks(), weights)
         if found is None:
             return
@@ -261,7 +262,7 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
         return w, np.zeros(w.shape[1]) if b is None else np.atleast_1d(b)
 
     def _last_fit(self, objective: LinearObjective) -> Array | None:
-        """Return the parameters that the last fit ended at, where they can be started from."""
+        """Return the parameters of the last fit, if a new fit can start from them."""
         if not self.warm_start or not hasattr(self, "coef_"):
             return None
         w, b = np.atleast_2d(self.coef_).T, np.atleast_1d(self.intercept_)
@@ -314,32 +315,33 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
 
 
 class LinearRegressor(RegressorMixin, _LinearModel):  # type: ignore[misc]
-    """A linear model of any smooth loss of a number: least squares, GLMs, robust regression.
+    """A linear regression with any smooth loss: least squares, GLMs, robust regression.
 
-    Minimises the weighted mean of the loss plus ``alpha/2 ||w||^2``. X is read where it lies,
-    dense or sparse, float32 or float64, with float64 sums.
+    It minimises the weighted mean of the loss plus ``alpha/2 ||w||^2``. X is read in place, dense
+    or sparse, float32 or float64, and sums are float64.
 
     Parameters
     ----------
     loss : str or Loss
-        Such as "squared_error", "poisson", "gamma", ``pb.huber(1.35)``. A loss of shares, such as
-        "logistic", takes proportions, which with their counts in `sample_weight` are binomial.
+        A loss such as "squared_error", "poisson", "gamma" or ``pb.huber(1.35)``. A loss with
+        targets in [0, 1], such as "logistic", takes proportions; with the numbers of trials in
+        `sample_weight`, the model is binomial.
     alpha : float
         Weight of the penalty.
     fit_intercept : bool
         Whether the model has an intercept, which is not penalised.
     standardize : bool
-        Whether the penalty is that of features scaled to a standard deviation of 1, which is also
-        what "newton-cg" and "lbfgs" then iterate on, centred where there is an intercept.
-        Coefficients stay those of X, of which no copy is made. Constant features stay as they are.
+        Whether the penalty is that for features scaled to a standard deviation of 1. The solvers
+        "newton-cg" and "lbfgs" then iterate on such features, centred if there is an intercept.
+        The coefficients still belong to X, which is not copied. Constant features are not scaled.
     solver : {"auto", "newton-cholesky", "newton-cg", "lbfgs"}
-        See `pullback.solvers`. "auto" picks by the shape of X, and lets the fit of a sample tell
-        "lbfgs" where to start, and the scales and correlations of the features.
+        See `pullback.solvers`. "auto" chooses by the shape of X. Before "lbfgs" it fits some of the
+        samples, which gives a start, and the scales and correlations of the features.
     tol : float
-        The fit ends when the gradient's largest entry is at most so much of what it is without
-        features.
+        The fit ends when the gradient's largest entry is at most `tol` times that of the model
+        without features.
     max_iter : int
-        Most iterations.
+        The largest number of iterations.
     warm_start : bool
         Whether to start from the last fit.
     verbose : bool or int
@@ -356,7 +358,7 @@ class LinearRegressor(RegressorMixin, _LinearModel):  # type: ignore[misc]
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray
-        Their names, if X had names that are strings.
+        Their names, if X has names that are strings.
 
     Examples
     --------
@@ -420,7 +422,7 @@ class LinearRegressor(RegressorMixin, _LinearModel):  # type: ignore[misc]
         return self
 
     def predict(self, X: Any, offset: Any = None) -> Array:
-        """Return the mean response to each sample.
+        """Return the mean response at each sample.
 
         Parameters
         ----------
@@ -436,7 +438,7 @@ class LinearRegressor(RegressorMixin, _LinearModel):  # type: ignore[misc]
         return z if response is None else np.asarray(response(z))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None, offset: Any = None) -> float:
-        """Return D^2, the share of the deviance that the model explains; R^2 of squared errors.
+        """Return D^2, the share of the deviance that the model explains: R^2 for squared errors.
 
         Parameters
         ----------
@@ -446,8 +448,8 @@ class LinearRegressor(RegressorMixin, _LinearModel):  # type: ignore[misc]
         Returns
         -------
         float
-            ``1 - deviance(model) / deviance(null)``, where the null model has the best intercept
-            for `y`, and no features.
+            ``1 - deviance(model) / deviance(null)``, where the null model is the best intercept
+            without features.
         """
         loss = self._given_loss()
         z = self._predictions(X, offset)[:, 0]
@@ -489,20 +491,20 @@ def _is_probabilistic(model: LinearClassifier) -> bool:
 
 
 class LinearClassifier(ClassifierMixin, _LinearModel):  # type: ignore[misc]
-    """A linear model of any smooth loss of a class: logistic, multinomial, squared hinge.
+    """A linear classifier with any smooth loss: logistic, multinomial, squared hinge.
 
-    Minimises the weighted mean of the loss plus ``alpha/2 ||w||^2``. X is read where it lies,
-    dense or sparse, float32 or float64, with float64 sums.
+    It minimises the weighted mean of the loss plus ``alpha/2 ||w||^2``. X is read in place, dense
+    or sparse, float32 or float64, and sums are float64.
 
     Parameters
     ----------
     loss : str or Loss
-        Such as "logistic" or "squared_hinge". Of more than two classes, "logistic" is
-        "softmax_cross_entropy"; another loss makes a model for each class against the rest, all
-        fitted in one. Of two classes, "softmax_cross_entropy" is "logistic" with half of alpha,
-        which has the same probabilities.
+        A loss such as "logistic" or "squared_hinge". For more than two classes, "logistic" means
+        "softmax_cross_entropy", and any other loss makes a model of each class against the rest,
+        all in one fit. For two classes, "softmax_cross_entropy" means "logistic" with half of
+        alpha, which gives the same probabilities.
     class_weight : dict or "balanced", optional
-        Weights of the classes, which multiply those of samples.
+        Weights of the classes, which multiply the weights of the samples.
     alpha, fit_intercept, standardize, solver, tol, max_iter, warm_start, verbose
         As for `LinearRegressor`.
 
@@ -620,7 +622,7 @@ class LinearClassifier(ClassifierMixin, _LinearModel):  # type: ignore[misc]
         return by_sample if weights is None else by_sample * weights
 
     def decision_function(self, X: Any, offset: Any = None) -> Array:
-        """Return the predictions whose signs, or of whose classes the largest, tell the class.
+        """Return predictions: their sign, or for several classes the largest, tells the class.
 
         Parameters
         ----------
@@ -630,7 +632,8 @@ class LinearClassifier(ClassifierMixin, _LinearModel):  # type: ignore[misc]
         Returns
         -------
         ndarray, shape (n_samples,), or (n_samples, n_classes) for more than two, float64
-            Predictions less the one at which both classes are as likely: 0 but for ``cloglog``.
+            Predictions minus the one at which both classes are equally likely, which is 0 except
+            for ``cloglog``.
         """
         z = self._predictions(X, offset)
         return z[:, 0] - float(_at_response(self._fitted_loss, 0.5)) if z.shape[1] == 1 else z
@@ -653,7 +656,7 @@ class LinearClassifier(ClassifierMixin, _LinearModel):  # type: ignore[misc]
 
     @available_if(_is_probabilistic)  # type: ignore[untyped-decorator]
     def predict_proba(self, X: Any, offset: Any = None) -> Array:
-        """Return the probabilities of the classes, where the loss has them.
+        """Return the probabilities of the classes, if the loss defines them.
 
         Parameters
         ----------
@@ -663,7 +666,8 @@ class LinearClassifier(ClassifierMixin, _LinearModel):  # type: ignore[misc]
         Returns
         -------
         ndarray, shape (n_samples, n_classes), float64
-            In the order of `classes_`. Of models for each class, their probabilities over the sum.
+            In the order of `classes_`. If each class has a model of its own, their probabilities
+            are divided by their sum.
         """
         z = self._predictions(X, offset)
         response: Any = self._fitted_loss._response
@@ -766,10 +770,10 @@ def _fastest(problem: _Problem, objective: LinearObjective) -> str:
 def _pilot(
     problem: _Problem, fit_intercept: bool, theta: Array, *, fitted: bool
 ) -> tuple[Array, Array | None]:
-    """Return where to start, and about what the Hessian is, of each output, by a sample.
+    """Return a start, and each output's approximate Hessian, from some of the samples.
 
-    The whole of the data then takes some ten passes, however the features are scaled. A sample that
-    tells enough is fitted, unless theta is fitted already: of rare events it would tell too little.
+    The fit then takes about ten passes over all data, for any scales of the features. The model is
+    fitted to the samples if they have enough events and theta is not fitted already.
     """
     n_samples, n_features = problem.X.shape
     counting = np.arange(n_samples) if problem.weights is None else np.flatnonzero(problem.weights)
@@ -816,9 +820,10 @@ def _pilot(
 
 
 def _events(problem: _Problem, theta: Array, n_outputs: int, fit_intercept: bool) -> float:
-    """Return how many samples tell about the output that fewest do.
+    """Return the number of informative samples for the output that has the fewest.
 
-    Of classes, these are its own; of other losses, second derivatives add up, without features.
+    For classes, it is the size of the smallest class. For other losses, it is the sum of second
+    derivatives without features.
     """
     loss, y = problem.loss, problem.y
     if loss.row.of_classes:
@@ -830,7 +835,7 @@ def _events(problem: _Problem, theta: Array, n_outputs: int, fit_intercept: bool
 
 
 def _moments(X: Any, weights: Array | None) -> tuple[Array, Array]:
-    """Return means and variances of the columns, of samples that count; 0 where rounding is all."""
+    """Return the columns' means and variances over samples with weight; 0 for a rounding error."""
     if not isinstance(X, np.ndarray):
         X = X if X.dtype.kind == "f" else X.astype(np.float64)
         return _without_noise(X.shape[0], *mean_variance_axis(X, 0, weights))
@@ -860,13 +865,13 @@ def _without_noise(n_samples: int, mean: Array, variances: Array) -> tuple[Array
 
 
 def _at_response(loss: Loss, mean: npt.ArrayLike) -> Array:
-    """Return the predictions whose mean responses these are; 0 where there is no response."""
+    """Return the predictions that have these mean responses, or 0 if there are none."""
     with np.errstate(all="ignore"):
         return loss.row.link(np.asarray(mean, np.float64))
 
 
 def _null_model(objective: LinearObjective, problem: _Problem) -> Array:
-    """Return parameters to start from: no features, an intercept for the targets' mean."""
+    """Return parameters to start from: zeros, with an intercept that gives the targets' mean."""
     loss, y, weights, offset = problem.loss, problem.y, problem.weights, problem.offset
     theta = objective.initial()
     if objective._kinds.b is None:
@@ -896,7 +901,7 @@ def _best_intercept(loss: Loss, y: Array, weights: Array | None, offset: Array |
 
 def _saturated(loss: Loss, y: Array) -> Array:
     """Return the least loss that any prediction has, for each target."""
-    # A mean at the end of what there is has an infinite prediction, and 0 times that is NaN.
+    # A mean at the end of its range has an infinite prediction, and 0 times infinity is NaN.
     return np.asarray(loss.pointwise(_at_response(loss, y).clip(-1e6, 1e6), y))
 
 

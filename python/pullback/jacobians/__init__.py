@@ -1,4 +1,4 @@
-"""Jacobians whose structure is a type: what is structured is stored and multiplied that way."""
+"""Structured Jacobians: each type stores and multiplies its own structure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
     "Zero",
 ]
 
-# Above this a dense Jacobian is more likely a mistake than a wish.
+# A larger dense Jacobian is more likely a mistake than intended.
 DENSE_LIMIT_BYTES: Final = 2**28
 
 if native is not None:  # which makes those of primitives

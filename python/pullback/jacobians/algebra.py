@@ -1,8 +1,8 @@
-"""What sums and products of structured Jacobians simplify to.
+"""Rules that simplify sums and products of structured Jacobians.
 
-One table for products and one for sums say, for a pair of types, which rule gives the result; the
-first entry that both types fit counts. A rule that finds no structure to keep returns None, as does
-the lack of one: the pair stays two parts of a lazy `Product` or `Sum`.
+One table for products and one for sums give a rule for a pair of types. The first entry that fits
+both types is used. A rule returns None if there is no structure to keep. Then, or if there is no
+rule, the pair stays two parts of a lazy `Product` or `Sum`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ __all__ = ["PRODUCTS", "SUMS", "Rules", "product", "scaled", "scaling", "total"]
 
 Rule: TypeAlias = Callable[[Any, Any], Jacobian | None]
 
-# How much more than its factors a product may take that is formed at once. A rank of one in the
-# middle of two matrices shows why there is a bound: their product would be dense.
+# How much larger than its factors a product may be that is formed at once. There is a bound because
+# the product of a tall and a wide matrix, of low rank, would be a large dense matrix.
 _GROWTH: Final = 2
 
 # Terms are added one by one to those on their left. Where there are more than this on the right,
@@ -53,7 +53,7 @@ class Rules:
         self.found: dict[tuple[type, type], Rule | None] = {}
 
     def apply(self, left: Jacobian, right: Jacobian) -> Jacobian | None:
-        """Return what the first rule that fits makes of two Jacobians, None where none does."""
+        """Return the result of the first rule that fits two Jacobians, or None."""
         pair = type(left), type(right)
         if pair not in self.found:
             fitting = (r for p, r in self.table.items() if all(map(issubclass, pair, p)))
@@ -80,7 +80,7 @@ def product(*factors: Jacobian) -> Jacobian:
 
 
 def _joined(left: Jacobian, right: Jacobian) -> Jacobian:
-    """Return the product of two that are merged themselves: only at the seam there is a rule."""
+    """Return the product of two merged products; rules can fit only where they meet."""
     check_product(left, right)
     before, after = _Peeled(left, -1), _Peeled(right, 0)
     joined: Jacobian | None = PRODUCTS.apply(before.outermost(), after.outermost())
@@ -102,7 +102,7 @@ def _joined(left: Jacobian, right: Jacobian) -> Jacobian:
 
 
 class _Peeled:
-    """A Jacobian whose factors are taken away at one end, the first (0) or the last one (-1)."""
+    """A Jacobian whose factors are removed at one end, the first (0) or the last (-1)."""
 
     def __init__(self, J: Jacobian, end: int) -> None:
         self.end = end
@@ -122,7 +122,7 @@ class _Peeled:
         self.factors.pop()
 
     def rest(self) -> list[Jacobian]:
-        """Return what is left, if anything, as one Jacobian, in which no factor lies deep."""
+        """Return the remaining factors as a list of at most one Jacobian, with shallow nesting."""
         rest = self.factors if self.end else self.factors[::-1]
         while len(rest) > 1:
             pairs = [Product._merged(*pair) for pair in zip(rest[::2], rest[1::2], strict=False)]
@@ -156,7 +156,7 @@ def _added(left: Jacobian, right: Jacobian) -> Jacobian | None:
 
 
 def _likeness(J: Jacobian) -> Hashable:
-    """Return what the rules of `SUMS` go by: what is equal here is merged with the same others."""
+    """Return the key of the rules of `SUMS`: Jacobians with equal keys merge with the same ones."""
     if isinstance(J, BlockDiagonal):
         return type(J), J.blocks.shape
     if isinstance(J, Kronecker):
@@ -177,7 +177,7 @@ def scaling(c: Any, J: Jacobian, by: Scaling) -> Steps[Jacobian]:
     own: Jacobian | None = yield J._scaled_steps(c, by)
     if own is not None:
         return own
-    # What cannot hold a number is given a diagonal, where there are the fewest elements.
+    # A kind that cannot hold a factor gets a diagonal, on the side with the fewer elements.
     factors = J.factors if isinstance(J, Product) else (J,)
     shapes = [*(factor.output_shape for factor in factors), J.input_shape]
     i = min(range(len(shapes)), key=lambda i: prod(shapes[i]))

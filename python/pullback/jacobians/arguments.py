@@ -1,4 +1,4 @@
-"""What the kinds share: shapes, dtypes, arrays of their own, and arithmetic that never warns."""
+"""What all kinds share: shapes, dtypes, private arrays, and arithmetic without warnings."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def silent(function: F) -> F:
-    """Return a function that warns of nothing that it computes.
+    """Return a function that computes without NumPy's warnings.
 
-    That takes as long as a small product of matrices: only what may warn is worth it.
+    Silencing takes as long as a small matrix product, so only functions that may warn need it.
     """
     silenced: F = np.errstate(all="ignore")(function)
     return silenced
@@ -61,7 +61,7 @@ def _summed(x: Array, axis: tuple[int, ...]) -> Array:
         return total.astype(x.dtype, copy=False)
 
 
-# Natively without the warnings, and the time that it takes to silence them.
+# Native ufuncs do not warn, and so save the time for silencing.
 add: Callable[..., Any]
 divide: Callable[..., Any]
 multiply: Callable[..., Any]

@@ -1,4 +1,4 @@
-"""In which order a chain of structured matrices is multiplied with few operations."""
+"""The order in which to multiply a chain of structured matrices with few operations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WINDOW: Final = 4
 
 
 class Plan(NamedTuple):
-    """How to multiply a chain: as two, at which operand the second one begins, and how these."""
+    """How to multiply a chain: where to split it in two, and the plans of both parts."""
 
     flops: int
     split: int = 0
@@ -36,16 +36,16 @@ def plan(factors: Sequence[Jacobian], k: int | None, known: dict[Any, int]) -> S
     k : int or None
         Number of columns; None if there is nothing on the right.
     known : dict
-        What lazy factors cost, of which that is filled in which had to be found out.
+        The costs of lazy factors; new ones are filled in.
 
     Returns
     -------
     Plan
-        By dynamic programming: the cheapest of all parenthesisations of up to 32 operands, in a
-        time that grows linearly from there on, the cheapest of those that `_spans` describes. That
-        from the right wins ties. A factor costs its `Jacobian.flops` for as many columns, or rows,
-        as it meets; what has been multiplied out is dense. An array between two factors is made
-        only where that saves operations, so that its size stays below theirs.
+        The cheapest order, found by dynamic programming: of all parenthesisations of up to 32
+        operands, and of those that `_spans` describes for longer chains, in linear time. At a tie,
+        multiplication from the right wins. A factor costs its `Jacobian.flops` for the number of
+        columns, or rows, that it is applied to; intermediate products are dense. Two factors are
+        multiplied into an array only if that saves operations, so its size stays below theirs.
     """
     count = len(factors)
     extents = [factor.shape[0] for factor in factors] + [factors[-1].shape[1]]
@@ -79,11 +79,11 @@ def plan(factors: Sequence[Jacobian], k: int | None, known: dict[Any, int]) -> S
 
 
 def _spans(extents: Sequence[int]) -> Iterator[tuple[int, int, Iterable[int]]]:
-    """Yield what to find the best split of, as begin, end and splits, after what it is made of.
+    """Yield ranges of operands as begin, end and possible splits, each after its parts.
 
-    Of a short chain that is everything. A long one is multiplied from its narrowest place
-    outwards, where every factor meets as few rows or columns as there are; its neighbours may be
-    multiplied with each other first, up to `_WINDOW` of them.
+    A short chain yields all ranges. A long chain is multiplied outwards from its narrowest place,
+    so that every factor is applied to the fewest rows or columns. Up to `_WINDOW` neighbours may be
+    multiplied with each other first.
     """
     operands = len(extents) - 1
     longest = operands if operands <= _EXACT else _WINDOW
@@ -110,7 +110,7 @@ def evaluate(
     """Return the product that a plan is for, shape (rows, columns)."""
 
     def value(plan: Plan, i: int) -> Steps[Array]:
-        """Return the product of operands from `i` on."""
+        """Return the product of a plan's operands, which begin at `i`."""
         if not plan.parts and i == len(factors):
             assert columns is not None
             return columns

@@ -1,4 +1,4 @@
-"""What every structured Jacobian can do."""
+"""The base class of structured Jacobians."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ UNITS: Final = 2**20  # elements of unit vectors at a time
 
 
 class Jacobian(ABC):
-    """What every structured Jacobian can do.
+    """The base class of structured Jacobians.
 
-    It stands for the matrix, in numerator layout, of the map between row-major flattened arrays.
-    It is immutable, and speaks the protocol of SciPy's ``LinearOperator``
+    A Jacobian represents the matrix, in numerator layout, of a linear map between arrays that are
+    flattened in row-major order. It is immutable and supports SciPy's ``LinearOperator`` protocol
     (``scipy.sparse.linalg.aslinearoperator(J)``). ``@``, ``+``, ``-`` and multiplication by a
-    number keep what structure there is by the rules of `pullback.jacobians.algebra`, and give a
-    lazy `Product` or `Sum` where there is none to keep.
+    number keep the structure if a rule of `pullback.jacobians.algebra` applies; otherwise they give
+    a lazy `Product` or `Sum`.
 
-    NumPy's functions take it as its matrix, and ``+`` and ``-`` an array of that shape, for an
-    array; both raise MemoryError above `DENSE_LIMIT_BYTES`. Other operators raise TypeError. Two
-    Jacobians are equal if they are one object.
+    NumPy's functions convert it to its matrix. ``+`` and ``-`` also take an array of the matrix's
+    shape, and return an array. Both raise MemoryError above `DENSE_LIMIT_BYTES`. Other operators
+    raise TypeError. Two Jacobians are equal only if they are the same object.
     """
 
     __slots__ = ()
     __module__ = "pullback.jacobians"
 
-    _is_leaf = True  # not made of others
+    _is_leaf = True  # not made of other Jacobians
 
     def __init_subclass__(cls) -> None:
         guarded_class(cls)
@@ -73,7 +73,7 @@ class Jacobian(ABC):
         if (own := cls.__dict__.get("_scaled")) is not None:  # of a factor
             cls._scaled = lambda self, c, by: own(self, by(c.dtype.type(1), c))  # type: ignore[method-assign]
 
-    # NumPy must leave `g @ J` to us; its functions, also ufuncs, are given the matrix.
+    # NumPy must leave `g @ J` to this class; its functions and ufuncs get the matrix.
     __array_priority__ = 1e3
     __hash__ = object.__hash__
 
@@ -124,7 +124,7 @@ class Jacobian(ABC):
         """Return the additions and multiplications that ``J @ V`` takes for k columns V."""
 
     def _structure(self) -> str:
-        """Return what a repr tells beyond shapes and dtype."""
+        """Return the repr's details beyond shapes and dtype."""
         return ""
 
     def __repr__(self) -> str:
@@ -143,16 +143,16 @@ class Jacobian(ABC):
     def _times(self, tangents: Array) -> Array:
         """Return J @ t for each row t of ``tangents`` (k, columns), as rows (k, rows).
 
-        Their dtype is that of J or wider. Nothing warns of what overflows or is invalid.
+        Their dtype is that of J or wider. There are no warnings of overflows or invalid values.
         """
 
     def _pull(self, cotangents: Array, /) -> Array:
         """Return g @ J for each row g of ``cotangents`` (k, rows), as rows (k, columns)."""
         return self.T._times(cotangents)
 
-    # What sums and products ask of their parts, as a result or, since parts may be sums and
-    # products themselves, nested deeper than Python recurses, as steps for `recursion.run`. What
-    # such parts cost is found out once per run, and kept in `known`.
+    # The methods that sums and products call on their parts. They return a result, or steps for
+    # `recursion.run`, because parts may be sums and products that nest deeper than Python recurses.
+    # The cost of such parts is computed once per run, and kept in `known`.
 
     def _times_steps(self, tangents: Array, known: dict[Any, int]) -> Any:
         del known
@@ -193,14 +193,14 @@ class Jacobian(ABC):
         Parameters
         ----------
         other : array_like or Jacobian
-            A tangent in the operand's shape, or a flat one, or columns (columns of J, k); or the
-            Jacobian of the map whose result is the operand.
+            A tangent in the operand's shape, a flat tangent, or columns of tangents, shape
+            (columns of J, k); or the Jacobian of a map whose result is J's operand.
 
         Returns
         -------
         ndarray or Jacobian
-            In the result's shape, or flat, or columns; of two Jacobians, the Jacobian of the
-            composed map.
+            In the result's shape, flat, or as columns, like `other`. For a Jacobian, the Jacobian
+            of the composed map.
 
         Raises
         ------
@@ -237,12 +237,13 @@ class Jacobian(ABC):
         Parameters
         ----------
         other : array_like
-            A cotangent in the result's shape, or a flat one, or rows (k, rows of J).
+            A cotangent in the result's shape, a flat cotangent, or rows of cotangents, shape
+            (k, rows of J).
 
         Returns
         -------
         ndarray
-            In the operand's shape, or flat, or rows.
+            In the operand's shape, flat, or as rows, like `other`.
 
         Raises
         ------
@@ -373,13 +374,14 @@ class Jacobian(ABC):
 
     @abstractmethod
     def _scaled(self, c: Any, by: Scaling) -> Jacobian | None:
-        """Return c J or J / c for a NumPy scalar of J's dtype or a wider one, which both get.
+        """Return c J or J / c for a NumPy scalar c of J's dtype or a wider one, which both get.
 
-        None where the structure cannot hold a factor other than 1. A kind of one's own takes c.
+        It returns None if the structure cannot hold a factor other than 1. In a user's own kind, it
+        takes c alone.
         """
 
     def __add__(self, other: Any) -> Any:
-        """Return the sum of two Jacobians of one shape, or an array, of J and one of its shape."""
+        """Return the sum with a Jacobian of the same shapes, or the array J + A for an array A."""
         if isinstance(other, Jacobian):
             return jacobians.algebra.total(self, other)
         return add(*self._beside("J + A", other))
@@ -433,7 +435,7 @@ class Jacobian(ABC):
         return jacobians.algebra.scaled(number[()], self, by)
 
     def __eq__(self, other: object) -> bool:
-        """Tell whether both are one; of what NumPy compares by elements, raise TypeError."""
+        """Tell whether both are the same object; for an array, raise TypeError."""
         if isinstance(other, Jacobian):
             return self is other
         if is_weak(other) or isinstance(other, list) or hasattr(other, "shape"):
@@ -501,15 +503,15 @@ class Jacobian(ABC):
     toarray = todense  # SciPy's name for it
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
-        """Return `todense`, as NumPy asks for it: never a view."""
+        """Return `todense` for NumPy, never a view."""
         if copy is False:
-            raise ValueError(f"a {type(self).__name__} makes no array without a copy")
+            raise ValueError(f"a {type(self).__name__} cannot become an array without a copy")
         return self.todense().astype(self.dtype if dtype is None else dtype, copy=False)
 
     def _coordinates(self) -> tuple[Any, Any, Any] | None:
-        """Return elements, their rows and their columns, which broadcast; two in a place add up.
+        """Return elements, their rows and their columns, which broadcast; duplicates add up.
 
-        Others are zero by structure. None where none is.
+        All other elements are zero by structure. It returns None if no element is.
         """
         return None
 
@@ -519,26 +521,26 @@ class Jacobian(ABC):
         return None if found is None else build.matrix(self.shape, *found)
 
     def tosparse(self, force: bool = False) -> Any:
-        """Return the matrix as a sparse array of SciPy's.
+        """Return the matrix as a SciPy sparse array.
 
-        Nothing dense is made on the way, unless a factor or a term of J has no structure. No zeros
-        are stored.
+        No dense array is made on the way, unless a factor or a term of J has no structure. Zeros
+        are not stored.
 
         Parameters
         ----------
         force : bool, default False
-            Build it even where its elements, or those of a step on the way, take more than
+            Build it even if its elements, or those of an intermediate result, take more than
             `DENSE_LIMIT_BYTES`.
 
         Returns
         -------
         scipy.sparse.csr_array, shape ``J.shape``
-            Of J's dtype.
+            In J's dtype.
 
         Raises
         ------
         ImportError
-            Without SciPy.
+            If SciPy is not installed.
         MemoryError
             If the elements would exceed `DENSE_LIMIT_BYTES` and `force` is false.
         """
@@ -578,7 +580,7 @@ class Jacobian(ABC):
         return J.todense(force).reshape(J.output_shape + J.input_shape)
 
 
-# What kernels do at once they do unguarded, and the rest of these looks after itself.
+# The excluded methods call kernels, or guard themselves.
 guarded_class(
     Jacobian,  # type: ignore[type-abstract]
     but=("__matmul__", "__rmatmul__", "jvp", "vjp"),
@@ -629,7 +631,7 @@ class Unstored(Shaped):
         try:
             given = np.dtype(dtype)
         except (TypeError, ValueError) as error:
-            raise TypeError(f"{op}: argument dtype is {shown(dtype)}, which is none") from error
+            raise TypeError(f"{op}: argument dtype is {shown(dtype)}, not a dtype") from error
         self._dtype = kernel_dtype(op, "dtype", given)
 
     @property
@@ -663,7 +665,7 @@ def _refusal(self: Jacobian, operator: str, other: object) -> TypeError:
     names = (type(one).__name__ for one in (self, other))
     return TypeError(
         f"{operator} of {' and '.join(names)}: Jacobians have no such operator; J.todense() is an "
-        "array, which has"
+        "array, which has it"
     )
 
 
@@ -674,7 +676,7 @@ def _refusing(operator: str) -> Callable[..., Any]:
     return refuse
 
 
-# NumPy would compute them of the matrix where an array stands on the right, and only there.
+# Without these, NumPy would compute them with the matrix, but only for an array on the right.
 _COMPARISONS: Final = {"lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _BINARY: Final = {"truediv": "/", "floordiv": "//", "mod": "%", "divmod": "divmod", "pow": "**"}
 for _names in (_COMPARISONS, _BINARY, {f"r{_name}": _BINARY[_name] for _name in _BINARY}):
@@ -684,12 +686,12 @@ for _names in (_COMPARISONS, _BINARY, {f"r{_name}": _BINARY[_name] for _name in 
 
 
 def identity_matrix(n: int, dtype: np.dtype[Any]) -> Array:
-    """Return the identity matrix, in a fifth of the time of ``numpy.eye`` of few elements."""
+    """Return the identity matrix, for few elements in a fifth of the time of ``numpy.eye``."""
     matrix = np.zeros((n, n), dtype)
     matrix.reshape(-1)[:: n + 1] = 1
     return matrix
 
 
 def _is_foreign(other: object) -> bool:
-    """Tell whether `other` is another library's operator, and no array: let it multiply us."""
+    """Tell whether `other` is another library's operator, not an array: it does the product."""
     return hasattr(other, "__rmatmul__") and not hasattr(other, "__array__")

@@ -15,11 +15,11 @@ __all__ = ["BlockDiagonal", "Blocks"]
 
 
 class Blocks(Shaped):
-    """What Jacobians that store matrices share.
+    """The base of Jacobians that store matrices.
 
     Parameters
     ----------
-    blocks : ndarray, shape (*batch, p, q)
+    blocks : ndarray, shape ``(*batch, p, q)``
         A matrix for each item of a batch.
     input_shape, output_shape : tuple of int or None
         Shapes of the operand and of the result; None for ``(*batch, q)`` and ``(*batch, p)``.
@@ -78,11 +78,11 @@ class BlockDiagonal(Blocks):
 
     Parameters
     ----------
-    blocks : array_like, shape (*batch, p, q)
+    blocks : array_like, shape ``(*batch, p, q)``
         The Jacobian of each item.
-    input_shape : tuple of int, default (*batch, q)
+    input_shape : tuple of int, default ``(*batch, q)``
         Shape of the operand.
-    output_shape : tuple of int, default (*batch, p)
+    output_shape : tuple of int, default ``(*batch, p)``
         Shape of the result.
     copy : bool, default True
         False takes over an array that nobody else writes to.

@@ -1,4 +1,4 @@
-"""Jacobians of which nothing is known but their elements, or their rank."""
+"""Dense Jacobians, and Jacobians of rank one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Dense", "Outer"]
 
 
 class Dense(Blocks):
-    """A Jacobian that is stored whole.
+    """A Jacobian that is stored as a dense matrix.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class Dense(Blocks):
     TypeError
         For a dtype that has no kernel.
     ValueError
-        If `matrix` is none, or the shapes do not fit.
+        If `matrix` is not a matrix, or the shapes do not fit.
     """
 
     __slots__ = ()

@@ -1,4 +1,4 @@
-"""Jacobians of maps that act on each element by itself, or on none."""
+"""Jacobians of elementwise maps, of the identity and of constants."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Identity(Unstored):
 class Zero(Unstored):
     """The Jacobian of a constant.
 
-    Its zeros are structure: they hide even an infinity that they multiply.
+    Its zeros are structure: a product with it is 0, even with an infinity or NaN.
 
     Parameters
     ----------
@@ -104,16 +104,16 @@ class Zero(Unstored):
 
 
 class Diagonal(Shaped):
-    """The Jacobian of a map that acts on each element by itself.
+    """The Jacobian of an elementwise map.
 
-    It stands for the n x n matrix, in numerator layout, of the flattened map, and stores its n
-    diagonal elements in the operand's own shape. It is immutable, and speaks the protocol of
-    SciPy's ``LinearOperator`` (``scipy.sparse.linalg.aslinearoperator(J)``).
+    It represents the n x n matrix, in numerator layout, of the flattened map. It stores the n
+    diagonal elements in the operand's shape. It is immutable and supports SciPy's
+    ``LinearOperator`` protocol (``scipy.sparse.linalg.aslinearoperator(J)``).
 
     Parameters
     ----------
     diagonal : array_like, any shape
-        The derivative at each element. Computed in float32 or float64 as everywhere.
+        The derivative at each element. It computes in float32 or float64, as primitives do.
     copy : bool, default True
         False takes over an array that nobody else writes to.
 
@@ -169,7 +169,7 @@ class Diagonal(Shaped):
         return Diagonal, (self._diagonal,)
 
     def _times(self, tangents: Array) -> Array:
-        # Of two axes, too, since one row then takes a third of the time.
+        # As two axes, because one row then takes a third of the time.
         products: Array = multiply(self._diagonal.reshape(1, -1), tangents)
         return products
 

@@ -31,23 +31,23 @@ __all__ = ["Kronecker", "extents"]
 class Kronecker(Shaped):
     """The Jacobian of ``T -> L T R^T``, the Kronecker product of L and R.
 
-    It stands for the matrix, in numerator layout, of the map between row-major flattened arrays,
-    and stores the factors. With batches of factors, operands or results, the map is applied to
-    each item of what they broadcast to, and summed over the axes that the results' batch lacks or
-    has as 1. It is immutable, and speaks the protocol of SciPy's ``LinearOperator``.
+    It represents the matrix, in numerator layout, of the map between row-major flattened arrays,
+    and stores the factors. With batches of factors, operands or results, the map applies to each
+    item of the broadcast batch. It is summed over the axes that the results' batch lacks, or that
+    have extent 1 there. It is immutable and supports SciPy's ``LinearOperator`` protocol.
 
     Parameters
     ----------
     left : array_like, shape (..., p, q), or int
         L; an integer stands for the identity of that size.
     right : array_like, shape (..., r, s), or int
-        R, alike.
+        R, or likewise the size of an identity.
     input_batch, output_batch : tuple of int, optional
-        Batches of the operand and of the result; by default that of the factors.
+        Batches of the operand and of the result; the default is the factors' batch.
     input_shape : tuple of int, optional
-        Shape of the operand where it is not ``(*input_batch, q, s)`` but as many elements.
+        Shape of the operand, with as many elements as the default ``(*input_batch, q, s)``.
     output_shape : tuple of int, optional
-        Shape of the result where it is not ``(*output_batch, p, r)`` but as many elements.
+        Shape of the result, with as many elements as the default ``(*output_batch, p, r)``.
     copy : bool, default True
         False takes over factors that nobody else writes to.
 
@@ -56,12 +56,12 @@ class Kronecker(Shaped):
     TypeError
         For a dtype that has no kernel.
     ValueError
-        If a factor is no matrix, or the shapes do not fit.
+        If a factor is not a matrix, or the shapes do not fit.
 
     Examples
     --------
     >>> import numpy as np
-    >>> J = Kronecker(2, [[1.0, 10.0, 100.0]])  # of A @ B by A, B being a column
+    >>> J = Kronecker(2, [[1.0, 10.0, 100.0]])  # of A @ B with respect to A, for a column B
     >>> J
     <Kronecker 2x6 float64, identity 2 by 1x3, operand shape (2, 3), result shape (2, 1)>
     >>> J @ np.ones((2, 3))
@@ -151,7 +151,7 @@ class Kronecker(Shaped):
 
     @property
     def nbytes(self) -> int:
-        """Bytes stored: those of the factors, of which identities have none."""
+        """Bytes stored: those of the factors; identities store none."""
         return sum(0 if isinstance(factor, int) else factor.nbytes for factor in self._factors())
 
     @property
@@ -182,7 +182,7 @@ class Kronecker(Shaped):
         return partial(Kronecker, **self._shapes()), self._factors()
 
     def _shapes(self) -> dict[str, Any]:
-        """Return what the constructor takes beside factors."""
+        """Return the constructor's arguments other than the factors."""
         return {
             "input_batch": self._batches[0],
             "output_batch": self._batches[1],
@@ -220,7 +220,7 @@ class Kronecker(Shaped):
         )
 
     def flops(self, k: int = 1) -> int:
-        """Return what the cheaper order takes of the products with the factors, k times."""
+        """Return the operations of the cheaper order of products with the factors, k times."""
         (p, q), (r, s) = extents(self._left), extents(self._right)
         left, right = type(self._left) is not int, type(self._right) is not int
         if self._is_plain:
@@ -247,7 +247,7 @@ class Kronecker(Shaped):
         return self._with(*self._factors(), input_shape=input_shape, output_shape=output_shape)
 
     def _with(self, left: Array | int, right: Array | int, **changed: Any) -> Kronecker:
-        """Return the Jacobian with other factors of the same shapes, and what else is changed."""
+        """Return the Jacobian with other factors of the same shapes, and other changes."""
         return Kronecker(left, right, **(self._shapes() | changed), copy=False)
 
     def batches(self) -> set[tuple[int, ...]]:

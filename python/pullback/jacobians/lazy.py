@@ -1,4 +1,4 @@
-"""Sums and products of Jacobians that stay what they are made of."""
+"""Lazy sums and products of Jacobians, which store their parts."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _FLOAT64: Final[np.dtype[Any]] = np.dtype(np.float64)
 
 
 class _Lazy(Shaped):
-    """What lazy Jacobians share: their parts.
+    """The base of lazy Jacobians, which store their parts.
 
-    A sum in a sum, or a product in a product, is kept as it is, and taken apart when the parts are
-    asked for: an operation takes the same time, and memory, however many parts there are. What is
-    transposed is the original, read in the other direction.
+    A sum in a sum, or a product in a product, is stored unchanged, and flattened when its parts are
+    needed. An operation therefore takes constant time and memory, for any number of parts. A
+    transpose refers to its original and reads it in the other direction.
     """
 
     __slots__ = ("_entries", "_is_flat", "_nbytes", "_source")
@@ -49,7 +49,7 @@ class _Lazy(Shaped):
     def __init__(self, *parts: Jacobian) -> None:
         name = type(self).__name__
         if not parts:
-            raise ValueError(f"{name}: there is nothing to make it of")
+            raise ValueError(f"{name}: needs at least one Jacobian")
         for part in parts:
             if not isinstance(part, Jacobian):
                 raise TypeError(f"{name}: takes Jacobians, not {type(part).__name__}")
@@ -72,17 +72,17 @@ class _Lazy(Shaped):
         self._nbytes = None if flat else sum(part.nbytes for part in parts)
 
     def _holds(self, part: Jacobian) -> bool:
-        """Tell whether a part is of the same kind, and flat: its own parts can stand for it."""
+        """Tell whether a part is of the same kind and flat: its own parts can replace it."""
         return isinstance(part, self._kind()) and part._is_flat
 
     @staticmethod
     @abstractmethod
     def _kind() -> type[_Lazy]:
-        """Return the type of which parts are taken apart."""
+        """Return the type whose parts are flattened."""
 
     @property
     def _parts(self) -> tuple[Jacobian, ...]:
-        """The parts, of which none is of the same kind."""
+        """The parts, flattened: none of them is of the same kind."""
         if self._is_flat:
             return tuple(self._entries)
         kind = self._kind()
@@ -125,7 +125,7 @@ class _Lazy(Shaped):
 
     @property
     def _identity(self) -> tuple[Jacobian, bool]:
-        """What tells a lazy Jacobian from others: an object, and whether this is its transpose."""
+        """The identity of a lazy Jacobian: an object, and whether this is its transpose."""
         return (self, False) if self._source is None else (self._source, True)
 
     def __repr__(self) -> str:
@@ -182,19 +182,19 @@ class _Lazy(Shaped):
 
 
 class Sum(_Lazy):
-    """A sum of Jacobians of one shape, each applied by itself.
+    """A sum of Jacobians of one shape, which are applied one by one.
 
     Parameters
     ----------
     *terms : Jacobian
-        Of one operand's shape and one result's shape.
+        Jacobians with the same operand shape and the same result shape.
 
     Raises
     ------
     TypeError
-        If a term is no Jacobian.
+        If a term is not a Jacobian.
     ValueError
-        If there is none, or the shapes differ.
+        If there are no terms, or the shapes differ.
     """
 
     __slots__ = ()
@@ -282,23 +282,23 @@ class Sum(_Lazy):
 
 
 class Product(_Lazy):
-    """A product of Jacobians, the Jacobian of maps that are applied one after the other.
+    """A product of Jacobians: the Jacobian of maps that are applied one after the other.
 
-    One vector meets the factors one by one, from its side. Several columns are multiplied in an
-    order that takes few operations, in which factors may be multiplied with each other first; see
-    `pullback.jacobians.association`.
+    A single vector is multiplied by one factor after the other, from its side. Several columns are
+    multiplied in an order with few operations, where factors may be multiplied with each other
+    first; see `pullback.jacobians.association`.
 
     Parameters
     ----------
     *factors : Jacobian
-        Each one's operand has the shape of the next one's result.
+        Jacobians, where each one's operand has the shape of the next one's result.
 
     Raises
     ------
     TypeError
-        If a factor is no Jacobian.
+        If a factor is not a Jacobian.
     ValueError
-        If there is none, or the shapes do not fit.
+        If there are no factors, or the shapes do not fit.
 
     Examples
     --------
@@ -325,7 +325,7 @@ class Product(_Lazy):
 
     @staticmethod
     def _merged(*factors: Jacobian) -> Product:
-        """Return the product of factors of which no two neighbours have a rule."""
+        """Return the product of factors where no two neighbours have a rule."""
         J = Product.__new__(Product)
         J._set(factors)
         J._is_merged = True
@@ -346,7 +346,7 @@ class Product(_Lazy):
         return tuple(factor.T for factor in reversed(self._entries))
 
     def _opened(self) -> tuple[Jacobian, ...]:
-        """Return two factors or more, of which some may be products."""
+        """Return two factors or more; some may be products."""
         if self._source is None:
             return tuple(self._entries)
         return tuple(entry.T for entry in reversed(self._source._opened()))
@@ -378,7 +378,7 @@ class Product(_Lazy):
         return count
 
     def _is_cheap(self, k: int) -> bool:
-        """Tell whether k columns meet few factors one by one in less time than a plan takes."""
+        """Tell whether k columns times few factors, one by one, take less time than a plan."""
         if not self._is_flat:
             return False
         flops = 0
@@ -431,7 +431,7 @@ class Product(_Lazy):
         return J
 
     def _core(self) -> tuple[Jacobian, list[Jacobian]]:
-        """Return a Jacobian, and those by whose diagonals its own one is that of the product."""
+        """Return the factor between diagonal ones, and those that scale its diagonal."""
         # Diagonal factors on either side scale the elements of what stands between them. To
         # present an array in another shape is the identity.
         parts = self._parts
@@ -483,9 +483,9 @@ class Product(_Lazy):
 def _record(
     J: Jacobian, records: list[Any], numbers: dict[tuple[Jacobian, bool], int]
 ) -> Steps[int]:
-    """Append what `_restore` makes a Jacobian of: what it is made of first; return its number.
+    """Append the records from which `_restore` makes a Jacobian, parts first; return its number.
 
-    A flat list, since pickles and copies recurse.
+    The list is flat, because pickles and copies of nested parts would recurse too deeply.
     """
     record: Any = J
     if isinstance(J, _Lazy):

@@ -1,4 +1,4 @@
-"""The Jacobians of primitives, made of what has been computed: without checks and copies."""
+"""The Jacobians of primitives, made of computed arrays without checks and copies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CACHED: Final = 1024  # shapes
 
 
 def of_operand(slopes: Any, operand: Any) -> Jacobian:
-    """Return the Jacobian by an operand that was broadcast to the shape of `slopes`."""
+    """Return the Jacobian with respect to an operand that was broadcast to the slopes' shape."""
     diagonal = Diagonal._of(slopes)
     try:
         shape = operand.shape
@@ -56,7 +56,7 @@ def of_reduction(slopes: Any, axis: Any, keepdims: bool) -> Jacobian:
 def _reducing(
     shape: Shape, axis: Any, keepdims: bool, dtype: np.dtype[Any]
 ) -> tuple[Jacobian, ...] | None:
-    """Return what reduces a shape along axes; None where those are all."""
+    """Return the Jacobian that reduces a shape along axes, or None if they are all axes."""
     ndim = len(shape)
     axes = {a % ndim for a in (axis if isinstance(axis, tuple) else (axis,))}
     if len(axes) == ndim:
@@ -70,7 +70,7 @@ def _reducing(
 
 
 def of_product(A: Array, B: Array) -> tuple[Jacobian, ...]:
-    """Return the Jacobians of the product of two matrices by each."""
+    """Return the Jacobians of the product of two matrices with respect to each."""
     m, n = A.shape[0], B.shape[1]
     shape, dtype = (m, n), A.dtype
     none = (), ()
@@ -81,19 +81,19 @@ def of_product(A: Array, B: Array) -> tuple[Jacobian, ...]:
 
 
 def of_vector(gradient: Array, shape: Shape) -> Jacobian:
-    """Return the Jacobian of one number by a vector."""
+    """Return the Jacobian of one number with respect to a vector."""
     row = gradient.reshape(1, -1)
     return Kronecker._of(1, row, ((), ()), shape, (), row.dtype)
 
 
 def of_matrix(u: Array, v: Array) -> Jacobian:
-    """Return the Jacobian of u^T X v by X."""
+    """Return the Jacobian of u^T X v with respect to X."""
     left, right = np.array(u.reshape(1, -1)), np.array(v.reshape(1, -1))
     return Kronecker._of(left, right, ((), ()), (u.size, v.size), (), u.dtype)
 
 
 def of_layer(X: Array, W: Array, b: Array | None, slopes: Any, shape: Shape) -> tuple[Any, ...]:
-    """Return the Jacobians of a layer by each operand; `slopes` are the activation's, or None.
+    """Return the Jacobians of a layer for each operand; `slopes` are the activation's, or None.
 
     X has one axis or more, and the result has `shape`.
     """

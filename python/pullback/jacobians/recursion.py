@@ -10,8 +10,8 @@ __all__ = ["Steps", "run"]
 
 T = TypeVar("T")
 
-# A recursive function as a generator: it yields what it needs, a result or the steps to one, is
-# sent the result, and returns its own.
+# A recursive function as a generator: it yields the steps to a result that it needs, or the result
+# itself, is sent that result, and returns its own.
 Steps: TypeAlias = Generator[Any, Any, T]
 
 

@@ -19,7 +19,7 @@ __all__ = ["Broadcast", "Permutation", "Reshape", "SumTo"]
 
 
 class _Move(Unstored):
-    """What the moves share."""
+    """The base of Jacobians that move elements."""
 
     __slots__ = ()
 
@@ -55,13 +55,13 @@ class Permutation(_Move):
     axes : sequence of int
         The operand's axes in the order in which the result has them.
     dtype : dtype, default float32
-        float32 or float64. Zeros and ones are the same in both; the default takes on the dtype
-        of whatever it meets.
+        float32 or float64. Zeros and ones are exact in both. With the default, a product or sum
+        gets the dtype of the other Jacobian or array.
 
     Raises
     ------
     ValueError
-        If `axes` are no permutation of the operand's.
+        If `axes` is not a permutation of the operand's axes.
 
     Examples
     --------
@@ -87,7 +87,7 @@ class Permutation(_Move):
         ndim, axes = len(shape), as_ints("Permutation", "axes", axes)
         if sorted(axis % ndim if -ndim <= axis < ndim else -1 for axis in axes) != [*range(ndim)]:
             raise ValueError(
-                f"Permutation: axes {shown(axes)} are no permutation of those of shape {shape}"
+                f"Permutation: axes {shown(axes)} are not a permutation of those of shape {shape}"
             )
         self._axes = tuple(axis % ndim for axis in axes)
         super().__init__(shape, tuple(shape[axis] for axis in self._axes), dtype)
@@ -130,7 +130,7 @@ class Reshape(_Move):
     Parameters
     ----------
     input_shape, output_shape : tuple of int
-        Shapes of the operand and of the result, of as many elements.
+        Shapes of the operand and of the result, with the same number of elements.
     dtype : dtype, default float32
         As for `Permutation`.
 
@@ -152,7 +152,7 @@ class Reshape(_Move):
 
     @property
     def T(self) -> Reshape:
-        """The transposed Jacobian, that of the way back."""
+        """The transposed Jacobian, that of the inverse reshape."""
         return Reshape._between(self._output_shape, self._input_shape, self._dtype)
 
     def _times(self, tangents: Array) -> Array:
@@ -220,8 +220,8 @@ class SumTo(_Move):
     Parameters
     ----------
     input_shape, output_shape : tuple of int
-        Shapes of the operand and of the result, which broadcasts to the former. Axes that the
-        result lacks, or has as 1, are summed over; in float64.
+        Shapes of the operand and of the result, which broadcasts to the former. Sums run in
+        float64 over the axes that the result lacks or that have extent 1 there.
     dtype : dtype, default float32
         As for `Permutation`.
 
@@ -264,10 +264,10 @@ class SumTo(_Move):
 def _folded(
     own: tuple[int, ...], whole: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...], int, tuple[int, ...]]:
-    """Return shapes, of as many axes, that leave room for a stack, and what they differ by.
+    """Return both shapes with equally many axes and room for a stack, and how they differ.
 
-    These are the elements of the larger one, and its axes behind the stack's along which the other
-    is repeated.
+    The difference is the larger one's number of elements, and its axes after the stack's along
+    which the other is repeated.
     """
     own, whole = with_room(1, own, whole)
     own = (1,) * (len(whole) - len(own)) + own

@@ -1,4 +1,4 @@
-"""Jacobians of maps of rows."""
+"""Jacobians of maps of rows, such as softmax."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ __all__ = ["RowWise"]
 
 
 class RowWise(Shaped):
-    """The Jacobian of a primitive that maps the slices of an array, each one by itself.
+    """The Jacobian of a primitive that maps each slice of an array separately.
 
-    It keeps the operand, and products are the primitive's own jvp and vjp: of one pass each. What
-    slices do not have to do with each other is structure: zeros that hide even an infinity.
+    It keeps the operand. Products are the primitive's own jvp and vjp, of one pass each. The
+    elements that would couple two slices are zeros of the structure: their products are 0, even
+    with an infinity.
 
     Parameters
     ----------
     primitive : object
-        With ``jvp(x, t, axis=, ...)`` and ``vjp(x, g, axis=, ...)``.
+        An object with ``jvp(x, t, axis=, ...)`` and ``vjp(x, g, axis=, ...)``.
     x : ndarray
-        The operand, float32 or float64; kept, and not to be written to.
+        The operand, float32 or float64. It is kept, and must not be written to.
     axis : int, tuple of int, or None
-        Along which elements belong together.
+        The axes of a slice.
     options : dict, optional
-        What else the primitive takes.
+        The primitive's other keywords.
 
     Examples
     --------
@@ -67,7 +68,7 @@ class RowWise(Shaped):
 
     @property
     def T(self) -> RowWise:
-        """The transposed Jacobian, whose products are the other's."""
+        """The transposed Jacobian, in which jvp and vjp change places."""
         return self._like(self._x, not self._is_transposed)
 
     def flops(self, k: int = 1) -> int:
@@ -120,15 +121,15 @@ class RowWise(Shaped):
 
     @property
     def _is_small(self) -> bool:
-        """Whether all is one slice, and the matrix small enough to come of one product."""
+        """Whether there is one slice only, and the matrix is small enough for one product."""
         x = self._x
         return (x.ndim == 1 or self._axis is None) and x.size**2 <= UNITS
 
     def _columns(self) -> Iterator[tuple[Array, Array, Array]]:
-        """Yield columns of the matrix: where they stand, where they are not zero, and all of each.
+        """Yield columns of the matrix: positions of some elements, of all elements, and columns.
 
-        The first two in the shape of slices (outer, n, inner), of which the first are some. A
-        column counts for as many slices as there are: they do not meet.
+        Positions have the shape of slices (outer, n, inner). One product gives the columns of the
+        i-th elements of all slices together, because these have no nonzero rows in common.
         """
         size = self._x.size
         slices = Slices.of("jacobian", self._x, self._axis)

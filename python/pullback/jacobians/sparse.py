@@ -1,4 +1,4 @@
-"""Sparse arrays of SciPy's, made of structure."""
+"""SciPy sparse arrays from the structure of Jacobians."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-# The module, of which only functions need more than its name.
+# The module itself, to avoid a cycle of imports.
 from pullback import jacobians
 from pullback.shapes import broadcast_shapes
 
@@ -15,33 +15,33 @@ __all__ = ["Builder"]
 
 
 class Builder:
-    """What makes and combines sparse arrays, of no more elements than were asked for.
+    """Makes and combines sparse arrays, with a limit on the number of elements.
 
     Parameters
     ----------
     op : str
-        Whose call it is, for the error messages.
+        The operation, for the error messages.
     dtype : dtype
-        Of the result.
+        The result's dtype.
     force : bool
-        Whether they may take more than `DENSE_LIMIT_BYTES`.
+        Whether the elements may take more than `DENSE_LIMIT_BYTES`.
 
     Raises
     ------
     ImportError
-        Without SciPy.
+        If SciPy is not installed.
     """
 
     def __init__(self, op: str, dtype: np.dtype[Any], force: bool) -> None:
         try:
-            from scipy import sparse  # noqa: PLC0415  no need of ours
+            from scipy import sparse  # noqa: PLC0415  an optional dependency
         except ImportError as error:
             raise ImportError(f"{op} needs SciPy, which cannot be imported: {error}") from error
         self._array = sparse.csr_array
         self._op, self._dtype, self._force = op, dtype, force
 
     def matrix(self, shape: tuple[int, int], values: Any, rows: Any, columns: Any) -> Any:
-        """Return elements in their rows and columns, which broadcast; two in a place add up."""
+        """Return elements in their rows and columns, which broadcast; duplicates add up."""
         whole = broadcast_shapes(np.shape(values), rows.shape, columns.shape)
         self._check(math.prod(whole))
         flat = (np.broadcast_to(each, whole).reshape(-1) for each in (values, rows, columns))
@@ -59,13 +59,13 @@ class Builder:
 
     def product(self, A: Any, B: Any) -> Any:
         """Return A @ B."""
-        # Each element of A meets a row of B.
+        # Each element of A is multiplied by a row of B.
         terms = int(np.bincount(A.indices, minlength=A.shape[1]) @ np.diff(B.indptr))
         self._check(min(terms, A.shape[0] * B.shape[1]))
         return A @ B
 
     def finished(self, matrix: Any) -> Any:
-        """Return a sparse array, or what a dense one makes, without zeros."""
+        """Return a sparse array without stored zeros, converted if it is dense."""
         found = self._array(matrix)
         found.eliminate_zeros()
         found.sort_indices()
@@ -75,6 +75,6 @@ class Builder:
         nbytes = elements * self._dtype.itemsize
         if nbytes > jacobians.DENSE_LIMIT_BYTES and not self._force:
             raise MemoryError(
-                f"{self._op}: {elements} elements take {nbytes / 1e9:.3g} GB, and their places as "
+                f"{self._op}: {elements} elements take {nbytes / 1e9:.3g} GB, and their indices as "
                 "much; force=True stores them all the same"
             )

@@ -1,4 +1,4 @@
-"""The terms of a sum, like ones merged, in a form that grows by a term in constant time."""
+"""The terms of a sum, with like terms merged; a term is added in constant time."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def _listed(others: _Others | None) -> Iterator[tuple[int, Jacobian]]:
 
 
 class Terms:
-    """Terms of which no two can be merged; a copy shares them, and takes no longer for many.
+    """Terms of which no two can be merged. A copy shares them and takes constant time.
 
     Parameters
     ----------
     merge : callable
-        Takes two Jacobians, returns their sum, or None where they cannot be merged.
+        Takes two Jacobians and returns their sum, or None if they cannot be merged.
     kind : callable
-        What `merge` tells apart: of terms of one kind, each can be merged with what the others can.
+        Returns a term's key. Terms with equal keys can be merged with the same terms.
     """
 
     __slots__ = ("_groups", "_high", "_kind", "_low", "_merge", "count", "dtype", "nbytes")
@@ -73,7 +73,7 @@ class Terms:
         self.dtype: np.dtype[Any] = np.dtype(np.float32)
 
     def copy(self) -> Terms:
-        """Return terms that can be added to by themselves."""
+        """Return terms to which others can be added independently."""
         other = Terms(self._merge, self._kind)
         other._groups = self._groups.copy()
         other._low, other._high = self._low, self._high
@@ -81,12 +81,12 @@ class Terms:
         return other
 
     def append(self, term: Jacobian) -> None:
-        """Add a term; it is merged with what it can be, one after the other, and stands last."""
+        """Add a term at the end, merged with every term that it can be merged with in turn."""
         self._insert(term, self._high)
         self._high += 1
 
     def prepend(self, terms: Terms) -> None:
-        """Add terms in front; one that is merged stands where the last that it met stood."""
+        """Add terms in front; a merged term takes the place of the last one merged into it."""
         self._low -= terms.count
         for place, term in enumerate(terms, self._low):
             self._insert(term, place, takes_place=True)

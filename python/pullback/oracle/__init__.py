@@ -1,5 +1,5 @@
-"""The primitives as a mathematician writes them: pure functions on plain arrays.
+"""The primitives' mathematics in NumPy: pure functions on plain arrays.
 
-They are the fallback where there is no native code, and what native code is tested against. What
-calls them checks and broadcasts the arguments and silences warnings.
+They are the fallback without native code, and the oracle that native code is tested against. Their
+callers check and broadcast arguments, and silence warnings.
 """

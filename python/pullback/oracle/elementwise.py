@@ -1,7 +1,7 @@
-"""Values and derivatives of elementwise operations: what is too long for a lambda in a row.
+"""Values and derivatives of elementwise operations that are too long for a lambda in the table.
 
-Arrays of float32 or float64 in, the same dtype out, always new arrays; binary operands have one
-shape.
+They take arrays of float32 or float64 and return new arrays of the same dtype. Binary operands have
+one shape.
 """
 
 from __future__ import annotations

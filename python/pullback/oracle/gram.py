@@ -1,4 +1,4 @@
-"""Weighted Gram matrices in float64: sums over blocks of rows, which are dense for their while."""
+"""Weighted Gram matrices in float64: sums over blocks of rows, which are made dense one by one."""
 
 from __future__ import annotations
 

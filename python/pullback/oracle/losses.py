@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = npt.NDArray[Any]
 
-# --- pointwise losses: of a prediction z, a target y and the loss's parameter --------------------
+# --- pointwise losses: functions of a prediction z, a target y and the loss's parameter ----------
 
 
 def where_number(z: Array, values: Any) -> Array:
@@ -535,7 +535,7 @@ def loss_sums(
     scale : float
         For `gX` alone.
     blocks : iterable, optional
-        All rows in order, by what multiplies by them; NumPy's when omitted.
+        All rows in order, with the objects that multiply by them; the default is NumPy's.
 
     Returns
     -------
@@ -677,7 +677,7 @@ def _targets(row: LossRow, y: Array, weight: Array | None) -> Array:
 def _scores(
     row: LossRow, parameter: float, job: Job, z: Array, y: Array, weight: Array | None
 ) -> tuple[float, Array | None]:
-    """Return the sum of the weighted losses, and the slopes; what the job does not need, not."""
+    """Return the sum of the weighted losses, and the slopes, as far as the job needs them."""
     if job not in ("value", "gradient"):
         return 0.0, None
     losses = row.value(z, y, parameter).reshape(len(z), -1)

@@ -1,11 +1,12 @@
-"""Products of matrices, and what is made of them: values, cotangents and tangents.
+"""Products of matrices and layers and forms made of them: values, cotangents and tangents.
 
-Operands are plain arrays of one dtype that fit each other, seen as their signatures say: an axis
-that may lack is there, with length 1, and a batch that one operand alone has is one axis.
+Operands are plain arrays of one dtype whose shapes fit. They have the axes of their signature: an
+optional axis that is missing has length 1, and the batch is one axis if only one operand can have
+a batch.
 
-A value's cotangent may have axes of a stack in front. ``vjp`` gives a function for each operand,
-which computes its cotangent, with these axes in front; it is called for what is wanted. Tangents
-that are None are zero; not all of them are.
+A value's cotangent may have the axes of a stack in front. ``vjp`` returns a function for each
+operand, which computes its cotangent with these axes in front; only those that are wanted are
+called. A tangent that is None is zero, and at least one is given.
 """
 
 from __future__ import annotations
@@ -200,7 +201,7 @@ def product_results(
     wrt: tuple[int, ...],
     outs: tuple[Array | None, ...],
 ) -> tuple[Any, ...]:
-    """Return what a method gives: the value or the tangent, cotangents of the operands in `wrt`.
+    """Return a method's results: the value, the tangent, or cotangents of the operands in `wrt`.
 
     Parameters
     ----------
@@ -211,11 +212,11 @@ def product_results(
     arrays : tuple of ndarray or None
         The operands, then a cotangent, or tangents.
     activation : callable or None
-        Of what takes one.
+        For a product that takes one.
     wrt : tuple of int
         Operands by position.
     outs : tuple of ndarray or None
-        Where results go.
+        Arrays for the results.
     """
     operands, others = arrays[: len(row.operands)], arrays[len(row.operands) :]
     options = (activation,) if row.options else ()

@@ -1,7 +1,7 @@
 """Reductions and maps of rows: formulas over the rows (S, n) of a float64 array, n > 0.
 
-``values`` gives a number for each row, ``slopes`` its derivative by each element; `x` holds the
-operands, all of one shape. Warnings are off where they are called.
+``values`` returns a number for each row, ``slopes`` its derivative with respect to each element.
+`x` holds the operands, all of one shape. The callers silence warnings.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _RUN: Final = 512  # mantissas of which the product does not underflow
 
 
 def column(values: Array) -> Array:
-    """Return one number for each row as what broadcasts along it."""
+    """Return one number for each row as a column, which broadcasts along the rows."""
     return values[:, np.newaxis]
 
 
@@ -236,7 +236,7 @@ def log_softmax_jvp(x: Array, t: Array) -> Array:
 
 
 def _centred(x: Array) -> Array:
-    """Return x less its mean, of which the rounding error is taken out."""
+    """Return x minus its mean, corrected for the mean's rounding error."""
     centred = x - column(np.mean(x, axis=1))
     return centred - column(np.mean(centred, axis=1))
 

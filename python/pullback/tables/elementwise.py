@@ -54,7 +54,7 @@ class Domain(NamedTuple):
 
     @property
     def ordinary(self) -> tuple[float, float]:
-        """A range of positive numbers well inside, for timings and examples."""
+        """A range of positive numbers well inside the domain, for timings and examples."""
         lower, upper, _ = self.intervals[-1]
         return max(lower, 0.0) + 0.1, min(upper, 3.1) - 0.1
 
@@ -84,11 +84,11 @@ class OpRow:
     source: str
     value: Callable[..., Array]  # value(x) or value(w, x)
     derivative: Callable[..., Any]  # derivative(x) -> dx, derivative(w, x) -> (dw, dx)
-    special: tuple[SpecialPoint, ...]  # golden, to the sign of zero
+    special: tuple[SpecialPoint, ...]  # results are exact there, including the sign of zero
     kinks: tuple[str, ...]  # expressions that vanish where there is no derivative
-    ulp_of_operands: bool  # the value's errors count in ULP of the largest of it and the operands
-    masked: bool  # vjp and jvp select +0 where the derivative is 0, whatever they multiply
-    default: float | None = None  # of the last operand, where it is left out
+    ulp_of_operands: bool  # the value's error is in ULP of the largest among value and operands
+    masked: bool  # vjp and jvp give +0 where the derivative is 0, even for infinities and NaN
+    default: float | None = None  # of the last operand, when it is omitted
 
     @cached_property
     def nin(self) -> int:
@@ -162,7 +162,7 @@ def _unary(
         source=source,
         value=value,
         derivative=derivative,
-        special=_special(special + "; nan -> nan, nan"),  # no unary operation forgets a NaN
+        special=_special(special + "; nan -> nan, nan"),  # of every unary operation
         kinks=kinks,
         ulp_of_operands=False,
         masked=masked,
@@ -230,7 +230,7 @@ _ROWS: Final = (
         value=np.abs,                         derivative=np.sign,
         special="0 -> 0, 0;  -0 -> 0, 0;  inf -> inf, 1;  -inf -> inf, -1",
         kinks=("x",),
-        max_ulp=(0.0, 0.0),                   source="definition; 0 at the kink is sign's value"),
+        max_ulp=(0.0, 0.0),                   source="definition; sign(0) = 0 at the kink"),
 
     _unary("sign", "Sign",
         f="sign(x)",                          df="0",
@@ -493,7 +493,7 @@ _ROWS: Final = (
                 "-inf -> 0, 0",
         max_ulp=(1.5, 2.5),                   source="its derivative is the logistic sigmoid"),
 
-    _unary("softsign", "x over one plus its absolute value",
+    _unary("softsign", "x divided by one plus its absolute value",
         f="x/(1 + abs(x))",                   df="1/(1 + abs(x))**2",
         value=nf.softsign,                    derivative=lambda x: np.square(1 / (1 + np.abs(x))),
         special="0 -> 0, 1;  -0 -> -0, 1;  1 -> 0.5, 0.25;  inf -> 1, 0;  -inf -> -1, 0",
@@ -638,9 +638,9 @@ _ROWS: Final = (
                 "1 -inf -> 1, 1 0;  -inf -inf -> -inf, nan nan;  nan inf -> nan, nan nan;"
                 "nan 1 -> nan, nan nan;  1 nan -> nan, nan nan",
         ulp_of_operands=True,
-        max_ulp=(2.0, 3.0),                   source="softplus of the difference; a tie is shared"),
+        max_ulp=(2.0, 3.0),                   source="softplus of the difference; halves at a tie"),
 
-    _binary("xlogy", "w*log(x), zero where w is",
+    _binary("xlogy", "w*log(x), and zero where w is zero",
         f="w*log(x)",                         df=("log(x)", "w/x"),
         value=nf.xlogy,                       derivative=nf.xlogy_slopes,
         domain=(_REAL, _POSITIVE),
@@ -662,7 +662,7 @@ _ROWS: Final = (
                 "inf -inf -> inf, inf -inf;  nan 1 -> nan, nan nan;  1 nan -> nan, nan nan",
         max_ulp=(2.0, 0.5),                   source="chain rule"),
 
-    _binary("leaky_relu", "Rectifier of w whose negative side has slope x",
+    _binary("leaky_relu", "Rectified linear unit of w, with slope x where w is negative",
         f="w if w > 0 else x*w",              df=("1 if w > 0 else x", "0 if w > 0 else w"),
         value=lambda w, x: np.where(w > 0, w, x * w),
         derivative=nf.leaky_relu_slopes,

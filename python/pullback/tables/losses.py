@@ -35,11 +35,11 @@ class Targets:
     Parameters
     ----------
     text : str
-        What they need, as in "y[3] is 2.0, needs ...".
+        What the targets need, as in "y[3] is 2.0, needs ...".
     test : callable
         ``test(y)``, elementwise, of a float64 array.
     encoding : str, optional
-        What makes such targets of labels, and which, where targets may stand for labels.
+        For a loss that classifies: how to make its targets from other labels.
     """
 
     text: str
@@ -53,17 +53,13 @@ class Targets:
 
     @property
     def advice(self) -> str:
-        """What to do about labels, such as strings, at the end of a message."""
+        """The end of a message: how to encode labels, such as strings."""
         if not self.encoding:
             return ""
-        how_many = "" if isinstance(self, ClassTargets) else "two "
-        return (
-            f"; labels of any {how_many}values, strings included, are an estimator's to encode: "
-            f"{self.encoding} of them"
-        )
+        return f"; encode other labels, such as strings, first: {self.encoding} of them"
 
     def valid(self, y: Array, n_outputs: int) -> Array:
-        """Return which targets are in the domain, one bool for each loss there is."""
+        """Return which targets are in the domain: a bool for each target, or row of classes."""
         del n_outputs
         return self.test(y)
 
@@ -78,7 +74,7 @@ class Targets:
 class ClassTargets(Targets):
     """The targets of classes: labels, or a row of probabilities for each sample."""
 
-    TOLERANCE: Final = 1e-5  # of the sum of float32 probabilities from anywhere
+    TOLERANCE: Final = 1e-5  # of a row's sum, which others may have computed in float32
 
     def __init__(self) -> None:
         super().__init__(
@@ -128,13 +124,13 @@ class LossRow:
     formula: str
     derivative_formula: str  # by z
     second_derivative_formula: str
-    targets: Targets  # those of the default parameter, where they depend on it
+    targets: Targets  # for the default parameter, where they depend on it
     targets_at: Callable[[float], Targets]
     value: Callable[[Array, Array, float], Array]
     derivative: Callable[[Array, Array, float], Array]
     second_derivative: Callable[[Array, Array, float], Array]  # of classes: their probabilities
     flat_at_zero: bool  # whether its derivative at z = 0 is 0 whatever the target is
-    # The primitive that makes it a mean response, or how values at targets of 0 do.
+    # The inverse link: a primitive's name, or a function of the loss at a target of 0.
     response: str | Callable[[Array], Array] | None
     response_formula: str
     link: Callable[[Array], Array]  # the prediction of a mean response; 0 where there is none
@@ -142,12 +138,12 @@ class LossRow:
     kinks: tuple[str, ...]  # expressions that vanish where a derivative jumps
     source: str
     parameter: Parameter | None
-    note: str  # what else the docstring says, or ""
-    in_losses_alone: bool  # not in the package itself, where its name would read as a function
+    note: str  # more text for the docstring, or ""
+    in_losses_alone: bool  # in `losses` only: in the package its name would look like a function
 
     @property
     def path(self) -> str:
-        """Where the package has it, such as "logistic" or "losses.probit"."""
+        """Its name in the package, such as "logistic" or "losses.probit"."""
         return f"losses.{self.name}" if self.in_losses_alone else self.name
 
     def at(self, parameter: float) -> LossRow:
@@ -157,7 +153,7 @@ class LossRow:
 
     @property
     def of_classes(self) -> bool:
-        """Whether the outputs are classes, coupled within a row, not losses of their own."""
+        """Whether a row's outputs are classes of one loss, instead of a loss each."""
         return isinstance(self.targets, ClassTargets)
 
     def example(
@@ -292,9 +288,10 @@ _ROWS: Final = (
         link=lambda mean: np.log(mean) - np.log1p(-mean),
         draw=_bits,
         source="McCullagh and Nelder 1989, the binomial's canonical link",
-        note="A target between 0 and 1 is a soft label. Value and second derivative are right to "
-             "2 and 3 ULP, the derivative to 3 ULP of the larger of (1 - y)*s(z) and y*s(-z), "
-             "where s(z) = 1/(1 + exp(-z)): their difference is 0 at z = log(y/(1 - y))."),
+        note="A target between 0 and 1 is a soft label. The value's error is at most 2 ULP, the "
+             "second derivative's 3 ULP. The derivative is (1 - y)*s(z) - y*s(-z), where "
+             "s(z) = 1/(1 + exp(-z)). It vanishes at z = log(y/(1 - y)), so its error is at most 3 "
+             "ULP of the larger term."),
 
     _loss("poisson", "Half the Poisson deviance under a log link, up to a constant",
         f="exp(z) - y*z",                     df="exp(z) - y",
@@ -393,12 +390,12 @@ _ROWS: Final = (
         parameter=Parameter("power", 1.5, "to be finite and greater than 1",
                             lambda power: 1 < power < math.inf),
         source="Jorgensen 1987, under a log link",
-        note="The variance is a power of the mean: Poisson's is 1, gamma's 2, the inverse "
-             "Gaussian's 3. Targets of 0 need a power below 2. The constant is the one that makes "
-             "the loss 0 at z = 0, so that it has its digits for powers near 1 and 2, too; both "
-             "derivatives and the value are right to 2 and 3 ULP of their larger term. The loss is "
-             "convex up to a power of 2; beyond, its second derivative is negative where y is "
-             "less than (power - 2)/(power - 1)*exp(z).",
+        note="The variance is this power of the mean: 1 for Poisson, 2 for gamma, 3 for the "
+             "inverse Gaussian. Targets of 0 need a power below 2. The constant makes the loss 0 "
+             "at z = 0, so it is accurate for powers near 1 and 2, too. The value's error is at "
+             "most 2 ULP of its larger term, and both derivatives' errors are at most 3 ULP of "
+             "theirs. The loss is convex up to a power of 2. Beyond, its second derivative is "
+             "negative where y is less than (power - 2)/(power - 1)*exp(z).",
         in_losses_alone=True),
 
     _loss("inverse_gaussian", "Half the inverse Gaussian deviance, log link, up to a constant",
@@ -426,8 +423,8 @@ _ROWS: Final = (
         parameter=Parameter("alpha", 1.0, "to lie between 1e-100 and 1e100",
                             lambda alpha: 1e-100 <= alpha <= 1e100),
         source="Lawless 1987; the variance is the mean times 1 + alpha*mean",
-        note="It tends to the Poisson loss as alpha tends to 0. The value is right to 2 ULP of the "
-             "largest of log(1 + m)/alpha, y*log(1 + e) and y times z or log(alpha), where "
+        note="It tends to the Poisson loss as alpha tends to 0. The value's error is at most 2 ULP "
+             "of the largest of log(1 + m)/alpha, y*log(1 + e) and y times z or log(alpha), where "
              "m = alpha*exp(z) and e is the smaller of m and 1/m.",
         in_losses_alone=True),
 
@@ -444,9 +441,10 @@ _ROWS: Final = (
         link=lf.probit_link,
         draw=lambda rng, z: np.asarray(rng.standard_normal(z.shape) < z, dtype=np.float64),
         source="McCullagh and Nelder 1989, the binomial under a probit link",
-        note="Here ncdf and npdf are the normal distribution and density. A target between 0 and 1 "
-             "is a soft label. Value and second derivative are right to 2 and 3 ULP, the "
-             "derivative to 3 ULP of the larger of (1 - y)*npdf(z)/ncdf(-z) and y*npdf(z)/ncdf(z).",
+        note="ncdf and npdf are the normal distribution function and density. A target between 0 "
+             "and 1 is a soft label. The value's error is at most 2 ULP, the second derivative's 3 "
+             "ULP. The derivative is (1 - y)*npdf(z)/ncdf(-z) - y*npdf(z)/ncdf(z), and its error "
+             "is at most 3 ULP of the larger term.",
         in_losses_alone=True),
 
     _loss("cloglog", "Complementary log-log loss",
@@ -461,8 +459,8 @@ _ROWS: Final = (
         link=lambda mean: np.log(-np.log1p(-mean)),
         draw=lambda rng, z: np.asarray(rng.exponential(size=z.shape) < np.exp(z), np.float64),
         source="McCullagh and Nelder 1989, the binomial under a complementary log-log link",
-        note="A target between 0 and 1 is a soft label. Value and second derivative are right to "
-             "2 and 3 ULP, the derivative to 3 ULP of its larger term.",
+        note="A target between 0 and 1 is a soft label. The value's error is at most 2 ULP, the "
+             "second derivative's 3 ULP, and the derivative's 3 ULP of its larger term.",
         in_losses_alone=True),
 
     _loss("softmax_cross_entropy", "Cross entropy of the softmax of K outputs",

@@ -1,7 +1,7 @@
-"""The table of matrix products, and of what is made of them: layers and forms.
+"""The table of matrix products, layers and forms.
 
-One row says what a product is of, what shapes fit, what its methods return and how, and which
-options they take. The column, the tests, the stubs and the catalogue read it.
+One row says which operands a product has, which shapes fit, what its methods return and how, and
+which options they take. The primitives, the tests, the stubs and the catalogue read it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class ProductRow:
     name: str
     summary: str
     formula: str
-    signature: str  # as NumPy's generalised ufuncs have it; "..." where there may be a batch
+    signature: str  # as of NumPy's generalised ufuncs; "..." where there may be a batch
     operands: Mapping[str, str]  # name -> what it has to be
-    optional: str | None = None  # the operand that may be None, and left away in calls
+    optional: str | None = None  # the operand that may be None, and that calls may omit
     cotangent: str  # what a cotangent of the result is called
     result: str
     options: Mapping[str, str] = field(default_factory=dict)  # of every method, by keyword
-    wrt: Any = "all"  # of value_and_grad, unless it is given
+    wrt: Any = "all"  # the default of value_and_grad
     methods: Mapping[str, str]  # what each of them returns
-    value: Callable[..., Any]  # this and the following: see `pullback.oracle.products`
+    value: Callable[..., Any]  # this and the next two: see `pullback.oracle.products`
     vjp: Callable[..., Any]
     jvp: Callable[..., Any]
     source: str
@@ -57,7 +57,7 @@ _ROWS: Final = (
             "B": "array_like, shape (k,) or (..., k, n)",
         },
         cotangent="G",
-        result="shape (..., m, n) less the axes that one-dimensional operands lack",
+        result="shape (..., m, n) without the axes that one-dimensional operands lack",
         methods={
             "vjp": "`(G @ B.T, A.T @ G)`, summed where a batch broadcasts",
             "jvp": "`tA @ B + A @ tB`",
@@ -69,7 +69,7 @@ _ROWS: Final = (
         source="<G, dA B + A dB> = <G B^T, dA> + <A^T G, dB>",
         example=".vjp([[1.0, 2.0]], [[3.0], [4.0]], [[1.0]])"),
 
-    ProductRow(name="linear", summary="Linear layer: a product, a bias, an activation",
+    ProductRow(name="linear", summary="Linear layer: a matrix product, a bias and an activation",
         formula="activation(X @ W + b)",
         signature="(..., k), (k, n), (n) -> (..., n)",
         operands={
@@ -127,7 +127,7 @@ _ROWS: Final = (
         cotangent="g",
         result="the broadcast shape of the batches",
         methods={
-            "vjp": "`(g X v, sum of g u v^T, g X^T u)`, summed alike",
+            "vjp": "`(g X v, sum of g u v^T, g X^T u)`, summed where a batch broadcasts",
             "jvp": "`tu^T X v + u^T tX v + u^T X tv`",
             "value_and_grad": "`(u^T X v, (X v, u v^T, X^T u))`, for one `u` and `v`",
             "jacobian": "three `Kronecker`, one row for each `u` and `v`",

@@ -4,10 +4,10 @@ One row says everything the Python side knows: formulas, conventions, error boun
 engine, the public objects and their docstrings, the tests, the benches and the catalogue iterate
 over `REDUCTIONS`, so a new reduction is one row here and one in ``cpp/ops``.
 
-Sums run over at most `RUN` elements in a row and merge as a tree, so that a sum of n terms is
-within `sum_error(n)` times the sum of the terms' magnitudes. A bound is that, times `terms`, plus
-`max_ulp` units in the last place of the result; of a map's products, where results cancel, of the
-larger of the result and `slope_terms`.
+A sum adds runs of at most `RUN` elements in order and merges the runs as a tree. Its error is at
+most `sum_error(n)` times the sum of its terms' magnitudes. A row's error bound is `sum_error(n)`
+times `terms`, plus `max_ulp` units in the last place of the result. In a map's vjp and jvp, where
+terms can cancel, the unit is that of the larger of the result and `slope_terms`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RUN: Final = 512
 
 
 def sum_error(n: int) -> float:
-    """Return the bound of a float64 sum of n terms, by the sum of their magnitudes."""
+    """Return the error bound of a float64 sum of n terms, relative to the sum of magnitudes."""
     levels = math.ceil(math.log2(n / RUN)) if n > RUN else 0
     return (min(n, RUN) + levels + 8) * 2.0**-53
 
@@ -41,14 +41,14 @@ def sum_error(n: int) -> float:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A number that a reduction depends on, of which there is no derivative."""
+    """A number that a reduction depends on. There is no derivative with respect to it."""
 
     name: str
     role: str  # what it does
-    default: float | None  # None: it stands behind the operands, and has to be given
+    default: float | None  # None: it is required, and follows the operands
     text: str  # what it needs
     test: Callable[[float], bool]
-    keyword_only: bool = False  # else it stands behind the axis
+    keyword_only: bool = False  # otherwise it follows the axis
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -66,12 +66,12 @@ class ReductionRow:
     operands: tuple[str, ...]
     parameter: Parameter | None
     conventions: str
-    empty: float | None  # the value of no elements; None: there is none
-    weighs: bool = False  # whether terms have weights b
-    hidden: float = 0.0  # what a map gives where its operand is masked
+    empty: float | None  # the value for no elements; None: an error
+    weighs: bool = False  # whether it takes weights b of the terms
+    hidden: float = 0.0  # a map's result at masked elements
     max_ulp: tuple[float, float]  # value, derivative or vjp; native kernels, both dtypes
-    # What the `sum_error` of the value and of the i-th derivative are by, in mpmath's words: of
-    # lists x and y, n, value, slope, mean, the parameter, and a map's p, g and rate r.
+    # What `sum_error(n)` is multiplied by, for the value and for the i-th derivative. Expressions
+    # in mpmath's words of lists x and y, n, value, slope, mean, the parameter, a map's p, g and r.
     terms: str
     slope_terms: str
     source: str
@@ -83,7 +83,7 @@ class ReductionRow:
 
     @property
     def leading(self) -> tuple[str, ...]:
-        """What every method takes in front: the operands, and a parameter without a default."""
+        """The first arguments of every method: the operands, then a parameter without default."""
         about = self.parameter
         return (
             self.operands
@@ -186,7 +186,7 @@ _SHEET: Final = "matrix-calculus discussion sheet, gradients of norms"
 _EXPONENT: Final = Parameter("p", "The exponent", None, "a number >= 1, or inf", lambda p: p >= 1)
 _DDOF: Final = Parameter(
     "ddof",
-    "What the number of elements is reduced by in the divisor",
+    "The divisor is n - ddof for n elements",
     0.0,
     "a finite number",
     math.isfinite,
@@ -194,7 +194,7 @@ _DDOF: Final = Parameter(
 )
 _EPS: Final = Parameter(
     "eps",
-    "What keeps the divisor from zero",
+    "Added to the variance, to avoid a zero divisor",
     1e-5,
     "finite and not negative",
     lambda eps: 0 <= eps < math.inf,
@@ -226,7 +226,7 @@ _ROWS: Final = (
         values=rf.prod,                       slopes=rf.prod_slopes,
         empty=1.0,                            max_ulp=(1.0, 1.5),
         terms="n*abs(value)",                 slope_terms="n*abs(slope)",
-        conventions="the derivative is the product of the others, whatever x[i] is",
+        conventions="the derivative is the product of the other elements, whatever x[i] is",
         source="product rule"),
 
     _reduction("dot", "Inner product",
@@ -235,7 +235,7 @@ _ROWS: Final = (
         slopes=lambda x, y: (y, x),
         empty=0.0,                            max_ulp=(0.5, 0.0),
         terms="fsum(abs(v*w) for v, w in zip(x, y))", slope_terms="0",
-        conventions="the derivative by one operand is the other",
+        conventions="the derivative with respect to one operand is the other operand",
         source=_ARTICLE),
 
     _reduction("norm1", "Sum of magnitudes",
@@ -252,7 +252,7 @@ _ROWS: Final = (
         values=rf.norm2,                      slopes=rf.norm2_slopes,
         empty=0.0,                            max_ulp=(2.0, 2.0),
         terms="value",                        slope_terms="abs(slope)",
-        conventions="0 at x = 0; beside an infinity 0, and NaN at it",
+        conventions="0 at x = 0; with infinite elements, NaN at these and 0 at the others",
         source=_SHEET),
 
     _reduction("squared_norm2", "Sum of squares",
@@ -261,7 +261,7 @@ _ROWS: Final = (
         slopes=lambda x: 2 * x,
         empty=0.0,                            max_ulp=(1.0, 0.0),
         terms="value",                        slope_terms="0",
-        conventions="none are needed",
+        conventions="the formula holds everywhere",
         source=_SHEET),
 
     _reduction("norm", "p-norm",
@@ -269,8 +269,9 @@ _ROWS: Final = (
         values=rf.norm_p,                     slopes=rf.norm_p_slopes,
         empty=0.0,                            max_ulp=(4.0, 4.0),
         terms="(1 + abs(log(n)))*value",      slope_terms="p*abs(slope) if p < inf else 0",
-        conventions="0 at x[i] = 0; norm(x, 1) is norm1, norm(x, 2) norm2, and norm(x, inf) the "
-                    "largest magnitude, which ties share; beside an infinity 0, and NaN at it",
+        conventions="0 at x[i] = 0; norm(x, 1) is norm1(x) and norm(x, 2) is norm2(x); "
+                    "norm(x, inf) is the largest magnitude, and k ties get 1/k each; with infinite "
+                    "elements and 1 < p < inf, NaN at these and 0 at the others",
         parameter=_EXPONENT,
         source=_SHEET),
 
@@ -279,16 +280,16 @@ _ROWS: Final = (
         values=lambda x: np.max(x, axis=1),   slopes=rf.tie_shares,
         empty=None,                           max_ulp=(0.0, 0.5),
         terms="0",                            slope_terms="0",
-        conventions="k ties share; a NaN makes value and derivative NaN",
-        source="definition; a tie is shared, as by maximum"),
+        conventions="k equal maxima get 1/k each; a NaN makes the value and all derivatives NaN",
+        source="definition; shared equally at a tie, as in maximum"),
 
     _reduction("min", "Smallest element",
         f="min(x)",                           df=("1/k if x[i] = min(x) else 0",),
         values=lambda x: np.min(x, axis=1),   slopes=lambda x: rf.tie_shares(-x),
         empty=None,                           max_ulp=(0.0, 0.5),
         terms="0",                            slope_terms="0",
-        conventions="k ties share; a NaN makes value and derivative NaN",
-        source="definition; a tie is shared, as by minimum"),
+        conventions="k equal minima get 1/k each; a NaN makes the value and all derivatives NaN",
+        source="definition; shared equally at a tie, as in minimum"),
 
     _reduction("logsumexp", "Logarithm of the sum of exponentials",
         f="log(sum(exp(x)))",                 df=("exp(x[i] - logsumexp(x))",),
@@ -296,8 +297,8 @@ _ROWS: Final = (
         empty=-math.inf,                      max_ulp=(3.0, 4.0),
         terms="-expm1(max(x) - value) if abs(max(x)) < 1/2 and value - max(x) < log1p(1/16) else 1",
         slope_terms="abs(slope)",
-        conventions="+inf takes the derivative, and ties share it; NaN where all are -inf; the "
-                    "value's error is in ULP of the larger of it and the largest operand",
+        conventions="k elements of +inf get the derivative 1/k each; it is NaN if all elements are "
+                    "-inf; the value's error is in ULP of the larger of it and the largest operand",
         weighs=True,
         source="softmax; as logaddexp"),
 
@@ -307,19 +308,19 @@ _ROWS: Final = (
         empty=math.nan,                       max_ulp=(2.0, 2.0),
         terms="4*value",
         slope_terms="fsum(abs(v - mean) for v in x)/n*2/(n - ddof)",
-        conventions="NaN where an element is infinite, as the mean then is; squares over- and "
+        conventions="NaN if an element is infinite, because no mean exists; squares overflow or "
                     "underflow only where the result does",
         parameter=_DDOF,
         source="Chan, Golub and LeVeque 1983"),
 
-    _map("softmax", "Exponentials by their sum, along an axis",
+    _map("softmax", "Exponentials divided by their sum, along an axis",
         f="exp(x)/sum(exp(x))",               df="p[i]*((i = j) - p[j])",
         value=lambda x, _: rf.softmax(x),
         vjp=lambda x, g, _: rf.softmax_product(x, g),
         jvp=lambda x, t, _: rf.softmax_product(x, t),
         max_ulp=(4.0, 6.0),
         terms="value",                        slope_terms="p[i]*(abs(g[i]) + fdot(p, map(abs, g)))",
-        conventions="+inf takes all, and ties share it; NaN where all are -inf",
+        conventions="k elements of +inf have p = 1/k each; NaN if all elements are -inf",
         source="quotient rule"),
 
     _map("log_softmax", "Logarithm of softmax, along an axis",
@@ -330,19 +331,19 @@ _ROWS: Final = (
         max_ulp=(3.0, 6.0),
         terms="-expm1(max(y)) if -max(y) < log1p(1/16) else 1",
         slope_terms="abs(g[i]) + p[i]*fsum(map(abs, g))",
-        conventions="+inf takes all, and ties share it; NaN where all are -inf",
+        conventions="k elements of +inf have p = 1/k each; NaN if all elements are -inf",
         hidden=-math.inf,
         source="softmax"),
 
-    _map("layer_norm", "Elements less their mean, by their deviation, along an axis",
+    _map("layer_norm", "Elements minus their mean, divided by their deviation, along an axis",
         f="(x - mean(x))/sqrt(var(x) + eps)", df="((i = j) - 1/n - y[i]*y[j]/n)/sqrt(var(x) + eps)",
         value=rf.layer_norm,
         vjp=rf.layer_norm_product,            jvp=rf.layer_norm_product,
         max_ulp=(3.0, 6.0),
         terms="abs(value) + fsum(abs(v - mean) for v in x)/n*r",
         slope_terms="r*(abs(g[i]) + 2*fsum(map(abs, g)))",
-        conventions="r is 1/sqrt(var(x) + eps), var(x) the variance with ddof = 0, whose squares "
-                    "never over- or underflow",
+        conventions="var(x) is the variance with ddof = 0, whose squares never overflow or "
+                    "underflow, and r is 1/sqrt(var(x) + eps)",
         parameter=_EPS,
         source="Ba, Kiros and Hinton 2016"),
 )

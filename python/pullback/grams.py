@@ -20,14 +20,14 @@ __all__ = ["gram", "gram_matrices", "make_gram"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
-# Of a block that is converted: adding up its matrix should not cost more than computing it.
+# The fewest rows of a converted block: adding its matrix should not cost more than computing it.
 LEAST_ROWS: Final = 1024
 
 
 def gram_matrices(
     engine: Engine, op: str, data: Data, c: Array | None, *, intercept: bool = False
 ) -> Array:
-    """Return X^T diag(c) X for each column of `c`, of shape (N, M) and float64, as (M, D, D).
+    """Return X^T diag(c) X for each column of `c`, a float64 array (N, M), as (M, D, D).
 
     With `intercept`, X has one more column, of ones: the last row and column are X^T c, and the sum
     of c in the corner.
@@ -53,17 +53,17 @@ def make_gram(engine: Engine) -> Callable[..., Array]:
         Parameters
         ----------
         X : array_like or sparse matrix, shape (N, D)
-            Data, one sample a row: an array, what converts to one, or CSR or CSC. float32, float64,
-            float16 and ml_dtypes' bfloat16 of any strides are read where they lie, all else is
-            converted by blocks of rows.
+            Data, one sample per row: an array_like, or a CSR or CSC matrix. float32, float64,
+            float16 and ml_dtypes' bfloat16 of any strides are read in place; anything else is
+            converted in blocks of rows.
         c : array_like, shape (N,) or (N, M), optional
-            Factors of the rows, of any sign; M columns make M matrices. Ones where omitted.
+            Factors of the rows, of any sign; M columns give M matrices. The default is ones.
 
         Returns
         -------
         ndarray, shape (D, D), or (M, D, D), float64
-            Symmetric. Sums are float64, over fixed blocks of rows, so that their bits do not depend
-            on the number of threads.
+            Symmetric. Sums are float64 and run over fixed blocks of rows, so their bits do not
+            depend on the number of threads.
 
         Raises
         ------
@@ -74,8 +74,9 @@ def make_gram(engine: Engine) -> Callable[..., Array]:
 
         Notes
         -----
-        A row whose factor is 0 adds nothing, whatever it holds, nor does an element of `X` that is
-        0, whatever it meets. Memory is that of a few results, whatever N is.
+        A row whose factor is 0 adds nothing, even if it holds NaN or inf. An element of `X` that is
+        0 adds nothing, even if its product partner is NaN or inf. The memory needed is that of a
+        few results, for any N.
 
         Examples
         --------

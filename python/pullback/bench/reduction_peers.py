@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+
 import pullback as pb
-from peers import Contender, optional
+from pullback.bench.peers import Contender, optional
 
 
 class Ways(NamedTuple):
@@ -60,6 +62,25 @@ def _softmax_by_hand(module: Any, x: Any, g: Any) -> Any:
     return p * (g - module.sum(p * g, -1, keepdims=True))
 
 
+def _layer_norm_numpy(x: Any, g: Any) -> Any:
+    y = x - x.mean(-1, keepdims=True)
+    rate = 1 / np.sqrt(np.mean(y * y, -1, keepdims=True) + x.dtype.type(1e-5))
+    y *= rate
+    slope = g - g.mean(-1, keepdims=True)
+    slope -= y * np.mean(y * g, -1, keepdims=True)
+    slope *= rate
+    return slope
+
+
+def _layer_norm_by_hand(module: Any, x: Any, g: Any) -> Any:
+    y = x - module.mean(x, -1, keepdims=True)
+    rate = 1 / module.sqrt(module.mean(y * y, -1, keepdims=True) + 1e-5)
+    y = y * rate
+    return rate * (
+        g - module.mean(g, -1, keepdims=True) - y * module.mean(y * g, -1, keepdims=True)
+    )
+
+
 WAYS: Mapping[str, Ways] = {
     "squared_norm2.value_and_grad": Ways(
         lambda x, g: pb.squared_norm2.value_and_grad(x),
@@ -78,6 +99,13 @@ WAYS: Mapping[str, Ways] = {
         _softmax_numpy,
         _softmax_by_hand,
         lambda functions, x: functions.softmax(x, -1),
+        is_vjp=True,
+    ),
+    "layer_norm.vjp": Ways(
+        lambda x, g: pb.layer_norm.vjp(x, g),
+        _layer_norm_numpy,
+        _layer_norm_by_hand,
+        lambda functions, x: functions.layer_norm(x, x.shape[-1:]),
         is_vjp=True,
     ),
 }
@@ -124,13 +152,15 @@ def _jax(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     jax.config.update("jax_enable_x64", True)
     ways = WAYS[name]
 
-    class Functions:
-        sum = staticmethod(jax.numpy.sum)
-        logsumexp = staticmethod(jax.nn.logsumexp)
-        softmax = staticmethod(jax.nn.softmax)
+    functions = SimpleNamespace(
+        sum=jax.numpy.sum,
+        logsumexp=jax.nn.logsumexp,
+        softmax=jax.nn.softmax,
+        layer_norm=lambda x, shape: jax.nn.standardize(x, axis=-1, epsilon=1e-5),
+    )
 
     def derived(x: Any, g: Any) -> Any:
-        value, pull = jax.vjp(lambda x: ways.forward(Functions, x), x)
+        value, pull = jax.vjp(lambda x: ways.forward(functions, x), x)
         (gradient,) = pull(g if ways.is_vjp else jax.numpy.ones_like(value))
         return gradient if ways.is_vjp else (value, gradient)
 

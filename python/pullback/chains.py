@@ -1,4 +1,4 @@
-"""The chain rule: primitives composed into one function that knows its derivatives."""
+"""The chain rule: primitives composed into one function with its derivatives."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ class Chain(Hinted):
         Parameters
         ----------
         x : array_like
-            What the first step takes.
+            The first step's operand.
 
         Returns
         -------
         ndarray or scalar
-            What the last step returns.
+            The last step's result.
 
         Raises
         ------
@@ -77,7 +77,7 @@ class Chain(Hinted):
     value = __call__
 
     def jvp(self, x: Any, t: Any, /) -> Any:
-        """Return the tangent of the value; bound operands have none.
+        """Return the tangent of the value; bound operands are constant.
 
         Parameters
         ----------
@@ -95,7 +95,7 @@ class Chain(Hinted):
         TypeError
             As the steps do.
         ValueError
-            As the steps do; if `t` has not the shape of `x`.
+            As the steps do, and if `t` does not have the shape of `x`.
         """
         if t is None:
             return np.zeros_like(self._walk.value(x))[()]
@@ -111,26 +111,26 @@ class Chain(Hinted):
         g : array_like, shape ``(*stack, *value.shape)``, or a Python number
             Cotangent of the value, or a stack of them; a number fills the value's shape.
         wrt : "x", int, a tuple of them, or "all"
-            Whose cotangents to return: 0 is `x`, 1 the first bound operand, and so on, in the order
-            in which they stand in the steps; an operand that is None does not count.
+            The operands whose cotangents to return: 0 is `x`, 1 is the first bound operand, and so
+            on in the order of the steps. An operand that is None does not count.
 
         Returns
         -------
         ndarray or scalar, or a tuple of them
-            In the operands' shapes, behind the stack's; bare for a bare `wrt`.
+            In the operands' shapes, after the axes of the stack. A tuple for a tuple or "all".
 
         Raises
         ------
         TypeError
             As the steps do.
         ValueError
-            As the steps do; if the shape of `g` does not end in the value's, or `wrt` names no
+            As the steps do, and if the shape of `g` does not end in the value's, or `wrt` names no
             operand.
         """
         return self._value_and_vjp("vjp", x, g, wrt)[1]
 
     def value_and_vjp(self, x: Any, g: Any, /, *, wrt: Wanted = 0) -> tuple[Any, Any]:
-        """Return the value and what `vjp` returns; arguments and errors are those of `vjp`."""
+        """Return the value and the cotangents; arguments and errors are those of `vjp`."""
         return self._value_and_vjp("value_and_vjp", x, g, wrt)
 
     def grad(self, x: Any, /, *, wrt: Wanted = 0) -> Any:
@@ -156,7 +156,7 @@ class Chain(Hinted):
         Raises
         ------
         TypeError, ValueError
-            As the steps do; ValueError if the value has several elements.
+            As the steps do, and ValueError if the value has more than one element.
         """
         return self._value_and_grad("value_and_grad", x, wrt)
 
@@ -179,7 +179,7 @@ class Chain(Hinted):
         shape, stack = np.shape(value), np.shape(g)[: np.ndim(g) - np.ndim(value)]
         if not stack:
             return value, asked.result(self._pulled(x, g, asked.operands))
-        # One after the other; of none, their shapes.
+        # One cotangent after the other; for an empty stack, their shapes.
         count, g = math.prod(stack), as_array(op, "g", g)
         items = g.reshape(count, *shape) if count else np.zeros((1, *shape), g.dtype)
         pulled = [self._pulled(x, item, asked.operands) for item in items]
@@ -228,7 +228,7 @@ class Chain(Hinted):
         Returns
         -------
         pullback.jacobians.Jacobian
-            A `Diagonal` where every step is elementwise and enlarges nothing.
+            A `Diagonal` if every step is elementwise and does not broadcast `x`.
 
         Raises
         ------
@@ -242,23 +242,23 @@ _METHODS = ("value", "jvp", "vjp", "value_and_vjp", "grad", "value_and_grad", "j
 
 
 def chain(*steps: Any) -> Chain:
-    """Compose primitives into one function that knows its derivatives.
+    """Compose primitives into one function with its derivatives.
 
-    Natively, consecutive elementwise steps go over the data together, in blocks that stay in cache,
-    with the bits that one call after the other would give.
+    On the native backend, consecutive elementwise steps share one pass over the data, in blocks
+    that stay in cache. The results have the same bits as separate calls.
 
     Parameters
     ----------
     *steps : primitive, tuple or Chain
-        The first is applied first. A step is a primitive of one operand; a tuple of a primitive
-        and its operands, `arg` standing for the running value (several times, if it must), the
-        others bound: held, not copied; a tuple whose last entry is a dict of keywords, such as
-        ``(pb.sum, pb.arg, {"axis": 0})``; or another chain, whose steps are taken over. The
-        pointwise form of a loss is a step beside its targets, which have no cotangent:
-        ``(pb.logistic.pointwise, pb.arg, y)``.
-        Anything with a value (by call), ``vjp(*operands, g)`` and ``jvp(*operands, *tangents)``
-        counts as a primitive: of several operands it returns a tuple of cotangents, and takes None
-        for the tangent of a bound one.
+        The steps in the order of application. A step is one of these: a primitive with one operand;
+        a tuple of a primitive and its operands, where `arg` (once or several times) stands for the
+        running value, and the other operands are bound (referenced, not copied); such a tuple with
+        a dict of keywords as its last entry, such as ``(pb.sum, pb.arg, {"axis": 0})``; or another
+        chain, whose steps are inserted. A loss's pointwise form is a step together with its
+        targets, which have no cotangent: ``(pb.logistic.pointwise, pb.arg, y)``.
+        Any object that can be called for its value and has ``vjp(*operands, g)`` and
+        ``jvp(*operands, *tangents)`` counts as a primitive. With several operands, its vjp returns
+        a tuple of cotangents, and its jvp accepts None as the tangent of a bound operand.
 
     Returns
     -------
@@ -291,7 +291,7 @@ def chain(*steps: Any) -> Chain:
 
 
 def _flattened(steps: Iterable[Any]) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-    """Yield primitive, operands and options of each step; those of chains among them in place."""
+    """Yield primitive, operands and options of each step, with chains replaced by their steps."""
     for step in steps:
         op, *operands = step if isinstance(step, tuple) and step else (step, arg)
         options = operands.pop() if operands and isinstance(operands[-1], dict) else {}

@@ -10,10 +10,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Any, NamedTuple
 
 import numpy as np
+
 import pullback as pb
 
 # What the libraries that may be missing are called, by the modules that they are.
@@ -22,8 +23,13 @@ LIBRARIES: Mapping[str, str] = {
     "jax": "JAX",
     "numba": "Numba",
     "numexpr": "numexpr",
+    "autograd": "autograd",
     "sklearn": "scikit-learn",
+    "glum": "glum",
 }
+
+
+_DISTRIBUTIONS: Mapping[str, str] = {"sklearn": "scikit-learn"}
 
 
 class Contender(NamedTuple):
@@ -62,10 +68,9 @@ def set_threads(threads: int) -> None:
 
 def versions() -> dict[str, str]:
     """Return the versions of what competes."""
-    names = ("numpy", "scipy", "torch", "jax", "numba", "numexpr", "sklearn", "glum")
-    found = {name: optional(name) for name in names}
+    names = ("numpy", "scipy", *LIBRARIES)
     return {"pullback": pb.__version__} | {
-        name: str(getattr(module, "__version__", "?")) for name, module in found.items() if module
+        name: metadata.version(_DISTRIBUTIONS.get(name, name)) for name in names if optional(name)
     }
 
 
@@ -80,7 +85,8 @@ class Ways(NamedTuple):
     backward: Callable[[Any, Any, Any, Any], Any]  # autograd's kernel: aten, x, g, out=
     jax: str  # the forward function in jax.numpy or jax.nn
     numexpr: str  # of x, g, and the constants that it names
-    numba: Callable[[Any], Callable[[Any, Any], Any]]  # (numba) -> one lane of x and g
+    numba: Callable[[Any], Callable[..., Any]]  # (numba) -> one lane of x, g and 1
+    autograd: Callable[[Any, Any], Any]  # autograd.numpy, x -> the forward function
 
 
 def _tanh_numpy(x: Any, g: Any, out: Any) -> Any:
@@ -124,7 +130,7 @@ def _gelu_numpy(x: Any, g: Any, out: Any) -> Any:
     return slope
 
 
-def _lane(text: str) -> Callable[[Any], Callable[[Any, Any], Any]]:
+def _lane(text: str) -> Callable[[Any], Callable[..., Any]]:
     """Return a compiler of one lane; floating-point literals take the type of x."""
 
     def compiled(numba: Any) -> Any:
@@ -151,6 +157,7 @@ UNARY: Mapping[str, Ways] = {
         "relu",
         "where(x > zero, g, zero)",
         _lane("g if x > 0 else x - x"),
+        lambda anp, x: anp.maximum(x, 0),
     ),
     "tanh": Ways(
         _tanh_numpy,
@@ -163,6 +170,7 @@ UNARY: Mapping[str, Ways] = {
         "tanh",
         "g * (one - tanh(x) * tanh(x))",
         _lane("g * (one - np.tanh(x) ** 2)"),
+        lambda anp, x: anp.tanh(x),
     ),
     "sigmoid": Ways(
         _sigmoid_numpy,
@@ -175,6 +183,7 @@ UNARY: Mapping[str, Ways] = {
         "sigmoid",
         "g * exp(-x) / ((one + exp(-x)) * (one + exp(-x)))",
         _lane("g * np.exp(-x) / (one + np.exp(-x)) ** 2"),
+        lambda anp, x: 1 / (1 + anp.exp(-x)),
     ),
     "gelu": Ways(
         _gelu_numpy,
@@ -188,6 +197,7 @@ UNARY: Mapping[str, Ways] = {
             "g * (one / 2 * (one + erf(x * (one / 2) ** (one / 2)))"
             " + x * np.exp(x * x * (-one / 2)) * (one / 2 / np.pi) ** (one / 2))"
         ),
+        lambda anp, x: x * (1 + import_module("autograd.scipy.special").erf(x / 2**0.5)) / 2,
     ),
     "softplus": Ways(
         _softplus_numpy,
@@ -200,6 +210,7 @@ UNARY: Mapping[str, Ways] = {
         "softplus",
         "g / (one + exp(-x))",
         _lane("g / (one + np.exp(-x))"),
+        lambda anp, x: anp.logaddexp(x, 0),
     ),
     "exp": Ways(
         _into(np.exp),
@@ -212,6 +223,7 @@ UNARY: Mapping[str, Ways] = {
         "exp",
         "g * exp(x)",
         _lane("g * np.exp(x)"),
+        lambda anp, x: anp.exp(x),
     ),
     "log": Ways(
         lambda x, g, out: np.divide(g, x, out=out),
@@ -222,6 +234,7 @@ UNARY: Mapping[str, Ways] = {
         "log",
         "g / x",
         _lane("g / x"),
+        lambda anp, x: anp.log(x),
     ),
     "sin": Ways(
         _into(np.cos),
@@ -234,6 +247,7 @@ UNARY: Mapping[str, Ways] = {
         "sin",
         "g * cos(x)",
         _lane("g * np.cos(x)"),
+        lambda anp, x: anp.sin(x),
     ),
 }
 
@@ -253,15 +267,15 @@ def unary_vjp(op: str, x: Any, g: Any, out: Any = None) -> Iterator[Contender]:
     if torch := optional("torch"):
         yield from _unary_torch(torch, ways, x, g, out)
     if jax := optional("jax"):
-        jax.config.update("jax_enable_x64", True)
-        forward = getattr(jax.numpy, ways.jax, None) or getattr(jax.nn, ways.jax)
-        if op == "gelu":
-            forward = partial(forward, approximate=False)
-        yield _jax_vjp(jax, forward, (x,), g)
+        yield _jax_vjp(jax, jax_forward(jax, op), (x,), g)
     if ways.numexpr and (numexpr := optional("numexpr")):
         yield _unary_numexpr(numexpr, ways.numexpr, x, g, out)
     if numba := optional("numba"):
         yield from _unary_numba(numba, ways, x, g, out)
+    if (autograd := optional("autograd")) and (op != "gelu" or optional("scipy")):
+        anp = optional("autograd.numpy")
+        forward = partial(ways.autograd, anp)
+        yield Contender("autograd", "", lambda: autograd.make_vjp(forward)(x)[0](g), _single)
 
 
 def _unary_torch(torch: Any, ways: Ways, x: Any, g: Any, out: Any) -> Iterator[Contender]:
@@ -279,6 +293,14 @@ def _unary_torch(torch: Any, ways: Ways, x: Any, g: Any, out: Any) -> Iterator[C
     yield Contender(
         "PyTorch", "autograd", lambda: torch.autograd.grad(forward(leaf), leaf, g)[0], _single
     )
+
+
+def jax_forward(jax: Any, op: str) -> Any:
+    """Return JAX's function of the operation."""
+    jax.config.update("jax_enable_x64", True)
+    name = UNARY[op].jax
+    forward = getattr(jax.numpy, name, None) or getattr(jax.nn, name)
+    return partial(forward, approximate=False) if op == "gelu" else forward
 
 
 def _jax_vjp(jax: Any, forward: Any, primals: Any, g: Any) -> Contender:
@@ -314,7 +336,7 @@ def _unary_numba(numba: Any, ways: Ways, x: Any, g: Any, out: Any) -> Iterator[C
     one = x.dtype.type(1)
     for way in ("serial", "parallel"):
         compiled = numba.njit(fastmath=True, parallel=way == "parallel")(loop)
-        yield Contender("Numba", way, lambda f=compiled: f(x, g, target, one), _single)
+        yield Contender("Numba", way, partial(compiled, x, g, target, one), _single)
 
 
 # --- vjp of power, and of a product with a repeated factor ----------------------------------------
@@ -371,9 +393,8 @@ def power_vjp(x: Any, y: Any, g: Any, out: Any = None) -> Iterator[Contender]:
 
         for way in ("serial", "parallel"):
             compiled = numba.njit(fastmath=True, parallel=way == "parallel")(loop)
-            yield Contender(
-                "Numba", way, lambda f=compiled: f(x, y, g, *targets) or targets, _several
-            )
+            into = partial(compiled, x, y, g, *targets)
+            yield Contender("Numba", way, into, lambda _: _several(targets))
 
 
 def scaled_columns_vjp(w: Any, x: Any, g: Any, out: Any = None) -> Iterator[Contender]:
@@ -451,6 +472,39 @@ def matmul_vjp(A: Any, B: Any, G: Any) -> Iterator[Contender]:
         yield Contender("JAX", "by hand", lambda: ready(by_hand(*arrays)), _several)
 
 
+def linear_vjp(X: Any, W: Any, b: Any, G: Any) -> Iterator[Contender]:
+    """Yield every way to compute the cotangents of X, W and b in ``relu(X @ W + b)``."""
+    ours = pb.linear.vjp
+    yield Contender("pullback", "", lambda: ours(X, W, b, G, activation="relu"), _several)
+
+    def by_numpy() -> Any:
+        z = X @ W
+        z += b
+        active = np.multiply(G, z > 0, out=z)
+        return active @ W.T, X.T @ active, active.sum(0)
+
+    yield Contender("NumPy", "", by_numpy, _several)
+    if torch := optional("torch"):
+        tX, tW, tb, tG = map(torch.from_numpy, (X, W, b, G))
+
+        @torch.no_grad()
+        def by_hand() -> Any:
+            active = torch.ops.aten.threshold_backward(tG, torch.addmm(tb, tX, tW), 0)
+            return active @ tW.T, tX.T @ active, active.sum(0)
+
+        yield Contender("PyTorch", "by hand", by_hand, _several)
+        leaves = [a.clone().requires_grad_() for a in (tX, tW, tb)]
+
+        def by_autograd() -> Any:
+            y = torch.relu(torch.addmm(leaves[2], leaves[0], leaves[1]))
+            return torch.autograd.grad(y, leaves, tG)
+
+        yield Contender("PyTorch", "autograd", by_autograd, _several)
+    if jax := optional("jax"):
+        jax.config.update("jax_enable_x64", True)
+        yield _jax_vjp(jax, lambda X, W, b: jax.nn.relu(X @ W + b), (X, W, b), G)
+
+
 # --- a chain of elementwise operations ------------------------------------------------------------
 
 
@@ -489,3 +543,13 @@ def gaussian_in_tanh(x: Any, g: Any) -> Iterator[Contender]:
             return y, pull(g)
 
         yield Contender("autograd", "", by_autograd, _several)
+    if jax := optional("jax"):
+        jax.config.update("jax_enable_x64", True)
+        arrays = tuple(map(jax.numpy.asarray, (x, g)))
+
+        @jax.jit
+        def by_jax(x: Any, g: Any) -> Any:
+            y, pull = jax.vjp(lambda x: jax.numpy.tanh(jax.numpy.exp(-x * x)), x)
+            return y, pull(g)[0]
+
+        yield Contender("JAX", "jit", lambda: jax.block_until_ready(by_jax(*arrays)), _several)

@@ -7,12 +7,13 @@ library. Every way computes in the dtype of X.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
+
 import pullback as pb
-from peers import Contender, optional
+from pullback.bench.peers import Contender, optional
 
 # --- what is computed -----------------------------------------------------------------------------
 
@@ -56,6 +57,8 @@ def make(loss: str, rows: int, cols: int, dtype: Any, layout: str = "C", outputs
     b = 0.1 if outputs == 1 else np.linspace(-0.1, 0.1, outputs).astype(dtype)
     if loss == "softmax_cross_entropy":
         y = rng.integers(0, outputs, rows)
+    elif loss == "poisson":
+        y = rng.poisson(1, rows).astype(dtype)
     elif loss == "logistic":
         y = rng.integers(0, 2, rows).astype(dtype)
     else:
@@ -146,6 +149,31 @@ def _logistic_numba(one: Any) -> Any:
     return lane
 
 
+def _poisson_numpy(z: Any, y: Any) -> Any:
+    loss = -np.dot(y, z)
+    np.exp(z, out=z)
+    loss += z.sum()
+    z -= y
+    return loss, z
+
+
+def _poisson_torch(torch: Any, z: Any, y: Any) -> Any:
+    loss = -torch.dot(y, z)
+    mean = z.exp_()
+    loss = loss + mean.sum()
+    return loss, mean.sub_(y)
+
+
+def _poisson_numba(one: Any) -> Any:
+    del one
+
+    def lane(z: Any, y: Any) -> Any:
+        mean = np.exp(z)
+        return mean - y * z, mean - y
+
+    return lane
+
+
 def _squared_error_numpy(z: Any, y: Any) -> Any:
     z -= y
     loss = np.vdot(z, z)
@@ -200,6 +228,14 @@ LOSSES: Mapping[str, Ways] = {
         numba=_logistic_numba,
         sklearn="HalfBinomialLoss",
     ),
+    "poisson": Ways(
+        numpy=_poisson_numpy,
+        torch=_poisson_torch,
+        autograd=lambda torch, z, y: torch.nn.functional.poisson_nll_loss(z, y),
+        jax=lambda jax, z, y: jax.numpy.exp(z) - y * z,
+        numba=_poisson_numba,
+        sklearn="HalfPoissonLoss",
+    ),
     "squared_error": Ways(
         numpy=_squared_error_numpy,
         torch=_squared_error_torch,
@@ -243,7 +279,7 @@ def value_and_grad(model: Model) -> Iterator[Contender]:
         bias = X.dtype.type(b)
         loops = _numba_loops(numba, loss, X.dtype, X.flags.c_contiguous)
         for way, function in zip(("serial", "parallel"), loops, strict=True):
-            yield Contender("Numba", way, lambda f=function: f(X, y, w, bias), _flat)
+            yield Contender("Numba", way, partial(function, X, y, w, bias), _flat)
 
 
 def sparse_value_and_grad(model: Model) -> Iterator[Contender]:
@@ -338,7 +374,7 @@ def _sklearn(name: str, model: Model) -> Iterator[Contender]:
         yield Contender(
             "scikit-learn",
             way,
-            lambda k=threads: loss.loss_gradient(coefficients.T, X, y, n_threads=k),
+            partial(loss.loss_gradient, coefficients.T, X, y, n_threads=threads),
             arrays,
         )
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
 import pullback as pb
-from peers import Contender, optional
-from pullback.interop.sklearn import LinearClassifier, LinearRegressor
+from pullback.bench.peers import Contender, optional
 
 RELATIVE_GRADIENT = 1e-8  # of what it is with all parameters 0
 CATEGORIES = (2, 5, 10, 25, 80, 200)  # of the columns that one-hot tables encode
@@ -81,6 +81,8 @@ def _one_hot(rng: np.random.Generator, n_rows: int) -> Any:
 
 def fits(table: Table) -> Iterator[Contender]:
     """Yield who fits a table; a result is the estimator."""
+    from pullback.interop.sklearn import LinearClassifier, LinearRegressor
+
     loss, X, y, alpha = table
     gtol, n = table.gtol, len(table.y)
 

@@ -1,0 +1,1 @@
+"""Pullback beside other libraries: the same computations in each, checked, then timed in turns."""
