@@ -329,7 +329,11 @@ def objectives() -> Iterator[Call]:
                 if method == "hvp":
                     given = [theta, 2 * theta]
                 elif method == "predict":
-                    given = [X, theta]
+                    given = [
+                        X,
+                        theta,
+                        *(value for key, value in options.items() if key == "offset"),
+                    ]
                 elif method == "initial":
                     given = []
                 function = getattr(objective, method)

@@ -422,7 +422,7 @@ def test_jacobians_of_chains(name: str) -> None:
 
 
 # Weights whose sum is exact, in whatever order.
-EIGHTHS = np.random.default_rng(3).integers(0, 9, 50) / 8
+SEVENTHS = np.random.default_rng(3).integers(0, 9, 50) / 7
 losses = pytest.mark.parametrize("case", CASES, ids=by_id)
 
 
@@ -448,10 +448,10 @@ def test_losses(case: Case, k: int | None) -> None:
     forms += [whole.astype(int), whole.astype(np.int8), m.X.astype("f2"), m.X.astype(">f8")]
     forms += [m.X.astype(ml_dtypes.bfloat16), m.X.astype(ml_dtypes.bfloat16)[:, ::-1]]
     forms += [whole.astype(int)[::-1], np.repeat(np.repeat(m.X, 2, 0), 2, 1)[::2, ::2], whole > 0]
-    weights = [None, EIGHTHS[:40], np.ones(40, int), EIGHTHS[:40].astype("f4")]
+    weights = [None, SEVENTHS[:40], np.ones(40, int), SEVENTHS[:40].astype("f4")]
     parameters = [m.w, m.w.astype("f4"), np.rint(m.w).astype(int), m.w.astype("f2"), m.w[::-1]]
     each_output = rng.standard_normal(m.y.shape if not case.labels else (40, 3))
-    given_offsets = [None, m.X[:, 0], each_output, each_output.astype("f4"), EIGHTHS[:40].tolist()]
+    given_offsets = [None, m.X[:, 0], each_output, each_output.astype("f4"), SEVENTHS[:40].tolist()]
     given_offsets += [m.X[:, 1].astype("f2"), np.rint(each_output).astype(int)]
     offsets = itertools.cycle([*given_offsets, None, None, each_output[::-1]])
     # Some of all that can meet; each with each over the losses.
@@ -645,8 +645,8 @@ def test_objectives(case: Case) -> None:
     m = model(case, 50, 3)
     X, y = m.X, m.y
     penalties = (0, 0.3, [0.3, 0, 1e-3], np.eye(m.w.size) + 1)
-    for weights, l2, intercept in itertools.product((None, EIGHTHS), penalties, (0, 1)):
-        offset = -EIGHTHS if l2 is penalties[0] else None
+    for weights, l2, intercept in itertools.product((None, SEVENTHS), penalties, (0, 1)):
+        offset = -SEVENTHS if l2 is penalties[0] else None
         options: dict[str, Any] = {
             "sample_weight": weights,
             "l2": l2,
@@ -675,7 +675,7 @@ def test_objectives(case: Case) -> None:
         for new in (*forms, whole, whole.tolist(), X[::2], X[:0], np.rint(X).astype(np.int8)):
             judge(ours.predict, iter([((new, theta), {}), ((new, theta.tolist()), {})]), outs=False)
             assert bits(ours.predict(new, theta)) == bits(by_chunks.predict(new, theta))
-            added = EIGHTHS[: len(ours.predict(new, theta))]
+            added = SEVENTHS[: len(ours.predict(new, theta))]
             for given in (added, added.astype("f4"), added[::-1], added.tolist()):
                 judge(
                     ours.predict,

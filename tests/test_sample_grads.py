@@ -320,16 +320,18 @@ def test_singular_hessians(primitives: Any) -> None:
 @each("factor", [2.0**-900, 2.0**900])
 def test_covariances_of_weights_out_of_range(factor: float, primitives: Any) -> None:
     X = np.random.default_rng(0).normal(size=(9, 2))
-    weights = np.arange(9.0)
+    y, weights = X[:, 0] ** 2, np.arange(9.0)
     one, other = (
-        pb.LinearObjective(X, X[:, 0] ** 2, primitives.poisson, 0.5, scale * weights)
-        for scale in (1, factor)
+        pb.LinearObjective(X, y, primitives.poisson, 0.5, scale * weights) for scale in (1, factor)
     )
+    rows = [slice(0, 1), slice(1, 3), slice(3, 9)]  # the first has no weight
+    chunks = [(X[part], y[part], factor * weights[part]) for part in rows]
+    in_chunks = pb.LinearObjective(chunks, None, primitives.poisson, 0.5)
     theta = one.initial()
-    wanted = one.covariance(theta)
-    np.testing.assert_allclose(other.covariance(theta) * factor, wanted, rtol=1e-13)
-    robust = one.covariance(theta, "robust")
-    np.testing.assert_allclose(other.covariance(theta, "robust"), robust, rtol=1e-12)
+    wanted, robust = one.covariance(theta), one.covariance(theta, "robust")
+    for objective in (other, in_chunks):
+        np.testing.assert_allclose(objective.covariance(theta) * factor, wanted, rtol=1e-13)
+        np.testing.assert_allclose(objective.covariance(theta, "robust"), robust, rtol=1e-12)
 
 
 @backends

@@ -333,10 +333,12 @@ class LossCall {
  private:
   // False, perhaps with an exception set, unless it is done and there is what it can return.
   bool Run(Job job, LossResult& result) {
-    if (!mean_) result.divisor = 1.0;
+    // Weights are added up before the pass, in the order of the fallback: the bits are the same.
+    if (!result.divisor) result.divisor = Divisor();
+    if (!result.divisor) return false;
     const bool done = RunKernel(IsLarge(problem_.X, problem_.outputs),
                                 [&](Poll* poll) { return SumLoss(job, problem_, result, poll); });
-    return done && !result.bad && (!mean_ || IsOrdinary(result.weight));
+    return done && !result.bad;
   }
 
   // The gradients that are asked for, computed before any of them is written to what is given.

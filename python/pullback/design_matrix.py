@@ -236,8 +236,11 @@ class Sparse:
 def spans(indptr: Array, entries: int) -> Iterator[tuple[int, int]]:
     """Yield consecutive ranges of rows (columns) with at most so many entries, or a single one."""
     begin, n = 0, len(indptr) - 1
+    number, most = indptr.dtype.type, np.iinfo(indptr.dtype).max
     while begin < n:
-        end = int(np.searchsorted(indptr, int(indptr[begin]) + entries, "right")) - 1
+        # Of another dtype, what is looked for would have all of the array converted.
+        last = number(min(int(indptr[begin]) + entries, most))
+        end = int(np.searchsorted(indptr, last, "right")) - 1
         end = min(max(end, begin + 1), begin + entries, n)
         yield begin, end
         begin = end

@@ -33,6 +33,8 @@ from pullback.samples import (
     check_outputs,
     check_samples,
     converted_samples,
+    far_exponent,
+    over_power,
     weighing,
 )
 from pullback.tables.losses import LOSSES, LossRow
@@ -48,6 +50,8 @@ _OP: Final = "LinearObjective"
 # The most coefficients, over all directions, that one pass over an array takes: a kernel holds sums
 # of them for each of its slabs of rows.
 _GROUP: Final = 1 << 14
+# Two of one output take as long together as three one by one.
+_FEW: Final = 2
 
 
 @guarded_class
@@ -312,8 +316,8 @@ class LinearObjective(Hinted):
     def hvp(self, theta: npt.ArrayLike, v: npt.ArrayLike) -> Array:
         """Return the product of the objective's Hessian at `theta` with directions.
 
-        Several directions share a pass over the data: all of them over chunks, and over an array
-        as many as have 16384 coefficients together.
+        Three directions or more, or two of several outputs, share a pass over the data: all of
+        them over chunks, and over an array as many as have 16384 coefficients together.
 
         Parameters
         ----------
@@ -336,6 +340,8 @@ class LinearObjective(Hinted):
         along = self._vector(op, v, "v", columns=True)
         columns = along if along.ndim == 2 else along[:, None]
         step = max(1, _GROUP // max(1, self._n_coefficients))
+        if self._n_outputs == 1 and columns.shape[1] <= _FEW:
+            step = 1
         groups = [columns[:, i : i + step] for i in range(0, columns.shape[1], step)]
         directions = [self._model(np.ascontiguousarray(group)) for group in groups]
 
@@ -579,12 +585,15 @@ class LinearObjective(Hinted):
         """Return the Hessian, the sum of weights over 2^k, k, and the sum of g g^T of gradients."""
         model = self._model(self._vector(op, theta))
         weights: list[float] = []
-        exponents = [0]  # none of chunks'
+        exponent = 0
 
         def terms() -> Iterator[Array]:
-            for where, samples in self._chunks(op):
+            nonlocal exponent
+            for where, given in self._chunks(op):
+                if not any(weights):  # all chunks' have the factor of the first that has any
+                    exponent = given.exponent or far_exponent(given)
+                samples = given if given.exponent else over_power(given, exponent)
                 weights.append(samples.weight)
-                exponents.append(samples.exponent)
                 sums = hessian_sums(self._loss, where, samples, model)[None]
                 if robust:
                     grams = self._loss._sample_grads(where, samples, model).gram()
@@ -596,7 +605,7 @@ class LinearObjective(Hinted):
             weight = divisor(op, "mean", tree_sum(weights))
             hessian /= weight
             self._penalty.add_to(hessian)
-        return hessian, weight, sum(exponents), grams
+        return hessian, weight, exponent, grams
 
     def _summed(
         self, op: str, model: Model, job: Job, v: tuple[Array, Array] | None = None

@@ -207,16 +207,29 @@ def weighing(op: str, reduction: str, samples: Samples) -> tuple[Samples, float]
     products with it could overflow or underflow, a power of 2 brings the largest weight near 1.
     """
     by = divisor(op, reduction, samples.weight)
-    weights = samples.sample_weight
-    if reduction == "sum" or weights is None or 2.0**-500 < by < 2.0**500:
+    if reduction == "sum" or not (exponent := far_exponent(samples)):
         return samples, by
-    if not (weights >= 0).all() or not np.isfinite(weights).all():
-        return samples, by  # the pass raises the error
-    exponent = int(np.frexp(weights.max())[1])
-    weights = np.ldexp(weights, -exponent)
-    weight = float(np.sum(weights))
-    samples = replace(samples, sample_weight=weights, weight=weight, exponent=exponent)
+    samples = over_power(samples, exponent)
     return samples, samples.weight
+
+
+def far_exponent(samples: Samples) -> int:
+    """Return the k for which the weights over 2^k are near 1; 0 where they are not far from it."""
+    weights = samples.sample_weight
+    if weights is None or 2.0**-500 < samples.weight < 2.0**500:
+        return 0
+    if not (weights >= 0).all() or not np.isfinite(weights).all():
+        return 0  # the pass complains of them
+    return int(np.frexp(weights.max())[1])
+
+
+def over_power(samples: Samples, exponent: int) -> Samples:
+    """Return samples whose weights are over 2^exponent."""
+    if samples.sample_weight is None or not exponent:
+        return samples
+    weights = np.ldexp(samples.sample_weight, -exponent)
+    weight = float(np.sum(weights))
+    return replace(samples, sample_weight=weights, weight=weight, exponent=exponent)
 
 
 def weight_complaint(sample_weight: Array, row: int) -> str:

@@ -403,7 +403,8 @@ class LinearRegressor(RegressorMixin, _LinearModel):  # type: ignore[misc]
         y : array_like, shape (n_samples,)
             Targets, in the loss's domain.
         sample_weight : array_like, shape (n_samples,), optional
-            Weights, finite and not negative; a sample of weight 0 counts as if it were not there.
+            Weights, finite and not negative; a sample of weight 0 counts as if it were not there,
+            but has to have a target and an offset that are numbers, as scikit-learn wants.
         offset : array_like, shape (n_samples,), optional
             Added to the linear predictions, such as the logarithm of an exposure.
 
@@ -566,7 +567,8 @@ class LinearClassifier(ClassifierMixin, _LinearModel):  # type: ignore[misc]
         y : array_like, shape (n_samples,)
             Labels: numbers, strings, anything that sorts.
         sample_weight : array_like, shape (n_samples,), optional
-            Weights, finite and not negative; a sample of weight 0 counts as if it were not there.
+            Weights, finite and not negative; a sample of weight 0 counts as if it were not there,
+            but has to have a target and an offset that are numbers, as scikit-learn wants.
         offset : array_like, shape (n_samples,), or (n_samples, n_classes) for more than two
             Added to the linear predictions.
 
