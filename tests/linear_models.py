@@ -113,6 +113,17 @@ def _normal(mills: Callable[[Any], Any], m: SimpleNamespace) -> dict[str, Callab
     }
 
 
+def _kept(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Remember the last numbers: value, derivatives and terms at a point ask for the same ones."""
+
+    @lru_cache(64)
+    def at(x: Any, precision: int) -> Any:
+        return f(x)
+
+    return lambda x: at(x, mp.prec)
+
+
+_OF_ONE = ("log", "log1p", "sqrt", "exp", "expm1", "arctan")
 SINGLE = SimpleNamespace(
     **{name: getattr(mpmath, name) for name in ("log", "log1p", "sqrt", "cosh", "sign")},
     exp=_mp_exp,
@@ -131,6 +142,7 @@ ARRAY = SimpleNamespace(
     pick=np.where,
 )
 vars(SINGLE).update(_normal(_mp_mills, SINGLE))
+vars(SINGLE).update((name, _kept(getattr(SINGLE, name))) for name in (*_OF_ONE, "bend", "hazard"))
 vars(ARRAY).update(_normal(_array_mills, ARRAY))
 
 
@@ -153,6 +165,7 @@ class Formula(NamedTuple):
         """The value and its derivatives."""
         return self.value, self.derivative, self.second
 
+    @lru_cache(256)  # noqa: B019
     def limits(self, y: float, p: float) -> list[list[float]]:
         """Return the limits of value and derivatives at z = -inf, and those at +inf."""
         far, beyond = mpf(10) ** 30000, mpf(10) ** 4000
@@ -533,15 +546,41 @@ def exact(
 ) -> Exact:
     """Return every sum in long double, undivided, with its error bound.
 
-    `terms` is the number of products in a prediction, D unless an entry counts twice.
+    `terms` is the number of products in a prediction, D unless an entry counts twice. The same
+    numbers, asked for again in another layout or for another target, are computed once.
     """
+    V, VB = (None, None) if v is None else v
+    return _exact(case, terms, *map(_Numbers, (X, y, w, b, sample_weight, V, VB, offset)))
+
+
+class _Numbers:
+    """An argument that is equal to others of the same numbers, dtype and shape."""
+
+    def __init__(self, argument: Any) -> None:
+        self.array = None if argument is None else np.array(argument, order="C")
+        if self.array is not None:
+            self.array = self.array.astype(self.array.dtype.newbyteorder("="), copy=False)
+            self._key = (self.array.dtype, self.array.shape, self.array.tobytes())
+        else:
+            self._key = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Numbers) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+@lru_cache(256)
+def _exact(case: Case, terms: int | None, *given: _Numbers) -> Exact:
+    X, y, w, b, sample_weight, V, VB, offset = (argument.array for argument in given)
     X, w = _wide(X), _wide(w)
     n, d = X.shape
     k = 1 if w.ndim == 1 else w.shape[1]
     W = w.reshape(d, k)
     B = np.broadcast_to(_wide(0 if b is None else b), (k,))
-    V = np.zeros_like(W) if v is None else _wide(v[0]).reshape(d, k)
-    VB = np.broadcast_to(_wide(0 if v is None or v[1] is None else v[1]), (k,))
+    V = np.zeros_like(W) if V is None else _wide(V).reshape(d, k)
+    VB = np.broadcast_to(_wide(0 if VB is None else VB), (k,))
     added = np.zeros((n, 1)) if offset is None else _wide(offset).reshape(n, -1)
     size = np.abs(X)
     spread = ((d if terms is None else terms) + 2) * U
@@ -691,6 +730,7 @@ def judge(
 # --- single numbers -------------------------------------------------------------------------------
 
 
+@lru_cache(1024)
 def number(case: Case, order: int, z: float, y: float) -> Any:
     """Return the exact value, derivative or second derivative at a point, as an mpf."""
     with mp.workprec(PRECISION):
