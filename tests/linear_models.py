@@ -9,6 +9,7 @@ tree by (rows in a block + levels + 8) u times the sum of the terms' magnitudes.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import operator
 import re
@@ -550,30 +551,39 @@ def exact(
     numbers, asked for again in another layout or for another target, are computed once.
     """
     V, VB = (None, None) if v is None else v
-    return _exact(case, terms, *map(_Numbers, (X, y, w, b, sample_weight, V, VB, offset)))
+    given = (X, y, w, b, sample_weight, V, VB, offset)
+    key = (case, terms, *map(_digest, given))
+    if key not in _KEPT:
+        if len(_KEPT) == 256:
+            _KEPT.clear()
+        _KEPT[key] = _exact(case, terms, *given)
+    return _KEPT[key]
 
 
-class _Numbers:
-    """An argument that is equal to others of the same numbers, dtype and shape."""
-
-    def __init__(self, argument: Any) -> None:
-        self.array = None if argument is None else np.array(argument, order="C")
-        if self.array is not None:
-            self.array = self.array.astype(self.array.dtype.newbyteorder("="), copy=False)
-            self._key = (self.array.dtype, self.array.shape, self.array.tobytes())
-        else:
-            self._key = None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Numbers) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
+_KEPT: dict[Any, Exact] = {}
 
 
-@lru_cache(256)
-def _exact(case: Case, terms: int | None, *given: _Numbers) -> Exact:
-    X, y, w, b, sample_weight, V, VB, offset = (argument.array for argument in given)
+def _digest(argument: Any) -> Any:
+    """Return what is equal for the same numbers, dtype and shape, however they lie in memory."""
+    if argument is None:
+        return None
+    array = np.asarray(argument)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array.dtype, array.shape, hashlib.blake2b(array.tobytes()).digest()
+
+
+def _exact(
+    case: Case,
+    terms: int | None,
+    X: Any,
+    y: Any,
+    w: Any,
+    b: Any,
+    sample_weight: Any,
+    V: Any,
+    VB: Any,
+    offset: Any,
+) -> Exact:
     X, w = _wide(X), _wide(w)
     n, d = X.shape
     k = 1 if w.ndim == 1 else w.shape[1]
