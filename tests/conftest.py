@@ -14,11 +14,38 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from fp_env import FloatEnvironment
 from protocol import TARGETS, native
 
 collect_ignore_glob = ["test_native_*.py"] if native is None else []
+
+_numpys = np.testing.assert_allclose, np.testing.assert_array_equal
+
+
+def _assert_allclose(
+    actual: Any, desired: Any, rtol: float = 1e-7, atol: float = 0, **options: Any
+) -> None:
+    """Do what NumPy's does, several times faster where all numbers are finite and close."""
+    a, d = np.asarray(actual), np.asarray(desired)
+    if a.shape == d.shape and a.dtype.kind == "f" == d.dtype.kind:
+        with np.errstate(all="ignore"):
+            distance = np.abs(a - d)
+            if ((distance <= atol + rtol * np.abs(d)) & (distance < np.inf)).all():
+                return
+    _numpys[0](actual, desired, rtol, atol, **options)
+
+
+def _assert_array_equal(actual: Any, desired: Any, *arguments: Any, **options: Any) -> None:
+    """Do what NumPy's does, several times faster where all bits are the same."""
+    a, d = np.asarray(actual), np.asarray(desired)
+    same = a.dtype == d.dtype != object and a.shape == d.shape and a.tobytes() == d.tobytes()
+    if not same:
+        _numpys[1](actual, desired, *arguments, **options)
+
+
+np.testing.assert_allclose, np.testing.assert_array_equal = _assert_allclose, _assert_array_equal
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,22 +73,13 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(params=TARGETS or ["numpy"])
-def any_target(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Force each instruction set in turn; the NumPy backend counts as one."""
-    if native is None:
-        yield request.param
-        return
+def target(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Force each instruction set in turn; deselected for the NumPy backend."""
     before = native.active_target()
     native.set_target(request.param)
     assert native.active_target() == request.param
     yield request.param
     native.set_target(before)
-
-
-@pytest.fixture
-def target(any_target: str) -> str:
-    """Force each instruction set in turn; deselected for the NumPy backend."""
-    return any_target
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ tree by (rows in a block + levels + 8) u times the sum of the terms' magnitudes.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import operator
 import re
@@ -22,7 +23,7 @@ import numpy as np
 import pullback as pb
 from formulas import terms, written
 from mpmath import mp, mpf
-from oracles import PRECISION
+from oracles import PRECISION, kept
 from pullback.tables.losses import LOSSES, LossRow
 
 BLOCK = 512
@@ -113,6 +114,7 @@ def _normal(mills: Callable[[Any], Any], m: SimpleNamespace) -> dict[str, Callab
     }
 
 
+_OF_ONE = ("log", "log1p", "sqrt", "exp", "expm1", "arctan")
 SINGLE = SimpleNamespace(
     **{name: getattr(mpmath, name) for name in ("log", "log1p", "sqrt", "cosh", "sign")},
     exp=_mp_exp,
@@ -131,6 +133,7 @@ ARRAY = SimpleNamespace(
     pick=np.where,
 )
 vars(SINGLE).update(_normal(_mp_mills, SINGLE))
+vars(SINGLE).update((name, kept(getattr(SINGLE, name))) for name in (*_OF_ONE, "bend", "hazard"))
 vars(ARRAY).update(_normal(_array_mills, ARRAY))
 
 
@@ -153,6 +156,7 @@ class Formula(NamedTuple):
         """The value and its derivatives."""
         return self.value, self.derivative, self.second
 
+    @lru_cache(256)  # noqa: B019
     def limits(self, y: float, p: float) -> list[list[float]]:
         """Return the limits of value and derivatives at z = -inf, and those at +inf."""
         far, beyond = mpf(10) ** 30000, mpf(10) ** 4000
@@ -533,15 +537,50 @@ def exact(
 ) -> Exact:
     """Return every sum in long double, undivided, with its error bound.
 
-    `terms` is the number of products in a prediction, D unless an entry counts twice.
+    `terms` is the number of products in a prediction, D unless an entry counts twice. The same
+    numbers, asked for again in another layout or for another target, are computed once.
     """
+    V, VB = (None, None) if v is None else v
+    given = (X, y, w, b, sample_weight, V, VB, offset)
+    key = (case, terms, *map(_digest, given))
+    if key not in _KEPT:
+        if len(_KEPT) == 256:
+            _KEPT.clear()
+        _KEPT[key] = _exact(case, terms, *given)
+    return _KEPT[key]
+
+
+_KEPT: dict[Any, Exact] = {}
+
+
+def _digest(argument: Any) -> Any:
+    """Return what is equal for the same numbers, dtype and shape, however they lie in memory."""
+    if argument is None:
+        return None
+    array = np.asarray(argument)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array.dtype, array.shape, hashlib.blake2b(array.tobytes()).digest()
+
+
+def _exact(
+    case: Case,
+    terms: int | None,
+    X: Any,
+    y: Any,
+    w: Any,
+    b: Any,
+    sample_weight: Any,
+    V: Any,
+    VB: Any,
+    offset: Any,
+) -> Exact:
     X, w = _wide(X), _wide(w)
     n, d = X.shape
     k = 1 if w.ndim == 1 else w.shape[1]
     W = w.reshape(d, k)
     B = np.broadcast_to(_wide(0 if b is None else b), (k,))
-    V = np.zeros_like(W) if v is None else _wide(v[0]).reshape(d, k)
-    VB = np.broadcast_to(_wide(0 if v is None or v[1] is None else v[1]), (k,))
+    V = np.zeros_like(W) if V is None else _wide(V).reshape(d, k)
+    VB = np.broadcast_to(_wide(0 if VB is None else VB), (k,))
     added = np.zeros((n, 1)) if offset is None else _wide(offset).reshape(n, -1)
     size = np.abs(X)
     spread = ((d if terms is None else terms) + 2) * U
@@ -665,7 +704,8 @@ def judge(
     v = (v[0], None if b is None else v[1])
     n = len(dense)
     sums = sums or exact(case, dense, y, w, b, sample_weight, v, offset=offset, terms=terms)
-    right = divided(sums, n, sample_weight, reduction)
+    of_others = sums._replace(gX=sums.gb)  # which is large, and not asked for here
+    right = divided(of_others, n, sample_weight, reduction)
     options = {"sample_weight": sample_weight, "offset": offset, "reduction": reduction}
 
     result = loss.value_and_grad(X, y, w, b, **options)
@@ -691,6 +731,7 @@ def judge(
 # --- single numbers -------------------------------------------------------------------------------
 
 
+@lru_cache(1024)
 def number(case: Case, order: int, z: float, y: float) -> Any:
     """Return the exact value, derivative or second derivative at a point, as an mpf."""
     with mp.workprec(PRECISION):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import mpmath
@@ -76,8 +78,16 @@ _VOCABULARY = {name: getattr(mpmath, name) for name in dir(mpmath) if not name.s
 
 def exact(text: str, names: dict[str, Any]) -> Any:
     """Return what a formula of the table gives; of x[i] there is one for each i."""
+    code, vocabulary = _compiled(text)
+    return eval(code, vocabulary | names)
+
+
+@cache
+def _compiled(text: str) -> tuple[Any, dict[str, Any]]:
+    """Return a formula, compiled, and the functions in it."""
     source = python(text).replace("for j !=", "for j in range(n) if j !=")
-    return eval(source, _VOCABULARY | names)
+    used = re.findall(r"[A-Za-z_]\w*", source)
+    return compile(source, text, "eval"), {k: _VOCABULARY[k] for k in used if k in _VOCABULARY}
 
 
 def names_of(sample: Sample) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from protocol import (
     by_name,
     each,
     leaves,
+    on_any_target,
     ordinary,
     out_argument,
 )
@@ -388,8 +389,8 @@ def test_sums_are_exact_on_integers(w: Any, x: Any, batch: Any, kinds: Any) -> N
     )
 
 
-@pytest.mark.usefixtures("any_target")
 @pytest.mark.parametrize("kind", ["f4", "f8"])
+@on_any_target
 def test_sums_are_exact_on_every_target(kind: str) -> None:
     for rows, columns in itertools.product((1, 2, 3, 63, 64, 65), (1, 5, 15, 16, 17, 31, 33, 515)):
         w, x = integers((rows, 1), kind, 1), integers((columns,), kind, 2)

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from linear_models import loss_of
 from oracles import assert_same_bits, special_values, ulp_error
-from protocol import dtypes, each
+from protocol import dtypes, each, on_any_target
 from pullback.chains import Chain
 from pullback.tables.elementwise import OPS
 
@@ -162,7 +162,8 @@ def test_bits_of_the_twins(case: Any) -> None:
 
 @dtypes
 @each("name", UNARY)
-def test_every_unary_operation_inside(name: str, dtype: Any, any_target: str) -> None:
+@on_any_target
+def test_every_unary_operation_inside(name: str, dtype: Any) -> None:
     """Between two others, at special points as well, on every instruction set."""
     x = numbers(dtype)
     assert_same([Link("negative"), Link(name), Link("tanh")], x, np.roll(x, 1))
@@ -170,7 +171,8 @@ def test_every_unary_operation_inside(name: str, dtype: Any, any_target: str) ->
 
 @dtypes
 @each("name", BINARY)
-def test_every_binary_operation_inside(name: str, dtype: Any, any_target: str) -> None:
+@on_any_target
+def test_every_binary_operation_inside(name: str, dtype: Any) -> None:
     x = numbers(dtype)
     for operands in (
         (pb.arg, np.roll(x, 3)),

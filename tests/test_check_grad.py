@@ -77,7 +77,7 @@ def test_rejects_a_derivative_wrong_by_a_thousandth(row: OpRow) -> None:
 
 @rows
 def test_float32(row: OpRow) -> None:
-    x = ordinary(row).astype(np.float32)
+    x = ordinary(row)[:, :2].astype(np.float32)
     right = gradient(row, x)
     assert pb.check_grad(function(row), right, x), row.name
     wrong = right * np.float32(1.02) + (np.float32(0.05) if not right.any() else 0)

@@ -116,17 +116,17 @@ def test_zeros_that_are_structure_hide_infinities() -> None:
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def test_a_million_elements_take_order_n() -> None:
-    n = 10**6
-    x, rows = np.ones(n), np.ones((1000, 1000))
+def test_many_elements_take_order_n() -> None:
+    n = 500**2
+    x, rows = np.ones(n), np.ones((500, 500))
     s = Diagonal(rows)
-    W, b = np.ones((1000, 8)), np.ones(8)
+    W, b = np.ones((500, 8)), np.ones(8)
     for J, arrays in (
         (pb.tanh.jacobian(x) @ pb.exp.jacobian(x), 1),
         (pb.multiply.jacobian(rows, rows[0])[1], 1),
         (pb.multiply.jacobian(rows, rows[:1])[1].T, 1),
         (Identity((n,)) - Outer(x, x), 2),
-        (s - s @ Broadcast((1000, 1), (1000, 1000)) @ SumTo((1000, 1000), (1000, 1)) @ s, 3),
+        (s - s @ Broadcast((500, 1), (500, 500)) @ SumTo((500, 500), (500, 1)) @ s, 3),
         (BlockDiagonal(np.ones((n // 2, 2, 2))) @ Permutation((2, n // 2), (1, 0)), 2),
         (pb.linear.jacobian(rows, W, b, activation=pb.tanh)[0], 1),
         (Outer(x, x) @ Diagonal(x), 2),
@@ -148,7 +148,9 @@ def test_a_million_elements_take_order_n() -> None:
             tracemalloc.stop()
         assert peak <= 12 * 8 * n, (J, peak)
         for call in (J.toarray, J.tensor, lambda J=J: J.tensor("denominator"), J.__array__):
-            with pytest.raises(MemoryError, match=rf"{n} .* takes .* GB, the \w+ 0.* GB; todense"):
+            with pytest.raises(
+                MemoryError, match=rf"{n} .* takes .* GB, the \w+ (0\.|\S+e-)\d+ GB; todense"
+            ):
                 call()
 
 

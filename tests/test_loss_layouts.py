@@ -30,10 +30,17 @@ from linear_models import (
     model,
 )
 from oracles import assert_same_bits
-from protocol import assert_same_leaves, backends, dtypes, each, leaves
+from protocol import (
+    assert_same_leaves,
+    backends,
+    dtypes,
+    each,
+    leaves,
+    on_any_target,
+    on_every_target,
+)
 from pullback.design_matrix import spans
 
-on_any_target = pytest.mark.usefixtures("any_target")
 cases = pytest.mark.parametrize("case", CASES, ids=by_id)
 RECTIFIED, LOGISTIC, POISSON = map(Case, ("relu_mse", "logistic", "poisson"))
 FEW = [LOGISTIC, RECTIFIED, SOFTMAX[0]]
@@ -115,10 +122,10 @@ def test_layouts_of_the_data(layout: Callable[..., Any], case: Case, dtype: np.d
 
 
 @pytest.mark.native
-@on_any_target
 @dtypes
 @few
 @each("d", [*range(41), 63, 64, 65, 130])
+@on_any_target
 def test_every_width_of_columns(d: int, case: Case, dtype: np.dtype) -> None:
     """Fortran order, at every number of columns and around every number of lanes of rows."""
     for n in ((1, 7, 16), (2, 8, 33), (3, 9, (511, 512, 513, 1031)[d % 4]))[d % 3]:
@@ -126,9 +133,9 @@ def test_every_width_of_columns(d: int, case: Case, dtype: np.dtype) -> None:
         judge(case, np.asfortranarray(m.X), *m.operands[1:], hessian=n % 2 == 1)
 
 
-@on_any_target
 @dtypes
 @cases
+@on_any_target
 def test_every_loss_in_fortran_order(case: Case, dtype: np.dtype) -> None:
     for n, d, k in ((40, 7, None), (600, 5, None), (33, 9, 3)):
         m = model(case, n, d, dtype, k)
@@ -139,10 +146,10 @@ def test_every_loss_in_fortran_order(case: Case, dtype: np.dtype) -> None:
         np.testing.assert_allclose(gX, wanted, rtol=1e-5, atol=1e-7 if dtype == "f4" else 1e-15)
 
 
-@on_any_target
 @dtypes
 @few
 @pytest.mark.parametrize("layout", SAME_BITS.values(), ids=SAME_BITS.keys())
+@on_any_target
 def test_where_the_bytes_lie_does_not_matter(
     layout: Callable[..., Any], case: Case, dtype: np.dtype
 ) -> None:
@@ -245,7 +252,8 @@ def everything_of(case: Case, X: Any, m: Model) -> list[Any]:
 @pytest.mark.native
 @narrow
 @each("layout", NARROW_LAYOUTS)
-def test_16_bits_have_the_bits_of_float32(kind: np.dtype, layout: str, any_target: str) -> None:
+@on_any_target
+def test_16_bits_have_the_bits_of_float32(kind: np.dtype, layout: str) -> None:
     """Whatever the size, the loss, the outputs and the threads; a converted block has them too."""
     shapes = [(1, 1), (9, 0), (40, 24), (31, 25), (513, 17), (1100, 3), (70, 300), (3, 9000)]
     shapes += [(9000, 60), (2000, 6)]
@@ -295,7 +303,8 @@ def test_data_of_16_bits(case: Case, kind: np.dtype, primitives: Any) -> None:
 
 @narrow
 @backends
-def test_all_numbers_of_16_bits(kind: np.dtype, primitives: Any, any_target: str) -> None:
+@on_any_target
+def test_all_numbers_of_16_bits(kind: np.dtype, primitives: Any) -> None:
     """Subnormal, infinite and NaN ones too, in whole vectors and in the last."""
     every = np.arange(2**16, dtype=np.uint16).view(kind)
     loss = primitives.squared_error
@@ -476,11 +485,11 @@ def thinned(X: np.ndarray, share: float = 0.2) -> np.ndarray:
 forms = each("form", ["csr", "csc"])
 
 
-@on_any_target
 @dtypes
 @forms
 @each("index", [np.int32, np.int64])
 @few
+@on_any_target
 def test_sparse(case: Case, form: str, index: Any, dtype: np.dtype) -> None:
     for n, d, k in (
         (1, 1, None),
@@ -501,10 +510,10 @@ def test_sparse(case: Case, form: str, index: Any, dtype: np.dtype) -> None:
                 assert_same_bits(a, copied)
 
 
-@on_any_target
 @dtypes
 @forms
 @cases
+@on_any_target
 def test_every_loss_on_sparse_data(case: Case, form: str, dtype: np.dtype) -> None:
     for n, d, k in ((40, 7, None), (600, 5, None), (33, 9, 3)):
         m = model(case, n, d, dtype, k)
@@ -516,10 +525,10 @@ def test_every_loss_on_sparse_data(case: Case, form: str, dtype: np.dtype) -> No
         )
 
 
-@on_any_target
 @dtypes
 @forms
 @cases
+@on_any_target
 def test_gradient_in_sparse_data(case: Case, form: str, dtype: np.dtype) -> None:
     """Is dense: every entry of X has a derivative, stored or not."""
     for n, d, k in ((40, 7, None), (600, 5, 3)):
@@ -635,9 +644,9 @@ def test_stored_zeros_and_special_values(form: str) -> None:
     judge(LOGISTIC, stored, y, np.ones(3), 0.5, dense=dense)
 
 
-@on_any_target
 @dtypes
 @forms
+@on_any_target
 def test_thin_rows(form: str, dtype: np.dtype) -> None:
     """Of less than an entry to a thousand columns."""
     for case, n, d, k in ((LOGISTIC, 150, 2500, None), (SOFTMAX[0], 90, 1300, 3)):
@@ -786,9 +795,9 @@ def guarded(block: Guarded, array: np.ndarray, order: str = "C", **where: bool) 
     return flat.reshape(array.shape, order=order)
 
 
-@on_any_target
 @dtypes
 @pytest.mark.parametrize("order", ["C", "F"])
+@on_any_target
 def test_stays_between_guard_pages(dtype: np.dtype, order: str, guards: list[Guarded]) -> None:
     for n, d, at_end in itertools.product((1, 2, 3, 5, 8, 33), range(1, 41), (True, False)):
         case = CASES[(n + d) % len(CASES)]
@@ -820,9 +829,9 @@ def test_stays_between_guard_pages(dtype: np.dtype, order: str, guards: list[Gua
             assert_same_leaves(loss.value_and_grad(half, y, w, m.b, weights), wanted)
 
 
-@on_any_target
 @dtypes
 @forms
+@on_any_target
 def test_sparse_stays_between_guard_pages(
     form: str, dtype: np.dtype, guards: list[Guarded]
 ) -> None:
@@ -866,17 +875,16 @@ def everything(case: Case, X: Any, m: Any) -> Any:
     )
 
 
-@pytest.mark.native
 @dtypes
 @every_form
 @each(
     "n, d, k",
     [(513, 100, None), (5000, 33, None), (30_003, 10, None), (3000, 400, None), (6000, 20, 3)],
 )
+@on_every_target
 def test_same_bits_for_any_number_of_threads(
-    n: int, d: int, k: int | None, form: str, dtype: np.dtype, target: str
+    n: int, d: int, k: int | None, form: str, dtype: np.dtype
 ) -> None:
-    del target
     for case in (LOGISTIC, SOFTMAX[0]) if k else (RECTIFIED,):
         m = model(case, n, d, dtype, k)
         X = FORMS[form](m.X)
@@ -914,12 +922,11 @@ def test_same_bits_a_hundred_times(dtype: np.dtype, form: str) -> None:
                 assert_same_leaves(pb.logistic.value_and_grad(X, *m.operands[1:]), wanted)
 
 
-@pytest.mark.native
 @dtypes
 @pytest.mark.parametrize("order", ["C", "F"])
 @few
-def test_same_bits_at_any_offset(case: Case, order: str, dtype: np.dtype, target: str) -> None:
-    del target
+@on_every_target
+def test_same_bits_at_any_offset(case: Case, order: str, dtype: np.dtype) -> None:
     for n, d in ((5, 3), (33, 17), (513, 40), (1000, 130)):
         m = model(case, n, d, dtype)
         given = np.asarray(m.X, order=order)
@@ -976,8 +983,8 @@ def test_any_slice_of_rows_has_its_own_bits(dtype: np.dtype) -> None:
             )
 
 
-@on_any_target
 @few
+@on_any_target
 def test_kernels_agree_between_layouts(case: Case) -> None:
     """All layouts of the same data lie within one bound of one another."""
     m = model(case, 1030, 12, np.float64)
@@ -1091,8 +1098,8 @@ def test_what_is_not_finite_stays_in_its_columns(
 
 
 @pytest.mark.native
-@on_any_target
 @few
+@on_any_target
 def test_what_is_not_finite_on_every_target(case: Case) -> None:
     judge_rows_of_weight_0(case, np.dtype(np.float64), pb)
     judge_columns(case, np.dtype(np.float64), pb)
@@ -1100,9 +1107,9 @@ def test_what_is_not_finite_on_every_target(case: Case) -> None:
 
 @backends
 @pytest.mark.parametrize("layout", GUARDED.values(), ids=GUARDED.keys())
-def test_overflow_in_one_row(layout: Callable[..., Any], primitives: Any, any_target: str) -> None:
+@on_any_target
+def test_overflow_in_one_row(layout: Callable[..., Any], primitives: Any) -> None:
     """Where X is 0 it adds nothing, nor to a Hessian product if its prediction does not change."""
-    del any_target
     loss = primitives.poisson
     X = layout(np.eye(2))
     w, y = np.array([1000.0, 0.0, *np.zeros(X.shape[1] - 2)]), [1, 2]

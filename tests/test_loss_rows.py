@@ -10,8 +10,8 @@ import copy
 import itertools
 import math
 import pickle
-from functools import cache, partial
-from typing import Any
+from functools import cache, lru_cache, partial
+from typing import Any, NamedTuple
 
 import mpmath
 import numpy as np
@@ -35,7 +35,7 @@ from linear_models import (
 )
 from mpmath import mp, mpf
 from oracles import PRECISION, Exact, assert_same_bits, special_values, worst_error
-from protocol import TWINS, backends, dtypes, each
+from protocol import backends, dtypes, each, on_any_target, on_every_target
 from pullback.losses import losses
 from pullback.tables.losses import IN_LOSSES_ALONE, LOSSES
 
@@ -94,39 +94,56 @@ def points(case: Case, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     return z, y
 
 
-@cache
-def exact_points(case: Case, dtype: np.dtype, order: int) -> tuple[Exact, Any, np.ndarray]:
-    """Return exact numbers at `points`, the sizes of terms that cancel, and which may be judged."""
+class Judged(NamedTuple):
+    """Exact numbers at some of the `points`, and the sizes of the terms that cancel there."""
+
+    exact: Exact
+    sizes: Any
+    at: np.ndarray
+
+
+@lru_cache(2)
+def exact_points(case: Case, dtype: np.dtype) -> list[Judged]:
+    """Return exact values and derivatives at those of the `points` where they may be judged."""
     z, y = points(case, dtype)
-    numbers = [number(case, order, *at) for at in zip(z.tolist(), y.tolist(), strict=True)]
-    terms = case.formula.terms[order]
-    if terms is None:
-        # Which piece a point lies on is decided by a rounded difference.
-        edge = case.formula.edges(*(a.astype(np.longdouble) for a in (z, y)), case.p)
-        near = np.abs(edge) <= 2.0**-52 * (np.abs(z) + np.abs(y) + case.p)
-        judged = ~near | (order < 2)
-        return Exact(itertools.compress(numbers, judged)), None, judged
-    with mp.workprec(PRECISION):
-        sizes = [
-            terms(SINGLE, mpf(a), mpf(t), mpf(case.p))
-            for a, t in zip(z.tolist(), y.tolist(), strict=True)
-        ]
+    numbers: list[list[Any]] = [[], [], []]
+    terms: list[list[Any]] = [[], [], []]
+    for a, t in zip(z.tolist(), y.tolist(), strict=True):  # whose orders have much in common
+        for order, size in enumerate(case.formula.terms):
+            numbers[order].append(number(case, order, a, t))
+            if size is not None:
+                with mp.workprec(PRECISION):
+                    terms[order].append(size(SINGLE, mpf(a), mpf(t), mpf(case.p)))
+    # Which piece a point lies on is decided by a rounded difference.
+    edge = case.formula.edges(*(a.astype(np.longdouble) for a in (z, y)), case.p)
+    near = np.abs(edge) <= 2.0**-52 * (np.abs(z) + np.abs(y) + case.p)
     limit = float(np.finfo(dtype).max)
-    # A term overflows where the difference just does not: nothing is promised there.
-    judged = np.array(
-        [s < limit / 4 or abs(x) > limit for s, x in zip(sizes, numbers, strict=True)]
-    )
-    kept = list(itertools.compress(numbers, judged))
-    return Exact(kept), np.array([min(float(s), limit) for s in sizes])[judged], judged
+    found = []
+    for order, (exact, sizes) in enumerate(zip(numbers, terms, strict=True)):
+        judged, kept = ~near | (order < 2), None
+        if sizes:
+            # A term overflows where the difference just does not: nothing is promised there.
+            judged = np.array(
+                [s < limit / 4 or abs(x) > limit for s, x in zip(sizes, exact, strict=True)]
+            )
+            kept = np.array([min(float(s), limit) for s in sizes])[judged]
+        found.append(Judged(Exact(itertools.compress(exact, judged)), kept, judged))
+    return found
 
 
 # --- accuracy -------------------------------------------------------------------------------------
 
 
-def judge_points(case: Case, dtype: np.dtype, order: int, primitives: Any) -> None:
-    z, y = points(case, dtype)
-    exact, sizes, judged = exact_points(case, dtype, order)
-    z, y = z[judged], y[judged]
+# In one test, since exact numbers take longer than all that they judge.
+@dtypes
+@pointwise
+@each("order", range(3), label=METHODS.__getitem__)
+@backends
+@on_any_target
+def test_accuracy(case: Case, order: int, dtype: np.dtype, primitives: Any) -> None:
+    """Of each target, and of the twin."""
+    exact, sizes, judged = exact_points(case, dtype)[order]
+    z, y = (a[judged] for a in points(case, dtype))
     actual = getattr(case.of(primitives).pointwise, METHODS[order])(z, y)
     worst = worst_error(actual, exact, dtype, sizes)
     i = worst.index
@@ -134,21 +151,6 @@ def judge_points(case: Case, dtype: np.dtype, order: int, primitives: Any) -> No
         f"{case.id}.{METHODS[order]} {dtype}: {worst.error:.4g} ULP at z={z[i]!r}, y={y[i]!r}: "
         f"{actual[i]!r} instead of {mpmath.nstr(exact[i], 20)}"
     )
-
-
-@dtypes
-@each("order", range(3), label=METHODS.__getitem__)
-@pointwise
-def test_accuracy(case: Case, order: int, dtype: np.dtype, any_target: str) -> None:
-    del any_target
-    judge_points(case, dtype, order, pb)
-
-
-@dtypes
-@each("order", range(3), label=METHODS.__getitem__)
-@pointwise
-def test_accuracy_of_the_twin(case: Case, order: int, dtype: np.dtype) -> None:
-    judge_points(case, dtype, order, pb.reference)
 
 
 @each("order", [0, 1])
@@ -187,9 +189,9 @@ KINKS = {
 @backends
 @dtypes
 @pytest.mark.parametrize("name", KINKS)
-def test_kinks(name: str, dtype: np.dtype, primitives: Any, any_target: str) -> None:
+@on_any_target
+def test_kinks(name: str, dtype: np.dtype, primitives: Any) -> None:
     """On either side the formula's value, on the kink the convention's, in every lane."""
-    del any_target
     loss = getattr(primitives, name).pointwise
     case = Case(name)
     for z0, y0, *wanted in KINKS[name]:
@@ -211,9 +213,9 @@ SOFT = [1e-300, 1e-20, 0.25, 0.3, 0.5, 0.75, 1 - 2.0**-20, 1 - 2.0**-53]
 
 
 @backends
-def test_soft_labels(primitives: Any, any_target: str) -> None:
+@on_any_target
+def test_soft_labels(primitives: Any) -> None:
     """Value and second derivative are right to their last digits, the first to its terms'."""
-    del any_target
     loss, case = primitives.logistic, Case("logistic")
     assert loss.value([[1.0]], [0.3], [1.0]) == pytest.approx(1.0132616875182228, rel=4e-16)
     roots = [math.log(y) - math.log1p(-y) for y in SOFT]
@@ -223,7 +225,7 @@ def test_soft_labels(primitives: Any, any_target: str) -> None:
     with mp.workprec(PRECISION):
         terms = [max(case.formula.terms[1](SINGLE, *point, 0), 0) for point in at]
     for order, method in enumerate(METHODS):
-        exact = Exact([number(case, order, *point) for point in at])
+        exact = Exact(number(case, order, *point) for point in at)
         sizes = np.array(terms, float) if order == 1 else None
         worst = worst_error(getattr(loss.pointwise, method)(z, y), exact, z.dtype, sizes)
         assert worst.error <= ULP[order], (method, worst, z[worst.index], y[worst.index])
@@ -231,11 +233,9 @@ def test_soft_labels(primitives: Any, any_target: str) -> None:
 
 @backends
 @dtypes
-def test_labels_of_logistic_are_each_others_mirror(
-    dtype: np.dtype, primitives: Any, any_target: str
-) -> None:
+@on_any_target
+def test_labels_of_logistic_are_each_others_mirror(dtype: np.dtype, primitives: Any) -> None:
     """To the last bit: soft labels have not made 0 and 1 special."""
-    del any_target
     loss = primitives.logistic.pointwise
     z, y = points(Case("logistic"), dtype)
     for method, sign in zip(METHODS, (1, -1, 1), strict=True):
@@ -250,10 +250,8 @@ OUTSIDE = [math.nan, math.inf, -math.inf, -1.0, 0.5, 0.0, -0.0, 1.0, 2.0, -5e-32
 @backends
 @dtypes
 @pointwise
-def test_targets_outside_the_domain_give_nan(
-    case: Case, dtype: np.dtype, primitives: Any, any_target: str
-) -> None:
-    del any_target
+@on_any_target
+def test_targets_outside_the_domain_give_nan(case: Case, dtype: np.dtype, primitives: Any) -> None:
     loss = case.of(primitives).pointwise
     with np.errstate(all="ignore"):
         y = np.array(OUTSIDE, dtype)
@@ -273,10 +271,8 @@ def test_targets_outside_the_domain_give_nan(
 @backends
 @dtypes
 @pointwise
-def test_infinite_predictions_give_the_limit(
-    case: Case, dtype: np.dtype, primitives: Any, any_target: str
-) -> None:
-    del any_target
+@on_any_target
+def test_infinite_predictions_give_the_limit(case: Case, dtype: np.dtype, primitives: Any) -> None:
     loss = case.of(primitives).pointwise
     y = np.unique(case.formula.targets(np.random.default_rng(3), 40).astype(dtype))
     if case.name == "poisson":
@@ -296,10 +292,8 @@ def test_infinite_predictions_give_the_limit(
 @backends
 @dtypes
 @pointwise
-def test_nan_predictions_come_through(
-    case: Case, dtype: np.dtype, primitives: Any, any_target: str
-) -> None:
-    del any_target
+@on_any_target
+def test_nan_predictions_come_through(case: Case, dtype: np.dtype, primitives: Any) -> None:
     loss = case.of(primitives).pointwise
     y = case.formula.targets(np.random.default_rng(0), 19).astype(dtype)
     z = np.ones(19, dtype)
@@ -312,11 +306,9 @@ def test_nan_predictions_come_through(
 @backends
 @dtypes
 @pointwise
-def test_zeros_of_losses_are_positive(
-    case: Case, dtype: np.dtype, primitives: Any, any_target: str
-) -> None:
+@on_any_target
+def test_zeros_of_losses_are_positive(case: Case, dtype: np.dtype, primitives: Any) -> None:
     """No loss that cannot be negative returns -0; no inactive sample has a slope of -0."""
-    del any_target
     z, y = points(case, dtype)
     loss = case.of(primitives).pointwise
     if case.formula.terms[0] is None:
@@ -375,9 +367,8 @@ def softmax_exact(z: Any, y: Any) -> tuple[Any, list[Any], list[Any], list[Any]]
 @softmax
 @dtypes
 @pytest.mark.parametrize("k", [2, 3, 10])
-def test_softmax_accuracy(case: Case, k: int, dtype: np.dtype, any_target: str) -> None:
+def test_softmax_accuracy(case: Case, k: int, dtype: np.dtype) -> None:
     """With labels to the ULP of each number; with probabilities to that of the terms' sizes."""
-    del any_target
     z, y = softmax_points(case, k, dtype)
     given = np.eye(k)[y] if case.labels else y
     with mp.workprec(2200):  # so that what is left of p - 1 has all digits of the least subnormal
@@ -385,12 +376,15 @@ def test_softmax_accuracy(case: Case, k: int, dtype: np.dtype, any_target: str) 
             softmax_exact([*map(mpf, a)], [*map(mpf, t)])
             for a, t in zip(z.tolist(), given.tolist(), strict=True)
         ]
-        values = [row[0] for row in rows]
-        slopes = [v for row in rows for v in row[1]]
-        probabilities = [v for row in rows for v in row[2]]
+        values = Exact(row[0] for row in rows)
+        slopes = Exact(v for row in rows for v in row[1])
+        probabilities = Exact(v for row in rows for v in row[2])
         scales = None if case.labels else np.array([float(v) for row in rows for v in row[3]])
     loss_terms = None if case.labels else np.array([float(v) for v in values])
-    for primitives in TWINS:
+
+    @backends
+    @on_any_target
+    def judge(primitives: Any) -> None:
         loss = primitives.softmax_cross_entropy.pointwise
         worst = worst_error(loss(z, y), values, dtype, loss_terms)
         assert worst.error <= ULP[0], (z[worst.index], y[worst.index], worst)
@@ -401,12 +395,14 @@ def test_softmax_accuracy(case: Case, k: int, dtype: np.dtype, any_target: str) 
             worst = worst_error(p.ravel(), probabilities, dtype)
             assert worst.error <= ULP[2], (z[worst.index // k], worst)
 
+    judge()
+
 
 @backends
 @dtypes
-def test_softmax_at_infinity(dtype: np.dtype, primitives: Any, any_target: str) -> None:
+@on_any_target
+def test_softmax_at_infinity(dtype: np.dtype, primitives: Any) -> None:
     """+inf once: the limit where it is unique, else NaN; -inf is a class that cannot be."""
-    del any_target
     inf, nan = math.inf, math.nan
     loss = primitives.softmax_cross_entropy.pointwise
     for z, y, value, slope in (
@@ -676,8 +672,8 @@ def test_layouts_of_single_numbers(case: Case, primitives: Any) -> None:
 
 @pointwise
 @dtypes
-def test_same_bits_at_any_length_and_offset(case: Case, dtype: np.dtype, any_target: str) -> None:
-    del any_target
+@on_any_target
+def test_same_bits_at_any_length_and_offset(case: Case, dtype: np.dtype) -> None:
     loss = case.of().pointwise
     z, y = points(case, dtype)
     for method in METHODS:
@@ -689,10 +685,9 @@ def test_same_bits_at_any_length_and_offset(case: Case, dtype: np.dtype, any_tar
                 assert_same_bits(f(z[part], y[part]), wanted[part])
 
 
-@pytest.mark.native
 @pointwise
-def test_floating_point_environment(case: Case, fenv: FloatEnvironment, target: str) -> None:
-    del target
+@on_every_target
+def test_floating_point_environment(case: Case, fenv: FloatEnvironment) -> None:
     loss = case.of().pointwise
     z, y = points(case, np.dtype(np.float64))
     for method in METHODS:

@@ -13,7 +13,7 @@ import pytest
 from linear_models import SINGLE, ULP, Case, loss_of, number
 from mpmath import mp, mpf
 from oracles import PRECISION, Exact, assert_same_bits, worst_error
-from protocol import backends
+from protocol import backends, on_any_target
 
 METHODS = ("__call__", "derivative", "second_derivative")
 TAILS = [s * z for s in (1, -1) for z in (1e-300, 1e-9, 0.7, 5, 30, 39.5, 200, 745, 1e4, 1e300)]
@@ -59,8 +59,8 @@ def judged_points(case: Case, order: int) -> tuple[np.ndarray, np.ndarray, Exact
 @backends
 @pytest.mark.parametrize("order", range(3), ids=METHODS.__getitem__)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_tails(case: Case, order: int, primitives: Any, any_target: str) -> None:
-    del any_target
+@on_any_target
+def test_tails(case: Case, order: int, primitives: Any) -> None:
     z, y, exact, sizes = judged_points(case, order)
     assert z.size > 60
     actual = getattr(case.of(primitives).pointwise, METHODS[order])(z, y)

@@ -12,7 +12,7 @@ import math
 import pickle
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,17 @@ from linear_models import (
 )
 from mpmath import mp, mpf
 from oracles import PRECISION, assert_same_bits
-from protocol import DTYPES, assert_same_leaves, backends, dtypes, each, leaves
+from protocol import (
+    DTYPES,
+    assert_same_leaves,
+    backends,
+    dtypes,
+    each,
+    leaves,
+    on_any_target,
+    on_every_target,
+)
 
-on_any_target = pytest.mark.usefixtures("any_target")
 cases = pytest.mark.parametrize("case", CASES, ids=by_id)
 pointwise = pytest.mark.parametrize("case", POINTWISE, ids=by_id)
 
@@ -75,9 +83,9 @@ def judge_model(
 
 
 @pytest.mark.native
-@on_any_target
 @dtypes
 @each("n", range(1, 41))
+@on_any_target
 def test_every_small_shape(n: int, dtype: np.dtype) -> None:
     """Two losses at every n and every d: what a loss adds to the walk over X is the same at all.
 
@@ -87,28 +95,28 @@ def test_every_small_shape(n: int, dtype: np.dtype) -> None:
         judge_model((RECTIFIED, LOGISTIC)[(n + d) % 2], n, d, dtype, hessian=(n + d) % 3 == 0)
 
 
-@on_any_target
 @dtypes
 @cases
+@on_any_target
 def test_small_shapes(case: Case, dtype: np.dtype) -> None:
     """Each loss at every third n up to 40, weighted and not, d running up to 40 meanwhile."""
     for n in range(1, 41, 3):
         judge_model(case, n, (7 * n + 3) % 41, dtype, weighted=n % 2 == 0)
 
 
-@on_any_target
 @dtypes
 @cases
+@on_any_target
 def test_around_the_size_of_a_block(case: Case, dtype: np.dtype) -> None:
     shapes = ((511, 3), (512, 17), (513, 8), (1023, 1), (1024, 4), (1025, 10), (1100, 40))
     for i, (n, d) in enumerate(shapes):
         judge_model(case, n, d, dtype, weighted=i % 2 == 1, reduction=("mean", "sum")[i % 3 == 1])
 
 
-@on_any_target
 @dtypes
 @cases
 @each("k", (1, 2, 3, 10))
+@on_any_target
 def test_several_outputs(case: Case, k: int, dtype: np.dtype) -> None:
     if k == 1 and case.coupled:
         return
@@ -117,9 +125,9 @@ def test_several_outputs(case: Case, k: int, dtype: np.dtype) -> None:
 
 
 @pytest.mark.native
-@on_any_target
 @dtypes
 @each("k", range(2, 19))
+@on_any_target
 def test_every_number_of_outputs(k: int, dtype: np.dtype) -> None:
     for n, d in ((3, 1), (9, 7), (20, 18)):
         judge_model(LOGISTIC, n, d, dtype, k)
@@ -136,8 +144,8 @@ SHAPES = [
 ]
 
 
-@on_any_target
 @dtypes
+@on_any_target
 def test_larger_shapes(dtype: np.dtype) -> None:
     for i, (n, d) in enumerate(SHAPES):
         case = CASES[i % len(CASES)]
@@ -153,8 +161,8 @@ def test_twin(case: Case) -> None:
             judge_model(case, n, d, dtype, k, weighted=n % 2 == 0, primitives=pb.reference)
 
 
-@on_any_target
 @cases
+@on_any_target
 def test_mixed_dtypes(case: Case) -> None:
     """Everything is computed from what is stored, in float64; gradients have w's and b's dtype."""
     for n, d in ((7, 3), (40, 33)):
@@ -168,10 +176,10 @@ def test_mixed_dtypes(case: Case) -> None:
             judge(case, X, y, w, None, hessian=x_dtype == w_dtype)
 
 
-@on_any_target
 @dtypes
 @pytest.mark.parametrize("case", [c for c in POINTWISE if c.formula.exact and c.parameter is None])
 @each("n", [1, 2, 16, 64, 512, 1024, 32_768])
+@on_any_target
 def test_integers_are_exact(case: Case, n: int, dtype: np.dtype) -> None:
     """With integers, and a power of two of samples, no operation rounds: no error at all."""
     for d in (0, 1, 2, 5, 8, 31) if n < 1024 else (3,):
@@ -336,8 +344,8 @@ def test_tails_keep_their_digits() -> None:
 # --- weights and reductions -----------------------------------------------------------------------
 
 
-@on_any_target
 @cases
+@on_any_target
 def test_weights_count_samples(case: Case) -> None:
     """A sample of weight 3 is three samples; one of weight 0 is none, whatever it holds."""
     m = model(case, 30, 4, np.float64)
@@ -380,8 +388,8 @@ def test_weights_of_any_scale(case: Case, primitives: Any) -> None:
     assert gw == [4]
 
 
-@on_any_target
 @cases
+@on_any_target
 def test_kinds_of_weights(case: Case) -> None:
     m = model(case, 40, 5, np.float64)
     loss = case.of()
@@ -485,9 +493,9 @@ def test_offsets_of_weight_0(case: Case, primitives: Any) -> None:
 # --- wrt ------------------------------------------------------------------------------------------
 
 
-@on_any_target
 @dtypes
 @cases
+@on_any_target
 def test_gradient_in_the_data(case: Case, dtype: np.dtype) -> None:
     for n, d, k in ((1, 1, None), (7, 3, None), (40, 17, 3), (520, 6, None), (9, 0, None)):
         m = model(case, n, d, dtype, k)
@@ -506,8 +514,8 @@ def test_gradient_in_the_data(case: Case, dtype: np.dtype) -> None:
             np.testing.assert_allclose(twin, gX, 1e-4 if dtype == "f4" else 1e-9, 1e-9)
 
 
-@on_any_target
 @cases
+@on_any_target
 def test_wrt_chooses_and_orders(case: Case) -> None:
     m = model(case, 40, 5, np.float64)
     loss = case.of()
@@ -533,8 +541,8 @@ def test_wrt_chooses_and_orders(case: Case) -> None:
 # --- out ------------------------------------------------------------------------------------------
 
 
-@on_any_target
 @cases
+@on_any_target
 def test_out(case: Case) -> None:
     """Results lie where they are wanted; an entry of None makes a new array."""
     for dtype, k in ((np.float64, None), (np.float32, None), (np.float64, 3)):
@@ -578,9 +586,9 @@ def test_out(case: Case) -> None:
 # --- partial sums ---------------------------------------------------------------------------------
 
 
-@on_any_target
 @dtypes
 @cases
+@on_any_target
 def test_partial_sums(case: Case, dtype: np.dtype) -> None:
     """The sums of any pieces, in any grouping, finish as the whole does."""
     for n, d, k, weighted in ((40, 5, None, False), (1100, 7, 3, True), (9, 0, None, True)):
@@ -789,9 +797,9 @@ BIASES = [
 ]
 
 
-@on_any_target
 @pytest.mark.parametrize("name", ["relu_mse", "logistic"])
 @each("b, kind, shape", BIASES)
+@on_any_target
 def test_intercept_comes_back_in_kind(
     b: Any, kind: type, shape: tuple[int, ...] | None, name: str
 ) -> None:
@@ -816,8 +824,8 @@ def test_intercept_comes_back_in_kind(
             assert hb.shape == shape
 
 
-@on_any_target
 @cases
+@on_any_target
 def test_intercepts_of_several_outputs(case: Case) -> None:
     for dtype in DTYPES:
         X, y, w, *_ = model(case, 40, 5, dtype, 3)
@@ -836,8 +844,8 @@ def test_intercepts_of_several_outputs(case: Case) -> None:
             )
 
 
-@on_any_target
 @cases
+@on_any_target
 def test_one_intercept_for_all_outputs(case: Case) -> None:
     """A number, or an array of one: its gradient sums over the outputs."""
     X, y, w, *_ = model(case, 40, 5, np.float64, 3)
@@ -855,8 +863,8 @@ def test_no_intercept() -> None:
     assert type(zero_gb) is float
 
 
-@on_any_target
 @cases
+@on_any_target
 def test_integer_parameters_and_targets(case: Case) -> None:
     """An integer parameter is a number, not storage: its gradient has float64."""
     m = model(case, 30, 4, np.float64)
@@ -883,12 +891,10 @@ def test_integer_parameters_and_targets(case: Case) -> None:
 # --- special values -------------------------------------------------------------------------------
 
 
-@on_any_target
-@dtypes
-@cases
-@each("bad", [math.nan, math.inf, -math.inf])
-def test_special_values_propagate_as_in_the_twin(case: Case, bad: float, dtype: np.dtype) -> None:
-    """Wherever a value that is not finite stands, the result is the twin's, and nothing warns."""
+@lru_cache(1)
+def spoiled(case: Case, bad: float, dtype: np.dtype) -> list[tuple[str, dict[str, Any], Any]]:
+    """Return arguments that hold a bad value, its place, and what the twin makes of them."""
+    found = []
     for n, d, k in ((1, 1, None), (9, 5, None), (515, 3, 3)):
         m = model(case, n, d, dtype, k)
         for name, index in itertools.product("Xwb", (0, 1, -1)):
@@ -896,19 +902,29 @@ def test_special_values_propagate_as_in_the_twin(case: Case, bad: float, dtype: 
             changed = np.array(arguments[name], dtype, ndmin=1)
             changed.flat[index % changed.size] = bad
             arguments[name] = changed
-            with np.errstate(all="raise"):
-                result = case.of().value_and_grad(**arguments)
-                only = case.of().value(**arguments)
-            assert_same_bits(only, result[0])
-            if math.isnan(bad):
-                assert math.isnan(result[0])
-            twin = case.of(pb.reference).value_and_grad(**arguments)
-            for one, other in zip(leaves(result), leaves(twin), strict=True):
-                np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6, err_msg=name)
+            found.append((name, arguments, case.of(pb.reference).value_and_grad(**arguments)))
+    return found
 
 
-@on_any_target
 @dtypes
+@cases
+@each("bad", [math.nan, math.inf, -math.inf])
+@on_any_target
+def test_special_values_propagate_as_in_the_twin(case: Case, bad: float, dtype: np.dtype) -> None:
+    """Wherever a value that is not finite stands, the result is the twin's, and nothing warns."""
+    for name, arguments, twin in spoiled(case, bad, dtype):
+        with np.errstate(all="raise"):
+            result = case.of().value_and_grad(**arguments)
+            only = case.of().value(**arguments)
+        assert_same_bits(only, result[0])
+        if math.isnan(bad):
+            assert math.isnan(result[0])
+        for one, other in zip(leaves(result), leaves(twin), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@dtypes
+@on_any_target
 def test_inactive_samples_hide_their_targets(dtype: np.dtype) -> None:
     """The gradient sums over the active samples: y and finite X of the others do not count."""
     for n in (2, 9, 40, 600):
@@ -921,8 +937,8 @@ def test_inactive_samples_hide_their_targets(dtype: np.dtype) -> None:
         assert gb == pytest.approx(wanted[1] * (n - 1) / n)
 
 
-@on_any_target
 @dtypes
+@on_any_target
 def test_huge_and_tiny_data(dtype: np.dtype) -> None:
     """float32's whole range fits float64's accumulators; what overflows there is infinite."""
     info = np.finfo(dtype)
@@ -1003,14 +1019,13 @@ def test_no_reference_is_lost_or_kept(case: Case) -> None:
     assert [sys.getrefcount(thing) for thing in things] == counts
 
 
-@pytest.mark.native
 @cases
-def test_floating_point_environment(case: Case, fenv: FloatEnvironment, target: str) -> None:
+@on_every_target
+def test_floating_point_environment(case: Case, fenv: FloatEnvironment) -> None:
     """Flags are left as found; rounding mode and flushing are restored and reach no kernel.
 
     What NumPy divides by N is rounded in the caller's mode.
     """
-    del target
     loss = case.of()
     for n, d, k in ((9, 3, None), (1500, 17, 3)):
         m = model(case, n, d, np.float64, k)

@@ -25,7 +25,6 @@ from protocol import (
     of_every,
     on_every_target,
     out_argument,
-    same_bits,
 )
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow
 
@@ -209,9 +208,9 @@ def check_layouts(call: Call, dtype: np.dtype) -> None:
         returned = f(*given, out=out_argument(list(outs)))
         for out, leaf, wanted in zip(outs, leaves(returned), expected, strict=True):
             assert leaf is out
-            same_bits(out, wanted[part])
+            assert_same_bits(out, wanted[part])
         for x, wanted in zip(given, pool, strict=True):
-            same_bits(x, wanted[part])
+            assert_same_bits(x, wanted[part])
         for out, memory in zip(outs, memories, strict=True):
             out[...] = background  # and so all of it is, unless the call wrote beside `out`
             assert memory.tobytes() == b"\xee" * memory.size
@@ -229,7 +228,7 @@ def test_strided_outputs_touch_no_gap(call: Call, dtype: np.dtype) -> None:
         outs = [m[1:-1][::stride] for m in memories]
         f(*(x[:n] for x in pool), out=out_argument(outs))
         for memory, out, wanted in zip(memories, outs, expected, strict=True):
-            same_bits(np.ascontiguousarray(out), wanted[:n])
+            assert_same_bits(np.ascontiguousarray(out), wanted[:n])
             out[...] = sentinel
             assert (memory == sentinel).all()
 
@@ -244,7 +243,7 @@ def test_without_out(call: Call, dtype: np.dtype) -> None:
     for n in (*SIZES, *LONG_SIZES):
         for part in (slice(3, 3 + n), slice(2, 2 + n)):
             for leaf, wanted in zip(leaves(f(*(x[part] for x in pool))), expected, strict=True):
-                same_bits(leaf, wanted[part])
+                assert_same_bits(leaf, wanted[part])
                 assert leaf.flags.c_contiguous
                 assert leaf.flags.writeable
         part = slice(3 + n, 2, -1)
@@ -264,7 +263,7 @@ def test_scalars_are_lanes(call: Call, dtype: np.dtype) -> None:
         for at in ([x[i] for x in pool], [x[i : i + 1].reshape(()) for x in pool]):
             for leaf, wanted in zip(leaves(f(*at)), expected, strict=True):
                 assert type(leaf) is dtype.type
-                same_bits(np.asarray(leaf), wanted[i].reshape(()))
+                assert_same_bits(np.asarray(leaf), wanted[i].reshape(()))
 
 
 @calls
@@ -282,7 +281,7 @@ def test_broadcast_operands(call: Call, dtype: np.dtype) -> None:
             outs = [np.full(n, np.nan, dtype) for _ in range(call.nout)]
             f(*given, out=out_argument(outs))
             for out, wanted in zip(outs, leaves(expected), strict=True):
-                same_bits(out, wanted)
+                assert_same_bits(out, wanted)
 
 
 @calls
@@ -298,7 +297,7 @@ def test_out_may_be_an_operand(call: Call, dtype: np.dtype) -> None:
             outs += [np.full(n, np.nan, dtype) for _ in range(call.nout - len(outs))]
             f(*given, out=out_argument(outs))
             for out, wanted in zip(outs, expected, strict=True):
-                same_bits(out, wanted)
+                assert_same_bits(out, wanted)
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -330,7 +329,7 @@ def test_stays_between_guard_pages(call: Call, dtype: np.dtype, guards: list[Gua
             out[...] = np.nan
         f(*given, out=out_argument(outs))
         for out, wanted in zip(outs, expected, strict=True):
-            same_bits(np.ascontiguousarray(out), wanted[:n])
+            assert_same_bits(np.ascontiguousarray(out), wanted[:n])
         if stride == 1:
             for leaf, wanted in zip(leaves(f(*given)), expected, strict=True):
-                same_bits(leaf, wanted[:n])
+                assert_same_bits(leaf, wanted[:n])

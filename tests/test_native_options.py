@@ -456,7 +456,7 @@ def test_losses(case: Case, k: int | None) -> None:
     offsets = itertools.cycle([*given_offsets, None, None, each_output[::-1]])
     # Some of all that can meet; each with each over the losses.
     together = list(itertools.product(forms, targets, biases, weights, parameters))
-    for X, y, b, weight, w in together[len(case.id) % 97 :: 97]:
+    for X, y, b, weight, w in together[17 * CASES.index(case) % 311 :: 311]:
         args = (X, y, w, b)
         row = {"sample_weight": weight, "offset": next(offsets)}
         both = [{**row, "reduction": r} for r in ("mean", "sum")]
@@ -672,7 +672,8 @@ def test_objectives(case: Case) -> None:
                 assert bits(ours.hvp(at[::-1], v)) == bits(by_chunks.hvp(at[::-1], v))
         forms = (X, np.asfortranarray(X), X.astype("f4"), sparse.csr_array(X), sparse.csc_array(X))
         whole = np.rint(X).astype(int)
-        for new in (*forms, whole, whole.tolist(), X[::2], X[:0], np.rint(X).astype(np.int8)):
+        forms += (whole, whole.tolist(), X[::2], X[:0], np.rint(X).astype(np.int8))
+        for new in forms if l2 is penalties[-1] else forms[:1]:  # penalties do not predict
             judge(ours.predict, iter([((new, theta), {}), ((new, theta.tolist()), {})]), outs=False)
             assert bits(ours.predict(new, theta)) == bits(by_chunks.predict(new, theta))
             added = SEVENTHS[: len(ours.predict(new, theta))]

@@ -13,7 +13,7 @@ import pullback as pb
 import pytest
 from exact_reductions import NAMES, REDUCTIONS, ROW_WISE, check
 from oracles import DTYPES, assert_same_bits
-from protocol import dtypes
+from protocol import dtypes, on_any_target
 from reduction_oracles import leading
 
 INF, NAN = np.inf, np.nan
@@ -172,7 +172,8 @@ def agree(actual: Any, desired: Any, dtype: Any) -> bool:
 
 
 @pytest.mark.parametrize("state", ["raise", "warn"])
-def test_special_values(state: Any, any_target: str) -> None:
+@on_any_target
+def test_special_values(state: Any) -> None:
     wrong = []
     for (call, given, value, gradient), dtype in TABLE:
         name, *rest = call if isinstance(call, tuple) else (call,)
@@ -221,7 +222,8 @@ def test_the_blocks_of_a_long_slice_meet(call: Any, most: float, last: float, va
 
 
 @dtypes
-def test_slices_far_below_zero(dtype: np.dtype, any_target: str) -> None:
+@on_any_target
+def test_slices_far_below_zero(dtype: np.dtype) -> None:
     """What fills up the last vector lies above all elements."""
     for n in range(1, 20):
         x, t = np.full(n, np.finfo(dtype).min / 2, dtype), np.ones(n, dtype)
@@ -231,7 +233,8 @@ def test_slices_far_below_zero(dtype: np.dtype, any_target: str) -> None:
 
 
 @dtypes
-def test_special_values_of_row_wise_maps(dtype: np.dtype, any_target: str) -> None:
+@on_any_target
+def test_special_values_of_row_wise_maps(dtype: np.dtype) -> None:
     cases = [
         ("softmax", [-INF, 0], [0, 1]),
         ("softmax", [INF, 0], [1, 0]),
@@ -259,7 +262,8 @@ def test_special_values_of_row_wise_maps(dtype: np.dtype, any_target: str) -> No
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((40,), 0), ((9, 5), 1), ((30, 7), 0), ((70_001,), 0)])
-def test_magnitudes_do_not_matter(shape: tuple[int, ...], axis: int, any_target: str) -> None:
+@on_any_target
+def test_magnitudes_do_not_matter(shape: tuple[int, ...], axis: int) -> None:
     """All is homogeneous, but for what keeps the divisor from zero."""
     x, g = np.random.default_rng(7).normal(size=(2, *shape))
     for k, m in ((660, 0), (-660, 0), (1015, 0), (-970, 0), (480, 700), (-90, -960), (0, 1020)):
@@ -282,7 +286,8 @@ FAR = ([-INF, -INF], [INF, -INF], [INF, INF], [INF, 1], [1, INF], [0, INF])
 
 @dtypes
 @pytest.mark.parametrize("name", [*NAMES, *ROW_WISE])
-def test_nothing_comes_of_a_zero(name: str, dtype: np.dtype, any_target: str) -> None:
+@on_any_target
+def test_nothing_comes_of_a_zero(name: str, dtype: np.dtype) -> None:
     """A cotangent or tangent of zeros gives zeros, but where an operand is NaN."""
     op = getattr(pb, name)
     for given, (rows, columns) in itertools.product(FAR, ((1, 1), (3, 1), (1, 20), (1, 1200))):

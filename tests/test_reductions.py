@@ -20,7 +20,7 @@ from exact_reductions import (
 )
 from matrices import LAYOUTS, OUT_LAYOUTS, GuardedOut
 from oracles import DTYPES, assert_same_bits
-from protocol import dtypes, native
+from protocol import dtypes, native, on_any_target
 
 reductions = pytest.mark.parametrize("row", REDUCTIONS, ids=lambda row: row.label)
 
@@ -61,7 +61,8 @@ def test_every_method_axis_and_layout(row: Reduction, dtype: np.dtype) -> None:
 
 @dtypes
 @reductions
-def test_every_length(row: Reduction, dtype: np.dtype, any_target: str) -> None:
+@on_any_target
+def test_every_length(row: Reduction, dtype: np.dtype) -> None:
     least = 1 + row.options.get("ddof", 0)
     for n in LENGTHS:
         if n >= least:
@@ -137,7 +138,8 @@ def test_sums_of_millions_keep_their_digits() -> None:
 
 @dtypes
 @pytest.mark.parametrize("name", ROW_WISE)
-def test_row_wise_maps(name: str, dtype: np.dtype, any_target: str) -> None:
+@on_any_target
+def test_row_wise_maps(name: str, dtype: np.dtype) -> None:
     op = getattr(pb, name)
     u = np.finfo(dtype).eps
     with np.errstate(all="raise"):
