@@ -214,17 +214,17 @@ def weighing(op: str, reduction: str, samples: Samples) -> tuple[Samples, float]
 
 
 def far_exponent(samples: Samples) -> int:
-    """Return the k for which the weights over 2^k are near 1; 0 where they are not far from it."""
+    """Return k such that the weights divided by 2^k are near 1; 0 if they are near enough."""
     weights = samples.sample_weight
     if weights is None or 2.0**-500 < samples.weight < 2.0**500:
         return 0
     if not (weights >= 0).all() or not np.isfinite(weights).all():
-        return 0  # the pass complains of them
+        return 0  # the pass raises the error
     return int(np.frexp(weights.max())[1])
 
 
 def over_power(samples: Samples, exponent: int) -> Samples:
-    """Return samples whose weights are over 2^exponent."""
+    """Return the samples with their weights divided by 2^exponent."""
     if samples.sample_weight is None or not exponent:
         return samples
     weights = np.ldexp(samples.sample_weight, -exponent)
