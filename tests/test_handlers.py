@@ -31,9 +31,9 @@ n = few
 timed(n)
 while (seconds := timed(n)[0]) < 0.01:
     n *= 2
-n = int(n * max(1, long / seconds))
-while (measured := timed(n))[0] < 0.9 * long:  # it was slow when it was first timed
-    n = int(n * 1.2 * long / measured[0])
+measured = timed(n := int(n * max(1, long / seconds)))
+while measured[0] < 0.8 * long:  # it was slow when it was first timed
+    measured = timed(n := n * 2)
 seconds, wanted = measured[0], handles and bits(measured[1])
 del measured
 """
@@ -172,7 +172,7 @@ def test_long_calls(run_python: Callable[..., Any], names: Sequence[str], thread
     body = MEASURE + (INTERRUPT if threads == 1 or serial else "")
     handles = threads == 2 or serial
     body += HANDLERS if handles else ""
-    long = 0.12 if threads == 1 else 0.2  # there are polls every 50 ms
+    long = 0.15 * threads  # there are polls every 50 ms
     script = (
         "import ctypes, functools, operator, os, platform, signal, time, zlib\n"
         "import numpy as np, pullback as pb\n"
