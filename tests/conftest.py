@@ -28,6 +28,7 @@ def _assert_allclose(
     actual: Any, desired: Any, rtol: float = 1e-7, atol: float = 0, **options: Any
 ) -> None:
     """Do what NumPy's does, several times faster where all numbers are finite and close."""
+    __tracebackhide__ = True
     a, d = np.asarray(actual), np.asarray(desired)
     if a.shape == d.shape and a.dtype.kind == "f" == d.dtype.kind:
         with np.errstate(all="ignore"):
@@ -39,6 +40,7 @@ def _assert_allclose(
 
 def _assert_array_equal(actual: Any, desired: Any, *arguments: Any, **options: Any) -> None:
     """Do what NumPy's does, several times faster where all bits are the same."""
+    __tracebackhide__ = True
     a, d = np.asarray(actual), np.asarray(desired)
     same = a.dtype == d.dtype != object and a.shape == d.shape and a.tobytes() == d.tobytes()
     if not same:

@@ -31,10 +31,11 @@ n = few
 timed(n)
 while (seconds := timed(n)[0]) < 0.01:
     n *= 2
-n = int(n * max(1, long / seconds))
-while (measured := timed(n))[0] < 0.9 * long:  # it was slow when it was first timed
-    n = int(n * 1.2 * long / measured[0])
-seconds = measured[0]
+measured = timed(n := int(n * max(1, long / seconds)))
+while measured[0] < 0.8 * long:  # it was slow when it was first timed
+    measured = timed(n := n * 2)
+seconds, wanted = measured[0], handles and bits(measured[1])
+del measured
 """
 
 # As Ctrl-C, but from a clock: a thread would wait for the GIL, which NumPy keeps in accumulate.
@@ -82,7 +83,6 @@ def handler(*_):
     handled.append(begun)
     soon()  # not before: a fork may take longer
 signal.signal(signal.SIGALRM, handler)
-wanted = bits(measured[1])
 call = make(n)
 fenv.set_mode(now)
 begin = time.process_time()
@@ -172,16 +172,16 @@ def test_long_calls(run_python: Callable[..., Any], names: Sequence[str], thread
     body = MEASURE + (INTERRUPT if threads == 1 or serial else "")
     handles = threads == 2 or serial
     body += HANDLERS if handles else ""
-    long = 0.12 if threads == 1 else 0.2  # there are polls every 50 ms
+    long = 0.15 * threads  # there are polls every 50 ms
     script = (
         "import ctypes, functools, operator, os, platform, signal, time, zlib\n"
         "import numpy as np, pullback as pb\n"
         f"{inspect.getsource(FloatEnvironment)}\n"
-        f"threads, long, body = {threads}, {long}, {body!r}\n"
+        f"threads, long, handles, body = {threads}, {long}, {handles}, {body!r}\n"
         f"calls = { {name: LONG_CALLS[name] for name in names}!r}\n{RUN}"
     )
     # The slowest target makes the calls long without making the arrays large.
-    run_python(script, timeout=120, PULLBACK_TARGET=TARGETS[-1], **KEEP)
+    run_python(script, timeout=300, PULLBACK_TARGET=TARGETS[-1], **KEEP)
 
 
 SLOW = """

@@ -447,20 +447,10 @@ def test_offsets(case: Case, primitives: Any) -> None:
             weights = m.sample_weight if i % 2 else None
             reduction = ("mean", "sum")[i % 3 == 1]
             b = m.b if i % 3 else None
-            judge(
-                case,
-                m.X,
-                m.y,
-                m.w,
-                b,
-                weights,
-                m.v,
-                offset=offset,
-                reduction=reduction,
-                primitives=primitives,
-            )
+            v = m.v[0], None if b is None else m.v[1]
+            sums = exact(case, m.X, m.y, m.w, b, weights, v, offset=offset)
             options = {"sample_weight": weights, "offset": offset, "reduction": reduction}
-            sums = exact(case, m.X, m.y, m.w, b, weights, offset=offset)
+            judge(case, *m[:3], b, v=v, sums=sums, primitives=primitives, **options)
             gX = case.of(primitives).grad(m.X, m.y, m.w, b, **options, wrt="X")
             assert_within(gX, divided(sums, n, weights, reduction).gX)
             del options["reduction"]
