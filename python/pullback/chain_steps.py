@@ -216,13 +216,23 @@ def _check_operands(where: str, op: Any, operands: tuple[Any, ...]) -> None:
                 f"{where}: operand {number} of {_name(op)} is {_shown(operand)}, a function; bound "
                 "operands are arrays or numbers, and a function is a step of its own"
             )
-    taken = row.nin if isinstance(row, OpRow) else len(operands)
-    if isinstance(op, Reduction):
-        taken = len(op.row.leading)
-    if isinstance(op, Pointwise):
-        taken = 2
-    if len(operands) != taken:
-        raise ValueError(f"{where}: {_name(op)} takes {taken} operands, not {len(operands)}")
+    taken = _taken(op)
+    if taken and len(operands) not in taken:
+        numbers = " or ".join(map(str, taken))
+        raise ValueError(f"{where}: {_name(op)} takes {numbers} operands, not {len(operands)}")
+
+
+def _taken(op: Any) -> tuple[int, ...]:
+    """Return the numbers of operands that an operation takes, or nothing for a user's own."""
+    row = getattr(op, "row", None)
+    if isinstance(row, OpRow):
+        return (row.nin,)
+    if isinstance(op, Reduction | RowMap):
+        return (len(op.row.leading),)
+    if isinstance(op, Product):
+        n = len(op.row.operands)
+        return (n - 1, n) if op.row.optional else (n,)
+    return (2,) if isinstance(op, Pointwise) else ()
 
 
 def _pulls(

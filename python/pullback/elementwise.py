@@ -632,10 +632,8 @@ def method_docstring(row: OpRow, name: str) -> str:
         summary = "Return the Jacobian" + ("s with respect to the operands" if several else "")
         result = "Diagonal"
         if several:
-            result = (
-                "Jacobian or tuple of Jacobian\n    Each is a `Diagonal`, after a `Broadcast` where"
-            )
-            result += " the operand was broadcast."
+            result = "Jacobian or tuple of Jacobian\n    Each is a `Diagonal`, after a `Broadcast` "
+            result += "where the operand was broadcast."
         out = ""
     if several and name in ("vjp", "jacobian"):
         more += [*WRT]
