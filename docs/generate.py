@@ -36,7 +36,7 @@ from typing import Any, Final, Protocol, TypeAlias, type_check_only
 
 from numpy.typing import ArrayLike, NDArray
 
-from pullback.jacobians import Diagonal, Jacobian
+from pullback.jacobians import Diagonal
 from pullback.losses import Loss, ParametricLoss
 
 {names}

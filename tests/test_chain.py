@@ -788,6 +788,14 @@ def test_errors() -> None:
         (((loss, x, pb.arg),), ValueError, r"step 1: hinge\.pointwise has no derivative by op"),
         ((loss,), ValueError, r"step 1: hinge\.pointwise takes 2 operands, not 1"),
         (((pb.sum, pb.arg, 0),), ValueError, "step 1: sum takes 1 operands, not 2"),
+        (((pb.softmax, pb.arg, 0),), ValueError, "step 1: softmax takes 1 operands, not 2"),
+        ((pb.dot,), ValueError, "step 1: dot takes 2 operands, not 1"),
+        ((pb.exp, pb.matmul), ValueError, "step 2: matmul takes 2 operands, not 1"),
+        (((pb.matmul, pb.arg, x, x),), ValueError, "step 1: matmul takes 2 operands, not 3"),
+        ((pb.linear,), ValueError, "step 1: linear takes 2 or 3 operands, not 1"),
+        ((pb.quadratic_form,), ValueError, "step 1: quadratic_form takes 2 operands, not 1"),
+        (((pb.bilinear_form, pb.arg, x),), ValueError, "bilinear_form takes 3 operands, not 2"),
+        ((pb.reference.matmul,), ValueError, "step 1: matmul takes 2 operands, not 1"),
     ):
         with pytest.raises(error, match=message):
             pb.chain(*steps)

@@ -42,6 +42,7 @@ def test_dir_is_what_is_public() -> None:
         ("einsum", "use pb.matmul"),
         ("sigmiod", "did you mean pb.sigmoid"),
         ("LinearObjektive", "did you mean pb.LinearObjective"),
+        ("fit", "pullback.solvers.newton(objective)"),
     ],
 )
 def test_a_name_that_is_elsewhere_gives_a_hint(name: str, hint: str) -> None:
@@ -67,6 +68,10 @@ def test_no_hint_where_nothing_is_near() -> None:
             getattr(pb, name)
 
 
+def objective(primitives: Any) -> pb.LinearObjective:
+    return pb.LinearObjective(X, X[0], primitives.hinge)
+
+
 @pytest.mark.parametrize(
     ("of", "name", "hint"),
     [
@@ -80,8 +85,24 @@ def test_no_hint_where_nothing_is_near() -> None:
         (lambda P: P.hinge, "gradient", r"; it has grad, .*hvp, curvature, pointwise\.derivative"),
         (lambda P: P.huber, "jacobian", r"; it has .*, pointwise\.vjp, pointwise\.jvp$"),
         (lambda P: P.hinge.pointwise, "grad", "; it has derivative, "),
-        (lambda P: pb.LinearObjective(X, X[0], P.hinge), "gradient", "; it has grad, value_and_g"),
+        (objective, "gradient", "; it has grad, value_and_grad"),
         (lambda _: pb.reference.tanh, "grad", "; it has derivative, value_and_derivative, vjp"),
+        (lambda P: P.huber, "predict", "; pb.LinearObjective and the estimators .* have predict$"),
+        (lambda P: P.hinge, "fit", r"; pullback\.solvers\.newton\(objective\) minimises a pb"),
+        (lambda P: P.huber, "evaluate", "; a primitive is called as f.x.; chains, losses"),
+        (lambda P: P.sum, "value_and_vjp", "; it has grad, value_and_grad, vjp, jvp, jacobian$"),
+        (lambda P: P.matmul, "linearize", "; it has vjp, jvp, jacobian$"),
+        (lambda P: P.softmax, "vmap", "; primitives are compiled and take batches directly$"),
+        (lambda P: pb.chain(P.sum), "value_and_jvp", "; it has grad, .*value_and_vjp, jvp"),
+        (lambda P: pb.chain(P.tanh), "elementwise_grad", "; it has grad, "),
+        (lambda P: pb.chain(P.tanh), "apply", "; a primitive is called .* have value$"),
+        (lambda P: pb.chain(P.tanh), "jit", "; primitives are compiled"),
+        (lambda P: pb.chain(P.tanh), "compose", r"; use pb\.chain$"),
+        (objective, "fit", r"; pullback\.solvers\.newton\(objective\) minimises"),
+        (objective, "minimize", r"; pullback\.solvers\.newton\(objective\) minimises"),
+        (objective, "coef_", "; the parameters are one vector"),
+        (objective, "predict_proba", "; pb.LinearObjective and .* have predict$"),
+        (lambda _: pb.reference.tanh, "value_and_vjp", "; it has derivative, value_and_deriv"),
         (lambda P: P.sum, "zzzzz", "$"),
         (lambda P: P.sum, "_gradient", "$"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,101 @@ def test_layers(samples: Any, activation: Any, has_bias: bool, dtype: np.dtype, 
         operand[...] = 9
     for J, before in zip(jacobians, kept, strict=False):
         np.testing.assert_array_equal(J.todense(), before)
+
+
+X, V = np.arange(1.0, 7.0).reshape(2, 3), np.array([0.5, -1.0, 2.0])
+SQUARE = np.arange(9.0).reshape(3, 3)
+SEVERAL: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+    ("multiply", (X, V), {}),
+    ("arctan2", (X, 2 * X), {}),
+    ("power", (X, 2), {}),
+    ("leaky_relu", (V, 0.1), {}),
+    ("dot", (X, 2 * X), {}),
+    ("dot", (X, 2 * X), {"axis": 1, "keepdims": True}),
+    ("matmul", (X, X.T), {}),
+    ("matmul", (np.stack([X, X]), V), {}),
+    ("linear", (X, X.T, np.ones(2)), {}),
+    ("linear", (X, X.T, np.ones(2)), {"activation": "tanh"}),
+    ("quadratic_form", (V, SQUARE), {}),
+    ("quadratic_form", (X, SQUARE), {}),
+    ("bilinear_form", (V, SQUARE, X[0]), {}),
+    ("bilinear_form", (X, SQUARE, V), {}),
+]
+
+
+@primitives
+@pytest.mark.parametrize(("op", "operands", "options"), SEVERAL)
+def test_with_respect_to_some_operands(op: str, operands: Any, options: Any, of: Any) -> None:
+    f = getattr(of, op)
+    every, names = f.jacobian(*operands, **options), (*f.row.operands,)
+    n = len(names)
+
+    def same(J: Any, k: int) -> None:
+        assert (type(J), J.input_shape, J.output_shape) == (
+            type(every[k]),
+            np.shape(operands[k]),
+            every[k].output_shape,
+        )
+        np.testing.assert_array_equal(J.todense(), every[k].todense(), strict=True)
+
+    for k, name in enumerate(names):
+        same(f.jacobian(*operands, **options, wrt=k), k)
+        same(f.jacobian(*operands, **options, wrt=name), k)
+        (alone,) = f.jacobian(*operands, **options, wrt=(name,))
+        same(alone, k)
+    for wrt, places in (("all", range(n)), (tuple(reversed(names)), range(n)[::-1])):
+        several = f.jacobian(*operands, **options, wrt=wrt)
+        assert type(several) is tuple
+        for J, k in zip(several, places, strict=True):
+            same(J, k)
+    for wrt in ("q", n, -1, (), (0, 0)):
+        with pytest.raises(ValueError, match=rf"^{op}\.jacobian: wrt must be '{names[0]}', "):
+            f.jacobian(*operands, **options, wrt=wrt)
+    with pytest.raises(TypeError, match=rf"^{op}\.jacobian: wrt must be "):
+        f.jacobian(*operands, **options, wrt=None)
+
+
+@primitives
+def test_an_operand_without_a_jacobian(of: Any) -> None:
+    assert of.linear.jacobian(X, X.T, wrt=("b", "W"))[0] is None
+    with pytest.raises(ValueError, match=r"^linear\.jacobian: wrt is 'b', but b is None$"):
+        of.linear.jacobian(X, X.T, wrt="b")
+    J = of.leaky_relu.jacobian(V)
+    np.testing.assert_array_equal(of.leaky_relu.jacobian(V, wrt="w").todense(), J.todense())
+    with pytest.raises(TypeError, match="wrt"):
+        of.tanh.jacobian(V, wrt=0)
+
+
+def peak_of(call: Any) -> int:
+    """Return the most bytes that a second call has at a time."""
+    call()
+    tracemalloc.start()
+    call()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
+
+
+@primitives
+@pytest.mark.parametrize(
+    ("op", "shapes", "wrt"),
+    [
+        ("matmul", ((400, 250), (250,)), "A"),
+        ("linear", ((2, 400), (400, 250)), "W"),
+        ("bilinear_form", ((400,), (400, 250), (250,)), "X"),
+    ],
+)
+def test_what_is_not_asked_for_is_not_copied(op: str, shapes: Any, wrt: Any, of: Any) -> None:
+    f, operands = getattr(of, op), [*map(np.ones, shapes)]
+    largest = max(operand.nbytes for operand in operands)
+    assert peak_of(lambda: f.jacobian(*operands, wrt=wrt)) < 0.1 * largest
+
+
+@pytest.mark.native
+def test_what_is_not_asked_for_is_not_computed() -> None:
+    x = np.ones(10**5)
+    assert peak_of(lambda: pb.multiply.jacobian(x, x, wrt=1)) < 1.1 * x.nbytes
+    assert peak_of(lambda: pb.multiply.jacobian(x, x)) > 1.9 * x.nbytes
 
 
 @primitives

@@ -205,6 +205,7 @@ def made() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
         ("multiply", "derivative", "w, x", (None, mask)),
         ("multiply", "vjp", "w, x, g", ((F8.copy(), None), mask, (1, 0))),
         ("multiply", "jvp", "w, x, tw, tx", ()),
+        ("multiply", "jacobian", "w, x", (None, True, (1, 0))),
     ):
         fallback = refusing(f"{taken}, /, out=None, where=True, wrt='all'")
         given = (F8,) * len(taken.split(", "))
@@ -235,6 +236,7 @@ def made() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
         ("dot", "vjp", "x, y, g, axis=None, out=None, wrt='all'", (F8, F8, np.ones(3), 0)),
         ("dot", "grad", "x, y, axis=None, wrt='all', out=None", (F8, F8, 0, 1, F8.copy())),
         ("dot", "jvp", "x, y, tx, ty, axis=None, out=None", (F8, F8, F8, None)),
+        ("dot", "jacobian", "x, y, axis=None, wrt='all'", (F8, F8, 0, "y")),
         ("norm", "value_and_grad", "x, p, axis=None, out=None", (F8, 3.0)),
         ("softmax", "vjp", "x, g, axis=-1, out=None, where=True", (F8, F8)),
         ("logsumexp", "value", "x, b=None, where=True", (F8,)),
@@ -252,12 +254,15 @@ def made() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
             "vjp": (f"{taken}, g, /, *, activation=None, wrt='all', out=None", (value,), operands),
             "jvp": (f"{taken}, {tangents}, activation=None, out=None", given, 1),
             "value_and_grad": (f"{taken}, *, wrt=0", (), 1 + operands),
+            "jacobian": (f"{taken}, /, wrt='all', *, activation=None", (1,), 0),
         }
         for method, (parameters, more, count) in ways.items():
             if method == "value_and_grad" and "form" not in product:
                 continue
             made_of = N.product_method(product, method, refusing(parameters))
             yield f"{product}.{method}", made_of, (*given, *more)
+            if method == "jacobian":  # which is no method of the engine
+                continue
             both = len(given) + len(more)
 
             def engine(

@@ -187,13 +187,15 @@ def test_jacobians_of_reductions(name: str) -> None:
     f = pb.primitives[name]
     exponents = [[1], [2], [2.5]] if len(f.row.leading) > len(f.row.operands) else [[]]
     keepdims = [{}] if f.row.is_map else [{}, {"keepdims": True}]
+    wrts = itertools.cycle(WRTS if len(f.row.operands) > 1 else [{}])
 
     def calls() -> Iterator[Call]:
         for x, axis in itertools.product(kinds((2, 3, 4)), AXES):
             if f.row.is_map and axis in (None, ()):
                 continue  # of no axis, or of one that is not told
             for p, kept, more in itertools.product(exponents, keepdims, PARAMETERS.get(name, [{}])):
-                yield (*[x] * len(f.row.operands), *p), {"axis": axis, **kept, **more}
+                options = {"axis": axis, **kept, **more, **next(wrts)}
+                yield (*[x] * len(f.row.operands), *p), options
 
     judge_jacobians(f.jacobian, calls())
 
@@ -301,8 +303,16 @@ def test_tangents_of_products(name: str) -> None:
 
 @products
 def test_jacobians_of_products(name: str) -> None:
-    calls = itertools.product(OPERANDS[name], options_of(name))
-    judge_jacobians(getattr(pb, name).jacobian, iter(calls))
+    f, names = getattr(pb, name), [*getattr(pb, name).row.operands]
+    places = itertools.cycle([0, "all", len(names) - 1, (1, 0), (1,), names[0]])
+
+    def calls() -> Iterator[Call]:
+        for operands, options in itertools.product(OPERANDS[name], options_of(name)):
+            yield operands, options
+            if (wrt := next(places)) != 2 or operands[-1] is not None:
+                yield operands, {**options, "wrt": wrt}
+
+    judge_jacobians(f.jacobian, calls())
 
 
 @pytest.mark.parametrize("name", ["quadratic_form", "bilinear_form"])
@@ -583,7 +593,8 @@ def test_binary(name: str) -> None:
         yield from ((x[0], x), (x[:, :1], x[0]), (x, True), (2.0, 3.0), (x[:0], 1.0))
         yield from ((x[0, :2], cube), (x[0, :2].tolist(), cube[..., ::-1]), (cube, 2**70))
 
-    judge_jacobians(f.jacobian, iter([(pair, {}) for pair in pairs()]))
+    wrts = itertools.cycle([{}, {"wrt": 0}, {"wrt": ("x", "w")}, {"wrt": ("x",)}, {"wrt": "all"}])
+    judge_jacobians(f.jacobian, ((pair, next(wrts)) for pair in pairs()))
     for method in (f.derivative, f.value_and_derivative):
         judge(method, iter([(pair, {}) for pair in pairs()]))
         judge_masked(method, with_masks([((x, x), {}), ((x, x.astype("f4")), {})], (3, 4)))

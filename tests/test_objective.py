@@ -842,7 +842,7 @@ def test_arguments_are_checked_at_once() -> None:
         ((m.X, m.y[:-1], pb.logistic), ValueError, r"y has shape \(29,\)"),
         ((m.X[:, 0], m.y, pb.logistic), ValueError, r"X has shape \(30,\)"),
         ((m.X * 1j, m.y, pb.logistic), TypeError, r"X"),
-        ((m.X, m.y, "logistic"), TypeError, r"loss"),
+        ((m.X, m.y, "logit"), ValueError, r"loss"),
         ((m.X, m.y, None), TypeError, r"loss"),
         ((m.X, m.y, pb.logistic, "1"), TypeError, r"l2"),
         ((m.X, m.y, pb.logistic, 0.0, np.ones(29)), ValueError, r"sample_weight"),
@@ -861,6 +861,49 @@ def test_there_is_no_default_loss() -> None:
         pb.LinearObjective(m.X, m.y)
     with pytest.raises(TypeError, match="loss is missing"):
         pb.LinearObjective([(m.X, m.y)])
+
+
+def test_a_loss_by_name() -> None:
+    X, theta = np.array([[0.5, -1.0], [1.0, 0.25], [0.0, 2.0]]), np.array([0.25, -0.5, 0.125])
+    for name, row in LOSSES.items():
+        y = row.draw(np.random.default_rng(0), np.zeros((3, 3) if row.of_classes else 3))
+        shape = {"n_outputs": 3} if row.of_classes else {}
+        at = np.resize(theta, 9) if row.of_classes else theta
+        by_name, by_loss = (
+            pb.LinearObjective(X, y, loss, **shape) for loss in (name, getattr(pb.losses, name))
+        )
+        assert repr(by_name) == repr(by_loss)
+        assert_same_leaves(by_name.value_and_grad(at), by_loss.value_and_grad(at))
+        assert repr(pickle.loads(pickle.dumps(by_name))) == repr(by_loss)
+        assert repr(pb.LinearObjective([(X, y)], loss=name, **shape)).startswith("<LinearObjective")
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "message"),
+    [
+        ("poison", ValueError, r"is 'poison'; there are squared_.*; did you mean pb\.poisson\?$"),
+        ("twedie", ValueError, r"is 'twedie'; .*; did you mean pb\.losses\.tweedie\?$"),
+        ("mse", ValueError, r"is 'mse'; there are .*; use pb\.squared_error$"),
+        ("zzzzz", ValueError, "is 'zzzzz'; there are .*, softmax_cross_entropy$"),
+        (pb.tanh, TypeError, "must be a name or a loss, not .*tanh.*; there are squared_error"),
+        (2, TypeError, "must be a name or a loss, not 2; there are"),
+    ],
+)
+def test_what_is_no_loss(loss: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=f"^LinearObjective: loss {message}"):
+        pb.LinearObjective(np.ones((2, 2)), np.ones(2), loss)
+
+
+@backends
+def test_what_is_no_number_propagates(primitives: Any) -> None:
+    X, y = np.array([[1.0, 2.0], [np.nan, 1.0]]), np.array([0.0, 1.0])
+    theta = np.array([0.5, -0.5, 0.25])
+    objective = pb.LinearObjective(X, y, primitives.logistic)
+    assert np.isnan(objective.value(theta))
+    assert np.isnan(objective.grad(theta)).all()
+    without = pb.LinearObjective(X, y, primitives.logistic, sample_weight=[1.0, 0.0])
+    alone = pb.LinearObjective(X[:1], y[:1], primitives.logistic)
+    assert without.value(theta) == alone.value(theta)
 
 
 def test_flat_at_zero_is_what_the_rows_say() -> None:

@@ -590,6 +590,45 @@ def test_refused(model, message):
         model.fit(np.ones((4, 2)), np.array([0, 1, 0, 1]))
 
 
+NUMBERS = [0.5, 1.0, 2.0]
+COLUMNS = {
+    "category": (pd.Categorical(list("xyx")), r"'c' \(category\)"),
+    "str": (list("xyx"), r"'c' \((str|object)\)"),
+    "date": (pd.date_range("2020-01-01", periods=3), r"'c' \(datetime64\[.*\]\)"),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize(
+    "model", [LinearRegressor(), LinearClassifier()], ids=["numbers", "classes"]
+)
+def test_columns_that_are_not_numbers_are_named(model, name):
+    column, told = COLUMNS[name]
+    X, y = pd.DataFrame({"a": NUMBERS, "c": column}), np.array([0, 1, 0])
+    fitted = clone(model).fit(pd.DataFrame({"a": NUMBERS, "c": NUMBERS}), y)
+    message = rf"^{type(model).__name__}: argument X has columns that .*: {told}; .*get_dummies"
+    for call in (lambda: clone(model).fit(X, y), lambda: fitted.predict(X)):
+        with pytest.raises(TypeError, match=message):
+            call()
+    with pytest.raises(TypeError, match=message.replace(type(model).__name__, "LinearObjective")):
+        pb.LinearObjective(X, y, pb.squared_error)
+
+
+@pytest.mark.parametrize("label", ["y", "sample_weight", "offset"])
+def test_a_column_that_is_no_numbers_is_named(label):
+    column = pd.Series(list("xyx"), dtype="category")
+    with pytest.raises(
+        TypeError, match=rf"^LinearRegressor: argument {label} has dtype category, "
+    ):
+        LinearRegressor().fit(np.ones((3, 2)), **{"y": np.arange(3.0), label: column})
+
+
+def test_objects_that_are_numbers_are_taken():
+    X, y = pd.DataFrame({"a": np.array(NUMBERS, object)}), np.arange(3.0)
+    expected = LinearRegressor().fit(X.astype(float), y).coef_
+    np.testing.assert_array_equal(LinearRegressor().fit(X, y).coef_, expected)
+
+
 @pytest.mark.parametrize("model", [LinearRegressor(standardize=True), LinearClassifier()])
 @pytest.mark.parametrize("hidden", range(3))
 def test_masked_arrays_are_refused(model, hidden):

@@ -536,14 +536,16 @@ bool FollowsRules(Job& job, const Arguments& args) {
   return job.Run(out, where);
 }
 
-// The Jacobians by each operand, of the derivatives.
+// The Jacobians by the operands that wrt= asks for, of their derivatives.
 PyObject* JacobianCall(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const Entry&>(own);
   const auto arity = static_cast<size_t>(entry.arity);
   PlainOperands x;
   if (args[arity - 1] == nullptr || !x.Take(args.data(), arity, Strides::kAsStored)) return nullptr;
+  const std::optional<Wrt> wrt = entry.signature.ReadWrt(ArgumentAt(args, entry.wrt_at), arity);
+  if (!wrt) return nullptr;
   std::array<Ref, 2> slopes;
-  if (const Ref plain(RunPlain(entry, args.data())); plain) {
+  if (const Ref plain(wrt->count == arity ? RunPlain(entry, args.data()) : nullptr); plain) {
     for (size_t k = 0; k < arity; ++k) {
       PyObject* const one = arity == 1 ? plain.get() : PyTuple_GET_ITEM(plain.get(), k);
       slopes[k] = Ref(Py_NewRef(one));
@@ -551,16 +553,19 @@ PyObject* JacobianCall(const MethodEntry& own, const Arguments& args) {
   } else {
     if (PyErr_Occurred() != nullptr) return nullptr;
     Job job(entry, x);
+    job.wanted = *wrt;
     if (!job.Broadcast() || !job.AskFor({}) || !job.Compute()) return nullptr;
-    for (size_t k = 0; k < arity; ++k) slopes[k] = Ref(job.outputs.ReleaseArray(k));
+    for (size_t i = 0; i < wrt->count; ++i) {
+      slopes[wrt->operands[i]] = Ref(job.outputs.ReleaseArray(i));
+    }
   }
   std::array<Ref, 2> jacobians;
   for (size_t k = 0; k < arity; ++k) {
+    if (!slopes[k]) continue;
     jacobians[k] = JacobianOfElements(std::move(slopes[k]), Extents(x[k]));
     if (!jacobians[k]) return nullptr;
   }
-  return arity == 1 ? jacobians[0].release()
-                    : Pair(std::move(jacobians[0]), std::move(jacobians[1]));
+  return arity == 1 ? jacobians[0].release() : wrt->Pack(jacobians.data());
 }
 
 // What NumPy hands over in buffered or short pieces is ours: with a given output, which NumPy may
@@ -766,9 +771,7 @@ PyObject* NewElementwiseMethod(const char* op, const char* method, PyObject* fal
   if (!entry->signature.Read(fallback, static_cast<size_t>(entry->arity) - 1)) return nullptr;
   entry->out_at = entry->signature.Find("out");
   entry->where_at = entry->signature.Find("where");
-  if (entry->method == Method::kVjp && entry->arity > 1) {
-    entry->wrt_at = entry->signature.Find("wrt");
-  }
+  if (entry->arity > 1) entry->wrt_at = entry->signature.Find("wrt");
   return NewMethod(is_jacobian ? JacobianCall : MethodCall, std::move(entry), fallback);
 }
 

@@ -63,9 +63,6 @@ struct ShapeRule {
 enum class Way : uint8_t { kValue, kVjp, kJvp, kValueAndGrad };
 inline constexpr std::string_view kWays[] = {"value", "vjp", "jvp", "value_and_grad"};
 
-// The Jacobians for each operand; with a digit at the end, the one for that operand alone.
-inline constexpr std::string_view kJacobian = "jacobian";
-
 class Call;
 
 struct ProductRow {

@@ -457,29 +457,37 @@ Matrices AsMatrices(const Ref& row) { return Seen(AsStrided(AsArray(row.get())),
 bool QuadraticJacobians(Call& call, PyObject*, Ref* jacobians) {
   const Strided x = call.operand(0);
   if (x.ndim != 1) return false;
-  Ref row = NewRow(call, x);
-  const Batch none;
-  Products products(call.dtype(), none);
-  Forms::BothWays(call.From(x), Seen(call.operand(1), kInBoth), AsMatrices(row), products);
-  products.Run();
-  jacobians[0] = ByVector(std::move(row), x);
-  jacobians[1] = ByMatrix(x, x);
+  if (call.Wants(0)) {
+    Ref row = NewRow(call, x);
+    const Batch none;
+    Products products(call.dtype(), none);
+    Forms::BothWays(call.From(x), Seen(call.operand(1), kInBoth), AsMatrices(row), products);
+    products.Run();
+    jacobians[0] = ByVector(std::move(row), x);
+  }
+  if (call.Wants(1)) jacobians[1] = ByMatrix(x, x);
   return true;
 }
 
 bool BilinearJacobians(Call& call, PyObject*, Ref* jacobians) {
   const Strided u = call.operand(0), v = call.operand(2);
   if (u.ndim != 1 || v.ndim != 1) return false;
-  Ref by_u = NewRow(call, u), by_v = NewRow(call, v);
+  Ref by_u, by_v;
   const Matrices X = Seen(call.operand(1), kInBoth);
   const Batch none;
   Products products(call.dtype(), none);
-  products.Append(call.From(v), X.Transposed(), AsMatrices(by_u));
-  products.Append(call.From(u), X, AsMatrices(by_v));
+  if (call.Wants(0)) {
+    by_u = NewRow(call, u);
+    products.Append(call.From(v), X.Transposed(), AsMatrices(by_u));
+  }
+  if (call.Wants(2)) {
+    by_v = NewRow(call, v);
+    products.Append(call.From(u), X, AsMatrices(by_v));
+  }
   products.Run();
-  jacobians[0] = ByVector(std::move(by_u), u);
-  jacobians[1] = ByMatrix(u, v);
-  jacobians[2] = ByVector(std::move(by_v), v);
+  if (by_u) jacobians[0] = ByVector(std::move(by_u), u);
+  if (call.Wants(1)) jacobians[1] = ByMatrix(u, v);
+  if (by_v) jacobians[2] = ByVector(std::move(by_v), v);
   return true;
 }
 

@@ -37,17 +37,20 @@ struct ProductEntry : MethodEntry {
   Way way;
   std::optional<size_t> out_at, wrt_at, activation_at;
   Wrt wrt;  // where none is given
+
+  // What is asked for, maybe in `given`; null where Python has to read it.
+  const Wrt* Asked(const Arguments& args, std::optional<Wrt>& given) const {
+    if (!wrt_at || args[*wrt_at] == nullptr) return &wrt;
+    given = signature.ReadWrt(args[*wrt_at], rule.operands);
+    return given ? &*given : nullptr;
+  }
 };
 
 [[gnu::hot]] PyObject* ProductCall(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const ProductEntry&>(own);
   std::optional<Wrt> given;
-  const Wrt* wrt = &entry.wrt;
-  if (entry.wrt_at && args[*entry.wrt_at] != nullptr) {
-    given = entry.signature.ReadWrt(args[*entry.wrt_at], entry.rule.operands);
-    if (!given) return nullptr;
-    wrt = &*given;
-  }
+  const Wrt* const wrt = entry.Asked(args, given);
+  if (wrt == nullptr) return nullptr;
   Call call(*entry.row, entry.rule, entry.way, *wrt, false);
   if (!call.Take(args.data(), Given(args, entry.activation_at))) return nullptr;
   PyObject* const out = Given(args, entry.out_at);
@@ -76,7 +79,10 @@ struct ProductEntry : MethodEntry {
 
 PyObject* ProductJacobians(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const ProductEntry&>(own);
-  Call call(*entry.row, entry.rule, entry.way, entry.wrt, false);
+  std::optional<Wrt> given;
+  const Wrt* const wrt = entry.Asked(args, given);
+  if (wrt == nullptr) return nullptr;
+  Call call(*entry.row, entry.rule, entry.way, *wrt, false);
   PyObject* const activation = Given(args, entry.activation_at);
   if (activation != nullptr && UnaryOpOf(activation) == nullptr) return nullptr;
   if (!call.Take(args.data(), nullptr)) return nullptr;
@@ -86,11 +92,13 @@ PyObject* ProductJacobians(const MethodEntry& own, const Arguments& args) {
   } catch (const Raised&) {
     return nullptr;
   }
-  for (size_t i = 0; i < entry.wrt.count; ++i) {
-    const size_t k = entry.wrt.operands[i];
+  bool any = false;
+  for (size_t i = 0; i < wrt->count; ++i) {
+    const size_t k = wrt->operands[i];
     if (!jacobians[k] && call.operand(k)) return nullptr;
+    any = any || jacobians[k];
   }
-  return entry.wrt.Pack(jacobians.data());
+  return any ? wrt->Pack(jacobians.data()) : nullptr;
 }
 
 // --- the engine ----------------------------------------------------------------------------------
@@ -174,13 +182,7 @@ PyMethodDef kEngine[] = {
 }  // namespace
 
 PyObject* NewProductMethod(const char* product, const char* method, PyObject* fallback) {
-  std::string_view asked = method;
-  std::optional<size_t> alone;
-  if (asked.starts_with(kJacobian) && asked.size() == kJacobian.size() + 1) {
-    alone = static_cast<size_t>(asked.back() - '0');
-    asked.remove_suffix(1);
-  }
-  const bool is_jacobian = asked == kJacobian;
+  const bool is_jacobian = std::string_view(method) == "jacobian";
   const auto found = Find(product, is_jacobian ? "value" : method);
   if (!found) return nullptr;
   auto entry = std::make_unique<ProductEntry>(found->first, found->second);
@@ -199,13 +201,6 @@ PyObject* NewProductMethod(const char* product, const char* method, PyObject* fa
   const std::optional<Wrt> wrt = entry->signature.ReadWrt(initial, entry->rule.operands);
   if (!wrt) return PyErr_Format(PyExc_TypeError, "%R has a wrt that is none", fallback);
   entry->wrt = *wrt;
-  if (alone) {
-    if (*alone >= entry->rule.operands) {
-      return PyErr_Format(PyExc_KeyError, "no native method '%s' of a product '%s'", method,
-                          product);
-    }
-    entry->wrt = {{*alone}, 1, true};
-  }
   return NewMethod(is_jacobian ? ProductJacobians : ProductCall, std::move(entry), fallback);
 }
 

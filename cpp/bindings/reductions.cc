@@ -295,14 +295,14 @@ bool AllCount(const Arguments& args, std::optional<size_t> where_at) {
   if (entry.is_jacobian) {
     std::array<Ref, kMaxOuts> jacobians;
     for (size_t o = 0; o < gradients; ++o) {
+      if (!wrt.Has(o)) continue;
       Ref slopes(outputs.ReleaseArray(place[o]));
       jacobians[o] = is_row ? JacobianOfValue(std::move(slopes), Extents(x[0]),
                                               Extents(slices.ndim, slices.shape))
                             : JacobianOfSums(std::move(slopes), *axes, keep == Py_True);
       if (!jacobians[o]) return nullptr;
     }
-    return gradients == 1 ? jacobians[0].release()
-                          : Pair(std::move(jacobians[0]), std::move(jacobians[1]));
+    return wrt.Pack(jacobians.data());
   }
   std::array<Ref, kMaxOuts> of_operands;
   for (size_t o = 0; o < gradients; ++o) of_operands[o] = Ref(outputs.ReleaseArray(place[o]));

@@ -10,7 +10,6 @@ import numpy as np
 from pullback import elementwise
 from pullback.config import native
 from pullback.elementwise import Elementwise, make_elementwise
-from pullback.engine import BACKEND
 from pullback.pointwise import Pointwise
 from pullback.products import Product
 from pullback.protocol import shown
@@ -184,11 +183,8 @@ def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
     bound = tuple(k for k, o in enumerate(operands[:n]) if o is not arg and o is not None)
     options = {**options}
     jacobian = getattr(op, "jacobian", None) or (lambda *_, **__: op.jacobian)  # which raises
-    if hasattr(jacobian, "__wrapped__") and isinstance(op, Product) and len(places) == 1:
-        # With respect to that operand alone; the Python method makes those of all operands.
-        jacobian = BACKEND.kernels.product_method(
-            op.row.name, f"jacobian{places[0]}", jacobian.__wrapped__
-        )
+    takes_wrt = isinstance(row, OpRow | ProductRow | ReductionRow) and n > 1
+    alone = {"wrt": places[0]} if takes_wrt and len(places) == 1 else {}
     one_pass = getattr(op, "value_and_grad", None) if n == 1 else None
     vjp, pull = _pulls(op, operands, options, places, bound, n)
     tangents = (other if operand is arg else None for operand in operands[:n])
@@ -200,7 +196,7 @@ def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
         vjp=vjp,
         pull=pull,
         both=None if one_pass is None else Call(one_pass, operands, options),
-        jacobian=Call(jacobian, operands, options),
+        jacobian=Call(jacobian, operands, options | alone),
         places=places,
         n_bound=len(bound),
         checks=checks,
@@ -220,13 +216,23 @@ def _check_operands(where: str, op: Any, operands: tuple[Any, ...]) -> None:
                 f"{where}: operand {number} of {_name(op)} is {_shown(operand)}, a function; bound "
                 "operands are arrays or numbers, and a function is a step of its own"
             )
-    taken = row.nin if isinstance(row, OpRow) else len(operands)
-    if isinstance(op, Reduction):
-        taken = len(op.row.leading)
-    if isinstance(op, Pointwise):
-        taken = 2
-    if len(operands) != taken:
-        raise ValueError(f"{where}: {_name(op)} takes {taken} operands, not {len(operands)}")
+    taken = _taken(op)
+    if taken and len(operands) not in taken:
+        numbers = " or ".join(map(str, taken))
+        raise ValueError(f"{where}: {_name(op)} takes {numbers} operands, not {len(operands)}")
+
+
+def _taken(op: Any) -> tuple[int, ...]:
+    """Return the numbers of operands that an operation takes, or nothing for a user's own."""
+    row = getattr(op, "row", None)
+    if isinstance(row, OpRow):
+        return (row.nin,)
+    if isinstance(op, Reduction | RowMap):
+        return (len(op.row.leading),)
+    if isinstance(op, Product):
+        n = len(op.row.operands)
+        return (n - 1, n) if op.row.optional else (n,)
+    return (2,) if isinstance(op, Pointwise) else ()
 
 
 def _pulls(

@@ -22,6 +22,7 @@ from pullback.config import guarded
 from pullback.engine import BACKEND, Engine, attribute_of
 from pullback.foreign import admitted, check_labels, is_plain, overriding
 from pullback.protocol import (
+    WRT,
     as_array,
     as_arrays,
     broadcast_shape,
@@ -384,29 +385,37 @@ class Elementwise(Hinted):
     def _with_default(self, name: str, given: tuple[Any, ...], out: Any, keywords: Any) -> Any:
         """Return a method's results with respect to the first operand, with the last's default."""
         call, (w, *rest), default = getattr(self._primitive, name), given, self.row.default
+        if keywords.get("wrt") == "all":
+            keywords |= {"wrt": 0}
         if name == "vjp":
-            wrt = 0 if keywords["wrt"] == "all" else keywords["wrt"]
-            return call(w, default, *rest, out, **keywords | {"wrt": wrt})
+            return call(w, default, *rest, out, **keywords)
         if name == "jvp":
             return call(w, default, *rest, None, out, **keywords)
         if name == "jacobian":
-            return call(w, default)[0]
+            return call(w, default, **keywords)
         both = name == "value_and_derivative"
         like = ("value", "derivative") if both else ("derivative",)
         outs = flat_outs(_label(self.row, name), out if both or out is None else (out,), like)
         results = call(w, default, None if outs is None else (*outs, None), **keywords)
         return (results[0], results[1][0]) if both else results[0]
 
-    def _jacobian(self, operands: tuple[Any, ...]) -> Any:
+    def _jacobian(self, operands: tuple[Any, ...], wrt: Any) -> Any:
         op = _label(self.row, "jacobian")
+        asked = check_wrt(op, wrt, self.row.operands)
         operands = as_arrays(op, *operands, names=self.row.operands)
         if self.nin == 1:
             return _jacobians().Diagonal._of(self._slopes(*operands))
         broadcast_shape(op, **self._shapes(op, operands))
-        slopes = self._slopes(*operands)
+        parts = self._parts["derivative"]
+        slopes = (
+            [self._run(parts[asked.operands[0]], *operands)]
+            if len(asked.operands) == 1
+            else map(self._slopes(*operands).__getitem__, asked.operands)
+        )
         if not self._engine.is_native:  # a slope of the oracle's may be an operand
             slopes = map(np.array, slopes)
-        return tuple(map(_jacobians().of_operand, slopes, operands))
+        moved = [operands[k] for k in asked.operands]
+        return asked.result([*map(_jacobians().of_operand, slopes, moved)])
 
     def _shapes(self, op: str, operands: tuple[Any, ...]) -> dict[str, tuple[int, ...]]:
         named = zip(self.row.operands, operands, strict=True)
@@ -498,7 +507,7 @@ def _parameters(row: OpRow, name: str) -> str:
         names[k + 1 :] = [f"{tangent}=None" for tangent in names[k + 1 :]]
     arrays = ", ".join(names)
     if name == "jacobian":
-        return f"{arrays}, /"
+        return f"{arrays}, /" + ", *, wrt='all'" * (row.nin > 1)
     wrt = "wrt='all', " if name == "vjp" and row.nin > 1 else ""
     return f"{arrays}, /, out=None, *, {wrt}where=True, **options"
 
@@ -514,11 +523,14 @@ def _method(row: OpRow, name: str) -> Any:
         "value_and_derivative": f"self._value_and_derivative({given}, out, {keywords})",
         "vjp": f"self._vjp({given}, g, {'wrt' if row.nin > 1 else '0'}, out, where, options)",
         "jvp": f"self._jvp({given}, ({', '.join(_tangents(row))},), out, where, options)",
-        "jacobian": f"self._jacobian({given})",
+        "jacobian": f"self._jacobian({given}, {'wrt' if row.nin > 1 else '0'})",
     }[name]
     if row.default is not None and name != "__call__":
         k, names = _left_out(row, name), _arguments(row, name)
-        more = {"jacobian": "None, None", "vjp": "out, {'wrt': wrt, 'where': where, **options}"}
+        more = {
+            "jacobian": "None, {'wrt': wrt}",
+            "vjp": "out, {'wrt': wrt, 'where': where, **options}",
+        }
         given = f"({', '.join(names[:k])},), {more.get(name, f'out, {keywords}')}"
         call += f" if {names[k]} is not LEFT_OUT else self._with_default({name!r}, {given})"
     doc = docstring(row) if name == "__call__" else method_docstring(row, name)
@@ -532,7 +544,6 @@ _RESULTS: Final[Mapping[tuple[str, int], str]] = {
     ("value_and_derivative", 1): "tuple[Any, Any]",
     ("value_and_derivative", 2): "tuple[Any, tuple[Any, Any]]",
     ("jacobian", 1): "Diagonal",
-    ("jacobian", 2): "tuple[Jacobian, Jacobian]",
 }
 
 
@@ -607,12 +618,6 @@ def method_docstring(row: OpRow, name: str) -> str:
             if several
             else "."
         )
-        if several:
-            more += ["wrt : str, int, a tuple of them, or 'all'"]
-            more += [
-                "    The operands whose cotangents to return, by name or position. A single operand"
-            ]
-            more += ["    gives an array, a tuple gives a tuple."]
     elif name == "jvp":
         summary = "Return the tangent of the value"
         shapes = "shapes of the operands" if several else "shape of `x`"
@@ -624,16 +629,14 @@ def method_docstring(row: OpRow, name: str) -> str:
         result = f"ndarray or scalar, {whole}\n    {f'fl({terms})' if several else terms}."
         out = "ndarray"
     else:
-        summary = "Return the Jacobian" + ("s with respect to each operand" if several else "")
-        result = (
-            "Diagonal"
-            if not several
-            else (
-                "tuple of two Jacobians\n    Each is a `Diagonal`, after a `Broadcast` where the "
-                "operand was broadcast."
-            )
-        )
+        summary = "Return the Jacobian" + ("s with respect to the operands" if several else "")
+        result = "Diagonal"
+        if several:
+            result = "Jacobian or tuple of Jacobian\n    Each is a `Diagonal`, after a `Broadcast` "
+            result += "where the operand was broadcast."
         out = ""
+    if several and name in ("vjp", "jacobian"):
+        more += [*WRT]
     lines = [f"{row.name}.{name}({_parameters(row, name)})", "", f"{summary}.", ""]
     lines += ["Parameters", "----------"]
     lines += [f"{operands} : array_like" + ", shapes that broadcast" * several, "    Primals."]

@@ -31,6 +31,7 @@ __all__ = [
     "converted",
     "is_of_python",
     "is_plain",
+    "is_tabular",
     "is_weak",
     "kernel_dtype",
     "overriding",
@@ -318,6 +319,11 @@ def _of_column(column: Any, array: Array) -> Array:
 def _is_pandas(given: Any) -> bool:
     """Tell whether something is a pandas frame, column or index."""
     return hasattr(type(given), "isna") and hasattr(type(given), "to_numpy")
+
+
+def is_tabular(given: Any) -> bool:
+    """Tell whether something is a frame, a table, or a column of pandas."""
+    return _is_pandas(given) or hasattr(given, "columns") or hasattr(given, "column_names")
 
 
 def _pandas_dtypes(op: str, name: str, given: Any) -> list[Any]:

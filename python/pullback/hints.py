@@ -18,9 +18,17 @@ __all__ = [
 _GRADIENT: Final = (
     "every primitive has its own derivatives: vjp, jvp and jacobian, such as pb.tanh.vjp(x, g)"
 )
+_FIT: Final = (
+    "pullback.solvers.newton(objective) minimises a pb.LinearObjective; "
+    "pullback.interop.sklearn has estimators"
+)
+_PREDICT: Final = "pb.LinearObjective and the estimators of pullback.interop.sklearn have predict"
+_THETA: Final = "the parameters are one vector, which unpack of a pb.LinearObjective takes apart"
+_CALL: Final = "a primitive is called as f(x); chains, losses and objectives have value"
 _PLAIN: Final = "import numpy itself; pb.tanh is the primitive of np.tanh"
 
-# Names of NumPy, SciPy, torch, JAX and autograd for what has another name here.
+# Names of NumPy, SciPy, torch, JAX, autograd and scikit-learn for what has another name here: in
+# the package, or as an attribute.
 _ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
     {
         **dict.fromkeys(("grad", "gradient", "value_and_grad", "vjp", "jvp"), _GRADIENT),
@@ -36,7 +44,10 @@ _ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(("huber_loss", "smooth_l1_loss"), "use pb.huber"),
         **dict.fromkeys(("hinge_loss", "hinge_embedding_loss"), "use pb.hinge"),
         **dict.fromkeys(("pinball", "quantile_loss"), "use pb.quantile"),
-        **dict.fromkeys(("minimize", "optimize"), "pb.LinearObjective goes into scipy.optimize"),
+        **dict.fromkeys(("fit", "minimize", "optimize", "train"), _FIT),
+        **dict.fromkeys(("predict", "predict_proba", "decision_function", "score"), _PREDICT),
+        **dict.fromkeys(("coef_", "intercept_", "parameters", "params"), _THETA),
+        **dict.fromkeys(("apply", "evaluate", "fun", "eval"), _CALL),
         "absolute": "use pb.abs",
         "acos": "use pb.arccos",
         "acosh": "use pb.arccosh",
@@ -72,7 +83,8 @@ _OWN: Final = (
 _DERIVATIVES: Final = (
     *(*_OWN, "gradient", "gradients", "backward", "forward", "deriv", "derivatives", "diff"),
     *("jac", "jacfwd", "jacrev", "hess", "hessian", "hessp", "prime", "fprime", "pullback"),
-    *("pushforward", "value_and_gradient", "value_and_jacobian"),
+    *("pushforward", "value_and_gradient", "value_and_jacobian", "value_and_jvp"),
+    *("elementwise_grad", "linearize"),
 )
 _PREFIX: Final = "PULLBACK_"
 
@@ -104,8 +116,12 @@ def about_name(name: str, known: Sequence[str]) -> str:
         return f"; it is pb.losses.{name}"
     if name in _ELSEWHERE:
         return f"; {_ELSEWHERE[name]}"
-    near = nearest(name, known)
-    return f"; did you mean {' or '.join(f'pb.{one}' for one in near)}?" if near else ""
+    near = [f"pb.{_path(one)}" for one in nearest(name, known)]
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _path(name: str) -> str:
+    return f"losses.{name}" if name in _in_losses_alone() else name
 
 
 def _in_losses_alone() -> frozenset[str]:
@@ -120,6 +136,8 @@ def about_attribute(name: str, own: Sequence[str]) -> str:
         found = [one for one in _OWN if one in own]
         found += [f"pointwise.{one}" for one in ("derivative", "vjp", "jvp") if "pointwise" in own]
         return f"; it has {', '.join(found)}" if found else ""
+    if name in _ELSEWHERE:
+        return f"; {_ELSEWHERE[name]}"
     near = nearest(name, own)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
@@ -128,8 +146,7 @@ def about_function(given: object, *, unary: bool = False) -> str:
     """Return the end of a message about a non-primitive, such as NumPy's ufunc or a name."""
     name = given if isinstance(given, str) else getattr(given, "__name__", None)
     if hasattr(given, "pointwise"):
-        path = f"losses.{name}" if name in _in_losses_alone() else name
-        return f"; its form for a step is (pb.{path}.pointwise, pb.arg, y)"
+        return f"; its form for a step is (pb.{_path(str(name))}.pointwise, pb.arg, y)"
     if not isinstance(name, str):
         return ""
     from pullback.tables.elementwise import OPS  # noqa: PLC0415  variables need no tables

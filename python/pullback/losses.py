@@ -20,7 +20,14 @@ from pullback.hessians import hessian_sums
 from pullback.partial import Kinds, PartialSums, Reduction, tree_sum
 from pullback.pointwise import METHODS as POINTWISE_METHODS
 from pullback.pointwise import Pointwise
-from pullback.protocol import as_number, check_outs, check_wrt, methods_and_example, named_after
+from pullback.protocol import (
+    as_number,
+    check_outs,
+    check_wrt,
+    methods_and_example,
+    named_after,
+    shown,
+)
 from pullback.reductions import make_reductions
 from pullback.registry import Hinted, Registry, attributes
 from pullback.sample_grads import SampleGradients
@@ -41,7 +48,7 @@ from pullback.samples import (
 from pullback.tables.elementwise import OPS
 from pullback.tables.losses import LOSSES, LossRow
 
-__all__ = ["Loss", "ParametricLoss", "losses", "make_losses"]
+__all__ = ["Loss", "ParametricLoss", "as_loss", "losses", "make_losses"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -724,6 +731,29 @@ def make_losses(engine: Engine) -> Registry:
 
 
 losses: Final = make_losses(BACKEND)
+
+
+def as_loss(op: str, given: Any, known: Sequence[str] = tuple(LOSSES)) -> Loss:
+    """Return a loss that is given as such, or by its name; `known` are for the error message.
+
+    Raises
+    ------
+    TypeError
+        If it is neither.
+    ValueError
+        If no loss has that name.
+    """
+    if isinstance(given, Loss):
+        return given
+    there = f"there are {', '.join(known)}"
+    if not isinstance(given, str):
+        raise TypeError(f"{op}: loss must be a name or a loss, not {shown(given)}; {there}")
+    if given not in losses:
+        from pullback.hints import about_name  # noqa: PLC0415  only of what is not there
+
+        raise ValueError(f"{op}: loss is {given!r}; {there}{about_name(given, known)}")
+    return losses[given]  # type: ignore[no-any-return]
+
 
 if TYPE_CHECKING:
 

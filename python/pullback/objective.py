@@ -18,7 +18,7 @@ from pullback.engine import enter
 from pullback.foreign import check_computed
 from pullback.hessians import hessian_sums
 from pullback.line import Line, LinePart
-from pullback.losses import Loss
+from pullback.losses import Loss, as_loss
 from pullback.partial import Kinds, PartialSums, divisor, tree_sum
 from pullback.penalty import Penalty
 from pullback.protocol import as_array, check_labels, kernel_dtype, shown
@@ -71,8 +71,9 @@ class LinearObjective(Hinted):
         arguments that returns a new iterator each time.
     y : array_like, shape (N,) or (N, K), optional
         Targets.
-    loss : Loss
-        A loss such as ``pb.logistic`` or ``pb.huber(1.35)``. It is required.
+    loss : str or Loss
+        A loss such as "logistic", ``pb.logistic`` or ``pb.huber(1.35)``. It is required. A name
+        means the loss in ``pb.losses``, with its default parameter.
     l2 : float or array_like
         The penalty: one number; a number for each coefficient, in shape (D,) or that of w; or P, a
         symmetric positive semidefinite matrix, of shape (D, D) for each output or (D K, D K) in the
@@ -95,7 +96,8 @@ class LinearObjective(Hinted):
     TypeError
         If an argument has the wrong type, such as chunks that can be iterated only once.
     ValueError
-        If shapes do not fit, a target or weight is outside its domain, or `l2` is no penalty.
+        If no loss has the name, shapes do not fit, a target or weight is outside its domain, or
+        `l2` is no penalty.
     ImportError
         If `progress` is true and tqdm is not installed.
 
@@ -111,6 +113,9 @@ class LinearObjective(Hinted):
     have their own. Threads may share an objective without a progress bar. A chunk without rows adds
     nothing.
 
+    NaN or inf in the data makes results NaN or inf without an error, as in NumPy, unless the sample
+    has weight 0.
+
     Examples
     --------
     >>> import numpy as np
@@ -121,15 +126,16 @@ class LinearObjective(Hinted):
     >>> round(value, 4), gradient.tolist()
     (0.6931, [-0.5, 0.0])
 
-    With SciPy, ``minimize(objective.value_and_grad, objective.initial(), jac=True,
-    hessp=objective.hvp, method="trust-ncg")``.
+    ``pullback.solvers.newton(objective)`` minimises it. With SciPy,
+    ``minimize(objective.value_and_grad, objective.initial(), jac=True, hessp=objective.hvp,
+    method="trust-ncg")``.
     """
 
     def __init__(
         self,
         X: Any,
         y: npt.ArrayLike | None = None,
-        loss: Loss | None = None,
+        loss: str | Loss | None = None,
         l2: npt.ArrayLike = 0.0,
         sample_weight: npt.ArrayLike | None = None,
         fit_intercept: bool = True,
@@ -143,9 +149,7 @@ class LinearObjective(Hinted):
                 f"{_OP}: loss is missing; there are "
                 + ", ".join(f"pb.{row.path}" for row in LOSSES.values())
             )
-        if not isinstance(loss, Loss):
-            raise TypeError(f"{_OP}: loss must be a loss such as pb.logistic, not {shown(loss)}")
-        self._loss = loss
+        self._loss = loss = as_loss(_OP, loss)
         self._n_samples: int | None = None  # in a whole pass
         self._w_shape: tuple[int, ...] | None = None  # before the number of outputs is known
         self._bar = None

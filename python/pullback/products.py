@@ -17,10 +17,12 @@ import numpy.typing as npt
 
 from pullback import elementwise
 from pullback.engine import BACKEND, Engine, enter
-from pullback.jacobians import Kronecker
+from pullback.jacobians import Jacobian, Kronecker
 from pullback.jacobians.primitives import of_layer, of_matrix, of_product, of_vector
 from pullback.protocol import (
+    WRT,
     Outputs,
+    Wrt,
     aligned,
     as_matrix,
     check_wrt,
@@ -69,7 +71,10 @@ def _method(row: ProductRow, name: str) -> Any:
             f"{operands}, /, *, wrt={row.wrt!r}",
             f"self._value_and_grad({given}, wrt)",
         ),
-        "jacobian": (f"{optional}, /{by_keyword}", f"self._jacobian({given}, {taken})"),
+        "jacobian": (
+            f"{optional}, /, *{keywords}, wrt='all'",
+            f"self._jacobian({given}, {taken}, wrt)",
+        ),
     }[name]
     return method(row.name, name, f"self, {positional}", call, _docstring(row, name))
 
@@ -102,21 +107,17 @@ def _docstring(row: ProductRow, name: str) -> str:
             "value, gradients : scalar, and ndarray or tuple of ndarray, shapes of operands",
         ),
         "jacobian": (
-            "Return the Jacobians with respect to each operand",
+            "Return the Jacobians with respect to the operands",
             "",
-            f"tuple of {len(row.operands)} Jacobian, whose input shapes are those of {names}",
+            f"Jacobian or tuple of Jacobian, whose input shapes are those of {names}",
         ),
     }[name]
     lines = [f"{summary}.", "", "Parameters", "----------"]
     lines += [f"{n} : {about}" for n, about in row.operands.items()]
     lines += more.splitlines()
     lines += [f"{option} : {about}, optional" for option, about in row.options.items()]
-    if name in ("vjp", "value_and_grad"):
-        lines += [
-            "wrt : str, int, a tuple of them, or 'all'",
-            "    The operands whose cotangents to compute, by name or position; the others are not",
-            "    computed. A single operand gives an array, a tuple gives a tuple.",
-        ]
+    if name not in ("__call__", "jvp"):
+        lines += [*WRT, "    The others are not computed."]
     if name in ("__call__", "jvp"):
         lines += [
             "out : ndarray, optional",
@@ -337,11 +338,8 @@ class Product(Hinted):
         self, given: tuple[Any, ...], g: Any, options: tuple[Any, ...], wrt: Any, out: Any
     ) -> Any:
         op = f"{self.row.name}.vjp"
-        asked = check_wrt(op, wrt, self._names)
+        asked = self._asked(op, wrt, given)
         activation = self._activation(op, options)
-        if all(given[i] is None for i in asked.operands):
-            name = self._names[asked.operands[0]]
-            raise ValueError(f"{op}: wrt is {shown(wrt)}, but {name} is None")
         is_number = is_weak(g)
         *operands, g = self._arrays(op, (*given, g))
         fit = _fit(op, self.row, operands)
@@ -385,17 +383,27 @@ class Product(Hinted):
         shaped = [g.reshape(shape) for g, shape in zip(gradients, shapes, strict=True)]
         return value.reshape(())[()], asked.result(shaped)
 
-    def _jacobian(self, given: tuple[Any, ...], options: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _jacobian(self, given: tuple[Any, ...], options: tuple[Any, ...], wrt: Any) -> Any:
         op = f"{self.row.name}.jacobian"
+        asked = self._asked(op, wrt, given)
         activation = self._activation(op, options)
         named = zip(given, self._names, strict=True)
         lacks = any(a is None and name != self.row.optional for a, name in named)
         plain = None if lacks else self._engine.kernels.plain_arrays(*given)
         operands = self._arrays(op, given) if plain is None else plain
         fit = _fit(op, self.row, operands)
-        return _JACOBIANS[self.row.name](self, fit, operands, activation)
+        by = _JACOBIANS[self.row.name](self, fit, operands, activation)
+        return asked.result([None if operands[k] is None else by(k) for k in asked.operands])
 
     # --- what they share ---
+
+    def _asked(self, op: str, wrt: Any, given: tuple[Any, ...]) -> Wrt:
+        """Return what `wrt` asks for, of which an optional operand that is None is not all."""
+        asked = check_wrt(op, wrt, self._names)
+        if all(given[i] is None for i in asked.operands):
+            name = self._names[asked.operands[0]]
+            raise ValueError(f"{op}: wrt is {shown(wrt)}, but {name} is None")
+        return asked
 
     def _arrays(self, op: str, given: Sequence[Any]) -> tuple[Any, ...]:
         """Convert operands, where an optional one may be None, and a cotangent."""
@@ -452,68 +460,78 @@ class Product(Hinted):
 # --- Jacobians ------------------------------------------------------------------------------------
 
 
-def _of_matmul(_f: Product, fit: Fit, operands: Any, _: None) -> tuple[Any, ...]:
+def _of_matmul(_f: Product, fit: Fit, operands: Any, _: None) -> ByOperand:
     if operands[0].ndim == operands[1].ndim == 2:
-        return of_product(*operands)
+        return partial(of_product, *operands)
     A, B = (a.reshape(shape) for a, shape in zip(operands, fit.seen, strict=True))
     *batch, m, n = fit.seen_result
-    return tuple(
-        Kronecker(
-            left,
-            right,
-            input_batch=seen.shape[:-2],
+
+    def by(k: int) -> Kronecker:
+        return Kronecker(
+            *((A, n) if k else (m, B.mT)),
+            input_batch=(A, B)[k].shape[:-2],
             output_batch=tuple(batch),
-            input_shape=operand.shape,
+            input_shape=operands[k].shape,
             output_shape=fit.result,
         )
-        for left, right, seen, operand in zip((m, A), (B.mT, n), (A, B), operands, strict=True)
-    )
+
+    return by
 
 
-def _of_linear(f: Any, fit: Fit, operands: Any, activation: Any) -> tuple[Any, ...]:
+def _of_linear(f: Any, fit: Fit, operands: Any, activation: Any) -> ByOperand:
     slopes = None if activation is None else activation.derivative(f(*operands))
-    X, W, b = operands
-    return of_layer(X, W, b, slopes, fit.result)
+    return partial(of_layer, operands, slopes, fit.result)
 
 
-def _of_quadratic_form(f: Any, fit: Fit, operands: Any, _: None) -> tuple[Any, ...]:
+def _of_quadratic_form(f: Any, fit: Fit, operands: Any, _: None) -> ByOperand:
     x, A = operands
-    gx = f.vjp(x, A, 1.0, wrt=0)
-    if x.ndim == 1:
-        return of_vector(gx, x.shape), of_matrix(x, x)
-    (few,) = with_room(2, fit.result)
-    shape = (*few, 1, x.shape[-1])
-    gx, row = gx.reshape(shape), x.reshape(shape)
-    by_x = Kronecker(1, gx, input_shape=x.shape, output_shape=fit.result, copy=False)
-    return by_x, Kronecker(row, row, input_batch=(), output_batch=few, output_shape=fit.result)
+
+    def by(k: int) -> Jacobian:
+        row = x if k else f.vjp(x, A, 1.0, wrt=0)
+        if x.ndim == 1:
+            return of_matrix(row, row) if k else of_vector(row, x.shape)
+        (few,) = with_room(2, fit.result)
+        rows = row.reshape(*few, 1, x.shape[-1])
+        if k:
+            return Kronecker(rows, rows, input_batch=(), output_batch=few, output_shape=fit.result)
+        return Kronecker(1, rows, input_shape=x.shape, output_shape=fit.result, copy=False)
+
+    return by
 
 
-def _of_bilinear_form(f: Product, fit: Fit, operands: Any, _: None) -> tuple[Any, ...]:
+def _of_bilinear_form(f: Product, fit: Fit, operands: Any, _: None) -> ByOperand:
     product = make_products(f._engine)["matmul"]
-    u, X, v = operands
-    if u.ndim == v.ndim == 1:
-        Xv, uX = product(v, X.mT), product(u, X)
-        return of_vector(Xv, u.shape), of_matrix(u, v), of_vector(uX, v.shape)
     u, X, v = (a.reshape(shape) for a, shape in zip(operands, fit.seen, strict=True))
+    vectors = operands[0].ndim == operands[2].ndim == 1
 
-    def by_vector(k: int, vectors: Array, others: Array, M: Array) -> Kronecker:
+    def by(k: int) -> Jacobian:
+        if k == 1 and vectors:
+            return of_matrix(*operands[::2])
+        if k == 1:
+            rows = u[..., np.newaxis, :], v[..., np.newaxis, :]
+            return Kronecker(
+                *rows, input_batch=(), output_batch=fit.seen_result, output_shape=fit.result
+            )
+        others, M = (u, X) if k else (v, X.mT)
+        if vectors:
+            return of_vector(product(operands[2 - k], M), operands[k].shape)
         gradients = product(as_matrix(others), M).reshape(*others.shape[:-1], 1, M.shape[1])
         return Kronecker(
             1,
             gradients,
-            input_batch=vectors.shape[:-1],
+            input_batch=(v if k else u).shape[:-1],
             output_batch=fit.seen_result,
             input_shape=operands[k].shape,
             output_shape=fit.result,
             copy=False,
         )
 
-    rows = u[..., np.newaxis, :], v[..., np.newaxis, :]
-    by_X = Kronecker(*rows, input_batch=(), output_batch=fit.seen_result, output_shape=fit.result)
-    return by_vector(0, u, v, X.mT), by_X, by_vector(2, v, u, X)
+    return by
 
 
-_JACOBIANS: Final[Mapping[str, Callable[..., tuple[Any, ...]]]] = {
+ByOperand: TypeAlias = Callable[[int], Jacobian]  # one operand's Jacobian, by its position
+
+_JACOBIANS: Final[Mapping[str, Callable[..., ByOperand]]] = {
     "matmul": _of_matmul,
     "linear": _of_linear,
     "quadratic_form": _of_quadratic_form,

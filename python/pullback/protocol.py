@@ -34,6 +34,7 @@ from pullback.shapes import broadcast_shapes
 
 __all__ = [
     "OPERANDS",
+    "WRT",
     "Outputs",
     "Wrt",
     "aligned",
@@ -275,6 +276,14 @@ class Wrt(NamedTuple):
     def result(self, cotangents: Sequence[Any]) -> Any:
         """Return cotangents as they were asked for."""
         return cotangents[0] if self.single else tuple(cotangents)
+
+
+# What docstrings say of it.
+WRT: Final = (
+    "wrt : str, int, a tuple of them, or 'all'",
+    "    The operands whose results to return, by name or position. A single operand gives its",
+    "    result, a tuple gives a tuple.",
+)
 
 
 def check_wrt(op: str, wrt: Any, names: Sequence[str], without: Sequence[str] = ()) -> Wrt:

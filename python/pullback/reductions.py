@@ -15,6 +15,7 @@ from pullback.jacobians.primitives import of_reduction
 from pullback.jacobians.rows import RowWise
 from pullback.masks import Packed, Weighted, unmasked
 from pullback.protocol import (
+    WRT,
     Outputs,
     aligned,
     as_array,
@@ -311,6 +312,7 @@ class Reduction(_Rows):
         keepdims: bool,
         where: Any,
         b: Any = None,
+        wrt: Any = 0,
     ) -> Any:
         if type(keepdims) is not bool:
             keepdims = as_flag(self._op("jacobian"), "keepdims", keepdims)
@@ -319,13 +321,14 @@ class Reduction(_Rows):
         if self.row.parameter is not None:
             given, options = _with_parameter(self.row.parameter, operands, p)
         options |= {"where": where} | ({} if b is None else {"b": b})
+        options |= {"wrt": wrt} if len(operands) > 1 else {}
         try:
             slopes = self.grad(*given, axis=axis, **options)  # type: ignore[attr-defined]
             if type(slopes) is tuple:
                 return tuple(of_reduction(each, axis, keepdims) for each in slopes)
             return of_reduction(slopes, axis, keepdims)
         except (TypeError, ValueError):  # again, for the name in the message
-            self._gradients("jacobian", operands, p, axis, keepdims, where, b, _wrt(self.row))
+            self._gradients("jacobian", operands, p, axis, keepdims, where, b, wrt)
             raise
 
 
@@ -433,7 +436,7 @@ def _method(row: ReductionRow, name: str) -> Any:
     operands = ", ".join(row.operands)
     tangents = ", ".join(_tangents(row))
     extra = {"vjp": "g, ", "jvp": f"{tangents}, "}.get(name, "")
-    several = len(row.operands) > 1 and name in ("grad", "value_and_grad", "vjp")
+    several = len(row.operands) > 1 and name not in ("value", "jvp")
     wrt = "wrt" if several else "0"
     axis = f"axis=-1{option}" if row.is_map else f"axis=None{option}, keepdims=False"
     out = "" if name == "jacobian" else ", out=None"
@@ -448,7 +451,7 @@ def _method(row: ReductionRow, name: str) -> Any:
         "value_and_grad": f"self._gradients('value_and_grad', {given}, {rest})",
         "vjp": f"self._gradients('vjp', {given}, {rest}, g)",
         "jvp": f"self._push('jvp', {given}, ({tangents},), axis, keepdims, out, {some})",
-        "jacobian": f"self._jacobians({given}, axis, keepdims, {some})",
+        "jacobian": f"self._jacobians({given}, {rest.removesuffix(', out')})",
     }
     if row.is_map:
         call = {
@@ -458,11 +461,6 @@ def _method(row: ReductionRow, name: str) -> Any:
             "jacobian": f"self._jacobian(x, {p}, axis, where)",
         }
     return method(row.name, name, parameters, call[name], _method_docstring(row, name))
-
-
-def _wrt(row: ReductionRow) -> Any:
-    """Return the default of `wrt`: the only operand, or all."""
-    return "all" if len(row.operands) > 1 else 0
 
 
 def _tangents(row: ReductionRow) -> tuple[str, ...]:
@@ -501,7 +499,8 @@ def _method_docstring(row: ReductionRow, name: str) -> str:
             "Return the Jacobian as diagonals and sums, which store as many elements as x"
             if row.is_map
             else "Return the Jacobian: dense for a single value, else a sum of a diagonal",
-            f"{'tuple of ' * several}Jacobian, which stores as many elements as `x` has",
+            f"{'Jacobian or tuple of ' * several}Jacobian, which stores as many elements as `x` "
+            "has",
             "",
         ),
     }[name]
@@ -545,6 +544,8 @@ def _method_docstring(row: ReductionRow, name: str) -> str:
         "    Which elements count; broadcasts to the shape of `x`. The others have no influence,",
         f"    and {hidden}. Elements that a masked array hides do not count, either.",
     ]
+    if several and name not in ("value", "jvp"):
+        lines += [*WRT]
     if target:
         lines += [f"out : {target}, optional", "    Where the result goes."]
     lines += ["", "Returns", "-------", result, "", "Raises", "------", "TypeError"]

@@ -52,10 +52,11 @@ except ImportError as error:
 
 from pullback import solvers
 from pullback.design_matrix import BLOCK_ENTRIES, KernelData, as_data, as_matrix
-from pullback.foreign import check_unmasked, shown
-from pullback.losses import Loss, losses
+from pullback.foreign import check_unmasked, is_tabular, kernel_dtype
+from pullback.losses import Loss, as_loss, losses
 from pullback.objective import LinearObjective, progress_bar
 from pullback.partial import Kinds
+from pullback.protocol import as_array
 from pullback.samples import Model, Samples
 from pullback.tables.losses import LOSSES, ClassTargets, Targets
 
@@ -143,14 +144,7 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
         name = type(self).__name__
         own = [key for key, row in LOSSES.items() if self._suits(row.targets)]
         suitable = [key for key in own if key not in SMOOTHER]
-        known = f"there are {', '.join(suitable)}"
-        loss = self.loss
-        if isinstance(loss, str):
-            if loss not in LOSSES:
-                raise ValueError(f"{name}: loss is {loss!r}; {known}")
-            loss = losses[loss]
-        if not isinstance(loss, Loss):
-            raise TypeError(f"{name}: loss must be a name or a loss, not {shown(loss)}; {known}")
+        loss = as_loss(name, self.loss, suitable)
         smoother = SMOOTHER.get(loss.__name__)
         if smoother is not None:
             raise ValueError(
@@ -158,7 +152,8 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
                 f"loss={smoother!r} is its smooth alternative"
             )
         if not self._suits(loss.row.targets):
-            raise ValueError(f"{name}: loss {loss.__name__} is not one of its own; {known}")
+            there = f"there are {', '.join(suitable)}"
+            raise ValueError(f"{name}: loss {loss.__name__} is not one of its own; {there}")
         return loss
 
     # --- data ---
@@ -172,19 +167,34 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
             taken = all(as_data(name, matrix).shape)
         except (TypeError, ValueError):
             taken = False
-        if not taken:  # check_array converts it, or raises scikit-learn's usual error
-            about = {"estimator": self, "input_name": "X", "ensure_all_finite": False}
-            matrix = check_array(X, accept_sparse=["csr", "csc"], dtype="numeric", **about)
+        if not taken:
+            about = {"accept_sparse": ["csr", "csc"], "ensure_all_finite": False}
+            matrix = self._converted("X", X, dtype="numeric", **about)
         validate_data(self, X, skip_check_array=True, reset=reset)
         return matrix
+
+    def _converted(self, label: str, given: Any, **about: Any) -> Any:
+        """Return what check_array makes of an argument, or raise its error.
+
+        Of a frame or a column that has no numbers, the error is that of the rest of the package,
+        which names the columns.
+        """
+        name = type(self).__name__
+        check_unmasked(name, label, given)
+        try:
+            array = check_array(given, estimator=self, input_name=label, **about)
+            kernel_dtype(name, label, array.dtype)
+        except (TypeError, ValueError):
+            if is_tabular(given):
+                as_array(name, label, given)
+            raise
+        return array
 
     def _vector(self, label: str, given: Any, X: Any, n_outputs: int = 1) -> Array | None:
         """Return weights, or offsets, as float64."""
         if given is None:
             return None
-        check_unmasked(type(self).__name__, label, given)
-        about = {"ensure_2d": False, "estimator": self, "input_name": label}
-        vector = check_array(given, dtype=np.float64, order="C", **about)
+        vector = self._converted(label, given, ensure_2d=False, dtype=np.float64, order="C")
         shapes: list[tuple[int, ...]] = [(X.shape[0],)]
         if label == "offset" and n_outputs > 1:
             shapes.append((X.shape[0], n_outputs))
@@ -472,9 +482,7 @@ class LinearRegressor(RegressorMixin, _LinearModel):  # type: ignore[misc]
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None"
             )
-        check_unmasked(type(self).__name__, "y", y)
-        about = {"ensure_2d": False, "estimator": self, "input_name": "y"}
-        y = column_or_1d(check_array(y, dtype=np.float64, **about), warn=True)
+        y = column_or_1d(self._converted("y", y, ensure_2d=False, dtype=np.float64), warn=True)
         check_consistent_length(X, y)
         return np.asarray(y)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -69,15 +70,11 @@ def _reducing(
     return tuple(moves)
 
 
-def of_product(A: Array, B: Array) -> tuple[Jacobian, ...]:
-    """Return the Jacobians of the product of two matrices with respect to each."""
+def of_product(A: Array, B: Array, k: int) -> Jacobian:
+    """Return the Jacobian of the product of two matrices with respect to the k-th."""
     m, n = A.shape[0], B.shape[1]
-    shape, dtype = (m, n), A.dtype
-    none = (), ()
-    return (
-        Kronecker._of(m, np.array(B.T), none, A.shape, shape, dtype),
-        Kronecker._of(np.array(A), n, none, B.shape, shape, dtype),
-    )
+    left, right = (np.array(A), n) if k else (m, np.array(B.T))
+    return Kronecker._of(left, right, ((), ()), (A, B)[k].shape, (m, n), A.dtype)
 
 
 def of_vector(gradient: Array, shape: Shape) -> Jacobian:
@@ -92,23 +89,21 @@ def of_matrix(u: Array, v: Array) -> Jacobian:
     return Kronecker._of(left, right, ((), ()), (u.size, v.size), (), u.dtype)
 
 
-def of_layer(X: Array, W: Array, b: Array | None, slopes: Any, shape: Shape) -> tuple[Any, ...]:
-    """Return the Jacobians of a layer for each operand; `slopes` are the activation's, or None.
+def of_layer(operands: Sequence[Array], slopes: Any, shape: Shape, k: int) -> Jacobian:
+    """Return the Jacobian of a layer for its k-th operand of X, W and b.
 
-    X has one axis or more, and the result has `shape`.
+    X has one axis or more, the result has `shape`; `slopes` are the activation's, or None.
     """
-    n, dtype, none = W.shape[1], X.dtype, ((), ())
-    rows = as_matrix(X)
-    jacobians: list[Jacobian] = [
-        Kronecker._of(len(rows), np.array(W.T), none, X.shape, shape, dtype),
-        Kronecker._of(np.array(rows), n, none, W.shape, shape, dtype),
-    ]
-    if b is not None:
-        kind = Identity if b.shape == shape else Broadcast
-        jacobians.append(kind._between(b.shape, shape, dtype))
-    if slopes is not None:
-        diagonal = Diagonal._of(slopes)
-        jacobians = [
-            diagonal if type(J) is Identity else Product._of(diagonal, J) for J in jacobians
-        ]
-    return (*jacobians, None) if b is None else tuple(jacobians)
+    X, W, b = operands
+    dtype, none, rows = X.dtype, ((), ()), as_matrix(X)
+    J: Jacobian
+    if k == 0:
+        J = Kronecker._of(len(rows), np.array(W.T), none, X.shape, shape, dtype)
+    elif k == 1:
+        J = Kronecker._of(np.array(rows), W.shape[1], none, W.shape, shape, dtype)
+    else:
+        J = (Identity if b.shape == shape else Broadcast)._between(b.shape, shape, dtype)
+    if slopes is None:
+        return J
+    diagonal = Diagonal._of(slopes)
+    return diagonal if type(J) is Identity else Product._of(diagonal, J)
