@@ -81,7 +81,7 @@ def test_no_hint_where_nothing_is_near() -> None:
         (lambda P: P.huber, "jacobian", r"; it has .*, pointwise\.vjp, pointwise\.jvp$"),
         (lambda P: P.hinge.pointwise, "grad", "; it has derivative, "),
         (lambda P: pb.LinearObjective(X, X[0], P.hinge), "gradient", "; it has grad, value_and_g"),
-        (lambda _: pb.reference.tanh, "grad", "; it has derivative, value_and_derivative, vjp"),
+        (lambda _: pb.reference.tanh, "grad", "; it has derivative, value_and_derivative, second"),
         (lambda P: P.sum, "zzzzz", "$"),
         (lambda P: P.sum, "_gradient", "$"),
     ],
@@ -158,6 +158,9 @@ def public_methods(primitive: Any) -> set[str]:
     """Return the names of what can be called on a primitive, but not on every ufunc."""
     names = {name for name in dir(primitive) if name[0] != "_" and name not in dir(np.ufunc)}
     found = {name for name in names if callable(getattr(primitive, name))} - {"pointwise"}
+    found |= {
+        f"vjp.{own}" for own in ("jvp", "vjp") if hasattr(getattr(primitive, "vjp", None), own)
+    }
     if "pointwise" in names:
         found |= {f"pointwise.{name}" for name in public_methods(primitive.pointwise)}
     return found

@@ -9,6 +9,7 @@
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <type_traits>
@@ -266,41 +267,65 @@ HWY_NOINLINE inline void NarrowBlock(const double* from, float* to, size_t n) {
   }
 }
 
+// All derivatives in float64, in whole vectors, for which memory has room: compilers take less time
+// for it than for Loop.
+template <class Row>
+void AllDerivatives(const void* const* in, void* const* out, size_t n, unsigned /*streamed*/) {
+  constexpr size_t kIn = static_cast<size_t>(Row::kArity);
+  constexpr size_t kOut = static_cast<size_t>(ShapeOf(Method::kAllDerivatives, Row::kArity).nout);
+  const hn::ScalableTag<double> d;
+  using V = hn::Vec<decltype(d)>;
+  for (size_t i = 0; i < n; i += hn::Lanes(d)) {
+    std::array<V, kIn> x;
+    std::array<V, kOut> y;
+    PB_UNROLL
+    for (size_t k = 0; k < kIn; ++k) x[k] = hn::LoadU(d, static_cast<const double*>(in[k]) + i);
+    Apply<Row, Method::kAllDerivatives>(d, x, y);
+    PB_UNROLL
+    for (size_t k = 0; k < kOut; ++k) hn::StoreU(y[k], d, static_cast<double*>(out[k]) + i);
+  }
+}
+
 // The methods of second order of an op whose derivatives `kernel` computes.
 template <int kArity, Method kMethod, typename T>
 HWY_NOINLINE void RunSecondOrder(ElementwiseKernel kernel, bool masked, const void* const* in,
                                  void* const* out, size_t n) {
   constexpr bool kIsWide = sizeof(T) == sizeof(double);
+  constexpr bool kCombines = kMethod != Method::kSecondDerivative;
   constexpr MethodShape kShape = ShapeOf(kMethod, kArity);
   constexpr size_t kIn = static_cast<size_t>(kShape.nin);
   constexpr size_t kOut = static_cast<size_t>(kShape.nout);
   constexpr size_t kSlopes = static_cast<size_t>(ShapeOf(Method::kAllDerivatives, kArity).nout);
   HWY_ALIGN double slopes[kSlopes][kSecondOrderBlock];
-  HWY_ALIGN double wide_in[kIsWide ? 1 : kIn][kSecondOrderBlock];
-  HWY_ALIGN double wide_out[kIsWide ? 1 : kOut][kSecondOrderBlock];
+  HWY_ALIGN double own_in[kIn][kSecondOrderBlock];
+  HWY_ALIGN double own_out[kOut][kSecondOrderBlock];
   for (size_t begin = 0; begin < n; begin += kSecondOrderBlock) {
     const size_t count = HWY_MIN(n - begin, kSecondOrderBlock);
+    // The kernel may use them where they lie.
+    const bool is_whole = kIsWide && count % hn::Lanes(hn::ScalableTag<double>()) == 0;
     const void* x[kIn];
     void* y[kOut];
     for (size_t k = 0; k < kIn; ++k) {
       const T* const from = in[k] == nullptr ? nullptr : static_cast<const T*>(in[k]) + begin;
       x[k] = from;
-      if constexpr (!kIsWide) {
-        if (from == nullptr) continue;
-        WidenBlock(from, wide_in[k], count);
-        x[k] = wide_in[k];
+      if (from == nullptr || is_whole || (kIsWide && k >= kArity)) continue;
+      if constexpr (kIsWide) {
+        std::copy_n(from, count, own_in[k]);
+      } else {
+        WidenBlock(from, own_in[k], count);
       }
+      x[k] = own_in[k];
     }
+    const bool is_direct = kIsWide && (is_whole || kCombines);
     for (size_t k = 0; k < kOut; ++k) {
-      y[k] = static_cast<T*>(out[k]) + begin;
-      if constexpr (!kIsWide) y[k] = wide_out[k];
+      y[k] = is_direct ? static_cast<void*>(static_cast<T*>(out[k]) + begin) : own_out[k];
     }
     void* all[kSlopes];
     for (size_t k = 0; k < kSlopes; ++k) {
-      all[k] = kMethod == Method::kSecondDerivative && k >= kArity ? y[k - kArity] : slopes[k];
+      all[k] = kCombines || k < kArity ? slopes[k] : y[k - kArity];
     }
     kernel(x, all, count, 0);
-    if constexpr (kMethod != Method::kSecondDerivative) {
+    if constexpr (kCombines) {
       SecondOrderBlock block{};
       for (size_t k = 0; k < kSlopes; ++k) block.slopes[k] = slopes[k];
       for (size_t k = kArity; k < kIn; ++k) {
@@ -311,9 +336,12 @@ HWY_NOINLINE void RunSecondOrder(ElementwiseKernel kernel, bool masked, const vo
       block.masked = masked;
       CombineBlock<kArity, kMethod == Method::kVjpJvp>(block);
     }
-    if constexpr (!kIsWide) {
-      for (size_t k = 0; k < kOut; ++k) {
-        NarrowBlock(wide_out[k], static_cast<T*>(out[k]) + begin, count);
+    for (size_t k = 0; k < kOut && !is_direct; ++k) {
+      T* const to = static_cast<T*>(out[k]) + begin;
+      if constexpr (kIsWide) {
+        std::copy_n(own_out[k], count, to);
+      } else {
+        NarrowBlock(own_out[k], to, count);
       }
     }
   }
@@ -321,8 +349,7 @@ HWY_NOINLINE void RunSecondOrder(ElementwiseKernel kernel, bool masked, const vo
 
 template <class Row, Method kMethod, typename T>
 void SecondOrder(const void* const* in, void* const* out, size_t n, unsigned /*streamed*/) {
-  RunSecondOrder<Row::kArity, kMethod, T>(Loop<Row, Method::kAllDerivatives, double>, Row::kMasked,
-                                          in, out, n);
+  RunSecondOrder<Row::kArity, kMethod, T>(AllDerivatives<Row>, Row::kMasked, in, out, n);
 }
 
 template <class Row, Method kMethod, typename T>

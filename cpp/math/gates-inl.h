@@ -178,8 +178,10 @@ HWY_INLINE V GeluTanhSecond(D d, V x) {
   const V lead = hn::MulAdd(c, hn::Set(d, 12), hn::Set(d, 2 * C::kLinear));
   TwoSum(slope, hn::Add(c, c), slope, rest);
   rest = hn::Add(rest, slope_lo);
-  const V times = hn::Mul(z, slope);
-  const V square = hn::MulAdd(times, slope, hn::Mul(hn::Add(times, times), rest));
+  V times, times_lo;
+  TwoProd(d, z, slope, times, times_lo);
+  const V square_lo = hn::MulAdd(times_lo, slope, hn::Mul(hn::Add(times, times), rest));
+  const V square = hn::MulAdd(times, slope, square_lo);
   const V n = hn::MulSub(lead, core.d_hi, hn::Mul(square, hn::Sub(hn::Set(d, 1), core.e_hi)));
   return hn::Mul(LogisticCurve(d, core, n, hn::Mul(lead, core.d_lo)), core.down);
 }

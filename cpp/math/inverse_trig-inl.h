@@ -277,16 +277,20 @@ HWY_INLINE void Arctan2Second(D d, V y, V x, V& dyy, V& dyx, V& dxx) {
   const V r = hn::Div(one, square);
   const V rho = hn::NegMulAdd(r, square_lo, Residual(d, r, square, one));
   const V twice_rho = hn::Add(rho, rho);
-  // Powers of two between the factors, so that nothing vanishes too early, or 0 meets infinity.
-  const auto scaled = [&](V first, V second) {
-    first = hn::MulAdd(first, twice_rho, first);
-    const V product = hn::Mul(hn::Mul(first, n.up), hn::Mul(second, n.up));
-    return hn::Mul(hn::Mul(product, n.more), n.more);
+  const auto over_square = [&](V v) {  // v / square^2
+    const V quotient = hn::Mul(hn::Mul(v, r), r);
+    return hn::MulAdd(quotient, twice_rho, quotient);
   };
-  const V y_r = hn::Mul(n.u, r);
-  const V x_r = hn::Mul(n.v, r);
-  dxx = hn::CopySign(scaled(hn::Add(y_r, y_r), x_r), hn::Xor(y, x));  // no sum of +0 and -0
-  dyx = scaled(hn::Mul(difference, r), r);
+  const auto up = [&](V v) { return hn::Mul(hn::Mul(v, n.up), n.more); };
+  const auto y_first = hn::Gt(hn::Abs(n.u), hn::Abs(n.v));
+  const V larger = over_square(hn::IfThenElse(y_first, n.u, n.v));
+  const V smaller = hn::IfThenElse(y_first, n.v, n.u);
+  // What may be subnormal is raised before it rounds, anything else after, lest it overflow.
+  const auto tiny = hn::Lt(hn::Abs(smaller), hn::Set(d, 0x1p-500));
+  const V product =
+      hn::Mul(hn::Add(larger, larger), hn::IfThenElse(tiny, up(up(smaller)), smaller));
+  dxx = hn::CopySign(hn::IfThenElse(tiny, product, up(up(product))), hn::Xor(y, x));
+  dyx = up(up(over_square(difference)));
   const V inf = Infinity(d);
   const V side = hn::IfThenElse(hn::Eq(hn::Abs(y), inf), one, hn::Neg(one));
   dxx = AtInfinity(d, y, x, hn::Xor(y, x), dxx);

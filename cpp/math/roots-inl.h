@@ -420,7 +420,11 @@ HWY_INLINE void HypotSecond(D d, V a, V b, V& daa, V& dab, V& dbb) {
   const V sign = hn::Neg(hn::Xor(a, b));
   daa = hn::IfThenZeroElse(origin, hn::Mul(hn::Mul(v_up, cube), v_more));
   dbb = hn::IfThenZeroElse(origin, hn::Mul(hn::Mul(u_up, cube), u_more));
-  dab = hn::IfThenZeroElse(origin, hn::Neg(hn::Mul(hn::Mul(u_up, cube), v_more)));
+  // The smaller one last: it may be subnormal.
+  const auto u_first = hn::Gt(hn::Abs(n.u), hn::Abs(n.v));
+  const V larger = hn::IfThenElse(u_first, u_up, v_up);
+  const V smaller = hn::IfThenElse(u_first, v_more, u_more);
+  dab = hn::IfThenZeroElse(origin, hn::Neg(hn::Mul(hn::Mul(larger, cube), smaller)));
   daa = AtInfinity(d, a, b, hn::Zero(d), daa);
   dab = AtInfinity(d, a, b, sign, dab);
   dbb = AtInfinity(d, a, b, hn::Zero(d), dbb);

@@ -177,7 +177,9 @@ PB_UNARY_SECOND(arccosh) {
 }
 
 PB_UNARY_WIDE(arctanh) { Arctanh(d, x, y, dy); }
-PB_UNARY_SECOND(arctanh) { d2y = hn::Mul(hn::Mul(hn::Add(x, x), dy), dy); }
+PB_UNARY_SECOND(arctanh) {
+  d2y = hn::Div(hn::Mul(hn::Add(x, x), dy), Residual(d, x, x, hn::Set(d, 1)));
+}
 
 PB_UNARY_WIDE(erf) { Erf(d, x, y, dy); }
 PB_UNARY_SECOND(erf) { d2y = ErfSecond(d, x); }
@@ -202,10 +204,10 @@ PB_UNARY_WIDE(tan) { Tan(d, x, y, dy); }
 PB_UNARY_SECOND(tan) { d2y = hn::Mul(hn::Add(y, y), dy); }
 
 PB_UNARY_WIDE(arcsin) { Arcsin(d, x, y, dy); }
-PB_UNARY_SECOND(arcsin) { d2y = hn::Mul(hn::Mul(hn::Mul(x, dy), dy), dy); }
+PB_UNARY_SECOND(arcsin) { d2y = hn::Div(hn::Mul(x, dy), Residual(d, x, x, hn::Set(d, 1))); }
 
 PB_UNARY_WIDE(arccos) { Arccos(d, x, y, dy); }
-PB_UNARY_SECOND(arccos) { d2y = hn::Mul(hn::Mul(hn::Mul(x, dy), dy), dy); }
+PB_UNARY_SECOND(arccos) { d2y = hn::Div(hn::Mul(x, dy), Residual(d, x, x, hn::Set(d, 1))); }
 
 PB_UNARY_WIDE(arctan) { Arctan(d, x, y, dy); }
 PB_UNARY_SECOND(arctan) { d2y = ArctanSecond(d, x, dy); }

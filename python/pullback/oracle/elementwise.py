@@ -887,7 +887,9 @@ def hypot_curves(w: Array, x: Array) -> tuple[Array, Array, Array]:
         return np.where(far & known, np.copysign(0, sign), np.where(origin, 0, product))
 
     mixed = np.copysign(1, w) * np.copysign(1, -x)
-    return curve(b, b, 1), curve(-a, b, mixed), curve(a, a, 1)
+    first = np.abs(a) > np.abs(b)  # the smaller one may be subnormal: it comes last
+    larger, smaller = np.where(first, a, b), np.where(first, b, a)
+    return curve(b, b, 1), curve(-larger, smaller, mixed), curve(a, a, 1)
 
 
 @in_float64
@@ -895,15 +897,24 @@ def arctan2_curves(w: Array, x: Array) -> tuple[Array, Array, Array]:
     a, b, square, exponent = _to_unit(w, x)
     far = (np.isinf(w) | np.isinf(x)) & ~(np.isnan(w) | np.isnan(x))
 
-    def curve(product: Any, sign: Any) -> Any:
-        finite = np.ldexp(product / square / square, -2 * exponent)
+    def curve(finite: Any, sign: Any) -> Any:
         return np.where(far, np.copysign(0, sign), finite)
 
+    first = np.abs(a) > np.abs(b)
+    larger, smaller = np.where(first, a, b), np.where(first, b, a)
+    # What may be subnormal is raised before it rounds, anything else after, lest it overflow.
+    tiny = np.abs(smaller) < 1e-150
+    product = (
+        2 * larger / square / square * np.where(tiny, np.ldexp(smaller, -2 * exponent), smaller)
+    )
+    mixed = np.where(tiny, product, np.ldexp(product, -2 * exponent))
+    difference = (a - b) * (a + b) + 0.0  # no -0
+    by_both = np.ldexp(difference / square / square, -2 * exponent)
     sign = np.copysign(1, w) * np.copysign(1, x)
     return (
-        curve(-2 * a * b, -sign),
-        curve((a - b) * (a + b) + 0.0, np.where(np.isinf(w), 1, -1)),
-        curve(2 * a * b, sign),
+        curve(-mixed, -sign),
+        curve(by_both, np.where(np.isinf(w), 1, -1)),
+        curve(mixed, sign),
     )
 
 
