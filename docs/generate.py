@@ -71,7 +71,8 @@ ARITIES = {1: "_Unary", 2: "_Binary"}
 def stub() -> str:
     """Return ``reference.pyi``, from which ``pullback`` itself takes its primitives."""
     table = {**OPS, **PRODUCTS, **REDUCTIONS, **LOSSES}
-    bodies = {name: _protocol_body(name) for name in table if name not in LOSSES}
+    of_vjp: dict[str, str] = {}
+    bodies = {name: _protocol_body(name, of_vjp) for name in table if name not in LOSSES}
     kinds: dict[str, str] = {}  # by body: after the first primitive that has it
     for name, body in bodies.items():
         kinds.setdefault(body, _arity(name) or "_" + name.title().replace("_", ""))
@@ -82,7 +83,8 @@ def stub() -> str:
     return STUB.format(
         names=_filled(f"__all__ = {sorted({*table, 'gram'} - IN_LOSSES_ALONE)}").replace("'", '"'),
         protocols="\n\n".join(
-            f"@type_check_only\nclass {kind}(Protocol):\n{body}" for body, kind in kinds.items()
+            f"@type_check_only\nclass {kind}(Protocol):\n{body}"
+            for body, kind in (*of_vjp.items(), *kinds.items())
         ),
         primitives="\n".join(
             f'{name}: Final[{named[name]}]\n"""{_about(row)}"""' for name, row in table.items()
@@ -94,13 +96,22 @@ def _arity(name: str) -> str:
     return ARITIES[OPS[name].nin] if name in OPS and OPS[name].default is None else ""
 
 
-def _protocol_body(name: str) -> str:
-    """Return the methods of a primitive, with their parameters and defaults."""
+def _protocol_body(name: str, of_vjp: dict[str, str]) -> str:
+    """Return the methods of a primitive, with their parameters and defaults.
+
+    A vjp that has methods of its own goes, by its body, among those `of_vjp`.
+    """
     primitive = getattr(reference, name)
     lines = ["__name__: str", *["nin: int"] * (name in OPS)]
     for method in sorted(dir(primitive)):
         function = getattr(primitive, method)
-        if method == "__call__" or (method[0] != "_" and callable(function)):
+        if method == "vjp" and hasattr(function, "jvp"):
+            own = [("__call__", function), ("jvp", function.jvp), ("vjp", function.vjp)]
+            typed = [_typed(as_name, inspect.signature(one)) for as_name, one in own]
+            body = textwrap.indent("\n".join(typed), "    ")
+            kind = _arity(name) or "_" + name.title().replace("_", "")
+            lines.append(f"vjp: {of_vjp.setdefault(body, f'{kind}Vjp')}")
+        elif method == "__call__" or (method[0] != "_" and callable(function)):
             lines.append(_typed(method, inspect.signature(function)))
     return "\n".join(textwrap.indent(line, "    ") for line in lines)
 
@@ -113,7 +124,7 @@ def _typed(name: str, given: inspect.Signature) -> str:
         if parameter.kind is parameter.VAR_KEYWORD:
             words.append(f"**{word}: Any")
             continue
-        may_be_none = parameter.default is None or word[0] == "t" or word == "b"
+        may_be_none = parameter.default is None or word[0] in "th" or word == "b"
         array = "ArrayLike | None" if may_be_none else "ArrayLike"
         default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
         words.append(f"{word}: {TYPES.get(word, array)}{default}".replace("'", '"'))
@@ -235,6 +246,9 @@ unless a special point says otherwise.
 A vector-Jacobian product is `fl(g * derivative)`, with one more rounding. For an operation marked
 *masked*, it is +0 wherever the derivative is 0, even if `g` is infinite or NaN. For an operation
 marked *of operands*, the value's error is in ULP of the largest among the value and the operands.
+A second derivative marked *of* a term has roots; near them its error is in ULP of the larger of
+the result and the term. Second derivatives of a binary operation are by w twice, by w and x, and by
+x twice.
 
 ### Special points
 
@@ -326,12 +340,13 @@ first such row.
 
 def catalogue() -> str:
     """Return ``catalogue.md``."""
-    header = ("op", "value", "derivative", "domain", "kinks", "max ULP: value", "derivative", "")
+    header = ("op", "value", "derivative", "second derivative", "domain", "kinks")
+    header += ("max ULP: value", "derivative", "second", "")
     return CATALOGUE.format(
         reference_max_ulp=REFERENCE_MAX_ULP,
         operations=_markdown(header, map(_operation, OPS.values())),
         special_points=_markdown(
-            ("op", "at", "value", "derivative"),
+            ("op", "at", "value", "derivative", "second derivative"),
             (cells for row in OPS.values() for cells in _special_points(row)),
         ),
         run=RUN,
@@ -369,15 +384,20 @@ def _operation(row: OpRow) -> tuple[str, ...]:
         f"`{row.name}`",
         f"`{row.formula}`",
         ", ".join(f"`{formula}`" for formula in row.derivative_formula),
+        ", ".join(f"`{formula}`" for formula in row.second_derivative_formula),
         row.domain_text,
         ", ".join(f"`{kink} = 0`" for kink in row.kinks) or "none",
         *(f"{bound:g}" for bound in row.max_ulp),
-        ", ".join(
-            mark
-            for mark, marked in (("masked", row.masked), ("of operands", row.ulp_of_operands))
-            if marked
-        ),
+        ", ".join(_marks(row)),
     )
+
+
+def _marks(row: OpRow) -> Iterator[str]:
+    if row.masked:
+        yield "masked"
+    if row.ulp_of_operands:
+        yield "of operands"
+    yield from (f"of `{term}`" for term in row.largest_term if term)
 
 
 def _special_points(row: OpRow) -> Iterator[tuple[str, ...]]:
@@ -386,11 +406,8 @@ def _special_points(row: OpRow) -> Iterator[tuple[str, ...]]:
 
 
 def _point(point: SpecialPoint) -> tuple[str, ...]:
-    at, value, derivative = (
-        ", ".join(f"{number:g}" for number in numbers)
-        for numbers in (point.at, (point.value,), point.derivative)
-    )
-    return at, value, derivative
+    columns = (point.at, (point.value,), point.derivative, point.second)
+    return tuple(", ".join(f"{number:g}" for number in numbers) for numbers in columns)
 
 
 def _product_methods(row: ProductRow) -> Iterator[tuple[str, ...]]:
@@ -470,10 +487,13 @@ def accuracy() -> str:
 
 def _outputs(row: OpRow) -> Iterator[tuple[str, float]]:
     """Yield each output's name in the ledger, and its bound."""
-    value, derivative = row.max_ulp
+    value, derivative, second = row.max_ulp
+    single = row.nin == 1
     yield "value", value
     for i in range(row.nin):
-        yield "derivative" if row.nin == 1 else f"derivative{i}", derivative
+        yield "derivative" if single else f"derivative{i}", derivative
+    for i in range(len(row.second_derivative_formula)):
+        yield "second_derivative" if single else f"second_derivative{i}", second
 
 
 def _measured(

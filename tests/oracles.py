@@ -161,13 +161,33 @@ def formula(expression: str, operands: Sequence[str]) -> Callable[..., Any]:
 
 
 def formulas(row: OpRow) -> tuple[Callable[..., Any], ...]:
-    """Return the exact value and the exact derivatives of an operation."""
-    return tuple(formula(text, row.operands) for text in (row.formula, *row.derivative_formula))
+    """Return the exact value, derivatives and second derivatives of an operation."""
+    texts = (row.formula, *row.derivative_formula, *row.second_derivative_formula)
+    return tuple(formula(text, row.operands) for text in texts)
+
+
+def bound_of(row: OpRow, which: int) -> float:
+    """Return the bound of the value (`which` 0), a derivative, or behind them a second one."""
+    return row.max_ulp[0 if which == 0 else 1 if which <= row.nin else 2]
+
+
+def scales_of(row: OpRow, which: int, points: Sequence[Any]) -> Any:
+    """Return what a result's errors are also measured by, or None."""
+    if which == 0:
+        return np.max(np.abs(points), axis=0) if row.ulp_of_operands else None
+    text = row.largest_term[which - row.nin - 1] if which > row.nin and row.largest_term else ""
+    if not text:
+        return None
+    term = formula(text, row.operands)
+    with mp.workprec(60):
+        return np.array(
+            [float(term(*map(mpf, p))) for p in zip(*map(np.ndarray.tolist, points), strict=True)]
+        )
 
 
 @lru_cache(maxsize=2)
 def exact_samples(name: str, dtype: np.dtype[Any]) -> list[Exact]:
-    """Return the exact value and derivatives of a row of the table at `samples`.
+    """Return a row's exact value, derivatives and second derivatives at `samples`.
 
     Cached for one test, since several backends are judged at the same points.
     """
@@ -333,7 +353,8 @@ def assert_accurate(
     dtype : dtype
         float32 or float64.
     which : int
-        0 to judge against the value, 1 or 2 against the derivative by that operand.
+        0 to judge against the value, 1 or 2 against the derivative by that operand, what is behind
+        against a second derivative.
     function : callable
         Takes one array per operand, returns an array.
     max_ulp : float
@@ -342,10 +363,7 @@ def assert_accurate(
     points = samples(row, dtype)
     actual = np.asarray(function(*points))
     exact_results = exact_samples(row.name, np.dtype(dtype))[which]
-    scales = None
-    if row.ulp_of_operands and which == 0:
-        scales = np.max(np.abs(points), axis=0)
-    worst = worst_error(actual, exact_results, dtype, scales)
+    worst = worst_error(actual, exact_results, dtype, scales_of(row, which, points))
     if not worst.error <= max_ulp:
         at = ", ".join(repr(operand[worst.index]) for operand in points)
         exact = mpmath.nstr(exact_results[worst.index], 20)

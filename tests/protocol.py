@@ -48,6 +48,7 @@ METHODS = {
         "value": (1, 1),
         "derivative": (1, 1),
         "value_and_derivative": (1, 2),
+        "second_derivative": (1, 1),
         "vjp": (2, 1),
         "jvp": (2, 1),
     },
@@ -55,6 +56,7 @@ METHODS = {
         "value": (2, 1),
         "derivative": (2, 2),
         "value_and_derivative": (2, 3),
+        "second_derivative": (2, 3),
         "vjp": (3, 2),
         "jvp": (4, 1),
     },
@@ -82,7 +84,8 @@ class Call(NamedTuple):
     @property
     def is_ufunc(self) -> bool:
         """Whether the native method is a ufunc: values are, and derivatives of one operand."""
-        return self.method == "value" or (self.method == "derivative" and self.row.nin == 1)
+        single = ("derivative", "second_derivative")
+        return self.method == "value" or (self.method in single and self.row.nin == 1)
 
     @property
     def is_single(self) -> bool:

@@ -86,7 +86,7 @@ def objective(primitives: Any) -> pb.LinearObjective:
         (lambda P: P.huber, "jacobian", r"; it has .*, pointwise\.vjp, pointwise\.jvp$"),
         (lambda P: P.hinge.pointwise, "grad", "; it has derivative, "),
         (objective, "gradient", "; it has grad, value_and_grad"),
-        (lambda _: pb.reference.tanh, "grad", "; it has derivative, value_and_derivative, vjp"),
+        (lambda _: pb.reference.tanh, "grad", "; it has derivative, value_and_derivative, second"),
         (lambda P: P.huber, "predict", "; pb.LinearObjective and the estimators .* have predict$"),
         (lambda P: P.hinge, "fit", r"; pullback\.solvers\.newton\(objective\) minimises a pb"),
         (lambda P: P.huber, "evaluate", "; a primitive is called as f.x.; chains, losses"),
@@ -179,6 +179,9 @@ def public_methods(primitive: Any) -> set[str]:
     """Return the names of what can be called on a primitive, but not on every ufunc."""
     names = {name for name in dir(primitive) if name[0] != "_" and name not in dir(np.ufunc)}
     found = {name for name in names if callable(getattr(primitive, name))} - {"pointwise"}
+    found |= {
+        f"vjp.{own}" for own in ("jvp", "vjp") if hasattr(getattr(primitive, "vjp", None), own)
+    }
     if "pointwise" in names:
         found |= {f"pointwise.{name}" for name in public_methods(primitive.pointwise)}
     return found

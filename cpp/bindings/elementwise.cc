@@ -55,8 +55,10 @@ struct Entry : MethodEntry {
 };
 
 // In the order of Method.
-constexpr std::string_view kMethodNames[] = {"value", "derivative", "value_and_derivative", "vjp",
-                                             "jvp"};
+constexpr std::string_view kMethodNames[] = {"value",   "derivative", "value_and_derivative",
+                                             "vjp",     "jvp",        "second_derivative",
+                                             "vjp.jvp", "vjp.vjp"};
+static_assert(std::size(kMethodNames) == kMethods);
 
 // What a ufunc carries as its user data.
 const Entry& EntryOf(PyObject* ufunc) {
@@ -75,7 +77,7 @@ std::unique_ptr<Entry> NewEntry(const char* op_name, const char* method_name, co
   const PerTarget<const OpKernels*> op = RowOf(OpTables(place->shard), place->row);
   std::string_view wanted = method_name;
   int part = -1;
-  if (!wanted.empty() && (wanted.back() == '0' || wanted.back() == '1')) {
+  if (!wanted.empty() && wanted.back() >= '0' && wanted.back() <= '2') {
     part = wanted.back() - '0';
     wanted.remove_suffix(1);
   }
@@ -221,10 +223,13 @@ bool AddPromoter(PyObject* ufunc, const Entry& entry) {
 
 // --- straight to the kernels -------------------------------------------------------------------
 
-// A bare result, or a tuple: (y, dy) of a unary op, (y, (dw, dx)) of a binary one.
-PyObject* Nest(std::array<Ref, 3>& results, size_t count, bool bare) {
+// A bare result, or a tuple; (y, (dw, dx)) of value_and_derivative.
+PyObject* Nest(std::array<Ref, 3>& results, size_t count, bool bare, Method method) {
   if (bare) return results[0].release();
   if (count == 1) return PyTuple_Pack(1, results[0].get());
+  if (count == 3 && method != Method::kValueAndDerivative) {
+    return PyTuple_Pack(3, results[0].get(), results[1].get(), results[2].get());
+  }
   if (count == 3) results[1] = Ref(Pair(std::move(results[1]), std::move(results[2])));
   return Pair(std::move(results[0]), std::move(results[1]));
 }
@@ -260,7 +265,7 @@ PyObject* Nest(std::array<Ref, 3>& results, size_t count, bool bare) {
     return RunElementwise(entry.Kernel(entry.method, *dtype), entry.shape, *dtype, operands,
                           static_cast<size_t>(n), poll);
   });
-  return done ? Nest(outputs, nout, nout == 1) : nullptr;
+  return done ? Nest(outputs, nout, nout == 1, entry.method) : nullptr;
 }
 
 struct Shape {
@@ -330,7 +335,7 @@ struct Job {
   const Entry& entry;
   Method method;
   const PlainOperands& x;
-  std::array<size_t, kMaxOperands> inputs = {0, 1, 2, 3, 4};  // among x
+  std::array<size_t, kMaxOperands> inputs = {0, 1, 2, 3, 4, 5, 6, 7};  // among x
   MethodShape kernel;
   Shape shape;          // of all inputs together
   int batch = 0;        // axes of it in front of the value's
@@ -350,12 +355,28 @@ struct Job {
 
   PyArrayObject* Input(size_t k) const { return x[inputs[k]]; }
 
+  // The inputs that lie as the results of vjp do: behind the stack, each as its operand.
+  bool IsCotangentOfVjp(size_t k) const {
+    return method == Method::kVjpVjp && k > static_cast<size_t>(entry.arity);
+  }
+
+  bool MayBeLeftOut(size_t k) const {
+    return method >= Method::kVjpJvp && k > static_cast<size_t>(entry.arity);
+  }
+
   // False where they do not broadcast.
   bool Broadcast() {
     for (size_t k = 0; k < static_cast<size_t>(kernel.nin); ++k) {
-      if (Input(k) == nullptr || !shape.Broadcast(Input(k))) return false;
+      if (Input(k) == nullptr && MayBeLeftOut(k)) continue;
+      if (Input(k) == nullptr) return false;
+      if (!IsCotangentOfVjp(k) && !shape.Broadcast(Input(k))) return false;
     }
     return true;
+  }
+
+  // The axes of the stack that an output has in front.
+  int BatchOf(size_t output) const {
+    return method == Method::kVjpVjp && output < static_cast<size_t>(entry.arity) ? 0 : batch;
   }
 
   // False where Python has to look at what was given. A sum comes with all other outputs, for its
@@ -383,26 +404,33 @@ struct Job {
   }
 
   bool InCOrder() const {
-    return std::all_of(inputs.begin(), inputs.begin() + kernel.nin,
-                       [&](size_t k) { return PyArray_IS_C_CONTIGUOUS(x[k]) != 0; });
+    return std::all_of(inputs.begin(), inputs.begin() + kernel.nin, [&](size_t k) {
+      return x[k] == nullptr || PyArray_IS_C_CONTIGUOUS(x[k]) != 0;
+    });
   }
 
   bool Add(size_t output, PyObject* given) {
     Shape& result = results[count];
     result = shape;
-    if (entry.method == Method::kVjp) {
+    const bool of_operand =
+        entry.method == Method::kVjp ||
+        (entry.method >= Method::kVjpJvp && output < static_cast<size_t>(entry.arity));
+    if (of_operand) {
       PyArrayObject* const operand = Input(output);
-      result.ndim = batch + PyArray_NDIM(operand);
+      const int stack = BatchOf(output);
+      result.ndim = stack + PyArray_NDIM(operand);
       if (result.ndim > kMaxAxes) return false;
-      std::copy_n(PyArray_DIMS(operand), PyArray_NDIM(operand), result.extent.begin() + batch);
+      std::copy_n(PyArray_DIMS(operand), PyArray_NDIM(operand), result.extent.begin() + stack);
     }
     summed = summed || result.Size() != shape.Size();
     if (given == nullptr && result.ndim == 0 && shape.ndim > 0) {
       outputs.AddNumber(x.dtype());
       return true;
     }
+    // Cotangents of vjp's results do not broadcast with the operands.
+    const bool in_their_order = result == shape && method != Method::kVjpVjp;
     return outputs.Add(given, result.ndim, result.extent.data(), x.dtype(), x,
-                       result == shape ? Order::kOfOperands : Order::kC);
+                       in_their_order ? Order::kOfOperands : Order::kC);
   }
 
   // False with an exception set.
@@ -417,13 +445,21 @@ struct Job {
     }
     const auto nin = static_cast<size_t>(kernel.nin);
     for (size_t k = 0; k < nin; ++k) {
-      SetOperand(call, k, Input(k), StorageOfArray(Input(k)).value());
+      PyArrayObject* const input = Input(k);
+      if (input == nullptr) {
+        call.operand[k].data = nullptr;
+        call.operand[k].storage = StorageOf(x.dtype());
+        std::fill_n(call.operand[k].stride, call.axes, 0);
+        continue;
+      }
+      const bool is_stacked = IsCotangentOfVjp(k) && PyArray_NDIM(input) >= batch;
+      SetOperand(call, k, input, StorageOfArray(input).value(), is_stacked ? batch : 0);
     }
     for (int o = 0; o < kernel.nout; ++o) call.operand[kernel.nin + o].data = nullptr;
     for (size_t i = 0; i < count; ++i) {
       const size_t k = nin + wanted.operands[i];
       if (outputs[i] != nullptr) {
-        SetOperand(call, k, outputs[i], StorageOf(x.dtype()), batch);
+        SetOperand(call, k, outputs[i], StorageOf(x.dtype()), BatchOf(wanted.operands[i]));
       } else {
         call.operand[k].data = static_cast<char*>(outputs.data(i));
         call.operand[k].storage = StorageOf(x.dtype());
@@ -446,7 +482,8 @@ struct Job {
   // it takes a third of the time of NumPy's loop over runs of the mask.
   PyObject* Run(PyObject* out, PyObject* where = nullptr) {
     std::array<PyObject*, 3> given;
-    if (!FlatOuts(out, wanted.count, wanted.single, given.data())) return nullptr;
+    const bool nested = entry.method == Method::kValueAndDerivative;
+    if (!FlatOuts(out, wanted.count, wanted.single, given.data(), nested)) return nullptr;
     if (!AskFor(where == nullptr ? given : std::array<PyObject*, 3>{})) return nullptr;
     if (where != nullptr &&
         (summed || !PyArray_CheckExact(where) || PyArray_TYPE(AsArray(where)) != NPY_BOOL ||
@@ -469,9 +506,37 @@ struct Job {
       if (!done) return nullptr;
       released[i] = Ref(Py_NewRef(given[i]));
     }
-    return Nest(released, wanted.count, wanted.single);
+    return Nest(released, wanted.count, wanted.single, entry.method);
   }
 };
+
+// Whether tangents of vjp's arguments, or cotangents of its results, have their shapes; false also
+// where all of them are left out.
+bool FollowsRulesOfVjp(const Job& job, const Arguments& args, const Shape& value) {
+  const auto arity = static_cast<size_t>(job.entry.arity);
+  PyArrayObject* const g = job.x[arity];
+  bool any = false;
+  for (size_t k = arity + 1; k < static_cast<size_t>(job.kernel.nin); ++k) {
+    PyArrayObject* const given = job.x[k];
+    if (given == nullptr) continue;
+    any = true;
+    if (IsWeak(args[k])) continue;
+    const size_t operand = k - arity - 1;
+    if (operand == arity) {  // the tangent of g
+      if (IsWeak(args[arity]) ? !value.Is(given) : !SameShape(given, g)) return false;
+      continue;
+    }
+    PyArrayObject* const own = job.x[operand];
+    const int stack = job.method == Method::kVjpVjp ? job.batch : 0;
+    if (PyArray_NDIM(given) != stack + PyArray_NDIM(own) ||
+        !std::equal(PyArray_DIMS(given), PyArray_DIMS(given) + stack, PyArray_DIMS(g)) ||
+        !std::equal(PyArray_DIMS(own), PyArray_DIMS(own) + PyArray_NDIM(own),
+                    PyArray_DIMS(given) + stack)) {
+      return false;
+    }
+  }
+  return any;
+}
 
 // Takes what a cotangent and tangents have to be; false for what Python has to look at. A number
 // fills the shape that it should have.
@@ -481,12 +546,17 @@ bool FollowsRules(Job& job, const Arguments& args) {
   for (size_t k = 0; k < arity; ++k) {
     if (job.x[k] == nullptr || !value.Broadcast(job.x[k])) return false;
   }
-  if (job.method == Method::kVjp) {
+  if (job.method == Method::kVjp || job.method >= Method::kVjpJvp) {
     PyArrayObject* const g = job.x[arity];
-    if (g == nullptr || IsWeak(args[arity])) return g != nullptr;
-    job.batch = PyArray_NDIM(g) - value.ndim;
-    return job.batch >= 0 && std::equal(value.extent.begin(), value.extent.begin() + value.ndim,
-                                        PyArray_DIMS(g) + job.batch);
+    if (g == nullptr) return false;
+    if (!IsWeak(args[arity])) {
+      job.batch = PyArray_NDIM(g) - value.ndim;
+      if (job.batch < 0 || !std::equal(value.extent.begin(), value.extent.begin() + value.ndim,
+                                       PyArray_DIMS(g) + job.batch)) {
+        return false;
+      }
+    }
+    return job.method == Method::kVjp || FollowsRulesOfVjp(job, args, value);
   }
   if (job.method != Method::kJvp) return true;
   size_t moved = 0, last = 0;
@@ -528,7 +598,8 @@ bool FollowsRules(Job& job, const Arguments& args) {
   }
   Job job(entry, x);
   if (asked != nullptr) {
-    const std::optional<Wrt> wrt = entry.signature.ReadWrt(asked, static_cast<size_t>(entry.arity));
+    const std::optional<Wrt> wrt =
+        entry.signature.ReadWrt(asked, static_cast<size_t>(entry.shape.nout));
     if (!wrt) return nullptr;
     job.wanted = *wrt;
   }
@@ -771,7 +842,7 @@ PyObject* NewElementwiseMethod(const char* op, const char* method, PyObject* fal
   if (!entry->signature.Read(fallback, static_cast<size_t>(entry->arity) - 1)) return nullptr;
   entry->out_at = entry->signature.Find("out");
   entry->where_at = entry->signature.Find("where");
-  if (entry->arity > 1) entry->wrt_at = entry->signature.Find("wrt");
+  if (entry->arity > 1 || entry->shape.nout > 1) entry->wrt_at = entry->signature.Find("wrt");
   return NewMethod(is_jacobian ? JacobianCall : MethodCall, std::move(entry), fallback);
 }
 

@@ -236,6 +236,11 @@ PyMethodDef kMethodDefs[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
+PyGetSetDef kGetSet[] = {
+    {"__dict__", PyObject_GenericGetDict, nullptr, nullptr, nullptr},  // for dir()
+    {nullptr, nullptr, nullptr, nullptr, nullptr},
+};
+
 PyMemberDef kMembers[] = {
     {"__vectorcalloffset__", T_PYSSIZET, offsetof(MethodObject, vectorcall), READONLY, nullptr},
     {"__dictoffset__", T_PYSSIZET, offsetof(MethodObject, dict), READONLY, nullptr},
@@ -253,6 +258,7 @@ PyType_Slot kSlots[] = {
     {Py_tp_dealloc, reinterpret_cast<void*>(Dealloc)},
     {Py_tp_methods, kMethodDefs},
     {Py_tp_members, kMembers},
+    {Py_tp_getset, kGetSet},
     {Py_tp_getattro, reinterpret_cast<void*>(PyObject_GenericGetAttr)},
     {Py_tp_setattro, reinterpret_cast<void*>(PyObject_GenericSetAttr)},
     {0, nullptr},

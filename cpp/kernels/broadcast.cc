@@ -264,8 +264,9 @@ class Slab {
     while (split_ < last_ && inner_[split_] > kBlock) ++split_;
     const auto inputs = static_cast<size_t>(plan.inputs);
     for (size_t k = 0; k < static_cast<size_t>(plan.operands); ++k) {
-      direct_[k] = (k >= inputs || plan.native[k]) && !plan.summed[k] && plan.run[k] == 0 &&
-                   base_[k] != nullptr && Contiguous(k);
+      left_out_[k] = k < inputs && base_[k] == nullptr;
+      direct_[k] = left_out_[k] || ((k >= inputs || plan.native[k]) && !plan.summed[k] &&
+                                    plan.run[k] == 0 && base_[k] != nullptr && Contiguous(k));
       constant_[k] = !direct_[k];
       for (size_t a = 0; a <= split_; ++a) {
         constant_[k] = constant_[k] && (plan.stride[k][a] == 0 || extent_[a] == 1);
@@ -341,6 +342,10 @@ class Slab {
     const void* in[kMaxOperands];
     void* out[kMaxOperands];
     for (size_t k = 0; k < inputs; ++k) {
+      if (left_out_[k]) {
+        in[k] = nullptr;
+        continue;
+      }
       if (plan_.run[k] != 0) {
         in[k] = plan_.copy[k] + (first_ + begin) % plan_.run[k] * sizeof(T);
         continue;
@@ -385,7 +390,9 @@ class Slab {
     }
     if (head > 0) {
       plan_.call.kernel(in, out, head, 0);
-      for (size_t k = 0; k < inputs; ++k) in[k] = static_cast<const T*>(in[k]) + head;
+      for (size_t k = 0; k < inputs; ++k) {
+        if (!left_out_[k]) in[k] = static_cast<const T*>(in[k]) + head;
+      }
       for (size_t k = inputs; k < operands; ++k) {
         out[k - inputs] = static_cast<T*>(out[k - inputs]) + head;
       }
@@ -452,7 +459,7 @@ class Slab {
   size_t split_ = 0;                    // blocks are parts of this axis and all of those behind it
   size_t chunk_;
   std::array<char*, kMaxOperands> base_;
-  std::array<bool, kMaxOperands> direct_, constant_;
+  std::array<bool, kMaxOperands> direct_, constant_, left_out_;
   bool across_;
   struct Level {
     size_t extent, inner;  // inner: elements behind it

@@ -15,7 +15,7 @@ inline constexpr int kMaxAxes = 64;
 
 // The element at index i lies at data + sum of i[a] * stride[a] (in bytes; negative is fine).
 struct ArrayOperand {
-  char* data;       // null: an output that is computed and dropped
+  char* data;       // null: an output that is computed and dropped, an input that is left out
   Storage storage;  // of an input; outputs are of the call's dtype
   ptrdiff_t stride[kMaxAxes];
 };

@@ -18,14 +18,29 @@ inline constexpr size_t kDTypes = 2;
 constexpr size_t ItemSize(DType dtype) { return dtype == DType::kFloat32 ? 4 : 8; }
 
 // What a kernel computes for f: R -> R or f: R^2 -> R, lane by lane.
-enum class Method : uint8_t { kValue, kDerivative, kValueAndDerivative, kVjp, kJvp };
-inline constexpr size_t kMethods = 5;
+enum class Method : uint8_t {
+  kValue,
+  kDerivative,
+  kValueAndDerivative,
+  kVjp,
+  kJvp,
+  kSecondDerivative,
+  kVjpJvp,
+  kVjpVjp,
+  kAllDerivatives,  // first ones, then second; in no table, the last three are made of it
+};
+inline constexpr size_t kMethods = 8;
 
 struct MethodShape {
   int nin, nout;
 };
 
+// By the pairs of operands (a, a), (a, b), (b, b).
+constexpr int SecondDerivatives(int arity) { return arity * (arity + 1) / 2; }
+
 // One output per partial derivative: the primals come first, then the cotangent or the tangents.
+// Those of vjp, behind it: the tangents of the primals and of the cotangent, of which some may be
+// left out; or cotangents of its results, for those of the primals and of the cotangent.
 constexpr MethodShape ShapeOf(Method method, int arity) {
   switch (method) {
     case Method::kValue:
@@ -38,15 +53,24 @@ constexpr MethodShape ShapeOf(Method method, int arity) {
       return {arity + 1, arity};
     case Method::kJvp:
       return {2 * arity, 1};
+    case Method::kSecondDerivative:
+      return {arity, SecondDerivatives(arity)};
+    case Method::kVjpJvp:
+      return {2 * arity + 2, arity};
+    case Method::kVjpVjp:
+      return {2 * arity + 1, arity + 1};
+    case Method::kAllDerivatives:
+      return {arity, arity + SecondDerivatives(arity)};
   }
   return {0, 0};
 }
-inline constexpr int kMaxOperands = 5;  // the widest: value_and_derivative or vjp of a binary op
+inline constexpr int kMaxOperands = 8;  // the widest: vjp's own products, of a binary op
 
-// Reads n contiguous elements of each in[i], writes n to each out[i]. An output may be an input, or
-// overlap one that lies ahead of it: elements go in order, and each vector is read before it is
-// written. Neither needs alignment, but for outputs whose bit is set in `streamed`: they are
-// written past the caches, and lie at a multiple of kStreamAlignment. Never reads past the end.
+// Reads n contiguous elements of each in[i], which is null where it is left out, writes n to each
+// out[i]. An output may be an input, or overlap one that lies ahead of it: elements go in order,
+// and each vector is read before it is written. Neither needs alignment, but for outputs whose bit
+// is set in `streamed`: they are written past the caches, and lie at a multiple of
+// kStreamAlignment. Never reads past the end.
 using ElementwiseKernel = void (*)(const void* const* in, void* const* out, size_t n,
                                    unsigned streamed);
 inline constexpr size_t kStreamAlignment = 64;  // as long as the longest vector, or a cache line

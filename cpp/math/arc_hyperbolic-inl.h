@@ -136,6 +136,16 @@ HWY_INLINE void Arctanh(D d, V x, V& y, V& dy) {
   dy = hn::IfThenElse(hn::Gt(a, one), hn::NaN(d), dy);
 }
 
+// -x / square^(3/2), given square = x^2 +- 1 and dy, one over its root; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V ArcHyperbolicSecond(D d, V x, V square, V dy) {
+  const V a = hn::Abs(x);
+  const V unit = hn::Mul(AtMost(d, 0x1p1000, a), dy);  // times 0 it is 0
+  const V curve = hn::IfThenElse(hn::Gt(a, hn::Set(d, ArcHyperbolicConstants::kBig)),
+                                 hn::Mul(hn::Mul(dy, unit), dy), hn::Div(unit, square));
+  return hn::CopySign(curve, hn::Neg(x));
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace pullback
 HWY_AFTER_NAMESPACE();

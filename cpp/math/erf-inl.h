@@ -58,6 +58,7 @@ struct ErfConstants {
 
 // phi and Phi are the normal density and distribution, R(t) = Phi(-t) / phi(t) is Mills' ratio.
 struct GeluConstants {
+  static constexpr double kPhiOfZero = 0x1.9884533d43651p-2;
   static constexpr double kRootHi = 0x1.80ead197f00b4p-1;  // R(root) = root
   static constexpr double kRootLo = -0x1.13e74c58cada8p-56;
   // phi(0) (R(t) - t) / (root - t); kDerivative in z = (t - kCentre) / (t + 4)
@@ -91,7 +92,7 @@ struct GeluConstants {
       0x1.1cd2f2d2f8964p-13, -0x1.e77e6a5af83b5p-13, -0x1.1f579cfb27da9p-17, 0x1.16aa7e8cf671cp-15,
       0x1.ebc2e6263cfa8p-18};
   static constexpr double kValueSlope[] = {1, 4.2, 18.2};
-  static constexpr double kMax = 39;  // from here on, phi(t) t rounds to 0
+  static constexpr double kMax = 39;  // from here on, phi(t) t^2 rounds to 0
   static constexpr double kMaxForFloat32 = 14.6;
 };
 
@@ -181,6 +182,18 @@ HWY_INLINE V ErfSlope(D d, const GaussianCore<V>& c) {
   const V factor = hn::Set(d, C::kTwoOverSqrtPi);
   const V rest = hn::MulAdd(c.p_lo, factor, hn::Mul(c.p_hi, hn::Set(d, C::kTwoOverSqrtPiLo)));
   return hn::Mul(hn::Mul(hn::MulAdd(c.p_hi, factor, rest), c.up), c.down);
+}
+
+// -4/sqrt(pi) x exp(-x^2), full range; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V ErfSecond(D d, V x) {
+  using C = ErfConstants;
+  const V t = AtMost(d, C::kErfcMax, hn::Abs(x));
+  const GaussianCore<V> c = MakeGaussianCore(d, t, -1);
+  const V factor = hn::Set(d, C::kTwoOverSqrtPi);
+  const V rest = hn::MulAdd(c.p_lo, factor, hn::Mul(c.p_hi, hn::Set(d, C::kTwoOverSqrtPiLo)));
+  const V raised = hn::Mul(hn::MulAdd(c.p_hi, factor, rest), c.up);
+  return hn::CopySign(hn::Mul(hn::Mul(raised, hn::Add(t, t)), c.down), hn::Neg(x));
 }
 
 // erf(x) and its derivative, full range.
@@ -400,6 +413,15 @@ HWY_INLINE void Gelu(D d, V x, V& y, V& dy) {
     const V right = hn::NegMulAdd(t_lo, c.down, hn::NegMulAdd(t_hi, c.down, x));
     y = hn::IfNegativeThenElse(x, left, right);
   }
+}
+
+// phi(x) (2 - x^2), full range; double. The residual keeps its digits next to the roots.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V GeluSecond(D d, V x) {
+  const V t = AtMost(d, GeluConstants::kMax, hn::Abs(x));
+  const GaussianCore<V> c = MakeGaussianCore(d, t, -0.5);
+  const V factor = hn::Mul(Residual(d, t, t, hn::Set(d, 2)), hn::Set(d, GeluConstants::kPhiOfZero));
+  return hn::Mul(hn::Mul(hn::Mul(c.p_hi, factor), c.up), c.down);
 }
 
 }  // namespace HWY_NAMESPACE

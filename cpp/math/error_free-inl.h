@@ -184,6 +184,17 @@ HWY_INLINE V Ldexp(D d, V v, V k) {
   return hn::Mul(hn::Mul(v, PowerOfTwo(d, k, offset)), rest);
 }
 
+// v * 2^k, rounded once, or again where it vanishes, for |v| within 2^+-700 and integral k within
+// 4000.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V ScaleFar(D d, V v, V k) {
+  const V rounder = hn::Set(d, FormatOf<D>::kRounder);
+  const V quarter = hn::Sub(hn::MulAdd(k, hn::Set(d, 0.25), rounder), rounder);
+  const V step = PowerOfTwo(d, quarter, hn::Zero(d));
+  const V last = PowerOfTwo(d, hn::NegMulAdd(quarter, hn::Set(d, 3), k), hn::Zero(d));
+  return hn::Mul(hn::Mul(hn::Mul(hn::Mul(v, step), step), step), last);
+}
+
 // c[kI] + c[kI + 2] x2 + c[kI + 4] x2^2 + ... By recursion, because -O2 does not unroll loops.
 template <size_t kI, class D, class T, size_t kN, class V = hn::Vec<D>>
 HWY_INLINE V EverySecond(D d, const T (&c)[kN], V x2) {

@@ -58,6 +58,8 @@ struct ExpConstants<double> {
   static constexpr double kExp2Min = -1080.0;
   static constexpr double kLn2 = 0x1.62e42fefa39efp-1;
   static constexpr double kLn2Rest = 0x1.abc9e3b39803fp-56;
+  static constexpr double kLn2Square = 0x1.ebfbdff82c58fp-2;
+  static constexpr double kLn2SquareRest = -0x1.5e43a53e44da3p-56;
   static constexpr double kMax = 710.0;
   static constexpr double kMin = -746.0;
   static constexpr double kMinusOne = 50;
@@ -204,29 +206,52 @@ HWY_INLINE V ShortExp(D d, V x) {
   return exp;
 }
 
+// 2^x = (p_hi + p_lo) * 2^k, full range; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Exp2Core(D d, V x, V& p_hi, V& p_lo, V& k) {
+  using C = ExpConstants<double>;
+  const V rounder = hn::Set(d, FormatOf<D>::kRounder);
+  x = AtLeast(d, C::kExp2Min, AtMost(d, C::kExp2Max, x));
+  k = hn::Sub(hn::Add(x, rounder), rounder);
+  const V r = hn::Sub(x, k);  // exact
+  V r_hi, r_lo, p, rest;
+  TwoProd(d, r, hn::Set(d, C::kLn2), r_hi, r_lo);
+  const V minus_r_lo = hn::Neg(hn::MulAdd(r, hn::Set(d, C::kLn2Rest), r_lo));
+  ExpOfReduced<false>(d, r_hi, minus_r_lo, p, rest);
+  FastTwoSum(p, rest, p_hi, p_lo);
+}
+
 // 2^x and log(2) 2^x, full range.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void Exp2(D d, V x, V& y, V& dy) {
   using C = ExpConstants<double>;
-  const V rounder = hn::Set(d, FormatOf<D>::kRounder);
-  x = AtLeast(d, C::kExp2Min, AtMost(d, C::kExp2Max, x));
-  const V k = hn::Sub(hn::Add(x, rounder), rounder);
-  const V r = hn::Sub(x, k);  // exact
   const V ln2 = hn::Set(d, C::kLn2);
   if constexpr (kForFloat32<D>) {
+    const V rounder = hn::Set(d, FormatOf<D>::kRounder);
+    x = AtLeast(d, C::kExp2Min, AtMost(d, C::kExp2Max, x));
+    const V k = hn::Sub(hn::Add(x, rounder), rounder);
+    const V r = hn::Sub(x, k);  // exact
     const V p = hn::MulAdd(r, Polynomial(d, C::kShortExp2, r, hn::Mul(r, r)), hn::Set(d, 1));
     y = Ldexp(d, p, k);
     dy = Ldexp(d, hn::Mul(p, ln2), k);
   } else {
-    const V ln2_rest = hn::Set(d, C::kLn2Rest);
-    V r_hi, r_lo, p_hi, p_lo;
-    TwoProd(d, r, ln2, r_hi, r_lo);
-    ExpOfReduced<false>(d, r_hi, hn::Neg(hn::MulAdd(r, ln2_rest, r_lo)), p_hi, p_lo);
-    FastTwoSum(p_hi, p_lo, p_hi, p_lo);
+    V p_hi, p_lo, k;
+    Exp2Core(d, x, p_hi, p_lo, k);
     y = Ldexp(d, p_hi, k);
-    const V rest = hn::MulAdd(p_lo, ln2, hn::Mul(p_hi, ln2_rest));
+    const V rest = hn::MulAdd(p_lo, ln2, hn::Mul(p_hi, hn::Set(d, C::kLn2Rest)));
     dy = Ldexp(d, hn::MulAdd(p_hi, ln2, rest), k);
   }
+}
+
+// log(2)^2 2^x, full range; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V Exp2Second(D d, V x) {
+  using C = ExpConstants<double>;
+  V p_hi, p_lo, k;
+  Exp2Core(d, x, p_hi, p_lo, k);
+  const V factor = hn::Set(d, C::kLn2Square);
+  const V rest = hn::MulAdd(p_lo, factor, hn::Mul(p_hi, hn::Set(d, C::kLn2SquareRest)));
+  return Ldexp(d, hn::MulAdd(p_hi, factor, rest), k);
 }
 
 // scale * x on the right, scale * alpha * expm1(x) on the left and at 0, and its derivative.
@@ -306,6 +331,15 @@ HWY_INLINE void Elu(D d, V x, V alpha, V& y, V& dx, V& dalpha) {
   y = hn::IfThenElse(positive, x, hn::Mul(alpha, expm1));
   dx = hn::IfThenElse(positive, hn::Set(d, 1), slope);
   dalpha = hn::IfThenZeroElse(positive, expm1);
+}
+
+// exp(x) on the left and at 0, which is what Elu's mixed second derivative is; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V EluSlope(D d, V x) {
+  V p_hi, p_lo, k;
+  ExpCore(d, AtLeast(d, -1500, AtMost(d, 0, x)), p_hi, p_lo, k);
+  const V p = hn::IfThenZeroElse(hn::Eq(x, hn::Neg(Infinity(d))), hn::Add(p_hi, p_lo));
+  return hn::IfThenZeroElse(hn::Gt(x, hn::Zero(d)), TimesExp(d, hn::Set(d, 1), p, k));
 }
 
 }  // namespace HWY_NAMESPACE

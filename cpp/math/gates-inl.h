@@ -71,18 +71,6 @@ HWY_INLINE void FactorRoot(D d, V x, V& f_hi, V& f_lo) {
   f_lo = hn::IfThenElse(near, rest, f_lo);
 }
 
-// (a + a_lo) (f + f_lo) r^2 (1 + 2 rho)
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V TimesSquare(D d, V a, V a_lo, V f, V f_lo, V r, V rho) {
-  V product, product_lo, square, square_lo;
-  TwoProd(d, a, f, product, product_lo);
-  TwoProd(d, r, r, square, square_lo);
-  product_lo = hn::Add(product_lo, hn::MulAdd(a_lo, f, hn::Mul(a, f_lo)));
-  square_lo = hn::MulAdd(hn::Add(rho, rho), square, square_lo);
-  const V rest = hn::MulAdd(product, square_lo, hn::Mul(product_lo, square));
-  return hn::MulAdd(product, square, rest);
-}
-
 // x * sigmoid(t) and its derivative by x for t = t_hi + t_lo of x's sign, given h = x t'(x).
 template <class C, class D, class V = hn::Vec<D>>
 HWY_INLINE void Gate(D d, V x, V t_hi, V t_lo, V h_hi, V h_lo, V& y, V& dy) {
@@ -128,33 +116,97 @@ HWY_INLINE void Silu(D d, V x, V& y, V& dy) {
   Gate<C>(d, finite, x, hn::Zero(d), h, hn::Zero(d), y, dy);
 }
 
+// sigmoid'(x) (2 - x tanh(x/2)), as e (2 (1 + e) - |x| (1 - e)) / (1 + e)^3; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V SiluSecond(D d, V x) {
+  const V abs = hn::Abs(x);
+  const LogisticCore<V> c = MakeLogisticCore(d, hn::Neg(abs));
+  const V rest = hn::Sub(hn::Set(d, 1), c.e_hi);
+  const V n = hn::NegMulAdd(AtMost(d, SiluConstants::kMax, abs), rest, hn::Add(c.d_hi, c.d_hi));
+  return hn::Mul(LogisticCurve(d, c, n, hn::Add(c.d_lo, c.d_lo)), c.down);
+}
+
+// sqrt(8/pi) (z + 0.044715 z^3) = t_hi + t_lo; over z it is slope + slope_lo, of which c is the
+// part with z^2; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void GeluTanhArgument(D d, V z, V& t_hi, V& t_lo, V& c, V& slope, V& slope_lo) {
+  using C = GeluTanhConstants;
+  const V linear = hn::Set(d, C::kLinear);
+  const V cubic = hn::Set(d, C::kCubic);
+  V square, square_lo, c_lo;
+  TwoProd(d, z, z, square, square_lo);
+  TwoProd(d, cubic, square, c, c_lo);
+  c_lo = hn::Add(c_lo, hn::MulAdd(cubic, square_lo, hn::Mul(hn::Set(d, C::kCubicRest), square)));
+  TwoSum(linear, c, slope, slope_lo);
+  slope_lo = hn::Add(slope_lo, hn::Add(c_lo, hn::Set(d, C::kLinearRest)));
+  TwoProd(d, z, slope, t_hi, t_lo);
+  t_lo = hn::MulAdd(z, slope_lo, t_lo);
+}
+
 // x / (1 + exp(-t)), t = sqrt(8/pi) (x + 0.044715 x^3), and its derivative, full range.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void GeluTanh(D d, V x, V& y, V& dy) {
   using C = GeluTanhConstants;
   const V left = AtLeast(d, -C::kMax, x);
   const V z = AtMost(d, C::kMax, left);
-  const V linear = hn::Set(d, C::kLinear);
-  const V cubic = hn::Set(d, C::kCubic);
   if constexpr (kForFloat32<D>) {
+    const V linear = hn::Set(d, C::kLinear);
+    const V cubic = hn::Set(d, C::kCubic);
     const V c = hn::Mul(cubic, hn::Mul(z, z));
     const V t = hn::Mul(z, hn::Add(linear, c));
     const V h = hn::MulAdd(hn::Add(c, c), z, t);
     Gate<C>(d, left, t, t, h, h, y, dy);
   } else {
-    V square, square_lo, c, c_lo, slope, slope_lo, t_hi, t_lo;
-    TwoProd(d, z, z, square, square_lo);
-    TwoProd(d, cubic, square, c, c_lo);
-    c_lo = hn::Add(c_lo, hn::MulAdd(cubic, square_lo, hn::Mul(hn::Set(d, C::kCubicRest), square)));
-    TwoSum(linear, c, slope, slope_lo);
-    slope_lo = hn::Add(slope_lo, hn::Add(c_lo, hn::Set(d, C::kLinearRest)));
-    TwoProd(d, z, slope, t_hi, t_lo);
-    t_lo = hn::MulAdd(z, slope_lo, t_lo);
+    V t_hi, t_lo, c, slope, slope_lo;
+    GeluTanhArgument(d, z, t_hi, t_lo, c, slope, slope_lo);
     // x t' = t + 2 c x
     V h_hi, h_lo;
     TwoSum(t_hi, hn::Mul(hn::Add(c, c), z), h_hi, h_lo);
     Gate<C>(d, left, t_hi, t_lo, h_hi, hn::Add(h_lo, t_lo), y, dy);
   }
+}
+
+// With t' = l + 3 c and x t'' = 6 c: e ((2 l + 12 c) (1 + e) - |x| t'^2 (1 - e)) / (1 + e)^3, where
+// e = exp(-|t|); double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V GeluTanhSecond(D d, V x) {
+  using C = GeluTanhConstants;
+  const V z = AtMost(d, C::kMax, hn::Abs(x));
+  V t_hi, t_lo, c, slope, slope_lo, rest;
+  GeluTanhArgument(d, z, t_hi, t_lo, c, slope, slope_lo);
+  const LogisticCore<V> core = MakeLogisticCore(d, hn::Neg(t_hi), hn::Neg(t_lo));
+  const V lead = hn::MulAdd(c, hn::Set(d, 12), hn::Set(d, 2 * C::kLinear));
+  TwoSum(slope, hn::Add(c, c), slope, rest);
+  rest = hn::Add(rest, slope_lo);
+  V times, times_lo;
+  TwoProd(d, z, slope, times, times_lo);
+  const V square_lo = hn::MulAdd(times_lo, slope, hn::Mul(hn::Add(times, times), rest));
+  const V square = hn::MulAdd(times, slope, square_lo);
+  const V n = hn::MulSub(lead, core.d_hi, hn::Mul(square, hn::Sub(hn::Set(d, 1), core.e_hi)));
+  return hn::Mul(LogisticCurve(d, core, n, hn::Mul(lead, core.d_lo)), core.down);
+}
+
+// The core of e = exp(-|x|) with Mish's q in place of 1 + e; sum is that less its e^2; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE LogisticCore<V> MakeMishCore(D d, V x, V& sum, V& sum_lo) {
+  const V one = hn::Set(d, 1);
+  const V two = hn::Set(d, 2);
+  LogisticCore<V> c = MakeLogisticCore(d, hn::Neg(hn::Abs(x)));
+  const V e = c.e_hi;
+  const V e_lo = hn::Mul(hn::Mul(c.p_lo, c.up), c.down);
+  // q = 2 (1 + e) + e^2 or 1 + e + e + 2 e^2
+  const V d_lo = hn::Add(c.d_lo, e_lo);
+  V square, square_lo;
+  FastTwoSum(c.d_hi, hn::IfNegativeThenElse(x, c.d_hi, e), sum, sum_lo);
+  sum_lo = hn::Add(sum_lo, hn::Add(d_lo, hn::IfNegativeThenElse(x, d_lo, e_lo)));
+  TwoProd(d, e, e, square, square_lo);
+  square_lo = hn::MulAdd(hn::Add(e, e), e_lo, square_lo);
+  const V times = hn::IfNegativeThenElse(x, one, two);
+  FastTwoSum(sum, hn::Mul(times, square), c.d_hi, c.d_lo);
+  c.d_lo = hn::Add(c.d_lo, hn::MulAdd(times, square_lo, sum_lo));
+  c.r = hn::Div(one, c.d_hi);
+  c.rho = hn::NegMulAdd(c.r, c.d_lo, Residual(d, c.r, c.d_hi, one));
+  return c;
 }
 
 // x tanh(log(1 + exp(x))) and its derivative, full range. With e = exp(-|x|), n and q stand for
@@ -188,23 +240,12 @@ HWY_INLINE void Mish(D d, V x, V& y, V& dy) {
     const V f = hn::MulAdd(hn::MulAdd(hn::MulAdd(c3, e, c2), e, c1), e, c0);
     dy = hn::Mul(hn::Mul(lead, f), hn::Mul(r, r));
   } else {
-    LogisticCore<V> c = MakeLogisticCore(d, minus_abs);
+    V sum, sum_lo;
+    const LogisticCore<V> c = MakeMishCore(d, x, sum, sum_lo);
     const V e = c.e_hi;
     const V raised_lo = hn::Mul(c.p_lo, c.up);
     const V e_lo = hn::Mul(raised_lo, c.down);
     const V scale = hn::IfNegativeThenElse(x, c.down, one);
-    // q = 2 (1 + e) + e^2 or 1 + e + e + 2 e^2: the core's 1 + e becomes q.
-    const V d_lo = hn::Add(c.d_lo, e_lo);
-    V sum, sum_lo, square, square_lo;
-    FastTwoSum(c.d_hi, hn::IfNegativeThenElse(x, c.d_hi, e), sum, sum_lo);
-    sum_lo = hn::Add(sum_lo, hn::Add(d_lo, hn::IfNegativeThenElse(x, d_lo, e_lo)));
-    TwoProd(d, e, e, square, square_lo);
-    square_lo = hn::MulAdd(hn::Add(e, e), e_lo, square_lo);
-    const V times = hn::IfNegativeThenElse(x, one, two);
-    FastTwoSum(sum, hn::Mul(times, square), c.d_hi, c.d_lo);
-    c.d_lo = hn::Add(c.d_lo, hn::MulAdd(times, square_lo, sum_lo));
-    c.r = hn::Div(one, c.d_hi);
-    c.rho = hn::NegMulAdd(c.r, c.d_lo, Residual(d, c.r, c.d_hi, one));
 
     V n_hi, n_lo;
     FastTwoSum(hn::Add(c.raised, c.raised), hn::Mul(c.raised, e), n_hi, n_lo);
@@ -225,6 +266,32 @@ HWY_INLINE void Mish(D d, V x, V& y, V& dy) {
     const V lead_lo = hn::IfNegativeThenElse(x, raised_lo, hn::Zero(d));
     dy = hn::Mul(TimesSquare(d, lead, lead_lo, f_hi, f_lo, c.r, c.rho), scale);
   }
+}
+
+// With the same e and q: 4 e n / q^3 on the left, 4 e^2 n / q^3 on the right, where
+//   n = 4 + 8 e + 6 e^2 + 2 e^3 + x (2 + 2 e - 3 e^2 - 2 e^3)   and
+//   n = 2 + 6 e + 8 e^2 + 4 e^3 - x (2 + 3 e - 2 e^2 - 2 e^3); double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V MishSecond(D d, V x) {
+  using C = MishConstants;
+  const V z = AtMost(d, C::kMax, AtLeast(d, -C::kMax, x));
+  V sum, sum_lo;
+  const LogisticCore<V> c = MakeMishCore(d, x, sum, sum_lo);
+  const V e = c.e_hi;
+  const auto side = [&](double left, double right) {
+    return hn::IfNegativeThenElse(x, hn::Set(d, left), hn::Set(d, right));
+  };
+  const V even =
+      hn::MulAdd(hn::MulAdd(hn::MulAdd(side(2, 4), e, side(6, 8)), e, side(8, 6)), e, side(4, 2));
+  const V odd = hn::MulAdd(hn::MulAdd(hn::MulAdd(side(-2, 2), e, side(-3, 2)), e, side(2, -3)), e,
+                           side(2, -2));
+  const V quotient = LogisticQuotient(d, c, hn::MulAdd(z, odd, even), hn::Zero(d));
+  const V raised_lo = hn::Mul(c.p_lo, c.up);
+  const V lead = hn::IfNegativeThenElse(x, c.raised, e);
+  const V lead_lo = hn::IfNegativeThenElse(x, raised_lo, hn::Mul(raised_lo, c.down));
+  const V scale = hn::Mul(hn::IfNegativeThenElse(x, c.down, e), hn::Set(d, 4));
+  const V curve = TimesSquare(d, lead, lead_lo, quotient, hn::Zero(d), c.r, c.rho);
+  return hn::CopySign(hn::Mul(curve, scale), quotient);  // no sum of -0 and +0
 }
 
 }  // namespace HWY_NAMESPACE

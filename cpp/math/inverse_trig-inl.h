@@ -124,6 +124,13 @@ HWY_INLINE void Arctan(D d, V x, V& y, V& dy) {
   }
 }
 
+// -2 x / (1 + x^2)^2, given dy = 1 / (1 + x^2); double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V ArctanSecond(D d, V x, V dy) {
+  const V magnitude = AtMost(d, 0x1p600, hn::Abs(x));  // times 0 it is 0
+  return hn::CopySign(hn::Mul(hn::Mul(hn::Add(magnitude, magnitude), dy), dy), hn::Neg(x));
+}
+
 // 1 / sqrt(1 - x^2), full range: NaN beyond 1.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V ArcsinSlope(D d, V x) {
@@ -253,6 +260,42 @@ HWY_INLINE void Arctan2(D d, V y, V x, V& angle, V& dy, V& dx) {
   dx = hn::IfThenElse(infinite, hn::CopySign(zero, hn::Neg(y)), dx);
   dy = hn::IfThenElse(ordered, dy, nan);
   dx = hn::IfThenElse(ordered, dx, nan);
+}
+
+// -2 x y / r^4, (y^2 - x^2) / r^4 and 2 x y / r^4, r = hypot(y, x), full range; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Arctan2Second(D d, V y, V x, V& dyy, V& dyx, V& dxx) {
+  const V one = hn::Set(d, 1);
+  const NearUnit<V> n = BringNearUnit(d, y, x);
+  V y2, y2_lo, x2, x2_lo, square, square_lo, difference, difference_lo;
+  TwoProd(d, n.u, n.u, y2, y2_lo);
+  TwoProd(d, n.v, n.v, x2, x2_lo);
+  TwoSum(y2, x2, square, square_lo);
+  TwoDiff(y2, x2, difference, difference_lo);
+  square_lo = hn::Add(square_lo, hn::Add(y2_lo, x2_lo));
+  difference = hn::Add(difference, hn::Add(difference_lo, hn::Sub(y2_lo, x2_lo)));
+  const V r = hn::Div(one, square);
+  const V rho = hn::NegMulAdd(r, square_lo, Residual(d, r, square, one));
+  const V twice_rho = hn::Add(rho, rho);
+  const auto over_square = [&](V v) {  // v / square^2
+    const V quotient = hn::Mul(hn::Mul(v, r), r);
+    return hn::MulAdd(quotient, twice_rho, quotient);
+  };
+  const auto up = [&](V v) { return hn::Mul(hn::Mul(v, n.up), n.more); };
+  const auto y_first = hn::Gt(hn::Abs(n.u), hn::Abs(n.v));
+  const V larger = over_square(hn::IfThenElse(y_first, n.u, n.v));
+  const V smaller = hn::IfThenElse(y_first, n.v, n.u);
+  // What may be subnormal is raised before it rounds, anything else after, lest it overflow.
+  const auto tiny = hn::Lt(hn::Abs(smaller), hn::Set(d, 0x1p-500));
+  const V product =
+      hn::Mul(hn::Add(larger, larger), hn::IfThenElse(tiny, up(up(smaller)), smaller));
+  dxx = hn::CopySign(hn::IfThenElse(tiny, product, up(up(product))), hn::Xor(y, x));
+  dyx = up(up(over_square(difference)));
+  const V inf = Infinity(d);
+  const V side = hn::IfThenElse(hn::Eq(hn::Abs(y), inf), one, hn::Neg(one));
+  dxx = AtInfinity(d, y, x, hn::Xor(y, x), dxx);
+  dyx = AtInfinity(d, y, x, side, dyx);
+  dyy = hn::Neg(dxx);
 }
 
 }  // namespace HWY_NAMESPACE

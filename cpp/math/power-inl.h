@@ -297,6 +297,93 @@ HWY_INLINE void Power(D d, V a, V b, V& y, V& da, V& db) {
   if (HWY_UNLIKELY(!hn::AllTrue(d, hn::Gt(a, hn::Zero(d))))) PowerSigns(d, a, b, y, da, db);
 }
 
+// b (b - 1) a^(b-2), a^(b-1) (1 + b log(a)) and a^b log(a)^2, full range; double. The sum keeps
+// its digits to 2^-65 of its terms.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void PowerSecond(D d, V a, V b, V& daa, V& dab, V& dbb) {
+  using C = PowerConstants;
+  const V zero = hn::Zero(d);
+  const V one = hn::Set(d, 1);
+  const V inf = Infinity(d);
+  const V nan = hn::NaN(d);
+  const V abs_a = hn::Abs(a);
+  const V abs_b = hn::Abs(b);
+  // Larger exponents have the same powers.
+  const V most = hn::Set(d, 0x1p80);
+  const V n = hn::CopySign(hn::Min(abs_b, most), b);
+  V m, k_a, log, log_lo, r_m, x, x_lo, p, rest, k, total, total_lo;
+  LogReduce(d, abs_a, m, k_a);
+  PowerLog(d, m, k_a, log, log_lo, r_m);
+  TwoProd(d, n, log, x, x_lo);
+  x_lo = hn::MulAdd(n, log_lo, x_lo);
+  const V limit = hn::Set(d, C::kMaxSlope);
+  const auto far = hn::Gt(hn::Abs(x), limit);
+  x = hn::IfThenElse(far, hn::CopySign(limit, x), x);
+  x_lo = hn::IfThenZeroElse(far, x_lo);
+  PowerExp(d, x, x_lo, p, rest, k);
+  // p / m and p / m^2
+  const V by_m = hn::Mul(p, r_m);
+  const V by_m_lo = hn::Mul(r_m, hn::Add(Residual(d, by_m, m, p), rest));
+  const V by_m2 = hn::Mul(by_m, r_m);
+  const V by_m2_lo = hn::Mul(r_m, hn::Add(Residual(d, by_m2, m, by_m), by_m_lo));
+  // A tiny exponent is not to be subnormal before it is divided.
+  const auto tiny = hn::Lt(abs_b, hn::Set(d, 0x1p-500));
+  const V less = hn::Sub(n, one);
+  const V factor = hn::Mul(hn::IfThenElse(tiny, hn::Mul(n, hn::Set(d, 0x1p600)), n), less);
+  const V k_far = hn::Set(d, 4000);
+  const auto scaled = [&](V v, V exponent) {
+    return ScaleFar(d, v, hn::Max(hn::Min(exponent, k_far), hn::Neg(k_far)));
+  };
+  const V k_slope = hn::Sub(k, k_a);
+  daa = scaled(hn::MulAdd(by_m2, factor, hn::Mul(by_m2_lo, factor)),
+               hn::Sub(hn::Sub(k_slope, k_a), hn::IfThenElseZero(tiny, hn::Set(d, 600))));
+  TwoSum(one, x, total, total_lo);
+  total = hn::Add(total, hn::Add(total_lo, x_lo));
+  dab = scaled(hn::MulAdd(by_m, total, hn::Mul(by_m_lo, total)), k_slope);
+  const V with_log = hn::MulAdd(p, log, hn::MulAdd(p, log_lo, hn::Mul(rest, log)));
+  dbb = scaled(hn::MulAdd(with_log, log, hn::Mul(with_log, log_lo)), k);
+
+  // |a| = 0 and infinity.
+  const auto a_zero = hn::Eq(a, zero);
+  const auto a_end = hn::Or(a_zero, hn::Eq(abs_a, inf));
+  const auto b_zero = hn::Eq(b, zero);
+  const V log_end = hn::IfThenElse(a_zero, hn::Neg(inf), abs_a);
+  const V whole = hn::Mul(b, hn::Sub(b, one));
+  const V total_end = hn::IfThenElse(b_zero, one, hn::Add(one, hn::Mul(b, log_end)));
+  const auto power_of = [&](V exponent, V coefficient) {
+    const V sign = hn::Mul(exponent, log_end);  // NaN where the exponent is 0
+    return hn::IfThenElse(
+        hn::Gt(sign, zero), hn::Mul(coefficient, inf),
+        hn::IfThenElse(hn::Lt(sign, zero), hn::CopySign(zero, coefficient), coefficient));
+  };
+  const auto vanishes = hn::Xor(hn::VecFromMask(d, a_zero), hn::VecFromMask(d, hn::Lt(b, zero)));
+  const V dbb_end = hn::IfThenZeroElse(hn::MaskFromVec(vanishes), inf);
+  daa = hn::IfThenElse(a_end, power_of(hn::Sub(b, hn::Set(d, 2)), whole), daa);
+  dab = hn::IfThenElse(a_end, power_of(hn::Sub(b, one), total_end), dab);
+  dbb = hn::IfThenElse(a_end, dbb_end, dbb);
+  dab = hn::IfThenZeroElse(hn::And(a_zero, b_zero), dab);
+  // |a| = 1 with any b.
+  const auto a_unit = hn::Eq(abs_a, one);
+  daa = hn::IfThenElse(a_unit, whole, daa);
+  dab = hn::IfThenElse(a_unit, hn::MulAdd(b, zero, one), dab);
+  dbb = hn::IfThenZeroElse(a_unit, dbb);
+
+  // A negative base has powers with integral exponents only.
+  const auto integral = hn::Eq(hn::Round(n), n);
+  const V half = hn::Mul(n, hn::Set(d, 0.5));
+  const auto odd = hn::AndNot(hn::Eq(hn::Round(half), half), integral);
+  daa = hn::Xor(daa, hn::IfThenElseZero(odd, hn::And(a, hn::SignBit(d))));
+  daa = hn::IfThenZeroElse(hn::Or(b_zero, hn::Eq(b, one)), daa);
+  const auto negative = hn::Lt(a, zero);
+  const auto whole_b = hn::And(integral, hn::Lt(abs_b, inf));
+  daa = hn::IfThenElse(hn::AndNot(whole_b, negative), nan, daa);
+  const V sum = hn::Add(abs_a, abs_b);
+  const auto numbers = hn::Eq(sum, sum);
+  daa = hn::IfThenElse(numbers, daa, nan);
+  dab = hn::IfThenElse(hn::AndNot(negative, numbers), dab, nan);
+  dbb = hn::IfThenElse(hn::AndNot(negative, numbers), dbb, nan);
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace pullback
 HWY_AFTER_NAMESPACE();

@@ -212,6 +212,29 @@ HWY_INLINE void DivideDerivatives(D d, V a, V b, V& da, V& db) {
   db = hn::IfThenElse(ordinary, hn::CopySign(general, minus_a), special);
 }
 
+// 2 a / b^3, full range; zeros, infinities and NaN as in 2 ((a/b)/b)/b.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V TwiceOverCube(D d, V a, V b) {
+  V a_mantissa, a_exponent, b_mantissa, b_exponent;
+  Frexp(d, a, a_mantissa, a_exponent);
+  Frexp(d, b, b_mantissa, b_exponent);
+  const V limit = hn::Set(d, RootConstants<hn::TFromD<D>>::kExponentLimit);
+  const V exponent = hn::NegMulAdd(b_exponent, hn::Set(d, 3), a_exponent);
+  const V part = hn::Div(OverSquare(d, a_mantissa, b_mantissa), b_mantissa);
+  const V general =
+      Ldexp(d, hn::Add(part, part), hn::Max(hn::Min(exponent, limit), hn::Neg(limit)));
+  const V zero = hn::Zero(d);
+  const V inf = Infinity(d);
+  const V abs_a = hn::Abs(a);
+  const V abs_b = hn::Abs(b);
+  const auto ordinary = hn::And(hn::And(hn::Gt(abs_a, zero), hn::Lt(abs_a, inf)),
+                                hn::And(hn::Gt(abs_b, zero), hn::Lt(abs_b, inf)));
+  const V special = hn::Div(hn::Div(hn::Div(a, b), b), b);
+  const V sign = hn::Xor(a, b);
+  const V signed_general = hn::Or(hn::Abs(general), hn::And(sign, hn::SignBit(d)));
+  return hn::IfThenElse(ordinary, signed_general, hn::Add(special, special));
+}
+
 // x / (1 + |x|) and 1 / (1 + |x|)^2, full range.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void Softsign(D d, V x, V& y, V& dy) {
@@ -324,6 +347,87 @@ HWY_INLINE void Hypot(D d, V a, V b, V& y, V& da, V& db) {
   const auto undefined = hn::Or(both_infinite, hn::Not(hn::Eq(nan, nan)));
   da = hn::IfThenElse(undefined, hn::NaN(d), da);
   db = hn::IfThenElse(undefined, hn::NaN(d), db);
+}
+
+// 0, 1 / y and -x / y^2, the second derivatives of x log(y), 0 at the origin, NaN for negative y.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void XlogySecond(D d, V x, V y, V& dxx, V& dxy, V& dyy) {
+  const V zero = hn::Zero(d);
+  const V size = hn::IfThenElse(hn::Lt(y, zero), hn::NaN(d), hn::Abs(y));
+  const auto origin = hn::And(hn::Eq(x, zero), hn::Eq(y, zero));
+  DivideDerivatives(d, x, size, dxy, dyy);
+  dxx = ConstantUnlessNaN(d, 0, size);
+  dxy = hn::IfThenZeroElse(origin, dxy);
+  dyy = hn::IfThenZeroElse(origin, dyy);
+}
+
+// (a, b) = (u, v) times up * more, powers of two that bring the larger one to [1, 2). Zeros,
+// infinities and NaN are not ordinary.
+template <class V>
+struct NearUnit {
+  V u, v;
+  V up, more;
+};
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE NearUnit<V> BringNearUnit(D d, V a, V b) {
+  NearUnit<V> n;
+  V mantissa, k;
+  Frexp(d, hn::Max(hn::Abs(a), hn::Abs(b)), mantissa, k);
+  const V rounder = hn::Set(d, FormatOf<D>::kRounder);
+  const V half = hn::Sub(hn::MulAdd(k, hn::Set(d, -0.5), rounder), rounder);
+  n.up = PowerOfTwo(d, half, hn::Zero(d));
+  n.more = PowerOfTwo(d, hn::Neg(hn::Add(k, half)), hn::Zero(d));
+  n.u = hn::Mul(hn::Mul(a, n.up), n.more);
+  n.v = hn::Mul(hn::Mul(b, n.up), n.more);
+  return n;
+}
+
+// Signed zeros where an operand is infinite and none NaN; NaN where one is.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V AtInfinity(D d, V a, V b, V sign, V ordinary) {
+  const V abs_a = hn::Abs(a);
+  const V abs_b = hn::Abs(b);
+  const V sum = hn::Add(abs_a, abs_b);
+  const V zero = hn::And(sign, hn::SignBit(d));
+  const V finite = hn::IfThenElse(hn::Eq(sum, sum), ordinary, sum);
+  return hn::IfThenElse(hn::Eq(hn::Max(abs_a, abs_b), Infinity(d)),
+                        hn::IfThenElse(hn::Eq(sum, sum), zero, sum), finite);
+}
+
+// b^2/r^3, -a b/r^3 and a^2/r^3, r = hypot(a, b), full range, 0 at the origin; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void HypotSecond(D d, V a, V b, V& daa, V& dab, V& dbb) {
+  const V one = hn::Set(d, 1);
+  const NearUnit<V> n = BringNearUnit(d, a, b);
+  V u2, u2_lo, v2, v2_lo, square, square_lo;
+  TwoProd(d, n.u, n.u, u2, u2_lo);
+  TwoProd(d, n.v, n.v, v2, v2_lo);
+  TwoSum(u2, v2, square, square_lo);
+  square_lo = hn::Add(square_lo, hn::Add(u2_lo, v2_lo));
+  const V root = hn::Sqrt(square);
+  const V r = hn::Div(one, root);
+  const V missing = hn::Add(Residual(d, root, root, square), square_lo);
+  const V half_r = hn::Mul(r, hn::Set(d, 0.5));
+  const V relative = hn::NegMulAdd(missing, hn::Mul(half_r, r), Residual(d, r, root, one));
+  const V r2 = hn::Mul(r, r);
+  const V cube = hn::MulAdd(r2, r, hn::Mul(r2, hn::Mul(hn::Set(d, 3), hn::Mul(r, relative))));
+  const V u_up = hn::Mul(n.u, n.up);
+  const V v_up = hn::Mul(n.v, n.up);
+  const V u_more = hn::Mul(n.u, n.more);
+  const V v_more = hn::Mul(n.v, n.more);
+  const auto origin = hn::Eq(hn::Max(hn::Abs(a), hn::Abs(b)), hn::Zero(d));
+  const V sign = hn::Neg(hn::Xor(a, b));
+  daa = hn::IfThenZeroElse(origin, hn::Mul(hn::Mul(v_up, cube), v_more));
+  dbb = hn::IfThenZeroElse(origin, hn::Mul(hn::Mul(u_up, cube), u_more));
+  // The smaller one last: it may be subnormal.
+  const auto u_first = hn::Gt(hn::Abs(n.u), hn::Abs(n.v));
+  const V larger = hn::IfThenElse(u_first, u_up, v_up);
+  const V smaller = hn::IfThenElse(u_first, v_more, u_more);
+  dab = hn::IfThenZeroElse(origin, hn::Neg(hn::Mul(hn::Mul(larger, cube), smaller)));
+  daa = AtInfinity(d, a, b, hn::Zero(d), daa);
+  dab = AtInfinity(d, a, b, sign, dab);
+  dbb = AtInfinity(d, a, b, hn::Zero(d), dbb);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -96,6 +96,27 @@ HWY_INLINE V LogisticQuotient([[maybe_unused]] D d, const LogisticCore<V>& c, V 
 #endif
 }
 
+// (a + a_lo) (f + f_lo) r^2 (1 + 2 rho)
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V TimesSquare(D d, V a, V a_lo, V f, V f_lo, V r, V rho) {
+  V product, product_lo, square, square_lo;
+  TwoProd(d, a, f, product, product_lo);
+  TwoProd(d, r, r, square, square_lo);
+  product_lo = hn::Add(product_lo, hn::MulAdd(a_lo, f, hn::Mul(a, f_lo)));
+  square_lo = hn::MulAdd(hn::Add(rho, rho), square, square_lo);
+  const V rest = hn::MulAdd(product, square_lo, hn::Mul(product_lo, square));
+  return hn::MulAdd(product, square, rest);
+}
+
+// e (n + n_lo) / (1 + e)^3, not yet times `down`; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V LogisticCurve(D d, const LogisticCore<V>& c, V n, V n_lo) {
+  const V quotient = LogisticQuotient(d, c, n, n_lo);
+  const V curve =
+      TimesSquare(d, c.raised, hn::Mul(c.p_lo, c.up), quotient, hn::Zero(d), c.r, c.rho);
+  return hn::CopySign(curve, quotient);  // no sum of -0 and +0
+}
+
 // 1 / (1 + exp(-x)), by the core of -|x|.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V LogisticValue(D d, const LogisticCore<V>& c, V x) {
@@ -115,6 +136,14 @@ HWY_INLINE void Sigmoid(D d, V x, V& y, V& dy) {
   dy = hn::Mul(LogisticSlope(d, c), c.down);
 }
 
+// 1 - e = n_hi + n_lo
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void OneMinus(D d, const LogisticCore<V>& c, V& n_hi, V& n_lo) {
+  const V e_lo = hn::Mul(hn::Mul(c.p_lo, c.up), c.down);
+  FastTwoSum(hn::Set(d, 1), hn::Neg(c.e_hi), n_hi, n_lo);
+  FastTwoSum(n_hi, hn::Sub(n_lo, e_lo), n_hi, n_lo);  // e_lo leads near 0
+}
+
 // tanh(x) = (1 - e) / (1 + e), tanh'(x) = 4 e / (1 + e)^2 with e = exp(-2 |x|); full range. t_lo
 // is what x lacks, as in e = exp(-2 |x| + t_lo). Returns the core of e, and 1 - e = n_hi + n_lo.
 template <class D, class V = hn::Vec<D>>
@@ -122,9 +151,7 @@ HWY_INLINE LogisticCore<V> Tanh(D d, V x, V t_lo, V& n_hi, V& n_lo, V& y, V& dy)
   using C = SigmoidConstants<hn::TFromD<D>>;
   const V minus_abs = hn::Neg(hn::Abs(x));
   const LogisticCore<V> c = MakeLogisticCore(d, hn::Add(minus_abs, minus_abs), t_lo);
-  const V e_lo = hn::Mul(hn::Mul(c.p_lo, c.up), c.down);
-  FastTwoSum(hn::Set(d, 1), hn::Neg(c.e_hi), n_hi, n_lo);
-  FastTwoSum(n_hi, hn::Sub(n_lo, e_lo), n_hi, n_lo);  // e_lo leads near 0
+  OneMinus(d, c, n_hi, n_lo);
   y = hn::CopySign(LogisticQuotient(d, c, n_hi, n_lo), x);
   dy = hn::Mul(LogisticSlope(d, c), hn::Set(d, C::kFourGapDown));
   return c;
@@ -134,6 +161,23 @@ template <class D, class V = hn::Vec<D>>
 HWY_INLINE void Tanh(D d, V x, V& y, V& dy) {
   V n_hi, n_lo;
   Tanh(d, x, hn::Zero(d), n_hi, n_lo, y, dy);
+}
+
+// The second derivatives, -e (1 - e) / (1 + e)^3 and 8 times that, of x's other sign; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V SigmoidSecond(D d, V x) {
+  const LogisticCore<V> c = MakeLogisticCore(d, hn::Neg(hn::Abs(x)));
+  V n_hi, n_lo;
+  OneMinus(d, c, n_hi, n_lo);
+  return hn::CopySign(hn::Mul(LogisticCurve(d, c, n_hi, n_lo), c.down), hn::Neg(x));
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V TanhSecond(D d, V x) {
+  V n_hi, n_lo, y, dy;
+  const LogisticCore<V> c = Tanh(d, x, hn::Zero(d), n_hi, n_lo, y, dy);
+  const V scale = hn::Set(d, 8 * SigmoidConstants<double>::kGapDown);
+  return hn::CopySign(hn::Mul(LogisticCurve(d, c, n_hi, n_lo), scale), hn::Neg(x));
 }
 
 }  // namespace HWY_NAMESPACE

@@ -27,22 +27,33 @@ PB_BINARY(add) {
   y = hn::Add(a, b);
   da = db = hn::Set(d, 1);
 }
+PB_BINARY_SECOND(add) { daa = dab = dbb = hn::Zero(d); }
 
 PB_BINARY(subtract) {
   y = hn::Sub(a, b);
   da = hn::Set(d, 1);
   db = hn::Set(d, -1);
 }
+PB_BINARY_SECOND(subtract) { daa = dab = dbb = hn::Zero(d); }
 
 PB_BINARY(multiply) {
   y = hn::Mul(a, b);
   da = b;
   db = a;
 }
+PB_BINARY_SECOND(multiply) {
+  daa = dbb = hn::Zero(d);
+  dab = hn::Set(d, 1);
+}
 
 PB_BINARY(divide) {
   y = hn::Div(a, b);
   DivideDerivatives(d, a, b, da, db);
+}
+PB_BINARY_SECOND(divide) {
+  daa = hn::Zero(d);
+  dab = hn::Neg(hn::Div(da, b));
+  dbb = TwiceOverCube(d, a, b);
 }
 
 PB_BINARY(squared_difference) {
@@ -52,6 +63,10 @@ PB_BINARY(squared_difference) {
   da = hn::Add(difference, difference);
   db = hn::Add(opposite, opposite);
 }
+PB_BINARY_SECOND(squared_difference) {
+  daa = dbb = hn::Set(d, 2);
+  dab = hn::Set(d, -2);
+}
 
 PB_BINARY_MASKED(leaky_relu) {
   const auto active = hn::Gt(a, hn::Zero(d));
@@ -59,40 +74,52 @@ PB_BINARY_MASKED(leaky_relu) {
   da = hn::IfThenElse(active, hn::Set(d, 1), hn::IfThenElse(hn::Eq(a, a), b, a));
   db = hn::IfThenZeroElse(active, a);
 }
+PB_BINARY_SECOND(leaky_relu) {
+  daa = dbb = ConstantUnlessNaN(d, 0, a);
+  dab = hn::IfThenZeroElse(hn::Gt(a, hn::Zero(d)), ConstantUnlessNaN(d, 1, a));
+}
 
 PB_BINARY_WIDE(power) { Power(d, a, b, y, da, db); }
+PB_BINARY_SECOND(power) { PowerSecond(d, a, b, daa, dab, dbb); }
 
 PB_BINARY_WIDE(xlogy) { Xlogy(d, a, b, y, da, db); }
+PB_BINARY_SECOND(xlogy) { XlogySecond(d, a, b, daa, dab, dbb); }
 
 PB_BINARY_MASKED(greater) {
   y = hn::IfThenElseZero(hn::Gt(a, b), hn::Set(d, 1));
   da = db = hn::Zero(d);
 }
+PB_BINARY_SECOND(greater) { daa = dab = dbb = hn::Zero(d); }
 
 PB_BINARY_MASKED(greater_equal) {
   y = hn::IfThenElseZero(hn::Ge(a, b), hn::Set(d, 1));
   da = db = hn::Zero(d);
 }
+PB_BINARY_SECOND(greater_equal) { daa = dab = dbb = hn::Zero(d); }
 
 PB_BINARY_MASKED(less) {
   y = hn::IfThenElseZero(hn::Lt(a, b), hn::Set(d, 1));
   da = db = hn::Zero(d);
 }
+PB_BINARY_SECOND(less) { daa = dab = dbb = hn::Zero(d); }
 
 PB_BINARY_MASKED(less_equal) {
   y = hn::IfThenElseZero(hn::Le(a, b), hn::Set(d, 1));
   da = db = hn::Zero(d);
 }
+PB_BINARY_SECOND(less_equal) { daa = dab = dbb = hn::Zero(d); }
 
 PB_BINARY_MASKED(equal) {
   y = hn::IfThenElseZero(hn::Eq(a, b), hn::Set(d, 1));
   da = db = hn::Zero(d);
 }
+PB_BINARY_SECOND(equal) { daa = dab = dbb = hn::Zero(d); }
 
 PB_BINARY_MASKED(not_equal) {
   y = hn::IfThenZeroElse(hn::Eq(a, b), hn::Set(d, 1));  // of NaN too
   da = db = hn::Zero(d);
 }
+PB_BINARY_SECOND(not_equal) { daa = dab = dbb = hn::Zero(d); }
 
 PB_BINARY(maximum) {
   const V one = hn::Set(d, 1);
@@ -107,6 +134,7 @@ PB_BINARY(maximum) {
   da = hn::IfThenElse(first, one, hn::IfThenZeroElse(second, shared));
   db = hn::IfThenElse(second, one, hn::IfThenZeroElse(first, shared));
 }
+PB_BINARY_SECOND(maximum) { daa = dab = dbb = ConstantUnlessNaN(d, 0, da); }
 
 PB_BINARY(minimum) {
   const V one = hn::Set(d, 1);
@@ -121,14 +149,26 @@ PB_BINARY(minimum) {
   da = hn::IfThenElse(first, one, hn::IfThenZeroElse(second, shared));
   db = hn::IfThenElse(second, one, hn::IfThenZeroElse(first, shared));
 }
+PB_BINARY_SECOND(minimum) { daa = dab = dbb = ConstantUnlessNaN(d, 0, da); }
 
 PB_BINARY_WIDE(logaddexp) { LogAddExp(d, a, b, y, da, db); }
+PB_BINARY_SECOND(logaddexp) {
+  daa = dbb = hn::Mul(da, db);
+  dab = hn::Neg(daa);
+}
 
 PB_BINARY_MASKED_WIDE(elu) { Elu(d, a, b, y, da, db); }
+PB_BINARY_SECOND(elu) {
+  daa = hn::IfThenZeroElse(hn::Gt(a, hn::Zero(d)), da);
+  dab = EluSlope(d, a);
+  dbb = ConstantUnlessNaN(d, 0, a);
+}
 
 PB_BINARY_WIDE(hypot) { Hypot(d, a, b, y, da, db); }
+PB_BINARY_SECOND(hypot) { HypotSecond(d, a, b, daa, dab, dbb); }
 
 PB_BINARY_WIDE(arctan2) { Arctan2(d, a, b, y, da, db); }
+PB_BINARY_SECOND(arctan2) { Arctan2Second(d, a, b, daa, dab, dbb); }
 
 PB_BINARY_TABLE_END
 

@@ -10,6 +10,12 @@
 // _WIDE_WITHOUT_FMA row is that only on targets without FMA; with it, Eval gets the float lanes
 // themselves.
 //
+// Each row has its second derivatives next to it:
+//
+//   PB_UNARY_SECOND(square) { d2y = hn::Set(d, 2); }
+//
+// of double lanes alone, given what Eval made of them; those of a binary op are daa, dab and dbb.
+//
 // A table file opens with PB_UNARY_TABLE or PB_BINARY_TABLE and closes with the matching _END; in
 // between, __COUNTER__ numbers the rows, so that nothing else may use it there. Then rows are
 // UnaryRow<0> ... UnaryRow<kUnaryRows - 1>, likewise BinaryRow; tables are per-ISA code and belong
@@ -39,8 +45,10 @@
 #define PB_BINARY_MASKED_WIDE(name) PB_BINARY_ROW(name, true, true, __COUNTER__)
 
 #define PB_UNARY_ROW(name, masked, wide, counter)                             \
+  struct name##Second;                                                        \
   template <>                                                                 \
   struct UnaryRow<(counter)-kUnaryBegin> {                                    \
+    using Second = name##Second;                                              \
     static constexpr const char* kName = #name;                               \
     static constexpr int kArity = 1;                                          \
     static constexpr bool kMasked = masked;                                   \
@@ -52,9 +60,20 @@
   HWY_INLINE void UnaryRow<(counter)-kUnaryBegin>::Eval([[maybe_unused]] D d, \
                                                         [[maybe_unused]] V x, V& y, V& dy)
 
+#define PB_UNARY_SECOND(name)                                                    \
+  struct name##Second {                                                          \
+    template <class D, class V>                                                  \
+    static HWY_INLINE void Eval(D d, V x, V y, V dy, V& d2y);                    \
+  };                                                                             \
+  template <class D, class V>                                                    \
+  HWY_INLINE void name##Second::Eval([[maybe_unused]] D d, [[maybe_unused]] V x, \
+                                     [[maybe_unused]] V y, [[maybe_unused]] V dy, V& d2y)
+
 #define PB_BINARY_ROW(name, masked, wide, counter)                  \
+  struct name##Second;                                              \
   template <>                                                       \
   struct BinaryRow<(counter)-kBinaryBegin> {                        \
+    using Second = name##Second;                                    \
     static constexpr const char* kName = #name;                     \
     static constexpr int kArity = 2;                                \
     static constexpr bool kMasked = masked;                         \
@@ -65,6 +84,16 @@
   template <class D, class V>                                       \
   HWY_INLINE void BinaryRow<(counter)-kBinaryBegin>::Eval(          \
       [[maybe_unused]] D d, [[maybe_unused]] V a, [[maybe_unused]] V b, V& y, V& da, V& db)
+
+#define PB_BINARY_SECOND(name)                                                      \
+  struct name##Second {                                                             \
+    template <class D, class V>                                                     \
+    static HWY_INLINE void Eval(D d, V a, V b, V da, V db, V& daa, V& dab, V& dbb); \
+  };                                                                                \
+  template <class D, class V>                                                       \
+  HWY_INLINE void name##Second::Eval([[maybe_unused]] D d, [[maybe_unused]] V a,    \
+                                     [[maybe_unused]] V b, [[maybe_unused]] V da,   \
+                                     [[maybe_unused]] V db, V& daa, V& dab, V& dbb)
 
 #define PB_LOSS_TABLE   \
   template <int kIndex> \

@@ -223,6 +223,7 @@ def _elementwise(row: OpRow) -> Family:
         arguments,
         {
             "value_and_derivative": lambda *x: (value(*x), derivative(*x)),
+            "second_derivative": row.second_derivative,
             "vjp": vjp,
             "jvp": own.get("vjp", jvp) if nin == 1 else jvp,
             "jacobian": derivative,

@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from pullback.engine import BACKEND, Engine, attribute_of
 from pullback.foreign import admitted, check_labels, is_plain, overriding
 from pullback.protocol import (
     WRT,
+    WithMethods,
     as_array,
     as_arrays,
     broadcast_shape,
@@ -38,6 +39,7 @@ from pullback.protocol import (
     kernel_dtype,
     method,
     methods_and_example,
+    result_dtype,
     shape_of,
     sum_repeated,
 )
@@ -49,7 +51,16 @@ __all__ = ["Elementwise", "make_elementwise", "primitives"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
-METHODS: Final = ("derivative", "value_and_derivative", "vjp", "jvp", "jacobian")
+METHODS: Final = (
+    "derivative",
+    "value_and_derivative",
+    "second_derivative",
+    "vjp",
+    "jvp",
+    "jacobian",
+)
+OF_VJP: Final = ("vjp.jvp", "vjp.vjp")  # which is a primitive too
+_UFUNCS: Final = ("derivative", "second_derivative")  # of one operand
 
 
 # --- ufuncs, and what stands for them -------------------------------------------------------------
@@ -66,13 +77,18 @@ class _OracleUfunc:
 
     def __init__(self, row: OpRow, name: str) -> None:
         self._row, self._name = row, name
-        self._op = _label(row, name.rstrip("01"))
-        self._names = _arguments(row, name.rstrip("01"))
+        self._method, self._part = name.rstrip("012"), name[-1:]
+        self._op = _label(row, self._method)
+        self._names = _arguments(row, self._method)
         # What overriding types ask of a ufunc; pandas reads the name, see above.
         self.__name__ = f"reference.{row.name}.{name}"
         self.nin, self.signature = len(self._names), None
-        several = 1 + row.nin if name == "value_and_derivative" else row.nin
-        self.nout = several if name in ("derivative", "value_and_derivative") else 1
+        several = {
+            "derivative": row.nin,
+            "value_and_derivative": 1 + row.nin,
+            "second_derivative": len(row.second_derivative_formula),
+        }
+        self.nout = several.get(name, 1)
         self.types = [f"{t * self.nin}->{t * self.nout}" for t in "fd"]
 
     def __repr__(self) -> str:
@@ -119,12 +135,13 @@ class _OracleUfunc:
         operands, factors = _together(*arrays[:nin]), arrays[nin:]
         if self._name == "value":
             return row.value(*operands)
+        if self._method == "second_derivative":
+            curves = row.second_derivative(*operands)
+            return curves if self._name == self._method else curves[int(self._part)]
         slopes = row.derivative(*operands)
-        if self._name == "derivative":
-            return slopes
+        if self._method == "derivative":
+            return slopes if self._name == self._method else slopes[int(self._part)]
         slopes = slopes if nin > 1 else (slopes,)
-        if self._name in ("derivative0", "derivative1"):
-            return slopes[self._name == "derivative1"]
         if self._name == "value_and_derivative":
             return (row.value(*operands), *slopes)
         if self._name == "jvp":
@@ -134,10 +151,12 @@ class _OracleUfunc:
 
     def _product(self, factor: Array, slope: Array) -> Array:
         """Return fl(factor * slope); a masked operation selects +0 where the slope is 0."""
-        product: Array = factor * slope
-        if self._row.masked:
-            return np.where(slope == 0, product.dtype.type(0), product)
-        return product
+        return _product(factor, slope, self._row.masked)
+
+
+def _product(factor: Array, slope: Array, masked: bool) -> Array:
+    product: Array = factor * slope
+    return np.where(slope == 0, product.dtype.type(0), product) if masked else product
 
 
 def _of_oracle(op: str, name: str) -> _OracleUfunc:
@@ -176,7 +195,7 @@ def _together(*operands: Array) -> tuple[Array, ...]:
 def _native_ufunc(kernels: Any, row: OpRow, name: str, *, public: bool) -> Any:
     """Return a ufunc; one that is not public gets a private name."""
     path = "" if name == "value" else f".{'_' * (not public)}{name}"
-    op, names = _label(row, name.rstrip("01")), _arguments(row, name.rstrip("01"))
+    op, names = _label(row, name.rstrip("012")), _arguments(row, name.rstrip("012"))
     doc = f"Part of {row.name}."
     if public:
         doc = method_docstring(row, name) if path else docstring(row)
@@ -217,13 +236,23 @@ class Elementwise(Hinted):
         self._ufuncs: dict[str, Any] = {}
         # The single results of which each method returns several.
         slopes = ("derivative",) if self.nin == 1 else ("derivative0", "derivative1")
-        self._parts = {"derivative": slopes, "value_and_derivative": ("value", *slopes)}
+        count = len(row.second_derivative_formula)
+        curves = [f"second_derivative{'' if count == 1 else k}" for k in range(count)]
+        self._parts = {
+            "derivative": slopes,
+            "value_and_derivative": ("value", *slopes),
+            "second_derivative": tuple(curves),
+        }
         self._terms = ("vjp",) if self.nin == 1 else ("vjp0", "vjp1")
         methods = {name: _method(row, name) for name in ("__call__", *METHODS)}
+        methods |= {_attribute(name): _method(row, name) for name in OF_VJP}
         own: Any = type(type(self).__name__, (type(self),), methods)
         self.__class__ = own  # whose methods have the row's signature
         self._slopes: Callable[..., Any] = self.derivative  # type: ignore[attr-defined]
         self._primitive: Any = self
+        if not engine.is_native:
+            own = {name[4:]: getattr(self, _attribute(name)) for name in OF_VJP}
+            self.vjp = WithMethods(self.vjp, **own)  # type: ignore[has-type]
 
     def __repr__(self) -> str:
         return f"<elementwise '{self.__name__}'{self._engine.remark}>"
@@ -234,7 +263,7 @@ class Elementwise(Hinted):
     def _ufunc(self, name: str) -> Any:
         """Return a method as a ufunc or its stand-in; "vjp1" is one result of a method."""
         if name not in self._ufuncs:
-            public = name == "value" or (name == "derivative" and self.nin == 1)
+            public = name == "value" or (name in _UFUNCS and self.nin == 1)
             self._ufuncs[name] = (
                 _native_ufunc(self._engine.kernels, self.row, name, public=public)
                 if self._engine.is_native
@@ -251,17 +280,19 @@ class Elementwise(Hinted):
         """Return the native primitive: a ufunc with the methods as its attributes."""
         primitive, nin = self._ufunc("value"), self.nin
         primitive.row = self.row
-        for name in {*self._terms, *self._parts["derivative"], "vjp", "jvp", *self._parts}:
+        parts = {part for several in self._parts.values() for part in several} - {"value"}
+        for name in {*self._terms, *parts, "vjp", "jvp", *self._parts}:
             function = self._ufunc(name)
             setattr(primitive, function.__qualname__.rpartition(".")[2], function)
-        for name in METHODS:
-            if name == "derivative" and nin == 1:
+        for name in (*METHODS, *OF_VJP):
+            if name in _UFUNCS and nin == 1:
                 continue
-            fallback = getattr(self, name)
+            fallback = getattr(self, _attribute(name))
             call = self._engine.kernels.elementwise_method(self.row.name, name, fallback)
-            call.__name__ = name
+            owner, _, call.__name__ = name.rpartition(".")
             call.__doc__ = fallback.__doc__
-            setattr(primitive, name, _named(call, f"elementwise.{self.row.name}.{name}"))
+            owner = getattr(primitive, owner) if owner else primitive
+            setattr(owner, call.__name__, _named(call, f"elementwise.{self.row.name}.{name}"))
         for name in ("reduce", "accumulate", "reduceat", "outer", "at"):
             call = guarded(getattr(primitive, name))  # NumPy casts in it
             call.__reduce__ = partial(attribute_of, primitive, name)
@@ -278,7 +309,7 @@ class Elementwise(Hinted):
         where = keywords.pop("where")
         if len(parts) == 1:
             return self._ufunc(name)(*operands, out=out, where=where, **keywords)
-        like = parts if len(parts) == 2 else (parts[0], parts[1:])
+        like = (parts[0], parts[1:]) if name == "value_and_derivative" and self.nin > 1 else parts
         outs = flat_outs(op, out, like) or (None,) * len(parts)
         shape: tuple[int, ...] = ()
         if where is not True or out is not None:
@@ -305,6 +336,9 @@ class Elementwise(Hinted):
     def _value_and_derivative(self, operands: tuple[Any, ...], out: Any, keywords: Any) -> Any:
         y, *slopes = self._several("value_and_derivative", operands, out, keywords)
         return y, slopes[0] if self.nin == 1 else tuple(slopes)
+
+    def _second_derivative(self, operands: tuple[Any, ...], out: Any, keywords: Any) -> Any:
+        return self._several("second_derivative", operands, out, keywords)
 
     def _vjp(
         self, operands: tuple[Any, ...], g: Any, wrt: Any, out: Any, where: Any, options: Any
@@ -382,6 +416,89 @@ class Elementwise(Hinted):
         zeros = np.zeros_like(self._run("value", *given, **options))
         return zeros[()] if out is None else deliver(op, zeros, out, where)
 
+    def _of_vjp(
+        self, name: str, operands: tuple[Any, ...], g: Any, given: Any, wrt: Any, out: Any
+    ) -> Any:
+        """Return the tangents of vjp's results, or the cotangents of its arguments."""
+        op, names = _label(self.row, name), self.row.operands
+        of_tangents = name == "vjp.jvp"
+        asked = check_wrt(op, wrt, names if of_tangents else (*names, "g"))
+        if g is None:
+            raise TypeError(f"{op}: g is None, which is no cotangent")
+        shapes = self._shapes(op, operands)
+        shape = broadcast_shape(op, **shapes)
+        stack = () if is_weak(g) else check_cotangent(op, shape_of(op, "g", g), shape, **shapes)
+        whole, own = stack + shape, [shapes[n] for n in names]
+        stacked = [stack + s for s in own]
+        wanted = [*own, whole] if of_tangents else stacked
+        results = stacked if of_tangents else [*own, whole]
+        called = _arguments(self.row, name)
+        for k, (factor, right) in enumerate(zip(given, wanted, strict=True), self.nin + 1):
+            if factor is None or is_weak(factor):
+                continue
+            if (has := shape_of(op, called[k], factor)) != right:
+                what = (
+                    (*names, "g")[k - self.nin - 1]
+                    if of_tangents
+                    else f"the cotangent of {names[k - self.nin - 1]}"
+                )
+                raise ValueError(f"{op}: {called[k]} has shape {has}, {what} has {right}")
+        arguments = [
+            a if a is None or is_weak(a) else as_array(op, n, a)
+            for n, a in zip(called, (*operands, g, *given), strict=True)
+        ]
+        if all(factor is None for factor in given):
+            dtype = result_dtype(op, *arguments[: self.nin + 1], names=called[: self.nin + 1])
+            terms = tuple(np.zeros(results[k], dtype)[()] for k in asked.operands)
+        elif self._engine.is_native:
+            fallback = _refusal(self.row, name)
+            method = self._engine.kernels.elementwise_method(self.row.name, name, fallback)
+            alone = self.nin == 1 and of_tangents
+            terms = (method(*arguments),) if alone else method(*arguments, wrt=asked.operands)
+        else:
+            present = [(a, n) for a, n in zip(arguments, called, strict=True) if a is not None]
+            named = [n for _, n in present]
+            arrays = iter(as_arrays(op, *(a for a, _ in present), names=named))
+            arguments = [None if a is None else next(arrays) for a in arguments]
+            front = 0 if of_tangents else len(stack)
+            factors = [
+                None if a is None else _spread(a, front if k else 0, whole)
+                for k, a in enumerate(arguments[self.nin :])
+            ]
+            every = self._terms_of_vjp(arguments[: self.nin], whole, factors, of_tangents)
+            terms = tuple(
+                sum_repeated(every[k], stack if of_tangents or k == self.nin else (), own_k)[()]
+                for k in asked.operands
+                for own_k in [own[k] if k < self.nin else shape]
+            )
+        cotangents = asked.result(terms)
+        return cotangents if out is None else deliver(op, cotangents, out)
+
+    def _terms_of_vjp(
+        self, operands: Any, whole: tuple[int, ...], factors: Any, of_tangents: bool
+    ) -> list[Array]:
+        """Return the terms of the oracle's tangents or cotangents, which have one shape."""
+        row, n = self.row, self.nin
+        operands = tuple(np.broadcast_to(a, whole) for a in operands)
+        g, given, tg = factors[0], factors[1 : n + 1], factors[n + 1] if of_tangents else None
+        with np.errstate(all="ignore"):
+            slopes, curves = row.derivative(*operands), row.second_derivative(*operands)
+            slopes, curves = (slopes, curves) if n > 1 else ((slopes,), (curves,))
+            terms = []
+            for k in range(n):
+                parts = [] if tg is None else [_product(tg, slopes[k], row.masked)]
+                parts += [
+                    _product(g * t, curves[k + j], True)
+                    for j, t in enumerate(given)
+                    if t is not None
+                ]
+                terms.append(sum(parts[1:], parts[0]))
+            if not of_tangents:
+                pairs = zip(given, slopes, strict=True)
+                parts = [_product(h, slope, row.masked) for h, slope in pairs if h is not None]
+                terms.append(sum(parts[1:], parts[0]))
+        return terms
+
     def _with_default(self, name: str, given: tuple[Any, ...], out: Any, keywords: Any) -> Any:
         """Return a method's results with respect to the first operand, with the last's default."""
         call, (w, *rest), default = getattr(self._primitive, name), given, self.row.default
@@ -393,6 +510,9 @@ class Elementwise(Hinted):
             return call(w, default, *rest, None, out, **keywords)
         if name == "jacobian":
             return call(w, default, **keywords)
+        if name == "second_derivative":
+            outs = None if out is None else (out, None, None)
+            return call(w, default, outs, **keywords)[0]
         both = name == "value_and_derivative"
         like = ("value", "derivative") if both else ("derivative",)
         outs = flat_outs(_label(self.row, name), out if both or out is None else (out,), like)
@@ -438,6 +558,14 @@ def _jacobians() -> Any:
     return import_module("pullback.jacobians.primitives")
 
 
+def _spread(array: Array, front: int, whole: tuple[int, ...]) -> Array:
+    """Return an array in a shape, its first axes in front of all and the others behind."""
+    if array.ndim >= front:
+        between = (1,) * (len(whole) - array.ndim)
+        array = array.reshape(array.shape[:front] + between + array.shape[front:])
+    return np.broadcast_to(array, whole)
+
+
 def _hides_shape(given: Any) -> bool:
     """Tell whether an argument overrides ufuncs without telling its shape."""
     return overriding(given) and not hasattr(given, "shape")
@@ -473,8 +601,22 @@ def _where(op: str, where: Any, term: Any) -> Any:
 
 def _refuse(w: Any, x: Any, g: Any, wrt: Any) -> Any:
     del wrt
-    shapes = ", ".join(str(np.shape(array)) for array in (w, x, g))
+    _no_kernel(w, x, g)
+
+
+def _no_kernel(*arrays: Any) -> NoReturn:
+    shapes = ", ".join(str(np.shape(array)) for array in arrays if array is not None)
     raise ValueError(f"no kernel takes arrays of shapes {shapes}")
+
+
+@cache
+def _refusal(row: OpRow, name: str) -> Any:
+    """Return what a kernel of second order leaves calls to: it takes what that takes."""
+    names = ", ".join(_arguments(row, name))
+    wrt = ", wrt=0" if (row.nin, name) != (1, "vjp.jvp") else ""
+    scope: dict[str, Any] = {"refuse": _no_kernel}
+    exec(f"def refused({names}{wrt}): refuse({names})", scope)
+    return scope["refused"]
 
 
 # --- methods, from a row --------------------------------------------------------------------------
@@ -490,7 +632,18 @@ def _tangents(row: OpRow) -> tuple[str, ...]:
 
 def _arguments(row: OpRow, name: str) -> tuple[str, ...]:
     """Return the names of a method's arrays."""
-    return row.operands + {"vjp": ("g",), "jvp": _tangents(row)}.get(name, ())
+    more = {
+        "vjp": ("g",),
+        "jvp": _tangents(row),
+        "vjp.jvp": ("g", *_tangents(row), "tg"),
+        "vjp.vjp": ("g", *(t.replace("t", "h") for t in _tangents(row))),
+    }
+    return row.operands + more.get(name, ())
+
+
+def _attribute(name: str) -> str:
+    """Return where the column keeps a method."""
+    return f"_{name.replace('.', '_')}" if name in OF_VJP else name
 
 
 def _left_out(row: OpRow, name: str) -> int:
@@ -501,13 +654,16 @@ def _left_out(row: OpRow, name: str) -> int:
 def _parameters(row: OpRow, name: str) -> str:
     """Return the parameters of a method."""
     names = list(_arguments(row, name))
-    if row.default is not None:
+    if row.default is not None and name not in OF_VJP:
         k = _left_out(row, name)
         names[k] += f"={row.default}" if name == "__call__" else "=LEFT_OUT"
         names[k + 1 :] = [f"{tangent}=None" for tangent in names[k + 1 :]]
     arrays = ", ".join(names)
     if name == "jacobian":
         return f"{arrays}, /" + ", *, wrt='all'" * (row.nin > 1)
+    if name in OF_VJP:
+        wrt = ", *, wrt='all'" if row.nin > 1 or name == "vjp.vjp" else ""
+        return f"{', '.join(_arguments(row, name))}, /, out=None{wrt}"
     wrt = "wrt='all', " if name == "vjp" and row.nin > 1 else ""
     return f"{arrays}, /, out=None, *, {wrt}where=True, **options"
 
@@ -517,15 +673,21 @@ def _method(row: OpRow, name: str) -> Any:
     """Return a method of an operation."""
     given = f"({', '.join(row.operands)},)"
     keywords = "{'where': where, **options}"
+    behind = ", ".join(_arguments(row, name)[row.nin + 1 :])
+    wrt = "0" if (row.nin, name) == (1, "vjp.jvp") else "wrt"
+    of_vjp = f"self._of_vjp({name!r}, {given}, g, ({behind},), {wrt}, out)"
     call = {
         "__call__": f"self._value({given}, out, {keywords})",
         "derivative": f"self._derivative({given}, out, {keywords})",
         "value_and_derivative": f"self._value_and_derivative({given}, out, {keywords})",
         "vjp": f"self._vjp({given}, g, {'wrt' if row.nin > 1 else '0'}, out, where, options)",
         "jvp": f"self._jvp({given}, ({', '.join(_tangents(row))},), out, where, options)",
+        "second_derivative": f"self._second_derivative({given}, out, {keywords})",
+        "vjp.jvp": of_vjp,
+        "vjp.vjp": of_vjp,
         "jacobian": f"self._jacobian({given}, {'wrt' if row.nin > 1 else '0'})",
     }[name]
-    if row.default is not None and name != "__call__":
+    if row.default is not None and name not in ("__call__", *OF_VJP):
         k, names = _left_out(row, name), _arguments(row, name)
         more = {
             "jacobian": "None, {'wrt': wrt}",
@@ -533,9 +695,15 @@ def _method(row: OpRow, name: str) -> Any:
         }
         given = f"({', '.join(names[:k])},), {more.get(name, f'out, {keywords}')}"
         call += f" if {names[k]} is not LEFT_OUT else self._with_default({name!r}, {given})"
-    doc = docstring(row) if name == "__call__" else method_docstring(row, name)
+    write = {"__call__": lambda row, _: docstring(row)} | dict.fromkeys(OF_VJP, _docstring_of_vjp)
+    doc = write.get(name, method_docstring)(row, name)
     result = _RESULTS.get((name, row.nin), "Any") if row.default is None else "Any"
-    return method(row.name, name, f"self, {_parameters(row, name)}", call, doc, result)
+    owner, _, last = name.rpartition(".")
+    op = f"{row.name}.{owner}" if owner else row.name
+    function = method(op, last, f"self, {_parameters(row, name)}", call, doc, result)
+    if name in OF_VJP:
+        function.__name__ = _attribute(name)  # by which pickle finds it
+    return function
 
 
 # By method and number of operands, where that is not Any.
@@ -543,6 +711,7 @@ _RESULTS: Final[Mapping[tuple[str, int], str]] = {
     ("derivative", 2): "tuple[Any, Any]",
     ("value_and_derivative", 1): "tuple[Any, Any]",
     ("value_and_derivative", 2): "tuple[Any, tuple[Any, Any]]",
+    ("second_derivative", 2): "tuple[Any, Any, Any]",
     ("jacobian", 1): "Diagonal",
 }
 
@@ -584,7 +753,7 @@ def docstring(row: OpRow) -> str:
         "",
         f"Source: {row.source}.",
         "",
-        methods_and_example(row.name, (_method(row, name) for name in METHODS)),
+        methods_and_example(row.name, (_method(row, n) for n in (*METHODS, *OF_VJP))),
     ]
     return "\n".join(lines)
 
@@ -606,10 +775,17 @@ def method_docstring(row: OpRow, name: str) -> str:
         summary = f"Return (value, {nested}), in one pass"
         result = f"value, {nested} : tuple of ndarray or scalars, {whole}"
         out = "tuple of (ndarray or None), nested alike or flat"
+    elif name == "second_derivative":
+        summary = "Return the second derivative" + several * "s by w twice, by w and x, by x twice"
+        result = f"{'dww, dwx, dxx' if several else 'd2x'} : ndarray or scalar, {whole}"
+        out = "tuple of (ndarray or None)" if several else "ndarray"
     elif name == "vjp":
         summary = f"Return the cotangent{'s' * several} of the operand{'s' * several}"
-        more = ["g : array_like", f"    Cotangent of the value. A Python number fills the {whole}."]
-        more += ["    Leading axes in front of that shape are a stack. The result keeps them."]
+        more = [
+            "g : array_like",
+            f"    Cotangent of the value. A Python number fills the {whole}.",
+            "    Leading axes in front of that shape are a stack. The result keeps them.",
+        ]
         result = f"{each} : ndarray or scalar, stack + the shape of {'each ' * several}operand"
         out = "ndarray, or tuple of ndarray or None"
         result += "\n    fl(g * derivative)" + (
@@ -630,17 +806,18 @@ def method_docstring(row: OpRow, name: str) -> str:
         out = "ndarray"
     else:
         summary = "Return the Jacobian" + ("s with respect to the operands" if several else "")
-        result = "Diagonal"
-        if several:
-            result = "Jacobian or tuple of Jacobian\n    Each is a `Diagonal`, after a `Broadcast` "
-            result += "where the operand was broadcast."
+        result = (
+            "Jacobian or tuple of Jacobian\n    Each is a `Diagonal`, after a `Broadcast` where the "
+            "operand was broadcast."
+            if several
+            else "Diagonal"
+        )
         out = ""
     if several and name in ("vjp", "jacobian"):
         more += [*WRT]
     lines = [f"{row.name}.{name}({_parameters(row, name)})", "", f"{summary}.", ""]
-    lines += ["Parameters", "----------"]
-    lines += [f"{operands} : array_like" + ", shapes that broadcast" * several, "    Primals."]
-    lines += more
+    primals = f"{operands} : array_like" + ", shapes that broadcast" * several
+    lines += ["Parameters", "----------", primals, "    Primals.", *more]
     if out:
         lines += [f"out : {out}, optional", "    Overwritten with the results; may be arguments."]
         lines += ["where : array_like of bool, optional"]
@@ -650,23 +827,90 @@ def method_docstring(row: OpRow, name: str) -> str:
     return "\n".join(lines)
 
 
+def _docstring_of_vjp(row: OpRow, name: str) -> str:
+    """Return the numpydoc docstring of a method of vjp's."""
+    operands, several = row.operands, row.nin > 1
+    given = ", ".join(_arguments(row, name)[row.nin + 1 :])
+    cotangents = ", ".join(f"g{n}" for n in operands)
+    choice = ["wrt : str, int, a tuple of them, or 'all'"]
+    if name == "vjp.jvp":
+        summary = f"Return the tangent{'s' * several} of what vjp returns"
+        what = f"{given} : array_like or None, the shapes of {', '.join(operands)} and g"
+        more = "Tangents; None is zero, and a Python number fills its argument's shape."
+        result = f"the tangent{'s' * several} of {cotangents} : ndarray or scalar, vjp's shapes"
+        choice += ["    The operands, by name or position, whose cotangents' tangents to return."]
+        choice = choice if several else []
+    else:
+        summary = "Return the cotangents of what vjp takes"
+        what = f"{given} : array_like or None, the shape{'s' * several} of what vjp returns"
+        more = "Cotangents; None is zero, and a Python number fills the shape."
+        result = (
+            f"the cotangents of {', '.join((*operands, 'g'))} : ndarray or scalar, their shapes"
+        )
+        choice += ["    Whose cotangents to return, by name or position."]
+    lines = [f"{row.name}.{name}({_parameters(row, name)})", "", f"{summary}.", ""]
+    lines += ["Parameters", "----------"]
+    lines += [
+        f"{', '.join(operands)} : array_like" + ", shapes that broadcast" * several,
+        "    Primals.",
+    ]
+    lines += ["g : array_like", "    Cotangent of the value, as vjp takes it.", what, f"    {more}"]
+    lines += [
+        "out : ndarray, or tuple of ndarray or None, optional",
+        "    Overwritten with the results.",
+    ]
+    lines += [*choice, "", "Returns", "-------", result]
+    lines += [
+        "    Of terms fl(fl(g * t) * second derivative), which are left out where that is 0, and"
+    ]
+    lines += ["    of vjp's own; where an operand was broadcast, sums of them in float64."]
+    lines += [
+        "",
+        "Raises",
+        "------",
+        "ValueError",
+        "    If a shape does not fit.",
+        "",
+        *_notes(row),
+        "",
+    ]
+    return "\n".join(lines)
+
+
 @cache
 def _notes(row: OpRow) -> list[str]:
-    value_ulp, derivative_ulp = row.max_ulp
+    value_ulp, derivative_ulp, second_ulp = row.max_ulp
     derivatives = ", ".join(
         f"``{formula}`` with respect to {operand}"
         for formula, operand in zip(row.derivative_formula, row.operands, strict=True)
+    )
+    pairs = ["two"] if row.nin == 1 else ["w twice", "w and x", "x twice"]
+    seconds = ", ".join(
+        f"``{formula}``" + (f" with respect to {pair}" if row.nin > 1 else "")
+        for formula, pair in zip(row.second_derivative_formula, pairs, strict=True)
     )
     lines = [
         "Notes",
         "-----",
         _paragraph(f"Derivative: {derivatives}."),
+        _paragraph(f"Second derivative: {seconds}."),
         "",
-        f"Max error over all inputs: value {value_ulp:g} ULP, derivative {derivative_ulp:g} ULP "
-        f"(NumPy twin: {REFERENCE_MAX_ULP:g} ULP).",
+        _paragraph(
+            f"Max error over all inputs: value {value_ulp:g} ULP, "
+            f"derivative {derivative_ulp:g} ULP, second derivative {second_ulp:g} ULP "
+            f"(NumPy twin: {REFERENCE_MAX_ULP:g} ULP)."
+        ),
     ]
     if row.ulp_of_operands:
         lines += ["The value's error is in ULP of the largest among the value and the operands."]
+    for term in filter(None, row.largest_term):
+        lines += [
+            "",
+            _paragraph(
+                f"Near roots of a second derivative, its error is in ULP of its largest term, "
+                f"``{term}``."
+            ),
+        ]
     if row.default is not None:
         lines += [
             "",
@@ -694,10 +938,12 @@ def _paragraph(text: str, indent: str = "") -> str:
 
 
 def _describe(point: SpecialPoint) -> str:
-    at, derivative = (
-        ", ".join(f"{number:g}" for number in numbers) for numbers in (point.at, point.derivative)
+    at, derivative, second = (
+        ", ".join(f"{number:g}" for number in numbers)
+        for numbers in (point.at, point.derivative, point.second)
     )
-    return f"- at {at}: value {point.value:g}, derivative {derivative}"
+    text = f"- at {at}: value {point.value:g}, derivative {derivative}, second derivative {second}"
+    return textwrap.fill(text, 100, subsequent_indent="  ")
 
 
 # --- all of them ----------------------------------------------------------------------------------

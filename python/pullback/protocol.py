@@ -36,6 +36,7 @@ __all__ = [
     "OPERANDS",
     "WRT",
     "Outputs",
+    "WithMethods",
     "Wrt",
     "aligned",
     "as_array",
@@ -668,6 +669,33 @@ def method(op: str, name: str, parameters: str, call: str, doc: str, result: str
     )
     function.__doc__ = doc
     return function
+
+
+class WithMethods:
+    """A method of a primitive that has methods of its own, as vjp, which is a primitive too.
+
+    Parameters
+    ----------
+    bound : method
+        What a call is.
+    **own : callable
+        Its methods, by name.
+    """
+
+    def __init__(self, bound: Any, **own: Any) -> None:
+        update_wrapper(self, bound)
+        self.__self__ = bound.__self__
+        self.__dict__.update(own)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method."""
+        return self.__wrapped__(*args, **kwargs)  # type: ignore[attr-defined]
+
+    def __repr__(self) -> str:
+        return repr(self.__wrapped__)  # type: ignore[attr-defined]
+
+    def __reduce__(self) -> Any:
+        return getattr, (self.__self__, self.__wrapped__.__name__)  # type: ignore[attr-defined]
 
 
 def methods_and_example(op: str, methods: Iterable[FunctionType]) -> str:

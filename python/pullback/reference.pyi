@@ -30,6 +30,35 @@ _Wrt: TypeAlias = str | int | tuple[str | int, ...]
 # every ufunc (casting, order, dtype, subok, signature), on the native backend only.
 
 @type_check_only
+class _UnaryVjp(Protocol):
+    def __call__(self, x: ArrayLike, g: ArrayLike, /, out: _Out = None, *, where: Any = True,
+            **options: Any) -> Any: ...
+    def jvp(self, x: ArrayLike, g: ArrayLike, t: ArrayLike | None, tg: ArrayLike | None, /,
+            out: _Out = None) -> Any: ...
+    def vjp(self, x: ArrayLike, g: ArrayLike, h: ArrayLike | None, /, out: _Out = None, *,
+            wrt: _Wrt = "all") -> Any: ...
+
+@type_check_only
+class _BinaryVjp(Protocol):
+    def __call__(self, w: ArrayLike, x: ArrayLike, g: ArrayLike, /, out: _Out = None, *,
+            wrt: _Wrt = "all", where: Any = True, **options: Any) -> Any: ...
+    def jvp(self, w: ArrayLike, x: ArrayLike, g: ArrayLike, tw: ArrayLike | None,
+            tx: ArrayLike | None, tg: ArrayLike | None, /, out: _Out = None, *,
+            wrt: _Wrt = "all") -> Any: ...
+    def vjp(self, w: ArrayLike, x: ArrayLike, g: ArrayLike, hw: ArrayLike | None,
+            hx: ArrayLike | None, /, out: _Out = None, *, wrt: _Wrt = "all") -> Any: ...
+
+@type_check_only
+class _LeakyReluVjp(Protocol):
+    def __call__(self, w: ArrayLike, x: ArrayLike, g: ArrayLike = ..., /, out: _Out = None, *,
+            wrt: _Wrt = "all", where: Any = True, **options: Any) -> Any: ...
+    def jvp(self, w: ArrayLike, x: ArrayLike, g: ArrayLike, tw: ArrayLike | None,
+            tx: ArrayLike | None, tg: ArrayLike | None, /, out: _Out = None, *,
+            wrt: _Wrt = "all") -> Any: ...
+    def vjp(self, w: ArrayLike, x: ArrayLike, g: ArrayLike, hw: ArrayLike | None,
+            hx: ArrayLike | None, /, out: _Out = None, *, wrt: _Wrt = "all") -> Any: ...
+
+@type_check_only
 class _Unary(Protocol):
     __name__: str
     nin: int
@@ -40,10 +69,11 @@ class _Unary(Protocol):
     def jacobian(self, x: ArrayLike, /) -> Diagonal: ...
     def jvp(self, x: ArrayLike, t: ArrayLike | None, /, out: _Out = None, *, where: Any = True,
             **options: Any) -> Any: ...
+    def second_derivative(self, x: ArrayLike, /, out: _Out = None, *, where: Any = True,
+            **options: Any) -> Any: ...
     def value_and_derivative(self, x: ArrayLike, /, out: _Out = None, *, where: Any = True,
             **options: Any) -> tuple[Any, Any]: ...
-    def vjp(self, x: ArrayLike, g: ArrayLike, /, out: _Out = None, *, where: Any = True,
-            **options: Any) -> Any: ...
+    vjp: _UnaryVjp
 
 @type_check_only
 class _Binary(Protocol):
@@ -56,10 +86,11 @@ class _Binary(Protocol):
     def jacobian(self, w: ArrayLike, x: ArrayLike, /, *, wrt: _Wrt = "all") -> Any: ...
     def jvp(self, w: ArrayLike, x: ArrayLike, tw: ArrayLike | None, tx: ArrayLike | None, /,
             out: _Out = None, *, where: Any = True, **options: Any) -> Any: ...
+    def second_derivative(self, w: ArrayLike, x: ArrayLike, /, out: _Out = None, *,
+            where: Any = True, **options: Any) -> tuple[Any, Any, Any]: ...
     def value_and_derivative(self, w: ArrayLike, x: ArrayLike, /, out: _Out = None, *,
             where: Any = True, **options: Any) -> tuple[Any, tuple[Any, Any]]: ...
-    def vjp(self, w: ArrayLike, x: ArrayLike, g: ArrayLike, /, out: _Out = None, *,
-            wrt: _Wrt = "all", where: Any = True, **options: Any) -> Any: ...
+    vjp: _BinaryVjp
 
 @type_check_only
 class _LeakyRelu(Protocol):
@@ -73,10 +104,11 @@ class _LeakyRelu(Protocol):
     def jvp(self, w: ArrayLike, x: ArrayLike, tw: ArrayLike | None = ...,
             tx: ArrayLike | None = None, /, out: _Out = None, *, where: Any = True,
             **options: Any) -> Any: ...
+    def second_derivative(self, w: ArrayLike, x: ArrayLike = ..., /, out: _Out = None, *,
+            where: Any = True, **options: Any) -> Any: ...
     def value_and_derivative(self, w: ArrayLike, x: ArrayLike = ..., /, out: _Out = None, *,
             where: Any = True, **options: Any) -> Any: ...
-    def vjp(self, w: ArrayLike, x: ArrayLike, g: ArrayLike = ..., /, out: _Out = None, *,
-            wrt: _Wrt = "all", where: Any = True, **options: Any) -> Any: ...
+    vjp: _LeakyReluVjp
 
 @type_check_only
 class _Elu(Protocol):
@@ -90,10 +122,11 @@ class _Elu(Protocol):
     def jvp(self, w: ArrayLike, x: ArrayLike, tw: ArrayLike | None = ...,
             tx: ArrayLike | None = None, /, out: _Out = None, *, where: Any = True,
             **options: Any) -> Any: ...
+    def second_derivative(self, w: ArrayLike, x: ArrayLike = ..., /, out: _Out = None, *,
+            where: Any = True, **options: Any) -> Any: ...
     def value_and_derivative(self, w: ArrayLike, x: ArrayLike = ..., /, out: _Out = None, *,
             where: Any = True, **options: Any) -> Any: ...
-    def vjp(self, w: ArrayLike, x: ArrayLike, g: ArrayLike = ..., /, out: _Out = None, *,
-            wrt: _Wrt = "all", where: Any = True, **options: Any) -> Any: ...
+    vjp: _LeakyReluVjp
 
 @type_check_only
 class _Matmul(Protocol):

@@ -57,17 +57,26 @@ Verdict Classify(const Op& op, T a, T b) {
       verdict.outside = true;
     }
   }
-  if (verdict.outside && verdict.any_zero) verdict.rule = Rule::kSkip;
+  // There the formula of the value says what is right, which second derivatives do without.
+  if (verdict.outside && (verdict.any_zero || op.second)) verdict.rule = Rule::kSkip;
   return verdict;
 }
 
 template Verdict Classify(const Op& op, float a, float b);
 template Verdict Classify(const Op& op, double a, double b);
 
+int ScaleOf(const Op& op, size_t output, double a, double b, double largest) {
+  if (op.ulp_of_operands && output == 0) largest = std::max(std::fabs(a), std::fabs(b));
+  return largest == 0 || !std::isfinite(largest) ? kNoScale : std::ilogb(largest);
+}
+
 int ScaleOf(const Op& op, size_t output, double a, double b) {
-  if (!op.ulp_of_operands || output > 0) return kNoScale;
-  const double largest = std::max(std::fabs(a), std::fabs(b));
-  return largest == 0 ? kNoScale : std::ilogb(largest);
+  double largest = 0;
+  if (op.scale[output] >= 0) {
+    thread_local Big scale;
+    if (Evaluate(op, op.scale[output], a, b, scale)) largest = mpfr_get_d(scale.v, MPFR_RNDN);
+  }
+  return ScaleOf(op, output, a, b, largest);
 }
 
 }  // namespace pullback::accuracy

@@ -25,7 +25,7 @@ namespace pullback::accuracy {
 
 // --- what is measured ----------------------------------------------------------------------------
 
-// An op's value_and_derivative on one target.
+// An op's value_and_derivative, or its second derivatives, on one target.
 struct Kernel {
   std::string target;
   ElementwiseKernel f32, f64;
@@ -96,7 +96,10 @@ Verdict Classify(const Op& op, T a, T b);
 extern template Verdict Classify(const Op& op, float a, float b);
 extern template Verdict Classify(const Op& op, double a, double b);
 
-// The exponent that the ULP of an output is at least of.
+// The exponent that the ULP of an output is at least of; `largest` is the value of its scale, if it
+// has one.
+int ScaleOf(const Op& op, size_t output, double a, double b, double largest);
+// With the scale evaluated by MPFR.
 int ScaleOf(const Op& op, size_t output, double a, double b);
 
 // The truth at one point, computed when first asked for.
@@ -113,7 +116,7 @@ class Truth {
       done_[output] = true;
       ++evaluations_;
       known_[output] = Evaluate(op_, op_.root[output], a_, b_, r);
-      if (verdict_.outside && output > 0) {
+      if (verdict_.outside && op_.IsDerivative(output)) {
         mpfr_srcptr value = (*this)(0);
         known_[output] = known_[output] && value != nullptr;
         if (known_[output] && mpfr_nan_p(value)) mpfr_set_nan(r.v);

@@ -79,13 +79,13 @@ uint32_t Nature(T y, T x) {
 template <typename T>
 class Section {
  public:
-  Section(ElementwiseKernel kernel, int arity, int operand, T partner)
-      : kernel_(kernel), arity_(arity), operand_(operand), partner_(partner) {}
+  Section(ElementwiseKernel kernel, const Op& op, int operand, T partner)
+      : kernel_(kernel), op_(op), operand_(operand), partner_(partner) {}
 
   std::array<std::vector<T>, kMaxOutputs> At(const std::vector<T>& x) const {
     std::array<std::vector<T>, kMaxOutputs> y;
     for (auto& output : y) output.resize(x.size());
-    const std::vector<T> partner(arity_ == 2 ? x.size() : 0, partner_);
+    const std::vector<T> partner(op_.arity == 2 ? x.size() : 0, partner_);
     const void* in[2] = {x.data(), partner.data()};
     if (operand_ == 1) std::swap(in[0], in[1]);
     void* out[kMaxOutputs] = {y[0].data(), y[1].data(), y[2].data()};
@@ -105,13 +105,16 @@ class Section {
   uint32_t NatureAt(T x) const {
     const std::array<T, kMaxOutputs> y = At(x);
     uint32_t nature = 0;
-    for (int o = 0; o <= arity_; ++o) nature = nature << 10 | Nature(y[static_cast<size_t>(o)], x);
+    for (int o = 0; o < op_.Outputs(); ++o) {
+      nature = nature << 10 | Nature(y[static_cast<size_t>(o)], x);
+    }
     return nature;
   }
 
  private:
   ElementwiseKernel kernel_;
-  int arity_, operand_;
+  const Op& op_;
+  int operand_;
   T partner_;
 };
 
@@ -186,12 +189,12 @@ Sampler<T>::Sampler(const Op& op, ElementwiseKernel kernel, const std::vector<Po
 template <typename T>
 void Sampler<T>::FindPlaces(ElementwiseKernel kernel, int operand, T partner) {
   static const std::vector<T> grid = Grid<T>();
-  const Section<T> section(kernel, op_.arity, operand, partner);
+  const Section<T> section(kernel, op_, operand, partner);
   const auto y = section.At(grid);
   std::vector<T> found;
   const auto natures = [&](size_t i) {
     uint32_t nature = 0;
-    for (int o = 0; o <= op_.arity; ++o) {
+    for (int o = 0; o < op_.Outputs(); ++o) {
       nature = nature << 10 | Nature(y[static_cast<size_t>(o)][i], grid[i]);
     }
     return nature;
@@ -207,7 +210,7 @@ void Sampler<T>::FindPlaces(ElementwiseKernel kernel, int operand, T partner) {
       nature = section.NatureAt(Ranked<T>(++low));
     }
     // Where an output sticks to what it is from here on.
-    for (size_t o = 0; o <= static_cast<size_t>(op_.arity); ++o) {
+    for (size_t o = 0; o < static_cast<size_t>(op_.Outputs()); ++o) {
       const auto at = [&](size_t j) { return ToBits(y[o][j]); };
       const auto sticks = [&](size_t from, size_t to) {
         found.push_back(Ranked<T>(Bisect(Rank(grid[from]), Rank(grid[to]), [&](int64_t r) {

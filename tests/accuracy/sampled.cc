@@ -124,7 +124,7 @@ void JudgePoints(const Op& op, const std::vector<Kernel>& kernels, Rough& rough,
       }
       Truth truth(op, verdict, at[0], at[1], result.mpfr);
       for (size_t o = 0; o < outputs; ++o) {
-        if (verdict.kink && o > 0) continue;
+        if (verdict.kink && op.IsDerivative(o)) continue;
         const long double r = rough.Value(op.root[o])[i];
         const double doubt = rough.Doubt(op.root[o])[i];
         const double slack = std::ldexp(doubt, Format<T>::kDigits + 1);
@@ -138,7 +138,9 @@ void JudgePoints(const Op& op, const std::vector<Kernel>& kernels, Rough& rough,
           mpfr_mul_d(admitted.v, truth(o), doubt, MPFR_RNDN);
           if (mpfr_cmpabs(difference.v, admitted.v) > 0) ++result.unsound;
         }
-        const int scale = ScaleOf(op, o, at[0], at[1]);
+        const double largest =
+            op.scale[o] < 0 ? 0 : static_cast<double>(rough.Value(op.scale[o])[i]);
+        const int scale = ScaleOf(op, o, at[0], at[1], largest);
         for (size_t g = 0; g < groups[o].size(); ++g) {
           const T got = y[groups[o][g][0]][o][j];
           Column& column = columns[o][g];

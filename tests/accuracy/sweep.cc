@@ -67,8 +67,10 @@ struct Options {
 // --- the sweep -----------------------------------------------------------------------------------
 
 std::string OutputName(const Op& op, size_t output) {
-  if (output == 0) return "value";
-  return op.arity == 1 ? "derivative" : "derivative" + std::to_string(output - 1);
+  if (!op.second && output == 0) return "value";
+  const size_t which = op.second ? output : output - 1;
+  const std::string name = op.second ? "second_derivative" : "derivative";
+  return op.arity == 1 ? name : name + std::to_string(which);
 }
 
 double RoundedUp(double error) { return error == 0 ? 0 : std::ceil(error * 1e4 - 1e-6) / 1e4; }
@@ -82,8 +84,11 @@ class Sweep {
       if (!SetTarget(target, &error)) throw std::runtime_error(error);
       for (size_t shard = 0; shard < kOpShards; ++shard) {
         for (const OpKernels& op : Ops(shard)) {
-          const auto& both = op.kernel[static_cast<size_t>(Method::kValueAndDerivative)];
-          kernels_[op.name].push_back({target, both[0], both[1]});
+          for (const bool second : {false, true}) {
+            const Method method = second ? Method::kSecondDerivative : Method::kValueAndDerivative;
+            const auto& both = op.kernel[static_cast<size_t>(method)];
+            kernels_[{op.name, second}].push_back({target, both[0], both[1]});
+          }
         }
       }
     }
@@ -92,7 +97,8 @@ class Sweep {
   }
 
   bool Run() {
-    for (const auto& [name, kernels] : kernels_) {
+    for (const auto& [key, kernels] : kernels_) {
+      const std::string& name = key.first;
       const bool known =
           std::any_of(ops_.begin(), ops_.end(), [&](const Op& op) { return op.name == name; });
       if (!known && Chosen(name)) Fail(name + ": a kernel without a row in the table");
@@ -131,13 +137,13 @@ class Sweep {
   template <typename T>
   void Measure(const Op& op) {
     const std::string dtype = sizeof(T) == 4 ? "float32" : "float64";
-    const std::vector<Kernel>& all = kernels_[op.name];
+    const std::vector<Kernel>& all = kernels_[{op.name, op.second}];
     std::vector<Kernel> kernels;
     for (const Kernel& kernel : all) {
       if (options_.target.empty() || kernel.target == options_.target) kernels.push_back(kernel);
     }
     if (kernels.empty()) return Fail(op.name + ": no kernel");
-    progress.Start(op.name + ' ' + dtype);
+    progress.Start(op.name + (op.second ? "'' " : " ") + dtype);
 
     std::vector<Point<double>> known;
     for (const Entry& entry : ledger_.entries()) {
@@ -145,7 +151,8 @@ class Sweep {
       known.push_back({entry.at.front(), entry.at.back()});
     }
     const Sampler<T> sampler(op, all[0].template Get<T>(), known);
-    const bool exhaustive = options_.full && sizeof(T) == 4 && op.arity == 1;
+    // Second derivatives are those of float64, rounded.
+    const bool exhaustive = options_.full && sizeof(T) == 4 && op.arity == 1 && !op.second;
     const uint64_t samples = options_.samples > 0 ? options_.samples
                              : !options_.full     ? 60000
                              : exhaustive         ? 1000000
@@ -291,7 +298,8 @@ class Sweep {
   const Options& options_;
   std::vector<Op> ops_;
   Ledger ledger_;
-  std::map<std::string, std::vector<Kernel>> kernels_;  // by op, best target first
+  // By op, and whether they compute second derivatives; best target first.
+  std::map<std::pair<std::string, bool>, std::vector<Kernel>> kernels_;
   WorstError worst_error_ = nullptr;
   std::set<std::string> unmeasured_;  // targets
   bool good_ = true;

@@ -98,17 +98,17 @@ std::vector<Op> ReadTable(const std::string& path) {
     std::string what, word;
     line >> what;
     try {
-      if (what == "op") {
+      if (what == "op" || what == "second") {
         ops.emplace_back();
         known.clear();
-        line >> ops.back().name >> ops.back().arity;
+        line >> ops.back().name >> ops.back().arity >> ops.back().outputs;
+        ops.back().second = what == "second";
         continue;
       }
       if (ops.empty()) throw std::runtime_error("no op yet");
       Op& op = ops.back();
       if (what == "bound") {
-        op.bound[0] = Number(line);
-        op.bound[1] = op.bound[2] = Number(line);
+        for (int o = 0; o < op.Outputs(); ++o) op.bound[o] = Number(line);
       } else if (what == "ulp_of_operands") {
         op.ulp_of_operands = true;
       } else if (what == "domain") {
@@ -129,6 +129,10 @@ std::vector<Op> ReadTable(const std::string& path) {
         size_t output = 0;
         line >> output;
         op.root[output] = Compile(line, op, known);
+      } else if (what == "scale") {
+        size_t output = 0;
+        line >> output;
+        op.scale[output] = Compile(line, op, known);
       } else if (what == "kink") {
         op.kinks.push_back(Compile(line, op, known));
       } else {

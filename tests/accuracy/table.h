@@ -11,7 +11,7 @@
 
 namespace pullback::accuracy {
 
-inline constexpr int kMaxOutputs = 3;  // the value, one derivative per operand
+inline constexpr int kMaxOutputs = 3;  // value and derivatives, or second derivatives
 
 enum class Fn : uint8_t {
   kOperand0,
@@ -100,6 +100,8 @@ struct SpecialPoint {
 struct Op {
   std::string name;
   int arity = 0;
+  int outputs = 0;
+  bool second = false;  // derivatives, in place of value and derivatives
   double bound[kMaxOutputs] = {0, 0, 0};
   // The value's errors count in ULP of the largest of it and the operands.
   bool ulp_of_operands = false;
@@ -107,9 +109,12 @@ struct Op {
   std::vector<SpecialPoint> special;
   std::vector<Node> nodes;
   int root[kMaxOutputs] = {-1, -1, -1};
+  int scale[kMaxOutputs] = {-1, -1, -1};  // of what errors count in ULP, too
   std::vector<int> kinks;
 
-  int Outputs() const { return arity + 1; }
+  int Outputs() const { return outputs; }
+  // Whether an output has no value at a kink.
+  bool IsDerivative(size_t output) const { return second || output > 0; }
 };
 
 // Throws std::runtime_error.

@@ -2,12 +2,15 @@
 
 One line per fact, words separated by blanks, floats in hexadecimal::
 
-    op tanh 1                           a row: name, number of operands
-    bound 1.5 2.5                       ULP of the value, of each derivative
+    op tanh 1 2                         a row: name, numbers of operands and of outputs
+    bound 1.5 2.5                       ULP of each output
     domain 0 -inf inf open              an interval of an operand's domain
-    special 0x0p+0 0x0p+0 0x1p+0        point, value, derivatives
-    formula 1 x0 sech #2 pow            0: the value, 1, 2: derivatives; postfix
+    special 0x0p+0 0x0p+0 0x1p+0        point, outputs
+    formula 1 x0 sech #2 pow            of an output, by number; postfix
+    scale 0 x0 exp                      errors of an output also count in ULP of this
     kink x0                             vanishes where there is no derivative
+
+A row's value and derivatives are one entry, its second derivatives another: ``second tanh 1 1``.
 
 Operands are ``x0`` and ``x1``, literals exact rationals ``#44715/1000000``.
 """
@@ -169,18 +172,32 @@ def chain(parts: Iterable[list[str]], word: str) -> list[str]:
 
 def lines(row: Any) -> Iterator[str]:
     """Yield what the sweep has to know of an operation."""
-    yield f"op {row.name} {row.nin}"
-    yield f"bound {row.max_ulp[0]} {row.max_ulp[1]}"
+    value, derivative, second = row.max_ulp
+    first = (row.formula, *row.derivative_formula)
+    yield f"op {row.name} {row.nin} {len(first)}"
+    yield " ".join(["bound", str(value), *[str(derivative)] * row.nin])
     if row.ulp_of_operands:
         yield "ulp_of_operands"
+    yield from entry(row, first, [(point.value, *point.derivative) for point in row.special])
+    formulas = row.second_derivative_formula
+    yield f"second {row.name} {row.nin} {len(formulas)}"
+    yield " ".join(["bound", *[str(second)] * len(formulas)])
+    yield from entry(row, formulas, [point.second for point in row.special])
+    for which, term in enumerate(row.largest_term):
+        if term:
+            yield " ".join(["scale", str(which), *Postfix(term, row.operands).words()])
+
+
+def entry(row: Any, formulas: tuple[str, ...], images: list[Any]) -> Iterator[str]:
+    """Yield what both entries of a row have."""
     for operand, domain in enumerate(row.domain):
         for lower, upper, closed in domain.intervals:
             kind = "closed" if closed else "open"
             yield f"domain {operand} {float(lower).hex()} {float(upper).hex()} {kind}"
-    for point in row.special:
-        numbers = (*point.at, point.value, *point.derivative)
+    for point, image in zip(row.special, images, strict=True):
+        numbers = (*point.at, *image)
         yield " ".join(["special", *(float(number).hex() for number in numbers)])
-    for which, formula in enumerate((row.formula, *row.derivative_formula)):
+    for which, formula in enumerate(formulas):
         yield " ".join(["formula", str(which), *Postfix(formula, row.operands).words()])
     for kink in row.kinks:
         yield " ".join(["kink", *Postfix(kink, row.operands).words()])

@@ -340,6 +340,7 @@ def selu_slope(x: Array) -> Array:
 
 
 LOG_2: Final = 0.6931471805599453
+_LOG_2_SQUARE: Final = 0.48045301391820144
 _LOG_2_HIGH: Final = 0.6931471803691238  # its first 32 bits
 _LOG_2_LOW: Final = 1.9082149292705877e-10  # the others
 _THIRD: Final = 0.3333333333333333
@@ -661,3 +662,297 @@ def elu_slopes(w: Array, x: Array) -> tuple[Array, Array]:
     root = np.exp(np.where(np.isinf(w), w, np.maximum(0.5 * w, -745.0)))
     by_w = np.where(np.isnan(w), w, np.where(w > 0, 1, x * root * root))
     return by_w, np.where(w > 0, 0, np.expm1(w))
+
+
+# --- second derivatives ---------------------------------------------------------------------------
+# All in float64: of a binary operation those by (w, w), (w, x) and (x, x).
+
+
+@in_float64
+def over_cube(w: Array, x: Array) -> Any:
+    """Return 2*w/x**3, on significands, as `divide_slopes`."""
+    w_part, w_exponent = np.frexp(w)
+    x_part, x_exponent = np.frexp(x)
+    return np.ldexp(2 * (w_part / x_part / x_part / x_part), w_exponent - 3 * x_exponent)
+
+
+@in_float64
+def divide_curves(w: Array, x: Array) -> tuple[Array, Array, Array]:
+    mixed: Array = -np.square(1 / x)
+    return np.zeros_like(w), mixed, over_cube(w, x)
+
+
+@in_float64
+def sqrt_curve(x: Array) -> Any:
+    root = np.abs(np.sqrt(x))
+    return -0.25 / root / np.abs(x)
+
+
+@in_float64
+def cbrt_curve(x: Array) -> Any:
+    return -2 / 3 * cbrt_slope(x) / x
+
+
+@in_float64
+def exp2_curve(x: Array) -> Any:
+    positive = x > 0  # as in `exp2_slope`
+    return np.exp2(np.where(positive, x - 1, x)) * np.where(
+        positive, 2 * _LOG_2_SQUARE, _LOG_2_SQUARE
+    )
+
+
+def log_curve(c: float) -> Callable[[Array], Any]:
+    """Return the function -c/x**2, as `over_positive`."""
+    return in_float64(lambda x: -(over_positive(c, x) / np.abs(x)))
+
+
+@in_float64
+def log1p_curve(x: Array) -> Any:
+    return -np.square(log1p_slope(x))
+
+
+@in_float64
+def tan_curve(x: Array) -> Any:
+    return 2 * np.sin(x) / np.cos(x) ** 3
+
+
+@in_float64
+def arcsin_curve(x: Array) -> Any:
+    return x * arcsin_slope(x) / ((1 - x) * (1 + x))
+
+
+@in_float64
+def arctan_curve(x: Array) -> Any:
+    finite = np.clip(x, -1e200, 1e200)
+    slope = arctan_slope(finite)
+    return -2 * finite * slope * slope
+
+
+@in_float64
+def arcsinh_curve(x: Array) -> Any:
+    return _times_over_cube(x, arcsinh_slope(x), 1 + np.square(x))
+
+
+@in_float64
+def arccosh_curve(x: Array) -> Any:
+    return _times_over_cube(x, arccosh_slope(x), (x - 1) * (x + 1))
+
+
+def _times_over_cube(x: Array, slope: Array, square: Array) -> Any:
+    """Return -x*slope**3 for slope = 1/sqrt(square), which may be infinite."""
+    unit = np.where(np.isinf(x), np.sign(x), x * slope)
+    return np.where(np.abs(x) > 1e100, -unit * slope * slope, -unit / square)
+
+
+@in_float64
+def arctanh_curve(x: Array) -> Any:
+    slope = arctanh_slope(x)
+    return 2 * x * slope * slope
+
+
+def _half_exponential(x: Array) -> tuple[Any, Any]:
+    """Return exp(-|x|/2) and its square: it multiplies twice what would be subnormal too early."""
+    root = np.exp(-0.5 * np.abs(x))
+    return root, root * root
+
+
+@in_float64
+def sigmoid_curve(x: Array) -> Any:
+    root, e = _half_exponential(x)
+    return np.copysign(1, -x) * (root * (-np.expm1(-np.abs(x)) / (1 + e) ** 3) * root)
+
+
+@in_float64
+def tanh_curve(x: Array) -> Any:
+    root, e = _half_exponential(2 * x)
+    return np.copysign(1, -x) * (root * (-8 * np.expm1(-2 * np.abs(x)) / (1 + e) ** 3) * root)
+
+
+@in_float64
+def softplus_curve(x: Array) -> Any:
+    root, e = _half_exponential(x)
+    return root / np.square(1 + e) * root
+
+
+@in_float64
+def softsign_curve(x: Array) -> Any:
+    # Its second derivative jumps at 0.
+    return np.where(x == 0, 0, -2 * np.sign(x) / (1 + np.abs(x)) / np.square(1 + np.abs(x)))
+
+
+@in_float64
+def erf_curve(x: Array) -> Any:
+    finite = np.clip(x, -40, 40)
+    root = _gaussian(finite, 0.5)
+    return root * (-2 * _ERF[0] * finite) * root
+
+
+@in_float64
+def gelu_curve(x: Array) -> Any:
+    size = np.minimum(np.abs(x), 60)
+    root = _gaussian(size, 0.25)
+    square, rest = _times(size, size)
+    return root * (_ROOT_HALF_PI_RECIPROCAL * ((2 - square) - rest)) * root
+
+
+@in_float64
+def silu_curve(x: Array) -> Any:
+    size = np.minimum(np.abs(x), 1e4)
+    root, e = _half_exponential(size)
+    return root * ((2 * (1 + e) + size * np.expm1(-size)) / (1 + e) ** 3) * root
+
+
+@in_float64
+def gelu_tanh_curve(x: Array) -> Any:
+    root, _ = _gelu_tanh_exponential(x)
+    e = root * root
+    size = np.minimum(np.abs(x), 40)
+    square = size * size
+    slope = _LINEAR + 3 * _CUBIC * square
+    n = (2 * _LINEAR + 12 * _CUBIC * square) * (1 + e) - size * slope * slope * (1 - e)
+    return root * (n / (1 + e) ** 3) * root
+
+
+@in_float64
+def mish_curve(x: Array) -> Any:
+    # With E = exp(x): 4 E (4 + 8 E + 6 E^2 + 2 E^3 + x (2 + 2 E - 3 E^2 - 2 E^3)) over
+    # (2 + 2 E + E^2)^3, and the same in e = 1 / E.
+    finite = np.clip(x, -1e4, 1e4)
+    root, e = _half_exponential(finite)
+    left = 4 + e * (8 + e * (6 + 2 * e)) + finite * (2 + e * (2 - e * (3 + 2 * e)))
+    right = 2 + e * (6 + e * (8 + 4 * e)) - finite * (2 + e * (3 - e * (2 + 2 * e)))
+    left = root * (4 * left / (2 + e * (2 + e)) ** 3) * root
+    right = e * (4 * right / (1 + 2 * e * (1 + e)) ** 3) * e
+    return np.where(x < 0, left, right)
+
+
+@in_float64
+def selu_curve(x: Array) -> Any:
+    return np.where(x > 0, 0, selu_slope(x))
+
+
+@in_float64
+def power_curves(w: Array, x: Array) -> tuple[Array, Array, Array]:
+    base, exponent = np.abs(w), _bounded(x)
+    log = _log(base)
+    less, twice_less = exponent - 1, exponent - 2
+    twice_rest = sum_error(exponent, -2.0, twice_less)
+    by_base = _times_power(exponent * less, _raised(twice_less, twice_rest, *log))
+    by_base = np.where(base == 1, x * (x - 1), by_base)
+    by_base = np.where((x == 0) | (x == 1), 0, by_base)
+    # 1 + x log(w), which vanishes, as a sum
+    product, rest = _times(exponent, log[0])
+    total = 1 + product
+    total = total + (sum_error(1.0, product, total) + rest + exponent * log[1])
+    product = np.where(np.isfinite(total), total, 1 + exponent * log[0])
+    mixed = _times_power(product, _raised(less, sum_error(exponent, -1.0, less), *log))
+    by_exponent = _times_power(np.square(log[0]), _raised(exponent, 0, *log))
+    zero, far = base == 0, np.isinf(base)
+    mixed = np.where(zero & (x > 1), -0.0, np.where(zero & (x == 0), 0, mixed))
+    mixed = np.where(far & (x < 1), np.copysign(0, x), mixed)
+    mixed = np.where(far & (x == 0), 0, mixed)
+    mixed = np.where((base == 1) & np.isinf(x), np.nan, mixed)
+    by_exponent = np.where(zero & (x >= 0), 0, np.where(far & (x < 0), 0, by_exponent))
+    by_exponent = np.where(base == 1, 0, by_exponent)
+    odd = np.isfinite(x) & (np.mod(x, 2) == 1)
+    by_base = np.where(np.signbit(w) & odd & (x != 1), -by_base, by_base)
+    undefined = np.isnan(w) | np.isnan(x) | (w < 0) & (np.isinf(x) | (np.floor(x) != x))
+    negative = undefined | (w < 0)
+    nan = np.nan
+    return (
+        np.where(undefined, nan, by_base),
+        np.where(negative, nan, mixed),
+        np.where(negative, nan, by_exponent),
+    )
+
+
+def _to_unit(w: Array, x: Array) -> tuple[Any, Any, Any, Any]:
+    """Return (w, x) times 2**-k, their larger one in [1/2, 1), the square of its length, and k."""
+    _, exponent = np.frexp(np.maximum(np.abs(w), np.abs(x)))
+    a, b = np.ldexp(w, -exponent), np.ldexp(x, -exponent)
+    return a, b, a * a + b * b, exponent
+
+
+@in_float64
+def hypot_curves(w: Array, x: Array) -> tuple[Array, Array, Array]:
+    a, b, square, exponent = _to_unit(w, x)
+    cube = square * np.sqrt(square)
+    origin, far = square == 0, np.isinf(w) | np.isinf(x)
+    known = ~(np.isnan(w) | np.isnan(x))
+
+    def curve(u: Any, v: Any, sign: Any) -> Any:
+        # In halves, so that nothing vanishes too early.
+        half = -(exponent // 2)
+        product = np.ldexp(u, half) / cube * np.ldexp(v, -exponent - half)
+        return np.where(far & known, np.copysign(0, sign), np.where(origin, 0, product))
+
+    mixed = np.copysign(1, w) * np.copysign(1, -x)
+    first = np.abs(a) > np.abs(b)  # the smaller one may be subnormal: it comes last
+    larger, smaller = np.where(first, a, b), np.where(first, b, a)
+    return curve(b, b, 1), curve(-larger, smaller, mixed), curve(a, a, 1)
+
+
+@in_float64
+def arctan2_curves(w: Array, x: Array) -> tuple[Array, Array, Array]:
+    a, b, square, exponent = _to_unit(w, x)
+    far = (np.isinf(w) | np.isinf(x)) & ~(np.isnan(w) | np.isnan(x))
+
+    def curve(finite: Any, sign: Any) -> Any:
+        return np.where(far, np.copysign(0, sign), finite)
+
+    first = np.abs(a) > np.abs(b)
+    larger, smaller = np.where(first, a, b), np.where(first, b, a)
+    # What may be subnormal is raised before it rounds, anything else after, lest it overflow.
+    tiny = np.abs(smaller) < 1e-150
+    product = (
+        2 * larger / square / square * np.where(tiny, np.ldexp(smaller, -2 * exponent), smaller)
+    )
+    mixed = np.where(tiny, product, np.ldexp(product, -2 * exponent))
+    difference = (a - b) * (a + b) + 0.0  # no -0
+    by_both = np.ldexp(difference / square / square, -2 * exponent)
+    sign = np.copysign(1, w) * np.copysign(1, x)
+    return (
+        curve(-mixed, -sign),
+        curve(by_both, np.where(np.isinf(w), 1, -1)),
+        curve(mixed, sign),
+    )
+
+
+@in_float64
+def logaddexp_curves(w: Array, x: Array) -> tuple[Array, Array, Array]:
+    left, right = logaddexp_slopes(w, x)
+    product = left * right
+    return product, -product, product
+
+
+@in_float64
+def xlogy_curves(w: Array, x: Array) -> tuple[Array, Array, Array]:
+    origin = (w == 0) & (x == 0)
+    size = np.where(x < 0, np.nan, np.abs(x))
+    mixed = np.where(origin, 0, 1 / size)
+    by_x = np.where(origin, 0, divide_slopes(w, size)[1])
+    return constant(0, size), mixed, by_x
+
+
+def constants(w: Array, *values: float) -> tuple[Array, Array, Array]:
+    """Return second derivatives that are numbers, also of NaN."""
+    ww, wx, xx = (np.full_like(w, value) for value in values)
+    return ww, wx, xx
+
+
+def no_curves(slope: Array) -> tuple[Array, Array, Array]:
+    """Return zeros, NaN where the `slope` of a linear piece is."""
+    zero = constant(0, slope)
+    return zero, zero, zero
+
+
+def leaky_relu_curves(w: Array, x: Array) -> tuple[Array, Array, Array]:
+    zero = constant(0, w)
+    return zero, np.where(w > 0, zero, constant(1, w)), zero
+
+
+@in_float64
+def elu_curves(w: Array, x: Array) -> tuple[Array, Array, Array]:
+    by_w, _ = elu_slopes(w, x)
+    zero = constant(0, w)
+    return np.where(w > 0, 0, by_w), np.where(w > 0, 0, np.exp(w)), zero
