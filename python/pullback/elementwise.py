@@ -807,8 +807,8 @@ def method_docstring(row: OpRow, name: str) -> str:
     else:
         summary = "Return the Jacobian" + ("s with respect to the operands" if several else "")
         result = (
-            "Jacobian or tuple of Jacobian\n    Each is a `Diagonal`, after a `Broadcast` where the "
-            "operand was broadcast."
+            "Jacobian or tuple of Jacobian\n    Each is a `Diagonal`, after a `Broadcast` where "
+            "the operand was broadcast."
             if several
             else "Diagonal"
         )
