@@ -613,10 +613,14 @@ PyObject* JacobianCall(const MethodEntry& own, const Arguments& args) {
   const auto arity = static_cast<size_t>(entry.arity);
   PlainOperands x;
   if (args[arity - 1] == nullptr || !x.Take(args.data(), arity, Strides::kAsStored)) return nullptr;
-  const std::optional<Wrt> wrt = entry.signature.ReadWrt(ArgumentAt(args, entry.wrt_at), arity);
-  if (!wrt) return nullptr;
+  PyObject* const asked = ArgumentAt(args, entry.wrt_at);
+  std::optional<Wrt> wrt;
+  if (asked != nullptr) {
+    wrt = entry.signature.ReadWrt(asked, arity);
+    if (!wrt) return nullptr;
+  }
   std::array<Ref, 2> slopes;
-  if (const Ref plain(wrt->count == arity ? RunPlain(entry, args.data()) : nullptr); plain) {
+  if (const Ref plain(wrt ? nullptr : RunPlain(entry, args.data())); plain) {
     for (size_t k = 0; k < arity; ++k) {
       PyObject* const one = arity == 1 ? plain.get() : PyTuple_GET_ITEM(plain.get(), k);
       slopes[k] = Ref(Py_NewRef(one));
@@ -624,10 +628,10 @@ PyObject* JacobianCall(const MethodEntry& own, const Arguments& args) {
   } else {
     if (PyErr_Occurred() != nullptr) return nullptr;
     Job job(entry, x);
-    job.wanted = *wrt;
+    if (wrt) job.wanted = *wrt;
     if (!job.Broadcast() || !job.AskFor({}) || !job.Compute()) return nullptr;
-    for (size_t i = 0; i < wrt->count; ++i) {
-      slopes[wrt->operands[i]] = Ref(job.outputs.ReleaseArray(i));
+    for (size_t i = 0; i < job.count; ++i) {
+      slopes[job.wanted.operands[i]] = Ref(job.outputs.ReleaseArray(i));
     }
   }
   std::array<Ref, 2> jacobians;
@@ -636,7 +640,9 @@ PyObject* JacobianCall(const MethodEntry& own, const Arguments& args) {
     jacobians[k] = JacobianOfElements(std::move(slopes[k]), Extents(x[k]));
     if (!jacobians[k]) return nullptr;
   }
-  return arity == 1 ? jacobians[0].release() : wrt->Pack(jacobians.data());
+  if (wrt) return wrt->Pack(jacobians.data());
+  return arity == 1 ? jacobians[0].release()
+                    : Pair(std::move(jacobians[0]), std::move(jacobians[1]));
 }
 
 // What NumPy hands over in buffered or short pieces is ours: with a given output, which NumPy may
