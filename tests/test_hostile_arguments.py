@@ -343,7 +343,7 @@ OTHERS: list[tuple[str, str, Callable[[Any], Any], list[Any]]] = [
         "LinearObjective",
         "loss",
         lambda v: pb.LinearObjective(SAMPLES["X"], THETA, v),
-        ["huber", pb.tanh, None, HUGER, PAIR],
+        ["hubert", pb.tanh, None, HUGER, PAIR],
     ),
     (
         "LinearObjective",
