@@ -68,6 +68,41 @@ def test_tails(case: Case, order: int, primitives: Any) -> None:
     assert worst.error <= ULP[order], (worst, z[worst.index], y[worst.index])
 
 
+SUBNORMAL = {np.float64: (5e-324, 3e-320, 1e-310), np.float32: (1e-45, 1e-40)}
+
+
+@backends
+@pytest.mark.parametrize("dtype", SUBNORMAL)
+@pytest.mark.parametrize("order", range(3), ids=METHODS.__getitem__)
+@on_any_target
+def test_gamma_of_subnormal_targets(order: int, dtype: Any, primitives: Any) -> None:
+    case = Case("gamma")
+    at = (-1450, -1400, -1399, -800, -745, -700, -100, -20, -5, -0.7, 0.7, 40, 700)
+    z, y = np.array([*itertools.product(at, SUBNORMAL[dtype])], dtype).T
+    numbers = [number(case, order, *of) for of in zip(z.tolist(), y.tolist(), strict=True)]
+    actual = getattr(case.of(primitives).pointwise, METHODS[order])(z, y)
+    worst = worst_error(actual, Exact(numbers), dtype)
+    assert worst.error <= ULP[order], (worst, z[worst.index], y[worst.index])
+
+
+@backends
+@pytest.mark.parametrize("order", range(3), ids=METHODS.__getitem__)
+@on_any_target
+def test_larger_of_two_terms_that_overflow_decides(order: int, primitives: Any) -> None:
+    signs = set()
+    for power, z, y in itertools.product((2.5, 7.0, 30.0), (-690.0, -740.0), (5e-324, 1e-300, 1.0)):
+        case = Case("tweedie", power)
+        exact = number(case, order, z, y)
+        actual = getattr(case.of(primitives).pointwise, METHODS[order])(
+            np.array([z]), np.array([y])
+        )
+        if abs(exact) < mpf(2) ** 1030:
+            continue
+        assert actual[0] == math.copysign(math.inf, exact), (power, z, y)
+        signs.add(actual[0])
+    assert len(signs) == 2
+
+
 @backends
 def test_powers_tell_which_targets_there_are(primitives: Any) -> None:
     tweedie = loss_of(primitives, "tweedie")

@@ -43,7 +43,7 @@ HWY_NOINLINE size_t FirstBadWeight(const double* weight, size_t n) {
   return kNoRow;  // their owner has changed them meanwhile
 }
 
-WeightSum SumWeights(const double* weight, size_t n) {
+WeightCheck CheckWeights(const double* weight, size_t n) {
   const hn::ScalableTag<double> d;
   using V = hn::Vec<decltype(d)>;
   V sum = hn::Zero(d), least = hn::Set(d, 1), most = sum;
@@ -65,7 +65,7 @@ WeightSum SumWeights(const double* weight, size_t n) {
   const auto within = hn::And(hn::Ge(least, hn::Zero(d)), hn::Lt(most, Infinity(d)));
   // A NaN may pass these, but not the sum.
   const bool good = HWY_LIKELY(hn::AllTrue(d, within) && total == total);
-  return {total, good ? kNoRow : FirstBadWeight(weight, n), has_zero};
+  return {good ? kNoRow : FirstBadWeight(weight, n), has_zero};
 }
 
 // x - x is a NaN of what is not finite.
@@ -276,7 +276,7 @@ void Widen(const uint16_t* from, size_t n, size_t ahead, float* to) {
 
 const ChunkKernels* ChunkTable() {
   static constexpr ChunkKernels kTable = {
-      SumWeights,
+      CheckWeights,
       AllFinite,
       {SumOutputs, SumClasses},
       StepAlong,

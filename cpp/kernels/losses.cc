@@ -25,9 +25,10 @@ namespace {
 constexpr size_t kParallelBytes = size_t{512} << 10;
 constexpr size_t kStackBytes = size_t{8} << 10;
 
-// Where a block's sums lie: those of loss and weight, and from kSumB those of the gradients.
-constexpr size_t kSumLoss = 0, kSumWeight = 1, kSumB = 2;
-// So many times a piece of a chunk is summed: its weights, its losses, its slopes.
+// Where a block's sums lie: that of the loss, and from kSumB those of the gradients.
+constexpr size_t kSumLoss = 0, kSumB = 1;
+// So many times a piece of a chunk is a leaf of the tree of sums: by its weights, which add
+// nothing, its losses and its slopes.
 constexpr size_t kSumsOfPiece = 3;
 
 // to[i] = f(from[i]) for i < n, rounded to `dtype`.
@@ -419,13 +420,12 @@ class Sum {
     const double* const weight = chunk.weight;
     bool has_zero = false;  // among the weights
     if (weight != nullptr) {
-      SumPieces(chunk.rows, head, [&](Range piece, double* sums) {
-        const WeightSum sum = others_.sum_weights(weight + piece.begin, piece.size());
-        sums[kSumWeight] += sum.sum;
-        if (HWY_UNLIKELY(sum.bad != kNoRow)) {
-          KeepLowest(bad_weight_, rows.begin + piece.begin + sum.bad);
+      SumPieces(chunk.rows, head, [&](Range piece, double*) {
+        const WeightCheck check = others_.check_weights(weight + piece.begin, piece.size());
+        if (HWY_UNLIKELY(check.bad != kNoRow)) {
+          KeepLowest(bad_weight_, rows.begin + piece.begin + check.bad);
         }
-        has_zero |= sum.has_zero;
+        has_zero |= check.has_zero;
       });
       if (plan_.repeats && outputs > 1) {
         double* const repeated = z + (plan_.chunks - 1) * plan_.chunk;
@@ -570,8 +570,7 @@ class Sum {
     MergeTree(plan_.slabs.tasks,
               [&](size_t to, size_t from) { AddTo(SumsOf(to), SumsOf(from), plan_.width); });
     const double* const total = SumsOf(0);
-    result.weight = p_.weight == nullptr ? static_cast<double>(p_.X.rows) : total[kSumWeight];
-    const double divisor = result.divisor.value_or(result.weight);
+    const double divisor = result.divisor.value_or(1.0);
     result.loss = total[kSumLoss] / divisor;
     if (!plan_.steps.backward) return;
     const auto mean = [divisor](double sum) { return sum / divisor; };
@@ -690,7 +689,7 @@ Outcome SumLine(Wanted wanted, const PointwiseProblem& p, const double* sample_w
                         step, z, change);
       const double* weight = sample_weight == nullptr ? nullptr : sample_weight + row;
       if (weight != nullptr) {
-        const size_t bad = others.sum_weights(weight, count).bad;
+        const size_t bad = others.check_weights(weight, count).bad;
         if (HWY_UNLIKELY(bad != kNoRow)) KeepLowest(bad_weight, row + bad);
         if (p.outputs > 1 && !p.loss->coupled) {
           RepeatEach(weight, count, p.outputs, repeated);

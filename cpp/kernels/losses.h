@@ -161,14 +161,13 @@ std::optional<size_t> FindLoss(std::string_view name);
 
 // --- what else happens to a chunk ----------------------------------------------------------------
 
-struct WeightSum {
-  double sum;
+struct WeightCheck {
   size_t bad;  // the first that is not finite or negative, or kNoRow
   bool has_zero;
 };
 
 struct ChunkKernels {
-  WeightSum (*sum_weights)(const double* weight, size_t rows);
+  WeightCheck (*check_weights)(const double* weight, size_t rows);
   bool (*all_finite)(const double* values, size_t n);
   // sums[k] += sum_r slopes[r * outputs + k], by whether the loss is coupled: of each output in
   // order, or of few in any.
@@ -228,11 +227,11 @@ struct BadRow {
 
 // The gradients are overwritten, and left alone where the job has none.
 struct LossResult {
-  std::optional<double> divisor;  // of all sums; nothing: the sum of weights
+  std::optional<double> divisor;  // of all sums; nothing: 1
   void* gw;                       // (cols, outputs), of several directions of each
   void* gb;                       // (outputs,), likewise
   DType gw_dtype, gb_dtype;
-  double loss, weight;
+  double loss;
   std::optional<BadRow> bad;  // the lowest row: then nothing else counts
 };
 

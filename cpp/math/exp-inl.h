@@ -300,13 +300,15 @@ template <class D, class V = hn::Vec<D>>
 HWY_INLINE V TimesExp(D d, V v, V x) {
   V p_hi, p_lo, k;
   ExpCore(d, AtLeast(d, -1500, AtMost(d, 1500, x)), hn::Zero(d), p_hi, p_lo, k);
-  // In thirds, all of one sign: what is beyond the range on the way is so at the end. The first of
-  // them before p, whose product with a subnormal v would round.
+  // Up to |k| = 1000 the one product that rounds is the last. Beyond, 2^(+-600) before and after it
+  // keeps it in range unless the result is far out of it.
+  const V zero = hn::Zero(d);
   const V rounder = hn::Set(d, FormatOf<D>::kRounder);
-  const V third = hn::Sub(hn::MulAdd(k, hn::Set(d, 1.0 / 3), rounder), rounder);
-  const V scale = PowerOfTwo(d, third, hn::Zero(d));
-  const V rest = PowerOfTwo(d, hn::Sub(k, hn::Add(third, third)), hn::Zero(d));
-  return hn::Mul(hn::Mul(hn::Mul(hn::Mul(v, scale), hn::Add(p_hi, p_lo)), scale), rest);
+  const V side = hn::Sub(hn::MulAdd(k, hn::Set(d, 1.0 / 2000), rounder), rounder);
+  const V scale = PowerOfTwo(d, hn::Mul(side, hn::Set(d, 600)), zero);
+  const V rest = PowerOfTwo(d, hn::NegMulAdd(side, hn::Set(d, 1200), k), zero);
+  const V product = hn::Mul(hn::Mul(v, scale), hn::Mul(hn::Add(p_hi, p_lo), rest));
+  return hn::Mul(product, scale);
 }
 
 // x on the right, alpha * expm1(x) on the left and at 0, and both derivatives, full range.

@@ -143,7 +143,7 @@ HWY_INLINE TweedieConstants<hn::Vec<D>> MakeTweedieConstants(D d, double power) 
 
 // expm1(a z) / a - t expm1(b z) / b, exp(a z) - t exp(b z) and a exp(a z) - t b exp(b z) for t >=
 // 0, where a > 0 if t may be 0. Right to 2 and 3 ULP of the larger term. Where both terms overflow,
-// the second decides.
+// the larger decides.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void Tweedie(D d, V z, V t, const TweedieConstants<V>& c, V& y, V& dy, V& d2y) {
   hn::Mask<D> large_a, large_b;
@@ -151,6 +151,8 @@ HWY_INLINE void Tweedie(D d, V z, V t, const TweedieConstants<V>& c, V& y, V& dy
   const PowerTerm<V> second = MakePowerTerm(d, z, c.b, c.by_b, c.by_b_lo, large_b);
   const V decay = TimesPower(d, t, second.p, second.k);
   const auto overflow = hn::Eq(decay, Infinity(d));
+  const auto beyond = hn::Gt(first.k, hn::Set(d, 1000));
+  const auto both = hn::And(overflow, beyond);
   dy = hn::IfThenElse(overflow, hn::Neg(decay), hn::Sub(first.exp, decay));
 
   const V bent = TimesPower(d, t, hn::Mul(second.p, hn::Neg(c.b)), second.k);
@@ -163,6 +165,20 @@ HWY_INLINE void Tweedie(D d, V z, V t, const TweedieConstants<V>& c, V& y, V& dy
   const V t_lo = hn::IfThenElse(large_b, hn::Mul(decay, c.by_b_lo), hn::Mul(t, second.lo));
   y = hn::Add(with_t, hn::Sub(hn::IfThenZeroElse(large_a, first.lo), t_lo));
   y = hn::IfThenElse(overflow, decay, y);
+
+  // By the terms' ratio q: exp(a z) (u - q v).
+  const auto by_ratio = [&](V u, V v) HWY_ATTR {
+    const V q = TimesExp(d, t, hn::Neg(z));
+    return TimesPower(d, hn::NegMulAdd(q, v, u), first.p, first.k);
+  };
+  if (HWY_UNLIKELY(!hn::AllFalse(d, both))) {
+    y = hn::IfThenElse(both, by_ratio(c.by_a, c.by_b), y);
+    dy = hn::IfThenElse(both, by_ratio(hn::Set(d, 1), hn::Set(d, 1)), dy);
+  }
+  const auto both_bent = hn::And(hn::Eq(bent, Infinity(d)), beyond);
+  if (HWY_UNLIKELY(!hn::AllFalse(d, both_bent))) {
+    d2y = hn::IfThenElse(both_bent, by_ratio(c.a, c.b), d2y);
+  }
 }
 
 // t exp(-2 z) / 2 - exp(-z) and its derivatives, by q = t exp(-z): exp(-z) (q/2 - 1),

@@ -53,9 +53,10 @@ def poisson(z: Array, y: Array, _: float) -> Any:
 
 
 def gamma_decay(z: Array, y: Array) -> Any:
-    """Return y exp(-z), which may be in range where exp(-z) is not."""
-    root = np.exp(-0.5 * z)
-    return root * y * root
+    """Return y exp(-z), which may be in range where exp(-z) or its root is not."""
+    scale = np.where(y < 1, 2.0**512, 2.0**-512)
+    root = np.exp(-0.5 * np.maximum(z, -1400))
+    return root * (y * scale) * (root / scale) * np.exp(-np.minimum(z + 1400, 0))
 
 
 def gamma(z: Array, y: Array, _: float) -> Any:
@@ -153,24 +154,31 @@ def _times(y: Array, values: Any) -> Any:
     return np.where(y == 0, 0, y * values)
 
 
+def _sum_of_powers(first: Any, second: Any, z: Array, y: Array, u: Any, v: Any) -> Any:
+    """Return their sum, which is exp((2 - power) z) (u + v y exp(-z)) where both overflow."""
+    both = np.isinf(first) & np.isinf(second)
+    larger = np.where(u + v * y * np.exp(-z) < 0, -np.inf, np.inf)
+    return np.where(both, larger, first + second)
+
+
 @_in_long_double
 def tweedie(z: Array, y: Array, power: Any) -> Any:
-    # Where both terms are infinite, the second decides.
-    second = -_times(y, _expm1_over(1 - power, z))
-    return np.where(second == np.inf, second, _expm1_over(2 - power, z) + second)
+    first, second = _expm1_over(2 - power, z), -_times(y, _expm1_over(1 - power, z))
+    # Times power - 2 <= 0, which may be 0.
+    return _sum_of_powers(first, second, z, y, -1, (power - 2) / (power - 1))
 
 
 @_in_long_double
 def tweedie_slope(z: Array, y: Array, power: Any) -> Any:
-    second = _times(y, _exp_of(1 - power, z))
-    return np.where(second == np.inf, -second, _exp_of(2 - power, z) - second)
+    first, second = _exp_of(2 - power, z), -_times(y, _exp_of(1 - power, z))
+    return _sum_of_powers(first, second, z, y, 1, -1)
 
 
 @_in_long_double
 def tweedie_curvature(z: Array, y: Array, power: Any) -> Any:
-    first = (2 - power) * _exp_of(2 - power, z)
-    second = (power - 1) * _times(y, _exp_of(1 - power, z))
-    return np.where(second == np.inf, second, first + second)
+    a, b = 2 - power, 1 - power
+    first, second = a * _exp_of(a, z), -b * _times(y, _exp_of(b, z))
+    return _sum_of_powers(first, second, z, y, a, -b)
 
 
 @_in_long_double
