@@ -62,6 +62,8 @@ def outputs(row: OpRow) -> Iterator[tuple[str, float]]:
     yield "value", row.max_ulp[0]
     for i in range(row.nin):
         yield "derivative" if row.nin == 1 else f"derivative{i}", row.max_ulp[1]
+    for i in range(len(row.second_derivative_formula)):
+        yield "second_derivative" + ("" if row.nin == 1 else str(i)), row.max_ulp[2]
 
 
 @rows
@@ -73,7 +75,7 @@ def test_every_error_is_on_record_and_within_its_bound(row: OpRow, dtype: np.dty
             entry = ENTRIES.get(Key(row.name, dtype.name, output, target))
             assert entry is not None, f"{output} on {target} unmeasured; " + REMEDY.format(row.name)
             assert entry.ulp <= bound
-            assert entry.samples >= 1e6
+            assert entry.samples >= (5e5 if "second" in output else 1e6)
             assert entry.exhaustive == (entry.samples == 2**32)
             assert len(entry.at) == (row.nin if entry.ulp > 0 else 0)
 
@@ -103,7 +105,10 @@ def test_the_worst_points_known_have_not_become_worse(
             if entry.ulp == 0:
                 continue
             at = [dtype.type(x) for x in entry.at]  # decimals of a float32 are no double
-            result = list(leaves(getattr(pb, row.name).value_and_derivative(*at)))[which]
+            f = getattr(pb, row.name)
+            result = [*leaves(f.value_and_derivative(*at)), *leaves(f.second_derivative(*at))][
+                which
+            ]
             with mp.workprec(2 * oracles.PRECISION):
                 point = [mpf(float(x)) for x in at]
                 error = error_at(row, which, result, exact(*point), point)
@@ -113,8 +118,9 @@ def test_the_worst_points_known_have_not_become_worse(
 
 def error_at(row: OpRow, which: int, actual: Any, exact: Any, at: list[Any]) -> float:
     """Return the error of an output in ULP."""
-    if which == 0 and row.ulp_of_operands:
-        scale = max(abs(exact), *map(abs, at))
+    scales = oracles.scales_of(row, which, [np.array([float(x)]) for x in at])
+    if scales is not None:
+        scale = max(abs(exact), mpf(float(scales[0])))
         return float(abs(mpf(float(actual)) - exact) / oracles.ulp(scale, actual.dtype))
     return oracles.ulp_error(actual, exact, actual.dtype)
 
@@ -125,6 +131,7 @@ def test_the_sweep_understands_every_formula(tmp_path: Path) -> None:
     finished = subprocess.run([sys.executable, script, table], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     lines = table.read_text(encoding="utf-8").splitlines()
-    assert [line.split()[1] for line in lines if line.startswith("op ")] == list(OPS)
-    formulas = sum(1 + row.nin for row in OPS.values())
+    for kind in ("op ", "second "):
+        assert [line.split()[1] for line in lines if line.startswith(kind)] == list(OPS)
+    formulas = sum(len(list(outputs(row))) for row in OPS.values())
     assert sum(line.startswith("formula ") for line in lines) == formulas

@@ -285,10 +285,15 @@ HWY_INLINE V MishSecond(D d, V x) {
       hn::MulAdd(hn::MulAdd(hn::MulAdd(side(2, 4), e, side(6, 8)), e, side(8, 6)), e, side(4, 2));
   const V odd = hn::MulAdd(hn::MulAdd(hn::MulAdd(side(-2, 2), e, side(-3, 2)), e, side(2, -3)), e,
                            side(2, -2));
-  const V quotient = LogisticQuotient(d, c, hn::MulAdd(z, odd, even), hn::Zero(d));
+  V product, product_lo, n, n_lo;
+  TwoProd(d, z, odd, product, product_lo);
+  TwoSum(even, product, n, n_lo);
+  const V quotient = LogisticQuotient(d, c, n, hn::Add(n_lo, product_lo));
   const V raised_lo = hn::Mul(c.p_lo, c.up);
   const V lead = hn::IfNegativeThenElse(x, c.raised, e);
-  const V lead_lo = hn::IfNegativeThenElse(x, raised_lo, hn::Mul(raised_lo, c.down));
+  // What e lacks, on the right of e^2.
+  const V lead_lo =
+      hn::IfNegativeThenElse(x, raised_lo, hn::Mul(hn::Add(raised_lo, raised_lo), c.down));
   const V scale = hn::Mul(hn::IfNegativeThenElse(x, c.down, e), hn::Set(d, 4));
   const V curve = TimesSquare(d, lead, lead_lo, quotient, hn::Zero(d), c.r, c.rho);
   return hn::CopySign(hn::Mul(curve, scale), quotient);  // no sum of -0 and +0

@@ -436,7 +436,7 @@ _ROWS: Final = (
         value=np.tanh,                        derivative=nf.sech_squared,
         d2f="-2*tanh(x)/cosh(x)**2",          second=nf.tanh_curve,
         special="0 -> 0, 1, -0;  -0 -> -0, 1, 0;  inf -> 1, 0, -0;  -inf -> -1, 0, 0",
-        max_ulp=(1.5, 2.5, 2.5),              source="DLMF 4.34"),
+        max_ulp=(1.5, 2.5, 3.0),              source="DLMF 4.34"),
 
     _unary("arcsinh", "Inverse hyperbolic sine",
         f="asinh(x)",                         df="1/sqrt(1 + x**2)",
@@ -470,7 +470,7 @@ _ROWS: Final = (
         d2f="-4*x*exp(-x**2)/sqrt(pi)",       second=nf.erf_curve,
         special="0 -> 0, 1.1283791670955126, -0;  -0 -> -0, 1.1283791670955126, 0;"
                 "inf -> 1, 0, -0;  -inf -> -1, 0, 0",
-        max_ulp=(1.5, 2.5, 2.0),              source="DLMF 7.2"),
+        max_ulp=(1.5, 2.5, 2.5),              source="DLMF 7.2"),
 
     _unary("erfc", "Complementary error function",
         f="erfc(x)",                          df="-2*exp(-x**2)/sqrt(pi)",
@@ -478,7 +478,7 @@ _ROWS: Final = (
         d2f="4*x*exp(-x**2)/sqrt(pi)",        second=lambda x: -nf.erf_curve(x),
         special="0 -> 1, -1.1283791670955126, 0;  -0 -> 1, -1.1283791670955126, -0;"
                 "inf -> 0, -0, 0;  -inf -> 2, -0, -0",
-        max_ulp=(2.0, 3.0, 2.0),              source="DLMF 7.2"),
+        max_ulp=(2.0, 3.0, 2.5),              source="DLMF 7.2"),
 
     _unary("relu", "Rectified linear unit",
         f="x if x > 0 else 0",                df="1 if x > 0 else 0",
@@ -538,7 +538,7 @@ _ROWS: Final = (
         value=nf.sigmoid,                     derivative=nf.sigmoid_slope,
         d2f="-tanh(x/2)/(2 + 2*cosh(x))",     second=nf.sigmoid_curve,
         special="0 -> 0.5, 0.25, -0;  -0 -> 0.5, 0.25, 0;  inf -> 1, 0, -0;  -inf -> 0, 0, 0",
-        max_ulp=(1.5, 2.5, 2.5),              source="chain rule on the quotient"),
+        max_ulp=(1.5, 2.5, 3.0),              source="chain rule on the quotient"),
 
     _unary("log_sigmoid", "Logarithm of the logistic sigmoid",
         f="(x if x < 0 else 0) - log1p(exp(-abs(x)))",
