@@ -871,14 +871,14 @@ def _docstring_of_vjp(row: OpRow, name: str) -> str:
         "ValueError",
         "    If a shape does not fit.",
         "",
-        *_notes(row),
+        *_notes(row, False),
         "",
     ]
     return "\n".join(lines)
 
 
 @cache
-def _notes(row: OpRow) -> list[str]:
+def _notes(row: OpRow, may_leave_out: bool = True) -> list[str]:
     value_ulp, derivative_ulp, second_ulp = row.max_ulp
     derivatives = ", ".join(
         f"``{formula}`` with respect to {operand}"
@@ -911,7 +911,7 @@ def _notes(row: OpRow) -> list[str]:
                 f"``{term}``."
             ),
         ]
-    if row.default is not None:
+    if row.default is not None and may_leave_out:
         lines += [
             "",
             f"If `{row.operands[-1]}` is omitted, it is {row.default}. The arguments after it move",
