@@ -223,6 +223,8 @@ def _elementwise_outputs(method: str, nin: int, shape: Shape) -> list[Any]:
         return [shape] * nin
     if method == "value_and_derivative":
         return [shape, shape] if nin == 1 else [shape, [shape] * nin]
+    if method == "second_derivative" and nin > 1:
+        return [shape] * 3
     return [shape]
 
 

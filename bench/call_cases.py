@@ -117,6 +117,8 @@ def _elementwise_variants(method: str, nin: int, args: list[Any]) -> Iterator[Va
         shapes = [N] * nin
     elif method == "value_and_derivative":
         shapes = [N, N] if nin == 1 else [N, [N] * nin]
+    elif method == "second_derivative" and nin > 1:
+        shapes = [N] * 3
     elif method == "vjp" and nin > 1:
         shapes = [N] * nin
     yield "out=", "option", args, {"out": _empty(shapes)}

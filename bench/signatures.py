@@ -41,7 +41,15 @@ TARGETS = {
 LOSS_PARAMETERS = {"huber": 1.35, "quantile": 0.9}
 
 METHODS: dict[str, tuple[str, ...]] = {
-    "elementwise": ("value", "derivative", "value_and_derivative", "vjp", "jvp", "jacobian"),
+    "elementwise": (
+        "value",
+        "derivative",
+        "value_and_derivative",
+        "second_derivative",
+        "vjp",
+        "jvp",
+        "jacobian",
+    ),
     "reduction": ("value", "grad", "value_and_grad", "vjp", "jvp", "jacobian"),
     "map": ("value", "vjp", "jvp", "jacobian"),
     **{name: ("value", *row.methods) for name, row in TABLE.items()},
