@@ -227,7 +227,7 @@ def test_bits_are_those_of_the_inputs() -> None:
         return [digest.line(name) for name, digest in digests.items()]
 
     first = lines()
-    assert len(first) == 6 * 5
+    assert len(first) == 7 * 5
     assert first == lines()
     assert bit_cases.written() == []
 
