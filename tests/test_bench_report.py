@@ -262,6 +262,27 @@ def test_another_machine_s_report_is_refused(
     assert "not allowed with argument NAME" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [('{"about": ', "is damaged"), ("[]", "is not a report"), ('{"about": {}}', "is not a report")],
+)
+def test_a_file_that_is_no_report_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(text, encoding="utf-8")
+    for given in ({}, {"against": path}):
+        with pytest.raises(ValueError, match=f"report.json {message}"):
+            run(tmp_path if not given else tmp_path / "new", **given)
+    assert path.read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "1025", "many", ""])
+def test_wrong_numbers_of_threads(threads: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", f"--threads={threads}", "--report", "somewhere"])
+    assert exit_.value.code == 2
+    assert f"--threads: {threads!r} is not a whole number" in capsys.readouterr().err
+
+
 def test_the_environment_is_set_before_numpy_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     assert not environment.is_set(1)

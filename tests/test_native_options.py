@@ -431,7 +431,7 @@ def test_jacobians_of_chains(name: str) -> None:
     judge_jacobians(Walked(CHAINS[name], "jacobian"), iter(given))
 
 
-# Weights whose sum is exact, in whatever order.
+# Weights whose sum rounds, so that its order shows.
 SEVENTHS = np.random.default_rng(3).integers(0, 9, 50) / 7
 losses = pytest.mark.parametrize("case", CASES, ids=by_id)
 

@@ -155,6 +155,12 @@ def test_a_first_use_loads_what_it_needs(name: str, run_python: Run) -> None:
     assert not own(modules) & WITHOUT[name]
 
 
+def test_names_that_there_are_none_of() -> None:
+    for name in ("", "_", "__path", "tanhh", "é", "nonsense"):
+        for module in (pb, pb.reference):
+            assert not hasattr(module, name)
+
+
 def test_the_first_jacobian_is_like_the_second(run_python: Run) -> None:
     """Jacobians wait for the first that is asked for, which Python makes for native methods."""
     done = run_python("""

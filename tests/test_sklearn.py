@@ -1,5 +1,6 @@
 """The estimators: scikit-learn's own checks, its models' coefficients, and what X may be."""
 
+import itertools
 import pickle
 import re
 import subprocess
@@ -290,6 +291,18 @@ def test_solvers_iterate_on_standardized_features(loss, fit_intercept, make):
     assert iterations["lbfgs", True] < 30
     assert iterations["lbfgs", False] > 4 * iterations["lbfgs", True]
     assert iterations["newton-cg", True] < iterations["newton-cg", False]
+
+
+@pytest.mark.filterwarnings("ignore:LinearRegressor. no convergence")
+@pytest.mark.parametrize("make", [np.asarray, sparse.csr_array])
+@pytest.mark.parametrize("solver", ["auto", *SOLVED])
+def test_standardized_features_of_any_scale(solver, make):
+    """Also where squares overflow or vanish: nothing warns of it, and results are finite."""
+    X, y = data("squared_error", 60, 2)
+    for scale, fit_intercept in itertools.product((5e-324, 1e-300, 1e160, 1e300), (True, False)):
+        options = {"standardize": True, "fit_intercept": fit_intercept, "solver": solver}
+        model = LinearRegressor(alpha=0.1, **options).fit(make(X * scale), y)
+        assert np.isfinite([*model.coef_, model.intercept_]).all()
 
 
 # --- X as it is -----------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ else:
             module = _import_module(f"pullback.{_PLACES[name]}")
             found = module if _PLACES[name] == name else getattr(module, name)
             return globals().setdefault(name, found)
-        if name[0] == "_" and name != "__all__":
+        if name[:1] == "_" and name != "__all__":
             return _attributes(globals(), {})(name)
         for column, held in _COLUMNS.items():  # each may do without those behind it
             registry = getattr(_import_module(f"pullback.{column}"), held)

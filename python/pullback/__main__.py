@@ -107,10 +107,16 @@ def _add_report_options(command: argparse.ArgumentParser) -> None:
     )
     report.add_argument(
         "--threads",
-        type=int,
+        type=_count,
         default=get_num_threads(),
         help="threads of every library (default: %(default)s)",
     )
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= 1024):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1024")
+    return int(text)
 
 
 def _report(

@@ -201,7 +201,10 @@ def lbfgs(
     by, origin = _coordinates(objective, hessian, moments), run.theta
     evaluated = (np.zeros_like(origin), run.value, run.gradient)  # the last
     # SciPy's first step has length 1; for a unit Hessian it should have the gradient's length.
-    size = float(np.linalg.norm(by.of_gradient(run.gradient))) if by.is_given else 1.0
+    # Values are divided by its square, which must not overflow or vanish.
+    with np.errstate(all="ignore"):
+        length = np.linalg.norm(by.of_gradient(run.gradient)) if by.is_given else 1.0
+    size = float(np.clip(length, 1e-150, 1e150))
 
     def value_and_grad(u: Array) -> tuple[float, Array]:
         nonlocal evaluated

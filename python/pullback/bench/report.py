@@ -31,6 +31,8 @@ MORE: Final = 2  # times at most
 AGAIN_SECONDS: Final = 60.0  # after which nothing is measured again
 CHANGED: Final = 1.1  # from here on, a difference between two reports is shown
 
+_KEYS: Final = {"about", "load", "records", "left_out", "complete"}
+
 Chosen: TypeAlias = Mapping[str, tuple[str, ...] | None]  # by suite, labels; None for all of them
 
 CASES: Final[Chosen] = {
@@ -121,7 +123,7 @@ def run(
     int
         The exit code: 1 if a case failed or a library computed something else, else 0.
     """
-    old = None if against is None else json.loads(against.read_text(encoding="utf-8"))
+    old = None if against is None else _read(against)
     folder.mkdir(parents=True, exist_ok=True)
     peers.set_threads(threads)
     kept = _Kept(folder / "report.json", _about(quick=quick, threads=threads))
@@ -142,6 +144,16 @@ def run(
     say(f"{folder / 'report.md'}: {len(report['records'])} cases.")
     failed = {label for label, why in report["left_out"].items() if "Error" in why}
     return 1 if failed or any(record["wrong"] for record in report["records"]) else 0
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(report, dict) or not report.keys() >= _KEYS:
+        raise ValueError(f"{path} is not a report; it lacks some of {', '.join(sorted(_KEYS))}")
+    return report
 
 
 def _about(*, quick: bool, threads: int) -> dict[str, Any]:
@@ -179,7 +191,7 @@ class _Kept:
         }
         if not path.exists():
             return
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = _read(path)
         differing = [key for key, value in about.items() if report["about"].get(key) != value]
         if differing:
             was = ", ".join(f"{key} {report['about'].get(key)}" for key in differing)

@@ -842,8 +842,12 @@ def _events(problem: _Problem, theta: Array, n_outputs: int, fit_intercept: bool
     return float(np.min(loss.pointwise.second_derivative(z, y).sum(axis=0)))
 
 
+@np.errstate(all="ignore")
 def _moments(X: Any, weights: Array | None) -> tuple[Array, Array]:
-    """Return the columns' means and variances over samples with weight; 0 for a rounding error."""
+    """Return the columns' means and variances over samples with weight; 0 if unknown.
+
+    That is for a rounding error, and for what overflows.
+    """
     if not isinstance(X, np.ndarray):
         X = X if X.dtype.kind == "f" else X.astype(np.float64)
         return _without_noise(X.shape[0], *mean_variance_axis(X, 0, weights))
@@ -866,7 +870,8 @@ def _moments(X: Any, weights: Array | None) -> tuple[Array, Array]:
 
 def _without_noise(n_samples: int, mean: Array, variances: Array) -> tuple[Array, Array]:
     noise = np.square(n_samples * np.finfo(np.float64).eps * mean)
-    return np.where(np.isfinite(mean), mean, 0.0), np.where(variances > noise, variances, 0.0)
+    known = (variances > noise) & np.isfinite(variances)
+    return np.where(np.isfinite(mean), mean, 0.0), np.where(known, variances, 0.0)
 
 
 # --- models without features ----------------------------------------------------------------------
