@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "check.h"
+#include "runtime/platform.h"
 
 #ifdef __linux__
 #include <sched.h>
@@ -88,6 +89,20 @@ void TestParkedWorkers() {
     });
     CHECK(std::chrono::steady_clock::now() < deadline);
   }
+}
+
+// musl would give a thread 128 KiB.
+void TestStack() {
+  SetNumThreads(4);
+  std::atomic<int> started{0};
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  ParallelFor(4, [&](size_t) {
+    volatile char room[kStackBytes / 2];
+    for (size_t i = 0; i < sizeof room; i += 1024) room[i] = 1;
+    ++started;
+    while (started < 4 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+  });
+  CHECK(std::chrono::steady_clock::now() < deadline);
 }
 
 void TestManyThreads() {
@@ -613,6 +628,7 @@ int main() {
   pullback::TestEachTaskOnce();
   pullback::TestTinyJobs();
   pullback::TestParkedWorkers();
+  pullback::TestStack();
   pullback::TestManyThreads();
   pullback::TestResizingMeanwhile();
   pullback::TestConcurrentCallers();
