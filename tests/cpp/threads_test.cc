@@ -31,15 +31,15 @@
 // allocating meanwhile (its allocator's locks are not fork-safe).
 #if defined(__SANITIZE_THREAD__)
 constexpr int kScale = 10;  // the sanitizer's slow-down
-constexpr bool kChildMayStartThreads = false;
+[[maybe_unused]] constexpr bool kChildMayStartThreads = false;
 #else
 constexpr int kScale = 1;
-constexpr bool kChildMayStartThreads = true;
+[[maybe_unused]] constexpr bool kChildMayStartThreads = true;
 #endif
 #if defined(__SANITIZE_ADDRESS__)
-constexpr bool kMayAllocateDuringFork = false;
+[[maybe_unused]] constexpr bool kMayAllocateDuringFork = false;
 #else
-constexpr bool kMayAllocateDuringFork = true;
+[[maybe_unused]] constexpr bool kMayAllocateDuringFork = true;
 #endif
 
 namespace pullback {
@@ -581,6 +581,11 @@ void TestWorkersRunWhereTheirCallerMay() {
 }
 #else
 void TestWorkersRunWhereTheirCallerMay() {}
+#endif
+
+#ifdef _WIN32
+int setenv(const char* name, const char* value, int) { return _putenv_s(name, value); }
+int unsetenv(const char* name) { return _putenv_s(name, ""); }
 #endif
 
 void TestEnvironment() {
