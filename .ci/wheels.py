@@ -137,7 +137,7 @@ def report_sizes(build: Path, wheel: Path) -> None:
 class Maker:
     """What all wheels of one run have in common."""
 
-    def __init__(self, arch: str, libc: str, highway: Path | None, epoch: dict[str, str]) -> None:
+    def __init__(self, arch: str, libc: str, epoch: dict[str, str]) -> None:
         self.epoch = epoch
         self.work = ROOT / "build" / "wheels" / f"{arch}-{libc}"
         shutil.rmtree(self.work, ignore_errors=True)
@@ -158,19 +158,17 @@ class Maker:
             "PULLBACK_REQUIRE_NATIVE": "1",
             "_PYTHON_HOST_PLATFORM": f"linux-{arch}",
         }
-        self.defines = {
+        self.defines: dict[str, object] = {
             "CMAKE_AR": zig["ar"],
             "CMAKE_RANLIB": zig["ranlib"],
             "CMAKE_STRIP": "",  # knows this machine's files only
             "CMAKE_SYSTEM_NAME": "Linux",
             "CMAKE_SYSTEM_PROCESSOR": arch,
-            # Would compile zig's C++ library once more.
-            "CMAKE_INTERPROCEDURAL_OPTIMIZATION": "OFF",
+            "CMAKE_INTERPROCEDURAL_OPTIMIZATION": "OFF",  # compiles zig's C++ library once more
+            "CMAKE_DISABLE_PRECOMPILE_HEADERS": "ON",  # zig makes none
             "CMAKE_DISABLE_FIND_PACKAGE_hwy": "ON",
             "PULLBACK_WERROR": "ON",
         }
-        if highway is not None:
-            self.defines["FETCHCONTENT_SOURCE_DIR_HIGHWAY"] = highway.resolve()
 
     def wheel(self, python: str, sdist: Path, place: Path, **variables: str) -> tuple[Path, Path]:
         """Unpack the sdist there, and make and repair a wheel; return it and the build's tree."""
@@ -209,6 +207,7 @@ def main() -> None:
     parser.add_argument("--arch", choices=CPU, default="x86_64")
     parser.add_argument("--libc", choices=("gnu", "musl"), default="gnu")
     parser.add_argument("--highway", type=Path, help="Highway's sources, instead of fetching them")
+    parser.add_argument("--define", action="append", default=[], help="NAME=VALUE for CMake")
     parser.add_argument("--once", action="store_true", help="do not make the first wheel again")
     parser.add_argument("--no-tests", action="store_true", help="do not run the suite")
     parser.add_argument("pytest", nargs="*", help="arguments of pytest, after --")
@@ -216,7 +215,10 @@ def main() -> None:
 
     stamp = output("git", "log", "-1", "--format=%ct").strip()
     epoch = {"SOURCE_DATE_EPOCH": stamp, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    maker = Maker(options.arch, options.libc, options.highway, epoch)
+    maker = Maker(options.arch, options.libc, epoch)
+    if options.highway is not None:
+        maker.defines["FETCHCONTENT_SOURCE_DIR_HIGHWAY"] = options.highway.resolve()
+    maker.defines |= dict(pair.split("=", 1) for pair in options.define)
     work = maker.work
     sdist = make_sdist(work, maker.tools, epoch)
     wheelhouse = ROOT / "wheelhouse"
