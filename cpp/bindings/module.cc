@@ -200,13 +200,13 @@ void RegisterRuntime(py::module_& m) {
 
 // For threadpoolctl, which looks for these in the loaded library.
 extern "C" {
-__attribute__((visibility("default"))) int pullback_get_num_threads() {
+PYBIND11_EXPORT int pullback_get_num_threads() {
   return pullback::GetNumThreads();
 }
-__attribute__((visibility("default"))) void pullback_set_num_threads(int n) {
+PYBIND11_EXPORT void pullback_set_num_threads(int n) {
   pullback::SetNumThreads(n);
 }
-__attribute__((visibility("default"))) const char* pullback_get_version() {
+PYBIND11_EXPORT const char* pullback_get_version() {
   return PULLBACK_VERSION;
 }
 }

@@ -121,7 +121,7 @@ HWY_INLINE void CopyClamped(const Index* from, size_t n, [[maybe_unused]] size_t
 #if HWY_TARGET != HWY_SCALAR
   const hn::ScalableTag<uint32_t> d;
   auto bits = hn::Zero(hn::Repartition<uint64_t, decltype(d)>());  // wide ones lose them
-  const auto copy = [&] HWY_ATTR {
+  const auto copy = [&]() HWY_ATTR {
     const auto index = hn::Sub(LoadLow(d, from + i, bits), hn::Set(d, zeroth));
     hn::StoreU(hn::Min(index, hn::Set(d, last)), d, to + i);
   };

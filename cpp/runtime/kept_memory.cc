@@ -11,12 +11,9 @@
 #include <unistd.h>
 #endif
 
-#if defined(__unix__) || defined(__APPLE__)
-#include <pthread.h>
-#endif
-
 #include "runtime/cgroup.h"
 #include "runtime/partition.h"
+#include "runtime/platform.h"
 
 namespace pullback {
 namespace {
@@ -200,10 +197,8 @@ class Keeper {
 // first use could be frozen in the child of a fork.
 Keeper& keeper = *new Keeper;
 
-#if defined(__unix__) || defined(__APPLE__)
-[[maybe_unused]] const int registered = pthread_atfork(
-    [] { keeper.BeforeFork(); }, [] { keeper.AfterFork(); }, [] { keeper.AfterFork(); });
-#endif
+[[maybe_unused]] const int registered =
+    AtFork([] { keeper.BeforeFork(); }, [] { keeper.AfterFork(); }, [] { keeper.AfterFork(); });
 
 }  // namespace
 

@@ -7,22 +7,10 @@
 #include <cstdlib>
 #include <mutex>
 #include <system_error>
-#include <thread>
 #include <utility>
 #include <vector>
 
-#ifdef __linux__
-#include <sched.h>
-#include <unistd.h>
-#endif
-
-#if defined(__unix__) || defined(__APPLE__)
-#define PULLBACK_POSIX 1
-#include <pthread.h>
-#include <signal.h>
-#else
-#define PULLBACK_POSIX 0
-#endif
+#include "runtime/platform.h"
 
 namespace pullback {
 namespace {
@@ -54,34 +42,6 @@ bool SpinUntil(Done done) {
     }
   } while (NowNs() < end);
   return done();
-}
-
-// Workers must not receive the process's signals: Python expects them to interrupt its own
-// threads. Faults stay deliverable, they belong to the thread that causes them.
-class ScopedBlockSignals {
- public:
-#if PULLBACK_POSIX
-  ScopedBlockSignals() {
-    sigset_t all;
-    sigfillset(&all);
-    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP}) {
-      sigdelset(&all, fault);
-    }
-    pthread_sigmask(SIG_SETMASK, &all, &saved_);
-  }
-  ~ScopedBlockSignals() { pthread_sigmask(SIG_SETMASK, &saved_, nullptr); }
-
- private:
-  sigset_t saved_;
-#endif
-};
-
-int CurrentCpu() {
-#ifdef __linux__
-  return sched_getcpu();
-#else
-  return -1;
-#endif
 }
 
 thread_local bool t_is_worker = false;
@@ -138,7 +98,6 @@ class Pool {
   bool AwaitLast(Poll* poll);
   void WakeOne();
   void FollowCaller(int64_t now);
-  void KeepAwayFrom(int cpu, std::thread::native_handle_type thread) const;
   bool IsNews(int index, uint32_t seen) const {
     const uint64_t state = state_.load();
     return ((state & kClosed) == 0 && JobOf(state) != seen) || index >= limit_.load();
@@ -161,14 +120,12 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_;  // workers wait here for a job
   std::condition_variable done_;  // the caller waits here for its last workers
-  std::vector<std::thread> workers_;
+  std::vector<Thread> workers_;
   double quota_ = 1;  // in CPUs, as of the last Resize()
 
   uint64_t caller_ = 0;      // the thread of the last job, or 0
   int64_t followed_ns_ = 0;  // when it was asked last where it may run
-#ifdef __linux__
-  cpu_set_t allowed_{};  // there; none while it is not known
-#endif
+  CpuSet allowed_;           // there
 };
 
 // The pool in whose job this thread is, as its caller.
@@ -176,7 +133,6 @@ thread_local Pool* t_pool = nullptr;
 
 std::atomic<Pool*> g_pool{nullptr};
 
-#if PULLBACK_POSIX
 // A poll runs signal handlers, which may fork in mid-call. Idle workers leave, too, and the next
 // job starts new ones: a process that forks without other threads loses none in the child, and
 // Python, which warns of those from 3.12 on, need not.
@@ -205,9 +161,7 @@ void AfterForkInChild() {
 }
 
 // When the library is loaded, so that nobody uses a pool before.
-[[maybe_unused]] const int registered =
-    pthread_atfork(BeforeFork, AfterForkInParent, AfterForkInChild);
-#endif
+[[maybe_unused]] const int registered = AtFork(BeforeFork, AfterForkInParent, AfterForkInChild);
 
 // No function-local static and no mutex here: another thread could hold their lock while this one
 // forks, and the child would wait for ever.
@@ -229,14 +183,13 @@ void Pool::Resize(int threads) {
   if (wanted < workers_.size()) {
     { std::lock_guard<std::mutex> lock(mutex_); }
     wake_.notify_all();
-    for (size_t i = wanted; i < workers_.size(); ++i) workers_[i].join();
-    workers_.resize(wanted);
+    for (size_t i = wanted; i < workers_.size(); ++i) workers_[i].Join();
+    workers_.erase(workers_.begin() + static_cast<ptrdiff_t>(wanted), workers_.end());
   }
   quota_ = CgroupCpuQuota();
   caller_ = 0;  // who calls next is asked where it may run: new workers are where we are
   const uint32_t seen = JobOf(state_.load());
   try {
-    const ScopedBlockSignals block;
     workers_.reserve(wanted);
     while (workers_.size() < wanted) {
       const int index = static_cast<int>(workers_.size());
@@ -256,34 +209,12 @@ void Pool::FollowCaller(int64_t now) {
   const bool resized = caller_ == 0;
   caller_ = caller;
   followed_ns_ = now;
-#ifdef __linux__
-  cpu_set_t allowed;
-  // It fails on machines with more CPUs than the mask has: workers are then left alone.
-  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) CPU_ZERO(&allowed);
-  if (!resized && CPU_EQUAL(&allowed, &allowed_)) return;
+  const CpuSet allowed = CpuSet::Own();
+  if (!resized && allowed == allowed_) return;
   allowed_ = allowed;
-  for (std::thread& worker : workers_) {
-    if (CPU_COUNT(&allowed_) == 0) break;
-    pthread_setaffinity_np(worker.native_handle(), sizeof allowed_, &allowed_);
-  }
-#else
-  if (!resized) return;
-#endif
+  for (Thread& worker : workers_) worker.Confine(allowed_);
   const int cpus = AvailableCpus(quota_);
   may_spin_.store(cpus > 1 && sized_for_.load() <= cpus);
-}
-
-// A scheduler likes to wake a worker where its waker runs, finds it still there at the next wake,
-// and so keeps both on one CPU while another idles: a busy caller never lets go of it (seen for
-// seconds on end, twice the time per call). So a worker that shares its caller's CPU is moved.
-void Pool::KeepAwayFrom([[maybe_unused]] int cpu,
-                        [[maybe_unused]] std::thread::native_handle_type thread) const {
-#ifdef __linux__
-  if (cpu < 0 || cpu >= CPU_SETSIZE) return;
-  cpu_set_t others = allowed_;
-  CPU_CLR(static_cast<size_t>(cpu), &others);
-  if (CPU_COUNT(&others) > 0) pthread_setaffinity_np(thread, sizeof others, &others);
-#endif
 }
 
 void Pool::WakeOne() {
@@ -318,7 +249,7 @@ void Pool::Work(int index, uint32_t seen) {
       seen = JobOf(state);
       const int cpu = CurrentCpu();
       if (may_spin_.load() && cpu >= 0 && cpu == caller_cpu_.load()) {
-        KeepAwayFrom(cpu, pthread_self());
+        allowed_.Without(cpu).Confine();
       }
       {
         const ScopedDefaultFpEnv env;
@@ -354,12 +285,15 @@ void Pool::Open(size_t first) {
   const int awake = workers - parked_.load();
   const int sleepers_needed = std::min(helpers, workers) - awake;
   if (sleepers_needed > 0) {
+    // A scheduler likes to wake a worker where its waker runs, finds it still there at the next
+    // wake, and so keeps both on one CPU while another idles: a busy caller never lets go of it
+    // (seen for seconds on end, twice the time per call). So a worker that shares its caller's CPU
+    // is moved: here, as it would wake where it slept, or by itself.
     if (may_spin_.load()) {
       for (size_t i = 0; i < workers_.size(); ++i) {
         int cpu = caller_cpu_.load();
-        // Where it slept is where it would wake.
         if (parked_at_[i].compare_exchange_strong(cpu, -1)) {
-          KeepAwayFrom(caller_cpu_.load(), workers_[i].native_handle());
+          workers_[i].Confine(allowed_.Without(caller_cpu_.load()));
         }
       }
     }

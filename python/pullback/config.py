@@ -100,8 +100,9 @@ def _load_native() -> ModuleType | None:
             ) from error
         warnings.warn(
             "pullback was installed without its native kernels and computes in plain NumPy. "
-            "Reinstall with a C++20 compiler at hand (PULLBACK_REQUIRE_NATIVE=1 shows what is "
-            "missing), or set PULLBACK_BACKEND=numpy to keep it so without this warning.",
+            "Reinstall it from source (pip install --no-binary pullback) with a C++20 compiler at "
+            "hand, where PULLBACK_REQUIRE_NATIVE=1 shows what is missing, or set "
+            "PULLBACK_BACKEND=numpy to keep it so without this warning.",
             RuntimeWarning,
             stacklevel=2,
         )

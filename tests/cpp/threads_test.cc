@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "check.h"
+#include "runtime/platform.h"
 
 #ifdef __linux__
 #include <sched.h>
@@ -30,15 +31,15 @@
 // allocating meanwhile (its allocator's locks are not fork-safe).
 #if defined(__SANITIZE_THREAD__)
 constexpr int kScale = 10;  // the sanitizer's slow-down
-constexpr bool kChildMayStartThreads = false;
+[[maybe_unused]] constexpr bool kChildMayStartThreads = false;
 #else
 constexpr int kScale = 1;
-constexpr bool kChildMayStartThreads = true;
+[[maybe_unused]] constexpr bool kChildMayStartThreads = true;
 #endif
 #if defined(__SANITIZE_ADDRESS__)
-constexpr bool kMayAllocateDuringFork = false;
+[[maybe_unused]] constexpr bool kMayAllocateDuringFork = false;
 #else
-constexpr bool kMayAllocateDuringFork = true;
+[[maybe_unused]] constexpr bool kMayAllocateDuringFork = true;
 #endif
 
 namespace pullback {
@@ -88,6 +89,20 @@ void TestParkedWorkers() {
     });
     CHECK(std::chrono::steady_clock::now() < deadline);
   }
+}
+
+// musl would give a thread 128 KiB.
+void TestStack() {
+  SetNumThreads(4);
+  std::atomic<int> started{0};
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  ParallelFor(4, [&](size_t) {
+    volatile char room[kStackBytes / 2];
+    for (size_t i = 0; i < sizeof room; i += 1024) room[i] = 1;
+    ++started;
+    while (started < 4 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+  });
+  CHECK(std::chrono::steady_clock::now() < deadline);
 }
 
 void TestManyThreads() {
@@ -568,6 +583,11 @@ void TestWorkersRunWhereTheirCallerMay() {
 void TestWorkersRunWhereTheirCallerMay() {}
 #endif
 
+#ifdef _WIN32
+int setenv(const char* name, const char* value, int) { return _putenv_s(name, value); }
+int unsetenv(const char* name) { return _putenv_s(name, ""); }
+#endif
+
 void TestEnvironment() {
   struct Case {
     const char *ours, *omp;
@@ -613,6 +633,7 @@ int main() {
   pullback::TestEachTaskOnce();
   pullback::TestTinyJobs();
   pullback::TestParkedWorkers();
+  pullback::TestStack();
   pullback::TestManyThreads();
   pullback::TestResizingMeanwhile();
   pullback::TestConcurrentCallers();
