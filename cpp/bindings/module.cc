@@ -200,15 +200,9 @@ void RegisterRuntime(py::module_& m) {
 
 // For threadpoolctl, which looks for these in the loaded library.
 extern "C" {
-PYBIND11_EXPORT int pullback_get_num_threads() {
-  return pullback::GetNumThreads();
-}
-PYBIND11_EXPORT void pullback_set_num_threads(int n) {
-  pullback::SetNumThreads(n);
-}
-PYBIND11_EXPORT const char* pullback_get_version() {
-  return PULLBACK_VERSION;
-}
+PYBIND11_EXPORT int pullback_get_num_threads() { return pullback::GetNumThreads(); }
+PYBIND11_EXPORT void pullback_set_num_threads(int n) { pullback::SetNumThreads(n); }
+PYBIND11_EXPORT const char* pullback_get_version() { return PULLBACK_VERSION; }
 }
 
 // Not mod_gil_not_used: it was never run without the GIL.
