@@ -546,6 +546,29 @@ def test_blas_has_one_thread_meanwhile():
     assert all(threads <= {1} for threads in seen)
 
 
+@pytest.mark.parametrize("call", range(1, 5))
+def test_an_interrupt_does_not_leave_blas_with_one_thread(call, monkeypatch):
+    fit = sys.modules[LinearRegressor.__module__]._ONE_BLAS_THREAD
+    right, calls, now = fit._set, [], [[2] * len(fit._libraries)]
+
+    def interrupted(numbers):
+        calls.append(numbers)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        now.append(numbers)
+        right(numbers)
+
+    with threadpool_limits(2, "blas"):
+        monkeypatch.setattr(fit, "_set", interrupted)
+        try:
+            LinearRegressor().fit(*data("squared_error"))
+        except KeyboardInterrupt:
+            assert call < 3
+        assert now[-1] == fit._before
+        assert fit._fits == 0
+        assert [library.num_threads for library in fit._libraries] == fit._before
+
+
 def test_copies():
     X, y = data("huber")
     model = LinearRegressor(pb.huber(2.0)).fit(X, y)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
@@ -240,9 +240,8 @@ class _LinearModel(BaseEstimator):  # type: ignore[misc]
         theta = null if last is None else last
         about: dict[str, Any] = {"tol": tol, "max_iter": max_iter}
         solver = self.solver
-        with ExitStack() as until:
-            if objective.n_parameters <= MOST_FACTORED:
-                until.enter_context(_ONE_BLAS_THREAD)
+        small = objective.n_parameters <= MOST_FACTORED
+        with _ONE_BLAS_THREAD if small else nullcontext(), ExitStack() as until:
             if solver == "auto":
                 solver = _fastest(problem, objective)
                 if solver == "lbfgs" and problem.loss.has_second_derivative:
@@ -744,22 +743,39 @@ class _OneBlasThread:
 
     def __init__(self) -> None:
         self._lock, self._fits = Lock(), 0
+        self._before: list[int] = []
 
     @cached_property
     def _libraries(self) -> Any:
-        return ThreadpoolController()
+        return ThreadpoolController().select(user_api="blas").lib_controllers
+
+    def _set(self, numbers: list[int]) -> None:
+        for library, number in zip(self._libraries, numbers, strict=True):
+            library.set_num_threads(number)
+
+    def _restore(self) -> None:
+        try:
+            self._set(self._before)
+        except BaseException:  # an interrupt, which must not leave some of them at one thread
+            self._set(self._before)
+            raise
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._fits:
-                self._limits = self._libraries.limit(limits=1, user_api="blas")
+                self._before = [library.num_threads for library in self._libraries]
+                try:
+                    self._set([1] * len(self._before))
+                except BaseException:
+                    self._restore()
+                    raise
             self._fits += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._fits -= 1
             if not self._fits:
-                self._limits.restore_original_limits()
+                self._restore()
 
 
 _ONE_BLAS_THREAD: Final = _OneBlasThread()
