@@ -234,6 +234,7 @@ def _product_variants(name: str, method: str) -> Iterator[Variant]:
         yield "out=", "option", args, {"out": _empty(result)}
     if name == "linear":
         yield "activation=", "option", args, {"activation": pb.primitives["relu"]}
+        yield "activation= by name", "option", args, {"activation": "relu"}
         absent = (2, 5) if method == "jvp" else (2,)
         without = [None if i in absent else a for i, a in enumerate(args)]
         yield "no bias", "option", without, {}

@@ -247,7 +247,7 @@ OPERANDS["bilinear_form"] = [
     for arguments in OPERANDS["bilinear_form"]
     if fits(pb.bilinear_form, arguments)  # whose batches broadcast
 ]
-ACTIVATIONS = [None, pb.relu, pb.tanh, pb.reference.gelu]
+ACTIVATIONS = [None, pb.relu, pb.tanh, "tanh", pb.reference.gelu]
 products = pytest.mark.parametrize("name", OPERANDS)
 
 

@@ -835,6 +835,14 @@ PyObject* NewUfunc(const char* op, const char* method, const char* name, const c
 }
 
 const OpKernels* UnaryOpOf(PyObject* object) {
+  if (PyUnicode_CheckExact(object)) {
+    Py_ssize_t length = 0;
+    const char* const name = PyUnicode_AsUTF8AndSize(object, &length);
+    if (name == nullptr) PyErr_Clear();  // half a surrogate: a name of nothing
+    const OpKernels* const op =
+        name == nullptr ? nullptr : FindOp({name, static_cast<size_t>(length)});
+    return op != nullptr && op->arity == 1 ? op : nullptr;
+  }
   if (!PyObject_TypeCheck(object, &PyUFunc_Type)) return nullptr;
   if (reinterpret_cast<PyUFuncObject*>(object)->vectorcall != Guarded<UfuncCall>) return nullptr;
   const Entry& entry = EntryOf(object);

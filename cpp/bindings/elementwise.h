@@ -16,8 +16,8 @@ PyObject* NewUfunc(const char* op, const char* method, const char* name, const c
 // with an exception set.
 PyObject* NewElementwiseMethod(const char* op, const char* method, PyObject* fallback);
 
-// The op whose value a unary ufunc of ours computes; null for anything else.
-const OpKernels* UnaryOpOf(PyObject* ufunc);
+// The op whose value a unary ufunc of ours computes, or that has this name; null for anything else.
+const OpKernels* UnaryOpOf(PyObject* object);
 
 }  // namespace pullback
 

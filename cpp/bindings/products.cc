@@ -84,7 +84,8 @@ PyObject* ProductJacobians(const MethodEntry& own, const Arguments& args) {
   if (wrt == nullptr) return nullptr;
   Call call(*entry.row, entry.rule, entry.way, *wrt, false);
   PyObject* const activation = Given(args, entry.activation_at);
-  if (activation != nullptr && UnaryOpOf(activation) == nullptr) return nullptr;
+  const bool is_ufunc = activation != nullptr && !PyUnicode_Check(activation);
+  if (activation != nullptr && !(is_ufunc && UnaryOpOf(activation) != nullptr)) return nullptr;
   if (!call.Take(args.data(), nullptr)) return nullptr;
   std::array<Ref, kMostOperands> jacobians;
   try {
