@@ -90,12 +90,17 @@ def _operations(nin: int) -> Iterator[str]:
 
 
 def _of_op(row: OpRow) -> Fields:
-    value, slope = (f"{bound:g} ULP" if bound else "exact" for bound in row.max_ulp)
-    operands = f", by {', '.join(row.operands)}" if row.nin > 1 else ""
+    value, slope, second = (f"{bound:g} ULP" if bound else "exact" for bound in row.max_ulp)
+    several = row.nin > 1
+    operands = f", by {', '.join(row.operands)}" if several else ""
     yield f"derivative{operands}", _code(row.derivative_formula)
+    pairs = ", by w twice, w and x, x twice" if several else ""
+    yield f"second derivative{pairs}", _code(row.second_derivative_formula)
     yield "domain", row.domain_text
     yield "no derivative where", _code(f"{kink} = 0" for kink in row.kinks)
-    yield "largest error", f"value {value}, derivative {slope}"
+    yield "largest error", f"value {value}, derivative {slope}, second derivative {second}"
+    terms = _code(filter(None, row.largest_term))
+    yield "second derivative's error near its roots", terms and f"in ULP of {terms}"
     masked = "where the derivative is 0, `vjp` gives +0, even if `g` is infinite or NaN"
     yield "masked", masked * row.masked
     yield "source", row.source
@@ -104,12 +109,12 @@ def _of_op(row: OpRow) -> Fields:
 def _points(row: OpRow) -> str:
     if not row.special:
         return ""
-    header = "| at | value | derivative |\n| --- | --- | --- |\n"
+    header = "| at | value | derivative | second derivative |\n| --- | --- | --- | --- |\n"
     return header + "".join(f"| {' | '.join(_point(point))} |\n" for point in row.special) + "\n"
 
 
 def _point(point: SpecialPoint) -> tuple[str, ...]:
-    cells = point.at, (point.value,), point.derivative
+    cells = point.at, (point.value,), point.derivative, point.second
     return tuple(", ".join(f"{number:g}" for number in numbers) for numbers in cells)
 
 
@@ -189,7 +194,7 @@ def _kinks() -> Iterator[str]:
         if row.kinks:
             there = "; ".join(
                 f"at {at}: {slope}"
-                for at, _, slope in (_point(point) for point in row.special if _on_kink(row, point))
+                for at, _, slope, _ in (_point(point) for point in row.special if _on_kink(row, point))
             )
             kinks = _code(f"{kink} = 0" for kink in row.kinks)
             yield f"| `{row.name}` | {kinks} | {there or 'the formula'} |"
