@@ -194,7 +194,9 @@ def _kinks() -> Iterator[str]:
         if row.kinks:
             there = "; ".join(
                 f"at {at}: {slope}"
-                for at, _, slope, _ in (_point(point) for point in row.special if _on_kink(row, point))
+                for at, _, slope, _ in (
+                    _point(point) for point in row.special if _on_kink(row, point)
+                )
             )
             kinks = _code(f"{kink} = 0" for kink in row.kinks)
             yield f"| `{row.name}` | {kinks} | {there or 'the formula'} |"
