@@ -165,7 +165,7 @@ def test_what_is_far_behind_gets_one_round() -> None:
         name: lambda name=name: called.append(name) for name in ("ours", "slow", "behind", "near")
     }
     first = {"ours": 0.06, "slow": 3.0, "behind": 0.7, "near": 0.5}
-    times = race.interleave(calls, race.NORMAL, first)
+    times = race.interleave(calls, race.QUICK, first)
     assert set(called) == {"ours", "near"}
     assert len(times.pop("ours")) == len(times.pop("near")) > 1
     assert times == {"slow": [3.0], "behind": [0.7]}

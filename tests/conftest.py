@@ -82,8 +82,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if not needs_native(item)]
 
 
-def pytest_collection_finish() -> None:
-    """Leave what was collected out of later collections of garbage, which tests ask for."""
+@pytest.fixture(scope="module", autouse=True)
+def young_heap() -> None:
+    """Leave what is there already out of collections of garbage: they would take half a second."""
     gc.collect()
     gc.freeze()
 
