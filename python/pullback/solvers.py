@@ -28,6 +28,7 @@ FLAT: Final = 0.5  # the largest share of the slope that may be left after a ste
 LEAST_SHIFT: Final = 1e-10  # for a Hessian whose diagonal is 1
 MOST_SHIFT: Final = 1e4
 AT_ROUNDING: Final = 64  # multiple of the gradient's error from rounding the parameters
+EXACT = 1e-8  # residual, as a share of the gradient, of a step that conjugate gradients end exactly
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,11 +159,15 @@ def newton_cg(
     """
     run = _Run(objective, theta, tol, reference, max_iter, callback)
     by = _coordinates(objective, hessian, moments)
+    is_exact = False
     while run.goes_on():
-        forcing = min(0.25, np.sqrt(run.norm / run.first_norm))
+        forcing = EXACT if is_exact else min(0.25, np.sqrt(run.norm / run.first_norm))
         product = partial(by.product, partial(objective.hvp, run.theta))
         step = _conjugate_gradients(product, by.of_gradient(run.gradient), forcing)
-        run.stalled = not run.move(by.to_theta(step))
+        moves = run.move(by.to_theta(step)) > 0
+        # A step that is not exact may reduce the gradient but not its largest entry.
+        run.stalled = is_exact and not moves
+        is_exact = not moves
     return run.end()
 
 
