@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Any
 
 import numpy as np
-from pullback.pointwise import METHODS as POINTWISE
+from pullback.elementwise import METHODS as ELEMENTWISE
 from pullback.tables.losses import LOSSES
 from pullback.tables.products import PRODUCTS as TABLE
 from pullback.tables.reductions import REDUCTIONS
@@ -41,20 +41,12 @@ TARGETS = {
 LOSS_PARAMETERS = {"huber": 1.35, "quantile": 0.9}
 
 METHODS: dict[str, tuple[str, ...]] = {
-    "elementwise": (
-        "value",
-        "derivative",
-        "value_and_derivative",
-        "second_derivative",
-        "vjp",
-        "jvp",
-        "jacobian",
-    ),
+    "elementwise": ("value", *ELEMENTWISE),
     "reduction": ("value", "grad", "value_and_grad", "vjp", "jvp", "jacobian"),
     "map": ("value", "vjp", "jvp", "jacobian"),
     **{name: ("value", *row.methods) for name, row in TABLE.items()},
     "loss": ("value", "grad", "value_and_grad", "hvp", "curvature", "partial"),
-    "pointwise": ("value", *POINTWISE),
+    "pointwise": ("value", *ELEMENTWISE),
     "LinearObjective": ("value", "grad", "value_and_grad", "hvp", "predict", "initial", "unpack"),
     "Chain": ("value", "jvp", "vjp", "value_and_vjp", "grad", "value_and_grad", "jacobian"),
 }

@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from pullback.config import guarded_class
 from pullback.design_matrix import Sparse
+from pullback.elementwise import METHODS as POINTWISE_METHODS
 from pullback.elementwise import make_elementwise
 from pullback.engine import BACKEND, Engine, enter
 from pullback.hessians import hessian_sums
 from pullback.partial import Kinds, PartialSums, Reduction, tree_sum
-from pullback.pointwise import METHODS as POINTWISE_METHODS
 from pullback.pointwise import Pointwise
 from pullback.protocol import (
     as_number,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from pullback.elementwise import METHODS
 from pullback.engine import Engine, attribute_of, enter
 from pullback.foreign import check_computed
 from pullback.jacobians import BlockDiagonal, Diagonal, Jacobian
@@ -38,16 +39,6 @@ class _Operands(NamedTuple):
     y: Array
     shape: tuple[int, ...]  # of the values
     z_shape: tuple[int, ...]  # of the derivatives
-
-
-METHODS: Final = (
-    "derivative",
-    "value_and_derivative",
-    "second_derivative",
-    "vjp",
-    "jvp",
-    "jacobian",
-)
 
 
 class Pointwise(Hinted):

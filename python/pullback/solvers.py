@@ -28,8 +28,8 @@ FLAT: Final = 0.5  # the largest share of the slope that may be left after a ste
 LEAST_SHIFT: Final = 1e-10  # for a Hessian whose diagonal is 1
 MOST_SHIFT: Final = 1e4
 AT_ROUNDING: Final = 64  # multiple of the gradient's error from rounding the parameters
-CANCELS = 64  # rounding errors of the largest value, by which another may seem to rise
-EXACT = 1e-8  # residual, as a share of the gradient, of a step that conjugate gradients end exactly
+CANCELS: Final = 64  # rounding errors of the largest value, by which another may seem to rise
+EXACT: Final = 1e-8  # share of the gradient that an exact step of conjugate gradients leaves
 
 
 @dataclass(frozen=True, eq=False)
