@@ -12,6 +12,7 @@ for a tangent, or a result, of zeros.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
@@ -159,8 +160,8 @@ def norm2(R: RowMethods, x: Blocks, t: Any, _p: float) -> tuple[Scaled]:
     small, k = to_scale(given)
     v, more = _tamed(v)
     u, size = R.slopes("norm2", 0.0, given), R.value("norm2", 0.0, small)
-    second = (v - u * R.value("dot", 0.0, u, v)) / np.where(size == 0, 1, size)
-    return ((_at_infinities(given, np.where(size == 0, 0.0, second)), column(more - k)),)
+    second = (v - u * R.value("dot", 0.0, u, v)) / np.where(size == 0, np.inf, size)
+    return ((_at_infinities(given, second), column(more - k)),)
 
 
 def _at_infinities(x: Array, second: Array) -> Array:
@@ -182,16 +183,18 @@ def norm(R: RowMethods, x: Blocks, t: Any, p: float) -> tuple[Scaled]:
     f, size = R.slopes("norm", p, given), R.value("norm", p, small)
     divisor = np.where(size == 0, 1, size)
     share = np.abs(small) / divisor
-    own = _times(R.power(share, p - 2), v)
+    own, apart = _times(R.power(share, p - 2), v), np.zeros(given.shape, int)
     # A share of less than 2**-900 may be none, and its small power may be much.
     far = (share < 2.0**-900) & (given != 0) & (size > 0)
     if p < 3 and far.any():
         whole = np.broadcast_to(_shifted(size, column(k) - 800), given.shape)[far]
-        half = 2.0 ** (-800 * (p - 2))
+        exponent = -1600 * (p - 2)
+        apart[far] = math.floor(exponent)
         raised = R.power(np.abs(given[far]) * 2.0**800 / whole, p - 2)
-        own[far] = raised * half * v[far] * half
-    second = (p - 1) / divisor * (own - f * R.value("dot", 0.0, f, v))
-    return ((_at_infinities(given, np.where(size == 0, 0.0, second)), column(more - k)),)
+        own[far] = raised * 2.0 ** (exponent - math.floor(exponent)) * v[far]
+    along = _shifted(f * R.value("dot", 0.0, f, v), -apart)
+    second = np.where(size == 0, 0.0, (p - 1) / divisor * (own - along))
+    return ((_at_infinities(given, second), column(more - k) + apart),)
 
 
 def logsumexp(R: RowMethods, x: Blocks, t: Any, _p: float) -> tuple[Scaled]:
@@ -288,7 +291,8 @@ def layer_norm(R: RowMethods, x: Array, g: Array, t: Array, eps: float) -> Scale
     g, of_g = _tamed(g)
     t, of_t = _tamed(t)
     least = np.frexp(eps)[1] // 2 if eps > 0 else -np.inf  # below which eps is all
-    small, k = to_scale(x, least)
+    varies = np.ptp(x, axis=1) != 0
+    small, k = to_scale(np.where(column(varies), x, 0.0), least)
     y = R.mapped("layer_norm", eps, "", x)
     share = column(np.ldexp(eps, -2 * k))
     rate = 1 / (R.value("variance", 0.0, small) + share)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
-from pullback import second_order
+import pullback.second_order as so
 from pullback.oracle import products
 
 __all__ = ["PRODUCTS", "ProductRow"]
@@ -75,7 +75,7 @@ _ROWS: Final = (
         value=products.matmul,
         vjp=products.matmul_vjp,
         jvp=products.matmul_jvp,
-        second=second_order.matmul,
+        second=so.matmul,
         source="<G, dA B + A dB> = <G B^T, dA> + <A^T G, dB>",
         example=".vjp([[1.0, 2.0]], [[3.0], [4.0]], [[1.0]])"),
 
@@ -102,7 +102,7 @@ _ROWS: Final = (
         value=products.linear,
         vjp=products.linear_vjp,
         jvp=products.linear_jvp,
-        second=second_order.linear,
+        second=so.linear,
         source="chain rule, with Z = X @ W + b and f the activation",
         example="([[1.0, 2.0]], [[3.0], [4.0]], [0.5], activation='relu')"),
 
@@ -126,7 +126,7 @@ _ROWS: Final = (
         value=products.quadratic_form,
         vjp=products.quadratic_form_vjp,
         jvp=products.quadratic_form_jvp,
-        second=second_order.quadratic_form,
+        second=so.quadratic_form,
         source="product rule",
         example=".value_and_grad([1.0, 2.0], [[2.0, 1.0], [1.0, 3.0]])"),
 
@@ -150,7 +150,7 @@ _ROWS: Final = (
         value=products.bilinear_form,
         vjp=products.bilinear_form_vjp,
         jvp=products.bilinear_form_jvp,
-        second=second_order.bilinear_form,
+        second=so.bilinear_form,
         source="product rule",
         example=".value_and_grad([1.0, 2.0], [[2.0, 1.0], [1.0, 3.0]], [1.0, 0.0])"),
 )
