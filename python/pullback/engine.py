@@ -25,7 +25,8 @@ class Engine:
         ``reduce_slices``, ``reduce_tangents`` and ``transform_slices`` as in
         `pullback.oracle.reductions`; ``product_results`` as in `pullback.oracle.products`;
         ``loss_sums``, ``loss_line`` and ``loss_pointwise`` as in `pullback.oracle.losses`. All of
-        these take a row's name instead of the row. Further ``softmax_hessians`` as in
+        these take a row's name instead of the row. Further ``second_rows``, which `SecondOrder` of
+        `pullback.second_order` calls before it takes the formula, ``softmax_hessians`` as in
         `pullback.oracle.losses`, ``gram_sums`` as in `pullback.oracle.gram`, and
         ``plain_arrays(*operands)``: it returns arrays of the dtype that the operands compute in,
         where None stays None, or it returns None if Python has to convert an operand.

@@ -322,6 +322,7 @@ class SecondOrder:
     def __init__(self, kernels: Any, power: Any, rows: Mapping[str, Any]) -> None:
         self._rows = rows
         self._methods = RowMethods(kernels, power)
+        self._second_rows = kernels.second_rows
         self.reduce_slices = kernels.reduce_slices
         self.reduce_tangents = kernels.reduce_tangents
         self.transform_slices = kernels.transform_slices
@@ -350,25 +351,37 @@ class SecondOrder:
         rows = tuple(map(_rows_of, x))
         moved = tuple(None if a is None else _rows_of(a) for a in t)
         of_g = _rows_of(g) if row.is_map else g.reshape(-1, 1)
-        nothing = (of_g == 0).all(axis=1, keepdims=True)
-        given = [a for a in moved if a is not None]
+        results: Any = [np.empty(rows[0].shape) for _ in out]
+        suspects = self._second_rows(name, p, rows[0], of_g, moved[0], results[0])
+        if suspects is None:
+            results = self._by_formula(row, p, rows, of_g, moved)
+        elif suspects:
+            k = np.flatnonzero(np.frombuffer(suspects, bool))
+            (results[0][k],) = self._by_formula(row, p, (rows[0][k],), of_g[k], (moved[0][k],))
+        for result, target in zip(results, out, strict=True):
+            outer, n, inner = target.shape
+            target[...] = 0 if result is None else result.reshape(outer, inner, n).swapaxes(1, 2)
+
+    def _by_formula(
+        self, row: Any, p: float, x: Blocks, g: Array, t: Tangents
+    ) -> list[Array | None]:
+        """Return H(t) of rows."""
+        nothing = (g == 0).all(axis=1, keepdims=True)
+        given = [a for a in t if a is not None]
         nothing |= np.all([(a == 0).all(axis=1, keepdims=True) for a in given], axis=0)
+        factor, more = (np.ones((1, 1)), np.zeros((1, 1), int)) if row.is_map else np.frexp(g)
         with np.errstate(all="ignore"):
-            if row.is_map:
-                results: Any = (row.second(self._methods, rows[0], of_g, moved[0], p),)
-                factor, more = np.ones((1, 1)), np.zeros((1, 1), int)
-            else:
-                results = row.second(self._methods, rows, moved, p)
-                factor, more = np.frexp(of_g)
-            for result, target in zip(results, out, strict=True):
-                if result is None:
-                    target.fill(0.0)
-                    continue
-                second, k = result
-                second = _shifted(second * factor, k + more)
-                outer, n, inner = target.shape
-                second = without_infinities(second, nothing, rows)
-                target[...] = second.reshape(outer, inner, n).swapaxes(1, 2)
+            results = (
+                (row.second(self._methods, x[0], g, t[0], p),)
+                if row.is_map
+                else row.second(self._methods, x, t, p)
+            )
+            return [
+                None
+                if result is None
+                else without_infinities(_shifted(result[0] * factor, result[1] + more), nothing, x)
+                for result in results
+            ]
 
 
 def _rows_of(blocks: Array) -> Array:
