@@ -319,13 +319,19 @@ number of threads. `w` has shape `(D,)`, or `(D, K)` for `K` outputs; `b` may be
 | `hvp(X, y, w, b, (vw, vb))` | `(hw, hb)`, the Hessian's product with a direction |
 | `curvature(X, y, w, b)` | `c` such that the Hessian in `w` is `X.T @ diag(c) @ X` |
 | `hessian(X, y, w, b)` | the Hessian in `[w.ravel(), b]` |
+| `vjp(X, y, w, b, g)` | `g` times the gradients in `wrt`: `"X"`, `"w"`, `"b"` and `"offset"` |
+| `vjp.jvp(X, y, w, b, g, tX, tw, tb, tg)` | the tangents of vjp's results |
+| `vjp.vjp(X, y, w, b, g, hX, hw, hb)` | cotangents of `X`, `w`, `b`, the offset and `g`, from those of vjp's results |
 | `partial(X, y, w, b)` | sums over some samples: `sum(parts).finish()` is the result for all |
 | `pointwise(z, y)` | `l(z, y)`, element by element |
 | `pointwise.derivative(z, y)`, `pointwise.second_derivative(z, y)` | its derivatives in `z` |
 | `pointwise.vjp(z, y, g)` | `g` times the derivative, in the shape of `z` |
+| `pointwise.vjp.jvp(z, y, g, t, tg)` | the tangent of vjp's result |
+| `pointwise.vjp.vjp(z, y, g, h)` | cotangents of `z` and `g`, from that of vjp's result |
 
-The first seven take `sample_weight` and `offset`, and all of these but `partial` take
-`reduction="mean"` or `"sum"`. A part of a direction that is None is zero. `z` and `y` have the same
+The first ten take `sample_weight` and `offset`, and all of these but `partial` take
+`reduction="mean"` or `"sum"`. A part of a direction that is None is zero; so is a tangent.
+`toffset=` and `hoffset=` are those of the offset. `z` and `y` have the same
 shape, except that labels lack the axis of the classes. `g` has the shape of the result, after the
 axes of a stack. A Python number fills a shape.
 Formulas are written as Python. In the loss of classes, k counts the outputs of a sample. At a kink

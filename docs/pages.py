@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from numpydoc.docscrape_sphinx import SphinxDocString
 from pullback import reference
-from pullback.pointwise import Pointwise
+from pullback.loss_vjp import LossVjp
+from pullback.pointwise import Pointwise, PointwiseVjp
 from pullback.tables.elementwise import OPS, OpRow, SpecialPoint
 from pullback.tables.examples import EXAMPLES
 from pullback.tables.losses import LOSSES, LossRow
@@ -63,6 +64,8 @@ def _methods(primitive: Any, shown_as: str) -> Iterator[str]:
             yield from _methods(member, f"{shown_as}.{name}")
         elif name[0] != "_" and callable(member):
             yield _method(member, f"{shown_as}.{name}")
+            if isinstance(member, LossVjp | PointwiseVjp):
+                yield from _methods(member, f"{shown_as}.{name}")
 
 
 def _method(function: Callable[..., Any], path: str) -> str:

@@ -571,6 +571,8 @@ def _loss(row: LossRow) -> Family:
         X, y, w, b = row.example(n, n, d, dtype)
         if method == "hvp":
             return X, y, w, b, (2 * w, 3 * b)
+        if method == "vjp":
+            return X, y, w, b, 1.0
         if not method.startswith("pointwise"):
             return X, y, w, b
         z = X @ w + np.asarray(b, dtype)
@@ -584,6 +586,7 @@ def _loss(row: LossRow) -> Family:
             "value": lambda X, y, w, b: float(np.mean(value(X @ w + b, y))),
             "grad": grad,
             "value_and_grad": value_and_grad,
+            "vjp": lambda X, y, w, b, g: grad(X, y, w, b),
             "hvp": hvp,
             "curvature": lambda X, y, w, b: second(X @ w + b, y) / len(y),
             "hessian": lambda X, y, w, b: _hessian(X, second(X @ w + b, y) / len(y)),

@@ -374,10 +374,10 @@ def check_rows(
         raise ValueError(name, first + i)
 
 
-def check_direction(op: str, v: Any, model: Model) -> tuple[Array, Array]:
+def check_direction(op: str, v: Any, model: Model, prefix: str = "v") -> tuple[Array, Array]:
     """Return a direction of a Hessian-vector product, shaped as the kernels' w and b.
 
-    A part that is None is zero, a number fills its shape.
+    A part that is None is zero, a number fills its shape. The prefix is that of the parts' names.
 
     Raises
     ------
@@ -394,13 +394,13 @@ def check_direction(op: str, v: Any, model: Model) -> tuple[Array, Array]:
         if given is None:
             continue
         if name == "b" and like is None:
-            raise ValueError(f"{op}: vb is given, but b is None")
+            raise ValueError(f"{op}: {prefix}b is given, but b is None")
         if is_weak(given):
-            to[...] = as_number(op, f"v{name}", given)
+            to[...] = as_number(op, f"{prefix}{name}", given)
             continue
-        array = as_array(op, f"v{name}", given)
-        kernel_dtype(op, f"v{name}", array.dtype)
+        array = as_array(op, f"{prefix}{name}", given)
+        kernel_dtype(op, f"{prefix}{name}", array.dtype)
         if array.shape != shape:
-            raise ValueError(f"{op}: v{name} has shape {array.shape}, {name} has {shape}")
+            raise ValueError(f"{op}: {prefix}{name} has shape {array.shape}, {name} has {shape}")
         to[...] = array.reshape(to.shape) if array.size == to.size else array
     return direction

@@ -580,7 +580,9 @@ def loss_sums(
             second = row.second_derivative(z, targets, parameter)
             z = block.forward(v[0]) + v[1]
             along = z.reshape(len(z), n_outputs, -1)  # by direction
-            curved = [_curved(row, second, targets, along[..., i]) for i in range(along.shape[2])]
+            curved = [
+                change_of_slopes(row, second, targets, along[..., i]) for i in range(along.shape[2])
+            ]
             slopes = np.stack(curved, axis=2).reshape(z.shape)
         if slopes is None:
             return np.array([total])
@@ -639,7 +641,7 @@ def loss_line(
         total, slopes = _scores(row, parameter, job, z, targets, weight)
         if slopes is None:
             second = row.second_derivative(z, targets, parameter)
-            slopes = _curved(row, second, targets, change)
+            slopes = change_of_slopes(row, second, targets, change)
         slopes = _weighted(slopes, weight)
         return np.array([total, np.sum(np.where(slopes == 0, 0, slopes * change))])
 
@@ -706,7 +708,7 @@ def _gradient_in_X(slopes: Array, w: Array, weight: Array | None, scale: float) 
     return gX if weight is None else np.where(weight[:, None] == 0, 0, gX)
 
 
-def _curved(row: LossRow, second: Array, y: Array, u: Array) -> Any:
+def change_of_slopes(row: LossRow, second: Array, y: Array, u: Array) -> Any:
     """Return the slopes' change along a direction that changes the predictions by `u`."""
     if row.of_classes:
         return softmax_hessian_product(second, sums_of_targets(y), u)
