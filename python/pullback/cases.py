@@ -569,12 +569,9 @@ def _loss(row: LossRow) -> Family:
     def arguments(method: str, size: Shape, dtype: str) -> tuple[Any, ...]:
         n, d = size
         X, y, w, b = row.example(n, n, d, dtype)
-        if method == "hvp":
-            return X, y, w, b, (2 * w, 3 * b)
-        if method == "vjp":
-            return X, y, w, b, 1.0
         if not method.startswith("pointwise"):
-            return X, y, w, b
+            more: dict[str, Any] = {"hvp": (2 * w, 3 * b), "vjp": 1.0}
+            return X, y, w, b, *([more[method]] if method in more else [])
         z = X @ w + np.asarray(b, dtype)
         moved = {"pointwise.vjp": (np.ones(len(z), dtype),), "pointwise.jvp": (z,)}
         return z, y, *moved.get(method, ())

@@ -90,7 +90,7 @@ class Loss(Hinted):
         if row.parameter is not None:
             taken = inspect.Parameter(row.parameter.name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
             self.__signature__ = inspect.Signature([taken])
-        self.pointwise = _pointwise_of(row.name)(self, row, engine)
+        self.pointwise = _pointwise_of(row.name)(self, row, engine, _pointwise_vjp_of(row.name))
         self.vjp = _vjp_of(row.name)(self)
         if not engine.is_native:
             return
@@ -692,6 +692,11 @@ def _pointwise_of(name: str) -> type[Pointwise]:
 
 
 @cache
+def _pointwise_vjp_of(name: str) -> type[PointwiseVjp]:
+    return guarded_class(named_after(PointwiseVjp, f"{name}.pointwise.vjp"))
+
+
+@cache
 def _vjp_of(name: str) -> type[LossVjp]:
     return guarded_class(named_after(LossVjp, f"{name}.vjp"))
 
@@ -729,7 +734,7 @@ def _docstring(row: LossRow, kind: type[Loss]) -> str:
     methods += [getattr(_vjp_of(row.name), name) for name in ("__call__", "jvp", "vjp")]
     pointwise = _pointwise_of(row.name)
     methods += [getattr(pointwise, name) for name in POINTWISE_METHODS if name != "vjp"]
-    methods += [getattr(PointwiseVjp._of(row.name), name) for name in ("__call__", "jvp", "vjp")]
+    methods += [getattr(_pointwise_vjp_of(row.name), name) for name in ("__call__", "jvp", "vjp")]
     lines += methods_and_example(row.name, methods).splitlines()
     return "\n".join(line.rstrip() for line in lines)
 

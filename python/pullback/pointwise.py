@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pullback.config import guarded_class
 from pullback.elementwise import METHODS
 from pullback.engine import Engine, attribute_of, enter
 from pullback.foreign import check_computed
@@ -23,7 +22,6 @@ from pullback.protocol import (
     converted,
     deliver,
     is_weak,
-    named_after,
     result_dtype,
 )
 from pullback.registry import Hinted
@@ -63,14 +61,18 @@ class Pointwise(Hinted):
         Its row in the table.
     engine : Engine
         The functions that it calls.
+    vjp_class : type
+        The class of its ``vjp``.
     """
 
-    def __init__(self, loss: Any, row: LossRow, engine: Engine) -> None:
+    def __init__(
+        self, loss: Any, row: LossRow, engine: Engine, vjp_class: type[PointwiseVjp]
+    ) -> None:
         self._loss = loss
         self._row = row
         self._kernels = engine.kernels
         self.__name__ = f"{row.name}.pointwise"
-        self.vjp = vjp = PointwiseVjp._of(row.name)(self, row)
+        self.vjp = vjp = vjp_class(self, row)
         self._call: Any = self._value
         if not engine.is_native:
             return
@@ -411,12 +413,6 @@ class PointwiseVjp(Hinted):
         return deliver(op, asked.result([(of_z, h, of_g)[k] for k in asked.operands]), out)
 
     # --- what they share ---
-
-    @staticmethod
-    @cache
-    def _of(name: str) -> type[PointwiseVjp]:
-        """Return the class for one loss."""
-        return guarded_class(named_after(PointwiseVjp, f"{name}.pointwise.vjp"))
 
     def _op(self, method: str) -> str:
         return f"{self.__name__}{method}"
