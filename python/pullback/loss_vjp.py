@@ -350,6 +350,7 @@ class _Pass:
         self._labels, self._loss, self._samples, self._model = labels, loss, samples, model
         self._along, (self._g, self._tg) = along, factors
         weight = samples.sample_weight
+        self._wanted, self._by = frozenset(wanted), by
         self._weights = None if weight is None else (weight / by)[:, None]
         self._scale = 1 / by
         self._backward, self._by_g = "w" in wanted, "g" in wanted
@@ -365,8 +366,13 @@ class _Pass:
     def run(self) -> None:
         """Compute the slopes and the sums."""
         samples, along, K = self._samples, self._along, self.slopes.shape[1]
+        parts = (self._tg is not None) + (not along.is_zero)
+        by_parameters = self._wanted <= {"w", "b"} and along.X is None and along.offset is None
+        if parts == 1 and by_parameters:
+            self._run_job()
+            return
         self._loss._check_rows(self._labels[0], samples, K)
-        if along.is_zero and self._tg is None:
+        if parts == 0:
             return
         # A user's functions must not resize what is read.
         read = [*samples.data.arrays, samples.y, samples.sample_weight, samples.offset]
@@ -381,6 +387,20 @@ class _Pass:
                 self.gw = sums[1 + K :].reshape(self.gw.shape)
                 if along.X is not None:
                     self.gw = self.gw + self._along_X(along.X)
+
+    def _run_job(self) -> None:
+        """Compute the sums in the kernels' own pass for gradients, or for products with them."""
+        along, about = self._along, (self._labels[0], self._samples, self._model)
+        if self._tg is not None:
+            factor, sums = self._tg, self._loss._sums(*about, "gradient")
+        else:
+            vw, vb = (
+                self.gw if along.w is None else along.w,
+                self.gb if along.b is None else along.b,
+            )
+            factor, sums = self._g, self._loss._sums(*about, "hvp", v=(vw, vb))
+        with np.errstate(all="ignore"):
+            self.gw, self.gb = factor * sums.gw / self._by, factor * sums.gb / self._by
 
     def _blocks(self, data: Data) -> Iterator[tuple[slice, Any]]:
         """Yield all rows in order, with what multiplies by them."""
@@ -492,18 +512,22 @@ def _outer(
 
     A row of weight 0 is 0, and slopes that are not finite do not meet a coefficient of 0.
     """
-    pairs = [(s[:, k], w[:, k]) for s, w in terms for k in range(s.shape[1])]
-    guarded = weight is not None or not all(np.isfinite(a).all() for pair in pairs for a in pair)
+    pairs = [(s[:, k, None], w[:, k]) for s, w in terms for k in range(s.shape[1])]
+    finite = all(np.isfinite(a).all() for pair in pairs for a in pair)
     result = np.empty(shape, dtype)
-    step = max(1, BLOCK_ENTRIES // max(1, shape[1]))
+    step = max(1, BLOCK_ENTRIES // 4 // max(1, shape[1]))  # which stay in cache
+    product, total = np.empty((2, min(step, shape[0]), shape[1]))
     with np.errstate(all="ignore"):
         for begin in range(0, shape[0], step):
-            rows = slice(begin, begin + step)
-            total: Any = 0.0
+            n = min(step, shape[0] - begin)
+            rows, whole = slice(begin, begin + n), total[:n]
+            whole[...] = 0
             for slopes, w in pairs:
-                product = slopes[rows, None] * w
-                total = total + (np.where(w == 0, 0, product) if guarded else product)
-            if weight is not None:
-                total = np.where(weight[rows, None] == 0, 0, total)
-            result[rows] = total
+                np.multiply(slopes[rows], w, out=product[:n])
+                if not finite:
+                    product[:n, w == 0] = 0
+                whole += product[:n]
+            if weight is not None and not finite:
+                whole[weight[rows] == 0] = 0
+            result[rows] = whole
     return result
