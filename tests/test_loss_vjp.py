@@ -282,9 +282,9 @@ def test_symmetric_and_adjoint(case: Case, primitives: Any) -> None:
     assert np.isclose(along, against, rtol=1e-12, atol=1e-13)
     hvp = case.of(primitives).hvp(*m.primals, (t["w"], t["b"]), **m.options())
     for one, other in zip(
-        vjp.jvp(*m.primals, 1.0, None, t["w"], t["b"], None, **m.options()), hvp, strict=True
+        vjp.jvp(*m.primals, 1.5, None, t["w"], t["b"], None, **m.options()), hvp, strict=True
     ):
-        np.testing.assert_allclose(one, other, 1e-11, 1e-14)
+        np.testing.assert_allclose(one, 1.5 * np.asarray(other), 1e-11, 1e-14)
 
 
 # --- options and errors ---------------------------------------------------------------------------
@@ -473,6 +473,10 @@ def test_weight_0_and_what_is_not_finite(primitives: Any) -> None:
     assert gw.tolist() == [np.inf, 1.0]
     gX = primitives.exponential.vjp(X, [1, 1], [-800.0, 0.0], None, 1.0, wrt="X")
     assert gX.tolist() == [[np.inf, 0.0]] * 2
+    gX = primitives.squared_error.vjp(
+        X, [1, 1], [np.inf, 1.0], None, 1.0, sample_weight=[0.0, 1.0], wrt="X"
+    )
+    assert not gX[0].any()
 
 
 @pytest.mark.native

@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from pullback.design_matrix import BLOCK_ENTRIES, Data, as_data, explaining
 from pullback.native_rows import sizes_kept
-from pullback.oracle.losses import change_of_slopes
 from pullback.partial import Reduction, tree_sum
 from pullback.protocol import (
     as_array,
@@ -32,6 +31,7 @@ from pullback.samples import (
     OPERANDS,
     Model,
     Samples,
+    change_of_slopes,
     check_direction,
     parameter_dtype,
     raising_as,

@@ -13,7 +13,6 @@ from pullback.elementwise import METHODS
 from pullback.engine import Engine, attribute_of, enter
 from pullback.foreign import check_computed
 from pullback.jacobians import BlockDiagonal, Diagonal, Jacobian
-from pullback.oracle.losses import change_of_slopes, softmax_hessian_product
 from pullback.protocol import (
     as_array,
     check_cotangent,
@@ -25,7 +24,13 @@ from pullback.protocol import (
     result_dtype,
 )
 from pullback.registry import Hinted
-from pullback.samples import as_targets, raising_as, sums_of_targets
+from pullback.samples import (
+    as_targets,
+    change_of_slopes,
+    raising_as,
+    softmax_hessian_product,
+    sums_of_targets,
+)
 from pullback.shapes import check_axes
 from pullback.tables.losses import LossRow
 

@@ -33,6 +33,7 @@ __all__ = [
     "as_given",
     "as_offset",
     "as_targets",
+    "change_of_slopes",
     "check_direction",
     "check_model",
     "check_offset",
@@ -41,6 +42,7 @@ __all__ = [
     "check_samples",
     "parameter_dtype",
     "raising_as",
+    "softmax_hessian_product",
     "sums_of_targets",
     "weighing",
     "weight_complaint",
@@ -354,6 +356,21 @@ def _intercept_kind(op: str, b: Any) -> Any:
 def sums_of_targets(y: Array) -> Array:
     """Return the sum of each sample's probabilities, shape (N,); 1 for a label."""
     return np.ones(len(y)) if y.ndim == 1 else y.sum(axis=-1, dtype=np.float64)
+
+
+def change_of_slopes(row: LossRow, second: Array, y: Array, u: Array) -> Any:
+    """Return the slopes' change along a direction that changes the predictions by `u`."""
+    if row.of_classes:
+        return softmax_hessian_product(second, sums_of_targets(y), u)
+    # Where the curvature overflowed, a prediction that does not change adds nothing.
+    return np.where((u == 0) & (second == np.inf), 0, second * u)
+
+
+def softmax_hessian_product(p: Array, s: Array, u: Array) -> Any:
+    """Return s (diag p - p p^T) u, shape (..., K)."""
+    # Less the likeliest class's u, so that the difference from the mean keeps its digits.
+    u = u - np.take_along_axis(u, np.argmax(p, axis=-1, keepdims=True), -1)
+    return s[..., None] * p * (u - np.sum(p * u, axis=-1, keepdims=True))
 
 
 def check_rows(
