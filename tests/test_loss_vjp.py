@@ -229,6 +229,10 @@ def test_dtypes_and_kinds(primitives: Any) -> None:
         ):
             assert type(vjp) is type(gradient)
             np.testing.assert_allclose(vjp, 2 * np.asarray(gradient), 1e-6, 1e-7)
+    none = primitives.logistic.vjp.jvp(
+        np.ones((3, 0)), np.ones(3), np.ones(0), 0.5, 1, 1, 1, 1, 1, wrt=("X", "w", "b")
+    )
+    assert [np.shape(a) for a in none] == [(3, 0), (0,), ()]
     ints = np.arange(12).reshape(4, 3) % 5 - 2
     results = primitives.squared_error.vjp.jvp(
         ints, [1, 2, 3, 4], [1, 2, 3], np.float32(1), 1, 1, 1, 1, 1, wrt=("X", "w", "b")
@@ -523,6 +527,8 @@ def test_of_a_users_loss() -> None:
     X, y, w = np.ones((4, 2)), np.zeros(4), np.ones(2)
     assert lacking.vjp(X, y, w, None, 1.0)[0].shape == (2,)
     assert lacking.vjp.jvp(X, y, w, None, 1.0, None, None, None, 1.0)[0].shape == (2,)
+    along = lacking.vjp.vjp(X, y, w, None, 1.0, None, w, None, wrt="g")
+    assert np.isclose(along, 2 * np.sinh(2))
     for call in (
         lambda: lacking.vjp.jvp(X, y, w, None, 1.0, None, w, None, None),
         lambda: lacking.pointwise.vjp.jvp(y, y, 1.0, y, None),

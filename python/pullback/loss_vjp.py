@@ -41,7 +41,7 @@ from pullback.samples import (
 if TYPE_CHECKING:
     from pullback.losses import Loss
 
-__all__ = ["LossVjp"]
+__all__ = ["LossVjp", "Wanted", "likes_of"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -242,7 +242,10 @@ class LossVjp(Hinted):
         samples, by = weighing(op, reduction, samples)
         along = _direction(op, prefix, moved, samples, model) if prefix else _Direction()
         tg = tg if prefix else g
-        likes = _likes(op, samples, model, given[-1])
+        likes = likes_of(samples, model) | {"offset": (None, None), "g": ((), np.dtype(float))}
+        if samples.offset is not None:
+            dtype = parameter_dtype(op, "offset", as_array(op, "offset", given[-1]).dtype)
+            likes["offset"] = samples.offset.shape, dtype
         shapes, dtypes = zip(*(likes[name] for name in wanted), strict=True)
         outs = check_outs(op, out, shapes, dtypes, single=asked.single)
         labels = op, f"{op}, {prefix}X"
@@ -257,21 +260,15 @@ class LossVjp(Hinted):
         return asked.result(results)
 
 
-def _likes(op: str, samples: Samples, model: Model, offset: Any) -> dict[str, tuple[Any, Any]]:
-    """Return the shape, or None, and the dtype of the cotangent of each operand."""
+def likes_of(samples: Samples, model: Model) -> dict[str, tuple[Any, Any]]:
+    """Return the shapes, or None, and the dtypes of the gradients for X, w and b."""
     kinds, data = model.kinds, samples.data
-    float64 = np.dtype(np.float64)
+    X_dtype = np.dtype(np.float64) if data.given_dtype.kind in "biu" else data.dtype
     b = np.asarray(0.0 if kinds.b is None else kinds.b)
-    of_offset: tuple[Any, Any] = (None, float64)
-    if samples.offset is not None:
-        dtype = parameter_dtype(op, "offset", as_array(op, "offset", offset).dtype)
-        of_offset = (samples.offset.shape, dtype)
     return {
-        "X": (data.shape, float64 if data.given_dtype.kind in "biu" else data.dtype),
+        "X": (data.shape, X_dtype),
         "w": (kinds.w_shape, kinds.w_dtype),
         "b": (None if kinds.b is None else b.shape, b.dtype),
-        "offset": of_offset,
-        "g": ((), float64),
     }
 
 
@@ -444,9 +441,10 @@ class _Pass:
         for part in (self._by_X, along.offset):
             dz = dz if part is None else dz + part[rows]
         dz = dz if along.b is None else dz + along.b
-        second = self._loss._pointwise_of(z, y, 2)
-        curved = change_of_slopes(self._loss.row, second, y, dz)
-        self.slopes[rows] += self._weighted(rows, self._g * curved)
+        if self._wanted != {"g"}:
+            second = self._loss._pointwise_of(z, y, 2)
+            curved = change_of_slopes(self._loss.row, second, y, dz)
+            self.slopes[rows] += self._weighted(rows, self._g * curved)
         return float(np.sum(np.where(first == 0, 0, first * dz)))
 
     def _weighted(self, rows: slice, values: Array) -> Array:
@@ -475,13 +473,14 @@ class _Pass:
         """Return the change of gw with X."""
         assert self.cross is not None
         assert self._by_X is not None
-        parts = []
+        cross, z = self.cross, self._by_X
+
+        def part(rows: slice, block: Any) -> Array:
+            gw: Array = block.backward(cross[rows], self._counts(rows, cross[rows], z[rows]))[1]
+            return gw
+
         with explaining(self._labels[1], data):
-            for rows, block in self._blocks(data):
-                slopes = self.cross[rows]
-                parts.append(block.backward(slopes, self._counts(rows, slopes, self._by_X[rows])))
-        gw: Array = tree_sum(gw for _, gw in parts)
-        return gw
+            return tree_sum(part(rows, block) for rows, block in self._blocks(data))
 
 
 def _cotangent(

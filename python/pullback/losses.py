@@ -18,7 +18,7 @@ from pullback.elementwise import METHODS as POINTWISE_METHODS
 from pullback.elementwise import make_elementwise
 from pullback.engine import BACKEND, Engine, enter
 from pullback.hessians import hessian_sums
-from pullback.loss_vjp import LossVjp, Wanted
+from pullback.loss_vjp import LossVjp, Wanted, likes_of
 from pullback.native_rows import native_blocks
 from pullback.partial import Kinds, PartialSums, Reduction, tree_sum
 from pullback.pointwise import Pointwise, PointwiseVjp
@@ -498,23 +498,15 @@ class Loss(Hinted):
         names = [OPERANDS[k] for k in asked.operands]
         samples, model = self._arguments(op, X, y, w, b, sample_weight, offset)
         samples, by = weighing(op, reduction, samples)
-        kinds = model.kinds
-        data = samples.data
-        X_dtype = np.dtype(np.float64) if data.given_dtype.kind in "biu" else data.dtype
-        b_like = np.asarray(0.0 if kinds.b is None else kinds.b)
-        likes = {
-            "X": (samples.data.shape, X_dtype),
-            "w": (kinds.w_shape, kinds.w_dtype),
-            "b": (None if kinds.b is None else b_like.shape, b_like.dtype),
-        }
+        likes = likes_of(samples, model)
         shapes, dtypes = zip(*(likes[name] for name in names), strict=True)
         outs: Sequence[Any] = [None] * len(names)
         if out is not None:
             outs = check_outs(op, out, shapes, dtypes, single=asked.single)
-        gX = np.empty(samples.data.shape, X_dtype) if "X" in names else None
+        gX = np.empty(*likes["X"]) if "X" in names else None
         sums = self._sums(op, samples, model, "gradient", gX=gX, scale=1 / by)
         with np.errstate(all="ignore"):
-            gw, gb = kinds.deliver(sums.gw / by, sums.gb / by)
+            gw, gb = model.kinds.deliver(sums.gw / by, sums.gb / by)
         computed = {"X": gX, "w": gw, "b": gb}
         gradients = []
         for name, target in zip(names, outs, strict=True):
