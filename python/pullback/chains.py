@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -39,6 +39,9 @@ __all__ = ["Chain", "arg", "chain"]
 
 # Operands by name or position, one of them or several.
 Wanted: TypeAlias = str | int | tuple[str | int, ...]
+
+
+LONGEST_INSIDE: Final = 200  # characters, of what is shown of a function inside another
 
 
 @guarded_class
@@ -93,7 +96,7 @@ class Chain(Hinted):
         return made
 
     def __repr__(self) -> str:
-        return _written(self._root, self._graph.n_inputs)
+        return _written(self._nodes, self._graph.n_inputs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         place = {id(node): _Result(k) for k, node in enumerate(self._nodes)}
@@ -712,20 +715,28 @@ def _read(*written: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> Chain:
     return Chain._of(nodes[-1])
 
 
-def _written(root: Node, n_inputs: int, depth: int = 0) -> str:
-    """Return a function as its steps are written."""
-    steps: list[str] = []
-    node: Node | None = root
-    while node is not None:
-        before = next((o for o in node.operands if isinstance(o, Node)), None)
+def _written(nodes: Sequence[Node], n_inputs: int) -> str:
+    """Return a function as its steps are written; long ones inside of it are not shown."""
+    steps: dict[int, str] = {}
+    before: dict[int, Node | None] = {}
+    inside: dict[int, str] = {}  # the steps that lead to a node, if these are short
+    for node in nodes:
+        running = next((o for o in node.operands if isinstance(o, Node)), None)
 
-        def write(operand: Any, before: Node | None = before) -> str:
-            if operand is before or (before is None and n_inputs == 1):
+        def write(operand: Any, running: Node | None = running) -> str:
+            if operand is running or (running is None and n_inputs == 1):
                 return "arg"
             if isinstance(operand, Input):
                 return repr(operand)
-            return "chain(...)" if depth > 2 else _written(operand, n_inputs, depth + 1)
+            return f"chain({inside[id(operand)]})"
 
-        steps.append(node.text(write))
-        node = before
-    return f"chain({', '.join(steps[::-1])})"
+        before[id(node)], steps[id(node)] = running, node.text(write)
+        leading = "" if running is None else f"{inside[id(running)]}, "
+        whole = "..." if leading == "..., " else leading + steps[id(node)]
+        inside[id(node)] = whole if len(whole) <= LONGEST_INSIDE else "..."
+    spine: list[str] = []
+    at: Node | None = nodes[-1]
+    while at is not None:
+        spine.append(steps[id(at)])
+        at = before[id(at)]
+    return f"chain({', '.join(spine[::-1])})"
