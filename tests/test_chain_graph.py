@@ -14,6 +14,7 @@ from mpmath import mp
 from oracles import assert_same_bits
 from protocol import TWINS, each
 from pullback.chains import Chain
+from pullback.tables.elementwise import OPS
 
 primitives = each("P", TWINS, label=lambda P: P.__name__)
 T = np.linspace(0.1, 2, 3)
@@ -701,3 +702,62 @@ def test_inputs_are_not_written(name: str) -> None:
         results = f.vjp.vjp(*inputs, g, *inputs)
         for one in results:
             assert not any(np.shares_memory(one, x) for x in (*inputs, g))
+
+
+# --- every primitive as a step --------------------------------------------------------------------
+
+ROWS = np.array([[0.5, -1.25, 2.0], [0.75, 0.25, -0.5]])
+SQUARE = np.array([[0.5, -1.0, 0.25], [1.5, 2.0, -0.75], [0.1, 0.3, 1.0]])
+
+
+def steps_of(P: Any) -> dict[str, tuple[Any, Any]]:
+    """Return steps by name, with an input for each."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, row in OPS.items():
+        op, rng = getattr(P, name), np.random.default_rng(3)
+        x, *beside = (rng.uniform(*domain.ordinary, 5) for domain in row.domain)
+        found[name] = ((op, pb.arg, *beside), x)
+        if beside:
+            found[f"{name}, second"] = ((op, x, pb.arg), beside[0])
+    for name in ("sum", "mean", "prod", "norm1", "norm2", "squared_norm2", "max", "min"):
+        op = getattr(P, name)
+        found[name] = ((op, pb.arg), V)
+        found[f"{name}, axis"] = ((op, pb.arg, {"axis": 0, "keepdims": True}), ROWS)
+    for name in ("logsumexp", "variance", "softmax", "log_softmax", "layer_norm"):
+        found[name] = ((getattr(P, name), pb.arg, {"axis": -1}), ROWS)
+    found |= {
+        "norm": ((P.norm, pb.arg, 3.0), V),
+        "dot": ((P.dot, pb.arg, T), V),
+        "dot, twice": ((P.dot, pb.arg, pb.arg), V),
+        "matmul": ((P.matmul, pb.arg, SQUARE), ROWS),
+        "matmul, second": ((P.matmul, ROWS, pb.arg), V),
+        "linear": ((P.linear, pb.arg, SQUARE), ROWS),
+        "linear, weights": ((P.linear, ROWS, pb.arg, V, {"activation": P.tanh}), SQUARE),
+        "linear, intercept": ((P.linear, ROWS, SQUARE, pb.arg, {"activation": P.softplus}), V),
+        "quadratic_form": ((P.quadratic_form, pb.arg, SQUARE), V),
+        "bilinear_form, twice": ((P.bilinear_form, pb.arg, SQUARE, pb.arg), V),
+        "huber.pointwise": ((P.huber.pointwise, pb.arg, T), V),
+        "logistic.pointwise": ((P.logistic.pointwise, pb.arg, np.array([1, 0, 1])), V),
+    }
+    return found
+
+
+@primitives
+def test_every_primitive_with_second_order_is_a_step(P: Any) -> None:
+    """Between others, its products with the Hessian are differences of gradients, and symmetric."""
+    rng, judged = np.random.default_rng(5), 0
+    for name, (step, x) in steps_of(P).items():
+        if not hasattr(step[0].vjp, "jvp"):
+            continue
+        judged += 1
+        f = pb.chain((P.multiply, pb.arg, 1.0), step, P.square)
+        g = rng.normal(size=np.shape(f(x)))
+        v, w = rng.normal(size=(2, *x.shape))
+        along, h = f.hvp(x, v, g), 1e-6
+        assert along.shape == x.shape
+        difference = (f.vjp(x + h * v, g) - f.vjp(x - h * v, g)) / (2 * h)
+        scale = np.abs(difference).max() + np.abs(f.vjp(x, g)).max()
+        np.testing.assert_allclose(along, difference, atol=1e-7 * scale, err_msg=name)
+        one, other = np.vdot(w, along), np.vdot(v, f.hvp(x, w, g))
+        assert abs(one - other) <= 1e-13 * np.abs(along).sum() * np.abs(w).max() + 1e-13, name
+    assert judged >= len(OPS)
