@@ -617,28 +617,35 @@ def chain(*steps: Any) -> Chain:
     ----------
     *steps : primitive, tuple or Chain
         The steps in the order of application. A step is one of these: a primitive with one operand;
-        a tuple of a primitive and its operands, where `arg` (once or several times) stands for the
-        running value, and the other operands are bound (referenced, not copied); such a tuple with
-        a dict of keywords as its last entry, such as ``(pb.sum, pb.arg, {"axis": 0})``; or another
-        chain, whose steps are inserted. A loss's pointwise form is a step together with its
-        targets, which have no cotangent: ``(pb.logistic.pointwise, pb.arg, y)``.
+        a tuple of a primitive and its operands; such a tuple with a dict of keywords as its last
+        entry, such as ``(pb.sum, pb.arg, {"axis": 0})``; another chain, whose steps are inserted;
+        or a tuple of a chain and an operand for each of its inputs.
+
+        Among operands, `arg` (once or several times) stands for the running value, ``arg[k]`` for
+        the k-th input of the chain, and another chain for its value at these inputs. In the first
+        step `arg` is ``arg[0]``. All others are bound (referenced, not copied).
+        A loss's pointwise form is a step together with its targets, which have no cotangent:
+        ``(pb.logistic.pointwise, pb.arg, y)``.
+
         Any object that can be called for its value and has ``vjp(*operands, g)`` and
         ``jvp(*operands, *tangents)`` counts as a primitive. With several operands, its vjp returns
-        a tuple of cotangents, and its jvp accepts None as the tangent of a bound operand.
+        a tuple of cotangents, and its jvp accepts None as the tangent of a bound operand. For
+        second order its ``vjp`` has a method ``jvp(*operands, g, *tangents, tg)``.
 
     Returns
     -------
     Chain
         With ``value`` (or a call), ``jvp``, ``vjp``, ``value_and_vjp``, ``grad``,
-        ``value_and_grad`` and ``jacobian``.
+        ``value_and_grad``, ``jacobian``, ``hvp`` and ``hessian``; and its vjp, a primitive too, has
+        ``vjp.jvp`` and ``vjp.vjp``. Chains can be added, subtracted, multiplied and divided.
 
     Raises
     ------
     TypeError
-        If a step is none of these, or a bound operand is a function, such as a chain.
+        If a step is none of these, or an operand is a primitive.
     ValueError
-        If there are no steps, a tuple has no `arg`, or the number of operands is not the
-        primitive's.
+        If there are no steps, a tuple after the first has no `arg`, or the number of operands is
+        not the primitive's.
 
     Examples
     --------
@@ -652,6 +659,14 @@ def chain(*steps: Any) -> Chain:
     array([1.        , 0.13533528])
     >>> f.vjp(x, np.ones(2))
     array([-0.        , -0.27067057])
+
+    A function of two inputs:
+
+    >>> h = f * pb.arg[1] + 1.0
+    >>> h
+    chain(square(arg[0]), multiply(arg, -0.5), exp, multiply(arg, arg[1]), add(arg, 1.0))
+    >>> h.vjp(x, 3.0, 1.0, wrt=("x0", "x1"))
+    (array([-0.       , -0.8120117]), np.float64(1.1353352832366128))
     """
     return Chain(*steps)
 
