@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import CodeType
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from pullback.elementwise import Elementwise, make_elementwise, primitives
 from pullback.protocol import result_dtype, shape_of
 from pullback.protocol import shown as as_shown
 
@@ -21,7 +24,9 @@ __all__ = [
     "Bound",
     "Graph",
     "Input",
+    "Moving",
     "Node",
+    "Operand",
     "in_order",
     "name_of",
     "put_together",
@@ -35,8 +40,20 @@ Slots: TypeAlias = tuple[int, ...]
 LINEAR_ENDS: Final = ("sum", "mean")  # steps behind which a Hessian is still diagonal
 
 
+class Operand:
+    """An operand that has a slot."""
+
+    __slots__ = ()
+
+
+class Moving(Operand):
+    """An operand that depends on the inputs."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
-class Input:
+class Input(Moving):
     """The place of an input."""
 
     index: int
@@ -46,14 +63,14 @@ class Input:
 
 
 @dataclass(eq=False, slots=True)
-class Bound:
+class Bound(Operand):
     """An operand that is bound, and has a cotangent."""
 
     value: Any
 
 
 @dataclass(eq=False, slots=True)
-class Node:
+class Node(Moving):
     """A primitive with its operands, which are inputs, bound ones, nodes or constants.
 
     Nodes are told apart by their identity: one that is an operand in several places is computed
@@ -67,13 +84,22 @@ class Node:
     takes_wrt: bool  # whether its vjp computes the cotangents that are asked for, and no others
     checks: bool  # whether it checks the shape of a cotangent with as many axes as the value
     elementwise: bool
-    runs: bool  # whether native kernels can run it together with its neighbours
-    add: Any  # the primitive that sums cotangents
+
+    @property
+    def runs(self) -> bool:
+        """Whether native kernels can run it together with its neighbours."""
+        is_native = self.elementwise and not isinstance(self.op, Elementwise)
+        return is_native and all(o is not None for o in self.operands)
+
+    def primitive(self, name: str) -> Any:
+        """Return an elementwise primitive, a NumPy twin beside a twin."""
+        twin = isinstance(self.op, Elementwise)
+        return (make_elementwise(self.op._engine) if twin else primitives)[name]
 
     def text(self, write: Callable[[Any], str] | None = None) -> str:
         """Return it as it is written, with `write` for its operands that are computed."""
         write = write or (lambda operand: "arg" if isinstance(operand, Node) else repr(operand))
-        given = [write(o) if isinstance(o, Node | Input) else shown(o) for o in self.operands]
+        given = [write(o) if isinstance(o, Moving) else shown(o) for o in self.operands]
         given += [f"{key}={shown(value)}" for key, value in self.options.items()]
         return name_of(self.op) if given == ["arg"] else f"{name_of(self.op)}({', '.join(given)})"
 
@@ -168,8 +194,9 @@ class Graph:
         self, n_inputs: int, nodes: list[Node], new_run: Callable[[list[Node]], Any] | None
     ) -> None:
         self.n_inputs, self.nodes, self._new_run = n_inputs, nodes, new_run
-        leaves = (o for node in nodes for o in node.operands if isinstance(o, Bound))
-        self.bound: list[Bound] = list(dict.fromkeys(leaves))
+        leaves = [o for node in nodes for o in node.operands if isinstance(o, Bound)]
+        self.bound = list(dict.fromkeys(leaves))
+        self._counts_twice = len(leaves) > len(self.bound)
         self.n_leaves = n_inputs + len(self.bound)
         self._slots = {id(leaf): n_inputs + k for k, leaf in enumerate(self.bound)}
         self._slots |= {id(node): self.n_leaves + k for k, node in enumerate(nodes)}
@@ -186,12 +213,11 @@ class Graph:
         """Tell whether each node is applied to the one before, and the first to the one input."""
         before: Any = Input(0)
         for node in self.nodes:
-            if any(isinstance(o, Input | Node) and o != before for o in node.operands):
-                return False
+            for o in node.operands:
+                if isinstance(o, Moving) and o is not before and o != before:
+                    return False
             before = node
-        return self.n_inputs == 1 and self.n_leaves == 1 + sum(
-            isinstance(o, Bound) for node in self.nodes for o in node.operands
-        )
+        return self.n_inputs == 1 and not self._counts_twice
 
     def of_leaves(self, leaves: Iterable[int]) -> set[int]:
         """Return the slots that depend on some leaves, and these."""
@@ -227,7 +253,7 @@ class Graph:
 
     def _links(self, node: Node, apart: frozenset[int]) -> bool:
         """Tell whether a node can be part of a run."""
-        moving = {id(o): o for o in node.operands if isinstance(o, Input | Node)}
+        moving = {id(o): o for o in node.operands if isinstance(o, Moving)}
         if not node.runs or len(moving) != 1:
             return False
         beside = [o for o in node.operands if isinstance(o, Bound)]
@@ -246,7 +272,13 @@ class Graph:
             if slot is None or isinstance(operand, Bound):
                 self._scope[names[-1]] = operand.value if isinstance(operand, Bound) else operand
         value = node.op.__call__ if node.checks else node.op  # past the type's slot
-        own = {"f": value, "d": node.op.vjp, "j": node.op.jvp, "o": node.options, "a": node.add}
+        own = {
+            "f": value,
+            "d": node.op.vjp,
+            "j": node.op.jvp,
+            "o": node.options,
+            "a": node.primitive("add"),
+        }
         self._scope |= {name + key: item for name, item in own.items()}
         slots = tuple(map(self.slot, node.operands[: node.n]))
         options = f", **o{key}" if node.options else ""
@@ -254,11 +286,11 @@ class Graph:
 
     def _run(self, nodes: list[Node]) -> _Unit:
         first, last = nodes[0], self._slots[id(nodes[-1])]
-        (start,) = {self.slot(o) for o in first.operands if isinstance(o, Input | Node)}
+        (start,) = {self.slot(o) for o in first.operands if isinstance(o, Moving)}
         key = f"{self._slots[id(first)]}_{last}"
         assert self._new_run is not None
         run = self._new_run(nodes)
-        own = {"f": run.value, "w": run.vjp, "j": run.jvp, "a": first.add}
+        own = {"f": run.value, "w": run.vjp, "j": run.jvp, "a": first.primitive("add")}
         self._scope |= {name + key: item for name, item in own.items()}
         return _Unit(last, (f"v{start}",), (start,), key, False, "")
 
@@ -268,8 +300,9 @@ class Graph:
         made = self._made.get(key)
         if made is None:
             self._scope["zeros"] = zeros
-            exec("\n".join(write()), self._scope)
-            made = self._made[key] = self._scope.pop("made")
+            own: dict[str, Any] = {}
+            exec(_code("\n".join(write())), self._scope, own)
+            made = self._made[key] = own["made"]
         return made
 
     def _inputs(self, letter: str = "v") -> list[str]:
@@ -455,6 +488,12 @@ class Graph:
         shapes = {np.shape(values[k]) for k in leaves}
         shapes |= {np.shape(values[self._slots[id(node)]]) for node in moved}
         return len(shapes) == 1
+
+
+@lru_cache(maxsize=1024)
+def _code(text: str) -> CodeType:
+    """Return code, which graphs of one form share."""
+    return compile(text, "<chain>", "exec")
 
 
 def _zero(values: Sequence[Any], leaf: int) -> Any:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from pullback import elementwise
-from pullback.chain_graph import Bound, Input, Node, name_of, shown
-from pullback.elementwise import Elementwise, make_elementwise
+from pullback.chain_graph import Bound, Input, Moving, Node, Operand, name_of, shown
 from pullback.engine import BACKEND
 from pullback.pointwise import Pointwise
 from pullback.products import Product
@@ -27,7 +25,6 @@ __all__ = [
     "make_node",
     "make_step",
     "new_walk",
-    "primitive",
 ]
 
 MOST_INPUTS: Final = 256
@@ -162,55 +159,43 @@ def make_node(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
             f"{where} is {shown(op)}, which has no {' and no '.join(missing) or 'value'}"
             f"{about_function(op)}"
         )
-    row = getattr(op, "row", None)
-    if isinstance(row, OpRow) and row.default is not None and len(operands) == row.nin - 1:
+    row: Any = getattr(op, "row", None)
+    is_elementwise = isinstance(row, OpRow)
+    if is_elementwise and row.default is not None and len(operands) == row.nin - 1:
         operands = (*operands, row.default)
     _check_operands(where, op, operands)
-    if options and isinstance(row, OpRow):
+    if options and is_elementwise:
         raise TypeError(f"{where}: {row.name} takes no {', '.join(options)} in a chain")
     # The last operands may have no derivative: a parameter, such as a norm's p, or targets.
     n = len(op.row.operands) if isinstance(op, Reduction) else len(operands)
     n = 1 if isinstance(op, Pointwise) else n
     if isinstance(op, Product) and op.row.optional and n == len(op.row.operands) - 1:
         operands, n = (*operands, None), n + 1  # its derivatives want that operand, or None
-    moving = [k for k, operand in enumerate(operands) if isinstance(operand, Input | Node | Bound)]
-    if moving[-1] >= n:
-        raise ValueError(f"{where}: {name_of(op)} has no derivative by operand {moving[-1] + 1}")
-    of_row = isinstance(row, OpRow | ProductRow | ReductionRow)
-    twin = isinstance(op, Elementwise)
-    return Node(
-        op,
-        tuple(
-            Bound(o) if k < n and o is not None and k not in moving else o
-            for k, o in enumerate(operands)
-        ),
-        {**options},
-        n,
-        takes_wrt=of_row and n > 1,
-        checks=isinstance(op, Reduction | RowMap | Product | Pointwise),
-        elementwise=isinstance(row, OpRow),
-        runs=isinstance(row, OpRow) and not twin and all(o is not None for o in operands),
-        add=primitive("add", op),
-    )
-
-
-def primitive(name: str, like: Any) -> Any:
-    """Return an elementwise primitive, a NumPy twin where `like` is one."""
-    twin = isinstance(like, Elementwise)
-    return (make_elementwise(like._engine) if twin else elementwise.primitives)[name]
+    held = list(operands)
+    for k, operand in enumerate(operands):
+        if isinstance(operand, Operand):
+            if k >= n:
+                raise ValueError(f"{where}: {name_of(op)} has no derivative by operand {k + 1}")
+        elif k < n and operand is not None:
+            held[k] = Bound(operand)
+    of_row = is_elementwise or isinstance(row, ProductRow | ReductionRow)
+    checks = not is_elementwise and isinstance(op, Reduction | RowMap | Product | Pointwise)
+    return Node(op, tuple(held), {**options}, n, of_row and n > 1, checks, is_elementwise)
 
 
 def _check_operands(where: str, op: Any, operands: tuple[Any, ...]) -> None:
     """Raise if all operands are bound, there are too many or too few, or one is a function."""
-    if not any(isinstance(operand, Input | Node) for operand in operands):
-        raise ValueError(f"{where}, {name_of(op)}, has no pb.arg among its operands")
-    row = getattr(op, "row", None)
+    row, moves = getattr(op, "row", None), False
     for number, operand in enumerate(operands, 1):
-        if callable(operand) and (row is not None or hasattr(operand, "vjp")):
+        if isinstance(operand, Operand):
+            moves |= isinstance(operand, Moving)
+        elif callable(operand) and (row is not None or hasattr(operand, "vjp")):
             raise TypeError(
                 f"{where}: operand {number} of {name_of(op)} is {shown(operand)}, a function; "
                 "operands are chains, arrays or numbers, and a primitive is a step of its own"
             )
+    if not moves:
+        raise ValueError(f"{where}, {name_of(op)}, has no pb.arg among its operands")
     taken = _taken(op)
     if taken and len(operands) not in taken:
         numbers = " or ".join(map(str, taken))
@@ -242,17 +227,15 @@ def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
 def step_of(node: Node) -> Step:
     """Return a node that is applied to the one before it."""
     op, options, n = node.op, node.options, node.n
-    operands = tuple(
-        arg if isinstance(o, Input | Node) else o.value if isinstance(o, Bound) else o
-        for o in node.operands
-    )
-    places = tuple(k for k, operand in enumerate(operands) if operand is arg)
-    bound = tuple(k for k, operand in enumerate(node.operands) if isinstance(operand, Bound))
+    held = [o.value if isinstance(o, Bound) else o for o in node.operands]
+    operands = tuple([arg if isinstance(o, Moving) else o for o in held])
+    places = tuple([k for k, operand in enumerate(operands) if operand is arg])
+    bound = tuple([k for k, o in enumerate(node.operands) if isinstance(o, Bound)])
     jacobian = getattr(op, "jacobian", None) or (lambda *_, **__: op.jacobian)  # which raises
     alone = {"wrt": places[0]} if node.takes_wrt and len(places) == 1 else {}
     one_pass = getattr(op, "value_and_grad", None) if n == 1 else None
     vjp, pull = _pulls(node, operands, places, bound)
-    tangents = (other if operand is arg else None for operand in operands[:n])
+    tangents = [other if operand is arg else None for operand in operands[:n]]
     return Step(
         value=Call(op.__call__ if node.checks else op, operands, options),  # past the type's slot
         jvp=Call(op.jvp, (*operands, *tangents), options),
@@ -285,13 +268,13 @@ def _pulls(
         every = _call(lambda x, g: tuple(map(whole(x, g).__getitem__, wanted)))
         alone = _call(lambda x, g: whole(x, g)[places[0]]) if len(places) == 1 else every
     if len(places) > 1:
-        parted = alone
+        parted, add = alone, node.primitive("add")
 
         def summed(cotangents: Cotangents) -> Cotangents:
             """Add up the cotangents of all places of the running value."""
             total, *rest = cotangents
             for _ in places[1:]:
-                total = node.add(total, rest.pop(0))
+                total = add(total, rest.pop(0))
             return (total, *rest)
 
         alone, several = _call(lambda x, g: summed(parted(x, g))[0]), every

@@ -13,14 +13,16 @@ from pullback.chain_graph import (
     Bound,
     Graph,
     Input,
+    Moving,
     Node,
+    Operand,
     in_order,
     name_of,
     put_together,
     shown,
     zeros,
 )
-from pullback.chain_steps import Line, arg, make_node, new_walk, primitive
+from pullback.chain_steps import Line, arg, make_node, new_walk
 from pullback.config import guarded, guarded_class
 from pullback.engine import BACKEND, enter
 from pullback.protocol import (
@@ -66,8 +68,8 @@ class Chain(Hinted):
 
     def _be(self, root: Node) -> None:
         nodes = in_order(root)
-        used = (o.index for node in nodes for o in node.operands if isinstance(o, Input))
-        n_inputs = 1 + max(used, default=0)
+        used = [o.index for node in nodes for o in node.operands if isinstance(o, Input)]
+        n_inputs = 1 + max(used)
         self._root: Node = root
         self._nodes = nodes
         self._graph = Graph(n_inputs, nodes, new_walk if BACKEND.is_native else None)
@@ -135,7 +137,7 @@ class Chain(Hinted):
         return self._with("negative", self)
 
     def _with(self, name: str, *operands: Any) -> Chain:
-        return Chain((primitive(name, self._root.op), *operands))
+        return Chain((self._root.primitive(name), *operands))
 
     # --- methods ----------------------------------------------------------------------------------
 
@@ -441,7 +443,7 @@ class Chain(Hinted):
 
         op = "chain.hessian"
         asked = check_wrt(op, wrt, self._inputs())
-        inputs = [zeros(xs[k]) for k in asked.operands]
+        inputs = [np.asarray(zeros(xs[k])) for k in asked.operands]
         total = sum(one.size for one in inputs)
         nbytes = total**2 * max(one.itemsize for one in inputs)
         if nbytes > jacobians.DENSE_LIMIT_BYTES:
@@ -458,14 +460,14 @@ class Chain(Hinted):
                 found = along(np.ones_like(like)[()])[0]
                 columns.append([np.diag(np.ravel(d)).reshape(like.shape * 2) for d in found])
                 continue
-            units = np.eye(like.size, dtype=like.dtype).reshape(like.size, *like.shape)
-            each = [along(unit[()])[0] for unit in units] or [[np.zeros(x.shape) for x in inputs]]
-            columns.append(
-                [
-                    np.stack(rows, axis=-1)[..., : like.size].reshape(x.shape + like.shape)
-                    for x, rows in zip(inputs, zip(*each, strict=True), strict=True)
-                ]
-            )
+            own = [np.zeros((one.size, like.size), one.dtype) for one in inputs]
+            for i in range(like.size):
+                unit = np.zeros_like(like)
+                unit.flat[i] = 1
+                for block, column in zip(own, along(unit[()])[0], strict=True):
+                    block[:, i] = np.ravel(column)
+            pairs = zip(own, inputs, strict=True)
+            columns.append([block.reshape(one.shape + like.shape) for block, one in pairs])
         blocks = tuple(zip(*columns, strict=True))
         return blocks[0][0] if asked.single else blocks
 
@@ -498,12 +500,13 @@ class Chain(Hinted):
             shape = stack + np.shape(xs[k])
             like = np.broadcast_to(zeros(xs[k]), shape)
             given.append(_items(self._filling(method, name, hs[k], of, like), stack))
+        add = self._root.primitive("add")
         sums: list[Any] = []
         tangents: list[Any] = []
         for i, item in enumerate(_items(g, stack)):
             found, tangent = back(item)[1](*(h[i] for h in given))
             pairs = zip(sums, found, strict=True)
-            sums = [self._root.add(*pair) for pair in pairs] if i else [*found]
+            sums = [add(*pair) for pair in pairs] if i else [*found]
             tangents.append(np.zeros_like(value)[()] if tangent is None else tangent)
         if 0 in stack:
             sums = [np.zeros_like(one)[()] for one in sums]
@@ -573,6 +576,7 @@ def _of_inputs(kind: type[Chain], n: int) -> type[Chain]:
     x, t, v, h = several.values()
     methods = {
         "__call__": (x, f"_value({x})"),
+        "value": (x, f"_value({x})"),
         "jvp": (f"{x}, {t}", f"_jvp(({x}), ({t}))"),
         "vjp": (f"{x}, g", f"_value_and_vjp('vjp', ({x}), g, wrt)[1]"),
         "value_and_vjp": (f"{x}, g", f"_value_and_vjp('value_and_vjp', ({x}), g, wrt)"),
@@ -591,7 +595,7 @@ def _of_inputs(kind: type[Chain], n: int) -> type[Chain]:
             continue  # a subclass's own
         g = ", g=1" if name in ("hvp", "hessian") else ""
         wrt = f", *, wrt={'all' if name == '_vjp_vjp' else 0!r}"
-        wrt = "" if name in ("__call__", "jvp") else wrt
+        wrt = "" if name in ("__call__", "value", "jvp") else wrt
         label = name.replace("_vjp_", "vjp.")
         owner, _, last = f"chain.{label}".rpartition(".")
         made = method(
@@ -603,7 +607,6 @@ def _of_inputs(kind: type[Chain], n: int) -> type[Chain]:
         )
         made.__name__ = name
         own[name] = guarded(made)
-    own["value"] = own.get("__call__", kind.value)
     return type(kind.__name__, (kind,), own)
 
 
@@ -705,14 +708,12 @@ def _applied(where: str, f: Chain, step: Any, operands: list[Any], options: Any)
         inputs = ", ".join(["pb.arg", *(f"pb.arg[{k}]" for k in range(1, n))])
         hint = f"; give them, as (f, {inputs})" if f is step else ""
         raise ValueError(f"{where}: the chain takes {n} operands, not {len(operands)}{hint}")
-    if not any(isinstance(o, Input | Node) for o in operands):
+    if not any(isinstance(o, Moving) for o in operands):
         raise ValueError(f"{where}, Chain, has no pb.arg among its operands")
     for k, operand in enumerate(operands, 1):
         if callable(operand):
             raise TypeError(f"{where}: operand {k} of the chain is {shown(operand)}, a function")
-    return put_together(
-        f._root, [o if isinstance(o, Input | Node | Bound) else Bound(o) for o in operands]
-    )
+    return put_together(f._root, [o if isinstance(o, Operand) else Bound(o) for o in operands])
 
 
 class _Result(NamedTuple):
