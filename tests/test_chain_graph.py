@@ -480,6 +480,8 @@ def test_operators(P: Any) -> None:
         (f * g, a * b),
         (f / g, a / b),
         (-(f + g), -(a + b)),
+        ((f + 2) ** g, (a + 2) ** b),
+        (2.0 ** (f * g), 2 ** (a * b)),
         (2 + f + g, 2 + a + b),
         (f * 2 - g, a * 2 - b),
         (1 / (f + g), 1 / (a + b)),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -39,8 +39,14 @@ from pullback.registry import Hinted
 
 __all__ = ["Chain", "arg", "chain"]
 
+T = TypeVar("T")
 # Operands by name or position, one of them or several.
 Wanted: TypeAlias = str | int | tuple[str | int, ...]
+
+
+def _variadic(method: Callable[..., T]) -> Callable[..., T]:
+    """Tell type checkers that a method may take several inputs; see `_of_inputs`."""
+    return method
 
 
 LONGEST_INSIDE: Final = 200  # characters, of what is shown of a function inside another
@@ -87,9 +93,8 @@ class Chain(Hinted):
         if n_inputs > 1:
             kind: Any = type(self)
             self.__class__ = _of_inputs(kind, n_inputs)
-        self.vjp = WithMethods(  # type: ignore[method-assign]
-            self.vjp, jvp=self._vjp_jvp, vjp=self._vjp_vjp
-        )
+        methods = WithMethods(self.vjp, jvp=self._vjp_jvp, vjp=self._vjp_vjp)
+        self.vjp = methods  # type: ignore[method-assign]
 
     @classmethod
     def _of(cls, root: Node) -> Chain:
@@ -133,6 +138,12 @@ class Chain(Hinted):
     def __rtruediv__(self, other: Any) -> Chain:
         return self._with("divide", other, self)
 
+    def __pow__(self, other: Any) -> Chain:
+        return self._with("power", self, other)
+
+    def __rpow__(self, other: Any) -> Chain:
+        return self._with("power", other, self)
+
     def __neg__(self) -> Chain:
         return self._with("negative", self)
 
@@ -141,6 +152,7 @@ class Chain(Hinted):
 
     # --- methods ----------------------------------------------------------------------------------
 
+    @_variadic
     def __call__(self, x: Any, /) -> Any:
         """Return the value at `x`.
 
@@ -163,6 +175,7 @@ class Chain(Hinted):
 
     value = __call__
 
+    @_variadic
     def jvp(self, x: Any, t: Any, /) -> Any:
         """Return the tangent of the value; bound operands are constant.
 
@@ -186,6 +199,7 @@ class Chain(Hinted):
         """
         return self._jvp((x,), (t,))
 
+    @_variadic
     def vjp(self, x: Any, g: Any, /, *, wrt: Wanted = 0) -> Any:
         """Return the cotangent of `x`, or of everything.
 
@@ -214,14 +228,17 @@ class Chain(Hinted):
         """
         return self._value_and_vjp("vjp", (x,), g, wrt)[1]
 
+    @_variadic
     def value_and_vjp(self, x: Any, g: Any, /, *, wrt: Wanted = 0) -> tuple[Any, Any]:
         """Return the value and the cotangents; arguments and errors are those of `vjp`."""
         return self._value_and_vjp("value_and_vjp", (x,), g, wrt)
 
+    @_variadic
     def grad(self, x: Any, /, *, wrt: Wanted = 0) -> Any:
         """Return the gradient of the value, which has one element, as `value_and_grad` does."""
         return self._value_and_grad("grad", (x,), wrt)[1]
 
+    @_variadic
     def value_and_grad(self, x: Any, /, *, wrt: Wanted = 0) -> tuple[Any, Any]:
         """Return the value, which has one element, and its gradient.
 
@@ -245,6 +262,7 @@ class Chain(Hinted):
         """
         return self._value_and_grad("value_and_grad", (x,), wrt)
 
+    @_variadic
     def jacobian(self, x: Any, /, *, wrt: Wanted = 0) -> Any:
         """Return the Jacobian at `x`, the product of the steps' Jacobians.
 
@@ -267,6 +285,7 @@ class Chain(Hinted):
         """
         return self._jacobian((x,), wrt)
 
+    @_variadic
     def hvp(self, x: Any, v: Any, /, g: Any = 1, *, wrt: Wanted = 0) -> Any:
         """Return a product with the Hessian: the derivative of ``vjp(x, g)`` along `v`.
 
@@ -295,6 +314,7 @@ class Chain(Hinted):
         """
         return self._hvp((x,), (v,), g, wrt)
 
+    @_variadic
     def hessian(self, x: Any, /, g: Any = 1, *, wrt: Wanted = 0) -> Any:
         """Return the Hessian of the sum of ``g * value`` as an array.
 
@@ -312,7 +332,7 @@ class Chain(Hinted):
 
         Returns
         -------
-        ndarray, shape ``x.shape + x.shape``, or a tuple of tuples of them
+        ndarray or scalar, shape ``x.shape + x.shape``, or a tuple of tuples of them
             Of several inputs, the blocks: ``H[i][j]`` has the shape of the i-th one asked for, and
             behind it that of the j-th.
 
@@ -325,6 +345,7 @@ class Chain(Hinted):
         """
         return self._hessian((x,), g, wrt)
 
+    @_variadic
     def _vjp_jvp(self, x: Any, g: Any, t: Any, tg: Any, /, *, wrt: Wanted = 0) -> Any:
         """Return the tangent of what vjp returns, along tangents of `x` and `g`.
 
@@ -349,6 +370,7 @@ class Chain(Hinted):
         """
         return self._of_vjp_jvp((x,), g, (t,), tg, wrt)
 
+    @_variadic
     def _vjp_vjp(self, x: Any, g: Any, h: Any, /, *, wrt: Wanted = "all") -> Any:
         """Return the cotangents of `x` and `g`, from that of what vjp returns.
 
@@ -458,7 +480,7 @@ class Chain(Hinted):
             along = back(self._cotangent("hessian", g, value))[1]
             if separate:
                 found = along(np.ones_like(like)[()])[0]
-                columns.append([np.diag(np.ravel(d)).reshape(like.shape * 2) for d in found])
+                columns.append([np.diag(np.ravel(d)).reshape(like.shape * 2)[()] for d in found])
                 continue
             own = [np.zeros((one.size, like.size), one.dtype) for one in inputs]
             for i in range(like.size):
@@ -467,7 +489,7 @@ class Chain(Hinted):
                 for block, column in zip(own, along(unit[()])[0], strict=True):
                     block[:, i] = np.ravel(column)
             pairs = zip(own, inputs, strict=True)
-            columns.append([block.reshape(one.shape + like.shape) for block, one in pairs])
+            columns.append([block.reshape(one.shape + like.shape)[()] for block, one in pairs])
         blocks = tuple(zip(*columns, strict=True))
         return blocks[0][0] if asked.single else blocks
 
