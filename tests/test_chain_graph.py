@@ -421,6 +421,10 @@ def test_bound_operands(P: Any) -> None:
     whole = pb.chain((f, pb.arg, 0.7, 0.4, 3.0))
     np.testing.assert_allclose(whole.vjp(1.3, g), f.vjp(*x, g), rtol=1e-15)
     assert len(whole.vjp(1.3, g, wrt="all")) == 7
+    line = pb.chain((P.multiply, pb.arg, pb.arg[1]), (P.add, pb.arg, pb.arg[1]))
+    of_x, of_y = pb.chain((line, pb.arg, V)).vjp(T, g, wrt="all")  # y is one operand of both
+    np.testing.assert_allclose(of_x, V, rtol=1e-15)
+    np.testing.assert_allclose(of_y, T + 1, rtol=1e-15)
 
 
 def test_hessian_of_separate_elements_is_one_product() -> None:
