@@ -262,6 +262,10 @@ def test_programs(name: str, P: Any) -> None:
     *of_primals, of_g = f.vjp.vjp(*inputs, g, *hs)
     near(flattened(of_primals), H @ flattened(hs))
     near(of_g, (J @ flattened(hs)).reshape(np.shape(value)))
+    first, again = f.vjp.vjp(*inputs, g, *hs, wrt=(n - 1, "g"))
+    assert_same_bits(first, of_primals[-1])
+    assert_same_bits(again, of_g)
+    assert_same_bits(f.vjp.vjp(*inputs, g, *hs, wrt="g"), of_g)
 
 
 def test_programs_have_second_order() -> None:
@@ -340,6 +344,9 @@ def test_dtypes(P: Any) -> None:
     assert t.hvp(narrow, 0.5, narrow, None).dtype == np.float32
     assert t.hessian(narrow, 0.5).dtype == np.float32
     assert f(*x).dtype == np.float64  # T is
+    assert pb.chain((P.multiply, pb.arg, V)).hessian(narrow).dtype == np.float64
+    wide = pb.chain((P.multiply, pb.arg[0], V), P.exp, (P.multiply, pb.arg, pb.arg[1]))
+    assert [b.dtype for b in wide.hessian(narrow, np.float32(2), wrt="all")[0]] == [np.float64] * 2
     with np.errstate(all="ignore"):
         assert_same_bits(t(V, 2), t(V, 2.0))
         assert_same_bits(t.hvp(V, 2.0, 1, None), t.hvp(V, 2.0, np.ones(3), None))

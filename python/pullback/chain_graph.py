@@ -227,14 +227,14 @@ class Graph:
                 reached.add(self._slots[id(node)])
         return reached
 
-    def _units(self, apart: Iterable[int] | None) -> list[_Unit]:
-        """Return the nodes, with runs of them but for those whose operands `apart` are wanted.
+    def _units(self, wanted: Iterable[int] | None) -> list[_Unit]:
+        """Return the nodes, with runs of those beside which no wanted operands are bound.
 
-        Without `apart` there are no runs.
+        None is for second order, which has no runs.
         """
-        if self._new_run is None or apart is None:
+        if self._new_run is None or wanted is None:
             return [*map(self._unit, self.nodes)]
-        key = frozenset(apart) & set(range(self.n_inputs, self.n_leaves))
+        asked = frozenset(wanted)
         uses: dict[int, int] = {}
         for node in self.nodes:
             for o in {id(o): o for o in node.operands}.values():
@@ -243,7 +243,9 @@ class Graph:
         for node in self.nodes:
             before = runs[-1][-1] if runs else node
             joins = (
-                self._links(node, key) and self._links(before, key) and uses.get(id(before)) == 1
+                self._links(node, asked)
+                and self._links(before, asked)
+                and uses.get(id(before)) == 1
             )
             if joins and any(o is before for o in node.operands):
                 runs[-1].append(node)
@@ -251,13 +253,13 @@ class Graph:
                 runs.append([node])
         return [self._run(run) if len(run) > 1 else self._unit(run[0]) for run in runs]
 
-    def _links(self, node: Node, apart: frozenset[int]) -> bool:
+    def _links(self, node: Node, wanted: frozenset[int]) -> bool:
         """Tell whether a node can be part of a run."""
         moving = {id(o): o for o in node.operands if isinstance(o, Moving)}
         if not node.runs or len(moving) != 1:
             return False
         beside = [o for o in node.operands if isinstance(o, Bound)]
-        if any(self.slot(o) in apart for o in beside):
+        if any(self.slot(o) in wanted for o in beside):
             return False
         # An array beside an input may enlarge it, which nodes in one pass do not.
         of_input = isinstance(next(iter(moving.values())), Input)
@@ -315,9 +317,10 @@ class Graph:
     def _write_value(self) -> Iterator[str]:
         units = self._units(())
         yield f"def made({', '.join(self._inputs())}):"
-        yield from _forgetting(
-            [(f"v{u.out}", u.call("f"), u.operands) for u in units], f"v{units[-1].out}"
-        )
+        last = f"v{units[-1].out}"
+        lines = [(f"v{u.out}", u.call("f"), u.operands) for u in units]
+        yield from _forgetting(lines, last)
+        yield f"  return {last}"
 
     def jvp(self, xs: Sequence[Any], tangents: Sequence[Any]) -> Any:
         """Return the tangent of the value; tangents of inputs may be None."""
@@ -336,8 +339,9 @@ class Graph:
                 lines.append((f"t{unit.out}", unit.call("j", *ts), used))
             if unit is not units[-1] or unit.out not in active:
                 lines.append((f"v{unit.out}", unit.call("f"), unit.operands))
-        last = units[-1].out
-        yield from _forgetting(lines, f"t{last}" if last in active else f"zeros(v{last})")
+        last = f"{'t' if units[-1].out in active else 'v'}{units[-1].out}"
+        yield from _forgetting(lines, last)
+        yield f"  return {last if last[0] == 't' else f'zeros({last})'}"
 
     def pulling(
         self, wanted: Slots, xs: Sequence[Any], tangents: tuple[Slots, bool] | None = None
@@ -504,7 +508,7 @@ def _zero(values: Sequence[Any], leaf: int) -> Any:
 
 
 def _tuple(names: Sequence[str]) -> str:
-    return f"({', '.join(names)},)"
+    return f"({''.join(f'{name}, ' for name in names)})"
 
 
 def _asking(unit: _Unit, places: Slots) -> list[str]:
@@ -538,15 +542,14 @@ def _received(
     got.update(by_slot)
 
 
-def _forgetting(lines: Sequence[tuple[str, str, Sequence[str]]], result: str) -> Iterator[str]:
+def _forgetting(lines: Sequence[tuple[str, str, Sequence[str]]], kept: str) -> Iterator[str]:
     """Write assignments, of (name, expression, names used), that let go of what has been used."""
     last: dict[str, int] = {}
     for k, (name, _, used) in enumerate(lines):
         last |= dict.fromkeys((name, *used), k)
-    made = {name for name, *_ in lines if name not in result}
+    made = {name for name, *_ in lines} - {kept}
     for k, (name, expression, used) in enumerate(lines):
         yield f"  {name} = {expression}"
         done = [one for one in dict.fromkeys((name, *used)) if one in made and last[one] == k]
         if done:
             yield f"  del {', '.join(done)}"
-    yield f"  return {result}"

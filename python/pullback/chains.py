@@ -407,10 +407,10 @@ class Chain(Hinted):
         """Return the names of tangents or such, one for each input."""
         return [name.replace("x", letter) for name in self._inputs()]
 
-    def _jvp(self, xs: Any, ts: Any, method: str = "jvp", letter: str = "t") -> Any:
+    def _jvp(self, xs: Any, ts: Any) -> Any:
         if all(t is None for t in ts):
             return np.zeros_like(self._value(*xs))[()]
-        return (self._line or self._graph).jvp(xs, self._moving(method, letter, xs, ts))
+        return (self._line or self._graph).jvp(xs, self._moving("jvp", "t", xs, ts))
 
     def _moving(self, method: str, letter: str, xs: Any, ts: Any) -> list[Any]:
         """Return tangents of the inputs, checked."""
@@ -486,7 +486,10 @@ class Chain(Hinted):
             for i in range(like.size):
                 unit = np.zeros_like(like)
                 unit.flat[i] = 1
-                for block, column in zip(own, along(unit[()])[0], strict=True):
+                found = along(unit[()])[0]
+                if i == 0:  # steps may compute in another dtype
+                    own = [b.astype(d.dtype) for b, d in zip(own, found, strict=True)]
+                for block, column in zip(own, found, strict=True):
                     block[:, i] = np.ravel(column)
             pairs = zip(own, inputs, strict=True)
             columns.append([block.reshape(one.shape + like.shape)[()] for block, one in pairs])
@@ -513,26 +516,27 @@ class Chain(Hinted):
     def _of_vjp_vjp(self, xs: Any, g: Any, hs: Any, wrt: Any) -> Any:
         method, n = "vjp.vjp", len(xs)
         asked = check_wrt(f"chain.{method}", wrt, (*self._inputs(), "g"))
+        wanted = tuple(k for k in asked.operands if k < n)
         moved = tuple(k for k, h in enumerate(hs) if h is not None)
-        value, back = self._graph.pulling(tuple(range(n)), xs, (moved, False))
+        value, back = self._graph.pulling(wanted, xs, (moved, False))
         g = self._filling(method, "g", g, "the value", value, stacked=True)
         stack, given = _stack(g, value), []
         for k in moved:
             name, of = self._besides("h")[k], f"the cotangent of {self._names[k]}"
-            shape = stack + np.shape(xs[k])
-            like = np.broadcast_to(zeros(xs[k]), shape)
+            like = np.broadcast_to(zeros(xs[k]), stack + np.shape(xs[k]))
             given.append(_items(self._filling(method, name, hs[k], of, like), stack))
+        # A Hessian is symmetric: these are tangents, and what a stack adds up is a cotangent.
         add = self._root.primitive("add")
         sums: list[Any] = []
-        tangents: list[Any] = []
+        of_g: list[Any] = []
         for i, item in enumerate(_items(g, stack)):
             found, tangent = back(item)[1](*(h[i] for h in given))
-            pairs = zip(sums, found, strict=True)
-            sums = [add(*pair) for pair in pairs] if i else [*found]
-            tangents.append(np.zeros_like(value)[()] if tangent is None else tangent)
+            sums = [add(*pair) for pair in zip(sums, found, strict=True)] if i else [*found]
+            of_g.append(np.zeros_like(value)[()] if tangent is None else tangent)
         if 0 in stack:
             sums = [np.zeros_like(one)[()] for one in sums]
-        results = [*sums, _stacked(tangents, stack) if stack else tangents[0]]
+        results = dict(zip(wanted, sums, strict=True))
+        results[n] = _stacked(of_g, stack) if stack else of_g[0]
         return asked.result([results[k] for k in asked.operands])
 
     def _filling(
