@@ -21,6 +21,10 @@ T = np.linspace(0.1, 2, 3)
 V = np.array([0.5, -1.25, 2.0])
 
 
+SAMPLES = np.array([[0.5, -1.0], [0.25, 2.0], [-1.5, 0.75]])
+LABELS = np.array([1, 0, 1])
+
+
 class Exact:
     """NumPy's functions on arrays of mpmath's numbers."""
 
@@ -63,6 +67,10 @@ def applied(P: Any) -> Chain:
 
 def f_by_hand(m: Any, a: Any, b: Any) -> Any:
     return m.tanh(a * b) - b
+
+
+def mean_logistic(m: Any, z: Any) -> Any:
+    return m.sum(m.log(1 + m.exp(z)) - LABELS * z) / 3
 
 
 PROGRAMS = {
@@ -150,6 +158,16 @@ PROGRAMS = {
         lambda P: pb.chain((P.matmul, pb.arg[1], pb.arg[0]), P.tanh, (P.matmul, pb.arg[1], pb.arg)),
         lambda m, x, A: A.dot(m.tanh(A.dot(x))),
         (V[:2], np.array([[0.5, -1.0], [0.25, 2.0]])),
+    ),
+    "network": Program(
+        lambda P: pb.chain(
+            (P.linear, SAMPLES, pb.arg[0], {"activation": P.tanh}),
+            (P.matmul, pb.arg, pb.arg[1]),
+            (P.logistic.pointwise, pb.arg, LABELS),
+            P.mean,
+        ),
+        lambda m, W, v: mean_logistic(m, m.tanh(SAMPLES.dot(W)).dot(v)),
+        (np.array([[0.5, -1.0], [0.25, 2.0]]), np.array([1.5, -0.5])),
     ),
 }
 programs = each("name", PROGRAMS)
