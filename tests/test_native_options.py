@@ -12,7 +12,6 @@ import pullback as pb
 import pytest
 from linear_models import CASES, Case, by_id, model
 from protocol import native
-from pullback.chain_steps import Walk
 from pullback.jacobians import Jacobian
 from scipy import sparse
 
@@ -394,7 +393,7 @@ class Walked:
 
     def __init__(self, steps: tuple[Any, ...], name: str) -> None:
         chain, plain = pb.chain(*steps), pb.chain(*steps)
-        plain._walk = Walk(plain._steps)
+        plain._line = None
         self._method, self.__wrapped__ = getattr(chain, name), getattr(plain, name).__wrapped__
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
