@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.engine import BACKEND, Engine, enter
+from pullback.foreign import door_of
 from pullback.jacobians.primitives import of_reduction
 from pullback.jacobians.rows import RowWise
 from pullback.masks import Packed, Weighted, unmasked
@@ -102,6 +103,14 @@ class _Rows(Hinted):
             raise ValueError(f"{op}: {about.name} is {parameter}, needs {about.text}")
         return parameter
 
+    def _trace(self, door: Any, operands: tuple[Any, ...], p: Any, **options: Any) -> Any:
+        """Return the value as a node of autograd's graph."""
+        about = self.row.parameter
+        options |= {} if about is None else {about.name: p}
+        if options.get("b") is None:
+            options.pop("b", None)
+        return door.traced(self)(*operands, **options)
+
     def _kernels(self, op: str, slices: Slices, axis: Axis, where: Any, b: Any = None) -> Any:
         """Return the engine's functions, for the elements that are kept and with their weights."""
         kernels, row = self._engine.kernels, self.row
@@ -180,6 +189,8 @@ class Reduction(_Rows):
         where: Any,
         b: Any = None,
     ) -> Any:
+        if (door := door_of(*operands)) is not None:
+            return self._trace(door, operands, p, axis=axis, keepdims=keepdims, where=where, b=b)
         op = self._op(method)
         parameter = self._parameter(op, p)
         operands, where = unmasked(operands, where)
@@ -349,6 +360,8 @@ class RowMap(_Rows):
     def _transform(
         self, method: str, x: Any, v: Any, p: Any, axis: Axis, out: Any, where: Any
     ) -> Any:
+        if not method and (door := door_of(x)) is not None:
+            return self._trace(door, (x,), p, axis=axis, where=where)
         op = self._op(method)
         parameter = self._parameter(op, p)
         (x,), where = unmasked((x,), where)
