@@ -511,7 +511,9 @@ def traced(f: Any) -> Any:
     if isinstance(row, OpRow) and not isinstance(f, np.ufunc):
         function = primitive(f._ufunc("value"))  # what NumPy's protocol passes on
     else:
-        function = primitive(f if isinstance(f, np.ufunc) else lambda *a, **options: f(*a, **options))
+        function = primitive(
+            f if isinstance(f, np.ufunc) else lambda *a, **options: f(*a, **options)
+        )
     rules = _Rules(f, function)
     defvjp_argnums(function, rules.vjps)
     defjvp_argnums(function, rules.jvps)
