@@ -11,6 +11,7 @@ derivatives of `pullback.softmax`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, Final
@@ -25,6 +26,7 @@ try:
     from autograd.core import add_outgrads, make_jvp, make_vjp, primitive_jvps, primitive_vjps
     from autograd.extend import defjvp_argnums, defvjp_argnums, primitive
     from autograd.numpy.numpy_boxes import ArrayBox
+    from autograd.numpy.numpy_vspaces import ArrayVSpace
     from autograd.tracer import box_types, trace_primitives_map
 except ImportError as error:
     raise ImportError(
@@ -57,11 +59,6 @@ _NUMBERS: Final = frozenset((float, int, np.float64, np.float32))
 _UNTRACED: Final = _NUMBERS | {ndarray}
 # Powers by a number, which NumPy computes in this way, too.
 _POWERS: Final = {2: "square", 0.5: "sqrt", -1: "reciprocal"}
-
-
-def _is_real(given: Any) -> bool:
-    kind = type(given)
-    return kind in _NUMBERS or (kind is ndarray and given.dtype.char in "fd")
 
 
 # --- values and rules -----------------------------------------------------------------------------
@@ -117,14 +114,21 @@ class _Rules:
 
     def value(self, before: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function that leaves what the primitive does not take to `before`."""
-        f = self._f
+        f, n = self._f, self._n
+        is_dot, is_power = self._function is anp.dot, self._row.name == "power"
 
         def value(*args: Any, **kwargs: Any) -> Any:
-            call = self._split(args, kwargs)
-            if call is None or not all(map(_is_real, call[0])) or self._by_number(args):
+            operands, options = args, kwargs
+            if kwargs or len(args) != n or is_dot:
+                operands, options = self._split(args, kwargs) or ((None,), {})
+            for operand in operands:
+                kind = type(operand)
+                if kind not in _NUMBERS and (kind is not ndarray or operand.dtype.char not in "fd"):
+                    return before(*args, **kwargs)
+            if is_power and self._by_number(args) is not None:
                 return before(*args, **kwargs)
             try:
-                return f(*call[0], **call[1])
+                return f(*operands, **options)
             except (TypeError, ValueError):
                 return before(*args, **kwargs)
 
@@ -144,45 +148,50 @@ class _Rules:
             if call is None or argnums[-1] >= self._n:
                 return self._theirs(argnums, ans, args, kwargs)
             operands, options = call
-        for operand in operands:
-            if type(operand) in box_types:
-                return self._traced(argnums, operands, options)
-        vjp, taken, keywords = self._vjp, operands, options
-        if self._n > 1:
-            simpler = self._by_number(args) if argnums == (0,) else None
-            if simpler is not None:
-                vjp, taken = simpler.vjp, args[:1]
-            else:
-                keywords = {**options, "wrt": argnums}
-        if self._required:
-            keywords = {**keywords}
-            taken = (*taken, *map(keywords.pop, self._required))
+        if _any_box(*operands):
+            return self._traced(argnums, operands, options)
+        vjp, taken, keywords = self._first(argnums, operands, options)
+        dtypes = [getattr(args[k], "dtype", None) for k in argnums]
+        alone = len(argnums) == 1
 
         def pull(g: Any) -> Any:
             if type(g) in box_types:
                 return self._traced(argnums, operands, options)(g)
             try:
-                results = vjp(*taken, g, **keywords)
+                result = vjp(*taken, g, **keywords)
             except (TypeError, ValueError):
                 if self._vjps_before is None:
                     raise
-                return self._vjps_before(argnums, ans, args, kwargs)(g)
-            if type(results) is not tuple:
-                results = (results,)
-            for k, result in zip(argnums, results, strict=True):
-                if getattr(args[k], "dtype", result.dtype) is not result.dtype:
+                return self._theirs(argnums, ans, args, kwargs)(g)
+            results = (result,) if alone else result
+            for dtype, cotangent in zip(dtypes, results, strict=True):
+                if dtype is not cotangent.dtype and dtype is not None:
                     return _fitted(results, [args[k] for k in argnums])
             return results
 
         return pull
 
+    def _first(self, argnums: Any, operands: Any, options: Any) -> tuple[Any, Any, Any]:
+        """Return a method for cotangents, what comes before g, and keywords."""
+        if self._n == 1:
+            if not self._required:
+                return self._vjp, operands, options
+            options = {**options}
+            return self._vjp, (*operands, *map(options.pop, self._required)), options
+        if argnums == (0,) and self._row.name == "power":
+            simpler = self._by_number(operands)
+            if simpler is not None:
+                return simpler.vjp, operands[:1], options
+        return self._vjp, operands, {**options, "wrt": argnums if len(argnums) > 1 else argnums[0]}
+
     def _traced(self, argnums: Any, operands: Any, options: Any) -> Callable[[Any], Any]:
         return lambda g: tuple(self._pull(k)(*operands, g, **options) for k in argnums)
 
-    def _theirs(self, argnums: Any, ans: Any, args: Any, kwargs: Any) -> Any:
+    def _theirs(self, argnums: Any, ans: Any, args: Any, kwargs: Any) -> Callable[[Any], Any]:
         if self._vjps_before is None:
             raise NotImplementedError(f"{self._row.name}: no derivative of this order")
-        return self._vjps_before(argnums, ans, args, kwargs)
+        rule: Callable[[Any], Any] = self._vjps_before(argnums, ans, args, kwargs)
+        return rule
 
     def jvps(self, argnums: Any, gs: Any, ans: Any, args: Any, kwargs: Any) -> Any:
         """Return the tangent of the value, as `autograd.extend.defjvp_argnums` takes it."""
@@ -277,7 +286,10 @@ class _Rules:
 
 
 def _any_box(*given: Any) -> bool:
-    return any(type(a) in box_types for a in given)
+    for a in given:  # noqa: SIM110  sooner than any()
+        if type(a) in box_types:
+            return True
+    return False
 
 
 def _placed(places: Sequence[int], given: Sequence[Any], n: int) -> tuple[Any, ...]:
@@ -324,26 +336,26 @@ def _traces(
     wrapper: Any, raw: Any, is_ufunc: bool, args: Any, kwargs: Any, dispatched: bool
 ) -> Any:
     """Trace a call with boxes, as autograd's wrapper does."""
-    top, boxed, is_array, others = -1, list[int](), False, False
-    for k, arg in enumerate(args):
-        kind = type(arg)
-        if kind in box_types:
-            is_array = is_array or kind is ArrayBox
-            if arg._trace > top:
-                top, boxed = arg._trace, [k]
-            elif arg._trace == top:
-                boxed.append(k)
-        elif kind not in _UNTRACED and overriding(arg):
-            others = True
-    if is_ufunc and is_array and others and not dispatched:
-        return raw(*args, **kwargs)  # NumPy asks the other types, too
-    values = list(args)
+    boxed = [k for k, arg in enumerate(args) if type(arg) in box_types]
+    if len(boxed) < len(args) and is_ufunc and not dispatched:
+        others = [arg for arg in args if type(arg) not in _UNTRACED and type(arg) not in box_types]
+        if others and overriding(*others) and ArrayBox in map(type, args):
+            return raw(*args, **kwargs)  # NumPy asks the other types, too
+    top = args[boxed[0]]._trace
+    if len(boxed) > 1:
+        top = max(args[k]._trace for k in boxed)
+        boxed = [k for k in boxed if args[k]._trace == top]
+    values, parents = [*args], []
     for k in boxed:
         values[k] = args[k]._value
-    parents = [args[k]._node for k in boxed]
+        parents.append(args[k]._node)
+    if top == 0:  # the outermost, so there are no boxes in boxes
+        ans = raw(*values, **kwargs)
+    elif dispatched:
+        ans = wrapper(*values, called_by_autograd_dispatcher=True, **kwargs)
+    else:
+        ans = wrapper(*values, **kwargs)
     make = type(parents[0])
-    keywords = {**kwargs, "called_by_autograd_dispatcher": True} if dispatched else kwargs
-    ans = wrapper(*values, **keywords)
     if wrapper in tracer.notrace_primitives[make]:
         return ans
     node = make(ans, wrapper, tuple(values), kwargs, tuple(boxed), parents)
@@ -394,6 +406,7 @@ def _backward_pass(g: Any, end_node: Any) -> Any:
 _THEIR_CODE: Final = anp.tanh.__code__
 _OUR_CODE: Final = _code()
 _THEIR_PASS: Final = core.backward_pass
+_THEIR_SIZE: Final = ArrayVSpace.size
 
 
 class _Acceleration:
@@ -416,6 +429,7 @@ class _Acceleration:
         if self._before:
             return
         tracer.pullback_traces = _traces
+        ArrayVSpace.size = property(lambda space: math.prod(space.shape))
         core.backward_pass = _backward_pass
         _recode(_THEIR_CODE, _OUR_CODE)
         for function, f in _covered():
@@ -430,7 +444,7 @@ class _Acceleration:
 
     def off(self) -> None:
         """Put back what was there."""
-        core.backward_pass = _THEIR_PASS
+        core.backward_pass, ArrayVSpace.size = _THEIR_PASS, _THEIR_SIZE
         _recode(_OUR_CODE, _THEIR_CODE)
         while self._before:
             function, value, vjps, jvps = self._before.pop()
@@ -507,13 +521,8 @@ def traced(f: Any) -> Any:
 
     There is no need to call it: primitives do so when they meet autograd's boxes.
     """
-    row = f.row
-    if isinstance(row, OpRow) and not isinstance(f, np.ufunc):
-        function = primitive(f._ufunc("value"))  # what NumPy's protocol passes on
-    else:
-        function = primitive(
-            f if isinstance(f, np.ufunc) else lambda *a, **options: f(*a, **options)
-        )
+    is_twin = isinstance(f.row, OpRow) and not isinstance(f, np.ufunc)
+    function = primitive(f._ufunc("value") if is_twin else f)  # as NumPy's protocol passes it on
     rules = _Rules(f, function)
     defvjp_argnums(function, rules.vjps)
     defjvp_argnums(function, rules.jvps)
@@ -522,7 +531,7 @@ def traced(f: Any) -> Any:
 
 def register(op: str) -> None:
     """Make NumPy's protocol find an elementwise operation, by its name, on both engines."""
-    from pullback import reference  # noqa: PLC0415  seldom needed
+    from pullback import reference
 
     if op in elementwise:
         traced(elementwise[op])
