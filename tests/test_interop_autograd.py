@@ -247,3 +247,37 @@ def test_the_import_is_lazy(blocked, says) -> None:
     )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert says in finished.stdout, finished.stderr
+
+
+# --- losses and objectives ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=["pb", "reference"])
+@pytest.mark.parametrize("name", ["squared_error", "poisson", "softmax_cross_entropy"])
+def test_losses_take_boxes(name, engine) -> None:
+    loss = getattr(engine, name)
+    classes = name.startswith("softmax")
+    y = np.array([0, 1, 2]) if classes else np.array([1.0, 0.0, 2.0])
+    w, b = (np.linspace(-1, 1, 12).reshape(4, 3), X[:, 0]) if classes else (X[0] - 0.5, 0.3)
+    options = {"sample_weight": np.array([1.0, 2.0, 0.5]), "offset": None}
+
+    def value(X, w, b):
+        return loss.value(X, y, w, b, **options) * 2.0
+
+    for argument in range(3):
+        at = [X, w, b]
+
+        def one(a, at=at, argument=argument):
+            return value(*at[:argument], a, *at[argument + 1 :])
+
+        check_grads(one, modes=["rev"], order=2)(at[argument])
+        check_grads(one, modes=["fwd"], order=1)(at[argument])
+    check_grads(lambda w: value(X * anp.sum(w), w, b), modes=["rev"], order=2)(w)
+
+
+def test_objectives_take_boxes() -> None:
+    f = pb.LinearObjective(X, np.array([1.0, 0.0, 2.0]), "poisson", l2=0.1)
+    theta = np.linspace(-0.5, 0.5, 5)
+    check_grads(lambda t: anp.exp(f.value(t * t)), modes=["rev"], order=2)(theta)
+    check_grads(f.value, modes=["rev", "fwd"], order=1)(theta)
+    np.testing.assert_allclose(hessian(f.value)(theta), f.hessian(theta), rtol=1e-12)

@@ -24,7 +24,7 @@ try:
     import autograd.scipy.special as asp
     from autograd import core, tracer
     from autograd.core import add_outgrads, make_jvp, make_vjp, primitive_jvps, primitive_vjps
-    from autograd.extend import defjvp_argnums, defvjp_argnums, primitive
+    from autograd.extend import defjvp, defjvp_argnums, defvjp, defvjp_argnums, primitive
     from autograd.numpy.numpy_boxes import ArrayBox
     from autograd.numpy.numpy_vspaces import ArrayVSpace
     from autograd.tracer import box_types, trace_primitives_map
@@ -536,3 +536,107 @@ def register(op: str) -> None:
     if op in elementwise:
         traced(elementwise[op])
         traced(getattr(reference, op))
+
+
+# --- losses of linear models, and objectives ------------------------------------------------------
+
+_as_primitive: Callable[[Callable[..., Any]], Any] = primitive
+_OF_LOSS: Final = {3: "w", 4: "b", 1: "X"}  # by the position of the argument
+
+
+@_as_primitive
+def loss_value(loss: Any, X: Any, y: Any, w: Any, b: Any, options: Any) -> Any:
+    """Return a loss; it is traced by X, w and b."""
+    return loss.value(X, y, w, b, **options)
+
+
+@_as_primitive
+def _loss_slope(loss: Any, X: Any, y: Any, w: Any, b: Any, options: Any, name: str, g: Any) -> Any:
+    """Return g times the gradient for one of the variables."""
+    return loss.vjp(X, y, w, b, g, wrt=name, **options)
+
+
+def _vjps_of_loss(argnums: Any, ans: Any, args: Any, kwargs: Any) -> Callable[[Any], Any]:
+    del ans, kwargs
+    names = tuple(_OF_LOSS[k] for k in argnums)
+
+    def pull(g: Any) -> Any:
+        if _any_box(*args, g):
+            return tuple(_loss_slope(*args, name, g) for name in names)
+        loss, *operands, options = args
+        return loss.vjp(*operands, g, wrt=names, **options)
+
+    return pull
+
+
+def _jvps_of_loss(argnums: Any, gs: Any, ans: Any, args: Any, kwargs: Any) -> Any:
+    del ans, kwargs
+    terms = [
+        anp.sum(_loss_slope(*args, _OF_LOSS[k], 1.0) * t) for k, t in zip(argnums, gs, strict=True)
+    ]
+    return sum(terms[1:], terms[0])
+
+
+def _second_of_loss(
+    method: str, args: Any, given: dict[str, Any], **options: Any
+) -> tuple[Any, ...]:
+    """Return what a method of the loss's vjp returns, of these tangents or cotangents."""
+    loss, X, y, w, b, keywords, _, g = args
+    if _any_box(*args, *given.values()):
+        raise NotImplementedError(f"{loss.__name__}: no derivative of third order")
+    others = [given.get(name) for name in ("X", "w", "b", "g")[: 3 + (method == "jvp")]]
+    call = getattr(loss.vjp, method)
+    return call(X, y, w, b, g, *others, **keywords, **options)  # type: ignore[no-any-return]
+
+
+_OF_SLOPE: Final = {**_OF_LOSS, 7: "g"}
+
+
+def _vjps_of_slope(argnums: Any, ans: Any, args: Any, kwargs: Any) -> Callable[[Any], Any]:
+    del ans, kwargs
+    names = tuple(_OF_SLOPE[k] for k in argnums)
+    return lambda h: _second_of_loss("vjp", args, {args[6]: h}, wrt=names)
+
+
+def _jvps_of_slope(argnums: Any, gs: Any, ans: Any, args: Any, kwargs: Any) -> Any:
+    del ans, kwargs
+    tangents = {_OF_SLOPE[k]: t for k, t in zip(argnums, gs, strict=True)}
+    return _second_of_loss("jvp", args, tangents, wrt=args[6])
+
+
+defvjp_argnums(loss_value, _vjps_of_loss)
+defjvp_argnums(loss_value, _jvps_of_loss)
+defvjp_argnums(_loss_slope, _vjps_of_slope)
+defjvp_argnums(_loss_slope, _jvps_of_slope)
+
+
+@_as_primitive
+def objective_value(objective: Any, theta: Any) -> Any:
+    """Return an objective; it is traced by its vector of parameters."""
+    return objective.value(theta)
+
+
+@_as_primitive
+def _objective_slope(objective: Any, theta: Any, g: Any) -> Any:
+    return g * objective.grad(theta)
+
+
+@_as_primitive
+def _objective_curve(objective: Any, theta: Any, g: Any, v: Any) -> Any:
+    return g * objective.hvp(theta, v)
+
+
+defvjp(objective_value, None, lambda ans, *args: lambda g: _objective_slope(*args, g))
+defjvp(objective_value, None, lambda t, ans, *args: anp.dot(_objective_slope(*args, 1.0), t))
+defvjp(
+    _objective_slope,
+    None,
+    lambda ans, *args: lambda h: _objective_curve(*args, h),
+    lambda ans, f, theta, g: lambda h: anp.dot(h, _objective_slope(f, theta, 1.0)),
+)
+defjvp(
+    _objective_slope,
+    None,
+    lambda t, ans, *args: _objective_curve(*args, t),
+    lambda t, ans, f, theta, g: t * _objective_slope(f, theta, 1.0),
+)
