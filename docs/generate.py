@@ -417,7 +417,7 @@ def _marks(row: OpRow) -> Iterator[str]:
         yield "masked"
     if row.ulp_of_operands:
         yield "of operands"
-    yield from (f"of `{term}`" for term in row.largest_term if term)
+    yield from (f"of `{term}`" for term in dict.fromkeys(row.largest_term) if term)
 
 
 def _special_points(row: OpRow) -> Iterator[tuple[str, ...]]:

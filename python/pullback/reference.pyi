@@ -9,14 +9,14 @@ from pullback.jacobians import Diagonal
 from pullback.losses import Loss, ParametricLoss
 
 __all__ = ["abs", "add", "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh",
-"bilinear_form", "cbrt", "cos", "cosh", "divide", "dot", "elu", "equal", "erf", "erfc", "exp",
-"exp2", "expm1", "exponential", "gamma", "gelu", "gelu_tanh", "gram", "greater", "greater_equal",
-"hard_sigmoid", "hard_tanh", "hinge", "huber", "hypot", "identity", "layer_norm", "leaky_relu",
-"less", "less_equal", "linear", "log", "log10", "log1p", "log2", "log_cosh", "log_sigmoid",
-"log_softmax", "logaddexp", "logistic", "logsumexp", "matmul", "max", "maximum", "mean", "min",
-"minimum", "mish", "multiply", "negative", "norm", "norm1", "norm2", "not_equal", "poisson",
-"power", "prod", "quadratic_form", "quantile", "reciprocal", "relu", "relu6", "relu_mse", "selu",
-"sigmoid", "sign", "silu", "sin", "sinh", "softmax", "softmax_cross_entropy", "softplus",
+"bilinear_form", "cbrt", "cos", "cosh", "digamma", "divide", "dot", "elu", "equal", "erf", "erfc",
+"exp", "exp2", "expm1", "exponential", "gamma", "gammaln", "gelu", "gelu_tanh", "gram", "greater",
+"greater_equal", "hard_sigmoid", "hard_tanh", "hinge", "huber", "hypot", "identity", "layer_norm",
+"leaky_relu", "less", "less_equal", "linear", "log", "log10", "log1p", "log2", "log_cosh",
+"log_sigmoid", "log_softmax", "logaddexp", "logistic", "logsumexp", "matmul", "max", "maximum",
+"mean", "min", "minimum", "mish", "multiply", "negative", "norm", "norm1", "norm2", "not_equal",
+"poisson", "power", "prod", "quadratic_form", "quantile", "reciprocal", "relu", "relu6", "relu_mse",
+"selu", "sigmoid", "sign", "silu", "sin", "sinh", "softmax", "softmax_cross_entropy", "softplus",
 "softsign", "sqrt", "square", "squared_difference", "squared_error", "squared_hinge",
 "squared_norm2", "step", "subtract", "sum", "tan", "tanh", "variance", "xlogy"]
 
@@ -619,6 +619,16 @@ mish: Final[_Unary]
 """x*tanh(softplus(x)), ``x*tanh(log1p(exp(x)))``.
 
 Derivative ``tanh(log1p(exp(x))) + x/((1 + exp(-x))*cosh(log1p(exp(x)))**2)``; domain: x real.
+"""
+gammaln: Final[_Unary]
+"""Logarithm of the absolute value of the Gamma function, ``re(loggamma(x))``.
+
+Derivative ``psi(0, x)``; domain: x not 0, -1, -2, ....
+"""
+digamma: Final[_Unary]
+"""Logarithmic derivative of the Gamma function, psi, ``psi(0, x)``.
+
+Derivative ``psi(1, x)``; domain: x not 0, -1, -2, ....
 """
 add: Final[_Binary]
 """Sum, ``w + x``.

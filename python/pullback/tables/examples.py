@@ -139,6 +139,12 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType({
     "mish": """\
 >>> pb.mish.value_and_derivative([0.5])
 (array([0.37524521]), array([0.88642438]))""",
+    "gammaln": """\
+>>> pb.gammaln.value_and_derivative([0.5])
+(array([0.57236494]), array([-1.96351003]))""",
+    "digamma": """\
+>>> pb.digamma.value_and_derivative([0.5])
+(array([-1.96351003]), array([4.9348022]))""",
     "add": """\
 >>> pb.add.value_and_derivative([0.5], [0.5])
 (array([1.]), (array([1.]), array([1.])))""",
