@@ -14,9 +14,11 @@ from pullback.pointwise import Pointwise
 from pullback.products import Product
 from pullback.protocol import shown
 from pullback.reductions import Reduction, RowMap
+from pullback.selections import Selection
 from pullback.tables.elementwise import OpRow
 from pullback.tables.products import ProductRow
 from pullback.tables.reductions import ReductionRow
+from pullback.tables.selections import SelectionRow
 
 __all__ = ["Call", "Cotangents", "Link", "Step", "Walk", "arg", "make_step", "new_walk"]
 
@@ -145,6 +147,10 @@ def new_walk(steps: tuple[Step, ...]) -> Any:
     return Walk(steps) if native is None else native.ChainWalk(steps, arg, other)
 
 
+# Of primitives whose vjp and jacobian take wrt, if they have several operands.
+_TAKE_WRT: Final = OpRow | ProductRow | ReductionRow | SelectionRow
+
+
 # --- from what was given --------------------------------------------------------------------------
 
 
@@ -177,19 +183,21 @@ def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
     n = 1 if isinstance(op, Pointwise) else n
     if isinstance(op, Product) and op.row.optional and n == len(op.row.operands) - 1:
         operands, n = (*operands, None), n + 1  # its derivatives want that operand, or None
+    # So may another one, such as a condition.
+    moved = op.row.moved if isinstance(op, Selection) else tuple(range(n))
     places = tuple(k for k, operand in enumerate(operands) if operand is arg)
-    if places[-1] >= n:
-        raise ValueError(f"{where}: {_name(op)} has no derivative by operand {places[-1] + 1}")
-    bound = tuple(k for k, o in enumerate(operands[:n]) if o is not arg and o is not None)
+    for k in set(places) - {*moved}:
+        raise ValueError(f"{where}: {_name(op)} has no derivative by operand {k + 1}")
+    bound = tuple(k for k in moved if operands[k] is not arg and operands[k] is not None)
     options = {**options}
     jacobian = getattr(op, "jacobian", None) or (lambda *_, **__: op.jacobian)  # which raises
-    takes_wrt = isinstance(row, OpRow | ProductRow | ReductionRow) and n > 1
+    takes_wrt = isinstance(row, _TAKE_WRT) and len(moved) > 1
     alone = {"wrt": places[0]} if takes_wrt and len(places) == 1 else {}
     one_pass = getattr(op, "value_and_grad", None) if n == 1 else None
-    vjp, pull = _pulls(op, operands, options, places, bound, n)
-    tangents = (other if operand is arg else None for operand in operands[:n])
+    vjp, pull = _pulls(op, operands, options, places, bound, moved)
+    tangents = (other if operands[k] is arg else None for k in moved)
     runs = isinstance(row, OpRow) and len(places) + len(bound) == n and not _is_twin(op)
-    checks = isinstance(op, Reduction | RowMap | Product | Pointwise)
+    checks = isinstance(op, Reduction | RowMap | Product | Selection | Pointwise)
     return Step(
         value=Call(op.__call__ if checks else op, operands, options),  # past the type's slot
         jvp=Call(op.jvp, (*operands, *tangents), options),
@@ -232,6 +240,8 @@ def _taken(op: Any) -> tuple[int, ...]:
     if isinstance(op, Product):
         n = len(op.row.operands)
         return (n - 1, n) if op.row.optional else (n,)
+    if isinstance(op, Selection):
+        return (len(op.row.operands),)
     return (2,) if isinstance(op, Pointwise) else ()
 
 
@@ -241,14 +251,14 @@ def _pulls(
     options: dict[str, Any],
     places: tuple[int, ...],
     bound: tuple[int, ...],
-    n: int,
+    moved: tuple[int, ...],
 ) -> tuple[Call, Call | None]:
     """Return the calls for the cotangent of the running value, and for all, if others are bound."""
     given, wanted = (*operands, other), (*places, *bound)
-    if n == 1:
+    if len(moved) == 1:
         return Call(op.vjp, given, options), None
-    if isinstance(getattr(op, "row", None), OpRow | ProductRow | ReductionRow):
-        asked = "all" if wanted == tuple(range(n)) else wanted
+    if isinstance(getattr(op, "row", None), _TAKE_WRT):
+        asked = "all" if wanted == moved else wanted
         every = Call(op.vjp, given, options | {"wrt": asked})
         alone = Call(op.vjp, given, options | {"wrt": places if len(places) > 1 else places[0]})
     else:
