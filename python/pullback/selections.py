@@ -10,14 +10,14 @@ import math
 import sys
 import textwrap
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import combinations_with_replacement
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pullback.engine import BACKEND, Engine
+from pullback.engine import BACKEND, Engine, enter
 from pullback.jacobians import Jacobian, Kronecker, Permutation
 from pullback.jacobians.primitives import of_operand
 from pullback.oracle import selections as oracle
@@ -56,6 +56,7 @@ ELEMENTWISE: Final = (
 )
 ALONG_AN_AXIS: Final = ("__call__", "vjp", "jvp", "jacobian")
 OF_VJP: Final = ("vjp.jvp", "vjp.vjp")
+KERNELS: Final = ("value", "derivative", "value_and_derivative", "vjp", "jvp")
 
 
 # --- methods, from a row --------------------------------------------------------------------------
@@ -277,8 +278,18 @@ class Selection(Hinted):
         methods = {_attribute(name): _method(row, name) for name in (*_methods(row), *OF_VJP)}
         own: Any = type(type(self).__name__, (type(self),), methods)
         self.__class__ = own  # whose methods have the row's signature
+        for name in KERNELS if engine.is_native else ():
+            kind = "__call__" if name == "value" else name
+            if kind in methods:
+                make = partial(engine.kernels.selection_method, row.name, name)
+                # On the class, where calls look.
+                setattr(own, kind, enter(make, self, kind, row.name, self.__module__))
         of_vjp = {name[4:]: getattr(self, _attribute(name)) for name in OF_VJP}
-        self.vjp = WithMethods(self.vjp, **of_vjp)  # type: ignore[has-type]
+        pull: Any = getattr(self, "vjp")  # noqa: B009  of the class just made
+        if engine.is_native:
+            vars(pull).update(of_vjp)
+        else:
+            self.vjp = WithMethods(pull, **of_vjp)
 
     def __repr__(self) -> str:
         return f"<selection '{self.__name__}'{self._engine.remark}>"
@@ -378,10 +389,17 @@ class Choice(Selection):
         operands, shape, dtype, g = self._operands(op, "vjp", (*given, *more))
         g = np.full(shape, g) if is_weak(more[0]) else g
         stack = self._stack(op, g, operands, shape)
+        check_axes(op, stack + shape)
         own = [operands[k] for k in asked.operands]
         shapes = [None if a is None else stack + a.shape for a in own]
         outputs = Outputs(op, out, shapes, dtype, (*operands, g), single=asked.single)
-        results = outputs.deliver(self._pulled(operands, g, shape, asked.operands))
+        # As they are stored, on which the order of sums depends.
+        stored = [
+            a if a is None or is_weak(a) else as_array(op, name, a)
+            for a, name in zip((*given, *more), _arguments(self.row, "vjp"), strict=True)
+        ]
+        stored[: self.row.moved[0]] = operands[: self.row.moved[0]]
+        results = outputs.deliver(self._pulled(operands, g, shape, asked.operands, stored))
         return asked.result(_given(results, out))
 
     def _jvp(self, given: tuple[Any, ...], tangents: tuple[Any, ...], out: Any) -> Any:
@@ -488,12 +506,26 @@ class Choice(Selection):
             return self.row.choice(*operands)  # type: ignore[no-any-return]
 
     def _pulled(
-        self, operands: Sequence[Any], g: Array, shape: Shape, wrt: Sequence[int]
+        self,
+        operands: Sequence[Any],
+        g: Array,
+        shape: Shape,
+        wrt: tuple[int, ...],
+        stored: Sequence[Any] = (),
     ) -> list[Any]:
-        """Return the cotangents of operands, which are None where those are."""
+        """Return the cotangents of operands, which are None where those are.
+
+        The native engine has sums of its own, of the arguments as they are `stored`.
+        """
+        stack = g.shape[: g.ndim - len(shape)]
+        sums = any(operands[k] is not None and operands[k].shape != shape for k in wrt)
+        if sums and self._engine.is_native:
+            name = self.row.name
+            pull = self._engine.kernels.selection_method(name, "vjp", _refuse)
+            return list(pull(*(stored or (*operands, g)), wrt=wrt))
         masks, undefined = self._choice(operands)
         by = dict(zip(self.row.moved, masks, strict=True))
-        stack, results = g.shape[: g.ndim - len(shape)], list[Any]()
+        results = list[Any]()
         for k in wrt:
             if operands[k] is None:
                 results.append(None)
@@ -514,6 +546,12 @@ class Choice(Selection):
         if undefined is not None:
             result = np.where(undefined, dtype.type(np.nan), result)
         return _whole(result, shape)
+
+
+def _refuse(c: Any, w: Any, x: Any, g: Any, /, *, wrt: Any) -> NoReturn:
+    """Take what a kernel leaves, which is nothing."""
+    shapes = ", ".join(str(np.shape(array)) for array in (c, w, x, g))
+    raise ValueError(f"no kernel takes arrays of shapes {shapes} for {wrt}")
 
 
 def _mask(op: str, name: str, given: Any) -> Array:
