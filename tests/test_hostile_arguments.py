@@ -20,6 +20,7 @@ from pullback import jacobians as pj
 from pullback.tables.elementwise import OPS
 from pullback.tables.losses import LOSSES
 from pullback.tables.reductions import REDUCTIONS
+from pullback.tables.selections import SELECTIONS
 from test_registry import EVERYTHING
 
 # --- what is valid, by family ---------------------------------------------------------------------
@@ -29,6 +30,8 @@ PAIR, TRIPLE, SQUARE = np.ones(2), np.ones(3), np.ones((2, 2))
 ELEMENTS = dict.fromkeys(("w", "x", "g", "t", "tw", "tx"), X23)
 REDUCED = {"x": X23, "y": X23, "g": 1.0, "t": X23, "tx": X23, "ty": X23, "p": 3.0, "ddof": 0.0}
 MAPPED = {"x": X23, "g": X23, "t": X23, "axis": -1, "eps": 1e-5}
+CHOSEN = dict.fromkeys(("w", "x", "lo", "hi", "g", "tw", "tx", "tlo", "thi"), X23) | {"c": X23 > 0}
+TAKEN = {"x": X23, "indices": [1, 0], "g": PAIR, "t": X23, "axis": None}
 PRODUCTS = {
     "matmul": {"A": X23, "B": X23.T, "G": SQUARE, "tA": X23, "tB": X23.T},
     "linear": {"X": X23, "W": X23.T, "b": PAIR, "G": SQUARE, "tX": X23, "tW": X23.T, "tb": PAIR},
@@ -53,6 +56,8 @@ def valid(name: str) -> dict[str, Any]:
         return ELEMENTS
     if op in REDUCTIONS:
         return MAPPED if REDUCTIONS[op].is_map else REDUCED
+    if op in SELECTIONS:
+        return CHOSEN if SELECTIONS[op].is_elementwise else TAKEN
     if op in PRODUCTS:
         return PRODUCTS[op]
     if method.startswith("pointwise"):
@@ -154,6 +159,10 @@ OPTIONAL = {
     "tw",
     "tx",
     "ty",
+    "lo",
+    "hi",
+    "tlo",
+    "thi",
 }
 
 

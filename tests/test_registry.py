@@ -100,6 +100,7 @@ everything = each(
 def test_both_tables_hold_the_same_operations() -> None:
     assert native.elementwise_ops() == {name: row.nin for name, row in OPS.items()}
     assert sorted(native.loss_ops()) == sorted(pb.losses.losses)
+    assert set(native.selection_ops()) == set(SELECTIONS)
     # Softmax is logsumexp's gradient; norm(x, inf) has kernels of its own.
     own = {name for name, _ in native.reduction_ops()} - {"norm_inf"}
     assert own == set(REDUCTIONS)
@@ -134,6 +135,9 @@ def test_unknown_operations_and_methods() -> None:
     for loss, method in (("nonsense", "value"), ("relu_mse", "nonsense")):
         with pytest.raises(KeyError):
             native.loss_method(loss, 0.0, method, None, print)
+    for name, method in (("nonsense", "value"), ("where", "nonsense"), ("take", "derivative")):
+        with pytest.raises(KeyError):
+            native.selection_method(name, method, print)
     for name, method in (("nonsense", "value"), ("sum", "nonsense"), ("softmax", "grad")):
         with pytest.raises(KeyError):
             native.reduction_method(name, method, "", 0.0, None, print)

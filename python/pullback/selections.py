@@ -28,7 +28,7 @@ from pullback.protocol import (
     Wrt,
     as_array,
     as_arrays,
-    as_index,
+    as_ints,
     broadcast_shape,
     check_cotangent,
     check_labels,
@@ -315,6 +315,11 @@ class Selection(Hinted):
         arrays = iter(as_arrays(op, *(given[k] for k in there), names=[names[k] for k in there]))
         return [given[k] if k in left else next(arrays) for k in range(len(names))]
 
+    def _kernel(self, method: str, *arrays: Any, **options: Any) -> Any:
+        """Return what a kernel gives for arrays that it takes."""
+        make = self._engine.kernels.selection_method
+        return make(self.row.name, method, _REFUSALS[len(arrays)])(*arrays, **options)
+
     def _check_shapes(
         self, op: str, names: Sequence[str], given: Sequence[Any], arrays: Any, wanted: Any
     ) -> None:
@@ -329,6 +334,21 @@ class Selection(Hinted):
                 raise ValueError(f"{op}: {name} is given, but {of} is None")
             if not is_weak(one) and array.shape != shape:
                 raise ValueError(f"{op}: {name} has shape {array.shape}, {of} has {shape}")
+
+
+def _refuse(*arrays: Any) -> NoReturn:
+    shapes = ", ".join(str(np.shape(array)) for array in arrays if array is not None)
+    raise ValueError(f"no kernel takes arrays of shapes {shapes}")
+
+
+# What kernels leave their calls to, by how many arrays they take.
+_REFUSALS: Final = {
+    2: lambda x, indices, axis: _refuse(x, indices),
+    3: lambda a, b, c, axis=None: _refuse(a, b, c),
+    4: lambda a, b, c, g, wrt="all": _refuse(a, b, c, g),
+    5: lambda a, b, c, t, u: _refuse(a, b, c, t, u),
+    6: lambda a, b, c, t, u, v: _refuse(a, b, c, t, u, v),
+}
 
 
 def _given(results: Sequence[Any], out: Any) -> list[Any]:
@@ -347,9 +367,8 @@ class Choice(Selection):
         op = self._op("")
         operands, shape, dtype = self._operands(op, "__call__", given)
         outputs = Outputs(op, out, [shape], dtype, operands, single=True)
-        masks, _ = self._choice(operands)
-        value = oracle.selected(masks, [operands[k] for k in self.row.moved], dtype)
-        return _given(outputs.deliver([_whole(value, shape)]), out)[0]
+        value = self._computed("value", operands, shape, dtype)
+        return _given(outputs.deliver([value]), out)[0]
 
     def _derivative(self, given: tuple[Any, ...], out: Any) -> Any:
         return self._slopes("derivative", given, out)
@@ -367,10 +386,9 @@ class Choice(Selection):
         outs = flat_outs(op, out, (None, tuple(moved)) if has_value else tuple(moved))
         shapes[:0] = [shape] * has_value
         outputs = Outputs(op, outs, shapes, dtype, operands, single=False)
-        masks, undefined = self._choice(operands)
-        results = [_slope(mask, undefined, shape, dtype) for mask in masks]
-        results[:0] = [_whole(oracle.selected(masks, moved, dtype), shape)] * has_value
-        return tuple(_given(outputs.deliver(results), outs))
+        slopes = self._computed("derivative", operands, shape, dtype)
+        value = [self._computed("value", operands, shape, dtype)] * has_value
+        return tuple(_given(outputs.deliver([*value, *slopes]), outs))
 
     def _second_derivative(self, given: tuple[Any, ...], out: Any) -> Any:
         op = self._op("second_derivative")
@@ -379,8 +397,11 @@ class Choice(Selection):
         lacks = [a is None or b is None for a, b in pairs]
         shapes = [None if lack else shape for lack in lacks]
         outputs = Outputs(op, out, shapes, dtype, operands, single=False)
-        _, undefined = self._choice(operands)
-        results = [None if lack else _slope(np.False_, undefined, shape, dtype) for lack in lacks]
+        # 0, or NaN where the derivatives are that; one of which there always is.
+        slope, *_ = (
+            a for a in self._computed("derivative", operands, shape, dtype) if a is not None
+        )
+        results = [None if lack else slope * dtype.type(0) for lack in lacks]
         return tuple(_given(outputs.deliver(results), out))
 
     def _vjp(self, given: tuple[Any, ...], more: tuple[Any], wrt: Any, out: Any) -> Any:
@@ -414,9 +435,9 @@ class Choice(Selection):
         op = self._op("jacobian")
         asked = self._asked(op, wrt, given)
         operands, shape, dtype = self._operands(op, "jacobian", given)
-        masks, undefined = self._choice(operands)
-        by = dict(zip(self.row.moved, masks, strict=True))
-        slopes = [_slope(by[k], undefined, shape, dtype) for k in asked.operands]
+        every = self._computed("derivative", operands, shape, dtype)
+        by = dict(zip(self.row.moved, every, strict=True))
+        slopes = [by[k] for k in asked.operands]
         return asked.result(
             [
                 None if slope is None else of_operand(slope, operands[k])
@@ -450,7 +471,10 @@ class Choice(Selection):
         stack = () if is_weak(more[0]) else self._stack(op, g, operands, shape)
         whole = stack + shape
         names = _arguments(self.row, "vjp.vjp")[n + 1 :]
-        wanted = [(f"the cotangent of {of}", s and stack + s) for of, s in self._wanted(operands)]
+        wanted = [
+            (f"the cotangent of {of}", None if own is None else stack + own)
+            for of, own in self._wanted(operands)
+        ]
         self._check_shapes(op, names, more[1:], moved, wanted)
         shapes = [whole if k == n else getattr(operands[k], "shape", None) for k in asked.operands]
         inputs = (*operands, g, *moved)
@@ -500,10 +524,14 @@ class Choice(Selection):
         moved = ((self._names[k], operands[k]) for k in self.row.moved)
         return [(name, None if a is None else a.shape) for name, a in moved]
 
-    def _choice(self, operands: Sequence[Any]) -> tuple[tuple[Any, ...], Any]:
-        assert self.row.choice is not None
-        with np.errstate(all="ignore"):
-            return self.row.choice(*operands)  # type: ignore[no-any-return]
+    def _computed(
+        self, method: str, operands: Sequence[Any], shape: Shape, dtype: np.dtype[Any]
+    ) -> Any:
+        """Return the value, or a tuple of derivatives, as arrays of a shape."""
+        if self._engine.is_native:
+            results = self._kernel(method, *operands)
+            return tuple(results) if method == "derivative" else np.asarray(results)
+        return getattr(oracle, method)(self.row.choice, operands, self.row.moved, shape, dtype)
 
     def _pulled(
         self,
@@ -515,25 +543,18 @@ class Choice(Selection):
     ) -> list[Any]:
         """Return the cotangents of operands, which are None where those are.
 
-        The native engine has sums of its own, of the arguments as they are `stored`.
+        The native engine takes the arguments as they are `stored`.
         """
-        stack = g.shape[: g.ndim - len(shape)]
-        sums = any(operands[k] is not None and operands[k].shape != shape for k in wrt)
-        if sums and self._engine.is_native:
-            name = self.row.name
-            pull = self._engine.kernels.selection_method(name, "vjp", _refuse)
-            return list(pull(*(stored or (*operands, g)), wrt=wrt))
-        masks, undefined = self._choice(operands)
-        by = dict(zip(self.row.moved, masks, strict=True))
-        results = list[Any]()
-        for k in wrt:
-            if operands[k] is None:
-                results.append(None)
-                continue
-            term = np.where(by[k], g, g.dtype.type(0))
-            term = term if undefined is None else np.where(undefined, g.dtype.type(np.nan), term)
-            results.append(sum_repeated(term, stack, operands[k].shape))
-        return results
+        there = tuple(k for k in wrt if operands[k] is not None)
+        if self._engine.is_native:
+            given = stored or (*operands, g)
+            pulled = iter(self._kernel("vjp", *given, wrt=there) if there else ())
+        else:
+            stack = g.shape[: g.ndim - len(shape)]
+            terms = oracle.pulled(self.row.choice, operands, g)
+            by = dict(zip(self.row.moved, terms, strict=True))
+            pulled = (sum_repeated(by[k], stack, operands[k].shape) for k in there)
+        return [None if operands[k] is None else next(pulled) for k in wrt]
 
     def _pushed(
         self, operands: Sequence[Any], tangents: Sequence[Any], shape: Shape, dtype: np.dtype[Any]
@@ -541,17 +562,11 @@ class Choice(Selection):
         """Return the tangent of the value."""
         if all(t is None for t in tangents):
             return np.zeros(shape, dtype)
-        masks, undefined = self._choice(operands)
-        result = oracle.selected(masks, tangents, dtype)
-        if undefined is not None:
-            result = np.where(undefined, dtype.type(np.nan), result)
-        return _whole(result, shape)
-
-
-def _refuse(c: Any, w: Any, x: Any, g: Any, /, *, wrt: Any) -> NoReturn:
-    """Take what a kernel leaves, which is nothing."""
-    shapes = ", ".join(str(np.shape(array)) for array in (c, w, x, g))
-    raise ValueError(f"no kernel takes arrays of shapes {shapes} for {wrt}")
+        whole = [None if a is None else np.broadcast_to(a, shape) for a in (*operands, *tangents)]
+        if self._engine.is_native:
+            return np.asarray(self._kernel("jvp", *whole))
+        n = len(operands)
+        return oracle.pushed(self.row.choice, whole[:n], whole[n:])
 
 
 def _mask(op: str, name: str, given: Any) -> Array:
@@ -559,21 +574,6 @@ def _mask(op: str, name: str, given: Any) -> Array:
     array = as_array(op, name, given)
     kernel_dtype(op, name, array.dtype)
     return np.asarray(array, bool)
-
-
-def _whole(array: Array, shape: Shape) -> Array:
-    """Return an array of its own in a shape to which it broadcasts."""
-    return array if array.shape == shape else np.array(np.broadcast_to(array, shape))
-
-
-def _slope(mask: Any, undefined: Any, shape: Shape, dtype: np.dtype[Any]) -> Any:
-    """Return a derivative: 1 where the operand is chosen, else 0, and NaN where undefined."""
-    if mask is None:
-        return None
-    slope = np.where(mask, dtype.type(1), dtype.type(0))
-    if undefined is not None:
-        slope = np.where(undefined, dtype.type(np.nan), slope)
-    return _whole(slope, shape)
 
 
 def _spread(array: Array, front: int, ndim: int) -> Array:
@@ -605,7 +605,7 @@ class Take(Selection):
         places = _Places(op, x.shape, indices, axis)
         stack = places.stack(op, g, more[0])
         outputs = Outputs(op, out, [stack + x.shape], x.dtype, (x, g), single=True)
-        result = places.put(np.broadcast_to(g, stack + places.result))
+        result = self._put(places, np.broadcast_to(g, stack + places.result))
         return _given(outputs.deliver([result]), out)[0]
 
     def _jacobian(self, given: tuple[Any, ...], axis: Any) -> Any:
@@ -625,7 +625,7 @@ class Take(Selection):
         outputs = Outputs(op, out, [stack + x.shape], x.dtype, (x, g, t, tg), single=True)
         result = np.zeros(stack + x.shape, x.dtype)
         if tg is not None:
-            result = places.put(np.broadcast_to(tg, whole))
+            result = self._put(places, np.broadcast_to(tg, whole))
         return _given(outputs.deliver([result]), out)[0]
 
     def _of_vjp_vjp(
@@ -644,15 +644,37 @@ class Take(Selection):
         results = [np.zeros(shape, x.dtype) for shape in shapes]
         if h is not None and 2 in asked.operands:
             h = np.broadcast_to(h, stack + x.shape)
-            results[asked.operands.index(2)] = places.take(h, len(stack))
+            results[asked.operands.index(2)] = self._take(places, h)
         return asked.result(_given(outputs.deliver(results), out))
 
     def _taken(self, op: str, x: Array, given: Any, places: _Places, out: Any) -> Any:
         outputs = Outputs(op, out, [places.result], x.dtype, (x, given), single=True)
         result = np.zeros(places.result, x.dtype)
         if given is not None:
-            result = places.take(np.broadcast_to(given, x.shape))
+            result = self._take(places, np.broadcast_to(given, x.shape))
         return _given(outputs.deliver([result]), out)[0]
+
+    def _take(self, places: _Places, x: Array) -> Array:
+        """Return the elements of an array, which may have the axes of a stack in front."""
+        blocks, shape = places.blocks(x)
+        if not math.prod(shape):
+            taken = np.empty(shape, x.dtype)
+        elif self._engine.is_native:
+            taken = self._kernel("value", blocks, places.at, axis=1)
+        else:
+            taken = oracle.take(blocks, places.at)
+        return taken.reshape(shape)
+
+    def _put(self, places: _Places, g: Array) -> Array:
+        """Return a cotangent's sums at the places that it was taken from."""
+        blocks, like, shape = places.blocks_of_taken(g)
+        if not g.size:
+            put = np.zeros(shape, g.dtype)
+        elif self._engine.is_native:
+            put = self._kernel("vjp", like, places.at, blocks, axis=1)
+        else:
+            put = oracle.put(blocks, places.at, like.shape[1])
+        return put.reshape(shape)
 
 
 class _Places:
@@ -673,7 +695,10 @@ class _Places:
         if axis is None:
             self._shape = (math.prod(shape),)
         else:
-            self._axis = as_index(op, "axis", axis, "an integer or None")
+            axes = as_ints(op, "axis", axis, "an integer or None")
+            if len(axes) != 1 or isinstance(axis, tuple | list):
+                raise TypeError(f"{op}: axis must be an integer or None, not {shown(axis)}")
+            (self._axis,) = axes
             if not -len(shape) <= self._axis < len(shape):
                 far = min(max(self._axis, -sys.maxsize), sys.maxsize)
                 raise np.exceptions.AxisError(far, len(shape), op)
@@ -690,35 +715,42 @@ class _Places:
             raise IndexError(
                 f"{op}: index {own[wrong][0]} is out of range for axis {axis}, which has extent {n}"
             )
-        self._at = own.astype(np.intp)
-        self._at += n * (self._at < 0)
+        at = own.astype(np.int64)
+        at += n * (at < 0)
+        self.at, self._of_indices = at.reshape(-1), at.shape
         before, behind = self._shape[: self._axis], self._shape[self._axis + 1 :]
-        self.result = before + self._at.shape + behind
+        self.result = before + at.shape + behind
         check_axes(op, self.result)
 
     def stack(self, op: str, g: Array, given: Any) -> Shape:
         """Return the axes that a cotangent has in front; a number has none."""
         if is_weak(given):
             return ()
-        stack = check_cotangent(op, g.shape, self.result, x=self._given, indices=self._at.shape)
+        stack = check_cotangent(op, g.shape, self.result, x=self._given, indices=self._of_indices)
         check_axes(op, stack + self._given)
         return stack
 
-    def take(self, x: Array, n_stack: int = 0) -> Array:
-        """Return the elements of an array, which may have the axes of a stack in front."""
-        stack = x.shape[:n_stack]
-        return oracle.take(x.reshape(stack + self._shape), self._at, n_stack + self._axis)
+    def blocks(self, x: Array) -> tuple[Array, Shape]:
+        """Return an array, behind a stack, as (outer, n, inner), and the shape of what is taken."""
+        stack = x.shape[: x.ndim - len(self._given)]
+        n, inner = self._shape[self._axis], math.prod(self._shape[self._axis + 1 :])
+        outer = math.prod((*stack, *self._shape[: self._axis]))
+        return np.ascontiguousarray(x).reshape(outer, n, inner), stack + self.result
 
-    def put(self, g: Array) -> Array:
-        """Return a cotangent's sums at the places that it was taken from."""
+    def blocks_of_taken(self, g: Array) -> tuple[Array, Array, Shape]:
+        """Return what was taken as such, something like `blocks`, and the shape of all."""
         stack = g.shape[: g.ndim - len(self.result)]
-        return oracle.put(g, self._at, self._shape, self._axis).reshape(stack + self._given)
+        n, inner = self._shape[self._axis], math.prod(self._shape[self._axis + 1 :])
+        outer = math.prod((*stack, *self._shape[: self._axis]))
+        like = np.broadcast_to(np.zeros((), g.dtype), (outer, n, inner))
+        blocks = np.ascontiguousarray(g).reshape(outer, self.at.size, inner)
+        return blocks, like, stack + self._given
 
     def jacobian(self, dtype: np.dtype[Any]) -> Jacobian:
         """Return the Jacobian."""
-        n, axis, ndim = self._at.size, self._axis, len(self._shape)
+        n, axis, ndim = self.at.size, self._axis, len(self._shape)
         chosen = np.zeros((n, self._shape[axis]), dtype)
-        chosen[np.arange(n), self._at.reshape(-1)] = 1
+        chosen[np.arange(n), self.at] = 1
         outer, inner = math.prod(self._shape[:axis]), math.prod(self._shape[axis + 1 :])
         if outer == 1 or inner == 1:
             factors = (chosen, inner) if outer == 1 else (outer, chosen)
@@ -726,7 +758,7 @@ class _Places:
             return Kronecker(*factors, copy=False, **shapes)
         others = [a for a in range(ndim) if a != axis]
         last = Permutation(self._shape, (*others, axis), dtype)
-        behind = (*(self._shape[a] for a in others), *self._at.shape)
+        behind = (*(self._shape[a] for a in others), *self._of_indices)
         J = Kronecker(
             outer * inner,
             chosen,

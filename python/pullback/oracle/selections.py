@@ -7,15 +7,14 @@ mask tells where a derivative is NaN; it is None where none is.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["clip", "put", "selected", "take", "where"]
+__all__ = ["clip", "derivative", "pulled", "pushed", "put", "take", "value", "where"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Choice: TypeAlias = tuple[tuple[Any, ...], Any]
@@ -40,29 +39,74 @@ def clip(x: Array, lo: Any, hi: Any) -> Choice:
     return masks, reduce(np.logical_or, (np.isnan(a) for a in (x, lo, hi) if a is not None))
 
 
-def selected(masks: tuple[Any, ...], given: Sequence[Any], dtype: np.dtype[Any]) -> Array:
-    """Return at each place the element of the array whose mask is true there, or +0 for None."""
-    result = np.zeros((), dtype)
+Pick: TypeAlias = Callable[..., Choice]
+
+
+def value(
+    pick: Pick,
+    operands: Sequence[Any],
+    moved: Sequence[int],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+) -> Array:
+    """Return what is chosen among the operands that have derivatives, which `moved` names."""
+    masks, _ = pick(*operands)
+    return _selected(masks, [operands[k] for k in moved], shape, dtype)
+
+
+def derivative(
+    pick: Pick,
+    operands: Sequence[Any],
+    moved: Sequence[int],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+) -> tuple[Any, ...]:
+    """Return 1 where an operand is chosen and 0 elsewhere, by operand; None for None."""
+    del moved
+    return pulled(pick, operands, np.broadcast_to(dtype.type(1), shape))
+
+
+def pulled(pick: Pick, operands: Sequence[Any], g: Array) -> tuple[Any, ...]:
+    """Return g where an operand is chosen and +0 elsewhere, by operand; None for None."""
+    masks, undefined = pick(*operands)
+    zero, nan = g.dtype.type(0), g.dtype.type(np.nan)
+    terms = (None if mask is None else np.where(mask, g, zero) for mask in masks)
+    if undefined is None:
+        return tuple(terms)
+    return tuple(None if term is None else np.where(undefined, nan, term) for term in terms)
+
+
+def pushed(pick: Pick, operands: Sequence[Any], tangents: Sequence[Any]) -> Array:
+    """Return the tangent of what is chosen, of arrays of one shape; at least one is not None."""
+    masks, undefined = pick(*operands)
+    like = next(t for t in tangents if t is not None)
+    tangent = _selected(masks, tangents, like.shape, like.dtype)
+    return tangent if undefined is None else np.where(undefined, like.dtype.type(np.nan), tangent)
+
+
+def _selected(
+    masks: tuple[Any, ...], given: Sequence[Any], shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Array:
+    """Return the element of the array whose mask is true, or +0 for None."""
+    result = np.zeros(shape, dtype)
     for mask, array in zip(masks, given, strict=True):
-        if mask is not None:
-            result = np.where(mask, np.zeros((), dtype) if array is None else array, result)
+        if mask is not None and array is not None:
+            np.copyto(result, array, where=mask)
     return result
 
 
-def take(x: Array, at: Array, axis: int) -> Array:
-    """Return the elements of `x` at places along an axis, none of them negative or too large."""
-    return np.take(x, at, axis)
+def take(x: Array, at: Array) -> Array:
+    """Return the elements of an array (outer, n, inner) at places along its middle axis."""
+    return np.take(x, at, 1)
 
 
-def put(g: Array, at: Array, shape: tuple[int, ...], axis: int) -> Array:
-    """Return zeros (..., *shape), to which those of g (..., *taken) are added, at their places.
+def put(g: Array, at: Array, n: int) -> Array:
+    """Return zeros (outer, n, inner), to which what was taken is added at its places.
 
     Sums are in float64 and in the order of the places.
     """
-    outer, n, inner = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
-    stack = g.shape[: g.ndim - (len(shape) - 1 + at.ndim)]
-    outer *= math.prod(stack)
-    starts = n * np.arange(outer)[:, np.newaxis] + at.reshape(1, -1)
+    outer, _, inner = g.shape
+    starts = n * np.arange(outer)[:, np.newaxis] + at
     flat = (starts[..., np.newaxis] * inner + np.arange(inner)).reshape(-1)
     sums = np.bincount(flat, g.reshape(-1), outer * n * inner)  # adds in order, in float64
-    return sums.astype(g.dtype).reshape(stack + shape)
+    return sums.astype(g.dtype).reshape(outer, n, inner)
