@@ -346,8 +346,8 @@ _REFUSALS: Final = {
     2: lambda x, indices, axis: _refuse(x, indices),
     3: lambda a, b, c, axis=None: _refuse(a, b, c),
     4: lambda a, b, c, g, wrt="all": _refuse(a, b, c, g),
-    5: lambda a, b, c, t, u: _refuse(a, b, c, t, u),
-    6: lambda a, b, c, t, u, v: _refuse(a, b, c, t, u, v),
+    5: lambda a, b, c, t, u: _refuse(a, b, c, t, u),  # noqa: PLW0108  it is counted
+    6: lambda a, b, c, t, u, v: _refuse(a, b, c, t, u, v),  # noqa: PLW0108
 }
 
 
@@ -398,9 +398,8 @@ class Choice(Selection):
         shapes = [None if lack else shape for lack in lacks]
         outputs = Outputs(op, out, shapes, dtype, operands, single=False)
         # 0, or NaN where the derivatives are that; one of which there always is.
-        slope, *_ = (
-            a for a in self._computed("derivative", operands, shape, dtype) if a is not None
-        )
+        slopes = self._computed("derivative", operands, shape, dtype)
+        slope = next(slope for slope in slopes if slope is not None)
         results = [None if lack else slope * dtype.type(0) for lack in lacks]
         return tuple(_given(outputs.deliver(results), out))
 
@@ -492,6 +491,10 @@ class Choice(Selection):
 
     # --- what they share ---
 
+    @property
+    def _pick(self) -> Any:
+        return self.row.choice
+
     def _asked(self, op: str, wrt: Any, given: Sequence[Any], *more: str) -> Wrt:
         """Return what `wrt` asks for, of which an operand that is None is not all."""
         without = () if self.row.constant is None else (self.row.constant,)
@@ -531,7 +534,7 @@ class Choice(Selection):
         if self._engine.is_native:
             results = self._kernel(method, *operands)
             return tuple(results) if method == "derivative" else np.asarray(results)
-        return getattr(oracle, method)(self.row.choice, operands, self.row.moved, shape, dtype)
+        return getattr(oracle, method)(self._pick, operands, self.row.moved, shape, dtype)
 
     def _pulled(
         self,
@@ -551,7 +554,7 @@ class Choice(Selection):
             pulled = iter(self._kernel("vjp", *given, wrt=there) if there else ())
         else:
             stack = g.shape[: g.ndim - len(shape)]
-            terms = oracle.pulled(self.row.choice, operands, g)
+            terms = oracle.pulled(self._pick, operands, g)
             by = dict(zip(self.row.moved, terms, strict=True))
             pulled = (sum_repeated(by[k], stack, operands[k].shape) for k in there)
         return [None if operands[k] is None else next(pulled) for k in wrt]
@@ -566,7 +569,7 @@ class Choice(Selection):
         if self._engine.is_native:
             return np.asarray(self._kernel("jvp", *whole))
         n = len(operands)
-        return oracle.pushed(self.row.choice, whole[:n], whole[n:])
+        return oracle.pushed(self._pick, whole[:n], whole[n:])
 
 
 def _mask(op: str, name: str, given: Any) -> Array:
