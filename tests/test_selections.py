@@ -278,8 +278,10 @@ def test_layouts_number_types_and_outputs(name: str, dtype: Any, P: Any) -> None
         results = getattr(f, method)(*own, *more, out=outs)
         assert results[0] is outs[0]
         assert_same_leaves(results, wanted)
-    y, _ = f.value_and_derivative(*own, out=(out, None))
-    assert y is out
+    for nested in ((out, None), (out, outs), (out, (None, *outs[1:]))):
+        y, slopes_too = f.value_and_derivative(*own, out=nested)
+        assert y is out
+        assert_same_leaves((y, slopes_too), (value, slopes))
     shifted = np.empty(13, dtype)
     shifted[:12] = operands[1].ravel()
     given = [own[0].ravel(), shifted[:12], own[2].ravel()]
@@ -383,6 +385,7 @@ TAKEN: list[tuple[tuple[int, ...], Any, Any]] = [
     ((2, 3, 4), -1, -2),
     ((2, 3, 4), [], 2),
     ((3, 1), [0, 0, 0], -1),
+    ((3,), [2, 2, 0], None),
 ]
 taken = each("case", TAKEN)
 
@@ -429,6 +432,17 @@ def test_take(case: Any, dtype: Any, P: Any) -> None:
     out = np.empty_like(value)
     assert P.take(x, places, axis, out=out) is out
     assert_same_bits(out, value)
+    if x.size and value.size:  # nothing is written where an index is wrong
+        out = np.full_like(pulled, 7)
+        wrong = places.copy()
+        wrong.flat[-1] = 99
+        with pytest.raises(IndexError, match=r"take\.vjp: index 99"):
+            P.take.vjp(x, wrong, g, axis, out=out)
+        assert (out == 7).all()
+    if shape == value.shape:
+        own = x.copy()
+        assert P.take(own, places, axis, out=own) is own
+        assert_same_bits(own, value)
     # Second order.
     assert_same_bits(P.take.vjp.jvp(x, places, g, x, stack[2], axis), 2 * pulled)
     assert not np.any(P.take.vjp.jvp(x, places, g, x, None, axis))

@@ -228,7 +228,8 @@ struct ChoiceJob {
 
   // Outputs by what the kernel gives; false where Python has to look at them.
   bool Given(PyObject* out, std::array<PyObject*, kMost>& given) const {
-    if (with_sums || entry.method == Method::kValueAndDerivative) return false;
+    if (with_sums) return false;
+    if (entry.method == Method::kValueAndDerivative) return GivenNested(out, given);
     const bool single = entry.method == Method::kVjp ? wrt.single : !GivesSlopes();
     const size_t count = entry.method == Method::kVjp ? wrt.count : entry.moved;
     std::array<PyObject*, kMost> flat{};
@@ -244,6 +245,18 @@ struct ChoiceJob {
       const size_t o = wrt.operands[i] - entry.constant;
       if (flat[i] != nullptr && x[o] == nullptr) return false;
       given[o] = flat[i];
+    }
+    return true;
+  }
+
+  // (value, (slopes)), with None for some or all of the slopes.
+  bool GivenNested(PyObject* out, std::array<PyObject*, kMost>& given) const {
+    std::array<PyObject*, 2> pair;
+    if (!FlatOuts(out, 2, false, pair.data())) return false;
+    given[0] = pair[0];
+    if (!FlatOuts(pair[1], entry.moved, false, given.data() + 1, false)) return false;
+    for (size_t k = 0; k < entry.moved; ++k) {
+      if (given[1 + k] != nullptr && x[k] == nullptr) return false;
     }
     return true;
   }
@@ -288,7 +301,6 @@ struct TakeEntry : MethodEntry {
 
 [[gnu::hot]] PyObject* TakeMethod(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const TakeEntry&>(own);
-  if (Given(args, entry.out_at) != nullptr) return nullptr;
   const bool is_pull = entry.method == Method::kVjp;
   const std::optional<DType> dtype = KernelArray(args[0]);
   // What is taken from; of a vjp, what goes back.
@@ -359,7 +371,16 @@ struct TakeEntry : MethodEntry {
   call.inner = product(first + at + 1, behind);
   if (call.outer * call.n * call.inner * call.count == 0) return nullptr;
 
-  Ref made(NewArray(result.ndim, result.extent.data(), *dtype));
+  PyObject* const out = Given(args, entry.out_at);
+  if (out != nullptr) {
+    PyArrayObject* const target = AsArray(out);
+    const bool fits = KernelArray(out) == dtype && PyArray_ISWRITEABLE(target) &&
+                      PyArray_IS_C_CONTIGUOUS(target) && result.Is(target) &&
+                      !Overlap(target, from) && !Overlap(target, places);
+    // Nothing is written where an index is wrong.
+    if (!fits || !PlacesAreInRange(call)) return nullptr;
+  }
+  Ref made(out != nullptr ? Py_NewRef(out) : NewArray(result.ndim, result.extent.data(), *dtype));
   if (!made) return nullptr;
   bool wrong = false;
   const size_t elements = call.outer * call.inner * std::max(call.count, is_pull ? call.n : 0);

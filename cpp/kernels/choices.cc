@@ -10,6 +10,7 @@
 
 #include <hwy/cache_control.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <limits>
@@ -34,6 +35,12 @@ struct WhereRow {
   static constexpr const char* kName = "where";
   static constexpr int kConstant = 1;
   static constexpr bool kHasUndefined = false;
+  static constexpr std::array kMissing = {0.0, 0.0, 0.0};
+
+  template <class D, class V>
+  static HWY_INLINE V Value(D d, const std::array<V, 3>& in) {
+    return hn::IfThenElse(hn::Eq(in[0], hn::Zero(d)), in[2], in[1]);
+  }
 
   template <class D, class V, class M>
   static HWY_INLINE void Choose(D d, const std::array<V, 3>& in, const std::array<M, 3>& /*lacks*/,
@@ -49,6 +56,18 @@ struct ClipRow {
   static constexpr const char* kName = "clip";
   static constexpr int kConstant = 0;
   static constexpr bool kHasUndefined = true;
+  // What a missing bound is read as: it gives the same values, if not the same derivatives.
+  static constexpr std::array kMissing = {0.0, -std::numeric_limits<double>::infinity(),
+                                          std::numeric_limits<double>::infinity()};
+
+  // In half the time that the masks take.
+  template <class D, class V>
+  static HWY_INLINE V Value(D /*d*/, const std::array<V, 3>& in) {
+    const V larger = hn::IfThenElse(hn::Le(in[0], in[1]), in[1], in[0]);
+    const V value = hn::IfThenElse(hn::Ge(larger, in[2]), in[2], larger);
+    const auto numbers = hn::And(hn::Eq(in[1], in[1]), hn::Eq(in[2], in[2]));
+    return hn::IfThenElse(numbers, value, hn::Add(in[1], in[2]));
+  }
 
   template <class D, class V, class M>
   static HWY_INLINE void Choose(D /*d*/, const std::array<V, 3>& in, const std::array<M, 3>& lacks,
@@ -91,6 +110,10 @@ struct Loop {
     PB_UNROLL
     for (size_t k = 0; k < kIn; ++k) x[k] = load(k);
     const std::array<V, kOperands> operands = {x[0], x[1], x[2]};
+    if constexpr (kMethod == Method::kValue) {
+      store(Row::Value(d, operands), 0);
+      return;
+    }
     Choice<D, kMoved> choice;
     Row::Choose(d, operands, lacks, choice);
     const auto selected = [&](size_t first) HWY_ATTR {
@@ -119,13 +142,16 @@ struct Loop {
   static void Run(const void* const* in, void* const* out, size_t n, unsigned streamed) {
     const D d;
     const size_t lanes = hn::Lanes(d);
-    // What is left out is read from zeros, over and over.
-    HWY_ALIGN static constexpr T kZeros[hn::MaxLanes(D())] = {};
+    // What is left out is read over and over from the same vector; tangents are zeros.
+    HWY_ALIGN T missing[kIn][hn::MaxLanes(D())];
     std::array<const T*, kIn> from;
     std::array<size_t, kIn> steps;
     for (size_t k = 0; k < kIn; ++k) {
-      from[k] = in[k] == nullptr ? kZeros : static_cast<const T*>(in[k]);
+      from[k] = in[k] == nullptr ? missing[k] : static_cast<const T*>(in[k]);
       steps[k] = in[k] == nullptr ? 0 : ~size_t{0};
+      if (in[k] != nullptr) continue;
+      const double number = k < kOperands ? Row::kMissing[k] : 0.0;
+      std::fill_n(missing[k], hn::MaxLanes(D()), static_cast<T>(number));
     }
     std::array<M, kOperands> lacks;
     for (size_t k = 0; k < kOperands; ++k) {

@@ -62,6 +62,9 @@ struct TakeCall {
   size_t outer, n, inner;
 };
 
+// Whether all places are in range, at this moment.
+bool PlacesAreInRange(const TakeCall& call);
+
 // `wrong` is set where a place is out of range; what has been written is then of no use.
 Outcome TakeElements(const TakeCall& call, const void* x, void* taken, bool* wrong, Poll* poll);
 

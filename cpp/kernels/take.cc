@@ -85,6 +85,15 @@ bool AddPlaces(const TakeCall& call, const T* taken, size_t first, size_t width,
 
 }  // namespace
 
+bool PlacesAreInRange(const TakeCall& call) {
+  return OfTypes(call, [&](auto place, auto) {
+    for (size_t k = 0; k < call.count; ++k) {
+      if (PlaceAt<decltype(place)>(call, k) >= call.n) return false;
+    }
+    return true;
+  });
+}
+
 Outcome TakeElements(const TakeCall& call, const void* x, void* taken, bool* wrong, Poll* poll) {
   const size_t rows = call.outer * call.count, elements = rows * call.inner;
   std::atomic<bool> failed = false;
