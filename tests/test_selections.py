@@ -7,6 +7,7 @@ import pickle
 import threading
 import time
 from collections.abc import Iterator
+from functools import cache
 from itertools import combinations_with_replacement, product
 from typing import Any
 
@@ -89,11 +90,21 @@ def bound(P: Any, name: str, method: str) -> Any:
     return primitive if method == "value" else getattr(primitive, method)
 
 
+@cache
+def wanted_of(name: str, method: str, given: tuple[Any, ...]) -> list[Any]:
+    """Return what a method gives for each element of arguments, arrays as bytes and dtype."""
+    arrays = [a if a is None else np.frombuffer(*a) for a in given]
+    n = max(a.size for a in arrays if a is not None)
+    elements = [[None] * n if a is None else a.tolist() for a in arrays]
+    return [expected(name, method, at[:3], at[3:]) for at in zip(*elements, strict=True)]
+
+
 def judge(P: Any, name: str, method: str, given: list[Any]) -> None:
     """Compare a method with the definition; an argument may be None."""
     n = max(np.size(a) for a in given if a is not None)
-    elements = [[None] * n if a is None else np.broadcast_to(a, n).tolist() for a in given]
-    wanted = [expected(name, method, at[:3], at[3:]) for at in zip(*elements, strict=True)]
+    wanted = wanted_of(
+        name, method, tuple(a if a is None else (a.tobytes(), a.dtype) for a in given)
+    )
     results = list(leaves(bound(P, name, method)(*given)))
     dtype = next(a.dtype for a in given if a is not None and a.dtype != bool)
     for result, column in zip(results, zip(*wanted, strict=True), strict=True):
