@@ -195,6 +195,12 @@ def selections() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
         ("clip", "value_and_derivative", "x, lo, hi, /, out=None", (F8, 0, F8)),
         ("clip", "vjp", "x, lo, hi, g, /, out=None, wrt='all'", (F8, 0.0, 1, F8, None, "x")),
         ("clip", "jvp", "x, lo, hi, tx, tlo, thi, /, out=None", (F8, F8, F8, F8, None, 1.0)),
+        (
+            "clip",
+            "vjp.jvp",
+            "x, lo, hi, g, t, u, v, tg, /, out=None",
+            (F8,) * 4 + (None, 1.0, F8, F8),
+        ),
         ("take", "value", "x, indices, /, axis=None, out=None", (F8, places, 1)),
         ("take", "vjp", "x, indices, g, /, axis=None, out=None", (F8, places, np.ones((2, 2)))),
         ("take", "jvp", "x, indices, t, /, axis=None, out=None", (F8, places, F8, 0)),

@@ -36,13 +36,17 @@ struct ChoiceEntry : MethodEntry {
   Method method;
   MethodShape shape;
   size_t constant, moved;  // operands without derivatives, which come first, and with some
+  bool of_vjp;             // vjp.jvp, which is vjp of the cotangent's tangent
   std::optional<size_t> out_at, wrt_at;
 };
 
-// A condition: an array of bool, or a bool; null where Python has to convert it.
+// A condition as an array of bool; null, perhaps with an exception set, where Python has to convert
+// it.
 Ref ConditionOf(PyObject* given) {
   if (PyArray_CheckExact(given)) {
-    return Ref(PyArray_TYPE(AsArray(given)) == NPY_BOOL ? Py_NewRef(given) : nullptr);
+    PyArrayObject* const array = AsArray(given);
+    if (PyArray_TYPE(array) == NPY_BOOL) return Ref(Py_NewRef(given));
+    return Ref(ElementOf(PyArray_TYPE(array)) ? PyArray_Cast(array, NPY_BOOL) : nullptr);
   }
   return PyBool_Check(given) || PyArray_IsScalar(given, Bool) ? AsPlainArray(given) : Ref();
 }
@@ -62,13 +66,19 @@ struct ChoiceJob {
   PyArrayObject* Operand(size_t k) const {
     return k < entry.constant ? condition : x[k - entry.constant];
   }
+  PyArrayObject* Input(size_t k) const {
+    return entry.of_vjp && k == operands() ? Tangent() : Operand(k);
+  }
+  // That of the cotangent, behind those of the operands.
+  PyArrayObject* Tangent() const { return x[2 * entry.moved + 1]; }
   bool GivesSlopes() const {
     return entry.method == Method::kDerivative || entry.method == Method::kValueAndDerivative;
   }
 
   // False where Python has to look at what was given.
   bool Take() {
-    const auto nin = static_cast<size_t>(entry.shape.nin);
+    size_t nin = static_cast<size_t>(entry.shape.nin);
+    if (entry.of_vjp) nin += entry.moved + 1;
     if (!x.Take(args.data() + entry.constant, nin - entry.constant, Strides::kAsStored)) {
       return false;
     }
@@ -85,10 +95,24 @@ struct ChoiceJob {
   bool TakeCotangent() {
     PyArrayObject* const g = x[entry.moved];
     if (g == nullptr) return false;
+    if (entry.of_vjp && !FollowRules(g)) return false;
     if (IsWeak(args[operands()])) return true;
     batch = PyArray_NDIM(g) - value.ndim;
     if (batch < 0 || !EndsIn(g, value.ndim, value.extent.data())) return false;
     return whole.Broadcast(g);
+  }
+
+  // Tangents, of which some may be left out, but not that of the cotangent.
+  bool FollowRules(PyArrayObject* g) const {
+    const size_t last = operands() + entry.moved + 1;
+    if (Tangent() == nullptr || IsWeak(args[operands()]) || IsWeak(args[last])) return false;
+    for (size_t k = 0; k < entry.moved; ++k) {
+      PyArrayObject* const t = x[entry.moved + 1 + k];
+      if (t == nullptr) continue;
+      if (x[k] == nullptr) return false;
+      if (!IsWeak(args[operands() + 1 + k]) && !SameShape(t, x[k])) return false;
+    }
+    return SameShape(Tangent(), g);
   }
 
   bool TakeTangents() {
@@ -189,7 +213,7 @@ struct ChoiceJob {
       std::fill_n(call.operand[k].stride, call.axes, 0);
     };
     for (size_t k = 0; k < nin; ++k) {
-      PyArrayObject* const input = Operand(k);
+      PyArrayObject* const input = Input(k);
       if (input == nullptr) {
         leave_out(k, nullptr);
       } else {
@@ -284,7 +308,7 @@ struct ChoiceJob {
 [[gnu::hot]] PyObject* ChoiceCall(const MethodEntry& own, const Arguments& args) {
   const auto& entry = static_cast<const ChoiceEntry&>(own);
   Ref condition(entry.constant > 0 ? ConditionOf(args[0]) : Ref());
-  if (entry.constant > 0 && !condition) return nullptr;
+  if (entry.constant > 0 && !condition) return nullptr;  // perhaps with an exception set
   ChoiceJob job{entry, args};
   if (condition) job.condition = AsArray(condition.get());
   if (!job.Take()) return nullptr;
@@ -394,8 +418,9 @@ struct TakeEntry : MethodEntry {
 }  // namespace
 
 PyObject* NewSelectionMethod(const char* selection, const char* method, PyObject* fallback) {
-  const auto* const found =
-      std::find(std::begin(kMethodNames), std::end(kMethodNames), std::string_view(method));
+  const bool of_vjp = std::string_view(method) == "vjp.jvp" && selection != kTake;
+  const auto* const found = std::find(std::begin(kMethodNames), std::end(kMethodNames),
+                                      of_vjp ? "vjp" : std::string_view(method));
   const auto which = static_cast<Method>(found - kMethodNames);
   const auto refuse = [&]() -> PyObject* {
     return PyErr_Format(PyExc_KeyError, "no native method '%s' of a selection '%s'", method,
@@ -420,7 +445,9 @@ PyObject* NewSelectionMethod(const char* selection, const char* method, PyObject
     entry->shape = table[row].ShapeOf(which);
     entry->constant = static_cast<size_t>(table[row].constant);
     entry->moved = static_cast<size_t>(table[row].moved());
-    if (!entry->signature.Read(fallback, static_cast<size_t>(entry->shape.nin))) return nullptr;
+    entry->of_vjp = of_vjp;
+    const size_t required = static_cast<size_t>(entry->shape.nin) + (of_vjp ? entry->moved + 1 : 0);
+    if (!entry->signature.Read(fallback, required)) return nullptr;
     entry->out_at = entry->signature.Find("out");
     entry->wrt_at = entry->signature.Find("wrt");
     return NewMethod(ChoiceCall, std::move(entry), fallback);

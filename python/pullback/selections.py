@@ -56,7 +56,7 @@ ELEMENTWISE: Final = (
 )
 ALONG_AN_AXIS: Final = ("__call__", "vjp", "jvp", "jacobian")
 OF_VJP: Final = ("vjp.jvp", "vjp.vjp")
-KERNELS: Final = ("value", "derivative", "value_and_derivative", "vjp", "jvp")
+KERNELS: Final = ("value", "derivative", "value_and_derivative", "vjp", "jvp", "vjp.jvp")
 
 
 # --- methods, from a row --------------------------------------------------------------------------
@@ -279,8 +279,8 @@ class Selection(Hinted):
         own: Any = type(type(self).__name__, (type(self),), methods)
         self.__class__ = own  # whose methods have the row's signature
         for name in KERNELS if engine.is_native else ():
-            kind = "__call__" if name == "value" else name
-            if kind in methods:
+            kind = "__call__" if name == "value" else _attribute(name)
+            if kind in methods and (row.is_elementwise or name not in OF_VJP):
                 make = partial(engine.kernels.selection_method, row.name, name)
                 # On the class, where calls look.
                 setattr(own, kind, enter(make, self, kind, row.name, self.__module__))
