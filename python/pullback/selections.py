@@ -275,6 +275,7 @@ class Selection(Hinted):
         self.__module__ = engine.module("selections")
         self.__doc__ = _docstring(row)
         self._names = tuple(row.operands)
+        self._calls: dict[str, Any] = {}  # of kernels alone
         methods = {_attribute(name): _method(row, name) for name in (*_methods(row), *OF_VJP)}
         own: Any = type(type(self).__name__, (type(self),), methods)
         self.__class__ = own  # whose methods have the row's signature
@@ -317,8 +318,10 @@ class Selection(Hinted):
 
     def _kernel(self, method: str, *arrays: Any, **options: Any) -> Any:
         """Return what a kernel gives for arrays that it takes."""
-        make = self._engine.kernels.selection_method
-        return make(self.row.name, method, _REFUSALS[len(arrays)])(*arrays, **options)
+        if method not in self._calls:
+            make = self._engine.kernels.selection_method
+            self._calls[method] = make(self.row.name, method, _REFUSALS[len(arrays)])
+        return self._calls[method](*arrays, **options)
 
     def _check_shapes(
         self, op: str, names: Sequence[str], given: Sequence[Any], arrays: Any, wanted: Any
@@ -565,7 +568,10 @@ class Choice(Selection):
         """Return the tangent of the value."""
         if all(t is None for t in tangents):
             return np.zeros(shape, dtype)
-        whole = [None if a is None else np.broadcast_to(a, shape) for a in (*operands, *tangents)]
+        whole = [
+            a if a is None or a.shape == shape else np.broadcast_to(a, shape)
+            for a in (*operands, *tangents)
+        ]
         if self._engine.is_native:
             return np.asarray(self._kernel("jvp", *whole))
         n = len(operands)
