@@ -22,6 +22,7 @@ from pullback.tables.examples import EXAMPLES
 from pullback.tables.losses import LOSSES, LossRow
 from pullback.tables.products import PRODUCTS, ProductRow
 from pullback.tables.reductions import REDUCTIONS, ReductionRow
+from pullback.tables.selections import SELECTIONS, SelectionRow
 
 __all__ = ["PIECES"]
 
@@ -151,6 +152,25 @@ def _of_reduction(row: ReductionRow) -> Fields:
     yield "source", row.source
 
 
+# --- selections -----------------------------------------------------------------------------------
+
+
+def _selections() -> Iterator[str]:
+    for name, row in SELECTIONS.items():
+        selection = getattr(reference, name)
+        summary = f"{row.summary}: `{row.formula}`."
+        yield _primitive(name, _signature(selection), summary, _of_selection(row))
+        yield from _methods(selection, name)
+
+
+def _of_selection(row: SelectionRow) -> Fields:
+    for operand, text in row.operands.items():
+        yield f"`{operand}`", text
+    yield "derivative", _code(row.derivative_formula)
+    yield "conventions", row.conventions
+    yield "source", row.source
+
+
 # --- products -------------------------------------------------------------------------------------
 
 
@@ -245,6 +265,7 @@ PIECES: Final[Mapping[str, Callable[[], Iterable[str]]]] = MappingProxyType(
         "reductions": lambda: _reductions(maps=False),
         "map methods": lambda: _methods(reference.softmax, "f"),
         "maps": lambda: _reductions(maps=True),
+        "selections": _selections,
         "products": _products,
         "loss methods": lambda: _methods(reference.logistic, "L"),
         "losses": _losses,

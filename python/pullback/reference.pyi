@@ -18,7 +18,7 @@ __all__ = ["abs", "add", "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "ar
 "poisson", "power", "prod", "quadratic_form", "quantile", "reciprocal", "relu", "relu6", "relu_mse",
 "selu", "sigmoid", "sign", "silu", "sin", "sinh", "softmax", "softmax_cross_entropy", "softplus",
 "softsign", "sqrt", "square", "squared_difference", "squared_error", "squared_hinge",
-"squared_norm2", "step", "subtract", "sum", "tan", "tanh", "variance", "xlogy"]
+"squared_norm2", "step", "subtract", "sum", "take", "tan", "tanh", "variance", "where", "xlogy"]
 
 def gram(X: Any, c: ArrayLike | None = None) -> NDArray[Any]: ...
 
@@ -399,6 +399,48 @@ class _LayerNorm(Protocol):
     def value(self, x: ArrayLike, axis: _Axis = -1, eps: float = 1e-05, out: _Out = None, *,
             where: Any = True) -> Any: ...
     vjp: _LayerNormVjp
+
+@type_check_only
+class _Where(Protocol):
+    __name__: str
+    def __call__(self, c: ArrayLike, w: ArrayLike, x: ArrayLike, /, out: _Out = None) -> Any: ...
+    def derivative(self, c: ArrayLike, w: ArrayLike, x: ArrayLike, /, out: _Out = None) -> Any: ...
+    def jacobian(self, c: ArrayLike, w: ArrayLike, x: ArrayLike, /, *,
+            wrt: _Wrt = "all") -> Any: ...
+    def jvp(self, c: ArrayLike, w: ArrayLike, x: ArrayLike, tw: ArrayLike | None,
+            tx: ArrayLike | None, /, out: _Out = None) -> Any: ...
+    def second_derivative(self, c: ArrayLike, w: ArrayLike, x: ArrayLike, /,
+            out: _Out = None) -> Any: ...
+    def value_and_derivative(self, c: ArrayLike, w: ArrayLike, x: ArrayLike, /,
+            out: _Out = None) -> Any: ...
+    vjp: _WhereVjp
+
+@type_check_only
+class _Clip(Protocol):
+    __name__: str
+    def __call__(self, x: ArrayLike, lo: ArrayLike | None, hi: ArrayLike | None, /,
+            out: _Out = None) -> Any: ...
+    def derivative(self, x: ArrayLike, lo: ArrayLike | None, hi: ArrayLike | None, /,
+            out: _Out = None) -> Any: ...
+    def jacobian(self, x: ArrayLike, lo: ArrayLike | None, hi: ArrayLike | None, /, *,
+            wrt: _Wrt = "all") -> Any: ...
+    def jvp(self, x: ArrayLike, lo: ArrayLike | None, hi: ArrayLike | None, tx: ArrayLike | None,
+            tlo: ArrayLike | None, thi: ArrayLike | None, /, out: _Out = None) -> Any: ...
+    def second_derivative(self, x: ArrayLike, lo: ArrayLike | None, hi: ArrayLike | None, /,
+            out: _Out = None) -> Any: ...
+    def value_and_derivative(self, x: ArrayLike, lo: ArrayLike | None, hi: ArrayLike | None, /,
+            out: _Out = None) -> Any: ...
+    vjp: _ClipVjp
+
+@type_check_only
+class _Take(Protocol):
+    __name__: str
+    def __call__(self, x: ArrayLike, indices: ArrayLike, /, axis: _Axis = None,
+            out: _Out = None) -> Any: ...
+    def jacobian(self, x: ArrayLike, indices: ArrayLike, /, axis: _Axis = None) -> Any: ...
+    def jvp(self, x: ArrayLike, indices: ArrayLike, t: ArrayLike | None, /, axis: _Axis = None,
+            out: _Out = None) -> Any: ...
+    vjp: _TakeVjp
 
 identity: Final[_Unary]
 """The operand itself, ``x``.
@@ -824,6 +866,27 @@ layer_norm: Final[_LayerNorm]
 
 Derivative ``((i = j) - 1/n - y[i]*y[j]/n)/sqrt(var(x) + eps)``; var(x) is the variance with ddof =
 0, whose squares never overflow or underflow, and r is 1/sqrt(var(x) + eps).
+"""
+where: Final[_Where]
+"""Choice between two operands, element by element, ``w if c else x``.
+
+Derivative ``1 if c else 0``, ``0 if c else 1``; the operand that is not chosen contributes nothing,
+and its cotangent is +0, even for infinities and NaN; second derivatives are 0.
+"""
+clip: Final[_Clip]
+"""Limitation to an interval, element by element, ``min(max(x, lo), hi)``.
+
+Derivative ``1 if lo < x < hi else 0``, ``1 if x <= lo < hi else 0``, ``1 if max(x, lo) >= hi else
+0``; x at a bound gives the bound, with derivative 0 by x and 1 by the bound; where lo >= hi, the
+result is hi; NaN in an operand gives NaN, and derivatives of NaN; second derivatives are 0;
+cotangents are +0 where the derivative is 0, even for infinities and NaN.
+"""
+take: Final[_Take]
+"""Elements at given places along an axis, ``x[..., indices, ...]``.
+
+Derivative ``1 if j == indices[i] else 0``; `axis=None` takes from the elements in row-major order;
+cotangents of an element that is taken several times are added in float64 in the order of the
+indices; that of an element that is not taken is +0.
 """
 squared_error: Final[Loss]
 """Squared error of a linear model.
