@@ -9,16 +9,17 @@ from pullback.jacobians import Diagonal
 from pullback.losses import Loss, ParametricLoss
 
 __all__ = ["abs", "add", "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh",
-"bilinear_form", "cbrt", "cos", "cosh", "digamma", "divide", "dot", "elu", "equal", "erf", "erfc",
-"exp", "exp2", "expm1", "exponential", "gamma", "gammaln", "gelu", "gelu_tanh", "gram", "greater",
-"greater_equal", "hard_sigmoid", "hard_tanh", "hinge", "huber", "hypot", "identity", "layer_norm",
-"leaky_relu", "less", "less_equal", "linear", "log", "log10", "log1p", "log2", "log_cosh",
-"log_sigmoid", "log_softmax", "logaddexp", "logistic", "logsumexp", "matmul", "max", "maximum",
-"mean", "min", "minimum", "mish", "multiply", "negative", "norm", "norm1", "norm2", "not_equal",
-"poisson", "power", "prod", "quadratic_form", "quantile", "reciprocal", "relu", "relu6", "relu_mse",
-"selu", "sigmoid", "sign", "silu", "sin", "sinh", "softmax", "softmax_cross_entropy", "softplus",
-"softsign", "sqrt", "square", "squared_difference", "squared_error", "squared_hinge",
-"squared_norm2", "step", "subtract", "sum", "take", "tan", "tanh", "variance", "where", "xlogy"]
+"bilinear_form", "cbrt", "clip", "cos", "cosh", "digamma", "divide", "dot", "elu", "equal", "erf",
+"erfc", "exp", "exp2", "expm1", "exponential", "gamma", "gammaln", "gelu", "gelu_tanh", "gram",
+"greater", "greater_equal", "hard_sigmoid", "hard_tanh", "hinge", "huber", "hypot", "identity",
+"layer_norm", "leaky_relu", "less", "less_equal", "linear", "log", "log10", "log1p", "log2",
+"log_cosh", "log_sigmoid", "log_softmax", "logaddexp", "logistic", "logsumexp", "matmul", "max",
+"maximum", "mean", "min", "minimum", "mish", "multiply", "negative", "norm", "norm1", "norm2",
+"not_equal", "poisson", "power", "prod", "quadratic_form", "quantile", "reciprocal", "relu",
+"relu6", "relu_mse", "selu", "sigmoid", "sign", "silu", "sin", "sinh", "softmax",
+"softmax_cross_entropy", "softplus", "softsign", "sqrt", "square", "squared_difference",
+"squared_error", "squared_hinge", "squared_norm2", "step", "subtract", "sum", "take", "tan", "tanh",
+"variance", "where", "xlogy"]
 
 def gram(X: Any, c: ArrayLike | None = None) -> NDArray[Any]: ...
 
@@ -175,6 +176,36 @@ class _LayerNormVjp(Protocol):
     def vjp(self, x: ArrayLike, g: ArrayLike, h: ArrayLike | None, axis: _Axis = -1,
             eps: float = 1e-05, out: _Out = None, *, wrt: _Wrt = "all",
             where: Any = True) -> Any: ...
+
+@type_check_only
+class _WhereVjp(Protocol):
+    def __call__(self, c: ArrayLike, w: ArrayLike, x: ArrayLike, g: ArrayLike, /, out: _Out = None,
+            *, wrt: _Wrt = "all") -> Any: ...
+    def jvp(self, c: ArrayLike, w: ArrayLike, x: ArrayLike, g: ArrayLike, tw: ArrayLike | None,
+            tx: ArrayLike | None, tg: ArrayLike | None, /, out: _Out = None, *,
+            wrt: _Wrt = "all") -> Any: ...
+    def vjp(self, c: ArrayLike, w: ArrayLike, x: ArrayLike, g: ArrayLike, hw: ArrayLike | None,
+            hx: ArrayLike | None, /, out: _Out = None, *, wrt: _Wrt = "all") -> Any: ...
+
+@type_check_only
+class _ClipVjp(Protocol):
+    def __call__(self, x: ArrayLike, lo: ArrayLike | None, hi: ArrayLike | None, g: ArrayLike, /,
+            out: _Out = None, *, wrt: _Wrt = "all") -> Any: ...
+    def jvp(self, x: ArrayLike, lo: ArrayLike | None, hi: ArrayLike | None, g: ArrayLike,
+            tx: ArrayLike | None, tlo: ArrayLike | None, thi: ArrayLike | None,
+            tg: ArrayLike | None, /, out: _Out = None, *, wrt: _Wrt = "all") -> Any: ...
+    def vjp(self, x: ArrayLike, lo: ArrayLike | None, hi: ArrayLike | None, g: ArrayLike,
+            hx: ArrayLike | None, hlo: ArrayLike | None, hhi: ArrayLike | None, /, out: _Out = None,
+            *, wrt: _Wrt = "all") -> Any: ...
+
+@type_check_only
+class _TakeVjp(Protocol):
+    def __call__(self, x: ArrayLike, indices: ArrayLike, g: ArrayLike, /, axis: _Axis = None,
+            out: _Out = None) -> Any: ...
+    def jvp(self, x: ArrayLike, indices: ArrayLike, g: ArrayLike, t: ArrayLike | None,
+            tg: ArrayLike | None, /, axis: _Axis = None, out: _Out = None) -> Any: ...
+    def vjp(self, x: ArrayLike, indices: ArrayLike, g: ArrayLike, h: ArrayLike | None, /,
+            axis: _Axis = None, out: _Out = None, *, wrt: _Wrt = "all") -> Any: ...
 
 @type_check_only
 class _Unary(Protocol):
