@@ -363,7 +363,7 @@ class RowMap(_Rows):
             stack = check_cotangent(op, v.shape, x.shape, x=x.shape)
         else:
             (x,) = aligned(op, x, names=("x",))
-        slices = Slices.of(op, x, axis)
+        slices = Slices.of(op, x, axis, ordered=self.row.ordered)
         kernels = self._kernels(op, slices, axis, where)
         outputs = Outputs(op, out, (stack + x.shape,), x.dtype, (x, v), single=True)
         (target,) = slices.targets(outputs, slices.blocks) if not stack else (None,)
@@ -467,6 +467,11 @@ def _tangents(row: ReductionRow) -> tuple[str, ...]:
     return ("t",) if len(row.operands) == 1 else tuple(f"t{name}" for name in row.operands)
 
 
+def _shown(default: float) -> str:
+    """Return a parameter's default as text."""
+    return str(default) if type(default) is bool else f"{default:g}"
+
+
 def _method_docstring(row: ReductionRow, name: str) -> str:
     """Return the numpydoc docstring of a method, from its row."""
     about, operands = row.parameter, ", ".join(row.operands)
@@ -515,8 +520,9 @@ def _method_docstring(row: ReductionRow, name: str) -> str:
         "    float64.",
     ]
     if about is not None:
-        default = "" if about.default is None else f", default {about.default:g}"
-        lines += [f"{about.name} : float{default}"]
+        kind = "bool" if type(about.default) is bool else "float"
+        default = "" if about.default is None else f", default {_shown(about.default)}"
+        lines += [f"{about.name} : {kind}{default}"]
         lines += [f"    {about.role}. It needs to be {about.text}."]
     if name == "vjp":
         lines += ["g : array_like", f"    Cotangent, in {reduced}."]
@@ -524,7 +530,10 @@ def _method_docstring(row: ReductionRow, name: str) -> str:
         lines += [f"{', '.join(_tangents(row))} : array_like", f"    In {shape}; None is zero."]
     lines += ["axis : int, tuple of int, or None"]
     if row.is_map:
-        lines += ["    The axes of a slice, whose elements belong together; None for all axes."]
+        order = ", in C order" * row.ordered
+        lines += [
+            f"    The axes of a slice, whose elements belong together{order}; None for all axes."
+        ]
     else:
         lines += [
             "    The axes to reduce; None for all.",
@@ -572,7 +581,7 @@ def _docstring(row: ReductionRow, kind: str, methods: Mapping[str, Any]) -> str:
         *textwrap.wrap(f"Conventions: {row.conventions}.", 100),
     ]
     if about is not None:
-        default = "" if about.default is None else f"; {about.default:g} when omitted"
+        default = "" if about.default is None else f"; {_shown(about.default)} when omitted"
         lines.append(f"Parameter: {about.name}, which needs to be {about.text}{default}.")
     named = (function for name, function in methods.items() if name != "__call__")
     end = methods_and_example(row.name, named)

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.oracle import reductions as rf
+from pullback.oracle import scans
 
 __all__ = ["REDUCTIONS", "RUN", "Parameter", "ReductionRow", "sum_error"]
 
@@ -69,9 +70,11 @@ class ReductionRow:
     empty: float | None  # the value for no elements; None: an error
     weighs: bool = False  # whether it takes weights b of the terms
     hidden: float = 0.0  # a map's result at masked elements
+    ordered: bool = False  # whether the order of the elements counts, as in a scan
     max_ulp: tuple[float, float]  # value, derivative or vjp; native kernels, both dtypes
     # What `sum_error(n)` is multiplied by, for the value and for the i-th derivative. Expressions
-    # in mpmath's words of lists x and y, n, value, slope, mean, the parameter, a map's p, g and r.
+    # in mpmath's words of lists x and y, n, value, slope, mean, the parameter, a map's p, g and r,
+    # and J, the row or column of the Jacobian that g is multiplied with.
     terms: str
     slope_terms: str
     source: str
@@ -144,6 +147,14 @@ def _reduction(
     )
 
 
+def _scan(name: str, summary: str, *, rules: tuple[Any, ...], **facts: Any) -> ReductionRow:
+    """Return a map of rows whose i-th result is of the elements up to the i-th."""
+    value, vjp, jvp = rules
+    return _map(
+        name, summary, value=value, vjp=vjp, jvp=jvp, parameter=_REVERSE, ordered=True, **facts
+    )
+
+
 def _map(
     name: str,
     summary: str,
@@ -160,6 +171,7 @@ def _map(
     source: str,
     parameter: Parameter | None = None,
     hidden: float = 0.0,
+    ordered: bool = False,
 ) -> ReductionRow:
     return ReductionRow(
         name=name,
@@ -175,6 +187,7 @@ def _map(
         slope_terms=slope_terms,
         source=source,
         hidden=hidden,
+        ordered=ordered,
         value=value,
         vjp=vjp,
         jvp=jvp,
@@ -198,6 +211,14 @@ _EPS: Final = Parameter(
     1e-5,
     "finite and not negative",
     lambda eps: 0 <= eps < math.inf,
+)
+_REVERSE: Final = Parameter(
+    "reverse",
+    "Whether to go from the last element to the first",
+    False,
+    "True or False",
+    lambda reverse: reverse in (0, 1),
+    keyword_only=True,
 )
 
 # --- the table ------------------------------------------------------------------------------------
@@ -346,6 +367,36 @@ _ROWS: Final = (
                     "underflow, and r is 1/sqrt(var(x) + eps)",
         parameter=_EPS,
         source="Ba, Kiros and Hinton 2016"),
+
+    _scan("cumsum", "Sums of the elements up to each one, along an axis",
+        f="sum(x[:i + 1])",                   df="1 if j <= i else 0",
+        rules=scans.CUMSUM,
+        max_ulp=(1.0, 1.0),
+        terms="fsum(map(abs, x))",            slope_terms="fdot(map(abs, J), map(abs, g))",
+        conventions="a running sum in order, and with it the sum of what its additions round off",
+        source="definition; the vjp is the sum from the last element to the first"),
+
+    _scan("cumprod", "Products of the elements up to each one, along an axis",
+        f="prod(x[:i + 1])",                  df="prod(x[:j] + x[j + 1:i + 1]) if j <= i else 0",
+        rules=scans.CUMPROD,
+        max_ulp=(1.0, 1.0),
+        terms="n*abs(value)",                 slope_terms="n*fdot(map(abs, J), map(abs, g))",
+        conventions="neither over- nor underflows on the way; a derivative is the product of the "
+                    "other elements, whatever x[j] is: nothing is divided by it",
+        source="product rule"),
+
+    _scan("logcumsumexp", "Logarithms of sums of exponentials up to each element, along an axis",
+        f="log(sum(exp(x[:i + 1])))",         df="exp(x[j] - y[i]) if j <= i else 0",
+        rules=scans.LOGCUMSUMEXP,
+        max_ulp=(3.0, 1.0),
+        terms="max(3, n/128)",
+        slope_terms="max(3, n/128)*fdot(map(abs, J), map(abs, g))",
+        conventions="as logsumexp of the elements so far: k of +inf get the derivative 1/k each, "
+                    "and it is NaN if all are -inf, where g or t is not 0; a running sum in order, "
+                    "relative to the largest element so far; the value's error is in ULP of the "
+                    "larger of it and the largest operand",
+        hidden=-math.inf,
+        source="softmax; as logaddexp"),
 )
 # fmt: on
 
