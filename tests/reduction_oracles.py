@@ -98,11 +98,11 @@ def names_of(sample: Sample) -> dict[str, Any]:
         names[about.name] = mpf(sample.parameter)
     if sample.row.is_map:  # which has a cotangent, or a tangent, not a second operand
         names |= {"g": names["y"], "p": _exp(x - max(x)) / mpmath.fsum(_exp(x - max(x)))}
-        names |= {"y": _results(sample, names)}
+        names |= {"y": results(sample, names)}
     return names
 
 
-def _results(sample: Sample, names: dict[str, Any]) -> Vector:
+def results(sample: Sample, names: dict[str, Any]) -> Vector:
     """Return the exact value of a map of rows; a scan's formula is of its i-th element."""
     if not sample.row.ordered:
         return exact(sample.row.formula, names)  # type: ignore[no-any-return]

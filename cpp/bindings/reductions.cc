@@ -15,6 +15,7 @@
 #include "bindings/method.h"
 #include "bindings/outputs.h"
 #include "kernels/reductions.h"
+#include "kernels/second_order.h"
 
 namespace pullback {
 namespace {
@@ -441,6 +442,45 @@ PyObject* CallEngine(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   return Run(call) ? Py_NewRef(Py_None) : nullptr;
 }
 
+// second_rows(name, parameter, x, g, t, out): H(t) of rows of float64. Returns None if there is no
+// kernel; else a byte for each row, 1 for a suspect, or none if there is no suspect.
+PyObject* SecondRows(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
+  if (nargs != 6) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 6", nargs);
+  SecondCall call;
+  const char* const name = PyUnicode_AsUTF8(args[0]);
+  if (name == nullptr || !ReadDouble(args[1], &call.parameter)) return nullptr;
+  const std::optional<SecondRow> row = FindSecond(name);
+  if (!row) Py_RETURN_NONE;
+  call.row = *row;
+  const npy_intp* shape = nullptr;
+  const auto read = [&](PyObject* object, bool is_output, bool of_rows, auto** data) {
+    if (!IsPlain(object, DType::kFloat64)) return false;
+    PyArrayObject* const array = AsArray(object);
+    if (PyArray_NDIM(array) != 2 || (is_output && !PyArray_ISWRITEABLE(array))) return false;
+    if (shape == nullptr) shape = PyArray_DIMS(array);
+    const npy_intp* const own = PyArray_DIMS(array);
+    *data = static_cast<double*>(PyArray_DATA(array));
+    return own[0] == shape[0] && own[1] == (of_rows ? 1 : shape[1]);
+  };
+  if (!read(args[2], false, false, &call.x) || shape[1] == 0 ||
+      !read(args[3], false, !IsMap(*row), &call.g) || !read(args[4], false, false, &call.t) ||
+      !read(args[5], true, false, &call.out)) {
+    return PyErr_Format(PyExc_TypeError, "arrays are not what the engine takes");
+  }
+  call.rows = static_cast<size_t>(shape[0]);
+  call.n = static_cast<size_t>(shape[1]);
+  Ref suspects(PyBytes_FromStringAndSize(nullptr, shape[0]));
+  if (!suspects) return nullptr;
+  call.suspects = reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(suspects.get()));
+  if (!RunKernel(call.rows * call.n > kReleaseGil,
+                 [&](Poll* poll) { return SecondOrder(call, poll); })) {
+    return nullptr;
+  }
+  const uint8_t* const end = call.suspects + call.rows;
+  if (std::find(call.suspects, const_cast<uint8_t*>(end), 1) != end) return suspects.release();
+  return PyBytes_FromStringAndSize(nullptr, 0);
+}
+
 template <const EngineFunction& at>
 PyMethodDef Engine(const char* name, const char* signature) {
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(CallEngine<at>)),
@@ -453,6 +493,8 @@ PyMethodDef kEngine[] = {
     Engine<kTangents>("reduce_tangents", "reduce_tangents(name, parameter, x, t, out, /)\n--\n\n"),
     Engine<kTransforms>("transform_slices",
                         "transform_slices(name, parameter, method, x, v, out, /)\n--\n\n"),
+    {"second_rows", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(SecondRows)),
+     METH_FASTCALL, "second_rows(name, parameter, x, g, t, out, /)\n--\n\n"},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CUMPROD", "CUMSUM", "LOGCUMSUMEXP"]
+__all__ = ["CUMPROD", "CUMSUM", "LOGCUMSUMEXP", "cumprod_second"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Formula: TypeAlias = Callable[..., Array]
@@ -47,7 +47,7 @@ def _before(x: Array, first: float) -> Array:
 
 def _backward(formula: Formula) -> Formula:
     """Return a formula from the last element to the first."""
-    return lambda *rows: formula(*(row[:, ::-1] for row in rows))[:, ::-1]
+    return lambda *rows: formula(*(r[:, ::-1] if np.ndim(r) else r for r in rows))[:, ::-1]
 
 
 def _recurrence(a: Array, b: Array, times: Any = np.multiply, plus: Any = np.add) -> Array:
@@ -182,21 +182,52 @@ def _cumprod_vjp(x: Array, g: Array) -> Array:
     # With h[i] = g[i] 2^K[i] it is M[j - 1] 2^-k[j] sum(h[i] m[j + 1] ... m[i] over i >= j).
     factors, steps, products, exponents = _prefixes(x)
     terms, powers = _parts(g, _NONE)
-    of_next = np.zeros_like(x)
-    of_next[:, :-1] = factors[:, 1:]
-    backward = (array[:, ::-1] for array in (of_next, terms, powers + exponents))
-    sums, units, none = (array[:, ::-1] for array in _in_units(*backward))
+    sums, units, none = _returning(factors, terms, powers + exponents)
     return np.where(none, 0.0, _scaled(_before(products, 1.0) * sums, units - steps))
 
 
-def _cumprod_jvp(x: Array, t: Array) -> Array:
-    # y[i] = x[i] y[i - 1] + t[i] P[i - 1], in units of the products P = M 2^K.
-    factors, steps, products, exponents = _prefixes(x)
+def _returning(factors: Array, terms: Array, exponents: Array) -> tuple[Array, Array, Array]:
+    """Return `_in_units` of y[j] = factors[j + 1] y[j + 1] + terms[j] 2**exponents[j]."""
+    of_next = np.zeros_like(factors)
+    of_next[:, :-1] = factors[:, 1:]
+    backward = (array[:, ::-1] for array in (of_next, terms, exponents))
+    sums, units, none = (array[:, ::-1] for array in _in_units(*backward))
+    return sums, units, none
+
+
+def _moved(x: Array, t: Array, prefixes: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+    """Return the tangents of products in units of M 2^K, as `_in_units` returns them."""
+    # y[i] = x[i] y[i - 1] + t[i] P[i - 1]
+    factors, steps, products, _ = prefixes
     before = _before(products, 1.0)
     terms, powers = _parts(np.where(before == 0, 0.0, t), _NONE)
     terms = np.where(terms == 0, 0.0, terms * before)
-    sums, units, none = _in_units(factors, terms, powers - steps)
-    return np.where(none, 0.0, _scaled(sums, units + exponents))
+    return _in_units(factors, terms, powers - steps)
+
+
+def _cumprod_jvp(x: Array, t: Array) -> Array:
+    prefixes = _prefixes(x)
+    sums, units, none = _moved(x, t, prefixes)
+    return np.where(none, 0.0, _scaled(sums, units + prefixes[-1]))
+
+
+def cumprod_second(x: Array, g: Array, t: Array) -> tuple[Array, Array]:
+    """Return the derivative of cumprod's vjp along t, apart from powers of two, and these."""
+    # The vjp is P[j - 1] S[j], S[j] = g[j] + x[j + 1] S[j + 1]; so is the derivative of S, with
+    # t[j + 1] S[j + 1] in place of g[j].
+    factors, steps, products, exponents = prefixes = _prefixes(x)
+    terms, powers = _parts(g, _NONE)
+    sums, units, _ = _returning(factors, terms, powers + exponents)
+    moved, of_moved, _ = _moved(x, t, prefixes)
+    terms, powers = _parts(_backward(_before)(np.where(t == 0, 0.0, t * sums), 0.0), _NONE)
+    powers += _backward(_before)(units - steps, 0)
+    bent, of_bent, _ = _returning(factors, terms, powers)
+    one, of_one = _parts(_before(moved, 0.0) * sums, _NONE)
+    two, of_two = _parts(_before(products, 1.0) * bent, _NONE)
+    of_one += _before(of_moved, 0) + units
+    of_two += of_bent
+    most = np.maximum(of_one, of_two)
+    return _scaled(one, of_one - most) + _scaled(two, of_two - most), most - steps
 
 
 CUMPROD: Final = _rules(_cumprod, _cumprod_vjp, _cumprod_jvp)
