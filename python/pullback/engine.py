@@ -73,13 +73,20 @@ def private(name: str) -> str:
     return f"_{name.replace('.', '_')}" if name in OF_VJP else name
 
 
-def with_methods(vjp: Any, owner: object, engine: Engine) -> Any:
-    """Return a primitive's vjp with the methods that its owner keeps for it."""
+def with_methods(
+    vjp: Any, owner: object, engine: Engine, make: Callable[[str, Any], Any] | None = None
+) -> Any:
+    """Return a primitive's vjp with the methods that its owner keeps for it.
+
+    Natively, they are what ``make(name, fallback)`` returns, or else guarded.
+    """
     own = {name: getattr(owner, private(name)) for name in OF_VJP}
     if not engine.is_native:
         return WithMethods(vjp, **{name.removeprefix("vjp."): f for name, f in own.items()})
     for name, function in own.items():
-        call = guarded(function)
+        call = guarded(function) if make is None else make(name, function)
+        for attribute in ("__module__", "__qualname__", "__doc__"):
+            setattr(call, attribute, getattr(function, attribute))
         call.__name__ = name.removeprefix("vjp.")
         call.__reduce__ = partial(attribute_of, vjp, call.__name__)
         setattr(vjp, call.__name__, call)

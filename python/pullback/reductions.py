@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -79,14 +79,18 @@ class _Rows(Hinted):
         called, default, valid = "", 0.0, None
         if about is not None:
             called, default, valid = about.name, about.default or 0.0, about.test
+
+        def make(name: str, fallback: Any) -> Any:
+            maker = engine.kernels.reduction_method
+            return maker(row.name, name, called, default, valid, fallback)
+
         for name in _METHODS:
             if not hasattr(self, name):  # a map has no gradient
                 continue
-            make = partial(engine.kernels.reduction_method, row.name, name, called, default, valid)
-            call = enter(make, self, name, row.name, self.__module__)
+            call = enter(partial(make, name), self, name, row.name, self.__module__)
             setattr(self, name, call)
             if name == "vjp":
-                with_methods(call, self, engine)
+                with_methods(call, self, engine, make)
             if name == "value":  # which Python looks up on the class, one of its own
                 own.__call__ = call
 
@@ -158,11 +162,8 @@ class _Rows(Hinted):
             b = as_array(op, "b", b)
 
         def shapes(*arrays: Array) -> tuple[Slices, tuple[int, ...]]:
-            if (
-                b is not None
-                and broadcast_shape(op, x=arrays[0].shape, b=b.shape) != arrays[0].shape
-            ):
-                raise ValueError(f"{op}: b has shape {b.shape}, x has {arrays[0].shape}")
+            if b is not None:
+                _check_weights(op, arrays[0], b)
             slices = self._slices(op, arrays, axis, keepdims)
             return slices, slices.shape if row.is_map else slices.result_shape(keepdims)
 
@@ -174,25 +175,34 @@ class _Rows(Hinted):
         kernels = self._kernels(op, slices, axis, where, b, kernels)
         check_axes(op, stack + slices.shape)
         front = stack if of_tangents else ()
-        results = [
-            np.zeros(g.shape if k == len(names) else front + slices.shape) for k in asked.operands
-        ]
+        shapes_of = [front + slices.shape if k < len(names) else g.shape for k in asked.operands]
         outputs = Outputs(
             op,
-            flat_outs(op, out, asked.result(range(len(results)))),
-            [result.shape for result in results],
+            flat_outs(op, out, asked.result(range(len(shapes_of)))),
+            shapes_of,
             dtype,
             (*primals, g, *factors),
             single=asked.single,
         )
+        results: list[Any] = [None] * len(shapes_of)
         if primals[0].size > 0:
             run = _SecondOrderCall(kernels, row, parameter, slices, primals, asked.operands)
             for index in np.ndindex(*stack):
                 own = [a if a is None or of_tangents else a[index] for a in factors[: len(names)]]
                 tg = factors[-1][index] if of_tangents and factors[-1] is not None else None
-                run.add(g[index], own, tg, results, index, of_tangents)
+                for i, part in enumerate(run(g[index], own, tg)):
+                    if part is None or not stack:
+                        results[i] = part
+                        continue
+                    if results[i] is None:
+                        results[i] = np.zeros(shapes_of[i])
+                    whole = of_tangents or asked.operands[i] == len(names)
+                    results[i][index if whole else ...] += part
         with np.errstate(all="ignore"):
-            narrow = [result.astype(dtype, copy=False) for result in results]
+            narrow = [
+                np.zeros(shape, dtype) if result is None else result.astype(dtype, copy=False)
+                for result, shape in zip(results, shapes_of, strict=True)
+            ]
         delivered = outputs.deliver(narrow)
         return asked.result([a if out is not None else a[()] for a in delivered])
 
@@ -237,41 +247,36 @@ class _SecondOrderCall:
         else:
             kernels.reduce_tangents(name, p, self._x, v, outs[0])
 
-    def add(
-        self,
-        g: Array,
-        given: Sequence[Array | None],
-        tg: Array | None,
-        results: Sequence[Array],
-        index: tuple[int, ...],
-        of_tangents: bool,
-    ) -> None:
-        """Add to results, at an index of the stack, what one cotangent gives."""
-        n, slices = len(self._x), self._slices
+    def __call__(
+        self, g: Array, given: Sequence[Array | None], tg: Array | None
+    ) -> Iterator[Array | None]:
+        """Yield what is asked for, for one cotangent: H and vjp for operands, jvp for `g`."""
+        slices = self._slices
         t = tuple(None if a is None else self._blocks(a) for a in given)
         moves = any(a is not None for a in t)
         parts: list[list[Array]] = []
-        if moves and any(k < n for k in self._wrt):
-            parts.append([np.empty(slices.blocks) for _ in self._x])
+        if moves and any(k < len(t) for k in self._wrt):
+            parts.append([np.empty(slices.blocks) for _ in t])
             args = self._x, self._of_values(g), t, tuple(parts[-1])
             self._kernels.second_slices(self._row.name, self._p, *args)
         if tg is not None:
-            parts.append([np.empty(slices.blocks) for _ in self._x])
+            parts.append([np.empty(slices.blocks) for _ in t])
             self._first("vjp", self._of_values(tg), parts[-1])
-        for k, result in zip(self._wrt, results, strict=True):
-            if k < n:
-                target = result[index] if of_tangents else result
-                for part in parts:
-                    target += slices.give(part[k])
+        for k in self._wrt:
+            if k < len(t):
+                terms = [slices.give(part[k]) for part in parts]
+                yield sum(terms[1:], terms[0]) if terms else None
             elif moves:
                 outer, _, inner = slices.blocks
                 room = np.empty(slices.blocks if self._row.is_map else (outer, inner))
                 self._first("jvp", t, [room])
-                result[index] = (
+                yield (
                     slices.give(room)
                     if self._row.is_map
                     else slices.give_results(room, False).reshape(g.shape)
                 )
+            else:
+                yield None
 
 
 class Reduction(_Rows):

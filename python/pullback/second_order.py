@@ -13,7 +13,7 @@ for a tangent, or a result, of zeros.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -35,6 +35,7 @@ Blocks: TypeAlias = tuple[Array, ...]
 Scaled: TypeAlias = tuple[Array, Any]  # rows, and the exponents of what multiplies them
 Tangents: TypeAlias = tuple[Array | None, ...]
 
+_AT_ONCE: Final = 8192  # elements of rows, where there are many
 _RUN: Final = 512  # mantissas of which the product does not underflow
 
 
@@ -377,37 +378,57 @@ class SecondOrder:
         rows = tuple(map(_rows_of, x))
         moved = tuple(None if a is None else _rows_of(a) for a in t)
         of_g = _rows_of(g) if row.is_map else g.reshape(-1, 1)
-        results: Any = [np.empty(rows[0].shape) for _ in out]
+        results: Any = [
+            target.reshape(rows[0].shape)
+            if target.shape[2] == 1 and target.flags.c_contiguous
+            else np.empty(rows[0].shape)
+            for target in out
+        ]
         suspects = self._second_rows(name, p, rows[0], of_g, moved[0], results[0])
-        if suspects is None:
-            results = self._by_formula(row, p, rows, of_g, moved)
+        groups: list[Any] = []
+        if suspects is None:  # a few rows at once, which stay in the cache
+            count, n = rows[0].shape
+            step = max(_AT_ONCE // n, 1)
+            groups = [slice(i, i + step) for i in range(0, count, step)]
         elif suspects:
-            k = np.flatnonzero(np.frombuffer(suspects, bool))
-            (results[0][k],) = self._by_formula(row, p, (rows[0][k],), of_g[k], (moved[0][k],))
+            groups = [np.flatnonzero(np.frombuffer(suspects, bool))]
+        for k in groups:
+            some = [None if a is None else a[k] for a in moved]
+            found = self._by_formula(row, p, tuple(a[k] for a in rows), of_g[k], some)
+            for result, part in zip(results, found, strict=True):
+                result[k] = 0.0 if part is None else part
         for result, target in zip(results, out, strict=True):
-            outer, n, inner = target.shape
-            target[...] = 0 if result is None else result.reshape(outer, inner, n).swapaxes(1, 2)
+            if not np.may_share_memory(result, target):
+                outer, n, inner = target.shape
+                target[...] = result.reshape(outer, inner, n).swapaxes(1, 2)
 
     def _by_formula(
-        self, row: Any, p: float, x: Blocks, g: Array, t: Tangents
+        self, row: Any, p: float, x: Blocks, g: Array, t: Sequence[Array | None]
     ) -> list[Array | None]:
         """Return H(t) of rows."""
+        found: list[Array | None]
+        with np.errstate(all="ignore"):
+            if row.is_map:
+                found = [_times_cotangent(row.second(self._methods, x[0], g, t[0], p), None)]
+            else:
+                seconds = row.second(self._methods, x, t, p)
+                found = [None if a is None else _times_cotangent(a, g) for a in seconds]
+        if all(a is None for a in found):
+            return found
         nothing = (g == 0).all(axis=1, keepdims=True)
         given = [a for a in t if a is not None]
         nothing |= np.all([(a == 0).all(axis=1, keepdims=True) for a in given], axis=0)
-        factor, more = (np.ones((1, 1)), np.zeros((1, 1), int)) if row.is_map else np.frexp(g)
-        with np.errstate(all="ignore"):
-            results = (
-                (row.second(self._methods, x[0], g, t[0], p),)
-                if row.is_map
-                else row.second(self._methods, x, t, p)
-            )
-            return [
-                None
-                if result is None
-                else without_infinities(_shifted(result[0] * factor, result[1] + more), nothing, x)
-                for result in results
-            ]
+        return [None if a is None else without_infinities(a, nothing, x) for a in found]
+
+
+def _times_cotangent(second: Scaled, g: Array | None) -> Array:
+    """Return a formula's result times the cotangents of a reduction."""
+    rows, k = second
+    if isinstance(k, int):
+        whole = rows if g is None else rows * g
+        return whole if k == 0 else whole * 2.0**k
+    factor, more = (1.0, 0) if g is None else np.frexp(g)
+    return _shifted(rows * factor, k + more)
 
 
 def _rows_of(blocks: Array) -> Array:
@@ -417,7 +438,9 @@ def _rows_of(blocks: Array) -> Array:
 def without_infinities(result: Array, nothing: Array, operands: Blocks) -> Array:
     """Return 0 for a NaN where nothing can come of anything, unless an operand has one."""
     lost = nothing & ~np.isfinite(result)
-    for operand in operands if lost.any() else ():
+    if not lost.any():
+        return result
+    for operand in operands:
         lost = lost & ~np.isnan(operand).any(axis=1, keepdims=True)
     return np.where(lost, 0.0, result)
 
