@@ -175,7 +175,7 @@ class Sample(NamedTuple):
         return {} if about is None or about.default is None else {about.name: self.parameter}
 
 
-PARAMETERS = {"variance": (0.0, 1.0), "layer_norm": (1e-5, 0.0)}
+PARAMETERS = {"variance": (0.0, 1.0), "layer_norm": (1e-5, 0.0), "rms_norm": (1e-5, 0.0)}
 PARAMETERS |= {name: (0.0, 1.0) for name, row in REDUCTIONS.items() if row.ordered}
 OTHERS = (1.0, 1.25, 2.0, 3.0, 17.5, math.inf)  # of these what a row allows
 
@@ -197,13 +197,15 @@ def samples(name: str, dtype: Any) -> Iterator[Sample]:
             kinds = [x, np.round(2 * x), 30 * x, 1000 + x]
             if name in ("norm", "norm1", "norm2", "prod", "max", "min", "cumprod"):
                 kinds += [x * 10.0**far, x / 10.0**far, x * 10.0 ** rng.uniform(-far, far, n)]
-            if name in ("variance", "layer_norm", "squared_norm2"):
+            if name in ("variance", "layer_norm", "rms_norm", "squared_norm2"):
                 kinds += [1e6 + x, x * 10.0**far, x / 10.0**far, x / 10.0 ** (far / 2)]
             if name in ("logsumexp", "softmax", "log_softmax", "logcumsumexp"):
                 kinds += [200 * x, x - 80, x / 1e9, 30 * (x - x.max()), 8 * (np.round(x) - 1)]
                 kinds += [np.where(x == x.max(), 0, x - 50)]
             for kind in kinds:
                 if name == "layer_norm" and not parameter and not np.ptp(kind):
+                    continue
+                if name == "rms_norm" and not parameter and not kind.any():
                     continue
                 yield Sample(row, kind.astype(dtype), y, parameter)
 
@@ -284,7 +286,8 @@ def check_map(row_map: Any, sample: Sample, least_ulp: float = 0.0) -> None:
             x = names["x"]
             known = names | {"mean": _mean(x)}
             if "eps" in names:
-                known |= {"r": 1 / mpmath.sqrt(_var(x) + names["eps"])}
+                square = _mean(x**2) if row.name == "rms_norm" else _var(x)
+                known |= {"r": 1 / mpmath.sqrt(square + names["eps"])}
             products = row.ordered and method != "value"
             rows = jacobian(forward, method, names) if products else [[]] * len(x)
             for i, number in enumerate(mapped(forward, method, names)):

@@ -44,6 +44,8 @@ def few_samples(name: str) -> Iterator[Sample]:
             continue
         if name == "layer_norm" and not sample.parameter and not np.ptp(x):
             continue
+        if name == "rms_norm" and not sample.parameter and not x.any():
+            continue
         kinks = name in ("norm", "norm1", "norm2", "max", "min") and sample.parameter != 2
         if kinks and (not x.all() or len(set(np.abs(x))) < x.size):
             continue
@@ -325,6 +327,12 @@ SPECIAL: list[tuple[str, Any, Any, Any, Any, Any]] = [
     ("layer_norm", [3, 3], 1e-4, [1, 0], [1, 0], [0, 0]),
     ("layer_norm", [1e200, 3e200], 0.0, [1, 0], [1, 0], [0, 0]),
     ("layer_norm", [NAN, 1], 1e-4, [1, 0], [1, 0], [NAN, NAN]),
+    ("rms_norm", [0, 0], 1e-4, [1, 0], [1, 0], [0, 0]),
+    ("rms_norm", [1e200, 3e200], 0.0, [1, 0], [1, 0], [0, 0]),
+    ("cumsum", [1, INF], None, [1, 2], [1, 2], [0, 0]),
+    ("cumprod", [2, 0, 3], None, [0, 0, 1], [1, 1, 1], [3, 5, 2]),
+    ("cumprod", [0, 0, 3], None, [0, 0, 1], [1, 1, 1], [3, 3, 0]),
+    ("logcumsumexp", [-INF, 0, 0], None, [0, 0, 4], [0, 1, 3], [0, -2, 2]),
 ]
 
 

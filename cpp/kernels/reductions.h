@@ -70,6 +70,7 @@ struct ReductionKernels {
   size_t arrays, outs, state, coefs;
   bool stateless, keeps;
   int degree, parameter_degree;  // see ops/reductions-inl.h
+  bool centred;
   // Of one slice.
   void (*merge)(double* into, const double* from, double parameter);
   double (*finish)(const double* state, double parameter);

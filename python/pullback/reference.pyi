@@ -16,7 +16,7 @@ __all__ = ["abs", "add", "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "ar
 "log_sigmoid", "log_softmax", "logaddexp", "logcumsumexp", "logistic", "logsumexp", "matmul", "max",
 "maximum", "mean", "min", "minimum", "mish", "multiply", "negative", "norm", "norm1", "norm2",
 "not_equal", "poisson", "power", "prod", "quadratic_form", "quantile", "reciprocal", "relu",
-"relu6", "relu_mse", "selu", "sigmoid", "sign", "silu", "sin", "sinh", "softmax",
+"relu6", "relu_mse", "rms_norm", "selu", "sigmoid", "sign", "silu", "sin", "sinh", "softmax",
 "softmax_cross_entropy", "softplus", "softsign", "sqrt", "square", "squared_difference",
 "squared_error", "squared_hinge", "squared_norm2", "step", "subtract", "sum", "tan", "tanh",
 "variance", "xlogy"]
@@ -839,6 +839,13 @@ layer_norm: Final[_LayerNorm]
 
 Derivative ``((i = j) - 1/n - y[i]*y[j]/n)/sqrt(var(x) + eps)``; var(x) is the variance with ddof =
 0, whose squares never overflow or underflow, and r is 1/sqrt(var(x) + eps).
+"""
+rms_norm: Final[_LayerNorm]
+"""Elements divided by the root of their mean square, along an axis, ``x/sqrt(mean(x**2) + eps)``.
+
+Derivative ``((i = j) - y[i]*y[j]/n)/sqrt(mean(x**2) + eps)``; squares never overflow or underflow;
+with infinite elements, NaN at these and 0 at the others; NaN at x = 0 if eps = 0; r is
+1/sqrt(mean(x**2) + eps).
 """
 cumsum: Final[_Cumsum]
 """Sums of the elements up to each one, along an axis, ``sum(x[:i + 1])``.

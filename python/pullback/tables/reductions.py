@@ -236,6 +236,13 @@ _EPS: Final = Parameter(
     "finite and not negative",
     lambda eps: 0 <= eps < math.inf,
 )
+_EPS_OF_SQUARES: Final = Parameter(
+    "eps",
+    "Added to the mean of squares, to avoid a zero divisor",
+    _EPS.default,
+    _EPS.text,
+    _EPS.test,
+)
 _REVERSE: Final = Parameter(
     "reverse",
     "Whether to go from the last element to the first",
@@ -446,6 +453,22 @@ _ROWS: Final = (
                     "underflow, and r is 1/sqrt(var(x) + eps)",
         parameter=_EPS,
         source="Ba, Kiros and Hinton 2016"),
+
+    _map("rms_norm", "Elements divided by the root of their mean square, along an axis",
+        f="x/sqrt(mean(x**2) + eps)",         df="((i = j) - y[i]*y[j]/n)/sqrt(mean(x**2) + eps)",
+        value=rf.rms_norm,
+        vjp=rf.rms_norm_product,              jvp=rf.rms_norm_product,
+        max_ulp=(3.0, 6.0),
+        terms="abs(value)",
+        slope_terms="r*(abs(g[i]) + 2*abs(y[i])*fsum(abs(v*w) for v, w in zip(y, g))/n)",
+        d2f="-r**2*(b*G[i] + a*T[i] + y[i]*(mean(T*G) + a*b*eps*r**2))",
+        second=so.rms_norm, second_ulp=4,
+        second_terms="2*(fsum(map(abs, t))*(abs(g[i]) + fsum(map(abs, g))) + fsum(map(abs, g))"
+                     "*(abs(t[i]) + fsum(map(abs, t))))/(fsum(v*v for v in x)/n + eps)",
+        conventions="squares never overflow or underflow; with infinite elements, NaN at these and "
+                    "0 at the others; NaN at x = 0 if eps = 0; r is 1/sqrt(mean(x**2) + eps)",
+        parameter=_EPS_OF_SQUARES,
+        source="Zhang and Sennrich 2019"),
 
     _scan("cumsum", "Sums of the elements up to each one, along an axis",
         f="sum(x[:i + 1])",                   df="1 if j <= i else 0",
