@@ -7,8 +7,10 @@ arguments those of the twins' signatures, so that a new operation is tested with
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +30,8 @@ X23 = np.array([[0.25, 0.5, 0.75], [0.3, 0.6, 0.4]])
 PAIR, TRIPLE, SQUARE = np.ones(2), np.ones(3), np.ones((2, 2))
 ELEMENTS = dict.fromkeys(("w", "x", "g", "t", "tw", "tx"), X23)
 REDUCED = {"x": X23, "y": X23, "g": 1.0, "t": X23, "tx": X23, "ty": X23, "p": 3.0, "ddof": 0.0}
-MAPPED = {"x": X23, "g": X23, "t": X23, "axis": -1, "eps": 1e-5}
+REDUCED |= {"tg": 1.0, **dict.fromkeys(("h", "hx", "hy"), X23)}
+MAPPED = {"axis": -1, "eps": 1e-5, **dict.fromkeys(("x", "g", "t", "tg", "h"), X23)}
 PRODUCTS = {
     "matmul": {"A": X23, "B": X23.T, "G": SQUARE, "tA": X23, "tB": X23.T},
     "linear": {"X": X23, "W": X23.T, "b": PAIR, "G": SQUARE, "tX": X23, "tW": X23.T, "tb": PAIR},
@@ -36,14 +39,23 @@ PRODUCTS = {
     "bilinear_form": {"u": PAIR, "X": X23, "v": TRIPLE, "g": 1.0, "tu": PAIR, "tX": X23}
     | {"tv": TRIPLE},
 }
+for given in PRODUCTS.values():
+    given |= {f"h{name}": given[name] for name in given if f"t{name}" in given}
+    given |= {f"t{name}": given[name] for name in ("G", "g") if name in given}
 SAMPLES = {"X": np.ones((4, 3)), "y": np.ones(4), "w": TRIPLE, "b": 0.5} | {
     "sample_weight": np.ones(4),
     "offset": np.ones(4),
     "v": (TRIPLE, 1.0),
 }
-CLASSES = SAMPLES | {"y": np.ones(4, int), "w": np.ones((3, 2)), "v": (np.ones((3, 2)), 1.0)}
-SCORES = {"z": np.ones(4), "y": np.ones(4), "g": np.ones(4), "t": np.ones(4)}
-CLASS_SCORES = SCORES | {"z": np.ones((4, 2)), "y": np.ones(4, int), "t": np.ones((4, 2))}
+SAMPLES |= {"g": 1.0, "tg": 1.0, "tX": np.ones((4, 3)), "hX": np.ones((4, 3))}
+SAMPLES |= {f"{t}{name}": SAMPLES[name] for t in "th" for name in ("w", "b", "offset")}
+CLASSES = (
+    SAMPLES
+    | dict.fromkeys(("tw", "hw"), np.ones((3, 2)))
+    | {"y": np.ones(4, int), "w": np.ones((3, 2)), "v": (np.ones((3, 2)), 1.0)}
+)
+SCORES = dict.fromkeys(("z", "y", "g", "t", "tg", "h"), np.ones(4))
+CLASS_SCORES = SCORES | dict.fromkeys(("z", "t", "h"), np.ones((4, 2))) | {"y": np.ones(4, int)}
 
 
 def valid(name: str) -> dict[str, Any]:
@@ -80,8 +92,22 @@ class Case(NamedTuple):
         return self.call(*bound.args, **bound.kwargs)
 
 
+def of_vjp() -> Iterator[tuple[str, Any, Any]]:
+    """Yield what vjp can do: of losses and their pointwise forms, of reductions and products."""
+    owners = [
+        f"{loss}.{vjp}"
+        for loss in ("logistic", "softmax_cross_entropy")
+        for vjp in ("vjp", "pointwise.vjp")
+    ]
+    some = ("prod", "dot", "norm", "logsumexp", "variance", "softmax", "layer_norm")
+    owners += [f"{name}.vjp" for name in (*some, *PRODUCTS)]
+    for owner, method in itertools.product(owners, ("jvp", "vjp")):
+        path = f"{owner}.{method}"
+        yield path, *(attrgetter(path)(P) for P in (pb, pb.reference))
+
+
 def cases(primitives: Any) -> Iterator[Case]:
-    for name, ours, twin in EVERYTHING:
+    for name, ours, twin in (*EVERYTHING, *of_vjp()):
         op, _, method = name.partition(".")
         if op in LOSSES and not method:
             continue  # the object itself takes its parameter, if it has one
@@ -154,6 +180,14 @@ OPTIONAL = {
     "tw",
     "tx",
     "ty",
+    "tg",
+    "toffset",
+    "h",
+    "hX",
+    "hw",
+    "hb",
+    "hoffset",
+    *("tG", "hx", "hy", "hA", "hB", "hW", "hu", "hv"),
 }
 
 
