@@ -88,9 +88,10 @@ CUMSUM: Final = _rules(_cumsum, lambda _, g: _backward(_cumsum)(g), lambda _, t:
 def _exponentials(x: Array) -> tuple[Array, Array, Array, Array]:
     """Return the largest element m so far, where there is a new one, e, and the sum less 1.
 
-    e is exp(-|x - m|) with m from before x, and the sum is of exp(x[j] - m[i]) over j <= i.
+    e is exp(-|x - m|) with m from before x, and the sum is of exp(x[j] - m[i]) over j <= i. A NaN
+    is in them, but not in m.
     """
-    largest = np.maximum.accumulate(x, axis=1)  # NaN from a NaN on
+    largest = np.maximum.accumulate(np.where(np.isnan(x), -np.inf, x), axis=1)
     before = _before(largest, -np.inf)
     new = x > before
     high, low = np.where(new, x, before), np.where(new, before, x)
@@ -105,7 +106,7 @@ def _exponentials(x: Array) -> tuple[Array, Array, Array, Array]:
 
 def _logcumsumexp(x: Array) -> Array:
     largest, _, _, rest = _exponentials(x)
-    return np.where(np.isposinf(largest), largest, largest + np.log1p(rest))
+    return np.asarray(largest + np.log1p(rest))
 
 
 def _logcumsumexp_vjp(x: Array, g: Array) -> Array:
