@@ -68,7 +68,25 @@ def compilers(place: Path, tools: Path, target: str) -> dict[str, Path]:
 
 
 # What C++ libraries call of an unwinder.
-UNWINDER = ["Resume", "RaiseException", "Resume_or_Rethrow", "DeleteException", "ForcedUnwind", "Backtrace", "GetIP", "SetIP", "GetIPInfo", "GetGR", "SetGR", "GetCFA", "GetLanguageSpecificData", "GetRegionStart", "GetTextRelBase", "GetDataRelBase", "FindEnclosingFunction"]
+UNWINDER = (
+    "Resume",
+    "RaiseException",
+    "Resume_or_Rethrow",
+    "DeleteException",
+    "ForcedUnwind",
+    "Backtrace",
+    "GetIP",
+    "SetIP",
+    "GetIPInfo",
+    "GetGR",
+    "SetGR",
+    "GetCFA",
+    "GetLanguageSpecificData",
+    "GetRegionStart",
+    "GetTextRelBase",
+    "GetDataRelBase",
+    "FindEnclosingFunction",
+)
 
 
 def unwinder(place: Path, compiler: Path) -> Path:

@@ -26,6 +26,8 @@ BOUND = {name: (3.0,) for name, row in REDUCTIONS.items() if len(row.leading) > 
 PARAMETERS: dict[str, tuple[dict[str, float], ...]] = {
     "variance": ({"ddof": 1}, {"ddof": 0.5}, {"ddof": 2}),
     "layer_norm": ({"eps": 0.0}, {"eps": 0.5}),
+    "rms_norm": ({"eps": 0.0}, {"eps": 0.5}),
+    **{name: ({"reverse": True},) for name, row in REDUCTIONS.items() if row.ordered},
 }
 EXPONENTS = (1, 2, 0.5, 1.5, 2.5, 3, 4.0, 100.0, np.inf, 0)  # of the norm; the last is refused
 # Of losses: what targets they take, if not any number, and what they are called with.

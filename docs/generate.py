@@ -218,7 +218,8 @@ def _calls(name: str) -> Iterator[str]:
         wanted = row.parameter is not None and row.parameter.default is None
         given = ", ".join([*slices, *["3.0"] * wanted])
         if row.is_map:
-            yield f".vjp({given}, [[1.0, 0.0, 0.0]])"
+            g = "[[0.0, 0.0, 1.0]]" if row.ordered else "[[1.0, 0.0, 0.0]]"
+            yield f".vjp({given}, {g})"
         else:
             yield f".value_and_grad({given}, axis=1)"
     else:
@@ -282,8 +283,10 @@ asks for. `norm(x, p)` takes its exponent after `x`, `variance` takes `ddof`, an
 weights `b`. All take `where`, and leave out elements that it or a masked array excludes: the result
 is that of the other elements, and the derivative of the excluded ones is 0. A slice whose cotangent
 is 0 has derivatives 0, even if its elements are infinite. The maps of rows have `value`,
-`vjp(x, g)`, `jvp(x, t)` and `jacobian` along `axis=-1`. In the formulas x is a slice of n elements,
-i and j are indices into it, p is softmax(x), y is the map's value and r its scale.
+`vjp(x, g)`, `jvp(x, t)` and `jacobian` along `axis=-1`. Scans are maps of rows whose i-th result is
+of the elements up to the i-th, or with `reverse=True` from the i-th on. In the formulas x is a
+slice of n elements, i and j are indices into it, p is softmax(x), y is the map's value, r its scale
+and J the row or column of its Jacobian that g is multiplied with.
 
 {reductions}
 

@@ -270,12 +270,15 @@ def made() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
         ("softmax", "vjp", "x, g, axis=-1, out=None, where=True", (F8, F8)),
         ("logsumexp", "value", "x, b=None, where=True", (F8,)),
         ("layer_norm", "value", "x, axis=-1, eps=1e-5, out=None", (F8, -1)),
+        ("cumprod", "vjp", "x, g, axis=-1, reverse=False, out=None", (F8, F8, -1, 1)),
+        ("logcumsumexp", "jvp", "x, t, axis=-1, out=None, reverse=False", (F8, F8)),
         ("softmax", "vjp.jvp", "x, g, t, tg, axis=-1, out=None, where=True", (OWN, OWN, OWN, OWN)),
         ("norm2", "vjp.jvp", "x, g, t, tg, axis=None, keepdims=False", (OWN, 1.5, OWN, None)),
         ("logsumexp", "vjp.vjp", "x, g, h, axis=None, b=None, wrt='all'", (OWN, Y[:2], OWN, 1)),
         ("layer_norm", "vjp.vjp", "x, g, h, axis=-1, eps=1e-5", (OWN, OWN, OWN, -1)),
     ):
-        called = {"norm": "p", "layer_norm": "eps"}.get(name, "")
+        parameters = {"norm": "p", "layer_norm": "eps", "cumprod": "reverse"}
+        called = parameters.get(name, "reverse" if "reverse" in taken else "")
         made_of = N.reduction_method(name, method, called, 1.0, lambda p: p >= 0, refusing(taken))
         yield f"{name}.{method}", made_of, given
     yield from selections()

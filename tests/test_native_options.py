@@ -135,6 +135,8 @@ AXES = [None, 0, -1, 1, (0,), (0, 1), (1, 2), (2, 1), (0, 2), (0, 1, 2), ()]
 PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "variance": [{}, {"ddof": 1}, {"ddof": np.float64(0.5)}],
     "layer_norm": [{}, {"eps": 1e-3}, {"eps": 0}],
+    "rms_norm": [{}, {"eps": 1e-3}, {"eps": 0}],
+    **{name: [{}, {"reverse": True}] for name in ("cumsum", "cumprod", "logcumsumexp")},
 }
 WRTS: list[dict[str, Any]] = [{}, {"wrt": "y"}, {"wrt": (1, 0)}, {"wrt": ("x",)}]
 reductions = sorted(pb.reductions.reductions)

@@ -382,6 +382,24 @@ def _layer_norm_product(x: Array, v: Array) -> Any:
     return rate * (v - np.mean(v, -1, keepdims=True) - y * np.mean(y * v, -1, keepdims=True))
 
 
+def _by_size(x: Array) -> tuple[Any, Any]:
+    rate = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5)
+    return rate, x * rate
+
+
+def _rms_norm_product(x: Array, v: Array) -> Any:
+    rate, y = _by_size(x)
+    return rate * (v - y * np.mean(y * v, -1, keepdims=True))
+
+
+def _reversed_sums(g: Array) -> Any:
+    return np.cumsum(g[..., ::-1], -1)[..., ::-1]
+
+
+def _running(x: Array) -> Any:
+    return np.logaddexp.accumulate(x, axis=-1)
+
+
 # Value, vjp and jvp along the last axis.
 _MAPS: Final[Mapping[str, tuple[Function, Function, Function]]] = {
     "softmax": (_softmax, _softmax_product, _softmax_product),
@@ -391,6 +409,22 @@ _MAPS: Final[Mapping[str, tuple[Function, Function, Function]]] = {
         lambda x, t: t - _sums(_softmax(x) * t),
     ),
     "layer_norm": (lambda x: _standardized(x)[1], _layer_norm_product, _layer_norm_product),
+    "rms_norm": (lambda x: _by_size(x)[1], _rms_norm_product, _rms_norm_product),
+    "cumsum": (
+        lambda x: np.cumsum(x, -1),
+        lambda _, g: _reversed_sums(g),
+        lambda _, t: np.cumsum(t, -1),
+    ),
+    "cumprod": (
+        lambda x: np.cumprod(x, -1),
+        lambda x, g: _reversed_sums(g * np.cumprod(x, -1)) / x,
+        lambda x, t: np.cumprod(x, -1) * np.cumsum(t / x, -1),
+    ),
+    "logcumsumexp": (
+        _running,
+        lambda x, g: np.exp(x) * _reversed_sums(g * np.exp(-_running(x))),
+        lambda x, t: np.exp(-_running(x)) * np.cumsum(t * np.exp(x), -1),
+    ),
 }
 
 

@@ -68,6 +68,7 @@ _ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
         "mul": "use pb.multiply",
         "neg": "use pb.negative",
         "pow": "use pb.power",
+        "rmsnorm": "use pb.rms_norm",
         "sub": "use pb.subtract",
         "swish": "use pb.silu",
         "true_divide": "use pb.divide",
