@@ -9,17 +9,17 @@ from pullback.jacobians import Diagonal
 from pullback.losses import Loss, ParametricLoss
 
 __all__ = ["abs", "add", "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh",
-"bilinear_form", "cbrt", "clip", "cos", "cosh", "digamma", "divide", "dot", "elu", "equal", "erf",
-"erfc", "exp", "exp2", "expm1", "exponential", "gamma", "gammaln", "gelu", "gelu_tanh", "gram",
-"greater", "greater_equal", "hard_sigmoid", "hard_tanh", "hinge", "huber", "hypot", "identity",
-"layer_norm", "leaky_relu", "less", "less_equal", "linear", "log", "log10", "log1p", "log2",
-"log_cosh", "log_sigmoid", "log_softmax", "logaddexp", "logistic", "logsumexp", "matmul", "max",
-"maximum", "mean", "min", "minimum", "mish", "multiply", "negative", "norm", "norm1", "norm2",
-"not_equal", "poisson", "power", "prod", "quadratic_form", "quantile", "reciprocal", "relu",
-"relu6", "relu_mse", "selu", "sigmoid", "sign", "silu", "sin", "sinh", "softmax",
-"softmax_cross_entropy", "softplus", "softsign", "sqrt", "square", "squared_difference",
-"squared_error", "squared_hinge", "squared_norm2", "step", "subtract", "sum", "take", "tan", "tanh",
-"variance", "where", "xlogy"]
+"bilinear_form", "cbrt", "clip", "cos", "cosh", "cumprod", "cumsum", "digamma", "divide", "dot",
+"elu", "equal", "erf", "erfc", "exp", "exp2", "expm1", "exponential", "gamma", "gammaln", "gelu",
+"gelu_tanh", "gram", "greater", "greater_equal", "hard_sigmoid", "hard_tanh", "hinge", "huber",
+"hypot", "identity", "layer_norm", "leaky_relu", "less", "less_equal", "linear", "log", "log10",
+"log1p", "log2", "log_cosh", "log_sigmoid", "log_softmax", "logaddexp", "logcumsumexp", "logistic",
+"logsumexp", "matmul", "max", "maximum", "mean", "min", "minimum", "mish", "multiply", "negative",
+"norm", "norm1", "norm2", "not_equal", "poisson", "power", "prod", "quadratic_form", "quantile",
+"reciprocal", "relu", "relu6", "relu_mse", "rms_norm", "selu", "sigmoid", "sign", "silu", "sin",
+"sinh", "softmax", "softmax_cross_entropy", "softplus", "softsign", "sqrt", "square",
+"squared_difference", "squared_error", "squared_hinge", "squared_norm2", "step", "subtract", "sum",
+"take", "tan", "tanh", "variance", "where", "xlogy"]
 
 def gram(X: Any, c: ArrayLike | None = None) -> NDArray[Any]: ...
 
@@ -175,6 +175,17 @@ class _LayerNormVjp(Protocol):
             where: Any = True) -> Any: ...
     def vjp(self, x: ArrayLike, g: ArrayLike, h: ArrayLike | None, axis: _Axis = -1,
             eps: float = 1e-05, out: _Out = None, *, wrt: _Wrt = "all",
+            where: Any = True) -> Any: ...
+
+@type_check_only
+class _CumsumVjp(Protocol):
+    def __call__(self, x: ArrayLike, g: ArrayLike, axis: _Axis = -1, out: _Out = None, *,
+            reverse: float = False, where: Any = True) -> Any: ...
+    def jvp(self, x: ArrayLike, g: ArrayLike, t: ArrayLike | None, tg: ArrayLike | None,
+            axis: _Axis = -1, out: _Out = None, *, reverse: float = False,
+            where: Any = True) -> Any: ...
+    def vjp(self, x: ArrayLike, g: ArrayLike, h: ArrayLike | None, axis: _Axis = -1,
+            out: _Out = None, *, reverse: float = False, wrt: _Wrt = "all",
             where: Any = True) -> Any: ...
 
 @type_check_only
@@ -430,6 +441,19 @@ class _LayerNorm(Protocol):
     def value(self, x: ArrayLike, axis: _Axis = -1, eps: float = 1e-05, out: _Out = None, *,
             where: Any = True) -> Any: ...
     vjp: _LayerNormVjp
+
+@type_check_only
+class _Cumsum(Protocol):
+    __name__: str
+    def __call__(self, x: ArrayLike, axis: _Axis = -1, out: _Out = None, *, reverse: float = False,
+            where: Any = True) -> Any: ...
+    def jacobian(self, x: ArrayLike, axis: _Axis = -1, *, reverse: float = False,
+            where: Any = True) -> Any: ...
+    def jvp(self, x: ArrayLike, t: ArrayLike | None, axis: _Axis = -1, out: _Out = None, *,
+            reverse: float = False, where: Any = True) -> Any: ...
+    def value(self, x: ArrayLike, axis: _Axis = -1, out: _Out = None, *, reverse: float = False,
+            where: Any = True) -> Any: ...
+    vjp: _CumsumVjp
 
 @type_check_only
 class _Where(Protocol):
@@ -897,6 +921,34 @@ layer_norm: Final[_LayerNorm]
 
 Derivative ``((i = j) - 1/n - y[i]*y[j]/n)/sqrt(var(x) + eps)``; var(x) is the variance with ddof =
 0, whose squares never overflow or underflow, and r is 1/sqrt(var(x) + eps).
+"""
+rms_norm: Final[_LayerNorm]
+"""Elements divided by the root of their mean square, along an axis, ``x/sqrt(mean(x**2) + eps)``.
+
+Derivative ``((i = j) - y[i]*y[j]/n)/sqrt(mean(x**2) + eps)``; squares never overflow or underflow;
+with infinite elements, NaN at these and 0 at the others; NaN at x = 0 if eps = 0; r is
+1/sqrt(mean(x**2) + eps).
+"""
+cumsum: Final[_Cumsum]
+"""Sums of the elements up to each one, along an axis, ``sum(x[:i + 1])``.
+
+Derivative ``1 if j <= i else 0``; a running sum in order, and with it the sum of what its additions
+round off.
+"""
+cumprod: Final[_Cumsum]
+"""Products of the elements up to each one, along an axis, ``prod(x[:i + 1])``.
+
+Derivative ``prod(x[:j] + x[j + 1:i + 1]) if j <= i else 0``; neither over- nor underflows on the
+way; a derivative is the product of the other elements, whatever x[j] is: nothing is divided by it.
+"""
+logcumsumexp: Final[_Cumsum]
+"""Logarithms of sums of exponentials up to each element, along an axis, ``log(sum(exp(x[:i +
+1])))``.
+
+Derivative ``exp(x[j] - y[i]) if j <= i else 0``; as logsumexp of the elements so far: k of +inf get
+the derivative 1/k each, and it is NaN if all are -inf, where g or t is not 0; a running sum in
+order, relative to the largest element so far; the value's error is in ULP of the larger of it and
+the largest operand.
 """
 where: Final[_Where]
 """Choice between two operands, element by element, ``w if c else x``.
