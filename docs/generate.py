@@ -397,7 +397,7 @@ def _marks(row: OpRow) -> Iterator[str]:
         yield "masked"
     if row.ulp_of_operands:
         yield "of operands"
-    yield from (f"of `{term}`" for term in row.largest_term if term)
+    yield from (f"of `{term}`" for _, term in row.terms)
 
 
 def _special_points(row: OpRow) -> Iterator[tuple[str, ...]]:
