@@ -32,22 +32,32 @@ struct NormalConstants {
       0x1.68f2a76ef11f0p-21,  0x1.e390c5fb596dbp-22, -0x1.550036aa52939p-23, -0x1.0cb6dcd16a7fbp-24,
       0x1.2541d14be1abcp-26,  0x1.38e292a919ca0p-28};
   static constexpr double kHazard[] = {1, -2, 10, -74, 706, -8162};
-  // Of p = Phi(-t): t / (1 - 2 p) in (1 - 2 p)^2 up to 1/4, and, for p below 1/4, t / s in
-  // (s - 2) / (s + 2) with s^2 = -2 log(p), to 2^-22. ForFloat32 to 2^-32.
-  static constexpr double kCentral[] = {
-      0x1.40d931ff62706p+0, 0x1.4ffddeaa22dbfp-2,  0x1.71713082daefap-3, 0x1.f55d0d77c94b2p-4,
-      0x1.78494b3b4d906p-4, 0x1.2ba8d0a990631p-4,  0x1.f047ff9590632p-5, 0x1.a65763690ff8ap-5,
-      0x1.708f2d90c754cp-5, 0x1.38719b2273cc3p-5,  0x1.6619fd8104159p-5, -0x1.0ec2e41e1261dp-9,
-      0x1.f9484b3326a10p-4, -0x1.174525598e229p-3, 0x1.5ba9fd020277ap-3};
+  // Of p = Phi(-t), x = 1 - 2 p and s^2 = -2 log(p), rational functions by reweighted least
+  // squares: where x <= 0.8, t / x = kCentral + x^2 Top / Bottom in kCentralEnd - x^2, elsewhere t
+  // = s - s Top / Bottom in s - kTailBegin. ForFloat32: t / x in x^2 up to 1/4, t / s in (s - 2) /
+  // (s + 2), to 2^-32.
+  static constexpr double kCentral = 0x1.40d931ff62706p0;
   static constexpr double kCentralLo = -0x1.a6a0d6f814637p-54;
+  static constexpr double kCentralEnd = 0.640625;
+  static constexpr double kCentralTop[] = {
+      0x1.171d81f526c78p-1, 0x1.f5d9ff38f4cc3p+1, 0x1.4d9f1f20beec0p+3, 0x1.94b51a0e7ca4bp+3,
+      0x1.be980e808ecb6p+2, 0x1.82c517b6076b5p+0, 0x1.538fdc4a33587p-4};
+  static constexpr double kCentralBottom[] = {
+      0x1.0000000000000p+0, 0x1.0da09602e17e1p+3, 0x1.b6e13f5945958p+4, 0x1.5c3aba3950fe3p+5,
+      0x1.17dcec3f8ed63p+5, 0x1.ada9bd7cfcca1p+3, 0x1.08806fb5aa483p+1, 0x1.4a8874d668daep-4};
+  static constexpr double kTailBegin = 2.125;
+  static constexpr double kTailTop[] = {
+      0x1.a2cfc6bb101fep-2,  0x1.16b6145a3e0e3p-1,  0x1.2df56d074ca33p-2,  0x1.5b15f1a01eb64p-4,
+      0x1.ca6366c54b993p-7,  0x1.5bc197ec820ddp-10, 0x1.206a4f29c6b1fp-14, 0x1.df132a5ce9c31p-20,
+      0x1.587e8c10b2ad5p-26, 0x1.3b3ce6b51bba9p-34, 0x1.047e271eb83edp-46, -0x1.5027b51c6cee2p-57};
+  static constexpr double kTailBottom[] = {
+      0x1.0000000000000p+0,  0x1.07d714636b3a3p+1,  0x1.cd2ee81e75496p+0,  0x1.bfca5273a3beep-1,
+      0x1.09c3100aeef47p-2,  0x1.8f276d3063a51p-5,  0x1.7a36ba6b92455p-8,  0x1.b475aaf94316fp-12,
+      0x1.1ee9e5ea8aa0fp-16, 0x1.84088272c7f59p-22, 0x1.c992746c7c8c2p-29, 0x1.4a2bead90e7eep-37};
   static constexpr double kCentralForFloat32[] = {
       0x1.40d931ff66491p+0, 0x1.4ffdde833e9c6p-2,  0x1.717150b0f6fc8p-3,
       0x1.f552de0d0322ap-4, 0x1.791648c046435p-4,  0x1.22b6fae04efb7p-4,
       0x1.31aea8c37e0acp-4, 0x1.cb3f0703966e0p-11, 0x1.12ff23e807a5bp-3};
-  static constexpr double kStart[] = {
-      0x1.19fd319d0bb81p-1,  0x1.6335e3deab75ap+0, -0x1.03e2ccbc2e56ep+1, 0x1.275210c1dc055p+1,
-      -0x1.401cb22474b45p+1, 0x1.4f2b7a85f69c2p+1, -0x1.4c7c4b8ee4d8cp+1, 0x1.204add4f284a1p+1,
-      -0x1.8281cc469ba30p+0, 0x1.5150aaca867dbp-1, -0x1.177bcf3101c5cp-3};
   static constexpr double kStartForFloat32[] = {
       0x1.19fd30bbb2e93p-1,  0x1.6335eddd07d6cp+0, -0x1.03e23f1ad6022p+1, 0x1.2749b72afe6cbp+1,
       -0x1.4027a12231569p+1, 0x1.51eff74fdbb7dp+1, -0x1.607feadbbb69cp+1, 0x1.6a6640f3e4ed2p+1,
@@ -197,68 +207,73 @@ HWY_INLINE V LogNdtrSecond(D d, V x, V dy) {
   return hn::IfNegativeThenElse(x, left, curve);
 }
 
-// Of p + p_lo = Phi(-t) in (0, 1/2] and x = 1 - 2 (p + p_lo), where p_lo = 0 beyond x = 1/2:
-// t = t_hi + t_lo and
-// (factor + factor_lo) / phi(t), where 1 / phi(t) = R(t) / p, and R(t) shows little of an error of
-// t. Up to x = 1/2, t is x times a polynomial. Beyond, Halley's step on
-// log(Phi(-t)) - log(p) improves a first guess, of which R(t) follows by Taylor's formula.
+// Of p + p_lo = Phi(-t) in (0, 1/2] and x = 1 - 2 (p + p_lo), where p_lo = 0 beyond x = 1/2: t +
+// t_lo and (factor + factor_lo) / phi(t). 1 / phi(t) = R(t) / p, where R(t) shows little of an
+// error of t, and what it shows is known by Newton's step, t + shift, on log(Phi(-t)) - log(p).
+// Beyond x = 0.8 that is the sharper t.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE void InverseNormal(D d, V p, V p_lo, V x, double factor, double factor_lo, V& t_hi,
-                              V& t_lo, V& slope) {
+HWY_INLINE void InverseNormal(D d, V p, V p_lo, V x, double factor, double factor_lo, V& t, V& t_lo,
+                              V& slope, V& shift) {
   using C = NormalConstants;
   using G = GeluConstants;
-  const V two = hn::Set(d, 2);
-  const V half = hn::Set(d, 0.5);
   const V z = hn::Mul(x, x);
-  const V z2 = hn::Mul(z, z);
-  const auto central = hn::Le(x, half);
   if constexpr (kForFloat32<D>) {
+    const V two = hn::Set(d, 2);
     const V s = hn::Sqrt(hn::Mul(hn::Set(d, -2), LogForFloat32(d, p)));
     const V u = hn::Div(hn::Sub(s, two), hn::Add(s, two));
-    t_hi = hn::IfThenElse(central, hn::Mul(x, Polynomial(d, C::kCentralForFloat32, z, z2)),
-                          hn::Mul(s, Polynomial(d, C::kStartForFloat32, u, hn::Mul(u, u))));
-    t_lo = hn::Zero(d);
-    slope = hn::Div(hn::Mul(ShortMills(d, t_hi), hn::Set(d, factor)), p);
+    t = hn::IfThenElse(hn::Le(x, hn::Set(d, 0.5)),
+                       hn::Mul(x, Polynomial(d, C::kCentralForFloat32, z, hn::Mul(z, z))),
+                       hn::Mul(s, Polynomial(d, C::kStartForFloat32, u, hn::Mul(u, u))));
+    t_lo = shift = hn::Zero(d);
+    slope = hn::Div(hn::Mul(ShortMills(d, t), hn::Set(d, factor)), p);
   } else {
-    V log_hi, log_lo, f, f_lo;
+    V log_hi, log_lo;
     LogCore(d, p, log_hi, log_lo);
-    const V s = hn::Sqrt(hn::Mul(hn::Set(d, -2), hn::Add(log_hi, log_lo)));
-    const V u = hn::Div(hn::Sub(s, two), hn::Add(s, two));
-    const V first = hn::Mul(s, Polynomial(d, C::kStart, u, hn::Mul(u, u)));
-    const V bent = hn::Mul(
-        z, hn::MulAdd(EverySecond<2>(d, C::kCentral, z2), z, EverySecond<1>(d, C::kCentral, z2)));
-    FastTwoSum(hn::Set(d, C::kCentral[0]), bent, f, f_lo);
-    f_lo = hn::Add(f_lo, hn::Set(d, C::kCentralLo));
-    V near, near_lo;
+    FastTwoSum(log_hi, log_lo, log_hi, log_lo);
+    const V square_of_s = hn::Mul(hn::Set(d, -2), log_hi);
+    const V s = hn::Sqrt(square_of_s);
+    const auto central = hn::Le(x, hn::Set(d, 0.8));
+    const V v = hn::Sub(hn::Set(d, C::kCentralEnd), z);
+    const V v2 = hn::Mul(v, v);
+    const V u = hn::Sub(s, hn::Set(d, C::kTailBegin));
+    const V u2 = hn::Mul(u, u);
+    const V top = hn::IfThenElse(central, hn::Mul(z, Polynomial(d, C::kCentralTop, v, v2)),
+                                 Polynomial(d, C::kTailTop, u, u2));
+    const V bottom = hn::IfThenElse(central, Polynomial(d, C::kCentralBottom, v, v2),
+                                    Polynomial(d, C::kTailBottom, u, u2));
+    const V quotient = hn::Div(top, bottom);
+    // Apart from what the quotient lost, t + t_lo is right to twice the precision.
+    V f, f_lo, near, near_lo, less, less_lo, far, far_lo;
+    FastTwoSum(hn::Set(d, C::kCentral), quotient, f, f_lo);
     TwoProd(d, x, f, near, near_lo);
 #if !HWY_NATIVE_FMA
     // Without FMA the residual of a tiny product is rounding errors.
     near_lo = hn::IfThenElseZero(hn::Gt(x, hn::Set(d, 0x1p-900)), near_lo);
 #endif
-    near_lo = hn::MulAdd(x, f_lo, near_lo);
-    const V t = hn::IfThenElse(central, near, first);
+    near_lo = hn::MulAdd(x, hn::Add(f_lo, hn::Set(d, C::kCentralLo)), near_lo);
+    TwoProd(d, s, quotient, less, less_lo);
+    FastTwoSum(s, hn::Neg(less), far, far_lo);
+    const V missing = hn::MulAdd(hn::Set(d, -2), log_lo, Residual(d, s, s, square_of_s));
+    const V s_lo = hn::Div(missing, hn::Add(s, s));
+    t = hn::IfThenElse(central, near, far);
+    t_lo = hn::IfThenElse(central, near_lo, hn::Add(hn::Sub(far_lo, less_lo), s_lo));
 
     V r_hi, r_lo, ratio_hi, ratio_lo, square, square_lo, sum, rest, excess, excess_lo;
     TailFactor(d, t, G::kValue, G::kValueLo, G::kValueSlope, r_hi, r_lo);
     FastTwoSum(r_hi, r_lo, r_hi, r_lo);
     LogCore(d, r_hi, r_lo, ratio_hi, ratio_lo);
-    TwoProd(d, hn::Mul(t, half), t, square, square_lo);
+    TwoProd(d, hn::Mul(t, hn::Set(d, 0.5)), t, square, square_lo);
     TwoSum(hn::Neg(log_hi), hn::Neg(square), sum, rest);
     TwoSum(sum, ratio_hi, excess, excess_lo);
     rest = hn::Add(hn::Sub(rest, square_lo), hn::Sub(ratio_lo, log_lo));
-    excess = hn::Add(excess, hn::Add(excess_lo, rest));  // log(Phi(-t) / p)
-    const V density = hn::Set(d, G::kPhiOfZero);
-    const V hazard = hn::Div(density, r_hi);
-    const V step = hn::Div(excess, hazard);
-    const V bend = hn::Mul(hn::Sub(hazard, t), hn::Mul(step, half));
-    const V shift = hn::NegMulAdd(step, bend, step);
-    t_hi = t;
-    t_lo = hn::IfThenElse(central, near_lo, shift);
-
-    // phi(0) R'(t) and phi(0) R''(t)
-    const V bent_1 = hn::MulSub(t, r_hi, density);
-    const V bent_2 = hn::MulAdd(t, bent_1, r_hi);
-    r_lo = hn::MulAdd(t_lo, hn::MulAdd(hn::Mul(t_lo, half), bent_2, bent_1), r_lo);
+    // p_lo / p, nearly: it counts where p is in [1/4, 1/2].
+    const V of_p_lo = hn::Mul(p_lo, hn::NegMulAdd(p, hn::Set(d, 8.5), hn::Set(d, 6)));
+    excess = hn::Add(excess, hn::Add(excess_lo, hn::Sub(rest, of_p_lo)));  // log(Phi(-t) / p)
+    // phi(0) R'(t), and what t lacks.
+    const V bent = hn::MulSub(t, r_hi, hn::Set(d, G::kPhiOfZero));
+    shift = hn::Mul(excess, hn::Mul(r_hi, hn::Set(d, C::kRootTwoPi)));
+    r_lo = hn::MulAdd(shift, bent, r_lo);
+    shift = hn::IfThenElse(central, t_lo, shift);
     V product, product_lo;
     TwoProd(d, r_hi, hn::Set(d, factor), product, product_lo);
     product_lo = hn::MulAdd(r_lo, hn::Set(d, factor), product_lo);
@@ -271,34 +286,40 @@ HWY_INLINE void InverseNormal(D d, V p, V p_lo, V x, double factor, double facto
   }
 }
 
+// What InverseNormal makes of p in (0, 1) for Phi, and of x in (-1, 1) for erf.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void NdtriCore(D d, V p, V& tail, V& t, V& t_lo, V& slope, V& shift) {
+  using C = NormalConstants;
+  const V one = hn::Set(d, 1);
+  tail = hn::Min(p, hn::Sub(one, p));  // exact where it is 1 - p
+  const V x = hn::NegMulAdd(hn::Set(d, 2), tail, one);
+  InverseNormal(d, tail, hn::Zero(d), x, C::kRootTwoPi, C::kRootTwoPiLo, t, t_lo, slope, shift);
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void ErfinvCore(D d, V x, V& tail, V& t, V& t_lo, V& slope, V& shift) {
+  using C = NormalConstants;
+  const V one = hn::Set(d, 1);
+  const V half = hn::Set(d, 0.5);
+  const V size = hn::Abs(x);
+  const V rest = hn::Sub(one, size);
+  tail = hn::Mul(rest, half);
+  const V tail_lo = hn::Mul(hn::Sub(hn::Sub(one, rest), size), half);
+  InverseNormal(d, tail, tail_lo, size, C::kHalfRootPi, C::kHalfRootPiLo, t, t_lo, slope, shift);
+}
+
 // The inverse of Phi and its derivative sqrt(2 pi) exp(y^2/2), full range; double.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void Ndtri(D d, V p, V& y, V& dy) {
-  using C = NormalConstants;
   const V zero = hn::Zero(d);
-  const V one = hn::Set(d, 1);
-  const V tail = hn::Min(p, hn::Sub(one, p));  // exact where it is 1 - p
-  const V x = hn::NegMulAdd(hn::Set(d, 2), tail, one);
-  V t_lo;
-  InverseNormal(d, tail, zero, x, C::kRootTwoPi, C::kRootTwoPiLo, y, t_lo, dy);
-  y = hn::IfThenElse(hn::Eq(tail, zero), Infinity(d), hn::Add(y, t_lo));
+  V tail, t, t_lo, shift;
+  NdtriCore(d, p, tail, t, t_lo, dy, shift);
+  y = hn::IfThenElse(hn::Eq(tail, zero), Infinity(d), hn::Add(t, t_lo));
   dy = hn::IfThenElse(hn::Eq(tail, zero), Infinity(d), dy);
   y = hn::CopySign(y, hn::Sub(p, hn::Set(d, 0.5)));
-  const auto inside = hn::And(hn::Ge(p, zero), hn::Le(p, one));
+  const auto inside = hn::And(hn::Ge(p, zero), hn::Le(p, hn::Set(d, 1)));
   y = hn::IfThenElse(inside, y, hn::NaN(d));
   dy = hn::IfThenElse(inside, dy, hn::NaN(d));
-}
-
-// y dy^2, the second derivative of an inverse, or half of it; double.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V TimesSlopeSquare(D d, V y, V dy) {
-  V product, product_lo, curve, curve_lo;
-  TwoProd(d, y, dy, product, product_lo);
-  TwoProd(d, product, dy, curve, curve_lo);
-  const V sharp = hn::Add(curve, hn::MulAdd(product_lo, dy, curve_lo));
-  const V size = hn::Abs(curve);
-  const auto exact = hn::And(hn::Gt(size, hn::Set(d, 0x1p-900)), hn::Lt(size, hn::Set(d, 0x1p900)));
-  return hn::IfThenElse(exact, sharp, curve);
 }
 
 // The inverse of erf and its derivative sqrt(pi)/2 exp(y^2), full range; double. It is that of
@@ -307,32 +328,49 @@ template <class D, class V = hn::Vec<D>>
 HWY_INLINE void Erfinv(D d, V x, V& y, V& dy) {
   using C = NormalConstants;
   const V zero = hn::Zero(d);
-  const V one = hn::Set(d, 1);
-  const V size = hn::Abs(x);
-  const V half = hn::Set(d, 0.5);
-  const V rest = hn::Sub(one, size);
-  const V tail = hn::Mul(rest, half);
-  const V tail_lo = hn::Mul(hn::Sub(hn::Sub(one, rest), size), half);
-  V t, t_lo;
-  InverseNormal(d, tail, tail_lo, size, C::kHalfRootPi, C::kHalfRootPiLo, t, t_lo, dy);
   const V root_half = hn::Set(d, C::kRootHalf);
-  if constexpr (kForFloat32<D>) {
-    y = hn::Mul(t, root_half);
-  } else {
-    V lo;
-    TwoProd(d, t, root_half, y, lo);
-#if !HWY_NATIVE_FMA
-    lo = hn::IfThenElseZero(hn::Gt(t, hn::Set(d, 0x1p-900)), lo);
-#endif
-    lo = hn::MulAdd(t_lo, root_half, hn::MulAdd(t, hn::Set(d, C::kRootHalfLo), lo));
-    y = hn::Add(y, lo);
-  }
+  V tail, t, t_lo, shift;
+  ErfinvCore(d, x, tail, t, t_lo, dy, shift);
+  y = hn::MulAdd(t, root_half, hn::MulAdd(t_lo, root_half, hn::Mul(t, hn::Set(d, C::kRootHalfLo))));
   y = hn::IfThenElse(hn::Eq(tail, zero), Infinity(d), y);
   dy = hn::IfThenElse(hn::Eq(tail, zero), Infinity(d), dy);
   y = hn::CopySign(y, x);
-  const auto inside = hn::Le(size, one);
+  const auto inside = hn::Le(hn::Abs(x), hn::Set(d, 1));
   y = hn::IfThenElse(inside, y, hn::NaN(d));
   dy = hn::IfThenElse(inside, dy, hn::NaN(d));
+}
+
+// (y + y_lo) dy^2, y_lo having the sign that it has for y > 0; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V TimesSlopeSquare(D d, V y, V y_lo, V dy) {
+  V product, product_lo, curve, curve_lo;
+  TwoProd(d, y, dy, product, product_lo);
+  TwoProd(d, product, dy, curve, curve_lo);
+  product_lo = hn::MulAdd(hn::Xor(y_lo, hn::And(y, hn::SignBit(d))), dy, product_lo);
+  const V sharp = hn::Add(curve, hn::MulAdd(product_lo, dy, curve_lo));
+  const V size = hn::Abs(curve);
+  const auto exact = hn::And(hn::Gt(size, hn::Set(d, 0x1p-900)), hn::Lt(size, hn::Set(d, 0x1p900)));
+  return hn::IfThenElse(exact, sharp, curve);
+}
+
+// y dy^2 and 2 y dy^2, the second derivatives, full range; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V NdtriSecond(D d, V p, V y, V dy) {
+  V tail, t, t_lo, slope, shift;
+  NdtriCore(d, p, tail, t, t_lo, slope, shift);
+  return TimesSlopeSquare(d, y, hn::Add(hn::Sub(t, hn::Abs(y)), shift), dy);
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V ErfinvSecond(D d, V x, V y, V dy) {
+  using C = NormalConstants;
+  const V root_half = hn::Set(d, C::kRootHalf);
+  V tail, t, t_lo, slope, shift;
+  ErfinvCore(d, x, tail, t, t_lo, slope, shift);
+  const V lost =
+      hn::NegMulAdd(t, hn::Set(d, C::kRootHalfLo), Residual(d, t, root_half, hn::Abs(y)));
+  const V curve = TimesSlopeSquare(d, y, hn::MulSub(shift, root_half, lost), dy);
+  return hn::Add(curve, curve);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -324,8 +324,8 @@ HWY_INLINE void Sinc(D d, V x, V& y, V& dy) {
   const V a = hn::Abs(x);
   // Modulo 2; from 2^53 on all numbers are even.
   const V turns = hn::Floor(hn::Mul(a, half));
-  const V turn =
-      hn::IfThenElseZero(hn::Lt(a, hn::Set(d, 0x1p53)), hn::Sub(a, hn::Add(turns, turns)));
+  const auto huge = hn::Ge(a, hn::Set(d, 0x1p53));
+  const V turn = hn::IfThenZeroElse(huge, hn::Sub(a, hn::Add(turns, turns)));
   const V rounder = hn::Set(d, FormatOf<D>::kRounder);
   const V shifted = hn::Add(hn::Add(turn, turn), rounder);
   const V r = hn::NegMulAdd(hn::Sub(shifted, rounder), half, turn);  // exact, within 1/4
@@ -334,7 +334,18 @@ HWY_INLINE void Sinc(D d, V x, V& y, V& dy) {
   t_lo = hn::MulAdd(r, hn::Set(d, C::kPiLo), t_lo);
   SinCosOfReduced(d, t, t_lo, hn::BitCast(du, shifted), a, sin, cos);
 
-  y = hn::Add(hn::Div(sin, hn::Mul(a, pi)), hn::Zero(d));  // no -0
+  if constexpr (kForFloat32<D>) {
+    y = hn::Div(sin, hn::Mul(a, pi));
+  } else {
+    V divisor, divisor_lo;
+    TwoProd(d, a, pi, divisor, divisor_lo);
+    divisor_lo = hn::MulAdd(a, hn::Set(d, C::kPiLo), divisor_lo);
+    const V inverse = hn::Div(one, divisor);
+    y = hn::Mul(sin, inverse);
+    const V lost = hn::NegMulAdd(y, divisor_lo, Residual(d, y, divisor, sin));
+    y = hn::MulAdd(lost, inverse, y);
+  }
+  y = hn::Add(hn::IfThenZeroElse(huge, y), hn::Zero(d));  // no -0
   y = hn::IfThenElse(hn::Lt(a, hn::Set(d, 0x1p-30)), one, y);
   const V z = hn::Mul(a, a);
   const V near = hn::Mul(hn::Neg(a), Polynomial(d, C::kSlope, z, hn::Mul(z, z)));

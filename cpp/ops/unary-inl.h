@@ -241,10 +241,10 @@ PB_UNARY_WIDE(log_ndtr) { LogNdtr(d, x, y, dy); }
 PB_UNARY_SECOND(log_ndtr) { d2y = LogNdtrSecond(d, x, dy); }
 
 PB_UNARY_WIDE(ndtri) { Ndtri(d, x, y, dy); }
-PB_UNARY_SECOND(ndtri) { d2y = TimesSlopeSquare(d, y, dy); }
+PB_UNARY_SECOND(ndtri) { d2y = NdtriSecond(d, x, y, dy); }
 
 PB_UNARY_WIDE(erfinv) { Erfinv(d, x, y, dy); }
-PB_UNARY_SECOND(erfinv) { d2y = TimesSlopeSquare(d, hn::Add(y, y), dy); }
+PB_UNARY_SECOND(erfinv) { d2y = ErfinvSecond(d, x, y, dy); }
 
 PB_UNARY_TABLE_END
 

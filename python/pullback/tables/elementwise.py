@@ -640,8 +640,8 @@ _ROWS: Final = (
         d2f="(2*x - 1)/(x*(1 - x))**2",       second=nf.logit_curve,
         domain=_PROBABILITY,
         special="0 -> -inf, inf, -inf;  -0 -> -inf, inf, -inf;  0.5 -> 0, 4, 0;"
-                "1 -> inf, inf, inf;  -1 -> nan, nan, nan;  2 -> nan, nan, nan;  inf -> nan, nan, nan;"
-                "-inf -> nan, nan, nan",
+                "1 -> inf, inf, inf;  -1 -> nan, nan, nan;  2 -> nan, nan, nan;"
+                "inf -> nan, nan, nan;  -inf -> nan, nan, nan",
         max_ulp=(1.5, 2.5, 3.0),              source="quotient rule"),
 
     _unary("log1mexp", "log(1 - exp(-x))",
@@ -667,7 +667,7 @@ _ROWS: Final = (
         special="0 -> 1, -0, -3.289868133696453;  -0 -> 1, 0, -3.289868133696453;"
                 "1 -> 0, -1, 2;  -1 -> 0, 1, 2;  2 -> 0, 0.5, -0.5;  inf -> 0, 0, -0;"
                 "-inf -> 0, -0, -0",
-        max_ulp=(2.5, 3.0, 4.0),              source="quotient rule; as numpy.sinc"),
+        max_ulp=(2.0, 2.5, 4.0),              source="quotient rule; as numpy.sinc"),
 
     _unary("ndtr", "Distribution function of the standard normal distribution, Phi",
         f="erfc(-x/sqrt(2))/2",               df="exp(-x**2/2)/sqrt(2*pi)",
@@ -699,7 +699,7 @@ _ROWS: Final = (
         special="0 -> -inf, inf, -inf;  -0 -> -inf, inf, -inf;  0.5 -> 0, 2.5066282746310007, 0;"
                 "1 -> inf, inf, inf;  -1 -> nan, nan, nan;  2 -> nan, nan, nan;"
                 "inf -> nan, nan, nan;  -inf -> nan, nan, nan",
-        max_ulp=(1.5, 2.0, 3.5),              source="derivative of an inverse"),
+        max_ulp=(2.5, 2.0, 4.0),              source="derivative of an inverse"),
 
     _unary("erfinv", "Inverse error function",
         f="erfinv(x)",                        df="sqrt(pi)/2*exp(erfinv(x)**2)",
@@ -710,7 +710,7 @@ _ROWS: Final = (
         special="0 -> 0, 0.886226925452758, 0;  -0 -> -0, 0.886226925452758, -0;"
                 "1 -> inf, inf, inf;  -1 -> -inf, inf, -inf;  2 -> nan, nan, nan;"
                 "inf -> nan, nan, nan;  -inf -> nan, nan, nan",
-        max_ulp=(2.0, 2.0, 3.5),              source="derivative of an inverse; DLMF 7.17"),
+        max_ulp=(3.0, 2.0, 4.0),              source="derivative of an inverse; DLMF 7.17"),
 
     _binary("add", "Sum",
         f="w + x",                            df=("1", "1"),
