@@ -663,7 +663,7 @@ _ROWS: Final = (
         second=nf.sinc_curve,
         largest_term=("", "max(abs(cospi(x)), abs(sinpi(x)/(pi*x)))/abs(x) if abs(x) > 0.5 else 0",
                       "max(abs(pi*sinpi(x)/x), 2*abs(cospi(x)/x**2), "
-                      "2*abs(sinpi(x)/(pi*x**3))) if abs(x) > 0.5 else 0"),
+                      "2*abs(sinpi(x)/(pi*x**3))) if abs(x) > 0.25 else 0"),
         special="0 -> 1, -0, -3.289868133696453;  -0 -> 1, 0, -3.289868133696453;"
                 "1 -> 0, -1, 2;  -1 -> 0, 1, 2;  2 -> 0, 0.5, -0.5;  inf -> 0, 0, -0;"
                 "-inf -> 0, -0, -0",
