@@ -102,8 +102,11 @@ class GaussianLikelihood:
         self.vjp = _Slope(self)
 
     def __call__(self, K: Array) -> float:
-        """Return the value, by Cholesky."""
-        L = np.linalg.cholesky(K)
+        """Return the value, by Cholesky; inf where K is no covariance."""
+        try:
+            L = np.linalg.cholesky(K)
+        except np.linalg.LinAlgError:
+            return np.inf
         z = np.linalg.solve(L, self.y)
         return float(0.5 * z @ z + np.log(np.diag(L)).sum() + 0.5 * len(z) * np.log(2 * np.pi))
 
