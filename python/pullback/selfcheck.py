@@ -127,19 +127,32 @@ def check_elementwise(row: OpRow, primitive: Any, dtype: np.dtype[Any]) -> Findi
         bound + _slack(dtype, *exact) if bound else 0.0
         for bound, exact in zip(bounds, ((exact_value,), exact_slopes), strict=True)
     )
-    scale = np.max(np.abs(wide), axis=0) if row.ulp_of_operands else None
+    scales = [np.max(np.abs(wide), axis=0) if row.ulp_of_operands else None, None]
+    for k, term in enumerate(row.largest_term[:2]):
+        if term:  # near its roots a result may be as wrong as it is for a neighbouring float
+            scales[k] = _change(row, wide[0], k)
     return Finding(
         name=row.name,
         dtype=dtype.name,
         samples=points[0].size,
-        value=Measured(_worst(value, exact_value, scale), value_bound),
-        derivative=Measured(max(map(_worst, slopes, exact_slopes)), slope_bound),
+        value=Measured(_worst(value, exact_value, scales[0]), value_bound),
+        derivative=Measured(
+            max(_worst(s, e, scales[1]) for s, e in zip(slopes, exact_slopes, strict=True)),
+            slope_bound,
+        ),
         difference=_difference(row, rng) if dtype == np.float64 else None,
         failures=(
             *_broken_methods(row, primitive, points, (value, *slopes), rng),
             *_broken_special_points(row, primitive, dtype),
         ),
     )
+
+
+def _change(row: OpRow, x: Array, k: int) -> Array:
+    """Return how much a relative change of x changes the value, or the derivative for k of 1."""
+    with np.errstate(all="ignore"):
+        second = np.abs(x * row.second_derivative(x))
+        return second if k else np.abs(x) * np.fmax(np.abs(row.derivative(x)), second)
 
 
 def _everywhere(rng: np.random.Generator, dtype: np.dtype[Any]) -> Array:
