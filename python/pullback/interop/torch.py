@@ -12,6 +12,7 @@ are the primitive's own methods; those that are called in a trace are operators 
 
 from __future__ import annotations
 
+import builtins  # of which primitives have the names
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
@@ -215,7 +216,7 @@ class Primitive:
         """
         row = self.row
         if isinstance(row, OpRow):
-            return options, [max(ndims)] * len(ndims)
+            return options, [builtins.max(ndims)] * len(ndims)
         if isinstance(row, ReductionRow):
             n = ndims[0]
             given = dict(zip(self.defaults, options, strict=True))
@@ -253,6 +254,8 @@ def _parameters(of: Primitive, options: dict[str, inspect.Parameter]) -> str:
 
 def _plain(option: Any) -> Any:
     """Return an option as operators' schemas have it, but hashable."""
+    if option is None or isinstance(option, int | float | str | tuple):
+        return option
     if isinstance(option, list):
         return tuple(option)
     row = getattr(option, "row", None)  # of an activation
@@ -463,7 +466,7 @@ class _Call:
         options, ndims = rule
         own: dict[str, int] = dict(zip(self.of.operands, ndims, strict=False))
         axes = {f"{c}{name}": k for name, k in own.items() for c in ("", "t", "h")}
-        axes |= dict.fromkeys(self.of.masks, max(ndims))
+        axes |= dict.fromkeys(self.of.masks, builtins.max(ndims))
         given = []
         for name, x, d, shape in zip(self.names, first, dims, shapes, strict=True):
             if x is not None:
@@ -718,7 +721,8 @@ class _OfModel:
         """Return the cotangents of X, w and b."""
         arrays = X, y, w, b, sample_weight, offset
         _, *gradients = self.value_and_vjp(*arrays, wrt=wrt, reduction=reduction)
-        return tuple(np.multiply(gradient, g) for gradient in gradients)
+        # With axes behind those of a stack.
+        return tuple(each * np.reshape(g, np.shape(g) + (1,) * np.ndim(each)) for each in gradients)
 
     def jvp(self, *given: Any, reduction: str = "mean") -> Any:
         """Return the tangent of the loss."""
@@ -726,7 +730,8 @@ class _OfModel:
         wrt = tuple(k for k, tangent in tangents.items() if tangent is not None)
         value, *gradients = self.value_and_vjp(*arrays, wrt=wrt, reduction=reduction)
         pairs = zip(wrt, gradients, strict=True)
-        return np.asarray(sum(np.vdot(gradient, tangents[k]) for k, gradient in pairs), value.dtype)
+        total = builtins.sum(np.vdot(gradient, tangents[k]) for k, gradient in pairs)
+        return np.asarray(total, value.dtype)
 
 
 def _of_loss(name: str, loss: Any) -> Primitive:
