@@ -107,6 +107,7 @@ class Primitive:
         # A parameter without a default comes after the operands.
         self.leading = [o for o, default in self.defaults.items() if default is inspect._empty]
         self._calls: dict[Any, _Call] = {}
+        self._known: dict[Any, _Call] = {}  # of values, by their options as they were given
         self.__name__ = self.__qualname__ = name
         self.__doc__ = f"``{name}`` of pullback, on tensors.\n\n{function.__doc__}"
         call = made_method(
@@ -128,6 +129,22 @@ class Primitive:
         return _named, (self.__name__,)
 
     def _call(self, operands: Any, masks: Any, options: Any) -> Any:
+        for x in operands:
+            if not isinstance(x, torch.Tensor):
+                operands = self._tensors(operands)
+                break
+        if torch.compiler.is_compiling():
+            return self._value(*operands, *masks, **self.named(tuple(map(_plain, options))))
+        try:
+            call = self._known[options]
+        except (KeyError, TypeError):  # a list cannot be looked up
+            call = self.call("", tuple(map(_plain, options)))
+            if call.options == options:
+                self._known[options] = call
+        return call(*operands, *masks)
+
+    def _tensors(self, operands: Any) -> Any:
+        """Return operands with tensors for numbers."""
         operands = [*operands]
         like = next((x.dtype for x in operands if isinstance(x, torch.Tensor)), None)
         for k, operand in enumerate(operands):
@@ -141,10 +158,7 @@ class Primitive:
                 raise TypeError(
                     f"{self.__name__}: {name} must be a tensor, not {shown(operand)}{hint}"
                 )
-        options = tuple(map(_plain, options))
-        if torch.compiler.is_compiling():
-            return self._value(*operands, *masks, **self.named(options))
-        return self.call("", options)(*operands, *masks)
+        return operands
 
     def call(self, method: str, options: tuple[Any, ...], wrt: tuple[int, ...] = ()) -> _Call:
         """Return a method with its options, one for all calls that have these."""
@@ -295,10 +309,14 @@ class _Call:
         self.names = (*of.arguments(method), *of.masks)
         self.count, self.masks = len(of.operands), len(of.masks)
         self._leading = options[: len(of.leading)]
-        self._keywords = dict(zip(of.defaults, options, strict=True))
-        for option in of.leading:
-            del self._keywords[option]
-        self.function = of.method(method, self._keywords)
+        named = dict(zip(of.defaults, options, strict=True))
+        self.function = of.method(method, named)
+        self._keywords = {
+            option: given
+            for option, given in named.items()
+            if option not in of.leading and given is not of.defaults[option]
+        }
+        self._cotangents: dict[Any, Any] = {}  # by which tensors need them
         # Which results of all that there are; None for a method that has one.
         self.places: list[int] | None = None
         if "vjp" in method and self.function is not None:
@@ -314,13 +332,15 @@ class _Call:
             return self.operate(*tensors)
         if torch._C._are_functorch_transforms_active():
             return _Transformed.apply(self, *tensors)
-        recording, wants = torch.is_grad_enabled(), forward_ad._current_level >= 0
+        wants = False
         for x in tensors:
             if x is not None:
                 if type(x) is not torch.Tensor and type(x) is not torch.nn.Parameter:
                     return self.operate(*tensors)
-                wants |= recording and x.requires_grad
-        return _Node.apply(self, *tensors) if wants else self.run(*tensors)
+                wants = wants or x.requires_grad
+        if (wants and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
+            return _apply(self, *tensors)
+        return self.run(*tensors)
 
     def operate(self, *tensors: Any) -> Any:
         """Return what the operator returns, which traces record."""
@@ -333,10 +353,19 @@ class _Call:
 
     def run(self, *tensors: Any) -> Any:
         """Return the result for plain tensors."""
-        try:
-            arrays = [None if x is None else _array(self, k, x) for k, x in enumerate(tensors)]
-        except RuntimeError:  # without memory of their own, as those of is_grads_batched=True
-            return self.operate(*tensors)
+        arrays: list[Any] = []
+        for k, x in enumerate(tensors):
+            if x is None:
+                arrays.append(None)
+                continue
+            if not x.is_cpu or x.dtype not in FLOATS:
+                self._check(k, x)
+            try:
+                arrays.append(x.numpy(force=True))
+            except (RuntimeError, TypeError):
+                self._check(k, x)
+                # Without memory of its own, as cotangents of is_grads_batched=True.
+                return self.operate(*tensors)
         n, keywords = self.count, self._keywords
         if self.masks:
             masks = zip(self.of.masks, arrays[-self.masks :], strict=True)
@@ -351,6 +380,20 @@ class _Call:
         if not self._takes_wrt:
             results = tuple(results[k] for k in self.places)
         return tuple(map(_tensor, results))
+
+    def _check(self, k: int, x: Tensor) -> None:
+        """Raise TypeError for a tensor that kernels do not take."""
+        if not x.is_cpu or x.layout is not torch.strided:
+            where = x.layout if x.is_cpu else x.device
+            advice = "to_dense()" if x.is_cpu else "no values" if x.is_meta else "cpu()"
+            raise TypeError(
+                f"{self.op}: {self.names[k]} is on {where}, and kernels take dense tensors on the "
+                f"CPU: {advice}"
+            )
+        if x.dtype not in FLOATS and (k in self.of.moved or x.dtype in HALVES):
+            raise TypeError(
+                f"{self.op}: {self.names[k]} has dtype {x.dtype}; it needs float32 or float64"
+            )
 
     def fake(self, *tensors: Any) -> Any:
         """Return empty results, in their shapes and dtypes."""
@@ -395,6 +438,8 @@ class _Call:
 
     def backward(self, needs: Sequence[bool], tensors: Sequence[Any], g: Sequence[Any]) -> Any:
         """Return the cotangents of the tensors that need them."""
+        if not self.method and g[0] is not None:
+            return self._pulled(tuple(needs), tensors, g[0])
         operands, given, masks = self.split(tensors)
         n, moved = self.count, self.of.moved
         found: list[Any] = [None] * len(tensors)
@@ -415,11 +460,22 @@ class _Call:
             if of_tangents:
                 call = self.to("vjp", tuple(moved[k - n] for k in of_tangents))
                 results += call(*operands, *g, *masks)
-        elif self.method:
-            raise RuntimeError(_THIRD.format(self.op))
         else:
-            results = self.to("vjp", tuple(wanted))(*operands, *g, *masks)
+            raise RuntimeError(_THIRD.format(self.op))
         for k, result in zip(wanted, results, strict=True):
+            found[k] = result
+        return found
+
+    def _pulled(self, needs: tuple[bool, ...], tensors: Any, g: Any) -> list[Any]:
+        """Return cotangents of operands."""
+        known = self._cotangents.get(needs)
+        if known is None:
+            wanted = tuple(k for k, needed in enumerate(needs) if needed)
+            known = self._cotangents[needs] = self.to("vjp", wanted), wanted
+        call, wanted = known
+        n = self.count
+        found: list[Any] = [None] * len(tensors)
+        for k, result in zip(wanted, call(*tensors[:n], g, *tensors[n:]), strict=True):
             found[k] = result
         return found
 
@@ -485,22 +541,6 @@ class _Call:
 _THIRD: Final = "{}: there are no derivatives of third order, and none forward over forward"
 
 
-def _array(call: _Call, k: int, x: Tensor) -> Any:
-    """Return a tensor's memory as an array."""
-    if not x.is_cpu or x.layout is not torch.strided:
-        where = x.device if not x.is_cpu else x.layout
-        advice = "no values" if x.is_meta else "x.cpu()" if not x.is_cpu else "x.to_dense()"
-        raise TypeError(
-            f"{call.op}: {call.names[k]} is on {where}, and kernels take dense tensors on the CPU: "
-            f"{advice}"
-        )
-    if x.dtype not in FLOATS and (k in call.of.moved or x.dtype in HALVES):
-        raise TypeError(
-            f"{call.op}: {call.names[k]} has dtype {x.dtype}; it needs float32 or float64"
-        )
-    return x.numpy(force=True)
-
-
 def _tensor(result: Any) -> Tensor:
     """Return a result as a tensor, without a copy unless it is a scalar or not to be written."""
     if type(result) is np.ndarray and result.flags.writeable:
@@ -540,6 +580,10 @@ class _Node(torch.autograd.Function):  # type: ignore[misc]
         return ctx.call.jvp(ctx.saved_tensors, tangents)
 
 
+# Function's own looks for transforms of torch.func first, which a call has done.
+_apply: Final = super(torch.autograd.Function, _Node).apply
+
+
 class _Transformed(_Node):
     """The same for transforms of torch.func, which want the context apart from the computation."""
 
@@ -572,7 +616,8 @@ def _keep(ctx: Any, call: _Call, tensors: Sequence[Any]) -> None:
     ctx.call = call
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors)
-    ctx.save_for_forward(*tensors)
+    if forward_ad._current_level >= 0:
+        ctx.save_for_forward(*tensors)
 
 
 class _Operator:
