@@ -22,9 +22,6 @@ from pullback.tables.products import ProductRow
 from pullback.tables.reductions import ReductionRow
 from torch.autograd import gradcheck, gradgradcheck
 
-# PyTorch's own, of the first dual number.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
-
 SIZES = {"m": 2, "k": 3, "n": 2}  # of the letters in a product's signature
 
 
@@ -437,6 +434,40 @@ X = torch.ones(2, 3)
 def test_errors(call: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         call()
+
+
+inf, nan = float("inf"), float("nan")
+HALF = 0.5, 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "at", "slopes", "ours"),
+    [
+        ("maximum", torch.maximum, (1.0, 1.0), HALF, HALF),
+        ("maximum", torch.maximum, (nan, 1.0), (1, 1), (nan, nan)),
+        ("relu", torch.relu, (0.0,), (0,), (0,)),
+        ("relu", torch.relu, (nan,), (1,), (nan,)),
+        ("abs", torch.abs, (0.0,), (0,), (0,)),
+        ("abs", torch.abs, (nan,), (0,), (nan,)),
+        ("hypot", torch.hypot, (0.0, 0.0), (nan, nan), (0, 0)),
+        ("arctan2", torch.atan2, (0.0, 0.0), (0, 0), (nan, nan)),
+        ("log", torch.log, (-2.0,), (-0.5,), (nan,)),
+        ("gelu", torch.nn.functional.gelu, (inf,), (nan,), (1,)),
+        ("gelu", torch.nn.functional.gelu, (-inf,), (nan,), (0,)),
+        ("logaddexp", torch.logaddexp, (inf, inf), (nan, nan), HALF),
+        ("xlogy", torch.xlogy, (0.0, 0.0), (0, nan), (0, 0)),
+        ("max", torch.amax, ([1.0, 1.0],), (HALF,), (HALF,)),
+        ("max", lambda x: x.max(0).values, ([1.0, 1.0],), ([1, 0],), (HALF,)),
+        ("norm2", torch.linalg.norm, ([0.0, 0.0],), ([0, 0],), ([0, 0],)),
+    ],
+)
+def test_conventions(name: str, theirs: Any, at: Any, slopes: Any, ours: Any) -> None:
+    """The table of docs/torch.md."""
+    tensors = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in at]
+    for f, wanted in ((theirs, slopes), (pt.primitives[name], ours)):
+        found = torch.autograd.grad(f(*tensors), tensors)
+        for one, other in zip(found, wanted, strict=True):
+            assert np.array_equal(one, other, equal_nan=True)
 
 
 def test_names_pickles_and_signatures() -> None:
