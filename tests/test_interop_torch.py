@@ -22,6 +22,12 @@ from pullback.tables.products import ProductRow
 from pullback.tables.reductions import ReductionRow
 from torch.autograd import gradcheck, gradgradcheck
 
+# Operands of primitives that draw them from no domain.
+GIVEN = {
+    "where": [np.array([[True], [False]]), np.ones((2, 3)), np.arange(3.0)],
+    "clip": [np.linspace(-1, 1.1, 6).reshape(2, 3), np.full(3, -0.5), np.array(0.5)],
+    "take": [np.arange(6.0).reshape(2, 3), np.array([2, 0, 2])],
+}
 SIZES = {"m": 2, "k": 3, "n": 2}  # of the letters in a product's signature
 
 
@@ -32,7 +38,9 @@ class Case:
         self.of, self.name, self.options = of, name, options
         row, rng = of.row, np.random.default_rng(len(name))
         self.needs = tuple(of.moved)
-        if isinstance(row, OpRow):
+        if name in GIVEN:
+            self.arrays = GIVEN[name]
+        elif isinstance(row, OpRow):
             shapes = [(2, 3), (3,), (2, 3)][-row.nin :]
             ranges = [domain.ordinary for domain in row.domain]
             self.arrays = [rng.uniform(*r, s) for r, s in zip(ranges, shapes, strict=True)]

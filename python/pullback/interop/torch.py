@@ -31,8 +31,8 @@ from pullback import catalogue
 from pullback.losses import Loss as LinearLoss
 from pullback.losses import as_loss
 from pullback.products import _groups
+from pullback.protocol import WithMethods, shown
 from pullback.protocol import method as made_method
-from pullback.protocol import shown
 from pullback.registry import Registry, attributes
 from pullback.tables.elementwise import OpRow
 from pullback.tables.losses import LossRow
@@ -91,7 +91,9 @@ class Primitive:
         self.at = at
         self.function = function
         self.operands = operands or tuple(row.operands)
-        self.moved = tuple(range(len(self.operands))) if moved is None else moved
+        everything = tuple(range(len(self.operands)))
+        self.moved: tuple[int, ...]
+        self.moved = getattr(row, "moved", everything) if moved is None else moved
         self.optional = _optional(row) if optional is None else optional
         taken = inspect.signature(function.vjp).parameters
         options = {} if any(p.kind is p.VAR_KEYWORD for p in taken.values()) else dict(taken)
@@ -221,18 +223,27 @@ class Primitive:
                 for k, s in enumerate(shapes[0])
                 if kept or k not in reduced
             )
-        return tuple(torch.broadcast_shapes(*shapes))
+        if isinstance(row, OpRow | ReductionRow) or getattr(row, "is_elementwise", False):
+            return tuple(torch.broadcast_shapes(*(s for s in shapes if s is not None)))
+        # A kind that nothing is known of: by a call, and only for these sizes.
+        kinds = [float if k in self.moved else int for k in range(len(shapes))]
+        arrays = [
+            s if s is None else np.zeros([*map(int, s)], kind)
+            for s, kind in zip(shapes, kinds, strict=True)
+        ]
+        named = dict(zip(self.defaults, options, strict=True))
+        return np.shape(self.function(*arrays, *map(named.pop, self.leading), **named))
 
-    def batched(self, options: tuple[Any, ...], ndims: Sequence[int]) -> Any:
+    def batched(self, options: tuple[Any, ...], ndims: Sequence[int | None]) -> Any:
         """Return the options and the operands' numbers of axes in a call for a batch of operands.
 
         The batch is one more axis in front. None where one call cannot do that.
         """
         row = self.row
-        if isinstance(row, OpRow):
-            return options, [builtins.max(ndims)] * len(ndims)
+        n = builtins.max(m for m in ndims if m is not None)
+        if isinstance(row, OpRow) or getattr(row, "is_elementwise", False):
+            return options, [n] * len(ndims)
         if isinstance(row, ReductionRow):
-            n = ndims[0]
             given = dict(zip(self.defaults, options, strict=True))
             axis = given["axis"]
             axes = range(n) if axis is None else axis if isinstance(axis, tuple) else (axis,)
@@ -248,8 +259,8 @@ def _optional(row: Any) -> dict[str, Any]:
     """Return the operands that may be omitted."""
     if isinstance(row, OpRow) and row.default is not None:
         return {row.operands[-1]: row.default}
-    name = getattr(row, "optional", None)
-    return {} if name is None else {name: None}
+    names = getattr(row, "optional", None) or ()
+    return dict.fromkeys((names,) if isinstance(names, str) else names)
 
 
 def _parameters(of: Primitive, options: dict[str, inspect.Parameter]) -> str:
@@ -500,14 +511,14 @@ class _Call:
         """Return results for a batch, which is their first axis, of calls by `apply`."""
         n = self.count
         first = [x if d is None else x.movedim(d, 0) for x, d in zip(tensors, dims, strict=True)]
-        if self.method == "vjp" and all((d is None) is (k != n) for k, d in enumerate(dims)):
+        only_g = all((d is None) is (k != n) for k, d in enumerate(dims))
+        if self.method == "vjp" and only_g:
             return apply(self, *first)  # cotangents in a stack
         shapes: list[Any] = [
             None if x is None else x.shape[d is not None :]
             for x, d in zip(first, dims, strict=True)
         ]
-        there = [s for s in shapes[:n] if s is not None]
-        rule = self.of.batched(self.options, [len(s) for s in there])
+        rule = self.of.batched(self.options, [None if s is None else len(s) for s in shapes[:n]])
         if rule is not None and self.method not in ("", "jvp"):  # a stack inside the batch
             g, shape = shapes[n], self.of.shape(self.options, shapes[:n])
             rule = rule if len(g) == len(shape) else None
@@ -520,9 +531,9 @@ class _Call:
                 return tuple(map(torch.stack, zip(*found, strict=True)))
             return torch.stack(found)
         options, ndims = rule
-        own: dict[str, int] = dict(zip(self.of.operands, ndims, strict=False))
+        own: dict[str, Any] = dict(zip(self.of.operands, ndims, strict=True))
         axes = {f"{c}{name}": k for name, k in own.items() for c in ("", "t", "h")}
-        axes |= dict.fromkeys(self.of.masks, builtins.max(ndims))
+        axes |= dict.fromkeys(self.of.masks, ndims[0])
         given = []
         for name, x, d, shape in zip(self.names, first, dims, shapes, strict=True):
             if x is not None:
@@ -724,33 +735,36 @@ class _OfModel:
     """A loss of a linear model as a function of arrays, with the methods of a primitive."""
 
     OPERANDS: Final = ("X", "y", "w", "b", "sample_weight", "offset")
+    MOVED: Final = (0, 2, 3, 5)
 
-    def __init__(self, loss: LinearLoss) -> None:
+    def __init__(self, loss: Any) -> None:
         self.loss = loss
         self.__doc__ = loss.__doc__
+        self.vjp: Any = WithMethods(self._vjp, jvp=self._vjp_jvp, vjp=self._vjp_vjp)
 
     def __call__(self, *arrays: Any, reduction: Any = "mean") -> Any:
         """Return the loss, in the common dtype of X, w and b."""
-        *given, offset = arrays
-        return self._rounded(arrays, self.loss.value(*given, offset=offset, reduction=reduction))
-
-    def value_and_vjp(
-        self, *arrays: Any, wrt: tuple[int, ...], reduction: Any = "mean"
-    ) -> tuple[Any, ...]:
-        """Return the loss and its gradients."""
-        *given, offset = arrays
-        names = tuple(self.OPERANDS[k] for k in wrt)
-        value, gradients = self.loss.value_and_grad(
-            *given, offset=offset, reduction=reduction, wrt=names
-        )
-        return self._rounded(arrays, value), *gradients
-
-    @staticmethod
-    def _rounded(arrays: Any, value: Any) -> Any:
-        X, _, w, b, *_ = arrays
+        X, _, w, b, _, offset = arrays
+        value = self.loss.value(*arrays[:5], offset=offset, reduction=reduction)
         return np.asarray(value, np.result_type(*(a for a in (X, w, b) if a is not None)))
 
-    def vjp(
+    def value_and_vjp(self, *arrays: Any, wrt: tuple[int, ...], reduction: Any = "mean") -> Any:
+        """Return the loss and its gradients."""
+        options = {"offset": arrays[5], "reduction": reduction, "wrt": self._names(wrt)}
+        if 5 in wrt:
+            return self(*arrays, reduction=reduction), *self._pulled(arrays, 1.0, options)
+        value, gradients = self.loss.value_and_grad(*arrays[:5], **options)
+        X, _, w, b, *_ = arrays
+        dtype = np.result_type(*(a for a in (X, w, b) if a is not None))
+        return np.asarray(value, dtype), *gradients
+
+    def _names(self, wrt: tuple[int, ...]) -> tuple[str, ...]:
+        return tuple((*self.OPERANDS, "g")[k] for k in wrt)
+
+    def _pulled(self, arrays: Any, g: Any, options: dict[str, Any]) -> Any:
+        return self.loss.vjp(*arrays[:4], g, arrays[4], **options)
+
+    def _vjp(
         self,
         X: Any,
         y: Any,
@@ -760,23 +774,62 @@ class _OfModel:
         offset: Any,
         g: Any,
         *,
-        reduction: str = "mean",
-        wrt: tuple[int, ...] = (0, 2, 3),
-    ) -> tuple[Any, ...]:
-        """Return the cotangents of X, w and b."""
+        reduction: Any = "mean",
+        wrt: tuple[int, ...] = MOVED,
+    ) -> Any:
+        """Return the cotangents of X, w, b and offset."""
         arrays = X, y, w, b, sample_weight, offset
-        _, *gradients = self.value_and_vjp(*arrays, wrt=wrt, reduction=reduction)
-        # With axes behind those of a stack.
-        return tuple(each * np.reshape(g, np.shape(g) + (1,) * np.ndim(each)) for each in gradients)
+        options = {"offset": offset, "reduction": reduction, "wrt": self._names(wrt)}
+        if np.ndim(g) == 0:
+            return self._pulled(arrays, g, options)
+        gradients = self._pulled(arrays, 1.0, options)
+        return tuple(
+            np.multiply.outer(g, gradient).astype(gradient.dtype) for gradient in gradients
+        )
 
-    def jvp(self, *given: Any, reduction: str = "mean") -> Any:
+    def jvp(self, *given: Any, reduction: Any = "mean") -> Any:
         """Return the tangent of the loss."""
-        arrays, tangents = given[:6], dict(zip((0, 2, 3), given[6:], strict=True))
+        arrays, tangents = given[:6], dict(zip(self.MOVED, given[6:], strict=True))
         wrt = tuple(k for k, tangent in tangents.items() if tangent is not None)
         value, *gradients = self.value_and_vjp(*arrays, wrt=wrt, reduction=reduction)
         pairs = zip(wrt, gradients, strict=True)
         total = builtins.sum(np.vdot(gradient, tangents[k]) for k, gradient in pairs)
         return np.asarray(total, value.dtype)
+
+    def _vjp_jvp(self, *given: Any, wrt: tuple[int, ...], reduction: Any = "mean") -> Any:
+        """Return the tangents of `vjp`'s results."""
+        (X, y, w, b, weight, offset, g), (tX, tw, tb, toffset, tg) = given[:7], given[7:]
+        if np.ndim(g):
+            stack = [
+                self._vjp_jvp(*given[:6], each, *given[7:11], t, wrt=wrt, reduction=reduction)
+                for each, t in zip(g, [None] * len(g) if tg is None else tg, strict=True)
+            ]
+            return tuple(map(np.stack, zip(*stack, strict=True)))
+        tangents = tX, tw, tb, tg
+        options = {"offset": offset, "toffset": toffset, "reduction": reduction}
+        return self.loss.vjp.jvp(X, y, w, b, g, *tangents, weight, **options, wrt=self._names(wrt))
+
+    def _vjp_vjp(self, *given: Any, wrt: tuple[int, ...], reduction: Any = "mean") -> Any:
+        """Return the cotangents of `vjp`'s operands."""
+        (X, y, w, b, weight, offset, g), h = given[:7], given[7:]
+        if np.ndim(g):
+            stack = [
+                self._vjp_vjp(
+                    *given[:6],
+                    each,
+                    *(None if own is None else own[i] for own in h),
+                    wrt=wrt,
+                    reduction=reduction,
+                )
+                for i, each in enumerate(g)
+            ]
+            results = zip(wrt, map(np.stack, zip(*stack, strict=True)), strict=True)
+            return tuple(result if k == 6 else result.sum(0) for k, result in results)
+        *cotangents, hoffset = h
+        options = {"offset": offset, "hoffset": hoffset, "reduction": reduction}
+        return self.loss.vjp.vjp(
+            X, y, w, b, g, *cotangents, weight, **options, wrt=self._names(wrt)
+        )
 
 
 def _of_loss(name: str, loss: Any) -> Primitive:
@@ -788,7 +841,7 @@ def _of_loss(name: str, loss: Any) -> Primitive:
         _OfModel(loss),
         row,
         _OfModel.OPERANDS,
-        (0, 2, 3),
+        _OfModel.MOVED,
         dict.fromkeys(_OfModel.OPERANDS[3:]),
         (lambda p: _OfModel(loss(p))) if has_parameter else None,
     )
