@@ -255,6 +255,21 @@ def test_jacobians_by_both_modes(case: Case) -> None:
         assert torch.allclose(one, other, rtol=1e-12, atol=1e-14)
 
 
+def test_batches_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(pt._Call, "run", _noting(asked, pt._Call.run))
+    x = torch.randn(5, 3, 4)
+    for f in (pt.tanh, pt.softmax, pt.sum, lambda x: pt.multiply(x, x[0]), pt.relu.call("", ())):
+        torch.func.vmap(f)(x)
+        torch.func.vmap(torch.func.grad(lambda x, f=f: f(x).sum()))(x)
+    torch.func.vmap(lambda x: pt.matmul(x, x.mT))(x)
+    torch.func.vmap(pt.matmul, (0, None))(x, x[0].T)
+    torch.func.vmap(lambda x: pt.logsumexp(x, axis=-1, where=x > 0))(x)
+    assert len(asked) == 5 * 3 + 3
+    with pytest.raises(np.exceptions.AxisError):
+        torch.func.vmap(lambda x: pt.softmax(x, 2))(x)
+
+
 def test_hessians_by_all_mixtures() -> None:
     torch.manual_seed(0)
     x = torch.randn(3, dtype=torch.float64)

@@ -15,9 +15,12 @@ from __future__ import annotations
 import builtins  # of which primitives have the names
 import inspect
 from collections.abc import Callable, Sequence
+from functools import cache
+from threading import RLock
 from typing import Any, Final, TypeAlias
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
 
 try:
     import torch
@@ -50,6 +53,8 @@ MASKS: Final = ("b", "where")  # options that are tensors, without a derivative
 SCHEMA: Final = {"axis": "int[]?", "activation": "str?"}
 
 _library: Final = torch.library.Library("pullback", "DEF")
+_defining: Final = RLock()  # an operator, which can be done once
+MOST_CALLS: Final = 4096  # that a primitive keeps
 
 
 # --- primitives -----------------------------------------------------------------------------------
@@ -166,7 +171,12 @@ class Primitive:
         """Return a method with its options, one for all calls that have these."""
         key = method, options, wrt
         known = self._calls.get(key)
-        return known or self._calls.setdefault(key, _Call(self, method, options, wrt))
+        if known is None:
+            if len(self._calls) >= MOST_CALLS:
+                self._calls.clear()
+                self._known.clear()
+            known = self._calls[key] = _Call(self, method, options, wrt)
+        return known
 
     def method(self, name: str, keywords: dict[str, Any]) -> Any:
         """Return a method by its dotted name, or None; takes the parameter from `keywords`."""
@@ -179,8 +189,11 @@ class Primitive:
 
     def operator(self, method: str) -> Any:
         """Return the operator in ``torch.ops.pullback`` that a trace calls."""
-        known = self._operators.get(method)
-        return known or self._operators.setdefault(method, _Operator(self, method).made)
+        if method not in self._operators:
+            with _defining:
+                if method not in self._operators:
+                    self._operators[method] = _Operator(self, method).made
+        return self._operators[method]
 
     def named(self, options: tuple[Any, ...]) -> dict[str, Any]:
         """Return options as operators take them."""
@@ -214,10 +227,7 @@ class Primitive:
             return _shape_of_product(row, shapes)
         if isinstance(row, ReductionRow) and not row.is_map:
             given = dict(zip(self.defaults, options, strict=True))
-            n, axis = len(shapes[0]), given["axis"]
-            axes = range(n) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-            reduced = {a % n for a in axes}
-            kept = given["keepdims"]
+            reduced, kept = _axes(given["axis"], len(shapes[0])), given["keepdims"]
             return tuple(
                 1 if k in reduced else s
                 for k, s in enumerate(shapes[0])
@@ -245,14 +255,23 @@ class Primitive:
             return options, [n] * len(ndims)
         if isinstance(row, ReductionRow):
             given = dict(zip(self.defaults, options, strict=True))
-            axis = given["axis"]
-            axes = range(n) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-            moved = tuple(a % n + 1 for a in axes) if n else ()
-            given["axis"] = moved if len(moved) != 1 else moved[0]
+            axes = tuple(axis + 1 for axis in _axes(given["axis"], n))
+            given["axis"] = axes if len(axes) != 1 else axes[0]
             return tuple(given.values()), ndims
+        if isinstance(row, ProductRow):
+            own = [
+                axes.has_batch and len(axes.letters) <= (m or 0)
+                for axes, m in zip(_groups(row.signature)[:-1], ndims, strict=True)
+            ]
+            return (options, [n] * len(ndims)) if all(own) else None
         if isinstance(row, LossRow) and not isinstance(self.function, _OfModel):
             return options, ndims
         return None
+
+
+def _axes(axis: Any, n: int) -> tuple[int, ...]:
+    """Return axes of so many, counted from the first."""
+    return tuple(range(n)) if axis is None else tuple(normalize_axis_tuple(axis, n))
 
 
 def _optional(row: Any) -> dict[str, Any]:
@@ -744,9 +763,8 @@ class _OfModel:
 
     def __call__(self, *arrays: Any, reduction: Any = "mean") -> Any:
         """Return the loss, in the common dtype of X, w and b."""
-        X, _, w, b, _, offset = arrays
-        value = self.loss.value(*arrays[:5], offset=offset, reduction=reduction)
-        return np.asarray(value, np.result_type(*(a for a in (X, w, b) if a is not None)))
+        value = self.loss.value(*arrays[:5], offset=arrays[5], reduction=reduction)
+        return self._rounded(arrays, value)
 
     def value_and_vjp(self, *arrays: Any, wrt: tuple[int, ...], reduction: Any = "mean") -> Any:
         """Return the loss and its gradients."""
@@ -754,9 +772,12 @@ class _OfModel:
         if 5 in wrt:
             return self(*arrays, reduction=reduction), *self._pulled(arrays, 1.0, options)
         value, gradients = self.loss.value_and_grad(*arrays[:5], **options)
+        return self._rounded(arrays, value), *gradients
+
+    @staticmethod
+    def _rounded(arrays: Any, value: Any) -> Any:
         X, _, w, b, *_ = arrays
-        dtype = np.result_type(*(a for a in (X, w, b) if a is not None))
-        return np.asarray(value, dtype), *gradients
+        return np.asarray(value, np.result_type(*(a for a in (X, w, b) if a is not None)))
 
     def _names(self, wrt: tuple[int, ...]) -> tuple[str, ...]:
         return tuple((*self.OPERANDS, "g")[k] for k in wrt)
@@ -926,6 +947,12 @@ class Loss(torch.nn.Module):  # type: ignore[misc]
 
 
 def _make(name: str) -> Any:
+    with _defining:
+        return _made(name)
+
+
+@cache
+def _made(name: str) -> Any:
     function = catalogue.primitives[name]
     if isinstance(function, LinearLoss):
         return _of_loss(name, function)
