@@ -284,6 +284,19 @@ def test_hessians_by_all_mixtures() -> None:
         rev(rev(rev(pt.tanh)))(x)
 
 
+def test_hessians_of_losses() -> None:
+    rng = np.random.default_rng(0)
+    X, w = rng.standard_normal((6, 3)), rng.standard_normal(3)
+    y = (X @ w > 0) * 1.0
+    exact = torch.from_numpy(pb.logistic.hessian(X, y, w))
+    data, scales = [torch.from_numpy(a) for a in (X, y)], torch.tensor([1.0, 3.0])
+    rev, fwd = torch.func.jacrev, torch.func.jacfwd
+    for outer, inner in ((rev, rev), (fwd, rev), (rev, fwd)):  # with cotangents in a stack
+        found = outer(inner(lambda w: pt.logistic(*data, w) * scales))(torch.from_numpy(w))
+        for part, scale in zip(found, scales, strict=True):
+            assert torch.allclose(part, scale * exact, rtol=1e-12)
+
+
 # --- traces ---------------------------------------------------------------------------------------
 
 
