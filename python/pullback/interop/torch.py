@@ -346,6 +346,8 @@ class _Call:
             for option, given in named.items()
             if option not in of.leading and given is not of.defaults[option]
         }
+        # Whether its gradients are computed beside its value.
+        self.has_gradients = not method and isinstance(of.function, _OfModel)
         self._cotangents: dict[Any, Any] = {}  # by which tensors need them
         # Which results of all that there are; None for a method that has one.
         self.places: list[int] | None = None
@@ -587,23 +589,24 @@ class _Node(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, call: _Call, *tensors: Any) -> Any:
         _keep(ctx, call, tensors)
-        wrt = tuple(k for k, needed in enumerate(ctx.needs_input_grad[1:]) if needed)
-        if call.method or not wrt or not isinstance(call.of.function, _OfModel):
+        if not call.has_gradients:
             return call.run(*tensors)
-        # The gradients cost no other pass over the data.
+        # They cost no other pass over the data.
+        wrt = tuple(k for k, needed in enumerate(ctx.needs_input_grad[1:]) if needed)
+        if not wrt:
+            return call.run(*tensors)
         value, *gradients = call.of.call("value_and_vjp", call.options, wrt).run(*tensors)
         ctx.gradients = dict(zip(wrt, gradients, strict=True))
         return value
 
     @staticmethod
     def backward(ctx: Any, *g: Any) -> Any:
-        tensors = ctx.saved_tensors  # which checks their versions
-        gradients = getattr(ctx, "gradients", None)
-        if gradients and g[0] is not None and not torch.is_grad_enabled():
-            return None, *(
-                g[0] * gradients[k] if k in gradients else None for k in range(len(tensors))
-            )
-        return None, *ctx.call.backward(ctx.needs_input_grad[1:], tensors, g)
+        call, tensors = ctx.call, ctx.saved_tensors  # which checks their versions
+        gradients = getattr(ctx, "gradients", None) if call.has_gradients else None
+        if gradients is None or g[0] is None or torch.is_grad_enabled():
+            return None, *call.backward(ctx.needs_input_grad[1:], tensors, g)
+        own = map(gradients.get, range(len(tensors)))
+        return None, *(None if gradient is None else g[0] * gradient for gradient in own)
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Any) -> Any:
