@@ -54,6 +54,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 COMPOSED: dict[str, tuple[str, ...]] = {
     "loss": ("hessian", "sample_grads", "vjp"),
     "LinearObjective": ("hessian", "hessian_operator", "covariance", "line"),
+    "Chain": ("hvp", "hessian"),
 }
 
 ALL = "all"  # what a chain's wrt says for the bound operands as well
