@@ -2,8 +2,8 @@
 
 ``import pullback.interop.torch as pt``, and every primitive is there under its name: `pt.gelu`,
 `pt.softmax`, `pt.linear`, `pt.logistic`, ``pt.logistic.pointwise``. They take and return tensors of
-float32 or float64, and autograd differentiates through them: reverse and forward, twice where
-``vjp`` has methods of its own, under `torch.func` and `torch.compile`.
+float32 or float64, and autograd differentiates through them: reverse and forward, twice, under
+`torch.func` and `torch.compile`.
 
 Everything is made from the registry. A primitive is a node of PyTorch's graph whose derivatives
 are the primitive's own methods; those that are called in a trace are operators in
