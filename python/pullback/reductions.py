@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pullback.elementwise import make_elementwise
 from pullback.engine import BACKEND, OF_VJP, Engine, enter, private, with_methods
+from pullback.foreign import door_of
 from pullback.jacobians.primitives import of_reduction
 from pullback.jacobians.rows import RowWise
 from pullback.masks import Packed, Weighted, unmasked
@@ -112,6 +113,14 @@ class _Rows(Hinted):
         if not about.test(parameter := as_number(op, about.name, given)):
             raise ValueError(f"{op}: {about.name} is {parameter}, needs {about.text}")
         return parameter
+
+    def _trace(self, door: Any, operands: tuple[Any, ...], p: Any, **options: Any) -> Any:
+        """Return the value as a node of autograd's graph."""
+        about = self.row.parameter
+        options |= {} if about is None else {about.name: p}
+        if options.get("b") is None:
+            options.pop("b", None)
+        return door.traced(self)(*operands, **options)
 
     def _kernels(
         self, op: str, slices: Slices, axis: Axis, where: Any, b: Any = None, kernels: Any = None
@@ -337,6 +346,8 @@ class Reduction(_Rows):
         where: Any,
         b: Any = None,
     ) -> Any:
+        if (door := door_of(*operands)) is not None:
+            return self._trace(door, operands, p, axis=axis, keepdims=keepdims, where=where, b=b)
         op = self._op(method)
         parameter = self._parameter(op, p)
         operands, where = unmasked(operands, where)
@@ -506,6 +517,8 @@ class RowMap(_Rows):
     def _transform(
         self, method: str, x: Any, v: Any, p: Any, axis: Axis, out: Any, where: Any
     ) -> Any:
+        if not method and (door := door_of(x)) is not None:
+            return self._trace(door, (x,), p, axis=axis, where=where)
         op = self._op(method)
         parameter = self._parameter(op, p)
         (x,), where = unmasked((x,), where)
