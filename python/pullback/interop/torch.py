@@ -15,7 +15,6 @@ from __future__ import annotations
 import builtins  # of which primitives have the names
 import inspect
 from collections.abc import Callable, Sequence
-from functools import cache
 from threading import RLock
 from typing import Any, Final, TypeAlias
 
@@ -348,6 +347,7 @@ class _Call:
         }
         # Whether its gradients are computed beside its value.
         self.has_gradients = not method and isinstance(of.function, _OfModel)
+        self._repeats = method.startswith("vjp") and not isinstance(of.row, OpRow)
         self._cotangents: dict[Any, Any] = {}  # by which tensors need them
         # Which results of all that there are; None for a method that has one.
         self.places: list[int] | None = None
@@ -399,6 +399,8 @@ class _Call:
                 # Without memory of its own, as cotangents of is_grads_batched=True.
                 return self.operate(*tensors)
         n, keywords = self.count, self._keywords
+        if self._repeats and 0 in arrays[n].strides:  # behind a sum; kernels take it stored
+            arrays[n] = arrays[n].copy()
         if self.masks:
             masks = zip(self.of.masks, arrays[-self.masks :], strict=True)
             keywords = keywords | {name: mask for name, mask in masks if mask is not None}
@@ -856,9 +858,8 @@ class _OfModel:
         )
 
 
-def _of_loss(name: str, loss: Any) -> Primitive:
+def _of_loss(name: str, loss: Any, row: LossRow) -> Primitive:
     """Return a loss of a linear model, whose `pointwise` is the loss of single predictions."""
-    row: LossRow = loss.row
     has_parameter = row.parameter is not None
     of_model: Any = Primitive(
         name,
@@ -949,17 +950,16 @@ class Loss(torch.nn.Module):  # type: ignore[misc]
 # --- all of them ----------------------------------------------------------------------------------
 
 
+_made: Final[dict[str, Any]] = {}
+
+
 def _make(name: str) -> Any:
-    with _defining:
-        return _made(name)
-
-
-@cache
-def _made(name: str) -> Any:
-    function = catalogue.primitives[name]
-    if isinstance(function, LinearLoss):
-        return _of_loss(name, function)
-    return Primitive(name, function, function.row)
+    with _defining:  # of two threads, one makes it
+        if name not in _made:
+            function = catalogue.primitives[name]
+            make = _of_loss if isinstance(function, LinearLoss) else Primitive
+            _made[name] = make(name, function, function.row)
+        return _made[name]
 
 
 def _named(path: str) -> Any:
