@@ -93,8 +93,18 @@ def _erfc(x: Any) -> Any:
     return mpmath.erfc(x) if abs(x) < far else mpmath.exp(-x * x) / x if x > 0 else mpf(2)
 
 
+def _psi(order: int, x: Any) -> Any:
+    """Return psi(order, x) by reflection left of 0, where mpmath takes as many steps as x is."""
+    if x > 0:
+        return mpmath.psi(order, x)
+    with mp.extraprec(30):
+        cot, right = mp.pi * mpmath.cospi(x) / mpmath.sinpi(x), mpmath.psi(order, 1 - x)
+        square = mp.pi**2 + cot**2
+        return (right - cot, square - right, right - 2 * cot * square)[order]
+
+
 _VOCABULARY = {name: getattr(mpmath, name) for name in dir(mpmath) if not name.startswith("_")}
-_VOCABULARY["erfc"] = _erfc
+_VOCABULARY |= {"erfc": _erfc, "psi": _psi}
 
 
 class Exact(list[Any]):
@@ -144,7 +154,8 @@ def kept(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _VOCABULARY |= {
-    name: kept(_VOCABULARY[name]) for name in ("erf", "erfc", "exp", "log1p", "power", "tanh")
+    name: kept(_VOCABULARY[name])
+    for name in ("erf", "erfc", "exp", "log1p", "loggamma", "power", "psi", "tanh")
 }
 
 
@@ -173,9 +184,9 @@ def bound_of(row: OpRow, which: int) -> float:
 
 def scales_of(row: OpRow, which: int, points: Sequence[Any]) -> Any:
     """Return what a result's errors are also measured by, or None."""
-    if which == 0:
-        return np.max(np.abs(points), axis=0) if row.ulp_of_operands else None
-    text = row.largest_term[which - row.nin - 1] if which > row.nin and row.largest_term else ""
+    if which == 0 and row.ulp_of_operands:
+        return np.max(np.abs(points), axis=0)
+    text = row.largest_term[which] if row.largest_term else ""
     if not text:
         return None
     term = formula(text, row.operands)
@@ -260,6 +271,8 @@ def _inside(operand: np.ndarray[Any, Any], domain: Domain) -> np.ndarray[Any, An
     inside = np.zeros(operand.shape, bool)
     for lower, upper, _ in domain.intervals:
         inside |= (operand > lower) & (operand < upper)
+    if domain.but_whole:
+        inside &= (operand > 0) | (operand != np.rint(operand))
     return inside
 
 
@@ -279,6 +292,8 @@ def _samples(name: str, dtype: np.dtype[Any]) -> tuple[np.ndarray[Any, Any], ...
         if row.name == "power":  # a few far beyond over- and underflow do: they take mpmath longest
             far = np.abs(points[1] * np.log2(points[0])) > 1e4
             keep &= ~far | (np.arange(keep.size) % 8 == 0) | (np.arange(keep.size) > 4000)
+        if row.domain[0].but_whole:  # a reflection takes mpmath twice as long
+            keep &= (points[0] > 0) | (np.arange(keep.size) % 4 == 0)
         for kink in row.kinks:
             keep &= eval(kink, dict(zip(row.operands, points, strict=True))) != 0
     points = tuple(operand[keep] for operand in points)

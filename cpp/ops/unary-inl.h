@@ -11,6 +11,7 @@
 #include "math/arc_hyperbolic-inl.h"
 #include "math/erf-inl.h"
 #include "math/exp-inl.h"
+#include "math/gamma-inl.h"
 #include "math/gates-inl.h"
 #include "math/hyperbolic-inl.h"
 #include "math/inverse_trig-inl.h"
@@ -223,6 +224,18 @@ PB_UNARY_SECOND(sqrt) { d2y = hn::Div(hn::Mul(dy, hn::Set(d, -0.5)), hn::Abs(x))
 
 PB_UNARY_WIDE(cbrt) { Cbrt(d, x, y, dy); }
 PB_UNARY_SECOND(cbrt) { d2y = hn::Div(hn::Mul(dy, hn::Set(d, -2.0 / 3)), x); }
+
+PB_UNARY_WIDE(gammaln) {
+  y = LogGamma(d, x);
+  dy = Digamma(d, x);
+}
+PB_UNARY_SECOND(gammaln) { d2y = Trigamma(d, x); }
+
+PB_UNARY_WIDE(digamma) {
+  y = Digamma(d, x);
+  dy = Trigamma(d, x);
+}
+PB_UNARY_SECOND(digamma) { d2y = Tetragamma(d, x); }
 
 PB_UNARY_TABLE_END
 

@@ -888,14 +888,11 @@ def _notes(row: OpRow, may_leave_out: bool = True) -> list[str]:
     ]
     if row.ulp_of_operands:
         lines += ["The value's error is in ULP of the largest among the value and the operands."]
-    for term in filter(None, row.largest_term):
-        lines += [
-            "",
-            _paragraph(
-                f"Near roots of a second derivative, its error is in ULP of its largest term, "
-                f"``{term}``."
-            ),
-        ]
+    results = ("the value", *["a derivative"] * row.nin, *["a second derivative"] * 3)
+    for result, term in zip(results, row.largest_term, strict=False):
+        if term:
+            text = f"Near roots of {result}, its error is in ULP of its largest term, ``{term}``."
+            lines += ["", _paragraph(text)]
     if row.default is not None and may_leave_out:
         lines += [
             "",

@@ -21,10 +21,12 @@ from pullback.console import table
 from pullback.elementwise import primitives as elementwise
 from pullback.products import products
 from pullback.reductions import reductions
+from pullback.selections import selections
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow
 from pullback.tables.losses import LOSSES
 from pullback.tables.products import PRODUCTS
 from pullback.tables.reductions import REDUCTIONS
+from pullback.tables.selections import SELECTIONS
 
 __all__ = ["DTYPES", "Finding", "Measured", "checks"]
 
@@ -101,6 +103,7 @@ def checks(dtypes: Sequence[np.dtype[Any]] = DTYPES) -> list[Callable[[], Findin
         ),
         *(bind(check_product, f, dtype=d) for f in products.values() for d in dtypes),
         *(bind(check_reduction, f, dtype=d) for f in reductions.values() for d in dtypes),
+        *(bind(check_selection, f, dtype=d) for f in selections.values() for d in dtypes),
         *(bind(check_loss, loss, dtype=d) for loss in losses.losses.values() for d in dtypes),
     ]
 
@@ -415,6 +418,31 @@ def check_reduction(primitive: Any, dtype: np.dtype[Any]) -> Finding:
     )
 
 
+def check_selection(primitive: Any, dtype: np.dtype[Any]) -> Finding:
+    """Check a selection and its pullback, which are exact, on all kinds of numbers."""
+    rng = np.random.default_rng(13)
+    row, twin = SELECTIONS[primitive.__name__], getattr(reference, primitive.__name__)
+    given = {name: _everywhere(rng, dtype) for name in row.operands}
+    n = len(given[next(iter(row.operands))])
+    given |= {"c": rng.random(n) < 0.5, "indices": rng.permutation(n)}
+    operands = tuple(given[name] for name in row.operands)
+    moved = [_everywhere(rng, dtype) for _ in row.moved]
+    value, pulled = primitive(*operands), _tuple(primitive.vjp(*operands, moved[0]))
+    exact, *slopes = (
+        result.astype(_WIDER[dtype])
+        for result in (twin(*operands), *_tuple(twin.vjp(*operands, moved[0])))
+    )
+    same = _same(primitive.jvp(*operands, *moved), twin.jvp(*operands, *moved)).all()
+    return Finding(
+        name=primitive.__name__,
+        dtype=dtype.name,
+        samples=n,
+        value=Measured(_worst(value, exact), 0.0),
+        derivative=Measured(max(map(_worst, pulled, slopes)), 0.0),
+        failures=() if same else ("jvp differs from the twin's",),
+    )
+
+
 def check_loss(loss: Any, dtype: np.dtype[Any]) -> Finding:
     """Check a loss and its gradient against the twin, and the twin against differences."""
     n, d = 1000, 23
@@ -457,6 +485,7 @@ _COLUMNS: Final[Mapping[str, Mapping[str, Any]]] = {
     "elementwise": OPS,
     "products": PRODUCTS,
     "reductions": REDUCTIONS,
+    "selections": SELECTIONS,
     "losses": LOSSES,
 }
 

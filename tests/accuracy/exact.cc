@@ -110,6 +110,106 @@ void Erf(mpfr_ptr r, mpfr_srcptr x) {
   if (mpfr_signbit(x)) mpfr_neg(r, r, MPFR_RNDN);
 }
 
+// sin(pi x) or cos(pi x): the argument is reduced exactly.
+void OfPi(mpfr_ptr r, mpfr_srcptr x, int (*f)(mpfr_ptr, mpfr_srcptr, mpfr_rnd_t)) {
+  Big whole(mpfr_get_prec(x)), rest(mpfr_get_prec(x)), angle(mpfr_get_prec(r) + 16);
+  mpfr_rint(whole.v, x, MPFR_RNDN);
+  mpfr_sub(rest.v, x, whole.v, MPFR_RNDN);
+  mpfr_const_pi(angle.v, MPFR_RNDN);
+  mpfr_mul(angle.v, angle.v, rest.v, MPFR_RNDN);
+  f(r, angle.v, MPFR_RNDN);
+  mpfr_div_2ui(whole.v, whole.v, 1, MPFR_RNDN);
+  if (mpfr_number_p(whole.v) && !mpfr_integer_p(whole.v)) mpfr_neg(r, r, MPFR_RNDN);
+}
+
+// The Bernoulli number B[2k], by zeta(2k), for the precision asked for last.
+mpfr_srcptr Bernoulli(unsigned long k, mpfr_prec_t precision) {
+  thread_local std::vector<std::unique_ptr<Big>> numbers;
+  thread_local mpfr_prec_t known = 0;
+  if (known != precision) numbers.clear();
+  known = precision;
+  while (numbers.size() < k) {
+    const unsigned long n = 2 * (numbers.size() + 1);
+    Big factor(precision);
+    numbers.push_back(std::make_unique<Big>(precision));
+    mpfr_ptr b = numbers.back()->v;
+    mpfr_zeta_ui(b, n, MPFR_RNDN);
+    mpfr_fac_ui(factor.v, n, MPFR_RNDN);
+    mpfr_mul(b, b, factor.v, MPFR_RNDN);
+    mpfr_mul_si(b, b, n % 4 == 2 ? 2 : -2, MPFR_RNDN);
+    mpfr_const_pi(factor.v, MPFR_RNDN);
+    mpfr_mul_2ui(factor.v, factor.v, 1, MPFR_RNDN);
+    mpfr_pow_ui(factor.v, factor.v, n, MPFR_RNDN);
+    mpfr_div(b, b, factor.v, MPFR_RNDN);
+  }
+  return numbers[k - 1]->v;
+}
+
+// (-1)^(order + 1) psi^(order)(x) for order 1 or 2 and finite x > 0: steps to the right, and there
+// the asymptotic series (DLMF 5.15.8).
+void PolygammaOfPositive(mpfr_ptr r, unsigned long order, mpfr_srcptr x) {
+  const mpfr_prec_t precision = mpfr_get_prec(r) + 32;
+  Big at(precision), sum(precision), term(precision), square(precision), power(precision);
+  mpfr_set(at.v, x, MPFR_RNDN);
+  mpfr_set_zero(sum.v, 1);
+  for (const double first = static_cast<double>(precision) / 6 + 8; mpfr_cmp_d(at.v, first) < 0;) {
+    mpfr_pow_si(term.v, at.v, -static_cast<long>(order) - 1, MPFR_RNDN);
+    if (order == 2) mpfr_mul_2ui(term.v, term.v, 1, MPFR_RNDN);
+    mpfr_add(sum.v, sum.v, term.v, MPFR_RNDN);
+    mpfr_add_ui(at.v, at.v, 1, MPFR_RNDN);
+  }
+  mpfr_pow_si(power.v, at.v, -static_cast<long>(order), MPFR_RNDN);
+  mpfr_add(sum.v, sum.v, power.v, MPFR_RNDN);  // x^-order
+  mpfr_div(power.v, power.v, at.v, MPFR_RNDN);
+  mpfr_div_2ui(term.v, power.v, order == 1 ? 1 : 0, MPFR_RNDN);
+  mpfr_add(sum.v, sum.v, term.v, MPFR_RNDN);
+  mpfr_sqr(square.v, at.v, MPFR_RNDN);
+  for (unsigned long k = 1;; ++k) {
+    mpfr_div(power.v, power.v, k == 1 ? at.v : square.v, MPFR_RNDN);
+    mpfr_mul(term.v, power.v, Bernoulli(k, precision), MPFR_RNDN);
+    if (order == 2) mpfr_mul_ui(term.v, term.v, 2 * k + 1, MPFR_RNDN);
+    mpfr_add(sum.v, sum.v, term.v, MPFR_RNDN);
+    if (mpfr_zero_p(term.v) || mpfr_get_exp(term.v) < mpfr_get_exp(sum.v) - precision) break;
+  }
+  mpfr_set(r, sum.v, MPFR_RNDN);
+}
+
+// psi^(order)(x), order 0, 1 or 2; left of 0 by reflection (DLMF 5.15.6).
+void Psi(mpfr_ptr r, unsigned long order, mpfr_srcptr x) {
+  if (order == 0) {
+    mpfr_digamma(r, x, MPFR_RNDN);
+  } else if (!mpfr_number_p(x)) {
+    mpfr_set_nan(r);
+  } else if (mpfr_sgn(x) > 0) {
+    PolygammaOfPositive(r, order, x);
+    if (order == 2) mpfr_neg(r, r, MPFR_RNDN);
+  } else if (mpfr_integer_p(x)) {
+    if (order == 1) {
+      mpfr_set_inf(r, 1);
+    } else {
+      mpfr_set_nan(r);
+    }
+  } else {
+    const mpfr_prec_t precision = mpfr_get_prec(r) + 32;
+    Big right(precision), cot(precision), square(precision), pi(precision);
+    mpfr_ui_sub(right.v, 1, x, MPFR_RNDN);
+    PolygammaOfPositive(right.v, order, right.v);
+    OfPi(cot.v, x, mpfr_cos);
+    OfPi(square.v, x, mpfr_sin);
+    mpfr_div(cot.v, cot.v, square.v, MPFR_RNDN);
+    mpfr_const_pi(pi.v, MPFR_RNDN);
+    mpfr_mul(cot.v, cot.v, pi.v, MPFR_RNDN);
+    mpfr_sqr(square.v, cot.v, MPFR_RNDN);
+    mpfr_sqr(pi.v, pi.v, MPFR_RNDN);
+    mpfr_add(square.v, square.v, pi.v, MPFR_RNDN);
+    if (order == 2) {
+      mpfr_mul(square.v, square.v, cot.v, MPFR_RNDN);
+      mpfr_mul_si(square.v, square.v, -2, MPFR_RNDN);
+    }
+    mpfr_sub(r, square.v, right.v, MPFR_RNDN);
+  }
+}
+
 // Where an infinite argument, so one beyond MPFR's range, gives the limit of the true one's image.
 bool SaturatesAtInfinity(Fn fn) {
   switch (fn) {
@@ -343,6 +443,20 @@ void Evaluation::Compute(const Node& node, mpfr_ptr r) {
     }
     case Fn::kHypot:
       mpfr_hypot(r, x, y, kRound);
+      break;
+    case Fn::kLgamma: {
+      int sign = 0;
+      mpfr_lgamma(r, &sign, x, kRound);
+      break;
+    }
+    case Fn::kPsi:
+      Psi(r, mpfr_get_ui(x, kRound), y);
+      break;
+    case Fn::kSinpi:
+      OfPi(r, x, mpfr_sin);
+      break;
+    case Fn::kCospi:
+      OfPi(r, x, mpfr_cos);
       break;
   }
   const bool sum = node.fn == Fn::kAdd || node.fn == Fn::kSub;

@@ -19,6 +19,50 @@ constexpr Real kRootTwoPi = 2.506628274631000502415765284811045253L;
 
 double Narrow(Real x) { return static_cast<double>(x); }
 
+constexpr Real kPi = 3.141592653589793238462643383279502884L;
+
+Real SinPi(Real x) { return std::sin(kPi * std::remainder(x, 2.0L)); }
+Real CosPi(Real x) { return std::cos(kPi * std::remainder(x, 2.0L)); }
+
+// psi^(order)(x) for order 0, 1 or 2 and finite x, and the size of the largest sum on the way.
+Real Psi(int order, Real x, Real& size) {
+  if (x <= 0) {
+    if (x == std::rint(x)) {
+      size = std::numeric_limits<Real>::infinity();
+      return std::numeric_limits<Real>::quiet_NaN();
+    }
+    const Real right = Psi(order, 1 - x, size);
+    const Real rest = x - std::rint(x);
+    // Where it vanishes, by the distance to there.
+    const Real turned = std::copysign(0.5L - std::fabs(rest), rest);
+    const Real cot =
+        kPi * (std::fabs(rest) > 0.25L ? std::tan(kPi * turned) : 1 / std::tan(kPi * rest));
+    const Real square = kPi * kPi + cot * cot;
+    const Real left = order == 0 ? -cot : order == 1 ? square : -2 * cot * square;
+    size += std::fabs(left);
+    return order == 1 ? left - right : left + right;
+  }
+  static constexpr Real kBernoulli[] = {1.0L / 6,       -1.0L / 30,      1.0L / 42, -1.0L / 30,
+                                        5.0L / 66,      -691.0L / 2730,  7.0L / 6,  -3617.0L / 510,
+                                        43867.0L / 798, -174611.0L / 330};
+  Real sum = 0;
+  for (; x < 24; x += 1) {
+    const Real z = 1 / x;
+    sum += order == 0 ? -z : order == 1 ? z * z : -2 * z * z * z;
+  }
+  const Real z = 1 / x;
+  const Real w = z * z;
+  Real tail = 0;
+  for (int k = 10; k > 0; --k) {
+    const Real weight = order == 0 ? -1.0L / (2 * k) : order == 1 ? 1 : -1 - 2 * k;
+    tail = (tail + kBernoulli[k - 1] * weight) * w;
+  }
+  const Real lead = order == 0 ? std::log(x) - z / 2 : order == 1 ? z + w / 2 : -w - w * z;
+  const Real far = order == 0 ? lead + tail : order == 1 ? lead + tail * z : lead + tail * w;
+  size = std::fabs(sum) + std::fabs(far);
+  return sum + far;
+}
+
 // A function of one argument: its value, the factor by which it magnifies relative errors, and its
 // own error beyond kLibrary. `kAtInfinity`: the image of infinity is that of all huge arguments.
 struct Curve {
@@ -96,6 +140,18 @@ Curve CurveOf(Fn fn) {
     case Fn::kNpdf:
       return {[](Real x) { return std::exp(-x * x / 2) / kRootTwoPi; }, OnePlusSquare, true,
               SquareUnits};
+    case Fn::kLgamma:
+      // More than it claims near roots.
+      return {[](Real x) { return x <= 0 && x == std::rint(x) ? HUGE_VALL : std::lgamma(x); },
+              [](Real x, Real y) {
+                const Real slope = std::log(std::fabs(x) + 1) + 1 + 1 / std::fabs(x);
+                return Narrow(std::fabs(x * slope / y));
+              },
+              false, nullptr};
+    case Fn::kSinpi:
+      return {SinPi, OverImage};
+    case Fn::kCospi:
+      return {CosPi, OverImage};
     default:
       return {};
   }
@@ -273,6 +329,14 @@ void Rough::Apply(const Node& node, Real* r, double* doubt, size_t n) {
         r[i] = node.fn == Fn::kHypot ? std::hypot(x[i], y[i]) : std::atan2(x[i], y[i]);
         doubt[i] =
             std::isinf(x[i]) || std::isinf(y[i]) ? kLost : Checked(r[i], dx[i] + dy[i] + kLibrary);
+      });
+      return;
+    case Fn::kPsi:
+      each([&](size_t i) {
+        Real size = 0;
+        r[i] = Psi(static_cast<int>(x[i]), y[i], size);
+        const double own = 32 * kUnit * Narrow(size / std::fabs(r[i]));
+        doubt[i] = dy[i] != 0 || !std::isfinite(y[i]) ? kLost : Checked(r[i], own);
       });
       return;
     default:

@@ -34,7 +34,8 @@ constexpr Word kWords[] = {
     {"cosh", Fn::kCosh, 1},   {"tanh", Fn::kTanh, 1},     {"sech", Fn::kSech, 1},
     {"asinh", Fn::kAsinh, 1}, {"acosh", Fn::kAcosh, 1},   {"atanh", Fn::kAtanh, 1},
     {"erf", Fn::kErf, 1},     {"erfc", Fn::kErfc, 1},     {"ncdf", Fn::kNcdf, 1},
-    {"npdf", Fn::kNpdf, 1},   {"hypot", Fn::kHypot, 2},
+    {"npdf", Fn::kNpdf, 1},   {"hypot", Fn::kHypot, 2},   {"lgamma", Fn::kLgamma, 1},
+    {"psi", Fn::kPsi, 2},     {"sinpi", Fn::kSinpi, 1},   {"cospi", Fn::kCospi, 1},
 };
 
 // Adds what the rest of `line`, a postfix formula, is made of; returns its root.

@@ -68,6 +68,10 @@ enum class Fn : uint8_t {
   kNcdf,
   kNpdf,
   kHypot,
+  kLgamma,  // of the absolute value
+  kPsi,     // order, x
+  kSinpi,
+  kCospi,
 };
 
 struct Rational {

@@ -68,6 +68,9 @@ FUNCTIONS = {
     "abs": ("abs", 1),
     "fabs": ("abs", 1),
     "sign": ("sign", 1),
+    "psi": ("psi", 2),
+    "sinpi": ("sinpi", 1),
+    "cospi": ("cospi", 1),
 }
 
 OPERATORS: dict[type[ast.AST], str] = {
@@ -143,6 +146,11 @@ class Postfix(ast.NodeVisitor):
         match node:
             case ast.Call(func=ast.Name(id="mpf"), args=[ast.Constant(value=number)]):
                 return [f"#{Fraction(number)}"]
+            case ast.Call(
+                func=ast.Name(id="re"),
+                args=[ast.Call(func=ast.Name(id="loggamma"), args=[x])],
+            ):
+                return [*self.visit(x), "lgamma"]
             case ast.Call(func=ast.Name(id="min" | "max" as name), args=args):
                 return chain(map(self.visit, args), name)
             case ast.Call(func=ast.Name(id="log"), args=[x, base]):
@@ -179,11 +187,17 @@ def lines(row: Any) -> Iterator[str]:
     if row.ulp_of_operands:
         yield "ulp_of_operands"
     yield from entry(row, first, [(point.value, *point.derivative) for point in row.special])
+    yield from scales(row, row.largest_term[: len(first)])
     formulas = row.second_derivative_formula
     yield f"second {row.name} {row.nin} {len(formulas)}"
     yield " ".join(["bound", *[str(second)] * len(formulas)])
     yield from entry(row, formulas, [point.second for point in row.special])
-    for which, term in enumerate(row.largest_term):
+    yield from scales(row, row.largest_term[len(first) :])
+
+
+def scales(row: Any, terms: tuple[str, ...]) -> Iterator[str]:
+    """Yield what the errors of outputs also count in ULP of."""
+    for which, term in enumerate(terms):
         if term:
             yield " ".join(["scale", str(which), *Postfix(term, row.operands).words()])
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.oracle import elementwise as nf
+from pullback.oracle import gamma
 from pullback.oracle.elementwise import in_float64
 from pullback.protocol import OPERANDS
 
@@ -51,6 +52,7 @@ class Domain(NamedTuple):
 
     text: str
     intervals: tuple[Interval, ...]
+    but_whole: bool = False  # numbers below 0, which are poles
 
     @property
     def ordinary(self) -> tuple[float, float]:
@@ -88,8 +90,9 @@ class OpRow:
     value: Callable[..., Array]  # value(x) or value(w, x)
     derivative: Callable[..., Any]  # derivative(x) -> dx, derivative(w, x) -> (dw, dx)
     second_derivative: Callable[..., Any]  # of the same operands, as the formulas
-    # The largest term of each second derivative, where its errors count in ULP of the larger of it
-    # and that: it has roots. "" where they are relative everywhere, and () where all are.
+    # The largest term of the value, each derivative and each second derivative, where its errors
+    # count in ULP of the larger of it and that: it has roots. "" where they are relative
+    # everywhere, and () where all are.
     largest_term: tuple[str, ...]
     special: tuple[SpecialPoint, ...]  # results are exact there, including the sign of zero
     kinks: tuple[str, ...]  # expressions that vanish where there is no derivative
@@ -133,6 +136,13 @@ def _special(text: str) -> tuple[SpecialPoint, ...]:
     return tuple(points)
 
 
+def _largest_terms(nin: int, terms: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Return the terms of value and derivatives, too, where only the second ones are given."""
+    terms = (terms,) if isinstance(terms, str) else terms
+    count = 1 + nin + nin * (nin + 1) // 2
+    return (*[""] * (count - len(terms)), *terms) if any(terms) else ()
+
+
 _INF = float("inf")
 _REAL = Domain("real", (Interval(-_INF, _INF),))
 _POSITIVE = Domain("> 0", (Interval(0.0, _INF),))
@@ -143,6 +153,16 @@ _UNIT = Domain("in [-1, 1]", (Interval(-1.0, 1.0, closed=True),))
 _OPEN_UNIT = Domain("in (-1, 1)", (Interval(-1.0, 1.0),))
 _BASE = Domain("> 0 (any if the exponent is whole)", (Interval(0.0, _INF),))
 _NONZERO = Domain("!= 0", (Interval(-_INF, 0.0), Interval(0.0, _INF)))
+# Between poles, where the formulas are infinite, too, or NaN.
+_NO_POLE = Domain(
+    "not 0, -1, -2, ...",
+    (
+        Interval(-_INF, -32.0, closed=True),
+        *(Interval(k - 1.0, float(k), closed=True) for k in range(-31, 1)),
+        Interval(0.0, _INF),
+    ),
+    but_whole=True,
+)
 
 
 def _unary(
@@ -161,7 +181,7 @@ def _unary(
     special: str = "",
     kinks: tuple[str, ...] = (),
     masked: bool = False,
-    largest_term: str = "",
+    largest_term: str | tuple[str, str, str] = "",  # of the second derivative, or of all
 ) -> OpRow:
     return OpRow(
         name=name,
@@ -175,7 +195,9 @@ def _unary(
         value=value,
         derivative=derivative,
         second_derivative=second,
-        largest_term=(largest_term,) if largest_term else (),
+        largest_term=_largest_terms(
+            1, (largest_term,) if isinstance(largest_term, str) else largest_term
+        ),
         special=_special(special + "; nan -> nan, nan, nan"),  # of every unary operation
         kinks=kinks,
         ulp_of_operands=False,
@@ -215,7 +237,7 @@ def _binary(
         value=value,
         derivative=derivative,
         second_derivative=second,
-        largest_term=largest_term,
+        largest_term=_largest_terms(2, largest_term),
         special=_special(special),
         kinks=kinks,
         ulp_of_operands=ulp_of_operands,
@@ -231,6 +253,10 @@ def _binary(
 _ARTICLE = "Finding the Gradient of a Vector Function, element-wise operators"
 _SELU_SCALE = "mpf('1.0507009873554804934193349852946')"
 _SELU_ALPHA = "mpf('1.6732632423543772848170429916717')"
+# Of the reflection formulas, left of 0.
+_LOG_GAMMA_TERM = "0 if x > 0 else max(abs(log(abs(sinpi(x))/pi)), abs(re(loggamma(1 - x))))"
+_DIGAMMA_TERM = "0 if x > 0 else max(abs(psi(0, 1 - x)), abs(pi*cospi(x)/sinpi(x)))"
+_TETRAGAMMA_TERM = "0 if x > 0 else max(abs(psi(2, 1 - x)), abs(2*pi**3*cospi(x)/sinpi(x)**3))"
 
 # fmt: off
 _ROWS: Final = (
@@ -615,6 +641,30 @@ _ROWS: Final = (
                      "/((1 + exp(-x))*cosh(log1p(exp(x)))**2)",
         special="0 -> 0, 0.6, 0.64;  -0 -> -0, 0.6, 0.64;  inf -> inf, 1, -0;  -inf -> -0, -0, -0",
         max_ulp=(2.0, 3.0, 4.0),              source="Misra 2019"),
+
+    _unary("gammaln", "Logarithm of the absolute value of the Gamma function",
+        f="re(loggamma(x))",                  df="psi(0, x)",
+        value=gamma.gammaln,                  derivative=gamma.digamma,
+        d2f="psi(1, x)",                      second=gamma.trigamma,
+        domain=_NO_POLE,
+        largest_term=(_LOG_GAMMA_TERM, _DIGAMMA_TERM, ""),
+        special="0 -> inf, -inf, inf;  -0 -> inf, inf, inf;  1 -> 0, -0.5772156649015329,"
+                "1.6449340668482264;  2 -> 0, 0.42278433509846713, 0.6449340668482264;"
+                "-1 -> inf, nan, inf;  -2 -> inf, nan, inf;  inf -> inf, inf, 0;"
+                "-inf -> inf, nan, inf",
+        max_ulp=(2.0, 2.5, 3.0),              source="DLMF 5.2, 5.5, 5.11; as C's lgamma at poles "
+                                                     "and at -inf"),
+
+    _unary("digamma", "Logarithmic derivative of the Gamma function, psi",
+        f="psi(0, x)",                        df="psi(1, x)",
+        value=gamma.digamma,                  derivative=gamma.trigamma,
+        d2f="psi(2, x)",                      second=gamma.tetragamma,
+        domain=_NO_POLE,
+        largest_term=(_DIGAMMA_TERM, "", _TETRAGAMMA_TERM),
+        special="0 -> -inf, inf, -inf;  -0 -> inf, inf, inf;  -1 -> nan, inf, nan;"
+                "-2 -> nan, inf, nan;  inf -> inf, 0, -0;  -inf -> nan, inf, nan",
+        max_ulp=(2.5, 3.0, 4.0),              source="DLMF 5.5, 5.11, 5.15; infinite where both "
+                                                     "sides of a pole are, else NaN"),
 
     _binary("add", "Sum",
         f="w + x",                            df=("1", "1"),
