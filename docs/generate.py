@@ -438,7 +438,7 @@ def _marks(row: OpRow) -> Iterator[str]:
         yield "masked"
     if row.ulp_of_operands:
         yield "of operands"
-    yield from (f"of `{term}`" for term in dict.fromkeys(row.largest_term) if term)
+    yield from (f"of `{term}`" for _, term in row.terms)
 
 
 def _special_points(row: OpRow) -> Iterator[tuple[str, ...]]:

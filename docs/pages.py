@@ -104,14 +104,9 @@ def _of_op(row: OpRow) -> Fields:
     yield "domain", row.domain_text
     yield "no derivative where", _code(f"{kink} = 0" for kink in row.kinks)
     yield "largest error", f"value {value}, derivative {slope}, second derivative {second}"
-    first = 1 + row.nin
-    for result, terms in (
-        ("value's", row.largest_term[:1]),
-        ("derivative's", row.largest_term[1:first]),
-        ("second derivative's", row.largest_term[first:]),
-    ):
-        text = _code(filter(None, terms))
-        yield f"{result} error near its roots", text and f"in ULP of {text}"
+    for result in ("value", "derivative", "second derivative"):
+        terms = _code(term for of, term in row.terms if of == result)
+        yield f"{result}'s error near its roots", terms and f"in ULP of {terms}"
     masked = "where the derivative is 0, `vjp` gives +0, even if `g` is infinite or NaN"
     yield "masked", masked * row.masked
     yield "source", row.source

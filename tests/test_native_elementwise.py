@@ -94,11 +94,10 @@ def test_agrees_with_the_twin(call: Call, dtype: np.dtype) -> None:
             scales[0] = np.max(np.abs(operands), axis=0)
         judged = list(zip(result, twins, bounds, scales, strict=True))
         if row.largest_term:  # near a root all may differ
-            first = {"value": 0, "value_and_derivative": 0, "derivative": 1}.get(
-                call.method, 1 + row.nin
-            )
-            terms = row.largest_term[first:]
-            judged = [one for one, t in zip(judged, terms, strict=False) if not t]
+            first = {"derivative": 1, "second_derivative": 1 + row.nin}.get(call.method, 0)
+            judged = [
+                one for one, t in zip(judged, row.largest_term[first:], strict=False) if not t
+            ]
         for leaf, twin, bound, scale in judged:
             assert_close_in_ulp(leaf, twin, bound + REFERENCE_MAX_ULP, at, scale)
 

@@ -16,6 +16,7 @@
 #include "math/hyperbolic-inl.h"
 #include "math/inverse_trig-inl.h"
 #include "math/log-inl.h"
+#include "math/normal-inl.h"
 #include "math/roots-inl.h"
 #include "math/sigmoid-inl.h"
 #include "math/softplus-inl.h"
@@ -236,6 +237,27 @@ PB_UNARY_WIDE(digamma) {
   dy = Trigamma(d, x);
 }
 PB_UNARY_SECOND(digamma) { d2y = Tetragamma(d, x); }
+
+PB_UNARY_WIDE(logit) { Logit(d, x, y, dy); }
+PB_UNARY_SECOND(logit) { d2y = LogitSecond(d, x, dy); }
+
+PB_UNARY_WIDE(log1mexp) { Log1mexp(d, x, y, dy); }
+PB_UNARY_SECOND(log1mexp) { d2y = hn::Neg(hn::MulAdd(dy, dy, dy)); }
+
+PB_UNARY_WIDE(sinc) { Sinc(d, x, y, dy); }
+PB_UNARY_SECOND(sinc) { d2y = SincSecond(d, x, y, dy); }
+
+PB_UNARY_WIDE(ndtr) { Ndtr(d, x, y, dy); }
+PB_UNARY_SECOND(ndtr) { d2y = NdtrSecond(d, x); }
+
+PB_UNARY_WIDE(log_ndtr) { LogNdtr(d, x, y, dy); }
+PB_UNARY_SECOND(log_ndtr) { d2y = LogNdtrSecond(d, x, dy); }
+
+PB_UNARY_WIDE(ndtri) { Ndtri(d, x, y, dy); }
+PB_UNARY_SECOND(ndtri) { d2y = NdtriSecond(d, x, y, dy); }
+
+PB_UNARY_WIDE(erfinv) { Erfinv(d, x, y, dy); }
+PB_UNARY_SECOND(erfinv) { d2y = ErfinvSecond(d, x, y, dy); }
 
 PB_UNARY_TABLE_END
 

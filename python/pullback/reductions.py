@@ -274,7 +274,9 @@ class _SecondOrderCall:
         for k in self._wrt:
             if k < len(t):
                 terms = [slices.give(part[k]) for part in parts]
-                yield reduce(np.add, terms) if terms else None  # `sum` is a primitive here
+                with np.errstate(all="ignore"):  # of infinities
+                    total = reduce(np.add, terms) if terms else None  # `sum` is a primitive here
+                yield total
             elif moves:
                 outer, _, inner = slices.blocks
                 room = np.empty(slices.blocks if self._row.is_map else (outer, inner))

@@ -15,14 +15,14 @@ constexpr double kLost = std::numeric_limits<double>::infinity();
 constexpr double kUnit = 0x1p-64;          // of a correctly rounded operation
 constexpr double kLibrary = 10 * 0x1p-64;  // of a function of the C library: more than it claims
 constexpr Real kRootHalf = 0.707106781186547524400844362104849039L;
+constexpr Real kPi = 3.141592653589793238462643383279502884L;
+constexpr Real kHalfRootPi = 0.886226925452758013649083741670572591L;
 constexpr Real kRootTwoPi = 2.506628274631000502415765284811045253L;
 
 double Narrow(Real x) { return static_cast<double>(x); }
 
 constexpr Real kPi = 3.141592653589793238462643383279502884L;
 
-Real SinPi(Real x) { return std::sin(kPi * std::remainder(x, 2.0L)); }
-Real CosPi(Real x) { return std::cos(kPi * std::remainder(x, 2.0L)); }
 
 // psi^(order)(x) for order 0, 1 or 2 and finite x, and the size of the largest sum on the way.
 Real Psi(int order, Real x, Real& size) {
@@ -79,6 +79,43 @@ double OnePlusMagnitude(Real x, Real) { return 1 + Narrow(std::fabs(x)); }
 double OverImage(Real x, Real y) { return Narrow(std::fabs(x / y)); }
 double SquareUnits(Real x) { return 4 * kUnit * Narrow(x * x); }
 
+// sin(pi (x + quarter/2)) for x >= 0
+Real OfHalfTurns(Real x, long quarter) {
+  const Real turn = std::fmod(x, 2.0L);
+  const Real nearest = std::nearbyint(2 * turn);
+  const Real rest = kPi * (turn - nearest / 2);
+  const long quadrant = static_cast<long>(nearest) + quarter;
+  const Real size = quadrant % 2 == 0 ? std::sin(rest) : std::cos(rest);
+  return quadrant % 4 < 2 ? size : -size;
+}
+
+// By Halley's steps; see exact.cc.
+Real Erfcinv(Real q);
+Real Erfinv(Real x) {
+  const Real y = std::fabs(x);
+  if (y > 0.5L) return std::copysign(Erfcinv(1 - y), x);
+  Real t = y * (0.886226925452758L + 0.232L * y * y);
+  for (int i = 0; i < 4; ++i) {
+    const Real e = (std::erf(t) - y) * kHalfRootPi * std::exp(t * t);
+    t -= e / (1 + t * e);
+  }
+  return std::copysign(t, x);
+}
+
+Real Erfcinv(Real q) {
+  if (q > 0.5L) return Erfinv(1 - q);
+  const Real log = std::log(q);
+  Real t = std::sqrt(-log - std::log(-log * kPi) / 4);
+  for (int i = 0; i < 5; ++i) {
+    const Real tail = std::erfc(t);
+    const Real rate = std::exp(-t * t) / (kHalfRootPi * tail);
+    // Near the solution the ratio shows what the logarithms have rounded off.
+    const Real e = (i < 3 ? std::log(tail) - log : std::log1p((tail - q) / q)) / rate;
+    t += e * (1 - (rate / 2 - t) * e);
+  }
+  return t;
+}
+
 Curve CurveOf(Fn fn) {
   switch (fn) {
     case Fn::kExp:
@@ -106,6 +143,12 @@ Curve CurveOf(Fn fn) {
     case Fn::kSec:
       return {[](Real x) { return 1 / std::cos(x); },
               [](Real x, Real y) { return Narrow(std::fabs(x * y)); }};
+    case Fn::kSinpi:
+      return {[](Real x) { return std::copysign(1.0L, x) * OfHalfTurns(std::fabs(x), 0); },
+              [](Real x, Real y) { return Narrow(std::fabs(kPi * x / y)); }};
+    case Fn::kCospi:
+      return {[](Real x) { return OfHalfTurns(std::fabs(x), 1); },
+              [](Real x, Real y) { return Narrow(std::fabs(kPi * x / y)); }};
     case Fn::kAsin:
       return {std::asin,
               [](Real x, Real y) { return Narrow(std::fabs(x / (std::sqrt(1 - x * x) * y))); }};
@@ -134,6 +177,13 @@ Curve CurveOf(Fn fn) {
       return {std::erf, One, true};
     case Fn::kErfc:
       return {std::erfc, OnePlusSquare, true};
+    // Beyond what exact operands need, conditions are lost: MPFR decides.
+    case Fn::kErfinv:
+      return {Erfinv, [](Real, Real y) { return Narrow(1 + std::exp(2 * y * y)); }, false,
+              [](Real) { return 50 * kUnit; }};
+    case Fn::kErfcinv:
+      return {Erfcinv, [](Real, Real y) { return Narrow(1 / std::fabs(y)); }, false,
+              [](Real) { return 50 * kUnit; }};
     case Fn::kNcdf:
       return {[](Real x) { return std::erfc(-x * kRootHalf) / 2; }, OnePlusSquare, true,
               SquareUnits};
@@ -148,10 +198,6 @@ Curve CurveOf(Fn fn) {
                 return Narrow(std::fabs(x * slope / y));
               },
               false, nullptr};
-    case Fn::kSinpi:
-      return {SinPi, OverImage};
-    case Fn::kCospi:
-      return {CosPi, OverImage};
     default:
       return {};
   }

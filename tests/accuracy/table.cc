@@ -36,6 +36,7 @@ constexpr Word kWords[] = {
     {"erf", Fn::kErf, 1},     {"erfc", Fn::kErfc, 1},     {"ncdf", Fn::kNcdf, 1},
     {"npdf", Fn::kNpdf, 1},   {"hypot", Fn::kHypot, 2},   {"lgamma", Fn::kLgamma, 1},
     {"psi", Fn::kPsi, 2},     {"sinpi", Fn::kSinpi, 1},   {"cospi", Fn::kCospi, 1},
+    {"erfinv", Fn::kErfinv, 1}, {"erfcinv", Fn::kErfcinv, 1},
 };
 
 // Adds what the rest of `line`, a postfix formula, is made of; returns its root.

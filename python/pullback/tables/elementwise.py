@@ -111,6 +111,14 @@ class OpRow:
         return OPERANDS[self.nin]
 
     @property
+    def terms(self) -> tuple[tuple[str, str], ...]:
+        """Which results have roots near which errors count by the largest term, and these terms."""
+        results = ("value", *["derivative"] * self.nin, *["second derivative"] * 3)
+        return tuple(
+            (result, term) for result, term in zip(results, self.largest_term, strict=False) if term
+        )
+
+    @property
     def domain_text(self) -> str:
         """The domain for people, such as ``w real, x != 0``."""
         return ", ".join(
@@ -136,9 +144,8 @@ def _special(text: str) -> tuple[SpecialPoint, ...]:
     return tuple(points)
 
 
-def _largest_terms(nin: int, terms: str | tuple[str, ...]) -> tuple[str, ...]:
+def _largest_terms(nin: int, terms: tuple[str, ...]) -> tuple[str, ...]:
     """Return the terms of value and derivatives, too, where only the second ones are given."""
-    terms = (terms,) if isinstance(terms, str) else terms
     count = 1 + nin + nin * (nin + 1) // 2
     return (*[""] * (count - len(terms)), *terms) if any(terms) else ()
 
@@ -151,6 +158,7 @@ _AT_LEAST_ONE = Domain(">= 1", (Interval(1.0, _INF, closed=True),))
 _ABOVE_MINUS_ONE = Domain("> -1", (Interval(-1.0, _INF),))
 _UNIT = Domain("in [-1, 1]", (Interval(-1.0, 1.0, closed=True),))
 _OPEN_UNIT = Domain("in (-1, 1)", (Interval(-1.0, 1.0),))
+_PROBABILITY = Domain("in (0, 1)", (Interval(0.0, 1.0),))
 _BASE = Domain("> 0 (any if the exponent is whole)", (Interval(0.0, _INF),))
 _NONZERO = Domain("!= 0", (Interval(-_INF, 0.0), Interval(0.0, _INF)))
 # Between poles, where the formulas are infinite, too, or NaN.
@@ -665,6 +673,84 @@ _ROWS: Final = (
                 "-2 -> nan, inf, nan;  inf -> inf, 0, -0;  -inf -> nan, inf, nan",
         max_ulp=(2.5, 3.0, 4.0),              source="DLMF 5.5, 5.11, 5.15; infinite where both "
                                                      "sides of a pole are, else NaN"),
+
+    _unary("logit", "Logarithm of the odds x/(1 - x), the inverse of sigmoid",
+        f="log(x/(1 - x))",                   df="1/(x*(1 - x))",
+        value=nf.logit,                       derivative=nf.logit_slope,
+        d2f="(2*x - 1)/(x*(1 - x))**2",       second=nf.logit_curve,
+        domain=_PROBABILITY,
+        special="0 -> -inf, inf, -inf;  -0 -> -inf, inf, -inf;  0.5 -> 0, 4, 0;"
+                "1 -> inf, inf, inf;  -1 -> nan, nan, nan;  2 -> nan, nan, nan;"
+                "inf -> nan, nan, nan;  -inf -> nan, nan, nan",
+        max_ulp=(1.5, 2.5, 3.0),              source="quotient rule"),
+
+    _unary("log1mexp", "log(1 - exp(-x))",
+        f="log(-expm1(-x)) if x < 1 else log1p(-exp(-x))",
+        df="1/expm1(x)",
+        value=nf.log1mexp,                    derivative=nf.log1mexp_slope,
+        d2f="-1/(4*sinh(x/2)**2)",           second=nf.log1mexp_curve,
+        domain=_POSITIVE,
+        special="0 -> -inf, inf, -inf;  -0 -> -inf, inf, -inf;  -1 -> nan, nan, nan;"
+                "inf -> -0, 0, -0;  -inf -> nan, nan, nan",
+        max_ulp=(1.5, 1.5, 3.0),              source="Maechler 2012, for x > 0"),
+
+    _unary("sinc", "sin(pi*x)/(pi*x), and one at 0",
+        f="sinpi(x)/(pi*x) if x != 0 else 1",
+        df="(cospi(x) - sinpi(x)/(pi*x))/x if abs(x) > mpf('1e-15') else -pi**2*x/3",
+        value=nf.sinc,                        derivative=nf.sinc_slope,
+        d2f="-pi*sinpi(x)/x - 2*(cospi(x) - sinpi(x)/(pi*x))/x**2 "
+            "if abs(x) > mpf('1e-15') else -pi**2/3",
+        second=nf.sinc_curve,
+        largest_term=("", "max(abs(cospi(x)), abs(sinpi(x)/(pi*x)))/abs(x) if abs(x) > 0.5 else 0",
+                      "max(abs(pi*sinpi(x)/x), 2*abs(cospi(x)/x**2), "
+                      "2*abs(sinpi(x)/(pi*x**3))) if abs(x) > 0.25 else 0"),
+        special="0 -> 1, -0, -3.289868133696453;  -0 -> 1, 0, -3.289868133696453;"
+                "1 -> 0, -1, 2;  -1 -> 0, 1, 2;  2 -> 0, 0.5, -0.5;  inf -> 0, 0, -0;"
+                "-inf -> 0, -0, -0",
+        max_ulp=(2.0, 2.5, 4.0),              source="quotient rule; as numpy.sinc"),
+
+    _unary("ndtr", "Distribution function of the standard normal distribution, Phi",
+        f="erfc(-x/sqrt(2))/2",               df="exp(-x**2/2)/sqrt(2*pi)",
+        value=nf.ndtr,                        derivative=nf.ndtr_slope,
+        d2f="-x*exp(-x**2/2)/sqrt(2*pi)",     second=nf.ndtr_curve,
+        special="0 -> 0.5, 0.3989422804014327, -0;  -0 -> 0.5, 0.3989422804014327, 0;"
+                "inf -> 1, 0, -0;  -inf -> 0, 0, 0",
+        max_ulp=(2.0, 2.0, 2.5),              source="DLMF 7.18"),
+
+    _unary("log_ndtr", "Logarithm of the standard normal distribution function",
+        f="log1p(-erfc(x/sqrt(2))/2) if x > 0 else log(erfc(-x/sqrt(2))/2) if x > -100000 "
+          "else -x**2/2 - log(-x*sqrt(2*pi)) - 1/x**2",
+        df="exp(-x**2/2)*sqrt(2/pi)/erfc(-x/sqrt(2)) if x > -100000 else 2/x**3 - 1/x - x",
+        value=nf.log_ndtr,                    derivative=nf.log_ndtr_slope,
+        d2f="-exp(-x**2/2)*sqrt(2/pi)/erfc(-x/sqrt(2))*(x + exp(-x**2/2)*sqrt(2/pi)"
+            "/erfc(-x/sqrt(2))) if x > -100000 else 1/x**2 - 6/x**4 - 1",
+        second=nf.log_ndtr_curve,
+        special="0 -> -0.6931471805599453, 0.7978845608028654, -0.6366197723675814;"
+                "-0 -> -0.6931471805599453, 0.7978845608028654, -0.6366197723675814;"
+                "inf -> -0, 0, -0;  -inf -> -inf, inf, -1",
+        max_ulp=(2.0, 2.5, 3.5),              source="chain rule; DLMF 7.8, Mills' ratio"),
+
+    _unary("ndtri", "Quantile of the standard normal distribution, the inverse of ndtr",
+        f="-sqrt(2)*erfcinv(2*x)",            df="sqrt(2*pi)*exp(erfcinv(2*x)**2)",
+        value=nf.ndtri,                       derivative=nf.ndtri_slope,
+        d2f="-sqrt(8)*pi*erfcinv(2*x)*exp(2*erfcinv(2*x)**2)",
+        second=nf.ndtri_curve,
+        domain=_PROBABILITY,
+        special="0 -> -inf, inf, -inf;  -0 -> -inf, inf, -inf;  0.5 -> 0, 2.5066282746310007, 0;"
+                "1 -> inf, inf, inf;  -1 -> nan, nan, nan;  2 -> nan, nan, nan;"
+                "inf -> nan, nan, nan;  -inf -> nan, nan, nan",
+        max_ulp=(2.5, 2.0, 4.0),              source="derivative of an inverse"),
+
+    _unary("erfinv", "Inverse error function",
+        f="erfinv(x)",                        df="sqrt(pi)/2*exp(erfinv(x)**2)",
+        value=nf.erfinv,                      derivative=nf.erfinv_slope,
+        d2f="pi/2*erfinv(x)*exp(2*erfinv(x)**2)",
+        second=nf.erfinv_curve,
+        domain=_OPEN_UNIT,
+        special="0 -> 0, 0.886226925452758, 0;  -0 -> -0, 0.886226925452758, -0;"
+                "1 -> inf, inf, inf;  -1 -> -inf, inf, -inf;  2 -> nan, nan, nan;"
+                "inf -> nan, nan, nan;  -inf -> nan, nan, nan",
+        max_ulp=(3.0, 2.0, 4.0),              source="derivative of an inverse; DLMF 7.17"),
 
     _binary("add", "Sum",
         f="w + x",                            df=("1", "1"),

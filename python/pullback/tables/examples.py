@@ -145,6 +145,27 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType({
     "digamma": """\
 >>> pb.digamma.value_and_derivative([0.5])
 (array([-1.96351003]), array([4.9348022]))""",
+    "logit": """\
+>>> pb.logit.value_and_derivative([0.5])
+(array([0.]), array([4.]))""",
+    "log1mexp": """\
+>>> pb.log1mexp.value_and_derivative([0.5])
+(array([-0.93275213]), array([1.54149408]))""",
+    "sinc": """\
+>>> pb.sinc.value_and_derivative([0.5])
+(array([0.63661977]), array([-1.27323954]))""",
+    "ndtr": """\
+>>> pb.ndtr.value_and_derivative([0.5])
+(array([0.69146246]), array([0.35206533]))""",
+    "log_ndtr": """\
+>>> pb.log_ndtr.value_and_derivative([0.5])
+(array([-0.36894642]), array([0.50916043]))""",
+    "ndtri": """\
+>>> pb.ndtri.value_and_derivative([0.5])
+(array([0.]), array([2.50662827]))""",
+    "erfinv": """\
+>>> pb.erfinv.value_and_derivative([0.5])
+(array([0.47693628]), array([1.11258482]))""",
     "add": """\
 >>> pb.add.value_and_derivative([0.5], [0.5])
 (array([1.]), (array([1.]), array([1.])))""",
