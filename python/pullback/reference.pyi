@@ -10,16 +10,17 @@ from pullback.losses import Loss, ParametricLoss
 
 __all__ = ["abs", "add", "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh",
 "bilinear_form", "cbrt", "clip", "cos", "cosh", "cumprod", "cumsum", "digamma", "divide", "dot",
-"elu", "equal", "erf", "erfc", "exp", "exp2", "expm1", "exponential", "gamma", "gammaln", "gelu",
-"gelu_tanh", "gram", "greater", "greater_equal", "hard_sigmoid", "hard_tanh", "hinge", "huber",
-"hypot", "identity", "layer_norm", "leaky_relu", "less", "less_equal", "linear", "log", "log10",
-"log1p", "log2", "log_cosh", "log_sigmoid", "log_softmax", "logaddexp", "logcumsumexp", "logistic",
-"logsumexp", "matmul", "max", "maximum", "mean", "min", "minimum", "mish", "multiply", "negative",
-"norm", "norm1", "norm2", "not_equal", "poisson", "power", "prod", "quadratic_form", "quantile",
-"reciprocal", "relu", "relu6", "relu_mse", "rms_norm", "selu", "sigmoid", "sign", "silu", "sin",
-"sinh", "softmax", "softmax_cross_entropy", "softplus", "softsign", "sqrt", "square",
-"squared_difference", "squared_error", "squared_hinge", "squared_norm2", "step", "subtract", "sum",
-"take", "tan", "tanh", "variance", "where", "xlogy"]
+"elu", "equal", "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "exponential", "gamma", "gammaln",
+"gelu", "gelu_tanh", "gram", "greater", "greater_equal", "hard_sigmoid", "hard_tanh", "hinge",
+"huber", "hypot", "identity", "layer_norm", "leaky_relu", "less", "less_equal", "linear", "log",
+"log10", "log1mexp", "log1p", "log2", "log_cosh", "log_ndtr", "log_sigmoid", "log_softmax",
+"logaddexp", "logcumsumexp", "logistic", "logit", "logsumexp", "matmul", "max", "maximum", "mean",
+"min", "minimum", "mish", "multiply", "ndtr", "ndtri", "negative", "norm", "norm1", "norm2",
+"not_equal", "poisson", "power", "prod", "quadratic_form", "quantile", "reciprocal", "relu",
+"relu6", "relu_mse", "rms_norm", "selu", "sigmoid", "sign", "silu", "sin", "sinc", "sinh",
+"softmax", "softmax_cross_entropy", "softplus", "softsign", "sqrt", "square", "squared_difference",
+"squared_error", "squared_hinge", "squared_norm2", "step", "subtract", "sum", "take", "tan", "tanh",
+"variance", "where", "xlogy"]
 
 def gram(X: Any, c: ArrayLike | None = None) -> NDArray[Any]: ...
 
@@ -726,6 +727,44 @@ digamma: Final[_Unary]
 """Logarithmic derivative of the Gamma function, psi, ``psi(0, x)``.
 
 Derivative ``psi(1, x)``; domain: x not 0, -1, -2, ....
+"""
+logit: Final[_Unary]
+"""Logarithm of the odds x/(1 - x), the inverse of sigmoid, ``log(x/(1 - x))``.
+
+Derivative ``1/(x*(1 - x))``; domain: x in (0, 1).
+"""
+log1mexp: Final[_Unary]
+"""log(1 - exp(-x)), ``log(-expm1(-x)) if x < 1 else log1p(-exp(-x))``.
+
+Derivative ``1/expm1(x)``; domain: x > 0.
+"""
+sinc: Final[_Unary]
+"""sin(pi*x)/(pi*x), and one at 0, ``sinpi(x)/(pi*x) if x != 0 else 1``.
+
+Derivative ``(cospi(x) - sinpi(x)/(pi*x))/x if abs(x) > mpf('1e-15') else -pi**2*x/3``; domain: x
+real.
+"""
+ndtr: Final[_Unary]
+"""Distribution function of the standard normal distribution, Phi, ``erfc(-x/sqrt(2))/2``.
+
+Derivative ``exp(-x**2/2)/sqrt(2*pi)``; domain: x real.
+"""
+log_ndtr: Final[_Unary]
+"""Logarithm of the standard normal distribution function, ``log1p(-erfc(x/sqrt(2))/2) if x > 0 else
+log(erfc(-x/sqrt(2))/2) if x > -100000 else -x**2/2 - log(-x*sqrt(2*pi)) - 1/x**2``.
+
+Derivative ``exp(-x**2/2)*sqrt(2/pi)/erfc(-x/sqrt(2)) if x > -100000 else 2/x**3 - 1/x - x``;
+domain: x real.
+"""
+ndtri: Final[_Unary]
+"""Quantile of the standard normal distribution, the inverse of ndtr, ``-sqrt(2)*erfcinv(2*x)``.
+
+Derivative ``sqrt(2*pi)*exp(erfcinv(2*x)**2)``; domain: x in (0, 1).
+"""
+erfinv: Final[_Unary]
+"""Inverse error function, ``erfinv(x)``.
+
+Derivative ``sqrt(pi)/2*exp(erfinv(x)**2)``; domain: x in (-1, 1).
 """
 add: Final[_Binary]
 """Sum, ``w + x``.

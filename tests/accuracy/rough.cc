@@ -21,9 +21,6 @@ constexpr Real kRootTwoPi = 2.506628274631000502415765284811045253L;
 
 double Narrow(Real x) { return static_cast<double>(x); }
 
-constexpr Real kPi = 3.141592653589793238462643383279502884L;
-
-
 // psi^(order)(x) for order 0, 1 or 2 and finite x, and the size of the largest sum on the way.
 Real Psi(int order, Real x, Real& size) {
   if (x <= 0) {

@@ -73,8 +73,6 @@ FUNCTIONS = {
     "fabs": ("abs", 1),
     "sign": ("sign", 1),
     "psi": ("psi", 2),
-    "sinpi": ("sinpi", 1),
-    "cospi": ("cospi", 1),
 }
 
 OPERATORS: dict[type[ast.AST], str] = {
