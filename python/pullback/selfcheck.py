@@ -151,8 +151,9 @@ def check_elementwise(row: OpRow, primitive: Any, dtype: np.dtype[Any]) -> Findi
 def _change(row: OpRow, x: Array, k: int) -> Array:
     """Return how much a relative change of x changes the value, or the derivative for k of 1."""
     with np.errstate(all="ignore"):
-        second = np.abs(x * row.second_derivative(x))
-        return second if k else np.abs(x) * np.fmax(np.abs(row.derivative(x)), second)
+        second: Array = np.abs(x * row.second_derivative(x))
+        first: Array = np.abs(x) * np.fmax(np.abs(row.derivative(x)), second)
+    return second if k else first
 
 
 def _everywhere(rng: np.random.Generator, dtype: np.dtype[Any]) -> Array:
