@@ -7,6 +7,7 @@ of one line for each call of a primitive, once for each choice of leaves.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -37,6 +38,7 @@ __all__ = [
 Array: TypeAlias = npt.NDArray[Any]
 Slots: TypeAlias = tuple[int, ...]
 
+_LONGEST_SHARED: Final = 10_000  # characters, of code that is kept for other graphs
 LINEAR_ENDS: Final = ("sum", "mean")  # steps behind which a Hessian is still diagonal
 
 
@@ -303,7 +305,9 @@ class Graph:
         if made is None:
             self._scope["zeros"] = zeros
             own: dict[str, Any] = {}
-            exec(_code("\n".join(write())), self._scope, own)
+            text = "\n".join(write())
+            code = _code(text) if len(text) < _LONGEST_SHARED else _code.__wrapped__(text)
+            exec(code, self._scope, own)
             made = self._made[key] = own["made"]
         return made
 
@@ -363,7 +367,20 @@ class Graph:
         yield f"def made({', '.join(self._inputs())}):"
         for unit in units:
             yield f"  v{unit.out} = {unit.call('f')}"
-        yield f"  def back(g{last}):"
+        body = [*self._write_back(units, pulled, wanted, tangents)]
+        yield f"  def back({_keeping('v', body, (f'g{last}',))}):"
+        yield from body
+        yield f"  return v{last}, back"
+
+    def _write_back(
+        self,
+        units: list[_Unit],
+        pulled: list[_Unit],
+        wanted: Slots,
+        tangents: tuple[Slots, bool] | None,
+    ) -> Iterator[str]:
+        """Write the function of the cotangent."""
+        reached, last = self.of_leaves(wanted), units[-1].out
         got: set[str] = set()
         for unit in pulled:
             method = "w" if "_" in unit.key else "d"
@@ -378,7 +395,6 @@ class Graph:
         else:
             yield from self._write_along(units, pulled, wanted, tangents)
             yield f"   return {_tuple(results)}, along"
-        yield f"  return v{last}, back"
 
     def _write_along(
         self, units: list[_Unit], pulled: list[_Unit], wanted: Slots, tangents: tuple[Slots, bool]
@@ -387,14 +403,12 @@ class Graph:
         moved, of_cotangent = tangents
         active, reached, last = self.of_leaves(moved), self.of_leaves(wanted), units[-1].out
         names = [f"t{k}" for k in moved] + [f"h{last}"] * of_cotangent
-        yield f"   def along({', '.join(names)}):"
 
         def given(unit: _Unit) -> list[str]:
             return [f"t{s}" if s in active else "None" for s in unit.slots]
 
-        for unit in units:
-            if unit.out in active:
-                yield f"    t{unit.out} = {unit.call('j', *given(unit))}"
+        moving = [unit for unit in units if unit.out in active]
+        body = [f"    t{unit.out} = {unit.call('j', *given(unit))}" for unit in moving]
         got = {f"h{last}"} if of_cotangent else set()
         for unit in pulled:
             ts, h, places = given(unit), f"h{unit.out}", self._places(unit, reached)
@@ -402,9 +416,11 @@ class Graph:
             if {h, *ts} != {"None"}:
                 self._scope[f"s{unit.key}"] = self._second(unit)
                 call = unit.call("s", f"g{unit.out}", *ts, h, *_asking(unit, places))
-                yield from _received("    ", "h", unit, places, call, got)
+                body += _received("    ", "h", unit, places, call, got)
         results = [f"h{k}" if f"h{k}" in got else f"zeros(v{k})" for k in wanted]
-        yield f"    return {_tuple(results)}, {f't{last}' if last in active else 'None'}"
+        body.append(f"    return {_tuple(results)}, {f't{last}' if last in active else 'None'}")
+        yield f"   def along({_keeping('vg', body, names)}):"
+        yield from body
 
     def _second(self, unit: _Unit) -> Any:
         number = unit.out - self.n_leaves
@@ -505,6 +521,15 @@ def _zero(values: Sequence[Any], leaf: int) -> Any:
 
     like = zeros(values[leaf])
     return Zero(np.shape(values[-1]), np.shape(like), np.asarray(like).dtype)
+
+
+def _keeping(letters: str, body: Iterable[str], own: Iterable[str]) -> str:
+    """Return the parameters of an inner function: its own, and what the outer one has computed.
+
+    As closures, many variables would take Python a time that grows with the square of their number.
+    """
+    kept = dict.fromkeys(re.findall(rf"\b[{letters}]\d+\b", "\n".join(body)))
+    return ", ".join((*own, *(f"{name}={name}" for name in kept)))
 
 
 def _tuple(names: Sequence[str]) -> str:
