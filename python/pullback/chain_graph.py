@@ -39,7 +39,6 @@ Array: TypeAlias = npt.NDArray[Any]
 Slots: TypeAlias = tuple[int, ...]
 
 _LONGEST_SHARED: Final = 10_000  # characters, of code that is kept for other graphs
-LINEAR_ENDS: Final = ("sum", "mean")  # steps behind which a Hessian is still diagonal
 
 
 class Operand:
@@ -86,6 +85,7 @@ class Node(Moving):
     takes_wrt: bool  # whether its vjp computes the cotangents that are asked for, and no others
     checks: bool  # whether it checks the shape of a cotangent with as many axes as the value
     elementwise: bool
+    bends: frozenset[tuple[int, int]]  # (k, j): the cotangent of operand k depends on operand j
 
     @property
     def runs(self) -> bool:
@@ -118,7 +118,7 @@ def shown(operand: Any) -> str:
     if callable(operand):
         return name_of(operand)
     if hasattr(operand, "shape") and np.shape(operand):
-        return f"<{operand.dtype} {operand.shape}>"
+        return f"<{getattr(operand, 'dtype', type(operand).__name__)} {operand.shape}>"
     return as_shown(operand)
 
 
@@ -393,11 +393,16 @@ class Graph:
         if tangents is None:
             yield f"   return {_tuple(results)}"
         else:
-            yield from self._write_along(units, pulled, wanted, tangents)
+            yield from self._write_along(units, pulled, wanted, tangents, results)
             yield f"   return {_tuple(results)}, along"
 
     def _write_along(
-        self, units: list[_Unit], pulled: list[_Unit], wanted: Slots, tangents: tuple[Slots, bool]
+        self,
+        units: list[_Unit],
+        pulled: list[_Unit],
+        wanted: Slots,
+        tangents: tuple[Slots, bool],
+        cotangents: Sequence[str],
     ) -> Iterator[str]:
         """Write the function of the tangents; h are those of cotangents g."""
         moved, of_cotangent = tangents
@@ -413,11 +418,17 @@ class Graph:
         for unit in pulled:
             ts, h, places = given(unit), f"h{unit.out}", self._places(unit, reached)
             h = h if h in got else "None"
-            if {h, *ts} != {"None"}:
+            bends = self.nodes[unit.out - self.n_leaves].bends
+            if any(ts[j] != "None" and k in places for k, j in bends):
                 self._scope[f"s{unit.key}"] = self._second(unit)
                 call = unit.call("s", f"g{unit.out}", *ts, h, *_asking(unit, places))
-                body += _received("    ", "h", unit, places, call, got)
-        results = [f"h{k}" if f"h{k}" in got else f"zeros(v{k})" for k in wanted]
+            elif h != "None":
+                call = unit.call("d", h, *_asking(unit, places))
+            else:
+                continue
+            body += _received("    ", "h", unit, places, call, got)
+        pairs = zip(wanted, cotangents, strict=True)
+        results = [f"h{k}" if f"h{k}" in got else f"zeros({like})" for k, like in pairs]
         body.append(f"    return {_tuple(results)}, {f't{last}' if last in active else 'None'}")
         yield f"   def along({_keeping('vg', body, names)}):"
         yield from body
@@ -492,13 +503,13 @@ class Graph:
         yield from total.items()
 
     def is_separate(self, leaves: Slots, xs: Sequence[Any]) -> bool:
-        """Tell whether each element of the leaves acts on its own element, sums at the end apart.
+        """Tell whether each element of the leaves acts on its own element, linear ends apart.
 
         Then all blocks of the Hessian are diagonal.
         """
         reached, nodes = self.of_leaves(leaves), list(self.nodes)
-        while len(nodes) > 1 and getattr(nodes[-1].op, "__name__", "") in LINEAR_ENDS:
-            if not nodes[-1].checks or nodes[-1].operands[0] is not nodes[-2]:
+        while len(nodes) > 1 and nodes[-1].n == 1 and not nodes[-1].bends:
+            if nodes[-1].operands[0] is not nodes[-2]:
                 break
             nodes.pop()
         moved = [node for node in nodes if self._slots[id(node)] in reached]

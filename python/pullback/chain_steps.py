@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import product
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from pullback.chain_graph import Bound, Input, Moving, Node, Operand, name_of, shown
@@ -11,6 +14,7 @@ from pullback.pointwise import Pointwise
 from pullback.products import Product
 from pullback.protocol import as_index
 from pullback.reductions import Reduction, RowMap
+from pullback.second_order import none
 from pullback.tables.elementwise import OpRow
 from pullback.tables.products import ProductRow
 from pullback.tables.reductions import ReductionRow
@@ -180,7 +184,27 @@ def make_node(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
             held[k] = Bound(operand)
     of_row = is_elementwise or isinstance(row, ProductRow | ReductionRow)
     checks = not is_elementwise and isinstance(op, Reduction | RowMap | Product | Pointwise)
-    return Node(op, tuple(held), {**options}, n, of_row and n > 1, checks, is_elementwise)
+    takes_wrt, bends = of_row and n > 1, _bends(op, n)
+    return Node(op, tuple(held), {**options}, n, takes_wrt, checks, is_elementwise, bends)
+
+
+def _bends(op: Any, n: int) -> frozenset[tuple[int, int]]:
+    """Return pairs (k, j) for which the cotangent of operand k depends on operand j."""
+    row = getattr(op, "row", None)
+    if isinstance(row, ReductionRow) and row.second is none:
+        return frozenset()
+    return _pairs(n, row.operands, row.derivative_formula) if isinstance(row, OpRow) else _pairs(n)
+
+
+@cache
+def _pairs(
+    n: int, names: tuple[str, ...] = (), formulas: tuple[str, ...] = ()
+) -> frozenset[tuple[int, int]]:
+    """Return pairs (k, j) of n operands: all, or those where formula k has the name j."""
+    pairs = product(range(n), repeat=2)
+    return frozenset(
+        (k, j) for k, j in pairs if not formulas or re.search(rf"\b{names[j]}\b", formulas[k])
+    )
 
 
 def _check_operands(where: str, op: Any, operands: tuple[Any, ...]) -> None:
