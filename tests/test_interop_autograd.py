@@ -326,3 +326,23 @@ def test_objectives_take_boxes() -> None:
     check_grads(lambda t: anp.exp(f.value(t * t)), modes=["rev"], order=2)(theta)
     check_grads(f.value, modes=["rev", "fwd"], order=1)(theta)
     np.testing.assert_allclose(hessian(f.value)(theta), f.hessian(theta), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["y", "both", "sample_weight", "offset"])
+def test_what_losses_have_no_rule_for(name) -> None:
+    x, w = X.T, X[0, :3]
+
+    def program(v):
+        match name:
+            case "y":
+                return pb.squared_error.value(x, v, w, 0.1)
+            case "both":
+                return pb.squared_error.value(x, v, v[:3], 0.1)
+        return pb.squared_error.value(x, X[0], w, 0.1, **{name: v})
+
+    argument = "y" if name == "both" else name
+    for derivative in (grad(program), lambda v: make_jvp(program)(v)(v)):
+        with pytest.raises(
+            TypeError, match=rf"squared_error\.value: argument {argument} is traced by autograd"
+        ):
+            derivative(X[0])

@@ -568,7 +568,7 @@ def register(op: str) -> None:
 # --- losses of linear models, and objectives ------------------------------------------------------
 
 _as_primitive: Callable[[Callable[..., Any]], Any] = primitive
-_OF_LOSS: Final = {3: "w", 4: "b", 1: "X"}  # by the position of the argument
+_OF_SLOPE: Final = {3: "w", 4: "b", 1: "X", 7: "g"}  # by the position of the argument
 
 
 @_as_primitive
@@ -583,9 +583,19 @@ def _loss_slope(loss: Any, X: Any, y: Any, w: Any, b: Any, options: Any, name: s
     return loss.vjp(X, y, w, b, g, wrt=name, **options)
 
 
+def _names_of(loss: Any, argnums: Any) -> tuple[str, ...]:
+    """Return the names of variables by the positions of arguments."""
+    if 2 in argnums:
+        raise TypeError(
+            f"{loss.__name__}.value: argument y is traced by autograd, and losses have no "
+            "derivative by y"
+        )
+    return tuple(_OF_SLOPE[k] for k in argnums)
+
+
 def _vjps_of_loss(argnums: Any, ans: Any, args: Any, kwargs: Any) -> Callable[[Any], Any]:
     del ans, kwargs
-    names = tuple(_OF_LOSS[k] for k in argnums)
+    names = _names_of(args[0], argnums)
 
     def pull(g: Any) -> Any:
         if _any_box(*args, g):
@@ -598,9 +608,8 @@ def _vjps_of_loss(argnums: Any, ans: Any, args: Any, kwargs: Any) -> Callable[[A
 
 def _jvps_of_loss(argnums: Any, gs: Any, ans: Any, args: Any, kwargs: Any) -> Any:
     del ans, kwargs
-    terms = [
-        anp.sum(_loss_slope(*args, _OF_LOSS[k], 1.0) * t) for k, t in zip(argnums, gs, strict=True)
-    ]
+    names = _names_of(args[0], argnums)
+    terms = [anp.sum(_loss_slope(*args, n, 1.0) * t) for n, t in zip(names, gs, strict=True)]
     return sum(terms[1:], terms[0])
 
 
@@ -616,18 +625,15 @@ def _second_of_loss(
     return call(X, y, w, b, g, *others, **keywords, **options)  # type: ignore[no-any-return]
 
 
-_OF_SLOPE: Final = {**_OF_LOSS, 7: "g"}
-
-
 def _vjps_of_slope(argnums: Any, ans: Any, args: Any, kwargs: Any) -> Callable[[Any], Any]:
     del ans, kwargs
-    names = tuple(_OF_SLOPE[k] for k in argnums)
+    names = _names_of(args[0], argnums)
     return lambda h: _second_of_loss("vjp", args, {args[6]: h}, wrt=names)
 
 
 def _jvps_of_slope(argnums: Any, gs: Any, ans: Any, args: Any, kwargs: Any) -> Any:
     del ans, kwargs
-    tangents = {_OF_SLOPE[k]: t for k, t in zip(argnums, gs, strict=True)}
+    tangents = dict(zip(_names_of(args[0], argnums), gs, strict=True))
     return _second_of_loss("jvp", args, tangents, wrt=args[6])
 
 
