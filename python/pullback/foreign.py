@@ -239,9 +239,9 @@ def array_of(op: str, name: str, given: Any) -> Array:
     Raises
     ------
     TypeError, ValueError
-        If NumPy cannot convert it, as for a ragged list, or it is masked, sparse, a string, or has
-        columns that are not numbers, or autograd traces it. An error from the argument's own code passes unchanged, unless
-        the argument is another library's array.
+        If NumPy cannot convert it, as for a ragged list, or it is masked, sparse, a string, traced
+        by autograd, or has columns that are not numbers. An error from the argument's own code
+        passes unchanged, unless the argument is another library's array.
     """
     check_unmasked(op, name, given)
     if given is None or isinstance(given, str | bytes):
