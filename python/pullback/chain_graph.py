@@ -81,11 +81,12 @@ class Node(Moving):
     op: Any
     operands: tuple[Any, ...]
     options: dict[str, Any]
-    n: int  # the number of operands that have derivatives, the first ones
+    moved: tuple[int, ...]  # the places of the operands that have derivatives
     takes_wrt: bool  # whether its vjp computes the cotangents that are asked for, and no others
     checks: bool  # whether it checks the shape of a cotangent with as many axes as the value
     elementwise: bool
-    bends: frozenset[tuple[int, int]]  # (k, j): the cotangent of operand k depends on operand j
+    # (k, j): the cotangent of the k-th of the operands in `moved` depends on the j-th.
+    bends: frozenset[tuple[int, int]]
 
     @property
     def runs(self) -> bool:
@@ -170,7 +171,7 @@ class _Unit(NamedTuple):
     operands: tuple[str, ...]
     slots: tuple[int | None, ...]  # of the operands that have derivatives
     key: str  # the end of its functions' names
-    takes_wrt: bool
+    asked: tuple[int, ...]  # the places of those, if its vjp takes wrt
     options: str
 
     def call(self, method: str, *more: str) -> str:
@@ -225,7 +226,7 @@ class Graph:
         """Return the slots that depend on some leaves, and these."""
         reached = set(leaves)
         for node in self.nodes:
-            if any(self.slot(o) in reached for o in node.operands[: node.n]):
+            if any(self.slot(node.operands[k]) in reached for k in node.moved):
                 reached.add(self._slots[id(node)])
         return reached
 
@@ -284,9 +285,10 @@ class Graph:
             "a": node.primitive("add"),
         }
         self._scope |= {name + key: item for name, item in own.items()}
-        slots = tuple(map(self.slot, node.operands[: node.n]))
+        slots = tuple(self.slot(node.operands[k]) for k in node.moved)
         options = f", **o{key}" if node.options else ""
-        return _Unit(out, tuple(names), slots, key, node.takes_wrt, options)
+        asked = node.moved if node.takes_wrt else ()
+        return _Unit(out, tuple(names), slots, key, asked, options)
 
     def _run(self, nodes: list[Node]) -> _Unit:
         first, last = nodes[0], self._slots[id(nodes[-1])]
@@ -296,7 +298,7 @@ class Graph:
         run = self._new_run(nodes)
         own = {"f": run.value, "w": run.vjp, "j": run.jvp, "a": first.primitive("add")}
         self._scope |= {name + key: item for name, item in own.items()}
-        return _Unit(last, (f"v{start}",), (start,), key, False, "")
+        return _Unit(last, (f"v{start}",), (start,), key, (), "")
 
     # --- code -------------------------------------------------------------------------------------
 
@@ -487,12 +489,12 @@ class Graph:
         self, node: Node, values: Sequence[Any], reached: set[int]
     ) -> Iterator[tuple[int, Any]]:
         """Yield a node's Jacobians by slot, summed over the places of each."""
-        slots = [self.slot(operand) for operand in node.operands[: node.n]]
+        slots = [self.slot(node.operands[k]) for k in node.moved]
         places = [p for p, slot in enumerate(slots) if slot in reached]
         # Without a Jacobian, the attribute's error says so.
         jacobian = getattr(node.op, "jacobian", None) or (lambda *_, **__: node.op.jacobian)
         alone = node.takes_wrt and len(places) == 1
-        wrt = {"wrt": places[0]} if alone else {}
+        wrt = {"wrt": node.moved[places[0]]} if alone else {}
         found = jacobian(*self._operands(node, values), **node.options, **wrt)
         several = isinstance(found, tuple) and not alone
         total: dict[int, Any] = {}
@@ -508,7 +510,7 @@ class Graph:
         Then all blocks of the Hessian are diagonal.
         """
         reached, nodes = self.of_leaves(leaves), list(self.nodes)
-        while len(nodes) > 1 and nodes[-1].n == 1 and not nodes[-1].bends:
+        while len(nodes) > 1 and len(nodes[-1].moved) == 1 and not nodes[-1].bends:
             if nodes[-1].operands[0] is not nodes[-2]:
                 break
             nodes.pop()
@@ -549,11 +551,12 @@ def _tuple(names: Sequence[str]) -> str:
 
 def _asking(unit: _Unit, places: Slots) -> list[str]:
     """Return the argument that asks for the cotangents of operands in some places."""
-    if not unit.takes_wrt:
+    if not unit.asked:
         return []
     if places == tuple(range(len(unit.slots))):
         return ["wrt='all'"]
-    return [f"wrt={places[0] if len(places) == 1 else places}"]
+    asked = tuple(unit.asked[p] for p in places)
+    return [f"wrt={asked[0] if len(asked) == 1 else asked}"]
 
 
 def _received(
@@ -565,7 +568,7 @@ def _received(
         by_slot.setdefault(f"{letter}{unit.slots[place]}", []).append(f"c{place}")
     direct = len(by_slot) == 1 == len(places) and not by_slot.keys() & got
     names = [*by_slot] if direct else [f"c{place}" for place in places]
-    if len(unit.slots) == 1 or unit.takes_wrt:
+    if len(unit.slots) == 1 or unit.asked:
         yield f"{indent}{', '.join(names)} = {call}"
     else:
         yield f"{indent}c = {call}"

@@ -14,10 +14,12 @@ from pullback.pointwise import Pointwise
 from pullback.products import Product
 from pullback.protocol import as_index
 from pullback.reductions import Reduction, RowMap
-from pullback.second_order import none
+from pullback.second_order import no_curve, none
+from pullback.selections import Selection
 from pullback.tables.elementwise import OpRow
 from pullback.tables.products import ProductRow
 from pullback.tables.reductions import ReductionRow
+from pullback.tables.selections import SelectionRow
 
 __all__ = [
     "Call",
@@ -140,6 +142,10 @@ def new_walk(nodes: list[Node]) -> Any:
     return BACKEND.kernels.ChainWalk(tuple(map(step_of, nodes)), arg, other)
 
 
+# Of primitives whose vjp and jacobian take wrt, if they have several operands.
+_TAKE_WRT: Final = OpRow | ProductRow | ReductionRow | SelectionRow
+
+
 # --- from what was given --------------------------------------------------------------------------
 
 
@@ -175,32 +181,37 @@ def make_node(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
     n = 1 if isinstance(op, Pointwise) else n
     if isinstance(op, Product) and op.row.optional and n == len(op.row.operands) - 1:
         operands, n = (*operands, None), n + 1  # its derivatives want that operand, or None
+    # So may another one, such as a condition.
+    moved = op.row.moved if isinstance(op, Selection) else tuple(range(n))
     held = list(operands)
     for k, operand in enumerate(operands):
         if isinstance(operand, Operand):
-            if k >= n:
+            if k not in moved:
                 raise ValueError(f"{where}: {name_of(op)} has no derivative by operand {k + 1}")
-        elif k < n and operand is not None:
+        elif k in moved and operand is not None:
             held[k] = Bound(operand)
-    of_row = is_elementwise or isinstance(row, ProductRow | ReductionRow)
-    checks = not is_elementwise and isinstance(op, Reduction | RowMap | Product | Pointwise)
-    takes_wrt, bends = of_row and n > 1, _bends(op, n)
-    return Node(op, tuple(held), {**options}, n, takes_wrt, checks, is_elementwise, bends)
+    takes_wrt = isinstance(row, _TAKE_WRT) and len(moved) > 1
+    kinds = Reduction | RowMap | Product | Selection | Pointwise
+    checks = not is_elementwise and isinstance(op, kinds)
+    bends = _bends(row, moved)
+    return Node(op, tuple(held), {**options}, moved, takes_wrt, checks, is_elementwise, bends)
 
 
-def _bends(op: Any, n: int) -> frozenset[tuple[int, int]]:
-    """Return pairs (k, j) for which the cotangent of operand k depends on operand j."""
-    row = getattr(op, "row", None)
-    if isinstance(row, ReductionRow) and row.second is none:
+def _bends(row: Any, moved: tuple[int, ...]) -> frozenset[tuple[int, int]]:
+    """Return pairs (k, j) for which the cotangent of the k-th in `moved` depends on the j-th."""
+    if isinstance(row, ReductionRow) and row.second in (none, no_curve):
         return frozenset()
-    return _pairs(n, row.operands, row.derivative_formula) if isinstance(row, OpRow) else _pairs(n)
+    if not isinstance(row, OpRow | SelectionRow):
+        return _pairs(len(moved))
+    names = tuple(row.operands)
+    return _pairs(len(moved), tuple([names[k] for k in moved]), row.derivative_formula)
 
 
 @cache
 def _pairs(
     n: int, names: tuple[str, ...] = (), formulas: tuple[str, ...] = ()
 ) -> frozenset[tuple[int, int]]:
-    """Return pairs (k, j) of n operands: all, or those where formula k has the name j."""
+    """Return pairs (k, j) below n: all, or those where formula k has the name j."""
     pairs = product(range(n), repeat=2)
     return frozenset(
         (k, j) for k, j in pairs if not formulas or re.search(rf"\b{names[j]}\b", formulas[k])
@@ -236,6 +247,8 @@ def _taken(op: Any) -> tuple[int, ...]:
     if isinstance(op, Product):
         n = len(op.row.operands)
         return (n - 1, n) if op.row.optional else (n,)
+    if isinstance(op, Selection):
+        return (len(op.row.operands),)
     return (2,) if isinstance(op, Pointwise) else ()
 
 
@@ -250,16 +263,16 @@ def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
 
 def step_of(node: Node) -> Step:
     """Return a node that is applied to the one before it."""
-    op, options, n = node.op, node.options, node.n
+    op, options = node.op, node.options
     held = [o.value if isinstance(o, Bound) else o for o in node.operands]
     operands = tuple([arg if isinstance(o, Moving) else o for o in held])
     places = tuple([k for k, operand in enumerate(operands) if operand is arg])
     bound = tuple([k for k, o in enumerate(node.operands) if isinstance(o, Bound)])
     jacobian = getattr(op, "jacobian", None) or (lambda *_, **__: op.jacobian)  # which raises
     alone = {"wrt": places[0]} if node.takes_wrt and len(places) == 1 else {}
-    one_pass = getattr(op, "value_and_grad", None) if n == 1 else None
+    one_pass = getattr(op, "value_and_grad", None) if len(node.moved) == 1 else None
     vjp, pull = _pulls(node, operands, places, bound)
-    tangents = [other if operand is arg else None for operand in operands[:n]]
+    tangents = [other if operands[k] is arg else None for k in node.moved]
     return Step(
         value=Call(op.__call__ if node.checks else op, operands, options),  # past the type's slot
         jvp=Call(op.jvp, (*operands, *tangents), options),
@@ -279,12 +292,12 @@ def _pulls(
     node: Node, operands: tuple[Any, ...], places: tuple[int, ...], bound: tuple[int, ...]
 ) -> tuple[Call, Call | None]:
     """Return the calls for the cotangent of the running value, and for all, if others are bound."""
-    op, options, n = node.op, node.options, node.n
+    op, options, moved = node.op, node.options, node.moved
     given, wanted = (*operands, other), (*places, *bound)
-    if n == 1:
+    if len(moved) == 1:
         return Call(op.vjp, given, options), None
     if node.takes_wrt:
-        asked = "all" if wanted == tuple(range(n)) else wanted
+        asked = "all" if wanted == moved else wanted
         every = Call(op.vjp, given, options | {"wrt": asked})
         alone = Call(op.vjp, given, options | {"wrt": places if len(places) > 1 else places[0]})
     else:

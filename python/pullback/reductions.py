@@ -144,7 +144,7 @@ class _Rows(Hinted):
 
     def _slices(self, op: str, arrays: tuple[Array, ...], axis: Axis, keepdims: bool) -> Slices:
         del keepdims
-        return Slices.of(op, arrays[0], axis)
+        return Slices.of(op, arrays[0], axis, ordered=self.row.ordered)
 
     def _of_vjp(
         self,
@@ -276,7 +276,9 @@ class _SecondOrderCall:
         for k in self._wrt:
             if k < len(t):
                 terms = [slices.give(part[k]) for part in parts]
-                yield reduce(np.add, terms) if terms else None  # `sum` is a primitive here
+                with np.errstate(all="ignore"):  # of infinities
+                    total = reduce(np.add, terms) if terms else None  # `sum` is a primitive here
+                yield total
             elif moves:
                 outer, _, inner = slices.blocks
                 room = np.empty(slices.blocks if self._row.is_map else (outer, inner))
@@ -535,7 +537,7 @@ class RowMap(_Rows):
             stack = check_cotangent(op, v.shape, x.shape, x=x.shape)
         else:
             (x,) = aligned(op, x, names=("x",))
-        slices = Slices.of(op, x, axis)
+        slices = self._slices(op, (x,), axis, False)
         kernels = self._kernels(op, slices, axis, where)
         outputs = Outputs(op, out, (stack + x.shape,), x.dtype, (x, v), single=True)
         (target,) = slices.targets(outputs, slices.blocks) if not stack else (None,)
@@ -656,6 +658,11 @@ def _tangents(row: ReductionRow) -> tuple[str, ...]:
     return ("t",) if len(row.operands) == 1 else tuple(f"t{name}" for name in row.operands)
 
 
+def _shown(default: float) -> str:
+    """Return a parameter's default as text."""
+    return str(default) if type(default) is bool else f"{default:g}"
+
+
 def _given(row: ReductionRow, name: str) -> tuple[str, ...]:
     """Return the names of the arrays behind the operands that a method of vjp's takes."""
     if name not in OF_VJP:
@@ -737,8 +744,9 @@ def _primals(row: ReductionRow) -> list[str]:
         "    float64.",
     ]
     if about is not None:
-        default = "" if about.default is None else f", default {about.default:g}"
-        lines += [f"{about.name} : float{default}"]
+        kind = "bool" if type(about.default) is bool else "float"
+        default = "" if about.default is None else f", default {_shown(about.default)}"
+        lines += [f"{about.name} : {kind}{default}"]
         lines += [f"    {about.role}. It needs to be {about.text}."]
     return lines
 
@@ -748,6 +756,7 @@ def _options(row: ReductionRow) -> list[str]:
     lines = ["axis : int, tuple of int, or None"]
     if row.is_map:
         lines += ["    The axes of a slice, whose elements belong together; None for all axes."]
+        lines += ["    Of several axes they are in C order."] * row.ordered
     else:
         lines += [
             "    The axes to reduce; None for all.",
@@ -821,7 +830,7 @@ def _docstring(row: ReductionRow, kind: str, methods: Mapping[str, Any]) -> str:
         *textwrap.wrap(f"Conventions: {row.conventions}.", 100),
     ]
     if about is not None:
-        default = "" if about.default is None else f"; {about.default:g} when omitted"
+        default = "" if about.default is None else f"; {_shown(about.default)} when omitted"
         lines.append(f"Parameter: {about.name}, which needs to be {about.text}{default}.")
     named = (function for name, function in methods.items() if name != "__call__")
     end = methods_and_example(row.name, named)
