@@ -13,6 +13,7 @@ import pytest
 from mpmath import mp
 from oracles import assert_same_bits
 from protocol import TWINS, each
+from pullback import chain_graph
 from pullback.chains import Chain
 from pullback.tables.elementwise import OPS
 
@@ -493,6 +494,52 @@ def test_hessian_before_a_sum(op: str) -> None:
         H = f.hessian(V, 2.0)
         expected = -2 * np.sin(V) / (3 if op == "mean" else 1)
         np.testing.assert_allclose(H, np.diag(expected), rtol=1e-14)
+
+
+LINEAR = {  # f, and f'' along the diagonal at 0, inf and 2
+    "sum": (lambda P: (P.square, P.sum), (2.0, 2.0, 2.0)),
+    "mean": (lambda P: (P.square, P.mean), (2 / 3, 2 / 3, 2 / 3)),
+    "product": (lambda P: (P.square, (P.multiply, pb.arg, -2.0), P.sum), (-4.0, -4.0, -4.0)),
+    "quotient": (lambda P: (P.log, P.negative, (P.divide, pb.arg, 4.0)), (np.inf, 0.0, 0.0625)),
+    "scan": (lambda P: (P.square, P.cumsum), (6.0, 4.0, 2.0)),
+    "choice": (
+        lambda P: (P.log, (P.where, [True, True, False], pb.arg, 1.0)),
+        (-np.inf, 0.0, 0.0),
+    ),
+    "difference": (lambda P: (P.log, (P.subtract, 1.0, pb.arg), P.sum), (np.inf, 0.0, 0.25)),
+}
+
+
+@primitives
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_steps_do_not_meet_infinite_slopes(name: str, P: Any) -> None:
+    """Their zeros of second order would be NaN there; they are not computed."""
+    steps, expected = LINEAR[name]
+    f, x = pb.chain(*steps(P)), np.array([0.0, np.inf, 2.0])
+    np.testing.assert_allclose(f.hvp(x, 1.0), expected, rtol=1e-15)
+    if f._graph.is_separate((0,), (x,)):  # otherwise zeros in a direction meet infinities
+        np.testing.assert_allclose(f.hessian(x), np.diag(expected), rtol=1e-15)
+    both = pb.chain(*steps(P)) + pb.chain(P.identity, P.sum)
+    np.testing.assert_allclose(both.hvp(x, 1.0), expected, rtol=1e-15)
+
+
+def test_long_graphs_compile_in_linear_time() -> None:
+    """Without closures, and without a place in the cache of code."""
+    f, x = pb.chain(*[pb.sin, pb.tanh] * 300), np.array([0.3, 0.5])
+    kept = chain_graph._code.cache_info().currsize
+    _, back = f._graph.pulling((0,), (x,), ((0,), False))
+    (cotangent,), along = back(np.ones(2))
+    assert_same_bits(cotangent, f.vjp(x, 1.0))
+    assert_same_bits(along(x)[0][0], f.hvp(x, x))
+    assert back.__closure__ is along.__closure__ is None
+    assert chain_graph._code.cache_info().currsize == kept
+
+
+def test_pandas_leaves_operators_to_chains() -> None:
+    pandas = pytest.importorskip("pandas")
+    f, series = pb.chain(pb.exp), pandas.Series([1.0, 2.0])
+    assert repr(series + f) == "chain(exp, add(<float64 (2,)>, arg))"
+    assert repr(series.to_frame() * f) == "chain(exp, multiply(<DataFrame (2, 1)>, arg))"
 
 
 # --- the object -----------------------------------------------------------------------------------

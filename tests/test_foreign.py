@@ -176,7 +176,7 @@ REFUSALS = {
     "a string": Refusal(lambda: "a", "must be numbers, not 'a'"),
     "bytes": Refusal(lambda: b"a", "must be numbers, not b'a'"),
     "a long integer": Refusal(lambda: 10**400, "is an integer too large for float64"),
-    "None": Refusal(lambda: None, "must be numbers, not None|g is None, which is no cotangent"),
+    "None": Refusal(lambda: None, "(must be numbers, not|g is) None"),
     "strings": Refusal(lambda: ["a", "b", "c"], "dtype <U1, .* by astype"),
     "objects": Refusal(
         lambda: np.array([1.0, 2, 3], object), "dtype object, .*; of numbers, astype"

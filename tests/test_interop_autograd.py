@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 
 import autograd.numpy as anp
 import autograd.scipy.special as asp
@@ -69,9 +70,11 @@ def test_restore_leaves_no_trace() -> None:
 
     before_map = list(trace_primitives_map)
     before = state()
-    for leave in (door.restore, door.accelerate().off):
-        door.accelerate()
-        door.accelerate()
+    outer = door.accelerate()
+    for leave in (door.restore, lambda: outer.__exit__(None, None, None)):
+        outer.__enter__()
+        with door.accelerate() as nothing:  # which changes nothing, on leaving either
+            assert nothing is None
         assert "on" in repr(door.accelerate())
         inside = state()
         assert all(a is not b for a, b in zip(inside[2], before[2], strict=True))
@@ -81,6 +84,48 @@ def test_restore_leaves_no_trace() -> None:
     with pytest.raises(ZeroDivisionError), door.accelerate():
         raise ZeroDivisionError
     assert state() == before
+
+
+def test_autograd_does_not_grow() -> None:
+    def second(x):
+        return anp.sum(anp.tanh(x) * anp.exp(x))
+
+    sizes = []
+    for _ in range(3):
+        with door.accelerate():
+            hessian(second)(X[0])
+        sizes.append((len(primitive_vjps), len(trace_primitives_map)))
+    assert sizes == sizes[:1] * 3
+
+
+def test_threads_that_turn_it_on_and_off() -> None:
+    def program(x):
+        return anp.sum(anp.tanh(x) * anp.exp(x))
+
+    before = [primitive_vjps[function] for function, _ in COVERED]
+    expected = hessian(program)(X[0])
+    results, failures = [], []
+
+    def work(turn):
+        try:
+            for _ in range(20):
+                if turn:
+                    door.accelerate()
+                    door.restore()
+                else:
+                    results.append(hessian(program)(X[0]))
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(turn,)) for turn in (True, True, False)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert len(results) == 20
+    np.testing.assert_allclose(results, [expected] * 20, rtol=1e-12)
+    assert [primitive_vjps[function] for function, _ in COVERED] == before
 
 
 PROGRAMS = {
@@ -281,3 +326,23 @@ def test_objectives_take_boxes() -> None:
     check_grads(lambda t: anp.exp(f.value(t * t)), modes=["rev"], order=2)(theta)
     check_grads(f.value, modes=["rev", "fwd"], order=1)(theta)
     np.testing.assert_allclose(hessian(f.value)(theta), f.hessian(theta), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["y", "both", "sample_weight", "offset"])
+def test_what_losses_have_no_rule_for(name) -> None:
+    x, w = X.T, X[0, :3]
+
+    def program(v):
+        match name:
+            case "y":
+                return pb.squared_error.value(x, v, w, 0.1)
+            case "both":
+                return pb.squared_error.value(x, v, v[:3], 0.1)
+        return pb.squared_error.value(x, X[0], w, 0.1, **{name: v})
+
+    argument = "y" if name == "both" else name
+    for derivative in (grad(program), lambda v: make_jvp(program)(v)(v)):
+        with pytest.raises(
+            TypeError, match=rf"squared_error\.value: argument {argument} is traced by autograd"
+        ):
+            derivative(X[0])

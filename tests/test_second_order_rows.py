@@ -352,6 +352,14 @@ def test_special_points(P: Any) -> None:
 
 
 @primitives
+def test_infinities_do_not_warn(P: Any) -> None:
+    x, g, infinite = np.zeros(3), np.array([np.inf, 0, 0]), np.array([0, np.inf, 0])
+    for f in (P.softmax, P.log_softmax, P.layer_norm):
+        assert np.isnan(f.vjp.jvp(x, g, infinite, g)).any()
+        assert np.isnan(f.vjp.jvp(x, np.stack([g, g]), infinite, np.stack([g, g]))).any()
+
+
+@primitives
 def test_no_cancellation(P: Any) -> None:
     """Tangents and cotangents far from zero, which a map does not see, cost no digits."""
     x, g, t = np.random.default_rng(2).normal(size=(3, 50))

@@ -7,6 +7,7 @@ of one line for each call of a primitive, once for each choice of leaves.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -37,7 +38,7 @@ __all__ = [
 Array: TypeAlias = npt.NDArray[Any]
 Slots: TypeAlias = tuple[int, ...]
 
-LINEAR_ENDS: Final = ("sum", "mean")  # steps behind which a Hessian is still diagonal
+_LONGEST_SHARED: Final = 10_000  # characters, of code that is kept for other graphs
 
 
 class Operand:
@@ -84,6 +85,8 @@ class Node(Moving):
     takes_wrt: bool  # whether its vjp computes the cotangents that are asked for, and no others
     checks: bool  # whether it checks the shape of a cotangent with as many axes as the value
     elementwise: bool
+    # (k, j): the cotangent of the k-th of the operands in `moved` depends on the j-th.
+    bends: frozenset[tuple[int, int]]
 
     @property
     def runs(self) -> bool:
@@ -116,7 +119,7 @@ def shown(operand: Any) -> str:
     if callable(operand):
         return name_of(operand)
     if hasattr(operand, "shape") and np.shape(operand):
-        return f"<{operand.dtype} {operand.shape}>"
+        return f"<{getattr(operand, 'dtype', type(operand).__name__)} {operand.shape}>"
     return as_shown(operand)
 
 
@@ -304,7 +307,9 @@ class Graph:
         if made is None:
             self._scope["zeros"] = zeros
             own: dict[str, Any] = {}
-            exec(_code("\n".join(write())), self._scope, own)
+            text = "\n".join(write())
+            code = _code(text) if len(text) < _LONGEST_SHARED else _code.__wrapped__(text)
+            exec(code, self._scope, own)
             made = self._made[key] = own["made"]
         return made
 
@@ -364,7 +369,20 @@ class Graph:
         yield f"def made({', '.join(self._inputs())}):"
         for unit in units:
             yield f"  v{unit.out} = {unit.call('f')}"
-        yield f"  def back(g{last}):"
+        body = [*self._write_back(units, pulled, wanted, tangents)]
+        yield f"  def back({_keeping('v', body, (f'g{last}',))}):"
+        yield from body
+        yield f"  return v{last}, back"
+
+    def _write_back(
+        self,
+        units: list[_Unit],
+        pulled: list[_Unit],
+        wanted: Slots,
+        tangents: tuple[Slots, bool] | None,
+    ) -> Iterator[str]:
+        """Write the function of the cotangent."""
+        reached, last = self.of_leaves(wanted), units[-1].out
         got: set[str] = set()
         for unit in pulled:
             method = "w" if "_" in unit.key else "d"
@@ -377,35 +395,45 @@ class Graph:
         if tangents is None:
             yield f"   return {_tuple(results)}"
         else:
-            yield from self._write_along(units, pulled, wanted, tangents)
+            yield from self._write_along(units, pulled, wanted, tangents, results)
             yield f"   return {_tuple(results)}, along"
-        yield f"  return v{last}, back"
 
     def _write_along(
-        self, units: list[_Unit], pulled: list[_Unit], wanted: Slots, tangents: tuple[Slots, bool]
+        self,
+        units: list[_Unit],
+        pulled: list[_Unit],
+        wanted: Slots,
+        tangents: tuple[Slots, bool],
+        cotangents: Sequence[str],
     ) -> Iterator[str]:
         """Write the function of the tangents; h are those of cotangents g."""
         moved, of_cotangent = tangents
         active, reached, last = self.of_leaves(moved), self.of_leaves(wanted), units[-1].out
         names = [f"t{k}" for k in moved] + [f"h{last}"] * of_cotangent
-        yield f"   def along({', '.join(names)}):"
 
         def given(unit: _Unit) -> list[str]:
             return [f"t{s}" if s in active else "None" for s in unit.slots]
 
-        for unit in units:
-            if unit.out in active:
-                yield f"    t{unit.out} = {unit.call('j', *given(unit))}"
+        moving = [unit for unit in units if unit.out in active]
+        body = [f"    t{unit.out} = {unit.call('j', *given(unit))}" for unit in moving]
         got = {f"h{last}"} if of_cotangent else set()
         for unit in pulled:
             ts, h, places = given(unit), f"h{unit.out}", self._places(unit, reached)
             h = h if h in got else "None"
-            if {h, *ts} != {"None"}:
+            bends = self.nodes[unit.out - self.n_leaves].bends
+            if any(ts[j] != "None" and k in places for k, j in bends):
                 self._scope[f"s{unit.key}"] = self._second(unit)
                 call = unit.call("s", f"g{unit.out}", *ts, h, *_asking(unit, places))
-                yield from _received("    ", "h", unit, places, call, got)
-        results = [f"h{k}" if f"h{k}" in got else f"zeros(v{k})" for k in wanted]
-        yield f"    return {_tuple(results)}, {f't{last}' if last in active else 'None'}"
+            elif h != "None":
+                call = unit.call("d", h, *_asking(unit, places))
+            else:
+                continue
+            body += _received("    ", "h", unit, places, call, got)
+        pairs = zip(wanted, cotangents, strict=True)
+        results = [f"h{k}" if f"h{k}" in got else f"zeros({like})" for k, like in pairs]
+        body.append(f"    return {_tuple(results)}, {f't{last}' if last in active else 'None'}")
+        yield f"   def along({_keeping('vg', body, names)}):"
+        yield from body
 
     def _second(self, unit: _Unit) -> Any:
         number = unit.out - self.n_leaves
@@ -477,13 +505,13 @@ class Graph:
         yield from total.items()
 
     def is_separate(self, leaves: Slots, xs: Sequence[Any]) -> bool:
-        """Tell whether each element of the leaves acts on its own element, sums at the end apart.
+        """Tell whether each element of the leaves acts on its own element, linear ends apart.
 
         Then all blocks of the Hessian are diagonal.
         """
         reached, nodes = self.of_leaves(leaves), list(self.nodes)
-        while len(nodes) > 1 and getattr(nodes[-1].op, "__name__", "") in LINEAR_ENDS:
-            if not nodes[-1].checks or nodes[-1].operands[0] is not nodes[-2]:
+        while len(nodes) > 1 and len(nodes[-1].moved) == 1 and not nodes[-1].bends:
+            if nodes[-1].operands[0] is not nodes[-2]:
                 break
             nodes.pop()
         moved = [node for node in nodes if self._slots[id(node)] in reached]
@@ -506,6 +534,15 @@ def _zero(values: Sequence[Any], leaf: int) -> Any:
 
     like = zeros(values[leaf])
     return Zero(np.shape(values[-1]), np.shape(like), np.asarray(like).dtype)
+
+
+def _keeping(letters: str, body: Iterable[str], own: Iterable[str]) -> str:
+    """Return the parameters of an inner function: its own, and what the outer one has computed.
+
+    As closures, many variables would take Python a time that grows with the square of their number.
+    """
+    kept = dict.fromkeys(re.findall(rf"\b[{letters}]\d+\b", "\n".join(body)))
+    return ", ".join((*own, *(f"{name}={name}" for name in kept)))
 
 
 def _tuple(names: Sequence[str]) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import product
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from pullback.chain_graph import Bound, Input, Moving, Node, Operand, name_of, shown
@@ -11,6 +14,7 @@ from pullback.pointwise import Pointwise
 from pullback.products import Product
 from pullback.protocol import as_index
 from pullback.reductions import Reduction, RowMap
+from pullback.second_order import no_curve, none
 from pullback.selections import Selection
 from pullback.tables.elementwise import OpRow
 from pullback.tables.products import ProductRow
@@ -189,7 +193,29 @@ def make_node(where: str, op: Any, operands: tuple[Any, ...], options: dict[str,
     takes_wrt = isinstance(row, _TAKE_WRT) and len(moved) > 1
     kinds = Reduction | RowMap | Product | Selection | Pointwise
     checks = not is_elementwise and isinstance(op, kinds)
-    return Node(op, tuple(held), {**options}, moved, takes_wrt, checks, is_elementwise)
+    bends = _bends(row, moved)
+    return Node(op, tuple(held), {**options}, moved, takes_wrt, checks, is_elementwise, bends)
+
+
+def _bends(row: Any, moved: tuple[int, ...]) -> frozenset[tuple[int, int]]:
+    """Return pairs (k, j) for which the cotangent of the k-th in `moved` depends on the j-th."""
+    if isinstance(row, ReductionRow) and row.second in (none, no_curve):
+        return frozenset()
+    if not isinstance(row, OpRow | SelectionRow):
+        return _pairs(len(moved))
+    names = tuple(row.operands)
+    return _pairs(len(moved), tuple([names[k] for k in moved]), row.derivative_formula)
+
+
+@cache
+def _pairs(
+    n: int, names: tuple[str, ...] = (), formulas: tuple[str, ...] = ()
+) -> frozenset[tuple[int, int]]:
+    """Return pairs (k, j) below n: all, or those where formula k has the name j."""
+    pairs = product(range(n), repeat=2)
+    return frozenset(
+        (k, j) for k, j in pairs if not formulas or re.search(rf"\b{names[j]}\b", formulas[k])
+    )
 
 
 def _check_operands(where: str, op: Any, operands: tuple[Any, ...]) -> None:

@@ -65,7 +65,9 @@ class Chain(Hinted):
         As for `chain`.
     """
 
-    __array_priority__ = 1000  # an array beside a chain leaves operators to it
+    # An array, a Series or a frame beside a chain leaves operators to it.
+    __array_priority__ = 1000
+    __pandas_priority__ = 5000
 
     def __init__(self, *steps: Any) -> None:
         if not steps:
@@ -318,8 +320,8 @@ class Chain(Hinted):
     def hessian(self, x: Any, /, g: Any = 1, *, wrt: Wanted = 0) -> Any:
         """Return the Hessian of the sum of ``g * value`` as an array.
 
-        It takes one product for each element of `x`. If all steps are elementwise, or `sum` or
-        `mean` at the end, it takes one.
+        It takes one product for each element of `x`. If all steps are elementwise, or linear at
+        the end, such as `sum`, it takes one.
 
         Parameters
         ----------

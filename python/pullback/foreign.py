@@ -239,9 +239,9 @@ def array_of(op: str, name: str, given: Any) -> Array:
     Raises
     ------
     TypeError, ValueError
-        If NumPy cannot convert it, as for a ragged list, or it is masked, sparse, a string, or has
-        columns that are not numbers. An error from the argument's own code passes unchanged, unless
-        the argument is another library's array.
+        If NumPy cannot convert it, as for a ragged list, or it is masked, sparse, a string, traced
+        by autograd, or has columns that are not numbers. An error from the argument's own code
+        passes unchanged, unless the argument is another library's array.
     """
     check_unmasked(op, name, given)
     if given is None or isinstance(given, str | bytes):
@@ -256,6 +256,10 @@ def array_of(op: str, name: str, given: Any) -> Array:
     array = _asked(op, name, given)
     if array.dtype.char in KERNEL_DTYPES or isinstance(given, list | tuple):
         return array
+    if door_of(given) is not None:
+        raise TypeError(
+            f"{op}: argument {name} is traced by autograd, which has no rule for {op} by {name}"
+        )
     labels = getattr(given, "column_names", getattr(given, "columns", None))
     if labels is not None and array.ndim == 2:
         return _of_columns(op, name, {label: given[label] for label in labels})

@@ -194,20 +194,22 @@ class _Rows(Hinted):
             single=asked.single,
         )
         results: list[Any] = [None] * len(shapes_of)
-        if primals[0].size > 0:
-            run = _SecondOrderCall(kernels, row, parameter, slices, primals, asked.operands)
-            for index in np.ndindex(*stack):
-                own = [a if a is None or of_tangents else a[index] for a in factors[: len(names)]]
-                tg = factors[-1][index] if of_tangents and factors[-1] is not None else None
-                for i, part in enumerate(run(g[index], own, tg)):
-                    if part is None or not stack:
-                        results[i] = part
-                        continue
-                    if results[i] is None:
-                        results[i] = np.zeros(shapes_of[i])
-                    whole = of_tangents or asked.operands[i] == len(names)
-                    results[i][index if whole else ...] += part
         with np.errstate(all="ignore"):
+            if primals[0].size > 0:
+                run = _SecondOrderCall(kernels, row, parameter, slices, primals, asked.operands)
+                for index in np.ndindex(*stack):
+                    own = [
+                        a if a is None or of_tangents else a[index] for a in factors[: len(names)]
+                    ]
+                    tg = factors[-1][index] if of_tangents and factors[-1] is not None else None
+                    for i, part in enumerate(run(g[index], own, tg)):
+                        if part is None or not stack:
+                            results[i] = part
+                            continue
+                        if results[i] is None:
+                            results[i] = np.zeros(shapes_of[i])
+                        whole = of_tangents or asked.operands[i] == len(names)
+                        results[i][index if whole else ...] += part
             narrow = [
                 np.zeros(shape, dtype) if result is None else result.astype(dtype, copy=False)
                 for result, shape in zip(results, shapes_of, strict=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -75,12 +76,13 @@ class _Rules:
         A primitive of pullback.
     function : callable
         The function that autograd traces.
+    vjps, jvps : callable or None
+        Autograd's own rules for it.
     """
 
-    def __init__(self, f: Any, function: Any) -> None:
+    def __init__(self, f: Any, function: Any, vjps: Any, jvps: Any) -> None:
         self._f, self._vjp, self._function = f, f.vjp, function
-        self._vjps_before = primitive_vjps.get(function)
-        self._jvps_before = primitive_jvps.get(function)
+        self._vjps_before, self._jvps_before = vjps, jvps
         self._pulls: dict[int, Any] = {}
         row = f.row
         self._row = row
@@ -409,41 +411,49 @@ _THEIR_PASS: Final = core.backward_pass
 _THEIR_SIZE: Final = ArrayVSpace.size
 
 
+# Autograd keeps for good what is made into one of its primitives, as rules of second order are.
+_kept_rules: Final = cache(_Rules)
+
+
 class _Acceleration:
-    """What `accelerate` changes in autograd; its context manager."""
+    """What `accelerate` changes in autograd."""
 
     def __init__(self) -> None:
         self._before: list[tuple[Any, Any, Any, Any]] = []
+        self._lock = Lock()
 
     def __repr__(self) -> str:
         return f"<autograd on pullback: {'on' if self._before else 'off'}>"
 
-    def __enter__(self) -> None:
-        self.on()
+    def on(self) -> bool:
+        """Put in values and rules; return whether they were not there."""
+        with self._lock:
+            if self._before:
+                return False
+            self._swap_in()
+            return True
 
-    def __exit__(self, *_: object) -> None:
-        self.off()
+    def off(self) -> None:
+        """Put back what was there."""
+        with self._lock:
+            self._swap_out()
 
-    def on(self) -> None:
-        """Put in values and rules, unless they are there."""
-        if self._before:
-            return
+    def _swap_in(self) -> None:
         tracer.pullback_traces = _traces
         ArrayVSpace.size = property(lambda space: math.prod(space.shape))
         core.backward_pass = _backward_pass
         _recode(_THEIR_CODE, _OUR_CODE)
         for function, f in _covered():
-            cell, rules = _cell(function), _Rules(f, function)
-            before = cell.cell_contents, primitive_vjps[function], primitive_jvps.get(function)
-            self._before.append((function, *before))
+            cell, own = _cell(function), (primitive_vjps[function], primitive_jvps.get(function))
+            before, rules = cell.cell_contents, _kept_rules(f, function, *own)
+            self._before.append((function, before, *own))
             if not (isinstance(f.row, OpRow) and f.row.max_ulp[0] <= 0.5):  # NumPy's bits
-                cell.cell_contents = rules.value(before[0])
+                cell.cell_contents = rules.value(before)
             primitive_vjps[function] = rules.vjps
             if function in primitive_jvps:
                 primitive_jvps[function] = rules.jvps
 
-    def off(self) -> None:
-        """Put back what was there."""
+    def _swap_out(self) -> None:
         core.backward_pass, ArrayVSpace.size = _THEIR_PASS, _THEIR_SIZE
         _recode(_OUR_CODE, _THEIR_CODE)
         while self._before:
@@ -454,9 +464,27 @@ class _Acceleration:
                 primitive_jvps[function] = jvps
 
 
+class _While:
+    """The context manager of a call of `accelerate`, which undoes what the call has done."""
+
+    def __init__(self) -> None:
+        self._undoes = _acceleration.on()
+
+    def __repr__(self) -> str:
+        return repr(_acceleration)
+
+    def __enter__(self) -> None:
+        self._undoes |= _acceleration.on()
+
+    def __exit__(self, *_: object) -> None:
+        if self._undoes:
+            self._undoes = False
+            _acceleration.off()
+
+
 def _recode(old: Any, new: Any) -> None:
     """Change the code of the functions that `autograd.tracer.primitive` has made."""
-    for wrapper in trace_primitives_map.values():
+    for wrapper in list(trace_primitives_map.values()):  # to which other threads may add
         if wrapper.__code__ is old:
             wrapper.__code__ = new
 
@@ -492,7 +520,7 @@ def accelerate() -> Any:
     Returns
     -------
     context manager
-        Which calls `restore` on leaving a ``with`` statement.
+        On leaving its ``with`` statement autograd is as it was before this call.
 
     Examples
     --------
@@ -503,8 +531,7 @@ def accelerate() -> Any:
     ...     print(grad(lambda x: np.sum(np.tanh(x) ** 2))(np.array([0.0, 0.5])))
     [0.         0.72680155]
     """
-    _acceleration.on()
-    return _acceleration
+    return _While()
 
 
 def restore() -> None:
@@ -523,7 +550,7 @@ def traced(f: Any) -> Any:
     """
     is_twin = isinstance(f.row, OpRow) and not isinstance(f, np.ufunc)
     function = primitive(f._ufunc("value") if is_twin else f)  # as NumPy's protocol passes it on
-    rules = _Rules(f, function)
+    rules = _Rules(f, function, None, None)
     defvjp_argnums(function, rules.vjps)
     defjvp_argnums(function, rules.jvps)
     return function
@@ -541,7 +568,7 @@ def register(op: str) -> None:
 # --- losses of linear models, and objectives ------------------------------------------------------
 
 _as_primitive: Callable[[Callable[..., Any]], Any] = primitive
-_OF_LOSS: Final = {3: "w", 4: "b", 1: "X"}  # by the position of the argument
+_OF_SLOPE: Final = {3: "w", 4: "b", 1: "X", 7: "g"}  # by the position of the argument
 
 
 @_as_primitive
@@ -556,9 +583,19 @@ def _loss_slope(loss: Any, X: Any, y: Any, w: Any, b: Any, options: Any, name: s
     return loss.vjp(X, y, w, b, g, wrt=name, **options)
 
 
+def _names_of(loss: Any, argnums: Any) -> tuple[str, ...]:
+    """Return the names of variables by the positions of arguments."""
+    if 2 in argnums:
+        raise TypeError(
+            f"{loss.__name__}.value: argument y is traced by autograd, and losses have no "
+            "derivative by y"
+        )
+    return tuple(_OF_SLOPE[k] for k in argnums)
+
+
 def _vjps_of_loss(argnums: Any, ans: Any, args: Any, kwargs: Any) -> Callable[[Any], Any]:
     del ans, kwargs
-    names = tuple(_OF_LOSS[k] for k in argnums)
+    names = _names_of(args[0], argnums)
 
     def pull(g: Any) -> Any:
         if _any_box(*args, g):
@@ -571,9 +608,8 @@ def _vjps_of_loss(argnums: Any, ans: Any, args: Any, kwargs: Any) -> Callable[[A
 
 def _jvps_of_loss(argnums: Any, gs: Any, ans: Any, args: Any, kwargs: Any) -> Any:
     del ans, kwargs
-    terms = [
-        anp.sum(_loss_slope(*args, _OF_LOSS[k], 1.0) * t) for k, t in zip(argnums, gs, strict=True)
-    ]
+    names = _names_of(args[0], argnums)
+    terms = [anp.sum(_loss_slope(*args, n, 1.0) * t) for n, t in zip(names, gs, strict=True)]
     return sum(terms[1:], terms[0])
 
 
@@ -589,18 +625,15 @@ def _second_of_loss(
     return call(X, y, w, b, g, *others, **keywords, **options)  # type: ignore[no-any-return]
 
 
-_OF_SLOPE: Final = {**_OF_LOSS, 7: "g"}
-
-
 def _vjps_of_slope(argnums: Any, ans: Any, args: Any, kwargs: Any) -> Callable[[Any], Any]:
     del ans, kwargs
-    names = tuple(_OF_SLOPE[k] for k in argnums)
+    names = _names_of(args[0], argnums)
     return lambda h: _second_of_loss("vjp", args, {args[6]: h}, wrt=names)
 
 
 def _jvps_of_slope(argnums: Any, gs: Any, ans: Any, args: Any, kwargs: Any) -> Any:
     del ans, kwargs
-    tangents = {_OF_SLOPE[k]: t for k, t in zip(argnums, gs, strict=True)}
+    tangents = dict(zip(_names_of(args[0], argnums), gs, strict=True))
     return _second_of_loss("jvp", args, tangents, wrt=args[6])
 
 
