@@ -163,7 +163,8 @@ bool IsPlain(PyObject* object, DType dtype) {
 bool ReadParameter(double otherwise, const Ref& valid, PyObject* given, double& parameter) {
   parameter = otherwise;
   if (given == nullptr) return true;
-  const std::optional<double> own = AsNumber(given);
+  const std::optional<double> own =
+      PyBool_Check(given) ? double{given == Py_True} : AsNumber(given);  // reverse=True of a scan
   if (!own) return false;
   parameter = *own;
   const Ref number(PyFloat_FromDouble(parameter));
