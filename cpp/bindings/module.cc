@@ -18,6 +18,7 @@
 #include "bindings/outputs.h"
 #include "bindings/products.h"
 #include "bindings/reductions.h"
+#include "jax/table.h"
 #include "kernels/elementwise.h"
 #include "kernels/losses.h"
 #include "kernels/reductions.h"
@@ -114,6 +115,58 @@ void RegisterPrimitives(py::module_& m) {
         return Steal(NewProductMethod(product.c_str(), method.c_str(), fallback.ptr()));
       },
       py::arg("product"), py::arg("method"), py::arg("fallback"));
+}
+
+// --- for `_jax` ---
+
+// A kernel's number: shard, row and method of the tables, 16 bits each.
+const OpKernels* KernelAt(int64_t kernel, Method* method) {
+  const auto shard = static_cast<size_t>(kernel >> 32), row = static_cast<size_t>(kernel >> 16 & 0xffff);
+  const auto at = static_cast<size_t>(kernel & 0xffff);
+  if (kernel < 0 || shard >= kOpShards || row >= Ops(shard).size() || at >= kMethods) return nullptr;
+  *method = static_cast<Method>(at);
+  return &Ops(shard)[row];
+}
+
+bool KernelShape(int64_t kernel, int* nin, int* nout) {
+  Method method{};
+  const OpKernels* const op = KernelAt(kernel, &method);
+  if (op == nullptr) return false;
+  const MethodShape shape = ShapeOf(method, op->arity);
+  *nin = shape.nin;
+  *nout = shape.nout;
+  return true;
+}
+
+bool RunKernel(int64_t kernel, bool is_float64, void* const* data, const ptrdiff_t* strides,
+               size_t n) {
+  Method method{};
+  const OpKernels* const op = KernelAt(kernel, &method);
+  if (op == nullptr) return false;
+  const MethodShape shape = ShapeOf(method, op->arity);
+  Operands operands{};
+  for (int i = 0; i < shape.nin + shape.nout; ++i) {
+    operands.data[i] = data[i];
+    operands.stride[i] = strides[i];
+  }
+  const ElementwiseKernel run =
+      op->kernel[static_cast<size_t>(method)][static_cast<size_t>(is_float64)];
+  const DType dtype = is_float64 ? DType::kFloat64 : DType::kFloat32;
+  return RunElementwise(run, shape, dtype, operands, n, nullptr) == Outcome::kDone;
+}
+
+void RegisterTable(py::module_& m) {
+  static constexpr KernelTable kTable{&RunKernel, &KernelShape};
+  m.def("kernel_table", [] { return py::capsule(&kTable, kKernelTable); });
+  m.def(
+      "kernel_number",
+      [](const std::string& op, int64_t method) {
+        const std::optional<OpPlace> place = PlaceOfOp(op);
+        if (!place) throw py::key_error(op);
+        return static_cast<int64_t>(place->shard) << 32 | static_cast<int64_t>(place->row) << 16 |
+               method;
+      },
+      py::arg("op"), py::arg("method"));
 }
 
 void RegisterRuntime(py::module_& m) {
@@ -217,4 +270,5 @@ PYBIND11_MODULE(_native, m) {
   pullback::GetNumThreads();  // by the CPUs of who imports it, not of the thread that calls first
   pullback::RegisterPrimitives(m);
   pullback::RegisterRuntime(m);
+  pullback::RegisterTable(m);
 }

@@ -1,0 +1,163 @@
+// The extension module pullback._jax: XLA's handlers for calls of pullback's primitives.
+//
+// There are two, one for each kind of call: "elementwise" runs a kernel of `_native` without the GIL,
+// and "python" calls a method of any other primitive on views of XLA's buffers.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <xla/ffi/api/ffi.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "jax/table.h"
+
+namespace ffi = xla::ffi;
+namespace py = pybind11;
+
+namespace pullback {
+namespace {
+
+constexpr size_t kMostArguments = 12;
+
+const KernelTable* table = nullptr;
+
+std::optional<bool> IsFloat64(ffi::DataType type) {
+  if (type == ffi::DataType::F64) return true;
+  if (type == ffi::DataType::F32) return false;
+  return std::nullopt;
+}
+
+ffi::Error Invalid(std::string message) {
+  return ffi::Error(ffi::ErrorCode::kInvalidArgument, "pullback: " + std::move(message));
+}
+
+// --- elementwise -----------------------------------------------------------------------------------
+
+// The bits of `given` and `wanted` say which inputs of the kernel are arguments, and which of its
+// outputs are results. An argument has as many elements as the results, or one.
+ffi::Error Elementwise(ffi::RemainingArgs arguments, ffi::RemainingRets results, int64_t kernel,
+                       int64_t given, int64_t wanted) {
+  int nin = 0, nout = 0;
+  if (!table->shape(kernel, &nin, &nout)) return Invalid("there is no such kernel");
+  std::array<void*, kMostArguments> data{};
+  std::array<ptrdiff_t, kMostArguments> strides{};
+  std::optional<bool> is_float64;
+  std::optional<size_t> n;
+  size_t next = 0;
+  for (int o = 0; o < nout; ++o) {
+    if ((wanted >> o & 1) == 0) continue;
+    auto result = results.get<ffi::AnyBuffer>(next++);
+    if (!result.has_value()) return Invalid("a result is missing");
+    const std::optional<bool> type = IsFloat64((*result)->element_type());
+    const size_t count = (*result)->element_count();
+    if (!type || (is_float64 && *is_float64 != *type)) return Invalid("results differ in dtype");
+    if (n && *n != count) return Invalid("results differ in size");
+    is_float64 = type;
+    n = count;
+    const auto at = static_cast<size_t>(nin + o);
+    data[at] = (*result)->untyped_data();
+    strides[at] = *type ? 8 : 4;
+  }
+  if (next != results.size() || !n) return Invalid("there are other results than wanted");
+  next = 0;
+  for (int i = 0; i < nin; ++i) {
+    if ((given >> i & 1) == 0) continue;
+    const auto argument = arguments.get<ffi::AnyBuffer>(next++);
+    if (!argument.has_value()) return Invalid("an argument is missing");
+    const size_t count = argument->element_count();
+    if (IsFloat64(argument->element_type()) != is_float64) return Invalid("dtypes differ");
+    if (count != *n && count != 1) return Invalid("sizes differ");
+    data[static_cast<size_t>(i)] = argument->untyped_data();
+    strides[static_cast<size_t>(i)] = count == *n ? (*is_float64 ? 8 : 4) : 0;
+  }
+  if (next != arguments.size()) return Invalid("there are other arguments than given");
+  if (*n > 0 && !table->run(kernel, *is_float64, data.data(), strides.data(), *n)) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "pullback: out of memory");
+  }
+  return ffi::Error::Success();
+}
+
+// --- any other call --------------------------------------------------------------------------------
+
+py::object& Calls() {  // a list, never freed: XLA's threads outlive the interpreter
+  static auto* const calls = new py::object(py::list());
+  return *calls;
+}
+
+py::object View(const ffi::AnyBuffer& buffer, bool writeable) {
+  const char* name = nullptr;
+  switch (buffer.element_type()) {
+    case ffi::DataType::F64:
+      name = "f8";
+      break;
+    case ffi::DataType::F32:
+      name = "f4";
+      break;
+    case ffi::DataType::S64:
+      name = "i8";
+      break;
+    case ffi::DataType::S32:
+      name = "i4";
+      break;
+    case ffi::DataType::PRED:
+      name = "?";
+      break;
+    default:
+      throw py::type_error("pullback: an array has a dtype without a kernel");
+  }
+  const auto dims = buffer.dimensions();
+  // The base keeps NumPy from copying; the memory is XLA's for as long as the call takes.
+  py::array view(py::dtype(name), std::vector<py::ssize_t>(dims.begin(), dims.end()),
+                 buffer.untyped_data(), py::none());
+  if (!writeable) view.attr("flags").attr("writeable") = false;
+  return view;
+}
+
+ffi::Error Python(ffi::RemainingArgs arguments, ffi::RemainingRets results, int64_t call) {
+  const py::gil_scoped_acquire gil;
+  try {
+    py::tuple in(arguments.size()), out(results.size());
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      in[i] = View(arguments.get<ffi::AnyBuffer>(i).value(), false);
+    }
+    for (size_t i = 0; i < results.size(); ++i) {
+      out[i] = View(**results.get<ffi::AnyBuffer>(i), true);
+    }
+    Calls()[py::int_(call)](in, out);
+  } catch (const std::exception& error) {
+    return Invalid(error.what());
+  }
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER(kElementwise, Elementwise,
+                       ffi::Ffi::Bind()
+                           .RemainingArgs()
+                           .RemainingRets()
+                           .Attr<int64_t>("kernel")
+                           .Attr<int64_t>("given")
+                           .Attr<int64_t>("wanted"));
+XLA_FFI_DEFINE_HANDLER(
+    kPython, Python,
+    ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<int64_t>("call"));
+
+}  // namespace
+
+PYBIND11_MODULE(_jax, m) {
+  const py::capsule capsule = py::module_::import("pullback._native").attr("kernel_table")();
+  table = capsule.get_pointer<const KernelTable>();
+  m.attr("elementwise") = py::capsule(reinterpret_cast<void*>(kElementwise));
+  m.attr("python") = py::capsule(reinterpret_cast<void*>(kPython));
+  m.def("add", [](const py::function& call) {
+    auto calls = py::reinterpret_borrow<py::list>(Calls());
+    calls.append(call);
+    return calls.size() - 1;
+  });
+}
+
+}  // namespace pullback
