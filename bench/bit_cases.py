@@ -853,7 +853,7 @@ def loss(name: str, f: Any) -> Iterator[Case]:
 
 def _loss_call(f: Any, method: str, args: Model, options: dict[str, Any]) -> Callable[[], Any]:
     """Return a call that takes of the keywords those that the method has."""
-    with_gradients = method in ("grad", "value_and_grad")
+    with_gradients = method in ("grad", "value_and_grad", "vjp")
     taken = dict(options)
     out = taken.pop("out", None)
     if not with_gradients:
@@ -865,6 +865,8 @@ def _loss_call(f: Any, method: str, args: Model, options: dict[str, Any]) -> Cal
         function = getattr(f, method)
         if method == "hvp":
             return function(*args, args.direction, **taken)
+        if method == "vjp":
+            return _of_vjp(function, args, taken, out)
         if method == "partial":
             part = function(*args, **taken)
             return (part + part).finish(), sum([part, part, part]).finish("sum"), part.gw, part.loss
@@ -876,6 +878,15 @@ def _loss_call(f: Any, method: str, args: Model, options: dict[str, Any]) -> Cal
         return function(*args, **taken)
 
     return call
+
+
+def _of_vjp(vjp: Any, args: Model, options: dict[str, Any], out: Any) -> Any:
+    """Return a loss's cotangents, and their tangents and cotangents."""
+    if out is not None:
+        return with_outputs(vjp, *args, 1.5, out=out(), **options)
+    along = (None, *args.direction)
+    both = vjp.jvp(*args, 1.5, *along, 0.5, **options), vjp.vjp(*args, 1.5, *along, **options)
+    return vjp(*args, 1.5, **options), *both
 
 
 def _loss_arguments(kind: str) -> Iterator[tuple[str, Model, dict[str, Any]]]:

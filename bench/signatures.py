@@ -52,7 +52,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 # What Python puts together of these: hashed, but no call of one kernel, whose cost has a limit.
 COMPOSED: dict[str, tuple[str, ...]] = {
-    "loss": ("hessian", "sample_grads"),
+    "loss": ("hessian", "sample_grads", "vjp"),
     "LinearObjective": ("hessian", "hessian_operator", "covariance", "line"),
 }
 

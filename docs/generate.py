@@ -319,15 +319,21 @@ number of threads. `w` has shape `(D,)`, or `(D, K)` for `K` outputs; `b` may be
 | `hvp(X, y, w, b, (vw, vb))` | `(hw, hb)`, the Hessian's product with a direction |
 | `curvature(X, y, w, b)` | `c` such that the Hessian in `w` is `X.T @ diag(c) @ X` |
 | `hessian(X, y, w, b)` | the Hessian in `[w.ravel(), b]` |
+| `vjp(X, y, w, b, g)` | `g` times the gradients in `wrt`: `"X"`, `"w"`, `"b"` and `"offset"` |
+| `vjp.jvp(X, y, w, b, g, tX, tw, tb, tg)` | the tangents of vjp's results |
+| `vjp.vjp(X, y, w, b, g, hX, hw, hb)` | cotangents of vjp's operands, from its results' |
 | `partial(X, y, w, b)` | sums over some samples: `sum(parts).finish()` is the result for all |
 | `pointwise(z, y)` | `l(z, y)`, element by element |
 | `pointwise.derivative(z, y)`, `pointwise.second_derivative(z, y)` | its derivatives in `z` |
 | `pointwise.vjp(z, y, g)` | `g` times the derivative, in the shape of `z` |
+| `pointwise.vjp.jvp(z, y, g, t, tg)` | the tangent of its result |
+| `pointwise.vjp.vjp(z, y, g, h)` | cotangents of `z` and `g`, from its result's |
 
-The first seven take `sample_weight` and `offset`, and all of these but `partial` take
-`reduction="mean"` or `"sum"`. A part of a direction that is None is zero. `z` and `y` have the same
-shape, except that labels lack the axis of the classes. `g` has the shape of the result, after the
-axes of a stack. A Python number fills a shape.
+The first ten take `sample_weight` and `offset`, and all of these but `partial` take
+`reduction="mean"` or `"sum"`. The offset's tangent is `toffset=`, and `hoffset=` a cotangent. A
+tangent, cotangent or part of a direction that is None is zero. `z` and `y` have the same shape,
+except that labels lack the axis of the classes. `g` has the shape of the result, after the axes of
+a stack; a loss's own is a number. A Python number fills a shape.
 Formulas are written as Python. In the loss of classes, k counts the outputs of a sample. At a kink
 the derivative is the one in the formula. A target outside its domain is an error that names the
 first such row.

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from numpydoc.docscrape_sphinx import SphinxDocString
 from pullback import reference
-from pullback.pointwise import Pointwise
+from pullback.loss_vjp import LossVjp
+from pullback.pointwise import Pointwise, PointwiseVjp
 from pullback.tables.elementwise import OPS, OpRow, SpecialPoint
 from pullback.tables.examples import EXAMPLES
 from pullback.tables.losses import LOSSES, LossRow
@@ -59,10 +60,12 @@ def _methods(primitive: Any, shown_as: str) -> Iterator[str]:
     order = [*_FIRST, *dir(primitive)]
     for name in sorted(dir(primitive), key=order.index):
         member = getattr(primitive, name)
-        if isinstance(member, Pointwise):
-            yield from _methods(member, f"{shown_as}.{name}")
-        elif name[0] != "_" and callable(member):
+        if name[0] == "_" or not callable(member):
+            continue
+        if not isinstance(member, Pointwise):
             yield _method(member, f"{shown_as}.{name}")
+        if isinstance(member, Pointwise | PointwiseVjp | LossVjp):
+            yield from _methods(member, f"{shown_as}.{name}")
 
 
 def _method(function: Callable[..., Any], path: str) -> str:

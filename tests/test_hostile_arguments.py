@@ -7,8 +7,10 @@ arguments those of the twins' signatures, so that a new operation is tested with
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,9 +43,15 @@ SAMPLES = {"X": np.ones((4, 3)), "y": np.ones(4), "w": TRIPLE, "b": 0.5} | {
     "offset": np.ones(4),
     "v": (TRIPLE, 1.0),
 }
-CLASSES = SAMPLES | {"y": np.ones(4, int), "w": np.ones((3, 2)), "v": (np.ones((3, 2)), 1.0)}
-SCORES = {"z": np.ones(4), "y": np.ones(4), "g": np.ones(4), "t": np.ones(4)}
-CLASS_SCORES = SCORES | {"z": np.ones((4, 2)), "y": np.ones(4, int), "t": np.ones((4, 2))}
+SAMPLES |= {"g": 1.0, "tg": 1.0, "tX": np.ones((4, 3)), "hX": np.ones((4, 3))}
+SAMPLES |= {f"{t}{name}": SAMPLES[name] for t in "th" for name in ("w", "b", "offset")}
+CLASSES = (
+    SAMPLES
+    | dict.fromkeys(("tw", "hw"), np.ones((3, 2)))
+    | {"y": np.ones(4, int), "w": np.ones((3, 2)), "v": (np.ones((3, 2)), 1.0)}
+)
+SCORES = dict.fromkeys(("z", "y", "g", "t", "tg", "h"), np.ones(4))
+CLASS_SCORES = SCORES | dict.fromkeys(("z", "t", "h"), np.ones((4, 2))) | {"y": np.ones(4, int)}
 
 
 def valid(name: str) -> dict[str, Any]:
@@ -80,8 +88,18 @@ class Case(NamedTuple):
         return self.call(*bound.args, **bound.kwargs)
 
 
+def of_vjp() -> Iterator[tuple[str, Any, Any]]:
+    """Yield what vjp of a loss and of its pointwise form can do."""
+    for loss, owner, method in itertools.product(
+        ("logistic", "softmax_cross_entropy"), ("vjp", "pointwise.vjp"), ("jvp", "vjp")
+    ):
+        path = f"{owner}.{method}"
+        ours, twin = (attrgetter(path)(getattr(P, loss)) for P in (pb, pb.reference))
+        yield f"{loss}.{path}", ours, twin
+
+
 def cases(primitives: Any) -> Iterator[Case]:
-    for name, ours, twin in EVERYTHING:
+    for name, ours, twin in (*EVERYTHING, *of_vjp()):
         op, _, method = name.partition(".")
         if op in LOSSES and not method:
             continue  # the object itself takes its parameter, if it has one
@@ -154,6 +172,13 @@ OPTIONAL = {
     "tw",
     "tx",
     "ty",
+    "tg",
+    "toffset",
+    "h",
+    "hX",
+    "hw",
+    "hb",
+    "hoffset",
 }
 
 

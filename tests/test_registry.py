@@ -43,6 +43,7 @@ LOSS_METHODS = (
     "hessian",
     "sample_grads",
     "partial",
+    "vjp",
     "pointwise",
 )
 POINTWISE_METHODS = (

@@ -18,7 +18,7 @@ import scipy.sparse
 from linear_models import POINTWISE, Case, by_id, judge, model
 from oracles import assert_same_bits
 from protocol import assert_same_leaves, dtypes, each, leaves, native
-from pullback import user_loss
+from pullback import native_rows
 
 LOGISTIC, HUBER = Case("logistic"), Case("huber")
 FEW = pytest.mark.parametrize("case", [LOGISTIC, HUBER], ids=by_id)
@@ -43,7 +43,7 @@ def judge_own(case: Case, *arguments: Any, **options: Any) -> Any:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make several blocks of few rows."""
-    monkeypatch.setattr(user_loss, "_BLOCK_BYTES", 1024)
+    monkeypatch.setattr(native_rows, "_BLOCK_BYTES", 1024)
 
 
 @pytest.mark.parametrize("case", POINTWISE, ids=by_id)

@@ -569,10 +569,9 @@ def _loss(row: LossRow) -> Family:
     def arguments(method: str, size: Shape, dtype: str) -> tuple[Any, ...]:
         n, d = size
         X, y, w, b = row.example(n, n, d, dtype)
-        if method == "hvp":
-            return X, y, w, b, (2 * w, 3 * b)
         if not method.startswith("pointwise"):
-            return X, y, w, b
+            more: dict[str, Any] = {"hvp": (2 * w, 3 * b), "vjp": 1.0}
+            return X, y, w, b, *([more[method]] if method in more else [])
         z = X @ w + np.asarray(b, dtype)
         moved = {"pointwise.vjp": (np.ones(len(z), dtype),), "pointwise.jvp": (z,)}
         return z, y, *moved.get(method, ())
@@ -584,6 +583,7 @@ def _loss(row: LossRow) -> Family:
             "value": lambda X, y, w, b: float(np.mean(value(X @ w + b, y))),
             "grad": grad,
             "value_and_grad": value_and_grad,
+            "vjp": lambda X, y, w, b, g: grad(X, y, w, b),
             "hvp": hvp,
             "curvature": lambda X, y, w, b: second(X @ w + b, y) / len(y),
             "hessian": lambda X, y, w, b: _hessian(X, second(X @ w + b, y) / len(y)),

@@ -79,6 +79,11 @@ class Dense:
         self.in_place = self._is_strided and item in strides
 
     @property
+    def arrays(self) -> tuple[Array, ...]:
+        """The arrays that it reads."""
+        return (self._array,)
+
+    @property
     def layout(self) -> str:
         """What kernels read, for people."""
         order = "rows" if self._array.strides[1] == self._array.itemsize else "columns"
@@ -153,6 +158,11 @@ class Sparse:
             data = np.require(data, self.dtype, ["C", "A"])
             self.in_place = True
         self._data = data
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """The arrays that it reads."""
+        return self._data, self._indices, self._indptr
 
     @property
     def layout(self) -> str:

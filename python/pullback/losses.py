@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
@@ -13,13 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.config import guarded_class
-from pullback.design_matrix import Sparse
+from pullback.design_matrix import KernelData, Rows, Sparse, blocks_of_rows
 from pullback.elementwise import METHODS as POINTWISE_METHODS
 from pullback.elementwise import make_elementwise
 from pullback.engine import BACKEND, Engine, enter
 from pullback.hessians import hessian_sums
+from pullback.loss_vjp import LossVjp, Wanted, likes_of
+from pullback.native_rows import native_blocks
 from pullback.partial import Kinds, PartialSums, Reduction, tree_sum
-from pullback.pointwise import Pointwise
+from pullback.pointwise import Pointwise, PointwiseVjp
 from pullback.protocol import (
     as_number,
     check_outs,
@@ -55,9 +57,6 @@ Array: TypeAlias = npt.NDArray[Any]
 
 METHODS: Final = ("value", "grad", "value_and_grad", "hvp", "curvature", "partial")
 
-# Operands by name or position, one of them or several.
-Wanted: TypeAlias = str | int | tuple[str | int, ...]
-
 
 class Loss(Hinted):
     """A loss of a linear model: the weighted mean of a pointwise loss over the samples.
@@ -91,7 +90,8 @@ class Loss(Hinted):
         if row.parameter is not None:
             taken = inspect.Parameter(row.parameter.name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
             self.__signature__ = inspect.Signature([taken])
-        self.pointwise = _pointwise_of(row.name)(self, row, engine)
+        self.pointwise = _pointwise_of(row.name)(self, row, engine, _pointwise_vjp_of(row.name))
+        self.vjp = _vjp_of(row.name)(self)
         if not engine.is_native:
             return
         for method in METHODS:
@@ -498,23 +498,15 @@ class Loss(Hinted):
         names = [OPERANDS[k] for k in asked.operands]
         samples, model = self._arguments(op, X, y, w, b, sample_weight, offset)
         samples, by = weighing(op, reduction, samples)
-        kinds = model.kinds
-        data = samples.data
-        X_dtype = np.dtype(np.float64) if data.given_dtype.kind in "biu" else data.dtype
-        b_like = np.asarray(0.0 if kinds.b is None else kinds.b)
-        likes = {
-            "X": (samples.data.shape, X_dtype),
-            "w": (kinds.w_shape, kinds.w_dtype),
-            "b": (None if kinds.b is None else b_like.shape, b_like.dtype),
-        }
+        likes = likes_of(samples, model)
         shapes, dtypes = zip(*(likes[name] for name in names), strict=True)
         outs: Sequence[Any] = [None] * len(names)
         if out is not None:
             outs = check_outs(op, out, shapes, dtypes, single=asked.single)
-        gX = np.empty(samples.data.shape, X_dtype) if "X" in names else None
+        gX = np.empty(*likes["X"]) if "X" in names else None
         sums = self._sums(op, samples, model, "gradient", gX=gX, scale=1 / by)
         with np.errstate(all="ignore"):
-            gw, gb = kinds.deliver(sums.gw / by, sums.gb / by)
+            gw, gb = model.kinds.deliver(sums.gw / by, sums.gb / by)
         computed = {"X": gX, "w": gw, "b": gb}
         gradients = []
         for name, target in zip(names, outs, strict=True):
@@ -567,15 +559,23 @@ class Loss(Hinted):
         plain = replace(samples, y=None, given_y=None, sample_weight=None)
         self._sums(op, plain, model, "predict", kept=z)
         self._check_rows(op, samples, z.shape[1])
-        y = samples.y if samples.y.dtype.kind == "i" else samples.y.astype(np.float64, copy=False)
-        operands = (z, y) if self._by_rows else (z.ravel(), y.ravel())
-        made = self._engine.kernels.loss_pointwise(*self._row_and_parameter, *operands, 1)
-        slopes, weights = made.reshape(z.shape), samples.sample_weight
+        slopes, weights = self._pointwise_of(z, samples.y, 1), samples.sample_weight
         if weights is not None:
             with np.errstate(all="ignore"):
                 slopes *= weights[:, None]
             slopes[weights == 0] = 0
         return SampleGradients(self, samples.data, slopes, model.kinds)
+
+    def _pointwise_of(self, z: Array, y: Array, order: int) -> Array:
+        """Return derivatives at predictions (N, K), which are of classes as engines return them."""
+        y = y if y.dtype.kind == "i" else y.astype(np.float64, copy=False)
+        operands = (z, y) if self._by_rows else (z.ravel(), y.ravel())
+        made = self._engine.kernels.loss_pointwise(*self._row_and_parameter, *operands, order)
+        return made.reshape(z.shape)  # type: ignore[no-any-return]
+
+    def _blocks(self, X: KernelData, n_outputs: int) -> Iterable[tuple[slice, Rows]]:
+        """Return all rows in order, in blocks that stay in cache, with their products."""
+        return native_blocks(X, n_outputs) if self._engine.is_native else blocks_of_rows(X)
 
     def _along(
         self, op: str, samples: Samples, line: Array, t: float, order: int
@@ -683,6 +683,16 @@ def _pointwise_of(name: str) -> type[Pointwise]:
     return named_after(Pointwise, f"{name}.pointwise")
 
 
+@cache
+def _pointwise_vjp_of(name: str) -> type[PointwiseVjp]:
+    return guarded_class(named_after(PointwiseVjp, f"{name}.pointwise.vjp"))
+
+
+@cache
+def _vjp_of(name: str) -> type[LossVjp]:
+    return guarded_class(named_after(LossVjp, f"{name}.vjp"))
+
+
 def _divided(total: float, by: float) -> float:
     with np.errstate(all="ignore"):
         return float(np.float64(total) / by)
@@ -713,7 +723,10 @@ def _docstring(row: LossRow, kind: type[Loss]) -> str:
     lines += [f"Source: {row.source}.", "", (inspect.getdoc(Loss) or "").split("\n\n")[1]]
     lines.append("")
     methods = [getattr(kind, name) for name in (*METHODS, "hessian", "sample_grads")]
-    methods += [getattr(_pointwise_of(row.name), name) for name in POINTWISE_METHODS]
+    methods += [getattr(_vjp_of(row.name), name) for name in ("__call__", "jvp", "vjp")]
+    pointwise = _pointwise_of(row.name)
+    methods += [getattr(pointwise, name) for name in POINTWISE_METHODS if name != "vjp"]
+    methods += [getattr(_pointwise_vjp_of(row.name), name) for name in ("__call__", "jvp", "vjp")]
     lines += methods_and_example(row.name, methods).splitlines()
     return "\n".join(line.rstrip() for line in lines)
 

@@ -17,16 +17,24 @@ from pullback.protocol import (
     as_array,
     check_cotangent,
     check_labels,
+    check_wrt,
     converted,
+    deliver,
     is_weak,
     result_dtype,
 )
 from pullback.registry import Hinted
-from pullback.samples import as_targets, raising_as, sums_of_targets
+from pullback.samples import (
+    as_targets,
+    change_of_slopes,
+    raising_as,
+    softmax_hessian_product,
+    sums_of_targets,
+)
 from pullback.shapes import check_axes
 from pullback.tables.losses import LossRow
 
-__all__ = ["Pointwise"]
+__all__ = ["Pointwise", "PointwiseVjp"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -58,21 +66,28 @@ class Pointwise(Hinted):
         Its row in the table.
     engine : Engine
         The functions that it calls.
+    vjp_class : type
+        The class of its ``vjp``.
     """
 
-    def __init__(self, loss: Any, row: LossRow, engine: Engine) -> None:
+    def __init__(
+        self, loss: Any, row: LossRow, engine: Engine, vjp_class: type[PointwiseVjp]
+    ) -> None:
         self._loss = loss
         self._row = row
         self._kernels = engine.kernels
         self.__name__ = f"{row.name}.pointwise"
+        self.vjp = vjp = vjp_class(self, row)
         self._call: Any = self._value
         if not engine.is_native:
             return
+        self.vjp = vjp.__call__  # type: ignore[assignment]  # what a native method falls back to
         made = partial(engine.kernels.loss_method, *loss._row_and_parameter)
         self._call = made("pointwise", None, self._value)
         for own in METHODS:
             make = partial(made, f"pointwise.{own}", None)
             setattr(self, own, enter(make, self, own, f"{row.name}.pointwise", __name__))
+        self.vjp.jvp, self.vjp.vjp = vjp.jvp, vjp.vjp  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
         return f"<pointwise of {self._loss!r}>"
@@ -165,40 +180,6 @@ class Pointwise(Hinted):
             sums = sums_of_targets(operands.y)
             hessians = self._kernels.softmax_hessians(second.reshape(operands.z.shape), sums)
         return hessians.reshape(shape)
-
-    def vjp(self, z: npt.ArrayLike, y: npt.ArrayLike, g: npt.ArrayLike) -> Any:
-        """Return the cotangent of z: g times the derivative.
-
-        Parameters
-        ----------
-        z, y : array_like
-            As for the call.
-        g : array_like, shape of the call's result, which leading axes of a stack may precede
-            Cotangent of the values. A Python number fills their shape.
-
-        Returns
-        -------
-        ndarray or scalar
-            The shape of z, after the axes of the stack.
-
-        Raises
-        ------
-        ValueError
-            If g's shape does not fit.
-        """
-        op = f"{self._row.name}.pointwise.vjp"
-        number = is_weak(g)
-        operands = self._operands(".vjp", z, y, g=g)
-        g = g if number else as_array(op, "g", g)
-        derivative = self._evaluate(operands, 1)
-        with np.errstate(all="ignore"):
-            g = converted(op, "g", g, derivative.dtype)
-            g = np.full(operands.shape, g) if number else g
-            check_cotangent(op, g.shape, operands.shape, z=np.shape(z), y=np.shape(y))
-            if self._row.of_classes:
-                check_axes(op, (*g.shape, 1))
-                g = g[..., np.newaxis]
-            return (g * derivative)[()]
 
     def jvp(self, z: npt.ArrayLike, y: npt.ArrayLike, t: npt.ArrayLike | None) -> Any:
         """Return the tangent of the values: the derivative times t, summed over classes.
@@ -297,6 +278,204 @@ class Pointwise(Hinted):
             *self._loss._row_and_parameter, operands.z, operands.y, order
         )
         return values.reshape(operands.shape if order == 0 else operands.z_shape)
+
+
+class PointwiseVjp(Hinted):
+    """Cotangents of a pointwise loss's predictions. It is a primitive itself, of z and g.
+
+    Parameters
+    ----------
+    pointwise : Pointwise
+        The object whose attribute ``vjp`` it is.
+    row : LossRow
+        The loss's row in the table.
+    """
+
+    def __init__(self, pointwise: Pointwise, row: LossRow) -> None:
+        self._pointwise, self._row = pointwise, row
+        self.__name__ = f"{row.name}.pointwise.vjp"
+        self.__doc__ = type(self).__call__.__doc__
+
+    def __repr__(self) -> str:
+        return f"<vjp of {self._pointwise!r}>"
+
+    def __reduce__(self) -> Any:
+        return attribute_of(self._pointwise, "vjp")
+
+    def __call__(self, z: npt.ArrayLike, y: npt.ArrayLike, g: npt.ArrayLike) -> Any:
+        """Return the cotangent of z: g times the derivative.
+
+        Parameters
+        ----------
+        z, y : array_like
+            As for the call.
+        g : array_like, shape of the call's result, which leading axes of a stack may precede
+            Cotangent of the values. A Python number fills their shape.
+
+        Returns
+        -------
+        ndarray or scalar
+            The shape of z, after the axes of the stack.
+
+        Raises
+        ------
+        ValueError
+            If g's shape does not fit.
+        """
+        operands, g, _ = self._arguments("", z, y, g)
+        derivative = self._pointwise._evaluate(operands, 1)
+        with np.errstate(all="ignore"):
+            return (self._by_row(g) * derivative)[()]
+
+    def jvp(
+        self,
+        z: npt.ArrayLike,
+        y: npt.ArrayLike,
+        g: npt.ArrayLike,
+        t: npt.ArrayLike | None,
+        tg: npt.ArrayLike | None,
+        out: Any = None,
+    ) -> Any:
+        """Return the tangent of vjp's result: g times the second derivative times t, and vjp of tg.
+
+        Parameters
+        ----------
+        z, y, g : array_like
+            As for `vjp`.
+        t : array_like, shape of z, a Python number, which fills it, or None
+            Tangent of z; None is zero. Targets have no tangent.
+        tg : array_like, shape of g, a Python number, which fills it, or None
+            Tangent of g.
+        out : ndarray, optional
+            Overwritten with the result.
+
+        Returns
+        -------
+        ndarray or scalar
+            The shape of vjp's result.
+
+        Raises
+        ------
+        ValueError
+            If a shape does not fit.
+        """
+        operands, g, (t, tg) = self._arguments(".jvp", z, y, g, t=t, tg=tg)
+        shape = (*g.shape[: g.ndim - len(operands.shape)], *operands.z_shape)
+        with np.errstate(all="ignore"):
+            result = np.zeros(shape, operands.z.dtype)
+            if tg is not None:
+                result += self._by_row(tg) * self._pointwise._evaluate(operands, 1)
+            if t is not None:
+                result += self._curved(operands, self._by_row(g) * t)
+        return deliver(self._op(".jvp"), result, out)
+
+    def vjp(
+        self,
+        z: npt.ArrayLike,
+        y: npt.ArrayLike,
+        g: npt.ArrayLike,
+        h: npt.ArrayLike | None,
+        out: Any = None,
+        *,
+        wrt: str | int | tuple[str | int, ...] = "all",
+    ) -> Any:
+        """Return the cotangents of z and of g: g times the second derivative times h, and jvp of h.
+
+        Parameters
+        ----------
+        z, y, g : array_like
+            As for `vjp`.
+        h : array_like, shape of vjp's result, a Python number, which fills it, or None
+            Cotangent of vjp's result; None is zero.
+        out : tuple of (ndarray or None), or an ndarray for a bare `wrt`
+            Overwritten with the results.
+        wrt : str, int, a tuple of them, or "all"
+            The operands whose cotangents to return, "z" and "g", by name or position: 2 is g. A
+            single operand gives its cotangent, a tuple gives a tuple.
+
+        Returns
+        -------
+        tuple or ndarray or scalar
+            The shape of z, summed over the stack; and the shape of g.
+
+        Raises
+        ------
+        ValueError
+            If a shape does not fit.
+        """
+        op = self._op(".vjp")
+        asked = check_wrt(op, wrt, ("z", "y", "g"), without=("y",))
+        operands, g, (h,) = self._arguments(".vjp", z, y, g, h=h)
+        dtype, stack = operands.z.dtype, tuple(range(g.ndim - len(operands.shape)))
+        of_z, of_g = np.zeros(operands.z_shape, dtype), np.zeros(g.shape, dtype)
+        if h is not None:
+            with np.errstate(all="ignore"):
+                if 0 in asked.operands:
+                    products = self._by_row(g) * h
+                    of_z += self._curved(operands, products.sum(axis=stack) if stack else products)
+                if 2 in asked.operands:
+                    of_g += self._summed(h * self._pointwise._evaluate(operands, 1))
+        return deliver(op, asked.result([(of_z, h, of_g)[k] for k in asked.operands]), out)
+
+    # --- what they share ---
+
+    def _op(self, method: str) -> str:
+        return f"{self.__name__}{method}"
+
+    def _arguments(
+        self, method: str, z: Any, y: Any, g: Any, **moved: Any
+    ) -> tuple[_Operands, Array, list[Array | None]]:
+        """Return operands, g, and tangents or cotangents of z and g, of one dtype; None stays."""
+        op = self._op(method)
+        if g is None:
+            raise TypeError(f"{op}: g is None, which is no cotangent")
+        there = {name: given for name, given in moved.items() if given is not None}
+        operands = self._pointwise._operands(f".vjp{method}", z, y, g=g, **there)
+        number = is_weak(g)
+        g = self._converted(op, "g", g, operands)
+        g = np.full(operands.shape, g) if number else g
+        stack = check_cotangent(op, g.shape, operands.shape, z=np.shape(z), y=np.shape(y))
+        whole = (*stack, *operands.z_shape)
+        check_axes(op, whole)
+        right = {
+            "t": ("z", operands.z_shape),
+            "tg": ("g", g.shape),
+            "h": ("the cotangent of z", whole),
+        }
+        arrays: list[Array | None] = []
+        for name, given in moved.items():
+            whose, shape = right[name]
+            array = None if given is None else self._converted(op, name, given, operands)
+            if array is not None and is_weak(given):
+                array = np.full(shape, array)
+            if array is not None and array.shape != shape:
+                raise ValueError(f"{op}: {name} has shape {array.shape}, {whose} has {shape}")
+            arrays.append(array)
+        return operands, g, arrays
+
+    def _converted(self, op: str, name: str, given: Any, operands: _Operands) -> Array:
+        given = given if is_weak(given) else as_array(op, name, given)
+        with np.errstate(all="ignore"):
+            return np.asarray(converted(op, name, given, operands.z.dtype))
+
+    def _by_row(self, g: Array) -> Array:
+        """Return g with an axis for the classes."""
+        return g[..., np.newaxis] if self._row.of_classes else g
+
+    def _summed(self, products: Array) -> Array:
+        """Return products, summed over the classes in float64."""
+        if not self._row.of_classes:
+            return products
+        return np.cumsum(products, -1, dtype=np.float64)[..., -1].astype(products.dtype)
+
+    def _curved(self, operands: _Operands, u: Array) -> Array:
+        """Return the second derivative times u, shape (..., the shape of z)."""
+        second = self._pointwise._evaluate(operands, 2)
+        if not self._row.of_classes:
+            return change_of_slopes(self._row, second, operands.y, u)  # type: ignore[no-any-return]
+        p = np.broadcast_to(second.astype(np.float64), u.shape)
+        sums = np.broadcast_to(sums_of_targets(operands.y).reshape(operands.shape), u.shape[:-1])
+        return softmax_hessian_product(p, sums, u.astype(np.float64)).astype(u.dtype)  # type: ignore[no-any-return]
 
 
 def _plain(array: Array) -> Array:

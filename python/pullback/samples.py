@@ -33,6 +33,7 @@ __all__ = [
     "as_given",
     "as_offset",
     "as_targets",
+    "change_of_slopes",
     "check_direction",
     "check_model",
     "check_offset",
@@ -41,6 +42,7 @@ __all__ = [
     "check_samples",
     "parameter_dtype",
     "raising_as",
+    "softmax_hessian_product",
     "sums_of_targets",
     "weighing",
     "weight_complaint",
@@ -356,6 +358,21 @@ def sums_of_targets(y: Array) -> Array:
     return np.ones(len(y)) if y.ndim == 1 else y.sum(axis=-1, dtype=np.float64)
 
 
+def change_of_slopes(row: LossRow, second: Array, y: Array, u: Array) -> Any:
+    """Return the slopes' change along a direction that changes the predictions by `u`."""
+    if row.of_classes:
+        return softmax_hessian_product(second, sums_of_targets(y), u)
+    # Where the curvature overflowed, a prediction that does not change adds nothing.
+    return np.where((u == 0) & (second == np.inf), 0, second * u)
+
+
+def softmax_hessian_product(p: Array, s: Array, u: Array) -> Any:
+    """Return s (diag p - p p^T) u, shape (..., K)."""
+    # Less the likeliest class's u, so that the difference from the mean keeps its digits.
+    u = u - np.take_along_axis(u, np.argmax(p, axis=-1, keepdims=True), -1)
+    return s[..., None] * p * (u - np.sum(p * u, axis=-1, keepdims=True))
+
+
 def check_rows(
     row: LossRow, y: Array, sample_weight: Array | None, n_outputs: int, first: int = 0
 ) -> None:
@@ -374,10 +391,10 @@ def check_rows(
         raise ValueError(name, first + i)
 
 
-def check_direction(op: str, v: Any, model: Model) -> tuple[Array, Array]:
+def check_direction(op: str, v: Any, model: Model, prefix: str = "v") -> tuple[Array, Array]:
     """Return a direction of a Hessian-vector product, shaped as the kernels' w and b.
 
-    A part that is None is zero, a number fills its shape.
+    A part that is None is zero, a number fills its shape. The prefix is that of the parts' names.
 
     Raises
     ------
@@ -394,13 +411,13 @@ def check_direction(op: str, v: Any, model: Model) -> tuple[Array, Array]:
         if given is None:
             continue
         if name == "b" and like is None:
-            raise ValueError(f"{op}: vb is given, but b is None")
+            raise ValueError(f"{op}: {prefix}b is given, but b is None")
         if is_weak(given):
-            to[...] = as_number(op, f"v{name}", given)
+            to[...] = as_number(op, f"{prefix}{name}", given)
             continue
-        array = as_array(op, f"v{name}", given)
-        kernel_dtype(op, f"v{name}", array.dtype)
+        array = as_array(op, f"{prefix}{name}", given)
+        kernel_dtype(op, f"{prefix}{name}", array.dtype)
         if array.shape != shape:
-            raise ValueError(f"{op}: v{name} has shape {array.shape}, {name} has {shape}")
+            raise ValueError(f"{op}: {prefix}{name} has shape {array.shape}, {name} has {shape}")
         to[...] = array.reshape(to.shape) if array.size == to.size else array
     return direction

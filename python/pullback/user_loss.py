@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from types import SimpleNamespace
@@ -14,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.config import guarded_class, native
-from pullback.design_matrix import KernelData, spans
+from pullback.design_matrix import KernelData, Rows
 from pullback.engine import BACKEND, Engine
 from pullback.losses import Loss, losses
+from pullback.native_rows import native_blocks, sizes_kept
 from pullback.oracle import losses as oracle
 from pullback.protocol import is_weak, named_after, shown
 from pullback.tables.losses import LossRow, Targets
@@ -148,6 +147,9 @@ class UserLoss(Loss):
     def _by_rows(self) -> bool:
         return True
 
+    def _blocks(self, X: KernelData, n_outputs: int) -> Iterable[tuple[slice, Rows]]:
+        return super()._blocks(X, n_outputs) if native is None else native_blocks(X, n_outputs)
+
     @property
     def _row_and_parameter(self) -> tuple[Any, float]:
         return self.row, 0.0
@@ -259,86 +261,17 @@ def _checked(name: str, what: str, function: Callable[..., Any]) -> Callable[...
     return call
 
 
-# --- blocks of X, in kernels ----------------------------------------------------------------------
-
-# The bytes of X in a block. With fewer, calls cost more than the work (26 % at 512 KB of 50
-# columns); with more, X has left the cache when it is read again.
-_BLOCK_BYTES: Final = 1 << 22
-
-
-class _NativeRows:
-    """Rows of X as kernels read them."""
-
-    def __init__(self, X: KernelData, n_rows: int) -> None:
-        self._X, self._n_rows = X, n_rows
-
-    def forward(self, w: Array) -> Array:
-        """Return X w."""
-        self._at = w, np.zeros(w.shape[1])
-        z = np.empty((self._n_rows, w.shape[1]))
-        _sums(self._X, None, *self._at, None, None, "predict", None, z, None, 1.0)
-        return z
-
-    def backward(self, slopes: Array, counts: Array | None) -> tuple[Array, Array]:
-        """Return sums of the slopes, and X^T slopes: see `Rows`."""
-        weight = None if counts is None else counts.astype(np.float64)
-        slopes = np.ascontiguousarray(slopes)
-        job = (weight, None, "backward", None, None, None, 1.0)
-        _, gb, gw = _sums(self._X, slopes, *self._at, *job)
-        return gb, gw
-
-
-def _sums(*arguments: Any) -> Any:
-    assert native is not None
-    return native.loss_sums("squared_error", 0.0, *arguments)
-
-
-def _native_blocks(X: KernelData, n_outputs: int) -> Iterator[tuple[slice, _NativeRows]]:
-    """Yield all rows in order; the rows of compressed columns at once, since they lie apart."""
-    if isinstance(X, np.ndarray):
-        n_rows, n_features = X.shape
-        row_bytes = n_features * X.itemsize + 8 * n_outputs
-        step = max(1, _BLOCK_BYTES // row_bytes // 64) * 64
-        for begin in range(0, n_rows, step):
-            rows = slice(begin, min(begin + step, n_rows))
-            yield rows, _NativeRows(X[rows], rows.stop - begin)
-        return
-    layout, data, indices, indptr, (n_rows, n_features) = X
-    if layout == "csc":
-        yield slice(0, n_rows), _NativeRows(X, n_rows)
-        return
-    entry_bytes = data.itemsize + indices.itemsize + 8 * n_outputs
-    # Each block has a gradient of its own, which should not cost more than the block.
-    for begin, end in spans(indptr, max(_BLOCK_BYTES // entry_bytes, 4 * n_features)):
-        inside = slice(int(indptr[begin]), int(indptr[end]))
-        pointers = indptr[begin : end + 1] - indptr[begin]
-        extent = (end - begin, n_features)
-        block = (layout, data[inside], indices[inside], pointers, extent)
-        yield slice(begin, end), _NativeRows(block, end - begin)
-
-
-@contextmanager
-def _sizes_kept(*given: Any) -> Iterator[None]:
-    """Keep functions from resizing arrays: NumPy does not resize one that has weak references."""
-    held = []
-    for array in given:
-        while isinstance(array, np.ndarray) and isinstance(array.base, np.ndarray):
-            array = array.base
-        held += [weakref.ref(array)] if isinstance(array, np.ndarray) else []
-    try:
-        yield
-    finally:
-        held.clear()
+# --- the engine -----------------------------------------------------------------------------------
 
 
 def _loss_sums(row: LossRow, parameter: float, X: Any, y: Any, w: Any, *rest: Any) -> Any:
-    blocks = None if native is None else _native_blocks(X, w.shape[1])
-    with _sizes_kept(*(X if isinstance(X, tuple) else (X,)), y, *rest):
+    blocks = None if native is None else native_blocks(X, w.shape[1])
+    with sizes_kept(*(X if isinstance(X, tuple) else (X,)), y, *rest):
         return oracle.loss_sums(row, parameter, X, y, w, *rest, blocks=blocks)
 
 
 def _loss_pointwise(row: LossRow, parameter: float, z: Array, y: Array, order: int) -> Array:
-    with _sizes_kept(z, y):
+    with sizes_kept(z, y):
         return oracle.loss_pointwise(row, parameter, z, y, order)
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pullback.design_matrix import KernelData, Rows, blocks_of_rows, pieces
 from pullback.oracle.elementwise import LOG_2, horner, sum_error
 from pullback.partial import tree_sum
-from pullback.samples import Job, check_rows, sums_of_targets
+from pullback.samples import Job, change_of_slopes, check_rows
 
 if TYPE_CHECKING:
     from pullback.tables.losses import LossRow
@@ -459,13 +459,6 @@ def softmax_cross_entropy_slope(z: Array, y: Array, _: float) -> Any:
     return p * sum_of_others(y) - y * sum_of_others(p)
 
 
-def softmax_hessian_product(p: Array, s: Array, u: Array) -> Any:
-    """Return s (diag p - p p^T) u, shape (..., K)."""
-    # Less the likeliest class's u, so that the difference from the mean keeps its digits.
-    u = u - np.take_along_axis(u, np.argmax(p, axis=-1, keepdims=True), -1)
-    return s[..., None] * p * (u - np.sum(p * u, axis=-1, keepdims=True))
-
-
 def softmax_hessians(p: Array, sums: Array) -> Array:
     """Return s (diag p - p p^T), shape (N, K, K), for probabilities p (N, K), sums s of targets."""
     p64 = p.astype(np.float64, copy=False)
@@ -580,7 +573,9 @@ def loss_sums(
             second = row.second_derivative(z, targets, parameter)
             z = block.forward(v[0]) + v[1]
             along = z.reshape(len(z), n_outputs, -1)  # by direction
-            curved = [_curved(row, second, targets, along[..., i]) for i in range(along.shape[2])]
+            curved = [
+                change_of_slopes(row, second, targets, along[..., i]) for i in range(along.shape[2])
+            ]
             slopes = np.stack(curved, axis=2).reshape(z.shape)
         if slopes is None:
             return np.array([total])
@@ -639,7 +634,7 @@ def loss_line(
         total, slopes = _scores(row, parameter, job, z, targets, weight)
         if slopes is None:
             second = row.second_derivative(z, targets, parameter)
-            slopes = _curved(row, second, targets, change)
+            slopes = change_of_slopes(row, second, targets, change)
         slopes = _weighted(slopes, weight)
         return np.array([total, np.sum(np.where(slopes == 0, 0, slopes * change))])
 
@@ -704,11 +699,3 @@ def _gradient_in_X(slopes: Array, w: Array, weight: Array | None, scale: float) 
     if not np.isfinite(slopes).all():
         gX = scale * np.where(w == 0, 0, slopes[:, None, :] * w).sum(axis=-1)
     return gX if weight is None else np.where(weight[:, None] == 0, 0, gX)
-
-
-def _curved(row: LossRow, second: Array, y: Array, u: Array) -> Any:
-    """Return the slopes' change along a direction that changes the predictions by `u`."""
-    if row.of_classes:
-        return softmax_hessian_product(second, sums_of_targets(y), u)
-    # Where the curvature overflowed, a prediction that does not change adds nothing.
-    return np.where((u == 0) & (second == np.inf), 0, second * u)
