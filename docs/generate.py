@@ -270,6 +270,8 @@ terms' magnitudes, and the bits are the same for any number of threads.
 | `grad(x)`, `value_and_grad(x)` | the gradient, in the shape of `x` |
 | `vjp(x, g)` | the gradient times `g`; `g` has the result's shape, after the axes of a stack |
 | `jvp(x, t)` | the sum of derivatives times `t`; `t` has the shape of `x` |
+| `vjp.jvp(x, g, t, tg)` | the tangent of `vjp`: H(t) + vjp(x, tg); a tangent of None is zero |
+| `vjp.vjp(x, g, h)` | the cotangents of `x` and `g`: H(h) and jvp(x, h) |
 | `jacobian(x)` | `Dense` for a single value, else a sum of a `Diagonal` |
 
 `dot(x, y)` takes two operands of one shape and returns a pair of gradients, or those that `wrt`
@@ -282,9 +284,17 @@ i and j are indices into it, p is softmax(x), y is the map's value and r its sca
 
 {reductions}
 
+H(t) is the derivative of vjp along a tangent t, which is the Hessian of the sum of g times the
+value, multiplied by t. For a reduction, g is a factor in front of the formula. In the formulas, u
+is x/norm2(x), v is abs(x)/norm(x, p), f holds the slopes, and T and G are t and g without their
+means: those weighted by p in softmax, and in layer_norm the plain ones. There a and b are the means
+of y G and y T, and T and G then lack their parts along y, too.
+
+{seconds}
+
 An error is at most the bound in ULP of the result, plus S(n) times the expression in the next
-column. The terms of a map's vjp can cancel; its bound is in ULP of the larger of the result and
-that expression.
+column. The terms of a map's vjp, and those of H(t), can cancel; their bounds are in ULP of the
+larger of the result and that expression.
 
 {reduction_errors}
 
@@ -365,6 +375,10 @@ def catalogue() -> str:
             ("reduction", "value", "derivative", "empty", "conventions", "source"),
             map(_reduction, REDUCTIONS.values()),
         ),
+        seconds=_markdown(
+            ("reduction", "the i-th element of H(t)", "max ULP", "S(n) times"),
+            map(_second, REDUCTIONS.values()),
+        ),
         reduction_errors=_markdown(
             ("reduction", "value: max ULP", "S(n) times", "derivative, vjp: max ULP", "S(n) times"),
             map(_reduction_errors, REDUCTIONS.values()),
@@ -417,7 +431,12 @@ def _point(point: SpecialPoint) -> tuple[str, ...]:
 
 
 def _product_methods(row: ProductRow) -> Iterator[tuple[str, ...]]:
-    for method, result in row.methods.items():
+    second = row.second_formula + (" without an activation" if row.options else "")
+    of_vjp = {
+        "vjp.jvp": f"H(t) and the vjp of t{row.cotangent}, where H(t) is {second}",
+        "vjp.vjp": f"H(h), and for {row.cotangent} the jvp of h",
+    }
+    for method, result in {**row.methods, **of_vjp}.items():
         arguments = [*row.arguments(method), *(f"{option}=f" for option in row.options)]
         yield f"`{row.name}.{method}({', '.join(arguments)})`", result
 
@@ -431,6 +450,11 @@ def _reduction(row: ReductionRow) -> tuple[str, ...]:
         row.conventions,
         row.source,
     )
+
+
+def _second(row: ReductionRow) -> tuple[str, ...]:
+    formulas = ", ".join(f"`{formula}`" for formula in row.second_formula)
+    return f"`{row.name}`", formulas, f"{row.second_ulp:g}", f"`{row.second_terms}`"
 
 
 def _reduction_errors(row: ReductionRow) -> tuple[str, ...]:

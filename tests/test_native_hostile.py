@@ -50,6 +50,7 @@ def refusing(parameters: str) -> Any:
 
 
 F8 = np.ones((2, 3))
+OWN = np.arange(6.0).reshape(2, 3)  # which no call is given to write to
 
 
 def step(*given: Any, **options: Any) -> Step:
@@ -138,6 +139,8 @@ def functions() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
     yield "reduce_tangents", N.reduce_tangents, tangents
     transformed = ("softmax", 0.0, "vjp", ROWS, ROWS, ROWS.copy())
     yield "transform_slices", N.transform_slices, transformed
+    yield "second_rows", N.second_rows, ("softmax", 0.0, F8, F8, F8, F8.copy())
+    yield "second_rows of norm2", N.second_rows, ("norm2", 0.0, F8, F8[:, :1].copy(), F8, F8.copy())
     yield "read_seconds", N.read_seconds, (VECTOR,)
     yield "copy_seconds", N.copy_seconds, (VECTOR, VECTOR.copy())
     yield "set_target", N.set_target, (target,)
@@ -241,6 +244,10 @@ def made() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
         ("softmax", "vjp", "x, g, axis=-1, out=None, where=True", (F8, F8)),
         ("logsumexp", "value", "x, b=None, where=True", (F8,)),
         ("layer_norm", "value", "x, axis=-1, eps=1e-5, out=None", (F8, -1)),
+        ("softmax", "vjp.jvp", "x, g, t, tg, axis=-1, out=None, where=True", (OWN, OWN, OWN, OWN)),
+        ("norm2", "vjp.jvp", "x, g, t, tg, axis=None, keepdims=False", (OWN, 1.5, OWN, None)),
+        ("logsumexp", "vjp.vjp", "x, g, h, axis=None, b=None, wrt='all'", (OWN, Y[:2], OWN, 1)),
+        ("layer_norm", "vjp.vjp", "x, g, h, axis=-1, eps=1e-5", (OWN, OWN, OWN, -1)),
     ):
         called = {"norm": "p", "layer_norm": "eps"}.get(name, "")
         made_of = N.reduction_method(name, method, called, 1.0, lambda p: p >= 0, refusing(taken))
@@ -473,6 +480,7 @@ def test_too_few_arguments_to_rely_on() -> None:
         lambda f: N.loss_method("huber", 1.0, "pointwise.vjp", None, f),
         lambda f: N.reduction_method("dot", "jvp", "", 0.0, None, f),
         lambda f: N.reduction_method("sum", "value", "", 0.0, None, f),
+        lambda f: N.reduction_method("softmax", "vjp.jvp", "", 0.0, None, f),
         lambda f: N.product_method("matmul", "vjp", f),
         lambda f: N.product_method("linear", "jvp", f),
         lambda f: N.product_method("bilinear_form", "value", f),

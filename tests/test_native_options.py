@@ -182,6 +182,45 @@ def test_reductions(name: str, method: str) -> None:
     judge(bound, calls())
 
 
+SECOND = ("softmax", "log_softmax", "layer_norm", "logsumexp", "norm2", "variance")
+
+
+@pytest.mark.parametrize("name", SECOND)
+@pytest.mark.parametrize("method", ["jvp", "vjp"])
+def test_second_order_of_reductions(name: str, method: str) -> None:
+    f = pb.primitives[name]
+
+    def calls() -> Iterator[Call]:
+        together = itertools.product(kinds((2, 3, 4))[:3], AXES, PARAMETERS.get(name, [{}]))
+        for k, (x, axis, options) in enumerate(together):
+            given = {**options, "axis": axis}
+            given |= {"keepdims": k % 2 == 1, "where": True} if not f.row.is_map else {}
+            shape = np.shape(f.value(x, **given))
+            g = rng.standard_normal(shape)[()]
+            stacked = rng.standard_normal((2, *shape))
+            t, h = rng.standard_normal(x.shape), rng.standard_normal((2, *x.shape))
+            some = [g, 0.5, stacked][k % 3]
+            if method == "jvp":
+                yield (x, g, t, None), given
+                yield (x, some, t, np.ones_like(some) if np.ndim(some) else 1), given
+                yield (x, g, None, g), given
+            else:
+                yield (x, g, t), given
+                yield (x, some, h if some is stacked else t), given
+        x, t = rng.standard_normal((2, 2, 3))
+        last: dict[str, Any] = {"axis": -1}
+        g = x if f.row.is_map else x[:, 0].copy()
+        tails = [(None,), (g,)] if method == "jvp" else [()]
+        for bad in (np.inf, -np.inf, np.nan, 1e300, 1e-300, 0.0):  # what the kernels leave
+            for at in range(3):
+                arrays = [a.copy() for a in (x, g, t)]
+                arrays[at].reshape(-1)[0] = bad
+                for tail in tails:
+                    yield (*arrays, *tail), last
+
+    judge(getattr(f.vjp, method), calls())
+
+
 @pytest.mark.parametrize("name", reductions)
 def test_jacobians_of_reductions(name: str) -> None:
     f = pb.primitives[name]

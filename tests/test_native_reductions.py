@@ -153,6 +153,9 @@ def test_nothing_beyond_the_ends_is_touched(target: str, name: str, dtype: Any) 
                 for memory in (ours, theirs, out)
             )
             x[...], y[...] = 1, 2
+            if dtype == np.float64 and shape[2] == 1:
+                g = y[..., 0] if row.is_map else y[:, :1, 0].copy()
+                native.second_rows(name, 1e-5, x[..., 0], g, y[..., 0], slopes[..., 0])
             if row.is_map:
                 native.transform_slices(name, 1e-5, "vjp", x, y, slopes)
                 continue
@@ -222,3 +225,15 @@ def test_the_engine_refuses_what_would_lie_outside() -> None:
         native.transform_slices("sum", 0.0, "vjp", x, x, np.empty_like(x))
     with pytest.raises(KeyError):
         native.reduce_slices("nonsense", *good[1:])
+    x = np.ones((2, 3))
+    of_rows = np.ones((2, 1))
+    for name, g in (("softmax", x), ("norm2", of_rows)):
+        good = (name, 0.0, x, g, x, np.empty_like(x))
+        assert native.second_rows(*good) == b""
+        other = of_rows if g is x else x
+        for position, bad in ((2, x[0]), (3, other), (4, of_rows), (4, g[:1]), (5, read_only[0])):
+            arguments = [*good]
+            arguments[position] = bad
+            with pytest.raises(TypeError, match="what the engine takes"):
+                native.second_rows(*arguments)
+    assert native.second_rows("sum", 0.0, None, None, None, None) is None

@@ -15,6 +15,8 @@
 #include "bindings/method.h"
 #include "bindings/outputs.h"
 #include "kernels/reductions.h"
+#include "kernels/second_order.h"
+#include "runtime/scratch.h"
 
 namespace pullback {
 namespace {
@@ -116,6 +118,16 @@ std::optional<uint64_t> AxesOf(PyObject* axis, int ndim) {
   return axes;
 }
 
+// The axes of a call on an array; nothing where Python has to look at them.
+std::optional<uint64_t> AxesOf(PyObject* axis, int ndim, bool of_map) {
+  if (axis == nullptr && of_map) {
+    if (ndim == 0) return std::nullopt;
+    return uint64_t{1} << (ndim - 1);
+  }
+  if (axis != nullptr && axis != Py_None) return AxesOf(axis, ndim);
+  return ndim == 64 ? ~uint64_t{0} : (uint64_t{1} << ndim) - 1;
+}
+
 // A C-contiguous array as (outer, n, inner), and the shape of its reduction.
 struct Slices {
   size_t outer = 1, n = 1, inner = 1;
@@ -189,16 +201,8 @@ bool AllCount(const Arguments& args, std::optional<size_t> where_at) {
   }
   PlainOperands x;
   if (!moves || !x.Take(given.data(), entry.arrays)) return nullptr;
-  PyObject* const axis = ArgumentAt(args, entry.axis_at);
   const int ndim = PyArray_NDIM(x[0]);
-  const uint64_t all = ndim == 64 ? ~uint64_t{0} : (uint64_t{1} << ndim) - 1;
-  std::optional<uint64_t> axes = all;
-  if (axis == nullptr && entry.is_map) {
-    if (ndim == 0) return nullptr;
-    axes = uint64_t{1} << (ndim - 1);
-  } else if (axis != nullptr && axis != Py_None) {
-    axes = AxesOf(axis, ndim);
-  }
+  const std::optional<uint64_t> axes = AxesOf(ArgumentAt(args, entry.axis_at), ndim, entry.is_map);
   Slices slices;
   if (!axes || !slices.Cut(x[0], *axes, keep == Py_True) || slices.IsEmpty()) return nullptr;
   const npy_intp row[] = {1, entry.is_jacobian ? PyArray_SIZE(x[0]) : 0};
@@ -206,7 +210,7 @@ bool AllCount(const Arguments& args, std::optional<size_t> where_at) {
   // that.
   size_t stack = 1;
   npy_intp room[NPY_MAXDIMS];
-  const bool is_row = entry.is_jacobian && axes == all;
+  const bool is_row = entry.is_jacobian && (ndim == 0 || *axes == ~uint64_t{0} >> (64 - ndim));
   const npy_intp* gradient = is_row ? row : PyArray_DIMS(x[0]);
   int gradient_ndim = is_row ? 2 : ndim;
   for (size_t i = 1; i < entry.arrays; ++i) {
@@ -308,6 +312,113 @@ bool AllCount(const Arguments& args, std::optional<size_t> where_at) {
   for (size_t o = 0; o < gradients; ++o) of_operands[o] = Ref(outputs.ReleaseArray(place[o]));
   Ref packed(wrt.Pack(of_operands.data()));
   return values > 0 ? Pair(std::move(value), std::move(packed)) : packed.release();
+}
+
+// A method of vjp's, of a row with a kernel of its own: float64 arrays along the last axes.
+struct SecondEntry : MethodEntry {
+  std::optional<SecondRow> row;
+  bool of_tangents;
+  size_t x_at, g_at, t_at, tg_at;
+  std::optional<size_t> parameter_at, axis_at, keepdims_at, out_at, wrt_at, where_at, weights_at;
+  double parameter;
+  Ref valid;
+  Entry::Kernels vjp, jvp;
+};
+
+bool HasShape(PyObject* object, int ndim, const npy_intp* shape) {
+  return IsPlain(object, DType::kFloat64) && PyArray_NDIM(AsArray(object)) == ndim &&
+         std::equal(shape, shape + ndim, PyArray_DIMS(AsArray(object)));
+}
+
+PyObject* SecondCallMethod(const MethodEntry& own, const Arguments& args) {
+  const auto& entry = static_cast<const SecondEntry&>(own);
+  double parameter;
+  if (!entry.row || ArgumentAt(args, entry.wrt_at) != nullptr ||
+      Given(args, entry.out_at) != nullptr || Given(args, entry.weights_at) != nullptr ||
+      !AllCount(args, entry.where_at) ||
+      !ReadParameter(entry.parameter, entry.valid, ArgumentAt(args, entry.parameter_at),
+                     parameter)) {
+    return nullptr;
+  }
+  const bool is_map = IsMap(*entry.row);
+  PyObject* const keep = ArgumentAt(args, entry.keepdims_at);
+  PyObject *const x = args[entry.x_at], *const g = args[entry.g_at], *const t = args[entry.t_at];
+  if ((keep != nullptr && keep != Py_True && keep != Py_False) || !IsPlain(x, DType::kFloat64)) {
+    return nullptr;
+  }
+  const int ndim = PyArray_NDIM(AsArray(x));
+  const npy_intp* const shape = PyArray_DIMS(AsArray(x));
+  const auto axes = AxesOf(ArgumentAt(args, entry.axis_at), ndim, is_map);
+  Slices slices;
+  if (ndim == 0 || !axes || !slices.Cut(AsArray(x), *axes, keep == Py_True) || slices.IsEmpty() ||
+      slices.inner != 1 || !HasShape(t, ndim, shape)) {
+    return nullptr;
+  }
+  const int g_ndim = is_map ? ndim : slices.ndim;
+  const npy_intp* const g_shape = is_map ? shape : slices.shape;
+  const bool is_number = !is_map && slices.outer == 1 && PyFloat_CheckExact(g);
+  const double number = is_number ? PyFloat_AS_DOUBLE(g) : 0;
+  if (!is_number && !HasShape(g, g_ndim, g_shape)) return nullptr;
+  PyObject* const tg = entry.of_tangents ? args[entry.tg_at] : Py_None;
+  if (tg != Py_None && !HasShape(tg, g_ndim, g_shape)) return nullptr;
+
+  Ref result(NewArray(ndim, shape, DType::kFloat64));
+  if (!result) return nullptr;
+  constexpr size_t kOnStack = size_t{4} << 10;
+  using CallScratch = Scratch<kOnStack>;
+  const size_t elements = slices.outer * slices.n, room = tg == Py_None ? 0 : elements;
+  CallScratch scratch(CallScratch::Bytes(slices.outer) + CallScratch::Bytes<double>(room));
+  if (!scratch) return PyErr_NoMemory();
+  const auto data = [](PyObject* array) {
+    return static_cast<double*>(PyArray_DATA(AsArray(array)));
+  };
+  double* const out = data(result.get());
+  const SecondCall call{*entry.row, parameter, slices.outer,
+                        slices.n,   data(x),   is_number ? &number : data(g),
+                        data(t),    out,       scratch.Take<uint8_t>(slices.outer)};
+  if (!RunKernel(elements > kReleaseGil, [&](Poll* poll) { return SecondOrder(call, poll); })) {
+    return nullptr;
+  }
+  if (std::find(call.suspects, call.suspects + call.rows, 1) != call.suspects + call.rows) {
+    return nullptr;
+  }
+
+  ReductionCall first = {};
+  first.dtype = DType::kFloat64;
+  first.parameter = parameter;
+  first.outer = slices.outer;
+  first.n = slices.n;
+  first.inner = 1;
+  first.x = call.x;
+  if (entry.of_tangents) {
+    if (tg == Py_None) return result.release();
+    double* const terms = scratch.Take<double>(room);
+    first.op = entry.vjp.Active();
+    (is_map ? first.v : first.g) = data(tg);
+    first.out[0] = terms;
+    if (!Run(first)) return nullptr;
+    for (size_t i = 0; i < elements; ++i) out[i] += terms[i];
+    return result.release();
+  }
+  first.op = entry.jvp.Active();
+  if (is_map) {
+    Ref of_g(NewArray(ndim, shape, DType::kFloat64));
+    if (!of_g) return nullptr;
+    first.v = call.t;
+    first.out[0] = data(of_g.get());
+    if (!Run(first)) return nullptr;
+    return Pair(std::move(result), std::move(of_g));
+  }
+  const bool scalar = slices.ndim == 0;
+  double value;
+  Ref of_g(scalar ? nullptr : NewArray(slices.ndim, slices.shape, DType::kFloat64));
+  if (!scalar && !of_g) return nullptr;
+  first.tangents = true;
+  first.t[0] = call.t;
+  first.values = scalar ? &value : data(of_g.get());
+  if (!Run(first)) return nullptr;
+  if (scalar) of_g = Ref(NewScalar(&value, DType::kFloat64));
+  return Pair(std::move(result), std::move(of_g));
 }
 
 // The Jacobian of a map, which keeps the operand.
@@ -441,6 +552,45 @@ PyObject* CallEngine(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   return Run(call) ? Py_NewRef(Py_None) : nullptr;
 }
 
+// second_rows(name, parameter, x, g, t, out): H(t) of rows of float64. Returns None if there is no
+// kernel; else a byte for each row, 1 for a suspect, or none if there is no suspect.
+PyObject* SecondRows(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
+  if (nargs != 6) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 6", nargs);
+  SecondCall call;
+  const char* const name = PyUnicode_AsUTF8(args[0]);
+  if (name == nullptr || !ReadDouble(args[1], &call.parameter)) return nullptr;
+  const std::optional<SecondRow> row = FindSecond(name);
+  if (!row) Py_RETURN_NONE;
+  call.row = *row;
+  const npy_intp* shape = nullptr;
+  const auto read = [&](PyObject* object, bool is_output, bool of_rows, auto** data) {
+    if (!IsPlain(object, DType::kFloat64)) return false;
+    PyArrayObject* const array = AsArray(object);
+    if (PyArray_NDIM(array) != 2 || (is_output && !PyArray_ISWRITEABLE(array))) return false;
+    if (shape == nullptr) shape = PyArray_DIMS(array);
+    const npy_intp* const own = PyArray_DIMS(array);
+    *data = static_cast<double*>(PyArray_DATA(array));
+    return own[0] == shape[0] && own[1] == (of_rows ? 1 : shape[1]);
+  };
+  if (!read(args[2], false, false, &call.x) || shape[1] == 0 ||
+      !read(args[3], false, !IsMap(*row), &call.g) || !read(args[4], false, false, &call.t) ||
+      !read(args[5], true, false, &call.out)) {
+    return PyErr_Format(PyExc_TypeError, "arrays are not what the engine takes");
+  }
+  call.rows = static_cast<size_t>(shape[0]);
+  call.n = static_cast<size_t>(shape[1]);
+  Ref suspects(PyBytes_FromStringAndSize(nullptr, shape[0]));
+  if (!suspects) return nullptr;
+  call.suspects = reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(suspects.get()));
+  if (!RunKernel(call.rows * call.n > kReleaseGil,
+                 [&](Poll* poll) { return SecondOrder(call, poll); })) {
+    return nullptr;
+  }
+  const uint8_t* const end = call.suspects + call.rows;
+  if (std::find(call.suspects, const_cast<uint8_t*>(end), 1) != end) return suspects.release();
+  return PyBytes_FromStringAndSize(nullptr, 0);
+}
+
 template <const EngineFunction& at>
 PyMethodDef Engine(const char* name, const char* signature) {
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(CallEngine<at>)),
@@ -453,6 +603,8 @@ PyMethodDef kEngine[] = {
     Engine<kTangents>("reduce_tangents", "reduce_tangents(name, parameter, x, t, out, /)\n--\n\n"),
     Engine<kTransforms>("transform_slices",
                         "transform_slices(name, parameter, method, x, v, out, /)\n--\n\n"),
+    {"second_rows", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(SecondRows)),
+     METH_FASTCALL, "second_rows(name, parameter, x, g, t, out, /)\n--\n\n"},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -483,12 +635,56 @@ PyObject* NewMapJacobian(const char* called, double parameter, PyObject* valid,
   return NewMethod(MapJacobianCall, std::move(entry), fallback);
 }
 
+PyObject* NewSecondMethod(const char* reduction, bool of_tangents, const char* called,
+                          double parameter, PyObject* valid, PyObject* fallback) {
+  auto entry = std::make_unique<SecondEntry>();
+  entry->row = FindSecond(reduction);
+  entry->of_tangents = of_tangents;
+  entry->parameter = parameter;
+  entry->valid = Ref(Py_NewRef(valid));
+  const Signature& signature = entry->signature;
+  if (!entry->signature.Read(fallback, 3)) return nullptr;
+  entry->parameter_at = signature.Find(called);
+  if (*called != 0 && !entry->parameter_at) return HasNoParameter(fallback, called);
+  entry->axis_at = signature.Find("axis");
+  entry->keepdims_at = signature.Find("keepdims");
+  entry->out_at = signature.Find("out");
+  entry->wrt_at = signature.Find("wrt");
+  entry->where_at = signature.Find("where");
+  entry->weights_at = signature.Find("b");
+  if (entry->row) {
+    const auto place = [&](const char* name, size_t& at) {
+      const std::optional<size_t> found = signature.Find(name);
+      at = found.value_or(0);
+      return found && at < signature.required();
+    };
+    if (!place("x", entry->x_at) || !place("g", entry->g_at) ||
+        !place(of_tangents ? "t" : "h", entry->t_at) ||
+        (of_tangents && !place("tg", entry->tg_at))) {
+      return PyErr_Format(PyExc_TypeError, "%R does not take the arrays of vjp's", fallback);
+    }
+    const bool is_map = IsMap(*entry->row);
+    const auto kernels = [&](const char* method) {
+      const auto row = is_map ? FindMap(reduction, method) : FindReduction(reduction);
+      return RowOf(ReductionTables(), row.value());
+    };
+    entry->vjp = kernels("vjp");
+    entry->jvp = kernels("jvp");
+  }
+  return NewMethod(SecondCallMethod, std::move(entry), fallback);
+}
+
 }  // namespace
 
 PyObject* NewReductionMethod(const char* reduction, const char* method, const char* called,
                              double parameter, PyObject* valid, PyObject* fallback) {
   constexpr std::string_view kKinds[] = {"value", "grad", "value_and_grad", "vjp", "jvp"};
   const bool is_map = FindMap(reduction, "vjp").has_value();
+  const bool of_tangents = std::string_view(method) == "vjp.jvp";
+  if ((of_tangents || std::string_view(method) == "vjp.vjp") &&
+      (is_map || FindReduction(reduction))) {
+    return NewSecondMethod(reduction, of_tangents, called, parameter, valid, fallback);
+  }
   const bool is_jacobian = std::string_view(method) == "jacobian";
   if (is_map && is_jacobian) return NewMapJacobian(called, parameter, valid, fallback);
   const auto* const found =

@@ -19,15 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.config import guarded
-from pullback.engine import BACKEND, Engine, attribute_of
+from pullback.engine import BACKEND, OF_VJP, Engine, attribute_of, private, with_methods
 from pullback.foreign import admitted, check_labels, is_plain, overriding
 from pullback.protocol import (
     WRT,
-    WithMethods,
     as_array,
     as_arrays,
     broadcast_shape,
     check_cotangent,
+    check_given,
     check_outs,
     check_shape,
     check_unmasked,
@@ -59,7 +59,6 @@ METHODS: Final = (
     "jvp",
     "jacobian",
 )
-OF_VJP: Final = ("vjp.jvp", "vjp.vjp")  # which is a primitive too
 _UFUNCS: Final = ("derivative", "second_derivative")  # of one operand
 
 
@@ -245,14 +244,13 @@ class Elementwise(Hinted):
         }
         self._terms = ("vjp",) if self.nin == 1 else ("vjp0", "vjp1")
         methods = {name: _method(row, name) for name in ("__call__", *METHODS)}
-        methods |= {_attribute(name): _method(row, name) for name in OF_VJP}
+        methods |= {private(name): _method(row, name) for name in OF_VJP}
         own: Any = type(type(self).__name__, (type(self),), methods)
         self.__class__ = own  # whose methods have the row's signature
         self._slopes: Callable[..., Any] = self.derivative  # type: ignore[attr-defined]
         self._primitive: Any = self
         if not engine.is_native:
-            own = {name[4:]: getattr(self, _attribute(name)) for name in OF_VJP}
-            self.vjp = WithMethods(self.vjp, **own)  # type: ignore[has-type]
+            self.vjp = with_methods(self.vjp, self, engine)  # type: ignore[has-type]
 
     def __repr__(self) -> str:
         return f"<elementwise '{self.__name__}'{self._engine.remark}>"
@@ -287,7 +285,7 @@ class Elementwise(Hinted):
         for name in (*METHODS, *OF_VJP):
             if name in _UFUNCS and nin == 1:
                 continue
-            fallback = getattr(self, _attribute(name))
+            fallback = getattr(self, private(name))
             call = self._engine.kernels.elementwise_method(self.row.name, name, fallback)
             owner, _, call.__name__ = name.rpartition(".")
             call.__doc__ = fallback.__doc__
@@ -433,16 +431,8 @@ class Elementwise(Hinted):
         wanted = [*own, whole] if of_tangents else stacked
         results = stacked if of_tangents else [*own, whole]
         called = _arguments(self.row, name)
-        for k, (factor, right) in enumerate(zip(given, wanted, strict=True), self.nin + 1):
-            if factor is None or is_weak(factor):
-                continue
-            if (has := shape_of(op, called[k], factor)) != right:
-                what = (
-                    (*names, "g")[k - self.nin - 1]
-                    if of_tangents
-                    else f"the cotangent of {names[k - self.nin - 1]}"
-                )
-                raise ValueError(f"{op}: {called[k]} has shape {has}, {what} has {right}")
+        whose = [*names, "g"] if of_tangents else [f"the cotangent of {n}" for n in names]
+        check_given(op, given, called[self.nin + 1 :], wanted, whose)
         arguments = [
             a if a is None or is_weak(a) else as_array(op, n, a)
             for n, a in zip(called, (*operands, g, *given), strict=True)
@@ -641,11 +631,6 @@ def _arguments(row: OpRow, name: str) -> tuple[str, ...]:
     return row.operands + more.get(name, ())
 
 
-def _attribute(name: str) -> str:
-    """Return where the column keeps a method."""
-    return f"_{name.replace('.', '_')}" if name in OF_VJP else name
-
-
 def _left_out(row: OpRow, name: str) -> int:
     """Return the number of arrays without the last operand, and without its tangent."""
     return row.nin - 1 + (name in ("vjp", "jvp"))
@@ -702,7 +687,7 @@ def _method(row: OpRow, name: str) -> Any:
     op = f"{row.name}.{owner}" if owner else row.name
     function = method(op, last, f"self, {_parameters(row, name)}", call, doc, result)
     if name in OF_VJP:
-        function.__name__ = _attribute(name)  # by which pickle finds it
+        function.__name__ = private(name)  # by which pickle finds it
     return function
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from pullback.config import native
+from pullback.config import guarded, native
+from pullback.protocol import WithMethods
 
-__all__ = ["BACKEND", "Engine", "attribute_of", "enter"]
+__all__ = ["BACKEND", "OF_VJP", "Engine", "attribute_of", "enter", "private", "with_methods"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +25,8 @@ class Engine:
         ``reduce_slices``, ``reduce_tangents`` and ``transform_slices`` as in
         `pullback.oracle.reductions`; ``product_results`` as in `pullback.oracle.products`;
         ``loss_sums``, ``loss_line`` and ``loss_pointwise`` as in `pullback.oracle.losses`. All of
-        these take a row's name instead of the row. Further ``softmax_hessians`` as in
+        these take a row's name instead of the row. Further ``second_rows``, which `SecondOrder` of
+        `pullback.second_order` calls before it takes the formula, ``softmax_hessians`` as in
         `pullback.oracle.losses`, ``gram_sums`` as in `pullback.oracle.gram`, and
         ``plain_arrays(*operands)``: it returns arrays of the dtype that the operands compute in,
         where None stays None, or it returns None if Python has to convert an operand.
@@ -61,6 +63,34 @@ def enter(make: Callable[[Any], Any], owner: Any, name: str, label: str, module:
     call.__module__, call.__doc__ = module, fallback.__doc__
     call.__reduce__ = partial(attribute_of, owner, name)
     return call
+
+
+OF_VJP: Final = ("vjp.jvp", "vjp.vjp")  # the methods of vjp, which is a primitive too
+
+
+def private(name: str) -> str:
+    """Return where a primitive keeps a method: one of vjp's under a name of its own."""
+    return f"_{name.replace('.', '_')}" if name in OF_VJP else name
+
+
+def with_methods(
+    vjp: Any, owner: object, engine: Engine, make: Callable[[str, Any], Any] | None = None
+) -> Any:
+    """Return a primitive's vjp with the methods that its owner keeps for it.
+
+    Natively, they are what ``make(name, fallback)`` returns, or else guarded.
+    """
+    own = {name: getattr(owner, private(name)) for name in OF_VJP}
+    if not engine.is_native:
+        return WithMethods(vjp, **{name.removeprefix("vjp."): f for name, f in own.items()})
+    for name, function in own.items():
+        call = guarded(function) if make is None else make(name, function)
+        for attribute in ("__module__", "__qualname__", "__doc__"):
+            setattr(call, attribute, getattr(function, attribute))
+        call.__name__ = name.removeprefix("vjp.")
+        call.__reduce__ = partial(attribute_of, vjp, call.__name__)
+        setattr(vjp, call.__name__, call)
+    return vjp
 
 
 def attribute_of(owner: object, name: str) -> Any:

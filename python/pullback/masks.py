@@ -126,6 +126,28 @@ class Packed:
             )
         self._unsort(sums, out)
 
+    def second_slices(
+        self, name: str, p: float, x: Blocks, g: Array, t: tuple[Array | None, ...], out: Blocks
+    ) -> None:
+        """Write H(t) of a reduction or a map, 0 at elements not kept."""
+        packed = tuple(map(self._pack, x))
+        sorted_g = self._pack(g) if self._row.is_map else g.reshape(-1)[self._order]
+        tangents = [None if a is None else self._pack(a) for a in t]
+        moved = [np.empty_like(packed[0]) for _ in out]
+        for slices, elements, shape in self._groups():
+            self._kernels.second_slices(
+                name,
+                p,
+                tuple(array[elements].reshape(shape) for array in packed),
+                sorted_g[elements].reshape(shape)
+                if self._row.is_map
+                else sorted_g[slices].reshape(-1, 1),
+                tuple(None if a is None else a[elements].reshape(shape) for a in tangents),
+                tuple(array[elements].reshape(shape) for array in moved),
+            )
+        for array, target in zip(moved, out, strict=True):
+            self._unpack(array, target)
+
     def transform_slices(
         self, name: str, p: float, method: str, x: Array, v: Array | None, out: Array
     ) -> None:
@@ -196,3 +218,18 @@ class Weighted:
             moved = self._mean(name, p, wide, self._b * np.where(self._b == 0, 0, tangent))
             mean = self._mean(name, p, wide, self._b)
             out[...] = np.where(moved == 0, 0, moved / mean)
+
+    def second_slices(
+        self, name: str, p: float, x: Blocks, g: Array, t: tuple[Array | None, ...], out: Blocks
+    ) -> None:
+        """Write H(t): q (t - <q, t>) times the cotangent, where q is the derivative."""
+        (tangent,), q = t, np.empty(x[0].shape)
+        assert tangent is not None
+        tangent = np.where(self._b == 0, 0, tangent)
+        mean = np.empty((x[0].shape[0], x[0].shape[2]))
+        self.reduce_slices(name, p, x, None, None, (q,))
+        self.reduce_tangents(name, p, x, (tangent,), mean)
+        with np.errstate(all="ignore"):
+            moved = q * (tangent - mean[:, np.newaxis]) * g[:, np.newaxis]
+            moves = g[:, np.newaxis] * np.any(tangent != 0, axis=1, keepdims=True) != 0
+            out[0][...] = np.where(moves & (self._b != 0), moved, 0)

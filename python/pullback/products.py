@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback import elementwise
-from pullback.engine import BACKEND, Engine, enter
+from pullback.engine import BACKEND, OF_VJP, Engine, enter, private, with_methods
 from pullback.jacobians import Jacobian, Kronecker
 from pullback.jacobians.primitives import of_layer, of_matrix, of_product, of_vector
 from pullback.protocol import (
@@ -24,6 +24,7 @@ from pullback.protocol import (
     Outputs,
     Wrt,
     aligned,
+    arrays_of_vjp,
     as_matrix,
     check_wrt,
     is_weak,
@@ -54,6 +55,12 @@ def _method(row: ProductRow, name: str) -> Any:
     keywords = "".join(f", {option}=None" for option in row.options)
     by_keyword = f", *{keywords}" if keywords else ""
     given, taken = f"({operands},)", f"({options},)" if options else "()"
+    arguments = row.arguments(name) if name in OF_VJP else ()
+    behind = f"({', '.join(arguments[len(row.operands) :])},)"
+    of_vjp = (
+        f"{', '.join(arguments)}, /, *{keywords}, wrt='all', out=None",
+        f"self._of_vjp({name!r}, {given}, {behind}, {taken}, wrt, out)",
+    )
     positional, call = {
         "__call__": (
             f"{optional}, /{by_keyword}, out=None",
@@ -75,8 +82,14 @@ def _method(row: ProductRow, name: str) -> Any:
             f"{optional}, /, *{keywords}, wrt='all'",
             f"self._jacobian({given}, {taken}, wrt)",
         ),
+        "vjp.jvp": of_vjp,
+        "vjp.vjp": of_vjp,
     }[name]
-    return method(row.name, name, f"self, {positional}", call, _docstring(row, name))
+    owner, _, last = name.rpartition(".")
+    op = f"{row.name}.{owner}" if owner else row.name
+    function = method(op, last, f"self, {positional}", call, _docstring(row, name))
+    function.__name__ = private(name)  # by which pickle finds it
+    return function
 
 
 def _docstring(row: ProductRow, name: str) -> str:
@@ -85,7 +98,14 @@ def _docstring(row: ProductRow, name: str) -> str:
     cotangents = ", ".join(f"{prefix}{n}" for n in row.operands)
     tangents = ", ".join(f"t{n}" for n in row.operands)
     names = ", ".join(f"`{n}`" for n in row.operands)
-    what = row.methods.get(name, f"``{row.formula}``").replace("`", "``")
+    g = row.cotangent
+    behind = ", ".join(row.arguments(name)[len(row.operands) + 1 :])
+    of_vjp = {"vjp.jvp": f"H(t) + vjp(t{g})", "vjp.vjp": "H(h) and jvp(h)"}
+    second = f"{of_vjp.get(name)}, where H(t) is {row.second_formula}"
+    if row.options:
+        second += " without an activation"
+    what = second if name in of_vjp else row.methods.get(name, f"``{row.formula}``")
+    what = what.replace("`", "``")
     summary, more, result = {
         "__call__": (f"{row.summary}: {what}", "", f"ndarray or scalar, {row.result}"),
         "vjp": (
@@ -111,6 +131,20 @@ def _docstring(row: ProductRow, name: str) -> str:
             "",
             f"Jacobian or tuple of Jacobian, whose input shapes are those of {names}",
         ),
+        "vjp.jvp": (
+            "Return the tangents of what vjp returns",
+            f"{g} : array_like\n    Cotangent of the result, as vjp takes it.\n"
+            f"{behind} : array_like or None, shapes of {names} and `{g}`\n    Tangents. None "
+            "is zero, and its product is not computed.\n",
+            f"tangents of {cotangents} : ndarray, shapes of vjp's",
+        ),
+        "vjp.vjp": (
+            "Return the cotangents of what vjp takes",
+            f"{g} : array_like\n    Cotangent of the result, as vjp takes it.\n"
+            f"{behind} : array_like or None, shapes of what vjp returns\n    Cotangents. None is "
+            "zero, and its product is not computed.\n",
+            f"cotangents of {names} and `{g}` : ndarray, their shapes",
+        ),
     }[name]
     lines = [f"{summary}.", "", "Parameters", "----------"]
     lines += [f"{n} : {about}" for n, about in row.operands.items()]
@@ -123,7 +157,7 @@ def _docstring(row: ProductRow, name: str) -> str:
             "out : ndarray, optional",
             "    The array to write the result to; it may overlap the arguments.",
         ]
-    if name == "vjp":
+    if name == "vjp" or name in OF_VJP:
         lines += [
             "out : ndarray, or tuple of ndarray or None, optional",
             "    The arrays to write to, one for each result; an array for a single operand in",
@@ -250,6 +284,13 @@ def _row_of(primitive: Any) -> OpRow | None:
     return row if isinstance(row, OpRow) and row is OPS.get(row.name) else None
 
 
+def _sum(terms: Sequence[Any]) -> Any:
+    """Return the sum of arrays, None for none; of more than two in float64."""
+    if len(terms) < 3:
+        return terms[0] + terms[1] if len(terms) == 2 else terms[0] if terms else None
+    return np.sum(terms, axis=0, dtype=np.float64)
+
+
 def _whole(array: Any) -> bool:
     """Tell whether strides are whole elements, which those of aligned arrays may not be."""
     return all(stride % array.itemsize == 0 for stride in array.strides)
@@ -281,15 +322,23 @@ class Product(Hinted):
         self.__name__ = self.__qualname__ = row.name
         self.__module__ = engine.module("products")
         methods = {name: _method(row, name) for name in ("__call__", *row.methods)}
-        end = methods_and_example(row.name, (methods[name] for name in row.methods))
+        of_vjp = {private(name): _method(row, name) for name in OF_VJP}
+        named = (*(methods[name] for name in row.methods), *of_vjp.values())
+        end = methods_and_example(row.name, named)
         self.__doc__ = f"{methods['__call__'].__doc__}\n\n{end}"
-        own: Any = type(type(self).__name__, (type(self),), methods)
+        own: Any = type(type(self).__name__, (type(self),), methods | of_vjp)
         self.__class__ = own  # whose methods have the row's signature
         for name in methods if engine.is_native else ():
             kind = "value" if name == "__call__" else name
             make = partial(engine.kernels.product_method, row.name, kind)
             # On the class, where calls look.
             setattr(own, name, enter(make, self, name, row.name, self.__module__))
+        own.vjp = with_methods(self.vjp, self, engine)
+
+    if TYPE_CHECKING:  # methods, from the row
+        __call__: Any
+        vjp: Any
+        jvp: Any
 
     def __repr__(self) -> str:
         return f"<product {self.__name__}{self._engine.remark}>"
@@ -367,6 +416,96 @@ class Product(Hinted):
         cotangents = self._results("vjp", inputs, seen, activation, asked.operands, targets)
         return asked.result(outputs.deliver(cotangents))
 
+    def _of_vjp(
+        self,
+        name: str,
+        given: tuple[Any, ...],
+        behind: tuple[Any, ...],
+        options: tuple[Any, ...],
+        wrt: Any,
+        out: Any,
+    ) -> Any:
+        """Return the tangents of vjp's results, or the cotangents of its arguments."""
+        op, row, of_tangents = f"{self.row.name}.{name}", self.row, name == "vjp.jvp"
+        names = self._names if of_tangents else (*self._names, row.cotangent)
+        asked = self._asked(op, wrt, given if of_tangents else (*given, behind[0]), names)
+        activation = self._activation(op, options)
+
+        def shapes(*operands: Any) -> tuple[Fit, Shape]:
+            fit = _fit(op, row, operands)
+            return fit, fit.result
+
+        called = row.arguments(name)[len(self._names) :]
+        operands, (g, *factors), fit, stack = arrays_of_vjp(
+            op,
+            self._names,
+            given,
+            behind,
+            called,
+            shapes,
+            of_tangents=of_tangents,
+            optional=row.optional,
+        )
+        front = stack if of_tangents else ()
+        shaped = [None if a is None else front + a.shape for a in operands]
+        if not of_tangents:
+            shaped.append(stack + fit.result)
+        wanted = [shaped[k] for k in asked.operands]
+        for shape in (stack + fit.result, *wanted):
+            check_axes(op, shape or ())
+        dtype = g.dtype
+        inputs = (*operands, g, *factors)
+        outputs = Outputs(op, out, wanted, dtype, inputs, single=asked.single)
+        keywords = {"activation": activation} if row.options else {}
+        few = tuple(k for k in asked.operands if k < len(operands) and operands[k] is not None)
+        with np.errstate(all="ignore"):
+            if of_tangents:
+                *t, tg = factors
+                found = self._tangents_of_vjp(operands, g, t, tg, activation, few)
+            else:
+                sums: dict[int, list[Any]] = {k: [] for k in few}
+                for index in np.ndindex(*stack):
+                    t = [None if h is None else h[index] for h in factors]
+                    part = self._tangents_of_vjp(operands, g[index], t, None, activation, few)
+                    for k in few:
+                        sums[k] += [] if part[k] is None else [part[k]]
+                found = {k: _sum(terms) for k, terms in sums.items()}
+                if len(operands) in asked.operands and any(h is not None for h in factors):
+                    pushed = np.empty(stack + fit.result, dtype)
+                    for index in np.ndindex(*stack):
+                        t = [None if h is None else h[index] for h in factors]
+                        pushed[index] = self.jvp(*operands, *t, **keywords)
+                    found[len(operands)] = pushed
+        results = []
+        for k, shape in zip(asked.operands, wanted, strict=True):
+            result = found.get(k)
+            missing = None if shape is None else np.zeros(shape, dtype)
+            results.append(missing if result is None else np.asarray(result, dtype))
+        delivered = outputs.deliver(results)
+        return asked.result([a if a is None or out is not None else a[()] for a in delivered])
+
+    def _tangents_of_vjp(
+        self, operands: Any, g: Any, t: Any, tg: Any, activation: Any, wrt: tuple[int, ...]
+    ) -> dict[int, Any]:
+        """Return the tangents of the cotangents in `wrt`, None for zero.
+
+        Behind an activation f there is the cotangent f'(Z) g; it moves with Z and with g.
+        """
+        moves = any(a is not None for a in t)
+        if activation is not None:
+            Z = self(*operands)
+            tZ = self.jvp(*operands, *t) if moves else None
+            if moves or tg is not None:
+                tg = activation.vjp.jvp(Z, g, tZ, tg)
+            g = activation.vjp(Z, g) if moves else g
+        by = self.row.second(make_products(self._engine), operands, t, g)
+        found = {}
+        for k in wrt:
+            terms = [by[k]() if moves else None]
+            terms += [None if tg is None else self.vjp(*operands, tg, wrt=k)]
+            found[k] = _sum([term for term in terms if term is not None])
+        return found
+
     def _value_and_grad(self, given: tuple[Any, ...], wrt: Any) -> tuple[Any, Any]:
         op = f"{self.row.name}.value_and_grad"
         asked = check_wrt(op, wrt, self._names)
@@ -397,11 +536,12 @@ class Product(Hinted):
 
     # --- what they share ---
 
-    def _asked(self, op: str, wrt: Any, given: tuple[Any, ...]) -> Wrt:
+    def _asked(self, op: str, wrt: Any, given: tuple[Any, ...], names: tuple[str, ...] = ()) -> Wrt:
         """Return what `wrt` asks for, of which an optional operand that is None is not all."""
-        asked = check_wrt(op, wrt, self._names)
+        names = names or self._names
+        asked = check_wrt(op, wrt, names)
+        name = names[asked.operands[0]]
         if all(given[i] is None for i in asked.operands):
-            name = self._names[asked.operands[0]]
             raise ValueError(f"{op}: wrt is {shown(wrt)}, but {name} is None")
         return asked
 

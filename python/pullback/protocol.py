@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, update_wrapper
 from itertools import combinations, repeat
 from operator import index
@@ -39,6 +39,7 @@ __all__ = [
     "WithMethods",
     "Wrt",
     "aligned",
+    "arrays_of_vjp",
     "as_array",
     "as_arrays",
     "as_flag",
@@ -48,6 +49,7 @@ __all__ = [
     "as_number",
     "broadcast_shape",
     "check_cotangent",
+    "check_given",
     "check_labels",
     "check_outs",
     "check_shape",
@@ -519,6 +521,113 @@ def check_cotangent(
             f"{op}: g has shape {g}, which must end in {shape}, the value's shape for {listed}"
         )
     return g[:n_batch]
+
+
+def check_given(
+    op: str,
+    given: Sequence[Any],
+    names: Sequence[str],
+    shapes: Sequence[tuple[int, ...] | None],
+    whose: Sequence[str],
+) -> None:
+    """Refuse a tangent or a cotangent, unless it is None or a number, of another shape.
+
+    Parameters
+    ----------
+    op : str
+        The operation, for the error messages.
+    given : sequence of array_like or None
+        Those that a method of vjp's takes.
+    names, shapes : sequence of str, sequence of tuple of int or None
+        Their names, and the shapes that they have to have; None for what must not be given.
+    whose : sequence of str
+        What has that shape.
+    """
+    for factor, name, shape, owner in zip(given, names, shapes, whose, strict=True):
+        if factor is None or is_weak(factor):
+            continue
+        if shape is not None and (own := shape_of(op, name, factor)) != shape:
+            raise ValueError(f"{op}: {name} has shape {own}, {owner} has {shape}")
+
+
+def arrays_of_vjp(
+    op: str,
+    names: Sequence[str],
+    primals: Sequence[Any],
+    given: Sequence[Any],
+    called: Sequence[str],
+    shapes: Callable[..., tuple[Any, tuple[int, ...]]],
+    *,
+    of_tangents: bool,
+    optional: str | None = None,
+) -> tuple[list[Any], list[Any], Any, tuple[int, ...]]:
+    """Return the arguments of a method of vjp's as arrays of one dtype, where None stays None.
+
+    Parameters
+    ----------
+    op : str
+        The operation, for the error messages.
+    names, primals : sequence of str, sequence of array_like
+        The operands; the `optional` one may be None.
+    given, called : sequence of array_like or None, sequence of str
+        The cotangent, and what follows it: tangents of the operands and of the cotangent
+        (`of_tangents`), or cotangents of what vjp returns. Numbers fill their shapes.
+    shapes : callable
+        ``shapes(*primals)`` returns whatever it finds about these arrays, and the value's shape.
+
+    Returns
+    -------
+    primals, given : list of ndarray or None
+        Of the common dtype. The first of `given` is the cotangent.
+    found : object
+        What `shapes` found.
+    stack : tuple of int
+        The axes in front of the value's shape that the cotangent has.
+    """
+    g_name = called[0]
+    if given[0] is None:
+        raise TypeError(f"{op}: {g_name} is None, which is no cotangent")
+    everything, everyone = (*primals, *given), (*names, *called)
+    optionals = [None, *(n for n in (optional,) if n), *called[1:]]
+    there = [
+        (a, n)
+        for a, n in zip(everything, everyone, strict=True)
+        if a is not None or n not in optionals
+    ]
+    arrays = iter(aligned(op, *(a for a, _ in there), names=[n for _, n in there]))
+    found = {n for _, n in there}
+    plain: list[Any] = [next(arrays) if n in found else None for n in everyone]
+    fit, value = shapes(*plain[: len(names)])
+    primals = plain[: len(names)]
+    named = {n: a.shape for n, a in zip(names, primals, strict=True) if a is not None}
+    weak = list(map(is_weak, given))
+    g = plain[len(names)]
+    n_stack = 0 if weak[0] else g.ndim - len(value)
+    if not weak[0] and (n_stack < 0 or g.shape[n_stack:] != value):
+        listed = " and ".join(f"{n} {shape}" for n, shape in named.items())
+        raise ValueError(
+            f"{op}: {g_name} has shape {g.shape}, which must end in {value}, the value's shape for "
+            f"{listed}"
+        )
+    stack = () if weak[0] else g.shape[:n_stack]
+    own = [named.get(n) for n in names]
+    front = () if of_tangents else stack
+    wanted = [None if shape is None else front + shape for shape in own]
+    whose = [*names] if of_tangents else [f"the cotangent of {n}" for n in names]
+    if of_tangents:
+        wanted.append(stack + value)
+        whose.append(g_name)
+    for factor, n, name, shape in zip(given[1:], called[1:], names, own, strict=False):
+        if factor is not None and shape is None:
+            raise ValueError(f"{op}: {n} is given, but {name} is None")
+    check_given(op, given[1:], called[1:], wanted, whose)
+    shaped = [
+        np.full(shape, a) if is_number and shape is not None else a
+        for a, is_number, shape in zip(
+            plain[len(names) :], weak, [stack + value, *wanted], strict=True
+        )
+    ]
+    return primals, shaped, fit, stack
 
 
 def sum_repeated(terms: Any, batch: tuple[int, ...], shape: tuple[int, ...]) -> Any:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pullback.engine import BACKEND, Engine, enter
+from pullback.elementwise import make_elementwise
+from pullback.engine import BACKEND, OF_VJP, Engine, enter, private, with_methods
 from pullback.jacobians.primitives import of_reduction
 from pullback.jacobians.rows import RowWise
 from pullback.masks import Packed, Weighted, unmasked
@@ -18,6 +19,7 @@ from pullback.protocol import (
     WRT,
     Outputs,
     aligned,
+    arrays_of_vjp,
     as_array,
     as_flag,
     as_ints,
@@ -32,9 +34,11 @@ from pullback.protocol import (
     kernel_dtype,
     method,
     methods_and_example,
+    result_dtype,
     tangents_of,
 )
 from pullback.registry import Hinted, Registry, attributes
+from pullback.second_order import SecondOrder
 from pullback.shapes import check_axes
 from pullback.slices import AXES, Axis, Slices
 from pullback.tables.reductions import REDUCTIONS, Parameter, ReductionRow
@@ -69,17 +73,24 @@ class _Rows(Hinted):
         own: Any = type(type(self).__name__, (type(self),), methods)
         self.__class__ = own  # whose methods have the row's signature
         if not engine.is_native:
+            self.vjp = with_methods(self.vjp, self, engine)  # type: ignore[has-type]
             return
         about = row.parameter
         called, default, valid = "", 0.0, None
         if about is not None:
             called, default, valid = about.name, about.default or 0.0, about.test
+
+        def make(name: str, fallback: Any) -> Any:
+            maker = engine.kernels.reduction_method
+            return maker(row.name, name, called, default, valid, fallback)
+
         for name in _METHODS:
             if not hasattr(self, name):  # a map has no gradient
                 continue
-            make = partial(engine.kernels.reduction_method, row.name, name, called, default, valid)
-            call = enter(make, self, name, row.name, self.__module__)
+            call = enter(partial(make, name), self, name, row.name, self.__module__)
             setattr(self, name, call)
+            if name == "vjp":
+                with_methods(call, self, engine, make)
             if name == "value":  # which Python looks up on the class, one of its own
                 own.__call__ = call
 
@@ -102,9 +113,11 @@ class _Rows(Hinted):
             raise ValueError(f"{op}: {about.name} is {parameter}, needs {about.text}")
         return parameter
 
-    def _kernels(self, op: str, slices: Slices, axis: Axis, where: Any, b: Any = None) -> Any:
+    def _kernels(
+        self, op: str, slices: Slices, axis: Axis, where: Any, b: Any = None, kernels: Any = None
+    ) -> Any:
         """Return the engine's functions, for the elements that are kept and with their weights."""
-        kernels, row = self._engine.kernels, self.row
+        kernels, row = self._engine.kernels if kernels is None else kernels, self.row
         keep = check_where(op, where, slices.shape, "x")
         if b is not None:
             weights = np.broadcast_to(b, slices.shape)
@@ -119,6 +132,151 @@ class _Rows(Hinted):
         if b is not None:
             kernels = Weighted(kernels, slices.take(np.where(keep, weights, 0).astype(np.float64)))
         return kernels
+
+    def _slices(self, op: str, arrays: tuple[Array, ...], axis: Axis, keepdims: bool) -> Slices:
+        del keepdims
+        return Slices.of(op, arrays[0], axis)
+
+    def _of_vjp(
+        self,
+        name: str,
+        operands: tuple[Any, ...],
+        p: Any,
+        given: tuple[Any, ...],
+        axis: Axis,
+        keepdims: bool,
+        where: Any,
+        b: Any,
+        wrt: Any,
+        out: Any,
+    ) -> Any:
+        """Return the tangents of vjp's results, or the cotangents of its arguments."""
+        op, row = self._op(name), self.row
+        names, of_tangents = row.operands, name == "vjp.jvp"
+        parameter = self._parameter(op, p)
+        asked = check_wrt(op, wrt, names if of_tangents else (*names, "g"))
+        operands, where = unmasked(operands, where)
+        called = _given(row, name)
+        check_labels(op, (*names, *called), (*operands, *given))
+        if b is not None:  # an operand without a tangent
+            b = as_array(op, "b", b)
+
+        def shapes(*arrays: Array) -> tuple[Slices, tuple[int, ...]]:
+            if b is not None:
+                _check_weights(op, arrays[0], b)
+            slices = self._slices(op, arrays, axis, keepdims)
+            return slices, slices.shape if row.is_map else slices.result_shape(keepdims)
+
+        primals, (g, *factors), slices, stack = arrays_of_vjp(
+            op, names, operands, given, called, shapes, of_tangents=of_tangents
+        )
+        dtype = primals[0].dtype if b is None else result_dtype(op, primals[0], b, names=("x", "b"))
+        kernels = SecondOrder(self._engine.kernels, self._power, REDUCTIONS)
+        kernels = self._kernels(op, slices, axis, where, b, kernels)
+        check_axes(op, stack + slices.shape)
+        front = stack if of_tangents else ()
+        shapes_of = [front + slices.shape if k < len(names) else g.shape for k in asked.operands]
+        outputs = Outputs(
+            op,
+            flat_outs(op, out, asked.result(range(len(shapes_of)))),
+            shapes_of,
+            dtype,
+            (*primals, g, *factors),
+            single=asked.single,
+        )
+        results: list[Any] = [None] * len(shapes_of)
+        if primals[0].size > 0:
+            run = _SecondOrderCall(kernels, row, parameter, slices, primals, asked.operands)
+            for index in np.ndindex(*stack):
+                own = [a if a is None or of_tangents else a[index] for a in factors[: len(names)]]
+                tg = factors[-1][index] if of_tangents and factors[-1] is not None else None
+                for i, part in enumerate(run(g[index], own, tg)):
+                    if part is None or not stack:
+                        results[i] = part
+                        continue
+                    if results[i] is None:
+                        results[i] = np.zeros(shapes_of[i])
+                    whole = of_tangents or asked.operands[i] == len(names)
+                    results[i][index if whole else ...] += part
+        with np.errstate(all="ignore"):
+            narrow = [
+                np.zeros(shape, dtype) if result is None else result.astype(dtype, copy=False)
+                for result, shape in zip(results, shapes_of, strict=True)
+            ]
+        delivered = outputs.deliver(narrow)
+        return asked.result([a if out is not None else a[()] for a in delivered])
+
+    @property
+    def _power(self) -> Any:
+        return make_elementwise(self._engine)["power"]
+
+
+class _SecondOrderCall:
+    """A call of a method of vjp's, for one cotangent of a stack after the other."""
+
+    def __init__(
+        self,
+        kernels: Any,
+        row: ReductionRow,
+        parameter: float,
+        slices: Slices,
+        primals: Sequence[Array],
+        wrt: tuple[int, ...],
+    ) -> None:
+        self._kernels, self._row, self._p, self._slices = kernels, row, parameter, slices
+        self._x = tuple(map(self._blocks, primals))
+        self._wrt = wrt
+
+    def _blocks(self, array: Array) -> Array:
+        return self._slices.take(array).astype(np.float64, copy=False)
+
+    def _of_values(self, g: Array) -> Array:
+        """Return an array of the value's shape as the kernels take it."""
+        if self._row.is_map:
+            return self._blocks(g)
+        return self._slices.take_results(g).astype(np.float64, copy=False)
+
+    def _first(self, method: str, v: Any, outs: Sequence[Array]) -> None:
+        """Write first-order products with a cotangent, or with tangents."""
+        kernels, name, p = self._kernels, self._row.name, self._p
+        if self._row.is_map:
+            v = v[0] if method == "jvp" else v
+            kernels.transform_slices(name, p, method, self._x[0], v, outs[0])
+        elif method == "vjp":
+            kernels.reduce_slices(name, p, self._x, v, None, tuple(outs))
+        else:
+            kernels.reduce_tangents(name, p, self._x, v, outs[0])
+
+    def __call__(
+        self, g: Array, given: Sequence[Array | None], tg: Array | None
+    ) -> Iterator[Array | None]:
+        """Yield what is asked for, for one cotangent: H and vjp for operands, jvp for `g`."""
+        slices = self._slices
+        t = tuple(None if a is None else self._blocks(a) for a in given)
+        moves = any(a is not None for a in t)
+        parts: list[list[Array]] = []
+        if moves and any(k < len(t) for k in self._wrt):
+            parts.append([np.empty(slices.blocks) for _ in t])
+            args = self._x, self._of_values(g), t, tuple(parts[-1])
+            self._kernels.second_slices(self._row.name, self._p, *args)
+        if tg is not None:
+            parts.append([np.empty(slices.blocks) for _ in t])
+            self._first("vjp", self._of_values(tg), parts[-1])
+        for k in self._wrt:
+            if k < len(t):
+                terms = [slices.give(part[k]) for part in parts]
+                yield sum(terms[1:], terms[0]) if terms else None
+            elif moves:
+                outer, _, inner = slices.blocks
+                room = np.empty(slices.blocks if self._row.is_map else (outer, inner))
+                self._first("jvp", t, [room])
+                yield (
+                    slices.give(room)
+                    if self._row.is_map
+                    else slices.give_results(room, False).reshape(g.shape)
+                )
+            else:
+                yield None
 
 
 class Reduction(_Rows):
@@ -155,8 +313,7 @@ class Reduction(_Rows):
         if b is None:
             return aligned(op, *given, names=names), None
         *arrays, weights = aligned(op, *given, b, names=(*names, "b"))
-        if broadcast_shape(op, x=arrays[0].shape, b=weights.shape) != arrays[0].shape:
-            raise ValueError(f"{op}: b has shape {weights.shape}, x has {arrays[0].shape}")
+        _check_weights(op, arrays[0], weights)
         return tuple(arrays), weights
 
     def _reduce(
@@ -396,6 +553,11 @@ class RowMap(_Rows):
         return RowWise(self, x, axis, options)
 
 
+def _check_weights(op: str, x: Array, b: Array) -> None:
+    if broadcast_shape(op, x=x.shape, b=b.shape) != x.shape:
+        raise ValueError(f"{op}: b has shape {b.shape}, x has {x.shape}")
+
+
 def _hashable(op: str, axis: Any) -> Any:
     """Return axes that Jacobians can hold and compare: a tuple for a list or an array."""
     return axis if axis is None or type(axis) is int else as_ints(op, "axis", axis, AXES)
@@ -416,7 +578,7 @@ def _methods(row: ReductionRow) -> dict[str, Any]:
     names = ("value", "vjp", "jvp", "jacobian")
     made = {name: _method(row, name) for name in (names if row.is_map else _METHODS)}
     made["__call__"] = _method(row, "value")
-    return made
+    return made | {private(name): _method(row, name) for name in OF_VJP}
 
 
 _METHODS: Final = ("value", "grad", "value_and_grad", "vjp", "jvp", "jacobian")
@@ -435,8 +597,10 @@ def _method(row: ReductionRow, name: str) -> Any:
             option = f", {given_later}"
     operands = ", ".join(row.operands)
     tangents = ", ".join(_tangents(row))
-    extra = {"vjp": "g, ", "jvp": f"{tangents}, "}.get(name, "")
+    behind = ", ".join(_given(row, name))
+    extra = {"vjp": "g, ", "jvp": f"{tangents}, "}.get(name, f"{behind}, " if behind else "")
     several = len(row.operands) > 1 and name not in ("value", "jvp")
+    several |= name == "vjp.vjp"
     wrt = "wrt" if several else "0"
     axis = f"axis=-1{option}" if row.is_map else f"axis=None{option}, keepdims=False"
     out = "" if name == "jacobian" else ", out=None"
@@ -460,6 +624,16 @@ def _method(row: ReductionRow, name: str) -> Any:
             "jvp": f"self._transform('jvp', x, t, {p}, axis, out, where)",
             "jacobian": f"self._jacobian(x, {p}, axis, where)",
         }
+    if name in OF_VJP:
+        kept = "False" if row.is_map else "keepdims"
+        weights = "b" if row.weighs else "None"
+        arrays = f"({behind},), axis, {kept}, where, {weights}"
+        body = f"self._of_vjp({name!r}, {given}, {arrays}, {wrt}, out)"
+        owner, _, last = name.partition(".")
+        doc = _docstring_of_vjp(row, name)
+        function = method(f"{row.name}.{owner}", last, parameters, body, doc)
+        function.__name__ = private(name)  # by which pickle finds it
+        return function
     return method(row.name, name, parameters, call[name], _method_docstring(row, name))
 
 
@@ -467,9 +641,18 @@ def _tangents(row: ReductionRow) -> tuple[str, ...]:
     return ("t",) if len(row.operands) == 1 else tuple(f"t{name}" for name in row.operands)
 
 
+def _given(row: ReductionRow, name: str) -> tuple[str, ...]:
+    """Return the names of the arrays behind the operands that a method of vjp's takes."""
+    if name not in OF_VJP:
+        return ()
+    tangents = _tangents(row)
+    if name == "vjp.jvp":
+        return ("g", *tangents, "tg")
+    return ("g", *(t.replace("t", "h") for t in tangents))
+
+
 def _method_docstring(row: ReductionRow, name: str) -> str:
     """Return the numpydoc docstring of a method, from its row."""
-    about, operands = row.parameter, ", ".join(row.operands)
     several = len(row.operands) > 1
     shape = f"the shape of `{row.operands[0]}`"
     reduced = shape if row.is_map else f"{shape} without the reduced axes"
@@ -504,39 +687,12 @@ def _method_docstring(row: ReductionRow, name: str) -> str:
             "",
         ),
     }[name]
-    one = ", of one shape, which do not broadcast" if several else ", any shape"
-    lines = [
-        f"{summary}.",
-        "",
-        "Parameters",
-        "----------",
-        f"{operands} : array_like{one}",
-        "    bool, 8- and 16-bit integers and float16 compute in float32, wider integers in",
-        "    float64.",
-    ]
-    if about is not None:
-        default = "" if about.default is None else f", default {about.default:g}"
-        lines += [f"{about.name} : float{default}"]
-        lines += [f"    {about.role}. It needs to be {about.text}."]
+    lines = [f"{summary}.", "", "Parameters", "----------", *_primals(row)]
     if name == "vjp":
         lines += ["g : array_like", f"    Cotangent, in {reduced}."]
     if name == "jvp":
         lines += [f"{', '.join(_tangents(row))} : array_like", f"    In {shape}; None is zero."]
-    lines += ["axis : int, tuple of int, or None"]
-    if row.is_map:
-        lines += ["    The axes of a slice, whose elements belong together; None for all axes."]
-    else:
-        lines += [
-            "    The axes to reduce; None for all.",
-            "keepdims : bool",
-            "    Whether to keep the reduced axes, with length 1.",
-        ]
-    if row.weighs:
-        lines += [
-            "b : array_like, optional",
-            "    Weights of the exponentials, of any sign; they broadcast to the shape of `x`.",
-            "    They have no derivative. An element with weight 0 does not count.",
-        ]
+    lines += _options(row)
     hidden = f"the result there is {row.hidden:g}" if row.is_map and name == "value" else ""
     hidden = hidden or "their derivative is 0"
     lines += [
@@ -554,6 +710,84 @@ def _method_docstring(row: ReductionRow, name: str) -> str:
     fits = "    If a shape or `out` does not fit" if target else "    If a shape does not fit"
     empty = ", or a slice is empty" if row.empty is None and not row.is_map else ""
     return "\n".join([*lines, f"{fits}{empty}."])
+
+
+def _primals(row: ReductionRow) -> list[str]:
+    """Return what docstrings say of the operands and the parameter."""
+    about, several = row.parameter, len(row.operands) > 1
+    one = ", of one shape, which do not broadcast" if several else ", any shape"
+    lines = [
+        f"{', '.join(row.operands)} : array_like{one}",
+        "    bool, 8- and 16-bit integers and float16 compute in float32, wider integers in",
+        "    float64.",
+    ]
+    if about is not None:
+        default = "" if about.default is None else f", default {about.default:g}"
+        lines += [f"{about.name} : float{default}"]
+        lines += [f"    {about.role}. It needs to be {about.text}."]
+    return lines
+
+
+def _options(row: ReductionRow) -> list[str]:
+    """Return what docstrings say of the axes and the weights."""
+    lines = ["axis : int, tuple of int, or None"]
+    if row.is_map:
+        lines += ["    The axes of a slice, whose elements belong together; None for all axes."]
+    else:
+        lines += [
+            "    The axes to reduce; None for all.",
+            "keepdims : bool",
+            "    Whether to keep the reduced axes, with length 1.",
+        ]
+    if row.weighs:
+        lines += [
+            "b : array_like, optional",
+            "    Weights of the exponentials, of any sign; they broadcast to the shape of `x`.",
+            "    They have no derivative. An element with weight 0 does not count.",
+        ]
+    return lines
+
+
+def _docstring_of_vjp(row: ReductionRow, name: str) -> str:
+    """Return the numpydoc docstring of a method of vjp's, from its row."""
+    operands, several = row.operands, len(row.operands) > 1
+    given = ", ".join(_given(row, name)[1:])
+    gradients = ", ".join(f"g{n}" for n in operands)
+    named = ", ".join(f"`{n}`" for n in operands)
+    of_tangents = name == "vjp.jvp"
+    if of_tangents:
+        summary = f"Return the tangent{'s' * several} of what vjp returns"
+        about = f"{given} : array_like or None, the shapes of {named} and `g`"
+        more = "Tangents; None is zero, and a Python number fills its argument's shape."
+        result = f"the tangent{'s' * several} of {gradients} : ndarray, shape of vjp's"
+        what = "H(t) + vjp(tg)"
+    else:
+        summary = "Return the cotangents of what vjp takes"
+        about = f"{given} : array_like or None, the shape{'s' * several} of what vjp returns"
+        more = "Cotangents; None is zero, and a Python number fills the shape."
+        result = f"the cotangents of {', '.join((*operands, 'g'))} : ndarray, their shapes"
+        what = "H(h) and jvp(h)"
+    formulas = " and ".join(f"g*({formula})" for formula in row.second_formula)
+    if row.is_map:
+        formulas = row.second_formula[0]
+    reduced = "the shape of `x`" if row.is_map else "the shape of the value"
+    lines = [f"{summary}.", "", "Parameters", "----------", *_primals(row)]
+    lines += ["g : array_like", f"    Cotangent, in {reduced}; the axes of a stack may precede it."]
+    lines += [about, f"    {more}", *_options(row)]
+    lines += [
+        "where : array_like of bool",
+        "    Which elements count; broadcasts to the shape of `x`. The others have no influence,",
+        "    and their derivative is 0.",
+    ]
+    lines += [*WRT] if several or not of_tangents else []
+    kind = "ndarray" if of_tangents and not several else "tuple of (ndarray or None)"
+    lines += [f"out : {kind}, optional", "    Where the result goes."]
+    lines += ["", "Returns", "-------", result, f"    {what}. The i-th element of H(t) is"]
+    lines += textwrap.wrap(f"``{formulas}``.", 92, initial_indent="    ", subsequent_indent="    ")
+    lines += ["", "Raises", "------", "TypeError"]
+    lines += ["    If a dtype has no kernel (complex, object, ...)."]
+    lines += ["ValueError", "    If a shape or `out` does not fit."]
+    return "\n".join(lines)
 
 
 def _docstring(row: ReductionRow, kind: str, methods: Mapping[str, Any]) -> str:

@@ -59,6 +59,124 @@ class _LeakyReluVjp(Protocol):
             hx: ArrayLike | None, /, out: _Out = None, *, wrt: _Wrt = "all") -> Any: ...
 
 @type_check_only
+class _MatmulVjp(Protocol):
+    def __call__(self, A: ArrayLike, B: ArrayLike, G: ArrayLike, /, *, wrt: _Wrt = "all",
+            out: _Out = None) -> Any: ...
+    def jvp(self, A: ArrayLike, B: ArrayLike, G: ArrayLike, tA: ArrayLike | None,
+            tB: ArrayLike | None, tG: ArrayLike | None, /, *, wrt: _Wrt = "all",
+            out: _Out = None) -> Any: ...
+    def vjp(self, A: ArrayLike, B: ArrayLike, G: ArrayLike, hA: ArrayLike | None,
+            hB: ArrayLike | None, /, *, wrt: _Wrt = "all", out: _Out = None) -> Any: ...
+
+@type_check_only
+class _LinearVjp(Protocol):
+    def __call__(self, X: ArrayLike, W: ArrayLike, b: Any, G: ArrayLike, /, *,
+            activation: Any = None, wrt: _Wrt = "all", out: _Out = None) -> Any: ...
+    def jvp(self, X: ArrayLike, W: ArrayLike, b: Any, G: ArrayLike, tX: ArrayLike | None,
+            tW: ArrayLike | None, tb: ArrayLike | None, tG: ArrayLike | None, /, *,
+            activation: Any = None, wrt: _Wrt = "all", out: _Out = None) -> Any: ...
+    def vjp(self, X: ArrayLike, W: ArrayLike, b: Any, G: ArrayLike, hX: ArrayLike | None,
+            hW: ArrayLike | None, hb: ArrayLike | None, /, *, activation: Any = None,
+            wrt: _Wrt = "all", out: _Out = None) -> Any: ...
+
+@type_check_only
+class _QuadraticFormVjp(Protocol):
+    def __call__(self, x: ArrayLike, A: ArrayLike, g: ArrayLike, /, *, wrt: _Wrt = "all",
+            out: _Out = None) -> Any: ...
+    def jvp(self, x: ArrayLike, A: ArrayLike, g: ArrayLike, tx: ArrayLike | None,
+            tA: ArrayLike | None, tg: ArrayLike | None, /, *, wrt: _Wrt = "all",
+            out: _Out = None) -> Any: ...
+    def vjp(self, x: ArrayLike, A: ArrayLike, g: ArrayLike, hx: ArrayLike | None,
+            hA: ArrayLike | None, /, *, wrt: _Wrt = "all", out: _Out = None) -> Any: ...
+
+@type_check_only
+class _BilinearFormVjp(Protocol):
+    def __call__(self, u: ArrayLike, X: ArrayLike, v: ArrayLike, g: ArrayLike, /, *,
+            wrt: _Wrt = "all", out: _Out = None) -> Any: ...
+    def jvp(self, u: ArrayLike, X: ArrayLike, v: ArrayLike, g: ArrayLike, tu: ArrayLike | None,
+            tX: ArrayLike | None, tv: ArrayLike | None, tg: ArrayLike | None, /, *,
+            wrt: _Wrt = "all", out: _Out = None) -> Any: ...
+    def vjp(self, u: ArrayLike, X: ArrayLike, v: ArrayLike, g: ArrayLike, hu: ArrayLike | None,
+            hX: ArrayLike | None, hv: ArrayLike | None, /, *, wrt: _Wrt = "all",
+            out: _Out = None) -> Any: ...
+
+@type_check_only
+class _SumVjp(Protocol):
+    def __call__(self, x: ArrayLike, g: ArrayLike, axis: _Axis = None, keepdims: bool = False,
+            out: _Out = None, *, where: Any = True) -> Any: ...
+    def jvp(self, x: ArrayLike, g: ArrayLike, t: ArrayLike | None, tg: ArrayLike | None,
+            axis: _Axis = None, keepdims: bool = False, out: _Out = None, *,
+            where: Any = True) -> Any: ...
+    def vjp(self, x: ArrayLike, g: ArrayLike, h: ArrayLike | None, axis: _Axis = None,
+            keepdims: bool = False, out: _Out = None, *, wrt: _Wrt = "all",
+            where: Any = True) -> Any: ...
+
+@type_check_only
+class _DotVjp(Protocol):
+    def __call__(self, x: ArrayLike, y: ArrayLike, g: ArrayLike, axis: _Axis = None,
+            keepdims: bool = False, out: _Out = None, *, wrt: _Wrt = "all",
+            where: Any = True) -> Any: ...
+    def jvp(self, x: ArrayLike, y: ArrayLike, g: ArrayLike, tx: ArrayLike | None,
+            ty: ArrayLike | None, tg: ArrayLike | None, axis: _Axis = None, keepdims: bool = False,
+            out: _Out = None, *, wrt: _Wrt = "all", where: Any = True) -> Any: ...
+    def vjp(self, x: ArrayLike, y: ArrayLike, g: ArrayLike, hx: ArrayLike | None,
+            hy: ArrayLike | None, axis: _Axis = None, keepdims: bool = False, out: _Out = None, *,
+            wrt: _Wrt = "all", where: Any = True) -> Any: ...
+
+@type_check_only
+class _NormVjp(Protocol):
+    def __call__(self, x: ArrayLike, p: float, g: ArrayLike, axis: _Axis = None,
+            keepdims: bool = False, out: _Out = None, *, where: Any = True) -> Any: ...
+    def jvp(self, x: ArrayLike, p: float, g: ArrayLike, t: ArrayLike | None, tg: ArrayLike | None,
+            axis: _Axis = None, keepdims: bool = False, out: _Out = None, *,
+            where: Any = True) -> Any: ...
+    def vjp(self, x: ArrayLike, p: float, g: ArrayLike, h: ArrayLike | None, axis: _Axis = None,
+            keepdims: bool = False, out: _Out = None, *, wrt: _Wrt = "all",
+            where: Any = True) -> Any: ...
+
+@type_check_only
+class _LogsumexpVjp(Protocol):
+    def __call__(self, x: ArrayLike, g: ArrayLike, axis: _Axis = None, keepdims: bool = False,
+            out: _Out = None, *, b: Any = None, where: Any = True) -> Any: ...
+    def jvp(self, x: ArrayLike, g: ArrayLike, t: ArrayLike | None, tg: ArrayLike | None,
+            axis: _Axis = None, keepdims: bool = False, out: _Out = None, *, b: Any = None,
+            where: Any = True) -> Any: ...
+    def vjp(self, x: ArrayLike, g: ArrayLike, h: ArrayLike | None, axis: _Axis = None,
+            keepdims: bool = False, out: _Out = None, *, wrt: _Wrt = "all", b: Any = None,
+            where: Any = True) -> Any: ...
+
+@type_check_only
+class _VarianceVjp(Protocol):
+    def __call__(self, x: ArrayLike, g: ArrayLike, axis: _Axis = None, keepdims: bool = False,
+            out: _Out = None, *, ddof: float = 0.0, where: Any = True) -> Any: ...
+    def jvp(self, x: ArrayLike, g: ArrayLike, t: ArrayLike | None, tg: ArrayLike | None,
+            axis: _Axis = None, keepdims: bool = False, out: _Out = None, *, ddof: float = 0.0,
+            where: Any = True) -> Any: ...
+    def vjp(self, x: ArrayLike, g: ArrayLike, h: ArrayLike | None, axis: _Axis = None,
+            keepdims: bool = False, out: _Out = None, *, ddof: float = 0.0, wrt: _Wrt = "all",
+            where: Any = True) -> Any: ...
+
+@type_check_only
+class _SoftmaxVjp(Protocol):
+    def __call__(self, x: ArrayLike, g: ArrayLike, axis: _Axis = -1, out: _Out = None, *,
+            where: Any = True) -> Any: ...
+    def jvp(self, x: ArrayLike, g: ArrayLike, t: ArrayLike | None, tg: ArrayLike | None,
+            axis: _Axis = -1, out: _Out = None, *, where: Any = True) -> Any: ...
+    def vjp(self, x: ArrayLike, g: ArrayLike, h: ArrayLike | None, axis: _Axis = -1,
+            out: _Out = None, *, wrt: _Wrt = "all", where: Any = True) -> Any: ...
+
+@type_check_only
+class _LayerNormVjp(Protocol):
+    def __call__(self, x: ArrayLike, g: ArrayLike, axis: _Axis = -1, eps: float = 1e-05,
+            out: _Out = None, *, where: Any = True) -> Any: ...
+    def jvp(self, x: ArrayLike, g: ArrayLike, t: ArrayLike | None, tg: ArrayLike | None,
+            axis: _Axis = -1, eps: float = 1e-05, out: _Out = None, *,
+            where: Any = True) -> Any: ...
+    def vjp(self, x: ArrayLike, g: ArrayLike, h: ArrayLike | None, axis: _Axis = -1,
+            eps: float = 1e-05, out: _Out = None, *, wrt: _Wrt = "all",
+            where: Any = True) -> Any: ...
+
+@type_check_only
 class _Unary(Protocol):
     __name__: str
     nin: int
@@ -135,8 +253,7 @@ class _Matmul(Protocol):
     def jacobian(self, A: ArrayLike, B: ArrayLike, /, *, wrt: _Wrt = "all") -> Any: ...
     def jvp(self, A: ArrayLike, B: ArrayLike, tA: ArrayLike | None, tB: ArrayLike | None, /,
             out: _Out = None) -> Any: ...
-    def vjp(self, A: ArrayLike, B: ArrayLike, G: ArrayLike, /, *, wrt: _Wrt = "all",
-            out: _Out = None) -> Any: ...
+    vjp: _MatmulVjp
 
 @type_check_only
 class _Linear(Protocol):
@@ -147,8 +264,7 @@ class _Linear(Protocol):
             wrt: _Wrt = "all") -> Any: ...
     def jvp(self, X: ArrayLike, W: ArrayLike, b: Any, tX: ArrayLike | None, tW: ArrayLike | None,
             tb: ArrayLike | None, /, *, activation: Any = None, out: _Out = None) -> Any: ...
-    def vjp(self, X: ArrayLike, W: ArrayLike, b: Any, G: ArrayLike, /, *, activation: Any = None,
-            wrt: _Wrt = "all", out: _Out = None) -> Any: ...
+    vjp: _LinearVjp
 
 @type_check_only
 class _QuadraticForm(Protocol):
@@ -159,8 +275,7 @@ class _QuadraticForm(Protocol):
             out: _Out = None) -> Any: ...
     def value_and_grad(self, x: ArrayLike, A: ArrayLike, /, *,
             wrt: _Wrt = 0) -> tuple[Any, Any]: ...
-    def vjp(self, x: ArrayLike, A: ArrayLike, g: ArrayLike, /, *, wrt: _Wrt = "all",
-            out: _Out = None) -> Any: ...
+    vjp: _QuadraticFormVjp
 
 @type_check_only
 class _BilinearForm(Protocol):
@@ -172,8 +287,7 @@ class _BilinearForm(Protocol):
             tX: ArrayLike | None, tv: ArrayLike | None, /, out: _Out = None) -> Any: ...
     def value_and_grad(self, u: ArrayLike, X: ArrayLike, v: ArrayLike, /, *,
             wrt: _Wrt = "all") -> tuple[Any, Any]: ...
-    def vjp(self, u: ArrayLike, X: ArrayLike, v: ArrayLike, g: ArrayLike, /, *, wrt: _Wrt = "all",
-            out: _Out = None) -> Any: ...
+    vjp: _BilinearFormVjp
 
 @type_check_only
 class _Sum(Protocol):
@@ -190,8 +304,7 @@ class _Sum(Protocol):
             where: Any = True) -> Any: ...
     def value_and_grad(self, x: ArrayLike, axis: _Axis = None, keepdims: bool = False,
             out: _Out = None, *, where: Any = True) -> tuple[Any, Any]: ...
-    def vjp(self, x: ArrayLike, g: ArrayLike, axis: _Axis = None, keepdims: bool = False,
-            out: _Out = None, *, where: Any = True) -> Any: ...
+    vjp: _SumVjp
 
 @type_check_only
 class _Dot(Protocol):
@@ -209,9 +322,7 @@ class _Dot(Protocol):
             out: _Out = None, *, where: Any = True) -> Any: ...
     def value_and_grad(self, x: ArrayLike, y: ArrayLike, axis: _Axis = None, keepdims: bool = False,
             out: _Out = None, *, wrt: _Wrt = "all", where: Any = True) -> tuple[Any, Any]: ...
-    def vjp(self, x: ArrayLike, y: ArrayLike, g: ArrayLike, axis: _Axis = None,
-            keepdims: bool = False, out: _Out = None, *, wrt: _Wrt = "all",
-            where: Any = True) -> Any: ...
+    vjp: _DotVjp
 
 @type_check_only
 class _Norm(Protocol):
@@ -228,8 +339,7 @@ class _Norm(Protocol):
             out: _Out = None, *, where: Any = True) -> Any: ...
     def value_and_grad(self, x: ArrayLike, p: float, axis: _Axis = None, keepdims: bool = False,
             out: _Out = None, *, where: Any = True) -> tuple[Any, Any]: ...
-    def vjp(self, x: ArrayLike, p: float, g: ArrayLike, axis: _Axis = None, keepdims: bool = False,
-            out: _Out = None, *, where: Any = True) -> Any: ...
+    vjp: _NormVjp
 
 @type_check_only
 class _Logsumexp(Protocol):
@@ -246,8 +356,7 @@ class _Logsumexp(Protocol):
             b: Any = None, where: Any = True) -> Any: ...
     def value_and_grad(self, x: ArrayLike, axis: _Axis = None, keepdims: bool = False,
             out: _Out = None, *, b: Any = None, where: Any = True) -> tuple[Any, Any]: ...
-    def vjp(self, x: ArrayLike, g: ArrayLike, axis: _Axis = None, keepdims: bool = False,
-            out: _Out = None, *, b: Any = None, where: Any = True) -> Any: ...
+    vjp: _LogsumexpVjp
 
 @type_check_only
 class _Variance(Protocol):
@@ -264,8 +373,7 @@ class _Variance(Protocol):
             ddof: float = 0.0, where: Any = True) -> Any: ...
     def value_and_grad(self, x: ArrayLike, axis: _Axis = None, keepdims: bool = False,
             out: _Out = None, *, ddof: float = 0.0, where: Any = True) -> tuple[Any, Any]: ...
-    def vjp(self, x: ArrayLike, g: ArrayLike, axis: _Axis = None, keepdims: bool = False,
-            out: _Out = None, *, ddof: float = 0.0, where: Any = True) -> Any: ...
+    vjp: _VarianceVjp
 
 @type_check_only
 class _Softmax(Protocol):
@@ -277,8 +385,7 @@ class _Softmax(Protocol):
             where: Any = True) -> Any: ...
     def value(self, x: ArrayLike, axis: _Axis = -1, out: _Out = None, *,
             where: Any = True) -> Any: ...
-    def vjp(self, x: ArrayLike, g: ArrayLike, axis: _Axis = -1, out: _Out = None, *,
-            where: Any = True) -> Any: ...
+    vjp: _SoftmaxVjp
 
 @type_check_only
 class _LayerNorm(Protocol):
@@ -291,8 +398,7 @@ class _LayerNorm(Protocol):
             out: _Out = None, *, where: Any = True) -> Any: ...
     def value(self, x: ArrayLike, axis: _Axis = -1, eps: float = 1e-05, out: _Out = None, *,
             where: Any = True) -> Any: ...
-    def vjp(self, x: ArrayLike, g: ArrayLike, axis: _Axis = -1, eps: float = 1e-05,
-            out: _Out = None, *, where: Any = True) -> Any: ...
+    vjp: _LayerNormVjp
 
 identity: Final[_Unary]
 """The operand itself, ``x``.
@@ -636,7 +742,7 @@ prod: Final[_Sum]
 """Product, ``prod(x)``.
 
 Derivative ``prod(x[j] for j != i)``; the derivative is the product of the other elements, whatever
-x[i] is.
+x[i] is; with infinite elements the second derivative is NaN.
 """
 dot: Final[_Dot]
 """Inner product, ``sum(x*y)``.
@@ -651,7 +757,8 @@ Derivative ``sign(x[i])``; 0 at x[i] = 0.
 norm2: Final[_Sum]
 """Euclidean norm, ``sqrt(sum(x**2))``.
 
-Derivative ``x[i]/norm2(x)``; 0 at x = 0; with infinite elements, NaN at these and 0 at the others.
+Derivative ``x[i]/norm2(x)``; 0 at x = 0, the second derivative too; with infinite elements, NaN at
+these and 0 at the others.
 """
 squared_norm2: Final[_Sum]
 """Sum of squares, ``sum(x**2)``.
@@ -663,7 +770,8 @@ norm: Final[_Norm]
 
 Derivative ``sign(x[i])*(abs(x[i])/norm(x, p))**(p - 1)``; 0 at x[i] = 0; norm(x, 1) is norm1(x) and
 norm(x, 2) is norm2(x); norm(x, inf) is the largest magnitude, and k ties get 1/k each; with
-infinite elements and 1 < p < inf, NaN at these and 0 at the others.
+infinite elements and 1 < p < inf, NaN at these and 0 at the others; the second derivative is 0 at x
+= 0, and for p < 2 infinite at another x[i] = 0.
 """
 max: Final[_Sum]
 """Largest element, ``max(x)``.

@@ -26,6 +26,7 @@ ORACLE: Final = Engine(
         reduce_slices=_by_name(REDUCTIONS, reductions.reduce_slices),
         reduce_tangents=_by_name(REDUCTIONS, reductions.reduce_tangents),
         transform_slices=_by_name(REDUCTIONS, reductions.transform_slices),
+        second_rows=lambda *_: None,
         plain_arrays=lambda *_: None,
         product_results=_by_name(PRODUCTS, products.product_results),
         loss_sums=_by_name(LOSSES, losses.loss_sums),

@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pullback.oracle.elementwise import power
+from pullback.second_order import column, mantissa_product, to_scale, without_infinities
 
 if TYPE_CHECKING:
     from pullback.tables.reductions import ReductionRow
@@ -20,13 +21,6 @@ if TYPE_CHECKING:
 Array: TypeAlias = npt.NDArray[Any]
 Values: TypeAlias = Callable[[tuple[Array, ...], float], Array]
 Slopes: TypeAlias = Callable[[tuple[Array, ...], float], tuple[Array, ...]]
-
-_RUN: Final = 512  # mantissas of which the product does not underflow
-
-
-def column(values: Array) -> Array:
-    """Return one number for each row as a column, which broadcasts along the rows."""
-    return values[:, np.newaxis]
 
 
 def constant(value: float, x: Array) -> Array:
@@ -37,29 +31,21 @@ def constant(value: float, x: Array) -> Array:
 # --- norms ----------------------------------------------------------------------------------------
 
 
-def _scaled(x: Array, least: float = -np.inf) -> tuple[Array, Array]:
-    """Return x * 2**-k with its largest element of each row in [1/2, 1), and k >= `least`."""
-    largest = np.max(np.abs(x), axis=1)
-    k = np.where(np.isfinite(largest), np.frexp(largest)[1], 0)
-    k = np.maximum(k, least).astype(int)
-    return np.ldexp(x, -column(k)), k
-
-
 def norm2(x: Array) -> Array:
     """Return the Euclidean norm, whatever the magnitude."""
-    scaled, k = _scaled(x)
+    scaled, k = to_scale(x)
     return np.asarray(np.ldexp(np.sqrt(np.sum(np.square(scaled), axis=1)), k))
 
 
 def squared_norm2(x: Array) -> Array:
     """Return the sum of squares; no square underflows that counts."""
-    scaled, k = _scaled(x)
+    scaled, k = to_scale(x)
     return np.asarray(np.ldexp(np.sum(np.square(scaled), axis=1), 2 * k))
 
 
 def norm2_slopes(x: Array) -> Array:
     """Return x / norm2(x), 0 where that is 0."""
-    scaled, _ = _scaled(x)
+    scaled, _ = to_scale(x)
     size = np.sqrt(np.sum(np.square(scaled), axis=1))
     return scaled / column(np.where(size == 0, 1, size))
 
@@ -129,16 +115,6 @@ def _factors(x: Array) -> tuple[Array, Array, Array]:
     return np.where(plain, mantissa, 2 * mantissa), np.where(plain, exponent, 0), plain
 
 
-def _product(mantissas: Array) -> tuple[Array, Array]:
-    """Return the product of each row, apart from a power of two."""
-    product, exponent = np.ones(len(mantissas)), np.zeros(len(mantissas), np.int64)
-    for begin in range(0, mantissas.shape[1], _RUN):
-        run = product * np.prod(mantissas[:, begin : begin + _RUN], axis=1)
-        product, shift = np.frexp(run)
-        exponent += shift
-    return product, exponent
-
-
 def _composed(mantissa: Array, exponent: Array, zeros: Array, infs: Array, nans: Array) -> Array:
     """Return a product from what is known of it."""
     # In two steps, both exact but the last: half the exponent fits, whatever it is.
@@ -157,7 +133,7 @@ def _counts(x: Array) -> tuple[Array, Array, Array]:
 def prod(x: Array) -> Array:
     """Return the product; neither over- nor underflows on the way."""
     mantissas, exponents, _ = _factors(x)
-    product, exponent = _product(mantissas)
+    product, exponent = mantissa_product(mantissas)
     kinds = (np.count_nonzero(kind, axis=1) for kind in _counts(x))
     return _composed(product, exponent + np.sum(exponents, axis=1), *kinds)
 
@@ -165,7 +141,7 @@ def prod(x: Array) -> Array:
 def prod_slopes(x: Array) -> Array:
     """Return the product of the others for each factor."""
     mantissas, exponents, _ = _factors(x)
-    product, exponent = _product(mantissas)
+    product, exponent = mantissa_product(mantissas)
     others = column(product) / mantissas
     exponent = column(exponent + np.sum(exponents, axis=1)) - exponents
     kinds = (np.count_nonzero(kind, axis=1)[:, np.newaxis] - kind for kind in _counts(x))
@@ -243,14 +219,14 @@ def _centred(x: Array) -> Array:
 
 def variance(x: Array, ddof: float) -> Array:
     """Return sum((x - mean(x))**2) / (n - ddof)."""
-    scaled, k = _scaled(x)
+    scaled, k = to_scale(x)
     total = np.sum(np.square(_centred(scaled)), axis=1)
     return np.asarray(np.ldexp(total / np.maximum(x.shape[1] - ddof, 0), 2 * k))
 
 
 def variance_slopes(x: Array, ddof: float) -> Array:
     """Return 2 (x - mean(x)) / (n - ddof)."""
-    scaled, k = _scaled(x)
+    scaled, k = to_scale(x)
     slopes = 2 * _centred(scaled) / np.maximum(x.shape[1] - ddof, 0)
     return np.asarray(np.ldexp(slopes, column(k)))
 
@@ -259,7 +235,7 @@ def _normalised(x: Array, eps: float) -> tuple[Array, Array, Array]:
     """Return the result, and the rate 1 / sqrt(var(x) + eps) as a number times 2**-k."""
     least = np.frexp(eps)[1] // 2 if eps > 0 else -np.inf  # below which eps is all
     varies = np.ptp(x, axis=1) != 0
-    scaled, k = _scaled(np.where(column(varies), x, 0), least)
+    scaled, k = to_scale(np.where(column(varies), x, 0), least)
     centred = _centred(scaled)
     rate = 1 / np.sqrt(np.mean(np.square(centred), axis=1) + np.ldexp(eps, -2 * k))
     return centred * column(rate), rate, k
@@ -273,7 +249,7 @@ def layer_norm(x: Array, eps: float) -> Array:
 def layer_norm_product(x: Array, v: Array, eps: float) -> Array:
     """Return r (v - mean(v) - y mean(y v)), the symmetric Jacobian's product with `v`."""
     y, rate, k = _normalised(x, eps)
-    v, more = _scaled(v)
+    v, more = to_scale(v)
     product = column(rate) * (_centred(v) - y * column(np.mean(y * v, axis=1)))
     return np.asarray(np.ldexp(product, column(more - k)))
 
@@ -290,14 +266,6 @@ def _blocks(rows: Array, out: Array) -> None:
     """Write rows to blocks."""
     outer, n, inner = out.shape
     out[...] = rows.reshape(outer, inner, n).swapaxes(1, 2)
-
-
-def _without_infinities(result: Array, nothing: Array, operands: tuple[Array, ...]) -> Array:
-    """Return 0 for a NaN where nothing can come of anything, unless an operand has one."""
-    lost = nothing & ~np.isfinite(result)
-    for operand in operands if lost.any() else ():
-        lost = lost & ~np.isnan(operand).any(axis=1, keepdims=True)
-    return np.where(lost, 0.0, result)
 
 
 def reduce_slices(
@@ -337,7 +305,7 @@ def reduce_slices(
                     _blocks(slope, out)
                 else:
                     by = g.reshape(-1, 1).astype(np.float64)
-                    _blocks(_without_infinities(slope * by, by == 0, rows), out)
+                    _blocks(without_infinities(slope * by, by == 0, rows), out)
 
 
 def reduce_tangents(
@@ -360,7 +328,7 @@ def reduce_tangents(
         if (met := np.isnan(total)).any():  # infinities have met, if only on the way
             known = tuple(operand[met] for operand in rows)
             again = [
-                (_without_infinities(slope[met], tangent[met] == 0, known), tangent[met])
+                (without_infinities(slope[met], tangent[met] == 0, known), tangent[met])
                 for slope, tangent in pairs
             ]
             total[met] = _sums(again)
@@ -371,7 +339,7 @@ def _sums(pairs: list[tuple[Array, Array]]) -> Array:
     """Return sums of products, in which no product overflows."""
     total = np.zeros(len(pairs[0][0]))
     for slope, tangent in pairs:
-        (one, j), (other, k) = _scaled(slope), _scaled(tangent)
+        (one, j), (other, k) = to_scale(slope), to_scale(tangent)
         total += np.ldexp(np.sum(one * other, axis=1), j + k)
     return total
 
@@ -391,5 +359,5 @@ def transform_slices(
             given = _rows(v)
             result = product(rows, given, parameter)
             nothing = np.all(given == 0, axis=1, keepdims=True)
-            result = _without_infinities(result, nothing, (rows,))
+            result = without_infinities(result, nothing, (rows,))
         _blocks(result, out)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
+import pullback.second_order as so
 from pullback.oracle import products
 
 __all__ = ["PRODUCTS", "ProductRow"]
@@ -31,9 +32,11 @@ class ProductRow:
     options: Mapping[str, str] = field(default_factory=dict)  # of every method, by keyword
     wrt: Any = "all"  # the default of value_and_grad
     methods: Mapping[str, str]  # what each of them returns
+    second_formula: str  # H(t), the derivative of vjp along tangents, without an activation
     value: Callable[..., Any]  # this and the next two: see `pullback.oracle.products`
     vjp: Callable[..., Any]
     jvp: Callable[..., Any]
+    second: Callable[..., Any]  # see `pullback.second_order`
     source: str
     example: str  # a call, behind the product's name
 
@@ -44,6 +47,11 @@ class ProductRow:
                 return (*self.operands, self.cotangent)
             case "jvp":
                 return (*self.operands, *(f"t{name}" for name in self.operands))
+            case "vjp.jvp":
+                tangents = [f"t{name}" for name in (*self.operands, self.cotangent)]
+                return (*self.operands, self.cotangent, *tangents)
+            case "vjp.vjp":
+                return (*self.operands, self.cotangent, *(f"h{name}" for name in self.operands))
         return tuple(self.operands)
 
 
@@ -63,9 +71,11 @@ _ROWS: Final = (
             "jvp": "`tA @ B + A @ tB`",
             "jacobian": "two `Kronecker`: `I (x) B.T` and `A (x) I`",
         },
+        second_formula="`(G @ tB.T, tA.T @ G)`",
         value=products.matmul,
         vjp=products.matmul_vjp,
         jvp=products.matmul_jvp,
+        second=so.matmul,
         source="<G, dA B + A dB> = <G B^T, dA> + <A^T G, dB>",
         example=".vjp([[1.0, 2.0]], [[3.0], [4.0]], [[1.0]])"),
 
@@ -88,9 +98,11 @@ _ROWS: Final = (
             "jvp": "`f.jvp(Z, tX @ W + X @ tW + tb)`",
             "jacobian": "`f'(Z)` times `I (x) W.T`, `X (x) I`, a `Broadcast`",
         },
+        second_formula="`(G @ tW.T, tX.T @ G, 0)`",
         value=products.linear,
         vjp=products.linear_vjp,
         jvp=products.linear_jvp,
+        second=so.linear,
         source="chain rule, with Z = X @ W + b and f the activation",
         example="([[1.0, 2.0]], [[3.0], [4.0]], [0.5], activation='relu')"),
 
@@ -110,9 +122,11 @@ _ROWS: Final = (
             "value_and_grad": "`(x^T A x, (A + A^T) x)`, for one `x`",
             "jacobian": "two `Kronecker`, one row for each `x`",
         },
+        second_formula="`(g (A + A^T) tx + g (tA + tA^T) x, sum of g (tx x^T + x tx^T))`",
         value=products.quadratic_form,
         vjp=products.quadratic_form_vjp,
         jvp=products.quadratic_form_jvp,
+        second=so.quadratic_form,
         source="product rule",
         example=".value_and_grad([1.0, 2.0], [[2.0, 1.0], [1.0, 3.0]])"),
 
@@ -132,9 +146,11 @@ _ROWS: Final = (
             "value_and_grad": "`(u^T X v, (X v, u v^T, X^T u))`, for one `u` and `v`",
             "jacobian": "three `Kronecker`, one row for each `u` and `v`",
         },
+        second_formula="`(g (tX v + X tv), sum of g (tu v^T + u tv^T), g (tX^T u + X^T tu))`",
         value=products.bilinear_form,
         vjp=products.bilinear_form_vjp,
         jvp=products.bilinear_form_jvp,
+        second=so.bilinear_form,
         source="product rule",
         example=".value_and_grad([1.0, 2.0], [[2.0, 1.0], [1.0, 3.0]], [1.0, 0.0])"),
 )

@@ -21,6 +21,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+import pullback.second_order as so
 from pullback.oracle import reductions as rf
 
 __all__ = ["REDUCTIONS", "RUN", "Parameter", "ReductionRow", "sum_error"]
@@ -74,6 +75,13 @@ class ReductionRow:
     # in mpmath's words of lists x and y, n, value, slope, mean, the parameter, a map's p, g and r.
     terms: str
     slope_terms: str
+    # Of the i-th element of H(t), the derivative of vjp along t: the formula, and its error bound
+    # in the same way, where the unit is that of the larger of the result and `second_terms`. A
+    # reduction's cotangent is a factor of both. Functions: see `pullback.second_order`.
+    second_formula: tuple[str, ...]  # one per operand
+    second_ulp: float
+    second_terms: str
+    second: Callable[..., Any]
     source: str
     values: rf.Values | None = None
     slopes: rf.Slopes | None = None
@@ -109,6 +117,10 @@ def _reduction(
     max_ulp: tuple[float, float],
     terms: str,
     slope_terms: str,
+    d2f: tuple[str, ...],
+    second: Callable[..., Any],
+    second_ulp: float,
+    second_terms: str,
     conventions: str,
     source: str,
     parameter: Parameter | None = None,
@@ -137,6 +149,10 @@ def _reduction(
         max_ulp=max_ulp,
         terms=terms,
         slope_terms=slope_terms,
+        second_formula=d2f,
+        second_ulp=second_ulp,
+        second_terms=second_terms,
+        second=second,
         source=source,
         weighs=weighs,
         values=all_values,
@@ -156,6 +172,10 @@ def _map(
     max_ulp: tuple[float, float],
     terms: str,
     slope_terms: str,
+    d2f: str,
+    second: Callable[..., Any],
+    second_ulp: float,
+    second_terms: str,
     conventions: str,
     source: str,
     parameter: Parameter | None = None,
@@ -173,6 +193,10 @@ def _map(
         max_ulp=max_ulp,
         terms=terms,
         slope_terms=slope_terms,
+        second_formula=(d2f,),
+        second_ulp=second_ulp,
+        second_terms=second_terms,
+        second=second,
         source=source,
         hidden=hidden,
         value=value,
@@ -209,6 +233,9 @@ _ROWS: Final = (
         values=lambda x: np.sum(x, axis=1),   slopes=lambda x: rf.constant(1.0, x),
         empty=0.0,                            max_ulp=(0.5, 0.0),
         terms="fsum(abs(v) for v in x)",      slope_terms="0",
+        d2f=("0",),
+        second=so.none, second_ulp=0,
+        second_terms="0",
         conventions="the derivative is 1 whatever x is",
         source=_ARTICLE),
 
@@ -218,6 +245,9 @@ _ROWS: Final = (
         slopes=lambda x: rf.constant(1 / x.shape[1], x),
         empty=math.nan,                       max_ulp=(1.5, 1.0),
         terms="fsum(abs(v) for v in x)/n",    slope_terms="0",
+        d2f=("0",),
+        second=so.none, second_ulp=0,
+        second_terms="0",
         conventions="the derivative is 1/n whatever x is",
         source=_ARTICLE),
 
@@ -226,7 +256,12 @@ _ROWS: Final = (
         values=rf.prod,                       slopes=rf.prod_slopes,
         empty=1.0,                            max_ulp=(1.0, 1.5),
         terms="n*abs(value)",                 slope_terms="n*abs(slope)",
-        conventions="the derivative is the product of the other elements, whatever x[i] is",
+        d2f=("sum(t[j]*prod(x[k] for k != i, j) for j != i)",),
+        second=so.prod, second_ulp=2,
+        second_terms="n*fsum(abs(t[j])*abs(fprod(x[k] for k in range(n) if k != i and k != j)) "
+                     "for j in range(n) if j != i)",
+        conventions="the derivative is the product of the other elements, whatever x[i] is; with "
+                    "infinite elements the second derivative is NaN",
         source="product rule"),
 
     _reduction("dot", "Inner product",
@@ -235,6 +270,9 @@ _ROWS: Final = (
         slopes=lambda x, y: (y, x),
         empty=0.0,                            max_ulp=(0.5, 0.0),
         terms="fsum(abs(v*w) for v, w in zip(x, y))", slope_terms="0",
+        d2f=("ty[i]", "tx[i]"),
+        second=so.dot, second_ulp=1,
+        second_terms="0",
         conventions="the derivative with respect to one operand is the other operand",
         source=_ARTICLE),
 
@@ -244,6 +282,9 @@ _ROWS: Final = (
         slopes=np.sign,
         empty=0.0,                            max_ulp=(0.5, 0.0),
         terms="value",                        slope_terms="0",
+        d2f=("0",),
+        second=so.flat("norm1"), second_ulp=0,
+        second_terms="0",
         conventions="0 at x[i] = 0",
         source=_SHEET),
 
@@ -252,7 +293,12 @@ _ROWS: Final = (
         values=rf.norm2,                      slopes=rf.norm2_slopes,
         empty=0.0,                            max_ulp=(2.0, 2.0),
         terms="value",                        slope_terms="abs(slope)",
-        conventions="0 at x = 0; with infinite elements, NaN at these and 0 at the others",
+        d2f=("(t[i] - u[i]*sum(u*t))/norm2(x)",),
+        second=so.norm2, second_ulp=2,
+        second_terms="(abs(t[i]) + abs(x[i])/value*fsum(abs(v*w) for v, w in zip(x, t))/value)"
+                     "/value",
+        conventions="0 at x = 0, the second derivative too; with infinite elements, NaN at these "
+                    "and 0 at the others",
         source=_SHEET),
 
     _reduction("squared_norm2", "Sum of squares",
@@ -261,6 +307,9 @@ _ROWS: Final = (
         slopes=lambda x: 2 * x,
         empty=0.0,                            max_ulp=(1.0, 0.0),
         terms="value",                        slope_terms="0",
+        d2f=("2*t[i]",),
+        second=so.squared_norm2, second_ulp=1,
+        second_terms="0",
         conventions="the formula holds everywhere",
         source=_SHEET),
 
@@ -269,9 +318,15 @@ _ROWS: Final = (
         values=rf.norm_p,                     slopes=rf.norm_p_slopes,
         empty=0.0,                            max_ulp=(4.0, 4.0),
         terms="(1 + abs(log(n)))*value",      slope_terms="p*abs(slope) if p < inf else 0",
+        d2f=("(p - 1)*(v[i]**(p - 2)*t[i] - f[i]*sum(f*t))/norm(x, p)",),
+        second=so.norm, second_ulp=4,
+        second_terms="(p - 1)*p*(abs(x[i]/value)**(p - 2)*abs(t[i]) + abs(x[i]/value)**(p - 1)"
+                     "*fsum(abs(v/value)**(p - 1)*abs(w) for v, w in zip(x, t)))/value "
+                     "if 1 < p < inf else 0",
         conventions="0 at x[i] = 0; norm(x, 1) is norm1(x) and norm(x, 2) is norm2(x); "
                     "norm(x, inf) is the largest magnitude, and k ties get 1/k each; with infinite "
-                    "elements and 1 < p < inf, NaN at these and 0 at the others",
+                    "elements and 1 < p < inf, NaN at these and 0 at the others; the second "
+                    "derivative is 0 at x = 0, and for p < 2 infinite at another x[i] = 0",
         parameter=_EXPONENT,
         source=_SHEET),
 
@@ -280,6 +335,9 @@ _ROWS: Final = (
         values=lambda x: np.max(x, axis=1),   slopes=rf.tie_shares,
         empty=None,                           max_ulp=(0.0, 0.5),
         terms="0",                            slope_terms="0",
+        d2f=("0",),
+        second=so.flat("max"), second_ulp=0,
+        second_terms="0",
         conventions="k equal maxima get 1/k each; a NaN makes the value and all derivatives NaN",
         source="definition; shared equally at a tie, as in maximum"),
 
@@ -288,6 +346,9 @@ _ROWS: Final = (
         values=lambda x: np.min(x, axis=1),   slopes=lambda x: rf.tie_shares(-x),
         empty=None,                           max_ulp=(0.0, 0.5),
         terms="0",                            slope_terms="0",
+        d2f=("0",),
+        second=so.flat("min"), second_ulp=0,
+        second_terms="0",
         conventions="k equal minima get 1/k each; a NaN makes the value and all derivatives NaN",
         source="definition; shared equally at a tie, as in minimum"),
 
@@ -297,6 +358,9 @@ _ROWS: Final = (
         empty=-math.inf,                      max_ulp=(3.0, 4.0),
         terms="-expm1(max(x) - value) if abs(max(x)) < 1/2 and value - max(x) < log1p(1/16) else 1",
         slope_terms="abs(slope)",
+        d2f=("p[i]*(t[i] - sum(p*t))",),
+        second=so.logsumexp, second_ulp=4,
+        second_terms="p[i]*(abs(t[i]) + fdot(p, map(abs, t)))",
         conventions="k elements of +inf get the derivative 1/k each; it is NaN if all elements are "
                     "-inf; the value's error is in ULP of the larger of it and the largest operand",
         weighs=True,
@@ -308,6 +372,9 @@ _ROWS: Final = (
         empty=math.nan,                       max_ulp=(2.0, 2.0),
         terms="4*value",
         slope_terms="fsum(abs(v - mean) for v in x)/n*2/(n - ddof)",
+        d2f=("2*(t[i] - mean(t))/(n - ddof)",),
+        second=so.variance, second_ulp=2,
+        second_terms="(abs(t[i]) + fsum(map(abs, t))/n)*2/(n - ddof)",
         conventions="NaN if an element is infinite, because no mean exists; squares overflow or "
                     "underflow only where the result does",
         parameter=_DDOF,
@@ -320,6 +387,11 @@ _ROWS: Final = (
         jvp=lambda x, t, _: rf.softmax_product(x, t),
         max_ulp=(4.0, 6.0),
         terms="value",                        slope_terms="p[i]*(abs(g[i]) + fdot(p, map(abs, g)))",
+        d2f="p[i]*(T[i]*G[i] - sum(p*T*G))",
+        second=so.softmax, second_ulp=4,
+        second_terms="p[i]*((abs(t[i]) + fdot(p, map(abs, t)))*(abs(g[i]) + fdot(p, map(abs, g))) "
+                     "+ fsum(q*(abs(v) + fdot(p, map(abs, t)))*(abs(w) + fdot(p, map(abs, g))) "
+                     "for q, v, w in zip(p, t, g)))",
         conventions="k elements of +inf have p = 1/k each; NaN if all elements are -inf",
         source="quotient rule"),
 
@@ -331,6 +403,9 @@ _ROWS: Final = (
         max_ulp=(3.0, 6.0),
         terms="-expm1(max(y)) if -max(y) < log1p(1/16) else 1",
         slope_terms="abs(g[i]) + p[i]*fsum(map(abs, g))",
+        d2f="-sum(g)*p[i]*(t[i] - sum(p*t))",
+        second=so.log_softmax, second_ulp=4,
+        second_terms="fsum(map(abs, g))*p[i]*(abs(t[i]) + fdot(p, map(abs, t)))",
         conventions="k elements of +inf have p = 1/k each; NaN if all elements are -inf",
         hidden=-math.inf,
         source="softmax"),
@@ -342,6 +417,10 @@ _ROWS: Final = (
         max_ulp=(3.0, 6.0),
         terms="abs(value) + fsum(abs(v - mean) for v in x)/n*r",
         slope_terms="r*(abs(g[i]) + 2*fsum(map(abs, g)))",
+        d2f="-r**2*(b*G[i] + a*T[i] + y[i]*(mean(T*G) + a*b*eps*r**2))",
+        second=so.layer_norm, second_ulp=4,
+        second_terms="2*r**2*(fsum(map(abs, t))*(abs(g[i]) + fsum(map(abs, g))) "
+                     "+ fsum(map(abs, g))*(abs(t[i]) + fsum(map(abs, t))))",
         conventions="var(x) is the variance with ddof = 0, whose squares never overflow or "
                     "underflow, and r is 1/sqrt(var(x) + eps)",
         parameter=_EPS,
