@@ -119,54 +119,45 @@ void RegisterPrimitives(py::module_& m) {
 
 // --- for `_jax` ---
 
-// A kernel's number: shard, row and method of the tables, 16 bits each.
-const OpKernels* KernelAt(int64_t kernel, Method* method) {
-  const auto shard = static_cast<size_t>(kernel >> 32), row = static_cast<size_t>(kernel >> 16 & 0xffff);
-  const auto at = static_cast<size_t>(kernel & 0xffff);
-  if (kernel < 0 || shard >= kOpShards || row >= Ops(shard).size() || at >= kMethods) return nullptr;
-  *method = static_cast<Method>(at);
-  return &Ops(shard)[row];
-}
-
-bool KernelShape(int64_t kernel, int* nin, int* nout) {
-  Method method{};
-  const OpKernels* const op = KernelAt(kernel, &method);
-  if (op == nullptr) return false;
-  const MethodShape shape = ShapeOf(method, op->arity);
+const void* FindKernel(std::string_view name, int64_t method, int* nin, int* nout) {
+  static const auto* const places = [] {
+    auto* const made = new std::unordered_map<std::string_view, OpPlace>();
+    for (size_t shard = 0; shard < kOpShards; ++shard) {
+      for (size_t row = 0; row < Ops(shard).size(); ++row) {
+        made->emplace(Ops(shard)[row].name, OpPlace{shard, row});
+      }
+    }
+    return made;
+  }();
+  const auto place = places->find(name);
+  if (place == places->end() || method < 0 || method >= static_cast<int64_t>(kMethods)) {
+    return nullptr;
+  }
+  const OpKernels& op = Ops(place->second.shard)[place->second.row];
+  const MethodShape shape = ShapeOf(static_cast<Method>(method), op.arity);
   *nin = shape.nin;
   *nout = shape.nout;
-  return true;
+  return &op;
 }
 
-bool RunKernel(int64_t kernel, bool is_float64, void* const* data, const ptrdiff_t* strides,
-               size_t n) {
-  Method method{};
-  const OpKernels* const op = KernelAt(kernel, &method);
-  if (op == nullptr) return false;
-  const MethodShape shape = ShapeOf(method, op->arity);
+bool RunKernel(const void* found, int64_t method, bool is_float64, void* const* data,
+               const ptrdiff_t* strides, size_t n) {
+  const auto& op = *static_cast<const OpKernels*>(found);
+  const MethodShape shape = ShapeOf(static_cast<Method>(method), op.arity);
   Operands operands{};
-  for (int i = 0; i < shape.nin + shape.nout; ++i) {
-    operands.data[i] = data[i];
-    operands.stride[i] = strides[i];
-  }
-  const ElementwiseKernel run =
-      op->kernel[static_cast<size_t>(method)][static_cast<size_t>(is_float64)];
+  const auto count = static_cast<size_t>(shape.nin + shape.nout);
+  std::copy_n(data, count, operands.data);
+  std::copy_n(strides, count, operands.stride);
+  const ElementwiseKernel kernel =
+      op.kernel[static_cast<size_t>(method)][static_cast<size_t>(is_float64)];
   const DType dtype = is_float64 ? DType::kFloat64 : DType::kFloat32;
-  return RunElementwise(run, shape, dtype, operands, n, nullptr) == Outcome::kDone;
+  return RunElementwise(kernel, shape, dtype, operands, n, nullptr) == Outcome::kDone;
 }
 
 void RegisterTable(py::module_& m) {
-  static constexpr KernelTable kTable{&RunKernel, &KernelShape};
+  static_assert(kMaxOperands <= kMostArguments);
+  static constexpr KernelTable kTable{&FindKernel, &RunKernel};
   m.def("kernel_table", [] { return py::capsule(&kTable, kKernelTable); });
-  m.def(
-      "kernel_number",
-      [](const std::string& op, int64_t method) {
-        const std::optional<OpPlace> place = PlaceOfOp(op);
-        if (!place) throw py::key_error(op);
-        return static_cast<int64_t>(place->shard) << 32 | static_cast<int64_t>(place->row) << 16 |
-               method;
-      },
-      py::arg("op"), py::arg("method"));
 }
 
 void RegisterRuntime(py::module_& m) {

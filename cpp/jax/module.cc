@@ -1,7 +1,7 @@
 // The extension module pullback._jax: XLA's handlers for calls of pullback's primitives.
 //
-// There are two, one for each kind of call: "elementwise" runs a kernel of `_native` without the GIL,
-// and "python" calls a method of any other primitive on views of XLA's buffers.
+// There are two, one for each kind of call: "elementwise" runs a kernel of `_native` without the
+// GIL, and "python" calls a method of any other primitive on views of XLA's buffers.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <xla/ffi/api/ffi.h>
@@ -11,18 +11,18 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "jax/table.h"
+#include "runtime/fp_env.h"
 
 namespace ffi = xla::ffi;
 namespace py = pybind11;
 
 namespace pullback {
 namespace {
-
-constexpr size_t kMostArguments = 12;
 
 const KernelTable* table = nullptr;
 
@@ -36,14 +36,16 @@ ffi::Error Invalid(std::string message) {
   return ffi::Error(ffi::ErrorCode::kInvalidArgument, "pullback: " + std::move(message));
 }
 
-// --- elementwise -----------------------------------------------------------------------------------
+// --- elementwise
+// -----------------------------------------------------------------------------------
 
 // The bits of `given` and `wanted` say which inputs of the kernel are arguments, and which of its
 // outputs are results. An argument has as many elements as the results, or one.
-ffi::Error Elementwise(ffi::RemainingArgs arguments, ffi::RemainingRets results, int64_t kernel,
-                       int64_t given, int64_t wanted) {
+ffi::Error Elementwise(ffi::RemainingArgs arguments, ffi::RemainingRets results,
+                       std::string_view op, int64_t method, int64_t given, int64_t wanted) {
   int nin = 0, nout = 0;
-  if (!table->shape(kernel, &nin, &nout)) return Invalid("there is no such kernel");
+  const void* const kernel = table->find(op, method, &nin, &nout);
+  if (kernel == nullptr) return Invalid("there is no kernel for " + std::string(op));
   std::array<void*, kMostArguments> data{};
   std::array<ptrdiff_t, kMostArguments> strides{};
   std::optional<bool> is_float64;
@@ -76,49 +78,63 @@ ffi::Error Elementwise(ffi::RemainingArgs arguments, ffi::RemainingRets results,
     strides[static_cast<size_t>(i)] = count == *n ? (*is_float64 ? 8 : 4) : 0;
   }
   if (next != arguments.size()) return Invalid("there are other arguments than given");
-  if (*n > 0 && !table->run(kernel, *is_float64, data.data(), strides.data(), *n)) {
+  if (*n > 0 && !table->run(kernel, method, *is_float64, data.data(), strides.data(), *n)) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "pullback: out of memory");
   }
   return ffi::Error::Success();
 }
 
-// --- any other call --------------------------------------------------------------------------------
+// --- any other call
+// --------------------------------------------------------------------------------
 
-py::object& Calls() {  // a list, never freed: XLA's threads outlive the interpreter
-  static auto* const calls = new py::object(py::list());
-  return *calls;
+// Functions of the inputs and the outputs by the texts of calls. Never freed: XLA's threads may
+// outlive the interpreter.
+py::object* calls = nullptr;
+
+std::optional<py::dtype> DTypeOf(ffi::DataType type) {
+  switch (type) {
+    case ffi::DataType::F64:
+      return py::dtype::of<double>();
+    case ffi::DataType::F32:
+      return py::dtype::of<float>();
+    case ffi::DataType::S64:
+      return py::dtype::of<int64_t>();
+    case ffi::DataType::S32:
+      return py::dtype::of<int32_t>();
+    case ffi::DataType::S16:
+      return py::dtype::of<int16_t>();
+    case ffi::DataType::S8:
+      return py::dtype::of<int8_t>();
+    case ffi::DataType::U64:
+      return py::dtype::of<uint64_t>();
+    case ffi::DataType::U32:
+      return py::dtype::of<uint32_t>();
+    case ffi::DataType::U16:
+      return py::dtype::of<uint16_t>();
+    case ffi::DataType::U8:
+      return py::dtype::of<uint8_t>();
+    case ffi::DataType::PRED:
+      return py::dtype::of<bool>();
+    default:
+      return std::nullopt;
+  }
 }
 
-py::object View(const ffi::AnyBuffer& buffer, bool writeable) {
-  const char* name = nullptr;
-  switch (buffer.element_type()) {
-    case ffi::DataType::F64:
-      name = "f8";
-      break;
-    case ffi::DataType::F32:
-      name = "f4";
-      break;
-    case ffi::DataType::S64:
-      name = "i8";
-      break;
-    case ffi::DataType::S32:
-      name = "i4";
-      break;
-    case ffi::DataType::PRED:
-      name = "?";
-      break;
-    default:
-      throw py::type_error("pullback: an array has a dtype without a kernel");
-  }
+py::array View(const ffi::AnyBuffer& buffer, bool writeable) {
+  const std::optional<py::dtype> dtype = DTypeOf(buffer.element_type());
+  if (!dtype) throw py::type_error("an array has a dtype without a kernel");
   const auto dims = buffer.dimensions();
-  // The base keeps NumPy from copying; the memory is XLA's for as long as the call takes.
-  py::array view(py::dtype(name), std::vector<py::ssize_t>(dims.begin(), dims.end()),
-                 buffer.untyped_data(), py::none());
-  if (!writeable) view.attr("flags").attr("writeable") = false;
+  // A base keeps pybind11 from copying; the memory is XLA's for as long as the call takes.
+  py::array view(*dtype, std::vector<py::ssize_t>(dims.begin(), dims.end()), buffer.untyped_data(),
+                 py::none());
+  if (!writeable) {
+    py::detail::array_proxy(view.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+  }
   return view;
 }
 
-ffi::Error Python(ffi::RemainingArgs arguments, ffi::RemainingRets results, int64_t call) {
+ffi::Error Python(ffi::RemainingArgs arguments, ffi::RemainingRets results, std::string_view call) {
+  const ScopedDefaultFpEnv fp_env;  // XLA's threads may flush subnormals
   const py::gil_scoped_acquire gil;
   try {
     py::tuple in(arguments.size()), out(results.size());
@@ -128,7 +144,7 @@ ffi::Error Python(ffi::RemainingArgs arguments, ffi::RemainingRets results, int6
     for (size_t i = 0; i < results.size(); ++i) {
       out[i] = View(**results.get<ffi::AnyBuffer>(i), true);
     }
-    Calls()[py::int_(call)](in, out);
+    (*calls)[py::str(call)](in, out);
   } catch (const std::exception& error) {
     return Invalid(error.what());
   }
@@ -139,12 +155,13 @@ XLA_FFI_DEFINE_HANDLER(kElementwise, Elementwise,
                        ffi::Ffi::Bind()
                            .RemainingArgs()
                            .RemainingRets()
-                           .Attr<int64_t>("kernel")
+                           .Attr<std::string_view>("op")
+                           .Attr<int64_t>("method")
                            .Attr<int64_t>("given")
                            .Attr<int64_t>("wanted"));
 XLA_FFI_DEFINE_HANDLER(
     kPython, Python,
-    ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<int64_t>("call"));
+    ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<std::string_view>("call"));
 
 }  // namespace
 
@@ -153,10 +170,9 @@ PYBIND11_MODULE(_jax, m) {
   table = capsule.get_pointer<const KernelTable>();
   m.attr("elementwise") = py::capsule(reinterpret_cast<void*>(kElementwise));
   m.attr("python") = py::capsule(reinterpret_cast<void*>(kPython));
-  m.def("add", [](const py::function& call) {
-    auto calls = py::reinterpret_borrow<py::list>(Calls());
-    calls.append(call);
-    return calls.size() - 1;
+  m.def("calls", [](py::object given) {
+    if (calls == nullptr) calls = new py::object();
+    *calls = std::move(given);
   });
 }
 

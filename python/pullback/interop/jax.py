@@ -1,20 +1,24 @@
-"""pullback's primitives in JAX, on the CPU.
+"""Primitives and losses for JAX, on the CPU.
 
-``pullback.interop.jax.gelu(x)`` is `pullback.gelu` inside `jax.jit`, `jax.grad`, `jax.vmap` and
-the rest: values and derivatives come from the same kernels and have the same bits. There is a
-function for every elementwise operation, reduction, map of rows and product; a new primitive of
-pullback has one without a further line.
+``import pullback.interop.jax as pj``, and every primitive is there under its name: `pj.gelu`,
+`pj.softmax`, `pj.linear`, `pj.logistic`, ``pj.logistic.pointwise``. They take and return JAX
+arrays of float32 or float64, inside `jax.jit`, `jax.grad`, `jax.vmap` and the rest, and have the
+bits of the NumPy door.
 
-One JAX primitive stands for every method of all of them. XLA calls it through its foreign function
-interface: a kernel without the GIL for elementwise operations, the NumPy door for the rest.
+Everything is made from the registry. One JAX primitive stands for every method of every primitive.
+XLA calls it through its foreign function interface: a kernel without the GIL for elementwise
+operations, the method of the NumPy door for the rest.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
-from functools import cache, partial
-from typing import Any, Final, NamedTuple
+import builtins  # of which primitives have the names
+import inspect
+import json
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -24,175 +28,689 @@ try:
     from jax.extend.core import Primitive
     from jax.interpreters import ad, batching, mlir
 except ImportError as error:
-    raise ImportError('pullback.interop.jax needs JAX: pip install "pullback[jax]"') from error
+    raise ImportError("pullback.interop.jax needs JAX: pip install 'pullback[jax]'") from error
 
 try:
-    from pullback import _jax  # type: ignore[attr-defined]
-    from pullback import _native  # type: ignore[attr-defined]
+    from pullback import _jax
 except ImportError as error:
     raise ImportError(
-        "pullback.interop.jax needs the handlers for XLA, which this installation lacks: with jaxlib "
-        'and a compiler, PULLBACK_JAX=1 pip install --no-binary pullback "pullback[jax]" builds them'
+        "pullback.interop.jax needs handlers that this installation was built without; with a "
+        "compiler, PULLBACK_JAX=1 pip install --no-binary pullback 'pullback[jax]' builds them"
     ) from error
 
-from pullback.elementwise import primitives as elementwise
-from pullback.products import _fit as fit_product
-from pullback.products import products
-from pullback.protocol import broadcast_shape
-from pullback.reductions import reductions
-from pullback.registry import Registry
+from pullback import catalogue
+from pullback.losses import Loss
+from pullback.objective import LinearObjective
+from pullback.products import _fit, _groups
+from pullback.protocol import broadcast_shape, shown
+from pullback.registry import Registry, attributes
 from pullback.tables.elementwise import OpRow
 from pullback.tables.products import ProductRow
 
-__all__ = ["primitives"]
+__all__ = ["Function", "function_of", "primitives"]
 
-_METHODS: Final = (  # in the order of the kernels' tables
-    "value",
-    "derivative",
-    "value_and_derivative",
-    "vjp",
-    "jvp",
-    "second_derivative",
-    "vjp.jvp",
-    "vjp.vjp",
-)
-_SYMMETRIC: Final = frozenset(("softmax", "layer_norm", "rms_norm"))  # their Jacobians are
+Shape: TypeAlias = tuple[int, ...]
+Arrays: TypeAlias = Sequence[Any]
 
-_PRIMITIVES: Final = Registry.joined(elementwise, reductions, products)
+_FLOATS: Final = (np.dtype(np.float32), np.dtype(np.float64))
+_KERNELS: Final = ("value", "", "", "vjp", "jvp", "", "vjp.jvp", "vjp.vjp")  # as in the C++ tables
+_SYMMETRIC: Final = ("softmax", "layer_norm", "rms_norm")  # maps that have such Jacobians
+
+
+# --- calls ----------------------------------------------------------------------------------------
 
 
 class Call(NamedTuple):
-    """A call of a method: the parameters of the JAX primitive.
+    """A call of a method, the parameter of the JAX primitive.
 
-    The arguments are the operands; for vjp and its own methods g; then those of the tangents, or of
-    the cotangents h, that `moved` names. A method of vjp counts g as the operand behind the others.
+    The arguments are the arrays that are there; of methods of vjp, g; and then tangents, or
+    cotangents h, of the arrays `moved`. Positions are those in ``of.arrays``, and behind them is g.
     """
 
-    name: str
+    of: Function
     method: str
+    there: tuple[int, ...]
     moved: tuple[int, ...] = ()
     wrt: tuple[int, ...] = ()  # whose results there are
     options: tuple[tuple[str, Any], ...] = ()
 
-    @property
-    def f(self) -> Any:
-        return _PRIMITIVES[self.name]
+    def bind(self, *arguments: Any) -> Any:
+        """Bind the primitive; return a list."""
+        return _call.bind(*_varying_alike(arguments), call=self)
 
-    @property
-    def n(self) -> int:
-        """The number of operands."""
-        row = self.f.row
-        return row.nin if isinstance(row, OpRow) else len(row.operands)
-
-    def split(self, arguments: Sequence[Any]) -> tuple[Any, Any, Any]:
-        """Return the operands, g in a tuple or nothing, and the rest."""
-        n = self.n
-        k = n + self.method.startswith("vjp")
-        return tuple(arguments[:n]), tuple(arguments[n:k]), tuple(arguments[k:])
-
-    def bind(self, *arguments: Any) -> list[Any]:
-        """Bind the primitive."""
-        return _call.bind(*arguments, call=self)
-
-    def other(self, method: str, moved: Any = (), wrt: Any = ()) -> Call:
-        """Return a call of another method of the same primitive."""
+    def other(self, method: str, moved: Iterable[int] = (), wrt: Iterable[int] = ()) -> Call:
+        """Return a call of another method, of the same arrays."""
         return self._replace(method=method, moved=tuple(moved), wrt=tuple(wrt))
 
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The array to which each argument belongs."""
+        return (*self.there, *([self.of.g] if self.method in _OF_G else []), *self.moved)
 
-# --- shapes ---------------------------------------------------------------------------------------
+    def split(self, arguments: Arrays) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
+        """Return the arrays, g in a tuple or nothing, and the rest."""
+        n = len(self.there)
+        k = n + (self.method in _OF_G)
+        return tuple(arguments[:n]), tuple(arguments[n:k]), tuple(arguments[k:])
 
+    def text(self) -> str:
+        """Return what XLA keeps of it: in its cache, it means the same in another process."""
+        return json.dumps([self.of.__name__, *self[1:]])
 
-def _result_shape(call: Call, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the shape of the value."""
-    row = call.f.row
-    if isinstance(row, OpRow):
-        return broadcast_shape(call.name, **dict(zip(row.operands, shapes, strict=True)))
-    if isinstance(row, ProductRow):
-        of = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
-        return fit_product(call.name, row, of).result
-    if row.is_map:
-        return shapes[0]
-    options = dict(call.options)
-    axes, keepdims = options["axis"], options.get("keepdims", False)
-    return tuple(
-        1 if k in axes else n for k, n in enumerate(shapes[0]) if keepdims or k not in axes
-    )
-
-
-def _shapes(call: Call, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Return the shapes of the results."""
-    result = _result_shape(call, shapes[: call.n])
-    if call.method in ("value", "jvp"):
-        return [result]
-    return [(*shapes[: call.n], result)[k] for k in call.wrt]
+    def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        """Return the results' shapes."""
+        arrays, *_ = self.split(shapes)
+        at = dict(zip(self.there, arrays, strict=True))
+        at[self.of.g] = result = self.of.shape(self, at)
+        has_value = [result] if self.method in ("value", "value_and_vjp", "jvp") else []
+        return has_value + [at[k] for k in self.wrt]
 
 
-def _abstract(*arguments: Any, call: Call) -> list[Any]:
-    dtype = arguments[0].dtype
-    shapes = _shapes(call, [a.shape for a in arguments])
-    return [jax.core.ShapedArray(shape, dtype) for shape in shapes]
+_OF_G: Final = frozenset(("vjp", "vjp.jvp", "vjp.vjp"))
+
+
+def _varying_alike(arrays: Arrays) -> Arrays:
+    """Return arrays that vary over the same axes of a mesh, inside `jax.shard_map`."""
+    if not hasattr(jax, "typeof"):  # before 0.6
+        return arrays
+    axes = [getattr(jax.typeof(a), "vma", frozenset()) for a in arrays]
+    every: frozenset[str] = frozenset().union(*axes)
+    if not every:
+        return arrays
+    return [
+        jax.lax.pcast(a, tuple(every - own), to="varying") if every - own else a
+        for a, own in zip(arrays, axes, strict=True)
+    ]
+
+
+# --- functions ------------------------------------------------------------------------------------
+
+
+class Function:
+    """A primitive of pullback as a function of JAX arrays, with the NumPy door's parameters.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    f : object
+        The primitive.
+    """
+
+    EXTRA: ClassVar[tuple[str, ...]] = ()  # parameters that are arrays, beside the operands
+
+    def __init__(self, name: str, f: Any) -> None:
+        self.f, self.row = f, f.row
+        self.__name__ = self.__qualname__ = name
+        self.__module__ = __name__
+        about = (inspect.getdoc(f) or "").partition("\n")[0]
+        self.__doc__ = f"Return ``{name}`` of pullback, of JAX arrays.\n\n{about}"
+        parameters = self.parameters()
+        self.__signature__ = inspect.Signature(parameters)
+        operands = self.operands()
+        self.count = len(operands)  # of the arrays that methods take by position
+        names = [p.name for p in parameters]
+        self.arrays = (*operands, *(n for n in names if n in self.EXTRA and n not in operands))
+        self.options = tuple(n for n in names if n not in self.arrays)
+        self.required = [
+            p.name for p in parameters if p.default is p.empty and p.name in self.options
+        ]
+        self.g = len(self.arrays)
+        self.moved = self.has_derivatives()
+
+    def __repr__(self) -> str:
+        return f"<{self.__name__} of pullback, of JAX arrays>"
+
+    def __reduce__(self) -> Any:
+        return _named, (self.__name__,)
+
+    def __call__(self, *arrays: Any, **options: Any) -> Any:
+        """Return the value."""
+        try:
+            bound = self.__signature__.bind(*arrays, **options)
+        except TypeError as error:
+            raise TypeError(f"{self.__name__}: {error}") from None
+        bound.apply_defaults()
+        taken = {name: bound.arguments[name] for name in self.arrays}
+        there = tuple(k for k, given in enumerate(taken.values()) if given is not None)
+        given = self.converted({self.arrays[k]: taken[self.arrays[k]] for k in there})
+        chosen = {name: _plain(self.__name__, name, bound.arguments[name]) for name in self.options}
+        given, chosen = self.checked(given, chosen)
+        return Call(self, "value", there, options=tuple(chosen.items())).bind(*given.values())[0]
+
+    # --- what kinds of primitives differ in ---
+
+    def parameters(self) -> list[inspect.Parameter]:
+        """Return the parameters: the NumPy door's, but `out`."""
+        found: Any = inspect.signature(type(self.f).__call__).parameters.values()
+        found = [p for p in found if p.name not in ("self", "out")]
+        return [p.replace(default=None) if p.name == "where" else p for p in found]
+
+    def operands(self) -> tuple[str, ...]:
+        """Return the names of the operands."""
+        return tuple(self.row.operands)
+
+    def has_derivatives(self) -> tuple[int, ...]:
+        """Return the positions of the arrays by which there are derivatives."""
+        return tuple(range(self.count))
+
+    def converted(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return arrays of one dtype, float32 or float64."""
+        where = {} if (mask := given.pop("where", None)) is None else {"where": mask}
+        dtype = _dtype(self.__name__, given)
+        arrays = {name: jnp.asarray(a, dtype) for name, a in given.items()}
+        return arrays | {name: jnp.asarray(a, bool) for name, a in where.items()}
+
+    def checked(
+        self, arrays: dict[str, Any], options: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return arrays and options, once they fit."""
+        return arrays, options
+
+    def at(self, options: dict[str, Any]) -> Any:
+        """Return the primitive; takes its parameter, where it has one, from `options`."""
+        return self.f
+
+    def shape(self, call: Call, at: dict[int, Shape]) -> Shape:
+        """Return the value's shape, by those of the arrays."""
+        raise NotImplementedError
+
+    def dtype(self, call: Call, dtypes: Sequence[Any]) -> Any:
+        """Return the value's dtype."""
+        return dtypes[0]
+
+    def kernel(self, call: Call, shapes: Sequence[Shape]) -> dict[str, Any] | None:
+        """Return what the handler of kernels has to know, None for one of the other handler."""
+        return None
+
+    def second(self, call: Call, arrays: Arrays, t: dict[int, Any], u: dict[int, Any]) -> Any:
+        """Return the second derivative of the value along two tangents.
+
+        Here by rows of the Hessian tensor, one call for each element of the value.
+        """
+        (shape,) = call.shapes([a.shape for a in (*arrays, *t.values())])
+        n = builtins.max(1, int(np.prod(shape)))
+        basis = jnp.eye(n, dtype=arrays[0].dtype).reshape(n, *shape)
+        rows = call.other("vjp.jvp", u, t)
+
+        def element(one: Any) -> Any:
+            changes = rows.bind(*arrays, one, *u.values())
+            return builtins.sum(jnp.sum(a * b) for a, b in zip(t.values(), changes, strict=True))
+
+        return jax.lax.map(element, basis).reshape(shape)
+
+    def batched(
+        self, call: Call, size: int, arguments: Arrays, of: Sequence[bool], shapes: Sequence[Shape]
+    ) -> Any:
+        """Return the results of a batch in one call, None where that cannot be.
+
+        Arguments have the batch's axis in front, if they have it; `shapes` are without it.
+        """
+        return None
+
+    def numpy(self, call: Call) -> Callable[[Any, Any], None]:
+        """Return a function of arrays and outputs that calls the method of the NumPy door."""
+        options = dict(call.options)
+        function = self.at(options)
+        for part in call.method.split(".") if call.method != "value" else ():
+            function = getattr(function, part)
+        takes = inspect.signature(function).parameters
+        required = [options.pop(name) for name in self.required]
+        others = {"jvp": self.moved, "vjp.vjp": self.moved, "vjp.jvp": (*self.moved, self.g)}
+        places = others.get(call.method, ())
+        names = (*self.arrays, getattr(self.row, "cotangent", "g"))
+        if "wrt" in takes:
+            options["wrt"] = tuple(names[k] for k in call.wrt)
+        extra = [k for k in call.there if k >= self.count]
+
+        def run(arrays: Any, outs: Any) -> None:
+            given, g, rest = call.split(arrays)
+            at = dict(zip(call.there, given, strict=True))
+            along = dict(zip(call.moved, rest, strict=True))
+            positional = [at.get(k) for k in range(self.count)]
+            keywords = {self.arrays[k]: at[k] for k in extra}
+            if "out" in takes:
+                keywords["out"] = outs if "wrt" in takes else outs[0]
+            along_all = (along.get(k) for k in places)
+            results = function(*positional, *required, *g, *along_all, **keywords, **options)
+            if "out" not in takes:
+                np.copyto(outs[0], results)
+
+        return run
+
+
+class _Elementwise(Function):
+    def parameters(self) -> list[inspect.Parameter]:
+        row = self.row
+        of_last = inspect.Parameter.empty if row.default is None else row.default
+        defaults = [inspect.Parameter.empty] * (row.nin - 1) + [of_last]
+        kind = inspect.Parameter.POSITIONAL_ONLY
+        pairs = zip(row.operands, defaults, strict=True)
+        return [inspect.Parameter(name, kind, default=default) for name, default in pairs]
+
+    def shape(self, call: Call, at: dict[int, Shape]) -> Shape:
+        return broadcast_shape(self.__name__, **dict(zip(self.arrays, at.values(), strict=True)))
+
+    def kernel(self, call: Call, shapes: Sequence[Shape]) -> dict[str, Any] | None:
+        """Return the kernel, if it takes the arguments as they lie in memory, of one size or 1."""
+        arrays, *_ = call.split(shapes)
+        whole = self.shape(call, dict(enumerate(arrays)))
+        for k, shape in zip(call.positions, shapes, strict=True):
+            if shape != whole and (any(n != 1 for n in shape) or k in call.wrt):
+                return None
+        behind = self.g + (call.method in _OF_G)
+        given = [*range(behind), *(behind + k for k in call.moved)]
+        return {
+            "op": self.__name__,
+            "method": np.int64(_KERNELS.index(call.method)),
+            "given": np.int64(builtins.sum(1 << k for k in given)),
+            "wanted": np.int64(builtins.sum(1 << k for k in call.wrt) or 1),
+        }
+
+    def second(self, call: Call, arrays: Arrays, t: dict[int, Any], u: dict[int, Any]) -> Any:
+        (shape,) = call.shapes([a.shape for a in (*arrays, *t.values())])
+        arrays, along = _broadcast(shape, arrays), _broadcast(shape, u.values())
+        ones = jnp.ones(shape, arrays[0].dtype)
+        changes = call.other("vjp.jvp", u, t).bind(*arrays, ones, *along)
+        return builtins.sum(a * b for a, b in zip(t.values(), changes, strict=True))
+
+    def batched(
+        self, call: Call, size: int, arguments: Arrays, of: Sequence[bool], shapes: Sequence[Shape]
+    ) -> Any:
+        rank = builtins.max(map(len, shapes))
+        own = _of_batch(call, of)
+        whole = []
+        for k, a, b, s in zip(call.positions, arguments, of, shapes, strict=True):
+            if k not in own and k != self.g and all(n == 1 for n in s):
+                whole.append(a)
+                continue
+            a = a if b else jnp.broadcast_to(a, (size, *s))
+            whole.append(a.reshape(size, *(1,) * (rank - len(s)), *s))
+        return call.bind(*whole)
+
+
+class _Rows(Function):
+    """A reduction or a map of rows."""
+
+    EXTRA = ("where", "b")
+
+    def checked(
+        self, arrays: dict[str, Any], options: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Make all arrays have one shape, and of the axes a tuple of positions."""
+        x = arrays["x"]
+        axis = options.pop("axis")
+        axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+        for k in axes:
+            if not -x.ndim <= k < x.ndim:
+                raise np.exceptions.AxisError(k, x.ndim, self.__name__)
+        about = self.row.parameter
+        if about is not None:
+            options[about.name] = self.f._parameter(self.__name__, options[about.name])
+        for name, a in arrays.items():
+            if name in self.EXTRA and np.broadcast_shapes(a.shape, x.shape) == x.shape:
+                arrays[name] = jnp.broadcast_to(a, x.shape)
+            elif a.shape != x.shape:
+                raise ValueError(f"{self.__name__}: x has shape {x.shape}, {name} has {a.shape}")
+        return arrays, {"axis": tuple(sorted({k % x.ndim for k in axes})), **options}
+
+    def shape(self, call: Call, at: dict[int, Shape]) -> Shape:
+        if self.row.is_map:
+            return at[0]
+        options = dict(call.options)
+        axes, kept = options["axis"], options["keepdims"]
+        return tuple(1 if k in axes else n for k, n in enumerate(at[0]) if kept or k not in axes)
+
+    def second(self, call: Call, arrays: Arrays, t: dict[int, Any], u: dict[int, Any]) -> Any:
+        change = call.other("vjp.jvp", u, t)
+        options = dict(call.options)
+        if not self.row.is_map:
+            (shape,) = call.shapes([a.shape for a in (*arrays, *t.values())])
+            ones = jnp.ones(shape, arrays[0].dtype)
+            changes = change.bind(*arrays, ones, *u.values())
+            total = builtins.sum(a * b for a, b in zip(t.values(), changes, strict=True))
+            return jnp.sum(total, options["axis"], keepdims=options["keepdims"])
+        if self.__name__ in _SYMMETRIC and self.count == 1:
+            return change.bind(*arrays, t[0], u[0])[0]
+        if self.__name__ == "log_softmax":
+            normaliser: Any = primitives["logsumexp"]
+            # Its arrays may include b, before `where`.
+            there = tuple(normaliser.arrays.index(self.arrays[k]) for k in call.there)
+            options = {"axis": options["axis"], "keepdims": True}
+            moved = Call(normaliser, "jvp", there, (0,), options=tuple(options.items()))
+            return jnp.zeros_like(t[0]) - normaliser.second(moved, arrays, t, u)
+        return super().second(call, arrays, t, u)
+
+    def batched(
+        self, call: Call, size: int, arguments: Arrays, of: Sequence[bool], shapes: Sequence[Shape]
+    ) -> Any:
+        whole = _in_batch(size, arguments, of)
+        options = {name: given for name, given in call.options}
+        options["axis"] = tuple(k + 1 for k in options["axis"])
+        return call._replace(options=tuple(options.items())).bind(*whole)
+
+
+class _Product(Function):
+    def checked(
+        self, arrays: dict[str, Any], options: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Check the activation."""
+        if "activation" in options:
+            activation = self.f._activation(self.__name__, (options["activation"],))
+            options["activation"] = None if activation is None else activation.row.name
+        return arrays, options
+
+    def shape(self, call: Call, at: dict[int, Shape]) -> Shape:
+        every = [
+            jax.ShapeDtypeStruct(at[k], np.float32) if k in at else None for k in range(self.count)
+        ]
+        return _fit(self.__name__, self.row, every).result
+
+    def second(self, call: Call, arrays: Arrays, t: dict[int, Any], u: dict[int, Any]) -> Any:
+        formula = _FORMULAS.get(self.__name__)
+        if formula is None:
+            return super().second(call, arrays, t, u)
+
+        def along(given: dict[int, Any], f: Any) -> Any:
+            pairs = zip(call.there, arrays, strict=True)
+            tangents = tuple(given.get(k, jnp.zeros_like(a)) for k, a in pairs)
+            return lambda *at: jax.jvp(f, at, tangents)[1]
+
+        activation = dict(call.options).get("activation")
+        if self.__name__ == "matmul":  # whose tangent is linear in the operands, too
+            pairs = zip(call.there, arrays, strict=True)
+            moved = (t.get(k, jnp.zeros_like(a)) for k, a in pairs)
+            return call.other("jvp", u).bind(*moved, *u.values())[0]
+
+        def f(*operands: Any) -> Any:
+            z = formula(*operands)
+            return z if activation is None else primitives[activation](z)
+
+        return along(u, along(t, f))(*arrays)
+
+    def batched(
+        self, call: Call, size: int, arguments: Arrays, of: Sequence[bool], shapes: Sequence[Shape]
+    ) -> Any:
+        own = _of_batch(call, of)
+        *groups, of_result = _groups(self.row.signature)
+        arrays, *_ = call.split(shapes)
+        at = dict(zip(call.there, arrays, strict=True))
+        cores = {k: groups[k].there(len(shape)) for k, shape in at.items()}
+        if any(not groups[k].has_batch or cores[k] != groups[k].letters for k in own):
+            return None
+        result, letters = self.shape(call, at), "".join(cores.values())
+        cores[self.g] = "".join(c for c in of_result.letters if c in letters)
+        rank = len(result) - len(cores[self.g])
+        whole = []
+        for k, a, b, s in zip(call.positions, arguments, of, shapes, strict=True):
+            if k not in own and k != self.g:
+                whole.append(a)
+                continue
+            a = a if b else jnp.broadcast_to(a, (size, *s))
+            whole.append(a.reshape(size, *(1,) * (rank + len(cores[k]) - len(s)), *s))
+        return call.bind(*whole)
+
+
+_FORMULAS: Final[dict[str, Callable[..., Any]]] = {
+    "matmul": lambda A, B: primitives["matmul"](A, B),
+    "linear": lambda X, W, b=0: primitives["matmul"](X, W) + b,
+    "quadratic_form": lambda x, A: jnp.sum(x * primitives["matmul"](x, A), -1),
+    "bilinear_form": lambda u, X, v: jnp.sum(primitives["matmul"](u, X) * v, -1),
+}
+
+
+class _OfLoss(Function):
+    """What losses of predictions and losses of models share: targets, and a parameter."""
+
+    def function(self, loss: Any) -> Any:
+        """Return what the value is a call of."""
+        raise NotImplementedError
+
+    def parameters(self) -> list[inspect.Parameter]:
+        found = [*inspect.signature(self.function(self.f)).parameters.values()]
+        about = self.row.parameter
+        if about is not None and self.f is catalogue.primitives.get(self.row.name):
+            kind = inspect.Parameter.KEYWORD_ONLY
+            found.append(inspect.Parameter(about.name, kind, default=about.default))
+        return found
+
+    def checked(
+        self, arrays: dict[str, Any], options: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Check the parameter."""
+        self.at(dict(options))
+        if options.get("reduction", "mean") not in ("mean", "sum"):
+            given = shown(options["reduction"])
+            raise ValueError(f"{self.__name__}: reduction is {given}, needs 'mean' or 'sum'")
+        return arrays, options
+
+    def at(self, options: dict[str, Any]) -> Any:
+        about = self.row.parameter
+        own = about is not None and about.name in options
+        return self.function(self.f(options.pop(about.name)) if own else self.f)
+
+
+class _Pointwise(_OfLoss):
+    def function(self, loss: Any) -> Any:
+        return loss.pointwise
+
+    def operands(self) -> tuple[str, ...]:
+        return "z", "y"
+
+    def has_derivatives(self) -> tuple[int, ...]:
+        return (0,)
+
+    def converted(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Keep labels, and let a number fill the other's shape."""
+        z, y = given["z"], given["y"]
+        if self.row.of_classes and not jnp.issubdtype(jnp.result_type(y), jnp.inexact):
+            return {"z": jnp.asarray(z, _dtype(self.__name__, {"z": z})), "y": jnp.asarray(y)}
+        arrays = super().converted(given)
+        if isinstance(y, int | float):
+            arrays["y"] = jnp.broadcast_to(arrays["y"], arrays["z"].shape)
+        return arrays
+
+    def checked(
+        self, arrays: dict[str, Any], options: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Check the shapes, too."""
+        z, y = (a.shape for a in arrays.values())
+        labels = self.row.of_classes and arrays["y"].dtype != arrays["z"].dtype
+        if y != (z[:-1] if labels else z) or (self.row.of_classes and not z):
+            raise ValueError(f"{self.__name__}: y has shape {y}, z has {z}")
+        return super().checked(arrays, options)
+
+    def shape(self, call: Call, at: dict[int, Shape]) -> Shape:
+        return at[0][:-1] if self.row.of_classes else at[0]
+
+    def second(self, call: Call, arrays: Arrays, t: dict[int, Any], u: dict[int, Any]) -> Any:
+        (shape,) = call.shapes([a.shape for a in (*arrays, *t.values())])
+        ones = jnp.ones(shape, arrays[0].dtype)
+        products = t[0] * call.other("vjp.jvp", u, t).bind(*arrays, ones, *u.values())[0]
+        return jnp.sum(products, -1) if self.row.of_classes else products
+
+    def batched(
+        self, call: Call, size: int, arguments: Arrays, of: Sequence[bool], shapes: Sequence[Shape]
+    ) -> Any:
+        return call.bind(*_in_batch(size, arguments, of))
+
+
+class _OfModel(_OfLoss):
+    """A loss of a linear model: its value, and with it the gradients, in one pass over X."""
+
+    EXTRA = ("sample_weight", "offset")
+
+    def __init__(self, name: str, f: Any) -> None:
+        super().__init__(name, f)
+        self.pointwise = _Pointwise(f"{name}.pointwise", f)
+
+    def function(self, loss: Any) -> Any:
+        return loss.value
+
+    def operands(self) -> tuple[str, ...]:
+        return "X", "y", "w", "b"
+
+    def has_derivatives(self) -> tuple[int, ...]:
+        return 0, 2, 3, self.arrays.index("offset")
+
+    def converted(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return arrays of the dtypes that they have; integers become floats, but not labels."""
+        arrays = {}
+        for name, a in given.items():
+            labels = name == "y" and self.row.of_classes
+            is_label = labels and not jnp.issubdtype(jnp.result_type(a), jnp.inexact)
+            dtype = None if is_label else _dtype(self.__name__, {name: a})
+            arrays[name] = jnp.asarray(a, dtype)
+        X, w = arrays["X"].shape, arrays["w"].shape
+        if len(X) != 2 or w[:1] != X[1:]:
+            raise ValueError(f"{self.__name__}: X has shape {X}, w has {w}")
+        return arrays
+
+    def shape(self, call: Call, at: dict[int, Shape]) -> Shape:
+        return ()
+
+    def dtype(self, call: Call, dtypes: Sequence[Any]) -> Any:
+        pairs = zip(call.there, dtypes, strict=False)
+        return np.result_type(*(dtype for k, dtype in pairs if self.arrays[k] in ("X", "w", "b")))
+
+    def numpy(self, call: Call) -> Callable[[Any, Any], None]:
+        options = dict(call.options)
+        about = self.row.parameter
+        own = about is not None and about.name in options
+        loss = self.f(options.pop(about.name)) if own else self.f
+        wrt = tuple(self.arrays[k] for k in call.wrt)
+        places = [self.arrays.index(n) for n in ("X", "y", "w", "b", "sample_weight", "offset")]
+
+        def run(arrays: Any, outs: Any) -> None:
+            given, _, rest = call.split(arrays)
+            at = dict(zip(call.there, given, strict=True))
+            X, y, w, b, weight, offset = map(at.get, places)
+            keywords = {"offset": offset, **options}
+            along = dict(zip(call.moved, rest, strict=True))
+            tangents = [along.get(k) for k in self.moved]
+            results: Any
+            if call.method == "value":
+                results = [loss.value(X, y, w, b, weight, **keywords)]
+            elif call.method == "value_and_vjp" and "offset" not in wrt:
+                value, gradients = loss.value_and_grad(X, y, w, b, weight, wrt=wrt, **keywords)
+                results = [value, *gradients]
+            elif call.method == "value_and_vjp":
+                value = loss.value(X, y, w, b, weight, **keywords)
+                results = [value, *loss.vjp(X, y, w, b, 1.0, weight, wrt=wrt, **keywords)]
+            elif call.method == "vjp.jvp":
+                first, last = [*tangents[:3], None], {"toffset": tangents[3]}
+                args = X, y, w, b, 1.0, *first, weight
+                results = loss.vjp.jvp(*args, wrt=wrt, **last, **keywords)
+            else:
+                args = X, y, w, b, 1.0, *tangents[:3], weight
+                results = loss.vjp.vjp(*args, wrt=wrt, hoffset=tangents[3], **keywords)
+            for out, result in zip(outs, results, strict=True):
+                np.copyto(out, result, casting="same_kind")
+
+        return run
+
+
+class _Objective(Function):
+    """A LinearObjective as a function of its parameters."""
+
+    def __init__(self, name: str, f: Any) -> None:
+        self.row = None
+        super().__init__(name, f)
+
+    def parameters(self) -> list[inspect.Parameter]:
+        return [inspect.Parameter("theta", inspect.Parameter.POSITIONAL_ONLY)]
+
+    def operands(self) -> tuple[str, ...]:
+        return ("theta",)
+
+    def shape(self, call: Call, at: dict[int, Shape]) -> Shape:
+        if at[0] != (self.f.n_parameters,):
+            needs = f"needs ({self.f.n_parameters},)"
+            raise ValueError(f"{self.__name__}: theta has shape {at[0]}, {needs}")
+        return ()
+
+    def numpy(self, call: Call) -> Callable[[Any, Any], None]:
+        def run(arrays: Any, outs: Any) -> None:
+            theta, *rest = arrays
+            if call.method == "value":
+                results = [self.f.value(theta)]
+            elif call.method == "value_and_vjp":
+                results = self.f.value_and_grad(theta)
+            else:  # the Hessian is symmetric
+                results = [self.f.hvp(theta, rest[-1])]
+            for out, result in zip(outs, results, strict=True):
+                np.copyto(out, result, casting="same_kind")
+
+        return run
+
+
+# --- helpers --------------------------------------------------------------------------------------
+
+
+def _dtype(op: str, given: dict[str, Any]) -> Any:
+    """Return the common dtype of arrays, of which there have to be kernels."""
+    dtype = jnp.result_type(*given.values())
+    if jnp.issubdtype(dtype, jnp.integer) or dtype == bool:
+        dtype = jnp.result_type(float)
+    if dtype not in _FLOATS:
+        names = " and ".join(given)
+        raise TypeError(f"{op}: {names}: there are kernels for float32 and float64, not {dtype}")
+    return dtype
+
+
+def _plain(op: str, name: str, given: Any) -> Any:
+    """Return an option of Python's own types."""
+    if isinstance(given, jax.core.Tracer):
+        raise TypeError(f"{op}: {name} must be known when JAX traces, such as by static_argnames")
+    if isinstance(given, list | tuple):
+        return tuple(_plain(op, name, each) for each in given)
+    return given.item() if isinstance(given, np.generic | np.ndarray | jax.Array) else given
+
+
+def _broadcast(shape: Shape, arrays: Iterable[Any]) -> list[Any]:
+    return [jnp.broadcast_to(a, shape) for a in arrays]
+
+
+def _in_batch(size: int, arguments: Arrays, of: Sequence[bool]) -> list[Any]:
+    """Return arguments which all have a batch's axis."""
+    pairs = zip(arguments, of, strict=True)
+    return [a if b else jnp.broadcast_to(a, (size, *a.shape)) for a, b in pairs]
+
+
+def _of_batch(call: Call, of: Sequence[bool]) -> set[int]:
+    """Return the arrays that have to have a batch's axis, all of them rather than none."""
+    found = {k for k, b in zip(call.positions, of, strict=True) if b} | set(call.wrt)
+    return (found - {call.of.g}) or set(call.there)
 
 
 # --- what XLA calls -------------------------------------------------------------------------------
 
 
-def _of_numpy(call: Call) -> Callable[[Any, Any], None]:
-    """Return a function of arrays and outputs that calls the NumPy door."""
-    method = call.f
-    for name in call.method.split(".") if call.method != "value" else ():
-        method = getattr(method, name)
-    row, options = call.f.row, dict(call.options)
-    required = tuple(
-        options.pop(name) for name in getattr(row, "leading", ())[call.n :]
-    )  # such as the p of norm
-    if call.method in ("vjp.vjp",) or (call.method.startswith("vjp") and call.n > 1):
-        options["wrt"] = call.wrt
-    n_others = {"value": 0, "vjp": 0, "jvp": call.n, "vjp.jvp": call.n + 1, "vjp.vjp": call.n}
+class _Runs(dict[str, Callable[[Any, Any], None]]):
+    """Calls of the NumPy door, by their texts."""
 
-    def run(arrays: Any, outs: Any) -> None:
-        operands, g, rest = call.split(arrays)
-        others: list[Any] = [None] * n_others[call.method]
-        for k, other in zip(call.moved, rest, strict=True):
-            others[k] = other
-        out = outs if "wrt" in options else outs[0]
-        method(*operands, *required, *g, *others, out=out, **options)
-
-    return run
+    def __missing__(self, text: str) -> Callable[[Any, Any], None]:
+        name, *rest = json.loads(text, object_hook=None)
+        call = Call(_named(name), *(tuple(r) if isinstance(r, list) else r for r in rest[:-1]))
+        options = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in rest[-1])
+        return self.setdefault(text, call.of.numpy(call._replace(options=options)))
 
 
-@cache
-def _number(call: Call) -> int:
-    """Return the number of a call of the NumPy door among the handler's."""
-    return int(_jax.add(_of_numpy(call)))
-
-
-def _is_flat(call: Call, shapes: Sequence[tuple[int, ...]]) -> bool:
-    """Tell whether an elementwise kernel takes the arguments as they lie in memory."""
-    if not isinstance(call.f.row, OpRow):
-        return False
-    whole = _result_shape(call, shapes[: call.n])
-    summed = call.method.startswith("vjp")
-    return all(
-        shape == whole or (not (summed and k in call.wrt) and all(n == 1 for n in shape))
-        for k, shape in enumerate(shapes)
-    )
+def _abstract(*arguments: Any, call: Call) -> list[Any]:
+    shapes = call.shapes([a.shape for a in arguments])
+    arrays, *_ = call.split([a.dtype for a in arguments])
+    of = dict(zip(call.there, arrays, strict=True))
+    of[call.of.g] = call.of.dtype(call, arrays)
+    dtypes = [of[call.of.g]] * (len(shapes) - len(call.wrt)) + [of[k] for k in call.wrt]
+    more = {"vma": vma} if (vma := getattr(arguments[0], "vma", None)) else {}
+    pairs = zip(shapes, dtypes, strict=True)
+    return [jax.core.ShapedArray(shape, dtype, **more) for shape, dtype in pairs]
 
 
 def _lower(ctx: Any, *arguments: Any, call: Call) -> Any:
-    """Lower to a call of a handler."""
-    if _is_flat(call, [a.shape for a in ctx.avals_in]):
-        n, given = call.n, 0
-        for k in range(n + call.method.startswith("vjp")):
-            given |= 1 << k
-        for k in call.moved:
-            given |= 1 << (k + n + call.method.startswith("vjp"))
-        wanted = sum(1 << k for k in call.wrt) if call.wrt else 1
-        kernel = _native.kernel_number(call.name, _METHODS.index(call.method))
-        attributes = {"kernel": kernel, "given": given, "wanted": wanted}
-        target = "pullback_elementwise"
-    else:
-        attributes, target = {"call": _number(call)}, "pullback_python"
-    attributes = {name: np.int64(value) for name, value in attributes.items()}
+    kernel = call.of.kernel(call, [a.shape for a in ctx.avals_in])
+    target = "pullback_python" if kernel is None else "pullback_elementwise"
+    attributes = kernel or {"call": call.text()}
     return jax.ffi.ffi_lowering(target)(ctx, *arguments, **attributes)
 
 
@@ -203,171 +721,107 @@ def _jitted(call: Call) -> Any:
 
 # --- derivatives ----------------------------------------------------------------------------------
 
+_THIRD: Final = "{}: there are no derivatives of third order"
 
-def _there(tangents: Sequence[Any]) -> list[int]:
+
+def _there(tangents: Iterable[Any]) -> list[int]:
     return [k for k, t in enumerate(tangents) if type(t) is not ad.Zero]
 
 
 def _jvp(arguments: Any, tangents: Any, *, call: Call) -> tuple[Any, Any]:
+    of, method = call.of, call.method
+    arrays, g, rest = call.split(arguments)
+    by_arrays, by_g, by_rest = call.split(tangents)
+    along = {call.there[k]: by_arrays[k] for k in _there(by_arrays)}
+    for k in along:
+        if k not in of.moved:
+            name = of.arrays[k]
+            raise TypeError(
+                f"{of.__name__}: there is no derivative by {name}; jax.lax.stop_gradient({name}) "
+                "makes a constant of it"
+            )
+    if method in ("value", "value_and_vjp") and isinstance(of, _OfModel | _Objective):
+        return _jvp_of_scalar(call, arrays, along)
     results = call.bind(*arguments)
-    operands, g, rest = call.split(arguments)
-    t_operands, t_g, t_rest = call.split(tangents)
-    moved = _there((*t_operands, *t_g))
     terms: list[list[Any]] = []
-    if call.method in ("value", "vjp"):
-        if moved:
-            along = [(*t_operands, *t_g)[k] for k in moved]
-            method = "jvp" if call.method == "value" else "vjp.jvp"
-            terms.append(call.other(method, moved, call.wrt).bind(*operands, *g, *along))
+    if method in ("value", "vjp"):
+        along |= {of.g: t for t in by_g if type(t) is not ad.Zero}
+        if along:
+            change = call.other("jvp" if method == "value" else "vjp.jvp", along, call.wrt)
+            terms.append(change.bind(*arrays, *g, *along.values()))
     else:
-        if _there(t_rest):  # in which the method is linear
-            kept = _there(t_rest)
-            along = [t_rest[k] for k in kept]
+        if kept := _there(by_rest):  # in which the method is linear
             linear = call._replace(moved=tuple(call.moved[k] for k in kept))
-            terms.append(linear.bind(*operands, *g, *along))
-        if _there(t_g) and call.method == "vjp.jvp":
-            inner = [k for k in range(len(call.moved)) if call.moved[k] < call.n]
-            if inner:
-                linear = call._replace(moved=tuple(call.moved[k] for k in inner))
-                terms.append(linear.bind(*operands, *t_g, *(rest[k] for k in inner)))
-        if _there(t_operands) and call.method == "jvp":
-            terms.append([_second(call, operands, rest, t_operands)])
-        elif _there(t_operands) or (_there(t_g) and call.method == "vjp.vjp"):
-            raise NotImplementedError(f"{call.name}: no derivative of third order")
+            terms.append(linear.bind(*arrays, *g, *(by_rest[k] for k in kept)))
+        if along or _there(by_g):
+            if method != "jvp":
+                raise NotImplementedError(_THIRD.format(of.__name__))
+            t = dict(zip(call.moved, rest, strict=True))
+            terms.append([of.second(call, arrays, t, along)])
     if not terms:
         return results, [ad.Zero.from_primal_value(r) for r in results]
-    total = terms[0]
-    for more in terms[1:]:
-        total = [a + b for a, b in zip(total, more, strict=True)]
-    return results, total
+    return results, [builtins.sum(parts[1:], parts[0]) for parts in zip(*terms, strict=True)]
 
 
-def _second(call: Call, operands: Any, tangents: Any, along: Any) -> Any:
-    """Return the second derivative of the value along two tangents."""
-    row, n = call.f.row, call.n
-    u = {k: along[k] for k in _there(along)}
-    t = dict(zip(call.moved, tangents, strict=True))
-    if isinstance(row, ProductRow):
-        return _second_of_product(call, operands, t, u)
-    shape = _result_shape(call, [o.shape for o in operands])
-    if not isinstance(row, OpRow) and row.is_map:
-        if call.name not in _SYMMETRIC:
-            raise NotImplementedError(f"{call.name}: no second derivative, forward over forward")
-        return call.other("vjp.jvp", (0,), (0,)).bind(*operands, t[0], u[0])[0]
-    wrt = tuple(t)
-    if isinstance(row, OpRow):
-        operands, t, u = (
-            [jnp.broadcast_to(a, shape) for a in operands],
-            {k: jnp.broadcast_to(a, shape) for k, a in t.items()},
-            {k: jnp.broadcast_to(a, shape) for k, a in u.items()},
-        )
-    ones = jnp.ones(shape, operands[0].dtype)
-    changes = call.other("vjp.jvp", u, wrt).bind(*operands, ones, *u.values())
-    total = sum(t[k] * change for k, change in zip(wrt, changes, strict=True))
-    if isinstance(row, OpRow):
-        return total
-    options = dict(call.options)
-    del n
-    return jnp.sum(total, options["axis"], keepdims=options.get("keepdims", False))
-
-
-def _second_of_product(call: Call, operands: Any, t: Any, u: Any) -> Any:
-    """Return the second derivative of a product along two tangents."""
-
-    def plain(X: Any, W: Any, b: Any = None) -> Any:
-        (product,) = Call("matmul", "value").bind(X, W)
-        return product if b is None else product + b
-
-    def filled(given: Any) -> list[Any]:
-        return [given.get(k, jnp.zeros_like(o)) for k, o in enumerate(operands)]
-
-    if call.name == "matmul":  # whose jvp is linear in the operands, too
-        return call.other("jvp", u).bind(*filled(t), *u.values())[0]
-    formulas = {
-        "quadratic_form": lambda x, A: jnp.sum(x * plain(x, A), -1),
-        "bilinear_form": lambda u, X, v: jnp.sum(plain(u, X) * v, -1),
-        "linear": lambda X, W, b=None: _activated(call, plain(X, W, b)),
-    }
-    formula = formulas[call.name]
-    inner = lambda *o: jax.jvp(formula, o, tuple(filled(t)))[1]  # noqa: E731
-    return jax.jvp(inner, tuple(operands), tuple(filled(u)))[1]
-
-
-def _activated(call: Call, z: Any) -> Any:
-    name = dict(call.options).get("activation")
-    return z if name is None else Call(name, "value").bind(z)[0]
+def _jvp_of_scalar(call: Call, arrays: Any, along: dict[int, Any]) -> tuple[Any, Any]:
+    """Return results and tangents of a scalar value and gradients, which come with it."""
+    every = dict.fromkeys((*call.wrt, *along))
+    value, *found = call.other("value_and_vjp", wrt=every).bind(*arrays)
+    gradients = dict(zip(every, found, strict=True))
+    results = [value, *(gradients[k] for k in call.wrt)]
+    if not along:
+        return results, [ad.Zero.from_primal_value(r) for r in results]
+    total = builtins.sum(jnp.sum(gradients[k] * t) for k, t in along.items())
+    changes = call.other("vjp.jvp", along, call.wrt) if call.wrt else None
+    ones = jnp.ones((), value.dtype)
+    moved = [] if changes is None else changes.bind(*arrays, ones, *along.values())
+    return results, [total.astype(value.dtype), *moved]
 
 
 def _transpose(cotangents: Any, *arguments: Any, call: Call) -> list[Any]:
-    operands, g, rest = call.split(arguments)
-    there = _there(cotangents)
-    given = [cotangents[k] for k in there]
+    """Return the cotangents of the arguments in which a method is linear: g, or what moves."""
     linear = [k for k, a in enumerate(arguments) if ad.is_undefined_primal(a)]
     results: list[Any] = [None] * len(arguments)
-    first = len(operands) + len(g)
-    if any(k < len(operands) for k in linear) or not there:
-        if not there:
-            return [ad.Zero(arguments[k].aval) if k in linear else None for k in range(len(results))]
-        raise NotImplementedError(f"{call.name}: {call.method} is not linear in its operands")
+    there = _there(cotangents)
+    if not there:
+        for k in linear:
+            results[k] = ad.Zero(arguments[k].aval)
+        return results
+    arrays, g, _ = call.split(arguments)
+    given = [cotangents[k] for k in there]
+    asked, moved = [call.positions[k] for k in linear], [call.wrt[k] for k in there if call.wrt]
     if call.method == "jvp":
-        asked = [call.moved[k - first] for k in linear]
-        found = call.other("vjp", wrt=asked).bind(*operands, *given)
-    elif call.method == "vjp":
-        found = call.other("jvp", [call.wrt[k] for k in there]).bind(*operands, *given)
-    elif call.method == "vjp.jvp" and linear[0] >= first:
-        asked = [call.moved[k - first] for k in linear]
-        moved = [call.wrt[k] for k in there]
-        found = call.other("vjp.vjp", moved, asked).bind(*operands, *g, *given)
+        found = call.other("vjp", wrt=asked).bind(*arrays, *given)
+    elif call.method == "vjp" and asked == [call.of.g]:
+        found = call.other("jvp", moved).bind(*arrays, *given)
+    elif call.method == "vjp.jvp" and linear[0] >= len(arrays) + len(g):
+        found = call.other("vjp.vjp", moved, asked).bind(*arrays, *g, *given)
     else:
-        raise NotImplementedError(f"{call.name}: no derivative of third order")
+        raise NotImplementedError(_THIRD.format(call.of.__name__))
     for k, cotangent in zip(linear, found, strict=True):
         results[k] = cotangent
     return results
 
 
-# --- batches --------------------------------------------------------------------------------------
-
-
 def _batch(arguments: Any, dims: Any, *, call: Call) -> tuple[Any, Any]:
-    """Return results with the batch axis in front."""
-    row = call.f.row
-    size = next(a.shape[d] for a, d in zip(arguments, dims, strict=True) if d is not None)
+    """Return results of a batch, whose axis is in front."""
+    of = [d is not None for d in dims]
     fronts = [
         a if d is None else jnp.moveaxis(a, d, 0) for a, d in zip(arguments, dims, strict=True)
     ]
-    is_batched = [d is not None for d in dims]
-    if isinstance(row, ProductRow):
-        if call.method == "value" and is_batched[0] and not any(is_batched[1:]):
-            return call.bind(*fronts), [0]
+    shapes = [a.shape[b:] for a, b in zip(fronts, of, strict=True)]
+    size = fronts[of.index(True)].shape[0]
+    results = call.of.batched(call, size, fronts, of, shapes)
+    if results is None:
 
         def one(own: Any) -> Any:
-            own = iter(own)
-            return call.bind(*(next(own) if b else a for a, b in zip(fronts, is_batched, strict=True)))
+            parts = iter(own)
+            pairs = zip(fronts, of, strict=True)
+            return call.bind(*(next(parts) if b else a for a, b in pairs))
 
-        results = jax.lax.map(one, [a for a, b in zip(fronts, is_batched, strict=True) if b])
-        return results, [0] * len(results)
-    shapes = [a.shape[1:] if b else a.shape for a, b in zip(fronts, is_batched, strict=True)]
-    results_shapes = _shapes(call, shapes)
-    rank = max(map(len, shapes))
-    whole = [
-        jnp.broadcast_to(a, (size, *s)) if not b else a
-        for a, s, b in zip(fronts, shapes, is_batched, strict=True)
-    ]
-    if isinstance(row, OpRow):
-        whole = [
-            a.reshape(size, *(1,) * (rank - len(s)), *s) for a, s in zip(whole, shapes, strict=True)
-        ]
-    else:
-        axes = dict(call.options)["axis"]
-        shifted = tuple(k + 1 for k in axes)
-        call = call._replace(options=(("axis", shifted), *_without_axis(call.options)))
-    results = call.bind(*whole)
-    results = [r.reshape(size, *s) for r, s in zip(results, results_shapes, strict=True)]
-    return results, [0] * len(results)
-
-
-def _without_axis(options: Any) -> list[tuple[str, Any]]:
-    return [(name, value) for name, value in options if name != "axis"]
+        results = jax.lax.map(one, [a for a, b in zip(fronts, of, strict=True) if b])
+    pairs = zip(results, call.shapes(shapes), strict=True)
+    return [r.reshape(size, *s) for r, s in pairs], [0] * len(results)
 
 
 # --- the primitive --------------------------------------------------------------------------------
@@ -380,89 +834,65 @@ mlir.register_lowering(_call, _lower, platform="cpu")
 ad.primitive_jvps[_call] = _jvp
 ad.primitive_transposes[_call] = _transpose
 batching.primitive_batchers[_call] = _batch
+_jax.calls(_Runs())
 for _target in ("elementwise", "python"):
     jax.ffi.register_ffi_target(f"pullback_{_target}", getattr(_jax, _target), platform="cpu")
 
 
-# --- functions ------------------------------------------------------------------------------------
+# --- all of them ----------------------------------------------------------------------------------
+
+_own: Final[dict[str, Function]] = {}  # by what texts of calls say; XLA may keep these for ever
 
 
-def _operands(name: str, given: Sequence[Any]) -> list[Any]:
-    """Return arrays of one dtype, float32 or float64."""
-    arrays = [a if a is None else jnp.asarray(a) for a in given]
-    dtype = jnp.result_type(*(g for g in given if g is not None))
-    if not jnp.issubdtype(dtype, jnp.floating):
-        dtype = jnp.result_type(dtype, float)
-    if dtype not in (np.float32, np.float64):
-        raise TypeError(f"{name}: there are kernels for float32 and float64, not for {dtype}")
-    return [a if a is None else jax.lax.convert_element_type(a, dtype) for a in arrays]
+def function_of(f: LinearObjective | Loss) -> Function:
+    """Return an objective, or a loss of one's own, as a function of JAX arrays.
+
+    Parameters
+    ----------
+    f : LinearObjective or Loss
+        An objective is a function of its parameters, a vector. Its data stay where they are. A loss
+        is a function as those of this module are, with its `pointwise`.
+
+    Returns
+    -------
+    Function
+        JAX keeps it, and `f`, until the process ends.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import pullback as pb
+    >>> import pullback.interop.jax as pj  # doctest: +SKIP
+    >>> objective = pb.LinearObjective([[0.0], [1.0]], [0, 1], pb.logistic)
+    >>> f = pj.function_of(objective)  # doctest: +SKIP
+    >>> round(float(f(jnp.zeros(2))), 4)  # doctest: +SKIP
+    0.6931
+    """
+    if not isinstance(f, LinearObjective | Loss):
+        raise TypeError(f"function_of: f must be a LinearObjective or a loss, not {shown(f)}")
+    for known in _own.values():
+        if known.f is f:
+            return known
+    name = f"{type(f).__name__ if isinstance(f, LinearObjective) else f.__name__}-{uuid.uuid4()}"
+    kind = _Objective if isinstance(f, LinearObjective) else _OfModel
+    return _own.setdefault(name, kind(name, f))
 
 
-def _function(name: str) -> Callable[..., Any]:
-    """Return the function of JAX arrays."""
-    f = _PRIMITIVES[name]
-    row = f.row
-
-    def function(*given: Any, **options: Any) -> Any:
-        if isinstance(row, OpRow):
-            if len(given) == row.nin - 1 and row.default is not None:
-                given = (*given, row.default)
-            call = Call(name, "value")
-        elif isinstance(row, ProductRow):
-            activation = options.pop("activation", None)
-            if activation is not None:
-                activation = getattr(activation, "__name__", activation)
-                options["activation"] = activation.removeprefix("elementwise.")
-            if row.optional and len(given) == len(row.operands) - 1:
-                given = (*given, None)
-            if given[-1] is None:
-                *given, last = given
-                W = jnp.asarray(given[-1])
-                given = (*given, jnp.zeros(W.shape[-1], W.dtype))
-            call = Call(name, "value", options=tuple(sorted(options.items())))
-        else:
-            given, options = _split(row, given, options)
-            call = Call(name, "value", options=tuple(options.items()))
-        arrays = _operands(name, given)
-        (result,) = call.bind(*arrays)
-        return result
-
-    function.__name__ = function.__qualname__ = name
-    function.__module__ = __name__
-    function.__doc__ = f"Return `pullback.{name}` of JAX arrays.\n\n{row.summary}."
-    return function
+def _make(name: str) -> Function:
+    f = catalogue.primitives[name]
+    if isinstance(f, Loss):
+        return _OfModel(name, f)
+    if isinstance(f.row, OpRow):
+        return _Elementwise(name, f)
+    return _Product(name, f) if isinstance(f.row, ProductRow) else _Rows(name, f)
 
 
-def _split(row: Any, given: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the operands of a reduction, and its options with its axes as a tuple of positions."""
-    n = len(row.operands)
-    names = [*row.leading[n:], "axis"]
-    own = row.parameter
-    if own is not None and own.default is not None and not own.keyword_only:
-        names.append(own.name)
-    if not row.is_map:
-        names.append("keepdims")
-    options = {**dict(zip(names, given[n:], strict=False)), **options}
-    ndim = jnp.ndim(given[0])
-    axis = options.pop("axis", -1 if row.is_map else None)
-    axes = range(ndim) if axis is None else (axis if isinstance(axis, tuple | list) else (axis,))
-    for k in axes:
-        if not -ndim <= k < ndim:
-            raise ValueError(f"{row.name}: there is no axis {k} of {ndim}")
-    for name in options:
-        if name not in (*names, *(() if own is None else (own.name,))):
-            raise TypeError(f"{row.name}: no option {name!r} in JAX")
-    return given[:n], {"axis": tuple(sorted(k % ndim for k in axes)), **options}
+def _named(path: str) -> Any:
+    """Return a function by its name, for pickle and for the texts of calls."""
+    name, *parts = path.split(".")
+    function = _own.get(name) or primitives[name]
+    return getattr(function, parts[0]) if parts else function
 
 
-primitives: Final = Registry(_PRIMITIVES, _function)
-
-
-def __getattr__(name: str) -> Any:
-    if name in primitives:
-        return primitives[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return [*__all__, *primitives]
+primitives: Final = Registry(catalogue.primitives, _make)
+__getattr__ = attributes(globals(), primitives)
