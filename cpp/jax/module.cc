@@ -7,11 +7,14 @@
 #include <xla/ffi/api/ffi.h>
 
 #include <array>
+#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -133,20 +136,46 @@ py::array View(const ffi::AnyBuffer& buffer, bool writeable) {
   return view;
 }
 
+void Run(ffi::RemainingArgs arguments, ffi::RemainingRets results, std::string_view call) {
+  py::tuple in(arguments.size()), out(results.size());
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    in[i] = View(arguments.get<ffi::AnyBuffer>(i).value(), false);
+  }
+  for (size_t i = 0; i < results.size(); ++i) {
+    out[i] = View(**results.get<ffi::AnyBuffer>(i), true);
+  }
+  (*calls)[py::str(call)](in, out);
+}
+
+// Once the interpreter is going to end, XLA may wait for computations that nobody else waits for,
+// and holds the GIL. So calls that then run are awaited first, and those that come later fail.
+std::atomic<bool> is_closing{false};
+std::atomic<int> running{0};
+
+void Close() {
+  is_closing = true;
+  const py::gil_scoped_release release;
+  while (running > 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
+
+class Running {
+ public:
+  Running() { ++running; }
+  ~Running() { --running; }
+  Running(const Running&) = delete;
+  Running& operator=(const Running&) = delete;
+};
+
 ffi::Error Python(ffi::RemainingArgs arguments, ffi::RemainingRets results, std::string_view call) {
+  const Running counted;
+  if (is_closing) return ffi::Error(ffi::ErrorCode::kCancelled, "pullback: Python is ending");
   const ScopedDefaultFpEnv fp_env;  // XLA's threads may flush subnormals
   const py::gil_scoped_acquire gil;
   try {
-    py::tuple in(arguments.size()), out(results.size());
-    for (size_t i = 0; i < arguments.size(); ++i) {
-      in[i] = View(arguments.get<ffi::AnyBuffer>(i).value(), false);
-    }
-    for (size_t i = 0; i < results.size(); ++i) {
-      out[i] = View(**results.get<ffi::AnyBuffer>(i), true);
-    }
-    (*calls)[py::str(call)](in, out);
+    Run(arguments, results, call);
   } catch (const std::exception& error) {
-    return Invalid(error.what());
+    const std::string message = error.what();
+    return Invalid(message.substr(0, message.find("\n\nAt:")));  // where there is a traceback
   }
   return ffi::Error::Success();
 }
@@ -170,6 +199,7 @@ PYBIND11_MODULE(_jax, m) {
   table = capsule.get_pointer<const KernelTable>();
   m.attr("elementwise") = py::capsule(reinterpret_cast<void*>(kElementwise));
   m.attr("python") = py::capsule(reinterpret_cast<void*>(kPython));
+  py::module_::import("atexit").attr("register")(py::cpp_function(&Close));
   m.def("calls", [](py::object given) {
     if (calls == nullptr) calls = new py::object();
     *calls = std::move(given);

@@ -27,6 +27,7 @@ try:
     import jax.numpy as jnp
     from jax.extend.core import Primitive
     from jax.interpreters import ad, batching, mlir
+    from jax.sharding import NamedSharding, PartitionSpec
 except ImportError as error:
     raise ImportError("pullback.interop.jax needs JAX: pip install 'pullback[jax]'") from error
 
@@ -39,6 +40,7 @@ except ImportError as error:
     ) from error
 
 from pullback import catalogue
+from pullback.engine import BACKEND
 from pullback.losses import Loss
 from pullback.objective import LinearObjective
 from pullback.products import _fit, _groups
@@ -95,7 +97,7 @@ class Call(NamedTuple):
 
     def text(self) -> str:
         """Return what XLA keeps of it: in its cache, it means the same in another process."""
-        return json.dumps([self.of.__name__, *self[1:]])
+        return json.dumps([self.of.key, *self[1:]])
 
     def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         """Return the results' shapes."""
@@ -109,17 +111,23 @@ class Call(NamedTuple):
 _OF_G: Final = frozenset(("vjp", "vjp.jvp", "vjp.vjp"))
 
 
+def _varying(array: Any) -> frozenset[str]:
+    """Return the axes of a mesh over which an array varies, inside `jax.shard_map`."""
+    kind = jax.typeof(array) if hasattr(jax, "typeof") else None  # from 0.6 on
+    kind = getattr(kind, "mat", kind)
+    axes: frozenset[str] = getattr(kind, "varying", getattr(kind, "vma", frozenset()))
+    return axes
+
+
 def _varying_alike(arrays: Arrays) -> Arrays:
-    """Return arrays that vary over the same axes of a mesh, inside `jax.shard_map`."""
-    if not hasattr(jax, "typeof"):  # before 0.6
-        return arrays
-    axes = [getattr(jax.typeof(a), "vma", frozenset()) for a in arrays]
-    every: frozenset[str] = frozenset().union(*axes)
-    if not every:
+    """Return arrays that vary over the same axes."""
+    own = [_varying(a) for a in arrays]
+    every: frozenset[str] = frozenset().union(*own)
+    if all(axes == every for axes in own):
         return arrays
     return [
-        jax.lax.pcast(a, tuple(every - own), to="varying") if every - own else a
-        for a, own in zip(arrays, axes, strict=True)
+        jax.lax.pcast(a, tuple(every - axes), to="varying") if every - axes else a
+        for a, axes in zip(arrays, own, strict=True)
     ]
 
 
@@ -135,26 +143,29 @@ class Function:
         Its name.
     f : object
         The primitive.
+    key : str, optional
+        Where `_named` finds it; by its name when omitted.
     """
 
     EXTRA: ClassVar[tuple[str, ...]] = ()  # parameters that are arrays, beside the operands
 
-    def __init__(self, name: str, f: Any) -> None:
-        self.f, self.row = f, f.row
+    def __init__(self, name: str, f: Any, key: str = "") -> None:
+        self.f, self.row, self.key = f, getattr(f, "row", None), key or name
         self.__name__ = self.__qualname__ = name
         self.__module__ = __name__
-        about = (inspect.getdoc(f) or "").partition("\n")[0]
-        self.__doc__ = f"Return ``{name}`` of pullback, of JAX arrays.\n\n{about}"
-        parameters = self.parameters()
-        self.__signature__ = inspect.Signature(parameters)
+        summary = getattr(self.row, "summary", "Value")
+        self.__doc__ = f"{summary}.\n\nParameters are those of ``pullback.{name}``, without `out`."
+        parameters = {p.name: p.replace(annotation=p.empty) for p in self.parameters()}
+        self.__signature__ = inspect.Signature([*parameters.values()])
         operands = self.operands()
         self.count = len(operands)  # of the arrays that methods take by position
-        names = [p.name for p in parameters]
-        self.arrays = (*operands, *(n for n in names if n in self.EXTRA and n not in operands))
-        self.options = tuple(n for n in names if n not in self.arrays)
+        extra = (n for n in parameters if n in self.EXTRA and n not in operands)
+        self.arrays = (*operands, *extra)
+        self.options = tuple(n for n in parameters if n not in self.arrays)
         self.required = [
-            p.name for p in parameters if p.default is p.empty and p.name in self.options
+            n for n in self.options if parameters[n].default is inspect.Parameter.empty
         ]
+        self.optional = [n for n in self.arrays if parameters[n].default is None]
         self.g = len(self.arrays)
         self.moved = self.has_derivatives()
 
@@ -162,7 +173,7 @@ class Function:
         return f"<{self.__name__} of pullback, of JAX arrays>"
 
     def __reduce__(self) -> Any:
-        return _named, (self.__name__,)
+        return _named, (self.key,)
 
     def __call__(self, *arrays: Any, **options: Any) -> Any:
         """Return the value."""
@@ -171,11 +182,13 @@ class Function:
         except TypeError as error:
             raise TypeError(f"{self.__name__}: {error}") from None
         bound.apply_defaults()
-        taken = {name: bound.arguments[name] for name in self.arrays}
-        there = tuple(k for k, given in enumerate(taken.values()) if given is not None)
-        given = self.converted({self.arrays[k]: taken[self.arrays[k]] for k in there})
+        taken = {name: a for name in self.arrays if (a := bound.arguments[name]) is not None}
+        for name in self.arrays:
+            if name not in taken and name not in self.optional:
+                raise TypeError(f"{self.__name__}: {name} is None")
+        there = tuple(k for k, name in enumerate(self.arrays) if name in taken)
         chosen = {name: _plain(self.__name__, name, bound.arguments[name]) for name in self.options}
-        given, chosen = self.checked(given, chosen)
+        given, chosen = self.checked(self.converted(taken), chosen)
         return Call(self, "value", there, options=tuple(chosen.items())).bind(*given.values())[0]
 
     # --- what kinds of primitives differ in ---
@@ -295,6 +308,8 @@ class _Elementwise(Function):
         """Return the kernel, if it takes the arguments as they lie in memory, of one size or 1."""
         arrays, *_ = call.split(shapes)
         whole = self.shape(call, dict(enumerate(arrays)))
+        if not BACKEND.is_native:
+            return None
         for k, shape in zip(call.positions, shapes, strict=True):
             if shape != whole and (any(n != 1 for n in shape) or k in call.wrt):
                 return None
@@ -385,7 +400,7 @@ class _Rows(Function):
         self, call: Call, size: int, arguments: Arrays, of: Sequence[bool], shapes: Sequence[Shape]
     ) -> Any:
         whole = _in_batch(size, arguments, of)
-        options = {name: given for name, given in call.options}
+        options = dict(call.options)
         options["axis"] = tuple(k + 1 for k in options["axis"])
         return call._replace(options=tuple(options.items())).bind(*whole)
 
@@ -407,6 +422,9 @@ class _Product(Function):
         return _fit(self.__name__, self.row, every).result
 
     def second(self, call: Call, arrays: Arrays, t: dict[int, Any], u: dict[int, Any]) -> Any:
+        if self.__name__ == "matmul":  # whose tangent is linear in the operands, too
+            moved = (t.get(k, jnp.zeros_like(a)) for k, a in enumerate(arrays))
+            return call.other("jvp", u).bind(*moved, *u.values())[0]
         formula = _FORMULAS.get(self.__name__)
         if formula is None:
             return super().second(call, arrays, t, u)
@@ -417,10 +435,6 @@ class _Product(Function):
             return lambda *at: jax.jvp(f, at, tangents)[1]
 
         activation = dict(call.options).get("activation")
-        if self.__name__ == "matmul":  # whose tangent is linear in the operands, too
-            pairs = zip(call.there, arrays, strict=True)
-            moved = (t.get(k, jnp.zeros_like(a)) for k, a in pairs)
-            return call.other("jvp", u).bind(*moved, *u.values())[0]
 
         def f(*operands: Any) -> Any:
             z = formula(*operands)
@@ -452,7 +466,6 @@ class _Product(Function):
 
 
 _FORMULAS: Final[dict[str, Callable[..., Any]]] = {
-    "matmul": lambda A, B: primitives["matmul"](A, B),
     "linear": lambda X, W, b=0: primitives["matmul"](X, W) + b,
     "quadratic_form": lambda x, A: jnp.sum(x * primitives["matmul"](x, A), -1),
     "bilinear_form": lambda u, X, v: jnp.sum(primitives["matmul"](u, X) * v, -1),
@@ -540,9 +553,9 @@ class _OfModel(_OfLoss):
 
     EXTRA = ("sample_weight", "offset")
 
-    def __init__(self, name: str, f: Any) -> None:
-        super().__init__(name, f)
-        self.pointwise = _Pointwise(f"{name}.pointwise", f)
+    def __init__(self, name: str, f: Any, key: str = "") -> None:
+        super().__init__(name, f, key)
+        self.pointwise = _Pointwise(f"{name}.pointwise", f, f"{self.key}.pointwise")
 
     def function(self, loss: Any) -> Any:
         return loss.value
@@ -613,10 +626,6 @@ class _OfModel(_OfLoss):
 class _Objective(Function):
     """A LinearObjective as a function of its parameters."""
 
-    def __init__(self, name: str, f: Any) -> None:
-        self.row = None
-        super().__init__(name, f)
-
     def parameters(self) -> list[inspect.Parameter]:
         return [inspect.Parameter("theta", inspect.Parameter.POSITIONAL_ONLY)]
 
@@ -649,8 +658,11 @@ class _Objective(Function):
 
 def _dtype(op: str, given: dict[str, Any]) -> Any:
     """Return the common dtype of arrays, of which there have to be kernels."""
-    dtype = jnp.result_type(*given.values())
-    if jnp.issubdtype(dtype, jnp.integer) or dtype == bool:
+    try:
+        dtype = jnp.result_type(*given.values())
+    except TypeError as error:
+        raise TypeError(f"{op}: {' and '.join(given)}: {error}") from None
+    if jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_):
         dtype = jnp.result_type(float)
     if dtype not in _FLOATS:
         names = " and ".join(given)
@@ -686,14 +698,17 @@ def _of_batch(call: Call, of: Sequence[bool]) -> set[int]:
 # --- what XLA calls -------------------------------------------------------------------------------
 
 
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 class _Runs(dict[str, Callable[[Any, Any], None]]):
     """Calls of the NumPy door, by their texts."""
 
     def __missing__(self, text: str) -> Callable[[Any, Any], None]:
-        name, *rest = json.loads(text, object_hook=None)
-        call = Call(_named(name), *(tuple(r) if isinstance(r, list) else r for r in rest[:-1]))
-        options = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in rest[-1])
-        return self.setdefault(text, call.of.numpy(call._replace(options=options)))
+        key, *rest = _tuples(json.loads(text))
+        call = Call(_named(key), *rest)
+        return self.setdefault(text, call.of.numpy(call))
 
 
 def _abstract(*arguments: Any, call: Call) -> list[Any]:
@@ -702,9 +717,11 @@ def _abstract(*arguments: Any, call: Call) -> list[Any]:
     of = dict(zip(call.there, arrays, strict=True))
     of[call.of.g] = call.of.dtype(call, arrays)
     dtypes = [of[call.of.g]] * (len(shapes) - len(call.wrt)) + [of[k] for k in call.wrt]
-    more = {"vma": vma} if (vma := getattr(arguments[0], "vma", None)) else {}
-    pairs = zip(shapes, dtypes, strict=True)
-    return [jax.core.ShapedArray(shape, dtype, **more) for shape, dtype in pairs]
+    like, results = arguments[0], []
+    for shape, dtype in zip(shapes, dtypes, strict=True):
+        whole = NamedSharding(like.sharding.mesh, PartitionSpec(*(None for _ in shape)))
+        results.append(like.update(shape=shape, dtype=dtype, weak_type=False, sharding=whole))
+    return results
 
 
 def _lower(ctx: Any, *arguments: Any, call: Call) -> Any:
@@ -745,7 +762,7 @@ def _jvp(arguments: Any, tangents: Any, *, call: Call) -> tuple[Any, Any]:
     results = call.bind(*arguments)
     terms: list[list[Any]] = []
     if method in ("value", "vjp"):
-        along |= {of.g: t for t in by_g if type(t) is not ad.Zero}
+        along |= {call.positions[len(arrays) + k]: by_g[k] for k in _there(by_g)}
         if along:
             change = call.other("jvp" if method == "value" else "vjp.jvp", along, call.wrt)
             terms.append(change.bind(*arrays, *g, *along.values()))
@@ -873,9 +890,10 @@ def function_of(f: LinearObjective | Loss) -> Function:
     for known in _own.values():
         if known.f is f:
             return known
-    name = f"{type(f).__name__ if isinstance(f, LinearObjective) else f.__name__}-{uuid.uuid4()}"
-    kind = _Objective if isinstance(f, LinearObjective) else _OfModel
-    return _own.setdefault(name, kind(name, f))
+    key = f"own:{uuid.uuid4()}"
+    if isinstance(f, Loss):
+        return _own.setdefault(key, _OfModel(f.__name__, f, key))
+    return _own.setdefault(key, _Objective("LinearObjective", f, key))
 
 
 def _make(name: str) -> Function:
