@@ -658,8 +658,11 @@ class _Objective(Function):
 
 def _dtype(op: str, given: dict[str, Any]) -> Any:
     """Return the common dtype of arrays, of which there have to be kernels."""
+    numbers = bool | int | float | complex | np.ndarray | np.generic | jax.Array
     try:
-        dtype = jnp.result_type(*given.values())
+        dtype = jnp.result_type(
+            *(a if isinstance(a, numbers) else np.asarray(a) for a in given.values())
+        )
     except TypeError as error:
         raise TypeError(f"{op}: {' and '.join(given)}: {error}") from None
     if jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_):
