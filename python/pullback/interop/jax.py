@@ -150,7 +150,8 @@ class Function:
     EXTRA: ClassVar[tuple[str, ...]] = ()  # parameters that are arrays, beside the operands
 
     def __init__(self, name: str, f: Any, key: str = "") -> None:
-        self.f, self.row, self.key = f, getattr(f, "row", None), key or name
+        self.f, self.key = f, key or name
+        self.row: Any = getattr(f, "row", None)
         self.__name__ = self.__qualname__ = name
         self.__module__ = __name__
         summary = getattr(self.row, "summary", "Value")
@@ -915,5 +916,5 @@ def _named(path: str) -> Any:
     return getattr(function, parts[0]) if parts else function
 
 
-primitives: Final = Registry(catalogue.primitives, _make)
+primitives: Final[Registry] = Registry(catalogue.primitives, _make)
 __getattr__ = attributes(globals(), primitives)
