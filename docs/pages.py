@@ -16,6 +16,7 @@ from numpydoc.docscrape_sphinx import SphinxDocString
 from pullback import reference
 from pullback.loss_vjp import LossVjp
 from pullback.pointwise import Pointwise, PointwiseVjp
+from pullback.protocol import WithMethods
 from pullback.tables.elementwise import OPS, OpRow, SpecialPoint
 from pullback.tables.examples import EXAMPLES
 from pullback.tables.losses import LOSSES, LossRow
@@ -64,7 +65,7 @@ def _methods(primitive: Any, shown_as: str) -> Iterator[str]:
             continue
         if not isinstance(member, Pointwise):
             yield _method(member, f"{shown_as}.{name}")
-        if isinstance(member, Pointwise | PointwiseVjp | LossVjp):
+        if isinstance(member, Pointwise | PointwiseVjp | LossVjp | WithMethods):
             yield from _methods(member, f"{shown_as}.{name}")
 
 

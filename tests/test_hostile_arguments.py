@@ -30,7 +30,8 @@ X23 = np.array([[0.25, 0.5, 0.75], [0.3, 0.6, 0.4]])
 PAIR, TRIPLE, SQUARE = np.ones(2), np.ones(3), np.ones((2, 2))
 ELEMENTS = dict.fromkeys(("w", "x", "g", "t", "tw", "tx"), X23)
 REDUCED = {"x": X23, "y": X23, "g": 1.0, "t": X23, "tx": X23, "ty": X23, "p": 3.0, "ddof": 0.0}
-MAPPED = {"x": X23, "g": X23, "t": X23, "axis": -1, "eps": 1e-5}
+REDUCED |= {"tg": 1.0, **dict.fromkeys(("h", "hx", "hy"), X23)}
+MAPPED = {"axis": -1, "eps": 1e-5, **dict.fromkeys(("x", "g", "t", "tg", "h"), X23)}
 PRODUCTS = {
     "matmul": {"A": X23, "B": X23.T, "G": SQUARE, "tA": X23, "tB": X23.T},
     "linear": {"X": X23, "W": X23.T, "b": PAIR, "G": SQUARE, "tX": X23, "tW": X23.T, "tb": PAIR},
@@ -38,6 +39,9 @@ PRODUCTS = {
     "bilinear_form": {"u": PAIR, "X": X23, "v": TRIPLE, "g": 1.0, "tu": PAIR, "tX": X23}
     | {"tv": TRIPLE},
 }
+for given in PRODUCTS.values():
+    given |= {f"h{name}": given[name] for name in given if f"t{name}" in given}
+    given |= {f"t{name}": given[name] for name in ("G", "g") if name in given}
 SAMPLES = {"X": np.ones((4, 3)), "y": np.ones(4), "w": TRIPLE, "b": 0.5} | {
     "sample_weight": np.ones(4),
     "offset": np.ones(4),
@@ -89,13 +93,17 @@ class Case(NamedTuple):
 
 
 def of_vjp() -> Iterator[tuple[str, Any, Any]]:
-    """Yield what vjp of a loss and of its pointwise form can do."""
-    for loss, owner, method in itertools.product(
-        ("logistic", "softmax_cross_entropy"), ("vjp", "pointwise.vjp"), ("jvp", "vjp")
-    ):
+    """Yield what vjp can do: of losses and their pointwise forms, of reductions and products."""
+    owners = [
+        f"{loss}.{vjp}"
+        for loss in ("logistic", "softmax_cross_entropy")
+        for vjp in ("vjp", "pointwise.vjp")
+    ]
+    some = ("prod", "dot", "norm", "logsumexp", "variance", "softmax", "layer_norm")
+    owners += [f"{name}.vjp" for name in (*some, *PRODUCTS)]
+    for owner, method in itertools.product(owners, ("jvp", "vjp")):
         path = f"{owner}.{method}"
-        ours, twin = (attrgetter(path)(getattr(P, loss)) for P in (pb, pb.reference))
-        yield f"{loss}.{path}", ours, twin
+        yield path, *(attrgetter(path)(P) for P in (pb, pb.reference))
 
 
 def cases(primitives: Any) -> Iterator[Case]:
@@ -179,6 +187,7 @@ OPTIONAL = {
     "hw",
     "hb",
     "hoffset",
+    *("tG", "hx", "hy", "hA", "hB", "hW", "hu", "hv"),
 }
 
 

@@ -182,7 +182,7 @@ def test_reductions(name: str, method: str) -> None:
     judge(bound, calls())
 
 
-SECOND = ("softmax", "log_softmax", "layer_norm", "logsumexp", "norm2", "variance")
+SECOND = [name for name in reductions if name not in ("prod", "dot", "norm")]  # have kernels
 
 
 @pytest.mark.parametrize("name", SECOND)

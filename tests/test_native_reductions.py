@@ -236,4 +236,4 @@ def test_the_engine_refuses_what_would_lie_outside() -> None:
             arguments[position] = bad
             with pytest.raises(TypeError, match="what the engine takes"):
                 native.second_rows(*arguments)
-    assert native.second_rows("sum", 0.0, None, None, None, None) is None
+    assert native.second_rows("prod", 0.0, None, None, None, None) is None

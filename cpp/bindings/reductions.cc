@@ -559,7 +559,9 @@ PyObject* SecondRows(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   SecondCall call;
   const char* const name = PyUnicode_AsUTF8(args[0]);
   if (name == nullptr || !ReadDouble(args[1], &call.parameter)) return nullptr;
-  const std::optional<SecondRow> row = FindSecond(name);
+  const std::string_view called = name;
+  const std::optional<SecondRow> row =
+      FindSecond(called == "norm" ? RowOfNorm(call.parameter) : called);
   if (!row) Py_RETURN_NONE;
   call.row = *row;
   const npy_intp* shape = nullptr;

@@ -149,6 +149,28 @@ class SecondOrderOfRow {
     });
   }
 
+  bool SquaredNorm2() {
+    const SecondTag d;
+    const SecondVec g = hn::Set(d, g_[0]);
+    return Write([&](size_t i, size_t count) HWY_ATTR {
+      const SecondVec product = hn::Mul(g, LoadSome(d, t_ + i, count));
+      return hn::Add(product, product);
+    });
+  }
+
+  bool Constant() {
+    std::fill_n(out_, n_, 0.0);
+    return true;
+  }
+
+  bool Flat() {
+    const SecondTag d;
+    return Write([&](size_t i, size_t count) HWY_ATTR {
+      const SecondVec x = LoadSome(d, x_ + i, count);
+      return hn::Sub(x, x);
+    });
+  }
+
   bool Variance(double ddof) {
     const double n = static_cast<double>(n_), divisor = n - ddof;
     if (!(divisor > 0)) return false;
@@ -297,6 +319,15 @@ void SecondRows(const SecondCall& call, size_t begin, size_t end, double* room) 
       case SecondRow::kVariance:
         good = row.Variance(call.parameter);
         break;
+      case SecondRow::kSquaredNorm2:
+        good = row.SquaredNorm2();
+        break;
+      case SecondRow::kConstant:
+        good = row.Constant();
+        break;
+      case SecondRow::kFlat:
+        good = row.Flat();
+        break;
     }
     call.suspects[i] = good ? 0 : 1;
   }
@@ -312,11 +343,29 @@ namespace pullback {
 HWY_EXPORT(SecondRows);
 
 std::optional<SecondRow> FindSecond(std::string_view name) {
-  constexpr std::string_view kNames[] = {"softmax",   "log_softmax", "layer_norm",
-                                         "logsumexp", "norm2",       "variance"};
-  const auto* const found = std::find(std::begin(kNames), std::end(kNames), name);
-  if (found == std::end(kNames)) return std::nullopt;
-  return static_cast<SecondRow>(found - kNames);
+  struct Named {
+    std::string_view name;
+    SecondRow row;
+  };
+  constexpr Named kRows[] = {
+      {"softmax", SecondRow::kSoftmax},
+      {"log_softmax", SecondRow::kLogSoftmax},
+      {"layer_norm", SecondRow::kLayerNorm},
+      {"logsumexp", SecondRow::kLogSumExp},
+      {"norm2", SecondRow::kNorm2},
+      {"variance", SecondRow::kVariance},
+      {"squared_norm2", SecondRow::kSquaredNorm2},
+      {"sum", SecondRow::kConstant},
+      {"mean", SecondRow::kConstant},
+      {"norm1", SecondRow::kFlat},
+      {"norm_inf", SecondRow::kFlat},
+      {"max", SecondRow::kFlat},
+      {"min", SecondRow::kFlat},
+  };
+  for (const Named& known : kRows) {
+    if (known.name == name) return known.row;
+  }
+  return std::nullopt;
 }
 
 Outcome SecondOrder(const SecondCall& call, Poll* poll) {

@@ -21,9 +21,12 @@ enum class SecondRow : uint8_t {
   kLogSumExp,
   kNorm2,
   kVariance,
+  kSquaredNorm2,
+  kConstant,  // vjp does not depend on x
+  kFlat,      // nor does this one, between kinks; NaN stays NaN
 };
 
-// Nothing for a row without a kernel.
+// Nothing for a row without a kernel. The norms of exponents 1, 2 and inf have rows of their own.
 std::optional<SecondRow> FindSecond(std::string_view name);
 constexpr bool IsMap(SecondRow row) { return row <= SecondRow::kLayerNorm; }
 

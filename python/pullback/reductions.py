@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import cache, partial, reduce
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -265,7 +265,7 @@ class _SecondOrderCall:
         for k in self._wrt:
             if k < len(t):
                 terms = [slices.give(part[k]) for part in parts]
-                yield sum(terms[1:], terms[0]) if terms else None
+                yield reduce(np.add, terms) if terms else None  # `sum` is a primitive here
             elif moves:
                 outer, _, inner = slices.blocks
                 room = np.empty(slices.blocks if self._row.is_map else (outer, inner))
