@@ -15,6 +15,7 @@ from __future__ import annotations
 import builtins  # of which primitives have the names
 import inspect
 import json
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -264,31 +265,36 @@ class Function:
 
     def numpy(self, call: Call) -> Callable[[Any, Any], None]:
         """Return a function of arrays and outputs that calls the method of the NumPy door."""
-        options = dict(call.options)
+        options = {sys.intern(name): given for name, given in call.options}  # for fast paths
         function = self.at(options)
         for part in call.method.split(".") if call.method != "value" else ():
             function = getattr(function, part)
         takes = inspect.signature(function).parameters
-        required = [options.pop(name) for name in self.required]
         others = {"jvp": self.moved, "vjp.vjp": self.moved, "vjp.jvp": (*self.moved, self.g)}
-        places = others.get(call.method, ())
         names = (*self.arrays, getattr(self.row, "cotangent", "g"))
-        if "wrt" in takes:
+        has_wrt, has_out = "wrt" in takes, "out" in takes
+        # Where each positional argument is among the arrays, None, and the required options.
+        n, behind = len(call.positions), len(call.positions) - len(call.moved)
+        at = dict(zip(call.there, range(n), strict=False))
+        along = dict(zip(call.moved, range(behind, n), strict=True))
+        where = [at.get(k, n) for k in range(self.count)]
+        where += range(n + 1, n + 1 + len(self.required))
+        where += range(len(call.there), behind)
+        where += [along.get(k, n) for k in others.get(call.method, ())]
+        fixed = (None, *(options.pop(name) for name in self.required))
+        extra = {sys.intern(self.arrays[k]): at[k] for k in call.there if k >= self.count}
+        if has_wrt:
             options["wrt"] = tuple(names[k] for k in call.wrt)
-        extra = [k for k in call.there if k >= self.count]
 
         def run(arrays: Any, outs: Any) -> None:
-            given, g, rest = call.split(arrays)
-            at = dict(zip(call.there, given, strict=True))
-            along = dict(zip(call.moved, rest, strict=True))
-            positional = [at.get(k) for k in range(self.count)]
-            keywords = {self.arrays[k]: at[k] for k in extra}
-            if "out" in takes:
-                keywords["out"] = outs if "wrt" in takes else outs[0]
-            along_all = (along.get(k) for k in places)
-            results = function(*positional, *required, *g, *along_all, **keywords, **options)
-            if "out" not in takes:
-                np.copyto(outs[0], results)
+            every = arrays + fixed
+            keywords = {name: every[k] for name, k in extra.items()} if extra else {}
+            given = [every[k] for k in where]
+            if has_out:
+                out = outs if has_wrt else outs[0]
+                function(*given, out=out, **keywords, **options)
+            else:
+                np.copyto(outs[0], function(*given, **keywords, **options))
 
         return run
 
