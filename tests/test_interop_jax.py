@@ -277,6 +277,22 @@ def test_errors(call: Callable[[], Any], kind: type[Exception], message: str) ->
     assert "At:" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("missing", "advice"),
+    [("jax", r"pip install 'pullback[jax]'"), ("pullback._jax", "PULLBACK_JAX=1 pip")],
+)
+def test_what_is_missing_is_said(missing: str, advice: str, run_python: Callable[..., Any]) -> None:
+    finished = run_python(f"""
+import sys
+sys.modules[{missing!r}] = None
+try:
+    import pullback.interop.jax
+except ImportError as error:
+    print(error)
+""")
+    assert advice in finished.stdout
+
+
 # --- objectives, and losses of one's own ----------------------------------------------------------
 
 
