@@ -67,6 +67,41 @@ def compilers(place: Path, tools: Path, target: str) -> dict[str, Path]:
     return programs
 
 
+# What C++ libraries call of an unwinder.
+UNWINDER = (
+    "Resume",
+    "RaiseException",
+    "Resume_or_Rethrow",
+    "DeleteException",
+    "ForcedUnwind",
+    "Backtrace",
+    "GetIP",
+    "SetIP",
+    "GetIPInfo",
+    "GetGR",
+    "SetGR",
+    "GetCFA",
+    "GetLanguageSpecificData",
+    "GetRegionStart",
+    "GetTextRelBase",
+    "GetDataRelBase",
+    "FindEnclosingFunction",
+)
+
+
+def unwinder(place: Path, compiler: Path) -> Path:
+    """Make a library to link with, in the place of the system's libgcc_s.so.1.
+
+    Up to 3.13, Python ends threads at exit by unwinding them with the system's unwinder. zig's own,
+    which would be linked statically, crashes on what that one hands over.
+    """
+    source, library = place / "unwinder.c", place / "libgcc_s.so.1"
+    source.write_text("".join(f"void _Unwind_{name}(void) {{}}\n" for name in UNWINDER))
+    soname = f"-Wl,-soname,{library.name}"
+    run(compiler, "-w", "-shared", "-nostdlib", "-fPIC", soname, "-o", library, source)
+    return library
+
+
 def digest(path: Path) -> str:
     """Return a file's SHA-256."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -152,7 +187,7 @@ class Maker:
             "CC": str(zig["cc"]),
             "CXX": str(zig["c++"]),
             "CXXFLAGS": f"-mcpu={CPU[arch]}",
-            "LDFLAGS": "-s",
+            "LDFLAGS": f"-s {unwinder(self.work, zig['cc'])}" if libc == "gnu" else "-s",
             "CCACHE_COMPILERTYPE": "clang",
             "CCACHE_COMPILERCHECK": "content",
             "PULLBACK_REQUIRE_NATIVE": "1",
@@ -244,7 +279,11 @@ def main() -> None:
             "-m",
             "pytest",
             *(options.pytest or ["-n", "auto"]),
-            env={"PATH": str(tester.parent), "PULLBACK_BACKEND": "native"},
+            env={
+                "PATH": str(tester.parent),
+                "PULLBACK_BACKEND": "native",
+                "LOKY_MAX_CPU_COUNT": str(os.cpu_count()),  # joblib would run lscpu
+            },
         )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pullback as pb
 import signatures
+from pullback.tables.selections import SELECTIONS
 from signatures import bound, linear_shape, reduced_shape, wrt
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -633,6 +634,35 @@ PRODUCT_SHAPES: dict[str, dict[str, tuple[tuple[Any, ...], ...]]] = {
 ACTIVATIONS = ("relu", "tanh", "gelu", "sigmoid", "exp", "softplus")
 
 
+def selection(name: str, f: Any) -> Iterator[Case]:
+    """Yield cases of a selection."""
+    row, kind = SELECTIONS[name], signatures.family(name, f)
+    for method in (*signatures.METHODS[kind], *signatures.COMPOSED[kind]):
+        for dtype, shape in itertools.product(DTYPES, (*((n,) for n in SMALL), *SEVERAL_AXES)):
+            for which in ("mixed", "small"):
+                given = {n: draw(which, dtype, shape, i) for i, n in enumerate(row.operands)}
+                given["c"] = draw("mask", bool, shape)
+                given["indices"] = draw("small", np.int64, shape[:1]) % shape[0]
+                args = [given[n] for n in row.operands]
+                taken = shape if kind == "choice" else np.shape(np.take(args[0], args[1], 0))
+                if method == "vjp":
+                    args.append(draw(which, dtype, taken, 5))
+                if method == "jvp":
+                    args += [draw(which, dtype, shape, 5 + i) for i in range(len(row.moved))]
+                options = {} if kind == "choice" else {"axis": 0}
+                call: Callable[[], Any] = partial(bound(f, method), *args, **options)
+                if method == "jacobian":
+                    call = partial(applied, call)
+                yield Case(method, f"{dtype} {which}", call)
+        if kind == "choice" and method == "vjp":
+            for dtype in DTYPES:
+                args = [draw("mixed", dtype, (7, 300), i) for i in range(len(row.operands))]
+                args[:2] = (draw("mask", bool, (7, 1)), args[1]) if name == "where" else args[:2]
+                args[-1] = draw("mixed", dtype, (300,), 3)
+                g = draw("normal", dtype, (7, 300), 5)
+                yield Case(method, f"{dtype} broadcast", partial(f.vjp, *args, g))
+
+
 def product(name: str, f: Any, primitives: dict[str, Any]) -> Iterator[Case]:
     """Yield cases of a product of matrices, or a form."""
     for method in signatures.METHODS[name]:
@@ -1204,6 +1234,8 @@ def all_cases(source: Library) -> Iterator[tuple[str, Iterator[Case]]]:
             yield name, elementwise(name, f)
         elif kind in ("reduction", "map"):
             yield name, reduction(name, f)
+        elif kind in ("choice", "take"):
+            yield name, selection(name, f)
         elif kind == "loss":
             yield name, loss(name, f)
         else:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pullback as pb
 import signatures
+from pullback.tables.selections import SELECTIONS
 from signatures import bound, linear_shape, reduced_shape, wrt
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -187,6 +188,46 @@ def _reduction_variants(
             yield "wrt=", "option", args, {"wrt": 0}
     if method == "vjp" and not is_map:
         yield "a stack of cotangents", "option", [*args[:-1], np.ones(3)], {}
+
+
+def selection(name: str, f: Any) -> Iterator[Call]:
+    """Yield calls of a selection."""
+    row = SELECTIONS[name]
+    kind = signatures.family(name, f)
+    operands: dict[str, Any] = {n: _uniform(name, N, i) for i, n in enumerate(row.operands)}
+    operands |= {"c": np.arange(N) % 3 == 0, "indices": np.arange(N)[::-1] // 2}
+    for method in signatures.METHODS[kind]:
+        k = {"vjp": 1, "jvp": len(row.moved)}.get(method, 0)
+        args = [*(operands[n] for n in row.operands), *(_uniform(name, N, 5 + i) for i in range(k))]
+        function = bound(f, method)
+        shapes: Any = N
+        if kind == "choice" and method in ("derivative", "vjp"):
+            shapes = [N] * len(row.moved)
+        elif method == "value_and_derivative":
+            shapes = [N, [N] * len(row.moved)]
+        variants: list[Variant] = [("", "plain", args, {}), ("float32", "plain", _as32(args), {})]
+        variants.append(("out=", "option", args, {"out": _empty(shapes)}))
+        if kind == "choice" and k < 2:
+            number = [0.5 if i == 2 else a for i, a in enumerate(args)]
+            variants.append(("a number beside arrays", "converted", number, {}))
+        if kind == "choice" and method == "vjp":
+            variants.append(("wrt=", "option", args, {"wrt": 1}))
+            variants.append(
+                ("a stack of cotangents", "option", [*args[:-1], np.stack([args[-1]] * 3)], {})
+            )
+        if kind == "choice" and method == "jvp":
+            variants.append(("a tangent is None", "option", [*args[:-1], None], {}))
+        if kind == "take":
+            square = [a.reshape(SIDE, SIDE) for a in args]
+            square[1] = np.arange(SIDE)
+            variants.append(("axis=1", "option", square, {"axis": 1}))
+        for options, limit, given, keywords in variants:
+            yield Call(kind, name, method, options, limit, function, given, keywords)
+
+
+def _as32(args: list[Any]) -> list[Any]:
+    """Return arguments with the arrays of floats cast."""
+    return [a.astype("float32") if a.dtype == np.float64 else a for a in args]
 
 
 PRODUCT_SHAPES: dict[str, tuple[Any, ...]] = {
@@ -422,6 +463,8 @@ def all_calls() -> Iterator[Call]:
             yield from elementwise(name, f)
         elif kind in ("reduction", "map"):
             yield from reduction(name, f)
+        elif kind in ("choice", "take"):
+            yield from selection(name, f)
         elif kind == "loss":
             yield from loss(name, f)
         else:

@@ -14,6 +14,7 @@ from pullback.elementwise import METHODS as ELEMENTWISE
 from pullback.tables.losses import LOSSES
 from pullback.tables.products import PRODUCTS as TABLE
 from pullback.tables.reductions import REDUCTIONS
+from pullback.tables.selections import SELECTIONS
 
 # Products have signatures of their own.
 PRODUCTS = {name: tuple(row.operands) for name, row in TABLE.items()}
@@ -25,6 +26,8 @@ BOUND = {name: (3.0,) for name, row in REDUCTIONS.items() if len(row.leading) > 
 PARAMETERS: dict[str, tuple[dict[str, float], ...]] = {
     "variance": ({"ddof": 1}, {"ddof": 0.5}, {"ddof": 2}),
     "layer_norm": ({"eps": 0.0}, {"eps": 0.5}),
+    "rms_norm": ({"eps": 0.0}, {"eps": 0.5}),
+    **{name: ({"reverse": True},) for name, row in REDUCTIONS.items() if row.ordered},
 }
 EXPONENTS = (1, 2, 0.5, 1.5, 2.5, 3, 4.0, 100.0, np.inf, 0)  # of the norm; the last is refused
 # Of losses: what targets they take, if not any number, and what they are called with.
@@ -45,6 +48,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "reduction": ("value", "grad", "value_and_grad", "vjp", "jvp", "jacobian"),
     "map": ("value", "vjp", "jvp", "jacobian"),
     **{name: ("value", *row.methods) for name, row in TABLE.items()},
+    "choice": ("value", "derivative", "value_and_derivative", "vjp", "jvp"),
+    "take": ("value", "vjp", "jvp"),
     "loss": ("value", "grad", "value_and_grad", "hvp", "curvature", "partial"),
     "pointwise": ("value", *ELEMENTWISE),
     "LinearObjective": ("value", "grad", "value_and_grad", "hvp", "predict", "initial", "unpack"),
@@ -52,8 +57,11 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 # What Python puts together of these: hashed, but no call of one kernel, whose cost has a limit.
 COMPOSED: dict[str, tuple[str, ...]] = {
+    "choice": ("second_derivative", "jacobian"),
+    "take": ("jacobian",),
     "loss": ("hessian", "sample_grads", "vjp"),
     "LinearObjective": ("hessian", "hessian_operator", "covariance", "line"),
+    "Chain": ("hvp", "hessian"),
 }
 
 ALL = "all"  # what a chain's wrt says for the bound operands as well
@@ -82,6 +90,8 @@ def family(name: str, primitive: Any) -> str:
     """Return the family of a primitive, a key of `METHODS`."""
     if name in PRODUCTS:
         return name
+    if name in SELECTIONS:
+        return "choice" if SELECTIONS[name].is_elementwise else "take"
     if hasattr(primitive, "pointwise"):
         return "loss"
     if hasattr(primitive, "derivative"):

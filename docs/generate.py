@@ -23,6 +23,7 @@ from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow, SpecialPo
 from pullback.tables.losses import IN_LOSSES_ALONE, LOSSES, LossRow
 from pullback.tables.products import PRODUCTS, ProductRow
 from pullback.tables.reductions import REDUCTIONS, RUN, ReductionRow
+from pullback.tables.selections import SELECTIONS, SelectionRow
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,7 +71,7 @@ ARITIES = {1: "_Unary", 2: "_Binary"}
 
 def stub() -> str:
     """Return ``reference.pyi``, from which ``pullback`` itself takes its primitives."""
-    table = {**OPS, **PRODUCTS, **REDUCTIONS, **LOSSES}
+    table = {**OPS, **PRODUCTS, **REDUCTIONS, **SELECTIONS, **LOSSES}
     of_vjp: dict[str, str] = {}
     bodies = {name: _protocol_body(name, of_vjp) for name in table if name not in LOSSES}
     kinds: dict[str, str] = {}  # by body: after the first primitive that has it
@@ -124,7 +125,7 @@ def _typed(name: str, given: inspect.Signature) -> str:
         if parameter.kind is parameter.VAR_KEYWORD:
             words.append(f"**{word}: Any")
             continue
-        may_be_none = parameter.default is None or word[0] in "th" or word == "b"
+        may_be_none = parameter.default is None or word[0] in "th" or word in ("b", "lo")
         array = "ArrayLike | None" if may_be_none else "ArrayLike"
         default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
         words.append(f"{word}: {TYPES.get(word, array)}{default}".replace("'", '"'))
@@ -150,7 +151,7 @@ def _about(row: Any) -> str:
     derivative = ", ".join(f"``{s}``" for s in ((slopes,) if isinstance(slopes, str) else slopes))
     if row.name in LOSSES:
         facts = f"``{row.formula}``; derivative {derivative}"
-    elif row.name in REDUCTIONS:
+    elif row.name in REDUCTIONS or row.name in SELECTIONS:
         facts = f"Derivative {derivative}; {row.conventions}"
     else:
         facts = f"Derivative {derivative}; domain: {row.domain_text}"
@@ -183,7 +184,7 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType({{
 
 def examples() -> str:
     """Return ``examples.py``: a call of each primitive, and its twin's result."""
-    table = (*OPS, *PRODUCTS, *REDUCTIONS, *LOSSES)
+    table = (*OPS, *PRODUCTS, *REDUCTIONS, *SELECTIONS, *LOSSES)
     return EXAMPLES.format(
         examples="\n".join(f'    "{name}": """\\\n{_example(name)}""",' for name in table)
     )
@@ -209,13 +210,16 @@ def _calls(name: str) -> Iterator[str]:
             yield f".value_and_derivative({', '.join(f'[{x}]' for x in numbers)})"
     elif name in PRODUCTS:
         yield PRODUCTS[name].example
+    elif name in SELECTIONS:
+        yield SELECTIONS[name].example
     elif name in REDUCTIONS:
         row = REDUCTIONS[name]
         slices = ("[[1.0, 2.0, 4.0]]", "[[3.0, 0.0, 1.0]]")[: len(row.operands)]
         wanted = row.parameter is not None and row.parameter.default is None
         given = ", ".join([*slices, *["3.0"] * wanted])
         if row.is_map:
-            yield f".vjp({given}, [[1.0, 0.0, 0.0]])"
+            g = "[[0.0, 0.0, 1.0]]" if row.ordered else "[[1.0, 0.0, 0.0]]"
+            yield f".vjp({given}, {g})"
         else:
             yield f".value_and_grad({given}, axis=1)"
     else:
@@ -279,8 +283,10 @@ asks for. `norm(x, p)` takes its exponent after `x`, `variance` takes `ddof`, an
 weights `b`. All take `where`, and leave out elements that it or a masked array excludes: the result
 is that of the other elements, and the derivative of the excluded ones is 0. A slice whose cotangent
 is 0 has derivatives 0, even if its elements are infinite. The maps of rows have `value`,
-`vjp(x, g)`, `jvp(x, t)` and `jacobian` along `axis=-1`. In the formulas x is a slice of n elements,
-i and j are indices into it, p is softmax(x), y is the map's value and r its scale.
+`vjp(x, g)`, `jvp(x, t)` and `jacobian` along `axis=-1`. Scans are maps of rows whose i-th result is
+of the elements up to the i-th, or with `reverse=True` from the i-th on. In the formulas x is a
+slice of n elements, i and j are indices into it, p is softmax(x), y is the map's value, r its scale
+and J the row or column of its Jacobian that g is multiplied with.
 
 {reductions}
 
@@ -297,6 +303,17 @@ column. The terms of a map's vjp, and those of H(t), can cancel; their bounds ar
 larger of the result and that expression.
 
 {reduction_errors}
+
+## Selections
+
+The result of a selection consists of elements of its operands. Its derivatives are therefore 0 and
+1, and exact. A cotangent goes to what was chosen, and is summed in float64 where that was chosen
+several times.
+
+{selections}
+
+The methods of `where` and `clip` are those of elementwise operations. `take` has `vjp`, `jvp` and
+`jacobian`. In all of them, `vjp` has `jvp` and `vjp` of its own.
 
 ## Matrix products
 
@@ -371,6 +388,10 @@ def catalogue() -> str:
             ("method", "result"),
             (cells for row in PRODUCTS.values() for cells in _product_methods(row)),
         ),
+        selections=_markdown(
+            ("selection", "value", "derivative", "conventions"),
+            map(_selection, SELECTIONS.values()),
+        ),
         reductions=_markdown(
             ("reduction", "value", "derivative", "empty", "conventions", "source"),
             map(_reduction, REDUCTIONS.values()),
@@ -417,7 +438,7 @@ def _marks(row: OpRow) -> Iterator[str]:
         yield "masked"
     if row.ulp_of_operands:
         yield "of operands"
-    yield from (f"of `{term}`" for term in row.largest_term if term)
+    yield from (f"of `{term}`" for _, term in row.terms)
 
 
 def _special_points(row: OpRow) -> Iterator[tuple[str, ...]]:
@@ -460,6 +481,11 @@ def _second(row: ReductionRow) -> tuple[str, ...]:
 def _reduction_errors(row: ReductionRow) -> tuple[str, ...]:
     value, slope = (f"{bound:g}" for bound in row.max_ulp)
     return f"`{row.name}`", value, f"`{row.terms}`", slope, f"`{row.slope_terms}`"
+
+
+def _selection(row: SelectionRow) -> tuple[str, ...]:
+    formulas = ", ".join(f"`{formula}`" for formula in row.derivative_formula)
+    return f"`{row.name}({', '.join(row.operands)})`", f"`{row.formula}`", formulas, row.conventions
 
 
 def _loss(row: LossRow) -> tuple[str, ...]:
@@ -574,6 +600,7 @@ def readme() -> str:
         "Binary": [name for name, row in OPS.items() if row.nin == 2],
         "Reductions": [name for name, row in REDUCTIONS.items() if not row.is_map],
         "Maps of rows": [name for name, row in REDUCTIONS.items() if row.is_map],
+        "Selections": list(SELECTIONS),
         "Losses": [row.path for row in LOSSES.values()],
     }
     lists = (

@@ -22,6 +22,7 @@ from pullback.tables.examples import EXAMPLES
 from pullback.tables.losses import LOSSES, LossRow
 from pullback.tables.products import PRODUCTS, ProductRow
 from pullback.tables.reductions import REDUCTIONS, ReductionRow
+from pullback.tables.selections import SELECTIONS, SelectionRow
 
 __all__ = ["PIECES"]
 
@@ -103,8 +104,9 @@ def _of_op(row: OpRow) -> Fields:
     yield "domain", row.domain_text
     yield "no derivative where", _code(f"{kink} = 0" for kink in row.kinks)
     yield "largest error", f"value {value}, derivative {slope}, second derivative {second}"
-    terms = _code(filter(None, row.largest_term))
-    yield "second derivative's error near its roots", terms and f"in ULP of {terms}"
+    for result in ("value", "derivative", "second derivative"):
+        terms = _code(term for of, term in row.terms if of == result)
+        yield f"{result}'s error near its roots", terms and f"in ULP of {terms}"
     masked = "where the derivative is 0, `vjp` gives +0, even if `g` is infinite or NaN"
     yield "masked", masked * row.masked
     yield "source", row.source
@@ -142,6 +144,25 @@ def _of_reduction(row: ReductionRow) -> Fields:
     if about is not None:
         default = "" if about.default is None else f"; the default is {about.default:g}"
         yield "parameter", f"`{about.name}`. {about.role}. It needs to be {about.text}{default}."
+    yield "source", row.source
+
+
+# --- selections -----------------------------------------------------------------------------------
+
+
+def _selections() -> Iterator[str]:
+    for name, row in SELECTIONS.items():
+        selection = getattr(reference, name)
+        summary = f"{row.summary}: `{row.formula}`."
+        yield _primitive(name, _signature(selection), summary, _of_selection(row))
+        yield from _methods(selection, name)
+
+
+def _of_selection(row: SelectionRow) -> Fields:
+    for operand, text in row.operands.items():
+        yield f"`{operand}`", text
+    yield "derivative", _code(row.derivative_formula)
+    yield "conventions", row.conventions
     yield "source", row.source
 
 
@@ -239,6 +260,7 @@ PIECES: Final[Mapping[str, Callable[[], Iterable[str]]]] = MappingProxyType(
         "reductions": lambda: _reductions(maps=False),
         "map methods": lambda: _methods(reference.softmax, "f"),
         "maps": lambda: _reductions(maps=True),
+        "selections": _selections,
         "products": _products,
         "loss methods": lambda: _methods(reference.logistic, "L"),
         "losses": _losses,

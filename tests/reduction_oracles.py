@@ -46,7 +46,7 @@ class Vector(list[Any]):
 
 
 def _exp(x: Any) -> Any:
-    return Vector(map(mpmath.exp, x)) if isinstance(x, Vector) else mpmath.exp(x)
+    return Vector(map(mpmath.exp, x)) if isinstance(x, list) else mpmath.exp(x)
 
 
 def _norm(x: Vector, p: Any = 2) -> Any:
@@ -98,8 +98,15 @@ def names_of(sample: Sample) -> dict[str, Any]:
         names[about.name] = mpf(sample.parameter)
     if sample.row.is_map:  # which has a cotangent, or a tangent, not a second operand
         names |= {"g": names["y"], "p": _exp(x - max(x)) / mpmath.fsum(_exp(x - max(x)))}
-        names |= {"y": exact(sample.row.formula, names)}
+        names |= {"y": results(sample, names)}
     return names
+
+
+def results(sample: Sample, names: dict[str, Any]) -> Vector:
+    """Return the exact value of a map of rows; a scan's formula is of its i-th element."""
+    if not sample.row.ordered:
+        return exact(sample.row.formula, names)  # type: ignore[no-any-return]
+    return Vector(exact(sample.row.formula, names | {"i": i}) for i in range(names["n"]))
 
 
 def value(sample: Sample, names: dict[str, Any]) -> Any:
@@ -129,11 +136,14 @@ def mapped(sample: Sample, method: str, names: dict[str, Any]) -> list[Any]:
     """Return the exact value of a map of rows, or its vjp or jvp with g."""
     if method == "value":
         return list(names["y"])
+    return [mpmath.fdot(row, names["g"]) for row in jacobian(sample, method, names)]
+
+
+def jacobian(sample: Sample, method: str, names: dict[str, Any]) -> list[list[Any]]:
+    """Return the exact Jacobian of a map of rows, transposed for its vjp."""
     (text,), every = sample.row.derivative_formula, range(names["n"])
     rows = [[exact(text, names | {"i": i, "j": j}) for j in every] for i in every]
-    if method == "vjp":
-        rows = [list(column) for column in zip(*rows, strict=True)]
-    return [mpmath.fdot(row, names["g"]) for row in rows]
+    return rows if method == "jvp" else [list(column) for column in zip(*rows, strict=True)]
 
 
 # --- samples --------------------------------------------------------------------------------------
@@ -165,7 +175,8 @@ class Sample(NamedTuple):
         return {} if about is None or about.default is None else {about.name: self.parameter}
 
 
-PARAMETERS = {"variance": (0.0, 1.0), "layer_norm": (1e-5, 0.0)}
+PARAMETERS = {"variance": (0.0, 1.0), "layer_norm": (1e-5, 0.0), "rms_norm": (1e-5, 0.0)}
+PARAMETERS |= {name: (0.0, 1.0) for name, row in REDUCTIONS.items() if row.ordered}
 OTHERS = (1.0, 1.25, 2.0, 3.0, 17.5, math.inf)  # of these what a row allows
 
 
@@ -184,15 +195,17 @@ def samples(name: str, dtype: Any) -> Iterator[Sample]:
             y = rng.normal(size=n).astype(dtype)
             x = rng.normal(size=n)
             kinds = [x, np.round(2 * x), 30 * x, 1000 + x]
-            if name in ("norm", "norm1", "norm2", "prod", "max", "min"):
+            if name in ("norm", "norm1", "norm2", "prod", "max", "min", "cumprod"):
                 kinds += [x * 10.0**far, x / 10.0**far, x * 10.0 ** rng.uniform(-far, far, n)]
-            if name in ("variance", "layer_norm", "squared_norm2"):
+            if name in ("variance", "layer_norm", "rms_norm", "squared_norm2"):
                 kinds += [1e6 + x, x * 10.0**far, x / 10.0**far, x / 10.0 ** (far / 2)]
-            if name in ("logsumexp", "softmax", "log_softmax"):
+            if name in ("logsumexp", "softmax", "log_softmax", "logcumsumexp"):
                 kinds += [200 * x, x - 80, x / 1e9, 30 * (x - x.max()), 8 * (np.round(x) - 1)]
                 kinds += [np.where(x == x.max(), 0, x - 50)]
             for kind in kinds:
                 if name == "layer_norm" and not parameter and not np.ptp(kind):
+                    continue
+                if name == "rms_norm" and not parameter and not kind.any():
                     continue
                 yield Sample(row, kind.astype(dtype), y, parameter)
 
@@ -265,21 +278,29 @@ def check_map(row_map: Any, sample: Sample, least_ulp: float = 0.0) -> None:
     for method in ("value", "vjp", "jvp"):
         operands = (sample.x,) if method == "value" else (sample.x, sample.y)
         given = getattr(row_map, method)(*operands, **sample.options)
+        forward = sample
+        if row.ordered and sample.parameter:  # from the last element to the first
+            given, forward = given[::-1], sample._replace(x=sample.x[::-1], y=sample.y[::-1])
         with mp.workprec(PRECISION):
-            names = names_of(sample)
+            names = names_of(forward)
             x = names["x"]
             known = names | {"mean": _mean(x)}
             if "eps" in names:
-                known |= {"r": 1 / mpmath.sqrt(_var(x) + names["eps"])}
-            for i, number in enumerate(mapped(sample, method, names)):
+                square = _mean(x**2) if row.name == "rms_norm" else _var(x)
+                known |= {"r": 1 / mpmath.sqrt(square + names["eps"])}
+            products = row.ordered and method != "value"
+            rows = jacobian(forward, method, names) if products else [[]] * len(x)
+            for i, number in enumerate(mapped(forward, method, names)):
                 text = row.terms if method == "value" else row.slope_terms
                 if row.name == "log_softmax" and method == "jvp":
                     text = "abs(g[i]) + fdot(p, map(abs, g))"
-                by = exact(text, known | {"value": number, "i": i})
+                by = exact(text, known | {"value": number, "i": i, "J": rows[i]})
                 scale = abs(number)
+                if row.name == "logcumsumexp" and method == "value":
+                    scale = max(scale, abs(max(x[: i + 1])))
                 if method != "value":
                     scale = max(scale, by)
                 bound = max_ulp[method != "value"] * ulp(scale, dtype) + sums * by
-                bound += _noise(names) if row.name == "log_softmax" else 0
+                bound += _noise(names) if row.name in ("log_softmax", "logcumsumexp") else 0
                 where = f"{row.name}.{method}, {i} of {sample.x!r}, {sample.y!r}"
                 _judge(where, given[i], number, bound, dtype)

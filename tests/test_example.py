@@ -99,6 +99,28 @@ def off(result: Any, by: float) -> Any:
     return result
 
 
+def test_likelihoods(capsys: pytest.CaptureFixture[str]) -> None:
+    example = load("likelihoods")
+    assert example.main()
+    printed = capsys.readouterr().out
+    assert printed.count("gradient True, HVP True") == 3
+    # Cox's likelihood beside the definition, person by person.
+    X, events = np.random.default_rng(1).standard_normal((6, 2)), np.array([1.0, 0, 1, 1, 0, 1])
+    beta = np.array([0.3, -0.7])
+    score = X @ beta
+    terms = [e * (np.log(np.exp(score[i:]).sum()) - score[i]) for i, e in enumerate(events)]
+    np.testing.assert_allclose(example.cox(X, events)(beta), sum(terms), rtol=1e-14)
+    # The ordinal logit beside differences of probabilities.
+    y, cuts = np.array([0, 1, 2, 2, 1, 0]), np.array([-0.5, 0.8])
+    below = 1 / (1 + np.exp(score[:, None] - [-np.inf, *cuts, np.inf]))
+    p = np.diff(below)[np.arange(6), y]
+    f = example.ordinal_logit(X, y, 3)
+    np.testing.assert_allclose(f(beta, cuts), -np.log(p).sum(), rtol=1e-13)
+    newton = example.newton
+    example.newton = lambda *problem: (newton(*problem)[0] + 0.5, 0)  # too far
+    assert not example.main()
+
+
 def out_of_core(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the example by itself, as it restricts its process."""
     command = [sys.executable, EXAMPLES / "out_of_core.py", *arguments]

@@ -76,7 +76,7 @@ def objective(primitives: Any) -> pb.LinearObjective:
     ("of", "name", "hint"),
     [
         (lambda P: pb.chain(P.tanh), "gradient", "; it has grad, value_and_grad, vjp, value_and_v"),
-        (lambda P: pb.chain(P.tanh), "hessian", "; it has .*, jvp, jacobian$"),
+        (lambda P: pb.chain(P.tanh), "jacrev", "; it has .*, jvp, jacobian, hvp$"),
         (lambda P: pb.chain(P.tanh), "backward", "; it has grad, "),
         (lambda P: pb.chain(P.tanh), "jacobain", r"; did you mean jacobian\?$"),
         (lambda P: P.sum, "derivative", "; it has grad, value_and_grad, vjp, jvp, jacobian$"),

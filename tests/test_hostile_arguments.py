@@ -22,6 +22,7 @@ from pullback import jacobians as pj
 from pullback.tables.elementwise import OPS
 from pullback.tables.losses import LOSSES
 from pullback.tables.reductions import REDUCTIONS
+from pullback.tables.selections import SELECTIONS
 from test_registry import EVERYTHING
 
 # --- what is valid, by family ---------------------------------------------------------------------
@@ -32,6 +33,8 @@ ELEMENTS = dict.fromkeys(("w", "x", "g", "t", "tw", "tx"), X23)
 REDUCED = {"x": X23, "y": X23, "g": 1.0, "t": X23, "tx": X23, "ty": X23, "p": 3.0, "ddof": 0.0}
 REDUCED |= {"tg": 1.0, **dict.fromkeys(("h", "hx", "hy"), X23)}
 MAPPED = {"axis": -1, "eps": 1e-5, **dict.fromkeys(("x", "g", "t", "tg", "h"), X23)}
+CHOSEN = dict.fromkeys(("w", "x", "lo", "hi", "g", "tw", "tx", "tlo", "thi"), X23) | {"c": X23 > 0}
+TAKEN = {"x": X23, "indices": [1, 0], "g": PAIR, "t": X23, "axis": None}
 PRODUCTS = {
     "matmul": {"A": X23, "B": X23.T, "G": SQUARE, "tA": X23, "tB": X23.T},
     "linear": {"X": X23, "W": X23.T, "b": PAIR, "G": SQUARE, "tX": X23, "tW": X23.T, "tb": PAIR},
@@ -65,6 +68,8 @@ def valid(name: str) -> dict[str, Any]:
         return ELEMENTS
     if op in REDUCTIONS:
         return MAPPED if REDUCTIONS[op].is_map else REDUCED
+    if op in SELECTIONS:
+        return CHOSEN if SELECTIONS[op].is_elementwise else TAKEN
     if op in PRODUCTS:
         return PRODUCTS[op]
     if method.startswith("pointwise"):
@@ -188,6 +193,10 @@ OPTIONAL = {
     "hb",
     "hoffset",
     *("tG", "hx", "hy", "hA", "hB", "hW", "hu", "hv"),
+    "lo",
+    "hi",
+    "tlo",
+    "thi",
 }
 
 

@@ -225,7 +225,7 @@ def test_what_is_not_asked_for_is_not_computed() -> None:
 @primitives
 @dtypes
 @pytest.mark.parametrize("axis", [-1, 0, 1, (0, -1), (0, 1, 2), None, ()], ids=str)
-@pytest.mark.parametrize("op", ["softmax", "log_softmax", "layer_norm"])
+@pytest.mark.parametrize("op", ["softmax", "log_softmax", "layer_norm", "rms_norm", "cumprod"])
 def test_maps_of_rows(op: str, axis: Any, dtype: np.dtype, of: Any) -> None:
     """The primitive's own products; what slices do not have to do with each other is zero."""
     f, x = getattr(of, op), np.random.default_rng(0).normal(size=(2, 3, 2)).astype(dtype)

@@ -172,8 +172,10 @@ def functions() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
         vectors = F8.reshape(J.input_shape)
         yield "jacobian_product", N.jacobian_product, (J, vectors, False, False)
         yield "jacobian_elements", N.jacobian_elements, (J, True)
+    yield "selection_method", N.selection_method, ("where", "value", refusing("c, w, x, /"))
     for name in ("elementwise_ops", "loss_ops", "reduction_ops", "product_ops", "get_num_threads"):
         yield name, getattr(N, name), ()
+    yield "selection_ops", N.selection_ops, ()
     for name in (
         "kept_bytes",
         "available_cpus",
@@ -183,6 +185,30 @@ def functions() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
     ):
         yield name, getattr(N, name), ()
     yield from made()
+
+
+def selections() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
+    """Yield the methods of selections."""
+    places = np.array([[0, -1], [1, 0]])
+    for name, method, taken, given in (
+        ("where", "value", "c, w, x, /, out=None", (F8 > 0, F8, F8, F8.copy())),
+        ("where", "vjp", "c, w, x, g, /, out=None, wrt='all'", (F8 > 0, F8, 1.0, F8)),
+        ("where", "jvp", "c, w, x, tw, tx, /, out=None", (F8 > 0, F8, F8, None, F8)),
+        ("clip", "derivative", "x, lo, hi, /, out=None", (F8, None, F8, (F8.copy(), None, None))),
+        ("clip", "value_and_derivative", "x, lo, hi, /, out=None", (F8, 0, F8)),
+        ("clip", "vjp", "x, lo, hi, g, /, out=None, wrt='all'", (F8, 0.0, 1, F8, None, "x")),
+        ("clip", "jvp", "x, lo, hi, tx, tlo, thi, /, out=None", (F8, F8, F8, F8, None, 1.0)),
+        (
+            "clip",
+            "vjp.jvp",
+            "x, lo, hi, g, t, u, v, tg, /, out=None",
+            (F8,) * 4 + (None, 1.0, F8, F8),
+        ),
+        ("take", "value", "x, indices, /, axis=None, out=None", (F8, places, 1)),
+        ("take", "vjp", "x, indices, g, /, axis=None, out=None", (F8, places, np.ones((2, 2)))),
+        ("take", "jvp", "x, indices, t, /, axis=None, out=None", (F8, places, F8, 0)),
+    ):
+        yield f"{name}.{method}", native.selection_method(name, method, refusing(taken)), given
 
 
 def made() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
@@ -244,14 +270,18 @@ def made() -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
         ("softmax", "vjp", "x, g, axis=-1, out=None, where=True", (F8, F8)),
         ("logsumexp", "value", "x, b=None, where=True", (F8,)),
         ("layer_norm", "value", "x, axis=-1, eps=1e-5, out=None", (F8, -1)),
+        ("cumprod", "vjp", "x, g, axis=-1, reverse=False, out=None", (F8, F8, -1, 1)),
+        ("logcumsumexp", "jvp", "x, t, axis=-1, out=None, reverse=False", (F8, F8)),
         ("softmax", "vjp.jvp", "x, g, t, tg, axis=-1, out=None, where=True", (OWN, OWN, OWN, OWN)),
         ("norm2", "vjp.jvp", "x, g, t, tg, axis=None, keepdims=False", (OWN, 1.5, OWN, None)),
         ("logsumexp", "vjp.vjp", "x, g, h, axis=None, b=None, wrt='all'", (OWN, Y[:2], OWN, 1)),
         ("layer_norm", "vjp.vjp", "x, g, h, axis=-1, eps=1e-5", (OWN, OWN, OWN, -1)),
     ):
-        called = {"norm": "p", "layer_norm": "eps"}.get(name, "")
+        parameters = {"norm": "p", "layer_norm": "eps", "cumprod": "reverse"}
+        called = parameters.get(name, "reverse" if "reverse" in taken else "")
         made_of = N.reduction_method(name, method, called, 1.0, lambda p: p >= 0, refusing(taken))
         yield f"{name}.{method}", made_of, given
+    yield from selections()
     for product, (taken, given) in PRODUCTS.items():
         operands = taken.count(",") + 1
         tangents = ", ".join(f"t{name}" for name in taken.split(", "))
@@ -476,6 +506,8 @@ def test_too_few_arguments_to_rely_on() -> None:
     N = native
     for make in (
         lambda f: N.elementwise_method("multiply", "vjp", f),
+        lambda f: N.selection_method("where", "vjp", f),
+        lambda f: N.selection_method("take", "jvp", f),
         lambda f: N.loss_method("huber", 1.0, "grad", None, f),
         lambda f: N.loss_method("huber", 1.0, "pointwise.vjp", None, f),
         lambda f: N.reduction_method("dot", "jvp", "", 0.0, None, f),

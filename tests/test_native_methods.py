@@ -36,6 +36,7 @@ KINDS: dict[str, Callable[[], Any]] = {
         "softmax", "vjp", "", 0.0, None, lambda x, g: x
     ),
     "a loss": lambda: native.loss_method("huber", 1.5, "value", None, nothing),
+    "a selection": lambda: native.selection_method("clip", "vjp", nothing),
     "a product": lambda: native.product_method("matmul", "value", nothing),
     "a walk of a chain": lambda: native.ChainWalk(STEPS, pb.arg, other),
     "a chain that leads back to itself": lambda: Model(),

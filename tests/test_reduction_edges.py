@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import pickle
 from functools import partial
 from typing import Any
@@ -252,6 +253,11 @@ def test_special_values_of_row_wise_maps(dtype: np.dtype) -> None:
         ("layer_norm", [3, 3, 3], [0, 0, 0]),
         ("layer_norm", [NAN, 3], [NAN, NAN]),
         ("layer_norm", [], []),
+        ("rms_norm", [0, 0, 0], [0, 0, 0]),
+        ("rms_norm", [NAN, 3], [NAN, NAN]),
+        ("rms_norm", [INF, 3], [NAN, 0]),
+        ("rms_norm", [3e30, -4e30], [3 / math.sqrt(12.5), 4 / math.sqrt(12.5)]),
+        ("rms_norm", [], []),
     ]
     with np.errstate(all="raise"):
         for name, given, desired in cases:
@@ -267,8 +273,9 @@ def test_magnitudes_do_not_matter(shape: tuple[int, ...], axis: int) -> None:
     """All is homogeneous, but for what keeps the divisor from zero."""
     x, g = np.random.default_rng(7).normal(size=(2, *shape))
     for k, m in ((660, 0), (-660, 0), (1015, 0), (-970, 0), (480, 700), (-90, -960), (0, 1020)):
-        for name, options in (("layer_norm", {"eps": 0.0}), ("variance", {})):
-            op, degree = getattr(pb, name), 0 if name == "layer_norm" else 2
+        maps = {name: {"eps": 0.0} for name in ("layer_norm", "rms_norm")}
+        for name, options in (*maps.items(), ("variance", {})):
+            op, degree = getattr(pb, name), 0 if name in maps else 2
             given = {"value": (), "jvp": (g,), "vjp": (g if degree == 0 else g.max(axis) / 4,)}
             for method, linear in given.items():
                 f = partial(getattr(op, method), axis=axis, **options)
@@ -307,7 +314,7 @@ def test_nothing_comes_of_a_zero(name: str, dtype: np.dtype) -> None:
         assert np.isfinite(pushed).all()
     x = np.full(20, NAN, dtype)
     g = np.zeros_like(x) if name in ROW_WISE else dtype.type(0)
-    if name in ("norm2", "logsumexp", "max", "variance", *ROW_WISE):
+    if name in {"norm2", "logsumexp", "max", "variance", *ROW_WISE} - {"cumsum", "cumprod"}:
         assert np.isnan(op.vjp(x, g)).all()
 
 

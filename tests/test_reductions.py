@@ -147,11 +147,13 @@ def test_row_wise_maps(name: str, dtype: np.dtype) -> None:
             rng = np.random.default_rng(n)
             shape = [2, 3, 2]
             shape[axis] = n
-            x = LAYOUTS[layout]((3 * rng.normal(size=shape)).astype(dtype))
+            x = LAYOUTS[layout](
+                ((1 if name == "cumprod" else 3) * rng.normal(size=shape)).astype(dtype)
+            )
             g, t = (rng.normal(size=shape).astype(dtype) for _ in range(2))
             X, G, T = (to_rows(a, axis) for a in (x, g, t))
             y, J = row_wise(name, X)
-            near = 1 + np.abs(X).max() / (np.sqrt(1e-5) if name == "layer_norm" else 1)
+            near = 1 + np.abs(X).max() / (np.sqrt(1e-5) if name.endswith("_norm") else 1)
             results = [
                 (op(x, axis=axis), y, 1),
                 (op.vjp(x, g, axis=axis), np.einsum("rij,ri->rj", J, G), np.abs(G).max()),
@@ -174,6 +176,19 @@ def test_row_wise_maps(name: str, dtype: np.dtype) -> None:
                 assert np.abs(actual - reference).max() <= tolerance, (name, n, layout, axis)
 
 
+def _running(X: Any) -> tuple[Any, Any]:
+    y = np.log(np.exp(X).cumsum(axis=1))
+    return y, np.exp(X[:, None] - y[:, :, None])
+
+
+# Values, and derivatives of each of these by each element up to its own.
+SCANS: dict[str, Any] = {
+    "cumsum": lambda X: (X.cumsum(axis=1), np.ones((len(X), X.shape[1], X.shape[1]))),
+    "cumprod": lambda X: ((y := X.cumprod(axis=1)), y[:, :, None] / X[:, None]),
+    "logcumsumexp": _running,
+}
+
+
 def row_wise(name: str, X: Any) -> tuple[Any, Any]:
     """Return a map of the rows of X and its Jacobians, from the textbook's formulas."""
     n = X.shape[1]
@@ -184,6 +199,13 @@ def row_wise(name: str, X: Any) -> tuple[Any, Any]:
         y = centred / sigma[:, np.newaxis]
         J = eye - 1 / np.longdouble(n) - y[:, :, None] * y[:, None] / n
         return y, J / sigma[:, None, None]
+    if name == "rms_norm":
+        size = np.sqrt((X**2).mean(axis=1) + np.longdouble(1e-5))
+        y = X / size[:, np.newaxis]
+        return y, (eye - y[:, :, None] * y[:, None] / n) / size[:, None, None]
+    if name in SCANS:
+        y, of_element = SCANS[name](X)
+        return y, np.tri(n, dtype=X.dtype) * of_element
     e = np.exp(X - X.max(axis=1, keepdims=True))
     total = e.sum(axis=1, keepdims=True)
     p = e / total

@@ -33,6 +33,7 @@ from pullback.tables.elementwise import OPS, OpRow
 from pullback.tables.losses import IN_LOSSES_ALONE, LOSSES
 from pullback.tables.products import PRODUCTS
 from pullback.tables.reductions import REDUCTIONS
+from pullback.tables.selections import SELECTIONS
 
 LOSS_METHODS = (
     "value",
@@ -60,7 +61,11 @@ REDUCTION_METHODS = {
     name: MAP_METHODS if row.is_map else (*MAP_METHODS, "grad", "value_and_grad")
     for name, row in REDUCTIONS.items()
 }
-PRIMITIVES = (*OPS, *PRODUCT_METHODS, *REDUCTIONS, *LOSSES)
+SELECTION_METHODS = {
+    name: POINTWISE_METHODS if row.is_elementwise else ("vjp", "jvp", "jacobian")
+    for name, row in SELECTIONS.items()
+}
+PRIMITIVES = (*OPS, *PRODUCT_METHODS, *REDUCTIONS, *SELECTIONS, *LOSSES)
 
 
 def callables() -> Iterator[tuple[str, Any, Any]]:
@@ -69,7 +74,7 @@ def callables() -> Iterator[tuple[str, Any, Any]]:
         yield call.name, call.of(pb), call.of(pb.reference)
     for op in OPS:
         yield f"{op}.jacobian", getattr(pb, op).jacobian, getattr(pb.reference, op).jacobian
-    for name, methods in (PRODUCT_METHODS | REDUCTION_METHODS).items():
+    for name, methods in (PRODUCT_METHODS | REDUCTION_METHODS | SELECTION_METHODS).items():
         ours, twin = getattr(pb, name), getattr(pb.reference, name)
         yield name, ours, twin
         for method in methods:
@@ -96,6 +101,7 @@ everything = each(
 def test_both_tables_hold_the_same_operations() -> None:
     assert native.elementwise_ops() == {name: row.nin for name, row in OPS.items()}
     assert sorted(native.loss_ops()) == sorted(pb.losses.losses)
+    assert set(native.selection_ops()) == set(SELECTIONS)
     # Softmax is logsumexp's gradient; norm(x, inf) has kernels of its own.
     own = {name for name, _ in native.reduction_ops()} - {"norm_inf"}
     assert own == set(REDUCTIONS)
@@ -130,6 +136,9 @@ def test_unknown_operations_and_methods() -> None:
     for loss, method in (("nonsense", "value"), ("relu_mse", "nonsense")):
         with pytest.raises(KeyError):
             native.loss_method(loss, 0.0, method, None, print)
+    for name, method in (("nonsense", "value"), ("where", "nonsense"), ("take", "derivative")):
+        with pytest.raises(KeyError):
+            native.selection_method(name, method, print)
     for name, method in (("nonsense", "value"), ("sum", "nonsense"), ("softmax", "grad")):
         with pytest.raises(KeyError):
             native.reduction_method(name, method, "", 0.0, None, print)
@@ -149,6 +158,8 @@ def test_registry_holds_every_primitive() -> None:
         assert getattr(pb.elementwise, name) is pb.primitives[name]
     for name in REDUCTIONS:
         assert getattr(pb.reductions, name) is pb.primitives[name]
+    for name in SELECTIONS:
+        assert getattr(pb.selections, name) is pb.primitives[name]
     for name in pb.losses.losses:
         assert getattr(pb.losses, name) is pb.primitives[name]
     with pytest.raises(TypeError):
@@ -184,6 +195,8 @@ def test_reference_mirrors_every_method(name: str) -> None:
         assert public_methods(ours) == set(PRODUCT_METHODS[name])
     if name in REDUCTIONS:
         assert public_methods(ours) == set(REDUCTION_METHODS[name])
+    if name in SELECTIONS:
+        assert public_methods(ours) == set(SELECTION_METHODS[name])
     if name in LOSSES:
         assert public_methods(ours) == set(LOSS_METHODS)
         assert public_methods(ours.pointwise) == set(POINTWISE_METHODS)
@@ -213,7 +226,7 @@ def _is_import(name: str, value: Any) -> bool:
 
 
 @pytest.mark.parametrize(
-    "module", ["elementwise", "reductions", "losses", "reference", "jacobians"]
+    "module", ["elementwise", "reductions", "selections", "losses", "reference", "jacobians"]
 )
 def test_all_of_submodules(module: str) -> None:
     submodule = getattr(pb, module)
@@ -336,7 +349,7 @@ def test_docstring(name: str, ours: Any, twin: Any) -> None:
         for text in (row.formula, *row.derivative_formula, row.source):
             assert text in doc
     if (
-        op in PRODUCT_METHODS
+        op in {**PRODUCT_METHODS, **SELECTION_METHODS}
         or (op in REDUCTIONS and method)
         or (op in LOSSES and method not in ("", "pointwise"))
     ):

@@ -659,7 +659,10 @@ PyObject* Cotangents(const Walk& walk, Way way, PyObject* x, PyObject* g, const 
   const Walk& walk = WalkOf(entry.walk.get());
   PyObject* const x = args[0];
   if (entry.way == Way::kValue) return walk.Value(walk.alone(), x).release();
-  if (entry.way == Way::kJacobian) return walk.Jacobian(walk.alone(), x).release();
+  if (entry.way == Way::kJacobian) {
+    const bool alone = ArgumentAt(args, entry.wrt_at) == nullptr;
+    return alone ? walk.Jacobian(walk.alone(), x).release() : nullptr;
+  }
   const bool seeded = entry.way == Way::kGrad || entry.way == Way::kValueAndGrad;
   PyObject* const other = seeded ? nullptr : args[1];
   const std::optional<Extents> shape = other == nullptr ? std::nullopt : ShapeOf(other);

@@ -12,6 +12,7 @@
 
 #include <chrono>
 #include <thread>
+#include <type_traits>
 
 namespace pullback {
 
@@ -37,13 +38,23 @@ inline bool HoldsGil() {
   for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
 }
 
-// Calls what may have to wait for the GIL. It must not throw: only Python's unwinding is caught.
+// Calls what may have to wait for the GIL. It must not throw: whoever passes the guard is Python's
+// unwinding. A destructor sees that in any C++ library; libc++ does not show it to catch (...).
 template <class Function>
 auto AwaitGil(const Function& function) {
-  try {
-    return function();
-  } catch (...) {
-    SleepForEver();
+  struct Guard {
+    ~Guard() {
+      if (unwound) SleepForEver();
+    }
+    bool unwound = true;
+  } guard;
+  if constexpr (std::is_void_v<decltype(function())>) {
+    function();
+    guard.unwound = false;
+  } else {
+    auto result = function();
+    guard.unwound = false;
+    return result;
   }
 }
 

@@ -18,6 +18,7 @@
 #include "bindings/outputs.h"
 #include "bindings/products.h"
 #include "bindings/reductions.h"
+#include "bindings/selections.h"
 #include "jax/table.h"
 #include "kernels/elementwise.h"
 #include "kernels/losses.h"
@@ -108,6 +109,13 @@ void RegisterPrimitives(py::module_& m) {
       "gram_method",
       [](const py::function& fallback) { return Steal(NewGramMethod(fallback.ptr())); },
       py::arg("fallback"));
+  m.def("selection_ops", [] { return Steal(SelectionOps()); });
+  m.def(
+      "selection_method",
+      [](const std::string& selection, const std::string& method, const py::function& fallback) {
+        return Steal(NewSelectionMethod(selection.c_str(), method.c_str(), fallback.ptr()));
+      },
+      py::arg("selection"), py::arg("method"), py::arg("fallback"));
   m.def("product_ops", [] { return Steal(ProductOps()); });
   m.def(
       "product_method",

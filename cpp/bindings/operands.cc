@@ -220,7 +220,8 @@ bool PlainOperands::Fill(size_t i, int ndim, const npy_intp* shape) {
 
 std::optional<double> AsNumber(PyObject* object) {
   if (PyFloat_CheckExact(object)) return PyFloat_AS_DOUBLE(object);
-  const bool known = PyLong_CheckExact(object) || PyArray_IsScalar(object, Integer) ||
+  const bool known = PyLong_CheckExact(object) || PyBool_Check(object) ||
+                     PyArray_IsScalar(object, Integer) ||
                      (PyArray_IsScalar(object, Floating) && !PyArray_IsScalar(object, LongDouble));
   if (!known) return std::nullopt;
   double value;

@@ -76,7 +76,7 @@ class Outputs {
   bool AddOther(PyObject* given, int ndim, const npy_intp* shape, DType dtype,
                 const PlainOperands& operands, Order order);
 
-  static constexpr size_t kMost = 3;
+  static constexpr size_t kMost = 4;
   size_t count_ = 0;
   std::array<bool, kMost> given_;
   std::array<Ref, kMost> arrays_;

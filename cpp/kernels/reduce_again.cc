@@ -78,7 +78,7 @@ struct Powers {
     if (moved != nullptr && elements.AllFinite(moved)) linear = elements.Exponent(moved);
     if (by_parameter != 0 && call.parameter > 0 && std::isfinite(call.parameter)) {
       const int least = std::ilogb(call.parameter) / by_parameter + 1;
-      vanishes = x > least && elements.AllEqual(call.x);
+      vanishes = call.op->centred && x > least && elements.AllEqual(call.x);
       x = vanishes ? least : std::max(x, least);
     }
   }

@@ -14,19 +14,22 @@
 
 #include "kernels/reductions-inl.h"
 #include "kernels/reductions.h"
+#include "kernels/scans-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace pullback {
 namespace HWY_NAMESPACE {
 
-template <size_t... kRow>
-constexpr auto ReductionTableOf(std::index_sequence<kRow...>) {
-  return std::array{kReduction<std::tuple_element_t<kRow, ReductionRows>>...};
+template <size_t... kRow, size_t... kScanRow>
+constexpr auto ReductionTableOf(std::index_sequence<kRow...>, std::index_sequence<kScanRow...>) {
+  return std::array{kReduction<std::tuple_element_t<kRow, ReductionRows>>...,
+                    kScan<std::tuple_element_t<kScanRow, ScanRows>>...};
 }
 
 ReductionTable TableOfReductions() {
   static constexpr auto kTable =
-      ReductionTableOf(std::make_index_sequence<std::tuple_size_v<ReductionRows>>());
+      ReductionTableOf(std::make_index_sequence<std::tuple_size_v<ReductionRows>>(),
+                       std::make_index_sequence<std::tuple_size_v<ScanRows>>());
   return kTable;
 }
 

@@ -704,6 +704,7 @@ inline constexpr ReductionKernels kReduction = {
     Row::kKeeps,
     Row::kDegree,
     Row::kParameterDegree,
+    Row::kCentred,
     Row::Merge,
     Row::Finish,
     CoefficientsOf<Row>,

@@ -521,6 +521,7 @@ class Reducer {
 
 Outcome Reduce(const ReductionCall& call, Poll* poll) {
   if (call.outer == 0 || call.inner == 0) return Outcome::kDone;
+  if (call.op->scan[0] != nullptr) return Scan(call, poll);
   const Layout layout(call);
   Reducer reducer(call, layout);
   const KernelFpEnv fp_env(poll);

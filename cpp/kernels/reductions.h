@@ -53,18 +53,32 @@ struct ReductionLoops {
   void (*tangents)(const Segment& segment, const double* coefs, const void* const* t, double* sums);
 };
 
+// Slices of a scan, side by side: element i of slice c is x[i * step + c * across].
+struct ScanTile {
+  const void *x, *v;  // v may be null
+  void* out;
+  size_t n, columns;  // at most kScanColumns
+  ptrdiff_t step, across;
+  bool reversed;
+};
+
+inline constexpr size_t kScanColumns = 16;
+
 struct ReductionKernels {
   const char* name;
   const char* method;  // of a map of rows; else empty
   size_t arrays, outs, state, coefs;
   bool stateless, keeps;
   int degree, parameter_degree;  // see ops/reductions-inl.h
+  bool centred;
   // Of one slice.
   void (*merge)(double* into, const double* from, double parameter);
   double (*finish)(const double* state, double parameter);
   void (*coefficients)(const double* state, double n, double parameter, double g, double* coefs);
   bool (*is_suspect)(const double* state, size_t width, double parameter);  // or null
   ReductionLoops along[kDTypes], across[kDTypes];
+  // Of a scan, which has none of these: all of a tile.
+  Outcome (*scan[kDTypes])(const ScanTile& tile, Poll* poll) = {};
 };
 
 // The rows of the table, the same for every target.
@@ -98,6 +112,9 @@ struct ReductionCall {
 // Reduces one slice of outer * inner again, if need be, from copies times powers of two, so that no
 // square over- or underflows that the results do not.
 Outcome ReduceAgain(const ReductionCall& call, size_t slice, Poll* poll);
+
+// The same for scans. The bits of a slice depend on its elements and the target alone.
+Outcome Scan(const ReductionCall& call, Poll* poll);
 
 // The bits depend on the shape and the target, never on the thread count.
 Outcome Reduce(const ReductionCall& call, Poll* poll);

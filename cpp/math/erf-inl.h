@@ -59,6 +59,7 @@ struct ErfConstants {
 // phi and Phi are the normal density and distribution, R(t) = Phi(-t) / phi(t) is Mills' ratio.
 struct GeluConstants {
   static constexpr double kPhiOfZero = 0x1.9884533d43651p-2;
+  static constexpr double kPhiOfZeroLo = -0x1.cbc0d30ebfd15p-56;
   static constexpr double kRootHi = 0x1.80ead197f00b4p-1;  // R(root) = root
   static constexpr double kRootLo = -0x1.13e74c58cada8p-56;
   // phi(0) (R(t) - t) / (root - t); kDerivative in z = (t - kCentre) / (t + 4)
@@ -175,13 +176,19 @@ HWY_INLINE void GaussianTail(D d, V t, const GaussianCore<V>& c, const double (&
   lo = hn::Mul(rest, c.up);
 }
 
+// (factor + factor_lo) exp(-s t^2), not yet times c.down.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V TimesGaussian(D d, const GaussianCore<V>& c, double factor, double factor_lo) {
+  const V times = hn::Set(d, factor);
+  const V rest = hn::MulAdd(c.p_lo, times, hn::Mul(c.p_hi, hn::Set(d, factor_lo)));
+  return hn::Mul(hn::MulAdd(c.p_hi, times, rest), c.up);
+}
+
 // 2/sqrt(pi) exp(-t^2)
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V ErfSlope(D d, const GaussianCore<V>& c) {
   using C = ErfConstants;
-  const V factor = hn::Set(d, C::kTwoOverSqrtPi);
-  const V rest = hn::MulAdd(c.p_lo, factor, hn::Mul(c.p_hi, hn::Set(d, C::kTwoOverSqrtPiLo)));
-  return hn::Mul(hn::Mul(hn::MulAdd(c.p_hi, factor, rest), c.up), c.down);
+  return hn::Mul(TimesGaussian(d, c, C::kTwoOverSqrtPi, C::kTwoOverSqrtPiLo), c.down);
 }
 
 // -4/sqrt(pi) x exp(-x^2), full range; double.
@@ -190,9 +197,7 @@ HWY_INLINE V ErfSecond(D d, V x) {
   using C = ErfConstants;
   const V t = AtMost(d, C::kErfcMax, hn::Abs(x));
   const GaussianCore<V> c = MakeGaussianCore(d, t, -1);
-  const V factor = hn::Set(d, C::kTwoOverSqrtPi);
-  const V rest = hn::MulAdd(c.p_lo, factor, hn::Mul(c.p_hi, hn::Set(d, C::kTwoOverSqrtPiLo)));
-  const V raised = hn::Mul(hn::MulAdd(c.p_hi, factor, rest), c.up);
+  const V raised = TimesGaussian(d, c, C::kTwoOverSqrtPi, C::kTwoOverSqrtPiLo);
   return hn::CopySign(hn::Mul(hn::Mul(raised, hn::Add(t, t)), c.down), hn::Neg(x));
 }
 

@@ -13,6 +13,7 @@
 #include "math/error_free-inl.h"
 #include "math/exp-inl.h"
 #include "math/log-inl.h"
+#include "math/normal-inl.h"
 #include "math/softplus-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -22,16 +23,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 // Polynomials are Chebyshev interpolants, from 90-digit arithmetic.
 struct LikelihoodConstants {
-  // (1/R(t)) (1/R(t) - t) for Mills' ratio R, in u = (t - 4) / (t + 4) for t >= 0, to 2^-55.
-  static constexpr double kCurvature[] = {
-      0x1.e81a7f6af1728p-1,   0x1.248eea56922e8p-3,  -0x1.4a76f8884f493p-3,  0x1.1686edb8e7221p-4,
-      0x1.80945ca684798p-6,   -0x1.46faf9454f8c8p-5, 0x1.08b538930471ep-7,   0x1.b489463207d61p-7,
-      -0x1.0843556e7c819p-7,  -0x1.6a676a44559cep-9, 0x1.05a5f40243d63p-8,   0x1.698e547446250p-20,
-      -0x1.8a402946fbb88p-10, 0x1.6499232d7bfcfp-12, 0x1.e74689bcf4f39p-12,  -0x1.b8ed82f833c4ap-13,
-      -0x1.e7b073e4be327p-14, 0x1.795c217e6d4ebp-14, 0x1.578549b72611bp-16,  -0x1.075c1cd385731p-15,
-      -0x1.e131a7716e4bap-22, 0x1.36ecd1fcc2069p-17, -0x1.89e0fece999d9p-20, -0x1.336b7aa968dbdp-19,
-      0x1.68f2a76ef11f0p-21,  0x1.e390c5fb596dbp-22, -0x1.550036aa52939p-23, -0x1.0cb6dcd16a7fbp-24,
-      0x1.2541d14be1abcp-26,  0x1.38e292a919ca0p-28};
   // For m in [0, 1], in m^2, to 2^-54: (m/2 coth(m/2) - 1) / m^2, and
   // log(sinh(m/2) / (m/2)) / m^2.
   static constexpr double kCoth[] = {
@@ -45,7 +36,6 @@ struct LikelihoodConstants {
       0x1.1111111111111p-7,  0x1.6c16c16c16c17p-10, 0x1.a01a01a019ddcp-13, 0x1.a01a01a019efbp-16,
       0x1.71de3a57c1e2cp-19, 0x1.27e4fb78b4a4ap-22, 0x1.ae643b4c8c2f3p-26, 0x1.1eed8166872ebp-29,
       0x1.61a5be6e1c8e2p-33, 0x1.9418a51b8e281p-37};
-  static constexpr double kHazard[] = {1, -2, 10, -74, 706, -8162};
   static constexpr double kFar = 1500;  // beyond, exp over- or underflows whatever its factor
 };
 
@@ -291,13 +281,11 @@ HWY_INLINE void NegativeBinomial(D d, V z, V t, const NegativeBinomialConstants<
 // h = phi / (1 - Q).
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void Probit(D d, V z, V t, V& y, V& dy, V& d2y) {
-  using C = LikelihoodConstants;
   using G = GeluConstants;
-  constexpr double kDensity = 0x1.9884533d43651p-2, kDensityLo = -0x1.cbc0d30ebfd15p-56;  // phi(0)
+  constexpr double kDensity = G::kPhiOfZero, kDensityLo = G::kPhiOfZeroLo;
   const V zero = hn::Zero(d);
   const V one = hn::Set(d, 1);
   const V half = hn::Set(d, 0.5);
-  const V four = hn::Set(d, 4);
   const V size = hn::Abs(z);
   const V near = AtMost(d, G::kMax, size);
   const V ratio_at = AtMost(d, 1e10, size);  // whose logarithm no longer counts
@@ -313,13 +301,7 @@ HWY_INLINE void Probit(D d, V z, V t, V& y, V& dy, V& d2y) {
   const V share = hn::IfNegativeThenElse(z, t, other);
   const V main = hn::IfNegativeThenElse(z, other, t);
   const auto none = hn::Eq(share, zero);  // times what may be infinite
-  // Beyond the range of the fit, |z| + (1 - 2 v + 10 v^2 - ...) / |z| with v = 1 / z^2.
-  const auto far = hn::Gt(size, hn::Set(d, G::kMax));
-  const V quotient =
-      hn::Div(hn::IfThenElse(far, one, hn::Set(d, kDensity)), hn::IfThenElse(far, size, r_hi));
-  const V v = hn::Mul(quotient, quotient);
-  const V series = hn::Mul(quotient, Polynomial(d, C::kHazard, v, hn::Mul(v, v)));
-  const V hazard = hn::IfThenElse(far, hn::Add(size, series), quotient);
+  const V hazard = MillsReciprocal(d, size, r_hi);
   V density, density_lo, rest_of_1, rest_of_1_lo;
   TwoProd(d, c.p_hi, hn::Set(d, kDensity), density, density_lo);
   density_lo = hn::MulAdd(c.p_lo, hn::Set(d, kDensity),
@@ -332,8 +314,7 @@ HWY_INLINE void Probit(D d, V z, V t, V& y, V& dy, V& d2y) {
                                 hn::IfThenZeroElse(none, hn::Mul(share, hazard)));
   dy = hn::IfNegativeThenElse(z, hn::Neg(slope), slope);
 
-  const V u = hn::NegMulAdd(hn::Div(one, hn::Add(ratio_at, four)), hn::Set(d, 8), one);
-  const V curvature = Polynomial(d, C::kCurvature, u, hn::Mul(u, u));
+  const V curvature = MillsCurvature(d, ratio_at);
   const V h = hn::Mul(raised_h, c.down);
   // h counts twice; the rest of it, too.
   const V residual = hn::MulAdd(density_lo, c.up, Residual(d, raised_h, rest_of_1, numerator));

@@ -1,4 +1,4 @@
-// log, log2, log10 and log1p, full range.
+// log, log2, log10, log1p and logit, full range.
 #if defined(PULLBACK_CPP_MATH_LOG_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef PULLBACK_CPP_MATH_LOG_INL_H_
 #undef PULLBACK_CPP_MATH_LOG_INL_H_
@@ -134,6 +134,18 @@ HWY_INLINE V LogForFloat32(D d, V x) {
   return hn::MulAdd(k, hn::Set(d, C::kLn2Hi + C::kLn2Lo), hn::Sub(f, LogDeficit(d, f)));
 }
 
+// k log(2) + log(1 + f + f_lo) = hi + lo, for 1 + f in [sqrt(1/2), sqrt(2)].
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void LogOfReduced(D d, V f, V f_lo, V k, V& hi, V& lo) {
+  using C = LogConstants<hn::TFromD<D>>;
+  const V deficit = LogDeficit(d, f);
+  V sum, rest;
+  FastTwoSum(hn::Mul(k, hn::Set(d, C::kLn2Hi)), f, sum, rest);
+  hi = sum;
+  const V slope_lo = hn::NegMulAdd(f, f_lo, f_lo);  // f_lo / (1 + f), nearly
+  lo = hn::Add(rest, hn::MulAdd(k, hn::Set(d, C::kLn2Lo), hn::Sub(slope_lo, deficit)));
+}
+
 // log(v_hi + v_lo) = hi + lo, to the precision of LogCore also relative to a result near 0, for
 // normal v_hi > 0 and |v_lo| <= ulp(v_hi).
 template <class D, class V = hn::Vec<D>>
@@ -149,13 +161,41 @@ HWY_INLINE void LogCore(D d, V v_hi, V v_lo, V& hi, V& lo) {
   } else {
     // Where 2^-k would be subnormal, v_lo no longer counts.
     const V scale = PowerOfTwo(d, hn::Max(hn::Neg(k), hn::Set(d, C::kMinScale)), hn::Zero(d));
-    V f, f_lo, sum, rest;
+    V f, f_lo;
     FastTwoSum(hn::Sub(m, one), hn::Mul(v_lo, scale), f, f_lo);
-    const V deficit = LogDeficit(d, f);
-    FastTwoSum(hn::Mul(k, hn::Set(d, C::kLn2Hi)), f, sum, rest);
-    hi = sum;
-    const V slope_lo = hn::NegMulAdd(f, f_lo, f_lo);  // f_lo / (1 + f), nearly
-    lo = hn::Add(rest, hn::MulAdd(k, hn::Set(d, C::kLn2Lo), hn::Sub(slope_lo, deficit)));
+    LogOfReduced(d, f, f_lo, k, hi, lo);
+  }
+}
+
+// v_hi + v_lo = (1 + f + f_lo) 2^k as LogReduce's, for v_hi > 0 that may be subnormal; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void LogReduce(D d, V v_hi, V v_lo, V& f, V& f_lo, V& k) {
+  V m;
+  LogReduce(d, v_hi, m, k);
+  const V limit = hn::Set(d, LogConstants<hn::TFromD<D>>::kMinScale);
+  const V exponent = hn::Min(hn::Max(hn::Neg(k), limit), hn::Neg(limit));
+  const V scale = PowerOfTwo(d, exponent, hn::Zero(d));
+  FastTwoSum(hn::Sub(m, hn::Set(d, 1)), hn::Mul(v_lo, scale), f, f_lo);
+}
+
+// log(v_hi + v_lo), or log(1 - e_hi - e_lo) where `near`, for finite v_hi > 0, |v_lo| <= ulp(v_hi)
+// and e in [0, 0.29]: to the precision of LogCore, also relative to e; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V LogOrLog1m(D d, hn::Mask<D> near, V e_hi, V e_lo, V v_hi, V v_lo, V& lo) {
+  using C = LogConstants<double>;
+  V f, f_lo, k, hi;
+  if constexpr (kForFloat32<D>) {
+    LogReduce<true>(d, v_hi, f, k);
+    f = hn::IfThenElse(near, hn::Neg(e_hi), hn::Sub(f, hn::Set(d, 1)));
+    k = hn::IfThenZeroElse(near, k);
+    lo = hn::Zero(d);
+    return hn::MulAdd(k, hn::Set(d, C::kLn2Hi + C::kLn2Lo), hn::Sub(f, LogDeficit(d, f)));
+  } else {
+    LogReduce(d, v_hi, v_lo, f, f_lo, k);
+    f = hn::IfThenElse(near, hn::Neg(e_hi), f);
+    f_lo = hn::IfThenElse(near, hn::Neg(e_lo), f_lo);
+    LogOfReduced(d, f, f_lo, hn::IfThenZeroElse(near, k), hi, lo);
+    return hi;
   }
 }
 
@@ -204,6 +244,51 @@ HWY_INLINE void Log1p(D d, V x, V& y, V& dy) {
     const V corrected = hn::NegMulAdd(hn::Mul(dy, dy), u_lo, dy);
     dy = hn::IfThenElse(hn::Eq(corrected, corrected), corrected, dy);
   }
+}
+
+// log(x / (1 - x)) and 1 / (x (1 - x)), full range; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Logit(D d, V x, V& y, V& dy) {
+  const V one = hn::Set(d, 1);
+  const V zero = hn::Zero(d);
+  const V a = hn::Abs(x);
+  const V rest = hn::Sub(one, a);
+  dy = hn::Div(one, hn::Mul(a, rest));
+  const V odds = hn::Div(a, rest);
+  if constexpr (kForFloat32<D>) {
+    y = LogForFloat32(d, odds);
+  } else {
+    // What the quotient lost, by 1 / (1 - x) = 1 + odds.
+    const V rest_lo = hn::Sub(hn::Sub(one, rest), a);
+    const V lost = hn::NegMulAdd(odds, rest_lo, Residual(d, odds, rest, a));
+    V f, f_lo, k, hi, lo;
+    LogReduce(d, odds, hn::MulAdd(lost, odds, lost), f, f_lo, k);
+    LogOfReduced(d, f, f_lo, k, hi, lo);
+    y = hn::Add(hi, lo);
+  }
+  y = hn::IfThenElse(hn::Eq(x, zero), hn::Neg(Infinity(d)), y);
+  y = hn::IfThenElse(hn::Eq(x, one), Infinity(d), y);
+  const auto inside = hn::And(hn::Ge(x, zero), hn::Le(x, one));
+  y = hn::IfThenElse(inside, y, hn::NaN(d));
+  dy = hn::IfThenElse(inside, dy, hn::NaN(d));
+}
+
+// (2 x - 1) / (x (1 - x))^2, full range; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V LogitSecond(D d, V x, V dy) {
+  const V one = hn::Set(d, 1);
+  const V a = hn::Abs(x);
+  const V rest = hn::Sub(one, a);
+  const V product = hn::Mul(a, rest);
+  const V sum = hn::Sub(hn::Add(x, x), one);
+  const V curve = hn::Div(hn::Div(sum, product), product);
+  // What the product lost counts twice.
+  const V rest_lo = hn::Sub(hn::Sub(one, rest), a);
+  const V lost = hn::Mul(hn::MulSub(a, rest_lo, Residual(d, a, rest, product)), dy);
+  const V sharp = hn::NegMulAdd(curve, hn::Add(lost, lost), curve);
+  // At both zeros the product is +0, and outside dy is NaN.
+  const V inside = hn::IfThenElse(hn::Lt(hn::Abs(curve), Infinity(d)), sharp, curve);
+  return hn::IfThenElse(hn::Eq(dy, dy), inside, dy);
 }
 
 // What turns natural logarithms into those of another base: the factor, and log(2) in that base.

@@ -1,4 +1,5 @@
-// softplus, log_sigmoid and logaddexp, all from log(1 + e) with e = exp(t), t <= 0.
+// softplus, log_sigmoid and logaddexp, all from log(1 + e) with e = exp(t), t <= 0, and log1mexp,
+// from log(1 - e).
 #if defined(PULLBACK_CPP_MATH_SOFTPLUS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef PULLBACK_CPP_MATH_SOFTPLUS_INL_H_
 #undef PULLBACK_CPP_MATH_SOFTPLUS_INL_H_
@@ -10,6 +11,7 @@
 
 #include "math/error_free-inl.h"
 #include "math/exp-inl.h"
+#include "math/log-inl.h"
 #include "math/sigmoid-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -144,6 +146,48 @@ HWY_INLINE void LogCosh(D d, V x, V a, V& y, V& dy, V& d2y) {
   y = hn::Mul(log1p, hn::IfThenElse(near, hn::Set(d, 0.5), hn::Set(d, 1)));
   // A fused correction of 0 may be -0.
   y = hn::IfThenElse(hn::Eq(abs, Infinity(d)), abs, hn::Abs(hn::MulAdd(dy, lo, y)));
+}
+
+// log(1 - exp(-x)) and 1 / expm1(x), full range; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Log1mexp(D d, V x, V& y, V& dy) {
+  const V zero = hn::Zero(d);
+  const auto near = hn::Gt(x, hn::Set(d, 1.3));  // exp(-x) < 0.29
+  V e, e_lo, v, v_lo, lo;
+  if constexpr (kForFloat32<D>) {
+    V expm1;
+    ShortExpm1<true>(d, AtLeast(d, -200, hn::Neg(x)), expm1, e);
+    e_lo = v_lo = zero;
+    v = hn::Neg(expm1);
+    dy = hn::Div(e, v);
+  } else {
+    using C = ExpConstants<double>;
+    V p, rest, p_hi, p_lo, k, minus_v, minus_v_lo;
+    ExpCore<true>(d, AtLeast(d, C::kMin, hn::Neg(x)), p, rest, k);
+    Expm1Core(d, p, rest, k, minus_v, minus_v_lo);
+    FastTwoSum(p, rest, p_hi, p_lo);
+    v = hn::Neg(minus_v);
+    v_lo = hn::Neg(minus_v_lo);
+    // Raised only where 1 / v is small.
+    const V up = PowerOfTwo(d, k, hn::IfThenElseZero(near, hn::Set(d, 512)));
+    const V down = hn::IfThenElse(near, hn::Set(d, 0x1p-512), hn::Set(d, 1));
+    const V raised = hn::Mul(p_hi, up);
+    e = hn::Mul(raised, down);
+    e_lo = hn::Mul(hn::Mul(p_lo, up), down);
+    const V inverse = hn::Div(hn::Set(d, 1), v);
+    dy = hn::Mul(raised, inverse);
+    const V lost = hn::MulAdd(p_lo, up, Residual(d, dy, v, raised));
+    const V sharp = hn::MulAdd(hn::NegMulAdd(dy, v_lo, lost), inverse, dy);
+    dy = hn::Mul(hn::IfThenElse(hn::Eq(sharp, sharp), sharp, dy), down);  // NaN next to 0
+  }
+  const V hi = LogOrLog1m(d, near, e, e_lo, v, v_lo, lo);
+  y = hn::Neg(hn::Abs(hn::Add(hi, lo)));  // no sum of +0 and -0
+  const auto none = hn::Eq(x, zero);
+  y = hn::IfThenElse(none, hn::Neg(Infinity(d)), y);
+  dy = hn::IfThenElse(none, Infinity(d), dy);
+  const auto inside = hn::Ge(x, zero);
+  y = hn::IfThenElse(inside, y, hn::NaN(d));
+  dy = hn::IfThenElse(inside, dy, hn::NaN(d));
 }
 
 // log(exp(a) + exp(b)) and both derivatives, full range.

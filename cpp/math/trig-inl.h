@@ -256,18 +256,13 @@ HWY_INLINE void TrigReduce(D d, V x, V& hi, V& lo, VU& quadrant) {
   }
 }
 
-// Full range.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE void SinCos(D d, V x, V& sin, V& cos) {
+// The sine and cosine of quadrant * pi/2 + r + r_lo, the sine with the sign of x.
+template <class D, class V = hn::Vec<D>, class VU = hn::Vec<hn::RebindToUnsigned<D>>>
+HWY_INLINE void SinCosOfReduced(D d, V r, V r_lo, VU quadrant, V x, V& sin, V& cos) {
   using T = hn::TFromD<D>;
   using C = TrigConstants<T>;
   constexpr int kBits = static_cast<int>(sizeof(T) * 8);
   const hn::RebindToUnsigned<D> du;
-  using VU = hn::Vec<decltype(du)>;
-  V r, r_lo;
-  VU quadrant;
-  TrigReduce(d, hn::Abs(x), r, r_lo, quadrant);
-
   const V z = hn::Mul(r, r);
   const V z2 = hn::Mul(z, z);
   const V half_z = hn::Mul(z, hn::Set(d, T{0.5}));
@@ -291,6 +286,82 @@ HWY_INLINE void SinCos(D d, V x, V& sin, V& cos) {
   const V cos_flip = hn::BitCast(d, hn::ShiftLeft<kBits - 2>(hn::Add(quadrant, one)));
   sin = hn::Xor(sin_magnitude, hn::And(hn::Xor(sin_flip, x), sign_bit));
   cos = hn::Xor(cos_magnitude, hn::And(cos_flip, sign_bit));
+}
+
+// Full range.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void SinCos(D d, V x, V& sin, V& cos) {
+  V r, r_lo;
+  hn::Vec<hn::RebindToUnsigned<D>> quadrant;
+  TrigReduce(d, hn::Abs(x), r, r_lo, quadrant);
+  SinCosOfReduced(d, r, r_lo, quadrant, x, sin, cos);
+}
+
+// On |x| <= 1/2, in x^2: minus the derivative of sin(pi x) / (pi x) over x, and the second
+// derivative. Chebyshev interpolants, from 60-digit arithmetic.
+struct SincConstants {
+  static constexpr double kPi = 0x1.921fb54442d18p1;
+  static constexpr double kPiLo = 0x1.1a62633145c07p-53;
+  static constexpr double kPiSquare = 0x1.3bd3cc9be45dep3;
+  static constexpr double kSlope[] = {
+      0x1.a51a6625307d3p+1,  -0x1.9f9cb402bc46cp+1,  0x1.24feab558a46fp+0,
+      -0x1.ac6805cf329aap-3, 0x1.8061c54be76b2p-6,   -0x1.d2eaa5d612e42p-10,
+      0x1.999f8a88e8e8fp-14, -0x1.0fab0c3bd7fc5p-18, 0x1.122ee54e139fap-23};
+  static constexpr double kCurve[] = {
+      -0x1.a51a6625307d3p+1,  0x1.37b587020d351p+3,  -0x1.6e3e562aecd21p+2,
+      0x1.76db051548a37p+0,   -0x1.b06dfdf3712fep-3, 0x1.41015172fe814p-6,
+      -0x1.4cd172b061edbp-10, 0x1.fd5198103639cp-15, -0x1.224fca9f799f1p-19};
+};
+
+// sin(pi x) / (pi x), 1 at 0, and its derivative, full range; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void Sinc(D d, V x, V& y, V& dy) {
+  using C = SincConstants;
+  const hn::RebindToUnsigned<D> du;
+  const V one = hn::Set(d, 1);
+  const V half = hn::Set(d, 0.5);
+  const V pi = hn::Set(d, C::kPi);
+  const V a = hn::Abs(x);
+  // Modulo 2; from 2^53 on all numbers are even.
+  const V turns = hn::Floor(hn::Mul(a, half));
+  const auto huge = hn::Ge(a, hn::Set(d, 0x1p53));
+  const V turn = hn::IfThenZeroElse(huge, hn::Sub(a, hn::Add(turns, turns)));
+  const V rounder = hn::Set(d, FormatOf<D>::kRounder);
+  const V shifted = hn::Add(hn::Add(turn, turn), rounder);
+  const V r = hn::NegMulAdd(hn::Sub(shifted, rounder), half, turn);  // exact, within 1/4
+  V t, t_lo, sin, cos;
+  TwoProd(d, r, pi, t, t_lo);
+  t_lo = hn::MulAdd(r, hn::Set(d, C::kPiLo), t_lo);
+  SinCosOfReduced(d, t, t_lo, hn::BitCast(du, shifted), a, sin, cos);
+
+  if constexpr (kForFloat32<D>) {
+    y = hn::Div(sin, hn::Mul(a, pi));
+  } else {
+    V divisor, divisor_lo;
+    TwoProd(d, a, pi, divisor, divisor_lo);
+    divisor_lo = hn::MulAdd(a, hn::Set(d, C::kPiLo), divisor_lo);
+    const V inverse = hn::Div(one, divisor);
+    y = hn::Mul(sin, inverse);
+    const V lost = hn::NegMulAdd(y, divisor_lo, Residual(d, y, divisor, sin));
+    y = hn::MulAdd(lost, inverse, y);
+  }
+  y = hn::Add(hn::IfThenZeroElse(huge, y), hn::Zero(d));  // no -0
+  y = hn::IfThenElse(hn::Lt(a, hn::Set(d, 0x1p-30)), one, y);
+  const V z = hn::Mul(a, a);
+  const V near = hn::Mul(hn::Neg(a), Polynomial(d, C::kSlope, z, hn::Mul(z, z)));
+  const V far = hn::Div(hn::Sub(cos, y), a);
+  dy = hn::IfThenElse(hn::Le(a, half), near, far);
+  dy = hn::Xor(dy, hn::And(x, hn::SignBit(d)));
+}
+
+// -pi^2 y - 2 dy / x, full range; double.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V SincSecond(D d, V x, V y, V dy) {
+  using C = SincConstants;
+  const V z = hn::Mul(x, x);
+  const V near = Polynomial(d, C::kCurve, z, hn::Mul(z, z));
+  const V far = hn::Neg(hn::MulAdd(y, hn::Set(d, C::kPiSquare), hn::Div(hn::Add(dy, dy), x)));
+  return hn::IfThenElse(hn::Le(hn::Abs(x), hn::Set(d, 0.5)), near, far);
 }
 
 // tan(x) and 1 / cos(x)^2, full range.

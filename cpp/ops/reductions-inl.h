@@ -58,6 +58,7 @@ struct Reduction {
   // Of x times c, values, or a map's results, are c^kDegree times as large; slopes are of a degree
   // less. Of c^kParameterDegree times the parameter, that is.
   static constexpr int kDegree = 0, kParameterDegree = 0;
+  static constexpr bool kCentred = false;  // x and x plus a number have the same results
   template <typename T>
   static constexpr Pivot kPivotOf = Pivot::kNone;
 
@@ -499,7 +500,7 @@ template <size_t kSumsOfRow, size_t kCoefsOfRow>
 struct Moments : Reduction<kSumsOfRow, kCoefsOfRow> {
   template <typename T>
   static constexpr Pivot kPivotOf = Pivot::kMean;
-  static constexpr bool kCanSuffer = true;
+  static constexpr bool kCanSuffer = true, kCentred = true;
   static double Settle(double sum, double count) { return sum / count; }
   static void Close(double* s) {
     const double rest = s[kMeanLo];
@@ -613,6 +614,59 @@ struct LayerNormProductRow : Moments<4, 5> {
   }
 };
 
+// Of squares about 0.
+struct RmsNormRow : Reduction<1, 1> {
+  static constexpr const char* kName = "rms_norm";
+  static constexpr const char* kMethod = "value";
+  static constexpr int kParameterDegree = 2;
+  static constexpr bool kCanSuffer = true;
+  template <class D, class F>
+  static HWY_INLINE hn::Mask<D> Suspects(D d, const F& field, double eps) {
+    const auto squares = hn::Add(field(kSums), hn::Mul(field(kCount), hn::Set(d, eps)));
+    return hn::Not(IsWithin(d, squares, kLowest, kHighest));
+  }
+  template <class D, class V>
+  static HWY_INLINE void Sum(D, V x, V, V, double, Terms<D, 1>& t) {
+    t[0] = hn::Mul(x, x);
+  }
+  static void Coefs(const double* s, double n, double eps, double, double* c) {
+    c[0] = 1 / std::sqrt(s[kSums] / n + eps);
+  }
+  template <class D, class V>
+  static HWY_INLINE void Slope(D, V x, V, V, const std::array<V, 1>& c, std::array<V, 1>& out) {
+    out[0] = hn::Mul(x, c[0]);
+  }
+};
+
+struct RmsNormProductRow : Reduction<2, 2> {
+  static constexpr const char* kName = "rms_norm";
+  static constexpr const char* kMethod = "vjp";
+  static constexpr size_t kArrays = 2;
+  static constexpr int kDegree = -1, kParameterDegree = 2;
+  static constexpr bool kCanSuffer = true;
+  // Also where products with v have, as in layer_norm.
+  template <class D, class F>
+  static HWY_INLINE hn::Mask<D> Suspects(D d, const F& field, double eps) {
+    const auto squares = hn::Add(field(kSums), hn::Mul(field(kCount), hn::Set(d, eps)));
+    const auto size = hn::Mul(hn::Abs(field(kSums + 1)), hn::Set(d, 0x1p-450));
+    return hn::Not(
+        hn::And(IsWithin(d, squares, 0x1p-200, 0x1p900), IsWithin(d, size, kLowest, kHighest)));
+  }
+  template <class D, class V>
+  static HWY_INLINE void Sum(D, V x, V v, V, double, Terms<D, 2>& t) {
+    t[0] = hn::Mul(x, x);
+    t[1] = hn::Mul(x, v);
+  }
+  static void Coefs(const double* s, double n, double eps, double, double* c) {
+    c[0] = 1 / std::sqrt(s[kSums] / n + eps);
+    c[1] = s[kSums + 1] / n * c[0] * c[0];
+  }
+  template <class D, class V>
+  static HWY_INLINE void Slope(D, V x, V v, V, const std::array<V, 2>& c, std::array<V, 1>& out) {
+    out[0] = hn::Mul(c[0], hn::NegMulAdd(x, c[1], v));
+  }
+};
+
 // --- products ------------------------------------------------------------------------------------
 
 // A product of mantissas, their exponents, and how many factors have none: zeros, infinities, NaNs.
@@ -703,10 +757,11 @@ struct LikeRow<LogSoftmaxJvpRow> {
   using Slopes = LogSoftmaxJvpRow;
 };
 
-using ReductionRows = std::tuple<SumRow, MeanRow, ProdRow, DotRow, Norm1Row, Norm2Row,
-                                 SquaredNorm2Row, NormRow, NormInfRow, MaxRow, MinRow, LogSumExpRow,
-                                 VarianceRow, SoftmaxProductRow, LogSoftmaxRow, LogSoftmaxVjpRow,
-                                 LogSoftmaxJvpRow, LayerNormRow, LayerNormProductRow>;
+using ReductionRows =
+    std::tuple<SumRow, MeanRow, ProdRow, DotRow, Norm1Row, Norm2Row, SquaredNorm2Row, NormRow,
+               NormInfRow, MaxRow, MinRow, LogSumExpRow, VarianceRow, SoftmaxProductRow,
+               LogSoftmaxRow, LogSoftmaxVjpRow, LogSoftmaxJvpRow, LayerNormRow, LayerNormProductRow,
+               RmsNormRow, RmsNormProductRow>;
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE

@@ -11,10 +11,12 @@
 #include "math/arc_hyperbolic-inl.h"
 #include "math/erf-inl.h"
 #include "math/exp-inl.h"
+#include "math/gamma-inl.h"
 #include "math/gates-inl.h"
 #include "math/hyperbolic-inl.h"
 #include "math/inverse_trig-inl.h"
 #include "math/log-inl.h"
+#include "math/normal-inl.h"
 #include "math/roots-inl.h"
 #include "math/sigmoid-inl.h"
 #include "math/softplus-inl.h"
@@ -223,6 +225,39 @@ PB_UNARY_SECOND(sqrt) { d2y = hn::Div(hn::Mul(dy, hn::Set(d, -0.5)), hn::Abs(x))
 
 PB_UNARY_WIDE(cbrt) { Cbrt(d, x, y, dy); }
 PB_UNARY_SECOND(cbrt) { d2y = hn::Div(hn::Mul(dy, hn::Set(d, -2.0 / 3)), x); }
+
+PB_UNARY_WIDE(gammaln) {
+  y = LogGamma(d, x);
+  dy = Digamma(d, x);
+}
+PB_UNARY_SECOND(gammaln) { d2y = Trigamma(d, x); }
+
+PB_UNARY_WIDE(digamma) {
+  y = Digamma(d, x);
+  dy = Trigamma(d, x);
+}
+PB_UNARY_SECOND(digamma) { d2y = Tetragamma(d, x); }
+
+PB_UNARY_WIDE(logit) { Logit(d, x, y, dy); }
+PB_UNARY_SECOND(logit) { d2y = LogitSecond(d, x, dy); }
+
+PB_UNARY_WIDE(log1mexp) { Log1mexp(d, x, y, dy); }
+PB_UNARY_SECOND(log1mexp) { d2y = hn::Neg(hn::MulAdd(dy, dy, dy)); }
+
+PB_UNARY_WIDE(sinc) { Sinc(d, x, y, dy); }
+PB_UNARY_SECOND(sinc) { d2y = SincSecond(d, x, y, dy); }
+
+PB_UNARY_WIDE(ndtr) { Ndtr(d, x, y, dy); }
+PB_UNARY_SECOND(ndtr) { d2y = NdtrSecond(d, x); }
+
+PB_UNARY_WIDE(log_ndtr) { LogNdtr(d, x, y, dy); }
+PB_UNARY_SECOND(log_ndtr) { d2y = LogNdtrSecond(d, x, dy); }
+
+PB_UNARY_WIDE(ndtri) { Ndtri(d, x, y, dy); }
+PB_UNARY_SECOND(ndtri) { d2y = NdtriSecond(d, x, y, dy); }
+
+PB_UNARY_WIDE(erfinv) { Erfinv(d, x, y, dy); }
+PB_UNARY_SECOND(erfinv) { d2y = ErfinvSecond(d, x, y, dy); }
 
 PB_UNARY_TABLE_END
 

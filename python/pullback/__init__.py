@@ -65,6 +65,7 @@ __all__ = [
     "products",
     "reductions",
     "reference",
+    "selections",
     "set_kept_memory",
     "set_num_threads",
     "show_config",
@@ -72,7 +73,15 @@ __all__ = [
 ]
 
 if _typing.TYPE_CHECKING:
-    from pullback import elementwise, jacobians, losses, products, reductions, reference
+    from pullback import (
+        elementwise,
+        jacobians,
+        losses,
+        products,
+        reductions,
+        reference,
+        selections,
+    )
     from pullback.catalogue import primitives
     from pullback.chains import Chain, arg, chain
     from pullback.check import GradCheck, check_grad
@@ -96,9 +105,11 @@ else:
         "pointwise_loss": "user_loss",
         "primitives": "catalogue",
         **{name: name for name in ("elementwise", "jacobians", "losses")},
-        **{name: name for name in ("products", "reductions", "reference")},
+        **{name: name for name in ("products", "reductions", "reference", "selections")},
     }
-    _COLUMNS = {"elementwise": "primitives", "products": "products", "reductions": "reductions"}
+    _COLUMNS = {"elementwise": "primitives"} | {
+        name: name for name in ("products", "reductions", "selections")
+    }
     _names = __all__
     del __all__  # it is looked up, because the tables add the primitives' names
 

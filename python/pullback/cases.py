@@ -25,6 +25,7 @@ from pullback.tables.elementwise import OPS, OpRow
 from pullback.tables.losses import IN_LOSSES_ALONE, LOSSES, LossRow
 from pullback.tables.products import PRODUCTS
 from pullback.tables.reductions import REDUCTIONS, ReductionRow
+from pullback.tables.selections import SELECTIONS
 
 __all__ = ["DTYPES", "Case", "Family", "arrays", "cases", "check", "family"]
 
@@ -124,6 +125,8 @@ def family(name: str) -> Family:
         return _elementwise(OPS[name])
     if name in REDUCTIONS:
         return (_map if REDUCTIONS[name].is_map else _reduction)(REDUCTIONS[name])
+    if name in SELECTIONS:
+        return _selection(name)
     return _loss(LOSSES[name]) if name in LOSSES else _product(name)
 
 
@@ -379,6 +382,24 @@ def _layer_norm_product(x: Array, v: Array) -> Any:
     return rate * (v - np.mean(v, -1, keepdims=True) - y * np.mean(y * v, -1, keepdims=True))
 
 
+def _by_size(x: Array) -> tuple[Any, Any]:
+    rate = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5)
+    return rate, x * rate
+
+
+def _rms_norm_product(x: Array, v: Array) -> Any:
+    rate, y = _by_size(x)
+    return rate * (v - y * np.mean(y * v, -1, keepdims=True))
+
+
+def _reversed_sums(g: Array) -> Any:
+    return np.cumsum(g[..., ::-1], -1)[..., ::-1]
+
+
+def _running(x: Array) -> Any:
+    return np.logaddexp.accumulate(x, axis=-1)
+
+
 # Value, vjp and jvp along the last axis.
 _MAPS: Final[Mapping[str, tuple[Function, Function, Function]]] = {
     "softmax": (_softmax, _softmax_product, _softmax_product),
@@ -388,6 +409,22 @@ _MAPS: Final[Mapping[str, tuple[Function, Function, Function]]] = {
         lambda x, t: t - _sums(_softmax(x) * t),
     ),
     "layer_norm": (lambda x: _standardized(x)[1], _layer_norm_product, _layer_norm_product),
+    "rms_norm": (lambda x: _by_size(x)[1], _rms_norm_product, _rms_norm_product),
+    "cumsum": (
+        lambda x: np.cumsum(x, -1),
+        lambda _, g: _reversed_sums(g),
+        lambda _, t: np.cumsum(t, -1),
+    ),
+    "cumprod": (
+        lambda x: np.cumprod(x, -1),
+        lambda x, g: _reversed_sums(g * np.cumprod(x, -1)) / x,
+        lambda x, t: np.cumprod(x, -1) * np.cumsum(t / x, -1),
+    ),
+    "logcumsumexp": (
+        _running,
+        lambda x, g: np.exp(x) * _reversed_sums(g * np.exp(-_running(x))),
+        lambda x, t: np.exp(-_running(x)) * np.cumsum(t * np.exp(x), -1),
+    ),
 }
 
 
@@ -412,6 +449,74 @@ def _map(row: ReductionRow) -> Family:
         _reduction_arguments(row),
         {"value": value, "vjp": vjp, "jvp": jvp, "jacobian": None},
     )
+
+
+# --- selections -----------------------------------------------------------------------------------
+
+
+def _where_slopes(c: Array, w: Array, x: Array) -> Any:
+    return c.astype(w.dtype), (~c).astype(x.dtype)
+
+
+def _clip_slopes(x: Array, lo: Any, hi: Any) -> Any:
+    slopes = (x > lo) & (x < hi), x <= lo, x >= hi
+    return tuple(slope.astype(x.dtype) for slope in slopes)
+
+
+def _taken_vjp(x: Array, indices: Array, g: Array) -> Any:
+    return np.bincount(indices, g, len(x)).astype(g.dtype)
+
+
+def _taken_jacobian(x: Array, indices: Array) -> Any:
+    # Times the vector that the Jacobian is compared by.
+    return (1 + np.arange(len(x)) % 5).astype(x.dtype)[indices]
+
+
+_SELECTIONS: Final[Mapping[str, ByHand]] = {
+    "where": {
+        "value": np.where,
+        "derivative": _where_slopes,
+        "value_and_derivative": lambda c, w, x: (np.where(c, w, x), _where_slopes(c, w, x)),
+        "second_derivative": lambda c, w, x: tuple(np.zeros((3, *c.shape), w.dtype)),
+        "vjp": lambda c, w, x, g: (np.where(c, g, 0), np.where(c, 0, g)),
+        "jvp": lambda c, w, x, tw, tx: np.where(c, tw, tx),
+        "jacobian": _where_slopes,
+    },
+    "clip": {
+        "value": np.clip,
+        "derivative": _clip_slopes,
+        "value_and_derivative": lambda x, lo, hi: (np.clip(x, lo, hi), _clip_slopes(x, lo, hi)),
+        "second_derivative": lambda x, lo, hi: tuple(np.zeros((6, *x.shape), x.dtype)),
+        "vjp": lambda x, lo, hi, g: tuple(slope * g for slope in _clip_slopes(x, lo, hi)),
+        "jvp": lambda x, lo, hi, tx, tlo, thi: np.where(x < lo, tlo, np.where(x > hi, thi, tx)),
+        "jacobian": _clip_slopes,
+    },
+    "take": {
+        "value": np.take,
+        "vjp": _taken_vjp,
+        "jvp": lambda x, indices, t: np.take(t, indices),
+        "jacobian": _taken_jacobian,
+    },
+}
+
+
+def _selection(name: str) -> Family:
+    row, by_hand = SELECTIONS[name], _SELECTIONS[name]
+    along = not row.is_elementwise
+
+    def arguments(method: str, size: Shape, dtype: str) -> tuple[Array, ...]:
+        rng = np.random.default_rng(3)
+        given: dict[str, Array] = {n: rng.normal(0, 2, size).astype(dtype) for n in row.operands}
+        given |= {"c": rng.random(size) < 0.5, "indices": rng.integers(-size[0], size[0], size)}
+        given |= {n: np.full(size, bound, dtype) for n, bound in (("lo", -1), ("hi", 1))}
+        count = {"vjp": 1, "jvp": len(row.moved)}.get(method, 0)
+        if along:
+            given["indices"] %= size[0]  # np.bincount takes no negative ones
+        operands = tuple(given[operand] for operand in row.operands)
+        return operands + tuple(rng.normal(0, 1, size).astype(dtype) for _ in range(count))
+
+    sizes = ((16,), (100,), (1000,)) if along else ((16,), (1000,), (100_000,))
+    return Family(sizes, arguments, by_hand)
 
 
 # --- products -------------------------------------------------------------------------------------

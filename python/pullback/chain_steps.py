@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
-import numpy as np
-
-from pullback import elementwise
-from pullback.config import native
-from pullback.elementwise import Elementwise, make_elementwise
+from pullback.chain_graph import Bound, Input, Moving, Node, Operand, name_of, shown
+from pullback.engine import BACKEND
 from pullback.pointwise import Pointwise
 from pullback.products import Product
-from pullback.protocol import shown
+from pullback.protocol import as_index
 from pullback.reductions import Reduction, RowMap
+from pullback.selections import Selection
 from pullback.tables.elementwise import OpRow
 from pullback.tables.products import ProductRow
 from pullback.tables.reductions import ReductionRow
+from pullback.tables.selections import SelectionRow
 
-__all__ = ["Call", "Cotangents", "Link", "Step", "Walk", "arg", "make_step", "new_walk"]
+__all__ = [
+    "Call",
+    "Cotangents",
+    "Line",
+    "Link",
+    "Step",
+    "arg",
+    "make_node",
+    "make_step",
+    "new_walk",
+]
+
+MOST_INPUTS: Final = 256
 
 Cotangents: TypeAlias = tuple[Any, ...]  # of the running value, of the bound operands
 
@@ -36,7 +47,22 @@ class _Mark:
         return self._name
 
 
-arg: Final = _Mark("arg")  # the running value
+class _Running(_Mark):
+    """The running value; by a position, an input."""
+
+    def __getitem__(self, position: Any) -> Input:
+        k = as_index("arg", "the position of an input", position)
+        if not 0 <= k < MOST_INPUTS:
+            raise ValueError(
+                f"arg: the position of an input must be at least 0 and less than {MOST_INPUTS}, "
+                f"not {k}"
+            )
+        return Input(k)
+
+    __iter__ = None  # which Python would make of positions
+
+
+arg: Final = _Running("arg")
 other: Final = _Mark("other")  # the running value's tangent, or the step's cotangent
 
 
@@ -77,149 +103,112 @@ class Step(NamedTuple):
     text: str  # as it is written
 
 
-class Walk:
-    """Runs steps one after the other, like `native.ChainWalk`.
-
-    The chain has already checked that a tangent has the shape of the running value, and a cotangent
-    the shape of the value.
+class Line:
+    """A graph in which each node is applied to the one before, on the native kernels.
 
     Parameters
     ----------
-    steps : tuple of Step
+    nodes : list of Node
         The first is applied first.
     """
 
-    def __init__(self, steps: tuple[Step, ...]) -> None:
-        self._steps = steps
+    def __init__(self, nodes: list[Node]) -> None:
+        self.walk = new_walk(nodes)
+        self.value = self.walk.value
 
-    def value(self, x: Any) -> Any:
-        """Return the value."""
-        for step in self._steps:
-            x = step.value(x)
-        return x
-
-    def jvp(self, x: Any, t: Any) -> Any:
+    def jvp(self, xs: Sequence[Any], tangents: Sequence[Any]) -> Any:
         """Return the tangent of the value."""
-        for step, at in zip(self._steps, self._inputs(x), strict=True):
-            t = step.jvp(at, t)
-        return t
+        return self.walk.jvp(*xs, *tangents)
 
-    def vjp(self, x: Any, g: Any, every: bool) -> Any:
-        """Return the cotangent of x, or those of x and of all bound operands."""
-        inputs, bound = self._inputs(x), Cotangents()
-        for step in self._steps[::-1]:
-            if every and step.pull is not None:
-                g, *own = step.pull(inputs.pop(), g)
-                bound = (*own, *bound)
-            else:
-                g = step.vjp(inputs.pop(), g)
-        return (g, *bound) if every else g
+    def pulling(self, wanted: tuple[int, ...], xs: Sequence[Any]) -> Any:
+        """Return the value, and a function from its cotangent to those of leaves."""
+        (x,) = xs
 
-    def jacobian(self, x: Any) -> Any:
-        """Return the product of the Jacobians."""
-        first, *more = map(_jacobian, self._steps, self._inputs(x))
-        for jacobian in more:
-            first = jacobian @ first
-        return first
+        def back(g: Any) -> Any:
+            if wanted == (0,):
+                return (self.walk.vjp(x, g, False),)
+            cotangents = self.walk.vjp(x, g, True)
+            return [cotangents[k] for k in wanted]
 
-    def _inputs(self, x: Any) -> list[Any]:
-        """Return each step's input."""
-        inputs = [x]
-        for step in self._steps[:-1]:
-            inputs.append(step.value(inputs[-1]))
-        return inputs
+        return self.value(x), back
 
 
-def _jacobian(step: Step, x: Any) -> Any:
-    jacobians = step.jacobian(x)
-    if not isinstance(jacobians, tuple):
-        return jacobians
-    first, *more = (jacobians[k] for k in step.places)
-    for jacobian in more:
-        first = first + jacobian
-    return first
+def new_walk(nodes: list[Node]) -> Any:
+    """Return what runs nodes one after the other."""
+    return BACKEND.kernels.ChainWalk(tuple(map(step_of, nodes)), arg, other)
 
 
-def new_walk(steps: tuple[Step, ...]) -> Any:
-    """Return a walk over steps."""
-    return Walk(steps) if native is None else native.ChainWalk(steps, arg, other)
+# Of primitives whose vjp and jacobian take wrt, if they have several operands.
+_TAKE_WRT: Final = OpRow | ProductRow | ReductionRow | SelectionRow
 
 
 # --- from what was given --------------------------------------------------------------------------
 
 
-def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str, Any]) -> Step:
+def make_node(where: str, op: Any, operands: tuple[Any, ...], options: dict[str, Any]) -> Node:
     """Return an operation with its operands and options; `where` is for the error messages.
+
+    Operands are inputs, nodes, bound ones, or anything else, which is bound here.
 
     Raises
     ------
     TypeError
         If it is not a primitive, is an elementwise one with options, or an operand is a function.
     ValueError
-        If `arg` is not among its operands, or there are too many or too few.
+        If all operands are bound, or there are too many or too few.
     """
     missing = [name for name in ("vjp", "jvp") if not callable(getattr(op, name, None))]
     if not callable(op) or missing:
         from pullback.hints import about_function  # noqa: PLC0415  only of what is wrong
 
         raise TypeError(
-            f"{where} is {_shown(op)}, which has no {' and no '.join(missing) or 'value'}"
+            f"{where} is {shown(op)}, which has no {' and no '.join(missing) or 'value'}"
             f"{about_function(op)}"
         )
-    row = getattr(op, "row", None)
-    if isinstance(row, OpRow) and row.default is not None and len(operands) == row.nin - 1:
+    row: Any = getattr(op, "row", None)
+    is_elementwise = isinstance(row, OpRow)
+    if is_elementwise and row.default is not None and len(operands) == row.nin - 1:
         operands = (*operands, row.default)
     _check_operands(where, op, operands)
-    if options and isinstance(row, OpRow):
+    if options and is_elementwise:
         raise TypeError(f"{where}: {row.name} takes no {', '.join(options)} in a chain")
     # The last operands may have no derivative: a parameter, such as a norm's p, or targets.
     n = len(op.row.operands) if isinstance(op, Reduction) else len(operands)
     n = 1 if isinstance(op, Pointwise) else n
     if isinstance(op, Product) and op.row.optional and n == len(op.row.operands) - 1:
         operands, n = (*operands, None), n + 1  # its derivatives want that operand, or None
-    places = tuple(k for k, operand in enumerate(operands) if operand is arg)
-    if places[-1] >= n:
-        raise ValueError(f"{where}: {_name(op)} has no derivative by operand {places[-1] + 1}")
-    bound = tuple(k for k, o in enumerate(operands[:n]) if o is not arg and o is not None)
-    options = {**options}
-    jacobian = getattr(op, "jacobian", None) or (lambda *_, **__: op.jacobian)  # which raises
-    takes_wrt = isinstance(row, OpRow | ProductRow | ReductionRow) and n > 1
-    alone = {"wrt": places[0]} if takes_wrt and len(places) == 1 else {}
-    one_pass = getattr(op, "value_and_grad", None) if n == 1 else None
-    vjp, pull = _pulls(op, operands, options, places, bound, n)
-    tangents = (other if operand is arg else None for operand in operands[:n])
-    runs = isinstance(row, OpRow) and len(places) + len(bound) == n and not _is_twin(op)
-    checks = isinstance(op, Reduction | RowMap | Product | Pointwise)
-    return Step(
-        value=Call(op.__call__ if checks else op, operands, options),  # past the type's slot
-        jvp=Call(op.jvp, (*operands, *tangents), options),
-        vjp=vjp,
-        pull=pull,
-        both=None if one_pass is None else Call(one_pass, operands, options),
-        jacobian=Call(jacobian, operands, options | alone),
-        places=places,
-        n_bound=len(bound),
-        checks=checks,
-        link=Link(op.row.name, places, *(operands[k] for k in bound)) if runs else None,
-        text=_text(op, operands, options),
-    )
+    # So may another one, such as a condition.
+    moved = op.row.moved if isinstance(op, Selection) else tuple(range(n))
+    held = list(operands)
+    for k, operand in enumerate(operands):
+        if isinstance(operand, Operand):
+            if k not in moved:
+                raise ValueError(f"{where}: {name_of(op)} has no derivative by operand {k + 1}")
+        elif k in moved and operand is not None:
+            held[k] = Bound(operand)
+    takes_wrt = isinstance(row, _TAKE_WRT) and len(moved) > 1
+    kinds = Reduction | RowMap | Product | Selection | Pointwise
+    checks = not is_elementwise and isinstance(op, kinds)
+    return Node(op, tuple(held), {**options}, moved, takes_wrt, checks, is_elementwise)
 
 
 def _check_operands(where: str, op: Any, operands: tuple[Any, ...]) -> None:
-    """Raise if `arg` is not among operands, there are too many or too few, or one is a function."""
-    if not any(operand is arg for operand in operands):
-        raise ValueError(f"{where}, {_name(op)}, has no pb.arg among its operands")
-    row = getattr(op, "row", None)
+    """Raise if all operands are bound, there are too many or too few, or one is a function."""
+    row, moves = getattr(op, "row", None), False
     for number, operand in enumerate(operands, 1):
-        if callable(operand) and (row is not None or hasattr(operand, "vjp")):
+        if isinstance(operand, Operand):
+            moves |= isinstance(operand, Moving)
+        elif callable(operand) and (row is not None or hasattr(operand, "vjp")):
             raise TypeError(
-                f"{where}: operand {number} of {_name(op)} is {_shown(operand)}, a function; bound "
-                "operands are arrays or numbers, and a function is a step of its own"
+                f"{where}: operand {number} of {name_of(op)} is {shown(operand)}, a function; "
+                "operands are chains, arrays or numbers, and a primitive is a step of its own"
             )
+    if not moves:
+        raise ValueError(f"{where}, {name_of(op)}, has no pb.arg among its operands")
     taken = _taken(op)
     if taken and len(operands) not in taken:
         numbers = " or ".join(map(str, taken))
-        raise ValueError(f"{where}: {_name(op)} takes {numbers} operands, not {len(operands)}")
+        raise ValueError(f"{where}: {name_of(op)} takes {numbers} operands, not {len(operands)}")
 
 
 def _taken(op: Any) -> tuple[int, ...]:
@@ -232,23 +221,57 @@ def _taken(op: Any) -> tuple[int, ...]:
     if isinstance(op, Product):
         n = len(op.row.operands)
         return (n - 1, n) if op.row.optional else (n,)
+    if isinstance(op, Selection):
+        return (len(op.row.operands),)
     return (2,) if isinstance(op, Pointwise) else ()
 
 
+# --- as the native kernels take them --------------------------------------------------------------
+
+
+def make_step(where: str, op: Any, operands: tuple[Any, ...], options: dict[str, Any]) -> Step:
+    """Return the step of an operation, as `make_node` takes it, applied to `arg`."""
+    placed = tuple(Input(0) if operand is arg else operand for operand in operands)
+    return step_of(make_node(where, op, placed, options))
+
+
+def step_of(node: Node) -> Step:
+    """Return a node that is applied to the one before it."""
+    op, options = node.op, node.options
+    held = [o.value if isinstance(o, Bound) else o for o in node.operands]
+    operands = tuple([arg if isinstance(o, Moving) else o for o in held])
+    places = tuple([k for k, operand in enumerate(operands) if operand is arg])
+    bound = tuple([k for k, o in enumerate(node.operands) if isinstance(o, Bound)])
+    jacobian = getattr(op, "jacobian", None) or (lambda *_, **__: op.jacobian)  # which raises
+    alone = {"wrt": places[0]} if node.takes_wrt and len(places) == 1 else {}
+    one_pass = getattr(op, "value_and_grad", None) if len(node.moved) == 1 else None
+    vjp, pull = _pulls(node, operands, places, bound)
+    tangents = [other if operands[k] is arg else None for k in node.moved]
+    return Step(
+        value=Call(op.__call__ if node.checks else op, operands, options),  # past the type's slot
+        jvp=Call(op.jvp, (*operands, *tangents), options),
+        vjp=vjp,
+        pull=pull,
+        both=None if one_pass is None else Call(one_pass, operands, options),
+        jacobian=Call(jacobian, operands, options | alone),
+        places=places,
+        n_bound=len(bound),
+        checks=node.checks,
+        link=Link(op.row.name, places, *(operands[k] for k in bound)) if node.runs else None,
+        text=node.text(lambda _: "arg"),
+    )
+
+
 def _pulls(
-    op: Any,
-    operands: tuple[Any, ...],
-    options: dict[str, Any],
-    places: tuple[int, ...],
-    bound: tuple[int, ...],
-    n: int,
+    node: Node, operands: tuple[Any, ...], places: tuple[int, ...], bound: tuple[int, ...]
 ) -> tuple[Call, Call | None]:
     """Return the calls for the cotangent of the running value, and for all, if others are bound."""
+    op, options, moved = node.op, node.options, node.moved
     given, wanted = (*operands, other), (*places, *bound)
-    if n == 1:
+    if len(moved) == 1:
         return Call(op.vjp, given, options), None
-    if isinstance(getattr(op, "row", None), OpRow | ProductRow | ReductionRow):
-        asked = "all" if wanted == tuple(range(n)) else wanted
+    if node.takes_wrt:
+        asked = "all" if wanted == moved else wanted
         every = Call(op.vjp, given, options | {"wrt": asked})
         alone = Call(op.vjp, given, options | {"wrt": places if len(places) > 1 else places[0]})
     else:
@@ -256,9 +279,7 @@ def _pulls(
         every = _call(lambda x, g: tuple(map(whole(x, g).__getitem__, wanted)))
         alone = _call(lambda x, g: whole(x, g)[places[0]]) if len(places) == 1 else every
     if len(places) > 1:
-        primitives = make_elementwise(op._engine) if _is_twin(op) else elementwise.primitives
-        add = primitives["add"]
-        parted = alone
+        parted, add = alone, node.primitive("add")
 
         def summed(cotangents: Cotangents) -> Cotangents:
             """Add up the cotangents of all places of the running value."""
@@ -274,29 +295,3 @@ def _pulls(
 
 def _call(function: Callable[[Any, Any], Any]) -> Call:
     return Call(function, (arg, other), {})
-
-
-def _is_twin(op: Any) -> bool:
-    return isinstance(op, Elementwise)
-
-
-# --- in words -------------------------------------------------------------------------------------
-
-
-def _text(op: Any, operands: tuple[Any, ...], options: dict[str, Any]) -> str:
-    given = [_shown(operand) for operand in operands]
-    given += [f"{key}={_shown(value)}" for key, value in options.items()]
-    return _name(op) if given == ["arg"] else f"{_name(op)}({', '.join(given)})"
-
-
-def _name(op: Any) -> str:
-    name: str = getattr(op, "__name__", type(op).__name__)
-    return name.removeprefix("elementwise.")
-
-
-def _shown(operand: Any) -> str:
-    if callable(operand):
-        return _name(operand)
-    if hasattr(operand, "shape") and np.shape(operand):
-        return f"<{operand.dtype} {operand.shape}>"
-    return shown(operand)

@@ -888,14 +888,10 @@ def _notes(row: OpRow, may_leave_out: bool = True) -> list[str]:
     ]
     if row.ulp_of_operands:
         lines += ["The value's error is in ULP of the largest among the value and the operands."]
-    for term in filter(None, row.largest_term):
-        lines += [
-            "",
-            _paragraph(
-                f"Near roots of a second derivative, its error is in ULP of its largest term, "
-                f"``{term}``."
-            ),
-        ]
+    for result, term in row.terms:
+        which = f"{'the' if result == 'value' else 'a'} {result}"
+        text = f"Near roots of {which}, its error is in ULP of its largest term, ``{term}``."
+        lines += ["", _paragraph(text)]
     if row.default is not None and may_leave_out:
         lines += [
             "",

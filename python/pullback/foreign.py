@@ -29,6 +29,7 @@ __all__ = [
     "check_labels",
     "check_unmasked",
     "converted",
+    "door_of",
     "is_of_python",
     "is_plain",
     "is_tabular",
@@ -174,6 +175,16 @@ def overriding(*given: object) -> bool:
     return any(getattr(type(g), "__array_ufunc__", numpys) is not numpys for g in given)
 
 
+def door_of(*given: object) -> Any:
+    """Return `pullback.interop.autograd` if HIPS autograd traces an argument, else None."""
+    boxes = getattr(sys.modules.get("autograd.tracer"), "box_types", ())
+    if not any(type(g) in boxes for g in given):
+        return None
+    from pullback.interop import autograd  # noqa: PLC0415  which is there, as its boxes are
+
+    return autograd
+
+
 def is_plain(given: object) -> bool:
     """Tell whether ufuncs compute with it: not a subclass of ndarray, and not overriding."""
     kind = type(given)
@@ -209,6 +220,8 @@ def admitted(
         elif _is_pandas(operand):
             operands.append(_homogeneous(op, name, operand, alone=len(given) == 1))
         elif overriding(operand):
+            if (door := door_of(operand)) is not None:
+                door.register(op)
             operands.append(operand)
         else:
             array = operand if isinstance(operand, np.ndarray) else array_of(op, name, operand)

@@ -58,16 +58,17 @@ _ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
         "atan": "use pb.arctan",
         "atan2": "use pb.arctan2",
         "atanh": "use pb.arctanh",
-        "clamp": "use pb.minimum and pb.maximum",
-        "clip": "use pb.minimum and pb.maximum",
+        "clamp": "use pb.clip",
         "div": "use pb.divide",
         "expit": "use pb.sigmoid",
         "fabs": "use pb.abs",
+        "gather": "use pb.take",
         "heaviside": "use pb.step",
         "layernorm": "use pb.layer_norm",
         "mul": "use pb.multiply",
         "neg": "use pb.negative",
         "pow": "use pb.power",
+        "rmsnorm": "use pb.rms_norm",
         "sub": "use pb.subtract",
         "swish": "use pb.silu",
         "true_divide": "use pb.divide",
@@ -152,8 +153,9 @@ def about_function(given: object, *, unary: bool = False) -> str:
     from pullback.tables.elementwise import OPS  # noqa: PLC0415  variables need no tables
     from pullback.tables.products import PRODUCTS  # noqa: PLC0415
     from pullback.tables.reductions import REDUCTIONS  # noqa: PLC0415
+    from pullback.tables.selections import SELECTIONS  # noqa: PLC0415
 
-    table = {**OPS, **({} if unary else {**PRODUCTS, **REDUCTIONS})}
+    table = {**OPS, **({} if unary else {**PRODUCTS, **REDUCTIONS, **SELECTIONS})}
     return about_name(name, [one for one in table if not unary or OPS[one].nin == 1])
 
 

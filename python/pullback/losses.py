@@ -17,6 +17,7 @@ from pullback.design_matrix import KernelData, Rows, Sparse, blocks_of_rows
 from pullback.elementwise import METHODS as POINTWISE_METHODS
 from pullback.elementwise import make_elementwise
 from pullback.engine import BACKEND, Engine, enter
+from pullback.foreign import door_of
 from pullback.hessians import hessian_sums
 from pullback.loss_vjp import LossVjp, Wanted, likes_of
 from pullback.native_rows import native_blocks
@@ -161,6 +162,9 @@ class Loss(Hinted):
         float
             Computed in float64, whatever the dtypes.
         """
+        if (door := door_of(X, w, b)) is not None:
+            options = {"sample_weight": sample_weight, "offset": offset, "reduction": reduction}
+            return door.loss_value(self, X, y, w, b, options)  # type: ignore[no-any-return]
         op = f"{self.__name__}.value"
         samples, model = self._arguments(op, X, y, w, b, sample_weight, offset)
         samples, by = weighing(op, reduction, samples)

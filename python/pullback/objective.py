@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pullback.config import guarded_class
 from pullback.design_matrix import Dense, as_data
 from pullback.engine import enter
-from pullback.foreign import check_computed
+from pullback.foreign import check_computed, door_of
 from pullback.hessians import hessian_sums
 from pullback.line import Line, LinePart
 from pullback.losses import Loss, as_loss
@@ -282,6 +282,8 @@ class LinearObjective(Hinted):
         ValueError
             If `theta` has another shape, or a chunk holds data that the loss refuses.
         """
+        if (door := door_of(theta)) is not None:
+            return door.objective_value(self, theta)  # type: ignore[no-any-return]
         op = f"{_OP}.value"
         model = self._model(self._vector(op, theta))
         sums = self._summed(op, model, "value")

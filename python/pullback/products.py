@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pullback import elementwise
 from pullback.engine import BACKEND, OF_VJP, Engine, enter, private, with_methods
+from pullback.foreign import door_of
 from pullback.jacobians import Jacobian, Kronecker
 from pullback.jacobians.primitives import of_layer, of_matrix, of_product, of_vector
 from pullback.protocol import (
@@ -349,6 +350,8 @@ class Product(Hinted):
     # --- the methods ---
 
     def _value(self, given: tuple[Any, ...], options: tuple[Any, ...], out: Any) -> Any:
+        if (door := door_of(*given)) is not None:
+            return door.traced(self)(*given, **dict(zip(self.row.options, options, strict=True)))
         op = self.row.name
         activation = self._activation(op, options)
         operands = self._arrays(op, given)

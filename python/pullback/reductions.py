@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pullback.elementwise import make_elementwise
 from pullback.engine import BACKEND, OF_VJP, Engine, enter, private, with_methods
+from pullback.foreign import door_of
 from pullback.jacobians.primitives import of_reduction
 from pullback.jacobians.rows import RowWise
 from pullback.masks import Packed, Weighted, unmasked
@@ -113,6 +114,14 @@ class _Rows(Hinted):
             raise ValueError(f"{op}: {about.name} is {parameter}, needs {about.text}")
         return parameter
 
+    def _trace(self, door: Any, operands: tuple[Any, ...], p: Any, **options: Any) -> Any:
+        """Return the value as a node of autograd's graph."""
+        about = self.row.parameter
+        options |= {} if about is None else {about.name: p}
+        if options.get("b") is None:
+            options.pop("b", None)
+        return door.traced(self)(*operands, **options)
+
     def _kernels(
         self, op: str, slices: Slices, axis: Axis, where: Any, b: Any = None, kernels: Any = None
     ) -> Any:
@@ -135,7 +144,7 @@ class _Rows(Hinted):
 
     def _slices(self, op: str, arrays: tuple[Array, ...], axis: Axis, keepdims: bool) -> Slices:
         del keepdims
-        return Slices.of(op, arrays[0], axis)
+        return Slices.of(op, arrays[0], axis, ordered=self.row.ordered)
 
     def _of_vjp(
         self,
@@ -265,7 +274,9 @@ class _SecondOrderCall:
         for k in self._wrt:
             if k < len(t):
                 terms = [slices.give(part[k]) for part in parts]
-                yield reduce(np.add, terms) if terms else None  # `sum` is a primitive here
+                with np.errstate(all="ignore"):  # of infinities
+                    total = reduce(np.add, terms) if terms else None  # `sum` is a primitive here
+                yield total
             elif moves:
                 outer, _, inner = slices.blocks
                 room = np.empty(slices.blocks if self._row.is_map else (outer, inner))
@@ -337,6 +348,8 @@ class Reduction(_Rows):
         where: Any,
         b: Any = None,
     ) -> Any:
+        if (door := door_of(*operands)) is not None:
+            return self._trace(door, operands, p, axis=axis, keepdims=keepdims, where=where, b=b)
         op = self._op(method)
         parameter = self._parameter(op, p)
         operands, where = unmasked(operands, where)
@@ -506,6 +519,8 @@ class RowMap(_Rows):
     def _transform(
         self, method: str, x: Any, v: Any, p: Any, axis: Axis, out: Any, where: Any
     ) -> Any:
+        if not method and (door := door_of(x)) is not None:
+            return self._trace(door, (x,), p, axis=axis, where=where)
         op = self._op(method)
         parameter = self._parameter(op, p)
         (x,), where = unmasked((x,), where)
@@ -520,7 +535,7 @@ class RowMap(_Rows):
             stack = check_cotangent(op, v.shape, x.shape, x=x.shape)
         else:
             (x,) = aligned(op, x, names=("x",))
-        slices = Slices.of(op, x, axis)
+        slices = self._slices(op, (x,), axis, False)
         kernels = self._kernels(op, slices, axis, where)
         outputs = Outputs(op, out, (stack + x.shape,), x.dtype, (x, v), single=True)
         (target,) = slices.targets(outputs, slices.blocks) if not stack else (None,)
@@ -641,6 +656,11 @@ def _tangents(row: ReductionRow) -> tuple[str, ...]:
     return ("t",) if len(row.operands) == 1 else tuple(f"t{name}" for name in row.operands)
 
 
+def _shown(default: float) -> str:
+    """Return a parameter's default as text."""
+    return str(default) if type(default) is bool else f"{default:g}"
+
+
 def _given(row: ReductionRow, name: str) -> tuple[str, ...]:
     """Return the names of the arrays behind the operands that a method of vjp's takes."""
     if name not in OF_VJP:
@@ -722,8 +742,9 @@ def _primals(row: ReductionRow) -> list[str]:
         "    float64.",
     ]
     if about is not None:
-        default = "" if about.default is None else f", default {about.default:g}"
-        lines += [f"{about.name} : float{default}"]
+        kind = "bool" if type(about.default) is bool else "float"
+        default = "" if about.default is None else f", default {_shown(about.default)}"
+        lines += [f"{about.name} : {kind}{default}"]
         lines += [f"    {about.role}. It needs to be {about.text}."]
     return lines
 
@@ -733,6 +754,7 @@ def _options(row: ReductionRow) -> list[str]:
     lines = ["axis : int, tuple of int, or None"]
     if row.is_map:
         lines += ["    The axes of a slice, whose elements belong together; None for all axes."]
+        lines += ["    Of several axes they are in C order."] * row.ordered
     else:
         lines += [
             "    The axes to reduce; None for all.",
@@ -806,7 +828,7 @@ def _docstring(row: ReductionRow, kind: str, methods: Mapping[str, Any]) -> str:
         *textwrap.wrap(f"Conventions: {row.conventions}.", 100),
     ]
     if about is not None:
-        default = "" if about.default is None else f"; {about.default:g} when omitted"
+        default = "" if about.default is None else f"; {_shown(about.default)} when omitted"
         lines.append(f"Parameter: {about.name}, which needs to be {about.text}{default}.")
     named = (function for name, function in methods.items() if name != "__call__")
     end = methods_and_example(row.name, named)

@@ -15,10 +15,15 @@ from pullback.oracle.engine import ORACLE
 from pullback.products import make_products
 from pullback.reductions import make_reductions
 from pullback.registry import Registry, attributes
+from pullback.selections import make_selections
 from pullback.tables.losses import IN_LOSSES_ALONE
 
 _primitives: Final = Registry.joined(
-    make_elementwise(ORACLE), make_products(ORACLE), make_reductions(ORACLE), make_losses(ORACLE)
+    make_elementwise(ORACLE),
+    make_products(ORACLE),
+    make_reductions(ORACLE),
+    make_selections(ORACLE),
+    make_losses(ORACLE),
 )
 gram: Final = make_gram(ORACLE)
 __getattr__ = attributes(globals(), _primitives)

@@ -9,16 +9,18 @@ from pullback.jacobians import Diagonal
 from pullback.losses import Loss, ParametricLoss
 
 __all__ = ["abs", "add", "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh",
-"bilinear_form", "cbrt", "cos", "cosh", "divide", "dot", "elu", "equal", "erf", "erfc", "exp",
-"exp2", "expm1", "exponential", "gamma", "gelu", "gelu_tanh", "gram", "greater", "greater_equal",
-"hard_sigmoid", "hard_tanh", "hinge", "huber", "hypot", "identity", "layer_norm", "leaky_relu",
-"less", "less_equal", "linear", "log", "log10", "log1p", "log2", "log_cosh", "log_sigmoid",
-"log_softmax", "logaddexp", "logistic", "logsumexp", "matmul", "max", "maximum", "mean", "min",
-"minimum", "mish", "multiply", "negative", "norm", "norm1", "norm2", "not_equal", "poisson",
-"power", "prod", "quadratic_form", "quantile", "reciprocal", "relu", "relu6", "relu_mse", "selu",
-"sigmoid", "sign", "silu", "sin", "sinh", "softmax", "softmax_cross_entropy", "softplus",
-"softsign", "sqrt", "square", "squared_difference", "squared_error", "squared_hinge",
-"squared_norm2", "step", "subtract", "sum", "tan", "tanh", "variance", "xlogy"]
+"bilinear_form", "cbrt", "clip", "cos", "cosh", "cumprod", "cumsum", "digamma", "divide", "dot",
+"elu", "equal", "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "exponential", "gamma", "gammaln",
+"gelu", "gelu_tanh", "gram", "greater", "greater_equal", "hard_sigmoid", "hard_tanh", "hinge",
+"huber", "hypot", "identity", "layer_norm", "leaky_relu", "less", "less_equal", "linear", "log",
+"log10", "log1mexp", "log1p", "log2", "log_cosh", "log_ndtr", "log_sigmoid", "log_softmax",
+"logaddexp", "logcumsumexp", "logistic", "logit", "logsumexp", "matmul", "max", "maximum", "mean",
+"min", "minimum", "mish", "multiply", "ndtr", "ndtri", "negative", "norm", "norm1", "norm2",
+"not_equal", "poisson", "power", "prod", "quadratic_form", "quantile", "reciprocal", "relu",
+"relu6", "relu_mse", "rms_norm", "selu", "sigmoid", "sign", "silu", "sin", "sinc", "sinh",
+"softmax", "softmax_cross_entropy", "softplus", "softsign", "sqrt", "square", "squared_difference",
+"squared_error", "squared_hinge", "squared_norm2", "step", "subtract", "sum", "take", "tan", "tanh",
+"variance", "where", "xlogy"]
 
 def gram(X: Any, c: ArrayLike | None = None) -> NDArray[Any]: ...
 
@@ -175,6 +177,47 @@ class _LayerNormVjp(Protocol):
     def vjp(self, x: ArrayLike, g: ArrayLike, h: ArrayLike | None, axis: _Axis = -1,
             eps: float = 1e-05, out: _Out = None, *, wrt: _Wrt = "all",
             where: Any = True) -> Any: ...
+
+@type_check_only
+class _CumsumVjp(Protocol):
+    def __call__(self, x: ArrayLike, g: ArrayLike, axis: _Axis = -1, out: _Out = None, *,
+            reverse: float = False, where: Any = True) -> Any: ...
+    def jvp(self, x: ArrayLike, g: ArrayLike, t: ArrayLike | None, tg: ArrayLike | None,
+            axis: _Axis = -1, out: _Out = None, *, reverse: float = False,
+            where: Any = True) -> Any: ...
+    def vjp(self, x: ArrayLike, g: ArrayLike, h: ArrayLike | None, axis: _Axis = -1,
+            out: _Out = None, *, reverse: float = False, wrt: _Wrt = "all",
+            where: Any = True) -> Any: ...
+
+@type_check_only
+class _WhereVjp(Protocol):
+    def __call__(self, c: ArrayLike, w: ArrayLike, x: ArrayLike, g: ArrayLike, /, out: _Out = None,
+            *, wrt: _Wrt = "all") -> Any: ...
+    def jvp(self, c: ArrayLike, w: ArrayLike, x: ArrayLike, g: ArrayLike, tw: ArrayLike | None,
+            tx: ArrayLike | None, tg: ArrayLike | None, /, out: _Out = None, *,
+            wrt: _Wrt = "all") -> Any: ...
+    def vjp(self, c: ArrayLike, w: ArrayLike, x: ArrayLike, g: ArrayLike, hw: ArrayLike | None,
+            hx: ArrayLike | None, /, out: _Out = None, *, wrt: _Wrt = "all") -> Any: ...
+
+@type_check_only
+class _ClipVjp(Protocol):
+    def __call__(self, x: ArrayLike, lo: ArrayLike | None, hi: ArrayLike | None, g: ArrayLike, /,
+            out: _Out = None, *, wrt: _Wrt = "all") -> Any: ...
+    def jvp(self, x: ArrayLike, lo: ArrayLike | None, hi: ArrayLike | None, g: ArrayLike,
+            tx: ArrayLike | None, tlo: ArrayLike | None, thi: ArrayLike | None,
+            tg: ArrayLike | None, /, out: _Out = None, *, wrt: _Wrt = "all") -> Any: ...
+    def vjp(self, x: ArrayLike, lo: ArrayLike | None, hi: ArrayLike | None, g: ArrayLike,
+            hx: ArrayLike | None, hlo: ArrayLike | None, hhi: ArrayLike | None, /, out: _Out = None,
+            *, wrt: _Wrt = "all") -> Any: ...
+
+@type_check_only
+class _TakeVjp(Protocol):
+    def __call__(self, x: ArrayLike, indices: ArrayLike, g: ArrayLike, /, axis: _Axis = None,
+            out: _Out = None) -> Any: ...
+    def jvp(self, x: ArrayLike, indices: ArrayLike, g: ArrayLike, t: ArrayLike | None,
+            tg: ArrayLike | None, /, axis: _Axis = None, out: _Out = None) -> Any: ...
+    def vjp(self, x: ArrayLike, indices: ArrayLike, g: ArrayLike, h: ArrayLike | None, /,
+            axis: _Axis = None, out: _Out = None, *, wrt: _Wrt = "all") -> Any: ...
 
 @type_check_only
 class _Unary(Protocol):
@@ -400,6 +443,61 @@ class _LayerNorm(Protocol):
             where: Any = True) -> Any: ...
     vjp: _LayerNormVjp
 
+@type_check_only
+class _Cumsum(Protocol):
+    __name__: str
+    def __call__(self, x: ArrayLike, axis: _Axis = -1, out: _Out = None, *, reverse: float = False,
+            where: Any = True) -> Any: ...
+    def jacobian(self, x: ArrayLike, axis: _Axis = -1, *, reverse: float = False,
+            where: Any = True) -> Any: ...
+    def jvp(self, x: ArrayLike, t: ArrayLike | None, axis: _Axis = -1, out: _Out = None, *,
+            reverse: float = False, where: Any = True) -> Any: ...
+    def value(self, x: ArrayLike, axis: _Axis = -1, out: _Out = None, *, reverse: float = False,
+            where: Any = True) -> Any: ...
+    vjp: _CumsumVjp
+
+@type_check_only
+class _Where(Protocol):
+    __name__: str
+    def __call__(self, c: ArrayLike, w: ArrayLike, x: ArrayLike, /, out: _Out = None) -> Any: ...
+    def derivative(self, c: ArrayLike, w: ArrayLike, x: ArrayLike, /, out: _Out = None) -> Any: ...
+    def jacobian(self, c: ArrayLike, w: ArrayLike, x: ArrayLike, /, *,
+            wrt: _Wrt = "all") -> Any: ...
+    def jvp(self, c: ArrayLike, w: ArrayLike, x: ArrayLike, tw: ArrayLike | None,
+            tx: ArrayLike | None, /, out: _Out = None) -> Any: ...
+    def second_derivative(self, c: ArrayLike, w: ArrayLike, x: ArrayLike, /,
+            out: _Out = None) -> Any: ...
+    def value_and_derivative(self, c: ArrayLike, w: ArrayLike, x: ArrayLike, /,
+            out: _Out = None) -> Any: ...
+    vjp: _WhereVjp
+
+@type_check_only
+class _Clip(Protocol):
+    __name__: str
+    def __call__(self, x: ArrayLike, lo: ArrayLike | None, hi: ArrayLike | None, /,
+            out: _Out = None) -> Any: ...
+    def derivative(self, x: ArrayLike, lo: ArrayLike | None, hi: ArrayLike | None, /,
+            out: _Out = None) -> Any: ...
+    def jacobian(self, x: ArrayLike, lo: ArrayLike | None, hi: ArrayLike | None, /, *,
+            wrt: _Wrt = "all") -> Any: ...
+    def jvp(self, x: ArrayLike, lo: ArrayLike | None, hi: ArrayLike | None, tx: ArrayLike | None,
+            tlo: ArrayLike | None, thi: ArrayLike | None, /, out: _Out = None) -> Any: ...
+    def second_derivative(self, x: ArrayLike, lo: ArrayLike | None, hi: ArrayLike | None, /,
+            out: _Out = None) -> Any: ...
+    def value_and_derivative(self, x: ArrayLike, lo: ArrayLike | None, hi: ArrayLike | None, /,
+            out: _Out = None) -> Any: ...
+    vjp: _ClipVjp
+
+@type_check_only
+class _Take(Protocol):
+    __name__: str
+    def __call__(self, x: ArrayLike, indices: ArrayLike, /, axis: _Axis = None,
+            out: _Out = None) -> Any: ...
+    def jacobian(self, x: ArrayLike, indices: ArrayLike, /, axis: _Axis = None) -> Any: ...
+    def jvp(self, x: ArrayLike, indices: ArrayLike, t: ArrayLike | None, /, axis: _Axis = None,
+            out: _Out = None) -> Any: ...
+    vjp: _TakeVjp
+
 identity: Final[_Unary]
 """The operand itself, ``x``.
 
@@ -620,6 +718,54 @@ mish: Final[_Unary]
 
 Derivative ``tanh(log1p(exp(x))) + x/((1 + exp(-x))*cosh(log1p(exp(x)))**2)``; domain: x real.
 """
+gammaln: Final[_Unary]
+"""Logarithm of the absolute value of the Gamma function, ``re(loggamma(x))``.
+
+Derivative ``psi(0, x)``; domain: x not 0, -1, -2, ....
+"""
+digamma: Final[_Unary]
+"""Logarithmic derivative of the Gamma function, psi, ``psi(0, x)``.
+
+Derivative ``psi(1, x)``; domain: x not 0, -1, -2, ....
+"""
+logit: Final[_Unary]
+"""Logarithm of the odds x/(1 - x), the inverse of sigmoid, ``log(x/(1 - x))``.
+
+Derivative ``1/(x*(1 - x))``; domain: x in (0, 1).
+"""
+log1mexp: Final[_Unary]
+"""log(1 - exp(-x)), ``log(-expm1(-x)) if x < 1 else log1p(-exp(-x))``.
+
+Derivative ``1/expm1(x)``; domain: x > 0.
+"""
+sinc: Final[_Unary]
+"""sin(pi*x)/(pi*x), and one at 0, ``sinpi(x)/(pi*x) if x != 0 else 1``.
+
+Derivative ``(cospi(x) - sinpi(x)/(pi*x))/x if abs(x) > mpf('1e-15') else -pi**2*x/3``; domain: x
+real.
+"""
+ndtr: Final[_Unary]
+"""Distribution function of the standard normal distribution, Phi, ``erfc(-x/sqrt(2))/2``.
+
+Derivative ``exp(-x**2/2)/sqrt(2*pi)``; domain: x real.
+"""
+log_ndtr: Final[_Unary]
+"""Logarithm of the standard normal distribution function, ``log1p(-erfc(x/sqrt(2))/2) if x > 0 else
+log(erfc(-x/sqrt(2))/2) if x > -100000 else -x**2/2 - log(-x*sqrt(2*pi)) - 1/x**2``.
+
+Derivative ``exp(-x**2/2)*sqrt(2/pi)/erfc(-x/sqrt(2)) if x > -100000 else 2/x**3 - 1/x - x``;
+domain: x real.
+"""
+ndtri: Final[_Unary]
+"""Quantile of the standard normal distribution, the inverse of ndtr, ``-sqrt(2)*erfcinv(2*x)``.
+
+Derivative ``sqrt(2*pi)*exp(erfcinv(2*x)**2)``; domain: x in (0, 1).
+"""
+erfinv: Final[_Unary]
+"""Inverse error function, ``erfinv(x)``.
+
+Derivative ``sqrt(pi)/2*exp(erfinv(x)**2)``; domain: x in (-1, 1).
+"""
 add: Final[_Binary]
 """Sum, ``w + x``.
 
@@ -814,6 +960,55 @@ layer_norm: Final[_LayerNorm]
 
 Derivative ``((i = j) - 1/n - y[i]*y[j]/n)/sqrt(var(x) + eps)``; var(x) is the variance with ddof =
 0, whose squares never overflow or underflow, and r is 1/sqrt(var(x) + eps).
+"""
+rms_norm: Final[_LayerNorm]
+"""Elements divided by the root of their mean square, along an axis, ``x/sqrt(mean(x**2) + eps)``.
+
+Derivative ``((i = j) - y[i]*y[j]/n)/sqrt(mean(x**2) + eps)``; squares never overflow or underflow;
+with infinite elements, NaN at these and 0 at the others; NaN at x = 0 if eps = 0; r is
+1/sqrt(mean(x**2) + eps).
+"""
+cumsum: Final[_Cumsum]
+"""Sums of the elements up to each one, along an axis, ``sum(x[:i + 1])``.
+
+Derivative ``1 if j <= i else 0``; a running sum in order, and with it the sum of what its additions
+round off.
+"""
+cumprod: Final[_Cumsum]
+"""Products of the elements up to each one, along an axis, ``prod(x[:i + 1])``.
+
+Derivative ``prod(x[:j] + x[j + 1:i + 1]) if j <= i else 0``; neither over- nor underflows on the
+way; a derivative is the product of the other elements, whatever x[j] is: nothing is divided by it.
+"""
+logcumsumexp: Final[_Cumsum]
+"""Logarithms of sums of exponentials up to each element, along an axis, ``log(sum(exp(x[:i +
+1])))``.
+
+Derivative ``exp(x[j] - y[i]) if j <= i else 0``; as logsumexp of the elements so far: k of +inf get
+the derivative 1/k each, and it is NaN if all are -inf, where g or t is not 0; a running sum in
+order, relative to the largest element so far; the value's error is in ULP of the larger of it and
+the largest operand.
+"""
+where: Final[_Where]
+"""Choice between two operands, element by element, ``w if c else x``.
+
+Derivative ``1 if c else 0``, ``0 if c else 1``; the operand that is not chosen contributes nothing,
+and its cotangent is +0, even for infinities and NaN; second derivatives are 0.
+"""
+clip: Final[_Clip]
+"""Limitation to an interval, element by element, ``min(max(x, lo), hi)``.
+
+Derivative ``1 if lo < x < hi else 0``, ``1 if x <= lo < hi else 0``, ``1 if max(x, lo) >= hi else
+0``; x at a bound gives the bound, with derivative 0 by x and 1 by the bound; where lo >= hi, the
+result is hi; NaN in an operand gives NaN, and derivatives of NaN; second derivatives are 0;
+cotangents are +0 where the derivative is 0, even for infinities and NaN.
+"""
+take: Final[_Take]
+"""Elements at given places along an axis, ``x[..., indices, ...]``.
+
+Derivative ``1 if j == indices[i] else 0``; `axis=None` takes from the elements in row-major order;
+cotangents of an element that is taken several times are added in float64 in the order of the
+indices; that of an element that is not taken is +0.
 """
 squared_error: Final[Loss]
 """Squared error of a linear model.

@@ -19,6 +19,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pullback.oracle.scans import cumprod_second
+
 __all__ = [
     "RowMethods",
     "SecondOrder",
@@ -289,19 +291,61 @@ def layer_norm(R: RowMethods, x: Array, g: Array, t: Array, eps: float) -> Scale
     Here a and b are the means of y g and y t, and G and T what remains of g and t without their
     means and their parts along y.
     """
+    varies = np.ptp(x, axis=1) != 0
+    small, share, k = _beside(eps, np.where(column(varies), x, 0.0))
+    rate = 1 / (R.value("variance", 0.0, small) + share)
     g, of_g = _tamed(g)
     t, of_t = _tamed(t)
-    least = np.frexp(eps)[1] // 2 if eps > 0 else -np.inf  # below which eps is all
-    varies = np.ptp(x, axis=1) != 0
-    small, k = to_scale(np.where(column(varies), x, 0.0), least)
     y = R.mapped("layer_norm", eps, "", x)
-    share = column(np.ldexp(eps, -2 * k))
-    rate = 1 / (R.value("variance", 0.0, small) + share)
-    G, T = R.centred(g), R.centred(t)
+    return _normed(R, y, rate, share, R.centred(g), R.centred(t)), column(of_g + of_t - 2 * k)
+
+
+def rms_norm(R: RowMethods, x: Array, g: Array, t: Array, eps: float) -> Scaled:
+    """Return the same, where g and t keep their means."""
+    small, share, k = _beside(eps, x)
+    rate = 1 / (R.mean(small, small) + share)
+    g, of_g = _tamed(g)
+    t, of_t = _tamed(t)
+    y = R.mapped("rms_norm", eps, "", x)
+    return _normed(R, y, rate, share, g, t), column(of_g + of_t - 2 * k)
+
+
+def _beside(eps: float, x: Array) -> tuple[Array, Array, Array]:
+    """Return x 2**-k and eps 2**-2k, which can be added to the squares of x 2**-k, and k."""
+    least = np.frexp(eps)[1] // 2 if eps > 0 else -np.inf  # below which eps is all
+    small, k = to_scale(x, least)
+    return small, column(np.ldexp(eps, -2 * k)), k
+
+
+def _normed(R: RowMethods, y: Array, rate: Array, share: Array, G: Array, T: Array) -> Array:
     a, b = R.mean(y, G), R.mean(y, T)
     G, T = G - a * y, T - b * y
-    second = b * G + a * T + y * (R.mean(T, G) + a * b * (share * rate))
-    return -rate * second, column(of_g + of_t - 2 * k)
+    return np.asarray(-rate * (b * G + a * T + y * (R.mean(T, G) + a * b * (share * rate))))
+
+
+def no_curve(_R: RowMethods, x: Array, _g: Array, _t: Array, _p: float) -> Scaled:
+    """Return zeros: of a linear map."""
+    return np.zeros(x.shape), 0
+
+
+def logcumsumexp(R: RowMethods, x: Array, g: Array, t: Array, reverse: float) -> Scaled:
+    """Return t F(g) - F(g y), where y is the tangent of the value."""
+    g, of_g = _tamed(g)
+    t, of_t = _tamed(t)
+
+    def pulled(v: Array) -> Array:
+        return R.mapped("logcumsumexp", reverse, "vjp", x, v)
+
+    along = R.mapped("logcumsumexp", reverse, "jvp", x, t)
+    return _times(pulled(g), t) - pulled(_times(along, g)), column(of_g + of_t)
+
+
+def cumprod(_R: RowMethods, x: Array, g: Array, t: Array, reverse: float) -> Scaled:
+    """Return the derivative of S, of which the vjp is a multiple, and of the multiple."""
+    if not reverse:
+        return cumprod_second(x, g, t)
+    product, k = cumprod_second(x[:, ::-1], g[:, ::-1], t[:, ::-1])
+    return product[:, ::-1], k[:, ::-1]
 
 
 # --- slices ---------------------------------------------------------------------------------------

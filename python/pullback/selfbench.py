@@ -20,6 +20,7 @@ from pullback.console import in_two, table
 from pullback.tables.elementwise import OPS, OpRow
 from pullback.tables.losses import LOSSES
 from pullback.tables.reductions import REDUCTIONS
+from pullback.tables.selections import SELECTIONS
 
 __all__ = ["Benchmark", "Limits", "Timing", "benchmarks", "measure_limits", "settled"]
 
@@ -160,6 +161,8 @@ def _chosen() -> Iterator[tuple[str, str, Size, Size | None]]:
             yield name, method, (_SMALL,), None
     for name, row in REDUCTIONS.items():
         yield name, "vjp" if row.is_map else "value_and_grad", (_SMALL,), (100_000,)
+    for name in SELECTIONS:
+        yield name, "vjp", (_SMALL,), (100_000,)
     yield "matmul", "vjp", ((4, 4), (4, 4)), ((512, 512), (512, 512))
     yield "linear", "vjp", ((100, 10), (10, 10)), ((2000, 256), (256, 256))
     yield "quadratic_form", "value_and_grad", (16, 16), (1500, 1500)

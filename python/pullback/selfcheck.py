@@ -21,10 +21,12 @@ from pullback.console import table
 from pullback.elementwise import primitives as elementwise
 from pullback.products import products
 from pullback.reductions import reductions
+from pullback.selections import selections
 from pullback.tables.elementwise import OPS, REFERENCE_MAX_ULP, OpRow
 from pullback.tables.losses import LOSSES
 from pullback.tables.products import PRODUCTS
 from pullback.tables.reductions import REDUCTIONS
+from pullback.tables.selections import SELECTIONS
 
 __all__ = ["DTYPES", "Finding", "Measured", "checks"]
 
@@ -101,6 +103,7 @@ def checks(dtypes: Sequence[np.dtype[Any]] = DTYPES) -> list[Callable[[], Findin
         ),
         *(bind(check_product, f, dtype=d) for f in products.values() for d in dtypes),
         *(bind(check_reduction, f, dtype=d) for f in reductions.values() for d in dtypes),
+        *(bind(check_selection, f, dtype=d) for f in selections.values() for d in dtypes),
         *(bind(check_loss, loss, dtype=d) for loss in losses.losses.values() for d in dtypes),
     ]
 
@@ -124,19 +127,33 @@ def check_elementwise(row: OpRow, primitive: Any, dtype: np.dtype[Any]) -> Findi
         bound + _slack(dtype, *exact) if bound else 0.0
         for bound, exact in zip(bounds, ((exact_value,), exact_slopes), strict=True)
     )
-    scale = np.max(np.abs(wide), axis=0) if row.ulp_of_operands else None
+    scales = [np.max(np.abs(wide), axis=0) if row.ulp_of_operands else None, None]
+    for k, term in enumerate(row.largest_term[:2]):
+        if term:  # near its roots a result may be as wrong as it is for a neighbouring float
+            scales[k] = _change(row, wide[0], k)
     return Finding(
         name=row.name,
         dtype=dtype.name,
         samples=points[0].size,
-        value=Measured(_worst(value, exact_value, scale), value_bound),
-        derivative=Measured(max(map(_worst, slopes, exact_slopes)), slope_bound),
+        value=Measured(_worst(value, exact_value, scales[0]), value_bound),
+        derivative=Measured(
+            max(_worst(s, e, scales[1]) for s, e in zip(slopes, exact_slopes, strict=True)),
+            slope_bound,
+        ),
         difference=_difference(row, rng) if dtype == np.float64 else None,
         failures=(
             *_broken_methods(row, primitive, points, (value, *slopes), rng),
             *_broken_special_points(row, primitive, dtype),
         ),
     )
+
+
+def _change(row: OpRow, x: Array, k: int) -> Array:
+    """Return how much a relative change of x changes the value, or the derivative for k of 1."""
+    with np.errstate(all="ignore"):
+        second: Array = np.abs(x * row.second_derivative(x))
+        first: Array = np.abs(x) * np.fmax(np.abs(row.derivative(x)), second)
+    return second if k else first
 
 
 def _everywhere(rng: np.random.Generator, dtype: np.dtype[Any]) -> Array:
@@ -415,6 +432,31 @@ def check_reduction(primitive: Any, dtype: np.dtype[Any]) -> Finding:
     )
 
 
+def check_selection(primitive: Any, dtype: np.dtype[Any]) -> Finding:
+    """Check a selection and its pullback, which are exact, on all kinds of numbers."""
+    rng = np.random.default_rng(13)
+    row, twin = SELECTIONS[primitive.__name__], getattr(reference, primitive.__name__)
+    given = {name: _everywhere(rng, dtype) for name in row.operands}
+    n = len(given[next(iter(row.operands))])
+    given |= {"c": rng.random(n) < 0.5, "indices": rng.permutation(n)}
+    operands = tuple(given[name] for name in row.operands)
+    moved = [_everywhere(rng, dtype) for _ in row.moved]
+    value, pulled = primitive(*operands), _tuple(primitive.vjp(*operands, moved[0]))
+    exact, *slopes = (
+        result.astype(_WIDER[dtype])
+        for result in (twin(*operands), *_tuple(twin.vjp(*operands, moved[0])))
+    )
+    same = _same(primitive.jvp(*operands, *moved), twin.jvp(*operands, *moved)).all()
+    return Finding(
+        name=primitive.__name__,
+        dtype=dtype.name,
+        samples=n,
+        value=Measured(_worst(value, exact), 0.0),
+        derivative=Measured(max(map(_worst, pulled, slopes)), 0.0),
+        failures=() if same else ("jvp differs from the twin's",),
+    )
+
+
 def check_loss(loss: Any, dtype: np.dtype[Any]) -> Finding:
     """Check a loss and its gradient against the twin, and the twin against differences."""
     n, d = 1000, 23
@@ -457,6 +499,7 @@ _COLUMNS: Final[Mapping[str, Mapping[str, Any]]] = {
     "elementwise": OPS,
     "products": PRODUCTS,
     "reductions": REDUCTIONS,
+    "selections": SELECTIONS,
     "losses": LOSSES,
 }
 

@@ -40,10 +40,11 @@ class Slices(NamedTuple):
     blocks: tuple[int, int, int]
 
     @classmethod
-    def of(cls, op: str, x: Array, axis: Axis) -> Slices:
+    def of(cls, op: str, x: Array, axis: Axis, *, ordered: bool = False) -> Slices:
         """Return the slices of an operation's array along an axis, several, or all.
 
-        The order of axes is that of memory if the elements then need not be moved.
+        The order of axes is that of memory if the elements then need not be moved. Where `ordered`,
+        the elements of a slice are in C order.
 
         Raises
         ------
@@ -60,6 +61,8 @@ class Slices(NamedTuple):
         long = [a for a in order if x.shape[a] != 1]
         reduced = [i for i, a in enumerate(long) if a in axes]
         together = not reduced or reduced[-1] - reduced[0] + 1 == len(reduced)
+        if ordered:
+            together &= sorted(own := [long[i] for i in reduced]) == own
         if not together or not x.transpose(order).flags.c_contiguous:
             order = tuple(a for a in everything if a not in axes) + tuple(sorted(axes))
             long = [a for a in order if x.shape[a] != 1]

@@ -110,6 +110,191 @@ void Erf(mpfr_ptr r, mpfr_srcptr x) {
   if (mpfr_signbit(x)) mpfr_neg(r, r, MPFR_RNDN);
 }
 
+// The Bernoulli number B[2k], by zeta(2k), for the precision asked for last.
+mpfr_srcptr Bernoulli(unsigned long k, mpfr_prec_t precision) {
+  thread_local std::vector<std::unique_ptr<Big>> numbers;
+  thread_local mpfr_prec_t known = 0;
+  if (known != precision) numbers.clear();
+  known = precision;
+  while (numbers.size() < k) {
+    const unsigned long n = 2 * (numbers.size() + 1);
+    Big factor(precision);
+    numbers.push_back(std::make_unique<Big>(precision));
+    mpfr_ptr b = numbers.back()->v;
+    mpfr_zeta_ui(b, n, MPFR_RNDN);
+    mpfr_fac_ui(factor.v, n, MPFR_RNDN);
+    mpfr_mul(b, b, factor.v, MPFR_RNDN);
+    mpfr_mul_si(b, b, n % 4 == 2 ? 2 : -2, MPFR_RNDN);
+    mpfr_const_pi(factor.v, MPFR_RNDN);
+    mpfr_mul_2ui(factor.v, factor.v, 1, MPFR_RNDN);
+    mpfr_pow_ui(factor.v, factor.v, n, MPFR_RNDN);
+    mpfr_div(b, b, factor.v, MPFR_RNDN);
+  }
+  return numbers[k - 1]->v;
+}
+
+// (-1)^(order + 1) psi^(order)(x) for order 1 or 2 and finite x > 0: steps to the right, and there
+// the asymptotic series (DLMF 5.15.8).
+void PolygammaOfPositive(mpfr_ptr r, unsigned long order, mpfr_srcptr x) {
+  const mpfr_prec_t precision = mpfr_get_prec(r) + 32;
+  Big at(precision), sum(precision), term(precision), square(precision), power(precision);
+  mpfr_set(at.v, x, MPFR_RNDN);
+  mpfr_set_zero(sum.v, 1);
+  for (const double first = static_cast<double>(precision) / 6 + 8; mpfr_cmp_d(at.v, first) < 0;) {
+    mpfr_pow_si(term.v, at.v, -static_cast<long>(order) - 1, MPFR_RNDN);
+    if (order == 2) mpfr_mul_2ui(term.v, term.v, 1, MPFR_RNDN);
+    mpfr_add(sum.v, sum.v, term.v, MPFR_RNDN);
+    mpfr_add_ui(at.v, at.v, 1, MPFR_RNDN);
+  }
+  mpfr_pow_si(power.v, at.v, -static_cast<long>(order), MPFR_RNDN);
+  mpfr_add(sum.v, sum.v, power.v, MPFR_RNDN);  // x^-order
+  mpfr_div(power.v, power.v, at.v, MPFR_RNDN);
+  mpfr_div_2ui(term.v, power.v, order == 1 ? 1 : 0, MPFR_RNDN);
+  mpfr_add(sum.v, sum.v, term.v, MPFR_RNDN);
+  mpfr_sqr(square.v, at.v, MPFR_RNDN);
+  for (unsigned long k = 1;; ++k) {
+    mpfr_div(power.v, power.v, k == 1 ? at.v : square.v, MPFR_RNDN);
+    mpfr_mul(term.v, power.v, Bernoulli(k, precision), MPFR_RNDN);
+    if (order == 2) mpfr_mul_ui(term.v, term.v, 2 * k + 1, MPFR_RNDN);
+    mpfr_add(sum.v, sum.v, term.v, MPFR_RNDN);
+    if (mpfr_zero_p(term.v) || mpfr_get_exp(term.v) < mpfr_get_exp(sum.v) - precision) break;
+  }
+  mpfr_set(r, sum.v, MPFR_RNDN);
+}
+
+// psi^(order)(x), order 0, 1 or 2; left of 0 by reflection (DLMF 5.15.6).
+void Psi(mpfr_ptr r, unsigned long order, mpfr_srcptr x) {
+  if (order == 0) {
+    mpfr_digamma(r, x, MPFR_RNDN);
+  } else if (!mpfr_number_p(x)) {
+    mpfr_set_nan(r);
+  } else if (mpfr_sgn(x) > 0) {
+    PolygammaOfPositive(r, order, x);
+    if (order == 2) mpfr_neg(r, r, MPFR_RNDN);
+  } else if (mpfr_integer_p(x)) {
+    if (order == 1) {
+      mpfr_set_inf(r, 1);
+    } else {
+      mpfr_set_nan(r);
+    }
+  } else {
+    const mpfr_prec_t precision = mpfr_get_prec(r) + 32;
+    Big right(precision), cot(precision), square(precision), pi(precision);
+    mpfr_ui_sub(right.v, 1, x, MPFR_RNDN);
+    PolygammaOfPositive(right.v, order, right.v);
+    mpfr_cospi(cot.v, x, MPFR_RNDN);
+    mpfr_sinpi(square.v, x, MPFR_RNDN);
+    mpfr_div(cot.v, cot.v, square.v, MPFR_RNDN);
+    mpfr_const_pi(pi.v, MPFR_RNDN);
+    mpfr_mul(cot.v, cot.v, pi.v, MPFR_RNDN);
+    mpfr_sqr(square.v, cot.v, MPFR_RNDN);
+    mpfr_sqr(pi.v, pi.v, MPFR_RNDN);
+    mpfr_add(square.v, square.v, pi.v, MPFR_RNDN);
+    if (order == 2) {
+      mpfr_mul(square.v, square.v, cot.v, MPFR_RNDN);
+      mpfr_mul_si(square.v, square.v, -2, MPFR_RNDN);
+    }
+    mpfr_sub(r, square.v, right.v, MPFR_RNDN);
+  }
+}
+
+void Erfcinv(mpfr_ptr r, mpfr_srcptr q);
+
+// The inverse of erf, up to 1/2 by Halley's steps, each of which triples the digits.
+void Erfinv(mpfr_ptr r, mpfr_srcptr x) {
+  Big size(mpfr_get_prec(x));
+  mpfr_abs(size.v, x, MPFR_RNDN);
+  if (!mpfr_number_p(x) || mpfr_zero_p(x)) {
+    mpfr_set(r, x, MPFR_RNDN);
+  } else if (mpfr_cmp_d(size.v, 0.5) > 0) {
+    mpfr_ui_sub(size.v, 1, size.v, MPFR_RNDN);
+    Erfcinv(r, size.v);
+  } else {
+    const mpfr_prec_t precision = mpfr_get_prec(r) + 32;
+    Big t(precision), step(precision), slope(precision);
+    const double y = mpfr_get_d(size.v, MPFR_RNDN);
+    double start = y * (0.886226925452758 + 0.232 * y * y);
+    for (int i = 0; i < 3; ++i) {
+      const double e = (std::erf(start) - y) / (1.1283791670955126 * std::exp(-start * start));
+      start -= e / (1 + start * e);
+    }
+    mpfr_set_d(t.v, start, MPFR_RNDN);
+    if (start < 1e-290) {  // where y and `start` may have lost digits, two terms have them all
+      mpfr_const_pi(t.v, MPFR_RNDN);
+      mpfr_sqrt(t.v, t.v, MPFR_RNDN);
+      mpfr_div_2ui(t.v, t.v, 1, MPFR_RNDN);
+      mpfr_mul(t.v, t.v, size.v, MPFR_RNDN);
+    }
+    for (mpfr_prec_t good = 45; good < precision; good *= 3) {
+      mpfr_erf(step.v, t.v, MPFR_RNDN);
+      mpfr_sub(step.v, step.v, size.v, MPFR_RNDN);
+      mpfr_sqr(slope.v, t.v, MPFR_RNDN);
+      mpfr_exp(slope.v, slope.v, MPFR_RNDN);
+      mpfr_mul(step.v, step.v, slope.v, MPFR_RNDN);
+      mpfr_const_pi(slope.v, MPFR_RNDN);
+      mpfr_sqrt(slope.v, slope.v, MPFR_RNDN);
+      mpfr_mul(step.v, step.v, slope.v, MPFR_RNDN);
+      mpfr_div_2ui(step.v, step.v, 1, MPFR_RNDN);
+      mpfr_mul(slope.v, t.v, step.v, MPFR_RNDN);
+      mpfr_add_ui(slope.v, slope.v, 1, MPFR_RNDN);
+      mpfr_div(step.v, step.v, slope.v, MPFR_RNDN);
+      mpfr_sub(t.v, t.v, step.v, MPFR_RNDN);
+    }
+    mpfr_set(r, t.v, MPFR_RNDN);
+  }
+  if (mpfr_signbit(x)) mpfr_neg(r, r, MPFR_RNDN);
+}
+
+// The inverse of erfc, up to 1/2 by Halley's steps on its logarithm.
+void Erfcinv(mpfr_ptr r, mpfr_srcptr q) {
+  if (mpfr_zero_p(q)) {
+    mpfr_set_inf(r, 1);
+    return;
+  }
+  if (!(mpfr_sgn(q) > 0 && mpfr_cmp_ui(q, 2) < 0)) {
+    mpfr_set_nan(r);
+    return;
+  }
+  if (mpfr_cmp_d(q, 0.5) > 0) {
+    Big x(mpfr_get_prec(q));
+    mpfr_ui_sub(x.v, 1, q, MPFR_RNDN);
+    Erfinv(r, x.v);
+    return;
+  }
+  const mpfr_prec_t precision = mpfr_get_prec(r) + 32;
+  Big t(precision), log(precision), step(precision), hazard(precision), bend(precision);
+  mpfr_log(log.v, q, MPFR_RNDN);
+  const long double known = mpfr_get_ld(log.v, MPFR_RNDN);
+  long double start = std::sqrt(-known - std::log(-known * 3.14159L) / 4);
+  for (int i = 0; i < 5; ++i) {
+    const long double tail = std::erfc(start);
+    const long double rate = 1.12837916709551257L * std::exp(-start * start) / tail;
+    const long double e = (std::log(tail) - known) / rate;
+    start += e * (1 - (rate / 2 - start) * e);
+  }
+  mpfr_set_ld(t.v, start, MPFR_RNDN);
+  for (mpfr_prec_t good = 45; good < precision; good *= 3) {
+    Erfc(step.v, t.v);
+    mpfr_sqr(hazard.v, t.v, MPFR_RNDN);
+    mpfr_neg(hazard.v, hazard.v, MPFR_RNDN);
+    mpfr_exp(hazard.v, hazard.v, MPFR_RNDN);
+    mpfr_div(hazard.v, hazard.v, step.v, MPFR_RNDN);
+    mpfr_const_pi(bend.v, MPFR_RNDN);
+    mpfr_sqrt(bend.v, bend.v, MPFR_RNDN);
+    mpfr_div(hazard.v, hazard.v, bend.v, MPFR_RNDN);  // half of the rate
+    mpfr_log(step.v, step.v, MPFR_RNDN);
+    mpfr_sub(step.v, step.v, log.v, MPFR_RNDN);
+    mpfr_div(step.v, step.v, hazard.v, MPFR_RNDN);
+    mpfr_div_2ui(step.v, step.v, 1, MPFR_RNDN);
+    mpfr_sub(bend.v, hazard.v, t.v, MPFR_RNDN);
+    mpfr_mul(bend.v, bend.v, step.v, MPFR_RNDN);
+    mpfr_ui_sub(bend.v, 1, bend.v, MPFR_RNDN);
+    mpfr_mul(step.v, step.v, bend.v, MPFR_RNDN);
+    mpfr_add(t.v, t.v, step.v, MPFR_RNDN);
+  }
+  mpfr_set(r, t.v, MPFR_RNDN);
+}
+
 // Where an infinite argument, so one beyond MPFR's range, gives the limit of the true one's image.
 bool SaturatesAtInfinity(Fn fn) {
   switch (fn) {
@@ -283,6 +468,12 @@ void Evaluation::Compute(const Node& node, mpfr_ptr r) {
     case Fn::kSec:
       mpfr_sec(r, x, kRound);
       break;
+    case Fn::kSinpi:
+      mpfr_sinpi(r, x, kRound);
+      break;
+    case Fn::kCospi:
+      mpfr_cospi(r, x, kRound);
+      break;
     case Fn::kAsin:
       mpfr_asin(r, x, kRound);
       break;
@@ -322,6 +513,12 @@ void Evaluation::Compute(const Node& node, mpfr_ptr r) {
     case Fn::kErfc:
       Erfc(r, x);
       break;
+    case Fn::kErfinv:
+      Erfinv(r, x);
+      break;
+    case Fn::kErfcinv:
+      Erfcinv(r, x);
+      break;
     case Fn::kNcdf:  // erfc(-x / sqrt 2) / 2
       mpfr_sqrt_ui(r, 2, kRound);
       mpfr_div(r, x, r, kRound);
@@ -343,6 +540,14 @@ void Evaluation::Compute(const Node& node, mpfr_ptr r) {
     }
     case Fn::kHypot:
       mpfr_hypot(r, x, y, kRound);
+      break;
+    case Fn::kLgamma: {
+      int sign = 0;
+      mpfr_lgamma(r, &sign, x, kRound);
+      break;
+    }
+    case Fn::kPsi:
+      Psi(r, mpfr_get_ui(x, kRound), y);
       break;
   }
   const bool sum = node.fn == Fn::kAdd || node.fn == Fn::kSub;

@@ -15,9 +15,50 @@ constexpr double kLost = std::numeric_limits<double>::infinity();
 constexpr double kUnit = 0x1p-64;          // of a correctly rounded operation
 constexpr double kLibrary = 10 * 0x1p-64;  // of a function of the C library: more than it claims
 constexpr Real kRootHalf = 0.707106781186547524400844362104849039L;
+constexpr Real kPi = 3.141592653589793238462643383279502884L;
+constexpr Real kHalfRootPi = 0.886226925452758013649083741670572591L;
 constexpr Real kRootTwoPi = 2.506628274631000502415765284811045253L;
 
 double Narrow(Real x) { return static_cast<double>(x); }
+
+// psi^(order)(x) for order 0, 1 or 2 and finite x, and the size of the largest sum on the way.
+Real Psi(int order, Real x, Real& size) {
+  if (x <= 0) {
+    if (x == std::rint(x)) {
+      size = std::numeric_limits<Real>::infinity();
+      return std::numeric_limits<Real>::quiet_NaN();
+    }
+    const Real right = Psi(order, 1 - x, size);
+    const Real rest = x - std::rint(x);
+    // Where it vanishes, by the distance to there.
+    const Real turned = std::copysign(0.5L - std::fabs(rest), rest);
+    const Real cot =
+        kPi * (std::fabs(rest) > 0.25L ? std::tan(kPi * turned) : 1 / std::tan(kPi * rest));
+    const Real square = kPi * kPi + cot * cot;
+    const Real left = order == 0 ? -cot : order == 1 ? square : -2 * cot * square;
+    size += std::fabs(left);
+    return order == 1 ? left - right : left + right;
+  }
+  static constexpr Real kBernoulli[] = {1.0L / 6,       -1.0L / 30,      1.0L / 42, -1.0L / 30,
+                                        5.0L / 66,      -691.0L / 2730,  7.0L / 6,  -3617.0L / 510,
+                                        43867.0L / 798, -174611.0L / 330};
+  Real sum = 0;
+  for (; x < 24; x += 1) {
+    const Real z = 1 / x;
+    sum += order == 0 ? -z : order == 1 ? z * z : -2 * z * z * z;
+  }
+  const Real z = 1 / x;
+  const Real w = z * z;
+  Real tail = 0;
+  for (int k = 10; k > 0; --k) {
+    const Real weight = order == 0 ? -1.0L / (2 * k) : order == 1 ? 1 : -1 - 2 * k;
+    tail = (tail + kBernoulli[k - 1] * weight) * w;
+  }
+  const Real lead = order == 0 ? std::log(x) - z / 2 : order == 1 ? z + w / 2 : -w - w * z;
+  const Real far = order == 0 ? lead + tail : order == 1 ? lead + tail * z : lead + tail * w;
+  size = std::fabs(sum) + std::fabs(far);
+  return sum + far;
+}
 
 // A function of one argument: its value, the factor by which it magnifies relative errors, and its
 // own error beyond kLibrary. `kAtInfinity`: the image of infinity is that of all huge arguments.
@@ -34,6 +75,43 @@ double Magnitude(Real x, Real) { return Narrow(std::fabs(x)); }
 double OnePlusMagnitude(Real x, Real) { return 1 + Narrow(std::fabs(x)); }
 double OverImage(Real x, Real y) { return Narrow(std::fabs(x / y)); }
 double SquareUnits(Real x) { return 4 * kUnit * Narrow(x * x); }
+
+// sin(pi (x + quarter/2)) for x >= 0
+Real OfHalfTurns(Real x, long quarter) {
+  const Real turn = std::fmod(x, 2.0L);
+  const Real nearest = std::nearbyint(2 * turn);
+  const Real rest = kPi * (turn - nearest / 2);
+  const long quadrant = static_cast<long>(nearest) + quarter;
+  const Real size = quadrant % 2 == 0 ? std::sin(rest) : std::cos(rest);
+  return quadrant % 4 < 2 ? size : -size;
+}
+
+// By Halley's steps; see exact.cc.
+Real Erfcinv(Real q);
+Real Erfinv(Real x) {
+  const Real y = std::fabs(x);
+  if (y > 0.5L) return std::copysign(Erfcinv(1 - y), x);
+  Real t = y * (0.886226925452758L + 0.232L * y * y);
+  for (int i = 0; i < 4; ++i) {
+    const Real e = (std::erf(t) - y) * kHalfRootPi * std::exp(t * t);
+    t -= e / (1 + t * e);
+  }
+  return std::copysign(t, x);
+}
+
+Real Erfcinv(Real q) {
+  if (q > 0.5L) return Erfinv(1 - q);
+  const Real log = std::log(q);
+  Real t = std::sqrt(-log - std::log(-log * kPi) / 4);
+  for (int i = 0; i < 5; ++i) {
+    const Real tail = std::erfc(t);
+    const Real rate = std::exp(-t * t) / (kHalfRootPi * tail);
+    // Near the solution the ratio shows what the logarithms have rounded off.
+    const Real e = (i < 3 ? std::log(tail) - log : std::log1p((tail - q) / q)) / rate;
+    t += e * (1 - (rate / 2 - t) * e);
+  }
+  return t;
+}
 
 Curve CurveOf(Fn fn) {
   switch (fn) {
@@ -62,6 +140,12 @@ Curve CurveOf(Fn fn) {
     case Fn::kSec:
       return {[](Real x) { return 1 / std::cos(x); },
               [](Real x, Real y) { return Narrow(std::fabs(x * y)); }};
+    case Fn::kSinpi:
+      return {[](Real x) { return std::copysign(1.0L, x) * OfHalfTurns(std::fabs(x), 0); },
+              [](Real x, Real y) { return Narrow(std::fabs(kPi * x / y)); }};
+    case Fn::kCospi:
+      return {[](Real x) { return OfHalfTurns(std::fabs(x), 1); },
+              [](Real x, Real y) { return Narrow(std::fabs(kPi * x / y)); }};
     case Fn::kAsin:
       return {std::asin,
               [](Real x, Real y) { return Narrow(std::fabs(x / (std::sqrt(1 - x * x) * y))); }};
@@ -90,12 +174,27 @@ Curve CurveOf(Fn fn) {
       return {std::erf, One, true};
     case Fn::kErfc:
       return {std::erfc, OnePlusSquare, true};
+    // Beyond what exact operands need, conditions are lost: MPFR decides.
+    case Fn::kErfinv:
+      return {Erfinv, [](Real, Real y) { return Narrow(1 + std::exp(2 * y * y)); }, false,
+              [](Real) { return 50 * kUnit; }};
+    case Fn::kErfcinv:
+      return {Erfcinv, [](Real, Real y) { return Narrow(1 / std::fabs(y)); }, false,
+              [](Real) { return 50 * kUnit; }};
     case Fn::kNcdf:
       return {[](Real x) { return std::erfc(-x * kRootHalf) / 2; }, OnePlusSquare, true,
               SquareUnits};
     case Fn::kNpdf:
       return {[](Real x) { return std::exp(-x * x / 2) / kRootTwoPi; }, OnePlusSquare, true,
               SquareUnits};
+    case Fn::kLgamma:
+      // More than it claims near roots.
+      return {[](Real x) { return x <= 0 && x == std::rint(x) ? HUGE_VALL : std::lgamma(x); },
+              [](Real x, Real y) {
+                const Real slope = std::log(std::fabs(x) + 1) + 1 + 1 / std::fabs(x);
+                return Narrow(std::fabs(x * slope / y));
+              },
+              false, nullptr};
     default:
       return {};
   }
@@ -273,6 +372,14 @@ void Rough::Apply(const Node& node, Real* r, double* doubt, size_t n) {
         r[i] = node.fn == Fn::kHypot ? std::hypot(x[i], y[i]) : std::atan2(x[i], y[i]);
         doubt[i] =
             std::isinf(x[i]) || std::isinf(y[i]) ? kLost : Checked(r[i], dx[i] + dy[i] + kLibrary);
+      });
+      return;
+    case Fn::kPsi:
+      each([&](size_t i) {
+        Real size = 0;
+        r[i] = Psi(static_cast<int>(x[i]), y[i], size);
+        const double own = 32 * kUnit * Narrow(size / std::fabs(r[i]));
+        doubt[i] = dy[i] != 0 || !std::isfinite(y[i]) ? kLost : Checked(r[i], own);
       });
       return;
     default:

@@ -52,6 +52,8 @@ enum class Fn : uint8_t {
   kCos,
   kTan,
   kSec,
+  kSinpi,
+  kCospi,
   kAsin,
   kAcos,
   kAtan,
@@ -65,9 +67,13 @@ enum class Fn : uint8_t {
   kAtanh,
   kErf,
   kErfc,
+  kErfinv,
+  kErfcinv,
   kNcdf,
   kNpdf,
   kHypot,
+  kLgamma,  // of the absolute value
+  kPsi,     // order, x
 };
 
 struct Rational {

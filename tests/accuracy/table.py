@@ -48,6 +48,8 @@ FUNCTIONS = {
     "cos": ("cos", 1),
     "tan": ("tan", 1),
     "sec": ("sec", 1),
+    "sinpi": ("sinpi", 1),
+    "cospi": ("cospi", 1),
     "asin": ("asin", 1),
     "acos": ("acos", 1),
     "atan": ("atan", 1),
@@ -61,6 +63,8 @@ FUNCTIONS = {
     "atanh": ("atanh", 1),
     "erf": ("erf", 1),
     "erfc": ("erfc", 1),
+    "erfinv": ("erfinv", 1),
+    "erfcinv": ("erfcinv", 1),
     "ncdf": ("ncdf", 1),
     "npdf": ("npdf", 1),
     "hypot": ("hypot", 2),
@@ -68,6 +72,7 @@ FUNCTIONS = {
     "abs": ("abs", 1),
     "fabs": ("abs", 1),
     "sign": ("sign", 1),
+    "psi": ("psi", 2),
 }
 
 OPERATORS: dict[type[ast.AST], str] = {
@@ -143,6 +148,11 @@ class Postfix(ast.NodeVisitor):
         match node:
             case ast.Call(func=ast.Name(id="mpf"), args=[ast.Constant(value=number)]):
                 return [f"#{Fraction(number)}"]
+            case ast.Call(
+                func=ast.Name(id="re"),
+                args=[ast.Call(func=ast.Name(id="loggamma"), args=[x])],
+            ):
+                return [*self.visit(x), "lgamma"]
             case ast.Call(func=ast.Name(id="min" | "max" as name), args=args):
                 return chain(map(self.visit, args), name)
             case ast.Call(func=ast.Name(id="log"), args=[x, base]):
@@ -179,11 +189,17 @@ def lines(row: Any) -> Iterator[str]:
     if row.ulp_of_operands:
         yield "ulp_of_operands"
     yield from entry(row, first, [(point.value, *point.derivative) for point in row.special])
+    yield from scales(row, row.largest_term[: len(first)])
     formulas = row.second_derivative_formula
     yield f"second {row.name} {row.nin} {len(formulas)}"
     yield " ".join(["bound", *[str(second)] * len(formulas)])
     yield from entry(row, formulas, [point.second for point in row.special])
-    for which, term in enumerate(row.largest_term):
+    yield from scales(row, row.largest_term[len(first) :])
+
+
+def scales(row: Any, terms: tuple[str, ...]) -> Iterator[str]:
+    """Yield what the errors of outputs also count in ULP of."""
+    for which, term in enumerate(terms):
         if term:
             yield " ".join(["scale", str(which), *Postfix(term, row.operands).words()])
 

@@ -553,3 +553,64 @@ def gaussian_in_tanh(x: Any, g: Any) -> Iterator[Contender]:
             return y, pull(g)[0]
 
         yield Contender("JAX", "jit", lambda: jax.block_until_ready(by_jax(*arrays)), _several)
+
+
+# --- a model of several parameters ----------------------------------------------------------------
+
+
+def decay_and_swing(t: Any, theta: tuple[Any, ...], g: Any) -> Iterator[Contender]:
+    """Yield every way to compute ``a*exp(-b*t) + c*sin(d*t)`` and the parameters' cotangents."""
+    arg, multiply = pb.arg, pb.primitives["multiply"]
+    decay = pb.chain((multiply, arg[1], t), pb.negative, pb.exp, (multiply, arg[0], arg))
+    model = decay + pb.chain((multiply, arg[3], t), pb.sin, (multiply, arg[2], arg))
+    every = (0, 1, 2, 3)
+
+    def by_chain() -> Any:
+        y, cotangents = model.value_and_vjp(*theta, g, wrt=every)
+        return y, *cotangents
+
+    yield Contender("pullback", "", by_chain, _several)
+
+    def by_numpy() -> Any:
+        a, b, c, d = theta
+        e, angle = np.exp(-b * t), d * t
+        s = np.sin(angle)
+        ge = g * e
+        by_d = c * np.dot(g * np.cos(angle), t)
+        return a * e + c * s, ge.sum(), -a * np.dot(ge, t), np.dot(g, s), by_d
+
+    yield Contender("NumPy", "", by_numpy, _several)
+    if torch := optional("torch"):
+        time, cotangent = torch.from_numpy(t), torch.from_numpy(g)
+        leaves = [torch.tensor(float(p), dtype=time.dtype, requires_grad=True) for p in theta]
+
+        def by_torch() -> Any:
+            a, b, c, d = leaves
+            y = a * torch.exp(-b * time) + c * torch.sin(d * time)
+            return y.detach(), *torch.autograd.grad(y, leaves, cotangent)
+
+        yield Contender("PyTorch", "eager", by_torch, _several)
+    if (autograd := optional("autograd")) and (anp := optional("autograd.numpy")):
+
+        def by_autograd() -> Any:
+            def f(theta: Any) -> Any:
+                a, b, c, d = theta
+                return a * anp.exp(-b * t) + c * anp.sin(d * t)
+
+            pull, y = autograd.make_vjp(f)(theta)
+            return y, *pull(g)
+
+        yield Contender("autograd", "", by_autograd, _several)
+    if jax := optional("jax"):
+        jax.config.update("jax_enable_x64", True)
+        arrays = tuple(map(jax.numpy.asarray, (*theta, g)))
+
+        @jax.jit
+        def by_jax(*arrays: Any) -> Any:
+            def f(a: Any, b: Any, c: Any, d: Any) -> Any:
+                return a * jax.numpy.exp(-b * t) + c * jax.numpy.sin(d * t)
+
+            y, pull = jax.vjp(f, *arrays[:-1])
+            return y, *pull(arrays[-1])
+
+        yield Contender("JAX", "jit", lambda: jax.block_until_ready(by_jax(*arrays)), _several)

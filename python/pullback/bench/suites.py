@@ -414,11 +414,14 @@ def _reduction(label: str, name: str, shape: Any, dtype: Any, effort: Effort) ->
 
 
 def chain(quick: bool) -> Iterator[Case]:
-    """Yield the value and the vjp of tanh(exp(-x*x))."""
+    """Yield the value and the vjp of tanh(exp(-x*x)), and of a model of four parameters."""
     for n in CHAIN_SIZES[:2] if quick else CHAIN_SIZES:
         for dtype in DTYPES:
             label = f"chain {n} {_name(dtype)}"
             yield Case(label, partial(_chain, label, n, dtype))
+    for n in CHAIN_SIZES[1:2] if quick else CHAIN_SIZES[1:3]:
+        label = f"chain of four inputs {n} float64"
+        yield Case(label, partial(_model, label, n))
 
 
 def _chain(label: str, n: int, dtype: Any, effort: Effort) -> Record:
@@ -431,6 +434,21 @@ def _chain(label: str, n: int, dtype: Any, effort: Effort) -> Record:
         2e-5 if dtype is np.float32 else 1e-11,
         effort,
         nbytes=4 * x.nbytes,
+    )
+
+
+def _model(label: str, n: int, effort: Effort) -> Record:
+    t, g = np.linspace(0, 5, n), np.random.default_rng(0).normal(size=n)
+    theta = a, b, c, d = tuple(map(np.float64, (1.3, 0.7, 0.4, 3.0)))
+    e, s = np.exp(-b * t), np.sin(d * t)
+    slopes = (e, -a * t * e, s, c * t * np.cos(d * t))
+    return race(
+        label,
+        list(peers.decay_and_swing(t, theta, g)),
+        (a * e + c * s, *(np.dot(g, slope) for slope in slopes)),
+        1e-9,
+        effort,
+        nbytes=3 * t.nbytes,
     )
 
 

@@ -6,6 +6,7 @@ one shape.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
@@ -112,6 +113,75 @@ def arccosh_slope(x: Array) -> Any:
 @in_float64
 def arctanh_slope(x: Array) -> Array:
     return np.where(np.abs(x) > 1, np.nan, 1 / ((1 - x) * (1 + x)))
+
+
+@in_float64
+def logit(x: Array) -> Any:
+    far = np.log(x / (1 - x))
+    near = np.clip(x, 0.25, 0.75)
+    return np.where(np.abs(x - 0.5) < 0.25, np.log1p((2 * near - 1) / (1 - near)), far)
+
+
+@in_float64
+def logit_slope(x: Array) -> Any:
+    return np.where((x < 0) | (x > 1), np.nan, 1 / (np.abs(x) * (1 - x)))
+
+
+@in_float64
+def logit_curve(x: Array) -> Any:
+    product = np.abs(x) * (1 - x)
+    return np.where((x < 0) | (x > 1), np.nan, (2 * x - 1) / product / product)
+
+
+@in_float64
+def log1mexp(x: Array) -> Any:
+    return np.where(x < 0.7, np.log(-np.expm1(-x)), np.log1p(-np.exp(-x)))
+
+
+@in_float64
+def log1mexp_slope(x: Array) -> Any:
+    return np.where(x < 0, np.nan, np.exp(-x) / -np.expm1(-np.abs(x)))
+
+
+@in_float64
+def log1mexp_curve(x: Array) -> Any:
+    slope = log1mexp_slope(x)
+    return -(slope * (1 + slope))
+
+
+# --- sinc -----------------------------------------------------------------------------------------
+
+
+def _of_half_turns(x: Array) -> tuple[Array, Array]:
+    """Return sin(pi*x) and cos(pi*x)."""
+    turn = np.where(np.abs(x) < 2.0**53, np.mod(x, 2), 0)
+    quadrant = np.rint(2 * turn)
+    rest = np.pi * (turn - 0.5 * quadrant)
+    sine, cosine, odd = np.sin(rest), np.cos(rest), np.mod(quadrant, 2) == 1
+    sine, cosine = np.where(odd, cosine, sine), np.where(odd, -sine, cosine)
+    back = np.mod(quadrant, 4) >= 2
+    return np.where(back, -sine, sine), np.where(back, -cosine, cosine)
+
+
+@in_float64
+def sinc(x: Array) -> Any:
+    size = np.abs(x)
+    return np.where(size < 1e-9, 1, _of_half_turns(size)[0] / (np.pi * size)) + 0.0  # no -0
+
+
+@in_float64
+def sinc_slope(x: Array) -> Any:
+    size = np.abs(x)
+    far = (_of_half_turns(size)[1] - sinc(x)) / size
+    near = size * horner(_SINC_SLOPE, np.square(np.minimum(size, 0.5)))
+    return np.copysign(1, x) * np.where(size <= 0.5, near, far)
+
+
+@in_float64
+def sinc_curve(x: Array) -> Any:
+    far = -(np.pi**2 * sinc(x) + 2 * sinc_slope(x) / x)
+    near = horner(_SINC_CURVE, np.square(np.clip(x, -0.5, 0.5)))
+    return np.where(np.abs(x) <= 0.5, near, far)
 
 
 # --- the logistic and its kin ---------------------------------------------------------------------
@@ -245,6 +315,128 @@ def gelu_slope(x: Array) -> Array:
     return _by_root(_GELU_ROOT, _GELU_QUOTIENT, x, slope)
 
 
+def _times_gaussian(factor: Any, x: Array) -> Any:
+    """Return factor*exp(-x*x/2), whose exponential may be subnormal before the product is."""
+    root = _gaussian(x, 0.25)
+    return np.where(np.abs(x) > 37, root * factor * root, factor * _gaussian(x, 0.5))
+
+
+@in_float64
+def ndtr(x: Array) -> Any:
+    size = np.maximum(np.abs(x), 0.7)
+    tail = _times_gaussian(0.5 * _erfcx(_ROOT_HALF * size), size)
+    middle = 0.5 + 0.5 * _small_erf(_ROOT_HALF * np.clip(x, -0.7, 0.7))
+    return np.where(x < -0.7, tail, np.where(x > 0.7, 1 - tail, middle))
+
+
+@in_float64
+def ndtr_slope(x: Array) -> Any:
+    return _ROOT_HALF_PI_RECIPROCAL * _gaussian(x, 0.5)
+
+
+@in_float64
+def ndtr_curve(x: Array) -> Any:
+    return _times_gaussian(-_ROOT_HALF_PI_RECIPROCAL * np.clip(x, -40, 40), x)
+
+
+@in_float64
+def log_ndtr(x: Array) -> Any:
+    size = np.maximum(-x, 0.7)
+    left = np.log(0.5 * _erfcx(_ROOT_HALF * size)) - 0.5 * size * size
+    right = np.where(x < 0.7, np.log(ndtr(np.maximum(x, -0.7))), np.log1p(-ndtr(-x)))
+    return np.where(x < -0.7, left, right)
+
+
+@in_float64
+def log_ndtr_slope(x: Array) -> Any:
+    left = 2 * _ROOT_HALF_PI_RECIPROCAL / _erfcx(_ROOT_HALF * np.maximum(-x, 0.7))
+    return np.where(x < -0.7, left, ndtr_slope(x) / ndtr(np.maximum(x, -0.7)))
+
+
+@in_float64
+def log_ndtr_curve(x: Array) -> Any:
+    # h (h - t), with the hazard rate h at t = -x, cancels.
+    left = -horner(_HAZARD_CURVE, 1 - 6 / (np.maximum(-x, 0) + 3))
+    slope = log_ndtr_slope(np.maximum(x, 0))
+    right = np.where(x > 10, ndtr_curve(x), -slope * (np.clip(x, 0, 10) + slope))
+    return np.where(x < 0, left, right)
+
+
+def _erfcinv(q: Array) -> Array:
+    """Return t with erfc(t) = q in (0, 0.45]: a rational guess and Halley's steps on log(erfc)."""
+    log = np.log(q)
+    s = np.sqrt(2 * (LOG_2 - log))
+    t = s - (2.515517 + s * (0.802853 + s * 0.010328)) / (
+        1 + s * (1.432788 + s * (0.189269 + s * 0.001308))
+    )
+    t = _ROOT_HALF * t
+    for _ in range(2):
+        scaled = _erfcx(t)
+        hazard = _ERF[0] / scaled
+        step = (np.log(scaled) - log - t * t) / hazard
+        t = t + step * (1 - (0.5 * hazard - t) * step)
+    return np.asarray(t)
+
+
+def _small_erfinv(x: Array) -> Array:
+    """Return erf's inverse for |x| <= 0.55, by Halley's steps."""
+    t = x * (0.886226925452758 + 0.232 * x * x)
+    for _ in range(3):
+        step = (_small_erf(t) - x) / (_ERF[0] * np.exp(-t * t))
+        t = t - step / (1 + t * step)
+    return np.asarray(t)
+
+
+def _inverse(x: Array, tail: Array) -> tuple[Any, Any]:
+    """Return erf's inverse and exp of its square, by the size of `x`, or by tail = 1 - |x|."""
+    central = np.abs(x) <= 0.55
+    middle = _small_erfinv(np.where(central, x, 0))
+    outer = _erfcinv(np.where(central, 0.25, tail))
+    value = np.where(central, middle, np.copysign(outer, x))
+    # Where erfc(t) is known, it tells more of exp(-t*t) than t.
+    scale = np.where(central, np.exp(middle * middle), _erfcx(outer) / tail)
+    outside = ~(tail >= 0)
+    value = np.where(tail == 0, np.copysign(np.inf, x), np.where(outside, np.nan, value))
+    return value, np.where(tail == 0, np.inf, np.where(outside, np.nan, scale))
+
+
+@in_float64
+def erfinv(x: Array) -> Any:
+    value, _ = _inverse(x, 1 - np.abs(x))
+    return value
+
+
+@in_float64
+def erfinv_slope(x: Array) -> Any:
+    _, scale = _inverse(x, 1 - np.abs(x))
+    return _HALF_ROOT_PI * scale
+
+
+@in_float64
+def erfinv_curve(x: Array) -> Any:
+    value, scale = _inverse(x, 1 - np.abs(x))
+    slope = _HALF_ROOT_PI * scale
+    return 2 * value * slope * slope
+
+
+@in_float64
+def ndtri(x: Array) -> Any:
+    value, _ = _inverse(2 * x - 1, 2 * np.minimum(x, 1 - x))
+    return _ROOT_2 * value
+
+
+@in_float64
+def ndtri_slope(x: Array) -> Any:
+    _, scale = _inverse(2 * x - 1, 2 * np.minimum(x, 1 - x))
+    return _ROOT_2 * _ROOT_PI * scale
+
+
+@in_float64
+def ndtri_curve(x: Array) -> Any:
+    slope = ndtri_slope(x)
+    return ndtri(x) * slope * slope
+
+
 def _by_root(
     root: tuple[float, float], quotient: tuple[float, ...], x: Array, slope: Array
 ) -> Array:
@@ -354,6 +546,13 @@ _CUBIC: Final = 0.07135481627260025
 _CUBIC_REST: Final = -6.175149918155315e-19
 _ROOT_HALF: Final = 0.7071067811865476
 _ROOT_HALF_PI_RECIPROCAL: Final = 0.3989422804014327
+_ROOT_2: Final = 1.4142135623730951
+_ROOT_PI: Final = 1.7724538509055159
+_HALF_ROOT_PI: Final = 0.886226925452758
+_SINC_SLOPE: Final = tuple(
+    2 * k * (-1) ** k * math.pi ** (2 * k) / math.factorial(2 * k + 1) for k in range(1, 15)
+)
+_SINC_CURVE: Final = tuple((2 * k + 1) * c for k, c in enumerate(_SINC_SLOPE))
 
 
 _ERF: Final = (
@@ -397,6 +596,37 @@ _ERFCX: Final = (
     -2.030202389552977e-08,
     -7.76388791916087e-09,
     3.4067993475212194e-09,
+)
+_HAZARD_CURVE: Final = (
+    0.9294408132147319,
+    0.18882403698505523,
+    -0.15192581085233764,
+    -0.003843112171575036,
+    0.05690735187182141,
+    -0.00495745999009106,
+    -0.022748873794556,
+    0.0019110234646713634,
+    0.009340224645011492,
+    2.7327799589407866e-06,
+    -0.003726552993951065,
+    -0.0005196414114869669,
+    0.0013555724203508958,
+    0.0004417959411860899,
+    -0.00041453775323213176,
+    -0.00024687047756602443,
+    9.054870418489895e-05,
+    0.00010478713357224308,
+    -4.928187353158265e-06,
+    -3.4177884538839975e-05,
+    -6.61994380793023e-06,
+    8.181983039759678e-06,
+    3.5377537283937307e-06,
+    -1.2768736196956173e-06,
+    -9.844326991684033e-07,
+    9.292969202449288e-08,
+    1.5672620404275105e-07,
+    1.4079113175458031e-09,
+    -1.1194305245044493e-08,
 )
 _SILU_ROOT: Final = (-1.2784645427610737, -1.0946994183093437e-16)
 _SILU_QUOTIENT: Final = (

@@ -254,6 +254,27 @@ def layer_norm_product(x: Array, v: Array, eps: float) -> Array:
     return np.asarray(np.ldexp(product, column(more - k)))
 
 
+def _by_size(x: Array, eps: float) -> tuple[Array, Array, Array]:
+    """Return the result, and the rate 1 / sqrt(mean(x**2) + eps) as a number times 2**-k."""
+    least = np.frexp(eps)[1] // 2 if eps > 0 else -np.inf  # below which eps is all
+    scaled, k = to_scale(x, least)
+    rate = 1 / np.sqrt(np.mean(np.square(scaled), axis=1) + np.ldexp(eps, -2 * k))
+    return scaled * column(rate), rate, k
+
+
+def rms_norm(x: Array, eps: float) -> Array:
+    """Return x / sqrt(mean(x**2) + eps)."""
+    return _by_size(x, eps)[0]
+
+
+def rms_norm_product(x: Array, v: Array, eps: float) -> Array:
+    """Return r (v - y mean(y v)), the symmetric Jacobian's product with `v`."""
+    y, rate, k = _by_size(x, eps)
+    v, more = to_scale(v)
+    product = column(rate) * (v - y * column(np.mean(y * v, axis=1)))
+    return np.asarray(np.ldexp(product, column(more - k)))
+
+
 # --- slices ---------------------------------------------------------------------------------------
 
 

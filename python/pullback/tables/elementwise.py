@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pullback.oracle import elementwise as nf
+from pullback.oracle import gamma
 from pullback.oracle.elementwise import in_float64
 from pullback.protocol import OPERANDS
 
@@ -51,6 +52,7 @@ class Domain(NamedTuple):
 
     text: str
     intervals: tuple[Interval, ...]
+    but_whole: bool = False  # numbers below 0, which are poles
 
     @property
     def ordinary(self) -> tuple[float, float]:
@@ -88,8 +90,9 @@ class OpRow:
     value: Callable[..., Array]  # value(x) or value(w, x)
     derivative: Callable[..., Any]  # derivative(x) -> dx, derivative(w, x) -> (dw, dx)
     second_derivative: Callable[..., Any]  # of the same operands, as the formulas
-    # The largest term of each second derivative, where its errors count in ULP of the larger of it
-    # and that: it has roots. "" where they are relative everywhere, and () where all are.
+    # The largest term of the value, each derivative and each second derivative, where its errors
+    # count in ULP of the larger of it and that: it has roots. "" where they are relative
+    # everywhere, and () where all are.
     largest_term: tuple[str, ...]
     special: tuple[SpecialPoint, ...]  # results are exact there, including the sign of zero
     kinks: tuple[str, ...]  # expressions that vanish where there is no derivative
@@ -106,6 +109,14 @@ class OpRow:
     def operands(self) -> tuple[str, ...]:
         """Names of the operands."""
         return OPERANDS[self.nin]
+
+    @property
+    def terms(self) -> tuple[tuple[str, str], ...]:
+        """Which results have roots near which errors count by the largest term, and these terms."""
+        results = ("value", *["derivative"] * self.nin, *["second derivative"] * 3)
+        return tuple(
+            (result, term) for result, term in zip(results, self.largest_term, strict=False) if term
+        )
 
     @property
     def domain_text(self) -> str:
@@ -133,6 +144,12 @@ def _special(text: str) -> tuple[SpecialPoint, ...]:
     return tuple(points)
 
 
+def _largest_terms(nin: int, terms: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the terms of value and derivatives, too, where only the second ones are given."""
+    count = 1 + nin + nin * (nin + 1) // 2
+    return (*[""] * (count - len(terms)), *terms) if any(terms) else ()
+
+
 _INF = float("inf")
 _REAL = Domain("real", (Interval(-_INF, _INF),))
 _POSITIVE = Domain("> 0", (Interval(0.0, _INF),))
@@ -141,8 +158,19 @@ _AT_LEAST_ONE = Domain(">= 1", (Interval(1.0, _INF, closed=True),))
 _ABOVE_MINUS_ONE = Domain("> -1", (Interval(-1.0, _INF),))
 _UNIT = Domain("in [-1, 1]", (Interval(-1.0, 1.0, closed=True),))
 _OPEN_UNIT = Domain("in (-1, 1)", (Interval(-1.0, 1.0),))
+_PROBABILITY = Domain("in (0, 1)", (Interval(0.0, 1.0),))
 _BASE = Domain("> 0 (any if the exponent is whole)", (Interval(0.0, _INF),))
 _NONZERO = Domain("!= 0", (Interval(-_INF, 0.0), Interval(0.0, _INF)))
+# Between poles, where the formulas are infinite, too, or NaN.
+_NO_POLE = Domain(
+    "not 0, -1, -2, ...",
+    (
+        Interval(-_INF, -32.0, closed=True),
+        *(Interval(k - 1.0, float(k), closed=True) for k in range(-31, 1)),
+        Interval(0.0, _INF),
+    ),
+    but_whole=True,
+)
 
 
 def _unary(
@@ -161,7 +189,7 @@ def _unary(
     special: str = "",
     kinks: tuple[str, ...] = (),
     masked: bool = False,
-    largest_term: str = "",
+    largest_term: str | tuple[str, str, str] = "",  # of the second derivative, or of all
 ) -> OpRow:
     return OpRow(
         name=name,
@@ -175,7 +203,9 @@ def _unary(
         value=value,
         derivative=derivative,
         second_derivative=second,
-        largest_term=(largest_term,) if largest_term else (),
+        largest_term=_largest_terms(
+            1, (largest_term,) if isinstance(largest_term, str) else largest_term
+        ),
         special=_special(special + "; nan -> nan, nan, nan"),  # of every unary operation
         kinks=kinks,
         ulp_of_operands=False,
@@ -215,7 +245,7 @@ def _binary(
         value=value,
         derivative=derivative,
         second_derivative=second,
-        largest_term=largest_term,
+        largest_term=_largest_terms(2, largest_term),
         special=_special(special),
         kinks=kinks,
         ulp_of_operands=ulp_of_operands,
@@ -231,6 +261,10 @@ def _binary(
 _ARTICLE = "Finding the Gradient of a Vector Function, element-wise operators"
 _SELU_SCALE = "mpf('1.0507009873554804934193349852946')"
 _SELU_ALPHA = "mpf('1.6732632423543772848170429916717')"
+# Of the reflection formulas, left of 0.
+_LOG_GAMMA_TERM = "0 if x > 0 else max(abs(log(abs(sinpi(x))/pi)), abs(re(loggamma(1 - x))))"
+_DIGAMMA_TERM = "0 if x > 0 else max(abs(psi(0, 1 - x)), abs(pi*cospi(x)/sinpi(x)))"
+_TETRAGAMMA_TERM = "0 if x > 0 else max(abs(psi(2, 1 - x)), abs(2*pi**3*cospi(x)/sinpi(x)**3))"
 
 # fmt: off
 _ROWS: Final = (
@@ -615,6 +649,108 @@ _ROWS: Final = (
                      "/((1 + exp(-x))*cosh(log1p(exp(x)))**2)",
         special="0 -> 0, 0.6, 0.64;  -0 -> -0, 0.6, 0.64;  inf -> inf, 1, -0;  -inf -> -0, -0, -0",
         max_ulp=(2.0, 3.0, 4.0),              source="Misra 2019"),
+
+    _unary("gammaln", "Logarithm of the absolute value of the Gamma function",
+        f="re(loggamma(x))",                  df="psi(0, x)",
+        value=gamma.gammaln,                  derivative=gamma.digamma,
+        d2f="psi(1, x)",                      second=gamma.trigamma,
+        domain=_NO_POLE,
+        largest_term=(_LOG_GAMMA_TERM, _DIGAMMA_TERM, ""),
+        special="0 -> inf, -inf, inf;  -0 -> inf, inf, inf;  1 -> 0, -0.5772156649015329,"
+                "1.6449340668482264;  2 -> 0, 0.42278433509846713, 0.6449340668482264;"
+                "-1 -> inf, nan, inf;  -2 -> inf, nan, inf;  inf -> inf, inf, 0;"
+                "-inf -> inf, nan, inf",
+        max_ulp=(2.0, 2.5, 3.0),              source="DLMF 5.2, 5.5, 5.11; as C's lgamma at poles "
+                                                     "and at -inf"),
+
+    _unary("digamma", "Logarithmic derivative of the Gamma function, psi",
+        f="psi(0, x)",                        df="psi(1, x)",
+        value=gamma.digamma,                  derivative=gamma.trigamma,
+        d2f="psi(2, x)",                      second=gamma.tetragamma,
+        domain=_NO_POLE,
+        largest_term=(_DIGAMMA_TERM, "", _TETRAGAMMA_TERM),
+        special="0 -> -inf, inf, -inf;  -0 -> inf, inf, inf;  -1 -> nan, inf, nan;"
+                "-2 -> nan, inf, nan;  inf -> inf, 0, -0;  -inf -> nan, inf, nan",
+        max_ulp=(2.5, 3.0, 4.0),              source="DLMF 5.5, 5.11, 5.15; infinite where both "
+                                                     "sides of a pole are, else NaN"),
+
+    _unary("logit", "Logarithm of the odds x/(1 - x), the inverse of sigmoid",
+        f="log(x/(1 - x))",                   df="1/(x*(1 - x))",
+        value=nf.logit,                       derivative=nf.logit_slope,
+        d2f="(2*x - 1)/(x*(1 - x))**2",       second=nf.logit_curve,
+        domain=_PROBABILITY,
+        special="0 -> -inf, inf, -inf;  -0 -> -inf, inf, -inf;  0.5 -> 0, 4, 0;"
+                "1 -> inf, inf, inf;  -1 -> nan, nan, nan;  2 -> nan, nan, nan;"
+                "inf -> nan, nan, nan;  -inf -> nan, nan, nan",
+        max_ulp=(1.5, 2.5, 3.0),              source="quotient rule"),
+
+    _unary("log1mexp", "log(1 - exp(-x))",
+        f="log(-expm1(-x)) if x < 1 else log1p(-exp(-x))",
+        df="1/expm1(x)",
+        value=nf.log1mexp,                    derivative=nf.log1mexp_slope,
+        d2f="-1/(4*sinh(x/2)**2)",           second=nf.log1mexp_curve,
+        domain=_POSITIVE,
+        special="0 -> -inf, inf, -inf;  -0 -> -inf, inf, -inf;  -1 -> nan, nan, nan;"
+                "inf -> -0, 0, -0;  -inf -> nan, nan, nan",
+        max_ulp=(1.5, 1.5, 3.0),              source="Maechler 2012, for x > 0"),
+
+    _unary("sinc", "sin(pi*x)/(pi*x), and one at 0",
+        f="sinpi(x)/(pi*x) if x != 0 else 1",
+        df="(cospi(x) - sinpi(x)/(pi*x))/x if abs(x) > mpf('1e-15') else -pi**2*x/3",
+        value=nf.sinc,                        derivative=nf.sinc_slope,
+        d2f="-pi*sinpi(x)/x - 2*(cospi(x) - sinpi(x)/(pi*x))/x**2 "
+            "if abs(x) > mpf('1e-15') else -pi**2/3",
+        second=nf.sinc_curve,
+        largest_term=("", "max(abs(cospi(x)), abs(sinpi(x)/(pi*x)))/abs(x) if abs(x) > 0.5 else 0",
+                      "max(abs(pi*sinpi(x)/x), 2*abs(cospi(x)/x**2), "
+                      "2*abs(sinpi(x)/(pi*x**3))) if abs(x) > 0.25 else 0"),
+        special="0 -> 1, -0, -3.289868133696453;  -0 -> 1, 0, -3.289868133696453;"
+                "1 -> 0, -1, 2;  -1 -> 0, 1, 2;  2 -> 0, 0.5, -0.5;  inf -> 0, 0, -0;"
+                "-inf -> 0, -0, -0",
+        max_ulp=(2.0, 2.5, 4.0),              source="quotient rule; as numpy.sinc"),
+
+    _unary("ndtr", "Distribution function of the standard normal distribution, Phi",
+        f="erfc(-x/sqrt(2))/2",               df="exp(-x**2/2)/sqrt(2*pi)",
+        value=nf.ndtr,                        derivative=nf.ndtr_slope,
+        d2f="-x*exp(-x**2/2)/sqrt(2*pi)",     second=nf.ndtr_curve,
+        special="0 -> 0.5, 0.3989422804014327, -0;  -0 -> 0.5, 0.3989422804014327, 0;"
+                "inf -> 1, 0, -0;  -inf -> 0, 0, 0",
+        max_ulp=(2.0, 2.0, 2.5),              source="DLMF 7.18"),
+
+    _unary("log_ndtr", "Logarithm of the standard normal distribution function",
+        f="log1p(-erfc(x/sqrt(2))/2) if x > 0 else log(erfc(-x/sqrt(2))/2) if x > -100000 "
+          "else -x**2/2 - log(-x*sqrt(2*pi)) - 1/x**2",
+        df="exp(-x**2/2)*sqrt(2/pi)/erfc(-x/sqrt(2)) if x > -100000 else 2/x**3 - 1/x - x",
+        value=nf.log_ndtr,                    derivative=nf.log_ndtr_slope,
+        d2f="-exp(-x**2/2)*sqrt(2/pi)/erfc(-x/sqrt(2))*(x + exp(-x**2/2)*sqrt(2/pi)"
+            "/erfc(-x/sqrt(2))) if x > -100000 else 1/x**2 - 6/x**4 - 1",
+        second=nf.log_ndtr_curve,
+        special="0 -> -0.6931471805599453, 0.7978845608028654, -0.6366197723675814;"
+                "-0 -> -0.6931471805599453, 0.7978845608028654, -0.6366197723675814;"
+                "inf -> -0, 0, -0;  -inf -> -inf, inf, -1",
+        max_ulp=(2.0, 2.5, 3.5),              source="chain rule; DLMF 7.8, Mills' ratio"),
+
+    _unary("ndtri", "Quantile of the standard normal distribution, the inverse of ndtr",
+        f="-sqrt(2)*erfcinv(2*x)",            df="sqrt(2*pi)*exp(erfcinv(2*x)**2)",
+        value=nf.ndtri,                       derivative=nf.ndtri_slope,
+        d2f="-sqrt(8)*pi*erfcinv(2*x)*exp(2*erfcinv(2*x)**2)",
+        second=nf.ndtri_curve,
+        domain=_PROBABILITY,
+        special="0 -> -inf, inf, -inf;  -0 -> -inf, inf, -inf;  0.5 -> 0, 2.5066282746310007, 0;"
+                "1 -> inf, inf, inf;  -1 -> nan, nan, nan;  2 -> nan, nan, nan;"
+                "inf -> nan, nan, nan;  -inf -> nan, nan, nan",
+        max_ulp=(2.5, 2.0, 4.0),              source="derivative of an inverse"),
+
+    _unary("erfinv", "Inverse error function",
+        f="erfinv(x)",                        df="sqrt(pi)/2*exp(erfinv(x)**2)",
+        value=nf.erfinv,                      derivative=nf.erfinv_slope,
+        d2f="pi/2*erfinv(x)*exp(2*erfinv(x)**2)",
+        second=nf.erfinv_curve,
+        domain=_OPEN_UNIT,
+        special="0 -> 0, 0.886226925452758, 0;  -0 -> -0, 0.886226925452758, -0;"
+                "1 -> inf, inf, inf;  -1 -> -inf, inf, -inf;  2 -> nan, nan, nan;"
+                "inf -> nan, nan, nan;  -inf -> nan, nan, nan",
+        max_ulp=(3.0, 2.0, 4.0),              source="derivative of an inverse; DLMF 7.17"),
 
     _binary("add", "Sum",
         f="w + x",                            df=("1", "1"),

@@ -139,6 +139,33 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType({
     "mish": """\
 >>> pb.mish.value_and_derivative([0.5])
 (array([0.37524521]), array([0.88642438]))""",
+    "gammaln": """\
+>>> pb.gammaln.value_and_derivative([0.5])
+(array([0.57236494]), array([-1.96351003]))""",
+    "digamma": """\
+>>> pb.digamma.value_and_derivative([0.5])
+(array([-1.96351003]), array([4.9348022]))""",
+    "logit": """\
+>>> pb.logit.value_and_derivative([0.5])
+(array([0.]), array([4.]))""",
+    "log1mexp": """\
+>>> pb.log1mexp.value_and_derivative([0.5])
+(array([-0.93275213]), array([1.54149408]))""",
+    "sinc": """\
+>>> pb.sinc.value_and_derivative([0.5])
+(array([0.63661977]), array([-1.27323954]))""",
+    "ndtr": """\
+>>> pb.ndtr.value_and_derivative([0.5])
+(array([0.69146246]), array([0.35206533]))""",
+    "log_ndtr": """\
+>>> pb.log_ndtr.value_and_derivative([0.5])
+(array([-0.36894642]), array([0.50916043]))""",
+    "ndtri": """\
+>>> pb.ndtri.value_and_derivative([0.5])
+(array([0.]), array([2.50662827]))""",
+    "erfinv": """\
+>>> pb.erfinv.value_and_derivative([0.5])
+(array([0.47693628]), array([1.11258482]))""",
     "add": """\
 >>> pb.add.value_and_derivative([0.5], [0.5])
 (array([1.]), (array([1.]), array([1.])))""",
@@ -258,6 +285,27 @@ array([[ 0.95798993, -0.1141952 , -0.84379473]])""",
     "layer_norm": """\
 >>> pb.layer_norm.vjp([[1.0, 2.0, 4.0]], [[1.0, 0.0, 0.0]])
 array([[ 0.22908229, -0.34362   ,  0.11453771]])""",
+    "rms_norm": """\
+>>> pb.rms_norm.vjp([[1.0, 2.0, 4.0]], [[1.0, 0.0, 0.0]])
+array([[ 0.35996593, -0.03599654, -0.07199308]])""",
+    "cumsum": """\
+>>> pb.cumsum.vjp([[1.0, 2.0, 4.0]], [[0.0, 0.0, 1.0]])
+array([[1., 1., 1.]])""",
+    "cumprod": """\
+>>> pb.cumprod.vjp([[1.0, 2.0, 4.0]], [[0.0, 0.0, 1.0]])
+array([[8., 4., 2.]])""",
+    "logcumsumexp": """\
+>>> pb.logcumsumexp.vjp([[1.0, 2.0, 4.0]], [[0.0, 0.0, 1.0]])
+array([[0.04201007, 0.1141952 , 0.84379473]])""",
+    "where": """\
+>>> pb.where.vjp([True, False], [1.0, 2.0], 0.0, [3.0, 4.0])
+(array([3., 0.]), np.float64(4.0))""",
+    "clip": """\
+>>> pb.clip.vjp([-1.0, 0.5, 2.0], 0.0, 1.0, [3.0, 4.0, 5.0])
+(array([0., 4., 0.]), np.float64(3.0), np.float64(5.0))""",
+    "take": """\
+>>> pb.take.vjp([1.0, 2.0, 3.0], [2, 0, 2], [1.0, 10.0, 100.0])
+array([ 10.,   0., 101.])""",
     "squared_error": """\
 >>> pb.squared_error.grad([[1.0], [2.0]], [0, 1], [0.5], [0.5])
 (array([2.]), array([1.5]))""",

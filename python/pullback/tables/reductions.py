@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 import pullback.second_order as so
 from pullback.oracle import reductions as rf
+from pullback.oracle import scans
 
 __all__ = ["REDUCTIONS", "RUN", "Parameter", "ReductionRow", "sum_error"]
 
@@ -70,9 +71,11 @@ class ReductionRow:
     empty: float | None  # the value for no elements; None: an error
     weighs: bool = False  # whether it takes weights b of the terms
     hidden: float = 0.0  # a map's result at masked elements
+    ordered: bool = False  # whether the order of the elements counts, as in a scan
     max_ulp: tuple[float, float]  # value, derivative or vjp; native kernels, both dtypes
     # What `sum_error(n)` is multiplied by, for the value and for the i-th derivative. Expressions
-    # in mpmath's words of lists x and y, n, value, slope, mean, the parameter, a map's p, g and r.
+    # in mpmath's words of lists x and y, n, value, slope, mean, the parameter, a map's p, g and r,
+    # and J, the row or column of the Jacobian that g is multiplied with.
     terms: str
     slope_terms: str
     # Of the i-th element of H(t), the derivative of vjp along t: the formula, and its error bound
@@ -160,6 +163,14 @@ def _reduction(
     )
 
 
+def _scan(name: str, summary: str, *, rules: tuple[Any, ...], **facts: Any) -> ReductionRow:
+    """Return a map of rows whose i-th result is of the elements up to the i-th."""
+    value, vjp, jvp = rules
+    return _map(
+        name, summary, value=value, vjp=vjp, jvp=jvp, parameter=_REVERSE, ordered=True, **facts
+    )
+
+
 def _map(
     name: str,
     summary: str,
@@ -180,6 +191,7 @@ def _map(
     source: str,
     parameter: Parameter | None = None,
     hidden: float = 0.0,
+    ordered: bool = False,
 ) -> ReductionRow:
     return ReductionRow(
         name=name,
@@ -199,6 +211,7 @@ def _map(
         second=second,
         source=source,
         hidden=hidden,
+        ordered=ordered,
         value=value,
         vjp=vjp,
         jvp=jvp,
@@ -222,6 +235,21 @@ _EPS: Final = Parameter(
     1e-5,
     "finite and not negative",
     lambda eps: 0 <= eps < math.inf,
+)
+_EPS_OF_SQUARES: Final = Parameter(
+    "eps",
+    "Added to the mean of squares, to avoid a zero divisor",
+    _EPS.default,
+    _EPS.text,
+    _EPS.test,
+)
+_REVERSE: Final = Parameter(
+    "reverse",
+    "Whether to go from the last element to the first",
+    False,
+    "True or False",
+    lambda reverse: reverse in (0, 1),
+    keyword_only=True,
 )
 
 # --- the table ------------------------------------------------------------------------------------
@@ -425,6 +453,63 @@ _ROWS: Final = (
                     "underflow, and r is 1/sqrt(var(x) + eps)",
         parameter=_EPS,
         source="Ba, Kiros and Hinton 2016"),
+
+    _map("rms_norm", "Elements divided by the root of their mean square, along an axis",
+        f="x/sqrt(mean(x**2) + eps)",         df="((i = j) - y[i]*y[j]/n)/sqrt(mean(x**2) + eps)",
+        value=rf.rms_norm,
+        vjp=rf.rms_norm_product,              jvp=rf.rms_norm_product,
+        max_ulp=(3.0, 6.0),
+        terms="abs(value)",
+        slope_terms="r*(abs(g[i]) + 2*abs(y[i])*fsum(abs(v*w) for v, w in zip(y, g))/n)",
+        d2f="-r**2*(b*G[i] + a*T[i] + y[i]*(mean(T*G) + a*b*eps*r**2))",
+        second=so.rms_norm, second_ulp=4,
+        second_terms="2*(fsum(map(abs, t))*(abs(g[i]) + fsum(map(abs, g))) + fsum(map(abs, g))"
+                     "*(abs(t[i]) + fsum(map(abs, t))))/(fsum(v*v for v in x)/n + eps)",
+        conventions="squares never overflow or underflow; with infinite elements, NaN at these and "
+                    "0 at the others; NaN at x = 0 if eps = 0; r is 1/sqrt(mean(x**2) + eps)",
+        parameter=_EPS_OF_SQUARES,
+        source="Zhang and Sennrich 2019"),
+
+    _scan("cumsum", "Sums of the elements up to each one, along an axis",
+        f="sum(x[:i + 1])",                   df="1 if j <= i else 0",
+        rules=scans.CUMSUM,
+        max_ulp=(1.0, 1.0),
+        terms="fsum(map(abs, x))",            slope_terms="fdot(map(abs, J), map(abs, g))",
+        conventions="a running sum in order, and with it the sum of what its additions round off",
+        d2f="0",
+        second=so.no_curve, second_ulp=0,
+        second_terms="0",
+        source="definition; the vjp is the sum from the last element to the first"),
+
+    _scan("cumprod", "Products of the elements up to each one, along an axis",
+        f="prod(x[:i + 1])",                  df="prod(x[:j] + x[j + 1:i + 1]) if j <= i else 0",
+        rules=scans.CUMPROD,
+        max_ulp=(1.0, 1.0),
+        terms="n*abs(value)",                 slope_terms="n*fdot(map(abs, J), map(abs, g))",
+        conventions="neither over- nor underflows on the way; a derivative is the product of the "
+                    "other elements, whatever x[j] is: nothing is divided by it",
+        d2f="sum(g[k]*sum(t[j]*prod(x[l] for l <= k, l != i, j) for j <= k, j != i) for k >= i)",
+        second=so.cumprod, second_ulp=2,
+        second_terms="n*fsum(abs(g[k]*t[j]*fprod(x[l] for l in range(k + 1) if l != i and l != j)) "
+                     "for k in range(i, n) for j in range(k + 1) if j != i)",
+        source="product rule"),
+
+    _scan("logcumsumexp", "Logarithms of sums of exponentials up to each element, along an axis",
+        f="log(sum(exp(x[:i + 1])))",         df="exp(x[j] - y[i]) if j <= i else 0",
+        rules=scans.LOGCUMSUMEXP,
+        max_ulp=(3.0, 1.0),
+        terms="max(3, n/128)",
+        slope_terms="max(3, n/128)*fdot(map(abs, J), map(abs, g))",
+        conventions="as logsumexp of the elements so far: k of +inf get the derivative 1/k each, "
+                    "and it is NaN if all are -inf, where g or t is not 0; a running sum in order, "
+                    "relative to the largest element so far; the value's error is in ULP of the "
+                    "larger of it and the largest operand",
+        hidden=-math.inf,
+        d2f="sum(g[k]*exp(x[i] - y[k])*(t[i] - sum(exp(x[j] - y[k])*t[j] for j <= k)) for k >= i)",
+        second=so.logcumsumexp, second_ulp=4,
+        second_terms="fsum(abs(g[k])*exp(x[i] - y[k])*(abs(t[i]) + fsum(exp(x[j] - y[k])*abs(t[j]) "
+                     "for j in range(k + 1))) for k in range(i, n))*max(3, n/128)",
+        source="softmax; as logaddexp"),
 )
 # fmt: on
 
