@@ -21,6 +21,7 @@ from pullback.tables.elementwise import OpRow
 from pullback.tables.losses import LossRow
 from pullback.tables.products import ProductRow
 from pullback.tables.reductions import ReductionRow
+from pullback.tables.selections import SelectionRow
 
 SIZES = {"m": 2, "k": 3, "n": 2}  # of the letters in a product's signature
 
@@ -49,6 +50,12 @@ class Case:
         elif isinstance(row, ReductionRow):
             arrays = [rng.standard_normal((2, 3)) for _ in row.operands]
             self.options = {"axis": 1, **({"p": 3.0} if "p" in self.f.required else {})}
+        elif isinstance(row, SelectionRow):
+            arrays = [rng.standard_normal((2, 3)) for _ in row.operands]
+            if name == "where":
+                arrays[0] = arrays[0] > 0
+            elif name == "take":
+                arrays[1], self.options = np.array([[2, 0], [2, -1]]), {"axis": 1}
         elif isinstance(row, ProductRow):
             groups = re.findall(r"\(.*?\)", row.signature)[: len(row.operands)]
             batches = [(2,) * ("..." in g) for g in groups]

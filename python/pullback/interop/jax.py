@@ -49,6 +49,8 @@ from pullback.protocol import broadcast_shape, shown
 from pullback.registry import Registry, attributes
 from pullback.tables.elementwise import OpRow
 from pullback.tables.products import ProductRow
+from pullback.tables.reductions import ReductionRow
+from pullback.tables.selections import SelectionRow
 
 __all__ = ["Function", "function_of", "primitives"]
 
@@ -339,16 +341,7 @@ class _Elementwise(Function):
     def batched(
         self, call: Call, size: int, arguments: Arrays, of: Sequence[bool], shapes: Sequence[Shape]
     ) -> Any:
-        rank = builtins.max(map(len, shapes))
-        own = _of_batch(call, of)
-        whole = []
-        for k, a, b, s in zip(call.positions, arguments, of, shapes, strict=True):
-            if k not in own and k != self.g and all(n == 1 for n in s):
-                whole.append(a)
-                continue
-            a = a if b else jnp.broadcast_to(a, (size, *s))
-            whole.append(a.reshape(size, *(1,) * (rank - len(s)), *s))
-        return call.bind(*whole)
+        return _elementwise_batch(call, size, arguments, of, shapes)
 
 
 class _Rows(Function):
@@ -477,6 +470,68 @@ _FORMULAS: Final[dict[str, Callable[..., Any]]] = {
     "quadratic_form": lambda x, A: jnp.sum(x * primitives["matmul"](x, A), -1),
     "bilinear_form": lambda u, X, v: jnp.sum(primitives["matmul"](u, X) * v, -1),
 }
+
+
+class _Selection(Function):
+    def parameters(self) -> list[inspect.Parameter]:
+        found = super().parameters()
+        return [p.replace(default=None) if p.name in self.row.optional else p for p in found]
+
+    def has_derivatives(self) -> tuple[int, ...]:
+        moved: tuple[int, ...] = self.row.moved
+        return moved
+
+    def converted(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Keep indices, and make conditions bools."""
+        name, constant = self.row.constant, given.pop(self.row.constant, None)
+        arrays = super().converted(given)
+        if name is None:
+            return arrays
+        kept = jnp.asarray(constant)
+        if self.row.is_elementwise:
+            kept = kept.astype(bool)
+        elif not jnp.issubdtype(kept.dtype, jnp.integer):
+            raise TypeError(f"{self.__name__}: {name} must be integers, not {kept.dtype}")
+        arrays[name] = kept
+        return {name: arrays[name] for name in self.arrays if name in arrays}
+
+    def checked(
+        self, arrays: dict[str, Any], options: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Make an axis a position."""
+        axis = options.get("axis")
+        if axis is not None:
+            n = arrays["x"].ndim
+            if not -n <= axis < n:
+                raise np.exceptions.AxisError(axis, n, self.__name__)
+            options["axis"] = axis % n
+        return arrays, options
+
+    def shape(self, call: Call, at: dict[int, Shape]) -> Shape:
+        if self.row.is_elementwise:
+            there = {self.arrays[k]: at[k] for k in call.there}
+            return broadcast_shape(self.__name__, **there)
+        axis = dict(call.options)["axis"]
+        return at[1] if axis is None else (*at[0][:axis], *at[1], *at[0][axis + 1 :])
+
+    def dtype(self, call: Call, dtypes: Sequence[Any]) -> Any:
+        return dtypes[call.there.index(self.moved[0])]
+
+    def second(self, call: Call, arrays: Arrays, t: dict[int, Any], u: dict[int, Any]) -> Any:
+        (shape,) = call.shapes([a.shape for a in (*arrays, *t.values())])
+        return jnp.zeros(shape, self.dtype(call, [a.dtype for a in arrays]))
+
+    def batched(
+        self, call: Call, size: int, arguments: Arrays, of: Sequence[bool], shapes: Sequence[Shape]
+    ) -> Any:
+        if self.row.is_elementwise:
+            return _elementwise_batch(call, size, arguments, of, shapes)
+        axis = dict(call.options)["axis"]
+        if axis is None or of[1]:
+            return None
+        x, indices, *others = arguments
+        whole = _in_batch(size, [x, *others], [of[0], *of[2:]])
+        return call._replace(options=(("axis", axis + 1),)).bind(whole[0], indices, *whole[1:])
 
 
 class _OfLoss(Function):
@@ -705,6 +760,22 @@ def _of_batch(call: Call, of: Sequence[bool]) -> set[int]:
     return (found - {call.of.g}) or set(call.there)
 
 
+def _elementwise_batch(
+    call: Call, size: int, arguments: Arrays, of: Sequence[bool], shapes: Sequence[Shape]
+) -> Any:
+    """Return the results of a batch of arrays that broadcast."""
+    rank = builtins.max(map(len, shapes))
+    own = _of_batch(call, of)
+    whole = []
+    for k, a, b, s in zip(call.positions, arguments, of, shapes, strict=True):
+        if k not in own and k != call.of.g and all(n == 1 for n in s):
+            whole.append(a)
+            continue
+        a = a if b else jnp.broadcast_to(a, (size, *s))
+        whole.append(a.reshape(size, *(1,) * (rank - len(s)), *s))
+    return call.bind(*whole)
+
+
 # --- what XLA calls -------------------------------------------------------------------------------
 
 
@@ -912,7 +983,8 @@ def _make(name: str) -> Function:
         return _OfModel(name, f)
     if isinstance(f.row, OpRow):
         return _Elementwise(name, f)
-    return _Product(name, f) if isinstance(f.row, ProductRow) else _Rows(name, f)
+    kinds = {ProductRow: _Product, ReductionRow: _Rows, SelectionRow: _Selection}
+    return kinds[type(f.row)](name, f)
 
 
 def _named(path: str) -> Any:
