@@ -7,6 +7,7 @@ is tested without a new line here.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -32,6 +33,11 @@ native: Any = config.native  # None for the NumPy backend
 TARGETS: list[str] = [] if native is None else native.supported_targets()
 # What has every primitive: the backend's own, and where that is not it, the twins.
 TWINS: list[Any] = [pb] if native is None else [pb, pb.reference]
+
+
+def has_jax() -> bool:
+    """Tell whether JAX and the handlers for it are installed; CI makes sure that they are."""
+    return all(importlib.util.find_spec(name) for name in ("jax", "pullback._jax"))
 
 
 def twin_on(name: str, compute: Callable[..., Any]) -> Any:

@@ -86,7 +86,7 @@ def test_numpy_is_the_only_requirement() -> None:
 
 def test_types_and_stubs_are_installed() -> None:
     package = Path(pb.__file__).parent
-    for name in ("py.typed", "_native.pyi", "reference.pyi"):
+    for name in ("py.typed", "_native.pyi", "_jax.pyi", "reference.pyi"):
         assert (package / name).exists(), name
 
 

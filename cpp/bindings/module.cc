@@ -19,6 +19,7 @@
 #include "bindings/products.h"
 #include "bindings/reductions.h"
 #include "bindings/selections.h"
+#include "jax/table.h"
 #include "kernels/elementwise.h"
 #include "kernels/losses.h"
 #include "kernels/reductions.h"
@@ -124,6 +125,49 @@ void RegisterPrimitives(py::module_& m) {
       py::arg("product"), py::arg("method"), py::arg("fallback"));
 }
 
+// --- for `_jax` ---
+
+const void* FindKernel(std::string_view name, int64_t method, int* nin, int* nout) {
+  static const auto* const places = [] {
+    auto* const made = new std::unordered_map<std::string_view, OpPlace>();
+    for (size_t shard = 0; shard < kOpShards; ++shard) {
+      for (size_t row = 0; row < Ops(shard).size(); ++row) {
+        made->emplace(Ops(shard)[row].name, OpPlace{shard, row});
+      }
+    }
+    return made;
+  }();
+  const auto place = places->find(name);
+  if (place == places->end() || method < 0 || method >= static_cast<int64_t>(kMethods)) {
+    return nullptr;
+  }
+  const OpKernels& op = Ops(place->second.shard)[place->second.row];
+  const MethodShape shape = ShapeOf(static_cast<Method>(method), op.arity);
+  *nin = shape.nin;
+  *nout = shape.nout;
+  return &op;
+}
+
+bool RunKernel(const void* found, int64_t method, bool is_float64, void* const* data,
+               const ptrdiff_t* strides, size_t n) {
+  const auto& op = *static_cast<const OpKernels*>(found);
+  const MethodShape shape = ShapeOf(static_cast<Method>(method), op.arity);
+  Operands operands{};
+  const auto count = static_cast<size_t>(shape.nin + shape.nout);
+  std::copy_n(data, count, operands.data);
+  std::copy_n(strides, count, operands.stride);
+  const ElementwiseKernel kernel =
+      op.kernel[static_cast<size_t>(method)][static_cast<size_t>(is_float64)];
+  const DType dtype = is_float64 ? DType::kFloat64 : DType::kFloat32;
+  return RunElementwise(kernel, shape, dtype, operands, n, nullptr) == Outcome::kDone;
+}
+
+void RegisterTable(py::module_& m) {
+  static_assert(kMaxOperands <= kMostArguments);
+  static constexpr KernelTable kTable{&FindKernel, &RunKernel};
+  m.def("kernel_table", [] { return py::capsule(&kTable, kKernelTable); });
+}
+
 void RegisterRuntime(py::module_& m) {
   m.def("get_num_threads", &GetNumThreads);
   m.def("set_num_threads", &SetNumThreads, py::arg("n"));
@@ -225,4 +269,5 @@ PYBIND11_MODULE(_native, m) {
   pullback::GetNumThreads();  // by the CPUs of who imports it, not of the thread that calls first
   pullback::RegisterPrimitives(m);
   pullback::RegisterRuntime(m);
+  pullback::RegisterTable(m);
 }

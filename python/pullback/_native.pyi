@@ -4,6 +4,9 @@ from typing import Any, Final, final
 import numpy as np
 from typing_extensions import Buffer
 
+# For `_jax`.
+def kernel_table() -> Any: ...
+
 # Callables that enter a kernel directly for plain arrays, and a Python function for the rest.
 @final
 class Method:
