@@ -18,11 +18,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 from fp_env import FloatEnvironment
-from protocol import TARGETS, has_jax, native
+from protocol import TARGETS, closed_doors, native
 
 Array: TypeAlias = np.ndarray[Any, Any]
 collect_ignore_glob = ["test_native_*.py"] if native is None else []
-collect_ignore_glob += [] if has_jax() else ["test_interop_jax.py"]
+collect_ignore_glob += [f"test_interop_{door}.py" for door in closed_doors()]
 
 _numpys = np.testing.assert_allclose, np.testing.assert_array_equal
 

@@ -35,9 +35,14 @@ TARGETS: list[str] = [] if native is None else native.supported_targets()
 TWINS: list[Any] = [pb] if native is None else [pb, pb.reference]
 
 
-def has_jax() -> bool:
-    """Tell whether JAX and the handlers for it are installed; CI makes sure that they are."""
-    return all(importlib.util.find_spec(name) for name in ("jax", "pullback._jax"))
+# What each door to another library needs; CI makes sure that all of it is there.
+_DOORS = {"autograd": ["autograd"], "torch": ["torch"], "jax": ["jax", "pullback._jax"]}
+
+
+def closed_doors() -> list[str]:
+    """Return the doors whose libraries are not installed, which cannot be tested."""
+    there = importlib.util.find_spec
+    return [door for door, needs in _DOORS.items() if not all(map(there, needs))]
 
 
 def twin_on(name: str, compute: Callable[..., Any]) -> Any:
