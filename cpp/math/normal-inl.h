@@ -349,7 +349,8 @@ HWY_INLINE V TimesSlopeSquare(D d, V y, V y_lo, V dy) {
   product_lo = hn::MulAdd(hn::Xor(y_lo, hn::And(y, hn::SignBit(d))), dy, product_lo);
   const V sharp = hn::Add(curve, hn::MulAdd(product_lo, dy, curve_lo));
   const V size = hn::Abs(curve);
-  const auto exact = hn::And(hn::Gt(size, hn::Set(d, 0x1p-900)), hn::Lt(size, hn::Set(d, 0x1p1020)));
+  const auto exact =
+      hn::And(hn::Gt(size, hn::Set(d, 0x1p-900)), hn::Lt(size, hn::Set(d, 0x1p1020)));
   return hn::IfThenElse(exact, sharp, curve);
 }
 
