@@ -163,8 +163,12 @@ bool IsPlain(PyObject* object, DType dtype) {
 bool ReadParameter(double otherwise, const Ref& valid, PyObject* given, double& parameter) {
   parameter = otherwise;
   if (given == nullptr) return true;
-  const std::optional<double> own =
-      PyBool_Check(given) ? double{given == Py_True} : AsNumber(given);  // reverse=True of a scan
+  std::optional<double> own;
+  if (PyBool_Check(given)) {  // reverse=True of a scan
+    own = given == Py_True ? 1.0 : 0.0;
+  } else {
+    own = AsNumber(given);
+  }
   if (!own) return false;
   parameter = *own;
   const Ref number(PyFloat_FromDouble(parameter));
