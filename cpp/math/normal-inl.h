@@ -350,7 +350,7 @@ HWY_INLINE V TimesSlopeSquare(D d, V y, V y_lo, V dy) {
   const V sharp = hn::Add(curve, hn::MulAdd(product_lo, dy, curve_lo));
   const V size = hn::Abs(curve);
   const auto exact =
-      hn::And(hn::Gt(size, hn::Set(d, 0x1p-900)), hn::Lt(size, hn::Set(d, 0x1p1020)));
+      hn::And(hn::Gt(size, hn::Set(d, 0x1p-900)), hn::Lt(size, hn::Set(d, 0x1.ffp1023)));
   return hn::IfThenElse(exact, sharp, curve);
 }
 
