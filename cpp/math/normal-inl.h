@@ -348,9 +348,8 @@ HWY_INLINE V TimesSlopeSquare(D d, V y, V y_lo, V dy) {
   TwoProd(d, product, dy, curve, curve_lo);
   product_lo = hn::MulAdd(hn::Xor(y_lo, hn::And(y, hn::SignBit(d))), dy, product_lo);
   const V sharp = hn::Add(curve, hn::MulAdd(product_lo, dy, curve_lo));
-  const V size = hn::Abs(curve);
-  const auto exact =
-      hn::And(hn::Gt(size, hn::Set(d, 0x1p-900)), hn::Lt(size, hn::Set(d, 0x1.ffp1023)));
+  // Where products are tiny, or without FMA close to overflow, what they lost is not found.
+  const auto exact = hn::And(hn::Gt(hn::Abs(curve), hn::Set(d, 0x1p-900)), hn::IsFinite(sharp));
   return hn::IfThenElse(exact, sharp, curve);
 }
 
